@@ -1,0 +1,95 @@
+"""The values that every layer speaks: a request, a result, and how a model is scored. No framework here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Way = Literal["head", "judge", "cosine"]
+Pooling = Literal["rank", "mean", "cls", "last", "none"]
+TransformName = Literal["sigmoid", "affine", "identity"]
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """raw -> score in [0, 1].
+
+    `sigmoid`: 1 / (1 + exp(-raw)), for logits and log-odds (softmax over two labels is the sigmoid of their
+    logits' difference). `affine`: (raw - low) / (high - low), clipped; for cosines. `identity`: the raw value,
+    clipped.
+    """
+
+    name: TransformName
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How one model is scored: the verdict's answer, and all that an engine must know.
+
+    `window` is the number of tokens that one forward pass may hold, special tokens included: the pair for
+    `head` and `judge`, a single text for `cosine`. `template` holds `{query}`, `{document}` and perhaps
+    `{instruction}` (judge; for head only where the file itself carries a rerank template). `labels` are the
+    texts of the tokens that mean relevant and not relevant (judge only): raw = logit(first) - logit(second).
+    """
+
+    way: Way
+    window: int
+    transform: Transform
+    pooling: Pooling = "none"
+    query_prefix: str = ""
+    document_prefix: str = ""
+    template: str = ""
+    instruction: str = ""
+    labels: tuple[str, str] = ("", "")
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One question and the documents to order by how well they answer it.
+
+    `top_n` None or 0 means all. `instruction` None means the model's own. `max_tokens_per_doc` bounds what is
+    read of each document; `max_chunks_per_doc` > 1 lets a long document be read in that many chunks that
+    overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document that
+    does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
+    """
+
+    query: str
+    documents: tuple[str, ...]
+    model: str | None = None
+    top_n: int | None = None
+    return_documents: bool = False
+    instruction: str | None = None
+    max_tokens_per_doc: int | None = None
+    max_chunks_per_doc: int = 1
+    overlap_tokens: int = 0
+    truncate: bool = True
+    raw_scores: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDocument:
+    """A document's place in the request, its score, and its text when it was asked for."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResult:
+    """Documents in order of score, best first; ties keep the request's order.
+
+    `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw` when
+    they did not). `warnings` says in words what the caller should know, such as which documents were cut.
+    """
+
+    model: str
+    results: tuple[ScoredDocument, ...]
+    tokens: int
+    transform: str
+    warnings: tuple[str, ...] = ()
+    engine_s: float = 0.0
+    total_s: float = field(default=0.0)

@@ -1,0 +1,120 @@
+"""Every error rerankd raises on purpose, in one tree.
+
+    RerankdError
+    ├── InvalidRequest          400  the request can't be meant; says which field and what to send
+    │   └── TooLong             400  a query, or an uncut document, that does not fit the window
+    ├── PayloadTooLarge         413
+    ├── Unauthorized            401
+    ├── UnknownModel            404
+    ├── ConfigError             ---  settings that can't be read or don't fit together
+    ├── AddressInUse            ---
+    ├── DataFolderError         507  the data folder can't be written
+    ├── FetchError              502  a download failed, or brought something else than expected
+    ├── ModelFileError          422  the file is missing, not GGUF, cut short, or damaged
+    │   └── Unscorable          422  a sound file that can't be scored right; says why and the way out
+    └── EngineError             502  the engine answered something no score can be made of
+        ├── EngineUnavailable   503  no engine is ready (starting, dead, closed); retry later
+        ├── EngineStartFailed   503  it would not start; quotes its last lines
+        └── EngineTimeout       504
+
+An error carries a `code` for programs, a `status_hint` for HTTP, an `exit_code` for the shell, and a message
+that says what happened, why, and what to do next. Dialects decide how it looks on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RerankdError(Exception):
+    """Base of all errors that a user may see; `str()` of it is the sentence to show."""
+
+    code: ClassVar[str] = "internal_error"
+    status_hint: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(RerankdError):
+    code = "invalid_request"
+    status_hint = 400
+    exit_code = 2
+
+
+class TooLong(InvalidRequest):
+    code = "too_long"
+
+
+class PayloadTooLarge(RerankdError):
+    code = "payload_too_large"
+    status_hint = 413
+
+
+class Unauthorized(RerankdError):
+    code = "unauthorized"
+    status_hint = 401
+
+
+class UnknownModel(RerankdError):
+    code = "model_not_found"
+    status_hint = 404
+    exit_code = 3
+
+
+class ConfigError(RerankdError):
+    code = "config_error"
+    exit_code = 2
+
+
+class AddressInUse(RerankdError):
+    code = "address_in_use"
+    exit_code = 6
+
+
+class DataFolderError(RerankdError):
+    code = "data_folder_error"
+    status_hint = 507
+    exit_code = 7
+
+
+class FetchError(RerankdError):
+    code = "fetch_error"
+    status_hint = 502
+    exit_code = 5
+
+
+class ModelFileError(RerankdError):
+    code = "model_file_error"
+    status_hint = 422
+    exit_code = 3
+
+
+class Unscorable(ModelFileError):
+    code = "unscorable_model"
+
+
+class EngineError(RerankdError):
+    code = "engine_error"
+    status_hint = 502
+    exit_code = 4
+
+
+class EngineUnavailable(EngineError):
+    code = "engine_unavailable"
+    status_hint = 503
+
+    def __init__(self, message: str, *, retry_after_s: int | None = 1) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class EngineStartFailed(EngineUnavailable):
+    code = "engine_start_failed"
+
+
+class EngineTimeout(EngineError):
+    code = "engine_timeout"
+    status_hint = 504
