@@ -15,8 +15,8 @@ class Transform:
     """raw -> score in [0, 1].
 
     `sigmoid`: 1 / (1 + exp(-raw)), for logits and log-odds (softmax over two labels is the sigmoid of their
-    logits' difference). `affine`: (raw - low) / (high - low), clipped; for cosines. `identity`: the raw value,
-    clipped.
+    logits' difference). `affine`: (raw - low) / (high - low), clipped; for cosines. `identity`: the raw
+    value, clipped.
     """
 
     name: TransformName
@@ -52,8 +52,8 @@ class RerankRequest:
 
     `top_n` None or 0 means all. `instruction` None means the model's own. `max_tokens_per_doc` bounds what is
     read of each document; `max_chunks_per_doc` > 1 lets a long document be read in that many chunks that
-    overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document that
-    does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
+    overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
+    that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
     """
 
     query: str
@@ -82,8 +82,9 @@ class ScoredDocument:
 class RerankResult:
     """Documents in order of score, best first; ties keep the request's order.
 
-    `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw` when
-    they did not). `warnings` says in words what the caller should know, such as which documents were cut.
+    `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
+    when they did not). `warnings` says in words what the caller should know, such as which documents were
+    cut.
     """
 
     model: str

@@ -13,6 +13,7 @@
     ├── ModelFileError          422  the file is missing, not GGUF, cut short, or damaged
     │   └── Unscorable          422  a sound file that can't be scored right; says why and the way out
     └── EngineError             502  the engine answered something no score can be made of
+        ├── InputTooLong        ---  the engine met a pair longer than its window (the service then cuts)
         ├── EngineUnavailable   503  no engine is ready (starting, dead, closed); retry later
         ├── EngineStartFailed   503  it would not start; quotes its last lines
         └── EngineTimeout       504
@@ -101,6 +102,10 @@ class EngineError(RerankdError):
     code = "engine_error"
     status_hint = 502
     exit_code = 4
+
+
+class InputTooLong(EngineError):
+    code = "engine_input_too_long"
 
 
 class EngineUnavailable(EngineError):

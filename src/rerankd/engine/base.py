@@ -1,0 +1,50 @@
+"""What an engine is to the rest of the house.
+
+An engine scores pairs and nothing else: it never sorts, normalises or cuts; it raises only EngineError; it
+may be called concurrently. Its raw values depend on the pair alone, not on its neighbours in a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rerankd.domain import Scoring
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """All that an engine must know of the model it runs.
+
+    `control_tokens` maps the text of each control token of the vocabulary to its id.
+    """
+
+    name: str
+    path: Path
+    scoring: Scoring
+    control_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RawScores:
+    """Raw values, one per text in the order of the call, and the number of tokens read for them."""
+
+    values: list[float]
+    tokens: int
+
+
+class Engine(Protocol):
+    """One running engine. `fixed_tokens` is what special tokens, prefixes and template take of the window."""
+
+    fixed_tokens: int
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without any special tokens around it."""
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        """The raw value of each (query, text) pair.
+
+        Raises InputTooLong where a pair does not fit the window, else another EngineError.
+        """

@@ -1,0 +1,132 @@
+"""One child process: its own process group, its output drained, its end certain.
+
+The output goes to a ring of the last lines, which errors quote, and to a log file. A child whose pipe nobody
+reads stops after 64 KiB, so it is read to its end whatever happens to the log. The child is tied to this
+process (see tether.py): even SIGKILL of the service leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from rerankd.errors import EngineStartFailed
+
+_RING_LINES = 200
+_LOG_BYTES = 8 * 2**20
+_TETHER = Path(__file__).with_name("tether.py")
+
+
+class Child:
+    """A running child. Made by `start`, which must run on the thread of the event loop: the tie is to it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self._log = log
+        self._ring: deque[str] = deque(maxlen=_RING_LINES)
+        self._drain = asyncio.create_task(self._read_output(), name=f"drain {process.pid}")
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], log: Path) -> Child:
+        """Run `argv`. Raises EngineStartFailed where there is no such program."""
+        if not os.access(argv[0], os.X_OK):
+            raise EngineStartFailed(
+                f"The engine {argv[0]} is not a program that can be run. Check LLAMA_PATH, or leave it "
+                "unset to use the bundled llama.cpp.",
+                retry_after_s=None,
+            )
+        tether = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid())]
+        process = await asyncio.create_subprocess_exec(
+            *tether,
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            limit=2**20,
+        )
+        return cls(process, log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for the signal that ended it."""
+        return self._process.returncode
+
+    def tail(self, lines: int = 12) -> str:
+        """The last lines the child wrote."""
+        return "\n".join(list(self._ring)[-lines:])
+
+    async def wait(self) -> int:
+        """Wait for the end, with all output read; returns the exit code."""
+        code = await self._process.wait()
+        await asyncio.shield(self._drain)
+        return code
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM to the group, and SIGKILL after `grace_s` seconds. Safe to call again."""
+        self._signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._process.wait(), grace_s)
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+        await self.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    async def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        rest = b""
+        with _LogFile(self._log) as log:
+            while chunk := await self._process.stdout.read(65536):
+                log.write(chunk)
+                *lines, rest = (rest + chunk).split(b"\n")
+                rest = rest[-4096:]
+                self._ring.extend(line[:1000].decode(errors="replace") for line in lines[-_RING_LINES:])
+        if rest:
+            self._ring.append(rest.decode(errors="replace"))
+
+
+class _LogFile:
+    """A log that keeps the current and the previous part, and that a full disk can't turn into an error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: int | None = None
+        self._size = 0
+
+    def __enter__(self) -> _LogFile:
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            os.close(self._stream)
+            self._stream = None
+
+    def _open(self) -> None:
+        self._stream = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._stream).st_size
+
+    def write(self, chunk: bytes) -> None:
+        with contextlib.suppress(OSError):
+            if self._size > _LOG_BYTES:
+                os.replace(self._path, self._path.with_suffix(".log.1"))
+                self.__exit__()
+                self._open()
+            if self._stream is not None:
+                self._size += os.write(self._stream, chunk)

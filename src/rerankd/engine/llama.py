@@ -1,0 +1,251 @@
+"""The client of one llama.cpp child: head, judge and cosine scoring over its HTTP, on a UNIX socket."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.domain import Way
+from rerankd.engine import judge
+from rerankd.engine.base import Engine, EngineSpec, RawScores
+from rerankd.engine.command import SLOTS
+from rerankd.errors import EngineError, EngineTimeout, EngineUnavailable, InputTooLong, Unscorable
+
+_QUERIES_KEPT = 64
+# How llama.cpp says that a text is longer than its micro-batch, its context or a slot of it.
+_TOO_LONG = ("too large to process", "larger than the max context size", "exceeds the available context size")
+Vector = NDArray[np.float32]
+
+
+class LlamaClient:
+    """One llama.cpp server's HTTP. Raises EngineError only.
+
+    Calls that compute and calls that only tokenise wait for places of their own, since llama.cpp keeps one of
+    its few HTTP threads for each.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(socket)),
+            base_url="http://engine",
+            timeout=None,
+            trust_env=False,
+        )
+        self._computing = asyncio.Semaphore(SLOTS)
+        self._tokenising = asyncio.Semaphore(SLOTS)
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers and has loaded its model."""
+        try:
+            return (await self._http.get("/health", timeout=2)).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def compute(self, path: str, body: dict[str, Any]) -> Any:
+        """POST one call that runs the model."""
+        async with self._computing:
+            return await self._post(path, body)
+
+    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of `text` as plain text; with `special`, the tokens the vocabulary puts around it too."""
+        body = {"content": text, "add_special": special, "parse_special": False}
+        async with self._tokenising:
+            answer = await self._post("/tokenize", body)
+        return _part(answer, "tokens", list)
+
+    async def tokenize_all(self, texts: Sequence[str], separator: int | None) -> list[list[int]]:
+        """The ids of each text, in one call where `separator` is an id that plain text never becomes."""
+        if separator is None:
+            return await asyncio.gather(*map(self.tokenize, texts))
+        content = [part for text in texts for part in (text, separator)]
+        async with self._tokenising:
+            answer = await self._post("/tokenize", {"content": content, "parse_special": False})
+        split: list[list[int]] = [[]]
+        for token in _part(answer, "tokens", list):
+            if token == separator:
+                split.append([])
+            else:
+                split[-1].append(token)
+        return split[:-1]
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        try:
+            response = await self._http.post(path, json=body)
+            answer = response.json()
+        except httpx.TimeoutException as error:
+            raise EngineTimeout("The engine took too long to answer.") from error
+        except httpx.TransportError as error:
+            raise EngineUnavailable("The engine stopped in the middle of the request; try again.") from error
+        except ValueError as error:
+            raise EngineError("The engine's answer is not JSON; see the engine's log.") from error
+        if response.status_code == 503:
+            raise EngineUnavailable("The engine is still loading its model; try again in a moment.")
+        if response.status_code != 200:
+            text = _error_text(answer)
+            kind = InputTooLong if any(sign in text for sign in _TOO_LONG) else EngineError
+            raise kind(f"The engine refused the request: {text}")
+        return answer
+
+
+class LlamaEngine(Engine):
+    """What the three ways share."""
+
+    # <s> q </s> </s> d </s>: the most that any encoder's vocabulary puts around a pair or a text.
+    fixed_tokens = 4
+
+    def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
+        self.scoring = spec.scoring
+        self._client = client
+        self._control_tokens = spec.control_tokens
+        # An id that plain text never becomes.
+        self._separator = next(iter(spec.control_tokens.values()), None)
+        self._control = judge.control_pattern(spec.control_tokens)
+
+    async def prepare(self) -> None:
+        """What has to be asked of the engine once, before the first score."""
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in await self._client.tokenize_all(texts, self._separator)]
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        raise NotImplementedError
+
+
+class HeadEngine(LlamaEngine):
+    """Cross-encoders with a rank head: raw is the head's logit."""
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        # Only the keys it knows: a key like `texts` would change the answer's shape.
+        answer = await self._client.compute("/v1/rerank", {"query": query, "documents": list(texts)})
+        values: list[float | None] = [None] * len(texts)
+        for row in _part(answer, "results", list):
+            values[row["index"]] = row["relevance_score"]
+        return RawScores(_complete(values), answer["usage"]["prompt_tokens"])
+
+
+class CosineEngine(LlamaEngine):
+    """Embedding models: raw is the cosine of the query's and the text's embeddings."""
+
+    def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
+        super().__init__(spec, client)
+        # One request's question comes in several calls, and often comes again later.
+        self._queries: OrderedDict[str, Vector] = OrderedDict()
+
+    async def prepare(self) -> None:
+        prefixes = (self.scoring.query_prefix, self.scoring.document_prefix)
+        self.fixed_tokens = LlamaEngine.fixed_tokens + max(await self.count_tokens(prefixes))
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        inputs = [self.scoring.document_prefix + text for text in texts]
+        known = self._queries.get(query)
+        if known is None:
+            inputs.insert(0, self.scoring.query_prefix + query)
+        vectors, tokens = await self._embed(inputs)
+        if known is None:
+            known, vectors = vectors[0], vectors[1:]
+            self._queries[query] = known
+            if len(self._queries) > _QUERIES_KEPT:
+                self._queries.popitem(last=False)
+        return RawScores((vectors @ known).tolist(), tokens)
+
+    async def _embed(self, texts: list[str]) -> tuple[Vector, int]:
+        inputs = await asyncio.gather(*map(self._as_plain_text, texts))
+        answer = await self._client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
+        rows = _part(answer, "data", list)
+        if len(rows) != len(texts):
+            raise EngineError(f"The engine answered {len(rows)} embeddings for {len(texts)} texts.")
+        rows = sorted(rows, key=lambda row: row["index"])
+        data = b"".join(base64.b64decode(row["embedding"]) for row in rows)
+        return np.frombuffer(data, np.float32).reshape(len(texts), -1), answer["usage"]["prompt_tokens"]
+
+    async def _as_plain_text(self, text: str) -> str | list[int]:
+        # /v1/embeddings reads control tokens out of a string. Where one is spelled, send ids instead.
+        return await self._client.tokenize(text, special=True) if self._control.search(text) else text
+
+
+class JudgeEngine(LlamaEngine):
+    """Causal rerankers: raw is the log-odds of the two label tokens after the prompt (see judge.py)."""
+
+    _pieces: list[judge.Piece]
+    _labels: tuple[int, int]
+
+    async def prepare(self) -> None:
+        """Tokenise the fixed parts of the template. Raises Unscorable where a label is no single token."""
+        relevant, irrelevant = [await self._label(text) for text in self.scoring.labels]
+        self._labels = (relevant, irrelevant)
+        self._pieces = []
+        for piece in judge.split(self.scoring.template, self._control_tokens):
+            if isinstance(piece, str) and not judge.has_placeholder(piece) and self._pieces:
+                self._pieces += await self._client.tokenize(piece)
+            else:
+                self._pieces.append(piece)
+        empty = await self._prompt("", "", "")
+        words = [part for part in empty if isinstance(part, str)]
+        # One more for the token that /completion wants to have room for.
+        self.fixed_tokens = len(empty) - len(words) + sum(await self.count_tokens(words)) + 2
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        instruction = instruction or self.scoring.instruction
+        prompts = await asyncio.gather(*(self._prompt(query, text, instruction) for text in texts))
+        answer = await self._client.compute("/completion", judge.completion_body(prompts, self._labels))
+        answers = answer if isinstance(answer, list) else [answer]
+        values: list[float | None] = [None] * len(texts)
+        for row in answers:
+            values[row["index"]] = judge.log_odds(row, self._labels)
+        return RawScores(_complete(values), sum(row["tokens_evaluated"] for row in answers))
+
+    async def _label(self, text: str) -> int:
+        ids = await self._client.tokenize(text)
+        if len(ids) != 1:
+            raise Unscorable(
+                f"The label {text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be one. "
+                "Set scoring.labels to two single tokens."
+            )
+        return ids[0]
+
+    async def _prompt(self, query: str, document: str, instruction: str) -> list[judge.Piece]:
+        prompt: list[judge.Piece] = []
+        for position, piece in enumerate(self._pieces):
+            if isinstance(piece, int):
+                prompt.append(piece)
+                continue
+            text = judge.fill(piece, instruction=instruction, query=query, document=document)
+            # /completion reads control tokens out of a string, and puts the vocabulary's first token before a
+            # string that comes first. Where a text spells a control token, send ids instead.
+            if self._control.search(text):
+                prompt += await self._client.tokenize(text, special=position == 0)
+            else:
+                prompt.append(text)
+        return prompt
+
+
+KINDS: dict[Way, type[LlamaEngine]] = {"head": HeadEngine, "cosine": CosineEngine, "judge": JudgeEngine}
+
+
+def _part(answer: Any, key: str, kind: type[list[Any]]) -> list[Any]:
+    part = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(part, kind):
+        raise EngineError(f"The engine's answer has no {key!r}; is it a llama-server of this time?")
+    return part
+
+
+def _complete(values: list[float | None]) -> list[float]:
+    if None in values:
+        raise EngineError(f"The engine left out {values.count(None)} of {len(values)} pairs.")
+    return [float(value) for value in values if value is not None]
+
+
+def _error_text(answer: Any) -> str:
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return str(error.get("message", error) if isinstance(error, dict) else error or answer)
