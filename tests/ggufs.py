@@ -1,0 +1,55 @@
+"""Tiny GGUF files for tests, written by the reference library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+VOCABULARY = ("<s>", "</s>", "<|im_start|>", "yes", "no", "Ġyes", "<think>", "ðŁĺĢ", "\u2581the", "x")
+CONTROL, USER_DEFINED = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
+
+
+def write(
+    path: Path,
+    *,
+    arch: str = "qwen3",
+    tensors: Mapping[str, tuple[int, ...]] | None = None,
+    tokens: Sequence[str] = VOCABULARY,
+    extra: Mapping[str, Any] | None = None,
+    **writer: Any,
+) -> Path:
+    """Write a small model file. `tensors` maps names to numpy shapes; `extra` sets keys."""
+    out = gguf.GGUFWriter(path, arch, **writer)
+    out.add_name("Tiny")
+    out.add_context_length(512)
+    out.add_embedding_length(32)
+    out.add_block_count(1)
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("qwen2")
+    out.add_token_list(list(tokens))
+    types = [gguf.TokenType.NORMAL] * len(tokens)
+    types[:3] = [CONTROL] * 3
+    types[6] = USER_DEFINED
+    out.add_token_types(types)
+    out.add_token_merges([f"a{i} b" for i in range(50)])
+    out.add_eos_token_id(1)
+    out.add_add_bos_token(False)
+    for key, value in (extra or {}).items():
+        add = {str: out.add_string, bool: out.add_bool, int: out.add_uint32, list: out.add_array}[type(value)]
+        add(key, value)
+    shapes = (
+        tensors
+        if tensors is not None
+        else {"token_embd.weight": (len(tokens), 32), "output_norm.weight": (32,)}
+    )
+    for name, shape in shapes.items():
+        out.add_tensor(name, np.zeros(shape, np.float32))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path

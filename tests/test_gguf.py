@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+from pathlib import Path
+
+import gguf as reference
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ggufs import VOCABULARY, write
+from rerankd.errors import ModelFileError
+from rerankd.models import gguf
+from rerankd.models.gguf_header import HEADER_LIMIT, TENSOR_TYPES
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(
+        tmp_path_factory.mktemp("gguf") / "tiny.gguf",
+        tensors={
+            "token_embd.weight": (10, 32),
+            "cls.output.weight": (2, 32),
+            "output.weight": (10, 32),
+            "output_norm.weight": (32,),
+        },
+        extra={
+            "general.basename": "Tiny-Reranker",
+            "general.file_type": 7,
+            "qwen3.pooling_type": 4,
+            "qwen3.attention.causal": True,
+            "qwen3.classifier.output_labels": ["yes", "no"],
+            "tokenizer.chat_template": "chat",
+            "tokenizer.chat_template.rerank": "{query}\n{document}",
+            "tokenizer.ggml.seperator_token_id": 9,
+        },
+    )
+
+
+def test_facts(tiny: Path) -> None:
+    facts = gguf.read(tiny)
+    assert (facts.path, facts.parts, facts.size_bytes) == (tiny, (tiny,), tiny.stat().st_size)
+    assert (facts.version, facts.kind, facts.architecture) == (3, "model", "qwen3")
+    assert (facts.name, facts.basename) == ("Tiny", "Tiny-Reranker")
+    assert (facts.context_length, facts.embedding_length, facts.block_count) == (512, 32, 1)
+    assert (facts.vocabulary_size, len(facts.tokens), facts.tokens[3]) == (10, 10, "yes")
+    assert (facts.pooling, facts.output_labels, facts.causal_attention) == ("rank", ("yes", "no"), True)
+    assert (facts.has_cls, facts.has_cls_output, facts.cls_output_rows, facts.has_output) == (
+        False,
+        True,
+        2,
+        True,
+    )
+    assert (facts.chat_template, facts.rerank_template) == ("chat", "{query}\n{document}")
+    assert (facts.eos_id, facts.sep_id, facts.pad_id, facts.add_bos, facts.add_eos) == (
+        1,
+        9,
+        None,
+        False,
+        None,
+    )
+    assert (facts.file_type, facts.quantisation) == ("Q8_0", "F32")
+    assert facts.parameters == 10 * 32 * 2 + 2 * 32 + 32
+    assert facts.tensor_bytes == 4 * facts.parameters
+    assert facts.control_tokens == {"<s>": 0, "</s>": 1, "<|im_start|>": 2}
+    assert facts.user_defined_tokens == {"<think>": 6}
+
+
+def test_token_ids(tiny: Path) -> None:
+    facts = gguf.read(tiny)
+    assert [facts.token_id(text) for text in ("yes", "no", " yes", "😀", "<|im_start|>")] == [3, 4, 5, 7, 2]
+    assert facts.token_id("ye") is None
+    assert facts.token_id("") is None
+    assert [facts.tokens.index_of(text) for text in VOCABULARY] == list(range(10))
+
+
+def test_a_token_inside_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    disguised = "a" + struct.pack("<Q", 3).decode() + "yes"
+    path = write(tmp_path / "m.gguf", tokens=(disguised, *VOCABULARY))
+    assert gguf.read(path).token_id("yes") == 4
+
+
+def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Path) -> None:
+    whole = tiny.read_bytes()
+
+    class Pipe(io.RawIOBase):
+        at = 0
+
+        def read(self, count: int = -1) -> bytes:
+            assert count >= 0
+            data = whole[self.at : self.at + count]
+            self.at += len(data)
+            return data
+
+    from_stream = gguf.read_stream(Pipe(), len(whole), tiny)
+    assert from_stream == gguf.read(tiny)
+
+
+def test_a_vocabulary_larger_than_one_fetch(tmp_path: Path) -> None:
+    tokens = [*VOCABULARY, *(f"token number {i}" for i in range(60_000)), "last"]
+    facts = gguf.read(write(tmp_path / "m.gguf", tokens=tokens))
+    assert facts.token_id("last") == len(tokens) - 1
+    assert facts.tokens.index_of("token number 59999") == len(tokens) - 2
+
+
+def test_tensor_types_are_those_of_the_format() -> None:
+    known = {int(kind): (kind.name, *sizes) for kind, sizes in reference.constants.GGML_QUANT_SIZES.items()}
+    del known[9]  # Q8_1: an older library has its size wrong; it is never stored in files
+    assert {kind: TENSOR_TYPES[kind] for kind in known} == known
+
+
+def test_split_files(tmp_path: Path) -> None:
+    shapes = {f"blk.{i}.weight": (4, 32) for i in range(6)}
+    write(tmp_path / "m.gguf", tensors=shapes, split_max_tensors=2)
+    names = [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    whole = gguf.read(tmp_path / names[0])
+    assert whole.parameters == 6 * 4 * 32
+    assert whole.size_bytes == sum((tmp_path / name).stat().st_size for name in names)
+    assert [part.name for part in whole.parts] == names
+    last = gguf.read(tmp_path / names[2])
+    assert (last.architecture, last.parameters, last.token_id("yes")) == ("qwen3", whole.parameters, 3)
+
+    (tmp_path / names[0]).unlink()
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(ModelFileError, match=r"m-00001-of-00003.gguf, m-00002-of-00003.gguf; download"):
+        gguf.read(tmp_path / names[2])
+    with pytest.raises(ModelFileError, match="not named as one"):
+        gguf.read((tmp_path / names[2]).rename(tmp_path / "renamed.gguf"))
+
+
+def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Path) -> None:
+    whole = tiny.read_bytes()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(ModelFileError, match=r"1,000 of .* bytes are missing; download it again"):
+        gguf.read(path)
+    path.write_bytes(whole[:500])
+    with pytest.raises(ModelFileError, match="cut short or is damaged; download it again"):
+        gguf.read(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\n <HTML>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git-LFS pointer"),
+        (struct.pack("<Q", 20) + b'{"a":{"dtype":"F32"}}', "safetensors"),
+        (b"PK\x03\x04rest", "PyTorch"),
+        (b"tjgg\1\0\0\0", "older than GGUF"),
+        (b'{"error": "no"}', "JSON"),
+        (b"\0" * 100, "zeros"),
+        (b"MZ whatever", "does not begin with the letters GGUF"),
+        (b"GGUF\1\0\0\0" + b"\0" * 16, "version 1"),
+        (b"GGUF\0\0\0\3" + b"\0" * 16, "big-endian"),
+        (b"GGUF\x63\0\0\0" + b"\0" * 16, "version 99"),
+        (b"GGUF", "past the end"),
+    ],
+)
+def test_what_is_not_a_model_is_named(tmp_path: Path, start: bytes, words: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(start)
+    with pytest.raises(ModelFileError, match=words):
+        gguf.read(path)
+
+
+def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="folder"):
+        gguf.read(tmp_path)
+    with pytest.raises(ModelFileError, match="no such file"):
+        gguf.read(tmp_path / "none.gguf")
+    with pytest.raises(ModelFileError, match="can't be read"):
+        gguf.read("a\0b")
+    with pytest.raises(ModelFileError, match="can't be read"):
+        gguf.read(tmp_path / ("x" * 300))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF")
+    path.chmod(0)
+    with pytest.raises(ModelFileError, match="no permission"):
+        gguf.read(path)
+
+
+def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(ModelFileError, match="not a plain file"):
+        gguf.read(tmp_path / "m.gguf")
+
+
+def header(*items: bytes, keys: int | None = None, tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(items) if keys is None else keys) + b"".join(items)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def pair(key: bytes, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+ARCH = pair(b"general.architecture", 8, text(b"qwen3"))
+
+
+def info(name: bytes, dims: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (header(), "no architecture"),
+        (header(keys=1 << 60), "damaged"),
+        (header(tensors=1 << 60), "damaged"),
+        (header(struct.pack("<Q", 1 << 62)), "past the end"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 61))), "claims .* strings"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 4, 1 << 61))), "past the end"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 9, 1))), "unknown type 9"),
+        (header(pair(b"a", 77, b"")), "unknown type 77"),
+        (header(ARCH, ARCH), "twice"),
+        (header(pair(b"general.architecture", 4, b"\1\0\0\0")), "should hold a text"),
+        (header(ARCH, pair(b"qwen3.context_length", 8, text(b"x"))), "whole number"),
+        (header(ARCH, pair(b"qwen3.context_length", 7, b"\1")), "whole number"),
+        (header(ARCH, pair(b"qwen3.pooling_type", 4, b"\x09\0\0\0")), "unknown pooling 9"),
+        (header(ARCH, pair(b"tokenizer.ggml.add_bos_token", 8, text(b"x"))), "true or false"),
+        (header(ARCH, pair(b"general.alignment", 4, struct.pack("<I", 48))), "alignment"),
+        (header(ARCH, pair(b"general.alignment", 4, struct.pack("<I", 0))), "alignment"),
+        (header(ARCH, info(b"a", (1 << 40, 1 << 40)), keys=1, tensors=1), "impossible"),
+        (header(ARCH, info(b"a", (33,), kind=8), keys=1, tensors=1), "impossible"),
+        (header(ARCH, info(b"a", (32,), offset=7), keys=1, tensors=1), "impossible"),
+        (header(ARCH, info(b"a", (1,) * 5), keys=1, tensors=1), "5 dimensions"),
+        (header(ARCH, info(b"a", (32,)), info(b"a", (32,)), keys=1, tensors=2), "twice"),
+        (header(ARCH, info(b"a", (1 << 50,)), keys=1, tensors=1), "bytes are missing"),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match=words):
+        gguf.read(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 30))),
+        header(pair(b"a", 9, struct.pack("<IQ", 8, (1 << 22) - 1))),
+        header(*[pair(b"a%d" % i, 9, struct.pack("<IQ", 8, 1 << 20)) + b"\0" * (8 << 20) for i in range(5)]),
+        header(struct.pack("<Q", HEADER_LIMIT)),
+        header(pair(b"a", 9, struct.pack("<IQ", 10, 1 << 29))),
+    ],
+)
+def test_a_huge_hostile_file_ends_soon(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    os.truncate(path, 1 << 33)  # sparse: 8 GiB of zeros after the header
+    began = time.monotonic()
+    with pytest.raises(ModelFileError):
+        gguf.read(path)
+    assert time.monotonic() - began < 10
+
+
+def read_bytes(data: bytes) -> None:
+    """Reading may succeed or raise ModelFileError; anything else is a bug."""
+    try:
+        facts = gguf.read_stream(io.BytesIO(data), len(data))
+    except ModelFileError as error:
+        assert len(str(error)) < 1000
+    else:
+        facts.token_id("yes")
+
+
+@given(st.binary(max_size=400))
+@example(b"")
+def test_random_bytes_end_as_model_file_errors(data: bytes) -> None:
+    read_bytes(data)
+    read_bytes(b"GGUF\3\0\0\0" + data)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2000)
+@given(data=st.data())
+def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st.DataObject) -> None:
+    raw = bytearray(tiny.read_bytes())
+    end = len(raw) - 3000  # the header and a little of the weights
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(4, end))
+        what = data.draw(st.sampled_from(["byte", "word", "cut", "drop", "insert"]))
+        if what == "byte":
+            raw[at] = data.draw(st.integers(0, 255))
+        elif what == "word":
+            word = data.draw(
+                st.one_of(st.integers(0, 20), st.integers(2**62, 2**64 - 1), st.integers(0, 2**33))
+            )
+            raw[at : at + 8] = struct.pack("<Q", word)
+        elif what == "cut":
+            del raw[at:]
+        elif what == "drop":
+            del raw[at : at + data.draw(st.integers(1, 16))]
+        else:
+            raw[at:at] = data.draw(st.binary(max_size=16))
+        if len(raw) < 10:
+            break
+        end = min(end, len(raw) - 1)
+    read_bytes(bytes(raw))
