@@ -9,6 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from rerankd.models.gguf_header import Strings
+
 VOCABULARY = ("<s>", "</s>", "<|im_start|>", "yes", "no", "Ġyes", "<think>", "ðŁĺĢ", "\u2581the", "x")
 CONTROL, USER_DEFINED = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
 
@@ -53,3 +55,13 @@ def write(
     out.write_tensors_to_file()
     out.close()
     return path
+
+
+def strings(*texts: str) -> Strings:
+    """A vocabulary as the reader keeps it."""
+    blob, starts = b"", []
+    for text in texts:
+        starts.append(len(blob))
+        raw = text.encode()
+        blob += len(raw).to_bytes(8, "little") + raw
+    return Strings(blob, starts)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+
+from rerankd.errors import ConfigError
+from rerankd.models import catalog
+from rerankd.models.catalog import load, plain, template_flaw
+
+MATCH = 'match = { architectures = ["bert"], names = ["a-b"] }'
+HEAD = f'[[model]]\nname = "A"\nway = "head"\n{MATCH}\n'
+PROMPT = 'labels = ["y", "n"]\ntemplate = "{query}{document}"'
+JUDGE = f'[[model]]\nname = "A"\nway = "judge"\n{PROMPT}\n{MATCH}\n'
+COSINE = f'[[model]]\nname = "A"\nway = "cosine"\npooling = "mean"\nlow = 0.1\nhigh = 0.9\n{MATCH}\n'
+
+
+def test_the_catalog_that_comes_with_rerankd_is_sound() -> None:
+    entries = catalog.known().entries
+    assert len(entries) > 30
+    assert all(entry.languages and entry.licence for entry in entries)
+    assert all(not entry.refs for entry in entries if entry.refused)
+    assert {ref.split(":")[0] for entry in entries for ref in entry.refs} == {"hf", "ms", "builtin"}
+    assert catalog.known() is catalog.known()
+
+
+def test_names_and_aliases_find_their_entry() -> None:
+    known = catalog.known()
+    for name in ("BAAI/bge-reranker-v2-m3", "bge-reranker-v2-m3", " BGE-Reranker-V2-M3 "):
+        entry = known.find(name)
+        assert entry is not None
+        assert entry.name == "bge-reranker-v2-m3"
+    assert known.find("bge-reranker") is None
+    built_in = known.find("e5")
+    assert built_in is not None
+    assert built_in.refs == ("builtin:e5",)
+
+
+def test_the_qwen3_family_shares_one_prompt() -> None:
+    prompts = {
+        (entry.template, entry.labels, entry.instruction)
+        for entry in catalog.known().entries
+        if entry.name.startswith("Qwen3-Reranker")
+    }
+    assert len(prompts) == 1
+
+
+def test_sound_tables_load() -> None:
+    assert load("").entries == ()
+    assert load(HEAD).entries[0].transform.name == "sigmoid"
+    assert load(JUDGE).entries[0].labels == ("y", "n")
+    assert load(COSINE).entries[0].transform.low == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[", "not TOML"),
+        ("other = 1", "tables only"),
+        ("model = 1", "tables only"),
+        ("model = [1]", "tables only"),
+        ("[[model]]\n", "name is missing"),
+        ('[[model]]\nname = "A"\n', "catalog, A: match is missing"),
+        (HEAD.replace('"head"', '"best"'), "way should be one of head, judge, cosine, and is 'best'"),
+        (HEAD.replace('way = "head"\n', ""), "either way or refused"),
+        (HEAD + 'refused = "why"\n', "either way or refused"),
+        (HEAD.replace('"A"', "1"), "name should be of type str, and is 1"),
+        (HEAD + "window = true\n", "window should be of type int"),
+        (HEAD + "wndow = 5\n", "unknown field 'wndow'"),
+        (HEAD.replace("names", "nams"), "names is missing"),
+        (HEAD.replace("] }", '], layers = 1 }'), "unknown field 'layers'"),
+        (HEAD.replace("a-b", "A B"), "joined by hyphens"),
+        (HEAD.replace('["a-b"]', "[]"), "joined by hyphens"),
+        (HEAD + 'aliases = [1]\n', "list of texts"),
+        (HEAD + 'template = "{query}{document}"\n', "are a judge's"),
+        (HEAD + 'query_prefix = "q"\n', "are an embedding model's"),
+        (HEAD + HEAD, "'A' is already A"),
+        (HEAD + 'aliases = ["a"]\n', "'a' is already A"),
+        (JUDGE.replace('["y", "n"]', '["y"]'), "two labels"),
+        (JUDGE.replace("{query}", ""), "{query} exactly once"),
+        (JUDGE + 'instruction = "i"\n', "go together"),
+        (JUDGE.replace("{query}", "{query}{instruction}"), "go together"),
+        (JUDGE + 'prompt_of = "B"\n', "does not stand before it"),
+        (COSINE.replace('"mean"', '"rank"'), "cosine needs pooling"),
+        (COSINE.replace("low = 0.1\n", ""), "low is missing"),
+        (COSINE.replace("0.1", "0.9"), "low the smaller"),
+        (COSINE.replace("0.9", "9"), "should be cosines"),
+    ],
+)  # fmt: skip
+def test_a_faulty_catalog_names_the_fault(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(text)
+    assert words in str(raised.value)
+
+
+def test_plain_names() -> None:
+    assert plain(" Multilingual E5_Small (4-bit, built in)") == "multilingual-e5-small-4-bit-built-in"
+
+
+def test_template_flaws() -> None:
+    assert template_flaw("{query} {document} {instruction} {other}") == ""
+    assert "document" in template_flaw("{query} {{document}} {document}")

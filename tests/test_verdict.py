@@ -1,0 +1,426 @@
+"""Which files score right, and how: one row for each kind of file that is met in the wild."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ggufs import strings
+from rerankd.domain import Transform
+from rerankd.errors import ConfigError, Unscorable
+from rerankd.models import catalog
+from rerankd.models.gguf import Facts
+from rerankd.models.inspect import describe, describe_json, size_words
+from rerankd.models.verdict import CAUSAL_WINDOW, ScoringOverrides, Verdict, decide
+
+QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
+SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
+HEAD = {"has_cls": True, "cls_rows": 1024, "has_cls_output": True, "cls_output_rows": 1}
+HEAD_OUT = {"has_cls_output": True, "cls_output_rows": 1}
+PAIR_HEAD = {"has_cls_output": True, "cls_output_rows": 2, "pooling": "rank"}
+
+
+def facts(arch: str, **more: Any) -> Facts:
+    given: dict[str, Any] = {
+        "context_length": 512,
+        "embedding_length": 1024,
+        "block_count": 24,
+        "vocabulary_size": 10,
+        "parameters": 1000,
+        "tokens": QWEN,
+    }
+    return Facts(path=Path("m.gguf"), architecture=arch, **(given | more))
+
+
+def xlmr(**more: Any) -> Facts:
+    return facts("bert", **({"tokenizer_model": "t5", "token_type_count": 1} | more))
+
+
+def wordpiece(**more: Any) -> Facts:
+    return facts("bert", **({"tokenizer_model": "bert", "token_type_count": 2} | more))
+
+
+def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) -> Facts:
+    given: dict[str, Any] = {
+        "block_count": blocks,
+        "embedding_length": width,
+        "context_length": 40960,
+        "tokenizer_model": "gpt2",
+        "control_tokens": SPECIAL,
+    }
+    return facts(arch, **(given | more))
+
+
+def judged(found: Facts, overrides: ScoringOverrides | None = None) -> Verdict:
+    return decide(found, catalog.known(), overrides or ScoringOverrides())
+
+
+HEADS = {
+    "bge-reranker-v2-m3": xlmr(name="Bge Reranker v2 M3", context_length=8192, **HEAD),
+    "bge-reranker-large": xlmr(name="bge-reranker-large", **HEAD),
+    "bge-reranker-base": xlmr(name="BGE Reranker Base", block_count=12, embedding_length=768, **HEAD),
+    "jina-reranker-v2-base-multilingual": xlmr(
+        name="Jina Reranker v2 Base Multilingual",
+        block_count=12,
+        embedding_length=768,
+        context_length=1024,
+        **HEAD,
+    ),
+    "gte-reranker-modernbert-base": facts(
+        "modern-bert", basename="gte-reranker-modernbert", name="Gte Reranker Modernbert Base",
+        block_count=22, embedding_length=768, context_length=8192, **HEAD,
+    ),
+    "granite-embedding-reranker-english-r2": facts(
+        "modern-bert", name="Granite Embedding Reranker English R2", classifier_pooling="cls",
+        block_count=22, embedding_length=768, context_length=8192, **HEAD,
+    ),
+    "": xlmr(name="mmarco mMiniLMv2 L12 H384 v1", embedding_length=384, block_count=12, **HEAD),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_cross_encoders_with_their_head(name: str) -> None:
+    found = HEADS[name]
+    verdict = judged(found)
+    assert (verdict.entry.name if verdict.entry else "") == name
+    scoring = verdict.require()
+    assert (scoring.way, scoring.pooling, scoring.transform) == ("head", "rank", Transform("sigmoid"))
+    assert scoring.window == found.context_length
+    assert (scoring.template, scoring.labels, scoring.query_prefix) == ("", ("", ""), "")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [facts("neo-bert", **HEAD), facts("modern-bert", **HEAD), xlmr(pooling="rank", **HEAD)],
+    ids=lambda found: found.architecture,
+)
+def test_unnamed_cross_encoders_with_their_head(found: Facts) -> None:
+    assert judged(found).require().way == "head"
+
+
+def test_a_head_keeps_the_template_of_its_file() -> None:
+    assert (
+        judged(xlmr(rerank_template="{query}|{document}", **HEAD)).require().template == "{query}|{document}"
+    )
+
+
+QWEN3_PROMPT = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n"
+    "</think>\n\n"
+)
+MXBAI_PROMPT = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nquery: {query}\ndocument: {document}\nYou are a search relevance expert who evaluates "
+    "how well documents match search queries. For each query-document pair, carefully analyze the semantic "
+    "relationship between them, then provide your binary relevance judgment (0 for not relevant, 1 for "
+    "relevant).\nRelevance:<|im_end|>\n<|im_start|>assistant\n"
+)
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("Qwen3-Reranker-0.6B", qwen(name="Qwen3 Reranker 0.6B")),
+        ("Qwen3-Reranker-0.6B", qwen(name="Model", basename="Qwen3-Reranker")),
+        ("Qwen3-Reranker-0.6B", qwen(name="Qwen3-Reranker-0.6B-seq-cls", **HEAD_OUT)),
+        ("Qwen3-Reranker-4B", qwen(name="Qwen3 Reranker 4B", blocks=36, width=2560, **PAIR_HEAD)),
+        ("Qwen3-Reranker-8B", qwen(name="Qwen3 Reranker 8B", blocks=36, width=4096, has_output=True)),
+        ("", qwen(**PAIR_HEAD)),
+        ("", qwen(pooling="rank")),
+        ("", qwen(rerank_template="{query}{document}")),
+        ("", qwen(name="My Reranker", blocks=12)),
+        ("", qwen("qwen3vl", name="Qwen3 VL Reranker 2B", width=2048, **PAIR_HEAD)),
+    ],
+)
+def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: Facts) -> None:
+    verdict = judged(found)
+    assert (verdict.entry.name if verdict.entry else "") == name
+    scoring = verdict.require()
+    assert (scoring.way, scoring.template, scoring.labels) == ("judge", QWEN3_PROMPT, ("yes", "no"))
+    assert (scoring.instruction, scoring.transform) == (INSTRUCTION, Transform("sigmoid"))
+    assert (scoring.window, scoring.pooling) == (CAUSAL_WINDOW, "none")
+    assert any("taken for a Qwen3-Reranker" in note for note in verdict.notes) == (not name)
+    assert any("rank head is not used" in note for note in verdict.notes) == found.has_cls_output
+
+
+@pytest.mark.parametrize(("blocks", "width", "size"), [(24, 896, "base"), (28, 1536, "large")])
+def test_mxbai_judges_with_ones_and_zeros(blocks: int, width: int, size: str) -> None:
+    found = qwen("qwen2", blocks, width, name=f"Mxbai Rerank {size.title()} v2", context_length=32768)
+    verdict = judged(found)
+    assert verdict.entry is not None
+    assert verdict.entry.name == f"mxbai-rerank-{size}-v2"
+    scoring = verdict.require()
+    assert (scoring.way, scoring.template, scoring.labels) == ("judge", MXBAI_PROMPT, ("1", "0"))
+    assert scoring.instruction == ""
+
+
+E5 = ("mean", "query: ", "passage: ", Transform("affine", 0.70, 0.95))
+QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Transform("affine", 0.10, 0.85))
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "expected"),
+    [
+        (
+            "multilingual-e5-small",
+            xlmr(name="Multilingual E5 Small", block_count=12, embedding_length=384),
+            E5,
+        ),
+        (
+            "multilingual-e5-small (4-bit, built in)",
+            xlmr(name="multilingual-e5-small (4-bit, built in)", block_count=12, embedding_length=384),
+            E5,
+        ),
+        ("multilingual-e5-base", xlmr(name="multilingual-e5-base", block_count=12, embedding_length=768), E5),
+        ("multilingual-e5-large", xlmr(name="multilingual-e5-large", pooling="mean"), E5),
+        (
+            "multilingual-e5-large-instruct",
+            xlmr(name="Multilingual E5 Large Instruct"),
+            ("mean", f"Instruct: {INSTRUCTION}\nQuery: ", "", Transform("affine", 0.70, 0.95)),
+        ),
+        ("bge-m3", xlmr(name="bge-m3", pooling="cls"), ("cls", "", "", Transform("affine", 0.30, 0.85))),
+        (
+            "nomic-embed-text-v1.5",
+            facts("nomic-bert", name="nomic-embed-text-v1.5", block_count=12, embedding_length=768),
+            ("mean", "search_query: ", "search_document: ", Transform("affine", 0.40, 0.90)),
+        ),
+        ("Qwen3-Embedding-0.6B", qwen(name="Qwen3 Embedding 0.6B", add_eos=True), QWEN3_EMBEDDING),
+        (
+            "Qwen3-Embedding-8B",
+            qwen(name="Qwen3-Embedding-8B", blocks=36, width=4096, add_eos=True),
+            QWEN3_EMBEDDING,
+        ),
+        (
+            "all-MiniLM-L6-v2",
+            wordpiece(name="all-MiniLM-L6-v2", block_count=6, embedding_length=384),
+            ("mean", "", "", Transform("affine", 0.0, 0.85)),
+        ),
+        ("", wordpiece(name="Snowflake", pooling="cls"), ("cls", "", "", Transform("affine", 0.0, 1.0))),
+        ("", qwen(pooling="last"), ("last", "", "", Transform("affine", 0.0, 1.0))),
+    ],
+)
+def test_embedding_models_give_cosines(name: str, found: Facts, expected: tuple[Any, ...]) -> None:
+    verdict = judged(found)
+    assert (verdict.entry.name if verdict.entry else "") == name
+    scoring = verdict.require()
+    got = (scoring.pooling, scoring.query_prefix, scoring.document_prefix, scoring.transform)
+    assert (scoring.way, got) == ("cosine", expected)
+    assert any("not in the catalog" in note for note in verdict.notes) == (not name)
+    assert any("end token" in note for note in verdict.notes) == (not name and scoring.pooling == "last")
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (wordpiece(name="ms-marco-MiniLM-L6-v2", **HEAD_OUT), "ms-marco-MiniLM: .*pooler"),
+        (wordpiece(name="Cross Encoder", **HEAD_OUT), "two token types.*pooler.*order"),
+        (wordpiece(name="Cross Encoder", pooling="rank"), "two token types"),
+        (wordpiece(name="Bge Reranker v2 M3", **HEAD), "two token types.* type 0, so even"),
+        (wordpiece(token_type_count=1, **HEAD), "DistilBERT"),
+        (xlmr(**HEAD_OUT), r"not whole: cls\.weight missing"),
+        (xlmr(name="Bge Reranker v2 M3"), r"cls\.weight and cls\.output\.weight missing"),
+        (xlmr(pooling="rank"), r"cls\.weight and cls\.output\.weight missing"),
+        (xlmr(**(HEAD | {"cls_output_rows": 3})), "classifier with 3 labels"),
+        (facts("jina-bert-v2", has_cls=True, cls_rows=1), "tanh on the one logit"),
+        (
+            facts("jina-bert-v2", name="Jina Reranker v1 Tiny En", block_count=4, embedding_length=384),
+            "jina-reranker-v1-tiny-en: .*pooler",
+        ),
+        (
+            replace(HEADS["granite-embedding-reranker-english-r2"], classifier_pooling=None),
+            "pooling 'cls'.*older llama.cpp",
+        ),
+        (replace(HEADS["gte-reranker-modernbert-base"], classifier_pooling="cls"), "pooling 'mean'"),
+        (facts("modern-bert", **HEAD_OUT), r"cls\.weight missing"),
+        (facts("eurobert", pooling="rank"), "no rank head for eurobert"),
+        (facts("bert"), "names no pooling"),
+        (facts("bert", pooling="none"), "names no pooling"),
+        (qwen(name="Qwen3 0.6B", chat_template="…"), "chat model"),
+        (qwen("llama", name="Llama 3.2 1B Instruct"), "chat model"),
+        (qwen("gemma3", name="Some Reranker"), "does not know"),
+        (qwen("qwen2", pooling="rank"), "does not know"),
+        (facts("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
+        (qwen(name="zerank-2", blocks=36, width=2560), "zerank-2: .*divided by 5"),
+        (qwen(name="Zerank 1", blocks=36, width=2560), "zerank-1: "),
+        (qwen(name="Jina Reranker v3"), "listwise"),
+        (qwen("llama", name="Llama Nemotron Rerank 1b v2"), "both directions"),
+        (qwen("minicpm", name="bge-reranker-v2-minicpm-layerwise"), "layer chosen"),
+        (qwen(name="Qwen3 Reranker 8B", blocks=36, width=4096, **PAIR_HEAD), "output.weight"),
+        (qwen(name="Qwen3 Reranker 0.6B", tokens=strings("yes")), "'no' is not a single token"),
+        (qwen(name="Qwen3 Reranker 0.6B", control_tokens={}), "<|im_start|> is not a special"),
+        (facts("bert", kind="adapter"), "adapter"),
+        (facts("bert", parameters=0), "no weights"),
+        (facts("bert", vocabulary_size=0), "no vocabulary"),
+    ],
+)
+def test_refusals_say_why_and_what_to_do(found: Facts, reason: str) -> None:
+    verdict = judged(found)
+    assert verdict.scoring is None
+    with pytest.raises(
+        Unscorable, match=f"^m.gguf: can't be scored right: .*{reason.replace('|', '[|]')}.*; .+"
+    ):
+        verdict.require()
+    assert verdict.way_out
+
+
+def test_an_embedding_models_name_does_not_hide_a_head() -> None:
+    verdict = judged(xlmr(name="bge-m3", **HEAD))
+    assert (verdict.require().way, verdict.entry) == ("head", None)
+
+
+def test_the_sizes_tell_namesakes_apart() -> None:
+    assert judged(qwen(name="Qwen3 Reranker 0.6B", width=1000)).entry is None
+    assert judged(xlmr(name="multilingual-e5-small")).entry is None
+
+
+CHAT = qwen("llama", name="Llama 3.2 1B Instruct", context_length=131072)
+ASK = ScoringOverrides(template="Q: {query}\nD: {document}\nRelevant?", labels=("Yes", "No"))
+
+
+def test_a_users_template_and_labels_make_any_causal_model_a_judge() -> None:
+    scoring = judged(CHAT, ASK).require()
+    assert (scoring.way, scoring.template, scoring.labels) == ("judge", ASK.template, ("Yes", "No"))
+    assert (scoring.instruction, scoring.window) == ("", CAUSAL_WINDOW)
+    spaced = judged(
+        CHAT.__class__(**_fields(CHAT, tokenizer_model="gpt2")), replace(ASK, labels=(" maybe", "No"))
+    )
+    assert spaced.require().labels == (" maybe", "No")
+    zerank = qwen(name="zerank-2", blocks=36, width=2560)
+    assert judged(zerank, ASK).require().labels == ("Yes", "No")
+
+
+def _fields(found: Facts, **more: Any) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in Facts.__dataclass_fields__} | more
+
+
+def test_a_known_judge_takes_a_users_instruction_or_template() -> None:
+    found = qwen(name="Qwen3 Reranker 0.6B")
+    assert judged(found, ScoringOverrides(instruction="Find code")).require().instruction == "Find code"
+    own = judged(found, ScoringOverrides(template="{query} {document}")).require()
+    assert (own.labels, own.instruction) == (("yes", "no"), "")
+    own = judged(found, ScoringOverrides(template="{instruction} {query} {document}")).require()
+    assert own.instruction == INSTRUCTION
+
+
+BGE = HEADS["bge-reranker-v2-m3"]
+E5_FACTS = xlmr(name="multilingual-e5-large")
+
+
+@pytest.mark.parametrize(
+    ("found", "overrides", "words"),
+    [
+        (CHAT, replace(ASK, template="{query}"), "{document} exactly once, and holds it 0 times"),
+        (CHAT, replace(ASK, template="{query}{document}{document}"), "holds it 2 times"),
+        (CHAT, replace(ASK, template="{query}{document}{instruction}{instruction}"), "more than once"),
+        (CHAT, replace(ASK, labels=("Yes", "Nope")), "'Nope' is not a single token"),
+        (CHAT, replace(ASK, labels=("Yes", "Yes")), "two different"),
+        (CHAT, replace(ASK, labels=("Yes", "")), "two different"),
+        (CHAT, replace(ASK, labels=None), "labels of this judge"),
+        (CHAT, replace(ASK, template=None), "template of this judge"),
+        (CHAT, ScoringOverrides(way="judge"), "template and labels of this judge"),
+        (CHAT, ScoringOverrides(way="head"), "remove way = head"),
+        (CHAT, replace(ASK, instruction="x"), "no {instruction}"),
+        (CHAT, replace(ASK, pooling="last"), "pooling is for way = cosine"),
+        (BGE, ASK, "is an encoder"),
+        (BGE, ScoringOverrides(instruction="x"), "instruction is for way = judge"),
+        (BGE, ScoringOverrides(query_prefix="x"), "query_prefix is for way = cosine"),
+        (BGE, ScoringOverrides(window=8193), "from 32 to 8192"),
+        (BGE, ScoringOverrides(window=31), "from 32 to 8192"),
+        (BGE, ScoringOverrides(low=0.1), "low and high are for"),
+        (E5_FACTS, ScoringOverrides(transform="sigmoid"), "squeezes"),
+        (E5_FACTS, ScoringOverrides(low=0.95), "must be less"),
+    ],
+)
+def test_settings_that_do_not_fit_name_the_fix(found: Facts, overrides: ScoringOverrides, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        judged(found, overrides)
+    assert words in str(raised.value)
+
+
+def test_windows() -> None:
+    assert judged(BGE, ScoringOverrides(window=512)).require().window == 512
+    reranker = qwen(name="Qwen3 Reranker 0.6B")
+    assert judged(reranker, ScoringOverrides(window=40960)).require().window == 40960
+    assert "window 8192 of the 40960 tokens" in " ".join(judged(reranker).notes)
+    small = wordpiece(name="all-MiniLM-L6-v2", block_count=6, embedding_length=384)
+    assert judged(small).require().window == 256
+    assert judged(small, ScoringOverrides(window=512)).require().window == 512
+    assert judged(xlmr(context_length=0, **HEAD)).require().window == 512
+    assert judged(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().window == 2048
+
+
+def test_cosine_settings() -> None:
+    own = ScoringOverrides(pooling="cls", query_prefix="", document_prefix="d: ", low=0.5)
+    scoring = judged(E5_FACTS, own).require()
+    assert (scoring.pooling, scoring.query_prefix, scoring.document_prefix) == ("cls", "", "d: ")
+    assert scoring.transform == Transform("affine", 0.5, 0.95)
+    unsaid = facts("bert")
+    assert judged(unsaid, ScoringOverrides(way="cosine", pooling="mean")).require().pooling == "mean"
+    assert "set pooling" in judged(unsaid, ScoringOverrides(way="cosine")).way_out
+    assert judged(E5_FACTS, ScoringOverrides(transform="identity")).require().transform == Transform(
+        "identity"
+    )
+
+
+def test_no_setting_but_a_judges_overrules_a_refusal() -> None:
+    minilm = wordpiece(name="ms-marco-MiniLM-L6-v2", **HEAD_OUT)
+    assert judged(minilm, ScoringOverrides(way="head")).scoring is None
+    assert judged(minilm, ScoringOverrides(way="cosine", pooling="cls")).scoring is None
+
+
+def test_descriptions() -> None:
+    found = qwen(
+        name="Qwen3 Reranker 0.6B", file_type="Q8_0", parameters=596_000_000, size_bytes=639_000_000,
+        parts=(Path("m.gguf"),), chat_template="{{ messages }}",
+    )  # fmt: skip
+    text = describe(found, judged(found))
+    assert text.splitlines() == [
+        "m.gguf",
+        "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
+        "qwen3 causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for "
+        "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
+        "scored as judge: a causal reranker asked for one token after the prompt: the score is the "
+        "probability of 'yes' against 'no'",
+        "window: 8,192 tokens for query and document together; transform: sigmoid",
+        "note: window 8192 of the 40960 tokens it can read; set window for more",
+    ]
+    told = describe_json(found, judged(found))
+    assert (told["model"], told["scorable"], told["scoring"]["labels"]) == (
+        "Qwen3-Reranker-0.6B", True, ["yes", "no"],
+    )  # fmt: skip
+    assert told["facts"]["has_chat_template"] is True
+    assert "tokens" not in told["facts"]
+
+
+def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
+    chat = describe(CHAT, judged(CHAT))
+    assert "refused: it is a chat model" in chat
+    assert "what to do: name a template" in chat
+    assert describe_json(CHAT, judged(CHAT))["scoring"] is None
+    assert "512 tokens for text; transform: affine from 0.7 to 0.95" in describe(E5_FACTS, judged(E5_FACTS))
+    assert "encoder with a rank head" in describe(BGE, judged(BGE))
+    headed = qwen(**PAIR_HEAD)
+    assert "causal model with a rank head" in describe(headed, judged(headed))
+
+
+def test_describe_json_is_json(tmp_path: Path) -> None:
+    import json
+
+    from ggufs import write
+    from rerankd.models import gguf
+
+    found = gguf.read(write(tmp_path / "m.gguf"))
+    assert json.loads(json.dumps(describe_json(found, judged(found))))["facts"]["architecture"] == "qwen3"
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1023 * 1024, "1023 KiB"), (5 << 30, "5 GiB")]
+)
+def test_size_words(size: int, words: str) -> None:
+    assert size_words(size) == words
