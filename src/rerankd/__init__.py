@@ -1,3 +1,37 @@
-"""rerankd serves reranker models on your own machine."""
+"""rerankd serves reranker models on your own machine.
+
+The names below are the public ones. They are imported when first used, so that the engine's child program,
+which lives in this package too, starts without the web framework.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rerankd.api.app import create_app, lifespan
+    from rerankd.api.routes import router
+    from rerankd.config import Settings
+    from rerankd.service import Reranker
+    from rerankd.sync import SyncReranker
+
+__all__ = ["Reranker", "Settings", "SyncReranker", "__version__", "create_app", "lifespan", "router"]
+
+_HOMES = {
+    "create_app": "rerankd.api.app",
+    "lifespan": "rerankd.api.app",
+    "router": "rerankd.api.routes",
+    "Settings": "rerankd.config",
+    "Reranker": "rerankd.service",
+    "SyncReranker": "rerankd.sync",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rerankd' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

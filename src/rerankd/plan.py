@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rerankd.window import Chunks
 
-# A micro-batch is what one call to the engine scores: large enough that the call costs nothing beside it, small
-# enough that a cancelled request soon stops.
+# A micro-batch is what one call to the engine scores: large enough that the call costs nothing beside it,
+# small enough that a cancelled request soon stops.
 _BATCH_TEXTS = 32
 _BATCH_CHARACTERS = 64 * 1024
 

@@ -24,7 +24,8 @@ def check_finite(raw: Sequence[float]) -> None:
         if not math.isfinite(value):
             raise EngineError(
                 f"The engine answered {value} for pair {position}: no score can be made of that. The "
-                "model file may be damaged, or the engine's arithmetic fails on this machine; see the engine's log."
+                "model file may be damaged, or the engine's arithmetic fails on this machine; see the "
+                "engine's log."
             )
 
 

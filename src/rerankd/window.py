@@ -49,8 +49,8 @@ def likely_fits(text: str, room: int) -> bool:
 
 
 def chunks(text: str, room: int, most: int = 1, overlap: int = 0) -> Generator[str, int, Chunks]:
-    """Cut `text` into at most `most` chunks of up to `room` tokens, each sharing about `overlap` tokens with the
-    one before it. Yields texts to count, is sent their tokens. `room` is at least 1."""
+    """Cut `text` into at most `most` chunks of up to `room` tokens, each sharing about `overlap` tokens with
+    the one before it. Yields texts to count, is sent their tokens. `room` is at least 1."""
     found: list[str] = []
     start = 0
     while True:

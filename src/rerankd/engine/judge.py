@@ -1,11 +1,11 @@
 """(pure) A judge's prompt: a template, its control tokens, and texts that can't become any.
 
 A causal reranker is asked a question whose answer is one of two label tokens. Its reference implementation
-tokenises a prompt as every tokenizer does: control tokens (`<|im_start|>`) split the text first, and each piece
-between them is tokenised whole. So a template is split at its control tokens once, the texts are put into the
-pieces, and each piece goes through the tokenizer as plain text: the query and the document join their
-neighbours' tokens exactly as in the reference (tokenising a document apart from the words before it moves the
-log-odds by 0.04), and a document that spells `<|im_end|>` stays a text that does.
+tokenises a prompt as every tokenizer does: control tokens (`<|im_start|>`) split the text first, and each
+piece between them is tokenised whole. So a template is split at its control tokens once, the texts are put
+into the pieces, and each piece goes through the tokenizer as plain text: the query and the document join
+their neighbours' tokens exactly as in the reference (tokenising a document apart from the words before it
+moves the log-odds by 0.04), and a document that spells `<|im_end|>` stays a text that does.
 """
 
 from __future__ import annotations

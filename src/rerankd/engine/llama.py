@@ -209,8 +209,8 @@ class JudgeEngine(LlamaEngine):
         ids = await self._client.tokenize(text)
         if len(ids) != 1:
             raise Unscorable(
-                f"The label {text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be one. "
-                "Set scoring.labels to two single tokens."
+                f"The label {text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be "
+                "one. Set scoring.labels to two single tokens."
             )
         return ids[0]
 

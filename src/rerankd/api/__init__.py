@@ -1,0 +1,1 @@
+"""HTTP: dialects, routes and the app."""

@@ -1,0 +1,84 @@
+"""The app, and the lifespan that starts and stops the engine with it.
+
+app = create_app(settings)                              # a whole app
+app = FastAPI(lifespan=rerankd.lifespan(settings))      # or in one of your own:
+app.include_router(rerankd.router)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+
+from rerankd import __version__
+from rerankd.api.routes import error_response, router
+from rerankd.config import Settings, from_machine
+from rerankd.errors import RerankdError
+from rerankd.service import Reranker
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
+
+
+def lifespan(settings: Settings | None = None, inner: Lifespan | None = None) -> Lifespan:
+    """A lifespan for a FastAPI app: the engine is ready before the first request and stopped after the last.
+
+    `settings` None reads the environment and the settings file. `inner` is a lifespan that the app already
+    has; it runs inside, and what it yields is passed on.
+    """
+
+    @contextlib.asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[Any]:
+        async with Reranker(settings or from_machine()) as reranker:
+            app.state.rerankd = reranker
+            if inner is None:
+                yield None
+                return
+            async with inner(app) as state:
+                yield state
+
+    return run
+
+
+def create_app(settings: Settings | None = None, *, reranker: Reranker | None = None) -> FastAPI:
+    """The whole service as an app.
+
+    With `reranker`, one that the caller has entered and will leave; else the app's lifespan runs its own.
+    """
+    app = FastAPI(
+        title="rerankd",
+        version=__version__,
+        description="Reranker models on your own machine, with scores you can trust.",
+        lifespan=None if reranker is not None else lifespan(settings),
+    )
+    if reranker is not None:
+        app.state.rerankd = reranker
+    app.include_router(router)
+    app.add_exception_handler(HTTPException, _not_routed)
+    app.add_exception_handler(404, _not_routed)
+    app.add_exception_handler(405, _not_routed)
+    return app
+
+
+class _NoSuchPath(RerankdError):
+    code = "not_found"
+    status_hint = 404
+
+
+class _NoSuchMethod(RerankdError):
+    code = "method_not_allowed"
+    status_hint = 405
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    path = request.url.path
+    if getattr(error, "status_code", 404) == 405:
+        return error_response(_NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."))
+    return error_response(
+        _NoSuchPath(
+            f"There is nothing at {path}. Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
+        )
+    )

@@ -1,0 +1,85 @@
+"""Reading a request's body: bytes -> JSON object, with sentences for what can't be read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from rerankd.errors import InvalidRequest, PayloadTooLarge
+
+Body = TypeVar("Body", bound=BaseModel)
+
+EXAMPLE = '{"query": "what is a panda?", "documents": ["a bear of China", "a kind of bread"]}'
+
+
+async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
+    """The JSON object in the body, whatever content type it claims (plain `curl -d` says it is a form).
+
+    Raises PayloadTooLarge over `most_bytes`, InvalidRequest for anything but a JSON object.
+    """
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > most_bytes:
+            raise PayloadTooLarge(
+                f"The request body is larger than {most_bytes / 2**20:g} MiB. Send fewer documents at a "
+                "time, or raise max_body_bytes."
+            )
+    if not data.strip():
+        raise InvalidRequest(f"The request body is empty. Send JSON like {EXAMPLE}")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"The request body is not valid JSON: {error}. Send JSON like {EXAMPLE}"
+        ) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The request body is {_kind(value)}, not an object. Send JSON like {EXAMPLE}")
+    return value
+
+
+def check(kind: type[Body], value: dict[str, Any]) -> Body:
+    """`value` as a `kind`. Raises InvalidRequest with a sentence for the first field that does not fit."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidRequest(_sentence(first)) from None
+
+
+def _sentence(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        return f"{place!r} is missing. Send JSON like {EXAMPLE}"
+    wanted = _WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
+    return f"{place!r} is {_kind(item['input'])}, but {wanted}."
+
+
+_WANTED = {
+    "string_type": "must be a string",
+    "list_type": "must be a list",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"the string {value[:40]!r}"
+        case int() | float():
+            return f"the number {value}"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
