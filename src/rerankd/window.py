@@ -18,8 +18,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-# A text beside another may take a token more than alone.
-SLACK = 2
 # Looking for the cut ends when so many tokens are unused: a 64th of the room, at least 2.
 _UNUSED_SHARE = 64
 _MOST_STEPS = 16
@@ -37,10 +35,15 @@ class Chunks:
     cut: bool
 
 
+def most_tokens(text: str) -> int:
+    """What a text has at most, judged by its bytes."""
+    # A tokenizer may put a space before a text, hence the 1.
+    return len(text.encode()) + 1
+
+
 def surely_fits(text: str, room: int) -> bool:
     """Whether a text can't have more than `room` tokens, judged by its bytes."""
-    # A tokenizer may put a space before a text, hence the 1.
-    return len(text) < room and len(text.encode()) + 1 <= room
+    return len(text) < room and most_tokens(text) <= room
 
 
 def likely_fits(text: str, room: int) -> bool:

@@ -14,7 +14,7 @@ Pure: values in, a value out that can be printed. The rules, in order:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..domain import Pooling, Scoring, Transform, TransformName, Way
@@ -30,6 +30,9 @@ SMALLEST_WINDOW = 32
 _UNSAID_WINDOW = 512
 
 _QWEN3 = ("qwen3", "qwen3vl")
+# Byte-level BPE vocabularies whose reference tokenizer normalises to NFC first; llama.cpp does not do it for
+# them.
+_NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
 _MARKER = re.compile(r"<\|\w+\|>")
 _OTHERS = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
 _OR_TEMPLATE = f"name a template and labels for it in the settings, or {_OTHERS}"
@@ -130,6 +133,7 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
     found = _no_model(facts) or _score(case)
     if isinstance(found, _Refusal):
         return Verdict(facts.path, None, entry, found.reason, found.way_out)
+    found = replace(found, nfc=facts.tokenizer_pre in _NFC_TOKENIZERS)
     return Verdict(facts.path, found, entry, notes=_notes(case, found))
 
 
