@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-# Looking for the cut ends when so many tokens are unused: a 64th of the room, at least 2.
+# Looking for the cut ends when no more than a 64th of the room is unused.
 _UNUSED_SHARE = 64
-_MOST_STEPS = 16
-_FIRST_GUESS_CHARACTERS_PER_TOKEN = 4
+_MOST_STEPS = 20
+# More characters than most tokens have, so that the first count tells whether to cut, and near where.
+_FIRST_GUESS_CHARACTERS_PER_TOKEN = 8
 # A cut moves back to a sentence's end within the last fifth, else to a word's end within the last fifth.
 _NEAR = 5
 _SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n", "。", "！", "？", "؟")
@@ -71,17 +72,20 @@ def _longest_prefix(text: str, room: int) -> Generator[str, int, tuple[str, int]
     size = min(len(text), room * _FIRST_GUESS_CHARACTERS_PER_TOKEN)
     for _ in range(_MOST_STEPS):
         tokens = yield text[:size]
+        guess = size * room // max(tokens, 1)
         if tokens <= room:
             fits, fits_tokens = size, tokens
             if size == len(text):
                 return text, tokens
-            if tokens >= room - max(room // _UNUSED_SHARE, 2):
+            if too_long <= len(text) and tokens >= room - room // _UNUSED_SHARE:
                 break
+            if too_long > len(text):
+                guess = max(guess, size * 2)  # only what is known not to fit is left out
         else:
             too_long = size
         if too_long - fits <= 1:
             break
-        size = min(max(size * room // max(tokens, 1), fits + 1), too_long - 1, len(text))
+        size = min(max(guess, fits + 1), too_long - 1)
     end = _near_end(text, fits)
     if end < fits:
         tokens = yield text[:end]
@@ -92,12 +96,12 @@ def _longest_prefix(text: str, room: int) -> Generator[str, int, tuple[str, int]
 
 def _near_end(text: str, end: int) -> int:
     """The nearest end of a sentence, else of a word, at or a little before `end`."""
+    floor = end - end // _NEAR
+    sentence = max(text.rfind(mark, floor, end + 1) + len(mark.rstrip() or mark) for mark in _SENTENCE_ENDS)
+    if floor < sentence <= end:
+        return sentence
     if end >= len(text) or text[end].isspace():
         return end
-    floor = end - end // _NEAR
-    sentence = max(text.rfind(mark, floor, end) + len(mark.strip() or mark) for mark in _SENTENCE_ENDS)
-    if sentence > floor:
-        return sentence
     return max((at for at in range(end, floor, -1) if text[at - 1].isspace()), default=end)
 
 
