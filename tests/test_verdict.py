@@ -110,8 +110,8 @@ def test_a_head_keeps_the_template_of_its_file() -> None:
 QWEN3_PROMPT = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
     'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n"
-    "</think>\n\n"
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n"
+    "<think>\n\n</think>\n\n"
 )
 MXBAI_PROMPT = (
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
@@ -241,8 +241,8 @@ def test_embedding_models_give_cosines(name: str, found: Facts, expected: tuple[
         (facts("eurobert", pooling="rank"), "no rank head for eurobert"),
         (facts("bert"), "names no pooling"),
         (facts("bert", pooling="none"), "names no pooling"),
-        (qwen(name="Qwen3 0.6B", chat_template="…"), "chat model"),
-        (qwen("llama", name="Llama 3.2 1B Instruct"), "chat model"),
+        (qwen(name="Qwen3 0.6B", chat_template="…"), "plain language model"),
+        (qwen("llama", name="Llama 3.2 1B Instruct"), "plain language model"),
         (qwen("gemma3", name="Some Reranker"), "does not know"),
         (qwen("qwen2", pooling="rank"), "does not know"),
         (facts("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
@@ -400,7 +400,7 @@ def test_descriptions() -> None:
 
 def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
     chat = describe(CHAT, judged(CHAT))
-    assert "refused: it is a chat model" in chat
+    assert "refused: it is a plain language model" in chat
     assert "what to do: name a template" in chat
     assert describe_json(CHAT, judged(CHAT))["scoring"] is None
     assert "512 tokens for text; transform: affine from 0.7 to 0.95" in describe(E5_FACTS, judged(E5_FACTS))
