@@ -24,6 +24,11 @@ GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def home() -> Path:
     """A data folder with the built-in model in it, as the first start makes it; kept between test runs."""
     folder = ROOT / ".test-home"
