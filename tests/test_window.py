@@ -60,6 +60,15 @@ def test_chunks_cover_the_text_without_gaps(text: str, room: int, most: int, ove
         assert not text[covered:].strip()
 
 
+@given(documents, st.integers(4, 40), st.integers(1, 6), st.integers(1, 80))
+def test_no_more_is_read_than_the_limit(text: str, room: int, most: int, limit: int) -> None:
+    chunks, _ = run(window.chunks(text, room, most, limit=limit))
+    read = "".join(chunks.texts)
+    assert count(read) <= min(limit, room * most) + len(chunks.texts)
+    assert all(count(chunk) <= min(room, limit) for chunk in chunks.texts)
+    assert chunks.cut == bool(text[len(read) :].strip()) or text.strip() != text
+
+
 @given(documents, st.integers(8, 60))
 def test_a_cut_is_at_the_end_of_a_word_where_one_is_near(text: str, room: int) -> None:
     assume("x" * 30 not in text and "熊" not in text)

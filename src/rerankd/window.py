@@ -52,9 +52,17 @@ def likely_fits(text: str, room: int) -> bool:
     return len(text) <= 2 * room and (text.isascii() or len(text.encode()) <= 2 * room)
 
 
-def chunks(text: str, room: int, most: int = 1, overlap: int = 0) -> Generator[str, int, Chunks]:
+def chunks(
+    text: str, room: int, most: int = 1, overlap: int = 0, limit: int | None = None
+) -> Generator[str, int, Chunks]:
     """Cut `text` into at most `most` chunks of up to `room` tokens, each sharing about `overlap` tokens with
-    the one before it. Yields texts to count, is sent their tokens. `room` is at least 1."""
+    the one before it; with `limit`, no more than so many tokens of the text are read in all.
+
+    Yields texts to count, is sent their tokens. `room` and `limit` are at least 1.
+    """
+    whole = text
+    if limit is not None:
+        text = (yield from _longest_prefix(text, limit))[0] if not surely_fits(text, limit) else text
     found: list[str] = []
     start = 0
     while True:
@@ -62,7 +70,7 @@ def chunks(text: str, room: int, most: int = 1, overlap: int = 0) -> Generator[s
         found.append(chunk)
         end = start + len(chunk)
         if end >= len(text) or len(found) == most:
-            return Chunks(tuple(found), cut=bool(text[end:].strip()))
+            return Chunks(tuple(found), cut=bool(whole[end:].strip()))
         back = len(chunk) * min(overlap, room // 2) // max(tokens, 1)
         start = max(_word_start(text, end - back, end), start + 1)
 
