@@ -55,6 +55,15 @@ def test_what_is_wrong_is_said_with_its_source(
     assert says in caught.value.message
 
 
+def test_settings_given_by_name_are_checked_too() -> None:
+    assert config.override(Settings(port=1), {"model": "m.gguf"}).model_dump(include={"port", "model"}) == {
+        "port": 1,
+        "model": "m.gguf",
+    }
+    with pytest.raises(ConfigError, match="prot is not a setting. Did you mean port"):
+        config.override(Settings(), {"prot": 1})
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rerankd import loadcheck, plan, scores, window
+from rerankd import config, loadcheck, plan, scores, window
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument, Scoring
 from rerankd.engine import command, machine, rundir
@@ -95,11 +95,14 @@ class Reranker:
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, model: Model | None = None, **overrides: Any
+        self, settings: Settings | None = None, *, prepared: Model | None = None, **overrides: Any
     ) -> None:
-        """`overrides` are settings by name; `model` is one that `prepare` has already returned."""
-        self.settings = (settings or Settings()).model_copy(update=overrides)
-        self._model = model
+        """`settings` None reads the environment and the settings file; `overrides` are settings by name.
+
+        `prepared` is a model that `prepare` has already returned. Raises ConfigError.
+        """
+        self.settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
+        self._model = prepared
         self._supervisor: Supervisor | None = None
         self._run_dir: Path | None = None
         self._doubts: tuple[str, ...] = ()
