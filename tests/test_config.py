@@ -60,7 +60,7 @@ def test_settings_given_by_name_are_checked_too() -> None:
         "port": 1,
         "model": "m.gguf",
     }
-    with pytest.raises(ConfigError, match="prot is not a setting. Did you mean port"):
+    with pytest.raises(ConfigError, match=r"prot is not a setting. Did you mean port"):
         config.override(Settings(), {"prot": 1})
 
 

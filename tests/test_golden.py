@@ -29,6 +29,8 @@ BOUNDS = {
     "qwen2-labels": 3.5e-3,
     "bert-embedder": 1e-3,
 }
+# A llama-server as old as b11434 has the tanh form of GELU for ModernBERT too; the bundled one has erf.
+SERVER_BOUNDS = BOUNDS | {"modernbert-head": 5e-3}
 # llama.cpp cuts a word of over 100 letters into WordPieces; the reference makes it one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
@@ -68,16 +70,17 @@ def documents(cases: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("name", BOUNDS)
 async def test_raw_values_are_those_of_transformers(name: str, opened: Any, engine: dict[str, Any]) -> None:
+    bound = (SERVER_BOUNDS if engine else BOUNDS)[name]
     async with opened(name, **engine) as reranker:
         for query, cases in by_query(name).items():
             result = await reranker.rerank(query, documents(cases), raw_scores=True)
             assert result.warnings == ()
             found = {scored.index: scored.score for scored in result.results}
             wanted = [case["raw"] for case in cases]
-            assert [found[at] for at in range(len(cases))] == pytest.approx(wanted, abs=BOUNDS[name])
+            assert [found[at] for at in range(len(cases))] == pytest.approx(wanted, abs=bound)
             order = [scored.index for scored in result.results]
             for before, after in itertools.pairwise(order):
-                assert wanted[before] >= wanted[after] - 2 * BOUNDS[name]
+                assert wanted[before] >= wanted[after] - 2 * bound
 
 
 @pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head", "qwen3-headless", "qwen2-labels"])

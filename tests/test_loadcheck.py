@@ -24,7 +24,7 @@ def test_a_sound_model_passes() -> None:
         (runs([math.inf, 1.0, 0.0, 1.0, 2.0]), "not numbers"),
         (runs([1.0] * 5), "same value"),
         (runs([1e-20] * 5), "same value"),
-        ([*runs(GOOD)[:2], [GOOD[0] - 0.2]], "its place"),
+        ([*runs(GOOD)[:2], [GOOD[0] - 0.6]], "its place"),
         ([GOOD, GOOD, GOOD[:1]], "its place"),
     ],
 )
@@ -36,6 +36,13 @@ def test_a_broken_model_is_found_out(broken: list[list[float]], says: str) -> No
 
 def test_a_wrong_order_is_only_a_warning() -> None:
     (finding,) = loadcheck.judge(runs([-3.0, 2.0, 1.0, 0.0, -4.0]), SIGMOID)
+    assert not finding.fatal
+
+
+def test_a_few_thousandths_are_only_a_warning() -> None:
+    noisy = [runs(GOOD)[0], [value + 0.03 for value in runs(GOOD)[1]], [GOOD[0]]]
+    (finding,) = loadcheck.judge(noisy, SIGMOID)
+    assert "its place" in finding.text
     assert not finding.fatal
 
 
