@@ -22,9 +22,23 @@ from typing import Any
 
 import httpx
 
-WORDS = (
-    "panda bear river mountain bread ticket weather library guitar pizza house small green water open".split()
-)
+WORDS = [
+    "panda",
+    "bear",
+    "river",
+    "mountain",
+    "bread",
+    "ticket",
+    "weather",
+    "library",
+    "guitar",
+    "pizza",
+    "house",
+    "small",
+    "green",
+    "water",
+    "open",
+]
 PORT = 11441
 
 
