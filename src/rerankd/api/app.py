@@ -15,7 +15,8 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from rerankd import __version__
-from rerankd.api.routes import error_response, router
+from rerankd.api.answer import error_response
+from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
@@ -47,7 +48,10 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     """The whole service as an app.
 
     With `reranker`, one that the caller has entered and will leave; else the app's lifespan runs its own.
+    `settings` None are the reranker's, or else read from the environment and the settings file. Raises
+    ConfigError.
     """
+    settings = settings or (reranker.settings if reranker is not None else from_machine())
     app = FastAPI(
         title="rerankd",
         version=__version__,
@@ -56,6 +60,8 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     )
     if reranker is not None:
         app.state.rerankd = reranker
+    if settings.api_prefix:
+        app.include_router(router, prefix=settings.api_prefix, include_in_schema=False)
     app.include_router(router)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(404, _not_routed)
@@ -76,9 +82,14 @@ class _NoSuchMethod(RerankdError):
 async def _not_routed(request: Request, error: Exception) -> Response:
     path = request.url.path
     if getattr(error, "status_code", 404) == 405:
-        return error_response(_NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."))
+        return error_response(
+            request,
+            _NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."),
+            getattr(error, "headers", None),  # Allow
+        )
     return error_response(
+        request,
         _NoSuchPath(
             f"There is nothing at {path}. Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
-        )
+        ),
     )
