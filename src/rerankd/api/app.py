@@ -18,7 +18,7 @@ from rerankd import __version__
 from rerankd.api.answer import error_response
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
-from rerankd.errors import RerankdError
+from rerankd.errors import NoSuchMethod, NoSuchPath
 from rerankd.service import Reranker
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
@@ -69,27 +69,17 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     return app
 
 
-class _NoSuchPath(RerankdError):
-    code = "not_found"
-    status_hint = 404
-
-
-class _NoSuchMethod(RerankdError):
-    code = "method_not_allowed"
-    status_hint = 405
-
-
 async def _not_routed(request: Request, error: Exception) -> Response:
     path = request.url.path
     if getattr(error, "status_code", 404) == 405:
         return error_response(
             request,
-            _NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."),
+            NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."),
             getattr(error, "headers", None),  # Allow
         )
     return error_response(
         request,
-        _NoSuchPath(
+        NoSuchPath(
             f"There is nothing at {path}. Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
         ),
     )

@@ -12,7 +12,7 @@ from rerankd import __version__
 from rerankd.api import jina
 from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.errors import EngineUnavailable, UnknownModel
+from rerankd.errors import EngineUnavailable, NoSuchPath, UnknownModel
 from rerankd.service import Model, Reranker
 
 router = APIRouter(route_class=Route)
@@ -132,6 +132,15 @@ def _row(model: Model, name: str) -> ModelRow:
         "model_type": "rerank",
         "model_name": model.name,
     }
+
+
+@router.get("/v1/cluster/auth", include_in_schema=False)
+async def cluster_auth(request: Request) -> Response:
+    """What Xinference's clients ask first. Without a key it is a 404, as in a Xinference without users; with
+    one they only send theirs when they are told that it is asked for."""
+    if not reranker_of(request).settings.api_key:
+        raise NoSuchPath("This service asks for no key, so there is nothing at /v1/cluster/auth.")
+    return json_response({"auth": True})
 
 
 class Classes(TypedDict):
