@@ -21,6 +21,13 @@ _MODEL = _HERE.parent / "golden" / "xlmr-head.gguf"
 _TIMEOUT_S = 120
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of an environment makes it, which takes a minute or two."""
+    for item in items:
+        if _HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Starts `rerankd serve` with more arguments, and waits until it listens."""

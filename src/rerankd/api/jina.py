@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from rerankd.api import lenient
 from rerankd.api.body import check
-from rerankd.api.lenient import Count, Flag, Text
+from rerankd.api.lenient import Count, Flag, Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
@@ -30,8 +30,8 @@ class Body(lenient.Body):
         "documents": ["hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。"],
     }})  # fmt: skip
 
-    query: Text = Field(description="the question")
-    documents: list[Text] = Field(description='texts, or objects with a "text" or with other fields')
+    query: Query = Field(description="the question")
+    documents: Texts = Field(description='texts, or objects with a "text" or with other fields')
     rank_fields: list[str] | None = Field(None, description="the fields of a document object that count")
     top_n: Count = Field(None, description="how many of the best to return; null or 0: all")
     return_documents: Flag = Field(None, description="whether the texts come back with the scores")

@@ -40,12 +40,15 @@ def _listed(value: object) -> object:
 
 Flag = Annotated[bool | None, BeforeValidator(_blank_is_null)]
 Count = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_count)]
-Text = Annotated[str | dict[str, Any], BeforeValidator(_string_or_object)]
-_TEXT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": True}]}
+# What these say is for the reference: what is refused when it is empty has a better sentence elsewhere.
+_OBJECT = {"type": "object", "minProperties": 1}
+_TEXT = {"anyOf": [{"type": "string"}, _OBJECT]}
+_MANY = {"type": "array", "items": _TEXT, "minItems": 1}
+Text = Annotated[str | dict[str, Any], BeforeValidator(_string_or_object), WithJsonSchema(_TEXT)]
+Query = Annotated[Text, WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, _OBJECT]})]
+Texts = Annotated[list[Text], WithJsonSchema(_MANY)]
 OneOrMore = Annotated[
-    list[Text],
-    BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [*_TEXT_SCHEMA["anyOf"], {"type": "array", "items": _TEXT_SCHEMA}]}),
+    list[Text], BeforeValidator(_listed), WithJsonSchema({"anyOf": [{"type": "string"}, _OBJECT, _MANY]})
 ]
 
 

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from rerankd.api import lenient
 from rerankd.api.body import check
-from rerankd.api.lenient import Text
+from rerankd.api.lenient import Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
@@ -26,8 +26,8 @@ class Body(lenient.Body):
         "passages": [{"text": "two roads diverged in a yellow wood"}, {"text": "then took the other"}],
     }})  # fmt: skip
 
-    query: Text = Field(description='the question, {"text": …}')
-    passages: list[Text] = Field(description='the documents, each {"text": …}')
+    query: Query = Field(description='the question, {"text": …}')
+    passages: Texts = Field(description='the documents, each {"text": …}')
     truncate: str | None = Field(None, description="NONE: a passage too long for the model is an error")
 
 

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from rerankd.api import lenient
 from rerankd.api.body import check
-from rerankd.api.lenient import Flag, Text
+from rerankd.api.lenient import Flag, Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest, RerankdError
 
@@ -23,8 +23,8 @@ class Body(lenient.Body):
         "raw_scores": False,
     }})  # fmt: skip
 
-    query: Text = Field(description="the question")
-    texts: list[Text] = Field(description="the documents")
+    query: Query = Field(description="the question")
+    texts: Texts = Field(description="the documents")
     raw_scores: Flag = Field(None, description="true: the model's raw values, not 0 to 1")
     return_text: Flag = Field(None, description="whether the texts come back with the scores")
     truncate: Flag = Field(None, description="false: a text too long for the model is an error")

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from rerankd.api import lenient
 from rerankd.api.body import check
-from rerankd.api.lenient import Count, Flag, Text
+from rerankd.api.lenient import Count, Flag, Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
@@ -24,8 +24,8 @@ class Body(lenient.Body):
         "top_k": 1,
     }})  # fmt: skip
 
-    query: Text = Field(description="the question")
-    documents: list[Text] = Field(description="the documents")
+    query: Query = Field(description="the question")
+    documents: Texts = Field(description="the documents")
     top_k: Count = Field(None, description="how many of the best to return; null or 0: all")
     return_documents: Flag = Field(None, description="whether the texts come back with the scores")
     truncation: Flag = Field(None, description="false: a document too long for the model is an error")
