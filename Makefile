@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint clean
+.PHONY: serve test test-clients lint clean
 
 serve: $(VENV)/installed
 	$(BIN)/rerankd serve
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
+
+# The clients that are too large for every run: some 1.5 GB of libraries, once.
+test-clients: $(VENV)/installed-dev
+	$(BIN)/python tests/clients/venvs.py small wide
+	$(BIN)/pytest -m wide tests/clients
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import rerankd
 from rerankd.config import Settings
 from rerankd.errors import DataFolderError, FetchError
 from rerankd.models import builtin, gguf
 from rerankd.service import Reranker
+from support import rerankd
 
 PANDA = ("hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。")
 

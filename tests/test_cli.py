@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import GOLDEN, Program, children, environment, post, rerankd, wait_until_gone
+from support import GOLDEN, Program, children, environment, post, rerankd, wait_until_gone
 
 XLMR = str(GOLDEN / "xlmr-head.gguf")
 PANDA = {

@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 import rerankd
-from conftest import golden_settings, post, running
 from rerankd.errors import EngineUnavailable
+from support import golden_settings, post, running
 
 BODY = {"query": "a bear", "documents": ["panda", "bread"]}
 

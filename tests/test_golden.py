@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from conftest import GOLDEN, golden, golden_settings
 from rerankd.models import catalog
 from rerankd.service import Reranker
+from support import GOLDEN, golden, golden_settings
 
 BOUNDS = {
     "xlmr-head": 2.5e-3,

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from conftest import GOLDEN, golden_settings
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
 from rerankd.service import Reranker, prepare
+from support import GOLDEN, golden_settings
 
 WORDS = ["panda", "bear", "river", "mountain", "bread", "ticket", "weather", "library", "guitar", "pizza"]
 QUERY = "which bear lives in china?"

@@ -76,6 +76,7 @@ def serve(
         list[str] | None, typer.Option(help="Name to serve the model under; may be repeated.")
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="Ask for this key. Better set RERANKD_API_KEY.")] = None,
+    api_prefix: Annotated[str | None, typer.Option(help="Serve all paths under this one too.")] = None,
     gpu_layers: Annotated[
         int | None, typer.Option(help="Layers on the GPU; -1 leaves it to llama.cpp.", show_default="-1")
     ] = None,
@@ -94,6 +95,7 @@ def serve(
         "port": port,
         "alias": tuple(alias) if alias else None,
         "api_key": api_key,
+        "api_prefix": api_prefix,
         "gpu_layers": gpu_layers,
         "force": force,
     }
@@ -248,7 +250,7 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
         async with Reranker(settings, prepared=model) as reranker:
             return await reranker.answer(jina.parse(body))
 
-    return jina.render(asyncio.run(ask()), "rerank-local")
+    return dict(jina.render(asyncio.run(ask()), "rerank-local"))
 
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:
