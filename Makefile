@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint clean
+.PHONY: serve test test-soak lint clean
 
 serve: $(VENV)/installed
 	$(BIN)/rerankd serve
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
+
+# The long ones: minutes each, and a load for the whole machine.
+test-soak: $(VENV)/installed-dev
+	$(BIN)/pytest -m soak -s
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -89,6 +89,7 @@ def render(result: RerankResult, request_id: str) -> dict[str, Any]:
         "billed_units": {"search_units": 1},
         "tokens": {"input_tokens": result.tokens, "output_tokens": 0},
         "transform": result.transform,
+        "cached": result.cached,
     }
     if result.warnings:
         meta["warnings"] = list(result.warnings)
