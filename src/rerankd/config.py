@@ -95,7 +95,7 @@ class Settings(_Frozen):
         256 * 2**20, ge=1024, description="bytes of text of all requests under way or waiting, before 429"
     )
     header_timeout_s: float = Field(10, gt=0, description="seconds a client may take to send its headers")
-    body_timeout_s: float = Field(30, gt=0, description="seconds a client may take to send its body")
+    body_timeout_s: float = Field(60, gt=0, description="seconds a client may take to send its body")
     drain_timeout_s: float = Field(
         30, ge=0, description="seconds that requests under way get to finish after SIGTERM"
     )

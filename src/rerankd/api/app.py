@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from rerankd import __version__
+from rerankd.api import ops
 from rerankd.api.routes import error_response, router
 from rerankd.config import Settings, from_machine
 from rerankd.errors import RerankdError
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     if reranker is not None:
         app.state.rerankd = reranker
     app.include_router(router)
+    app.include_router(ops.router)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(404, _not_routed)
     app.add_exception_handler(405, _not_routed)

@@ -6,14 +6,13 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from rerankd.api import jina
+from rerankd.api import jina, limits
 from rerankd.api.auth import check_key
 from rerankd.api.body import read_json
 from rerankd.errors import EngineUnavailable, RerankdError
@@ -26,7 +25,7 @@ class _Route(APIRoute):
     """Turns errors into answers; here and not in the app, so that the router also works in somebody
     else's."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> limits.Answer:
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
@@ -42,7 +41,7 @@ class _Route(APIRoute):
                     RerankdError("rerankd failed for an unexpected reason; its log says more.")
                 )
 
-        return answer
+        return limits.guard(answer)
 
 
 router = APIRouter(route_class=_Route)
@@ -62,8 +61,10 @@ _RERANK_DOCS: dict[str, Any] = {
 async def rerank(request: Request) -> Response:
     reranker = _reranker(request)
     check_key(request, reranker.settings.api_key)
+    request.state.dialect = "jina"
+    timeout_s = limits.wanted_timeout_s(request)
     asked = jina.parse(await read_json(request, reranker.settings.max_body_bytes))
-    result = await reranker.answer(asked)
+    result = await reranker.answer(asked, timeout_s=timeout_s)
     return _json(jina.render(result, f"rerank-{uuid.uuid4().hex}"))
 
 

@@ -113,6 +113,7 @@ class Supervisor:
         self._state = State("stopped")
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._child: Child | None = None
         self._suspected = asyncio.Event()
         self._reload = asyncio.Event()
@@ -184,9 +185,10 @@ class Supervisor:
             if self._child is not None:
                 self._child.kill()
         if self._task is not None:
-            task, self._task = self._task, None
-            task.cancel()
-            await asyncio.wait([task])
+            self._ending, self._task = self._task, None
+            self._ending.cancel()
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
         self._set("stopped")
 
     def _set(self, phase: Phase, **what: Any) -> None:
