@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-clients lint clean
+.PHONY: serve test test-clients test-soak lint clean
 
 serve: $(VENV)/installed
 	$(BIN)/rerankd serve
@@ -15,6 +15,10 @@ test: $(VENV)/installed-dev
 test-clients: $(VENV)/installed-dev
 	$(BIN)/python tests/clients/venvs.py small wide
 	$(BIN)/pytest -m wide tests/clients
+
+# The long ones: minutes each, and a load for the whole machine.
+test-soak: $(VENV)/installed-dev
+	$(BIN)/pytest -m soak -s
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -32,7 +32,8 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def golden_settings(name: str, home: Path, **more: Any) -> Settings:
-    """Settings that serve a golden model as its golden values were made."""
+    """Settings that serve a golden model as its golden values were made. Nothing is kept in the cache:
+    each text is scored and its tokens are counted."""
     values = golden(name)
     scoring: dict[str, Any] = {}
     if values["way"] == "judge":
@@ -43,7 +44,9 @@ def golden_settings(name: str, home: Path, **more: Any) -> Settings:
         scoring = {key: values[key] for key in ("query_prefix", "document_prefix")}
     scoring |= more.pop("scoring", {})
     path = str(GOLDEN / values["model"])
-    return Settings.model_validate({"model": path, "home": home, "scoring": scoring, **more})
+    return Settings.model_validate(
+        {"model": path, "home": home, "scoring": scoring, "cache_entries": 0, **more}
+    )
 
 
 @dataclass

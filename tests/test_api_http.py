@@ -29,7 +29,7 @@ class Scripted(Reranker):
         self.error = error
         self.asked: list[RerankRequest] = []
 
-    async def answer(self, request: RerankRequest) -> RerankResult:
+    async def answer(self, request: RerankRequest, *, timeout_s: float | None = None) -> RerankResult:
         self.asked.append(request)
         if self.error is not None:
             raise self.error

@@ -130,7 +130,7 @@ async def _serve(settings: config.Settings) -> None:
         async with Reranker(settings, prepared=model) as reranker:
             host, port = sock.getsockname()[:2]
             started = partial(_say, _greeting(reranker, host, port))
-            await serve_app(create_app(reranker=reranker), sock, started)
+            await serve_app(create_app(reranker=reranker), sock, started, reranker)
     _say("rerankd has stopped.")
 
 

@@ -99,6 +99,33 @@ class Settings(_Frozen):
     request_timeout_s: float = Field(120, gt=0, description="seconds a request may take")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="the largest request body that is read")
     max_documents: int = Field(10_000, ge=1, description="documents that one request may hold")
+    max_document_characters: int = Field(1_000_000, ge=1, description="characters that a document may have")
+    max_requests: int = Field(256, ge=1, description="requests under way or waiting, before 429")
+    max_queue_documents: int = Field(
+        20_000, ge=1, description="documents of all requests under way or waiting, before 429"
+    )
+    max_queue_bytes: int = Field(
+        256 * 2**20, ge=1024, description="bytes of text of all requests under way or waiting, before 429"
+    )
+    header_timeout_s: float = Field(10, gt=0, description="seconds a client may take to send its headers")
+    body_timeout_s: float = Field(60, gt=0, description="seconds a client may take to send its body")
+    drain_timeout_s: float = Field(
+        30, ge=0, description="seconds that requests under way get to finish after SIGTERM"
+    )
+    health_poll_s: float = Field(
+        2, gt=0, description="seconds between looks at the engine; three misses, and it is replaced"
+    )
+    hang_margin_s: float = Field(
+        30, gt=0, description="seconds an engine gets to show a sign of work after a request's deadline"
+    )
+    stable_after_s: float = Field(
+        60, gt=0, description="seconds an engine must have run for its death not to count as a quick one"
+    )
+    max_engine_memory: int | None = Field(
+        None, ge=2**20, description="bytes of memory beyond which an engine is replaced between requests"
+    )
+    cache_entries: int = Field(100_000, ge=0, description="scores kept for texts that come again; 0 is off")
+    open_metrics: bool = Field(False, description="answer /metrics without the API key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
 
 

@@ -87,7 +87,7 @@ class RerankResult:
 
     `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
     when they did not). `warnings` says in words what the caller should know, such as which documents were
-    cut.
+    cut. `cached` counts the different texts whose score was known, and which the engine did not read.
     """
 
     model: str
@@ -95,5 +95,7 @@ class RerankResult:
     tokens: int
     transform: str
     warnings: tuple[str, ...] = ()
+    cached: int = 0
+    queue_s: float = 0.0
     engine_s: float = 0.0
     total_s: float = field(default=0.0)

@@ -4,6 +4,9 @@
     ├── InvalidRequest          400  the request can't be meant; says which field and what to send
     │   └── TooLong             400  a query, or an uncut document, that does not fit the window
     ├── PayloadTooLarge         413
+    ├── BodyTimeout             408  the request's body came too slowly
+    ├── Overloaded              429  the queue is full; says when to come again
+    ├── Stopping                503  the service is about to end and takes nothing new
     ├── Unauthorized            401
     ├── UnknownModel            404
     ├── NoSuchPath              404  nothing is served there
@@ -18,7 +21,7 @@
         ├── InputTooLong        ---  the engine met a pair longer than its window (the service then cuts)
         ├── EngineUnavailable   503  no engine is ready (starting, dead, closed); retry later
         ├── EngineStartFailed   503  it would not start; quotes its last lines
-        └── EngineTimeout       504
+        └── EngineTimeout       504  no answer before the deadline; what was not begun is dropped
 
 An error carries a `code` for programs, a `status_hint` for HTTP, an `exit_code` for the shell, and a message
 that says what happened, why, and what to do next. Dialects decide how it looks on the wire.
@@ -55,6 +58,27 @@ class TooLong(InvalidRequest):
 class PayloadTooLarge(RerankdError):
     code = "payload_too_large"
     status_hint = 413
+
+
+class BodyTimeout(RerankdError):
+    code = "body_timeout"
+    status_hint = 408
+
+
+class Overloaded(RerankdError):
+    code = "overloaded"
+    status_hint = 429
+
+    def __init__(self, message: str, *, retry_after_s: int | None = 1) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class Stopping(RerankdError):
+    code = "stopping"
+    status_hint = 503
+
+    def __init__(self, message: str, *, retry_after_s: int | None = 5) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class Unauthorized(RerankdError):

@@ -23,14 +23,7 @@ class Plan:
 
     def batches(self) -> Iterator[range]:
         """Consecutive ranges of `texts`, each a micro-batch."""
-        start = characters = 0
-        for at, text in enumerate(self.texts):
-            if at > start and (at - start == _BATCH_TEXTS or characters + len(text) > _BATCH_CHARACTERS):
-                yield range(start, at)
-                start, characters = at, 0
-            characters += len(text)
-        if start < len(self.texts):
-            yield range(start, len(self.texts))
+        return micro_batches(self.texts)
 
     def merge(self, raw: Sequence[float]) -> list[float]:
         """One raw value a document: that of its best chunk."""
@@ -44,6 +37,18 @@ def make(documents: Sequence[Chunks]) -> Plan:
         tuple(places.setdefault(text, len(places)) for text in document.texts) for document in documents
     )
     return Plan(tuple(places), parts)
+
+
+def micro_batches(texts: Sequence[str]) -> Iterator[range]:
+    """Consecutive ranges of `texts`, each a micro-batch."""
+    start = characters = 0
+    for at, text in enumerate(texts):
+        if at > start and (at - start == _BATCH_TEXTS or characters + len(text) > _BATCH_CHARACTERS):
+            yield range(start, at)
+            start, characters = at, 0
+        characters += len(text)
+    if start < len(texts):
+        yield range(start, len(texts))
 
 
 def clean(text: str, *, nfc: bool = False) -> str:

@@ -7,40 +7,43 @@ async with Reranker() as reranker:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
+import math
 import sys
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from rerankd import config, loadcheck, plan, scores, window
+from rerankd import config, loadcheck, plan, scores
+from rerankd.cache import ScoreCache
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument, Scoring
 from rerankd.engine import command, machine, rundir
 from rerankd.engine.base import Engine, EngineSpec
-from rerankd.engine.supervisor import State, Supervisor
+from rerankd.engine.supervisor import State, Supervisor, Watch
 from rerankd.errors import (
+    EngineError,
     EngineTimeout,
     EngineUnavailable,
     InputTooLong,
     InvalidRequest,
     ModelFileError,
-    TooLong,
     Unscorable,
 )
+from rerankd.fit import Fitted, fit
+from rerankd.metrics import Metrics
 from rerankd.models import builtin, catalog, gguf, store, verdict
+from rerankd.queue import Bounds, FairQueue, Place
 
 _log = logging.getLogger("rerankd")
 
-# Micro-batches of one request that are with the engine at once: while it works on one, the next one waits
-# there.
-_BATCHES_AHEAD = 2
-# A window leaves a document at least so many tokens, or the query is too long for it.
-_LEAST_ROOM = 8
+T = TypeVar("T")
+_HEADER_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +104,26 @@ class Reranker:
 
         `prepared` is a model that `prepare` has already returned. Raises ConfigError.
         """
-        self.settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
+        settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
+        self.settings = settings
+        self.metrics = Metrics(self._gauges)
         self._model = prepared
+        self._file = ""
+        self._cache = ScoreCache(0, "")
+        self._queue = FairQueue(
+            Bounds(settings.max_requests, settings.max_queue_documents, settings.max_queue_bytes)
+        )
         self._supervisor: Supervisor | None = None
         self._run_dir: Path | None = None
         self._doubts: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
-        if self._model is None:
-            self._model = await asyncio.to_thread(prepare, self.settings)
-        self._run_dir = rundir.make()
-        self._supervisor = self._supervise(self._model, self._run_dir)
-        self._supervisor.start()
+        model = self._model
+        if model is None:
+            model = await asyncio.to_thread(prepare, self.settings)
+        self._run_dir = await asyncio.to_thread(rundir.make)
         try:
-            await self._supervisor.ensure_ready()
+            await (await self._open(model)).ensure_ready()
         except BaseException:
             await self.close()
             raise
@@ -125,12 +134,32 @@ class Reranker:
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Stop the engine and remove what it left; safe to call again."""
+    async def drain(self) -> None:
+        """Take no new requests, let those under way finish for up to `drain_timeout_s`, then close."""
+        self._queue.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_timeout_s):
+                await self._queue.wait_empty()
+        await self.close()
+
+    async def close(self, *, at_once: bool = False) -> None:
+        """Stop the engine and remove what it left; safe to call again, and with `at_once` to cut an earlier
+        call short."""
+        self._queue.close()
         if self._supervisor is not None:
-            await self._supervisor.stop()
+            await self._supervisor.stop(at_once=at_once)
         if self._run_dir is not None:
             rundir.remove(self._run_dir)
+
+    async def reload(self) -> None:
+        """Try a failed engine again, or replace a running one between requests. A file that has changed is
+        read anew. Returns when that has begun."""
+        supervisor, model = self._running(), self.model
+        if await asyncio.to_thread(_fingerprint, model.path) == self._file:
+            supervisor.reload()
+            return
+        await self._open(await asyncio.to_thread(prepare, self.settings))
+        await supervisor.stop()
 
     @property
     def model(self) -> Model:
@@ -139,8 +168,10 @@ class Reranker:
 
     @property
     def state(self) -> State:
-        """What the engine is doing."""
-        return self._supervisor.state if self._supervisor is not None else State("stopped")
+        """What the engine is doing; "stopping" from the moment on that no request is taken any more."""
+        state = self._supervisor.state if self._supervisor is not None else State("stopped")
+        closing = self._queue.is_closed and state.phase != "stopped"
+        return replace(state, phase="stopping", engine=None) if closing else state
 
     @property
     def engine_log(self) -> Path:
@@ -150,25 +181,28 @@ class Reranker:
         """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields."""
         return await self.answer(RerankRequest(query, tuple(documents), **options))
 
-    async def answer(self, request: RerankRequest) -> RerankResult:
-        """The way of a request: check, fit to the window, score each text once, merge, rank.
+    async def answer(self, request: RerankRequest, *, timeout_s: float | None = None) -> RerankResult:
+        """The way of a request: check, queue, fit to the window, score each text once, merge, rank.
 
-        Raises InvalidRequest for what can't be meant, EngineError where no score could be had.
+        `timeout_s` may shorten the deadline of the settings. Raises InvalidRequest for what can't be meant,
+        Overloaded where the queue is full, EngineTimeout past the deadline, and another EngineError where no
+        score could be had.
         """
         started = time.perf_counter()
-        request = self._checked(request)
-        try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
-                made, raw, tokens, engine_s = await self._score_with_retry(request)
-        except TimeoutError:
-            raise EngineTimeout(
-                f"The request took longer than {self.settings.request_timeout_s:g} s and was dropped. "
-                "Send fewer or shorter documents, or raise request_timeout_s."
-            ) from None
-        values = made.plan.merge(raw)
+        self._check_request(request)
+        timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
+        size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
+        with self._queue.admit(len(request.documents), size_bytes) as place:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    scored = await self._score(request, place)
+            except TimeoutError:
+                raise self._too_late(timeout_s) from None
+        fitted = scored.fitted
+        values = fitted.plan.merge(scored.raw)
         if not request.raw_scores:
             values = [scores.transform(value, self.model.scoring.transform) for value in values]
-        return RerankResult(
+        result = RerankResult(
             model=request.model or self.model.name,
             results=tuple(
                 ScoredDocument(
@@ -176,14 +210,20 @@ class Reranker:
                 )
                 for index in scores.rank(values, request.top_n)
             ),
-            tokens=tokens,
+            tokens=scored.tokens,
             transform="raw" if request.raw_scores else self.model.scoring.transform.name,
-            warnings=self._doubts + made.warnings,
-            engine_s=engine_s,
+            warnings=self._doubts + fitted.warnings,
+            cached=scored.cached,
+            queue_s=place.waited_s,
+            engine_s=scored.engine_s,
             total_s=time.perf_counter() - started,
         )
+        self.metrics.answered(
+            len(request.documents), len(fitted.plan.texts), result, place.waited_s, len(fitted.cut)
+        )
+        return result
 
-    def _checked(self, request: RerankRequest) -> RerankRequest:
+    def _check_request(self, request: RerankRequest) -> None:
         if not request.query.strip():
             raise InvalidRequest("The query is empty. Send the question the documents should answer.")
         if not request.documents:
@@ -194,94 +234,121 @@ class Reranker:
                 f"{self.settings.max_documents} are taken at once. Send them in parts, or raise "
                 "max_documents."
             )
-        return request
+        most = self.settings.max_document_characters
+        for at, text in enumerate(request.documents):
+            if len(text) > most:
+                raise InvalidRequest(
+                    f"Document {at} has {len(text)} characters; at most {most} are taken. Send it in parts, "
+                    "or raise max_document_characters."
+                )
 
-    async def _score_with_retry(self, request: RerankRequest) -> tuple[_Made, list[float], int, float]:
-        assert self._supervisor is not None, "enter the Reranker first"
-        failed: Engine | None = None
-        while True:
-            engine = await self._supervisor.ensure_ready(after=failed)
-            try:
-                return await self._score(engine, request)
-            except EngineUnavailable:
-                # The child died under this request: once more on the next one.
-                if failed is not None:
-                    raise
-                failed = engine
-
-    async def _score(self, engine: Engine, request: RerankRequest) -> tuple[_Made, list[float], int, float]:
-        made = await self._fit(engine, request, exact=False)
-        started = time.perf_counter()
+    async def _score(self, request: RerankRequest, place: Place) -> _Scored:
         try:
-            raw, tokens = await self._score_texts(engine, made)
+            return await self._score_fitted(await self._fit(request), place)
         except InputTooLong:
-            made = await self._fit(engine, request, exact=True)
-            raw, tokens = await self._score_texts(engine, made)
-        return made, raw, tokens, time.perf_counter() - started
+            return await self._score_fitted(await self._fit(request, exact=True), place)
 
-    async def _score_texts(self, engine: Engine, made: _Made) -> tuple[list[float], int]:
-        raw = [0.0] * len(made.plan.texts)
-        places = asyncio.Semaphore(_BATCHES_AHEAD)
+    async def _fit(self, request: RerankRequest, *, exact: bool = False) -> Fitted:
+        async def count(texts: Sequence[str]) -> list[int]:
+            return await self._ask(lambda engine: engine.count_tokens(texts))
 
-        async def score(batch: range) -> int:
-            async with places:
-                texts = [made.plan.texts[at] for at in batch]
-                answer = await engine.score(made.query, texts, made.instruction)
+        async with self._running().lease() as engine:
+            fixed_tokens = engine.fixed_tokens
+        return await fit(request, self.model.scoring, fixed_tokens, count, exact=exact)
+
+    async def _score_fitted(self, fitted: Fitted, place: Place) -> _Scored:
+        """The raw value of each text: from the cache, else in micro-batches from the engine."""
+        started = time.perf_counter()
+        cache, texts = self._cache, fitted.plan.texts
+        keys = cache.keys(fitted.query, fitted.instruction, texts)
+        raw = [cache.get(key) for key in keys] or [None] * len(texts)
+        missing = [at for at, value in enumerate(raw) if value is None]
+
+        async def score(part: list[int]) -> int:
+            batch = [texts[at] for at in part]
+            async with place.turn(len(part)):
+                answer = await self._ask(lambda engine: engine.score(fitted.query, batch, fitted.instruction))
             scores.check_finite(answer.values)
-            raw[batch.start : batch.stop] = answer.values
+            for at, value in zip(part, answer.values, strict=True):
+                raw[at] = value
+                if keys:
+                    cache.put(keys[at], value)
             return answer.tokens
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(score(batch)) for batch in made.plan.batches()]
+                tasks = [
+                    group.create_task(score(missing[batch.start : batch.stop]))
+                    for batch in plan.micro_batches([texts[at] for at in missing])
+                ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return raw, sum(task.result() for task in tasks)
+        return _Scored(
+            fitted,
+            raw=[value for value in raw if value is not None],
+            tokens=sum(task.result() for task in tasks),
+            cached=len(texts) - len(missing),
+            engine_s=time.perf_counter() - started - place.waited_s,
+        )
 
-    async def _fit(self, engine: Engine, request: RerankRequest, *, exact: bool) -> _Made:
-        """Cut the documents to what the window leaves them; `exact` counts each that may be too long."""
-        scoring = self.model.scoring
-        clean = partial(plan.clean, nfc=scoring.nfc)
-        query = clean(request.query)
-        instruction = clean(request.instruction or scoring.instruction) if scoring.way == "judge" else ""
-        documents = [clean(document) for document in request.documents]
-        limit = request.max_tokens_per_doc
-        # A bound that the caller named is kept to the token.
-        fits = window.surely_fits if exact or limit else window.likely_fits
-        space = scoring.window - engine.fixed_tokens
-        room = self._room(window.most_tokens(query + instruction), space)
-        if room < _LEAST_ROOM or not all(fits(text, room) for text in documents):
-            used = sum(await engine.count_tokens([query, instruction]))
-            room = self._room(used, space)
-            if used > space or room < _LEAST_ROOM:
-                raise TooLong(
-                    f"The query has {used} tokens (with the instruction, if any), too many for this model's "
-                    f"window of {scoring.window}: a query is never cut. Shorten it."
-                )
-        bound = min(room, limit or room)
-        fitted: list[window.Chunks | None] = [
-            window.Chunks((text,), cut=False) if fits(text, bound) else None for text in documents
-        ]
-        long = [at for at, chunks in enumerate(fitted) if chunks is None]
-        if long:
-            most = 1 if not request.truncate else max(request.max_chunks_per_doc, 1)
-            cutters = [window.chunks(documents[at], room, most, request.overlap_tokens, limit) for at in long]
-            for at, chunks in zip(long, await _drive(cutters, engine), strict=True):
-                fitted[at] = chunks
-        made = [chunks for chunks in fitted if chunks is not None]
-        cut = [at for at, chunks in enumerate(made) if chunks.cut]
-        if cut and not request.truncate:
-            (tokens,) = await engine.count_tokens([documents[cut[0]]])
-            raise TooLong(
-                f"Document {cut[0]} has {tokens} tokens and there is room for {bound} beside the query. "
-                "Shorten it, or leave out truncate: false to have it cut."
+    async def _ask(self, call: Callable[[Engine], Awaitable[T]]) -> T:
+        """What `call` gets from the engine; once more from the next one, where the first died under it."""
+        failed: Engine | None = None
+        while True:
+            async with self._running().lease(after=failed) as engine:
+                try:
+                    return await call(engine)
+                except EngineUnavailable:
+                    if failed is not None:
+                        raise
+            failed = engine
+            self.metrics.retries.inc()
+
+    def _too_late(self, timeout_s: float) -> EngineError:
+        """The error of a request that passed its deadline; the engine, if it had one, is looked at."""
+        self.metrics.deadlines.inc()
+        state = self.state
+        if state.engine is None:
+            why = f" {state.error.message}" if state.error is not None else ""
+            wait_s = max(math.ceil(state.until - time.monotonic()), 1)
+            return EngineUnavailable(
+                f"No engine was ready before the request's deadline of {timeout_s:g} s.{why}",
+                retry_after_s=wait_s,
             )
-        return _Made(query, instruction, plan.make(made), _warnings(cut, bound))
+        self._running().suspect(state.engine)
+        return EngineTimeout(
+            f"The request took longer than {timeout_s:g} s and was dropped. Send fewer or shorter documents, "
+            "or raise request_timeout_s."
+        )
 
-    def _room(self, used: int, space: int) -> int:
-        """Tokens that a document may have beside a query of `used` tokens."""
-        # An embedding model reads the query and each document apart.
-        return space if self.model.scoring.way == "cosine" and used <= space else space - used
+    def _running(self) -> Supervisor:
+        assert self._supervisor is not None, "enter the Reranker first"
+        return self._supervisor
+
+    def _gauges(self) -> dict[str, tuple[str, float]]:
+        state, line = self.state, self._queue.line
+        memory = self._supervisor.memory_bytes() if self._supervisor is not None else None
+        return {
+            "engine_ready": ("1 while the engine can answer", state.engine is not None),
+            "engine_starts": ("children started, the first included", state.starts),
+            "engine_lost": ("children that died, hung, or would not start", state.lost),
+            "engine_memory_bytes": ("memory of the engine's process", memory or 0),
+            "queue_requests": ("requests under way or waiting", len(line)),
+            "queue_documents": ("documents of these that are not scored yet", line.documents),
+            "queue_bytes": ("bytes of text of these requests", line.size_bytes),
+            "documents_per_second": ("what the engine scores while it has work", line.rate),
+            "cache_entries": ("scores that are kept", len(self._cache)),
+        }
+
+    async def _open(self, model: Model) -> Supervisor:
+        """Begin to serve `model`, whose check at load decides what else is said of it."""
+        assert self._run_dir is not None
+        self._file = await asyncio.to_thread(_fingerprint, model.path)
+        self._model = model
+        self._cache = ScoreCache(self.settings.cache_entries, f"{self._file} {model.scoring!r}")
+        self._supervisor = self._supervise(model, self._run_dir)
+        self._supervisor.start()
+        return self._supervisor
 
     def _supervise(self, model: Model, run_dir: Path) -> Supervisor:
         settings = self.settings
@@ -293,13 +360,24 @@ class Reranker:
             gpu_layers=settings.gpu_layers,
         )
         spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
+        file = self._file
+
+        def argv(socket: Path) -> Sequence[str]:
+            # Another file than the one that was judged may have to be scored another way.
+            if _fingerprint(model.path) != file:
+                raise ModelFileError(
+                    f"{model.path} has changed or is gone. Send rerankd SIGHUP to have it read anew."
+                )
+            return command.argv(spec, options, socket)
+
         return Supervisor(
             spec,
-            lambda socket: command.argv(spec, options, socket),
+            argv,
             run_dir=run_dir,
             log=self.engine_log,
             start_timeout_s=settings.start_timeout_s,
             stop_timeout_s=settings.stop_timeout_s,
+            watch=Watch(**settings.model_dump(include={field.name for field in fields(Watch)})),
             check=self._check,
         )
 
@@ -324,35 +402,22 @@ class Reranker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """What goes to the engine for a request, and what the caller should know of how it was made."""
+class _Scored:
+    """The raw value of each text of a plan, and what it took: `cached` of them were known."""
 
-    query: str
-    instruction: str
-    plan: plan.Plan
-    warnings: tuple[str, ...]
-
-
-async def _drive(
-    cutters: Sequence[Generator[str, int, window.Chunks]], engine: Engine
-) -> list[window.Chunks]:
-    """Run the cutters side by side: all that they ask for at one time is counted in one call."""
-    done: dict[int, window.Chunks] = {}
-    asking = {at: next(cutter) for at, cutter in enumerate(cutters)}
-    while asking:
-        counts = await engine.count_tokens(list(asking.values()))
-        following: dict[int, str] = {}
-        for at, tokens in zip(asking, counts, strict=True):
-            try:
-                following[at] = cutters[at].send(tokens)
-            except StopIteration as end:
-                done[at] = end.value
-        asking = following
-    return [done[at] for at in range(len(cutters))]
+    fitted: Fitted
+    raw: list[float]
+    tokens: int
+    cached: int
+    engine_s: float
 
 
-def _warnings(cut: Sequence[int], bound: int) -> tuple[str, ...]:
-    if not cut:
-        return ()
-    shown = ", ".join(map(str, cut[:20])) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
-    return (f"Too long to be read whole, with {bound} tokens for a text: document {shown}.",)
+def _fingerprint(path: Path) -> str:
+    """What tells a file from another one at a glance (see cache.py); of no file, that there is none."""
+    try:
+        status = path.stat()
+        with path.open("rb") as stream:
+            header = hashlib.blake2b(stream.read(_HEADER_BYTES), digest_size=16).hexdigest()
+    except OSError:
+        return f"no {path}"
+    return f"{path} {status.st_size} {status.st_mtime_ns} {header}"

@@ -1,7 +1,8 @@
 """From a value or an error to an HTTP answer, with the headers that a person debugging wants.
 
 Every answer carries `x-request-id`: the caller's own where it is sane, else a new one. An answer with scores
-also carries `x-rerankd-model` and how long it took: `x-rerankd-total-ms` and, of it, `x-rerankd-engine-ms`.
+also carries `x-rerankd-model` and how long it took: `x-rerankd-total-ms` and, of it, what it waited
+(`x-rerankd-queue-ms`) and what the engine worked (`x-rerankd-engine-ms`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
-from rerankd.api import jina
+from rerankd.api import jina, limits
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
@@ -61,7 +62,7 @@ class Route(APIRoute):
             response.headers["x-request-id"] = request_id(request)
             return response
 
-        return answer
+        return limits.guard(answer)
 
 
 def plain_path(path: str) -> str:
@@ -101,12 +102,13 @@ def error_response(
     return json_response(render(error), error.status_hint, more)
 
 
-def facts(model: str, *, total_s: float, engine_s: float) -> dict[str, str]:
+def facts(model: str, *, total_s: float, queue_s: float, engine_s: float) -> dict[str, str]:
     """The headers of an answer with scores."""
     return {
         # A header can't hold every script that a file may be named in.
         "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
         "x-rerankd-total-ms": f"{total_s * 1000:.1f}",
+        "x-rerankd-queue-ms": f"{queue_s * 1000:.1f}",
         "x-rerankd-engine-ms": f"{engine_s * 1000:.1f}",
     }
 

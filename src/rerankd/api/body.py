@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from rerankd.api.limits import check_structure
 from rerankd.errors import InvalidRequest, PayloadTooLarge
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -30,6 +31,7 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
             )
     if not data.strip():
         raise InvalidRequest(f"The request body is empty. Send JSON like {EXAMPLE}")
+    check_structure(data)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -83,6 +83,7 @@ class Meta(TypedDict):
     billed_units: dict[str, int]
     tokens: dict[str, int]
     transform: str
+    cached: NotRequired[int]
     warnings: NotRequired[list[str]]
 
 
@@ -110,6 +111,8 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "tokens": {"input_tokens": result.tokens, "output_tokens": 0},
         "transform": result.transform,
     }
+    if result.cached:
+        meta["cached"] = result.cached
     if result.warnings:
         meta["warnings"] = list(result.warnings)
     return {

@@ -134,6 +134,28 @@ def _row(model: Model, name: str) -> ModelRow:
     }
 
 
+@router.get("/metrics", summary="Counters and measurements, as Prometheus reads them")
+async def metrics(request: Request) -> Response:
+    reranker = reranker_of(request)
+    if not reranker.settings.open_metrics:
+        check_key(request, reranker.settings.api_key)
+    return Response(reranker.metrics.read(), media_type=reranker.metrics.content_type)
+
+
+@router.post(
+    "/v1/models/{name:path}/reload",
+    status_code=202,
+    summary="Start a failed engine again, or replace a running one between requests",
+    responses={202: {"description": "it has begun"}, **errors(jina.ErrorAnswer, statuses=[401, 404])},
+)
+async def reload(request: Request, name: str) -> Response:
+    reranker = reranker_of(request)
+    check_key(request, reranker.settings.api_key)
+    model = _find(name, reranker)
+    await reranker.reload()
+    return json_response({"status": "reloading", "model": model.name}, 202)
+
+
 @router.get("/v1/cluster/auth", include_in_schema=False)
 async def cluster_auth(request: Request) -> Response:
     """What Xinference's clients ask first. Without a key it is a 404, as in a Xinference without users; with
@@ -190,6 +212,11 @@ def check_model(asked: str | None, reranker: Reranker) -> Model:
     served = _served(reranker)
     if not asked or (len(served) == 1 and not reranker.settings.strict_model_names):
         return served[0]
+    return _find(asked, reranker)
+
+
+def _find(asked: str, reranker: Reranker) -> Model:
+    served = _served(reranker)
     for model in served:
         if asked in _names(model):
             return model

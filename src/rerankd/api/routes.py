@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from rerankd.api import jina, nvidia, ollama, ops, tei, vllm, voyage
+from rerankd.api import jina, limits, nvidia, ollama, ops, tei, vllm, voyage
 from rerankd.api.answer import (
     RenderError,
     Route,
@@ -41,6 +41,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class Speaker(Protocol):
     """What can say an error."""
 
+    @property
+    def __name__(self) -> str: ...
     @property
     def render_error(self) -> RenderError: ...
 
@@ -76,12 +78,15 @@ async def rerank(request: Request) -> Response:
     """Every dialect but vLLM's /score."""
     reranker = reranker_of(request)
     dialect, value = await _read(request, reranker, choose_dialect)
+    timeout_s = limits.wanted_timeout_s(request)
     asked = dialect.parse(value)
     ops.check_model(asked.model, reranker)
-    result = await reranker.answer(asked)
+    result = await reranker.answer(asked, timeout_s=timeout_s)
     return json_response(
         dialect.render(result, request_id(request)),
-        headers=facts(reranker.model.name, total_s=result.total_s, engine_s=result.engine_s),
+        headers=facts(
+            reranker.model.name, total_s=result.total_s, queue_s=result.queue_s, engine_s=result.engine_s
+        ),
     )
 
 
@@ -90,14 +95,16 @@ async def score(request: Request) -> Response:
     started = time.perf_counter()
     reranker = reranker_of(request)
     dialect, value = await _read(request, reranker, lambda *_: vllm)
+    timeout_s = limits.wanted_timeout_s(request)
     requests = dialect.parse(value)
     ops.check_model(requests[0].model, reranker)
-    results = await _answer_all(reranker, requests)
+    results = await _answer_all(reranker, requests, timeout_s)
     return json_response(
         dialect.render(results, request_id(request)),
         headers=facts(
             reranker.model.name,
             total_s=time.perf_counter() - started,
+            queue_s=sum(result.queue_s for result in results),
             engine_s=sum(result.engine_s for result in results),
         ),
     )
@@ -114,19 +121,23 @@ async def _read(
     settings = reranker.settings
     path = plain_path(request.url.path)
     speaks(request, choose(path, {}).render_error)
+    request.state.dialect = "unknown"
     refused = refusal(request, settings.api_key)
     try:
         value = await read_json(request, settings.max_body_bytes if refused is None else _REFUSED_BYTES)
     except RerankdError as error:
         raise refused or error from None
     dialect = choose(path, value)
+    request.state.dialect = dialect.__name__.rpartition(".")[2]
     speaks(request, dialect.render_error)
     if refused is not None:
         raise refused
     return dialect, value
 
 
-async def _answer_all(reranker: Reranker, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+async def _answer_all(
+    reranker: Reranker, requests: Sequence[RerankRequest], timeout_s: float | None
+) -> list[RerankResult]:
     """The answers, one after the other: /score is bound by what one /rerank is."""
     settings = reranker.settings
     pairs = sum(len(asked.documents) for asked in requests)
@@ -135,12 +146,13 @@ async def _answer_all(reranker: Reranker, requests: Sequence[RerankRequest]) -> 
             f"The request has {pairs} pairs; at most {settings.max_documents} are taken at once. Send them "
             "in parts, or raise max_documents."
         )
+    timeout_s = min(timeout_s or settings.request_timeout_s, settings.request_timeout_s)
     try:
-        async with asyncio.timeout(settings.request_timeout_s):
+        async with asyncio.timeout(timeout_s):
             return [await reranker.answer(asked) for asked in requests]
     except TimeoutError:
         raise EngineTimeout(
-            f"The request took longer than {settings.request_timeout_s:g} s and was dropped. Send fewer "
+            f"The request took longer than {timeout_s:g} s and was dropped. Send fewer "
             "pairs, or raise request_timeout_s."
         ) from None
 

@@ -20,6 +20,7 @@ from rerankd.errors import EngineStartFailed
 
 _RING_LINES = 200
 _LOG_BYTES = 8 * 2**20
+_LAST_OUTPUT_S = 1.0
 _TETHER = Path(__file__).with_name("tether.py")
 
 
@@ -69,8 +70,13 @@ class Child:
     async def wait(self) -> int:
         """Wait for the end, with all output read; returns the exit code."""
         code = await self._process.wait()
-        await asyncio.shield(self._drain)
+        # A child of the child may hold the pipe open; then the last lines are what came so far.
+        await asyncio.wait([self._drain], timeout=_LAST_OUTPUT_S)
         return code
+
+    def kill(self) -> None:
+        """SIGKILL to the group, without waiting."""
+        self._signal(signal.SIGKILL)
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM to the group, and SIGKILL after `grace_s` seconds. Safe to call again."""
@@ -80,6 +86,7 @@ class Child:
         except TimeoutError:
             self._signal(signal.SIGKILL)
         await self.wait()
+        self._drain.cancel()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,35 @@ class LlamaClient:
         )
         self._computing = asyncio.Semaphore(CALLS)
         self._tokenising = asyncio.Semaphore(CALLS)
+        self._answered = 0
 
-    async def is_ready(self) -> bool:
+    async def is_ready(self, timeout_s: float = 2.0) -> bool:
         """Whether the server answers and has loaded its model."""
         try:
-            return (await self._http.get("/health", timeout=2)).status_code == 200
+            return (await self._http.get("/health", timeout=timeout_s)).status_code == 200
         except httpx.TransportError:
             return False
+
+    async def shows_work(self, within_s: float) -> bool:
+        """Whether the server's own loop gets to do anything within so many seconds.
+
+        `/slots` is answered by the loop that computes, between two of its steps, and `/health` is not.
+        """
+        answered = self._answered
+        try:
+            await self._http.get("/slots", timeout=within_s)
+        except httpx.TimeoutException:
+            return self._answered != answered
+        except httpx.TransportError:
+            pass  # it is dying, which is seen elsewhere
+        return True
 
     async def compute(self, path: str, body: dict[str, Any]) -> Any:
         """POST one call that runs the model."""
         async with self._computing:
-            return await self._post(path, body)
+            answer = await self._post(path, body)
+        self._answered += 1
+        return answer
 
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of `text` as plain text; with `special`, the tokens the vocabulary puts around it too."""
@@ -82,6 +100,8 @@ class LlamaClient:
         await self._http.aclose()
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        if self._http.is_closed:
+            raise EngineUnavailable("The engine was stopped before the request reached it; try again.")
         try:
             response = await self._http.post(path, json=body)
             answer = response.json()
@@ -134,10 +154,11 @@ class HeadEngine(LlamaEngine):
     async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
         # Only the keys it knows: a key like `texts` would change the answer's shape.
         answer = await self._client.compute("/v1/rerank", {"query": query, "documents": list(texts)})
-        values: list[float | None] = [None] * len(texts)
-        for row in _part(answer, "results", list):
-            values[row["index"]] = row["relevance_score"]
-        return RawScores(_complete(values), answer["usage"]["prompt_tokens"])
+        with _in_shape():
+            values: list[float | None] = [None] * len(texts)
+            for row in _part(answer, "results", list):
+                values[row["index"]] = row["relevance_score"]
+            return RawScores(_complete(values), answer["usage"]["prompt_tokens"])
 
 
 class CosineEngine(LlamaEngine):
@@ -169,12 +190,13 @@ class CosineEngine(LlamaEngine):
     async def _embed(self, texts: list[str]) -> tuple[Vector, int]:
         inputs = await asyncio.gather(*map(self._as_plain_text, texts))
         answer = await self._client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
-        rows = _part(answer, "data", list)
-        if len(rows) != len(texts):
-            raise EngineError(f"The engine answered {len(rows)} embeddings for {len(texts)} texts.")
-        rows = sorted(rows, key=lambda row: row["index"])
-        data = b"".join(base64.b64decode(row["embedding"]) for row in rows)
-        return np.frombuffer(data, np.float32).reshape(len(texts), -1), answer["usage"]["prompt_tokens"]
+        with _in_shape():
+            rows = _part(answer, "data", list)
+            if len(rows) != len(texts):
+                raise EngineError(f"The engine answered {len(rows)} embeddings for {len(texts)} texts.")
+            rows = sorted(rows, key=lambda row: row["index"])
+            data = b"".join(base64.b64decode(row["embedding"]) for row in rows)
+            return np.frombuffer(data, np.float32).reshape(len(texts), -1), answer["usage"]["prompt_tokens"]
 
     async def _as_plain_text(self, text: str) -> str | list[int]:
         # /v1/embeddings reads control tokens out of a string. Where one is spelled, send ids instead.
@@ -205,11 +227,12 @@ class JudgeEngine(LlamaEngine):
     async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
         prompts = await asyncio.gather(*(self._prompt(query, text, instruction) for text in texts))
         answer = await self._client.compute("/completion", judge.completion_body(prompts, self._labels))
-        answers = answer if isinstance(answer, list) else [answer]
-        values: list[float | None] = [None] * len(texts)
-        for row in answers:
-            values[row["index"]] = judge.log_odds(row, self._labels)
-        return RawScores(_complete(values), sum(row["tokens_evaluated"] for row in answers))
+        with _in_shape():
+            answers = answer if isinstance(answer, list) else [answer]
+            values: list[float | None] = [None] * len(texts)
+            for row in answers:
+                values[row["index"]] = judge.log_odds(row, self._labels)
+            return RawScores(_complete(values), sum(row["tokens_evaluated"] for row in answers))
 
     async def _label(self, text: str) -> int:
         ids = await self._client.tokenize(text)
@@ -237,6 +260,17 @@ class JudgeEngine(LlamaEngine):
 
 
 KINDS: dict[Way, type[LlamaEngine]] = {"head": HeadEngine, "cosine": CosineEngine, "judge": JudgeEngine}
+
+
+@contextlib.contextmanager
+def _in_shape() -> Iterator[None]:
+    """What reading an answer raises where it is not what a llama-server sends is an EngineError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(
+            f"The engine's answer can't be read ({error!r}); is it a llama-server of this time? See its log."
+        ) from error
 
 
 def _part(answer: Any, key: str, kind: type[list[Any]]) -> list[Any]:

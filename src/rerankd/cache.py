@@ -1,0 +1,58 @@
+"""Raw scores of pairs that were scored before, bounded, the least recently used one gone first.
+
+A raw value depends on the pair, the model and how it is scored, and on nothing else, so a key is a digest of
+these. The model's part of it stands for the file by path, size, time of change and header: reading gigabytes
+at each start to tell apart two files that agree in all of those is not worth it, and a file that changes
+under a running service is refused at the next start of its engine.
+
+An entry is a digest and a number, about 200 bytes with what a dictionary takes for it, whatever the texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+_DIGEST_BYTES = 16
+_SEPARATOR = b"\0"  # texts come here without NUL (see plan.clean)
+
+
+class ScoreCache:
+    """At most `most_entries` raw values; 0 keeps none. `model` says in any words what the values depend on
+    beside the pair."""
+
+    def __init__(self, most_entries: int, model: str) -> None:
+        self.most_entries = most_entries
+        self._model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
+        self._values: OrderedDict[bytes, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def keys(self, query: str, instruction: str, texts: Sequence[str]) -> list[bytes]:
+        """The key of each text; none at all where the cache is off."""
+        if not self.most_entries:
+            return []
+        question = self._model.copy()
+        question.update(_SEPARATOR.join((b"", instruction.encode(), query.encode(), b"")))
+        made = []
+        for text in texts:
+            pair = question.copy()
+            pair.update(text.encode())
+            made.append(pair.digest())
+        return made
+
+    def get(self, key: bytes) -> float | None:
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
+
+    def put(self, key: bytes, value: float) -> None:
+        if not self.most_entries:
+            return
+        self._values[key] = value
+        self._values.move_to_end(key)
+        if len(self._values) > self.most_entries:
+            self._values.popitem(last=False)

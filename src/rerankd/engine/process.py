@@ -1,0 +1,76 @@
+"""What the system says of a process: when it started, its command line, and its memory.
+
+Linux has /proc; elsewhere `ps` is asked. A pid alone names nothing, since the system gives it to another
+process later: with the start time it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_PS_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`started` is the system's own word for the time (only good for comparing); `command` the command line,
+    its words joined by spaces."""
+
+    pid: int
+    started: str
+    command: str
+
+
+def identify(pid: int) -> Identity | None:
+    """Who runs under this pid; None where nobody does, or nobody that still runs."""
+    if (_PROC / "self" / "stat").exists():
+        with contextlib.suppress(OSError, ValueError):
+            # The second field is the program's name in parentheses, which may hold spaces and parentheses.
+            fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            command = (
+                (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
+            # The start time is field 22; what is left begins at field 3. Z: it has ended.
+            return None if fields[0] in "ZX" else Identity(pid, fields[19], command.strip())
+        return None
+    words = _ps(pid, "lstart=", "command=")
+    # lstart has five words: Mon Nov 23 01:45:31 2026
+    return Identity(pid, " ".join(words[:5]), " ".join(words[5:])) if len(words) > 5 else None
+
+
+def memory_bytes(pid: int) -> int | None:
+    """Memory that the process holds now, the model's file as far as it is mapped in included; None where it
+    can't be told."""
+    if (_PROC / "self" / "statm").exists():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int((_PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return None
+    words = _ps(pid, "rss=")
+    return int(words[0]) * 1024 if words and words[0].isdigit() else None
+
+
+def end_group(pid: int) -> None:
+    """SIGKILL to the process group that `pid` leads; nothing happens where there is none."""
+    if pid > 1:  # 0 is our own group, 1 is everybody
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _ps(pid: int, *columns: str) -> list[str]:
+    options = [word for column in columns for word in ("-o", column)]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            ["ps", *options, "-p", str(pid)],
+            capture_output=True,
+            text=True,
+            timeout=_PS_TIMEOUT_S,
+            check=False,
+        )
+        return done.stdout.split()
+    return []

@@ -1,0 +1,123 @@
+"""A request -> what goes to the engine: cleaned texts, cut to what the window leaves them.
+
+All that needs an engine is how it counts tokens, handed in as a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rerankd import plan, window
+from rerankd.domain import RerankRequest, Scoring
+from rerankd.errors import TooLong
+
+# A window leaves a document at least so many tokens, or the query is too long for it.
+_LEAST_ROOM = 8
+# Texts that are counted in one call: the engine tokenises them one after the other, and nobody else's.
+_COUNTED_CHARACTERS = 2**20
+
+Count = Callable[[Sequence[str]], Awaitable[list[int]]]
+"""How many tokens each text has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What goes to the engine for a request, the documents that were cut, and the tokens each has room
+    for."""
+
+    query: str
+    instruction: str
+    plan: plan.Plan
+    cut: tuple[int, ...]
+    room: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the caller should know of it, in words."""
+        if not self.cut:
+            return ()
+        shown = ", ".join(map(str, self.cut[:20]))
+        more = f" and {len(self.cut) - 20} more" if len(self.cut) > 20 else ""
+        return (f"Too long to be read whole, with {self.room} tokens for a text: document {shown}{more}.",)
+
+
+async def fit(
+    request: RerankRequest, scoring: Scoring, fixed_tokens: int, count: Count, *, exact: bool = False
+) -> Fitted:
+    """Cut the documents to what the window leaves them; `exact` counts each that may be too long.
+
+    Raises TooLong for a query that leaves no room, and for a document that must not be cut.
+    """
+    clean = partial(plan.clean, nfc=scoring.nfc)
+    query = clean(request.query)
+    instruction = clean(request.instruction or scoring.instruction) if scoring.way == "judge" else ""
+    documents = [clean(document) for document in request.documents]
+    limit = request.max_tokens_per_doc
+    # A bound that the caller named is kept to the token.
+    fits = window.surely_fits if exact or limit else window.likely_fits
+    space = scoring.window - fixed_tokens
+    room = _room(scoring, window.most_tokens(query + instruction), space)
+    if room < _LEAST_ROOM or not all(fits(text, room) for text in documents):
+        used = sum(await count([query, instruction]))
+        room = _room(scoring, used, space)
+        if used > space or room < _LEAST_ROOM:
+            raise TooLong(
+                f"The query has {used} tokens (with the instruction, if any), too many for this model's "
+                f"window of {scoring.window}: a query is never cut. Shorten it."
+            )
+    bound = min(room, limit or room)
+    fitted: list[window.Chunks | None] = [
+        window.Chunks((text,), cut=False) if fits(text, bound) else None for text in documents
+    ]
+    long = [at for at, chunks in enumerate(fitted) if chunks is None]
+    if long:
+        most = 1 if not request.truncate else max(request.max_chunks_per_doc, 1)
+        cutters = [window.chunks(documents[at], room, most, request.overlap_tokens, limit) for at in long]
+        for at, chunks in zip(long, await _drive(cutters, count), strict=True):
+            fitted[at] = chunks
+    made = [chunks for chunks in fitted if chunks is not None]
+    cut = tuple(at for at, chunks in enumerate(made) if chunks.cut)
+    if cut and not request.truncate:
+        (tokens,) = await count([documents[cut[0]]])
+        raise TooLong(
+            f"Document {cut[0]} has {tokens} tokens and there is room for {bound} beside the query. "
+            "Shorten it, or leave out truncate: false to have it cut."
+        )
+    return Fitted(query, instruction, plan.make(made), cut, bound)
+
+
+def _room(scoring: Scoring, used: int, space: int) -> int:
+    """Tokens that a document may have beside a query of `used` tokens."""
+    # An embedding model reads the query and each document apart.
+    return space if scoring.way == "cosine" and used <= space else space - used
+
+
+async def _drive(cutters: Sequence[Generator[str, int, window.Chunks]], count: Count) -> list[window.Chunks]:
+    """Run the cutters side by side: what they ask for at one time is counted in few calls."""
+    done: dict[int, window.Chunks] = {}
+    asking = {at: next(cutter) for at, cutter in enumerate(cutters)}
+    while asking:
+        counts = await _count_in_parts(list(asking.values()), count)
+        following: dict[int, str] = {}
+        for at, tokens in zip(asking, counts, strict=True):
+            try:
+                following[at] = cutters[at].send(tokens)
+            except StopIteration as end:
+                done[at] = end.value
+        asking = following
+    return [done[at] for at in range(len(cutters))]
+
+
+async def _count_in_parts(texts: list[str], count: Count) -> list[int]:
+    counts: list[int] = []
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        part.append(text)
+        characters += len(text)
+        if characters >= _COUNTED_CHARACTERS:
+            counts += await count(part)
+            part, characters = [], 0
+    return counts + await count(part) if part else counts

@@ -1,0 +1,88 @@
+"""What is counted and measured, each declared once. A registry of its own for each Reranker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from rerankd.domain import RerankResult
+
+# From a cached answer to the default deadline.
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_DOCUMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10_000)
+
+
+Gauges = Callable[[], dict[str, tuple[str, float]]]
+"""What is read off at the moment of asking: name -> (what it is, value)."""
+
+
+class Metrics:
+    """The counters of one Reranker; `read` makes the page that Prometheus reads."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, gauges: Gauges) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "rerankd_requests",
+            "answers, by dialect and HTTP status",
+            ["dialect", "status"],
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "rerankd_request_seconds",
+            "from the request's arrival to its answer",
+            ["dialect"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "rerankd_queue_wait_seconds",
+            "until a request's first turn at the engine",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.documents = Histogram(
+            "rerankd_request_documents", "documents of a request", buckets=_DOCUMENTS, registry=registry
+        )
+        self.tokens = Counter("rerankd_tokens", "tokens that the engine read", registry=registry)
+        self.cut = Counter("rerankd_documents_cut", "documents cut to the model's window", registry=registry)
+        self.cache_hits = Counter("rerankd_cache_hits", "texts whose score was known", registry=registry)
+        self.cache_misses = Counter(
+            "rerankd_cache_misses", "texts that went to the engine", registry=registry
+        )
+        self.retries = Counter(
+            "rerankd_retries", "calls made again because the engine died under them", registry=registry
+        )
+        self.deadlines = Counter("rerankd_deadlines_passed", "requests that took too long", registry=registry)
+        registry.register(_AtTheMoment(gauges))
+
+    def answered(self, documents: int, texts: int, result: RerankResult, waited_s: float, cut: int) -> None:
+        """Count one request that got its scores; `texts` is how many different ones it had."""
+        self.documents.observe(documents)
+        self.queue_wait.observe(waited_s)
+        self.tokens.inc(result.tokens)
+        self.cache_hits.inc(result.cached)
+        self.cache_misses.inc(texts - result.cached)
+        self.cut.inc(cut)
+
+    def read(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _AtTheMoment(Collector):
+    def __init__(self, gauges: Gauges) -> None:
+        self._gauges = gauges
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        return [
+            GaugeMetricFamily(f"rerankd_{name}", what, value=value)
+            for name, (what, value) in self._gauges().items()
+        ]

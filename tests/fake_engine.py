@@ -1,0 +1,179 @@
+"""A llama-server that can fail in every way: a real program for the real supervisor to run.
+
+It takes the flags that rerankd gives a llama-server and serves the same paths on the same UNIX socket, and
+scores by a formula that `raw` below repeats for tests. What goes wrong is said by flags of its own, which
+`install` writes into a small start script, since a service only names a program. "Calls" are calls that
+compute; the check at load makes four of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+# prepare() makes one call, the check at load three.
+CALLS_AT_LOAD = 4
+WAYS_TO_ANSWER_BADLY = ("nan", "few", "garbage", "text", "error", "close")
+
+
+def raw(query: str, text: str) -> float:
+    """The raw value of a pair: any number in [-4, 4), the same each time."""
+    digest = hashlib.blake2b(f"{query}\0{text}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") / 2**32 * 8 - 4
+
+
+def install(folder: Path, *flags: str) -> Path:
+    """A program in `folder` that runs this file with `flags`; for the setting `llama_path`."""
+    program = folder / "fake-llama-server"
+    quoted = " ".join(f"'{flag}'" for flag in flags)
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S '{__file__}' {quoted} \"$@\"\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(allow_abbrev=False)
+    flags.add_argument("--host", required=True)
+    flags.add_argument("--slow-load", type=float, default=0, help="seconds until it is ready")
+    flags.add_argument("--die-at-start", action="store_true", help="end with code 7 before it listens")
+    flags.add_argument("--die-after", type=float, help="end with code 8 so many seconds after it listens")
+    flags.add_argument("--crash-after", type=int, help="SIGKILL itself in the call after so many")
+    flags.add_argument("--crash-on", default="", help="SIGKILL itself when a document holds this text")
+    flags.add_argument("--ignore-term", action="store_true")
+    flags.add_argument("--bad-scores", choices=WAYS_TO_ANSWER_BADLY)
+    flags.add_argument("--bad-after", type=int, default=CALLS_AT_LOAD, help="good calls before the bad ones")
+    flags.add_argument("--hang-after", type=int, help="stop altogether (SIGSTOP) in the call after so many")
+    flags.add_argument("--stall-after", type=int, help="never answer the call after so many, nor /slots")
+    flags.add_argument("--chatter", action="store_true", help="write as fast as anyone reads")
+    flags.add_argument("--delay-ms", type=float, default=0, help="milliseconds that a document takes")
+    flags.add_argument("--grow-mib", type=int, default=0, help="memory that each call takes and keeps")
+    flags.add_argument("--only-first", default="", help="a file: only the first to make it misbehaves")
+    return flags
+
+
+class Fake:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.calls = 0
+        self.kept: list[bytes] = []
+        self.lock = threading.Lock()  # llama.cpp computes one batch at a time, too
+        self.stalled = threading.Event()
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any] | None:
+        """Status and body, or None: close the connection without a word."""
+        if path == "/health":
+            return 200, {"status": "ok"}
+        if path == "/slots":
+            if self.stalled.is_set():
+                threading.Event().wait()
+            return 200, []
+        if path == "/tokenize":
+            content = body["content"]
+            parts = content if isinstance(content, list) else [content]
+            ids = [[part] if isinstance(part, int) else list(part.encode()) for part in parts]
+            return 200, {"tokens": [token for part in ids for token in part]}
+        if path == "/v1/rerank":
+            with self.lock:
+                return self.rerank(body["query"], body["documents"])
+        return 404, {"error": {"message": "File Not Found"}}
+
+    def rerank(self, query: str, documents: list[str]) -> tuple[int, Any] | None:
+        options = self.options
+        self.calls += 1
+        if options.crash_after is not None and self.calls > options.crash_after:
+            print("about to crash, as asked", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if options.crash_on and any(options.crash_on in document for document in documents):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if options.hang_after is not None and self.calls > options.hang_after:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if options.stall_after is not None and self.calls > options.stall_after:
+            self.stalled.set()
+            threading.Event().wait()
+        if options.grow_mib:
+            self.kept.append(os.urandom(options.grow_mib * 2**20))
+        time.sleep(len(documents) * options.delay_ms / 1000)
+        rows = [{"index": at, "relevance_score": raw(query, text)} for at, text in enumerate(documents)]
+        rows.sort(key=lambda row: -row["relevance_score"])
+        tokens = sum(len(query.encode()) + len(text.encode()) + 4 for text in documents)
+        good = {"results": rows, "usage": {"prompt_tokens": tokens}}
+        if options.bad_scores is None or self.calls <= options.bad_after:
+            return 200, good
+        return {
+            "nan": (200, {**good, "results": [{**row, "relevance_score": None} for row in rows]}),
+            "few": (200, {**good, "results": rows[:-1]}),
+            "garbage": (200, {"results": [{"index": "one"}], "usage": []}),
+            "text": (200, "\x00\xff this is not JSON"),
+            "error": (500, {"error": {"message": "something broke"}}),
+            "close": None,
+        }[options.bad_scores]
+
+
+def serve_connection(fake: Fake, connection: socket.socket) -> None:
+    with connection, connection.makefile("rb") as stream:
+        while line := stream.readline():
+            path = line.split()[1].decode()
+            size = 0
+            while (header := stream.readline()) not in (b"\r\n", b""):
+                name, _, value = header.partition(b":")
+                if name.lower() == b"content-length":
+                    size = int(value)
+            body = json.loads(stream.read(size)) if size else {}
+            answer = fake.answer(path, body)
+            if answer is None:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\n{")
+                return
+            status, value = answer
+            data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+            try:
+                connection.sendall(
+                    b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(data)) + data
+                )
+            except OSError:
+                return
+
+
+def chatter() -> None:
+    while True:
+        sys.stdout.write("x" * 199 + "\n")
+
+
+def main() -> int:
+    options, _ = parser().parse_known_args()
+    if options.only_first:
+        try:
+            os.close(os.open(options.only_first, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            options = parser().parse_args(["--host", options.host])
+    if options.ignore_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("fake engine: loading", flush=True)
+    if options.die_at_start:
+        print("fake engine: no such tensor, as asked", flush=True)
+        return 7
+    if options.chatter:
+        threading.Thread(target=chatter, daemon=True).start()
+    time.sleep(options.slow_load)
+    fake = Fake(options)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(options.host)
+    server.listen(64)
+    if options.die_after is not None:
+        threading.Timer(options.die_after, lambda: os._exit(8)).start()
+    while True:
+        connection, _ = server.accept()
+        threading.Thread(target=serve_connection, args=(fake, connection), daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

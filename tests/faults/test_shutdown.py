@@ -1,0 +1,144 @@
+"""SIGTERM, a second one, SIGHUP, SIGKILL: nothing may be left."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from live import Service, raw_scores, right, service
+
+from rerankd.engine import process
+
+DOCUMENTS = [f"document {number}" for number in range(40)]
+
+
+def in_background(
+    answers: list[httpx.Response], ask: Callable[..., httpx.Response], *args: Any
+) -> threading.Thread:
+    thread = threading.Thread(target=lambda: answers.append(ask(*args)))
+    thread.start()
+    return thread
+
+
+def until(true: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def under_way(it: Service) -> bool:
+    return "rerankd_queue_requests 1.0" in it.get("/metrics").text
+
+
+def test_sigterm_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:
+    with service(tmp_path, "--delay-ms", "20") as it:
+        (engine,) = it.engines()
+        answers: list[httpx.Response] = []
+        thread = in_background(answers, it.rerank, DOCUMENTS)
+        until(lambda: under_way(it))
+        it.signal(signal.SIGTERM)
+        until(lambda: it.get("/ready").status_code == 503)
+        refused = it.rerank(["a"])
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "5"
+        assert "stopping" in refused.json()["message"]
+        assert it.get("/health").status_code == 200
+        thread.join()
+        assert raw_scores(answers[0]) == right(DOCUMENTS)
+        assert it.ended() == 0
+        assert process.identify(engine) is None
+        assert list(it.runtime.iterdir()) == []
+
+
+def test_what_does_not_finish_in_time_gets_503(tmp_path: Path) -> None:
+    with service(tmp_path, "--delay-ms", "100", drain_timeout_s=0.3) as it:
+        answers: list[httpx.Response] = []
+        thread = in_background(answers, it.rerank, DOCUMENTS)
+        until(lambda: under_way(it))
+        it.signal(signal.SIGTERM)
+        thread.join()
+        assert answers[0].status_code == 503
+        assert it.ended() == 0
+        assert list(it.runtime.iterdir()) == []
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    with service(tmp_path, "--delay-ms", "100", "--ignore-term", drain_timeout_s=60, stop_timeout_s=60) as it:
+        (engine,) = it.engines()
+
+        def ask() -> None:
+            with contextlib.suppress(httpx.TransportError):
+                assert it.rerank(DOCUMENTS).status_code == 503
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        until(lambda: under_way(it))
+        it.signal(signal.SIGTERM)
+        until(lambda: it.get("/ready").status_code == 503)
+        started = time.monotonic()
+        it.signal(signal.SIGTERM)
+        it.ended()
+        assert time.monotonic() - started < 5
+        thread.join()
+        assert process.identify(engine) is None
+        assert list(it.runtime.iterdir()) == []
+
+
+def test_a_signal_during_the_start_ends_it_in_order(tmp_path: Path) -> None:
+    with service(tmp_path, "--slow-load", "60", wait=False) as it:
+        until(lambda: it.engines() != [])
+        (engine,) = it.engines()
+        it.signal(signal.SIGTERM)
+        assert it.ended() == 0
+        assert process.identify(engine) is None
+        assert list(it.runtime.iterdir()) == []
+
+
+def test_a_killed_service_leaves_no_engine_and_the_next_start_is_clean(tmp_path: Path) -> None:
+    with service(tmp_path, "--ignore-term") as it:
+        (engine,) = it.engines()
+        it.signal(signal.SIGKILL)
+        it.ended()
+        until(lambda: process.identify(engine) is None)
+        left = list(it.runtime.iterdir())
+        assert len(left) == 1
+    with service(tmp_path) as it:
+        assert left[0] not in it.runtime.iterdir()
+        assert it.rerank(["a"]).status_code == 200
+
+
+def test_sighup_has_a_failed_model_tried_again(tmp_path: Path) -> None:
+    with service(tmp_path, "--crash-on", "POISON", stable_after_s=1000) as it:
+        while it.get("/health").status_code == 200:
+            assert it.rerank(["POISON"]).status_code == 503
+        health = it.get("/health").json()
+        assert health["status"] == "failed"
+        assert "fake engine: loading" in health["engine"]["error"]
+        answer = it.rerank(["a"])
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "60"
+        assert "fake engine: loading" in answer.json()["message"]
+        assert it.get("/ready").status_code == 503
+        it.signal(signal.SIGHUP)
+        until(lambda: it.get("/ready").status_code == 200)
+        assert raw_scores(it.rerank(["a"])) == right(["a"])
+
+
+def test_a_reload_by_http_replaces_the_engine(tmp_path: Path) -> None:
+    with service(tmp_path, alias="mine,other/name", api_key="secret") as it:
+        (engine,) = it.engines()
+        key = {"x-api-key": "secret"}
+        assert it.post("/v1/models/mine/reload", None).status_code == 401
+        assert it.post("/v1/models/who/reload", None, **key).status_code == 404
+        assert it.post("/v1/models/other/name/reload", None, **key).status_code == 202
+        until(lambda: process.identify(engine) is None)
+        until(lambda: it.get("/ready").status_code == 200)
+        assert it.rerank(["a"], **key).status_code == 200
+        assert it.get("/metrics").status_code == 401

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from rerankd.cache import ScoreCache
+
+
+def one(cache: ScoreCache, query: str, text: str, instruction: str = "") -> bytes:
+    (key,) = cache.keys(query, instruction, [text])
+    return key
+
+
+def test_a_value_is_found_by_all_that_it_depends_on() -> None:
+    cache = ScoreCache(10, "file a")
+    cache.put(one(cache, "q", "t"), 0.0)
+    assert cache.get(one(cache, "q", "t")) == 0.0
+    for other in (
+        one(cache, "q", "T"),
+        one(cache, "qt", ""),
+        one(cache, "", "qt"),
+        one(cache, "q", "t", "i"),
+        one(ScoreCache(10, "file b"), "q", "t"),
+    ):
+        assert cache.get(other) is None
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = ScoreCache(2, "m")
+    first, second, third = cache.keys("q", "", ["1", "2", "3"])
+    cache.put(first, 1)
+    cache.put(second, 2)
+    assert cache.get(first) == 1
+    cache.put(third, 3)
+    assert (cache.get(first), cache.get(second), cache.get(third)) == (1, None, 3)
+    assert len(cache) == 2
+
+
+def test_without_entries_it_is_off() -> None:
+    cache = ScoreCache(0, "m")
+    assert cache.keys("q", "", ["1", "2"]) == []
+    cache.put(b"key", 1)
+    assert len(cache) == 0
