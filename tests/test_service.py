@@ -199,6 +199,15 @@ async def test_an_instruction_reaches_the_judge(tmp_path: Path) -> None:
         assert named.results[0].score == pytest.approx(usual, abs=1e-4)
 
 
+async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_path: Path) -> None:
+    async with Reranker(golden_settings("xlmr-head", tmp_path)) as reranker:
+        usual = await reranker.rerank(QUERY, ["a panda"])
+        told = await reranker.rerank(QUERY, ["a panda"], instruction="Find bears")
+        assert usual.warnings == ()
+        assert "takes no instruction" in told.warnings[0]
+        assert values(told) == pytest.approx(values(usual), abs=1e-6)
+
+
 def model(path: Path | str, home: Path, **more: Any) -> Settings:
     return Settings.model_validate({"model": str(path), "home": home, **more})
 
