@@ -104,7 +104,7 @@ def serve(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if settings.log_level != "debug":
-        for chatty in ("httpx", "uvicorn"):
+        for chatty in ("gguf", "httpx", "uvicorn"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         asyncio.run(_serve(settings))
