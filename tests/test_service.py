@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from rerankd.config import Settings
@@ -210,6 +212,25 @@ async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_p
 
 def model(path: Path | str, home: Path, **more: Any) -> Settings:
     return Settings.model_validate({"model": str(path), "home": home, **more})
+
+
+def test_a_model_larger_than_the_memory_is_not_even_started(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "huge.gguf", "bert")
+    writer.add_context_length(512)
+    writer.add_token_type_count(1)
+    writer.add_classifier_output_labels(["LABEL_0"])
+    writer.add_tokenizer_model("t5")
+    for name, rows in (("token_embd", 2**24), ("cls", 1024), ("cls.output", 1)):
+        writer.add_tensor_info(
+            f"{name}.weight", (rows, 1024 * 2**6), np.dtype(np.float32), 4 * rows * 1024 * 2**6
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(tmp_path / "huge.gguf", 5 * 2**40)  # sparse: it takes no disk
+    with pytest.raises(ModelFileError, match="GiB of memory this machine has"):
+        prepare(model(tmp_path / "huge.gguf", tmp_path))
 
 
 def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:

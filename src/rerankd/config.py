@@ -128,6 +128,11 @@ class Settings(_Frozen):
     open_metrics: bool = Field(False, description="answer /metrics without the API key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether nothing of the engine runs on a GPU: the bundled llama.cpp is built for CPUs only."""
+        return self.llama_path is None or self.gpu_layers == 0
+
 
 def find(environ: Mapping[str, str]) -> Path | None:
     """The settings file: the one RERANKD_CONFIG names, else ./rerankd.toml, else the user's, else None."""
