@@ -82,13 +82,17 @@ def guarded(serve: Serve) -> Server:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Runs programs/NAME.py in an environment and returns what it printed, as JSON.
+    """Runs a program of the table and returns what it printed, as JSON.
 
-    The program gets one argument, JSON with `url`, `key`, `query`, `documents` and what else the test gives.
+    The program gets one argument, JSON with `urls` (what the table has a user type in, for each of its
+    calls), `key`, `query`, `documents` and what else the test gives. `slash` is put behind the URLs.
     """
 
-    def run_program(environment: str, program: str, server: Server, **more: Any) -> Any:
-        task = {"url": server.url, "key": server.key, "query": QUERY, "documents": DOCUMENTS, **more}
+    def run_program(program: str, server: Server, slash: str = "", **more: Any) -> Any:
+        rows = [row for row in venvs.TABLE["clients"] if row.get("program") == program]
+        environment = rows[0]["environment"]
+        urls = {row["call"]: server.url + row["url"] + slash for row in rows}
+        task = {"urls": urls, "key": server.key, "query": QUERY, "documents": DOCUMENTS, **more}
         if environment == "npm":
             argv = ["node", str(_HERE / "programs" / program)]
             node = str(venvs.node_modules())
