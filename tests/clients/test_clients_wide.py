@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import venvs
 from live import Run, Server
 
 pytestmark = pytest.mark.wide
@@ -28,5 +29,7 @@ def test_a_client_reads_the_servers_own_answer(
     if "refused" in answer:
         assert "query is empty" in answer.pop("refused")
     expected = [[index, pytest.approx(score)] for index, score in server.rows()]
+    wanted = {row["call"] for row in venvs.TABLE["clients"] if row.get("program") == program}
+    assert wanted - set(answer) <= ({"xinference"} if server.key else set())  # it sends no key
     for call, rows in answer.items():
         assert rows == expected[: 2 if call.endswith(", 2") else None], call

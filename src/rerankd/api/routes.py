@@ -61,10 +61,11 @@ class Dialect(Speaker, Protocol):
 
 def choose_dialect(path: str, body: dict[str, Any]) -> Dialect:
     """The dialect of a request, by what only that dialect sends; by the path where nothing tells."""
-    if "texts" in body:
-        return tei
-    if "passages" in body or (path.endswith("/ranking") and "documents" not in body):
-        return nvidia
+    if body.get("documents") is None:
+        if "texts" in body:
+            return tei
+        if "passages" in body or path.endswith("/ranking"):
+            return nvidia
     if "truncation" in body or ("top_k" in body and "top_n" not in body):
         return voyage
     if path.endswith("/api/rerank"):
