@@ -25,7 +25,7 @@ class Scripted(Reranker):
     """A reranker without an engine: the longest document is the best, or `error` is what happens."""
 
     def __init__(self, settings: Settings, model: Model, error: Exception | None = None) -> None:
-        super().__init__(settings, model=model)
+        super().__init__(settings, prepared=model)
         self.error = error
         self.asked: list[RerankRequest] = []
 

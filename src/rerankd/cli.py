@@ -127,7 +127,7 @@ async def _serve(settings: config.Settings) -> None:
     with bind(settings.host, settings.port) as sock:
         with _progress() as report:
             model = await asyncio.to_thread(prepare, settings, report)
-        async with Reranker(settings, model=model) as reranker:
+        async with Reranker(settings, prepared=model) as reranker:
             host, port = sock.getsockname()[:2]
             started = partial(_say, _greeting(reranker, host, port))
             await serve_app(create_app(reranker=reranker), sock, started)
@@ -247,7 +247,7 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     async def ask() -> RerankResult:
         with _progress() as report:
             model = await asyncio.to_thread(prepare, settings, report)
-        async with Reranker(settings, model=model) as reranker:
+        async with Reranker(settings, prepared=model) as reranker:
             return await reranker.answer(jina.parse(body))
 
     return dict(jina.render(asyncio.run(ask()), "rerank-local"))

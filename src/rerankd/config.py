@@ -138,6 +138,15 @@ def load(
         if value is not None:
             values[key] = value
             sources[key] = f"--{key.replace('_', '-')}"
+    return _validated(values, sources)
+
+
+def override(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """`settings` with other values for some of them. Raises ConfigError."""
+    return _validated({**settings.model_dump(), **values}, {}) if values else settings
+
+
+def _validated(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

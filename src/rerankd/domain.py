@@ -29,9 +29,11 @@ class Scoring:
     """How one model is scored: the verdict's answer, and all that an engine must know.
 
     `window` is the number of tokens that one forward pass may hold, special tokens included: the pair for
-    `head` and `judge`, a single text for `cosine`. `template` holds `{query}`, `{document}` and perhaps
-    `{instruction}` (judge; for head only where the file itself carries a rerank template). `labels` are the
-    texts of the tokens that mean relevant and not relevant (judge only): raw = logit(first) - logit(second).
+    `head` and `judge`, a single text for `cosine`. `nfc` says that the model's tokenizer composes letters and
+    their marks first (Unicode NFC), which llama.cpp's leaves out. `template` holds `{query}`, `{document}`
+    and perhaps `{instruction}` (judge); where the reference tokenises its parts apart, U+001E stands between
+    them. `labels` are the texts of the tokens that mean relevant and not relevant (judge only): raw =
+    logit(first) - logit(second).
     """
 
     way: Way
@@ -43,6 +45,7 @@ class Scoring:
     template: str = ""
     instruction: str = ""
     labels: tuple[str, str] = ("", "")
+    nfc: bool = False
     reason: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,8 +46,11 @@ def make(documents: Sequence[Chunks]) -> Plan:
     return Plan(tuple(places), parts)
 
 
-def clean(text: str) -> str:
-    """`text` without what no tokenizer takes: lone surrogates become U+FFFD, NUL a space."""
+def clean(text: str, *, nfc: bool = False) -> str:
+    """`text` without what no tokenizer takes (lone surrogates become U+FFFD, NUL a space), composed if
+    `nfc`."""
+    text = text.replace("\0", " ")
     if text.isascii():
-        return text.replace("\0", " ")
-    return text.replace("\0", " ").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return text
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return unicodedata.normalize("NFC", text) if nfc else text

@@ -7,15 +7,17 @@ async with Reranker() as reranker:
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rerankd import plan, scores, window
+from rerankd import config, loadcheck, plan, scores, window
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument, Scoring
 from rerankd.engine import command, machine, rundir
@@ -28,8 +30,11 @@ from rerankd.errors import (
     InvalidRequest,
     ModelFileError,
     TooLong,
+    Unscorable,
 )
 from rerankd.models import builtin, catalog, gguf, store, verdict
+
+_log = logging.getLogger("rerankd")
 
 # Micro-batches of one request that are with the engine at once: while it works on one, the next one waits
 # there.
@@ -48,6 +53,11 @@ class Model:
     facts: gguf.Facts
     verdict: verdict.Verdict
     scoring: Scoring
+
+    @property
+    def exact(self) -> bool:
+        """Whether its weights are not quantised."""
+        return self.facts.quantisation in ("F32", "F16", "BF16")
 
 
 def prepare(settings: Settings, progress: builtin.Progress = lambda *_: None) -> Model:
@@ -85,13 +95,17 @@ class Reranker:
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, model: Model | None = None, **overrides: Any
+        self, settings: Settings | None = None, *, prepared: Model | None = None, **overrides: Any
     ) -> None:
-        """`overrides` are settings by name; `model` is one that `prepare` has already returned."""
-        self.settings = (settings or Settings()).model_copy(update=overrides)
-        self._model = model
+        """`settings` None reads the environment and the settings file; `overrides` are settings by name.
+
+        `prepared` is a model that `prepare` has already returned. Raises ConfigError.
+        """
+        self.settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
+        self._model = prepared
         self._supervisor: Supervisor | None = None
         self._run_dir: Path | None = None
+        self._doubts: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
         if self._model is None:
@@ -164,7 +178,7 @@ class Reranker:
             ),
             tokens=tokens,
             transform="raw" if request.raw_scores else self.model.scoring.transform.name,
-            warnings=made.warnings,
+            warnings=self._doubts + made.warnings,
             engine_s=engine_s,
             total_s=time.perf_counter() - started,
         )
@@ -199,30 +213,27 @@ class Reranker:
         made = await self._fit(engine, request, exact=False)
         started = time.perf_counter()
         try:
-            raw, tokens = await self._score_texts(engine, request, made.plan)
+            raw, tokens = await self._score_texts(engine, made)
         except InputTooLong:
             made = await self._fit(engine, request, exact=True)
-            raw, tokens = await self._score_texts(engine, request, made.plan)
+            raw, tokens = await self._score_texts(engine, made)
         return made, raw, tokens, time.perf_counter() - started
 
-    async def _score_texts(
-        self, engine: Engine, request: RerankRequest, made: plan.Plan
-    ) -> tuple[list[float], int]:
-        raw = [0.0] * len(made.texts)
-        query = plan.clean(request.query)
-        instruction = plan.clean(request.instruction or "")
+    async def _score_texts(self, engine: Engine, made: _Made) -> tuple[list[float], int]:
+        raw = [0.0] * len(made.plan.texts)
         places = asyncio.Semaphore(_BATCHES_AHEAD)
 
         async def score(batch: range) -> int:
             async with places:
-                answer = await engine.score(query, [made.texts[at] for at in batch], instruction)
+                texts = [made.plan.texts[at] for at in batch]
+                answer = await engine.score(made.query, texts, made.instruction)
             scores.check_finite(answer.values)
             raw[batch.start : batch.stop] = answer.values
             return answer.tokens
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(score(batch)) for batch in made.batches()]
+                tasks = [group.create_task(score(batch)) for batch in made.plan.batches()]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return raw, sum(task.result() for task in tasks)
@@ -230,22 +241,31 @@ class Reranker:
     async def _fit(self, engine: Engine, request: RerankRequest, *, exact: bool) -> _Made:
         """Cut the documents to what the window leaves them; `exact` counts each that may be too long."""
         scoring = self.model.scoring
-        query = plan.clean(request.query)
-        instruction = plan.clean(request.instruction or scoring.instruction) if scoring.way == "judge" else ""
-        documents = [plan.clean(document) for document in request.documents]
-        fits = window.surely_fits if exact else window.likely_fits
+        clean = partial(plan.clean, nfc=scoring.nfc)
+        query = clean(request.query)
+        instruction = clean(request.instruction or scoring.instruction) if scoring.way == "judge" else ""
+        documents = [clean(document) for document in request.documents]
+        limit = request.max_tokens_per_doc
+        # A bound that the caller named is kept to the token.
+        fits = window.surely_fits if exact or limit else window.likely_fits
         space = scoring.window - engine.fixed_tokens
-        room = await self._room(engine, query, instruction, space)
-        if request.max_tokens_per_doc:
-            fits = window.surely_fits  # a bound that the caller named is kept to the token
-            room = min(room, request.max_tokens_per_doc)
+        room = self._room(window.most_tokens(query + instruction), space)
+        if room < _LEAST_ROOM or not all(fits(text, room) for text in documents):
+            used = sum(await engine.count_tokens([query, instruction]))
+            room = self._room(used, space)
+            if used > space or room < _LEAST_ROOM:
+                raise TooLong(
+                    f"The query has {used} tokens (with the instruction, if any), too many for this model's "
+                    f"window of {scoring.window}: a query is never cut. Shorten it."
+                )
+        bound = min(room, limit or room)
         fitted: list[window.Chunks | None] = [
-            window.Chunks((text,), cut=False) if fits(text, room) else None for text in documents
+            window.Chunks((text,), cut=False) if fits(text, bound) else None for text in documents
         ]
         long = [at for at, chunks in enumerate(fitted) if chunks is None]
         if long:
             most = 1 if not request.truncate else max(request.max_chunks_per_doc, 1)
-            cutters = [window.chunks(documents[at], room, most, request.overlap_tokens) for at in long]
+            cutters = [window.chunks(documents[at], room, most, request.overlap_tokens, limit) for at in long]
             for at, chunks in zip(long, await _drive(cutters, engine), strict=True):
                 fitted[at] = chunks
         made = [chunks for chunks in fitted if chunks is not None]
@@ -253,35 +273,26 @@ class Reranker:
         if cut and not request.truncate:
             (tokens,) = await engine.count_tokens([documents[cut[0]]])
             raise TooLong(
-                f"Document {cut[0]} has {tokens} tokens and there is room for {room} beside the query. "
+                f"Document {cut[0]} has {tokens} tokens and there is room for {bound} beside the query. "
                 "Shorten it, or leave out truncate: false to have it cut."
             )
-        return _Made(plan.make(made), _warnings(cut, room))
+        return _Made(query, instruction, plan.make(made), _warnings(cut, bound))
 
-    async def _room(self, engine: Engine, query: str, instruction: str, space: int) -> int:
-        """Tokens that are left for a document. Raises TooLong where the query leaves too few."""
-        if window.surely_fits(query + instruction, space // 8):
-            used = len((query + instruction).encode()) + 2
-        else:
-            used = sum(await engine.count_tokens([query, instruction]))
+    def _room(self, used: int, space: int) -> int:
+        """Tokens that a document may have beside a query of `used` tokens."""
         # An embedding model reads the query and each document apart.
-        room = space - window.SLACK - (0 if self.model.scoring.way == "cosine" else used)
-        if used > space - window.SLACK or room < _LEAST_ROOM:
-            raise TooLong(
-                f"The query has {used} tokens (with the instruction, if any), too many for this model's "
-                f"window of {self.model.scoring.window}: a query is never cut. Shorten it."
-            )
-        return room
+        return space if self.model.scoring.way == "cosine" and used <= space else space - used
 
     def _supervise(self, model: Model, run_dir: Path) -> Supervisor:
         settings = self.settings
         bundled = (sys.executable, "-m", "rerankd.engine.bundled")
         options = command.EngineOptions(
+            on_cpu=settings.llama_path is None or settings.gpu_layers == 0,
             program=(str(settings.llama_path),) if settings.llama_path else bundled,
             threads=settings.threads or machine.read().cores,
             gpu_layers=settings.gpu_layers,
         )
-        spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens)
+        spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
         return Supervisor(
             spec,
             lambda socket: command.argv(spec, options, socket),
@@ -289,13 +300,35 @@ class Reranker:
             log=self.engine_log,
             start_timeout_s=settings.start_timeout_s,
             stop_timeout_s=settings.stop_timeout_s,
+            check=self._check,
         )
+
+    async def _check(self, engine: Engine) -> None:
+        """The check at load (see loadcheck.py). Raises Unscorable where it fails, unless forced."""
+        instruction = self.model.scoring.instruction
+        runs = [
+            (await engine.score(loadcheck.QUERY, [loadcheck.TEXTS[at] for at in order], instruction)).values
+            for order in loadcheck.ARRANGEMENTS
+        ]
+        findings = loadcheck.judge(runs, self.model.scoring.transform)
+        fatal = [finding.text for finding in findings if finding.fatal]
+        for finding in findings:
+            _log.warning("%s: %s.", self.model.name, finding.text)
+        if fatal and not self.settings.force:
+            raise Unscorable(
+                f"{self.model.path.name} loads, but its scores can't be trusted: {'; '.join(fatal)}. The "
+                "file may be damaged or converted wrong: try another file of the same model. To serve it "
+                "all the same, with a warning in every answer, use --force."
+            )
+        self._doubts = tuple(f"This model failed the check at load: {text}." for text in fatal)
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A request's plan, and what the caller should know of how it was made."""
+    """What goes to the engine for a request, and what the caller should know of how it was made."""
 
+    query: str
+    instruction: str
     plan: plan.Plan
     warnings: tuple[str, ...]
 
@@ -318,8 +351,8 @@ async def _drive(
     return [done[at] for at in range(len(cutters))]
 
 
-def _warnings(cut: Sequence[int], room: int) -> tuple[str, ...]:
+def _warnings(cut: Sequence[int], bound: int) -> tuple[str, ...]:
     if not cut:
         return ()
     shown = ", ".join(map(str, cut[:20])) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
-    return (f"Cut to the model's window, {room} tokens a chunk: document {shown}.",)
+    return (f"Too long to be read whole, with {bound} tokens for a text: document {shown}.",)

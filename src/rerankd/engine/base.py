@@ -18,13 +18,15 @@ from rerankd.domain import Scoring
 class EngineSpec:
     """All that an engine must know of the model it runs.
 
-    `control_tokens` maps the text of each control token of the vocabulary to its id.
+    `control_tokens` maps the text of each control token of the vocabulary to its id. `exact` says that the
+    weights are not quantised, so that the arithmetic around them is the largest error left.
     """
 
     name: str
     path: Path
     scoring: Scoring
     control_tokens: Mapping[str, int]
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any
 Piece = int | str
 """A control token's id, or text to be tokenised whole."""
 
+PART_MARK = "\x1e"
 _PLACEHOLDER = re.compile(r"\{(instruction|query|document)\}")
 # Beyond it float32 has no probability left: exp(-87) is the smallest one that is not denormal.
 _LARGEST_LOG_ODDS = 87.0
@@ -30,17 +31,16 @@ def control_pattern(control_tokens: Mapping[str, int]) -> re.Pattern[str]:
 
 
 def split(template: str, control_tokens: Mapping[str, int]) -> list[Piece]:
-    """The template cut at its control tokens, in order; no piece of text is empty."""
+    """The template cut at its control tokens and part marks, in order; no piece of text is empty."""
     pieces: list[Piece] = []
-    at = 0
-    for match in control_pattern(control_tokens).finditer(template):
-        if match.start() > at:
-            pieces.append(template[at : match.start()])
-        pieces.append(control_tokens[match.group()])
-        at = match.end()
-    if at < len(template):
-        pieces.append(template[at:])
-    return pieces
+    control = control_pattern(control_tokens)
+    for part in template.split(PART_MARK):
+        at = 0
+        for match in control.finditer(part):
+            pieces += [part[at : match.start()], control_tokens[match.group()]]
+            at = match.end()
+        pieces.append(part[at:])
+    return [piece for piece in pieces if piece != ""]
 
 
 def has_placeholder(text: str) -> bool:

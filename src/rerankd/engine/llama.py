@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from rerankd.domain import Way
 from rerankd.engine import judge
 from rerankd.engine.base import Engine, EngineSpec, RawScores
-from rerankd.engine.command import SLOTS
+from rerankd.engine.command import CALLS
 from rerankd.errors import EngineError, EngineTimeout, EngineUnavailable, InputTooLong, Unscorable
 
 _QUERIES_KEPT = 64
+# A text that is tokenised together with a prefix or a template may take a token more than alone.
+_SLACK = 2
 # How llama.cpp says that a text is longer than its micro-batch, its context or a slot of it.
 _TOO_LONG = ("too large to process", "larger than the max context size", "exceeds the available context size")
 Vector = NDArray[np.float32]
@@ -39,8 +41,8 @@ class LlamaClient:
             timeout=None,
             trust_env=False,
         )
-        self._computing = asyncio.Semaphore(SLOTS)
-        self._tokenising = asyncio.Semaphore(SLOTS)
+        self._computing = asyncio.Semaphore(CALLS)
+        self._tokenising = asyncio.Semaphore(CALLS)
 
     async def is_ready(self) -> bool:
         """Whether the server answers and has loaded its model."""
@@ -101,8 +103,7 @@ class LlamaClient:
 class LlamaEngine(Engine):
     """What the three ways share."""
 
-    # <s> q </s> </s> d </s>: the most that any encoder's vocabulary puts around a pair or a text.
-    fixed_tokens = 4
+    fixed_tokens = 0
 
     def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
         self.scoring = spec.scoring
@@ -125,6 +126,11 @@ class LlamaEngine(Engine):
 class HeadEngine(LlamaEngine):
     """Cross-encoders with a rank head: raw is the head's logit."""
 
+    async def prepare(self) -> None:
+        # What stands around a pair differs by vocabulary: <s> q </s></s> d </s>, [CLS] q [SEP] d [SEP].
+        (one,) = await self.count_tokens(["x"])
+        self.fixed_tokens = (await self.score("x", ["x"])).tokens - 2 * one
+
     async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
         # Only the keys it knows: a key like `texts` would change the answer's shape.
         answer = await self._client.compute("/v1/rerank", {"query": query, "documents": list(texts)})
@@ -144,7 +150,8 @@ class CosineEngine(LlamaEngine):
 
     async def prepare(self) -> None:
         prefixes = (self.scoring.query_prefix, self.scoring.document_prefix)
-        self.fixed_tokens = LlamaEngine.fixed_tokens + max(await self.count_tokens(prefixes))
+        around = len(await self._client.tokenize("x", special=True)) - len(await self._client.tokenize("x"))
+        self.fixed_tokens = around + max(await self.count_tokens(prefixes)) + _SLACK
 
     async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
         inputs = [self.scoring.document_prefix + text for text in texts]
@@ -193,10 +200,9 @@ class JudgeEngine(LlamaEngine):
         empty = await self._prompt("", "", "")
         words = [part for part in empty if isinstance(part, str)]
         # One more for the token that /completion wants to have room for.
-        self.fixed_tokens = len(empty) - len(words) + sum(await self.count_tokens(words)) + 2
+        self.fixed_tokens = len(empty) - len(words) + sum(await self.count_tokens(words)) + _SLACK + 1
 
     async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
-        instruction = instruction or self.scoring.instruction
         prompts = await asyncio.gather(*(self._prompt(query, text, instruction) for text in texts))
         answer = await self._client.compute("/completion", judge.completion_body(prompts, self._labels))
         answers = answer if isinstance(answer, list) else [answer]

@@ -21,7 +21,8 @@ from .gguf_header import Header, Source, Strings, Tensor, parse
 _KEEP = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", ".classifier.output_labels")
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
-_CONTROL, _USER_DEFINED = 3, 4
+# Unknown ones too are tokens that plain text can't become.
+_CONTROL, _USER_DEFINED = (2, 3), (4,)
 # general.file_type -> the name that quantised files carry
 # fmt: off
 _FILE_TYPES = {
@@ -345,11 +346,11 @@ def _most(tensors: Mapping[str, Tensor]) -> str:
     return sizes.most_common(1)[0][0] if sizes else ""
 
 
-def _of_type(tokens: Strings, values: Mapping[str, Any], wanted: int) -> dict[str, int]:
+def _of_type(tokens: Strings, values: Mapping[str, Any], wanted: tuple[int, ...]) -> dict[str, int]:
     types = values.get("tokenizer.ggml.token_type")
     if not isinstance(types, tuple):
         return {}
-    return {tokens[i]: i for i, kind in enumerate(types[: len(tokens)]) if kind == wanted}
+    return {tokens[i]: i for i, kind in enumerate(types[: len(tokens)]) if kind in wanted}
 
 
 def _byte_letters() -> tuple[str, ...]:
