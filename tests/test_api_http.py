@@ -282,6 +282,11 @@ def test_a_body_that_is_too_large_is_a_413(model: Model) -> None:
     assert answer.status_code == 413
 
 
+@pytest.mark.parametrize(("path", "status"), [("/rerank", 200), ("/nowhere", 404)])
+def test_a_malformed_host_is_nobodys_business(path: str, status: int, model: Model) -> None:
+    assert Service(model).post(path, host="[").status_code == status
+
+
 def test_an_unknown_path_says_where_to_go(model: Model) -> None:
     answer = Service(model)("POST", "/v1/embeddings", json={})
     body = answer.json()

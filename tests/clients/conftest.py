@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import venvs
-from live import DOCUMENTS, QUERY, Run, Serve, Server
+from live import DOCUMENTS, QUERY, Run, Server, StartServer
 
 _HERE = Path(__file__).parent
 _MODEL = _HERE.parent / "golden" / "xlmr-head.gguf"
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """Starts `rerankd serve` with more arguments, and waits until it listens."""
     running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
@@ -69,15 +69,15 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="session")
-def server(serve: Serve) -> Server:
+def server(start_server: StartServer) -> Server:
     """A server that asks for no key."""
-    return serve()
+    return start_server()
 
 
 @pytest.fixture(scope="session")
-def guarded(serve: Serve) -> Server:
+def guarded(start_server: StartServer) -> Server:
     """A server that asks for a key."""
-    return serve(key="secret-key")
+    return start_server(key="secret-key")
 
 
 @pytest.fixture(scope="session")

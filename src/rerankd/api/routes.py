@@ -113,7 +113,7 @@ async def _read(
     bounds: what it says tells how to refuse.
     """
     settings = reranker.settings
-    path = plain_path(request.url.path)
+    path = plain_path(request.scope["path"])  # not .url, which a malformed Host breaks
     speaks(request, choose(path, {}).render_error)
     refused = refusal(request, settings.api_key)
     try:
