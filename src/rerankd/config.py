@@ -74,7 +74,9 @@ class Settings(_Frozen):
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: str | None = Field(None, description="when set, requests must carry it as a bearer token")
     api_prefix: Annotated[str, BeforeValidator(_slashed)] = Field(
-        "", description="serve all paths under this one too, as in /llm/v1/rerank"
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="serve all paths under this one too, as in /llm/v1/rerank",
     )
     strict_model_names: bool = Field(
         False, description="refuse a model name that is not served, even where only one model is"
