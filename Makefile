@@ -43,4 +43,4 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
