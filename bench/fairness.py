@@ -134,7 +134,7 @@ async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[s
 
 async def ours(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """rerankd's."""
-    with service(folder, real=True, model=path, threads=options.threads) as it:
+    with service(folder, real=True, model=path, threads=options.threads, force=True) as it:
         async with httpx.AsyncClient(base_url=it.url, timeout=None, trust_env=False) as client:
 
             async def ask(count: int) -> None:

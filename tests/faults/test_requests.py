@@ -74,7 +74,7 @@ def test_any_body_gets_an_answer(steady: Service) -> None:
     with steady.client() as client:
 
         @given(bodies)
-        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def each(data: bytes) -> None:
             answered(data, client)
 
@@ -147,10 +147,11 @@ def test_metrics_tell_what_happened(steady: Service) -> None:
     assert metric(steady, "rerankd_engine_memory_bytes") > 2**20
 
 
-@pytest.fixture
-def slow(tmp_path: Path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that takes 20 ms a document."""
-    with service(tmp_path, "--delay-ms", "20", max_queue_documents=60, cache_entries=0) as it:
+    folder = tmp_path_factory.mktemp("slow")
+    with service(folder, "--delay-ms", "20", max_queue_documents=60, cache_entries=0) as it:
         yield it
 
 
@@ -206,7 +207,7 @@ def test_a_small_request_is_not_stuck_behind_a_large_one(slow: Service) -> None:
 
 @pytest.mark.parametrize(
     ("how", "status"),
-    [("nan", 502), ("few", 502), ("garbage", 502), ("text", 502), ("error", 502), ("close", 503)],
+    [("nan", 502), ("garbage", 502), ("close", 503)],  # all of them: test_supervisor.py
 )
 def test_a_bad_answer_of_the_engine_is_no_score(tmp_path: Path, how: str, status: int) -> None:
     with service(tmp_path, "--bad-scores", how) as it:
