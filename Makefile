@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-soak lint clean
+.PHONY: serve test test-clients test-soak lint clean
 
 serve: $(VENV)/installed
 	$(BIN)/rerankd serve
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
+
+# The clients that are too large for every run: some 1.5 GB of libraries, once.
+test-clients: $(VENV)/installed-dev
+	$(BIN)/python tests/clients/venvs.py small wide
+	$(BIN)/pytest -m wide tests/clients
 
 # The long ones: minutes each, and a load for the whole machine.
 test-soak: $(VENV)/installed-dev

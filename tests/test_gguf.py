@@ -77,6 +77,11 @@ def test_token_ids(tiny: Path) -> None:
     assert [facts.tokens.index_of(text) for text in VOCABULARY] == list(range(10))
 
 
+def test_added_tokens_are_stored_as_they_are_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", tokens=(*VOCABULARY, "<|two words|>"))
+    assert gguf.read(path).token_id("<|two words|>") == len(VOCABULARY)
+
+
 def test_a_token_inside_another_is_not_taken_for_it(tmp_path: Path) -> None:
     disguised = "a" + struct.pack("<Q", 3).decode() + "yes"
     path = write(tmp_path / "m.gguf", tokens=(disguised, *VOCABULARY))
@@ -128,8 +133,10 @@ def test_split_files(tmp_path: Path) -> None:
     (tmp_path / names[1]).unlink()
     with pytest.raises(ModelFileError, match=r"m-00001-of-00003.gguf, m-00002-of-00003.gguf; download"):
         gguf.read(tmp_path / names[2])
-    with pytest.raises(ModelFileError, match="not named as one"):
-        gguf.read((tmp_path / names[2]).rename(tmp_path / "renamed.gguf"))
+    for name in ("renamed.gguf", "m-00001-of-00002.gguf"):
+        last_part = next(tmp_path.iterdir())
+        with pytest.raises(ModelFileError, match="not named as one"):
+            gguf.read(last_part.rename(tmp_path / name))
 
 
 def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Path) -> None:
@@ -249,23 +256,46 @@ def test_headers_that_lie(tmp_path: Path, data: bytes, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "words"),
     [
-        header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 30))),
-        header(pair(b"a", 9, struct.pack("<IQ", 8, (1 << 22) - 1))),
-        header(*[pair(b"a%d" % i, 9, struct.pack("<IQ", 8, 1 << 20)) + b"\0" * (8 << 20) for i in range(5)]),
-        header(struct.pack("<Q", HEADER_LIMIT)),
-        header(pair(b"a", 9, struct.pack("<IQ", 10, 1 << 29))),
+        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 30))), "claims 1,073,741,824 strings"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 22))), "no architecture"),
+        (
+            header(
+                *[pair(b"a%d" % i, 9, struct.pack("<IQ", 8, 1 << 20)) + b"\0" * (8 << 20) for i in range(5)]
+            ),
+            "claims 1,048,576 strings",
+        ),
+        (header(struct.pack("<Q", HEADER_LIMIT)), "larger than 128 MiB"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 10, 1 << 29))), "larger than 128 MiB"),
+        (header(keys=1 << 15), "claims 32,768 keys"),
+        (header(tensors=1 << 17), "claims .* 131,072 tensors"),
     ],
+    ids=range(7),
 )
-def test_a_huge_hostile_file_ends_soon(tmp_path: Path, data: bytes) -> None:
+def test_a_huge_hostile_file_ends_soon(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     os.truncate(path, 1 << 33)  # sparse: 8 GiB of zeros after the header
     began = time.monotonic()
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelFileError, match=words):
         gguf.read(path)
     assert time.monotonic() - began < 10
+
+
+def test_a_small_file_may_not_claim_more_strings_than_it_can_hold(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header(pair(b"a", 9, struct.pack("<IQ", 8, 100))) + b"\0" * 400)
+    with pytest.raises(ModelFileError, match="claims 100 strings"):
+        gguf.read(path)
+
+
+def test_a_last_token_longer_than_one_fetch() -> None:
+    long = b"x" * (3 << 20)
+    array = struct.pack("<IQ", 8, 2) + text(b"short") + text(long)
+    data = header(ARCH, pair(b"tokenizer.ggml.tokens", 9, array))
+    tokens = gguf.read_stream(io.BytesIO(data), len(data)).tokens
+    assert (tokens[0], len(tokens[1])) == ("short", len(long))
 
 
 def read_bytes(data: bytes) -> None:

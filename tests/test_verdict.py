@@ -110,15 +110,15 @@ def test_a_head_keeps_the_template_of_its_file() -> None:
 QWEN3_PROMPT = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
     'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
-    "{document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n"
+    "<think>\n\n</think>\n\n"
 )
 MXBAI_PROMPT = (
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\nquery: {query}\ndocument: {document}\nYou are a search relevance expert who evaluates "
-    "how well documents match search queries. For each query-document pair, carefully analyze the semantic "
-    "relationship between them, then provide your binary relevance judgment (0 for not relevant, 1 for "
-    "relevant).\nRelevance:<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>user\n\x1equery: {query}\x1e\n\x1edocument: {document}\x1e\n\x1eYou are a search "
+    "relevance expert who evaluates how well documents match search queries. For each query-document pair, "
+    "carefully analyze the semantic relationship between them, then provide your binary relevance judgment "
+    "(0 for not relevant, 1 for relevant).\nRelevance:\x1e<|im_end|>\n<|im_start|>assistant\n"
 )
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -239,10 +239,11 @@ def test_embedding_models_give_cosines(name: str, found: Facts, expected: tuple[
         (replace(HEADS["gte-reranker-modernbert-base"], classifier_pooling="cls"), "pooling 'mean'"),
         (facts("modern-bert", **HEAD_OUT), r"cls\.weight missing"),
         (facts("eurobert", pooling="rank"), "no rank head for eurobert"),
+        (facts("qwen3", causal_attention=False, pooling="rank"), "no rank head for qwen3"),
         (facts("bert"), "names no pooling"),
         (facts("bert", pooling="none"), "names no pooling"),
-        (qwen(name="Qwen3 0.6B", chat_template="…"), "chat model"),
-        (qwen("llama", name="Llama 3.2 1B Instruct"), "chat model"),
+        (qwen(name="Qwen3 0.6B", chat_template="…"), "plain language model"),
+        (qwen("llama", name="Llama 3.2 1B Instruct"), "plain language model"),
         (qwen("gemma3", name="Some Reranker"), "does not know"),
         (qwen("qwen2", pooling="rank"), "does not know"),
         (facts("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
@@ -276,7 +277,15 @@ def test_an_embedding_models_name_does_not_hide_a_head() -> None:
 
 def test_the_sizes_tell_namesakes_apart() -> None:
     assert judged(qwen(name="Qwen3 Reranker 0.6B", width=1000)).entry is None
+    assert judged(qwen(name="Qwen3 Reranker 0.6B", blocks=27)).entry is None
     assert judged(xlmr(name="multilingual-e5-small")).entry is None
+
+
+def test_a_name_is_whole_words_of_the_right_architecture() -> None:
+    assert judged(xlmr(name="notbge-m3", pooling="cls")).entry is None
+    assert judged(xlmr(name="bge-m30", pooling="cls")).entry is None
+    assert judged(facts("nomic-bert", name="bge-m3", pooling="cls")).entry is None
+    assert judged(xlmr(name="My bge-m3 (tuned)", pooling="cls")).entry is not None
 
 
 CHAT = qwen("llama", name="Llama 3.2 1B Instruct", context_length=131072)
@@ -324,6 +333,7 @@ E5_FACTS = xlmr(name="multilingual-e5-large")
         (CHAT, replace(ASK, labels=None), "labels of this judge"),
         (CHAT, replace(ASK, template=None), "template of this judge"),
         (CHAT, ScoringOverrides(way="judge"), "template and labels of this judge"),
+        (qwen(name="Jina Reranker v3"), ScoringOverrides(way="judge"), "template and labels of this judge"),
         (CHAT, ScoringOverrides(way="head"), "remove way = head"),
         (CHAT, replace(ASK, instruction="x"), "no {instruction}"),
         (CHAT, replace(ASK, pooling="last"), "pooling is for way = cosine"),
@@ -352,6 +362,7 @@ def test_windows() -> None:
     assert judged(small).require().window == 256
     assert judged(small, ScoringOverrides(window=512)).require().window == 512
     assert judged(xlmr(context_length=0, **HEAD)).require().window == 512
+    assert judged(facts("modern-bert", context_length=16384, **HEAD)).require().window == 16384
     assert judged(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().window == 2048
 
 
@@ -400,7 +411,7 @@ def test_descriptions() -> None:
 
 def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
     chat = describe(CHAT, judged(CHAT))
-    assert "refused: it is a chat model" in chat
+    assert "refused: it is a plain language model" in chat
     assert "what to do: name a template" in chat
     assert describe_json(CHAT, judged(CHAT))["scoring"] is None
     assert "512 tokens for text; transform: affine from 0.7 to 0.95" in describe(E5_FACTS, judged(E5_FACTS))

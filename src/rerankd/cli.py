@@ -76,6 +76,7 @@ def serve(
         list[str] | None, typer.Option(help="Name to serve the model under; may be repeated.")
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="Ask for this key. Better set RERANKD_API_KEY.")] = None,
+    api_prefix: Annotated[str | None, typer.Option(help="Serve all paths under this one too.")] = None,
     gpu_layers: Annotated[
         int | None, typer.Option(help="Layers on the GPU; -1 leaves it to llama.cpp.", show_default="-1")
     ] = None,
@@ -94,6 +95,7 @@ def serve(
         "port": port,
         "alias": tuple(alias) if alias else None,
         "api_key": api_key,
+        "api_prefix": api_prefix,
         "gpu_layers": gpu_layers,
         "force": force,
     }
@@ -125,7 +127,7 @@ async def _serve(settings: config.Settings) -> None:
     with bind(settings.host, settings.port) as sock:
         with _progress() as report:
             model = await asyncio.to_thread(prepare, settings, report)
-        async with Reranker(settings, model=model) as reranker:
+        async with Reranker(settings, prepared=model) as reranker:
             host, port = sock.getsockname()[:2]
             started = partial(_say, _greeting(reranker, host, port))
             await serve_app(create_app(reranker=reranker), sock, started, reranker)
@@ -245,10 +247,10 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     async def ask() -> RerankResult:
         with _progress() as report:
             model = await asyncio.to_thread(prepare, settings, report)
-        async with Reranker(settings, model=model) as reranker:
+        async with Reranker(settings, prepared=model) as reranker:
             return await reranker.answer(jina.parse(body))
 
-    return jina.render(asyncio.run(ask()), "rerank-local")
+    return dict(jina.render(asyncio.run(ask()), "rerank-local"))
 
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:

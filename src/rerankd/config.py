@@ -29,6 +29,13 @@ def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _slashed(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = [part for part in value.split("/") if part]
+    return "/" + "/".join(parts) if parts else ""
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
@@ -66,6 +73,12 @@ class Settings(_Frozen):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: str | None = Field(None, description="when set, requests must carry it as a bearer token")
+    api_prefix: Annotated[str, BeforeValidator(_slashed)] = Field(
+        "", description="serve all paths under this one too, as in /llm/v1/rerank"
+    )
+    strict_model_names: bool = Field(
+        False, description="refuse a model name that is not served, even where only one model is"
+    )
     scoring: ScoringSettings = Field(ScoringSettings(), description="overrides of how the model is scored")
     force: bool = Field(False, description="serve a model that fails the check at load, with a warning")
     llama_path: Path | None = Field(
@@ -150,6 +163,15 @@ def load(
         if value is not None:
             values[key] = value
             sources[key] = f"--{key.replace('_', '-')}"
+    return _validated(values, sources)
+
+
+def override(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """`settings` with other values for some of them. Raises ConfigError."""
+    return _validated({**settings.model_dump(), **values}, {}) if values else settings
+
+
+def _validated(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

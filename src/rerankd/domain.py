@@ -96,5 +96,6 @@ class RerankResult:
     transform: str
     warnings: tuple[str, ...] = ()
     cached: int = 0
+    queue_s: float = 0.0
     engine_s: float = 0.0
     total_s: float = field(default=0.0)

@@ -9,6 +9,8 @@
     ├── Stopping                503  the service is about to end and takes nothing new
     ├── Unauthorized            401
     ├── UnknownModel            404
+    ├── NoSuchPath              404  nothing is served there
+    ├── NoSuchMethod            405
     ├── ConfigError             ---  settings that can't be read or don't fit together
     ├── AddressInUse            ---
     ├── DataFolderError         507  the data folder can't be written
@@ -88,6 +90,16 @@ class UnknownModel(RerankdError):
     code = "model_not_found"
     status_hint = 404
     exit_code = 3
+
+
+class NoSuchPath(RerankdError):
+    code = "not_found"
+    status_hint = 404
+
+
+class NoSuchMethod(RerankdError):
+    code = "method_not_allowed"
+    status_hint = 405
 
 
 class ConfigError(RerankdError):

@@ -40,7 +40,7 @@ class Fitted:
             return ()
         shown = ", ".join(map(str, self.cut[:20]))
         more = f" and {len(self.cut) - 20} more" if len(self.cut) > 20 else ""
-        return (f"Cut to the model's window, {self.room} tokens a chunk: document {shown}{more}.",)
+        return (f"Too long to be read whole, with {self.room} tokens for a text: document {shown}{more}.",)
 
 
 async def fit(
@@ -54,25 +54,27 @@ async def fit(
     query = clean(request.query)
     instruction = clean(request.instruction or scoring.instruction) if scoring.way == "judge" else ""
     documents = [clean(document) for document in request.documents]
+    limit = request.max_tokens_per_doc
     # A bound that the caller named is kept to the token.
-    fits = window.surely_fits if exact or request.max_tokens_per_doc else window.likely_fits
+    fits = window.surely_fits if exact or limit else window.likely_fits
     space = scoring.window - fixed_tokens
-    room = _room(scoring, window.most_tokens(query + instruction), space, request)
+    room = _room(scoring, window.most_tokens(query + instruction), space)
     if room < _LEAST_ROOM or not all(fits(text, room) for text in documents):
         used = sum(await count([query, instruction]))
-        room = _room(scoring, used, space, request)
-        if used > space or room < min(_LEAST_ROOM, request.max_tokens_per_doc or _LEAST_ROOM):
+        room = _room(scoring, used, space)
+        if used > space or room < _LEAST_ROOM:
             raise TooLong(
                 f"The query has {used} tokens (with the instruction, if any), too many for this model's "
                 f"window of {scoring.window}: a query is never cut. Shorten it."
             )
+    bound = min(room, limit or room)
     fitted: list[window.Chunks | None] = [
-        window.Chunks((text,), cut=False) if fits(text, room) else None for text in documents
+        window.Chunks((text,), cut=False) if fits(text, bound) else None for text in documents
     ]
     long = [at for at, chunks in enumerate(fitted) if chunks is None]
     if long:
         most = 1 if not request.truncate else max(request.max_chunks_per_doc, 1)
-        cutters = [window.chunks(documents[at], room, most, request.overlap_tokens) for at in long]
+        cutters = [window.chunks(documents[at], room, most, request.overlap_tokens, limit) for at in long]
         for at, chunks in zip(long, await _drive(cutters, count), strict=True):
             fitted[at] = chunks
     made = [chunks for chunks in fitted if chunks is not None]
@@ -80,17 +82,16 @@ async def fit(
     if cut and not request.truncate:
         (tokens,) = await count([documents[cut[0]]])
         raise TooLong(
-            f"Document {cut[0]} has {tokens} tokens and there is room for {room} beside the query. "
+            f"Document {cut[0]} has {tokens} tokens and there is room for {bound} beside the query. "
             "Shorten it, or leave out truncate: false to have it cut."
         )
-    return Fitted(query, instruction, plan.make(made), cut, room)
+    return Fitted(query, instruction, plan.make(made), cut, bound)
 
 
-def _room(scoring: Scoring, used: int, space: int, request: RerankRequest) -> int:
+def _room(scoring: Scoring, used: int, space: int) -> int:
     """Tokens that a document may have beside a query of `used` tokens."""
     # An embedding model reads the query and each document apart.
-    room = space if scoring.way == "cosine" and used <= space else space - used
-    return min(room, request.max_tokens_per_doc or room)
+    return space if scoring.way == "cosine" and used <= space else space - used
 
 
 async def _drive(cutters: Sequence[Generator[str, int, window.Chunks]], count: Count) -> list[window.Chunks]:

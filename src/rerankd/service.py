@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rerankd import loadcheck, plan, scores
+from rerankd import config, loadcheck, plan, scores
 from rerankd.cache import ScoreCache
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument, Scoring
@@ -98,12 +98,16 @@ class Reranker:
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, model: Model | None = None, **overrides: Any
+        self, settings: Settings | None = None, *, prepared: Model | None = None, **overrides: Any
     ) -> None:
-        """`overrides` are settings by name; `model` is one that `prepare` has already returned."""
-        self.settings = settings = (settings or Settings()).model_copy(update=overrides)
+        """`settings` None reads the environment and the settings file; `overrides` are settings by name.
+
+        `prepared` is a model that `prepare` has already returned. Raises ConfigError.
+        """
+        settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
+        self.settings = settings
         self.metrics = Metrics(self._gauges)
-        self._model = model
+        self._model = prepared
         self._file = ""
         self._cache = ScoreCache(0, "")
         self._queue = FairQueue(
@@ -210,6 +214,7 @@ class Reranker:
             transform="raw" if request.raw_scores else self.model.scoring.transform.name,
             warnings=self._doubts + fitted.warnings,
             cached=scored.cached,
+            queue_s=place.waited_s,
             engine_s=scored.engine_s,
             total_s=time.perf_counter() - started,
         )

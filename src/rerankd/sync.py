@@ -23,9 +23,9 @@ class SyncReranker:
     """A Reranker on an event loop of its own, in a thread of its own; may be shared between threads."""
 
     def __init__(
-        self, settings: Settings | None = None, *, model: Model | None = None, **overrides: Any
+        self, settings: Settings | None = None, *, prepared: Model | None = None, **overrides: Any
     ) -> None:
-        self._reranker = Reranker(settings, model=model, **overrides)
+        self._reranker = Reranker(settings, prepared=prepared, **overrides)
         self._loop = asyncio.new_event_loop()
         # The engine is tied to the thread that started it, so this one lives as long as the engine.
         self._thread = threading.Thread(target=self._loop.run_forever, name="rerankd", daemon=True)

@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-# Looking for the cut ends when so many tokens are unused: a 64th of the room, at least 2.
+# Looking for the cut ends when no more than a 64th of the room is unused.
 _UNUSED_SHARE = 64
-_MOST_STEPS = 16
-_FIRST_GUESS_CHARACTERS_PER_TOKEN = 4
+_MOST_STEPS = 20
+# More characters than most tokens have, so that the first count tells whether to cut, and near where.
+_FIRST_GUESS_CHARACTERS_PER_TOKEN = 8
 # A cut moves back to a sentence's end within the last fifth, else to a word's end within the last fifth.
 _NEAR = 5
 _SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n", "。", "！", "？", "؟")
@@ -51,9 +52,17 @@ def likely_fits(text: str, room: int) -> bool:
     return len(text) <= 2 * room and (text.isascii() or len(text.encode()) <= 2 * room)
 
 
-def chunks(text: str, room: int, most: int = 1, overlap: int = 0) -> Generator[str, int, Chunks]:
+def chunks(
+    text: str, room: int, most: int = 1, overlap: int = 0, limit: int | None = None
+) -> Generator[str, int, Chunks]:
     """Cut `text` into at most `most` chunks of up to `room` tokens, each sharing about `overlap` tokens with
-    the one before it. Yields texts to count, is sent their tokens. `room` is at least 1."""
+    the one before it; with `limit`, no more than so many tokens of the text are read in all.
+
+    Yields texts to count, is sent their tokens. `room` and `limit` are at least 1.
+    """
+    whole = text
+    if limit is not None:
+        text = (yield from _longest_prefix(text, limit))[0] if not surely_fits(text, limit) else text
     found: list[str] = []
     start = 0
     while True:
@@ -61,7 +70,7 @@ def chunks(text: str, room: int, most: int = 1, overlap: int = 0) -> Generator[s
         found.append(chunk)
         end = start + len(chunk)
         if end >= len(text) or len(found) == most:
-            return Chunks(tuple(found), cut=bool(text[end:].strip()))
+            return Chunks(tuple(found), cut=bool(whole[end:].strip()))
         back = len(chunk) * min(overlap, room // 2) // max(tokens, 1)
         start = max(_word_start(text, end - back, end), start + 1)
 
@@ -71,17 +80,20 @@ def _longest_prefix(text: str, room: int) -> Generator[str, int, tuple[str, int]
     size = min(len(text), room * _FIRST_GUESS_CHARACTERS_PER_TOKEN)
     for _ in range(_MOST_STEPS):
         tokens = yield text[:size]
+        guess = size * room // max(tokens, 1)
         if tokens <= room:
             fits, fits_tokens = size, tokens
             if size == len(text):
                 return text, tokens
-            if tokens >= room - max(room // _UNUSED_SHARE, 2):
+            if too_long <= len(text) and tokens >= room - room // _UNUSED_SHARE:
                 break
+            if too_long > len(text):
+                guess = max(guess, size * 2)  # only what is known not to fit is left out
         else:
             too_long = size
         if too_long - fits <= 1:
             break
-        size = min(max(size * room // max(tokens, 1), fits + 1), too_long - 1, len(text))
+        size = min(max(guess, fits + 1), too_long - 1)
     end = _near_end(text, fits)
     if end < fits:
         tokens = yield text[:end]
@@ -92,12 +104,12 @@ def _longest_prefix(text: str, room: int) -> Generator[str, int, tuple[str, int]
 
 def _near_end(text: str, end: int) -> int:
     """The nearest end of a sentence, else of a word, at or a little before `end`."""
+    floor = end - end // _NEAR
+    sentence = max(text.rfind(mark, floor, end + 1) + len(mark.rstrip() or mark) for mark in _SENTENCE_ENDS)
+    if floor < sentence <= end:
+        return sentence
     if end >= len(text) or text[end].isspace():
         return end
-    floor = end - end // _NEAR
-    sentence = max(text.rfind(mark, floor, end) + len(mark.strip() or mark) for mark in _SENTENCE_ENDS)
-    if sentence > floor:
-        return sentence
     return max((at for at in range(end, floor, -1) if text[at - 1].isspace()), default=end)
 
 

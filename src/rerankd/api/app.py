@@ -15,10 +15,10 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from rerankd import __version__
-from rerankd.api import ops
-from rerankd.api.routes import error_response, router
+from rerankd.api.answer import error_response
+from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
-from rerankd.errors import RerankdError
+from rerankd.errors import NoSuchMethod, NoSuchPath
 from rerankd.service import Reranker
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
@@ -48,7 +48,10 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     """The whole service as an app.
 
     With `reranker`, one that the caller has entered and will leave; else the app's lifespan runs its own.
+    `settings` None are the reranker's, or else read from the environment and the settings file. Raises
+    ConfigError.
     """
+    settings = settings or (reranker.settings if reranker is not None else from_machine())
     app = FastAPI(
         title="rerankd",
         version=__version__,
@@ -57,30 +60,26 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     )
     if reranker is not None:
         app.state.rerankd = reranker
+    if settings.api_prefix:
+        app.include_router(router, prefix=settings.api_prefix, include_in_schema=False)
     app.include_router(router)
-    app.include_router(ops.router)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(404, _not_routed)
     app.add_exception_handler(405, _not_routed)
     return app
 
 
-class _NoSuchPath(RerankdError):
-    code = "not_found"
-    status_hint = 404
-
-
-class _NoSuchMethod(RerankdError):
-    code = "method_not_allowed"
-    status_hint = 405
-
-
 async def _not_routed(request: Request, error: Exception) -> Response:
     path = request.url.path
     if getattr(error, "status_code", 404) == 405:
-        return error_response(_NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."))
-    return error_response(
-        _NoSuchPath(
-            f"There is nothing at {path}. Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
+        return error_response(
+            request,
+            NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."),
+            getattr(error, "headers", None),  # Allow
         )
+    return error_response(
+        request,
+        NoSuchPath(
+            f"There is nothing at {path}. Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
+        ),
     )

@@ -9,15 +9,23 @@ from fastapi import Request
 from rerankd.errors import Unauthorized
 
 
-def check_key(request: Request, key: str | None) -> None:
-    """Raise Unauthorized unless the request carries `key`. Without a key anyone may ask."""
+def refusal(request: Request, key: str | None) -> Unauthorized | None:
+    """Why a request is not let in: None where it carries `key`, or there is none to carry."""
     if not key:
-        return
+        return None
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     sent = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     # Constant time, so that the answer's delay tells nothing of the key.
-    if not hmac.compare_digest(sent.encode(), key.encode()):
-        raise Unauthorized(
-            "The API key is missing or wrong. Send the server's key as 'Authorization: Bearer KEY' or "
-            "'x-api-key: KEY'."
-        )
+    if hmac.compare_digest(sent.encode(), key.encode()):
+        return None
+    return Unauthorized(
+        "The API key is missing or wrong. Send the server's key as 'Authorization: Bearer KEY' or "
+        "'x-api-key: KEY'."
+    )
+
+
+def check_key(request: Request, key: str | None) -> None:
+    """Raise Unauthorized unless the request is let in."""
+    refused = refusal(request, key)
+    if refused is not None:
+        raise refused

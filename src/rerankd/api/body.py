@@ -49,13 +49,18 @@ def check(kind: type[Body], value: dict[str, Any]) -> Body:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidRequest(_sentence(first)) from None
+        raise InvalidRequest(_sentence(first, _example(kind))) from None
 
 
-def _sentence(item: Any) -> str:
+def _example(kind: type[BaseModel]) -> str:
+    extra = kind.model_config.get("json_schema_extra")
+    return json.dumps(extra["example"], ensure_ascii=False) if isinstance(extra, dict) else EXAMPLE
+
+
+def _sentence(item: Any, example: str) -> str:
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "missing":
-        return f"{place!r} is missing. Send JSON like {EXAMPLE}"
+        return f"{place!r} is missing. Send JSON like {example}"
     wanted = _WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
     return f"{place!r} is {_kind(item['input'])}, but {wanted}."
 
@@ -66,6 +71,8 @@ _WANTED = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
+    "finite_number": "must be a whole number",
+    "greater_than_equal": "must not be negative; leave it out for the default",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
 }

@@ -1,19 +1,142 @@
-"""What those who run the service ask: /metrics, and a reload."""
+"""What a client asks beside scores: whether the service runs, and which models it serves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal, NotRequired
+
 from fastapi import APIRouter, Request, Response
+from typing_extensions import TypedDict
 
+from rerankd import __version__
+from rerankd.api import jina
+from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.api.routes import _json, _reranker, _Route
-from rerankd.errors import UnknownModel
+from rerankd.errors import EngineUnavailable, NoSuchPath, UnknownModel
+from rerankd.service import Model, Reranker
 
-router = APIRouter(route_class=_Route)
+router = APIRouter(route_class=Route)
+
+_STATUSES = {
+    400: "the request can't be meant; the message says which field and what to send",
+    401: "the API key is missing or wrong",
+    404: "there is no such model",
+    413: "the body is too large",
+    429: "too many requests wait; Retry-After says when to try again",
+    502: "the engine answered something no score can be made of",
+    503: "the engine is not ready; Retry-After says when to try again",
+    504: "it took too long",
+}
+
+
+def errors(*kinds: Any, statuses: Sequence[int] = tuple(_STATUSES)) -> dict[int | str, dict[str, Any]]:
+    """The reference's entry of each status that may come instead of an answer, in a shape of `kinds`."""
+    shape = kinds[0]
+    for kind in kinds[1:]:
+        shape = shape | kind
+    return {status: {"model": shape, "description": _STATUSES[status]} for status in statuses}
+
+
+class EngineState(TypedDict):
+    state: str
+    starts: int
+    error: NotRequired[str]
+
+
+class Health(TypedDict):
+    status: str
+    model: str
+    engine: EngineState
+
+
+@router.get(
+    "/health",
+    summary="Whether the service runs, and what its engine does",
+    responses={
+        200: {"model": Health, "description": "it runs; `status` is ok when the engine is ready"},
+        503: {"model": Health, "description": "the engine has failed"},
+    },
+)
+async def health(request: Request) -> Response:
+    reranker = reranker_of(request)
+    state = reranker.state
+    body: Health = {
+        "status": "ok" if state.engine is not None else state.phase,
+        "model": reranker.model.name,
+        "engine": {"state": state.phase, "starts": state.starts},
+    }
+    if state.error is not None:
+        body["engine"]["error"] = state.error.message
+    return json_response(body, status=503 if state.phase == "failed" else 200)
+
+
+class Ready(TypedDict):
+    status: Literal["ready"]
+
+
+@router.get(
+    "/ready",
+    summary="200 when requests can be answered, else 503",
+    responses={200: {"model": Ready}, **errors(jina.ErrorAnswer, statuses=[503])},
+)
+async def ready(request: Request) -> Response:
+    state = reranker_of(request).state
+    if state.engine is None:
+        raise EngineUnavailable(f"The engine is not ready: {state.phase}.")
+    return json_response({"status": "ready"})
+
+
+class ModelRow(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    model_type: Literal["rerank"]
+    model_name: str
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelRow]
+
+
+@router.get(
+    "/v1/models",
+    summary="The models that are served",
+    responses={200: {"model": ModelList}, **errors(jina.ErrorAnswer, statuses=[401])},
+)
+async def models(request: Request) -> Response:
+    reranker = reranker_of(request)
+    check_key(request, reranker.settings.api_key)
+    rows = [_row(model, name) for model in _served(reranker) for name in _names(model)]
+    return json_response({"object": "list", "data": rows})
+
+
+@router.get(
+    "/v1/models/{name:path}",
+    summary="One model, by any name it is taken for",
+    responses={200: {"model": ModelRow}, **errors(jina.ErrorAnswer, statuses=[401, 404])},
+)
+async def model(request: Request, name: str) -> Response:
+    reranker = reranker_of(request)
+    check_key(request, reranker.settings.api_key)
+    return json_response(_row(check_model(name, reranker), name))
+
+
+def _row(model: Model, name: str) -> ModelRow:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(model.path.stat().st_mtime),
+        "owned_by": "rerankd",
+        "model_type": "rerank",
+        "model_name": model.name,
+    }
 
 
 @router.get("/metrics", summary="Counters and measurements, as Prometheus reads them")
 async def metrics(request: Request) -> Response:
-    reranker = _reranker(request)
+    reranker = reranker_of(request)
     if not reranker.settings.open_metrics:
         check_key(request, reranker.settings.api_key)
     return Response(reranker.metrics.read(), media_type=reranker.metrics.content_type)
@@ -23,12 +146,87 @@ async def metrics(request: Request) -> Response:
     "/v1/models/{name:path}/reload",
     status_code=202,
     summary="Start a failed engine again, or replace a running one between requests",
+    responses={202: {"description": "it has begun"}, **errors(jina.ErrorAnswer, statuses=[401, 404])},
 )
 async def reload(request: Request, name: str) -> Response:
-    reranker = _reranker(request)
+    reranker = reranker_of(request)
     check_key(request, reranker.settings.api_key)
-    names = (reranker.model.name, *reranker.model.aliases)
-    if name not in names:
-        raise UnknownModel(f"There is no model {name!r} here; there is {', '.join(names)}.")
+    model = _find(name, reranker)
     await reranker.reload()
-    return _json({"status": "reloading", "model": reranker.model.name}, 202)
+    return json_response({"status": "reloading", "model": model.name}, 202)
+
+
+@router.get("/v1/cluster/auth", include_in_schema=False)
+async def cluster_auth(request: Request) -> Response:
+    """What Xinference's clients ask first. Without a key it is a 404, as in a Xinference without users; with
+    one they only send theirs when they are told that it is asked for."""
+    if not reranker_of(request).settings.api_key:
+        raise NoSuchPath("This service asks for no key, so there is nothing at /v1/cluster/auth.")
+    return json_response({"auth": True})
+
+
+class Classes(TypedDict):
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class ModelType(TypedDict):
+    reranker: Classes
+
+
+class Info(TypedDict):
+    model_id: str
+    model_type: ModelType
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    version: str
+
+
+@router.get(
+    "/info", summary="The model, as Text Embeddings Inference tells of it", responses={200: {"model": Info}}
+)
+async def info(request: Request) -> Response:
+    # Without a key, as /health: Continue sends none here.
+    reranker = reranker_of(request)
+    window = reranker.model.scoring.window
+    body: Info = {
+        "model_id": reranker.model.name,
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_input_length": window,
+        "max_batch_tokens": window,
+        "max_client_batch_size": reranker.settings.max_documents,
+        "auto_truncate": True,
+        "version": __version__,
+    }
+    return json_response(body)
+
+
+def check_model(asked: str | None, reranker: Reranker) -> Model:
+    """The model that is served under the name `asked`.
+
+    Where one model is served any name is it, unless strict_model_names is set: people's apps send the name
+    of the hosted model that they were made for. Raises UnknownModel, which lists the known names.
+    """
+    served = _served(reranker)
+    if not asked or (len(served) == 1 and not reranker.settings.strict_model_names):
+        return served[0]
+    return _find(asked, reranker)
+
+
+def _find(asked: str, reranker: Reranker) -> Model:
+    served = _served(reranker)
+    for model in served:
+        if asked in _names(model):
+            return model
+    known = ", ".join(name for model in served for name in _names(model))
+    raise UnknownModel(f"There is no model {asked!r} here. Served under these names: {known}.")
+
+
+def _served(reranker: Reranker) -> tuple[Model, ...]:
+    return (reranker.model,)
+
+
+def _names(model: Model) -> tuple[str, ...]:
+    return (model.name, *model.aliases)

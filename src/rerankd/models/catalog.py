@@ -43,7 +43,7 @@ class Match:
 
     def named(self, facts: Facts) -> int:
         """The length of the longest of `names` that the header's names hold, 0 for none."""
-        said = [facts.name, facts.basename, facts.finetune, f"{facts.basename}-{facts.finetune}"]
+        said = [facts.name, f"{facts.basename}-{facts.finetune}"]
         held = [f"-{plain(name)}-" for name in said]
         return max((len(name) for name in self.names if any(f"-{name}-" in one for one in held)), default=0)
 

@@ -70,7 +70,7 @@ TENSOR_TYPES = {
 
 
 class Source(Protocol):
-    """What a header is read from: an open file, or anything else that yields its bytes in order."""
+    """What a header is read from, in order. `read` gives as many bytes as asked, fewer only at the end."""
 
     def read(self, count: int, /) -> bytes: ...
 
@@ -195,11 +195,8 @@ class _Cursor:
                 have = len(data)
             append(at - first)
             at += 8 + unpack(data, at)[0]
-            if at > have:
-                self.at = at
-                self.need(0)
-                have = len(data)
         self.at = at
+        self.need(0)  # the last string's bytes
         return Strings(bytes(data[first:at]), starts)
 
     def array(self, wanted: bool) -> Any:

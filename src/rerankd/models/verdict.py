@@ -183,7 +183,9 @@ def _natural_way(case: _Case) -> Way | _Refusal:
             )
         if facts.pooling in ("mean", "cls", "last"):
             return "cosine"
-        return _Refusal("it is a chat model, not trained to score documents", _OR_TEMPLATE)
+        return _Refusal(
+            "it is a plain language model (chat or base), not trained to score documents", _OR_TEMPLATE
+        )
     if facts.has_cls or facts.has_cls_output or facts.pooling == "rank":
         return "head"
     if facts.pooling in ("mean", "cls", "last"):
@@ -219,26 +221,7 @@ def _judge(case: _Case) -> Scoring | _Refusal:
             f"{facts.path}: a judge answers with a next token, and {facts.architecture} is an encoder, which "
             "gives none: remove template, labels and way = judge"
         )
-    entry = _prompt_entry(case)
-    template = overrides.template
-    if template is None:
-        template = entry.template if entry is not None else None
-    labels = overrides.labels or (entry.labels if entry is not None else None)
-    if template is None or labels is None:
-        lacks = " and ".join(n for n, v in (("template", template), ("labels", labels)) if v is None)
-        raise ConfigError(
-            f"{facts.path}: {lacks} of this judge must be set: the catalog does not know the model"
-        )
-    flaw = template_flaw(template)
-    if flaw:
-        raise ConfigError(f"{facts.path}: {flaw}; the rest of it is read as it stands")
-    instruction = overrides.instruction
-    if instruction is not None and "{instruction}" not in template:
-        raise ConfigError(
-            f"{facts.path}: the template has no {{instruction}}: add it there, or set no instruction"
-        )
-    if instruction is None:
-        instruction = entry.instruction if entry is not None and "{instruction}" in template else ""
+    template, labels, instruction = _prompt(case)
     if _lost_output(facts):
         return _Refusal(
             "its language model head (output.weight) was lost in conversion: llama.cpp's converter leaves it "
@@ -249,9 +232,8 @@ def _judge(case: _Case) -> Scoring | _Refusal:
     if unfit and overrides.labels is not None:
         raise ConfigError(f"{facts.path}: {unfit}; set labels that are")
     if unfit:
-        return _Refusal(
-            f"{unfit}: the file is not what it says it is, or damaged", f"download it anew, or {_OTHERS}"
-        )
+        reason = f"{unfit}: the file is not what it says it is, or damaged"
+        return _Refusal(reason, f"download it anew, or {_OTHERS}")
     return Scoring(
         way="judge",
         window=_window(case),
@@ -262,6 +244,27 @@ def _judge(case: _Case) -> Scoring | _Refusal:
         reason="a causal reranker asked for one token after the prompt: the score is the probability of "
         f"{labels[0]!r} against {labels[1]!r}",
     )
+
+
+def _prompt(case: _Case) -> tuple[str, tuple[str, str], str]:
+    """Template, labels and instruction of a judge: the user's, else the catalog's."""
+    path, overrides, entry = case.facts.path, case.overrides, _prompt_entry(case)
+    template = overrides.template
+    if template is None and entry is not None:
+        template = entry.template
+    labels = overrides.labels or (entry.labels if entry is not None else None)
+    if template is None or labels is None:
+        lacks = " and ".join(n for n, v in (("template", template), ("labels", labels)) if v is None)
+        raise ConfigError(f"{path}: {lacks} of this judge must be set: the catalog has no prompt for it")
+    flaw = template_flaw(template)
+    if flaw:
+        raise ConfigError(f"{path}: {flaw}")
+    if "{instruction}" in template:
+        known = entry.instruction if entry is not None else ""
+        return template, labels, known if overrides.instruction is None else overrides.instruction
+    if overrides.instruction is not None:
+        raise ConfigError(f"{path}: the template has no {{instruction}}: add it there, or set no instruction")
+    return template, labels, ""
 
 
 def _prompt_entry(case: _Case) -> Entry | None:

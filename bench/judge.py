@@ -1,0 +1,127 @@
+"""Judge scoring against llama-server's own /v1/rerank, on the same shape in one run.
+
+    python bench/judge.py [--folder FOLDER] [--documents 16] [--words 100] [--rounds 5] [--llama-server PATH]
+
+Both run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank the file with a rank head (it
+needs one), rerankd the one without. They take turns, A B A B; each round asks a new query, as a user does.
+Prints medians and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import models
+
+from rerankd.config import Settings
+from rerankd.domain import Scoring, Transform
+from rerankd.engine import command, machine
+from rerankd.engine.base import EngineSpec
+from rerankd.engine.child import Child
+from rerankd.engine.llama import LlamaClient
+from rerankd.service import Reranker
+
+ROOT = Path(__file__).parents[1]
+PAIRS = json.loads((ROOT / "tests" / "golden" / "pairs.json").read_text())
+# Words that the tokenizer was trained on: about one token each, as English has with a real vocabulary.
+WORDS = sorted(
+    {word for pair in PAIRS for word in pair["document"].split() if word.isascii() and word.isalpha()}
+)
+
+
+def text(words: int, seed: str) -> str:
+    pick = random.Random(seed)
+    return " ".join(pick.choice(WORDS) for _ in range(words))
+
+
+async def start_plain(
+    model: Path, program: tuple[str, ...], slots: int, folder: Path
+) -> tuple[Child, LlamaClient]:
+    """llama.cpp's own rerank server as its manual starts it, with `slots` slots."""
+    spec = EngineSpec("plain", model, Scoring("head", 2048, Transform("sigmoid"), pooling="rank"), {})
+    argv = list(
+        command.argv(spec, command.EngineOptions(program, machine.read().cores), folder / f"{slots}.sock")
+    )
+    argv[argv.index("--parallel") + 1] = str(slots)
+    argv[argv.index("--ctx-size") + 1] = str(slots * 2048)
+    child = await Child.start(argv, folder / "plain.log")
+    client = LlamaClient(folder / f"{slots}.sock")
+    while not await client.is_ready():
+        assert child.exit_code is None, child.tail(20)
+        await asyncio.sleep(0.1)
+    return child, client
+
+
+async def timed(work: Any) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = await work
+    return time.perf_counter() - started, result
+
+
+async def main(options: argparse.Namespace) -> None:
+    options.folder.mkdir(parents=True, exist_ok=True)
+    headed, headless = (models.qwen3(options.folder, headed=has) for has in (True, False))
+    program = (
+        (options.llama_server,) if options.llama_server else (sys.executable, "-m", "rerankd.engine.bundled")
+    )
+    documents = [text(options.words, f"document {at}") for at in range(options.documents)]
+    prompt = json.loads((ROOT / "tests" / "golden" / "qwen3-headless.json").read_text())
+    settings = Settings.model_validate(
+        {
+            "model": str(headless),
+            "home": options.folder,
+            "llama_path": options.llama_server,
+            "gpu_layers": 0,
+            "force": True,
+            "scoring": {key: prompt[key] for key in ("template", "labels", "instruction")} | {"window": 2048},
+        }
+    )
+    took: dict[str, list[float]] = {"rerank": [], "judge": []}
+    with tempfile.TemporaryDirectory(prefix="rb-") as folder:
+        child, client = await start_plain(headed, program, options.slots, Path(folder))
+        async with Reranker(settings) as reranker:
+            for at in range(options.rounds + 1):
+                query = text(8, f"query {at}")
+                body = {"query": query, "documents": documents}
+                plain_s, answer = await timed(client.compute("/v1/rerank", body))
+                judge_s, result = await timed(reranker.rerank(query, documents))
+                if at == 0:  # warms up
+                    tokens = answer["usage"]["prompt_tokens"] / len(documents)
+                    print(
+                        f"{tokens:.0f} tokens a pair by /v1/rerank, {result.tokens / len(documents):.0f} by "
+                        "judge"
+                    )
+                    continue
+                took["rerank"].append(plain_s)
+                took["judge"].append(judge_s)
+        await client.close()
+        await child.stop(5)
+    for name, label in (("rerank", "llama.cpp /v1/rerank"), ("judge", "rerankd, judge")):
+        median = statistics.median(took[name])
+        each = ", ".join(f"{seconds:.2f}" for seconds in took[name])
+        print(f"{label:22} {len(documents) / median:6.2f} pairs/s   {median:6.2f} s   ({each})")
+    ratios = [plain / judge for plain, judge in zip(took["rerank"], took["judge"], strict=True)]
+    print(
+        f"ratio                  {statistics.median(ratios):6.2f}   (min {min(ratios):.2f}, max "
+        f"{max(ratios):.2f})"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rerankd-bench")
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--words", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slots", type=int, default=4, help="slots of llama.cpp's own server")
+    parser.add_argument("--llama-server", help="a llama-server for both; default: the bundled llama.cpp")
+    asyncio.run(main(parser.parse_args()))

@@ -1,0 +1,107 @@
+"""Random model files of real shapes, for measuring speed: python bench/models.py FOLDER
+
+Qwen3-Reranker-0.6B's shape in Q8_0, with the rank head that llama.cpp's converter writes and without. The
+tokenizer and the keys are the golden models' (tests/golden), the vocabulary filled up to its real size.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+LAYERS, WIDTH, FEED_FORWARD, HEADS, KV_HEADS, HEAD_WIDTH, VOCABULARY = 28, 1024, 3072, 16, 8, 128, 151_936
+_SIZES = {
+    "block_count": LAYERS,
+    "embedding_length": WIDTH,
+    "feed_forward_length": FEED_FORWARD,
+    "attention.head_count": HEADS,
+    "attention.head_count_kv": KV_HEADS,
+    "attention.key_length": HEAD_WIDTH,
+    "attention.value_length": HEAD_WIDTH,
+    "context_length": 8192,
+}
+
+
+def qwen3(folder: Path, *, headed: bool) -> Path:
+    """The file's path; made first where it is missing (640 MB, a few seconds)."""
+    name = "qwen3-headed" if headed else "qwen3-headless"
+    target = folder / f"{name}-0.6b-q8_0.gguf"
+    if target.exists():
+        return target
+    reader = gguf.GGUFReader(GOLDEN / f"{name}.gguf")
+    part = target.with_suffix(".part")
+    writer = gguf.GGUFWriter(part, "qwen3")
+    for field in reader.fields.values():
+        _copy(writer, field)
+    random = np.random.default_rng(1)
+    _add(writer, "token_embd.weight", random, VOCABULARY, WIDTH)
+    for layer in range(LAYERS):
+        _add_layer(writer, f"blk.{layer}", random)
+    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
+    if headed:
+        writer.add_tensor("cls.output.weight", random.normal(0, 0.02, (2, WIDTH)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return part.rename(target)
+
+
+def _copy(writer: Any, field: Any) -> None:
+    key = field.name
+    if key.startswith("GGUF.") or key == "general.architecture":
+        return
+    value = field.contents()
+    short = key.removeprefix("qwen3.")
+    if short in _SIZES:
+        value = _SIZES[short]
+    elif key == "general.file_type":
+        value = int(gguf.LlamaFileType.MOSTLY_Q8_0)
+    elif key == "tokenizer.ggml.tokens":
+        value = value + [f"<unused{at}>" for at in range(len(value), VOCABULARY)]
+    elif key == "tokenizer.ggml.token_type":
+        value = value + [int(gguf.TokenType.UNUSED)] * (VOCABULARY - len(value))
+    kind = field.types[0]
+    writer.add_key_value(key, value, kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+
+
+def _add_layer(writer: Any, name: str, random: np.random.Generator) -> None:
+    query, key = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
+    for part, rows, columns in (
+        ("attn_q", query, WIDTH),
+        ("attn_k", key, WIDTH),
+        ("attn_v", key, WIDTH),
+        ("attn_output", WIDTH, query),
+        ("ffn_gate", FEED_FORWARD, WIDTH),
+        ("ffn_up", FEED_FORWARD, WIDTH),
+        ("ffn_down", WIDTH, FEED_FORWARD),
+    ):
+        _add(writer, f"{name}.{part}.weight", random, rows, columns)
+    for part, size in (
+        ("attn_norm", WIDTH),
+        ("ffn_norm", WIDTH),
+        ("attn_q_norm", HEAD_WIDTH),
+        ("attn_k_norm", HEAD_WIDTH),
+    ):
+        writer.add_tensor(f"{name}.{part}.weight", np.ones(size, np.float32))
+
+
+def _add(writer: Any, name: str, random: np.random.Generator, rows: int, columns: int) -> None:
+    """A random Q8_0 matrix, written as its blocks: a half-float scale and 32 signed bytes."""
+    blocks = np.empty((rows, columns // 32, 34), np.uint8)
+    blocks[..., :2] = np.frombuffer(np.float16(0.0004).tobytes(), np.uint8)
+    blocks[..., 2:] = random.integers(0, 256, (rows, columns // 32, 32), np.uint8)
+    raw = blocks.reshape(rows, -1)
+    writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+
+
+if __name__ == "__main__":
+    home = Path(sys.argv[1])
+    home.mkdir(parents=True, exist_ok=True)
+    for has_head in (True, False):
+        print(qwen3(home, headed=has_head))

@@ -1,0 +1,127 @@
+"""What the service costs on top of its engine: python bench/service.py [--rounds 15] [--documents 32]
+[--words 100]
+
+One run, with the built-in model: the time from the command to the first answer, the memory of the service
+without its engine, and a request's time over HTTP beside the time that the same call takes at the engine
+itself, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+WORDS = [
+    "panda",
+    "bear",
+    "river",
+    "mountain",
+    "bread",
+    "ticket",
+    "weather",
+    "library",
+    "guitar",
+    "pizza",
+    "house",
+    "small",
+    "green",
+    "water",
+    "open",
+]
+PORT = 11441
+
+
+def text(words: int, seed: str) -> str:
+    pick = random.Random(seed)
+    return " ".join(pick.choice(WORDS) for _ in range(words))
+
+
+def start() -> tuple[subprocess.Popen[bytes], float]:
+    """Start the service; returns it and the seconds from the command to its first answer."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "rerankd", "serve", "--port", str(PORT)]
+    # Every text is scored anew: a cache would answer for the engine.
+    environment = {**os.environ, "RERANKD_CACHE_ENTRIES": "0"}
+    service = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    body = {"query": "what is a panda?", "documents": ["a bear of China", "a kind of bread"]}
+    while True:
+        try:
+            httpx.post(f"http://127.0.0.1:{PORT}/v1/rerank", json=body, trust_env=False).raise_for_status()
+            return service, time.perf_counter() - started
+        except httpx.TransportError:
+            assert service.poll() is None, "the service ended"
+            time.sleep(0.005)
+
+
+def rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise ValueError(pid)
+
+
+def engine_socket(service: int) -> str:
+    (engine,) = Path(f"/proc/{service}/task/{service}/children").read_text().split()
+    words = Path(f"/proc/{engine}/cmdline").read_text().split("\0")
+    return words[words.index("--host") + 1]
+
+
+def timed(client: httpx.Client, path: str, body: dict[str, Any]) -> float:
+    """Seconds from a finished body to a parsed answer."""
+    data = json.dumps(body).encode()
+    started = time.perf_counter()
+    client.post(path, content=data, headers={"content-type": "application/json"}).raise_for_status().json()
+    return time.perf_counter() - started
+
+
+def main(options: argparse.Namespace) -> None:
+    starts = []
+    for _ in range(3):
+        service, first_s = start()
+        starts.append(first_s)
+        service.send_signal(signal.SIGTERM)
+        service.wait()
+    service, first_s = start()
+    starts.append(first_s)
+    each = ", ".join(f"{seconds:.2f}" for seconds in starts)
+    print(f"first answer after the command   {statistics.median(starts):.2f} s   ({each})")
+    uds = httpx.HTTPTransport(uds=engine_socket(service.pid))
+    engine = httpx.Client(transport=uds, base_url="http://engine", timeout=120)
+    http = httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120, trust_env=False)
+    texts = [text(options.words, f"document {at}") for at in range(options.documents)]
+    took: dict[str, list[float]] = {"engine": [], "service": []}
+    for at in range(options.rounds + 1):
+        query = text(8, f"query {at}")
+        inputs = [f"query: {query}", *(f"passage: {one}" for one in texts)]
+        engine_s = timed(engine, "/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
+        service_s = timed(http, "/v1/rerank", {"query": query, "documents": texts})
+        if at:
+            took["engine"].append(engine_s)
+            took["service"].append(service_s)
+    medians = {name: statistics.median(values) * 1000 for name, values in took.items()}
+    added = [1000 * (b - a) for a, b in zip(took["engine"], took["service"], strict=True)]
+    print(f"engine alone                     {medians['engine']:.1f} ms")
+    print(f"through the service              {medians['service']:.1f} ms")
+    print(f"added, median of {options.rounds} pairs        {statistics.median(added):.1f} ms")
+    print(f"memory of the service            {rss_mib(service.pid):.0f} MiB")
+    service.send_signal(signal.SIGTERM)
+    service.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--documents", type=int, default=32)
+    parser.add_argument("--words", type=int, default=100)
+    main(parser.parse_args())

@@ -1,0 +1,124 @@
+"""From a value or an error to an HTTP answer, with the headers that a person debugging wants.
+
+Every answer carries `x-request-id`: the caller's own where it is sane, else a new one. An answer with scores
+also carries `x-rerankd-model` and how long it took: `x-rerankd-total-ms` and, of it, what it waited
+(`x-rerankd-queue-ms`) and what the engine worked (`x-rerankd-engine-ms`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+from starlette.types import Scope
+
+from rerankd.api import jina, limits
+from rerankd.errors import RerankdError
+from rerankd.service import Reranker
+
+_log = logging.getLogger("rerankd.api")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# Statuses after which waiting helps, and the caller is always told how long.
+_WAIT = (429, 503)
+
+RenderError = Callable[[RerankdError], Mapping[str, Any]]
+
+
+class Route(APIRoute):
+    """A route that takes its path with doubled and trailing slashes too, and turns errors into answers; here
+    and not in the app, so that the router also works in somebody else's."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http":
+            scope = {**scope, "path": plain_path(scope["path"])}
+        return super().matches(scope)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                response = await handle(request)
+            except RerankdError as error:
+                return error_response(request, error)
+            except ClientDisconnect:
+                return Response(status_code=499)
+            except Exception:  # the crash boundary of a request
+                _log.exception("request %s failed for an unexpected reason", request_id(request))
+                return error_response(
+                    request, RerankdError("rerankd failed for an unexpected reason; its log says more.")
+                )
+            response.headers["x-request-id"] = request_id(request)
+            return response
+
+        return limits.guard(answer)
+
+
+def plain_path(path: str) -> str:
+    """A path without doubled or trailing slashes: //v1/rerank/ -> /v1/rerank."""
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def speaks(request: Request, render_error: RenderError) -> None:
+    """From here on, this request's errors are rendered so."""
+    request.state.render_error = render_error
+
+
+def request_id(request: Request) -> str:
+    """The caller's x-request-id where it is sane, else one made up; the same for all of a request."""
+    if not hasattr(request.state, "request_id"):
+        sent = request.headers.get("x-request-id", "")
+        request.state.request_id = sent if _SANE_ID.fullmatch(sent) else f"rerank-{uuid.uuid4().hex}"
+    return str(request.state.request_id)
+
+
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # A document may hold a lone surrogate; it comes back as the mark for what can't be read.
+    return Response(data.encode("utf-8", "replace"), status, dict(headers or {}), "application/json")
+
+
+def error_response(
+    request: Request, error: RerankdError, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error as an answer in the caller's dialect, with Retry-After where waiting helps."""
+    render: RenderError = getattr(request.state, "render_error", jina.render_error)
+    more = {**(headers or {}), "x-request-id": request_id(request)}
+    if error.retry_after_s is not None or error.status_hint in _WAIT:
+        more["retry-after"] = str(math.ceil(error.retry_after_s or 1))
+    if error.status_hint == 401:
+        more["www-authenticate"] = "Bearer"
+    return json_response(render(error), error.status_hint, more)
+
+
+def facts(model: str, *, total_s: float, queue_s: float, engine_s: float) -> dict[str, str]:
+    """The headers of an answer with scores."""
+    return {
+        # A header can't hold every script that a file may be named in.
+        "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
+        "x-rerankd-total-ms": f"{total_s * 1000:.1f}",
+        "x-rerankd-queue-ms": f"{queue_s * 1000:.1f}",
+        "x-rerankd-engine-ms": f"{engine_s * 1000:.1f}",
+    }
+
+
+def reranker_of(request: Request) -> Reranker:
+    """The app's reranker. Raises RerankdError where the app was built without one."""
+    reranker = getattr(request.app.state, "rerankd", None)
+    if not isinstance(reranker, Reranker):
+        raise RerankdError(
+            "rerankd is not running in this app: give the app lifespan=rerankd.lifespan(settings), see the "
+            "README."
+        )
+    return reranker

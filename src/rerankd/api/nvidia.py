@@ -1,0 +1,78 @@
+"""NVIDIA's dialect (NIM, /v1/ranking): `passages` in, `rankings` with logits out. Pure.
+
+A logit is the model's raw value, so no transform is applied: a client that wants 0 to 1 makes it itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from rerankd.api import lenient
+from rerankd.api.body import check
+from rerankd.api.lenient import Query, Texts
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.errors import RerankdError
+
+
+class Body(lenient.Body):
+    """What a client sends."""
+
+    model_config = ConfigDict(title="RankingBody", json_schema_extra={"example": {
+        "model": "nvidia/nv-rerankqa-mistral-4b-v3",
+        "query": {"text": "which way did the traveler go?"},
+        "passages": [{"text": "two roads diverged in a yellow wood"}, {"text": "then took the other"}],
+    }})  # fmt: skip
+
+    query: Query = Field(description='the question, {"text": …}')
+    passages: Texts = Field(description='the documents, each {"text": …}')
+    truncate: str | None = Field(None, description="NONE: a passage too long for the model is an error")
+
+
+def parse(value: dict[str, Any]) -> RerankRequest:
+    """The request in a JSON body. Raises InvalidRequest."""
+    body = check(Body, value)
+    return RerankRequest(
+        query=lenient.text(body.query, "The query"),
+        documents=lenient.texts(body.passages),
+        model=body.model or None,
+        truncate=(body.truncate or "").upper() != "NONE",
+        raw_scores=True,
+    )
+
+
+class Row(TypedDict):
+    index: int
+    logit: float
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Answer(TypedDict):
+    rankings: list[Row]
+    usage: Usage
+
+
+def render(result: RerankResult, request_id: str) -> Answer:
+    """The JSON of an answer."""
+    return {
+        "rankings": [{"index": scored.index, "logit": scored.score} for scored in result.results],
+        "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
+    }
+
+
+class ErrorAnswer(TypedDict):
+    object: Literal["error"]
+    message: str
+    detail: str
+    type: str
+
+
+def render_error(error: RerankdError) -> ErrorAnswer:
+    """An error as NIM says it."""
+    return {"object": "error", "message": error.message, "detail": error.message, "type": error.code}

@@ -1,0 +1,126 @@
+"""A live server, `rerankd serve` on a tiny model, and how client programs are run against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import venvs
+from live import DOCUMENTS, QUERY, Run, Serve, Server
+
+_HERE = Path(__file__).parent
+_MODEL = _HERE.parent / "golden" / "xlmr-head.gguf"
+_TIMEOUT_S = 120
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of an environment makes it, which takes a minute or two."""
+    for item in items:
+        if _HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Starts `rerankd serve` with more arguments, and waits until it listens."""
+    running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+
+    def start(*arguments: str, key: str = "", **environ: str) -> Server:
+        home = tmp_path_factory.mktemp("home")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rerankd", "serve", str(_MODEL), "--port", "0", *arguments],
+            env={**_environ(), **environ, "RERANKD_HOME": str(home), "RERANKD_API_KEY": key},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        said: list[str] = []
+        listening = threading.Event()
+
+        def read() -> None:
+            assert process.stderr is not None
+            with process.stderr:
+                for line in process.stderr:
+                    said.append(line)
+                    if " serves " in line:
+                        listening.set()
+            listening.set()  # it ended
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        running.append((process, reader))
+        assert listening.wait(_TIMEOUT_S), "".join(said)
+        port = re.search(r" at http://\S+:(\d+)", "".join(said))
+        assert port, "".join(said)
+        return Server(f"http://127.0.0.1:{port[1]}", key)
+
+    yield start
+    for process, reader in running:
+        process.terminate()
+        process.wait(_TIMEOUT_S)
+        reader.join(_TIMEOUT_S)
+
+
+@pytest.fixture(scope="session")
+def server(serve: Serve) -> Server:
+    """A server that asks for no key."""
+    return serve()
+
+
+@pytest.fixture(scope="session")
+def guarded(serve: Serve) -> Server:
+    """A server that asks for a key."""
+    return serve(key="secret-key")
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Runs programs/NAME.py in an environment and returns what it printed, as JSON.
+
+    The program gets one argument, JSON with `url`, `key`, `query`, `documents` and what else the test gives.
+    """
+
+    def run_program(environment: str, program: str, server: Server, **more: Any) -> Any:
+        task = {"url": server.url, "key": server.key, "query": QUERY, "documents": DOCUMENTS, **more}
+        if environment == "npm":
+            argv = ["node", str(_HERE / "programs" / program)]
+            node = str(venvs.node_modules())
+        else:
+            # -P: the folder of programs does not hide the packages that they are named after.
+            argv = [str(venvs.python(environment)), "-P", str(_HERE / "programs" / program)]
+            node = None
+        done = subprocess.run(
+            [*argv, json.dumps(task)],
+            cwd=node,
+            env=_environ(),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run_program
+
+
+def _environ() -> dict[str, str]:
+    """This environment without settings of our own, without proxies, and with the clients' chatter off."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RERANKD_", "LLAMA_")) and not name.lower().endswith("_proxy")
+    }
+    return {
+        **kept,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "HAYSTACK_TELEMETRY_ENABLED": "False",
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+    }

@@ -1,0 +1,37 @@
+"""LiteLLM's rerank, with the providers whose base URL can be set."""
+
+import json
+import logging
+import sys
+
+import litellm
+
+logging.disable(logging.CRITICAL)
+task = json.loads(sys.argv[1])
+base = task["url"]
+answer = {}
+for provider, api_base in {
+    "hosted_vllm": f"{base}/v1",
+    "jina_ai": base,
+    "cohere": base,
+    "huggingface": base,
+    "voyage": f"{base}/v1",
+    "together_ai": f"{base}/v1",
+    "infinity": base,
+}.items():
+    response = litellm.rerank(
+        model=f"{provider}/bge-reranker-v2-m3",
+        query=task["query"],
+        documents=task["documents"],
+        top_n=len(task["documents"]),
+        api_base=api_base,
+        api_key=task["key"] or "none",
+        # Infinity's sends what vLLM's sends, but needs a document to be a string: it must not ask for any.
+        return_documents=provider != "infinity",
+    )
+    answer[provider] = [[row["index"], row["relevance_score"]] for row in response.results]
+try:
+    litellm.rerank(model="cohere/m", query="", documents=["a"], api_base=base, api_key=task["key"] or "none")
+except litellm.exceptions.BadRequestError as error:
+    answer["refused"] = str(error)
+print(json.dumps(answer))

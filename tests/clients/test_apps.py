@@ -1,0 +1,308 @@
+"""Apps that no package index carries: their exact requests, and what each does with the answer.
+
+What they send and need was read in their sources. A reader below does with
+the answer what its app does, so that a KeyError here is what the app's user would meet.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from live import DOCUMENTS, QUERY, Server
+
+Rows = list[tuple[int, float]]
+_ASKED = {"model": "my-model", "query": QUERY, "documents": DOCUMENTS}
+_ALL = len(DOCUMENTS)
+_TEI = {"query": QUERY, "texts": DOCUMENTS}
+_NO_KEY = {"Authorization": "Bearer "}
+
+
+def results(answer: Any) -> Rows:
+    """The rows as most apps read them."""
+    return [(row["index"], row["relevance_score"]) for row in answer["results"]]
+
+
+def open_webui(answer: Any) -> Rows:
+    """Sorts the rows by index and zips them with the documents, so each must have one."""
+    rows = sorted(results(answer))
+    assert [index for index, _ in rows] == list(range(_ALL))
+    return rows
+
+
+def ragflow(answer: Any) -> Rows:
+    """Spreads the scores only where one is outside 0 to 1; counts the tokens when they are there."""
+    assert all(0 <= score <= 1 for _, score in results(answer))
+    assert answer["usage"]["total_tokens"] > 0
+    return results(answer)
+
+
+def fastgpt(answer: Any) -> Rows:
+    """Keeps a document's first row, so the best must come first; bills by meta.tokens."""
+    assert answer["meta"]["tokens"]["input_tokens"] > 0
+    return best_first(results(answer))
+
+
+def best_first(rows: Rows) -> Rows:
+    assert rows == sorted(rows, key=lambda row: -row[1])
+    return rows
+
+
+def bare_list(answer: Any) -> Rows:
+    """A list, a row for each text."""
+    assert len(answer) == _ALL
+    return best_first([(row["index"], row["score"]) for row in answer])
+
+
+def with_text(answer: Any) -> Rows:
+    """document.text is read without a look whether it is there."""
+    for row in answer["results"]:
+        assert row["document"]["text"] == DOCUMENTS[row["index"]]
+    return results(answer)
+
+
+def text_or_object(answer: Any) -> Rows:
+    """A document is a string, or an object with a text."""
+    for row in answer["results"]:
+        document = row["document"]
+        text = document if isinstance(document, str) else document["text"]
+        assert text == DOCUMENTS[row["index"]]
+    return results(answer)
+
+
+def without_document(answer: Any) -> Rows:
+    """Were the key `document` there, its text would be read, so null is as bad as none."""
+    assert all("document" not in row for row in answer["results"])
+    return results(answer)
+
+
+def string_if_any(answer: Any) -> Rows:
+    assert all(isinstance(row.get("document", ""), str) for row in answer["results"])
+    return results(answer)
+
+
+def tei_with_text(answer: Any) -> Rows:
+    assert all(row["text"] == DOCUMENTS[row["index"]] for row in answer)
+    return bare_list(answer)
+
+
+def voyage(answer: Any) -> Rows:
+    assert answer["usage"]["total_tokens"] > 0
+    for row in answer["data"]:
+        assert isinstance(row.get("document", ""), str)
+    return [(row["index"], row["relevance_score"]) for row in answer["data"]]
+
+
+def openrouter(answer: Any) -> Rows:
+    """Refuses rows whose index or score is of another type or out of range."""
+    for index, score in results(answer):
+        assert type(index) is int and 0 <= index < _ALL
+        assert type(score) in (int, float)
+    return results(answer)
+
+
+@dataclass(frozen=True)
+class App:
+    """One request of one app."""
+
+    name: str
+    path: str
+    body: dict[str, Any]
+    read: Callable[[Any], Rows] = results
+    headers: dict[str, str] = field(default_factory=dict)
+    top: int = _ALL  # the rows that come back
+
+
+APPS = [
+    App(
+        "Open WebUI",
+        "/v1/rerank",
+        {**_ASKED, "top_n": _ALL},
+        open_webui,
+        {**_NO_KEY, "X-OpenWebUI-User-Name": "Zo%C3%AB", "X-OpenWebUI-User-Role": "admin"},
+    ),
+    App("RAGFlow, OpenAI-API-Compatible", "/v1/rerank", {**_ASKED, "top_n": _ALL}, ragflow, _NO_KEY),
+    App("RAGFlow, LocalAI", "/rerank", {**_ASKED, "top_n": _ALL}, ragflow),
+    App(
+        "RAGFlow, Xinference",
+        "/v1/rerank",
+        {**_ASKED, "return_documents": "true", "return_len": "true"},
+        ragflow,
+    ),
+    App("RAGFlow, GPUStack", "/v1/rerank", {**_ASKED, "top_n": _ALL}, ragflow),
+    App(
+        "RAGFlow, VLLM",
+        "/v1/rerank",
+        {**_ASKED, "top_n": _ALL, "return_documents": False},
+        ragflow,
+    ),
+    App(
+        "RAGFlow, HuggingFace",
+        "/rerank",
+        {**_TEI, "raw_scores": False, "truncate": True},
+        bare_list,
+    ),
+    App("RAGFlow, Jina", "/v1/rerank", {**_ASKED, "top_n": _ALL}, ragflow),
+    App("FastGPT", "/v1/rerank", _ASKED, fastgpt),
+    App("MaxKB, vLLM", "/v2/rerank", {**_ASKED, "top_n": 2}, results, top=2),
+    App(
+        "MaxKB, Xinference",
+        "/v1/rerank",
+        {**_ASKED, "top_n": 2, "return_documents": True},
+        text_or_object,
+        top=2,
+    ),
+    App("Cherry Studio", "/v1/rerank", {**_ASKED, "top_n": 2}, results, top=2),
+    App("Cherry Studio, tei", "/v1/rerank", {**_TEI, "return_text": True}, tei_with_text),
+    App(
+        "LibreChat",
+        "/v1/rerank",
+        {
+            "model": "jina-reranker-v2-base-multilingual",
+            "query": QUERY,
+            "documents": DOCUMENTS,
+            "top_n": 3,
+            "return_documents": True,
+        },
+        text_or_object,
+        {"Authorization": "Bearer x"},
+        top=3,
+    ),
+    App("LightRAG", "/rerank", {**_ASKED, "top_n": 3, "return_documents": False}, results, top=3),
+    App("Continue, cohere or vllm", "/v1/rerank", _ASKED, open_webui, {"x-api-key": "k"}),
+    App("Continue, huggingface-tei", "/rerank", _TEI, bare_list, {"x-api-key": "k"}),
+    App("n8n, community node", "/v1/rerank", {**_ASKED, "top_n": 2}, results, top=2),
+    App(
+        "Dify 1b, openai_api_compatible",
+        "/v1/rerank",
+        {**_ASKED, "top_n": _ALL},
+        openrouter,
+        {"Authorization": ""},
+    ),
+    App("Dify 1b, with top_n 0", "/v1/rerank", {**_ASKED, "top_n": 0}, openrouter, {"Authorization": ""}),
+    App(
+        "Dify 1b, vision",
+        "/v1/rerank",
+        {**_ASKED, "documents": [{"content": [{"type": "text", "text": text}]} for text in DOCUMENTS]},
+        openrouter,
+    ),
+    App("Dify, cohere", "/rerank", {**_ASKED, "return_documents": True}, with_text),
+    App(
+        "Dify, cohere, a later SDK",
+        "/v1/rerank",
+        {**_ASKED, "return_documents": True, "top_n": 2},
+        with_text,
+        top=2,
+    ),
+    App("Dify, jina", "/v1/rerank", {**_ASKED, "top_n": _ALL, "return_documents": False}),
+    App(
+        "Dify, jina, an m0 model",
+        "/v1/rerank",
+        {**_ASKED, "documents": [{"text": text} for text in DOCUMENTS], "return_documents": False},
+    ),
+    App(
+        "Dify, siliconflow", "/v1/rerank", {**_ASKED, "top_n": 3, "return_documents": True}, with_text, top=3
+    ),
+    App(
+        "Dify, localai",
+        "/rerank",
+        {**_ASKED, "top_n": _ALL},
+        without_document,
+        {"Authorization": "Bearer None"},
+    ),
+    App("Dify, gpustack", "/v1/rerank", {**_ASKED, "top_n": 3}, without_document, top=3),
+    App(
+        "Dify, xinference",
+        "/v1/rerank",
+        {
+            **_ASKED,
+            "top_n": None,
+            "max_chunks_per_doc": None,
+            "return_documents": True,
+            "return_len": None,
+            "kwargs": "{}",
+        },
+        text_or_object,
+    ),
+    App("Dify, huggingface_tei", "/rerank", {**_TEI, "return_text": True}, tei_with_text),
+    App("Dify, voyage", "/v1/rerank", {**_ASKED, "top_k": 2, "return_documents": True}, voyage, top=2),
+    App("Dify, ollama", "/api/rerank", {**_ASKED, "top_n": _ALL, "return_documents": True}, string_if_any),
+    App("Dify, openrouter", "/v1/rerank", {**_ASKED, "top_n": _ALL}, openrouter),
+]
+
+
+def _send(
+    server: Server, path: str, body: object = None, headers: dict[str, str] | None = None
+) -> tuple[int, Any]:
+    """POST `body`, or GET without one. Some of these headers no HTTP library of today would send."""
+    host = urlsplit(server.url)
+    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=30)
+    try:
+        data = None if body is None else json.dumps(body)
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        connection.request("GET" if body is None else "POST", path, data, sent)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("app", APPS, ids=[app.name for app in APPS])
+def test_an_app_gets_what_it_reads(app: App, server: Server) -> None:
+    status, answer = _send(server, app.path, app.body, app.headers)
+    assert status == 200, answer
+    expected = server.rows()[: app.top]
+    assert sorted(app.read(answer)) == [(index, pytest.approx(score)) for index, score in sorted(expected)]
+
+
+@pytest.mark.parametrize("app", APPS, ids=[app.name for app in APPS])
+def test_an_app_without_the_key_reads_why(app: App, guarded: Server) -> None:
+    status, answer = _send(guarded, app.path, app.body, app.headers)
+    assert status == 401
+    message = answer.get("detail") or answer["error"]
+    assert message.startswith("The API key is missing or wrong.")
+
+
+def test_nvidias_plugin_reads_logits(server: Server) -> None:
+    body = {"model": "m", "query": {"text": QUERY}, "passages": [{"text": text} for text in DOCUMENTS]}
+    status, answer = _send(server, "/v1/ranking", body)
+    assert status == 200
+    assert [row["index"] for row in answer["rankings"]] == [index for index, _ in server.rows()]
+    assert all(type(row["logit"]) is float for row in answer["rankings"])
+
+
+def test_dify_validates_with_three_documents_and_keeps_raw_scores(server: Server) -> None:
+    body = {**_ASKED, "documents": DOCUMENTS[:3], "top_n": 3}
+    _, answer = _send(server, "/v1/rerank", body, {"Authorization": ""})
+    # The plugin compares these with its threshold as they are.
+    assert all(0 <= score <= 1 for _, score in results(answer))
+
+
+def test_xinference_clients_look_up_any_model_first(server: Server) -> None:
+    status, answer = _send(server, "/v1/cluster/auth")
+    assert (status, "detail" in answer) == (404, True)
+    status, answer = _send(server, "/v1/models/BAAI/bge-reranker-v2-m3")
+    assert (status, answer["model_type"], answer["id"]) == (200, "rerank", "BAAI/bge-reranker-v2-m3")
+
+
+def test_tei_clients_look_up_the_kind_and_the_limits_first(server: Server) -> None:
+    status, answer = _send(server, "/info")
+    assert status == 200
+    assert "reranker" in answer["model_type"]
+    assert answer["max_input_length"] > 0 and answer["max_client_batch_size"] > 0
+
+
+def test_maxkb_falls_back_when_a_path_is_a_plain_404(server: Server) -> None:
+    status, answer = _send(server, "/v3/rerank", _ASKED)
+    assert status == 404 and "/v1/rerank" in answer["message"]
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_the_content_type_does_not_matter(content_type: str, server: Server) -> None:
+    status, answer = _send(server, "/v1/rerank", _ASKED, {"Content-Type": content_type})
+    assert status == 200 and results(answer) == server.rows()

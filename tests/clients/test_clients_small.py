@@ -1,0 +1,76 @@
+"""Clients that are small enough to run on every change, against a server without a key and one with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from live import DOCUMENTS, Run, Server
+
+
+@pytest.fixture(params=["no key", "key"])
+def either(request: pytest.FixtureRequest) -> Server:
+    """A server that asks for a key, and one that does not."""
+    return request.getfixturevalue("server" if request.param == "no key" else "guarded")
+
+
+def _rows(server: Server) -> list[list[Any]]:
+    return [[index, pytest.approx(score)] for index, score in server.rows()]
+
+
+def _texts(server: Server) -> list[str]:
+    return [DOCUMENTS[index] for index, _ in server.rows()]
+
+
+def test_cohere(either: Server, run: Run) -> None:
+    answer = run("sdk", "cohere_sdk.py", either)
+    for call in ("v1", "v2", "async v1", "async v2", "objects"):
+        assert answer[call] == _rows(either), call
+    assert answer["top 2"] == _rows(either)[:2]
+    assert answer["documents"] == _texts(either)
+    assert answer["billed"] == 1
+    assert answer["empty"]["status"] == 400 and "query is empty" in answer["empty"]["message"]
+    if either.key:
+        assert answer["wrong key"]["type"] == "UnauthorizedError"
+        assert "API key" in answer["wrong key"]["message"]
+
+
+def test_cohere_as_dify_pins_it(either: Server, run: Run) -> None:
+    rows = [[*row, text] for row, text in zip(_rows(either), _texts(either), strict=True)]
+    assert run("cohere-old", "cohere_old.py", either) == rows[:3]
+
+
+@pytest.mark.parametrize("path", ["", "/v1"])
+def test_infinity(path: str, either: Server, run: Run) -> None:
+    answer = run("infinity", "infinity.py", either, path=path)
+    assert answer["rows"] == _rows(either)
+    assert answer["model"] == "m"
+    assert min(answer["tokens"]) > 0
+
+
+def test_xinference(either: Server, run: Run) -> None:
+    answer = run("sdk", "xinference.py", either)
+    assert answer["kind"] == "RESTfulRerankModelHandle"
+    assert answer["models"] == ["xlmr-head"]
+    assert answer["all"] == _rows(either)
+    assert answer["top 2"] == _rows(either)[:2]
+    assert answer["documents"] == _texts(either)
+    assert "query is empty" in answer["refused"]
+
+
+def test_rerankers(either: Server, run: Run) -> None:
+    for provider, rows in run("sdk", "rerankers_lib.py", either).items():
+        assert rows == _rows(either), provider
+
+
+@pytest.mark.parametrize("path", ["", "/v1"])
+def test_voyage(path: str, either: Server, run: Run) -> None:
+    answer = run("sdk", "voyage.py", either, path=path)
+    rows = [[*row, text] for row, text in zip(_rows(either), _texts(either), strict=True)]
+    assert answer["all"] == answer["async"] == rows
+    assert answer["top 2"] == rows[:2]
+    assert answer["tokens"] > 0
+    if either.key:
+        assert answer["refused"].startswith("AuthenticationError: The API key")
+    else:
+        assert answer["refused"].startswith("InvalidRequestError: The query is empty")

@@ -1,0 +1,125 @@
+"""What tests share: the golden models, and running programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from rerankd.config import Settings
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def golden(name: str) -> dict[str, Any]:
+    """What transformers says of a golden model."""
+    value: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
+    return value
+
+
+def golden_settings(name: str, home: Path, **more: Any) -> Settings:
+    """Settings that serve a golden model as its golden values were made. Nothing is kept in the cache:
+    each text is scored and its tokens are counted."""
+    values = golden(name)
+    scoring: dict[str, Any] = {}
+    if values["way"] == "judge":
+        scoring = {"template": "\x1e".join(values["pieces"]), "labels": values["labels"]}
+        if values["instruction"]:
+            scoring["instruction"] = values["instruction"]
+    if values["way"] == "cosine":
+        scoring = {key: values[key] for key in ("query_prefix", "document_prefix")}
+    scoring |= more.pop("scoring", {})
+    path = str(GOLDEN / values["model"])
+    return Settings.model_validate(
+        {"model": path, "home": home, "scoring": scoring, "cache_entries": 0, **more}
+    )
+
+
+@dataclass
+class Program:
+    """A rerankd program that runs, and where it can be reached."""
+
+    process: subprocess.Popen[str]
+    url: str
+    said: list[str]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """This process's environment without settings of its own, and with a data folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RERANKD_", "LLAMA_"))}
+    return {**kept, "RERANKD_HOME": str(home), "PYTHONUNBUFFERED": "1", **more}
+
+
+def rerankd(
+    *arguments: str, home: Path, stdin: str | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "rerankd", *arguments],
+        env=environment(home, **env),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@contextlib.contextmanager
+def running(app: Any) -> Iterator[str]:
+    """Serve an app with uvicorn in a thread of its own; gives its URL. Raises what its lifespan raised."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            thread.join(0.01)
+        assert server.started, "the app did not start"
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def post(url: str, body: Any, **headers: str) -> httpx.Response:
+    """POST JSON to a running server."""
+    return httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
+
+
+def children(pid: int) -> list[int]:
+    """The pids of a process's children."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def wait_until_gone(pids: list[int], within_s: float = 10) -> None:
+    """Wait for the end of processes that are not ours to wait for. An unreaped zombie counts as gone."""
+    end = time.monotonic() + within_s
+    while left := [pid for pid in pids if _runs(pid)]:
+        assert time.monotonic() < end, f"processes {left} are still there"
+        os.sched_yield()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

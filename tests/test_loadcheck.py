@@ -1,0 +1,51 @@
+import math
+
+import pytest
+
+from rerankd import loadcheck
+from rerankd.domain import Transform
+
+SIGMOID = Transform("sigmoid")
+GOOD = [3.0, 2.0, -3.0, -4.0, -2.0]
+
+
+def runs(values: list[float]) -> list[list[float]]:
+    return [[values[at] for at in order] for order in loadcheck.ARRANGEMENTS]
+
+
+def test_a_sound_model_passes() -> None:
+    assert loadcheck.judge(runs(GOOD), SIGMOID) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (runs([3.0, math.nan, 0.0, 1.0, 2.0]), "not numbers"),
+        (runs([math.inf, 1.0, 0.0, 1.0, 2.0]), "not numbers"),
+        (runs([1.0] * 5), "same value"),
+        (runs([1e-20] * 5), "same value"),
+        ([*runs(GOOD)[:2], [GOOD[0] - 0.6]], "its place"),
+        ([GOOD, GOOD, GOOD[:1]], "its place"),
+    ],
+)
+def test_a_broken_model_is_found_out(broken: list[list[float]], says: str) -> None:
+    (finding,) = loadcheck.judge(broken, SIGMOID)
+    assert says in finding.text
+    assert finding.fatal
+
+
+def test_a_wrong_order_is_only_a_warning() -> None:
+    (finding,) = loadcheck.judge(runs([-3.0, 2.0, 1.0, 0.0, -4.0]), SIGMOID)
+    assert not finding.fatal
+
+
+def test_a_few_thousandths_are_only_a_warning() -> None:
+    noisy = [runs(GOOD)[0], [value + 0.03 for value in runs(GOOD)[1]], [GOOD[0]]]
+    (finding,) = loadcheck.judge(noisy, SIGMOID)
+    assert "its place" in finding.text
+    assert not finding.fatal
+
+
+def test_noise_within_the_contract_is_no_finding() -> None:
+    noisy = [runs(GOOD)[0], [value + 1e-4 for value in runs(GOOD)[1]], [GOOD[0]]]
+    assert loadcheck.judge(noisy, SIGMOID) == []

@@ -1,0 +1,45 @@
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd import plan
+from rerankd.window import Chunks
+
+texts = st.text(max_size=3)
+documents = st.lists(st.lists(texts, min_size=1, max_size=4), min_size=1, max_size=20)
+
+
+@given(documents)
+def test_each_text_is_scored_once_and_a_document_gets_its_best_chunk(parts: list[list[str]]) -> None:
+    made = plan.make([Chunks(tuple(part), cut=False) for part in parts])
+    assert sorted(made.texts) == sorted({text for part in parts for text in part})
+    raw = [float(len(text)) + sum(map(ord, text)) for text in made.texts]
+    value = dict(zip(made.texts, raw, strict=True))
+    assert made.merge(raw) == [max(value[text] for text in part) for part in parts]
+
+
+@given(st.lists(st.integers(0, 70_000), max_size=200))
+def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int]) -> None:
+    made = plan.Plan(tuple("x" * length for length in lengths), ())
+    batches = list(made.batches())
+    assert [at for batch in batches for at in batch] == list(range(len(lengths)))
+    for batch in batches:
+        assert 0 < len(batch) <= 32
+        assert len(batch) == 1 or sum(lengths[at] for at in batch) <= 64 * 1024
+
+
+@given(st.text() | st.text(alphabet=st.characters(categories=["Cs"])))
+def test_clean_text_can_be_sent(text: str) -> None:
+    cleaned = plan.clean(text)
+    assert "\0" not in cleaned.encode().decode()
+    assert plan.clean(cleaned) == cleaned
+    assert unicodedata.is_normalized("NFC", plan.clean(text, nfc=True))
+
+
+def test_clean_leaves_text_as_it_is() -> None:
+    assert plan.clean("Grüße, 熊猫 🐼\n") == "Grüße, 熊猫 🐼\n"
+    assert plan.clean("u\u0308ber") == "u\u0308ber"
+    assert plan.clean("u\u0308ber", nfc=True) == "über"
+    assert plan.clean("a\0b") == "a b"
+    assert plan.clean("a\ud800b") == "a\ufffdb"

@@ -1,0 +1,59 @@
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd import scores
+from rerankd.domain import Transform
+from rerankd.errors import EngineError
+
+SIGMOID = Transform("sigmoid")
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "how", "score"),
+    [
+        (0.0, SIGMOID, 0.5),
+        (math.log(3), SIGMOID, 0.75),
+        (1e308, SIGMOID, 1.0),
+        (-1e308, SIGMOID, 0.0),
+        (0.7, Transform("affine", 0.7, 0.95), 0.0),
+        (0.825, Transform("affine", 0.7, 0.95), 0.5),
+        (1.0, Transform("affine", 0.7, 0.95), 1.0),
+        (0.25, Transform("identity"), 0.25),
+        (7.0, Transform("identity"), 1.0),
+    ],
+)
+def test_transform(raw: float, how: Transform, score: float) -> None:
+    assert scores.transform(raw, how) == pytest.approx(score, abs=1e-12)
+
+
+@given(finite, finite)
+def test_sigmoid_is_in_range_and_keeps_the_order(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assert 0 <= scores.transform(low, SIGMOID) <= scores.transform(high, SIGMOID) <= 1
+
+
+@given(st.floats(-30, 30))
+def test_sigmoid_is_softmax_over_two_labels(raw: float) -> None:
+    softmax = math.exp(raw) / (math.exp(raw) + math.exp(0))
+    assert scores.transform(raw, SIGMOID) == pytest.approx(softmax, rel=1e-9)
+
+
+@given(st.lists(finite, min_size=1), st.integers(0, 5))
+def test_rank_is_sorted_and_ties_keep_their_order(values: list[float], top_n: int) -> None:
+    order = scores.rank(values, top_n)
+    assert len(order) == (min(top_n, len(values)) or len(values))
+    for before, after in itertools.pairwise(order):
+        assert values[before] > values[after] or (values[before] == values[after] and before < after)
+    left_out = set(range(len(values))) - set(order)
+    assert all(values[out] <= values[order[-1]] for out in left_out)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_an_engine_error(bad: float) -> None:
+    with pytest.raises(EngineError, match="pair 1"):
+        scores.check_finite([0.5, bad])

@@ -1,0 +1,225 @@
+"""The way of a request on real engines with tiny models: what is cut, what is refused, what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerankd.config import Settings
+from rerankd.domain import RerankResult
+from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
+from rerankd.service import Reranker, prepare
+from support import GOLDEN, golden_settings
+
+WORDS = ["panda", "bear", "river", "mountain", "bread", "ticket", "weather", "library", "guitar", "pizza"]
+QUERY = "which bear lives in china?"
+
+
+def prose(words: int, seed: int = 0) -> str:
+    pick = random.Random(seed)
+    return " ".join(pick.choice(WORDS) + ("." if at % 9 == 8 else "") for at in range(words))
+
+
+def values(result: RerankResult) -> dict[int, float]:
+    return {scored.index: scored.score for scored in result.results}
+
+
+@pytest.fixture(params=["xlmr-head", "qwen3-headless", "bert-embedder"], scope="module")
+async def reranker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Reranker]:
+    """One of each way."""
+    async with Reranker(golden_settings(request.param, tmp_path_factory.mktemp("home"))) as opened:
+        yield opened
+
+
+async def tokens(reranker: Reranker, *texts: str) -> list[int]:
+    engine = reranker.state.engine
+    assert engine is not None
+    return await engine.count_tokens(texts)
+
+
+async def room(reranker: Reranker) -> int:
+    """What the window leaves for a document beside QUERY."""
+    engine = reranker.state.engine
+    assert engine is not None
+    scoring = reranker.model.scoring
+    used = sum(await tokens(reranker, QUERY, scoring.instruction)) if scoring.way != "cosine" else 0
+    return scoring.window - engine.fixed_tokens - used
+
+
+async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker) -> None:
+    long = prose(900)
+    short = "the panda is a bear"
+    result = await reranker.rerank(QUERY, [short, long, ""], return_documents=True, raw_scores=True)
+    (warning,) = result.warnings
+    assert "document 1" in warning
+    alone = await reranker.rerank(QUERY, [short], raw_scores=True)
+    assert values(result)[0] == pytest.approx(values(alone)[0], abs=1e-3)
+    # Only what the window has room for is read, and nearly all of it; the text that comes back is whole.
+    assert {scored.index: scored.text for scored in result.results}[1] == long
+    space = await room(reranker)
+    read = result.tokens - (await reranker.rerank(QUERY, [short, ""], raw_scores=True)).tokens
+    assert read >= space * 3 // 4
+    prefixes = [long[:end] for end in range(len(long)) if long[end].isspace()]
+    fitting = [
+        text
+        for text, count in zip(prefixes, await tokens(reranker, *prefixes), strict=True)
+        if count <= space
+    ]
+    candidates = await reranker.rerank(QUERY, fitting[-12:], raw_scores=True)
+    assert min(abs(values(result)[1] - value) for value in values(candidates).values()) < 1e-3
+
+
+async def test_a_document_that_fits_exactly_is_not_cut(reranker: Reranker) -> None:
+    space = await room(reranker)
+    text = "panda " * space
+    while (await tokens(reranker, text))[0] > space:
+        text = text[:-1]
+    assert (await reranker.rerank(QUERY, [text])).warnings == ()
+    assert (await reranker.rerank(QUERY, [text + prose(9)])).warnings != ()
+
+
+async def test_truncate_false_names_the_document_and_both_lengths(reranker: Reranker) -> None:
+    long = prose(900)
+    (length,) = await tokens(reranker, long)
+    with pytest.raises(TooLong) as caught:
+        await reranker.rerank(QUERY, ["short", long], truncate=False)
+    assert (
+        f"Document 1 has {length} tokens and there is room for {await room(reranker)}" in caught.value.message
+    )
+    assert (await reranker.rerank(QUERY, ["short"], truncate=False)).warnings == ()
+
+
+async def test_the_score_of_a_document_in_chunks_is_that_of_its_best(reranker: Reranker) -> None:
+    text = prose(900)
+    whole = await reranker.rerank(QUERY, [text], max_chunks_per_doc=50, raw_scores=True)
+    assert whole.warnings == ()
+    one = await reranker.rerank(QUERY, [text], raw_scores=True)
+    assert values(whole)[0] > values(one)[0] - 1e-6
+    assert whole.tokens > 1.5 * one.tokens
+    overlapping = await reranker.rerank(
+        QUERY, [text], max_chunks_per_doc=200, overlap_tokens=await room(reranker) // 2, raw_scores=True
+    )
+    assert overlapping.warnings == ()
+    assert overlapping.tokens > 1.3 * whole.tokens
+
+
+async def test_max_tokens_per_doc_bounds_what_is_read(reranker: Reranker) -> None:
+    text = prose(900)
+    empty = await reranker.rerank(QUERY, [""])
+    for most in (1, 50):
+        result = await reranker.rerank(QUERY, [text], max_tokens_per_doc=40, max_chunks_per_doc=most)
+        assert "document 0" in result.warnings[0]
+        assert 30 <= result.tokens - empty.tokens <= 42
+    small = await reranker.rerank(QUERY, ["a panda"], max_tokens_per_doc=40)
+    assert small.warnings == ()
+
+
+async def test_a_query_that_does_not_fit_is_refused_and_never_cut(reranker: Reranker) -> None:
+    with pytest.raises(TooLong, match="The query has"):
+        await reranker.rerank(prose(900), ["a panda"])
+
+
+async def test_text_with_more_tokens_than_its_length_tells_is_cut_all_the_same(reranker: Reranker) -> None:
+    """Length is guessed from bytes first; the engine refuses what was guessed wrong, and then it is
+    counted."""
+    space = await room(reranker)
+    dense = "!?" * (space * 4 // 5)
+    assert (await tokens(reranker, dense))[0] > space
+    result = await reranker.rerank(QUERY, ["a panda", dense])
+    assert "document 1" in result.warnings[0]
+    alone = await reranker.rerank(QUERY, ["a panda"])
+    assert values(result)[0] == pytest.approx(values(alone)[0], abs=1e-3)
+
+
+async def test_the_order_of_documents_does_not_matter(reranker: Reranker) -> None:
+    texts = [prose(20, seed) for seed in range(40)] + ["", "熊猫", "🐼", prose(900)]
+    base = values(await reranker.rerank(QUERY, texts))
+    shuffled = list(range(len(texts)))
+    random.Random(2).shuffle(shuffled)
+    again = await reranker.rerank(QUERY, [texts[at] for at in shuffled])
+    assert {shuffled[at]: score for at, score in values(again).items()} == pytest.approx(base, abs=1e-3)
+    scores = [scored.score for scored in again.results]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+
+
+async def test_top_n_and_empty_requests(reranker: Reranker) -> None:
+    assert len((await reranker.rerank(QUERY, ["a", "b", "c"], top_n=2)).results) == 2
+    assert len((await reranker.rerank(QUERY, ["a"], top_n=9)).results) == 1
+    for query, documents, says in ((" \n", ["a"], "query is empty"), ("q", [], "no documents")):
+        with pytest.raises(InvalidRequest, match=says):
+            await reranker.rerank(query, documents)
+    with pytest.raises(InvalidRequest, match="10001 documents"):
+        await reranker.rerank("q", ["a"] * 10_001)
+
+
+async def test_text_that_is_no_text_is_scored_too(reranker: Reranker) -> None:
+    result = await reranker.rerank("wh\ud800at\0?", ["\ud83d", "a\0b", "\0", "\x1e", "\u202e"])
+    assert len(result.results) == 5
+
+
+async def test_requests_side_by_side_get_their_own_answers(reranker: Reranker) -> None:
+    texts = [prose(12, seed) for seed in range(8)]
+    alone = [values(await reranker.rerank(query, texts)) for query in WORDS]
+    together = await asyncio.gather(*(reranker.rerank(query, texts) for query in WORDS))
+    for expected, result in zip(alone, together, strict=True):
+        assert values(result) == pytest.approx(expected, abs=1e-3)
+
+
+async def test_an_engine_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    async with Reranker(golden_settings("xlmr-head", tmp_path)) as reranker:
+        before = await reranker.rerank(QUERY, ["a panda", "bread"])
+        pid = reranker.state.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        after = await reranker.rerank(QUERY, ["a panda", "bread"])
+        assert values(after) == pytest.approx(values(before), abs=1e-6)
+        assert reranker.state.pid != pid
+
+
+async def test_an_instruction_reaches_the_judge(tmp_path: Path) -> None:
+    async with Reranker(golden_settings("qwen3-headless", tmp_path)) as reranker:
+        usual, other = [
+            (await reranker.rerank(QUERY, ["a panda"], instruction=text, raw_scores=True)).results[0].score
+            for text in (None, "Find what contradicts the claim")
+        ]
+        named = await reranker.rerank(
+            QUERY, ["a panda"], instruction=reranker.model.scoring.instruction, raw_scores=True
+        )
+        assert abs(usual - other) > 1e-3
+        assert named.results[0].score == pytest.approx(usual, abs=1e-4)
+
+
+def model(path: Path | str, home: Path, **more: Any) -> Settings:
+    return Settings.model_validate({"model": str(path), "home": home, **more})
+
+
+def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
+    xlmr = (GOLDEN / "xlmr-head.gguf").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(xlmr[: len(xlmr) // 2])
+    page = tmp_path / "page.gguf"
+    page.write_text("<!doctype html><title>Sign in</title>")
+    with pytest.raises(ModelFileError, match="There is no file"):
+        prepare(model("/nowhere/m.gguf", tmp_path))
+    with pytest.raises(ModelFileError, match="missing"):
+        prepare(model(cut, tmp_path))
+    with pytest.raises(ModelFileError, match="web page"):
+        prepare(model(page, tmp_path))
+    with pytest.raises(UnknownModel, match="builtin:e5"):
+        prepare(model("some-model", tmp_path))
+    with pytest.raises(UnknownModel, match="builtin:e5"):
+        prepare(model("builtin:e6", tmp_path))
+    with pytest.raises(Unscorable, match="template"):
+        prepare(model(GOLDEN / "qwen2-labels.gguf", tmp_path))
+    with pytest.raises(ConfigError, match="label"):
+        prepare(golden_settings("qwen2-labels", tmp_path, scoring={"labels": ["relevant and so on", "0"]}))
