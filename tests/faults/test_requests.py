@@ -58,9 +58,9 @@ def connect(it: Service) -> socket.socket:
 def answered(data: bytes, client: httpx.Client) -> httpx.Response:
     answer = client.post("/v1/rerank", content=data)
     assert answer.status_code in (200, 400, 413, 422), (data[:200], answer.text)
-    assert isinstance(answer.json(), dict)
-    if answer.status_code != 200:
-        assert answer.json()["message"].rstrip()[-1] in '."}])', answer.text
+    assert isinstance(answer.json(), dict | list)
+    if answer.status_code != 200:  # each dialect has a place of its own for the sentence
+        assert any(name in answer.json() for name in ("message", "detail", "error")), answer.text
     return answer
 
 
@@ -124,7 +124,7 @@ def test_a_deadline_that_is_no_time_is_refused(steady: Service, value: str) -> N
 def test_what_was_scored_is_not_scored_again(steady: Service) -> None:
     documents = ["one", "two", "one", "three"]
     first, second = steady.rerank(documents, "cached?"), steady.rerank([*documents, "four"], "cached?")
-    assert first.json()["meta"]["cached"] == 0
+    assert "cached" not in first.json()["meta"]
     assert second.json()["meta"]["cached"] == 3
     assert raw_scores(second) == right([*documents, "four"], "cached?")
     assert metric(steady, "rerankd_cache_hits_total") >= 3
