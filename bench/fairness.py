@@ -134,7 +134,7 @@ async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[s
 
 async def ours(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """rerankd's."""
-    with service(folder, real=True, model=path, threads=options.threads) as it:
+    with service(folder, real=True, model=path, threads=options.threads, force=True) as it:
         async with httpx.AsyncClient(base_url=it.url, timeout=None, trust_env=False) as client:
 
             async def ask(count: int) -> None:
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--small", type=int, default=10, help="documents of a small request")
     parser.add_argument("--bulk", type=int, default=400, help="documents of a bulk request")
-    parser.add_argument("--words", type=int, default=60)
+    parser.add_argument("--words", type=int, default=30)
     parser.add_argument("--count", type=int, default=40, help="small requests that are timed, each way")
     parser.add_argument("--only", choices=["llama-server", "rerankd"])
     options = parser.parse_args()

@@ -1,0 +1,104 @@
+"""Faults seen by a program that has the Reranker inside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import MODEL
+
+import fake_engine
+from rerankd import Reranker, Settings
+from rerankd.domain import RerankResult
+from rerankd.errors import EngineTimeout, EngineUnavailable, ModelFileError, Stopping
+
+
+def reranker(tmp_path: Path, *flags: str, **settings: Any) -> Reranker:
+    program = fake_engine.install(tmp_path, *flags)
+    return Reranker(Settings(**{"model": str(MODEL), "home": tmp_path, "llama_path": program, **settings}))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+async def ask(it: Reranker, *documents: str, query: str = "q", **options: Any) -> RerankResult:
+    return await it.rerank(query, documents, raw_scores=True, **options)
+
+
+def test_a_file_that_changes_is_not_served_before_a_reload_has_read_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        path = tmp_path / "model.gguf"
+        shutil.copy(MODEL, path)
+        async with reranker(tmp_path, model=str(path)) as it:
+            await ask(it, "a")
+            os.utime(path, (1, 1))
+            os.kill(it.state.pid or 0, signal.SIGKILL)
+            await until(lambda: isinstance(it.state.error, ModelFileError))
+            assert "has changed" in str(it.state.error)
+            await it.reload()
+            assert (await ask(it, "a")).cached == 0
+            assert it.state.starts == 1
+
+    asyncio.run(story())
+
+
+def test_where_no_engine_is_ready_in_time_the_answer_is_to_come_again(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with reranker(tmp_path, "--slow-load", "0.5", request_timeout_s=0.2) as it:
+            os.kill(it.state.pid or 0, signal.SIGKILL)
+            await until(lambda: it.state.engine is None)
+            with pytest.raises(EngineUnavailable, match="No engine was ready") as caught:
+                await ask(it, "a")
+            assert caught.value.retry_after_s
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_is_stuck_past_deadline_and_margin_is_replaced(tmp_path: Path) -> None:
+    async def story() -> None:
+        flags = ("--stall-after", str(fake_engine.CALLS_AT_LOAD), "--only-first", str(tmp_path / "first"))
+        async with reranker(tmp_path, *flags, request_timeout_s=0.5, hang_margin_s=0.3) as it:
+            with pytest.raises(EngineTimeout):
+                await ask(it, "a")
+            await until(lambda: it.state.starts == 2 and it.state.engine is not None)
+            assert [row.score for row in (await ask(it, "a")).results] == [fake_engine.raw("q", "a")]
+
+    asyncio.run(story())
+
+
+def test_equal_documents_are_scored_once_and_known_ones_not_at_all(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with reranker(tmp_path, cache_entries=3) as it:
+            first = await ask(it, "a", "b", "a")
+            again = await ask(it, "b", "a")
+            other = await ask(it, "a", query="other")
+            assert (first.cached, again.cached, other.cached) == (0, 2, 0)
+            assert again.tokens == 0
+            assert {row.index: row.score for row in again.results} == {
+                0: fake_engine.raw("q", "b"),
+                1: fake_engine.raw("q", "a"),
+            }
+            await ask(it, "c", "d")  # more than it keeps
+            assert (await ask(it, "a")).cached == 0
+
+    asyncio.run(story())
+
+
+def test_after_close_it_takes_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with reranker(tmp_path) as it:
+            await it.drain()
+            assert it.state.phase == "stopped"
+            with pytest.raises(Stopping):
+                await ask(it, "a")
+
+    asyncio.run(story())

@@ -1,0 +1,219 @@
+"""Faults of the real engine under load. The long ones are marked `soak`: make test-soak."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from bodies import bodies
+from hypothesis import HealthCheck, Phase, given, settings
+from live import GOLDEN, Service, service
+from live import raw_scores as scores
+
+from rerankd.engine import process
+
+CASES = {
+    case["id"]: 1 / (1 + math.exp(-case["raw"]))
+    for case in json.loads((GOLDEN / "xlmr-head.json").read_text())["cases"]
+    if case["fits"]
+}
+PAIRS = [pair for pair in json.loads((GOLDEN / "pairs.json").read_text()) if pair["id"] in CASES]
+TOLERANCE = 1e-3  # the score contract
+# One thread: the tests beside this one, and the engine's other threads, wait for each other on few cores.
+QUIET = {"real": True, "threads": 1}
+
+
+class Client:
+    """Asks pairs whose right values are known, over and over, and keeps what came back."""
+
+    def __init__(self, it: Service, number: int) -> None:
+        self._it = it
+        self._random = random.Random(number)
+        self.statuses: Counter[int] = Counter()
+        self.wrong: list[str] = []
+        self.answered_at: list[float] = []
+
+    def run(self, stop: threading.Event) -> None:
+        with self._it.client() as http:
+            while not stop.is_set():
+                pair = self._random.choice(PAIRS)
+                # The same query, several documents: the right value of the first is known.
+                others = [self._random.choice(PAIRS)["document"] for _ in range(self._random.randrange(12))]
+                documents = [pair["document"], *others]
+                body = {"query": pair["query"], "documents": documents}
+                answer = http.post("/v1/rerank", json=body)
+                self.statuses[answer.status_code] += 1
+                if answer.status_code == 200:
+                    self.answered_at.append(time.monotonic())
+                    got = scores(answer)
+                    if len(got) != len(documents) or abs(got[0] - CASES[pair["id"]]) > TOLERANCE:
+                        self.wrong.append(f"{pair['id']}: {got.get(0)} for {CASES[pair['id']]}")
+                else:
+                    assert answer.headers["retry-after"]
+
+
+@contextmanager
+def load(it: Service, count: int = 8) -> Iterator[list[Client]]:
+    """Clients that ask until the block ends."""
+    clients = [Client(it, number) for number in range(count)]
+    stop = threading.Event()
+    threads = [threading.Thread(target=client.run, args=(stop,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        yield clients
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def kills(it: Service, count: int, sign: signal.Signals, within_s: float) -> list[float]:
+    """Seconds from each kill until an answer came that was asked for after it."""
+    waits = []
+    with load(it) as clients:
+        for _ in range(count):
+            time.sleep(random.uniform(1.2, 1.6))
+            (engine,) = it.engines()
+            at = time.monotonic()
+            os.kill(engine, sign)
+            while it.get("/ready").status_code == 200 and time.monotonic() < at + within_s:
+                time.sleep(0.01)
+            with it.client() as http:
+                pair = PAIRS[0]
+                fresh = {"query": pair["query"], "documents": [f"after {at}"]}
+                answer = http.post("/v1/rerank", json=fresh)
+            waits.append(time.monotonic() - at)
+            assert answer.status_code == 200, answer.text
+            assert waits[-1] <= within_s
+    statuses = sum((client.statuses for client in clients), Counter[int]())
+    assert [wrong for client in clients for wrong in client.wrong] == []
+    assert set(statuses) <= {200, 429, 503}
+    print(
+        f"\n{count} x {sign.name}: answers {dict(statuses)}, seconds until the next answer: median "
+        f"{statistics.median(waits):.2f}, longest {max(waits):.2f}"
+    )
+    return waits
+
+
+def test_a_real_engine_that_is_killed_under_load_costs_no_answer(tmp_path: Path) -> None:
+    with service(tmp_path, stable_after_s=1, cache_entries=0, **QUIET) as it:
+        kills(it, 3, signal.SIGKILL, within_s=10)
+        assert it.get("/health").json()["engine"]["starts"] == 4
+
+
+def test_a_real_engine_that_is_stopped_is_replaced(tmp_path: Path) -> None:
+    with service(tmp_path, health_poll_s=0.3, stable_after_s=1, cache_entries=0, **QUIET) as it:
+        kills(it, 1, signal.SIGSTOP, within_s=15)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_twenty_kills_under_eight_clients(tmp_path: Path) -> None:
+    with service(tmp_path, stable_after_s=1, cache_entries=0, **QUIET) as it:
+        kills(it, 20, signal.SIGKILL, within_s=3)
+        (engine,) = it.engines()
+        it.signal(signal.SIGKILL)
+        it.ended()
+        time.sleep(0.2)
+        assert process.identify(engine) is None
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_three_hangs_under_eight_clients(tmp_path: Path) -> None:
+    with service(tmp_path, stable_after_s=1, cache_entries=0, **QUIET) as it:
+        kills(it, 3, signal.SIGSTOP, within_s=20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_ten_thousand_requests_leave_memory_and_descriptors_as_they_were(tmp_path: Path) -> None:
+    def open_files(pid: int) -> int:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+
+    with service(tmp_path, cache_entries=2000, **QUIET) as it:
+        pid = it.process.pid
+        (engine,) = it.engines()
+        figures = []
+        for thousand in range(11):
+            with it.client() as http:
+                for number in range(1000):
+                    documents = [f"document {thousand} {number}", "the same each time"]
+                    answer = http.post("/v1/rerank", json={"query": "q", "documents": documents})
+                    assert answer.status_code == 200
+            at = (
+                process.memory_bytes(pid),
+                open_files(pid),
+                process.memory_bytes(engine),
+                open_files(engine),
+            )
+            figures.append([value or 0 for value in at])
+        print("\nservice MiB, files; engine MiB, files, after each 1,000 requests:")
+        for memory, files, engine_memory, engine_files in figures:
+            print(f"  {memory / 2**20:.1f} {files}  {engine_memory / 2**20:.1f} {engine_files}")
+        first, last = figures[0], figures[-1]
+        assert abs(last[0] - first[0]) <= 0.1 * first[0]
+        assert last[1] <= first[1] + 2
+        assert last[3] <= first[3] + 4
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_five_thousand_malformed_bodies(tmp_path: Path) -> None:
+    with service(tmp_path, **QUIET) as it, it.client() as http:
+        statuses: Counter[int] = Counter()
+
+        @given(bodies)
+        @settings(
+            max_examples=5000,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            phases=[Phase.generate],
+        )
+        def each(data: bytes) -> None:
+            answer = http.post("/v1/rerank", content=data)
+            assert answer.status_code < 500, (data, answer.text)
+            statuses[answer.status_code] += 1
+
+        each()
+        print(f"\nanswers to {statuses.total()} bodies: {dict(statuses)}")
+        assert it.get("/health").json()["engine"]["starts"] == 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_restart_of_the_client_machine(tmp_path: Path) -> None:
+    """Hundreds of clients that all hang up at once, with work under way."""
+    with service(tmp_path, cache_entries=0, **QUIET) as it:
+        body = {"query": "q", "documents": [f"document {number}" for number in range(200)]}
+
+        def ask() -> None:
+            with pytest.raises(httpx.TimeoutException), it.client() as http:
+                http.post("/v1/rerank", json=body, timeout=1)
+
+        threads = [threading.Thread(target=ask) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        deadline = time.monotonic() + 2
+        while "rerankd_queue_requests 0.0" not in it.get("/metrics").text:
+            assert time.monotonic() < deadline
+        started = time.monotonic()
+        assert it.rerank(["a"]).status_code == 200
+        print(f"\nthe first answer after 50 clients hung up: {time.monotonic() - started:.2f} s")
