@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
+import fake_engine
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
@@ -208,6 +209,21 @@ async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_p
         assert usual.warnings == ()
         assert "takes no instruction" in told.warnings[0]
         assert values(told) == pytest.approx(values(usual), abs=1e-6)
+
+
+@pytest.mark.parametrize(("how", "says"), [("same", "the same value"), ("place", "its place in the request")])
+async def test_a_model_that_fails_the_check_at_load_is_refused_unless_forced(
+    tmp_path: Path, how: str, says: str
+) -> None:
+    program = fake_engine.install(tmp_path, "--bad-scores", how, "--bad-after", "0")
+    settings = golden_settings("xlmr-head", tmp_path, llama_path=program)
+    with pytest.raises(Unscorable, match=f"can't be trusted: .*{says}.*--force"):
+        async with Reranker(settings):
+            pass
+    async with Reranker(settings, force=True) as forced:
+        result = await forced.rerank(QUERY, ["a panda", "bread"])
+    assert "failed the check at load" in result.warnings[0]
+    assert says in result.warnings[0]
 
 
 def model(path: Path | str, home: Path, **more: Any) -> Settings:
