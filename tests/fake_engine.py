@@ -24,6 +24,8 @@ from typing import Any
 # prepare() makes one call, the check at load three.
 CALLS_AT_LOAD = 4
 WAYS_TO_ANSWER_BADLY = ("nan", "few", "garbage", "text", "error", "close")
+# Answers that are well formed, and wrong.
+WAYS_TO_SCORE_WRONG = ("same", "place")
 
 
 def raw(query: str, text: str) -> float:
@@ -50,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--crash-after", type=int, help="SIGKILL itself in the call after so many")
     flags.add_argument("--crash-on", default="", help="SIGKILL itself when a document holds this text")
     flags.add_argument("--ignore-term", action="store_true")
-    flags.add_argument("--bad-scores", choices=WAYS_TO_ANSWER_BADLY)
+    flags.add_argument("--bad-scores", choices=WAYS_TO_ANSWER_BADLY + WAYS_TO_SCORE_WRONG)
     flags.add_argument("--bad-after", type=int, default=CALLS_AT_LOAD, help="good calls before the bad ones")
     flags.add_argument("--hang-after", type=int, help="stop altogether (SIGSTOP) in the call after so many")
     flags.add_argument("--stall-after", type=int, help="never answer the call after so many, nor /slots")
@@ -116,6 +118,11 @@ class Fake:
             "text": (200, "\x00\xff this is not JSON"),
             "error": (500, {"error": {"message": "something broke"}}),
             "close": None,
+            "same": (200, {**good, "results": [{**row, "relevance_score": 1e-20} for row in rows]}),
+            "place": (
+                200,
+                {**good, "results": [{**row, "relevance_score": row["index"] / 2} for row in rows]},
+            ),
         }[options.bad_scores]
 
 

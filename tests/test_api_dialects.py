@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.api import jina, lenient, nvidia, ollama, tei, vllm, voyage
@@ -122,6 +122,8 @@ def test_tei_names_an_error_by_its_kind() -> None:
         ("/api/rerank", {"texts": []}, tei),
         ("/llm/api/rerank", {}, ollama),
         ("/v2/rerank", {"truncation": True}, voyage),
+        ("/rerank", {"documents": ["a"], "texts": None, "passages": None}, jina),
+        ("/rerank", {"documents": None, "texts": ["a"]}, tei),
     ],
 )
 def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dialect: ModuleType) -> None:
@@ -207,6 +209,7 @@ _JSON = st.recursive(
 _FIELDS = sorted({name for module in _MODULES.values() for name in module.Body.model_fields})
 
 
+@settings(deadline=None)  # a busy machine is no bug
 @given(
     path=st.sampled_from(["/rerank", "/v1/ranking", "/api/rerank", "/score"]),
     body=st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=5), _JSON, max_size=6),
@@ -222,6 +225,7 @@ def test_whatever_is_sent_parses_or_is_refused_in_words(path: str, body: dict[st
             assert isinstance(one.query, str) and all(isinstance(text, str) for text in one.documents)
 
 
+@settings(deadline=None)  # a busy machine is no bug
 @given(st.dictionaries(st.text(min_size=1), _JSON, min_size=1, max_size=4))
 def test_an_object_becomes_text_or_is_refused(document: dict[str, Any]) -> None:
     try:
@@ -230,6 +234,7 @@ def test_an_object_becomes_text_or_is_refused(document: dict[str, Any]) -> None:
         assert error.message.startswith("Document 0 ")
 
 
+@settings(deadline=None)  # a busy machine is no bug
 @given(st.text(alphabet="/ab.", max_size=12))
 def test_a_plain_path_has_no_doubled_or_trailing_slashes(path: str) -> None:
     plain = plain_path(path)

@@ -12,9 +12,9 @@ from fastapi import FastAPI
 
 from rerankd.api.app import create_app
 from rerankd.api.routes import router
-from rerankd.config import Settings
+from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
-from rerankd.errors import EngineStartFailed, EngineTimeout, RerankdError
+from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
 from rerankd.service import Model, Reranker, prepare
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
@@ -101,6 +101,18 @@ def test_a_prefix_serves_all_paths_beside_the_plain_ones(path: str, model: Model
     for prefix in ("", "/llm", "//llm/"):
         method = "GET" if path in ("/v1/models/x", "/info") else "POST"
         assert service(method, prefix + path, json=body).status_code == 200, prefix
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("", ""), ("/", ""), ("llm", "/llm"), ("//a//b/", "/a/b"), ("/v1.2~x", "/v1.2~x")]
+)
+def test_a_prefix_may_be_written_in_many_ways(written: str, meant: str) -> None:
+    assert Settings(api_prefix=written).api_prefix == meant
+
+
+def test_a_prefix_is_not_a_pattern() -> None:
+    with pytest.raises(ConfigError, match=r"api_prefix = .* can't be used"):
+        load('api_prefix = "/{x}"', {}, {})
 
 
 def test_a_router_in_another_app_forgives_slashes_too(model: Model) -> None:
@@ -268,6 +280,11 @@ def test_a_body_that_is_no_object_is_a_400(content: bytes, model: Model) -> None
 def test_a_body_that_is_too_large_is_a_413(model: Model) -> None:
     answer = Service(model, max_body_bytes=2000).post(body={**_BODY, "more": "a" * 3000})
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(("path", "status"), [("/rerank", 200), ("/nowhere", 404)])
+def test_a_malformed_host_is_nobodys_business(path: str, status: int, model: Model) -> None:
+    assert Service(model).post(path, host="[").status_code == status
 
 
 def test_an_unknown_path_says_where_to_go(model: Model) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,10 +163,23 @@ def test_inspect_tells_the_verdict(home: Path) -> None:
     assert json.loads(refused.stdout)
 
 
-def test_a_signal_while_the_model_loads_ends_the_start(home: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
+def test_a_signal_ends_a_download_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rerankd", "serve", "--port", "0"],
+            env=environment(tmp_path, PIP_INDEX_URL=index, PIP_CONFIG_FILE=os.devnull),
+            stderr=subprocess.DEVNULL,
+        )
+        with silent.accept()[0]:  # pip has come, and now waits
+            pips = children(process.pid)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+    wait_until_gone(pips)
+    assert list((tmp_path / "models").iterdir()) == []
 
+
+def test_a_signal_while_the_model_loads_ends_the_start(home: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\necho loading\nexec sleep 60\n")
     slow.chmod(0o755)

@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
+import fake_engine
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
@@ -199,8 +202,51 @@ async def test_an_instruction_reaches_the_judge(tmp_path: Path) -> None:
         assert named.results[0].score == pytest.approx(usual, abs=1e-4)
 
 
+async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_path: Path) -> None:
+    async with Reranker(golden_settings("xlmr-head", tmp_path)) as reranker:
+        usual = await reranker.rerank(QUERY, ["a panda"])
+        told = await reranker.rerank(QUERY, ["a panda"], instruction="Find bears")
+        assert usual.warnings == ()
+        assert "takes no instruction" in told.warnings[0]
+        assert values(told) == pytest.approx(values(usual), abs=1e-6)
+
+
+@pytest.mark.parametrize(("how", "says"), [("same", "the same value"), ("place", "its place in the request")])
+async def test_a_model_that_fails_the_check_at_load_is_refused_unless_forced(
+    tmp_path: Path, how: str, says: str
+) -> None:
+    program = fake_engine.install(tmp_path, "--bad-scores", how, "--bad-after", "0")
+    settings = golden_settings("xlmr-head", tmp_path, llama_path=program)
+    with pytest.raises(Unscorable, match=f"can't be trusted: .*{says}.*--force"):
+        async with Reranker(settings):
+            pass
+    async with Reranker(settings, force=True) as forced:
+        result = await forced.rerank(QUERY, ["a panda", "bread"])
+    assert "failed the check at load" in result.warnings[0]
+    assert says in result.warnings[0]
+
+
 def model(path: Path | str, home: Path, **more: Any) -> Settings:
     return Settings.model_validate({"model": str(path), "home": home, **more})
+
+
+def test_a_model_larger_than_the_memory_is_not_even_started(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "huge.gguf", "bert")
+    writer.add_context_length(512)
+    writer.add_token_type_count(1)
+    writer.add_classifier_output_labels(["LABEL_0"])
+    writer.add_tokenizer_model("t5")
+    for name, rows in (("token_embd", 2**24), ("cls", 1024), ("cls.output", 1)):
+        writer.add_tensor_info(
+            f"{name}.weight", (rows, 1024 * 2**6), np.dtype(np.float32), 4 * rows * 1024 * 2**6
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(tmp_path / "huge.gguf", 5 * 2**40)  # sparse: it takes no disk
+    with pytest.raises(ModelFileError, match="GiB of memory this machine has"):
+        prepare(model(tmp_path / "huge.gguf", tmp_path))
 
 
 def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ failed, 2 wrong usage or settings, 3 the model, 4 the engine, 5 a download, 6 th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -104,7 +105,7 @@ def serve(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if settings.log_level != "debug":
-        for chatty in ("httpx", "uvicorn"):
+        for chatty in ("gguf", "httpx", "uvicorn"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         asyncio.run(_serve(settings))
@@ -125,9 +126,11 @@ async def _serve(settings: config.Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     with bind(settings.host, settings.port) as sock:
-        with _progress() as report:
-            model = await asyncio.to_thread(prepare, settings, report)
-        async with Reranker(settings, prepared=model) as reranker:
+        async with contextlib.AsyncExitStack() as stack:
+            with _progress() as report:
+                model = await asyncio.to_thread(prepare, settings, report)
+                report(f"loading {model.path.name}", 0, 0)
+                reranker = await stack.enter_async_context(Reranker(settings, prepared=model))
             host, port = sock.getsockname()[:2]
             started = partial(_say, _greeting(reranker, host, port))
             await serve_app(create_app(reranker=reranker), sock, started, reranker)
@@ -148,6 +151,8 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
             "  This is a small model for trying things out. A real reranker, downloaded as GGUF:",
             "    rerankd serve /path/to/bge-reranker-v2-m3-Q8_0.gguf",
         ]
+    if host in ("0.0.0.0", "::") and not reranker.settings.api_key:
+        lines.append("  Whoever can reach this machine can use it: ask for a key with --api-key.")
     lines += [
         "  In Dify, add a model of the provider OpenAI-API-compatible:",
         "    Model Type        Rerank",
@@ -301,19 +306,25 @@ def inspect(
 
 
 class _progress:
-    """Shows progress on a terminal as a bar, elsewhere as one line a step. A context manager of a
-    callable."""
+    """Shows progress on a terminal as a bar, elsewhere as one line a step. A context manager of a callable.
+
+    What still reports after its end was not waited for, and is ended by the KeyboardInterrupt it gets.
+    """
 
     def __enter__(self) -> Callable[[str, int, int], None]:
+        self._ended = False
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
         return self._report
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
         if self._bar is not None:
             self._bar.stop()
 
     def _report(self, what: str, done: int, total: int) -> None:
+        if self._ended:
+            raise KeyboardInterrupt
         if not sys.stderr.isatty():
             if what not in self._tasks:
                 self._tasks[what] = None
@@ -332,8 +343,8 @@ class _progress:
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done, total=total)
+            self._tasks[what] = self._bar.add_task(what, total=total or None)
+        self._bar.update(self._tasks[what], completed=done, total=total or None)
 
 
 def _say(text: str) -> None:

@@ -74,7 +74,9 @@ class Settings(_Frozen):
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: str | None = Field(None, description="when set, requests must carry it as a bearer token")
     api_prefix: Annotated[str, BeforeValidator(_slashed)] = Field(
-        "", description="serve all paths under this one too, as in /llm/v1/rerank"
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="serve all paths under this one too, as in /llm/v1/rerank",
     )
     strict_model_names: bool = Field(
         False, description="refuse a model name that is not served, even where only one model is"
@@ -127,6 +129,11 @@ class Settings(_Frozen):
     cache_entries: int = Field(100_000, ge=0, description="scores kept for texts that come again; 0 is off")
     open_metrics: bool = Field(False, description="answer /metrics without the API key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether nothing of the engine runs on a GPU: the bundled llama.cpp is built for CPUs only."""
+        return self.llama_path is None or self.gpu_layers == 0
 
 
 def find(environ: Mapping[str, str]) -> Path | None:

@@ -24,23 +24,30 @@ Count = Callable[[Sequence[str]], Awaitable[list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What goes to the engine for a request, the documents that were cut, and the tokens each has room
-    for."""
+    """What goes to the engine for a request, the documents that were cut, and the tokens each has room for.
+
+    `unused_instruction` says that one was sent which the model has no place for.
+    """
 
     query: str
     instruction: str
     plan: plan.Plan
     cut: tuple[int, ...]
     room: int
+    unused_instruction: bool = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the caller should know of it, in words."""
+        found = ("This model takes no instruction: the one sent was not used.",) * self.unused_instruction
         if not self.cut:
-            return ()
+            return found
         shown = ", ".join(map(str, self.cut[:20]))
         more = f" and {len(self.cut) - 20} more" if len(self.cut) > 20 else ""
-        return (f"Too long to be read whole, with {self.room} tokens for a text: document {shown}{more}.",)
+        return (
+            *found,
+            f"Too long to be read whole, with {self.room} tokens for a text: document {shown}{more}.",
+        )
 
 
 async def fit(
@@ -52,7 +59,8 @@ async def fit(
     """
     clean = partial(plan.clean, nfc=scoring.nfc)
     query = clean(request.query)
-    instruction = clean(request.instruction or scoring.instruction) if scoring.way == "judge" else ""
+    takes_instruction = scoring.way == "judge" and "{instruction}" in scoring.template
+    instruction = clean(request.instruction or scoring.instruction) if takes_instruction else ""
     documents = [clean(document) for document in request.documents]
     limit = request.max_tokens_per_doc
     # A bound that the caller named is kept to the token.
@@ -85,7 +93,9 @@ async def fit(
             f"Document {cut[0]} has {tokens} tokens and there is room for {bound} beside the query. "
             "Shorten it, or leave out truncate: false to have it cut."
         )
-    return Fitted(query, instruction, plan.make(made), cut, bound)
+    return Fitted(
+        query, instruction, plan.make(made), cut, bound, bool(request.instruction) and not takes_instruction
+    )
 
 
 def _room(scoring: Scoring, used: int, space: int) -> int:

@@ -76,7 +76,7 @@ def prepare(settings: Settings, progress: builtin.Progress = lambda *_: None) ->
     decided = judge_file(facts, settings)
     scoring = decided.require()
     memory = machine.read().memory_bytes
-    if memory is not None and facts.size_bytes > memory and settings.gpu_layers == 0:
+    if memory is not None and facts.size_bytes > memory and settings.on_cpu:
         raise ModelFileError(
             f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
             "memory this machine has. Take a smaller quantisation or a smaller model."
@@ -354,7 +354,7 @@ class Reranker:
         settings = self.settings
         bundled = (sys.executable, "-m", "rerankd.engine.bundled")
         options = command.EngineOptions(
-            on_cpu=settings.llama_path is None or settings.gpu_layers == 0,
+            on_cpu=settings.on_cpu,
             program=(str(settings.llama_path),) if settings.llama_path else bundled,
             threads=settings.threads or machine.read().cores,
             gpu_layers=settings.gpu_layers,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import venvs
-from live import DOCUMENTS, QUERY, Run, Serve, Server
+from live import DOCUMENTS, QUERY, Run, Server, StartServer
 
 _HERE = Path(__file__).parent
 _MODEL = _HERE.parent / "golden" / "xlmr-head.gguf"
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """Starts `rerankd serve` with more arguments, and waits until it listens."""
     running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
@@ -69,26 +69,30 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="session")
-def server(serve: Serve) -> Server:
+def server(start_server: StartServer) -> Server:
     """A server that asks for no key."""
-    return serve()
+    return start_server()
 
 
 @pytest.fixture(scope="session")
-def guarded(serve: Serve) -> Server:
+def guarded(start_server: StartServer) -> Server:
     """A server that asks for a key."""
-    return serve(key="secret-key")
+    return start_server(key="secret-key")
 
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Runs programs/NAME.py in an environment and returns what it printed, as JSON.
+    """Runs a program of the table and returns what it printed, as JSON.
 
-    The program gets one argument, JSON with `url`, `key`, `query`, `documents` and what else the test gives.
+    The program gets one argument, JSON with `urls` (what the table has a user type in, for each of its
+    calls), `key`, `query`, `documents` and what else the test gives. `slash` is put behind the URLs.
     """
 
-    def run_program(environment: str, program: str, server: Server, **more: Any) -> Any:
-        task = {"url": server.url, "key": server.key, "query": QUERY, "documents": DOCUMENTS, **more}
+    def run_program(program: str, server: Server, slash: str = "", **more: Any) -> Any:
+        rows = [row for row in venvs.TABLE["clients"] if row.get("program") == program]
+        environment = rows[0]["environment"]
+        urls = {row["call"]: server.url + row["url"] + slash for row in rows}
+        task = {"urls": urls, "key": server.key, "query": QUERY, "documents": DOCUMENTS, **more}
         if environment == "npm":
             argv = ["node", str(_HERE / "programs" / program)]
             node = str(venvs.node_modules())

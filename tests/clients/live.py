@@ -36,5 +36,5 @@ class Server:
         return [(row["index"], row["relevance_score"]) for row in answer.json()["results"]]
 
 
-Serve = Callable[..., Server]
+StartServer = Callable[..., Server]
 Run = Callable[..., Any]

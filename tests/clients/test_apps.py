@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import venvs
 from live import DOCUMENTS, QUERY, Server
 
 Rows = list[tuple[int, float]]
@@ -106,62 +107,66 @@ def openrouter(answer: Any) -> Rows:
     return results(answer)
 
 
+_ROWS = {row["name"]: row for row in venvs.TABLE["clients"]}
+
+
 @dataclass(frozen=True)
 class App:
-    """One request of one app."""
+    """One request of one app: a name of the table, or one and what is special about the request."""
 
     name: str
-    path: str
     body: dict[str, Any]
     read: Callable[[Any], Rows] = results
     headers: dict[str, str] = field(default_factory=dict)
     top: int = _ALL  # the rows that come back
+    path: str = ""  # where it is another than the table's
+
+    @property
+    def row(self) -> str:
+        return self.name.split(": ")[0]
+
+    def posts(self) -> str:
+        return self.path or _ROWS[self.row]["posts"]
 
 
 APPS = [
     App(
         "Open WebUI",
-        "/v1/rerank",
         {**_ASKED, "top_n": _ALL},
         open_webui,
         {**_NO_KEY, "X-OpenWebUI-User-Name": "Zo%C3%AB", "X-OpenWebUI-User-Role": "admin"},
     ),
-    App("RAGFlow, OpenAI-API-Compatible", "/v1/rerank", {**_ASKED, "top_n": _ALL}, ragflow, _NO_KEY),
-    App("RAGFlow, LocalAI", "/rerank", {**_ASKED, "top_n": _ALL}, ragflow),
+    App("RAGFlow, OpenAI-API-Compatible", {**_ASKED, "top_n": _ALL}, ragflow, _NO_KEY),
+    App("RAGFlow, LocalAI", {**_ASKED, "top_n": _ALL}, ragflow),
     App(
         "RAGFlow, Xinference",
-        "/v1/rerank",
         {**_ASKED, "return_documents": "true", "return_len": "true"},
         ragflow,
     ),
-    App("RAGFlow, GPUStack", "/v1/rerank", {**_ASKED, "top_n": _ALL}, ragflow),
+    App("RAGFlow, GPUStack", {**_ASKED, "top_n": _ALL}, ragflow),
     App(
         "RAGFlow, VLLM",
-        "/v1/rerank",
         {**_ASKED, "top_n": _ALL, "return_documents": False},
         ragflow,
     ),
     App(
         "RAGFlow, HuggingFace",
-        "/rerank",
         {**_TEI, "raw_scores": False, "truncate": True},
         bare_list,
     ),
-    App("RAGFlow, Jina", "/v1/rerank", {**_ASKED, "top_n": _ALL}, ragflow),
-    App("FastGPT", "/v1/rerank", _ASKED, fastgpt),
-    App("MaxKB, vLLM", "/v2/rerank", {**_ASKED, "top_n": 2}, results, top=2),
+    App("RAGFlow, Jina", {**_ASKED, "top_n": _ALL}, ragflow),
+    App("FastGPT", _ASKED, fastgpt),
+    App("MaxKB, vLLM", {**_ASKED, "top_n": 2}, results, top=2),
     App(
         "MaxKB, Xinference",
-        "/v1/rerank",
         {**_ASKED, "top_n": 2, "return_documents": True},
         text_or_object,
         top=2,
     ),
-    App("Cherry Studio", "/v1/rerank", {**_ASKED, "top_n": 2}, results, top=2),
-    App("Cherry Studio, tei", "/v1/rerank", {**_TEI, "return_text": True}, tei_with_text),
+    App("Cherry Studio", {**_ASKED, "top_n": 2}, results, top=2),
+    App("Cherry Studio: tei", {**_TEI, "return_text": True}, tei_with_text),
     App(
         "LibreChat",
-        "/v1/rerank",
         {
             "model": "jina-reranker-v2-base-multilingual",
             "query": QUERY,
@@ -173,52 +178,45 @@ APPS = [
         {"Authorization": "Bearer x"},
         top=3,
     ),
-    App("LightRAG", "/rerank", {**_ASKED, "top_n": 3, "return_documents": False}, results, top=3),
-    App("Continue, cohere or vllm", "/v1/rerank", _ASKED, open_webui, {"x-api-key": "k"}),
-    App("Continue, huggingface-tei", "/rerank", _TEI, bare_list, {"x-api-key": "k"}),
-    App("n8n, community node", "/v1/rerank", {**_ASKED, "top_n": 2}, results, top=2),
+    App("LightRAG", {**_ASKED, "top_n": 3, "return_documents": False}, results, top=3),
+    App("Continue, cohere or vllm", _ASKED, open_webui, {"x-api-key": "k"}),
+    App("Continue, huggingface-tei", _TEI, bare_list, {"x-api-key": "k"}),
+    App("n8n, community node", {**_ASKED, "top_n": 2}, results, top=2),
     App(
-        "Dify 1b, openai_api_compatible",
-        "/v1/rerank",
+        "openai_api_compatible",
         {**_ASKED, "top_n": _ALL},
         openrouter,
         {"Authorization": ""},
     ),
-    App("Dify 1b, with top_n 0", "/v1/rerank", {**_ASKED, "top_n": 0}, openrouter, {"Authorization": ""}),
+    App("openai_api_compatible: with top_n 0", {**_ASKED, "top_n": 0}, openrouter, {"Authorization": ""}),
     App(
-        "Dify 1b, vision",
-        "/v1/rerank",
+        "openai_api_compatible: vision",
         {**_ASKED, "documents": [{"content": [{"type": "text", "text": text}]} for text in DOCUMENTS]},
         openrouter,
     ),
-    App("Dify, cohere", "/rerank", {**_ASKED, "return_documents": True}, with_text),
+    App("cohere", {**_ASKED, "return_documents": True}, with_text),
     App(
-        "Dify, cohere, a later SDK",
-        "/v1/rerank",
+        "cohere: a later SDK",
         {**_ASKED, "return_documents": True, "top_n": 2},
         with_text,
         top=2,
+        path="/v1/rerank",
     ),
-    App("Dify, jina", "/v1/rerank", {**_ASKED, "top_n": _ALL, "return_documents": False}),
+    App("jina", {**_ASKED, "top_n": _ALL, "return_documents": False}),
     App(
-        "Dify, jina, an m0 model",
-        "/v1/rerank",
+        "jina: an m0 model",
         {**_ASKED, "documents": [{"text": text} for text in DOCUMENTS], "return_documents": False},
     ),
+    App("siliconflow", {**_ASKED, "top_n": 3, "return_documents": True}, with_text, top=3),
     App(
-        "Dify, siliconflow", "/v1/rerank", {**_ASKED, "top_n": 3, "return_documents": True}, with_text, top=3
-    ),
-    App(
-        "Dify, localai",
-        "/rerank",
+        "localai",
         {**_ASKED, "top_n": _ALL},
         without_document,
         {"Authorization": "Bearer None"},
     ),
-    App("Dify, gpustack", "/v1/rerank", {**_ASKED, "top_n": 3}, without_document, top=3),
+    App("gpustack", {**_ASKED, "top_n": 3}, without_document, top=3),
     App(
-        "Dify, xinference",
-        "/v1/rerank",
+        "xinference",
         {
             **_ASKED,
             "top_n": None,
@@ -229,10 +227,10 @@ APPS = [
         },
         text_or_object,
     ),
-    App("Dify, huggingface_tei", "/rerank", {**_TEI, "return_text": True}, tei_with_text),
-    App("Dify, voyage", "/v1/rerank", {**_ASKED, "top_k": 2, "return_documents": True}, voyage, top=2),
-    App("Dify, ollama", "/api/rerank", {**_ASKED, "top_n": _ALL, "return_documents": True}, string_if_any),
-    App("Dify, openrouter", "/v1/rerank", {**_ASKED, "top_n": _ALL}, openrouter),
+    App("huggingface_tei", {**_TEI, "return_text": True}, tei_with_text),
+    App("voyage", {**_ASKED, "top_k": 2, "return_documents": True}, voyage, top=2),
+    App("ollama", {**_ASKED, "top_n": _ALL, "return_documents": True}, string_if_any),
+    App("openrouter", {**_ASKED, "top_n": _ALL}, openrouter),
 ]
 
 
@@ -254,7 +252,7 @@ def _send(
 
 @pytest.mark.parametrize("app", APPS, ids=[app.name for app in APPS])
 def test_an_app_gets_what_it_reads(app: App, server: Server) -> None:
-    status, answer = _send(server, app.path, app.body, app.headers)
+    status, answer = _send(server, app.posts(), app.body, app.headers)
     assert status == 200, answer
     expected = server.rows()[: app.top]
     assert sorted(app.read(answer)) == [(index, pytest.approx(score)) for index, score in sorted(expected)]
@@ -262,15 +260,23 @@ def test_an_app_gets_what_it_reads(app: App, server: Server) -> None:
 
 @pytest.mark.parametrize("app", APPS, ids=[app.name for app in APPS])
 def test_an_app_without_the_key_reads_why(app: App, guarded: Server) -> None:
-    status, answer = _send(guarded, app.path, app.body, app.headers)
+    status, answer = _send(guarded, app.posts(), app.body, app.headers)
     assert status == 401
     message = answer.get("detail") or answer["error"]
     assert message.startswith("The API key is missing or wrong.")
 
 
-def test_nvidias_plugin_reads_logits(server: Server) -> None:
+def test_every_app_of_the_table_is_replayed() -> None:
+    without_program = {name for name, row in _ROWS.items() if "program" not in row}
+    assert {app.row for app in APPS} | {_NVIDIA} == without_program
+
+
+_NVIDIA = "langchain-nvidia-ai-endpoints, NVIDIARerank"
+
+
+def test_nvidias_clients_read_logits(server: Server) -> None:
     body = {"model": "m", "query": {"text": QUERY}, "passages": [{"text": text} for text in DOCUMENTS]}
-    status, answer = _send(server, "/v1/ranking", body)
+    status, answer = _send(server, _ROWS[_NVIDIA]["posts"], body)
     assert status == 200
     assert [row["index"] for row in answer["rankings"]] == [index for index, _ in server.rows()]
     assert all(type(row["logit"]) is float for row in answer["rankings"])

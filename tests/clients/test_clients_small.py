@@ -23,7 +23,7 @@ def _texts(server: Server) -> list[str]:
 
 
 def test_cohere(either: Server, run: Run) -> None:
-    answer = run("sdk", "cohere_sdk.py", either)
+    answer = run("cohere_sdk.py", either)
     for call in ("v1", "v2", "async v1", "async v2", "objects"):
         assert answer[call] == _rows(either), call
     assert answer["top 2"] == _rows(either)[:2]
@@ -37,19 +37,18 @@ def test_cohere(either: Server, run: Run) -> None:
 
 def test_cohere_as_dify_pins_it(either: Server, run: Run) -> None:
     rows = [[*row, text] for row, text in zip(_rows(either), _texts(either), strict=True)]
-    assert run("cohere-old", "cohere_old.py", either) == rows[:3]
+    assert run("cohere_old.py", either) == rows[:3]
 
 
-@pytest.mark.parametrize("path", ["", "/v1"])
-def test_infinity(path: str, either: Server, run: Run) -> None:
-    answer = run("infinity", "infinity.py", either, path=path)
+def test_infinity(either: Server, run: Run) -> None:
+    answer = run("infinity.py", either)
     assert answer["rows"] == _rows(either)
     assert answer["model"] == "m"
     assert min(answer["tokens"]) > 0
 
 
 def test_xinference(either: Server, run: Run) -> None:
-    answer = run("sdk", "xinference.py", either)
+    answer = run("xinference.py", either)
     assert answer["kind"] == "RESTfulRerankModelHandle"
     assert answer["models"] == ["xlmr-head"]
     assert answer["all"] == _rows(either)
@@ -59,13 +58,12 @@ def test_xinference(either: Server, run: Run) -> None:
 
 
 def test_rerankers(either: Server, run: Run) -> None:
-    for provider, rows in run("sdk", "rerankers_lib.py", either).items():
+    for provider, rows in run("rerankers_lib.py", either).items():
         assert rows == _rows(either), provider
 
 
-@pytest.mark.parametrize("path", ["", "/v1"])
-def test_voyage(path: str, either: Server, run: Run) -> None:
-    answer = run("sdk", "voyage.py", either, path=path)
+def test_voyage(either: Server, run: Run) -> None:
+    answer = run("voyage.py", either)
     rows = [[*row, text] for row, text in zip(_rows(either), _texts(either), strict=True)]
     assert answer["all"] == answer["async"] == rows
     assert answer["top 2"] == rows[:2]

@@ -46,6 +46,6 @@ def test_a_few_requests_of_each_kind(server: Server, tmp_path: Path) -> None:
 @pytest.mark.wide
 @pytest.mark.timeout(1000)
 def test_two_thousand_requests(server: Server, tmp_path: Path) -> None:
-    generated, statuses = _generate(server, tmp_path, "examples,coverage,fuzzing", 250)
+    generated, statuses = _generate(server, tmp_path, "examples,coverage,fuzzing", 350)
     print(f"{generated} requests: {dict(statuses)}")
     assert generated >= 2000 and statuses["200"] >= 500 and statuses["400"] >= 500, statuses

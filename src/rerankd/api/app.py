@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
-    path = request.url.path
+    path = request.scope["path"]
     if getattr(error, "status_code", 404) == 405:
         return error_response(
             request,

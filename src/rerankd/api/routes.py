@@ -63,10 +63,11 @@ class Dialect(Speaker, Protocol):
 
 def choose_dialect(path: str, body: dict[str, Any]) -> Dialect:
     """The dialect of a request, by what only that dialect sends; by the path where nothing tells."""
-    if "texts" in body:
-        return tei
-    if "passages" in body or (path.endswith("/ranking") and "documents" not in body):
-        return nvidia
+    if body.get("documents") is None:
+        if "texts" in body:
+            return tei
+        if "passages" in body or path.endswith("/ranking"):
+            return nvidia
     if "truncation" in body or ("top_k" in body and "top_n" not in body):
         return voyage
     if path.endswith("/api/rerank"):
@@ -119,7 +120,7 @@ async def _read(
     bounds: what it says tells how to refuse.
     """
     settings = reranker.settings
-    path = plain_path(request.url.path)
+    path = plain_path(request.scope["path"])  # not .url, which a malformed Host breaks
     speaks(request, choose(path, {}).render_error)
     request.state.dialect = "unknown"
     refused = refusal(request, settings.api_key)

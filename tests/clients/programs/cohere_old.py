@@ -6,7 +6,7 @@ import sys
 import cohere
 
 task = json.loads(sys.argv[1])
-client = cohere.Client(task["key"] or "none", base_url=task["url"])
+client = cohere.Client(task["key"] or "none", base_url=task["urls"]["rows"])
 answer = client.rerank(
     model="m", query=task["query"], documents=task["documents"], top_n=3, return_documents=True
 )

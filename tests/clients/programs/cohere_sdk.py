@@ -8,7 +8,7 @@ import cohere
 
 task = json.loads(sys.argv[1])
 question = {"model": "rerank-v3.5", "query": task["query"], "documents": task["documents"]}
-client = {"api_key": task["key"] or "none", "base_url": task["url"]}
+urls, key = task["urls"], task["key"] or "none"
 
 
 def rows(answer):
@@ -16,7 +16,8 @@ def rows(answer):
 
 
 async def ask_async():
-    v1, v2 = cohere.AsyncClient(**client), cohere.AsyncClientV2(**client)
+    v1 = cohere.AsyncClient(key, base_url=urls["async v1"])
+    v2 = cohere.AsyncClientV2(key, base_url=urls["async v2"])
     return {
         "async v1": rows(await v1.rerank(**question)),
         "async v2": rows(await v2.rerank(**question)),
@@ -34,7 +35,7 @@ def error(call):
         }
 
 
-v1, v2 = cohere.Client(**client), cohere.ClientV2(**client)
+v1, v2 = cohere.Client(key, base_url=urls["v1"]), cohere.ClientV2(key, base_url=urls["v2"])
 objects = [{"title": f"no {at}", "text": text} for at, text in enumerate(task["documents"])]
 with_documents = v1.rerank(**question, return_documents=True)
 answer = {
@@ -46,6 +47,6 @@ answer = {
     "documents": [row.document.text for row in with_documents.results],
     "billed": with_documents.meta.billed_units.search_units,
     "empty": error(lambda: v2.rerank(model="m", query="", documents=["a"])),
-    "wrong key": error(lambda: cohere.ClientV2("wrong", base_url=task["url"]).rerank(**question)),
+    "wrong key": error(lambda: cohere.ClientV2("wrong", base_url=urls["v2"]).rerank(**question)),
 }
 print(json.dumps(answer))

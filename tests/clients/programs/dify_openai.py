@@ -10,7 +10,7 @@ import sys
 from dify_plugin.interfaces.model.openai_compatible.rerank import OAICompatRerankModel
 
 task = json.loads(sys.argv[1])
-credentials = {"endpoint_url": task["url"] + task["path"]}
+credentials = {"endpoint_url": task["urls"]["all"]}
 if task["key"]:
     credentials["api_key"] = task["key"]
 if task.get("endpoint_model_name"):

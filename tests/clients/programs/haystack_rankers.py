@@ -10,11 +10,11 @@ from haystack_integrations.components.rankers.huggingface_api import HuggingFace
 from haystack_integrations.components.rankers.jina import JinaRanker
 
 task = json.loads(sys.argv[1])
-url, key = task["url"], Secret.from_token(task["key"] or "none")
+urls, key = task["urls"], Secret.from_token(task["key"] or "none")
 rankers = {
-    "jina": JinaRanker(base_url=f"{url}/v1/rerank", api_key=key),
-    "cohere": CohereRanker(api_base_url=url, api_key=key, model="m"),
-    "tei": HuggingFaceTEIRanker(url=url, token=key),
+    "jina": JinaRanker(base_url=urls["jina"], api_key=key),
+    "cohere": CohereRanker(api_base_url=urls["cohere"], api_key=key, model="m"),
+    "tei": HuggingFaceTEIRanker(url=urls["tei"], token=key),
 }
 answer = {}
 for name, ranker in rankers.items():

@@ -9,9 +9,9 @@ from infinity_client.models import RerankInput
 
 task = json.loads(sys.argv[1])
 if task["key"]:
-    client = AuthenticatedClient(base_url=task["url"] + task["path"], token=task["key"])
+    client = AuthenticatedClient(base_url=task["urls"]["rows"], token=task["key"])
 else:
-    client = Client(base_url=task["url"] + task["path"])
+    client = Client(base_url=task["urls"]["rows"])
 body = RerankInput(query=task["query"], documents=task["documents"], model="m")
 answer = rerank.sync(client=client, body=body)
 print(

@@ -13,7 +13,7 @@ task = json.loads(sys.argv[1])
 key = task["key"] or "none"
 documents = [Document(text, metadata={"at": at}) for at, text in enumerate(task["documents"])]
 # The URL can't be given to it.
-jina.JINA_API_URL = task["url"] + "/v1/rerank"
+jina.JINA_API_URL = task["urls"]["jina"]
 
 
 def rows(compressor):
@@ -31,8 +31,8 @@ def refusal(call):
 ranker = jina.JinaRerank(jina_api_key=key, top_n=None)
 answer = {
     "jina": rows(ranker),
-    "cohere": rows(CohereRerank(base_url=task["url"], cohere_api_key=key, model="m", top_n=None)),
-    "cohere, 2": rows(CohereRerank(base_url=task["url"], cohere_api_key=key, model="m", top_n=2)),
+    "cohere": rows(CohereRerank(base_url=task["urls"]["cohere"], cohere_api_key=key, model="m", top_n=None)),
+    "cohere, 2": rows(CohereRerank(base_url=task["urls"]["cohere"], cohere_api_key=key, model="m", top_n=2)),
     "refused": refusal(lambda: ranker.rerank(["a"], "")),
 }
 print(json.dumps(answer))

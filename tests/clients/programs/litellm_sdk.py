@@ -8,17 +8,8 @@ import litellm
 
 logging.disable(logging.CRITICAL)
 task = json.loads(sys.argv[1])
-base = task["url"]
 answer = {}
-for provider, api_base in {
-    "hosted_vllm": f"{base}/v1",
-    "jina_ai": base,
-    "cohere": base,
-    "huggingface": base,
-    "voyage": f"{base}/v1",
-    "together_ai": f"{base}/v1",
-    "infinity": base,
-}.items():
+for provider, api_base in task["urls"].items():
     response = litellm.rerank(
         model=f"{provider}/bge-reranker-v2-m3",
         query=task["query"],
@@ -31,7 +22,13 @@ for provider, api_base in {
     )
     answer[provider] = [[row["index"], row["relevance_score"]] for row in response.results]
 try:
-    litellm.rerank(model="cohere/m", query="", documents=["a"], api_base=base, api_key=task["key"] or "none")
+    litellm.rerank(
+        model="cohere/m",
+        query="",
+        documents=["a"],
+        api_base=task["urls"]["cohere"],
+        api_key=task["key"] or "none",
+    )
 except litellm.exceptions.BadRequestError as error:
     answer["refused"] = str(error)
 print(json.dumps(answer))

@@ -11,18 +11,18 @@ from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 from llama_index.postprocessor.xinference_rerank import XinferenceRerank
 
 task = json.loads(sys.argv[1])
-url, key, count = task["url"], task["key"] or "none", len(task["documents"])
+urls, key, count = task["urls"], task["key"] or "none", len(task["documents"])
 rankers = {
-    "tei": TextEmbeddingInference(base_url=url, top_n=count, auth_token=f"Bearer {key}"),
+    "tei": TextEmbeddingInference(base_url=urls["tei"], top_n=count, auth_token=f"Bearer {key}"),
     "tei, url with a slash": TextEmbeddingInference(
-        base_url=url + "/", top_n=count, auth_token=f"Bearer {key}"
+        base_url=urls["tei"] + "/", top_n=count, auth_token=f"Bearer {key}"
     ),
-    "jina": JinaRerank(base_url=f"{url}/v1", api_key=key, top_n=count),
-    "cohere": CohereRerank(base_url=url, api_key=key, top_n=count),
-    "siliconflow": SiliconFlowRerank(base_url=f"{url}/v1/rerank", api_key=key, top_n=count),
+    "jina": JinaRerank(base_url=urls["jina"], api_key=key, top_n=count),
+    "cohere": CohereRerank(base_url=urls["cohere"], api_key=key, top_n=count),
+    "siliconflow": SiliconFlowRerank(base_url=urls["siliconflow"], api_key=key, top_n=count),
 }
 if not task["key"]:  # it sends none
-    rankers["xinference"] = XinferenceRerank(base_url=url, model="m", top_n=count)
+    rankers["xinference"] = XinferenceRerank(base_url=urls["xinference"], model="m", top_n=count)
 answer = {}
 for name, ranker in rankers.items():
     nodes = [

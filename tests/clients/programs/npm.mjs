@@ -11,29 +11,27 @@ const { Document } = await load("@langchain/core/documents");
 const { rerank } = await load("ai");
 const { createCohere } = await load("@ai-sdk/cohere");
 
-const { url, key, query, documents } = JSON.parse(process.argv[2]);
+const { urls, key, query, documents } = JSON.parse(process.argv[2]);
 const token = key || "none";
 const question = { model: "m", query, documents };
 const rows = (results) => results.map((row) => [row.index, row.relevanceScore]);
 
-const v1 = new CohereClient({ token, environment: url });
-const v2 = new CohereClientV2({ token, environment: url });
-const compressor = new CohereRerank({ client: v1, model: "m", topN: documents.length });
+const v1 = new CohereClient({ token, environment: urls["cohere-ai v1"] });
+const v2 = new CohereClientV2({ token, environment: urls["cohere-ai v2"] });
+const client = new CohereClient({ token, environment: urls["@langchain/cohere"] });
+const compressor = new CohereRerank({ client, model: "m", topN: documents.length });
 const compressed = await compressor.compressDocuments(
   documents.map((pageContent, at) => new Document({ pageContent, metadata: { at } })),
   query,
 );
-const ranked = {};
-for (const path of ["/v1", "/v2"]) {
-  const cohere = createCohere({ baseURL: url + path, apiKey: token });
-  const { ranking } = await rerank({ model: cohere.reranking("m"), query, documents, topN: documents.length });
-  ranked[path] = ranking.map((row) => [row.originalIndex, row.score]);
-}
+const cohere = createCohere({ baseURL: urls.ai, apiKey: token });
+const { ranking } = await rerank({
+  model: cohere.reranking("m"), query, documents, topN: documents.length,
+});
 const answer = {
   "cohere-ai v1": rows((await v1.rerank(question)).results),
   "cohere-ai v2": rows((await v2.rerank(question)).results),
   "@langchain/cohere": compressed.map((document) => [document.metadata.at, document.metadata.relevanceScore]),
-  "ai, base /v1": ranked["/v1"],
-  "ai, base /v2": ranked["/v2"],
+  ai: ranking.map((row) => [row.originalIndex, row.score]),
 };
 console.log(JSON.stringify(answer));

@@ -7,16 +7,11 @@ from rerankers import Reranker
 
 task = json.loads(sys.argv[1])
 answer = {}
-for provider, path in {
-    "cohere": "/v1/rerank",
-    "jina": "/v1/rerank",
-    "voyage": "/v1/rerank",
-    "text-embeddings-inference": "/rerank",
-}.items():
+for provider, url in task["urls"].items():
     ranker = Reranker(
         "m",
         model_type=provider,
-        url=task["url"] + path,
+        url=url,
         api_key=task["key"] or "none",
         verbose=0,
     )

@@ -7,7 +7,7 @@ import sys
 import voyageai
 
 task = json.loads(sys.argv[1])
-client = {"api_key": task["key"] or "none", "base_url": task["url"] + task["path"], "max_retries": 0}
+client = {"api_key": task["key"] or "none", "base_url": task["urls"]["all"], "max_retries": 0}
 question = {"query": task["query"], "documents": task["documents"], "model": "rerank-2.5"}
 
 

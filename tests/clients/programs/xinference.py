@@ -6,7 +6,7 @@ import sys
 from xinference_client import RESTfulClient
 
 task = json.loads(sys.argv[1])
-client = RESTfulClient(task["url"], api_key=task["key"] or None)
+client = RESTfulClient(task["urls"]["all"], api_key=task["key"] or None)
 model = client.get_model("bge-reranker-base")
 question = {"query": task["query"], "documents": task["documents"]}
 

@@ -1,0 +1,103 @@
+"""Writes docs/clients.md from table.toml: `python tests/clients/docs.py`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from venvs import HERE, TABLE
+
+PAGE = HERE.parent.parent / "docs" / "clients.md"
+
+_INTRO = """\
+# Clients
+
+<!-- Made by tests/clients/docs.py from tests/clients/table.toml; change those. -->
+
+What to type into each program so that it uses rerankd. `HOST` is the machine that rerankd runs on; inside a
+container, `localhost` is the container, so use the machine's address. Start rerankd with `--host 0.0.0.0`
+to be reached from other machines.
+
+- **Model name**: any, while one model is served. `strict_model_names` makes other names than the model's an
+  error.
+- **Key**: none is needed unless `RERANKD_API_KEY` is set. Programs that insist on one take any word then.
+- **Scores** are from 0 to 1 and the model's own; an answer is never stretched to fill that range. Older
+  versions of Dify's OpenAI-API-compatible provider (its SDK's own class) stretch it themselves: the best
+  document then has 1 and the worst 0, whatever their scores. Newer ones compare the threshold with the score
+  as it is.
+- Every path takes doubled and trailing slashes. Behind a proxy that keeps a prefix, set `--api-prefix`.
+"""
+
+_OUTRO = """\
+## What rerankd understands
+
+The dialect is told by what only it sends, at every one of its paths; `/api/rerank` alone is told by the path.
+
+| dialect | told by | paths | answers with |
+|---|---|---|---|
+| Jina, Cohere | `documents` | `/v1/rerank` `/rerank` `/v2/rerank` `/v1/reranking` `/reranking` | `results` |
+| Text Embeddings Inference | `texts` | the same; `GET /info` | a list of all texts |
+| Voyage | `top_k` without `top_n`, or `truncation` | the same | `data` |
+| Ollama | its path | `/api/rerank` | `results`, a document being a string |
+| NVIDIA NIM | `passages` | `/v1/ranking` `/ranking` | `rankings` with logits, which are raw values |
+| vLLM score | its path | `/v1/score` `/score` | `data`, in the order sent |
+
+A document may be a string, `{"text": …}`, `{"content": [{"type": "text", "text": …}]}`, or any object: then
+the fields that `rank_fields` names, or else all of them, are read as `key: value` lines. The content type
+does not matter. Errors come in the dialect of the request.
+
+Each answer has these headers:
+
+| header | meaning |
+|---|---|
+| `x-request-id` | the one that was sent, or a new one; it is the answer's `id` too |
+| `x-rerankd-model` | the model that answered, whatever name was asked for |
+| `x-rerankd-total-ms` | milliseconds from the parsed request to the scores |
+| `x-rerankd-engine-ms` | of these, milliseconds with the engine |
+| `retry-after` | with 429 and 503: seconds to wait |
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    parts = [_INTRO]
+    for section in dict.fromkeys(row["section"] for row in TABLE["clients"]):
+        rows = [row for row in TABLE["clients"] if row["section"] == section]
+        parts.append(f"## {section}\n\n| client | type this | tested with |\n|---|---|---|\n" + _lines(rows))
+    elsewhere = "\n".join(f"- {name}: {why}." for name, why in TABLE["elsewhere"].items())
+    parts.append(f"## What can't be pointed here\n\n{elsewhere}\n")
+    return "\n".join([*parts, _OUTRO])
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(f"| {row['name']} | {_fields(row)} | {_proof(row)} |\n" for row in rows)
+
+
+def _fields(row: dict[str, Any]) -> str:
+    words = {
+        "{url}": f"`http://HOST:11440{row['url']}`",
+        "{key}": "the server's key, if it has one",
+        "{any_key}": "the server's key, or any word",
+    }
+    said = [f"{name}: {words.get(value, value)}" for name, value in row["fields"]]
+    return "<br>".join([*said, row["note"]] if "note" in row else said)
+
+
+def _proof(row: dict[str, Any]) -> str:
+    if "program" not in row:
+        return "its request"
+    return ", ".join(f"{package} {version(row['environment'], package)}" for package in row["packages"])
+
+
+def version(environment: str, package: str) -> str:
+    """The version of a package that an environment pins. Raises StopIteration where it pins none."""
+    if environment == "npm":
+        pins = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]
+        return str(pins[package])
+    requires = TABLE["environments"][environment]["requires"]
+    return str(next(pin.split("==")[1] for pin in requires if pin.startswith(f"{package}==")))
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
