@@ -3,7 +3,8 @@
 In one run, on one model file and with the same flags: llama-server's own endpoint (the bundled llama.cpp,
 asked over its socket as rerankd asks it), and rerankd over HTTP. Documents are all different, so that no
 cache helps. It also says how many documents a second the bulk client got, since fairness can always be had
-for throughput.
+for throughput. With --fake-ms the engine is tests/fake_engine.py, which takes so long for a document and
+needs no CPU: then the figures are those of the queue alone, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import encoder
 from live import service
 
+import fake_engine
 from rerankd.config import Settings
 from rerankd.engine import command
 from rerankd.engine.base import EngineSpec
@@ -115,6 +117,8 @@ async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[s
     model = prepare(Settings(model=str(path), home=folder))
     spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
     program = (sys.executable, "-m", "rerankd.engine.bundled")
+    if options.fake_ms:
+        program = (str(fake_engine.install(folder, "--delay-ms", str(options.fake_ms))),)
     socket = folder / "p.sock"
     argv = command.argv(spec, command.EngineOptions(program, options.threads), socket)
     child = await Child.start(argv, folder / "plain.log")
@@ -134,7 +138,9 @@ async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[s
 
 async def ours(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """rerankd's."""
-    with service(folder, real=True, model=path, threads=options.threads, force=True) as it:
+    flags = ("--delay-ms", str(options.fake_ms))
+    real = not options.fake_ms
+    with service(folder, *flags, real=real, model=path, threads=options.threads, force=True) as it:
         async with httpx.AsyncClient(base_url=it.url, timeout=None, trust_env=False) as client:
 
             async def ask(count: int) -> None:
@@ -153,6 +159,7 @@ def main() -> None:
     parser.add_argument("--bulk", type=int, default=400, help="documents of a bulk request")
     parser.add_argument("--words", type=int, default=30)
     parser.add_argument("--count", type=int, default=40, help="small requests that are timed, each way")
+    parser.add_argument("--fake-ms", type=float, default=0, help="a fake engine, so slow a document")
     parser.add_argument("--only", choices=["llama-server", "rerankd"])
     options = parser.parse_args()
     path = options.model or encoder.make(options.folder)

@@ -56,7 +56,7 @@ async def start_plain(
     child = await Child.start(argv, folder / "plain.log")
     client = LlamaClient(folder / f"{slots}.sock")
     while not await client.is_ready():
-        assert child.exit_code is None, child.tail(20)
+        assert child.exit_code is None, child.lines()[-20:]
         await asyncio.sleep(0.1)
     return child, client
 

@@ -4,10 +4,12 @@ A request brings many texts, the engine takes few at a time, and other requests 
 micro-batches in turns: `Line` decides whose, as data and without a clock; `FairQueue` lets tasks wait for
 their turn.
 
-The order of turns is round robin by request, the one whose last turn is longest ago first. A request that has
-just come counts as served now, but before the one that really was: twenty documents wait for the two
-micro-batches that are with the engine, not for a third one of the same bulk request. Nobody starves: each
-turn goes to a request that has waited longer than all that come after it.
+The order of turns is round robin by request, the one whose last turn is longest ago first. A request that
+has just come counts as served now, but before the one that really was, and its first four turns come
+together. So twenty documents wait for the two micro-batches that are with the engine, and for no third one of
+the same bulk request. (With turns of one each, ten documents took 3.1 times as long beside a bulk client as
+alone; so they take 2.5 times as long, see bench/fairness.py.) Nobody starves: a request is passed only by
+those that had come by its last turn.
 
 Retry-After is what must be scored before there is room, over the documents a second that were scored while
 the engine had work (a mean over the last minute or so of such time).
@@ -27,6 +29,8 @@ from rerankd.errors import Overloaded, Stopping
 
 # Micro-batches that are with the engine: while it works on one, the next one waits there.
 AT_ENGINE = 2
+# What a request gets together when it is new: with eight documents a turn, most of what people wait for.
+FIRST_TURNS = 4
 _MEMORY_S = 60.0
 _LONGEST_RETRY_S = 120
 # Before anything was measured: slow enough not to promise too much.
@@ -48,6 +52,7 @@ class _Place:
     size_bytes: int
     served: tuple[int, bool]
     waiting: int = 0
+    turns: int = 0
 
 
 class Line:
@@ -109,7 +114,10 @@ class Line:
         _, request = min(waiting)
         self._turn += 1
         place = self._places[request]
-        place.served, place.waiting = (self._turn, True), place.waiting - 1
+        place.waiting -= 1
+        place.turns += 1
+        if place.turns >= FIRST_TURNS:
+            place.served = (self._turn, True)
         return request
 
     def scored(self, request: int, documents: int) -> None:

@@ -63,9 +63,9 @@ class Child:
         """None while it runs; negative for the signal that ended it."""
         return self._process.returncode
 
-    def tail(self, lines: int = 12) -> str:
-        """The last lines the child wrote."""
-        return "\n".join(list(self._ring)[-lines:])
+    def lines(self) -> list[str]:
+        """The last lines the child wrote, up to 200."""
+        return list(self._ring)
 
     async def wait(self) -> int:
         """Wait for the end, with all output read; returns the exit code."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rerankd.engine import llama, process, rundir
+from rerankd.engine import llama, process, reasons, rundir
 from rerankd.engine.base import Engine, EngineSpec
 from rerankd.engine.child import Child
 from rerankd.engine.restart import STABLE_AFTER_S, End, GiveUp, decide, recent
@@ -102,6 +102,7 @@ class Supervisor:
     ) -> None:
         self.spec = spec
         self.log = log
+        self._name = spec.path.name
         self._command = command
         self._check = check
         self._run_dir = run_dir
@@ -217,7 +218,7 @@ class Supervisor:
             # A model that never loaded won't load the second time either.
             never_ready = self._state.starts == 1 and ready_for_s is None
             if never_ready or isinstance(decision, GiveUp):
-                error = loss.error if never_ready else _final(loss.error)
+                error = loss.error if never_ready else reasons.final(loss.error)
                 _log.error("%s", error.message)
                 self._set("failed", error=error, lost=lost)
                 await self._reload.wait()
@@ -270,7 +271,7 @@ class Supervisor:
         return loss, self._now() - ready_at if ready_at is not None else None
 
     async def _until_dead(self, child: Child) -> _Loss:
-        return _Loss(EngineUnavailable(_death(self.spec, child, await child.wait())))
+        return _Loss(EngineUnavailable(self._died(child, await child.wait())))
 
     async def _until_silent(self, child: Child, client: llama.LlamaClient) -> _Loss:
         misses = 0
@@ -278,10 +279,7 @@ class Supervisor:
             await asyncio.sleep(self._watch.health_poll_s)
             misses = 0 if await client.is_ready(self._watch.health_poll_s) else misses + 1
         return _Loss(
-            EngineUnavailable(
-                f"The engine for {self.spec.path.name} did not answer {misses} health polls in a row and "
-                f"was replaced; try again.\n{_quote(child)}"
-            ),
+            EngineUnavailable(reasons.silent(self._name, misses, child.lines())),
             kill=True,
         )
 
@@ -291,11 +289,7 @@ class Supervisor:
             self._suspected.clear()
             if not await client.shows_work(self._watch.hang_margin_s):
                 return _Loss(
-                    EngineUnavailable(
-                        f"The engine for {self.spec.path.name} did no work for "
-                        f"{self._watch.hang_margin_s:g} s after a request's deadline and was replaced; try "
-                        f"again.\n{_quote(child)}"
-                    ),
+                    EngineUnavailable(reasons.stuck(self._name, self._watch.hang_margin_s, child.lines())),
                     kill=True,
                 )
 
@@ -322,18 +316,15 @@ class Supervisor:
             async with asyncio.timeout(self._start_timeout_s):
                 return await self._load(child, client)
         except TimeoutError:
-            raise EngineStartFailed(
-                f"The engine did not load {self.spec.path.name} within {self._start_timeout_s:g} s. "
-                f"Raise start_timeout_s if the disk is slow.\n{_quote(child)}",
-                retry_after_s=None,
-            ) from None
+            text = reasons.not_loaded(self._name, self._start_timeout_s, child.lines())
+            raise EngineStartFailed(text, retry_after_s=None) from None
 
     async def _load(self, child: Child, client: llama.LlamaClient) -> Engine:
         poll_s = _FIRST_POLL_S
         while not await client.is_ready():
             if child.exit_code is not None:
                 code = await child.wait()
-                raise EngineStartFailed(_death(self.spec, child, code), retry_after_s=None)
+                raise EngineStartFailed(self._died(child, code), retry_after_s=None)
             await asyncio.sleep(poll_s)
             poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
         engine = llama.KINDS[self.spec.scoring.way](self.spec, client)
@@ -345,20 +336,19 @@ class Supervisor:
             if isinstance(error, EngineUnavailable):
                 with contextlib.suppress(TimeoutError):
                     code = await asyncio.wait_for(child.wait(), _DEATH_NOTICE_S)
-                    raise EngineStartFailed(_death(self.spec, child, code)) from None
+                    raise EngineStartFailed(self._died(child, code)) from None
             raise
         self._check_memory(child)
         return engine
+
+    def _died(self, child: Child, code: int) -> str:
+        return reasons.died(self._name, code, child.lines())
 
     def _check_memory(self, child: Child) -> None:
         """Refuse a limit that no engine of this model can keep: it would be replaced for ever."""
         most, held = self._watch.max_engine_memory, process.memory_bytes(child.pid)
         if most is not None and held is not None and held > most:
-            raise EngineStartFailed(
-                f"The engine for {self.spec.path.name} holds {held / 2**20:.0f} MiB when it has just loaded, "
-                f"more than max_engine_memory allows ({most / 2**20:.0f} MiB). Raise it, or: {_LESS_MEMORY}",
-                retry_after_s=None,
-            )
+            raise EngineStartFailed(reasons.too_large(self._name, held, most), retry_after_s=None)
 
 
 T = TypeVar("T")
@@ -375,44 +365,3 @@ async def _first(*ways: Coroutine[Any, Any, T]) -> T:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _final(error: RerankdError) -> RerankdError:
-    """The error of an engine that is not started again by itself: what happened, and what to do."""
-    if isinstance(error, EngineUnavailable):
-        return EngineStartFailed(f"{error.message}\n{_GAVE_UP}", retry_after_s=_RETRY_FAILED_S)
-    return error
-
-
-_GAVE_UP = (
-    "It is not started again by itself: mend the cause, then send rerankd SIGHUP or "
-    "POST /v1/models/NAME/reload."
-)
-# Nothing changes until somebody does something.
-_RETRY_FAILED_S = 60
-_LESS_MEMORY = "Take a smaller quantisation or lower scoring.window."
-_NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
-_SIGNS = (
-    ("unknown model architecture", "This engine is too old for this model: use a newer llama.cpp."),
-    ("failed to allocate", "It needs more memory than there is. " + _LESS_MEMORY),
-    ("out of memory", "It needs more memory than there is. " + _LESS_MEMORY),
-    ("error: argument", _NEWER),
-    ("invalid argument", _NEWER),
-)
-_SIGNALS = {
-    -4: "It met an instruction that this CPU does not have: build llama.cpp for this machine.",
-    -9: "It was killed, most likely because memory ran out. " + _LESS_MEMORY,
-    -11: "It crashed: the file may be damaged, or the engine is broken on this machine.",
-}
-
-
-def _death(spec: EngineSpec, child: Child, code: int) -> str:
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    output = child.tail(200).lower()
-    advice = next((text for sign, text in _SIGNS if sign in output), _SIGNALS.get(code, ""))
-    return f"The engine for {spec.path.name} {how}. {advice}\n{_quote(child)}"
-
-
-def _quote(child: Child) -> str:
-    lines = child.tail().splitlines()
-    return "Its last lines:\n" + "\n".join(f"  | {line}" for line in lines) if lines else "It wrote nothing."
