@@ -117,8 +117,7 @@ def _best(models: Sequence[_Model], where: str, default: str, memory_bytes: int 
         least = min(known, key=lambda model: model.size_bytes)
         raise UnknownModel(
             f"Nothing in {where} fits this machine's {size_words(memory_bytes or 0)} of memory; the "
-            f"smallest is {least.quant} with {size_words(least.size_bytes)}. Pull a smaller model, or this one all the "
-            f"same: {where}:{least.quant}"
+            f"smallest is {least.quant} with {size_words(least.size_bytes)}. Pull a smaller model."
         )
     best = fitting[0].quant
     why = "the best that fits this machine's memory" if known[0].quant != best else "the usual choice"

@@ -7,10 +7,10 @@
     name     = word ["/" word] [":" quant]            qwen3-reranker-8b:q4_k_m, BAAI/bge-reranker-v2-m3
     path     = anything else                          model.gguf, ./model, ~/models/x, /models/x
 
-A name is the catalog's or an alias of it, which is what a model's own hub calls it and may so hold one slash.
-What may be a name may also be the relative path of a file: **a file that exists wins** (`Store.locate` looks).
-What ends in .gguf, or begins with a dot, a tilde or a slash, is always a path. The prefixes always win: a file
-that is called `hf:x` is `./hf:x`. Quants are compared without regard to case.
+A name is the catalog's, or an alias: what the model's maker calls it on a hub, which holds one slash.
+What may be a name may also be a file's relative path: **a file that exists wins** (`Store.locate` looks).
+What ends in .gguf, or begins with a dot, a tilde or a slash, is always a path. The prefixes always win: a
+file that is called `hf:x` is `./hf:x`. Quants are compared without regard to case.
 """
 
 from __future__ import annotations
