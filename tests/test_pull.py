@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import ggufs
 from fake_hub import COMMIT, FakeHub, fake_hub, wait_until
 from rerankd.errors import (
     DataFolderError,
@@ -352,46 +353,21 @@ def test_two_pulls_of_one_model_at_once_fetch_it_once(hub: FakeHub, tmp_path: Pa
     assert hub.bodies == [""]
 
 
-def split(data: bytes, name: str, tmp_path: Path) -> dict[str, bytes]:
-    """A model in two parts, as llama-gguf-split makes them: the vocabulary in the first, tensors in both."""
-    import gguf as writer
-    from gguf import GGUFReader
-
-    source = tmp_path / "whole.gguf"
-    source.write_bytes(data)
-    reader = GGUFReader(source)
-    made = {}
-    half = len(reader.tensors) // 2
-    for index, tensors in enumerate((reader.tensors[:half], reader.tensors[half:])):
-        path = tmp_path / f"{name}-0000{index + 1}-of-00002.gguf"
-        out = writer.GGUFWriter(path, "bert")
-        if index == 0:
-            for key in reader.fields.values():
-                if key.name.startswith("GGUF.") or key.name == "general.architecture":
-                    continue
-                sub = key.types[-1] if key.types[0] == writer.GGUFValueType.ARRAY else None
-                out.add_key_value(key.name, key.contents(), key.types[0], sub)
-        out.add_uint16("split.no", index)
-        out.add_uint16("split.count", 2)
-        for tensor in tensors:
-            out.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        out.write_header_to_file()
-        out.write_kv_data_to_file()
-        out.write_tensors_to_file()
-        out.close()
-        made[path.name] = path.read_bytes()
-    return made
-
-
 def test_a_split_model_is_judged_and_pulled_whole(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
-    parts = split(XLMR, "tiny-Q8_0", tmp_path)
-    hub.repos[REPO] = dict(parts)
+    """Its rank head is in its last part, as llama-gguf-split leaves it."""
+    tensors = {name: (10, 32) for name in ("token_embd.weight", "output_norm.weight", "cls.output.weight")}
+    name = {"general.basename": "Qwen3-Reranker"}
+    tokens = ("<|im_end|>", *ggufs.VOCABULARY[1:])
+    ggufs.write(tmp_path / "tiny-Q8_0.gguf", tensors=tensors, tokens=tokens, extra=name, split_max_tensors=2)
+    parts = {path.name: path.read_bytes() for path in tmp_path.glob("tiny-*.gguf")}
+    assert sorted(parts) == ["tiny-Q8_0-00001-of-00002.gguf", "tiny-Q8_0-00002-of-00002.gguf"]
+    hub.repos[REPO] = parts
     path = pulls(f"hf:{REPO}", hub)
-    assert path.name == "tiny-Q8_0-00001-of-00002.gguf"
-    assert sorted(one.name for one in path.parent.iterdir()) == sorted(parts)
+    assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == parts
     facts = gguf.read(path)
-    assert facts.has_cls or facts.has_cls_output
+    assert facts.has_cls_output
     assert len(facts.parts) == 2
+    assert pulls.store.records()[0].files == tuple(sorted(parts))
 
 
 def test_a_disk_that_fills_up_on_the_way_leaves_what_can_be_resumed(hub: FakeHub, tmp_path: Path) -> None:
