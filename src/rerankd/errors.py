@@ -15,6 +15,7 @@
     ├── AddressInUse            ---
     ├── DataFolderError         507  the data folder can't be written
     ├── FetchError              502  a download failed, or brought something else than expected
+    │   └── HubUnreachable      502  no answer from the hub at all
     ├── ModelFileError          422  the file is missing, not GGUF, cut short, or damaged
     │   └── Unscorable          422  a sound file that can't be scored right; says why and the way out
     └── EngineError             502  the engine answered something no score can be made of
@@ -122,6 +123,10 @@ class FetchError(RerankdError):
     code = "fetch_error"
     status_hint = 502
     exit_code = 5
+
+
+class HubUnreachable(FetchError):
+    code = "hub_unreachable"
 
 
 class ModelFileError(RerankdError):

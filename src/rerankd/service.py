@@ -71,7 +71,8 @@ def prepare(settings: Settings, progress: builtin.Progress = lambda *_: None) ->
     """
     folders = store.Store(settings.home)
     folders.check_writable()
-    path = folders.locate(settings.model, progress, settings.builtin_wheel)
+    name = settings.model or folders.default()
+    path = folders.locate(name, progress, settings.builtin_wheel)
     facts = gguf.read(path)
     decided = judge_file(facts, settings)
     scoring = decided.require()
@@ -81,7 +82,7 @@ def prepare(settings: Settings, progress: builtin.Progress = lambda *_: None) ->
             f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
             "memory this machine has. Take a smaller quantisation or a smaller model."
         )
-    names = settings.alias or (store.display_name(settings.model),)
+    names = settings.alias or (store.display_name(name),)
     return Model(names[0], names[1:], path, facts, decided, scoring)
 
 

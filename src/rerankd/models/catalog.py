@@ -53,7 +53,9 @@ class Entry:
     """One known model. `way` is None and `refused` says why where its score can't be trusted.
 
     `window` 0 means what the header says. `classifier_pooling` is the pooling before a ModernBERT's head,
-    None where it does not matter. `refs` are places to fetch it from, as `models.ref` reads them.
+    None where it does not matter. `refs` are places to fetch it from, as `models.ref` reads them, the first
+    choice first; `quant` is the quantisation to fetch, `size_mb` what that weighs in 10^6 bytes, and
+    `context_length` what its header says; "" and 0 where that is not known.
     """
 
     name: str
@@ -73,6 +75,9 @@ class Entry:
     classifier_pooling: Pooling | None = None
     transform: Transform = _SIGMOID
     refs: tuple[str, ...] = ()
+    quant: str = ""
+    size_mb: int = 0
+    context_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +221,9 @@ class _Fields:
             classifier_pooling=self.choice("classifier_pooling", get_args(Pooling)),
             transform=self._transform(way),
             refs=self.texts("refs"),
+            quant=self.take("quant", str, ""),
+            size_mb=self.take("size_mb", int, 0),
+            context_length=self.take("context_length", int, 0),
         )
         self.done()
         self._check(entry)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -132,9 +132,20 @@ def read_stream(stream: Source, size_bytes: int, path: str | os.PathLike[str] = 
     For headers fetched over a network: only the header and a little more is read, so the weights are not
     checked beyond their length. `path` names the file in errors.
     """
-    path = Path(path)
-    header = _parse(stream, size_bytes, path)
-    return _facts(path, header, header.tensors, size_bytes, (path,))
+    return read_streams([(stream, size_bytes, Path(path))])
+
+
+def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> Facts:
+    """As `read_stream`, for all parts of a split file in order: (stream, its size in bytes, its path)."""
+    first, tensors, total, paths = None, dict[str, Tensor](), 0, []
+    for stream, size_bytes, path in parts:
+        header = _parse(stream, size_bytes, path)
+        first = first or header
+        tensors.update(header.tensors)
+        total += size_bytes
+        paths.append(path)
+    assert first is not None, "a model has at least one part"
+    return _facts(paths[0], first, tensors, total, tuple(paths))
 
 
 def _fail(path: Path, what: str) -> NoReturn:

@@ -1,0 +1,127 @@
+"""pull, list, show and remove as a user runs them, against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from fake_hub import FakeHub, fake_hub
+from rerankd.cli import app
+from rerankd.errors import UnknownModel
+from rerankd.models.store import Store
+from support import GOLDEN, Program, environment, post, rerankd
+from test_cli import Serve
+from test_store import put
+
+QWEN3 = "ggml-org/Qwen3-Reranker-0.6B-Q8_0-GGUF"
+BGE = "gpustack/bge-reranker-v2-m3-GGUF"
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    headed = (GOLDEN / "qwen3-headed.gguf").read_bytes()
+    xlmr = (GOLDEN / "xlmr-head.gguf").read_bytes()
+    repos = {
+        QWEN3: {"qwen3-reranker-0.6b-q8_0.gguf": headed},
+        BGE: {f"bge-reranker-v2-m3-{quant}.gguf": xlmr for quant in ("Q4_K_M", "Q8_0", "FP16")},
+    }
+    with fake_hub(repos=repos) as running:
+        yield running
+
+
+def test_pull_and_serve(hub: FakeHub, serve: Serve, tmp_path: Path) -> None:
+    places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    pulled = rerankd("pull", "qwen3-reranker-0.6b", home=tmp_path, **places)
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stdout == ""
+    for said in (
+        "downloading qwen3",
+        "checking qwen3",
+        "starting the engine",
+        "qwen3-reranker-0.6b is ready",
+    ):
+        assert said in pulled.stderr
+    program: Program = serve(RERANKD_HOME=str(tmp_path))
+    assert "the model that was pulled last" in "".join(program.said)
+    (model,) = httpx.get(f"{program.url}/v1/models", trust_env=False).json()["data"]
+    assert model["id"] == "qwen3-reranker-0.6b"
+    answer = post(f"{program.url}/v1/rerank", {"query": "q", "documents": ["a", "b"]})
+    assert answer.status_code == 200
+    assert program.stop() == 0
+
+
+def cli(home: Path, *arguments: str) -> str:
+    """What the program prints, run in this process."""
+    ended = CliRunner().invoke(app, arguments, env={"RERANKD_HOME": str(home)}, catch_exceptions=False)
+    return ended.output
+
+
+def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
+    assert "rerankd list --catalog" in cli(tmp_path, "list")
+    store = Store(tmp_path)
+    for at, name in enumerate((f"hf:{BGE}:q4_k_m", "bge-reranker-v2-m3:f16", "bge-reranker-v2-m3")):
+        put(store, name, pulled_at=at, data=hub.repos[BGE]["bge-reranker-v2-m3-Q8_0.gguf"])
+    rows = {row["name"]: row for row in json.loads(cli(tmp_path, "list", "--json"))}
+    assert set(rows) == {"bge-reranker-v2-m3", "bge-reranker-v2-m3:f16", f"hf:{BGE}:q4_k_m"}
+    assert [name for name, row in rows.items() if row["default"]] == ["bge-reranker-v2-m3"]
+    assert rows["bge-reranker-v2-m3"]["scored_as"] == "head"
+    assert "bge-reranker-v2-m3:f16\t832 KiB\t" in cli(tmp_path, "list")
+
+    shown = cli(tmp_path, "show", "BAAI/bge-reranker-v2-m3")
+    assert "from: hf:org/repo" in shown
+    assert "scored as head" in shown
+    assert json.loads(cli(tmp_path, "show", "bge-reranker-v2-m3", "--json"))["scorable"]
+    assert "rerankd pull bge-m3" in cli(tmp_path, "show", "bge-m3")
+    assert "can't be scored right" in cli(tmp_path, "show", "zerank-2")
+
+    assert "832 KiB are free again" in cli(tmp_path, "remove", "bge-reranker-v2-m3")
+    assert not (tmp_path / "models" / "bge-reranker-v2-m3").exists()
+    with pytest.raises(UnknownModel, match="Pulled are: bge-reranker-v2-m3:f16"):
+        cli(tmp_path, "remove", "bge-reranker-v2-m4")
+
+
+def test_the_catalog_is_listed_with_what_one_must_know_before_a_pull(tmp_path: Path) -> None:
+    listed = cli(tmp_path, "list", "--catalog").splitlines()
+    assert "qwen3-reranker-0.6b\t639 MB\tmulti\tApache-2.0\t8192\tjudge" in listed
+    rows = json.loads(cli(tmp_path, "list", "--catalog", "--json"))
+    assert all(row["quant"] and row["window"] and row["licence"] and row["languages"] for row in rows)
+
+
+def test_a_model_that_is_not_here_yet_says_how_to_get_it(tmp_path: Path) -> None:
+    ended = rerankd("serve", "bge-reranker-v2-m3", "--port", "0", home=tmp_path)
+    assert (ended.returncode, "rerankd pull bge-reranker-v2-m3" in ended.stderr) == (3, True)
+
+
+def test_a_terminal_sees_a_bar(hub: FakeHub, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rerankd", "pull", "bge-reranker-v2-m3", "--no-check"],
+        env=environment(tmp_path, HF_ENDPOINT=hub.url, TERM="xterm", COLUMNS="120"),
+        stderr=theirs,
+        stdout=theirs,
+        stdin=theirs,
+    )
+    os.close(theirs)
+    seen = b""
+    while data := _read(ours):
+        seen += data
+    os.close(ours)
+    assert process.wait(30) == 0, seen.decode()
+    assert b"100%" in seen
+    assert b"bge-reranker-v2-m3 is ready" in seen
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # a terminal's other end is closed
+        return b""

@@ -1,0 +1,393 @@
+"""Pulls through the hubs' real clients, against hubs on loopback that are out of order in every way."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ggufs
+from fake_hub import COMMIT, FakeHub, fake_hub, wait_until
+from rerankd.errors import (
+    DataFolderError,
+    FetchError,
+    HubUnreachable,
+    ModelFileError,
+    UnknownModel,
+    Unscorable,
+)
+from rerankd.models import catalog, gguf, verdict
+from rerankd.models.hubs import HuggingFace, ModelScope
+from rerankd.models.pull import Puller
+from rerankd.models.store import Store
+from rerankd.models.transfer import Patience, Transfer
+from support import GOLDEN, environment
+
+XLMR = (GOLDEN / "xlmr-head.gguf").read_bytes()
+REPO = "org/tiny-GGUF"
+FILE = "tiny-Q8_0.gguf"
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clients' caches and tokens are this test's; a listing that fails is not tried again."""
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms-cache"))
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "ms-home"))
+    monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf-cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with fake_hub(repos={REPO: {FILE: XLMR, "README.md": b"# tiny"}}) as running:
+        yield running
+
+
+@dataclasses.dataclass
+class Pulls:
+    """A store, and pulls into it that do not wait long."""
+
+    store: Store
+    said: list[str]
+    timeout_s: float = 10
+
+    def __call__(self, text: str, hub: FakeHub | str, ms: FakeHub | str = NOWHERE, **more: Any) -> Path:
+        urls = [one.url if isinstance(one, FakeHub) else one for one in (hub, ms)]
+        with Transfer(Patience(self.timeout_s, pause_s=0)) as transfer:
+            puller = Puller(
+                store=self.store,
+                hubs={"hf": HuggingFace(urls[0]), "ms": ModelScope(urls[1])},
+                transfer=transfer,
+                **{
+                    "judge": lambda facts: verdict.decide(facts, catalog.known()),
+                    "check": lambda path: None,
+                    "say": self.said.append,
+                    "progress": lambda what, done, total: None,
+                    **more,
+                },
+            )
+            return self.store.path(puller.pull(text))
+
+    @property
+    def shown(self) -> list[str]:
+        """What looks like a model to a person or a program: every .gguf outside the folder for pulls."""
+        found = self.store.models.rglob("*.gguf")
+        return [str(path) for path in found if ".pull" not in path.parts]
+
+    @property
+    def parts(self) -> list[Path]:
+        return list(self.store.models.rglob("*.part"))
+
+
+@pytest.fixture
+def pulls(tmp_path: Path) -> Pulls:
+    return Pulls(Store(tmp_path / "home"), [])
+
+
+def test_a_pull_from_hugging_face(hub: FakeHub, pulls: Pulls) -> None:
+    path = pulls(f"hf:{REPO}", hub)
+    assert path.read_bytes() == XLMR
+    assert path == pulls.store.models / "hf--org--tiny-GGUF" / FILE
+    (record,) = pulls.store.records()
+    assert (record.name, record.source, record.revision) == (f"hf:{REPO}", f"hf:{REPO}", COMMIT)
+    assert record.sha256 == (hashlib.sha256(XLMR).hexdigest(),)
+    assert pulls.store.locate(f"hf:{REPO}", lambda *_: None) == path
+    assert pulls.store.default() == f"hf:{REPO}"
+    assert "rank head" in "".join(pulls.said)
+    assert pulls.parts == []
+
+
+def test_a_pull_from_model_scope(hub: FakeHub, pulls: Pulls) -> None:
+    assert pulls(f"ms:{REPO}:q8_0", NOWHERE, hub).read_bytes() == XLMR
+    assert pulls.store.find(f"ms:{REPO}") is not None
+
+
+def test_a_second_pull_fetches_nothing_and_a_new_revision_replaces_the_old(
+    hub: FakeHub, pulls: Pulls
+) -> None:
+    pulls(f"hf:{REPO}", hub)
+    hub.asked.clear()
+    pulls(f"hf:{REPO}", hub)
+    assert hub.bodies == []
+    assert "already" in pulls.said[-1]
+    newer = (GOLDEN / "modernbert-head.gguf").read_bytes()
+    hub.repos[REPO][FILE] = newer
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == newer
+    assert len(pulls.store.records()) == len(pulls.shown) == 1
+
+
+def test_what_is_here_stays_when_the_hub_is_out_of_reach(hub: FakeHub, pulls: Pulls) -> None:
+    path = pulls(f"hf:{REPO}", hub)
+    assert pulls(f"hf:{REPO}", NOWHERE) == path
+    assert "stays as it is" in pulls.said[-1]
+
+
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        ({"list_status": 401}, FetchError, "without a token (401)"),
+        ({"list_status": 403}, FetchError, "Accept its terms at https://"),
+        ({"list_status": 404}, FetchError, "has no such thing (404)"),
+        ({"list_status": 429}, FetchError, "too many requests"),
+        ({"list_status": 500}, FetchError, "with an error (500)"),
+        ({"file_status": 401}, FetchError, "without a token (401)"),
+        ({"file_status": 403}, FetchError, "gated"),
+        ({"file_status": 404}, FetchError, "has no such thing (404)"),
+        ({"file_status": 429}, FetchError, "Try again in 7 s"),
+        ({"file_status": 500}, FetchError, "with an error (500)"),
+        ({"cut_after": 0}, FetchError, "goes on where it stopped"),
+        ({"garble": True}, FetchError, "it was deleted"),
+    ],
+)
+def test_a_hub_out_of_order(
+    hub: FakeHub, pulls: Pulls, kind: str, fault: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    for name, value in fault.items():
+        setattr(hub, name, value)
+    with pytest.raises(error, match=f"{kind}:|ModelScope|Hugging Face") as caught:
+        pulls(f"{kind}:{REPO}", hub, hub)
+    assert says in str(caught.value)
+    assert pulls.shown == []
+    assert pulls.store.records() == ()
+
+
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+def test_no_network(pulls: Pulls, kind: str) -> None:
+    with pytest.raises(HubUnreachable, match="can't be reached at") as caught:
+        pulls(f"{kind}:{REPO}", NOWHERE)
+    assert "HTTPS_PROXY" in str(caught.value)
+
+
+def test_a_gated_model_comes_with_a_token(
+    hub: FakeHub, pulls: Pulls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.needs_token = "secret"
+    with pytest.raises(FetchError, match="set HF_TOKEN to it"):
+        pulls(f"hf:{REPO}", hub)
+    with pytest.raises(FetchError, match="set MODELSCOPE_API_TOKEN to it"):
+        pulls(f"ms:{REPO}", NOWHERE, hub)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret")
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
+    assert pulls(f"ms:{REPO}", NOWHERE, hub).read_bytes() == XLMR
+
+
+def test_a_connection_that_is_cut_is_taken_up_again(hub: FakeHub, pulls: Pulls) -> None:
+    hub.cut_after = 300_000
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
+    assert hub.bodies == ["", "bytes=300000-", "bytes=600000-"]
+
+
+def test_a_second_pull_resumes_the_first(hub: FakeHub, pulls: Pulls) -> None:
+    hub.cut_after, hub.cuts, hub.statuses = 300_000, 1, [200] + [503] * 9
+    with pytest.raises(FetchError, match="503"):
+        pulls(f"hf:{REPO}", hub)
+    (part,) = pulls.parts
+    assert part.read_bytes() == XLMR[:300_000]
+    assert pulls.shown == []
+    hub.statuses = []
+    hub.asked.clear()
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
+    assert hub.bodies == ["bytes=300000-"]
+    assert pulls.parts == []
+
+
+def test_what_one_hub_began_the_other_ends(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
+    """A part is known by the checksum of its file, whoever sent it."""
+    hub.cut_after, hub.cuts, hub.statuses = 300_000, 1, [200] + [503] * 9
+    with pytest.raises(FetchError):
+        pulls(f"hf:{REPO}", hub)
+    (part,) = pulls.parts
+    other = pulls.store.staging(f"ms--{REPO.replace('/', '--')}")
+    other.mkdir()
+    part.rename(other / part.name)
+    hub.statuses = []
+    hub.asked.clear()
+    assert pulls(f"ms:{REPO}", NOWHERE, hub).read_bytes() == XLMR
+    assert hub.bodies == ["bytes=300000-"]
+
+
+@pytest.mark.parametrize("fault", [{"no_ranges": True}, {"range_status": 416}])
+def test_a_hub_that_refuses_ranges_sends_it_all_again(
+    hub: FakeHub, pulls: Pulls, fault: dict[str, Any]
+) -> None:
+    for name, value in {"cut_after": 300_000, "cuts": 1, **fault}.items():
+        setattr(hub, name, value)
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
+
+
+def test_wrong_bytes_are_deleted_and_do_not_spoil_the_next_pull(hub: FakeHub, pulls: Pulls) -> None:
+    hub.garble = True
+    with pytest.raises(FetchError, match="sha256"):
+        pulls(f"hf:{REPO}", hub)
+    assert pulls.parts == []
+    hub.garble = False
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
+
+
+def test_a_hub_that_stops_sending_is_given_up_after_a_while(hub: FakeHub, pulls: Pulls) -> None:
+    hub.hang = threading.Event()
+    pulls.timeout_s = 0.2
+    with pytest.raises(FetchError, match="was cut at"):
+        pulls(f"hf:{REPO}", hub)
+    assert pulls.shown == []
+
+
+def test_a_disk_that_is_too_small_is_said_before_it_is_full(hub: FakeHub, pulls: Pulls) -> None:
+    hub.claimed_sizes[FILE] = 10**17
+    with pytest.raises(DataFolderError, match="are still to come"):
+        pulls(f"hf:{REPO}", hub)
+    assert pulls.shown == []
+
+
+def test_a_model_that_cannot_be_scored_is_refused_before_its_bytes(hub: FakeHub, pulls: Pulls) -> None:
+    hub.repos[REPO][FILE] = (GOLDEN / "qwen2-labels.gguf").read_bytes()
+    with pytest.raises(Unscorable, match="can't be scored right"):
+        pulls(f"hf:{REPO}", hub)
+    assert hub.bodies == []
+    hub.repos[REPO][FILE] = b"<!doctype html><title>Sign in</title>"
+    with pytest.raises(ModelFileError, match="web page"):
+        pulls(f"hf:{REPO}", hub)
+    with pytest.raises(ModelFileError, match="memory"):
+        pulls(f"hf:{REPO}", hub, memory_bytes=10)
+
+
+def test_a_model_that_fails_the_check_has_no_place(hub: FakeHub, pulls: Pulls) -> None:
+    def fails(path: Path) -> None:
+        assert gguf.read(path).size_bytes == len(XLMR)
+        raise Unscorable("its scores are all alike")
+
+    with pytest.raises(Unscorable, match="alike"):
+        pulls(f"hf:{REPO}", hub, check=fails)
+    assert pulls.shown == []
+    assert not pulls.store.staging("hf--org--tiny-GGUF").exists()
+
+
+def test_an_engine_that_does_not_start_costs_no_second_download(hub: FakeHub, pulls: Pulls) -> None:
+    def fails(path: Path) -> None:
+        raise FetchError("no engine")
+
+    with pytest.raises(FetchError):
+        pulls(f"hf:{REPO}", hub, check=fails)
+    assert pulls.shown == []
+    hub.asked.clear()
+    pulls(f"hf:{REPO}", hub)
+    assert hub.bodies == []
+
+
+def test_the_other_hub_is_tried_and_said(hub: FakeHub, pulls: Pulls) -> None:
+    hub.repos["gpustack/bge-reranker-v2-m3-GGUF"] = {"bge-reranker-v2-m3-Q8_0.gguf": XLMR, "x-F16.gguf": b""}
+    path = pulls("BAAI/bge-reranker-v2-m3", NOWHERE, hub)
+    assert path.parent.name == "bge-reranker-v2-m3"
+    assert "can't be reached" in "".join(pulls.said)
+    assert "trying ms:gpustack/bge-reranker-v2-m3-GGUF instead" in "".join(pulls.said)
+    assert pulls.store.records()[0].source == "ms:gpustack/bge-reranker-v2-m3-GGUF"
+
+
+def test_a_quantisation_is_looked_for_in_every_place(hub: FakeHub, pulls: Pulls) -> None:
+    hub.repos["ggml-org/Qwen3-Reranker-0.6B-Q8_0-GGUF"] = {"qwen3-reranker-0.6b-q8_0.gguf": XLMR}
+    hub.repos["Voodisss/Qwen3-Reranker-0.6B-GGUF-llama_cpp"] = {"Qwen3-Reranker-0.6B-Q4_K_M.gguf": XLMR}
+    assert pulls("qwen3-reranker-0.6b:q4_k_m", hub).name == "Qwen3-Reranker-0.6B-Q4_K_M.gguf"
+    assert [record.name for record in pulls.store.records()] == ["qwen3-reranker-0.6b:q4_k_m"]
+    assert pulls.store.find("Qwen/Qwen3-Reranker-0.6B") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("bge-reranker-v2-m4", UnknownModel, "Did you mean bge-reranker-v2-m3?"),
+        ("some/where", UnknownModel, "rerankd list --catalog"),
+        ("zerank-2", Unscorable, "logit"),
+        ("bge-reranker-large", UnknownModel, "no place that has it"),
+        ("./model.gguf", UnknownModel, "nothing that is pulled"),
+        (f"hf:{REPO}:q4_0", UnknownModel, FILE),
+    ],
+)
+def test_what_cannot_be_pulled(
+    hub: FakeHub, pulls: Pulls, text: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error) as caught:
+        pulls(text, hub)
+    assert says in str(caught.value)
+
+
+def test_a_file_in_a_clients_own_cache_is_taken_from_there(
+    hub: FakeHub, pulls: Pulls, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "hf-cache" / "models--org--tiny-GGUF" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / FILE).write_bytes(XLMR)
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
+    assert hub.bodies == []
+
+
+def test_two_pulls_of_one_model_at_once_fetch_it_once(hub: FakeHub, tmp_path: Path) -> None:
+    hub.hang = threading.Event()
+    first, second = (Pulls(Store(tmp_path / "home"), []) for _ in range(2))
+    paths: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda pulls=pulls: paths.append(pulls(f"hf:{REPO}", hub)))
+        for pulls in (first, second)
+    ]
+    threads[0].start()
+    wait_until(lambda: hub.bodies)
+    threads[1].start()
+    wait_until(lambda: second.said)
+    assert "waiting for another pull" in second.said[0]
+    hub.hang.set()
+    for thread in threads:
+        thread.join()
+    assert paths[0] == paths[1]
+    assert hub.bodies == [""]
+
+
+def test_a_split_model_is_judged_and_pulled_whole(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
+    """Its rank head is in its last part, as llama-gguf-split leaves it."""
+    tensors = {name: (10, 32) for name in ("token_embd.weight", "output_norm.weight", "cls.output.weight")}
+    name = {"general.basename": "Qwen3-Reranker"}
+    tokens = ("<|im_end|>", *ggufs.VOCABULARY[1:])
+    ggufs.write(tmp_path / "tiny-Q8_0.gguf", tensors=tensors, tokens=tokens, extra=name, split_max_tensors=2)
+    parts = {path.name: path.read_bytes() for path in tmp_path.glob("tiny-*.gguf")}
+    assert sorted(parts) == ["tiny-Q8_0-00001-of-00002.gguf", "tiny-Q8_0-00002-of-00002.gguf"]
+    hub.repos[REPO] = parts
+    path = pulls(f"hf:{REPO}", hub)
+    assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == parts
+    facts = gguf.read(path)
+    assert facts.has_cls_output
+    assert len(facts.parts) == 2
+    assert pulls.store.records()[0].files == tuple(sorted(parts))
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_what_can_be_resumed(hub: FakeHub, tmp_path: Path) -> None:
+    """A limit on a file's size stands for the full disk: the write fails in the same place."""
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); sys.argv[0] = 'rerankd';"
+        "from rerankd.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "pull", f"hf:{REPO}"],
+        env=environment(tmp_path / "home", HF_ENDPOINT=hub.url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 7, ended.stderr
+    assert "Free some space" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    store = Store(tmp_path / "home")
+    (part,) = store.models.rglob("*.part")
+    assert os.path.getsize(part) == 400_000
+    assert store.records() == ()

@@ -1,0 +1,172 @@
+"""References to models, and the choice of files: pure, by table."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd.errors import UnknownModel
+from rerankd.models.choose import RemoteFile, choose, quant_of
+from rerankd.models.ref import ModelRef, parse
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("qwen3-reranker-0.6b", ModelRef("name", "qwen3-reranker-0.6b")),
+        ("qwen3-reranker-8b:q4_k_m", ModelRef("name", "qwen3-reranker-8b", "q4_k_m")),
+        ("BAAI/bge-reranker-v2-m3", ModelRef("name", "BAAI/bge-reranker-v2-m3")),
+        ("  e5 ", ModelRef("name", "e5")),
+        ("hf:org/repo", ModelRef("hf", "org/repo")),
+        ("hf:org/repo:Q8_0", ModelRef("hf", "org/repo", "Q8_0")),
+        ("hf:org/repo/file.gguf", ModelRef("hf", "org/repo", file="file.gguf")),
+        ("hf:org/repo/a b/file.GGUF", ModelRef("hf", "org/repo", file="a b/file.GGUF")),
+        (
+            "ms:dengcao/Qwen3-Reranker-8B-GGUF:q4_k_m",
+            ModelRef("ms", "dengcao/Qwen3-Reranker-8B-GGUF", "q4_k_m"),
+        ),
+        ("builtin:e5", ModelRef("builtin", "e5")),
+        ("model.gguf", ModelRef("path", "model.gguf")),
+        ("models/a:b.gguf", ModelRef("path", "models/a:b.gguf")),
+        ("./hf:x", ModelRef("path", "./hf:x")),
+        ("~/m", ModelRef("path", "~/m")),
+        ("/models/x", ModelRef("path", "/models/x")),
+        ("a/b/c", ModelRef("path", "a/b/c")),
+        ("two words", ModelRef("path", "two words")),
+    ],
+)
+def test_what_a_user_types(text: str, ref: ModelRef) -> None:
+    assert parse(text) == ref
+    assert str(ref) == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("hf:repo", "hf:ORG/REPO:QUANT"),
+        ("ms:", "ms:ORG/REPO"),
+        ("hf:org/repo/readme.md", "FILE.gguf"),
+        ("hf:org/repo:", "hf:ORG/REPO"),
+        ("hf:org/repo/../../x.gguf", "no path in a repository"),
+        ("https://huggingface.co/org/repo", "Write hf:org/repo."),
+        ("https://huggingface.co/org/repo/resolve/main/a.gguf?download=true", "Write hf:org/repo/a.gguf."),
+        ("https://www.modelscope.cn/models/org/repo", "Write ms:org/repo."),
+    ],
+)
+def test_what_is_no_reference_is_told_with_the_form_it_should_have(text: str, says: str) -> None:
+    with pytest.raises(UnknownModel, match="reference") as caught:
+        parse(text)
+    assert says in caught.value.message
+
+
+_WORDS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,8}", fullmatch=True)
+_REPOS = st.builds("{}/{}".format, _WORDS, _WORDS)
+_HUB_REFS = st.builds(ModelRef, st.sampled_from(["hf", "ms"]), _REPOS, st.just("") | _WORDS)
+_FILE_REFS = st.builds(
+    lambda hub, repo, stem: ModelRef(hub, repo, file=f"{stem}.gguf"),
+    st.sampled_from(["hf", "ms"]),
+    _REPOS,
+    _WORDS,
+)
+_NAME_REFS = st.builds(ModelRef, st.just("name"), _WORDS, st.just("") | _WORDS).filter(
+    lambda ref: not str(ref).lower().endswith(".gguf") and ref.name not in ("hf", "ms", "builtin")
+)
+
+
+@given(_HUB_REFS | _FILE_REFS | _NAME_REFS)
+def test_a_reference_reads_back_what_it_writes(ref: ModelRef) -> None:
+    assert parse(str(ref)) == ref
+
+
+@given(st.text())
+def test_any_text_is_a_reference_or_refused_in_words(text: str) -> None:
+    try:
+        assert parse(str(parse(text))) == parse(text)
+    except UnknownModel as error:
+        assert error.message
+
+
+def files(*names: str, size: int = GB) -> list[RemoteFile]:
+    return [RemoteFile(name, size) for name in names]
+
+
+MANY = [
+    RemoteFile("README.md", 10),
+    RemoteFile("mmproj-model-F16.gguf", GB),
+    RemoteFile("m-F16.gguf", 16 * GB),
+    RemoteFile("m-Q4_K_M.gguf", 5 * GB),
+    RemoteFile("m-Q6_K.gguf", 6 * GB),
+    RemoteFile("m-Q8_0.gguf", 8 * GB),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "why"),
+    [
+        ({}, "m-Q8_0.gguf", "usual"),
+        ({"default": "q4_k_m"}, "m-Q4_K_M.gguf", "usual"),
+        ({"quant": "f16", "default": "q8_0", "memory_bytes": GB}, "m-F16.gguf", "asked"),
+        ({"file": "m-Q6_K.gguf"}, "m-Q6_K.gguf", "asked"),
+        ({"memory_bytes": 8 * GB}, "m-Q6_K.gguf", "fits"),
+        ({"memory_bytes": 6 * GB}, "m-Q4_K_M.gguf", "fits"),
+        ({"memory_bytes": 6 * GB, "default": "Q8_0"}, "m-Q4_K_M.gguf", "fits"),
+    ],
+)
+def test_the_quantisation_that_is_taken(asked: dict[str, object], name: str, why: str) -> None:
+    choice = choose(MANY, "hf:o/r", **asked)  # type: ignore[arg-type]
+    assert [file.path for file in choice.files] == [name]
+    assert why in choice.why
+
+
+@pytest.mark.parametrize(
+    ("listing", "asked", "says"),
+    [
+        ([], {}, "holds no GGUF file"),
+        (files("model.safetensors"), {}, "holds no GGUF file"),
+        (MANY, {"quant": "Q2_K"}, "there is no Q2_K. There is:"),
+        (MANY, {"file": "x.gguf"}, "there is no file x.gguf"),
+        (MANY, {"memory_bytes": GB}, "the smallest is Q4_K_M with 4.66 GiB"),
+        (files("a-Q8_0.gguf", "b-Q8_0.gguf"), {"quant": "q8_0"}, "Name one: hf:o/r/a-Q8_0.gguf"),
+        (files("a-Q8_0.gguf", "b-Q8_0.gguf"), {}, "more than one file is meant"),
+        (files("a.gguf", "b.gguf"), {}, "more than one file is meant"),
+        (files("m-Q8_0-00001-of-00003.gguf", "m-Q8_0-00003-of-00003.gguf"), {}, "only 2 of them"),
+    ],
+)
+def test_what_is_missing_or_ambiguous_lists_what_there_is(
+    listing: list[RemoteFile], asked: dict[str, object], says: str
+) -> None:
+    with pytest.raises(UnknownModel) as caught:
+        choose(listing, "hf:o/r", **asked)  # type: ignore[arg-type]
+    assert says in caught.value.message
+
+
+def test_a_split_model_is_one_and_comes_whole() -> None:
+    parts = [f"Q8_0/m-Q8_0-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    listing = files(*reversed(parts), "m-F16.gguf")
+    assert [file.path for file in choose(listing, "hf:o/r").files] == parts
+    assert [file.path for file in choose(listing, "hf:o/r", file=parts[1]).files] == parts
+
+
+@pytest.mark.parametrize(
+    ("stem", "quant"),
+    [
+        ("bge-reranker-v2-m3-Q8_0", "Q8_0"),
+        ("qwen3-reranker-0.6b-q8_0", "Q8_0"),
+        ("Qwen3-Reranker-8B.Q4_K_M", "Q4_K_M"),
+        ("bge-m3-FP16", "F16"),
+        ("m-UD-IQ4_XS", "IQ4_XS"),
+        ("m.BF16", "BF16"),
+        ("Qwen3-Reranker-8B", ""),
+        ("q8_0", "Q8_0"),
+    ],
+)
+def test_a_file_name_says_its_quantisation(stem: str, quant: str) -> None:
+    assert quant_of(stem) == quant
+
+
+def test_a_tag_may_be_longer_than_the_quantisation() -> None:
+    listing = files("m-UD-Q4_K_XL.gguf", "m-Q4_K_M.gguf")
+    assert choose(listing, "hf:o/r", quant="ud-q4_k_xl").files[0].path == "m-UD-Q4_K_XL.gguf"
