@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import logging
 import signal
@@ -114,9 +115,7 @@ def serve(
 
 
 async def _serve(settings: config.Settings) -> None:
-    from rerankd.api.app import create_app
-    from rerankd.api.server import bind
-    from rerankd.api.server import serve as serve_app
+    from rerankd.api.listen import bind
     from rerankd.service import Reranker, prepare
 
     # Until the server takes over, a signal ends the start, wherever it is, in order.
@@ -130,10 +129,15 @@ async def _serve(settings: config.Settings) -> None:
             with _progress() as report:
                 model = await asyncio.to_thread(prepare, settings, report)
                 report(f"loading {model.path.name}", 0, 0)
-                reranker = await stack.enter_async_context(Reranker(settings, prepared=model))
+                # The web framework takes about as long to import as a small model to load.
+                reranker, server, web = await asyncio.gather(
+                    stack.enter_async_context(Reranker(settings, prepared=model)),
+                    asyncio.to_thread(importlib.import_module, "rerankd.api.server"),
+                    asyncio.to_thread(importlib.import_module, "rerankd.api.app"),
+                )
             host, port = sock.getsockname()[:2]
             started = partial(_say, _greeting(reranker, host, port))
-            await serve_app(create_app(reranker=reranker), sock, started, reranker)
+            await server.serve(web.create_app(reranker=reranker), sock, started, reranker)
     _say("rerankd has stopped.")
 
 

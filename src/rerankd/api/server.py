@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import signal
 import socket
@@ -16,39 +15,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from rerankd.api.limits import protocol
-from rerankd.errors import AddressInUse, RerankdError
+from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
 _log = logging.getLogger("rerankd.api")
 
 # Connections that are still open when no request is under way any more get so long.
 _LAST_WORDS_S = 2
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A TCP socket on `host`:`port`. Raises AddressInUse where somebody else has it or there is no such
-    address.
-
-    It does not listen yet: whoever connects before the engine is ready is refused, and not kept waiting.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise AddressInUse(
-                f"Port {port} on {host} is in use, perhaps by another rerankd. Stop that one, or choose "
-                f"another port with --port {port + 1 if port < 65535 else 0}."
-            ) from error
-        raise AddressInUse(
-            f"rerankd can't listen on {host}:{port}: {error.strerror or error}. Choose another --host or "
-            "--port."
-        ) from error
-    return sock
 
 
 async def serve(app: FastAPI, sock: socket.socket, started: Callable[[], None], reranker: Reranker) -> None:
