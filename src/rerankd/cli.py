@@ -136,11 +136,13 @@ async def _serve(settings: config.Settings) -> None:
                 model = await asyncio.to_thread(prepare, settings, report)
                 report(f"loading {model.path.name}", 0, 0)
                 # The web framework takes about as long to import as a small model to load.
-                reranker, server, web = await asyncio.gather(
-                    stack.enter_async_context(Reranker(settings, prepared=model)),
+                modules = asyncio.gather(
                     asyncio.to_thread(importlib.import_module, "rerankd.api.server"),
                     asyncio.to_thread(importlib.import_module, "rerankd.api.app"),
                 )
+                # Not in the gather: that would not wait, at a signal, until the engine has been stopped.
+                reranker = await stack.enter_async_context(Reranker(settings, prepared=model))
+                server, web = await modules
             host, port = sock.getsockname()[:2]
             started = partial(_say, _greeting(reranker, host, port))
             await server.serve(web.create_app(reranker=reranker), sock, started, reranker)
