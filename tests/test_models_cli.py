@@ -125,3 +125,19 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 65536)
     except OSError:  # a terminal's other end is closed
         return b""
+
+
+def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path) -> None:
+    ended = rerankd(
+        "pull",
+        "ms:org/repo",
+        home=tmp_path,
+        MODELSCOPE_ENDPOINT="http://127.0.0.1:9",
+        MODELSCOPE_HOME=str(tmp_path / "ms"),
+        MODELSCOPE_CACHE=str(tmp_path / "ms"),
+        MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS="2",
+    )
+    asking, said = ended.stderr.splitlines()
+    assert (ended.returncode, asking) == (5, "asking ModelScope for org/repo …")
+    assert "Connection refused" in said
+    assert len(said) < 320

@@ -352,6 +352,9 @@ def pull(
         from rerankd.models.pull import Puller
         from rerankd.service import judge_file
 
+        for client in ("huggingface_hub", "modelscope_hub"):
+            logging.getLogger(client).setLevel(logging.ERROR)
+
         def start_once(path: Path) -> None:
             report("starting the engine to check it", 0, 1)
             asyncio.run(_start_once(config.override(settings, {"model": str(path)})))

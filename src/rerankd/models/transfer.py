@@ -70,7 +70,10 @@ class Origin:
 
     def unreachable(self, error: Exception) -> HubUnreachable:
         """The error of no answer at all."""
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        cause: BaseException = error
+        while inner := cause.__cause__ or cause.__context__:
+            cause = inner  # the clients wrap it several times
+        said = (str(cause) or type(cause).__name__).splitlines()[0][:200]
         return HubUnreachable(
             f"{self.ref} can't be fetched: {self.hub} can't be reached at {self.endpoint} ({said}). Check "
             f"the network, and HTTPS_PROXY where a proxy is in the way, or {self.mirror}."
