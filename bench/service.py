@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -57,11 +58,13 @@ def start() -> tuple[subprocess.Popen[bytes], float]:
     body = {"query": "what is a panda?", "documents": ["a bear of China", "a kind of bread"]}
     while True:
         try:
-            httpx.post(f"http://127.0.0.1:{PORT}/v1/rerank", json=body, trust_env=False).raise_for_status()
-            return service, time.perf_counter() - started
-        except httpx.TransportError:
+            socket.create_connection(("127.0.0.1", PORT)).close()
+            break
+        except ConnectionRefusedError:
             assert service.poll() is None, "the service ended"
-            time.sleep(0.005)
+            time.sleep(0.01)
+    httpx.post(f"http://127.0.0.1:{PORT}/v1/rerank", json=body, trust_env=False).raise_for_status()
+    return service, time.perf_counter() - started
 
 
 def rss_mib(pid: int) -> float:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import json
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -136,17 +136,20 @@ async def _serve(settings: config.Settings) -> None:
                 model = await asyncio.to_thread(prepare, settings, report)
                 report(f"loading {model.path.name}", 0, 0)
                 # The web framework takes about as long to import as a small model to load.
-                modules = asyncio.gather(
-                    asyncio.to_thread(importlib.import_module, "rerankd.api.server"),
-                    asyncio.to_thread(importlib.import_module, "rerankd.api.app"),
-                )
-                # Not in the gather: that would not wait, at a signal, until the engine has been stopped.
+                threading.Thread(target=_import_web, daemon=True).start()
                 reranker = await stack.enter_async_context(Reranker(settings, prepared=model))
-                server, web = await modules
+            server, web = _import_web()
             host, port = sock.getsockname()[:2]
             started = partial(_say, _greeting(reranker, host, port))
             await server.serve(web.create_app(reranker=reranker), sock, started, reranker)
     _say("rerankd has stopped.")
+
+
+def _import_web() -> tuple[Any, Any]:
+    from rerankd.api import app as web
+    from rerankd.api import server
+
+    return server, web
 
 
 def _greeting(reranker: Any, host: str, port: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import MODEL
+from served import MODEL
 
 import fake_engine
 from rerankd import Reranker, Settings

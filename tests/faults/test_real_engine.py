@@ -19,8 +19,8 @@ import httpx
 import pytest
 from bodies import bodies
 from hypothesis import HealthCheck, Phase, given, settings
-from live import GOLDEN, Service, service
-from live import raw_scores as scores
+from served import GOLDEN, Service, service
+from served import raw_scores as scores
 
 from rerankd.engine import process
 

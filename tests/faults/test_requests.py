@@ -16,7 +16,7 @@ import httpx
 import pytest
 from bodies import CORPUS, bodies
 from hypothesis import HealthCheck, given, settings
-from live import Service, raw_scores, right, service
+from served import Service, raw_scores, right, service
 
 import fake_engine
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from live import Service, raw_scores, right, service
+from served import Service, raw_scores, right, service
 
 from rerankd.engine import process
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NotRequired
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from typing_extensions import TypedDict
 
 from rerankd import __version__
@@ -134,7 +135,12 @@ def _row(model: Model, name: str) -> ModelRow:
     }
 
 
-@router.get("/metrics", summary="Counters and measurements, as Prometheus reads them")
+@router.get(
+    "/metrics",
+    summary="Counters and measurements, as Prometheus reads them",
+    response_class=PlainTextResponse,
+    responses=errors(jina.ErrorAnswer, statuses=[401]),
+)
 async def metrics(request: Request) -> Response:
     reranker = reranker_of(request)
     if not reranker.settings.open_metrics:

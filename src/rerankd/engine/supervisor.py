@@ -219,7 +219,8 @@ class Supervisor:
             never_ready = self._state.starts == 1 and ready_for_s is None
             if never_ready or isinstance(decision, GiveUp):
                 error = loss.error if never_ready else reasons.final(loss.error)
-                _log.error("%s", error.message)
+                if not never_ready:  # who waits for the first start is told, and tells it
+                    _log.error("%s", error.message)
                 self._set("failed", error=error, lost=lost)
                 await self._reload.wait()
                 ends = []

@@ -13,9 +13,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, get_args
 
-from ..domain import Pooling, Transform, Way
-from ..errors import ConfigError
-from .gguf import Facts
+from rerankd.domain import Pooling, Transform, Way
+from rerankd.errors import ConfigError
+from rerankd.models.gguf import Facts
 
 _PLACEHOLDERS = re.compile(r"\{(instruction|query|document)\}")
 _SIGMOID = Transform("sigmoid")

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..errors import UnknownModel
-from .inspect import size_words
+from rerankd.errors import UnknownModel
+from rerankd.models.inspect import size_words
 
 # fmt: off
 PREFERRED = (

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..domain import Pooling
-from ..errors import ModelFileError
-from .gguf_header import Header, Source, Strings, Tensor, parse
+from rerankd.domain import Pooling
+from rerankd.errors import ModelFileError
+from rerankd.models.gguf_header import Header, Source, Strings, Tensor, parse
 
 _KEEP = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", ".classifier.output_labels")
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")

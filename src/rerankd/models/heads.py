@@ -10,8 +10,8 @@ the one logit.
 
 from __future__ import annotations
 
-from ..domain import Pooling
-from .gguf import Facts
+from rerankd.domain import Pooling
+from rerankd.models.gguf import Facts
 
 ENCODERS = frozenset(
     (

@@ -18,9 +18,9 @@ import huggingface_hub
 import modelscope_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ..errors import FetchError
-from .choose import RemoteFile
-from .transfer import Origin, Source
+from rerankd.errors import FetchError
+from rerankd.models.choose import RemoteFile
+from rerankd.models.transfer import Origin, Source
 
 _TIMEOUT_S = 20
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from .gguf import Facts
-from .heads import is_causal
-from .verdict import Verdict
+from rerankd.models.gguf import Facts
+from rerankd.models.heads import is_causal
+from rerankd.models.verdict import Verdict
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 # Texts of many thousand characters, and things only the engine needs

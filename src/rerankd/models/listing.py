@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelFileError
-from . import builtin, catalog, gguf
-from .inspect import describe as describe_file
-from .inspect import describe_json, size_words
-from .ref import parse
-from .store import Store
-from .verdict import CAUSAL_WINDOW, Verdict
+from rerankd.errors import ModelFileError
+from rerankd.models import builtin, catalog, gguf
+from rerankd.models.inspect import describe as describe_file
+from rerankd.models.inspect import describe_json, size_words
+from rerankd.models.ref import parse
+from rerankd.models.store import Store
+from rerankd.models.verdict import CAUSAL_WINDOW, Verdict
 
 Judge = Callable[[gguf.Facts], Verdict]
 Row = dict[str, Any]

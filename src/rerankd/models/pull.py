@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import (
+from rerankd.errors import (
     DataFolderError,
     FetchError,
     HubUnreachable,
@@ -26,14 +26,14 @@ from ..errors import (
     UnknownModel,
     Unscorable,
 )
-from . import catalog, gguf
-from .choose import Choice, RemoteFile, choose
-from .hubs import Hub, Listing
-from .inspect import size_words
-from .ref import HUB_NAMES, ModelRef, parse
-from .store import Record, Store, folder_of, name_of, nearest
-from .transfer import Beginning, Progress, Transfer, verify
-from .verdict import Verdict
+from rerankd.models import catalog, gguf
+from rerankd.models.choose import Choice, RemoteFile, choose
+from rerankd.models.hubs import Hub, Listing
+from rerankd.models.inspect import size_words
+from rerankd.models.ref import HUB_NAMES, ModelRef, parse
+from rerankd.models.store import Record, Store, folder_of, name_of, nearest
+from rerankd.models.transfer import Beginning, Progress, Transfer, verify
+from rerankd.models.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)

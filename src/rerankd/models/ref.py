@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..errors import UnknownModel
+from rerankd.errors import UnknownModel
 
 Hub = Literal["hf", "ms"]
 Kind = Literal["builtin", "hf", "ms", "name", "path"]

@@ -24,9 +24,9 @@ from typing import Self
 
 import httpx
 
-from ..errors import DataFolderError, FetchError, HubUnreachable
-from .choose import RemoteFile
-from .inspect import size_words
+from rerankd.errors import DataFolderError, FetchError, HubUnreachable
+from rerankd.models.choose import RemoteFile
+from rerankd.models.inspect import size_words
 
 Progress = Callable[[str, int, int], None]
 

@@ -17,11 +17,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..domain import Pooling, Scoring, Transform, TransformName, Way
-from ..errors import ConfigError, Unscorable
-from .catalog import Catalog, Entry, template_flaw
-from .gguf import Facts
-from .heads import head_flaw, is_causal
+from rerankd.domain import Pooling, Scoring, Transform, TransformName, Way
+from rerankd.errors import ConfigError, Unscorable
+from rerankd.models.catalog import Catalog, Entry, template_flaw
+from rerankd.models.gguf import Facts
+from rerankd.models.heads import head_flaw, is_causal
 
 # A causal model's window by default. Its KV cache is allocated for the whole window (Qwen3-0.6B at its full
 # 40,960 tokens: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference reads 8,192.
