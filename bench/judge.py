@@ -6,8 +6,8 @@ Both run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank the
 needs one), rerankd the one without. They take turns, A B A B; each round asks a new query, as a user does.
 Prints medians and the ratio.
 
-The golden models' small vocabulary makes about two tokens of a word. So 50 of its words stand for 100 words of
-English under Qwen's own: some 200 tokens a pair, of which the prompt without the document is 91.
+The golden models' small vocabulary makes about two tokens of a word. So 50 of its words stand for 100 words
+of English under Qwen's own: some 190 tokens a pair, of which the prompt without the document is 91.
 """
 
 from __future__ import annotations
