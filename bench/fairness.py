@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tes
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import encoder
-from live import service
+from served import service
 
 import fake_engine
 from rerankd.config import Settings

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 # Looking for the cut ends when no more than a 64th of the room is unused.
 _UNUSED_SHARE = 64
 _MOST_STEPS = 20
-# More characters than most tokens have, so that the first count tells whether to cut, and near where.
-_FIRST_GUESS_CHARACTERS_PER_TOKEN = 8
+# As English has about: the first count then tells how this text differs.
+_FIRST_GUESS_CHARACTERS_PER_TOKEN = 4
+# No usual token is longer, so a rest of more characters for each token of room that is left won't fit.
+_LONGEST_TOKEN_CHARACTERS = 32
 # A cut moves back to a sentence's end within the last fifth, else to a word's end within the last fifth.
 _NEAR = 5
 _SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n", "。", "！", "？", "؟")
@@ -85,21 +87,23 @@ def _longest_prefix(text: str, room: int) -> Generator[str, int, tuple[str, int]
             fits, fits_tokens = size, tokens
             if size == len(text):
                 return text, tokens
-            if too_long <= len(text) and tokens >= room - room // _UNUSED_SHARE:
+            rest = len(text) - size
+            is_too_long = too_long <= len(text) or rest > _LONGEST_TOKEN_CHARACTERS * (room - tokens + 1)
+            if is_too_long and tokens >= room - room // _UNUSED_SHARE:
                 break
-            if too_long > len(text):
-                guess = max(guess, size * 2)  # only what is known not to fit is left out
+            if not is_too_long:
+                guess = len(text)  # only what is known not to fit is left out
         else:
             too_long = size
         if too_long - fits <= 1:
             break
         size = min(max(guess, fits + 1), too_long - 1)
     end = _near_end(text, fits)
-    if end < fits:
-        tokens = yield text[:end]
-        if tokens <= room:
-            return text[:end], tokens
-    return text[:fits], fits_tokens
+    if end == fits:
+        return text[:fits], fits_tokens
+    # Words are tokenised apart: without the last ones there are fewer tokens. Elsewhere it has to be counted.
+    tokens = fits_tokens if text[end].isspace() or text[end - 1].isspace() else (yield text[:end])
+    return (text[:end], tokens) if tokens <= room else (text[:fits], fits_tokens)
 
 
 def _near_end(text: str, end: int) -> int:
