@@ -11,7 +11,7 @@ from rerankd.window import Chunks
 # A micro-batch is what one call to the engine scores, and what another request may have to wait for. Small
 # ones cost nothing while the next one waits at the engine: 9.8, 9.9, 9.4 and 9.3 documents a second with
 # 4, 8, 16 and 32 of them (77 tokens each, 12 layers of 384, one core).
-_BATCH_TEXTS = 8
+_BATCH_TEXTS = 4
 _BATCH_CHARACTERS = 16 * 1024
 
 

@@ -29,7 +29,7 @@ from rerankd.errors import Overloaded, Stopping
 
 # Micro-batches that are with the engine: while it works on one, the next one waits there.
 AT_ENGINE = 2
-# What a request gets together when it is new: with eight documents a turn, most of what people wait for.
+# What a request gets together when it is new: with four documents a turn, most of what people wait for.
 FIRST_TURNS = 4
 _MEMORY_S = 60.0
 _LONGEST_RETRY_S = 120
