@@ -21,8 +21,7 @@ def test_each_text_is_scored_once_and_a_document_gets_its_best_chunk(parts: list
 
 @given(st.lists(st.integers(0, 70_000), max_size=200))
 def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int]) -> None:
-    made = plan.Plan(tuple("x" * length for length in lengths), ())
-    batches = list(made.batches())
+    batches = list(plan.micro_batches(["x" * length for length in lengths]))
     assert [at for batch in batches for at in batch] == list(range(len(lengths)))
     for batch in batches:
         assert 0 < len(batch) <= 32

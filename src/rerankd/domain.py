@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Way = Literal["head", "judge", "cosine"]
@@ -98,4 +98,4 @@ class RerankResult:
     cached: int = 0
     queue_s: float = 0.0
     engine_s: float = 0.0
-    total_s: float = field(default=0.0)
+    total_s: float = 0.0

@@ -22,10 +22,6 @@ class Plan:
     texts: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
 
-    def batches(self) -> Iterator[range]:
-        """Consecutive ranges of `texts`, each a micro-batch."""
-        return micro_batches(self.texts)
-
     def merge(self, raw: Sequence[float]) -> list[float]:
         """One raw value a document: that of its best chunk."""
         return [max(raw[part] for part in parts) for parts in self.parts]

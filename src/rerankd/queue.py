@@ -6,7 +6,7 @@ their turn.
 
 The order of turns is round robin by request, the one whose last turn is longest ago first. A request that
 has just come counts as served now, but before the one that really was, and its first four turns come
-together. So twenty documents wait for the two micro-batches that are with the engine, and for no third one of
+together. So sixteen documents wait for the two micro-batches that are with the engine, and for no third of
 the same bulk request. (With turns of one each, ten documents took 3.1 times as long beside a bulk client as
 alone; so they take 2.5 times as long, see bench/fairness.py.) Nobody starves: a request is passed only by
 those that had come by its last turn.

@@ -79,7 +79,7 @@ class LlamaClient:
         body = {"content": text, "add_special": special, "parse_special": False}
         async with self._tokenising:
             answer = await self._post("/tokenize", body)
-        return _part(answer, "tokens", list)
+        return _part(answer, "tokens")
 
     async def tokenize_all(self, texts: Sequence[str], separator: int | None) -> list[list[int]]:
         """The ids of each text, in one call where `separator` is an id that plain text never becomes."""
@@ -89,7 +89,7 @@ class LlamaClient:
         async with self._tokenising:
             answer = await self._post("/tokenize", {"content": content, "parse_special": False})
         split: list[list[int]] = [[]]
-        for token in _part(answer, "tokens", list):
+        for token in _part(answer, "tokens"):
             if token == separator:
                 split.append([])
             else:
@@ -156,7 +156,7 @@ class HeadEngine(LlamaEngine):
         answer = await self._client.compute("/v1/rerank", {"query": query, "documents": list(texts)})
         with _in_shape():
             values: list[float | None] = [None] * len(texts)
-            for row in _part(answer, "results", list):
+            for row in _part(answer, "results"):
                 values[row["index"]] = row["relevance_score"]
             return RawScores(_complete(values), answer["usage"]["prompt_tokens"])
 
@@ -191,7 +191,7 @@ class CosineEngine(LlamaEngine):
         inputs = await asyncio.gather(*map(self._as_plain_text, texts))
         answer = await self._client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
         with _in_shape():
-            rows = _part(answer, "data", list)
+            rows = _part(answer, "data")
             if len(rows) != len(texts):
                 raise EngineError(f"The engine answered {len(rows)} embeddings for {len(texts)} texts.")
             rows = sorted(rows, key=lambda row: row["index"])
@@ -273,9 +273,9 @@ def _in_shape() -> Iterator[None]:
         ) from error
 
 
-def _part(answer: Any, key: str, kind: type[list[Any]]) -> list[Any]:
+def _part(answer: Any, key: str) -> list[Any]:
     part = answer.get(key) if isinstance(answer, dict) else None
-    if not isinstance(part, kind):
+    if not isinstance(part, list):
         raise EngineError(f"The engine's answer has no {key!r}; is it a llama-server of this time?")
     return part
 
