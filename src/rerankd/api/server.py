@@ -81,6 +81,10 @@ async def serve(app: FastAPI, sock: socket.socket, started: Callable[[], None], 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await reranker.close(at_once=server.force_exit)
+        # After a second signal uvicorn doesn't wait for answers. Now that the engine is gone each request
+        # under way gets its 503; cut off before that, uvicorn would answer 500 for it.
+        if server.server_state.tasks:
+            await asyncio.wait(server.server_state.tasks, timeout=_LAST_WORDS_S)
 
 
 def _allow_many_connections() -> None:
