@@ -1,0 +1,60 @@
+"""The command line; the one place that builds everything from settings.
+
+One module for each command or family of commands. What a program may read goes to standard output, everything
+else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the model, 4 the engine, 5
+a download, 6 the address, 7 the data folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from rerankd import __version__
+from rerankd.cli import models, rerank, serve
+from rerankd.errors import RerankdError
+
+app = typer.Typer(
+    name="rerankd",
+    help="Serve reranker models on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# In the order of the help.
+app.command()(serve.serve)
+app.command()(rerank.rerank)
+app.command()(models.inspect)
+app.command()(models.pull)
+app.command("list")(models.list_models)
+app.command()(models.show)
+app.command()(models.remove)
+
+
+def main() -> None:
+    """The `rerankd` program."""
+    try:
+        app()
+    except RerankdError as error:
+        typer.echo(f"rerankd: {error.message}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rerankd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

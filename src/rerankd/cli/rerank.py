@@ -1,0 +1,127 @@
+"""`rerankd rerank`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rerankd import config
+from rerankd.cli.output import Config, Json, progress, say
+from rerankd.domain import RerankResult
+from rerankd.errors import InvalidRequest
+
+
+def rerank(
+    query: Annotated[str, typer.Argument(help="The question.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Files of documents, - for standard input.", show_default="-")
+    ] = None,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help='Each line is a JSON string or an object with a "text".')
+    ] = False,
+    top_n: Annotated[int | None, typer.Option(help="Print only the best so many.", min=1)] = None,
+    model: Annotated[str | None, typer.Option(help="Use this model with an engine of its own.")] = None,
+    raw_scores: Annotated[bool, typer.Option(help="The model's raw values instead of 0 to 1.")] = False,
+    as_json: Json = False,
+    config_file: Config = None,
+) -> None:
+    """Order documents, one a line, by how well they answer QUERY.
+
+    Asks the server on this machine when there is one, else starts an engine for this one call.
+    """
+    settings = config.from_machine({"model": model}, config_file)
+    documents = [text for path in files or [Path("-")] for text in _documents(path, jsonl=jsonl)]
+    if not documents:
+        raise InvalidRequest("There are no documents: the input is empty. Put one on each line.")
+    body = {"query": query, "documents": documents, "raw_scores": raw_scores}
+    if top_n:
+        body["top_n"] = top_n
+    answer = None if model else _ask_server(settings, body)
+    if answer is None:
+        answer = _ask_engine(settings, body)
+    if as_json:
+        rows = [{**row, "text": documents[row["index"]]} for row in answer["results"]]
+        typer.echo(json.dumps({**answer, "results": rows}, ensure_ascii=False, indent=2))
+    else:
+        _print_table(answer, documents)
+
+
+def _documents(path: Path, *, jsonl: bool) -> list[str]:
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{path} can't be read: {error.strerror}.") from error
+    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    if not jsonl:
+        return lines
+    return [_jsonl_text(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _jsonl_text(line: str, place: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise InvalidRequest(f"{place}: not valid JSON: {error}.") from error
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise InvalidRequest(f'{place}: neither a JSON string nor an object with a "text" string.')
+    return text
+
+
+def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, Any] | None:
+    """The running server's answer; None where there is no rerankd at the address of the settings."""
+    import httpx
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+            if client.get("/ready", timeout=2).status_code != 200:
+                return None
+            answer = client.post("/v1/rerank", json=body, timeout=settings.request_timeout_s + 5)
+            value = answer.json()
+    except (httpx.TransportError, ValueError):
+        return None
+    if answer.status_code != 200:
+        message = value.get("message", answer.text) if isinstance(value, dict) else answer.text
+        raise InvalidRequest(f"The server at {url} says: {message}")
+    return value if isinstance(value, dict) and "results" in value else None
+
+
+def _ask_engine(settings: config.Settings, body: dict[str, Any]) -> dict[str, Any]:
+    from rerankd.api import jina
+    from rerankd.service import Reranker, prepare
+
+    async def ask() -> RerankResult:
+        with progress() as report:
+            model = await asyncio.to_thread(prepare, settings, report)
+        async with Reranker(settings, prepared=model) as reranker:
+            return await reranker.answer(jina.parse(body))
+
+    return dict(jina.render(asyncio.run(ask()), "rerank-local"))
+
+
+def _print_table(answer: dict[str, Any], documents: list[str]) -> None:
+    rows = [
+        (f"{row['relevance_score']:.4f}", row["index"], documents[row["index"]]) for row in answer["results"]
+    ]
+    if not sys.stdout.isatty():
+        for score, index, text in rows:
+            typer.echo(f"{score}\t{index}\t{text}")
+    else:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("score", "line", "document", box=None, pad_edge=False)
+        for score, index, text in rows:
+            table.add_row(score, str(index + 1), escape(text))
+        Console().print(table)
+    for warning in answer["meta"].get("warnings", ()):
+        say(f"note: {warning}")

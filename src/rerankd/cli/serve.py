@@ -1,0 +1,137 @@
+"""`rerankd serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from rerankd import __version__, config
+from rerankd.cli.output import Config, progress, say
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A name of `rerankd list`, a GGUF file, or builtin:e5.",
+            show_default="the one pulled last, or builtin:e5",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 picks a free one.", show_default="11440", min=0, max=65535)
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Name to serve the model under; may be repeated.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="Ask for this key. Better set RERANKD_API_KEY.")] = None,
+    api_prefix: Annotated[str | None, typer.Option(help="Serve all paths under this one too.")] = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option(help="Layers on the GPU; -1 leaves it to llama.cpp.", show_default="-1")
+    ] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Serve a model even if it fails the check at load.")
+    ] = None,
+    config_file: Config = None,
+) -> None:
+    """Serve a reranker over HTTP until Ctrl-C.
+
+    Without MODEL it serves the one that was pulled last; where none was, the small built-in one, which is
+    fetched at the first start.
+    """
+    flags = {
+        "model": model,
+        "host": host,
+        "port": port,
+        "alias": tuple(alias) if alias else None,
+        "api_key": api_key,
+        "api_prefix": api_prefix,
+        "gpu_layers": gpu_layers,
+        "force": force,
+    }
+    settings = config.from_machine(flags, config_file)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if settings.log_level != "debug":
+        for chatty in ("gguf", "httpx", "uvicorn"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        asyncio.run(_serve(settings))
+    except asyncio.CancelledError:
+        sys.exit(0)
+
+
+async def _serve(settings: config.Settings) -> None:
+    from rerankd.api.listen import bind
+    from rerankd.service import Reranker, prepare
+
+    # Until the server takes over, a signal ends the start, wherever it is, in order.
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    with bind(settings.host, settings.port) as sock:
+        async with contextlib.AsyncExitStack() as stack:
+            with progress() as report:
+                model = await asyncio.to_thread(prepare, settings, report)
+                report(f"loading {model.path.name}", 0, 0)
+                # The web framework takes about as long to import as a small model to load.
+                threading.Thread(target=_import_web, daemon=True).start()
+                reranker = await stack.enter_async_context(Reranker(settings, prepared=model))
+            server, web = _import_web()
+            host, port = sock.getsockname()[:2]
+            started = partial(say, _greeting(reranker, host, port))
+            await server.serve(web.create_app(reranker=reranker), sock, started, reranker)
+    say("rerankd has stopped.")
+
+
+def _import_web() -> tuple[Any, Any]:
+    from rerankd.api import app as web
+    from rerankd.api import server
+
+    return server, web
+
+
+def _greeting(reranker: Any, host: str, port: int) -> str:
+    model = reranker.model
+    shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
+    lines = [
+        f"rerankd {__version__} serves {model.name} at http://{shown}:{port}",
+        f"  model    {model.path}",
+        f"  scoring  {model.verdict.explain}",
+        f"  engine   {reranker.settings.llama_path or 'llama.cpp (bundled)'}, log in {reranker.engine_log}",
+    ]
+    if model.name.startswith("builtin:"):
+        lines += [
+            "  This is a small model for trying things out. For a real reranker, and then start again:",
+            "    rerankd pull bge-reranker-v2-m3",
+        ]
+    elif not reranker.settings.model:
+        lines += [
+            "  It is the model that was pulled last. For another one: rerankd serve NAME (rerankd list)"
+        ]
+    if host in ("0.0.0.0", "::") and not reranker.settings.api_key:
+        lines.append("  Whoever can reach this machine can use it: ask for a key with --api-key.")
+    lines += [
+        "  In Dify, add a model of the provider OpenAI-API-compatible:",
+        "    Model Type        Rerank",
+        f"    Model Name        {model.name}",
+        f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
+    ]
+    return "\n".join(lines)
+
+
+def _address_for_others(host: str) -> str:
+    return "THIS-MACHINE" if host in ("0.0.0.0", "::") else host
