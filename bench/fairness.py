@@ -36,7 +36,7 @@ from rerankd.engine import command
 from rerankd.engine.base import EngineSpec
 from rerankd.engine.child import Child
 from rerankd.engine.llama import LlamaClient
-from rerankd.service import prepare
+from rerankd.prepare import prepare
 
 Ask = Callable[[int], Awaitable[None]]
 _WORDS = (

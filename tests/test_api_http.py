@@ -15,7 +15,8 @@ from rerankd.api.routes import router
 from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
-from rerankd.service import Model, Reranker, prepare
+from rerankd.prepare import Model, prepare
+from rerankd.service import Reranker
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 _BODY = {"query": "q", "documents": ["a", "bb"]}
@@ -25,7 +26,7 @@ class Scripted(Reranker):
     """A reranker without an engine: the longest document is the best, or `error` is what happens."""
 
     def __init__(self, settings: Settings, model: Model, error: Exception | None = None) -> None:
-        super().__init__(settings, prepared=model)
+        super().__init__(settings, prepared=[model])
         self.error = error
         self.asked: list[RerankRequest] = []
 

@@ -18,7 +18,8 @@ import fake_engine
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
-from rerankd.service import Reranker, prepare
+from rerankd.prepare import prepare
+from rerankd.service import Reranker
 from support import GOLDEN, golden_settings
 
 WORDS = ["panda", "bear", "river", "mountain", "bread", "ticket", "weather", "library", "guitar", "pizza"]

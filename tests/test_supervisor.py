@@ -200,7 +200,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signal.Signals | str) -> None:
     async def story() -> None:
         flags = ["--hang-after", "1", "--only-first", str(tmp_path / "first")] if sign == "hang" else []
-        async with bench(tmp_path, *flags, watch=Watch(health_poll_s=0.1)) as it:
+        async with bench(tmp_path, *flags, watch=Watch(health_poll_s=0.3)) as it:
             engine = await it.supervisor.ensure_ready()
             pid = it.supervisor.state.pid or 0
             if isinstance(sign, signal.Signals):

@@ -12,6 +12,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,15 +66,50 @@ class ScoringSettings(_Frozen):
     high: float | None = Field(None, description="affine: the raw value that becomes 1")
 
 
+class ModelSettings(ScoringSettings):
+    """One `[models.NAME]` section: a model and what is special about it. What is not set here is as the
+    setting of the same name says for all models."""
+
+    ref: str = Field(
+        "", description="the model: a name of `rerankd list`, a GGUF file, or builtin:e5; when empty, NAME"
+    )
+    aliases: Names = Field((), description="more names the model answers to")
+    replicas: int | None = Field(None, ge=1, description="engines that share the model's requests")
+    gpu_layers: int | None = Field(None, ge=-1, description="layers to put on the GPU")
+    threads: int | None = Field(None, ge=1, description="threads of each engine")
+    idle_unload_s: float | None = Field(None, gt=0, description="seconds without use before it is unloaded")
+    preload: bool | None = Field(None, description="load it at the start and not at the first request")
+    force: bool | None = Field(None, description="serve it even if it fails the check at load")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One model that is to be served, with all that is set for it. `names` is empty where the user gave it
+    none; the first one is shown."""
+
+    ref: str
+    names: tuple[str, ...]
+    scoring: ScoringSettings
+    replicas: int
+    gpu_layers: int
+    threads: int | None
+    idle_unload_s: float | None
+    preload: bool
+    force: bool
+
+
 class Settings(_Frozen):
     """Everything that can be set."""
 
-    model: str = Field(
-        "",
-        description="the model to serve: a name of `rerankd list`, a GGUF file, or builtin:e5; when empty, "
-        "the one pulled last, builtin:e5 where none was",
+    model: Names = Field(
+        (),
+        description="the models to serve: [models.NAME] sections, names of `rerankd list`, GGUF files, or "
+        "builtin:e5; when empty, all sections; without any, the one pulled last, or builtin:e5",
     )
-    alias: Names = Field((), description="more names the model answers to; the first is the one it shows")
+    models: dict[str, ModelSettings] = Field({}, description="models by name, each with its own settings")
+    alias: Names = Field(
+        (), description="more names the (first) model answers to; the first is the one it shows"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: str | None = Field(None, description="when set, requests must carry it as a bearer token")
@@ -85,13 +121,27 @@ class Settings(_Frozen):
     strict_model_names: bool = Field(
         False, description="refuse a model name that is not served, even where only one model is"
     )
-    scoring: ScoringSettings = Field(ScoringSettings(), description="overrides of how the model is scored")
+    scoring: ScoringSettings = Field(ScoringSettings(), description="overrides of how models are scored")
     force: bool = Field(False, description="serve a model that fails the check at load, with a warning")
     llama_path: Path | None = Field(
         None, description="a llama-server binary to run instead of the bundled llama.cpp"
     )
     gpu_layers: int = Field(-1, ge=-1, description="layers to put on the GPU; -1 leaves it to llama.cpp")
-    threads: int | None = Field(None, ge=1, description="threads of the engine; as many as there are cores")
+    threads: int | None = Field(None, ge=1, description="threads of an engine; as many as there are cores")
+    replicas: int = Field(1, ge=1, description="engines of each model, which share its requests")
+    preload: bool = Field(True, description="load models at the start, as far as they fit")
+    idle_unload_s: float | None = Field(
+        None, gt=0, description="seconds without use before a model is unloaded; never, when not set"
+    )
+    memory_budget: int | None = Field(
+        None,
+        ge=2**20,
+        description="bytes that all engines may hold together, of GPU memory where they work there; when "
+        "not set, four fifths of what the machine has",
+    )
+    admin_api: bool = Field(
+        False, description="let clients load, unload, pull and delete models; set a key as well"
+    )
     home: Path = Field(
         Path(platformdirs.user_data_dir("rerankd", appauthor=False)), description="folder for models and logs"
     )
@@ -134,10 +184,68 @@ class Settings(_Frozen):
     open_metrics: bool = Field(False, description="answer /metrics without the API key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
 
+    def wanted(self, default: str) -> tuple[Wanted, ...]:
+        """The models to serve, in order; `default` is what is served where none is named."""
+        names = self.model or tuple(self.models) or (default,)
+        return tuple(self._wanted(name, first=at == 0) for at, name in enumerate(names))
+
+    def _wanted(self, name: str, *, first: bool) -> Wanted:
+        own = self.models.get(name, ModelSettings())
+        scoring = {key: getattr(own, key) for key in ScoringSettings.model_fields}
+        given = {key: value for key, value in scoring.items() if value is not None}
+        return Wanted(
+            ref=own.ref or name,
+            names=(
+                *(self.alias if first else ()),
+                *((name,) if name in self.models else ()),
+                *own.aliases,
+            ),
+            scoring=self.scoring.model_copy(update=given),
+            replicas=own.replicas or self.replicas,
+            gpu_layers=own.gpu_layers if own.gpu_layers is not None else self.gpu_layers,
+            threads=own.threads or self.threads,
+            idle_unload_s=own.idle_unload_s or self.idle_unload_s,
+            preload=own.preload if own.preload is not None else self.preload,
+            force=own.force if own.force is not None else self.force,
+        )
+
     @property
     def on_cpu(self) -> bool:
         """Whether nothing of the engine runs on a GPU: the bundled llama.cpp is built for CPUs only."""
         return self.llama_path is None or self.gpu_layers == 0
+
+
+# What a running service can't take over from a file that was read again.
+FIXED = frozenset({"host", "port", "api_prefix", "home", "header_timeout_s", "log_level", "memory_budget"})
+# What it takes over without touching an engine. All else decides how engines run, with what `wanted` tells of
+# each model.
+LIVE = frozenset(
+    {
+        "admin_api",
+        "api_key",
+        "body_timeout_s",
+        "drain_timeout_s",
+        "max_body_bytes",
+        "max_document_characters",
+        "max_documents",
+        "max_queue_bytes",
+        "max_queue_documents",
+        "max_requests",
+        "open_metrics",
+        "request_timeout_s",
+        "strict_model_names",
+    }
+)
+_OF_ONE_MODEL = frozenset(
+    {"alias", "force", "gpu_layers", "idle_unload_s", "model", "models", "preload", "replicas", "scoring"}
+    | {"threads"}
+)
+
+
+def engines_differ(one: Settings, other: Settings) -> bool:
+    """Whether engines that run by one of them can't go on by the other, whichever models they serve."""
+    left_out = FIXED | LIVE | _OF_ONE_MODEL
+    return one.model_dump(exclude=set(left_out)) != other.model_dump(exclude=set(left_out))
 
 
 def find(environ: Mapping[str, str]) -> Path | None:
@@ -168,7 +276,8 @@ def load(
         raise ConfigError(f"{file_name} is not valid TOML: {error}.") from error
     sources = dict.fromkeys(values, file_name)
     for name, key in _environment_names(environ).items():
-        values[key] = environ[name]
+        # A path may have commas, and llama.cpp's name for it only ever held one.
+        values[key] = [environ[name]] if name == "LLAMA_RANK_GGUF" else environ[name]
         sources[key] = name
     for key, value in overrides.items():
         if value is not None:
@@ -195,7 +304,7 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
         key = name.removeprefix(_PREFIX).lower()
         if not name.startswith(_PREFIX) or not value or key == "config":
             continue
-        if key not in Settings.model_fields or key == "scoring":
+        if key not in Settings.model_fields or key in ("models", "scoring"):
             raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
         names[name] = key
     return names
@@ -206,7 +315,7 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in location)
     source = sources.get(str(location[0]), "settings")
     if item["type"] == "extra_forbidden":
-        owner = ScoringSettings if location[0] == "scoring" else Settings
+        owner = {"scoring": ScoringSettings, "models": ModelSettings}.get(str(location[0]), Settings)
         return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
     return f"{source}: {key} = {item['input']!r} can't be used: {item['msg'].lower()}."
 

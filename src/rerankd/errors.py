@@ -17,7 +17,10 @@
     ├── FetchError              502  a download failed, or brought something else than expected
     │   └── HubUnreachable      502  no answer from the hub at all
     ├── ModelFileError          422  the file is missing, not GGUF, cut short, or damaged
-    │   └── Unscorable          422  a sound file that can't be scored right; says why and the way out
+    │   ├── Unscorable          422  a sound file that can't be scored right; says why and the way out
+    │   └── DoesNotFit          507  it needs more memory than all engines together may hold
+    ├── Conflict                409  what is asked for can't be done with this model; says why
+    ├── AdminOff                403  the admin API is not switched on
     └── EngineError             502  the engine answered something no score can be made of
         ├── InputTooLong        ---  the engine met a pair longer than its window (the service then cuts)
         ├── EngineUnavailable   503  no engine is ready (starting, dead, closed); retry later
@@ -93,6 +96,16 @@ class UnknownModel(RerankdError):
     exit_code = 3
 
 
+class Conflict(RerankdError):
+    code = "conflict"
+    status_hint = 409
+
+
+class AdminOff(RerankdError):
+    code = "admin_api_off"
+    status_hint = 403
+
+
 class NoSuchPath(RerankdError):
     code = "not_found"
     status_hint = 404
@@ -137,6 +150,11 @@ class ModelFileError(RerankdError):
 
 class Unscorable(ModelFileError):
     code = "unscorable_model"
+
+
+class DoesNotFit(ModelFileError):
+    code = "does_not_fit"
+    status_hint = 507
 
 
 class EngineError(RerankdError):

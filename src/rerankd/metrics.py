@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -15,8 +16,17 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _DOCUMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10_000)
 
 
-Gauges = Callable[[], dict[str, tuple[str, float]]]
-"""What is read off at the moment of asking: name -> (what it is, value)."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One value that is read off at the moment of asking: its name, what it is, and of which model."""
+
+    name: str
+    what: str
+    model: str
+    value: float
+
+
+Readings = Callable[[], list[Reading]]
 
 
 class Metrics:
@@ -24,7 +34,7 @@ class Metrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, gauges: Gauges) -> None:
+    def __init__(self, readings: Readings) -> None:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "rerankd_requests",
@@ -58,7 +68,7 @@ class Metrics:
             "rerankd_retries", "calls made again because the engine died under them", registry=registry
         )
         self.deadlines = Counter("rerankd_deadlines_passed", "requests that took too long", registry=registry)
-        registry.register(_AtTheMoment(gauges))
+        registry.register(_AtTheMoment(readings))
 
     def answered(self, documents: int, texts: int, result: RerankResult, waited_s: float, cut: int) -> None:
         """Count one request that got its scores; `texts` is how many different ones it had."""
@@ -75,14 +85,17 @@ class Metrics:
 
 
 class _AtTheMoment(Collector):
-    def __init__(self, gauges: Gauges) -> None:
-        self._gauges = gauges
+    def __init__(self, readings: Readings) -> None:
+        self._readings = readings
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> list[Metric]:
-        return [
-            GaugeMetricFamily(f"rerankd_{name}", what, value=value)
-            for name, (what, value) in self._gauges().items()
-        ]
+        families: dict[str, GaugeMetricFamily] = {}
+        for reading in self._readings():
+            if reading.name not in families:
+                name = f"rerankd_{reading.name}"
+                families[reading.name] = GaugeMetricFamily(name, reading.what, labels=["model"])
+            families[reading.name].add_metric([reading.model], reading.value)
+        return list(families.values())

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 from rerankd.errors import Overloaded, Stopping
 
-# Micro-batches that are with the engine: while it works on one, the next one waits there.
+# Micro-batches that are with an engine: while it works on one, the next one waits there.
 AT_ENGINE = 2
 # What a request gets together when it is new: with four documents a turn, most of what people wait for.
 FIRST_TURNS = 4
@@ -171,9 +171,13 @@ class Place:
 class FairQueue:
     """Lets requests in, and gives them turns at the engine."""
 
-    def __init__(self, bounds: Bounds, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, bounds: Bounds, *, engines: int = 1, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`engines` is how many there are to work on the requests."""
         self.line = Line(bounds)
         self.now = now
+        self._most_at_engine = AT_ENGINE * engines
         self._places: dict[int, Place] = {}
         self._count = 0
         self._at_engine = 0
@@ -236,7 +240,7 @@ class FairQueue:
             raise
 
     def _hand_out(self) -> None:
-        while self._at_engine < AT_ENGINE and (request := self.line.next()) is not None:
+        while self._at_engine < self._most_at_engine and (request := self.line.next()) is not None:
             waiter = self._places[request]._waiters.popleft()
             if waiter.cancelled():  # its task has yet to learn of it
                 continue

@@ -14,7 +14,8 @@ from typing import Any, Self, TypeVar
 
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
-from rerankd.service import Model, Reranker
+from rerankd.prepare import Model
+from rerankd.service import Reranker
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ class SyncReranker:
     """A Reranker on an event loop of its own, in a thread of its own; may be shared between threads."""
 
     def __init__(
-        self, settings: Settings | None = None, *, prepared: Model | None = None, **overrides: Any
+        self, settings: Settings | None = None, *, prepared: Sequence[Model] = (), **overrides: Any
     ) -> None:
         self._reranker = Reranker(settings, prepared=prepared, **overrides)
         self._loop = asyncio.new_event_loop()

@@ -66,6 +66,12 @@ class Service:
         body = {"query": query, "documents": documents, "raw_scores": True}
         return self.post("/v1/rerank", body, **headers)
 
+    def metric(self, name: str) -> float:
+        """The value of a metric: the sum over its labels."""
+        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        assert found, name
+        return sum(map(float, found))
+
     def engines(self) -> list[int]:
         """The pids of its engines, by the notes in its runtime folder."""
         return [int(path.stem) for path in self.runtime.glob("rerankd-*/[0-9]*.json")]

@@ -44,7 +44,7 @@ def test_a_file_that_changes_is_not_served_before_a_reload_has_read_it(tmp_path:
             os.kill(it.state.pid or 0, signal.SIGKILL)
             await until(lambda: isinstance(it.state.error, ModelFileError))
             assert "has changed" in str(it.state.error)
-            await it.reload()
+            await it.fleet.reload(it.fleet.models[0])
             assert (await ask(it, "a")).cached == 0
             assert it.state.starts == 1
 

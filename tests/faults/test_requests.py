@@ -36,13 +36,6 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert it.get("/health").json()["engine"]["starts"] == 1
 
 
-def metric(it: Service, name: str) -> float:
-    for line in it.get("/metrics").text.splitlines():
-        if line.startswith(name + " "):
-            return float(line.split()[-1])
-    raise KeyError(name)
-
-
 def until(true: Callable[[], bool], timeout_s: float = 10) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
@@ -127,7 +120,7 @@ def test_what_was_scored_is_not_scored_again(steady: Service) -> None:
     assert "cached" not in first.json()["meta"]
     assert second.json()["meta"]["cached"] == 3
     assert raw_scores(second) == right([*documents, "four"], "cached?")
-    assert metric(steady, "rerankd_cache_hits_total") >= 3
+    assert steady.metric("rerankd_cache_hits_total") >= 3
 
 
 def test_metrics_tell_what_happened(steady: Service) -> None:
@@ -140,11 +133,11 @@ def test_metrics_tell_what_happened(steady: Service) -> None:
         "rerankd_request_documents_sum",
         "rerankd_tokens_total",
         "rerankd_documents_cut_total",
-        "rerankd_engine_starts 1.0",
-        "rerankd_engine_ready 1.0",
+        'rerankd_engine_starts{model="xlmr-head"} 1.0',
+        'rerankd_engine_ready{model="xlmr-head"} 1.0',
     ):
         assert name in text
-    assert metric(steady, "rerankd_engine_memory_bytes") > 2**20
+    assert steady.metric("rerankd_engine_memory_bytes") > 2**20
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +156,8 @@ def test_past_its_deadline_a_request_is_dropped(slow: Service) -> None:
     answer = slow.rerank(DOCUMENTS, **{"x-request-timeout": "0.2"})
     assert answer.status_code == 504
     assert time.monotonic() - started < 0.8
-    assert metric(slow, "rerankd_queue_requests") == 0
-    assert metric(slow, "rerankd_deadlines_passed_total") == 1
+    assert slow.metric("rerankd_queue_requests") == 0
+    assert slow.metric("rerankd_deadlines_passed_total") == 1
     # What was not begun is not done: the engine is free for others.
     assert slow.rerank(["a"], **{"x-request-timeout": "2"}).status_code == 200
     assert slow.get("/health").json()["engine"]["starts"] == 1
@@ -174,7 +167,7 @@ def test_over_its_bounds_it_says_when_to_come_again(slow: Service) -> None:
     with ThreadPoolExecutor(1) as pool:
         slow.rerank(DOCUMENTS[:10])  # so that it knows its own pace
         first = pool.submit(slow.rerank, DOCUMENTS)
-        until(lambda: metric(slow, "rerankd_queue_requests") == 1)
+        until(lambda: slow.metric("rerankd_queue_requests") == 1)
         refused = slow.rerank(DOCUMENTS)
         assert refused.status_code == 429
         wait_s = int(refused.headers["retry-after"])
@@ -191,8 +184,8 @@ def test_a_client_that_hangs_up_frees_its_place(slow: Service) -> None:
         client.sendall(
             b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
-        until(lambda: metric(slow, "rerankd_queue_requests") == 1)
-    until(lambda: metric(slow, "rerankd_queue_requests") == 0, 0.5)
+        until(lambda: slow.metric("rerankd_queue_requests") == 1)
+    until(lambda: slow.metric("rerankd_queue_requests") == 0, 0.5)
     assert 'status="499"' in slow.get("/metrics").text
     assert slow.rerank(["a"]).status_code == 200
 
@@ -200,7 +193,7 @@ def test_a_client_that_hangs_up_frees_its_place(slow: Service) -> None:
 def test_a_small_request_is_not_stuck_behind_a_large_one(slow: Service) -> None:
     with ThreadPoolExecutor(1) as pool:
         large = pool.submit(slow.rerank, DOCUMENTS)
-        until(lambda: metric(slow, "rerankd_queue_requests") == 1)
+        until(lambda: slow.metric("rerankd_queue_requests") == 1)
         assert slow.rerank(["a"]).status_code == 200
         assert not large.done()
 
@@ -225,8 +218,8 @@ def test_a_request_whose_engine_crashes_is_answered_by_the_next_one(tmp_path: Pa
         answer = it.rerank(documents)
         assert raw_scores(answer) == right(documents)
         assert it.get("/health").json()["engine"]["starts"] == 2
-        assert metric(it, "rerankd_engine_lost") == 1
-        assert metric(it, "rerankd_retries_total") >= 1
+        assert it.metric("rerankd_engine_lost") == 1
+        assert it.metric("rerankd_retries_total") >= 1
 
 
 def test_a_document_that_crashes_the_engine_does_not_take_others_with_it(tmp_path: Path) -> None:
@@ -280,7 +273,7 @@ def test_idle_and_slow_connections_do_not_keep_others_out(tmp_path: Path) -> Non
 def test_a_full_disk_for_logs_stops_nothing(tmp_path: Path) -> None:
     logs = tmp_path / "home" / "logs"
     logs.mkdir(parents=True)
-    (logs / "engine.log").symlink_to("/dev/full")
+    (logs / "xlmr-head.log").symlink_to("/dev/full")
     with service(tmp_path, "--crash-after", "8") as it:
         for number in range(12):
             assert it.rerank([f"document {number}"]).status_code == 200

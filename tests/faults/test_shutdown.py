@@ -34,7 +34,7 @@ def until(true: Callable[[], bool], timeout_s: float = 10) -> None:
 
 
 def under_way(it: Service) -> bool:
-    return "rerankd_queue_requests 1.0" in it.get("/metrics").text
+    return it.metric("rerankd_queue_requests") == 1
 
 
 def test_sigterm_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:

@@ -13,10 +13,14 @@ from rerankd import __version__
 from rerankd.api import jina
 from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.errors import EngineUnavailable, NoSuchPath, UnknownModel
-from rerankd.service import Model, Reranker
+from rerankd.errors import EngineUnavailable, NoSuchPath
+from rerankd.prepare import Model
+from rerankd.served import Served
 
 router = APIRouter(route_class=Route)
+
+# A model in one of these phases answers the next request, if only after it was loaded.
+_CAN_ANSWER = ("ready", "unloaded")
 
 _STATUSES = {
     400: "the request can't be meant; the message says which field and what to send",
@@ -44,31 +48,44 @@ class EngineState(TypedDict):
     error: NotRequired[str]
 
 
+class ModelHealth(TypedDict):
+    model: str
+    engine: EngineState
+
+
 class Health(TypedDict):
     status: str
     model: str
     engine: EngineState
+    models: list[ModelHealth]
 
 
 @router.get(
     "/health",
     summary="Whether the service runs, and what its engine does",
     responses={
-        200: {"model": Health, "description": "it runs; `status` is ok when the engine is ready"},
-        503: {"model": Health, "description": "the engine has failed"},
+        200: {"model": Health, "description": "it runs; `status` is ok when a model can answer"},
+        503: {"model": Health, "description": "all engines have failed"},
     },
 )
 async def health(request: Request) -> Response:
-    reranker = reranker_of(request)
-    state = reranker.state
-    body: Health = {
-        "status": "ok" if state.engine is not None else state.phase,
-        "model": reranker.model.name,
-        "engine": {"state": state.phase, "starts": state.starts},
-    }
+    rows = [_health_of(served) for served in reranker_of(request).fleet.models]
+    phases = [row["engine"]["state"] for row in rows]
+    # One model that works is a service that works; one that is loaded on demand works, too.
+    if any(phase in _CAN_ANSWER for phase in phases):
+        status = "ok"
+    else:
+        status = next((phase for phase in phases if phase != "failed"), "failed")
+    body: Health = {"status": status, **rows[0], "models": rows}
+    return json_response(body, status=503 if status == "failed" else 200)
+
+
+def _health_of(served: Served) -> ModelHealth:
+    state = served.state
+    engine: EngineState = {"state": state.phase, "starts": state.starts}
     if state.error is not None:
-        body["engine"]["error"] = state.error.message
-    return json_response(body, status=503 if state.phase == "failed" else 200)
+        engine["error"] = state.error.message
+    return {"model": served.name, "engine": engine}
 
 
 class Ready(TypedDict):
@@ -81,9 +98,9 @@ class Ready(TypedDict):
     responses={200: {"model": Ready}, **errors(jina.ErrorAnswer, statuses=[503])},
 )
 async def ready(request: Request) -> Response:
-    state = reranker_of(request).state
-    if state.engine is None:
-        raise EngineUnavailable(f"The engine is not ready: {state.phase}.")
+    phases = [served.state.phase for served in reranker_of(request).fleet.models]
+    if not any(phase in _CAN_ANSWER for phase in phases):
+        raise EngineUnavailable(f"The engine is not ready: {', '.join(phases)}.")
     return json_response({"status": "ready"})
 
 
@@ -109,7 +126,7 @@ class ModelList(TypedDict):
 async def models(request: Request) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.settings.api_key)
-    rows = [_row(model, name) for model in _served(reranker) for name in _names(model)]
+    rows = [_row(served.model, name) for served in reranker.fleet.models for name in served.model.names]
     return json_response({"object": "list", "data": rows})
 
 
@@ -121,7 +138,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request, name: str) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.settings.api_key)
-    return json_response(_row(check_model(name, reranker), name))
+    return json_response(_row(reranker.fleet.find(name).model, name))
 
 
 def _row(model: Model, name: str) -> ModelRow:
@@ -157,9 +174,9 @@ async def metrics(request: Request) -> Response:
 async def reload(request: Request, name: str) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.settings.api_key)
-    model = _find(name, reranker)
-    await reranker.reload()
-    return json_response({"status": "reloading", "model": model.name}, 202)
+    served = reranker.fleet.named(name)
+    await reranker.fleet.reload(served)
+    return json_response({"status": "reloading", "model": served.name}, 202)
 
 
 @router.get("/v1/cluster/auth", include_in_schema=False)
@@ -207,32 +224,3 @@ async def info(request: Request) -> Response:
         "version": __version__,
     }
     return json_response(body)
-
-
-def check_model(asked: str | None, reranker: Reranker) -> Model:
-    """The model that is served under the name `asked`.
-
-    Where one model is served any name is it, unless strict_model_names is set: people's apps send the name
-    of the hosted model that they were made for. Raises UnknownModel, which lists the known names.
-    """
-    served = _served(reranker)
-    if not asked or (len(served) == 1 and not reranker.settings.strict_model_names):
-        return served[0]
-    return _find(asked, reranker)
-
-
-def _find(asked: str, reranker: Reranker) -> Model:
-    served = _served(reranker)
-    for model in served:
-        if asked in _names(model):
-            return model
-    known = ", ".join(name for model in served for name in _names(model))
-    raise UnknownModel(f"There is no model {asked!r} here. Served under these names: {known}.")
-
-
-def _served(reranker: Reranker) -> tuple[Model, ...]:
-    return (reranker.model,)
-
-
-def _names(model: Model) -> tuple[str, ...]:
-    return (model.name, *model.aliases)

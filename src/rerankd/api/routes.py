@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from rerankd.api import jina, limits, nvidia, ollama, ops, tei, vllm, voyage
+from rerankd.api import admin, jina, limits, nvidia, ollama, ops, tei, vllm, voyage
 from rerankd.api.answer import (
     RenderError,
     Route,
@@ -81,13 +81,11 @@ async def rerank(request: Request) -> Response:
     dialect, value = await _read(request, reranker, choose_dialect)
     timeout_s = limits.wanted_timeout_s(request)
     asked = dialect.parse(value)
-    ops.check_model(asked.model, reranker)
+    served = reranker.fleet.find(asked.model)
     result = await reranker.answer(asked, timeout_s=timeout_s)
     return json_response(
         dialect.render(result, request_id(request)),
-        headers=facts(
-            reranker.model.name, total_s=result.total_s, queue_s=result.queue_s, engine_s=result.engine_s
-        ),
+        headers=facts(served.name, total_s=result.total_s, queue_s=result.queue_s, engine_s=result.engine_s),
     )
 
 
@@ -98,12 +96,12 @@ async def score(request: Request) -> Response:
     dialect, value = await _read(request, reranker, lambda *_: vllm)
     timeout_s = limits.wanted_timeout_s(request)
     requests = dialect.parse(value)
-    ops.check_model(requests[0].model, reranker)
+    served = reranker.fleet.find(requests[0].model)
     results = await _answer_all(reranker, requests, timeout_s)
     return json_response(
         dialect.render(results, request_id(request)),
         headers=facts(
-            reranker.model.name,
+            served.name,
             total_s=time.perf_counter() - started,
             queue_s=sum(result.queue_s for result in results),
             engine_s=sum(result.engine_s for result in results),
@@ -159,6 +157,7 @@ async def _answer_all(
 
 
 router = APIRouter(route_class=Route)
+router.include_router(admin.router)
 router.include_router(ops.router)
 
 

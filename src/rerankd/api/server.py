@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from rerankd.api.limits import protocol
+from rerankd.config import Settings
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
@@ -24,9 +25,15 @@ _log = logging.getLogger("rerankd.api")
 _LAST_WORDS_S = 2
 
 
-async def serve(app: FastAPI, sock: socket.socket, started: Callable[[], None], reranker: Reranker) -> None:
+async def serve(
+    app: FastAPI,
+    sock: socket.socket,
+    started: Callable[[], None],
+    reranker: Reranker,
+    reread: Callable[[], Settings],
+) -> None:
     """Serve `app` on `sock` until SIGTERM or SIGINT, and then finish what is under way; a second one ends at
-    once. SIGHUP has the model tried again. Calls `started` when it listens.
+    once. SIGHUP has the settings read again, by `reread`, and taken over. Calls `started` when it listens.
 
     While it finishes, it still listens: a load balancer is told 503 and by /ready, and not just refused.
     """
@@ -55,9 +62,9 @@ async def serve(app: FastAPI, sock: socket.socket, started: Callable[[], None], 
 
     async def reload() -> None:
         try:
-            await reranker.reload()
+            await reranker.fleet.apply(await asyncio.to_thread(reread))
         except RerankdError as error:
-            _log.error("the reload failed: %s", error.message)
+            _log.error("the settings were not taken over: %s", error.message)
 
     stopping = False
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,13 +25,13 @@ def inspect(
     """
     from rerankd.models import gguf, store
     from rerankd.models import inspect as words
-    from rerankd.service import judge_file
+    from rerankd.prepare import judge_file
 
     settings = config.from_machine({}, config_file)
     with progress() as report:
         path = store.Store(settings.home).locate(model, report, settings.builtin_wheel)
     facts = gguf.read(path)
-    decided = judge_file(facts, settings)
+    decided = judge_file(facts, settings.scoring)
     if as_json:
         typer.echo(json.dumps(words.describe_json(facts, decided), ensure_ascii=False, indent=2))
     else:
@@ -57,7 +55,6 @@ def pull(
     A download that was cut goes on where it stopped. Before it begins, the file's header tells whether and
     how the model can be scored.
     """
-    from rerankd.engine import machine
     from rerankd.models import builtin, store
 
     settings = config.from_machine({}, config_file)
@@ -68,39 +65,17 @@ def pull(
             folders.locate(model, report, settings.builtin_wheel)
             say(f"{model} is ready. Serve it: rerankd serve {model}")
             return
-        from rerankd.models import hubs, ref, transfer
-        from rerankd.models.pull import Puller
-        from rerankd.service import judge_file
+        from rerankd import pulling
 
-        for client in ("huggingface_hub", "modelscope_hub"):
-            logging.getLogger(client).setLevel(logging.ERROR)
-
-        def start_once(path: Path) -> None:
+        def start(path: Path) -> None:
             report("starting the engine to check it", 0, 1)
-            asyncio.run(_start_once(config.override(settings, {"model": str(path)})))
+            pulling.start_once(settings, path)
             report("starting the engine to check it", 1, 1)
 
-        ref.parse(model)
-        with transfer.Transfer() as bytes_from:
-            puller = Puller(
-                store=folders,
-                hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
-                transfer=bytes_from,
-                judge=lambda facts: judge_file(facts, settings),
-                check=start_once if check else lambda path: None,
-                say=say,
-                progress=report,
-                memory_bytes=machine.read().memory_bytes if settings.on_cpu else None,
-            )
-            record = puller.pull(model)
+        record = pulling.pull(
+            settings, model, say=say, progress=report, check=start if check else lambda path: None
+        )
     say(f"{record.name} is ready. Serve it: rerankd serve {record.name}")
-
-
-async def _start_once(settings: config.Settings) -> None:
-    from rerankd.service import Reranker
-
-    async with Reranker(settings):
-        pass
 
 
 def list_models(
@@ -156,6 +131,6 @@ def remove(
 
 
 def _judge(settings: config.Settings, facts: Any) -> Any:
-    from rerankd.service import judge_file
+    from rerankd.prepare import judge_file
 
-    return judge_file(facts, settings)
+    return judge_file(facts, settings.scoring)

@@ -34,7 +34,7 @@ def rerank(
 
     Asks the server on this machine when there is one, else starts an engine for this one call.
     """
-    settings = config.from_machine({"model": model}, config_file)
+    settings = config.from_machine({"model": (model,) if model else None}, config_file)
     documents = [text for path in files or [Path("-")] for text in _documents(path, jsonl=jsonl)]
     if not documents:
         raise InvalidRequest("There are no documents: the input is empty. Put one on each line.")
@@ -96,12 +96,13 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
 
 def _ask_engine(settings: config.Settings, body: dict[str, Any]) -> dict[str, Any]:
     from rerankd.api import jina
-    from rerankd.service import Reranker, prepare
+    from rerankd.prepare import prepare
+    from rerankd.service import Reranker
 
     async def ask() -> RerankResult:
         with progress() as report:
-            model = await asyncio.to_thread(prepare, settings, report)
-        async with Reranker(settings, prepared=model) as reranker:
+            model = await asyncio.to_thread(prepare, settings, None, report)
+        async with Reranker(settings, prepared=[model]) as reranker:
             return await reranker.answer(jina.parse(body))
 
     return dict(jina.render(asyncio.run(ask()), "rerank-local"))

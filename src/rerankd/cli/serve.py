@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -18,11 +19,12 @@ from rerankd.cli.output import Config, progress, say
 
 
 def serve(
-    model: Annotated[
-        str | None,
+    models: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="A name of `rerankd list`, a GGUF file, or builtin:e5.",
-            show_default="the one pulled last, or builtin:e5",
+            metavar="[MODEL]...",
+            help="Names of `rerankd list`, GGUF files, builtin:e5, or names of [models.NAME] sections.",
+            show_default="the settings', or the one pulled last, or builtin:e5",
         ),
     ] = None,
     host: Annotated[
@@ -44,13 +46,13 @@ def serve(
     ] = None,
     config_file: Config = None,
 ) -> None:
-    """Serve a reranker over HTTP until Ctrl-C.
+    """Serve rerankers over HTTP until Ctrl-C.
 
     Without MODEL it serves the one that was pulled last; where none was, the small built-in one, which is
-    fetched at the first start.
+    fetched at the first start. With several, a request's "model" picks one.
     """
     flags = {
-        "model": model,
+        "model": tuple(models) if models else None,
         "host": host,
         "port": port,
         "alias": tuple(alias) if alias else None,
@@ -67,14 +69,15 @@ def serve(
         for chatty in ("gguf", "httpx", "uvicorn"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, partial(config.from_machine, flags, config_file)))
     except asyncio.CancelledError:
         sys.exit(0)
 
 
-async def _serve(settings: config.Settings) -> None:
+async def _serve(settings: config.Settings, reread: Callable[[], config.Settings]) -> None:
     from rerankd.api.listen import bind
-    from rerankd.service import Reranker, prepare
+    from rerankd.prepare import prepare, wanted
+    from rerankd.service import Reranker
 
     # Until the server takes over, a signal ends the start, wherever it is, in order.
     task = asyncio.current_task()
@@ -85,15 +88,18 @@ async def _serve(settings: config.Settings) -> None:
     with bind(settings.host, settings.port) as sock:
         async with contextlib.AsyncExitStack() as stack:
             with progress() as report:
-                model = await asyncio.to_thread(prepare, settings, report)
-                report(f"loading {model.path.name}", 0, 0)
+                models = [
+                    await asyncio.to_thread(prepare, settings, one, report)
+                    for one in await asyncio.to_thread(wanted, settings)
+                ]
+                report(f"loading {', '.join(model.path.name for model in models)}", 0, 0)
                 # The web framework takes about as long to import as a small model to load.
                 threading.Thread(target=_import_web, daemon=True).start()
-                reranker = await stack.enter_async_context(Reranker(settings, prepared=model))
+                reranker = await stack.enter_async_context(Reranker(settings, prepared=models))
             server, web = _import_web()
             host, port = sock.getsockname()[:2]
             started = partial(say, _greeting(reranker, host, port))
-            await server.serve(web.create_app(reranker=reranker), sock, started, reranker)
+            await server.serve(web.create_app(reranker=reranker), sock, started, reranker, reread)
     say("rerankd has stopped.")
 
 
@@ -105,20 +111,28 @@ def _import_web() -> tuple[Any, Any]:
 
 
 def _greeting(reranker: Any, host: str, port: int) -> str:
-    model = reranker.model
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
-    lines = [
-        f"rerankd {__version__} serves {model.name} at http://{shown}:{port}",
-        f"  model    {model.path}",
-        f"  scoring  {model.verdict.explain}",
-        f"  engine   {reranker.settings.llama_path or 'llama.cpp (bundled)'}, log in {reranker.engine_log}",
-    ]
+    names = ", ".join(served.name for served in reranker.fleet.models)
+    engine = reranker.settings.llama_path or "llama.cpp (bundled)"
+    lines = [f"rerankd {__version__} serves {names} at http://{shown}:{port}"]
+    for served in reranker.fleet.models:
+        state = served.state
+        lines += [
+            f"  model    {served.model.path}",
+            f"  scoring  {served.model.verdict.explain}",
+            f"  engine   {engine}, log in {served.log}",
+        ]
+        if state.phase == "unloaded":
+            lines.append("  It is loaded at the first request for it.")
+        elif state.phase == "failed":
+            lines.append("  It could not be loaded: see above.")
+    model = reranker.model
     if model.name.startswith("builtin:"):
         lines += [
             "  This is a small model for trying things out. For a real reranker, and then start again:",
             "    rerankd pull bge-reranker-v2-m3",
         ]
-    elif not reranker.settings.model:
+    elif not reranker.settings.model and not reranker.settings.models:
         lines += [
             "  It is the model that was pulled last. For another one: rerankd serve NAME (rerankd list)"
         ]

@@ -34,7 +34,7 @@ from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable, Re
 
 _log = logging.getLogger("rerankd.engine")
 
-Phase = Literal["stopped", "starting", "ready", "waiting", "failed", "stopping"]
+Phase = Literal["unloaded", "stopped", "starting", "ready", "waiting", "failed", "stopping"]
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
 _MOST_MISSES = 3
@@ -126,10 +126,10 @@ class Supervisor:
     def state(self) -> State:
         return self._state
 
-    def memory_bytes(self) -> int | None:
-        """Memory of the engine's process; None where there is none, or it can't be told."""
-        pid = self._state.pid
-        return process.memory_bytes(pid) if pid is not None else None
+    @property
+    def leases(self) -> int:
+        """Calls that are under way."""
+        return self._leases
 
     def start(self) -> None:
         """Begin; returns at once. Must be called on the thread of the event loop that stays (see

@@ -1,0 +1,268 @@
+"""What changes the served models: load, unload, pull and delete. Off unless `admin_api` is set."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, NotRequired
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from typing_extensions import TypedDict
+
+from rerankd import pulling
+from rerankd.api import jina, ops
+from rerankd.api.answer import Route, json_response, request_id, reranker_of
+from rerankd.api.auth import check_key
+from rerankd.api.body import read_json
+from rerankd.errors import (
+    AdminOff,
+    Conflict,
+    EngineUnavailable,
+    InvalidRequest,
+    Overloaded,
+    RerankdError,
+    UnknownModel,
+)
+from rerankd.models.store import Record, Store
+from rerankd.service import Reranker
+
+router = APIRouter(route_class=Route)
+
+_MOST_PULLS = 2
+_BODY_BYTES = 2**16
+# Progress is told this often at most: a page can't show more.
+_TELL_EVERY_S = 0.2
+
+
+class Done(TypedDict):
+    status: Literal["loaded", "unloading", "deleted"]
+    model: str
+    freed_bytes: NotRequired[int]
+
+
+class Pulled(TypedDict):
+    """One event of a pull; the last one's status is success or error."""
+
+    status: str
+    completed: NotRequired[int]
+    total: NotRequired[int]
+    model: NotRequired[str]
+    code: NotRequired[str]
+    message: NotRequired[str]
+
+
+class PullBody(TypedDict):
+    model: str
+    stream: NotRequired[bool]
+
+
+def _admin(request: Request) -> Reranker:
+    """The reranker, for one who may change it. Raises Unauthorized and AdminOff."""
+    reranker = reranker_of(request)
+    check_key(request, reranker.settings.api_key)
+    if not reranker.settings.admin_api:
+        raise AdminOff(
+            "Models can't be changed over HTTP here. To allow it, set admin_api = true (RERANKD_ADMIN_API) "
+            "and an API key."
+        )
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise AdminOff(f"A page of {origin[:100]} may not change the models of this server.")
+    return reranker
+
+
+_ERRORS = ops.errors(jina.ErrorAnswer, statuses=[401, 404])
+
+
+@router.post(
+    "/v1/models/{name:path}/load",
+    summary="Load a model, and wait until it is ready (admin_api)",
+    responses={200: {"model": Done}, **_ERRORS, **ops.errors(jina.ErrorAnswer, statuses=[503])},
+)
+async def load(request: Request, name: str) -> Response:
+    reranker = _admin(request)
+    served = reranker.fleet.named(name)
+    try:
+        async with asyncio.timeout(reranker.settings.request_timeout_s):
+            await reranker.fleet.load(served)
+    except TimeoutError:
+        raise EngineUnavailable(
+            f"{served.name} is not loaded yet after {reranker.settings.request_timeout_s:g} s; try again."
+        ) from None
+    return json_response({"status": "loaded", "model": served.name})
+
+
+@router.post(
+    "/v1/models/{name:path}/unload",
+    status_code=202,
+    summary="Unload a model as soon as nobody uses it (admin_api)",
+    responses={202: {"model": Done}, **_ERRORS},
+)
+async def unload(request: Request, name: str) -> Response:
+    reranker = _admin(request)
+    served = reranker.fleet.named(name)
+    reranker.fleet.unload(served)
+    return json_response({"status": "unloading", "model": served.name}, 202)
+
+
+@router.delete(
+    "/v1/models/{name:path}",
+    summary="Serve a pulled model no more, and delete its files (admin_api)",
+    responses={200: {"model": Done}, **_ERRORS},
+)
+async def delete(request: Request, name: str) -> Response:
+    reranker = _admin(request)
+    store = Store(reranker.settings.home)
+    served = next((one for one in reranker.fleet.models if name in one.model.names), None)
+    if served is None:
+        record = await asyncio.to_thread(store.find, name)
+        if record is None:
+            reranker.fleet.named(name)  # raises, and lists the names
+            raise UnknownModel(f"There is no model {name!r} here.")
+    else:
+        records = await asyncio.to_thread(store.records)
+        record = next((one for one in records if store.path(one) == served.model.path), None)
+        if record is None:
+            raise Conflict(f"{served.name} was not pulled by rerankd, so its file is left alone.")
+        reranker.fleet.drop(served)
+    await asyncio.to_thread(store.remove, record)
+    return json_response({"status": "deleted", "model": record.name, "freed_bytes": record.size_bytes})
+
+
+@router.post(
+    "/v1/models/pull",
+    summary="Download a model and serve it; progress as server-sent events (admin_api)",
+    responses={
+        200: {
+            "model": Pulled,
+            "content": {"text/event-stream": {}},
+            "description": "one event after the other; with `stream` false, the last one alone",
+        },
+        **ops.errors(jina.ErrorAnswer, statuses=[400, 401, 429]),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["model"],
+                        "properties": {
+                            "model": {"type": "string", "description": "what `rerankd pull` takes"},
+                            "stream": {"type": "boolean", "default": True},
+                        },
+                    }
+                }
+            },
+        }
+    },
+)
+async def pull(request: Request) -> Response:
+    reranker = _admin(request)
+    body = await read_json(request, _BODY_BYTES)
+    ref, stream = body.get("model"), body.get("stream", True)
+    if not isinstance(ref, str) or not ref.strip():
+        raise InvalidRequest(
+            '"model" is missing. Send the name to pull, as in {"model": "bge-reranker-v2-m3"}.'
+        )
+    if not isinstance(stream, bool):
+        raise InvalidRequest('"stream" must be true or false.')
+    events = _Pull(reranker, ref.strip()).events()
+    if stream:
+        first = await anext(events)  # what is wrong at once is an answer of its own
+        return StreamingResponse(
+            _as_lines(first, events),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-request-id": request_id(request)},
+        )
+    last: Pulled = {"status": "error"}
+    async for event in events:
+        last = event
+    return json_response(last, 200 if last["status"] == "success" else 502)
+
+
+async def _as_lines(first: Pulled, rest: AsyncIterator[Pulled]) -> AsyncIterator[str]:
+    try:
+        yield _line(first)
+        async for event in rest:
+            yield _line(event)
+    finally:
+        await rest.aclose()  # type: ignore[attr-defined]
+
+
+def _line(event: Pulled) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+class _HungUp(RerankdError):
+    code = "hung_up"
+
+
+class _Pull:
+    """One pull, in a thread of its own. When nobody wants its events any more it ends; the next pull of the
+    model goes on where it stopped."""
+
+    under_way = 0
+
+    def __init__(self, reranker: Reranker, ref: str) -> None:
+        self._reranker = reranker
+        self._ref = ref
+        self._events: asyncio.Queue[Pulled | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._wanted = True
+        self._told = ("", 0.0)
+
+    async def events(self) -> AsyncIterator[Pulled]:
+        """What happens, as it happens. Raises Overloaded where there are too many pulls."""
+        if _Pull.under_way >= _MOST_PULLS:
+            raise Overloaded(f"{_MOST_PULLS} pulls are under way; try again later.", retry_after_s=30)
+        _Pull.under_way += 1
+        task = asyncio.ensure_future(self._run())
+        try:
+            while (event := await self._events.get()) is not None:
+                yield event
+            await task
+        finally:
+            self._wanted = False
+            _Pull.under_way -= 1
+
+    async def _run(self) -> None:
+        try:
+            record = await asyncio.to_thread(self._fetch)
+            self._put({"status": f"loading {record.name}"})
+            served = await self._reranker.fleet.add(record.name)
+            await self._reranker.fleet.load(served)
+            self._put({"status": "success", "model": served.name})
+        except RerankdError as error:
+            self._put({"status": "error", "code": error.code, "message": error.message})
+        finally:
+            self._events.put_nowait(None)
+
+    def _fetch(self) -> Record:
+        settings = self._reranker.settings
+        Store(settings.home).check_writable()
+        self._progress("starting", 0, 0)
+        return pulling.pull(settings, self._ref, say=self._say, progress=self._progress)
+
+    def _say(self, text: str) -> None:
+        self._soon(self._put, {"status": text})
+
+    def _progress(self, what: str, done: int, total: int) -> None:
+        if not self._wanted:
+            raise _HungUp("Nobody waits for this pull any more.")
+        told, at = self._told
+        now = time.monotonic()
+        if what != told or done >= total or now - at >= _TELL_EVERY_S:
+            self._told = (what, now)
+            self._soon(self._put, {"status": what, "completed": done, "total": total})
+
+    def _soon(self, call: Callable[[Pulled], None], event: Any) -> None:
+        self._loop.call_soon_threadsafe(call, event)
+
+    def _put(self, event: Pulled) -> None:
+        self._events.put_nowait(event)

@@ -1,0 +1,75 @@
+"""Several engines of one model that share its requests: each call goes to the ready one that has the
+fewest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from rerankd.engine.base import Engine
+from rerankd.engine.supervisor import Phase, State, Supervisor
+
+# Whom to wait for where nobody is ready: the one that will be soonest.
+_SOONEST: tuple[Phase, ...] = ("ready", "starting", "waiting", "stopping", "failed", "stopped")
+
+
+class Replicas:
+    """The supervisors of one model, used as if they were one."""
+
+    def __init__(self, supervisors: Sequence[Supervisor]) -> None:
+        self._supervisors = tuple(supervisors)
+
+    def __len__(self) -> int:
+        return len(self._supervisors)
+
+    @property
+    def state(self) -> State:
+        """The state of the one that is best off, with the starts and losses of all."""
+        states = [supervisor.state for supervisor in self._supervisors]
+        best = min(states, key=lambda state: _SOONEST.index(state.phase))
+        starts, lost = sum(state.starts for state in states), sum(state.lost for state in states)
+        return replace(best, starts=starts, lost=lost)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the engines that are ready."""
+        return [pid for supervisor in self._supervisors if (pid := supervisor.state.pid) is not None]
+
+    def start(self) -> None:
+        """Begin; returns at once. Must be called on the thread of the event loop that stays."""
+        for supervisor in self._supervisors:
+            supervisor.start()
+
+    async def ensure_ready(self) -> None:
+        """Wait until all are ready. Raises what made one fail."""
+        await asyncio.gather(*(supervisor.ensure_ready() for supervisor in self._supervisors))
+
+    @contextlib.asynccontextmanager
+    async def lease(self, *, after: Engine | None = None) -> AsyncIterator[Engine]:
+        """An engine that is not replaced without need until the block ends. `after` is one that has failed
+        the caller: another one is taken where there is one."""
+
+        def rank(supervisor: Supervisor) -> tuple[bool, int, int]:
+            state = supervisor.state
+            failed = after is not None and state.engine is after
+            return failed, _SOONEST.index(state.phase), supervisor.leases
+
+        async with min(self._supervisors, key=rank).lease(after=after) as engine:
+            yield engine
+
+    def reload(self) -> None:
+        """Start failed engines again, replace running ones between requests."""
+        for supervisor in self._supervisors:
+            supervisor.reload()
+
+    def suspect(self) -> None:
+        """Say that a call was not answered in time: the engines that are stuck are replaced."""
+        for supervisor in self._supervisors:
+            if supervisor.state.engine is not None:
+                supervisor.suspect(supervisor.state.engine)
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Stop all; safe to call again, and with `at_once` to cut an earlier call short."""
+        await asyncio.gather(*(supervisor.stop(at_once=at_once) for supervisor in self._supervisors))

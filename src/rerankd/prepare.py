@@ -1,0 +1,89 @@
+"""From what a user names to a model that can be served: find the file, read its header, decide how it is
+scored."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerankd.config import ScoringSettings, Settings, Wanted
+from rerankd.domain import Scoring
+from rerankd.engine import machine
+from rerankd.errors import ModelFileError
+from rerankd.models import builtin, catalog, gguf, store, verdict
+
+_HEADER_BYTES = 64 * 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that can be served: its names, its file, and how it is scored. `fingerprint` tells the file
+    from another one at a glance (see cache.py)."""
+
+    name: str
+    aliases: tuple[str, ...]
+    path: Path
+    facts: gguf.Facts
+    verdict: verdict.Verdict
+    scoring: Scoring
+    wanted: Wanted
+    fingerprint: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether its weights are not quantised."""
+        return self.facts.quantisation in ("F32", "F16", "BF16")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names it answers to, the shown one first."""
+        return (self.name, *self.aliases)
+
+
+def wanted(settings: Settings) -> tuple[Wanted, ...]:
+    """The models that are to be served, by the settings and what is on this disk."""
+    return settings.wanted(store.Store(settings.home).default())
+
+
+def prepare(
+    settings: Settings, model: Wanted | None = None, progress: builtin.Progress = lambda *_: None
+) -> Model:
+    """Find a model, fetch it if it is the built-in one, and decide how it is scored. None is the first one
+    that the settings want.
+
+    Blocks while it reads and fetches. Raises the errors of the data folder, the model file and the download,
+    and Unscorable where no right score can come of it.
+    """
+    model = model or wanted(settings)[0]
+    folders = store.Store(settings.home)
+    folders.check_writable()
+    path = folders.locate(model.ref, progress, settings.builtin_wheel)
+    made = fingerprint(path)
+    facts = gguf.read(path)
+    decided = judge_file(facts, model.scoring)
+    scoring = decided.require()
+    memory = machine.read().memory_bytes
+    if memory is not None and facts.size_bytes > memory and settings.on_cpu:
+        raise ModelFileError(
+            f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
+            "memory this machine has. Take a smaller quantisation or a smaller model."
+        )
+    names = model.names or (store.display_name(model.ref),)
+    return Model(names[0], names[1:], path, facts, decided, scoring, model, made)
+
+
+def judge_file(facts: gguf.Facts, scoring: ScoringSettings) -> verdict.Verdict:
+    """How a file is scored, by its facts, the catalog and the settings."""
+    return verdict.decide(facts, catalog.known(), verdict.ScoringOverrides(**scoring.model_dump()))
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a file from another one at a glance; of no file, that there is none."""
+    try:
+        status = path.stat()
+        with path.open("rb") as stream:
+            header = hashlib.blake2b(stream.read(_HEADER_BYTES), digest_size=16).hexdigest()
+    except OSError:
+        return f"no {path}"
+    return f"{path} {status.st_size} {status.st_mtime_ns} {header}"

@@ -1,0 +1,56 @@
+"""A pull with everything it needs, built from the settings: for the command line and for the admin API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from rerankd import config
+from rerankd.config import Settings
+from rerankd.engine import machine
+from rerankd.models import hubs, ref, transfer
+from rerankd.models.pull import Puller
+from rerankd.models.store import Record, Store
+from rerankd.prepare import judge_file
+from rerankd.service import Reranker
+
+Progress = Callable[[str, int, int], None]
+
+
+def pull(
+    settings: Settings,
+    model: str,
+    *,
+    say: Callable[[str], None],
+    progress: Progress,
+    check: Callable[[Path], None] = lambda path: None,
+) -> Record:
+    """Fetch a model into the store. `check` is the last word on the file. Blocks; raises what
+    `Puller.pull` does, and what `progress` or `check` raise."""
+    for client in ("huggingface_hub", "modelscope_hub"):
+        logging.getLogger(client).setLevel(logging.ERROR)
+    ref.parse(model)
+    with transfer.Transfer() as bytes_from:
+        return Puller(
+            store=Store(settings.home),
+            hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
+            transfer=bytes_from,
+            judge=lambda facts: judge_file(facts, settings.scoring),
+            check=check,
+            say=say,
+            progress=progress,
+            memory_bytes=machine.read().memory_bytes if settings.on_cpu else None,
+        ).pull(model)
+
+
+def start_once(settings: Settings, path: Path) -> None:
+    """Start an engine with a file, check its scores, and stop it. Blocks; raises what a start raises."""
+
+    async def run() -> None:
+        alone = {"model": (str(path),), "models": {}, "alias": (), "replicas": 1, "preload": True}
+        async with Reranker(config.override(settings, alone)):
+            pass
+
+    asyncio.run(run())

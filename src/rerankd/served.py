@@ -1,0 +1,238 @@
+"""One model that is served: its queue, its cache, and its engines while it is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+from rerankd import loadcheck
+from rerankd.cache import ScoreCache
+from rerankd.config import Settings
+from rerankd.engine import command, machine, process
+from rerankd.engine.base import Engine, EngineSpec
+from rerankd.engine.replicas import Replicas
+from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
+from rerankd.errors import EngineUnavailable, ModelFileError, RerankdError, Unscorable
+from rerankd.metrics import Metrics, Reading
+from rerankd.models import store
+from rerankd.prepare import Model, fingerprint
+from rerankd.queue import Bounds, FairQueue
+
+_log = logging.getLogger("rerankd")
+
+T = TypeVar("T")
+_RETRY_S = 30.0
+
+
+class Served:
+    """A model between the pool, which has it loaded and unloaded, and the requests, which `ask` its engines.
+
+    `run_dir` is the folder for sockets. The state tells what its engines do; `unloaded` where there are none.
+    """
+
+    def __init__(
+        self, model: Model, settings: Settings, metrics: Metrics, run_dir: Callable[[], Path]
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.queue = FairQueue(bounds(settings), engines=model.wanted.replicas)
+        self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
+        self.doubts: tuple[str, ...] = ()
+        self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
+        self._metrics = metrics
+        self._run_dir = run_dir
+        self._replicas: Replicas | None = None
+        self._error: RerankdError | None = None
+        self._failed_at = 0.0
+        self._earlier = State("stopped")
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def state(self) -> State:
+        """What the engines do; `stopping` from the moment on that no request is taken any more."""
+        state = self._state()
+        if not self.queue.is_closed:
+            return state
+        return replace(state, phase="stopped" if self._replicas is None else "stopping", engine=None)
+
+    def _state(self) -> State:
+        if self._replicas is None:
+            phase: Phase = "unloaded" if self._error is None else "failed"
+            return replace(self._earlier, phase=phase, error=self._error, engine=None, pid=None)
+        state = self._replicas.state
+        starts, lost = self._earlier.starts + state.starts, self._earlier.lost + state.lost
+        return replace(state, starts=starts, lost=lost)
+
+    def memory_bytes(self) -> int | None:
+        """What the engines hold; None where there are none, or it can't be told."""
+        pids = self._replicas.pids if self._replicas is not None else []
+        held = [size for pid in pids if (size := process.memory_bytes(pid)) is not None]
+        return sum(held) if held else None
+
+    async def load(self) -> int | None:
+        """Start the engines, and wait until they are ready. Returns the bytes that they hold.
+
+        Raises RerankdError where one can't be started. Whoever asks within `_RETRY_S` after that is told the
+        same at once, so that a broken model does not keep the machine busy with starts.
+        """
+        error = self._error
+        if error is not None and (left_s := self._failed_at + _RETRY_S - time.monotonic()) > 0:
+            error = copy.copy(error)
+            error.retry_after_s = math.ceil(left_s)
+            raise error
+        replicas = self._replicas = Replicas(
+            [self._supervise(at) for at in range(self.model.wanted.replicas)]
+        )
+        replicas.start()
+        try:
+            await replicas.ensure_ready()
+        except RerankdError as error:
+            await self.unload()
+            self._error, self._failed_at = error, time.monotonic()
+            raise
+        self._error = None
+        return await asyncio.to_thread(self.memory_bytes)
+
+    async def unload(self, *, at_once: bool = False) -> None:
+        """Stop the engines; safe to call again, and with `at_once` to cut an earlier call short."""
+        replicas = self._replicas
+        if replicas is None:
+            return
+        await replicas.stop(at_once=at_once)
+        if self._replicas is replicas:
+            self._earlier = replace(self._state(), engine=None)
+            self._replicas = None
+
+    def reload_failed(self) -> None:
+        """Start failed engines again. What could not be loaded may be tried again at once."""
+        if self._state().phase == "failed":
+            self.reload()
+
+    def reload(self) -> None:
+        """Start failed engines again, replace running ones between requests."""
+        self._error = None
+        if self._replicas is not None:
+            self._replicas.reload()
+
+    def readings(self) -> list[Reading]:
+        """What is read off for the metrics."""
+        state, line = self.state, self.queue.line
+        values: dict[str, tuple[str, float]] = {
+            "engine_ready": ("1 while the engine can answer", state.engine is not None),
+            "engine_starts": ("children started, the first included", state.starts),
+            "engine_lost": ("children that died, hung, or would not start", state.lost),
+            "engine_memory_bytes": ("memory of the engine's processes", self.memory_bytes() or 0),
+            "queue_requests": ("requests under way or waiting", len(line)),
+            "queue_documents": ("documents of these that are not scored yet", line.documents),
+            "queue_bytes": ("bytes of text of these requests", line.size_bytes),
+            "documents_per_second": ("what the engine scores while it has work", line.rate),
+            "cache_entries": ("scores that are kept", len(self.cache)),
+        }
+        return [Reading(name, what, self.name, value) for name, (what, value) in values.items()]
+
+    def is_changed(self) -> bool:
+        """Whether the file is another one than the one that is served. Reads the disk."""
+        return fingerprint(self.model.path) != self.model.fingerprint
+
+    async def fixed_tokens(self) -> int:
+        """What special tokens, prefixes and template take of the window."""
+        async with self._running().lease() as engine:
+            return engine.fixed_tokens
+
+    async def ask(self, call: Callable[[Engine], Awaitable[T]]) -> T:
+        """What `call` gets from an engine; once more from the next one, where the first died under it."""
+        failed: Engine | None = None
+        while True:
+            async with self._running().lease(after=failed) as engine:
+                try:
+                    return await call(engine)
+                except EngineUnavailable:
+                    if failed is not None:
+                        raise
+            failed = engine
+            self._metrics.retries.inc()
+
+    def suspect(self) -> None:
+        """Say that a call was not answered in time: engines that are stuck are replaced."""
+        if self._replicas is not None:
+            self._replicas.suspect()
+
+    def _running(self) -> Replicas:
+        if self._replicas is None:
+            raise EngineUnavailable("The engine is stopped.")
+        return self._replicas
+
+    def _supervise(self, at: int) -> Supervisor:
+        settings, model, wanted = self.settings, self.model, self.model.wanted
+        bundled = (sys.executable, "-m", "rerankd.engine.bundled")
+        options = command.EngineOptions(
+            on_cpu=settings.llama_path is None or wanted.gpu_layers == 0,
+            program=(str(settings.llama_path),) if settings.llama_path else bundled,
+            threads=wanted.threads or max(machine.read().cores // wanted.replicas, 1),
+            gpu_layers=wanted.gpu_layers,
+        )
+        spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
+
+        def argv(socket: Path) -> Sequence[str]:
+            # Another file than the one that was judged may have to be scored another way.
+            if self.is_changed():
+                raise ModelFileError(
+                    f"{model.path} has changed or is gone. Send rerankd SIGHUP to have it read anew."
+                )
+            return command.argv(spec, options, socket)
+
+        return Supervisor(
+            spec,
+            argv,
+            run_dir=self._run_dir(),
+            log=self.log if at == 0 else self.log.with_name(f"{self.log.stem}-{at + 1}.log"),
+            start_timeout_s=settings.start_timeout_s,
+            stop_timeout_s=settings.stop_timeout_s,
+            watch=Watch(**settings.model_dump(include={field.name for field in fields(Watch)})),
+            check=self._check,
+        )
+
+    async def _check(self, engine: Engine) -> None:
+        """The check at load (see loadcheck.py). Raises Unscorable where it fails, unless forced."""
+        scoring = self.model.scoring
+        runs = [
+            (
+                await engine.score(
+                    loadcheck.QUERY, [loadcheck.TEXTS[at] for at in order], scoring.instruction
+                )
+            ).values
+            for order in loadcheck.ARRANGEMENTS
+        ]
+        findings = loadcheck.judge(runs, scoring.transform)
+        fatal = [finding.text for finding in findings if finding.fatal]
+        for finding in findings:
+            _log.warning("%s: %s.", self.name, finding.text)
+        if fatal and not self.model.wanted.force:
+            raise Unscorable(
+                f"{self.model.path.name} loads, but its scores can't be trusted: {'; '.join(fatal)}. The "
+                "file may be damaged or converted wrong: try another file of the same model. To serve it "
+                "all the same, with a warning in every answer, use --force."
+            )
+        self.doubts = tuple(f"This model failed the check at load: {text}." for text in fatal)
+
+
+def bounds(settings: Settings) -> Bounds:
+    """What the queue of one model may hold."""
+    return Bounds(settings.max_requests, settings.max_queue_documents, settings.max_queue_bytes)
+
+
+def _file_name(name: str) -> str:
+    """A model's name as the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:100].strip(".") or "model"

@@ -1,0 +1,299 @@
+"""The pool's policy as histories, and the pool that carries it out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerankd.engine.pool import Acts, Admit, Load, Policy, Pool, Refuse, Unload
+from rerankd.errors import DoesNotFit, EngineUnavailable, Unscorable
+
+
+def policy(budget: int | None, *sizes: int, idle: float | None = None, stay: float = 5.0) -> Policy:
+    """A policy that knows models a, b, c … of these sizes."""
+    made = Policy(budget, least_stay_s=stay)
+    for name, size in zip("abcdef", sizes, strict=False):
+        made.add(name, size, idle)
+    return made
+
+
+def test_a_model_is_loaded_once_for_all_who_ask_and_then_admits_at_once() -> None:
+    it = policy(None, 10)
+    assert it.ask("a", 1, 0) == [Load("a")]
+    assert it.ask("a", 2, 0) == []
+    assert it.loaded("a", 12, 1) == [Admit(1), Admit(2)]
+    assert it.ask("a", 3, 2) == [Admit(3)]
+    assert it.held_bytes == 12
+
+
+def test_the_least_recently_used_idle_model_makes_room() -> None:
+    it = policy(20, 10, 10, 10)
+    it.ask("a", 1, 0), it.loaded("a", 10, 0), it.leave("a", 1, 5)
+    it.ask("b", 2, 0), it.loaded("b", 10, 0), it.leave("b", 2, 4)
+    assert it.ask("c", 3, 6) == [Unload("b")]
+    assert it.unloaded("b", 7) == [Load("c")]
+    assert it.loaded("c", 10, 8) == [Admit(3)]
+    assert it.phase("a") == "in"
+
+
+def test_a_model_at_work_stays_its_least_time_then_finishes_and_goes() -> None:
+    it = policy(10, 10, 10)
+    it.ask("a", 1, 0), it.loaded("a", 10, 0)
+    assert it.ask("b", 2, 1) == []
+    assert it.ask("a", 3, 2) == [Admit(3)]
+    assert it.wake_at() == 5
+    assert it.tick(5) == []
+    assert it.wake_at() is None
+    # It takes nobody new from now on, so that the others get their turn.
+    assert it.ask("a", 4, 6) == []
+    assert it.leave("a", 1, 7) == []
+    assert it.leave("a", 3, 8) == [Unload("a")]
+    assert it.unloaded("a", 9) == [Load("b")]
+    assert it.loaded("b", 10, 10) == [Admit(2)]
+    assert it.leave("b", 2, 11) == [Unload("b")]
+    assert it.unloaded("b", 12) == [Load("a")]
+    assert it.loaded("a", 10, 13) == [Admit(4)]
+
+
+def test_who_asked_first_is_loaded_first_even_where_a_later_one_would_fit() -> None:
+    it = policy(20, 15, 20, 5)
+    it.ask("a", 1, 0), it.loaded("a", 15, 0)
+    assert it.ask("b", 2, 1) == []
+    assert it.ask("c", 3, 2) == []
+    assert it.leave("a", 1, 3) == [Unload("a")]
+    assert it.unloaded("a", 4) == [Load("b")]
+
+
+def test_one_who_gives_up_waiting_is_forgotten() -> None:
+    it = policy(10, 10, 10)
+    it.ask("a", 1, 0), it.loaded("a", 10, 0)
+    it.ask("b", 2, 1)
+    it.leave("b", 2, 2)
+    assert it.leave("a", 1, 3) == []
+    assert it.phase("a") == "in"
+
+
+def test_an_idle_model_goes_after_its_time() -> None:
+    it = policy(None, 10, idle=60)
+    it.ask("a", 1, 0), it.loaded("a", 10, 1)
+    assert it.wake_at() is None
+    it.leave("a", 1, 5)
+    assert it.wake_at() == 65
+    assert it.tick(64) == []
+    assert it.tick(65) == [Unload("a")]
+    assert it.ask("a", 2, 66) == []
+    assert it.unloaded("a", 67) == [Load("a")]
+
+
+def test_what_never_fits_is_refused_by_its_file_and_by_what_it_took() -> None:
+    assert policy(10, 11).ask("a", 1, 0) == [Refuse(1, 11)]
+    it = policy(10, 5, 8)
+    it.ask("b", 1, 0), it.loaded("b", 8, 0), it.leave("b", 1, 0)
+    it.ask("a", 2, 1), it.unloaded("b", 1)
+    assert it.loaded("a", 12, 2) == [Refuse(2, 12), Unload("a")]
+    it.unloaded("a", 3)
+    assert it.ask("a", 3, 4) == [Refuse(3, 12)]
+
+
+def test_a_model_that_took_more_than_its_file_pushes_idle_ones_out() -> None:
+    it = policy(20, 8, 8)
+    it.ask("a", 1, 0), it.loaded("a", 8, 0), it.leave("a", 1, 0)
+    assert it.ask("b", 2, 1) == [Load("b")]
+    assert it.loaded("b", 15, 2) == [Admit(2), Unload("a")]
+
+
+def test_a_load_that_fails_is_told_to_all_and_tried_again_by_the_next() -> None:
+    it = policy(None, 10)
+    it.ask("a", 1, 0), it.ask("a", 2, 0)
+    assert it.failed("a", 1) == [Refuse(1), Refuse(2)]
+    assert it.ask("a", 3, 2) == [Load("a")]
+
+
+def test_one_asked_to_go_while_it_loads_serves_those_who_waited() -> None:
+    it = policy(None, 10)
+    it.ask("a", 1, 0)
+    assert it.unload("a", 1) == []
+    assert it.loaded("a", 10, 2) == [Admit(1)]
+    assert it.leave("a", 1, 3) == [Unload("a")]
+
+
+def test_a_retired_model_is_forgotten_when_the_last_one_has_left() -> None:
+    it = policy(None, 10, 10)
+    it.ask("a", 1, 0), it.loaded("a", 10, 0)
+    assert it.retire("a", 1) == []
+    assert it.leave("a", 1, 2) == [Unload("a")]
+    it.unloaded("a", 3)
+    assert it.phase("a") is None
+    it.retire("b", 4)
+    assert it.phase("b") is None
+
+
+_EVENTS = st.lists(
+    st.tuples(st.sampled_from(["ask", "leave", "tick", "unload", "done", "fail"]), st.integers(0, 5)),
+    max_size=80,
+)
+
+
+@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4), events=_EVENTS)
+@settings(max_examples=300, deadline=None)
+def test_any_history_keeps_the_promises(sizes: list[int], events: list[tuple[str, int]]) -> None:
+    """Nobody who asked is lost, no model is loaded twice or unloaded under a user, and the budget holds."""
+    budget = 15
+    it = policy(budget, *sizes, idle=7, stay=3)
+    names = "abcdef"[: len(sizes)]
+    waiting: dict[int, str] = {}
+    using: dict[int, str] = {}
+    under_way: list[Load | Unload] = []
+    loaded: set[str] = set()
+    now, who = 0.0, 0
+
+    def carry_out(actions: list[Any]) -> None:
+        for action in actions:
+            match action:
+                case Load(key):
+                    assert key not in loaded and Load(key) not in under_way
+                    under_way.append(action)
+                case Unload(key):
+                    assert key in loaded and key not in using.values()
+                    under_way.append(action)
+                case Admit(one):
+                    using[one] = waiting.pop(one)
+                    assert using[one] in loaded
+                case Refuse(one):
+                    waiting.pop(one)
+        assert it.held_bytes <= budget
+
+    def finish(fails: bool = False) -> None:
+        action = under_way.pop(0)
+        name = str(action.key)
+        if isinstance(action, Unload):
+            loaded.discard(name)
+            carry_out(it.unloaded(name, now))
+        elif fails:
+            carry_out(it.failed(name, now))
+        else:
+            loaded.add(name)
+            carry_out(it.loaded(name, None, now))
+
+    for event, number in events:
+        now += 1
+        name = names[number % len(names)]
+        if event == "ask":
+            who += 1
+            waiting[who] = name
+            carry_out(it.ask(name, who, now))
+        elif event == "leave" and using:
+            one = sorted(using)[number % len(using)]
+            carry_out(it.leave(using.pop(one), one, now))
+        elif event == "tick":
+            carry_out(it.tick(now))
+        elif event == "unload":
+            carry_out(it.unload(name, now))
+        elif event in ("done", "fail") and under_way:
+            finish(event == "fail")
+    for _ in range(500):
+        now += 1
+        if under_way:
+            finish()
+        elif using:
+            one = min(using)
+            carry_out(it.leave(using.pop(one), one, now))
+        elif waiting:
+            carry_out(it.tick(now))
+    assert not waiting
+
+
+class Models:
+    """Models of one pool, which take no time and count what is done with them."""
+
+    def __init__(self, pool: Pool, *names: str, size: int = 10) -> None:
+        self.pool = pool
+        self.did: Counter[str] = Counter()
+        self.loaded: set[str] = set()
+        self.error: Exception | None = None
+        for name in names:
+            pool.add(name, size, None, self._acts(name))
+
+    def _acts(self, name: str) -> Acts:
+        async def load() -> int:
+            assert name not in self.loaded
+            await asyncio.sleep(0)
+            if self.error is not None:
+                raise self.error
+            self.loaded.add(name)
+            self.did[f"load {name}"] += 1
+            return 10
+
+        async def unload() -> None:
+            await asyncio.sleep(0)
+            self.loaded.discard(name)
+            self.did[f"unload {name}"] += 1
+
+        return Acts(load, unload, lambda: 10)
+
+    async def use(self, name: str, turns: int = 3) -> str:
+        async with self.pool.use(name):
+            for _ in range(turns):
+                assert name in self.loaded and len(self.loaded) <= 2
+                await asyncio.sleep(0)
+        return name
+
+
+def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
+    async def story() -> None:
+        pool = Pool(20, policy=Policy(20, least_stay_s=0))
+        it = Models(pool, "a", "b", "c")
+        names = [name for _ in range(20) for name in "abc"]
+        async with asyncio.timeout(10):
+            assert await asyncio.gather(*(it.use(name) for name in names)) == names
+        # Each came in a bunch that was served together, not one by one.
+        assert sum(it.did[f"load {name}"] for name in "abc") < 10
+        await pool.close()
+
+    asyncio.run(story())
+
+
+def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
+    async def story() -> None:
+        pool = Pool(None)
+        it = Models(pool, "a")
+        it.error = Unscorable("no")
+        errors = await asyncio.gather(*(it.use("a") for _ in range(2)), return_exceptions=True)
+        assert [type(error) for error in errors] == [Unscorable, Unscorable]
+        assert errors[0] is not errors[1]
+        it.error = RuntimeError("a bug")
+        with pytest.raises(EngineUnavailable, match="a bug"):
+            await it.use("a")
+        it.error = None
+        assert await it.use("a") == "a"
+        await pool.close()
+
+    asyncio.run(story())
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    pool = Pool(10 * 2**20)
+    with pytest.raises(DoesNotFit, match="needs 20 MiB of memory, and all engines together may hold 10 MiB"):
+        Models(pool, "a", size=20 * 2**20)
+
+
+def test_closing_tells_those_who_wait_and_begins_nothing() -> None:
+    async def story() -> None:
+        pool = Pool(10, policy=Policy(10))
+        it = Models(pool, "a", "b")
+        async with pool.use("a"):
+            waiting = asyncio.ensure_future(it.use("b"))
+            await asyncio.sleep(0)
+            await pool.close()
+            with pytest.raises(EngineUnavailable):
+                await waiting
+        with pytest.raises(EngineUnavailable):
+            await it.use("a")
+        assert it.did == {"load a": 1}
+
+    asyncio.run(story())
