@@ -246,7 +246,7 @@ class Models:
 
 def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
     async def story() -> None:
-        pool = Pool(20, policy=Policy(20, least_stay_s=0))
+        pool = Pool(20)
         it = Models(pool, "a", "b", "c")
         names = [name for _ in range(20) for name in "abc"]
         async with asyncio.timeout(10):
@@ -284,7 +284,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
 
 def test_closing_tells_those_who_wait_and_begins_nothing() -> None:
     async def story() -> None:
-        pool = Pool(10, policy=Policy(10))
+        pool = Pool(10)
         it = Models(pool, "a", "b")
         async with pool.use("a"):
             waiting = asyncio.ensure_future(it.use("b"))

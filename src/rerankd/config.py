@@ -22,6 +22,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rerankd.errors import ConfigError
 
 FILE_NAME = "rerankd.toml"
+# So that two models in turn don't spend all their time on loading.
+LEAST_STAY_S = 5.0
 _PREFIX = "RERANKD_"
 _LEGACY = {"LLAMA_PATH": "llama_path", "LLAMA_RANK_GGUF": "model", "LLAMA_PORT": "port"}
 
@@ -139,6 +141,11 @@ class Settings(_Frozen):
         description="bytes that all engines may hold together, of GPU memory where they work there; when "
         "not set, four fifths of what the machine has",
     )
+    least_stay_s: float = Field(
+        LEAST_STAY_S,
+        ge=0,
+        description="seconds that a model at work stays loaded before it makes room for one that waits",
+    )
     admin_api: bool = Field(
         False, description="let clients load, unload, pull and delete models; set a key as well"
     )
@@ -216,7 +223,10 @@ class Settings(_Frozen):
 
 
 # What a running service can't take over from a file that was read again.
-FIXED = frozenset({"host", "port", "api_prefix", "home", "header_timeout_s", "log_level", "memory_budget"})
+FIXED = frozenset(
+    {"host", "port", "api_prefix", "home", "header_timeout_s", "least_stay_s", "log_level"}
+    | {"memory_budget"}
+)
 # What it takes over without touching an engine. All else decides how engines run, with what `wanted` tells of
 # each model.
 LIVE = frozenset(

@@ -32,7 +32,7 @@ class Fleet:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
         self._metrics = metrics
-        self._pool = Pool(_budget_bytes(settings))
+        self._pool = Pool(_budget_bytes(settings), least_stay_s=settings.least_stay_s)
         self._served: list[Served] = []
         self._pulled: list[Wanted] = []
         self._run_dir: Path | None = None

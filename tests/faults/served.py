@@ -19,7 +19,7 @@ import fake_engine
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL = GOLDEN / "xlmr-head.gguf"
-_STARTED = re.compile(r"serves \S+ at (http://\S+)")
+_STARTED = re.compile(r"serves .+ at (http://\S+)")
 
 
 class Service:

@@ -4,7 +4,7 @@
 loaded when it fits beside the others. Where it doesn't, models that nobody uses make room, the least recently
 used one first. Where all are in use, the one that was loaded first takes no new requests any more, finishes
 those it has, and makes room: else a model with steady work would keep the others out for ever. It may first
-stay for `LEAST_STAY_S`, so that two models in turn don't spend all their time on loading.
+stay for a while, so that two models in turn don't spend all their time on loading.
 
 What a model needs is measured when it is loaded. Before the first time, the size of its file stands in.
 """
@@ -26,7 +26,6 @@ from rerankd.errors import DoesNotFit, EngineUnavailable, RerankdError
 
 _log = logging.getLogger("rerankd.engine")
 
-LEAST_STAY_S = 5.0
 _LOAD, _UNLOAD = "load a model", "unload a model"
 
 Key = Hashable
@@ -88,8 +87,9 @@ class Policy:
     """The policy. Its methods are the events, and return what is to be done. Who asks is a number that the
     caller makes up, larger than all before it."""
 
-    def __init__(self, budget_bytes: int | None, *, least_stay_s: float = LEAST_STAY_S) -> None:
-        """`budget_bytes` None sets no bound."""
+    def __init__(self, budget_bytes: int | None, *, least_stay_s: float = 0.0) -> None:
+        """`budget_bytes` None sets no bound. `least_stay_s` is how long a model at work may stay when others
+        wait for its room."""
         self._budget = math.inf if budget_bytes is None else budget_bytes
         self._least_stay_s = least_stay_s
         self._entries: dict[Key, _Entry] = {}
@@ -187,11 +187,13 @@ class Policy:
         self._forget(entry)
         return self._decide(now)
 
-    def measured(self, key: Key, size_bytes: int | None) -> None:
+    def measured(self, key: Key, size_bytes: int | None, now: float) -> list[Action]:
         """What a loaded model holds by now."""
         entry = self._entries.get(key)
-        if entry is not None and entry.phase == "in" and size_bytes is not None:
-            entry.needs_bytes = size_bytes
+        if entry is None or entry.phase != "in" or size_bytes is None:
+            return []
+        entry.needs_bytes = size_bytes
+        return self._decide(now)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
@@ -282,11 +284,11 @@ class Pool:
         self,
         budget_bytes: int | None,
         *,
-        policy: Policy | None = None,
+        least_stay_s: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget_bytes = budget_bytes
-        self._policy = policy or Policy(budget_bytes)
+        self._policy = Policy(budget_bytes, least_stay_s=least_stay_s)
         self._now = now
         self._acts: dict[Key, Acts] = {}
         self._who = itertools.count()
@@ -361,7 +363,7 @@ class Pool:
     def _leave(self, key: Key, who: int) -> None:
         actions = self._policy.leave(key, who, self._now())
         if self._policy.is_idle(key):
-            self._policy.measured(key, self._acts[key].measure())
+            actions += self._policy.measured(key, self._acts[key].measure(), self._now())
         self._carry_out(actions)
         self._forget(key)
 
