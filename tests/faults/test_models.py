@@ -156,7 +156,7 @@ def section(name: str, model: str, more: str = "") -> str:
 def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
     one, two = section("one", "xlmr-head"), section("two", "modernbert-head")
     file = settings_file(tmp_path, "max_documents = 5\n" + one + two)
-    with service(tmp_path, "--delay-ms", "20", model="", config=file) as it:
+    with service(tmp_path, "--delay-ms", "150", model="", config=file) as it:
         before = {name: pid(it, name) for name in ("one", "two")}
         answers: list[httpx.Response] = []
         many = [f"document {number}" for number in range(5)]
