@@ -23,8 +23,9 @@ from rerankd import config, loadcheck, plan, scores
 from rerankd.cache import ScoreCache
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument, Scoring
-from rerankd.engine import command, machine, rundir
-from rerankd.engine.base import Engine, EngineSpec
+from rerankd.engine import command, installed, machine, rundir
+from rerankd.engine.base import Engine, EngineSpec, Shape
+from rerankd.engine.choice import Choice
 from rerankd.engine.supervisor import State, Supervisor, Watch
 from rerankd.errors import (
     EngineError,
@@ -48,7 +49,7 @@ _HEADER_BYTES = 64 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model that is served: its names, its file, and how it is scored."""
+    """The model that is served: its names, its file, how it is scored, and the engine that runs it."""
 
     name: str
     aliases: tuple[str, ...]
@@ -56,6 +57,7 @@ class Model:
     facts: gguf.Facts
     verdict: verdict.Verdict
     scoring: Scoring
+    engine: Choice
 
     @property
     def exact(self) -> bool:
@@ -77,13 +79,14 @@ def prepare(settings: Settings, progress: builtin.Progress = lambda *_: None) ->
     decided = judge_file(facts, settings)
     scoring = decided.require()
     memory = machine.read().memory_bytes
-    if memory is not None and facts.size_bytes > memory and settings.on_cpu:
+    engine = installed.chosen(settings, needs=decided.needs_build)
+    if memory is not None and facts.size_bytes > memory and engine.on_cpu:
         raise ModelFileError(
             f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
             "memory this machine has. Take a smaller quantisation or a smaller model."
         )
     names = settings.alias or (store.display_name(name),)
-    return Model(names[0], names[1:], path, facts, decided, scoring)
+    return Model(names[0], names[1:], path, facts, decided, scoring, engine)
 
 
 def judge_file(facts: gguf.Facts, settings: Settings) -> verdict.Verdict:
@@ -352,15 +355,16 @@ class Reranker:
         return self._supervisor
 
     def _supervise(self, model: Model, run_dir: Path) -> Supervisor:
-        settings = self.settings
-        bundled = (sys.executable, "-m", "rerankd.engine.bundled")
+        settings, facts = self.settings, model.facts
         options = command.EngineOptions(
-            on_cpu=settings.on_cpu,
-            program=(str(settings.llama_path),) if settings.llama_path else bundled,
+            program=model.engine.program,
             threads=settings.threads or machine.read().cores,
+            gpus=model.engine.gpus,
             gpu_layers=settings.gpu_layers,
+            extra=settings.engine_args,
         )
-        spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
+        shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
+        spec = EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
         file = self._file
 
         def argv(socket: Path) -> Sequence[str]:

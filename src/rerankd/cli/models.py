@@ -57,7 +57,7 @@ def pull(
     A download that was cut goes on where it stopped. Before it begins, the file's header tells whether and
     how the model can be scored.
     """
-    from rerankd.engine import machine
+    from rerankd.engine import installed, machine
     from rerankd.models import builtin, store
 
     settings = config.from_machine({}, config_file)
@@ -90,7 +90,7 @@ def pull(
                 check=start_once if check else lambda path: None,
                 say=say,
                 progress=report,
-                memory_bytes=machine.read().memory_bytes if settings.on_cpu else None,
+                memory_bytes=machine.read().memory_bytes if installed.chosen(settings).on_cpu else None,
             )
             record = puller.pull(model)
     say(f"{record.name} is ready. Serve it: rerankd serve {record.name}")

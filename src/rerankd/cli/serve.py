@@ -37,7 +37,7 @@ def serve(
     api_key: Annotated[str | None, typer.Option(help="Ask for this key. Better set RERANKD_API_KEY.")] = None,
     api_prefix: Annotated[str | None, typer.Option(help="Serve all paths under this one too.")] = None,
     gpu_layers: Annotated[
-        int | None, typer.Option(help="Layers on the GPU; -1 leaves it to llama.cpp.", show_default="-1")
+        int | None, typer.Option(help="Layers on the GPU; -1 for as many as fit there.", show_default="-1")
     ] = None,
     force: Annotated[
         bool | None, typer.Option("--force", help="Serve a model even if it fails the check at load.")
@@ -111,7 +111,7 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
         f"rerankd {__version__} serves {model.name} at http://{shown}:{port}",
         f"  model    {model.path}",
         f"  scoring  {model.verdict.explain}",
-        f"  engine   {reranker.settings.llama_path or 'llama.cpp (bundled)'}, log in {reranker.engine_log}",
+        f"  engine   {_engine_words(model.engine)}; log in {reranker.engine_log}",
     ]
     if model.name.startswith("builtin:"):
         lines += [
@@ -131,6 +131,11 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
         f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
     ]
     return "\n".join(lines)
+
+
+def _engine_words(engine: Any) -> str:
+    number = f" (b{engine.build})" if engine.build and f"b{engine.build}" not in engine.name else ""
+    return f"llama.cpp {engine.name}{number}: {engine.reason}"
 
 
 def _address_for_others(host: str) -> str:
