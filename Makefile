@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-clients test-soak lint clean
+.PHONY: serve test engine test-clients test-soak lint clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
+
+# llama.cpp for this machine, for the tests that compare it with the bundled one. Some minutes, once: it is kept
+# under .test-home, by its source and its flags.
+engine: $(VENV)/installed
+	RERANKD_HOME=.test-home/engine-build $(BIN)/rerankd engine build --backend cpu
 
 # The clients that are too large for every run: some 1.5 GB of libraries, once.
 test-clients: $(VENV)/installed-dev

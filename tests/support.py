@@ -20,9 +20,12 @@ import httpx
 import uvicorn
 
 from rerankd.config import Settings
+from rerankd.engine import installed
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+# Where `make engine` builds; apart from the data folder of other tests, which run on the bundled engine.
+ENGINE_HOME = ROOT / ".test-home" / "engine-build"
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -47,6 +50,12 @@ def golden_settings(name: str, home: Path, **more: Any) -> Settings:
     return Settings.model_validate(
         {"model": path, "home": home, "scoring": scoring, "cache_entries": 0, **more}
     )
+
+
+def native_engine() -> str:
+    """The llama-server that `make engine` has built, "" where there is none."""
+    found = installed.Engines(ENGINE_HOME).all()
+    return str(found[0].program) if found else ""
 
 
 @dataclass

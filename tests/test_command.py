@@ -1,18 +1,23 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rerankd.domain import Pooling, Scoring, Transform, Way
-from rerankd.engine import bundled, command
-from rerankd.engine.base import EngineSpec
+from rerankd.engine import bundled, command, machine
+from rerankd.engine.base import EngineSpec, Shape
+from rerankd.engine.machine import Gpu
 
 SOCKET = Path("/run/e.sock")
+GIB = 2**30
 
 
-def spec(way: Way, pooling: Pooling, *, exact: bool, window: int = 512) -> EngineSpec:
+def spec(
+    way: Way, pooling: Pooling, *, exact: bool, window: int = 512, shape: Shape | None = None
+) -> EngineSpec:
     scoring = Scoring(way, window, Transform("sigmoid"), pooling=pooling)
-    return EngineSpec("m", Path("/m.gguf"), scoring, {}, exact)
+    return EngineSpec("m", Path("/m.gguf"), scoring, {}, exact, shape or Shape())
 
 
 def flags(made: Any) -> dict[str, str]:
@@ -24,32 +29,105 @@ def flags(made: Any) -> dict[str, str]:
     }
 
 
-CPU = command.EngineOptions(("llama-server",), threads=2)
-GPU = command.EngineOptions(("llama-server",), threads=8, gpu_layers=99, on_cpu=False)
+def card(free_gib: float, name: str = "RTX") -> Gpu:
+    return Gpu(name, 24 * GIB, int(free_gib * GIB), "8.9", "570.1")
+
+
+def on(*gpus: Gpu, threads: int = 8, **more: Any) -> command.EngineOptions:
+    return command.EngineOptions(("llama-server",), threads, gpus, **more)
+
+
+E5 = spec("cosine", "mean", exact=False, shape=Shape(80 * 2**20, 12, 384, 768))
+BGE_M3 = spec("head", "rank", exact=False, window=8192, shape=Shape(606 * 2**20, 24, 1024, 2048))
+BGE_M3_F16 = replace(BGE_M3, exact=True, shape=Shape(1130 * 2**20, 24, 1024, 2048))
+QWEN_06B = spec("judge", "none", exact=False, window=8192, shape=Shape(610 * 2**20, 28, 1024, 2048))
+QWEN_06B_F32 = replace(QWEN_06B, exact=True, shape=Shape(int(2.4 * GIB), 28, 1024, 2048))
+QWEN_8B_Q4 = spec("judge", "none", exact=False, window=8192, shape=Shape(int(4.7 * GIB), 36, 4096, 2048))
+UNKNOWN = spec("judge", "none", exact=False, window=8192)
+
+CPU_2 = on(threads=2)
+LAPTOP = on(threads=8)
+CARD_24 = on(card(23.5))
+CARD_8 = on(card(7.8))
+CARD_8_BUSY = on(card(0.5))
+SHARED_MEMORY = on(Gpu("GB10", 0, 0, "12.1"))
+CARD_6 = on(card(5.8))
+TWO_CARDS = on(card(7.8), card(7.8))
+BIG_CARD = on(card(139), threads=16)
+UNSEEN = command.EngineOptions(("llama-server",), 8, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "slots", "layers"),
+    [
+        (E5, CPU_2, 4, 0),
+        (BGE_M3, CPU_2, 4, 0),
+        (BGE_M3_F16, CPU_2, 1, 0),
+        (QWEN_06B, CPU_2, 1, 0),
+        (QWEN_06B_F32, LAPTOP, 1, 0),
+        (QWEN_8B_Q4, LAPTOP, 1, 0),
+        (QWEN_8B_Q4, CARD_24, 4, command.ALL_LAYERS),
+        (QWEN_8B_Q4, CARD_8, 1, command.ALL_LAYERS),
+        (QWEN_8B_Q4, TWO_CARDS, 4, command.ALL_LAYERS),
+        (QWEN_8B_Q4, BIG_CARD, 4, command.ALL_LAYERS),
+        (QWEN_06B, CARD_8, 4, command.ALL_LAYERS),
+        (BGE_M3, CARD_8, 4, command.ALL_LAYERS),
+        (BGE_M3_F16, CARD_8, 1, command.ALL_LAYERS),
+        (QWEN_8B_Q4, CARD_8_BUSY, 1, 0),
+        (BGE_M3, CARD_8_BUSY, 4, 0),
+        (QWEN_8B_Q4, UNSEEN, 4, None),
+        (QWEN_8B_Q4, SHARED_MEMORY, 4, None),
+        (UNKNOWN, CARD_24, 4, None),
+        (QWEN_8B_Q4, replace(CARD_24, gpu_layers=0), 1, 0),
+        (QWEN_8B_Q4, replace(CARD_8, gpu_layers=20), 1, 20),
+        (QWEN_8B_Q4, replace(UNSEEN, gpu_layers=20), 4, 20),
+    ],
+)
+def test_slots_and_layers(
+    model: EngineSpec, machine: command.EngineOptions, slots: int, layers: int | None
+) -> None:
+    decided = command.decide(model, machine)
+    assert (decided.slots, decided.gpu_layers) == (slots, layers), decided.reason
+
+
+def test_as_many_layers_as_fit() -> None:
+    decided = command.decide(QWEN_8B_Q4, CARD_6)
+    assert decided.gpu_layers is not None
+    assert 20 < decided.gpu_layers < 36
+    assert decided.slots == 1
+    assert f"room for {decided.gpu_layers} of its 36 layers" in decided.reason
+    # What is said to fit does: weights and cache of these layers, and what a micro-batch takes.
+    taken = decided.gpu_layers * (4.7 * GIB / 37 + 8192 * 2048 * 2)
+    assert taken < 5.8 * GIB - 600 * 2**20
+
+
+def test_more_free_memory_never_means_fewer_layers_or_slots() -> None:
+    found = [command.decide(QWEN_8B_Q4, on(card(gib / 4))) for gib in range(2, 100)]
+    layers = [decided.gpu_layers or 0 for decided in found]
+    slots = [decided.slots for decided in found]
+    assert layers == sorted(layers)
+    assert slots == sorted(slots)
+    assert set(slots) == {1, 2, 4}
 
 
 @pytest.mark.parametrize(
     ("made_for", "options", "expected"),
     [
-        (
-            spec("cosine", "mean", exact=False),
-            CPU,
-            {"--pooling": "mean", "--parallel": "4", "--ctx-size": "2048", "--ubatch-size": "512"},
-        ),
+        (E5, CPU_2, {"--pooling": "mean", "--parallel": "4", "--ctx-size": "2048", "--ubatch-size": "512"}),
         (
             spec("head", "rank", exact=True),
-            CPU,
+            CPU_2,
             {"--pooling": "rank", "--parallel": "1", "--ctx-size": "512", "--flash-attn": "off"},
         ),
         (
-            spec("judge", "none", exact=True, window=8192),
-            CPU,
+            QWEN_06B_F32,
+            CPU_2,
             {"--parallel": "1", "--ctx-size": "8192", "--ubatch-size": "512", "--cache-type-k": "f32"},
         ),
         (
-            spec("judge", "none", exact=False, window=8192),
-            GPU,
-            {"--parallel": "4", "--ctx-size": "32768", "--n-gpu-layers": "99", "--threads": "8"},
+            QWEN_8B_Q4,
+            CARD_24,
+            {"--parallel": "4", "--ctx-size": "32768", "--n-gpu-layers": "999", "--threads": "8"},
         ),
     ],
 )
@@ -58,11 +136,52 @@ def test_command_line(made_for: EngineSpec, options: command.EngineOptions, expe
     assert expected.items() <= made.items()
     assert made["--cache-ram"] == "0"
     assert ("--embedding" in made) == (made_for.scoring.way != "judge")
+    assert ("--flash-attn" in made) == made_for.exact
+
+
+def test_what_the_user_adds_replaces_what_was_decided() -> None:
+    extra = ("--threads", "3", "--ctx-size=64", "--mlock")
+    made = list(command.argv(E5, replace(CPU_2, extra=extra), SOCKET))
+    assert made[-4:] == list(extra)
+    assert made.count("--threads") == 1
+    assert "2048" not in made
 
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(("way", "pooling"), [("head", "rank"), ("cosine", "cls"), ("judge", "none")])
 def test_the_bundled_program_knows_every_flag(way: Way, pooling: Pooling, exact: bool) -> None:
-    for options in (CPU, GPU):
+    for options in (CPU_2, CARD_24):
         words = list(command.argv(spec(way, pooling, exact=exact), options, SOCKET))
         assert bundled.parser().parse_args(words[1:]).host == str(SOCKET)
+
+
+@pytest.mark.parametrize(
+    ("siblings", "logical", "quota", "cores"),
+    [
+        (["0", "1"], 2, "", 2),  # a small VM
+        (["0,8", "1,9"] * 2, 4, "max 100000", 2),  # two threads a core
+        ([], 6, "", 6),  # no topology told
+        ([str(at) for at in range(64)], 64, "400000 100000", 4),  # a container with a quota
+        (["0", "1"], 2, "150000 100000", 1),
+        (["0", "1"], 2, "50000 100000", 1),
+    ],
+)
+def test_cores(siblings: list[str], logical: int, quota: str, cores: int) -> None:
+    assert machine.count_cores(siblings, logical, quota) == cores
+
+
+def test_cards_as_nvidia_smi_lists_them() -> None:
+    text = (
+        "NVIDIA GeForce RTX 4090, 24564, 23802, 8.9, 570.133.07\n"
+        "NVIDIA H200, 143771, 143000, 9.0, 580.1\n"
+        "NVIDIA GB10, [N/A], [N/A], 12.1, 580.95\n"
+        "No devices were found\n"
+    )
+    first, second, third = machine.parse_gpus(text)
+    assert (first.name, first.free_bytes, first.compute_capability) == (
+        "NVIDIA GeForce RTX 4090",
+        23802 * 2**20,
+        "8.9",
+    )
+    assert second.driver == "580.1"
+    assert (third.total_bytes, third.compute_capability) == (0, "12.1")

@@ -30,6 +30,12 @@ def test_scoring_is_a_table() -> None:
     assert (scoring.template, scoring.labels) == ("{query} {document}", ("yes", "no"))
 
 
+def test_flags_for_the_engine_are_split_as_a_shell_does() -> None:
+    words = config.load("", {"RERANKD_ENGINE_ARGS": "--mlock --override-kv 'a=str:b c'"}, {}).engine_args
+    assert words == ("--mlock", "--override-kv", "a=str:b c")
+    assert config.load('engine_args = ["--mlock"]', {}, {}).engine_args == ("--mlock",)
+
+
 def test_lists_in_the_environment_are_split_at_commas() -> None:
     assert config.load("", {"RERANKD_ALIAS": "a, b"}, {}).alias == ("a", "b")
 
@@ -50,6 +56,7 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         ("", {"RERANKD_MODELS": "a"}, {}, "RERANKD_MODELS is not a setting."),
         ("port = 70000", {}, {}, "my.toml: port = 70000 can't be used: input should be less than"),
         ("", {"RERANKD_PORT": "many"}, {}, "RERANKD_PORT: port = 'many' can't be used: input should be a"),
+        ('engine_args = ["--host=x"]', {}, {}, "rerankd itself sets --host=x"),
         ("", {}, {"gpu_layers": -2}, "--gpu-layers: gpu_layers = -2 can't be used"),
         ("port = = 1", {}, {}, "my.toml is not valid TOML: Invalid value (at line 1"),
     ],

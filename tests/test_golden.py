@@ -22,7 +22,7 @@ import pytest
 from rerankd import plan
 from rerankd.models import catalog
 from rerankd.service import Reranker
-from support import GOLDEN, golden, golden_settings
+from support import GOLDEN, golden, golden_settings, native_engine
 
 BOUNDS = {
     "xlmr-head": 2.5e-3,
@@ -42,12 +42,14 @@ BUNDLED, SERVER = "bundled", "llama-server"
 
 @pytest.fixture(params=[BUNDLED, SERVER])
 def engine(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings that choose an engine. A llama-server is used where LLAMA_SERVER names one."""
+    """Settings that choose an engine: the bundled one; and the one that LLAMA_SERVER names, or `make engine`
+    has built."""
     if request.param == BUNDLED:
         return {}
-    if "LLAMA_SERVER" not in os.environ:
-        pytest.skip("LLAMA_SERVER names no llama-server to test with")
-    return {"llama_path": os.environ["LLAMA_SERVER"], "gpu_layers": 0}
+    program = os.environ.get("LLAMA_SERVER") or native_engine()
+    if not program:
+        pytest.skip("there is no llama-server to test with: make engine builds one, LLAMA_SERVER names one")
+    return {"llama_path": program, "gpu_layers": 0}
 
 
 @pytest.fixture
@@ -126,8 +128,10 @@ def flat(lists: list[Any]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-async def test_a_pair_has_one_score_wherever_it_stands(name: str, opened: Any) -> None:
-    async with opened(name) as reranker:
+async def test_a_pair_has_one_score_wherever_it_stands(
+    name: str, opened: Any, engine: dict[str, Any]
+) -> None:
+    async with opened(name, **engine) as reranker:
         query, cases = next(iter(by_query(name).items()))
         texts = documents(cases)
         alone = [(await reranker.rerank(query, [text])).results[0].score for text in texts]

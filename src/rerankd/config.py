@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rerankd.errors import ConfigError
 
@@ -25,11 +26,24 @@ FILE_NAME = "rerankd.toml"
 # So that two models in turn don't spend all their time on loading.
 LEAST_STAY_S = 5.0
 _PREFIX = "RERANKD_"
+# Without these as they are, rerankd can't reach its engine.
+_NOT_YOURS = ("--host", "--port", "--model", "-m", "--api-key", "--api-key-file", "--api-prefix")
 _LEGACY = {"LLAMA_PATH": "llama_path", "LLAMA_RANK_GGUF": "model", "LLAMA_PORT": "port"}
 
 
 def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _split_words(value: object) -> object:
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+def _allowed(words: tuple[str, ...]) -> tuple[str, ...]:
+    taken = [word for word in words if word.partition("=")[0] in _NOT_YOURS]
+    if taken:
+        raise ValueError(f"rerankd itself sets {taken[0]}")
+    return words
 
 
 def _slashed(value: object) -> object:
@@ -126,10 +140,15 @@ class Settings(_Frozen):
     scoring: ScoringSettings = Field(ScoringSettings(), description="overrides of how models are scored")
     force: bool = Field(False, description="serve a model that fails the check at load, with a warning")
     llama_path: Path | None = Field(
-        None, description="a llama-server binary to run instead of the bundled llama.cpp"
+        None, description="a llama-server binary to run instead of the engines that rerankd knows"
     )
-    gpu_layers: int = Field(-1, ge=-1, description="layers to put on the GPU; -1 leaves it to llama.cpp")
-    threads: int | None = Field(None, ge=1, description="threads of an engine; as many as there are cores")
+    engine_args: Annotated[tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_allowed)] = Field(
+        (), description="more flags for llama.cpp; they replace those that rerankd chooses"
+    )
+    gpu_layers: int = Field(-1, ge=-1, description="layers to put on the GPU; -1 for as many as fit there")
+    threads: int | None = Field(
+        None, ge=1, description="threads of the engine; as many as there are physical cores"
+    )
     replicas: int = Field(1, ge=1, description="engines of each model, which share its requests")
     preload: bool = Field(True, description="load models at the start, as far as they fit")
     idle_unload_s: float | None = Field(
@@ -215,11 +234,6 @@ class Settings(_Frozen):
             preload=own.preload if own.preload is not None else self.preload,
             force=own.force if own.force is not None else self.force,
         )
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether nothing of the engine runs on a GPU: the bundled llama.cpp is built for CPUs only."""
-        return self.llama_path is None or self.gpu_layers == 0
 
 
 # What a running service can't take over from a file that was read again.

@@ -25,6 +25,9 @@
         ├── InputTooLong        ---  the engine met a pair longer than its window (the service then cuts)
         ├── EngineUnavailable   503  no engine is ready (starting, dead, closed); retry later
         ├── EngineStartFailed   503  it would not start; quotes its last lines
+        ├── EngineTooOld        503  the model needs a newer llama.cpp
+        ├── EngineUnknown       503  no engine of that name, or none at all
+        ├── BuildFailed         ---  llama.cpp could not be built; the engine in use stays
         └── EngineTimeout       504  no answer before the deadline; what was not begun is dropped
 
 An error carries a `code` for programs, a `status_hint` for HTTP, an `exit_code` for the shell, and a message
@@ -177,6 +180,18 @@ class EngineUnavailable(EngineError):
 
 class EngineStartFailed(EngineUnavailable):
     code = "engine_start_failed"
+
+
+class EngineTooOld(EngineUnavailable):
+    code = "engine_too_old"
+
+
+class EngineUnknown(EngineUnavailable):
+    code = "engine_unknown"
+
+
+class BuildFailed(EngineError):
+    code = "engine_build_failed"
 
 
 class EngineTimeout(EngineError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from rerankd import config
 from rerankd import prepare as preparing
 from rerankd.config import Settings, Wanted
-from rerankd.engine import machine, rundir
+from rerankd.engine import installed, machine, rundir
 from rerankd.engine.pool import Acts, Pool
 from rerankd.errors import ConfigError, Conflict, RerankdError, UnknownModel
 from rerankd.metrics import Metrics, Reading
@@ -279,5 +279,9 @@ def _budget_bytes(settings: Settings) -> int | None:
     """What all engines may hold together; None where it can't be told."""
     if settings.memory_budget is not None:
         return settings.memory_budget
-    memory = machine.read().memory_bytes
-    return int(memory * _SHARE_FOR_ENGINES) if memory is not None and settings.on_cpu else None
+    engine = installed.chosen(settings)
+    if engine.on_cpu:
+        memory = machine.read().memory_bytes
+    else:
+        memory = sum(gpu.total_bytes for gpu in engine.gpus or ()) or None
+    return int(memory * _SHARE_FOR_ENGINES) if memory is not None else None

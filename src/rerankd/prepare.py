@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rerankd.config import ScoringSettings, Settings, Wanted
 from rerankd.domain import Scoring
-from rerankd.engine import machine
+from rerankd.engine import installed, machine
+from rerankd.engine.choice import Choice
 from rerankd.errors import ModelFileError
 from rerankd.models import builtin, catalog, gguf, store, verdict
 
@@ -18,8 +19,8 @@ _HEADER_BYTES = 64 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be served: its names, its file, and how it is scored. `fingerprint` tells the file
-    from another one at a glance (see cache.py)."""
+    """A model that can be served: its names, its file, how it is scored, and the engine that runs it.
+    `fingerprint` tells the file from another one at a glance (see cache.py)."""
 
     name: str
     aliases: tuple[str, ...]
@@ -29,6 +30,7 @@ class Model:
     scoring: Scoring
     wanted: Wanted
     fingerprint: str
+    engine: Choice
 
     @property
     def exact(self) -> bool:
@@ -64,13 +66,16 @@ def prepare(
     decided = judge_file(facts, model.scoring)
     scoring = decided.require()
     memory = machine.read().memory_bytes
-    if memory is not None and facts.size_bytes > memory and settings.on_cpu:
+    engine = installed.chosen(
+        settings.model_copy(update={"gpu_layers": model.gpu_layers}), needs=decided.needs_build
+    )
+    if memory is not None and facts.size_bytes > memory and engine.on_cpu:
         raise ModelFileError(
             f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
             "memory this machine has. Take a smaller quantisation or a smaller model."
         )
     names = model.names or (store.display_name(model.ref),)
-    return Model(names[0], names[1:], path, facts, decided, scoring, model, made)
+    return Model(names[0], names[1:], path, facts, decided, scoring, model, made, engine)
 
 
 def judge_file(facts: gguf.Facts, scoring: ScoringSettings) -> verdict.Verdict:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rerankd import config
 from rerankd.config import Settings
-from rerankd.engine import machine
+from rerankd.engine import installed, machine
 from rerankd.models import hubs, ref, transfer
 from rerankd.models.pull import Puller
 from rerankd.models.store import Record, Store
@@ -41,7 +41,7 @@ def pull(
             check=check,
             say=say,
             progress=progress,
-            memory_bytes=machine.read().memory_bytes if settings.on_cpu else None,
+            memory_bytes=machine.read().memory_bytes if installed.chosen(settings).on_cpu else None,
         ).pull(model)
 
 

@@ -7,7 +7,6 @@ import copy
 import logging
 import math
 import re
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields, replace
@@ -18,7 +17,7 @@ from rerankd import loadcheck
 from rerankd.cache import ScoreCache
 from rerankd.config import Settings
 from rerankd.engine import command, machine, process
-from rerankd.engine.base import Engine, EngineSpec
+from rerankd.engine.base import Engine, EngineSpec, Shape
 from rerankd.engine.replicas import Replicas
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
 from rerankd.errors import EngineUnavailable, ModelFileError, RerankdError, Unscorable
@@ -53,6 +52,7 @@ class Served:
         self._replicas: Replicas | None = None
         self._error: RerankdError | None = None
         self._failed_at = 0.0
+        self._gpu_bytes: int | None = None
         self._earlier = State("stopped")
 
     @property
@@ -76,8 +76,11 @@ class Served:
         return replace(state, starts=starts, lost=lost)
 
     def memory_bytes(self) -> int | None:
-        """What the engines hold; None where there are none, or it can't be told."""
+        """What the engines hold, of a GPU's memory where they use one: then what they held when they were
+        loaded, since asking takes a while. None where there are none, or it can't be told."""
         pids = self._replicas.pids if self._replicas is not None else []
+        if not self.model.engine.on_cpu:
+            return self._gpu_bytes if pids else None
         held = [size for pid in pids if (size := process.memory_bytes(pid)) is not None]
         return sum(held) if held else None
 
@@ -103,7 +106,9 @@ class Served:
             self._error, self._failed_at = error, time.monotonic()
             raise
         self._error = None
-        return await asyncio.to_thread(self.memory_bytes)
+        if not self.model.engine.on_cpu:
+            self._gpu_bytes = await asyncio.to_thread(machine.gpu_memory_bytes, replicas.pids)
+        return self.memory_bytes()
 
     async def unload(self, *, at_once: bool = False) -> None:
         """Stop the engines; safe to call again, and with `at_once` to cut an earlier call short."""
@@ -175,15 +180,16 @@ class Served:
         return self._replicas
 
     def _supervise(self, at: int) -> Supervisor:
-        settings, model, wanted = self.settings, self.model, self.model.wanted
-        bundled = (sys.executable, "-m", "rerankd.engine.bundled")
+        settings, model, wanted, facts = self.settings, self.model, self.model.wanted, self.model.facts
         options = command.EngineOptions(
-            on_cpu=settings.llama_path is None or wanted.gpu_layers == 0,
-            program=(str(settings.llama_path),) if settings.llama_path else bundled,
+            program=model.engine.program,
             threads=wanted.threads or max(machine.read().cores // wanted.replicas, 1),
+            gpus=model.engine.gpus and machine.gpus(),  # what is free there changes with what is loaded
             gpu_layers=wanted.gpu_layers,
+            extra=settings.engine_args,
         )
-        spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
+        shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
+        spec = EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
 
         def argv(socket: Path) -> Sequence[str]:
             # Another file than the one that was judged may have to be scored another way.

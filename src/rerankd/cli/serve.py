@@ -39,7 +39,7 @@ def serve(
     api_key: Annotated[str | None, typer.Option(help="Ask for this key. Better set RERANKD_API_KEY.")] = None,
     api_prefix: Annotated[str | None, typer.Option(help="Serve all paths under this one too.")] = None,
     gpu_layers: Annotated[
-        int | None, typer.Option(help="Layers on the GPU; -1 leaves it to llama.cpp.", show_default="-1")
+        int | None, typer.Option(help="Layers on the GPU; -1 for as many as fit there.", show_default="-1")
     ] = None,
     force: Annotated[
         bool | None, typer.Option("--force", help="Serve a model even if it fails the check at load.")
@@ -113,14 +113,13 @@ def _import_web() -> tuple[Any, Any]:
 def _greeting(reranker: Any, host: str, port: int) -> str:
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     names = ", ".join(served.name for served in reranker.fleet.models)
-    engine = reranker.settings.llama_path or "llama.cpp (bundled)"
     lines = [f"rerankd {__version__} serves {names} at http://{shown}:{port}"]
     for served in reranker.fleet.models:
         state = served.state
         lines += [
             f"  model    {served.model.path}",
             f"  scoring  {served.model.verdict.explain}",
-            f"  engine   {engine}, log in {served.log}",
+            f"  engine   {_engine_words(served.model.engine)}; log in {served.log}",
         ]
         if state.phase == "unloaded":
             lines.append("  It is loaded at the first request for it.")
@@ -145,6 +144,11 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
         f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
     ]
     return "\n".join(lines)
+
+
+def _engine_words(engine: Any) -> str:
+    number = f" (b{engine.build})" if engine.build and f"b{engine.build}" not in engine.name else ""
+    return f"llama.cpp {engine.name}{number}: {engine.reason}"
 
 
 def _address_for_others(host: str) -> str:

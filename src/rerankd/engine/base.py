@@ -15,6 +15,18 @@ from rerankd.domain import Scoring
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """How much memory a model takes: bytes of its weights, layers, numbers a token takes in one of them, and
+    numbers that its keys and values take there. 0 where the file does not say.
+    """
+
+    weights_bytes: int = 0
+    layers: int = 0
+    width: int = 0
+    kv_width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """All that an engine must know of the model it runs.
 
@@ -27,6 +39,7 @@ class EngineSpec:
     scoring: Scoring
     control_tokens: Mapping[str, int]
     exact: bool = False
+    shape: Shape = Shape()
 
 
 @dataclass(frozen=True, slots=True)

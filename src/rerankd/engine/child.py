@@ -21,7 +21,7 @@ from rerankd.errors import EngineStartFailed
 _RING_LINES = 200
 _LOG_BYTES = 8 * 2**20
 _LAST_OUTPUT_S = 1.0
-_TETHER = Path(__file__).with_name("tether.py")
+TETHER = Path(__file__).with_name("tether.py")
 
 
 class Child:
@@ -42,7 +42,7 @@ class Child:
                 "unset to use the bundled llama.cpp.",
                 retry_after_s=None,
             )
-        tether = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid())]
+        tether = [sys.executable, "-I", "-S", str(TETHER), str(os.getpid())]
         process = await asyncio.create_subprocess_exec(
             *tether,
             *argv,

@@ -1,33 +1,143 @@
-"""What this machine offers an engine: cores and memory, as far as this process may use them."""
+"""What this machine offers an engine: cores, memory and GPUs, as far as this process may use them."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerankd.engine import process
+
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
+_SMI_TIMEOUT_S = 10.0
+_SMI_QUERY = "name,memory.total,memory.free,compute_cap,driver_version"
+# What of a CPU's flags a compiler makes faster code of.
+_INSTRUCTIONS = (
+    "avx", "avx2", "fma", "f16c", "bmi2", "sse4_2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq",
+    "avx512cd", "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
+    "asimddp", "i8mm", "sve", "sve2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA card: memory in bytes (0: it has none of its own), compute capability such as "8.9", and
+    the driver's version."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    compute_capability: str
+    driver: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`cores` this process may run on, `memory_bytes` it may use in all; None where it can't be told."""
+    """`cores` are the physical ones this process may keep busy, a container's quota respected;
+    `memory_bytes` is what it may use in all, None where it can't be told."""
 
     cores: int
     memory_bytes: int | None
+    gpus: tuple[Gpu, ...] = ()
 
 
 def read() -> Machine:
-    """This machine, the limits of a container included."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
+    """This machine without its GPUs, the limits of a container included."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = count_cores(_siblings(allowed), len(allowed), _read(_CGROUP / "cpu.max"))
     memory = None
     with contextlib.suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text())
+    with contextlib.suppress(ValueError):
+        limit = int(_read(_CGROUP / "memory.max"))
         memory = limit if memory is None else min(memory, limit)
     return Machine(cores, memory)
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA cards, by nvidia-smi; none where there is no such program. It may take a second."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = [program, f"--query-gpu={_SMI_QUERY}", "--format=csv,noheader,nounits"]
+    return parse_gpus(process.output(query, _SMI_TIMEOUT_S))
+
+
+def gpu_memory_bytes(pids: Sequence[int]) -> int | None:
+    """GPU memory that these processes hold, by nvidia-smi; None where it does not tell of them, as in a
+    container with process numbers of its own."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    return parse_gpu_memory(process.output(query, _SMI_TIMEOUT_S), pids)
+
+
+def cpu_name() -> str:
+    """The CPU as it calls itself."""
+    found = (line.partition(":")[2] for line in _cpuinfo() if line.startswith("model name"))
+    return next(found, "").strip() or platform.processor() or platform.machine()
+
+
+def instructions() -> tuple[str, ...]:
+    """Those of the CPU's instruction sets that matter for speed, by Linux's names; () elsewhere."""
+    lines = (line.partition(":")[2] for line in _cpuinfo() if line.startswith(("flags", "Features")))
+    flags = set(next(lines, "").split())
+    return tuple(name for name in _INSTRUCTIONS if name in flags)
+
+
+def count_cores(siblings: Iterable[str], logical: int, quota: str) -> int:
+    """(pure) Physical cores: of `siblings`, one text for each CPU that names all CPUs of its core, those
+    that differ; where there are none, the `logical` CPUs. `quota` is cgroup's cpu.max: microseconds of CPU
+    time a period, or "max".
+    """
+    cores = len(set(siblings)) or logical
+    with contextlib.suppress(ValueError):
+        allowance, period = map(int, quota.split())
+        cores = min(cores, max(1, math.floor(allowance / period)))
+    return max(cores, 1)
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """(pure) The lines of nvidia-smi's CSV, memory in MiB; a line that is not one of a card is left out."""
+    found = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        with contextlib.suppress(ValueError):
+            name, total, free, capability, driver = fields
+            float(capability)  # what is no card has none
+            found.append(Gpu(name, _mebibytes(total), _mebibytes(free), capability, driver))
+    return tuple(found)
+
+
+def parse_gpu_memory(text: str, pids: Sequence[int]) -> int | None:
+    """(pure) The lines "pid, MiB" of nvidia-smi's CSV, one for each process and card, summed up for these
+    processes; None where there is none of them."""
+    rows = [[field.strip() for field in line.split(",")] for line in text.splitlines()]
+    held = [_mebibytes(row[1]) for row in rows if len(row) == 2 and row[0] in map(str, pids)]
+    return sum(held) or None
+
+
+def _mebibytes(text: str) -> int:
+    return int(text) * 2**20 if text.isdigit() else 0
+
+
+def _siblings(cpus: Iterable[int]) -> list[str]:
+    texts = [_read(_CPUS / f"cpu{cpu}/topology/thread_siblings_list") for cpu in cpus]
+    return [text for text in texts if text]
+
+
+def _cpuinfo() -> list[str]:
+    return _read(Path("/proc/cpuinfo")).splitlines()
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text().strip()
+    return ""

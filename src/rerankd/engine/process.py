@@ -1,4 +1,4 @@
-"""What the system says of a process: when it started, its command line, and its memory.
+"""What the system says of a process (when it started, its command line, its memory), and of a short program.
 
 Linux has /proc; elsewhere `ps` is asked. A pid alone names nothing, since the system gives it to another
 process later: with the start time it does.
@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,15 +63,23 @@ def end_group(pid: int) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-def _ps(pid: int, *columns: str) -> list[str]:
-    options = [word for column in columns for word in ("-o", column)]
+def output(argv: Sequence[str], timeout_s: float) -> str:
+    """What a program that ends soon writes, to standard output and error; "" where it can't be run."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(
-            ["ps", *options, "-p", str(pid)],
-            capture_output=True,
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=_PS_TIMEOUT_S,
+            errors="replace",
+            timeout=timeout_s,
             check=False,
         )
-        return done.stdout.split()
-    return []
+        return done.stdout
+    return ""
+
+
+def _ps(pid: int, *columns: str) -> list[str]:
+    options = [word for column in columns for word in ("-o", column)]
+    return output(["ps", *options, "-p", str(pid)], _PS_TIMEOUT_S).split()

@@ -55,7 +55,8 @@ class Entry:
     `window` 0 means what the header says. `classifier_pooling` is the pooling before a ModernBERT's head,
     None where it does not matter. `refs` are places to fetch it from, as `models.ref` reads them, the first
     choice first; `quant` is the quantisation to fetch, `size_mb` what that weighs in 10^6 bytes, and
-    `context_length` what its header says; "" and 0 where that is not known.
+    `context_length` what its header says; "" and 0 where that is not known. `needs_build` is the oldest build
+    of llama.cpp that computes it right, 0 for any.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Entry:
     quant: str = ""
     size_mb: int = 0
     context_length: int = 0
+    needs_build: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,7 @@ class _Fields:
             quant=self.take("quant", str, ""),
             size_mb=self.take("size_mb", int, 0),
             context_length=self.take("context_length", int, 0),
+            needs_build=self.take("needs_build", int, 0),
         )
         self.done()
         self._check(entry)

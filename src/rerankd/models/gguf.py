@@ -41,7 +41,8 @@ class Facts:
 
     Sizes are in bytes, lengths in tokens; 0, "" and None mean that the file does not say. `size_bytes` counts
     all parts of a split file, `tensor_bytes` the weights alone. `cls_rows` and `cls_output_rows` are the rows
-    of the rank head's tensors `cls.weight` and `cls.output.weight`, 0 where there is none. `has_output` is
+    of the rank head's tensors `cls.weight` and `cls.output.weight`, 0 where there is none. `kv_width` is the
+    number of numbers that keys and values of a token take in one layer. `has_output` is
     about the language model's own head (absent also when it shares the embedding matrix). `control_tokens`
     and `user_defined_tokens` map a special token's text to its id; `tokens` is the whole vocabulary.
     """
@@ -58,6 +59,7 @@ class Facts:
     context_length: int = 0
     embedding_length: int = 0
     block_count: int = 0
+    kv_width: int = 0
     vocabulary_size: int = 0
     pooling: Pooling | None = None
     classifier_pooling: Pooling | None = None
@@ -309,6 +311,7 @@ def _facts(
         context_length=number(f"{arch}.context_length"),
         embedding_length=number(f"{arch}.embedding_length"),
         block_count=number(f"{arch}.block_count"),
+        kv_width=_kv_width(values, arch),
         vocabulary_size=len(tokens) or (embedding.shape[-1] if embedding and embedding.shape else 0),
         pooling=_pooling(values, f"{arch}.pooling_type", path),
         classifier_pooling=_pooling(values, f"{arch}.classifier.pooling_type", path),
@@ -341,6 +344,20 @@ def _facts(
         tokens=tokens,
         parts=parts,
     )
+
+
+def _kv_width(values: Mapping[str, Any], arch: str) -> int:
+    """Numbers that the keys and values of one token take in a layer; 0 where the header does not say."""
+
+    def said(key: str, default: int) -> int:
+        value = values.get(f"{arch}.{key}")
+        # Where each layer has a number of its own, it is an array, which isn't kept: the most is taken.
+        return value if isinstance(value, int) else default
+
+    heads = said("attention.head_count", 0)
+    head_width = said("embedding_length", 0) // heads if heads else 0
+    lengths = said("attention.key_length", head_width) + said("attention.value_length", head_width)
+    return said("attention.head_count_kv", heads) * lengths
 
 
 def _rows(tensor: Tensor | None) -> int:

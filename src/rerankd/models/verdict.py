@@ -80,6 +80,11 @@ class Verdict:
     notes: tuple[str, ...] = ()
 
     @property
+    def needs_build(self) -> int:
+        """The oldest build of llama.cpp that computes this model right; 0 where any does."""
+        return self.entry.needs_build if self.entry is not None else 0
+
+    @property
     def explain(self) -> str:
         """The verdict in one sentence for the user."""
         if self.scoring is None:

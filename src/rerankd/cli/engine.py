@@ -1,0 +1,177 @@
+"""The commands about llama.cpp itself: engine build, list, use, remove, path."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rerankd import config
+from rerankd.cli.output import Config, Json, print_rows, progress, say
+
+app = typer.Typer(
+    help="Build llama.cpp for this machine, and choose which one runs the models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+class BackendName(StrEnum):
+    """What --backend takes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    vulkan = "vulkan"
+    metal = "metal"
+    hip = "hip"
+
+
+class ToolkitName(StrEnum):
+    """What --cuda-toolkit takes."""
+
+    system = "system"
+    wheels = "wheels"
+
+
+@app.command()
+def build(
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder, an archive, or a git URL (#TAG after it if you like).",
+            show_default="a pinned build from the package index",
+        ),
+    ] = None,
+    backend: Annotated[BackendName, typer.Option(help="What computes.")] = BackendName.auto,
+    cuda_arch: Annotated[
+        str | None,
+        typer.Option(help="The card's compute capability, 89 for 8.9.", show_default="of the card here"),
+    ] = None,
+    cuda_home: Annotated[
+        Path | None, typer.Option(help="The CUDA toolkit's folder.", show_default="looked for")
+    ] = None,
+    cuda_toolkit: Annotated[
+        ToolkitName, typer.Option(help="wheels: take what is missing from the package index.")
+    ] = ToolkitName.system,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Compilers at a time.", show_default="all cores", min=1)
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Build it even if it is there already.")] = False,
+    config_file: Config = None,
+) -> None:
+    """Build llama.cpp from source for this machine, and test it before it is used.
+
+    A build that was cut goes on where it stopped. When it fails, the engine in use stays.
+    """
+    from rerankd.engine.build.builder import Builder, Request
+
+    settings = config.from_machine({}, config_file)
+    request = Request(
+        source=source,
+        backend=backend.value,
+        cuda_arch=cuda_arch,
+        cuda_home=cuda_home,
+        cuda_wheels=cuda_toolkit is ToolkitName.wheels,
+        jobs=jobs,
+        again=again,
+    )
+    with progress() as report:
+        builder = Builder(settings.home, report=report, say=say, environ=os.environ)
+        made = builder.build(request)
+    say(f"{made.name} is ready. Smoke test: {made.manifest.smoke}")
+    for note in made.manifest.notes:
+        say(f"note: {note}")
+    say(f"It is at {made.program}")
+    _say_choice(settings)
+
+
+@app.command("list")
+def list_engines(as_json: Json = False, config_file: Config = None) -> None:
+    """List the engines on this machine, and which one is used."""
+    from rerankd.engine import installed
+    from rerankd.engine.choice import BUNDLED, runs_here
+    from rerankd.engine.machine import instructions
+
+    settings = config.from_machine({}, config_file)
+    engines = installed.Engines(settings.home)
+    choice = installed.chosen(settings)
+    here = instructions()
+    rows: list[dict[str, Any]] = []
+    for one in engines.all():
+        rows.append(
+            {
+                **asdict(one.manifest),
+                "path": str(one.program),
+                "size_bytes": installed.folder_bytes(one.program.parent),
+                "runs_here": runs_here(one, here),
+                "used": one.name == choice.name,
+            }
+        )
+    if (bundled := installed.bundled()) is not None:
+        used = choice.name == BUNDLED
+        rows.append(
+            {"name": BUNDLED, "build": bundled.build, "backend": "cpu", "runs_here": True, "used": used}
+        )
+    if settings.llama_path:
+        rows.append({"name": str(settings.llama_path), "backend": "", "runs_here": True, "used": True})
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    head = ("", "name", "backend", "made", "size", "")
+    print_rows([head, *(_columns(row) for row in rows)])
+    say(f"Used: {choice.name}, because {choice.reason}.")
+
+
+@app.command()
+def use(
+    name: Annotated[str, typer.Argument(help="A name of `rerankd engine list`, bundled, or auto.")],
+    config_file: Config = None,
+) -> None:
+    """Use this engine from the next start on; auto has rerankd choose."""
+    from rerankd.engine import installed
+
+    settings = config.from_machine({}, config_file)
+    installed.Engines(settings.home).use(name)
+    _say_choice(settings)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="A name of `rerankd engine list`.")], config_file: Config = None
+) -> None:
+    """Delete an engine that was built here."""
+    from rerankd.engine import installed
+
+    settings = config.from_machine({}, config_file)
+    one = installed.Engines(settings.home).remove(name)
+    say(f"{one.name} is gone.")
+    _say_choice(settings)
+
+
+@app.command()
+def path(config_file: Config = None) -> None:
+    """Print the path of the program that is used."""
+    from rerankd.engine import installed
+
+    typer.echo(" ".join(installed.chosen(config.from_machine({}, config_file)).program))
+
+
+def _say_choice(settings: config.Settings) -> None:
+    from rerankd.engine import installed
+
+    choice = installed.chosen(settings)
+    say(f"rerankd serve uses {choice.name}: {choice.reason}.")
+
+
+def _columns(row: dict[str, Any]) -> tuple[str, ...]:
+    size = f"{row['size_bytes'] / 2**20:.0f} MB" if "size_bytes" in row else ""
+    made = str(row.get("made_at", "")).partition("T")[0]
+    foreign = "" if row["runs_here"] else "made for another CPU"
+    number = f" (b{row['build']})" if row["name"] == "bundled" and row.get("build") else ""
+    return ("*" if row["used"] else "", row["name"] + number, row["backend"], made, size, foreign)

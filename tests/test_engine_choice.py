@@ -1,0 +1,151 @@
+"""Which engine runs a model, and the engines on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerankd.config import Settings
+from rerankd.engine import installed, manifest
+from rerankd.engine.choice import Bundled, Installed, Offer, choose
+from rerankd.engine.machine import Gpu
+from rerankd.errors import EngineTooOld, EngineUnknown
+from rerankd.models import catalog
+
+GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
+CPU = ("avx2", "fma")
+BUNDLED = Bundled(("python", "-m", "bundled"), 11549)
+
+
+def engine(build: int, backend: manifest.Backend = "cpu", instructions: tuple[str, ...] = CPU) -> Installed:
+    known = manifest.Manifest(
+        name=f"b{build}-{backend}-0",
+        build=build,
+        backend=backend,
+        source="a folder",
+        source_digest="0",
+        flags=("-DX=ON",),
+        compiler="cc 1",
+        cpu="a CPU",
+        instructions=instructions,
+        made_at="2026-01-01T00:00:00+00:00",
+        smoke="passed",
+    )
+    return Installed(Path(f"/engines/{known.name}/llama-server"), known)
+
+
+def offer(*engines: Installed, **more: Any) -> Offer:
+    plain = Offer(None, 0, "", engines, BUNDLED, (), CPU)
+    return replace(plain, **more)
+
+
+@pytest.mark.parametrize(
+    ("offered", "needs", "name", "says"),
+    [
+        (offer(), 0, "bundled", "no other was built"),
+        (offer(engine(1)), 0, "b1-cpu-0", "built here"),
+        (offer(engine(1), engine(2)), 0, "b2-cpu-0", "newest"),
+        (offer(engine(1), engine(3, instructions=("amx_int8",))), 0, "b1-cpu-0", "built here"),
+        (offer(engine(3, instructions=("amx_int8",))), 0, "bundled", "another CPU"),
+        (offer(engine(2), engine(1, "cuda"), gpus=(GPU,)), 0, "b1-cuda-0", "this machine"),
+        (offer(engine(1), engine(2, "cuda")), 0, "b1-cpu-0", "this machine"),
+        (offer(engine(1), used="bundled"), 0, "bundled", "engine use"),
+        (offer(engine(1), engine(2), used="b1-cpu-0"), 0, "b1-cpu-0", "engine use"),
+        (offer(engine(1), own=Path("/my/server"), used="b1-cpu-0"), 0, "/my/server", "llama_path"),
+        (offer(engine(1)), 11000, "bundled", "older than b11000"),
+        (offer(engine(0)), 11000, "b0-cpu-0", "built here"),  # its number is not known
+        (offer(engine(12000)), 11600, "b12000-cpu-0", "built here"),
+    ],
+)
+def test_choice(offered: Offer, needs: int, name: str, says: str) -> None:
+    choice = choose(offered, needs=needs)
+    assert choice.name == name
+    assert says in choice.reason
+
+
+def test_what_a_choice_may_use_of_the_gpus() -> None:
+    assert choose(offer(engine(1, "cuda"), gpus=(GPU,))).gpus == (GPU,)
+    assert choose(offer(engine(1), gpus=(GPU,), used="b1-cpu-0")).on_cpu
+    assert choose(offer(gpus=(GPU,))).on_cpu
+    assert choose(offer(engine(1, "vulkan"))).gpus is None
+    assert not choose(offer(own=Path("/my/server"))).on_cpu
+
+
+@pytest.mark.parametrize(
+    ("offered", "says"),
+    [
+        (offer(), "needs llama.cpp b12000 or newer, and the bundled llama.cpp is b11549"),
+        (offer(engine(1), used="b1-cpu-0"), "the engine b1-cpu-0 is b1. Build a newer one"),
+        (offer(own=Path("/my/server"), own_build=5), "/my/server is b5. Set LLAMA_PATH to a newer one"),
+        (offer(used="bundled"), "rerankd engine build"),
+    ],
+)
+def test_an_engine_that_is_too_old_is_refused_with_the_number_needed(offered: Offer, says: str) -> None:
+    with pytest.raises(EngineTooOld) as caught:
+        choose(offered, needs=12000)
+    assert says in caught.value.message
+
+
+def test_an_engine_to_use_that_is_gone_is_said() -> None:
+    with pytest.raises(EngineUnknown, match="rerankd engine use auto"):
+        choose(offer(used="b9-cpu-0"))
+    with pytest.raises(EngineUnknown, match="LLAMA_PATH"):
+        choose(offer(bundled=None))
+
+
+def test_the_catalog_may_name_the_oldest_build() -> None:
+    table = '[[model]]\nname = "A"\nway = "head"\nneeds_build = 12000\n'
+    entry = catalog.load(table + 'match = { architectures = ["bert"], names = ["a-b"] }').entries[0]
+    assert entry.needs_build == 12000
+
+
+def put(home: Path, build: int, **more: Any) -> str:
+    """An engine on disk, as a build leaves it, but for its program."""
+    known = replace(engine(build).manifest, **more)
+    folder = home / "engines" / known.name
+    folder.mkdir(parents=True)
+    program = folder / manifest.PROGRAM
+    program.write_text("#!/bin/sh\necho 'version: 0.6.0-dev (build 11434, commit x)'\n")
+    program.chmod(0o755)
+    (folder / manifest.FILE).write_text(manifest.render(known))
+    return known.name
+
+
+def test_engines_on_disk(tmp_path: Path) -> None:
+    engines = installed.Engines(tmp_path)
+    assert engines.all() == []
+    first, second = put(tmp_path, 1), put(tmp_path, 2)
+    (tmp_path / "engines" / ".new").mkdir()
+    broken = tmp_path / "engines" / "b3-cpu-0"
+    broken.mkdir()
+    (broken / manifest.FILE).write_text('{"build": 3}')
+    assert [one.name for one in engines.all()] == [second, first]
+    assert engines.used() == ""
+    assert engines.use("b1-") == first
+    assert engines.used() == first
+    engines.remove(first)
+    assert engines.used() == ""
+    assert [one.name for one in engines.all()] == [second]
+    assert sorted(path.name for path in engines.folder.iterdir()) == [".new", second, "b3-cpu-0"]
+    with pytest.raises(EngineUnknown, match=f"There are: bundled, {second}"):
+        engines.use("b9")
+
+
+def test_settings_choose(tmp_path: Path) -> None:
+    name = put(tmp_path, 11434, instructions=())
+    assert installed.chosen(Settings(home=tmp_path)).name == name
+    program = tmp_path / "engines" / name / manifest.PROGRAM
+    own = Settings(home=tmp_path, llama_path=program)
+    assert installed.chosen(own, needs=11000).build == 11434
+    with pytest.raises(EngineTooOld):
+        installed.chosen(own, needs=11435)
+    assert installed.chosen(own.model_copy(update={"gpu_layers": 0})).on_cpu
+
+
+def test_the_bundled_engines_number() -> None:
+    bundled = installed.bundled()
+    assert bundled is not None
+    assert bundled.build > 11000

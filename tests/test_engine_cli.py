@@ -1,0 +1,230 @@
+"""`rerankd engine …` as a user runs it, with the real cmake and compiler on a small source tree.
+
+The faults: each ends in a sentence, and leaves the engine that was in use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rerankd.engine.build import builder, plan
+
+import mini_tree
+from rerankd.config import Settings
+from rerankd.engine import installed
+from rerankd.errors import BuildFailed, DataFolderError
+from support import GOLDEN, environment, rerankd, wait_until_gone
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("cmake") and shutil.which("c++")), reason="there is no cmake or no C++ compiler here"
+)
+
+
+def build(tree: Path, home: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return rerankd("engine", "build", "--source", str(tree), "--backend", "cpu", *more, home=home, **env)
+
+
+def engines(home: Path) -> list[str]:
+    return [one.name for one in installed.Engines(home).all()]
+
+
+def left_over(home: Path) -> list[str]:
+    """What lies in the engines folder beside engines, sources and the lock."""
+    known = {".lock", ".build", ".source", *engines(home)}
+    return [path.name for path in (home / "engines").iterdir() if path.name not in known]
+
+
+def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
+    tree = mini_tree.write(tmp_path / "llama.cpp-b4000")
+    made = build(tree, tmp_path)
+    assert made.returncode == 0, made.stderr
+    (name,) = engines(tmp_path)
+    assert name.startswith("b4000-cpu-")
+    assert "passed: " in made.stderr
+    assert f"uses {name}" in made.stderr
+    assert left_over(tmp_path) == []
+    assert list((tmp_path / "engines" / ".build").iterdir()) == []
+    folder = tmp_path / "engines" / name
+    assert sorted(path.name for path in folder.iterdir()) == ["build.log", "llama-server", "manifest.json"]
+    assert " llama-server\n" in (folder / "build.log").read_text()
+
+    again = build(tree, tmp_path)
+    assert "is there already" in again.stderr
+    assert rerankd("engine", "path", home=tmp_path).stdout.strip() == str(folder / "llama-server")
+    rows = json.loads(rerankd("engine", "list", "--json", home=tmp_path).stdout)
+    assert [(row["name"], row["used"]) for row in rows] == [(name, True), ("bundled", False)]
+
+    scored = rerankd(
+        "rerank", "q", "--model", str(GOLDEN / "xlmr-head.gguf"), "--json", home=tmp_path, stdin="a\nb\n"
+    )
+    assert scored.returncode == 0, scored.stderr
+    bundled = rerankd("engine", "use", "bundled", home=tmp_path)
+    assert "uses bundled: chosen with rerankd engine use" in bundled.stderr
+    assert "bundled" in rerankd("engine", "path", home=tmp_path).stdout
+    assert rerankd("engine", "use", "b4", home=tmp_path).returncode == 0
+    gone = rerankd("engine", "remove", name, home=tmp_path)
+    assert (gone.returncode, engines(tmp_path)) == (0, [])
+    assert "uses bundled" in gone.stderr
+    unknown = rerankd("engine", "use", "b9", home=tmp_path)
+    assert (unknown.returncode, "There are: bundled" in unknown.stderr) == (4, True)
+
+
+def test_a_build_that_dies_in_its_test_is_built_again_with_care(tmp_path: Path) -> None:
+    # As AMX kernels do: it answers health and dies when it computes.
+    dies = 'if (argc > 2) { fputs("tile\\n", stderr); raise(SIGILL); }'
+    made = build(mini_tree.write(tmp_path / "tree", native=dies), tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "ended by SIGILL" in made.stderr
+    assert "built again without the CPU's AMX" in made.stderr
+    (one,) = installed.Engines(tmp_path).all()
+    assert "-DGGML_NATIVE=OFF" in one.manifest.flags
+    assert "without AMX" in one.manifest.notes[0]
+    assert left_over(tmp_path) == []
+    # Who asks again gets the careful one, and no second death.
+    assert "is there already" in build(tmp_path / "tree", tmp_path).stderr
+
+
+def test_a_build_that_fails_its_test_gets_no_name(tmp_path: Path) -> None:
+    home = with_an_engine(tmp_path)
+    before = engines(home)
+    ends = "if (argc > 2) return 5;"
+    failed = build(mini_tree.write(tmp_path / "tree", native=ends), home)
+    assert failed.returncode == 4
+    assert "fails its smoke test: it ended with exit code 5" in failed.stderr
+    assert (engines(home), left_over(home)) == (before, [])
+
+
+def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
+    home = with_an_engine(tmp_path)
+    before = engines(home)
+    failed = build(mini_tree.write(tmp_path / "tree", more="int more() { return x; }"), home)
+    assert failed.returncode == 4
+    assert "the step 'compile' failed" in failed.stderr
+    assert "'x' was not declared" in failed.stderr
+    assert "build.log" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert (engines(home), left_over(home)) == (before, [])
+    assert installed.chosen(Settings(home=home)).name == before[0]
+
+
+def test_a_source_that_cmake_refuses(tmp_path: Path) -> None:
+    tree = mini_tree.write(tmp_path / "tree")
+    (tree / "CMakeLists.txt").write_text("project(x)\nno_such_command()\n")
+    failed = build(tree, tmp_path)
+    assert failed.returncode == 4
+    assert "the step 'configure' failed" in failed.stderr
+    assert "no_such_command" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("lacks", "says"), [("c++", "There is no C++ compiler"), ("cmake", "There is no cmake")]
+)
+def test_without_tools_it_says_what_to_install(tmp_path: Path, lacks: str, says: str) -> None:
+    home = with_an_engine(tmp_path)
+    before = engines(home)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("cmake", "ninja", "make", "cc", "c++", "sh"):
+        if name != lacks and (found := shutil.which(name)):
+            (programs / name).symlink_to(found)
+    failed = build(mini_tree.write(tmp_path / "tree"), home, PATH=str(programs))
+    assert failed.returncode == 4
+    assert says in failed.stderr
+    assert "sudo apt install" in failed.stderr
+    assert (engines(home), left_over(home)) == (before, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    home = tmp_path / "small"
+    home.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(home)], check=False)
+    if mounted.returncode:
+        pytest.skip("this container may not mount a small disk")
+    try:
+        failed = build(mini_tree.write(tmp_path / "tree"), home)
+        assert failed.returncode == 7
+        assert "A build takes about 1 GiB" in failed.stderr
+        assert "The engine in use has not changed" in failed.stderr
+        assert engines(home) == []
+    finally:
+        subprocess.run(["umount", str(home)], check=True)
+
+
+def test_a_disk_that_fills_up_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = builder.Builder(tmp_path, report=lambda *_: None, say=lambda _: None, environ=os.environ)
+    tree = str(mini_tree.write(tmp_path / "tree"))
+    monkeypatch.setitem(plan.DISK_BYTES, "cpu", 2**60)
+    with pytest.raises(DataFolderError, match="name another folder with RERANKD_HOME"):
+        made.build(builder.Request(source=tree, backend="cpu"))
+    full = "#error No space left on device"
+    monkeypatch.setitem(plan.DISK_BYTES, "cpu", 0)
+    (tmp_path / "tree" / "src" / "more.cpp").write_text(full)
+    with pytest.raises(BuildFailed, match="goes on where it stopped"):
+        made.build(builder.Request(source=tree, backend="cpu"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_build_that_was_cut_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    """The compiler of the first build never ends; that of the second finds what the first has done."""
+    tree = mini_tree.write(tmp_path / "tree")
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    # The compiler reads a pipe that nobody writes to.
+    (tree / "src" / "more.cpp").write_text(f'#include "{gate}"\nint more() {{ return 0; }}\n')
+    command = [sys.executable, "-m", "rerankd", "engine", "build", "--source", str(tree), "--backend", "cpu"]
+    started = subprocess.Popen(
+        [*command, "-j", "1"], env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    )
+    assert started.stderr is not None
+    with started.stderr as said:
+        assert any("Building " in line for line in said)
+        with gate.open("w"):  # a writer only gets through once the compiler reads
+            group = compilers(started.pid)
+            assert group
+            started.send_signal(number)
+            assert started.wait(30) in (130, -signal.SIGKILL)
+            wait_until_gone(group[:1])  # who starts compilers; a compiler under way ends with its file
+    wait_until_gone(group)
+    assert engines(tmp_path) == []
+    (folder,) = (tmp_path / "engines" / ".build").iterdir()
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("main.cpp.o")}
+    gate.unlink()
+    gate.write_text("")
+    made = build(tree, tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert len(engines(tmp_path)) == 1
+    log = (tmp_path / "engines" / engines(tmp_path)[0] / "build.log").read_text()
+    # Compiled once, by the first of the two, if it got so far.
+    assert log.count("main.cpp.o") >= len(kept)
+    if kept:
+        assert log.count("Building CXX object CMakeFiles/llama-server.dir/src/main.cpp.o") == 1
+
+
+def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
+    made = builder.Builder(tmp_path, report=lambda *_: None, say=lambda _: None, environ=os.environ)
+    with made._alone():
+        failed = build(mini_tree.write(tmp_path / "tree"), tmp_path)
+    assert failed.returncode == 4
+    assert "Another build is under way" in failed.stderr
+
+
+def with_an_engine(folder: Path) -> Path:
+    """A data folder with one good engine that is used."""
+    home = folder / "home"
+    made = build(mini_tree.write(folder / "first" / "llama.cpp-b4000"), home)
+    assert made.returncode == 0, made.stderr
+    return home
+
+
+def compilers(pid: int) -> list[int]:
+    """The pids of all below a process."""
+    found = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [below for child in found for below in compilers(child)]

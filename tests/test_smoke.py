@@ -1,0 +1,41 @@
+"""The smoke test: its known answers, and what it finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rerankd.engine.build import smoke, tiny
+
+import tiny_reference
+from rerankd.engine import installed
+
+
+def test_the_known_answers_are_those_of_the_weights() -> None:
+    assert tiny_reference.answers() == pytest.approx(tiny.ANSWERS, abs=1e-4)
+
+
+def test_the_bundled_engine_passes(tmp_path: Path) -> None:
+    bundled = installed.bundled()
+    assert bundled is not None
+    outcome = smoke.run(bundled.program, tmp_path / "log")
+    assert outcome.passed, outcome.text
+    assert outcome.error is not None
+    # Another value than 0 tells that the tolerance is for something.
+    assert 1e-6 < outcome.error < tiny.TOLERANCE / 2
+
+
+def test_wrong_numbers_fail() -> None:
+    right = list(tiny.ANSWERS)
+    assert smoke.compare(right).passed
+    wrong = smoke.compare([right[0] + 0.2, right[1]])
+    assert not wrong.passed
+    assert "wrong numbers" in wrong.text
+
+
+def test_an_end_is_told_with_its_signal_and_last_lines() -> None:
+    outcome = smoke.ended(-4, ["loading", "tile"])
+    assert (outcome.passed, outcome.signal) == (False, 4)
+    assert "SIGILL" in outcome.text
+    assert "| tile" in outcome.text
+    assert smoke.ended(3, []).signal is None
