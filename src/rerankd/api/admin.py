@@ -75,13 +75,13 @@ def _admin(request: Request) -> Reranker:
     return reranker
 
 
-_ERRORS = ops.errors(jina.ErrorAnswer, statuses=[401, 404])
+_ERRORS = ops.errors(jina.ErrorAnswer, statuses=[401, 403, 404])
 
 
 @router.post(
     "/v1/models/{name:path}/load",
     summary="Load a model, and wait until it is ready (admin_api)",
-    responses={200: {"model": Done}, **_ERRORS, **ops.errors(jina.ErrorAnswer, statuses=[503])},
+    responses={200: {"model": Done}, **_ERRORS, **ops.errors(jina.ErrorAnswer, statuses=[503, 507])},
 )
 async def load(request: Request, name: str) -> Response:
     reranker = _admin(request)
@@ -112,7 +112,7 @@ async def unload(request: Request, name: str) -> Response:
 @router.delete(
     "/v1/models/{name:path}",
     summary="Serve a pulled model no more, and delete its files (admin_api)",
-    responses={200: {"model": Done}, **_ERRORS},
+    responses={200: {"model": Done}, **_ERRORS, **ops.errors(jina.ErrorAnswer, statuses=[409])},
 )
 async def delete(request: Request, name: str) -> Response:
     reranker = _admin(request)
@@ -142,7 +142,7 @@ async def delete(request: Request, name: str) -> Response:
             "content": {"text/event-stream": {}},
             "description": "one event after the other; with `stream` false, the last one alone",
         },
-        **ops.errors(jina.ErrorAnswer, statuses=[400, 401, 429]),
+        **ops.errors(jina.ErrorAnswer, statuses=[400, 401, 403, 413, 429, 502]),
     },
     openapi_extra={
         "requestBody": {

@@ -25,16 +25,20 @@ _CAN_ANSWER = ("ready", "unloaded")
 _STATUSES = {
     400: "the request can't be meant; the message says which field and what to send",
     401: "the API key is missing or wrong",
+    403: "admin_api is not set, or the page that asks is another server's",
     404: "there is no such model",
+    409: "it can't be done with this model; the message says why",
     413: "the body is too large",
     429: "too many requests wait; Retry-After says when to try again",
     502: "the engine answered something no score can be made of",
     503: "the engine is not ready; Retry-After says when to try again",
     504: "it took too long",
+    507: "the model needs more memory than all engines together may hold",
 }
+_OF_SCORES = (400, 401, 404, 413, 429, 502, 503, 504, 507)
 
 
-def errors(*kinds: Any, statuses: Sequence[int] = tuple(_STATUSES)) -> dict[int | str, dict[str, Any]]:
+def errors(*kinds: Any, statuses: Sequence[int] = _OF_SCORES) -> dict[int | str, dict[str, Any]]:
     """The reference's entry of each status that may come instead of an answer, in a shape of `kinds`."""
     shape = kinds[0]
     for kind in kinds[1:]:
