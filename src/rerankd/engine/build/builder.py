@@ -240,7 +240,9 @@ class Builder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BuildFailed(f"Another build is under way in {self._folder}. Wait for its end.") from None
+                raise BuildFailed(
+                    f"Another build is under way in {self._folder}. Wait for its end."
+                ) from None
             yield
         finally:
             os.close(lock)

@@ -107,8 +107,8 @@ def make(
     architectures: str = "",
     native: bool = True,
 ) -> Plan:
-    """The plan of a build. `native` leaves the CPU's instruction sets to the compiler (-march=native); without
-    it they are named one by one, AMX left out."""
+    """The plan of a build. `native` leaves the CPU's instruction sets to the compiler (-march=native);
+    without it they are named one by one, AMX left out."""
     options = {**_ALWAYS, **_BACKEND[backend]}
     options["LLAMA_BUILD_NUMBER"] = str(source.build)
     options["LLAMA_BUILD_COMMIT"] = source.digest[:7]
