@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from rerankd.engine.build import cuda, faults, index, plan, run, source, tools
 
 from mini_tree import write as write_tree
+from rerankd.engine.build import cuda, faults, index, plan, run, source, tools
 from rerankd.engine.machine import Gpu
 from rerankd.errors import BuildFailed, FetchError
 

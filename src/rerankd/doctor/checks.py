@@ -256,14 +256,14 @@ def _models(seen: Seen) -> Iterator[Row]:
         )
     for model in seen.models:
         fits = seen.machine.memory_bytes is None or model.size_bytes <= seen.machine.memory_bytes
-        bad: Verdict = "fail" if model.is_default else "warn"
+        bad: Verdict = "fail" if model.is_wanted else "warn"
         size = f"{model.size_bytes / 1e6:.0f} MB"
         if not model.scorable:
             yield Row(f"model {model.name}", bad, model.verdict, f"rerankd show {model.name}")
         elif not fits and seen.choice is not None and seen.choice.on_cpu:
             yield Row(f"model {model.name}", bad, f"{size}, more than there is memory", "take a smaller one")
         else:
-            served = ", served by default" if model.is_default else ""
+            served = ", to be served" if model.is_wanted else ""
             yield Row(f"model {model.name}", "ok", f"{size}{served}; {model.verdict}")
 
 

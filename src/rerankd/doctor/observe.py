@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from rerankd import prepare
 from rerankd.api.listen import bind
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel
@@ -23,7 +24,6 @@ from rerankd.engine.build.source import PINNED
 from rerankd.engine.choice import BUNDLED, Choice, runs_here
 from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
 from rerankd.models import builtin, gguf, hubs, listing, store
-from rerankd.service import judge_file
 
 Progress = Callable[[str, int, int], None]
 _PCI = Path("/sys/bus/pci/devices")
@@ -131,22 +131,22 @@ def _outcome(program: tuple[str, ...], folder: Path) -> smoke.Outcome:
 
 
 def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
-    """The models on this machine, and what is wrong with the one that is to be served."""
+    """The models on this machine and those that are to be served, and why one of these can't be found."""
     folders = store.Store(settings.home)
-    rows = listing.present(folders, lambda facts: judge_file(facts, settings))
+    wanted = {model.ref: model.scoring for model in prepare.wanted(settings)}
     found = []
-    for row in rows:
+    for row in listing.present(folders, lambda facts: prepare.judge_file(facts, settings.scoring)):
         way = row["scored_as"]
         said = f"scored as {way}" if way else row["reason"]
-        found.append(SeenModel(row["name"], row["size_bytes"], bool(way), said, row["default"]))
-    if not settings.model or any(model.name == settings.model for model in found):
-        return tuple(found), ""
+        found.append(SeenModel(row["name"], row["size_bytes"], bool(way), said, row["name"] in wanted))
+    known = {builtin.NAME, *(model.name for model in found)}  # the built-in one is fetched when it is served
     try:
-        if settings.model != builtin.NAME:  # which would be fetched
-            facts = gguf.read(folders.locate(settings.model, lambda *_: None))
-            decided = judge_file(facts, settings)
-            scorable = decided.scoring is not None
-            found.append(SeenModel(settings.model, facts.size_bytes, scorable, decided.explain, True))
+        for ref, scoring in wanted.items():
+            if ref not in known:
+                facts = gguf.read(folders.locate(ref, lambda *_: None))
+                decided = prepare.judge_file(facts, scoring)
+                scorable = decided.scoring is not None
+                found.append(SeenModel(ref, facts.size_bytes, scorable, decided.explain, True))
     except RerankdError as error:
         return tuple(found), error.message
     return tuple(found), ""

@@ -31,7 +31,7 @@ class SeenModel:
     size_bytes: int
     scorable: bool
     verdict: str
-    is_default: bool = False
+    is_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
