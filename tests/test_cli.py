@@ -39,6 +39,7 @@ def test_serve_answers_the_notes_curl_and_leaves_nothing_behind(serve: Serve) ->
     said = "".join(program.said)
     assert "small model for trying things out" in said
     assert "API endpoint URL" in said
+    assert "engine   llama.cpp bundled (b11549): no other was built" in said
     engines = children(program.process.pid)
     assert len(engines) == 1
     assert len(run_folders(program.process.pid)) == 1

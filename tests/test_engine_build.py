@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from rerankd.engine.build import cuda, faults, index, plan, run, source, tools
 
 from mini_tree import write as write_tree
+from rerankd.engine.build import cuda, faults, index, plan, run, source, tools
 from rerankd.engine.machine import Gpu
 from rerankd.errors import BuildFailed, FetchError
 
@@ -68,6 +68,14 @@ def test_a_careful_build_names_all_instructions_but_amx() -> None:
     assert plan.named_instructions(("asimddp", "i8mm"))["GGML_CPU_ARM_ARCH"] == "armv8.2-a+dotprod+i8mm"
 
 
+def test_a_portable_build_uses_what_nearly_every_cpu_has() -> None:
+    made = plan.make(TREE, "cpu", TOOLS, plan.portable(SERVER), native=False)
+    said = options(made)
+    assert (said["GGML_NATIVE"], said["GGML_AVX2"], said["GGML_AVX512"]) == ("OFF", "ON", "OFF")
+    assert set(made.instructions) == set(AVX2)
+    assert plan.careful(made, made.instructions).name == made.name
+
+
 def test_a_name_tells_builds_apart_and_not_machines_alike() -> None:
     made = plan.make(TREE, "cpu", TOOLS, AVX2)
     others = [
@@ -86,14 +94,17 @@ def test_a_name_tells_builds_apart_and_not_machines_alike() -> None:
 
 
 def test_a_cuda_build_is_for_the_card_and_links_what_there_is() -> None:
-    said = options(plan.make(TREE, "cuda", TOOLS, AVX2, toolkit=TOOLKIT, architectures="89"))
+    has_driver: dict[str, Any] = {"architectures": "89", "has_driver": True}
+    said = options(plan.make(TREE, "cuda", TOOLS, AVX2, toolkit=TOOLKIT, **has_driver))
     assert said["CMAKE_CUDA_ARCHITECTURES"] == "89"
     assert said["CMAKE_CUDA_COMPILER"] == "/usr/local/cuda/bin/nvcc"
     assert said["GGML_CUDA_NO_VMM"] == "OFF"
     assert "CUDA_cublas_LIBRARY" not in said
+    without = options(plan.make(TREE, "cuda", TOOLS, AVX2, toolkit=TOOLKIT, architectures="89"))
+    assert without["GGML_CUDA_NO_VMM"] == "ON"
     wheel = Path("/home/.toolkit/cuda-13.0/lib/libcublas.so")
     partly = replace(TOOLKIT, cublas=wheel, stub=None, includes=(Path("/home/.toolkit/include"),))
-    said = options(plan.make(TREE, "cuda", TOOLS, AVX2, toolkit=partly, architectures="89"))
+    said = options(plan.make(TREE, "cuda", TOOLS, AVX2, toolkit=partly, **has_driver))
     assert said["GGML_CUDA_NO_VMM"] == "ON"
     assert said["CUDA_cublas_LIBRARY"] == str(wheel)
     assert said["CMAKE_BUILD_RPATH"] == str(wheel.parent)

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from rerankd.engine.build import builder, plan
 
 import mini_tree
 from rerankd.config import Settings
 from rerankd.engine import installed
+from rerankd.engine.build import builder, plan
 from rerankd.errors import BuildFailed, DataFolderError
 from support import GOLDEN, environment, rerankd, wait_until_gone
 

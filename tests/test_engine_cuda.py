@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from rerankd.engine.build import cuda, plan, run, source, tools
 
 from rerankd.engine import machine
+from rerankd.engine.build import cuda, plan, run, source, tools
 from support import ENGINE_HOME
 
 _ENGINES = ENGINE_HOME / "engines"

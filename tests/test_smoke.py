@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rerankd.engine.build import smoke, tiny
 
 import tiny_reference
 from rerankd.engine import installed
+from rerankd.engine.build import smoke, tiny
 
 
 def test_the_known_answers_are_those_of_the_weights() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+
 from rerankd.engine.build import tiny
 
 

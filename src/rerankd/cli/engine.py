@@ -62,6 +62,10 @@ def build(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", help="Compilers at a time.", show_default="all cores", min=1)
     ] = None,
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="For any CPU with AVX2 (x86-64) or any arm64, not for this one."),
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="Build it even if it is there already.")] = False,
     config_file: Config = None,
 ) -> None:
@@ -79,6 +83,7 @@ def build(
         cuda_home=cuda_home,
         cuda_wheels=cuda_toolkit is ToolkitName.wheels,
         jobs=jobs,
+        portable=portable,
         again=again,
     )
     with progress() as report:

@@ -45,6 +45,7 @@ class Request:
     cuda_home: Path | None = None
     cuda_wheels: bool = False
     jobs: int | None = None
+    portable: bool = False
     again: bool = False
 
 
@@ -71,7 +72,7 @@ class Builder:
             made = self.decide(request, tree, found)
             existing = [one for one in self._engines.all() if one.manifest.source_digest == tree.digest]
             # A first build that failed its test left one of the careful kind.
-            careful = plan.careful(made, machine.instructions())
+            careful = plan.careful(made, made.instructions)
             for one in existing:
                 if one.name in (made.name, careful.name) and not request.again:
                     self._say(f"{one.name} is there already. To build it once more: --again")
@@ -79,6 +80,8 @@ class Builder:
             try:
                 return self._make(made, request)
             except _DiedInTest as died:
+                if careful.name == made.name:
+                    raise BuildFailed(f"{made.name} fails its smoke test: {died.text}") from None
                 self._say(f"{made.name}: {died.text}")
                 self._say("It is built again without the CPU's AMX, its other instructions named one by one.")
             try:
@@ -109,8 +112,16 @@ class Builder:
         if backend == "cuda":
             toolkit = self._whole(toolkit, request)
             architectures = cuda.architectures(request.cuda_arch, gpus)
+        here = machine.instructions()
         return plan.make(
-            tree, backend, found, machine.instructions(), toolkit=toolkit, architectures=architectures
+            tree,
+            backend,
+            found,
+            plan.portable(here) if request.portable else here,
+            toolkit=toolkit,
+            architectures=architectures,
+            has_driver=bool(gpus),
+            native=not request.portable,
         )
 
     def _whole(self, toolkit: cuda.Toolkit | None, request: Request) -> cuda.Toolkit:
@@ -240,7 +251,9 @@ class Builder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BuildFailed(f"Another build is under way in {self._folder}. Wait for its end.") from None
+                raise BuildFailed(
+                    f"Another build is under way in {self._folder}. Wait for its end."
+                ) from None
             yield
         finally:
             os.close(lock)

@@ -108,7 +108,9 @@ def architectures(asked: str | None, gpus: Sequence[Gpu]) -> str:
     """
     if asked:
         if not re.fullmatch(r"\d{2,3}[a-z]?(-real|-virtual)?([;,]\d{2,3}[a-z]?(-real|-virtual)?)*", asked):
-            raise BuildFailed(f"--cuda-arch {asked} is not one: write 89 for a card of compute capability 8.9.")
+            raise BuildFailed(
+                f"--cuda-arch {asked} is not one: write 89 for a card of compute capability 8.9."
+            )
         return asked.replace(",", ";")
     found = sorted({gpu.compute_capability.replace(".", "") for gpu in gpus}, key=int)
     if not found:
@@ -119,9 +121,7 @@ def architectures(asked: str | None, gpus: Sequence[Gpu]) -> str:
     return ";".join(found)
 
 
-def complete(
-    toolkit: Toolkit | None, folder: Path, report: Callable[[str, int, int], None]
-) -> Toolkit:
+def complete(toolkit: Toolkit | None, folder: Path, report: Callable[[str, int, int], None]) -> Toolkit:
     """The toolkit with what it lacks taken from the package index, into a folder of `folder`.
 
     Some 500 MB come over the network, once. Raises BuildFailed, FetchError and DataFolderError.
@@ -192,7 +192,9 @@ def _read(nvcc: Path) -> Toolkit | None:
         others = sorted(Path("/usr/local").glob(f"cuda-{release[0]}.{release[1]}*"))
         root = others[0] if others else root
     stub = next(iter(root.glob("lib*/stubs/libcuda.so")), None)
-    has_header = any((root / folder / "cublas_v2.h").is_file() for folder in ("include", "targets/x86_64-linux/include"))
+    has_header = any(
+        (root / folder / "cublas_v2.h").is_file() for folder in ("include", "targets/x86_64-linux/include")
+    )
     return Toolkit(
         nvcc=root / "bin" / "nvcc" if (root / "bin" / "nvcc").is_file() else nvcc,
         root=root,

@@ -17,7 +17,10 @@ _SIGNS = (
         "--jobs 1.",
     ),
     ("no cmake_c_compiler could be found", "There is no C compiler. Debian and Ubuntu: sudo apt install g++"),
-    ("no cmake_cxx_compiler could be found", "There is no C++ compiler. Debian and Ubuntu: sudo apt install g++"),
+    (
+        "no cmake_cxx_compiler could be found",
+        "There is no C++ compiler. Debian and Ubuntu: sudo apt install g++",
+    ),
     (
         "is not able to compile a simple test program",
         "The compiler itself does not work: its own lines below say why.",
@@ -31,7 +34,10 @@ _SIGNS = (
         "unsupported gpu architecture",
         "This CUDA toolkit does not know that card: take a newer toolkit, or another --cuda-arch.",
     ),
-    ("could not find vulkan", "There is no Vulkan SDK. Debian and Ubuntu: sudo apt install libvulkan-dev glslc"),
+    (
+        "could not find vulkan",
+        "There is no Vulkan SDK. Debian and Ubuntu: sudo apt install libvulkan-dev glslc",
+    ),
     ("could not find cudatoolkit", "CUDA's headers and libraries are not there: rerankd doctor tells more."),
     ("cuda toolkit not found", "CUDA's headers and libraries are not there: rerankd doctor tells more."),
 )

@@ -90,7 +90,7 @@ def problem(archive: Archive) -> str:
 def index_urls(
     environ: Mapping[str, str], config: Mapping[str, str], default: Callable[[], str]
 ) -> list[str]:
-    """(pure but for `default`) The indexes that pip asks, in its order; those that are folders are left out."""
+    """The indexes that pip asks, in its order, `default` being its own; folders are left out."""
     first = environ.get("PIP_INDEX_URL") or config.get("global.index-url") or default()
     more = environ.get("PIP_EXTRA_INDEX_URL") or config.get("global.extra-index-url", "")
     return [url.rstrip("/") for url in (first, *more.split()) if url.startswith(("http://", "https://"))]

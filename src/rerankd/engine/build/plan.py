@@ -49,6 +49,8 @@ _X86 = {
     "GGML_AVX512_VNNI": ("avx512_vnni",),
     "GGML_AVX512_BF16": ("avx512_bf16",),
 }
+# x86-64-v3 (Intel since 2013, AMD since 2015), and nothing beyond the least of arm64.
+_PORTABLE = ("avx", "avx2", "fma", "f16c", "bmi2", "sse4_2")
 _GIB = 2**30
 # What a build folder and the program take, and what a compiler takes of memory for one file.
 DISK_BYTES: dict[Backend, int] = {
@@ -72,6 +74,7 @@ class Plan:
     instructions: tuple[str, ...]
     toolkit: Toolkit | None = None
     architectures: str = ""
+    has_driver: bool = False
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -97,6 +100,11 @@ def backend_here(gpus: Sequence[Gpu], toolkit: Toolkit | None, platform: str, ma
     return "metal" if (platform, machine) == ("darwin", "arm64") else "cpu"
 
 
+def portable(instructions: Sequence[str]) -> tuple[str, ...]:
+    """Those of the instruction sets that nearly every CPU of its kind has."""
+    return tuple(name for name in instructions if name in _PORTABLE)
+
+
 def make(
     source: Source,
     backend: Backend,
@@ -105,10 +113,13 @@ def make(
     *,
     toolkit: Toolkit | None = None,
     architectures: str = "",
+    has_driver: bool = False,
     native: bool = True,
 ) -> Plan:
-    """The plan of a build. `native` leaves the CPU's instruction sets to the compiler (-march=native); without
-    it they are named one by one, AMX left out."""
+    """The plan of a build. `native` leaves the CPU's instruction sets to the compiler (-march=native);
+    without it they are named one by one, AMX left out. `has_driver` False makes a CUDA build that starts
+    where there is no driver.
+    """
     options = {**_ALWAYS, **_BACKEND[backend]}
     options["LLAMA_BUILD_NUMBER"] = str(source.build)
     options["LLAMA_BUILD_COMMIT"] = source.digest[:7]
@@ -121,7 +132,7 @@ def make(
     if backend == "cuda":
         if toolkit is None:
             raise BuildFailed("A CUDA build needs nvcc, and there is none.")
-        options |= _cuda(toolkit, architectures)
+        options |= _cuda(toolkit, architectures, has_driver)
     # ccache changes nothing of what is built, and paths differ between machines.
     told = {name: value for name, value in options.items() if "/" not in value and name != "GGML_CCACHE"}
     release = toolkit.name if toolkit is not None and backend == "cuda" else ""
@@ -136,6 +147,7 @@ def make(
         instructions=tuple(instructions),
         toolkit=toolkit,
         architectures=architectures,
+        has_driver=has_driver,
     )
 
 
@@ -148,6 +160,7 @@ def careful(made: Plan, instructions: Sequence[str]) -> Plan:
         instructions,
         toolkit=made.toolkit,
         architectures=made.architectures,
+        has_driver=made.has_driver,
         native=False,
     )
 
@@ -168,13 +181,13 @@ def jobs(backend: Backend, cores: int, memory_bytes: int | None, asked: int | No
     return asked or max(1, most)
 
 
-def _cuda(toolkit: Toolkit, architectures: str) -> dict[str, str]:
+def _cuda(toolkit: Toolkit, architectures: str, has_driver: bool) -> dict[str, str]:
     options = {
         "CMAKE_CUDA_COMPILER": str(toolkit.nvcc),
         "CUDAToolkit_ROOT": str(toolkit.root),
         "CMAKE_CUDA_ARCHITECTURES": architectures,
-        # Without the driver's stub there is nothing to link its virtual memory calls with.
-        "GGML_CUDA_NO_VMM": "OFF" if toolkit.stub is not None else "ON",
+        # Virtual memory calls are the driver's own: they need its stub now and its library at every start.
+        "GGML_CUDA_NO_VMM": "OFF" if toolkit.stub is not None and has_driver else "ON",
     }
     if toolkit.cublas is not None and not toolkit.cublas.is_relative_to(toolkit.root):
         folder = toolkit.cublas.parent

@@ -61,9 +61,7 @@ def progress_in(line: str) -> tuple[int, int] | None:
     return None
 
 
-def _follow(
-    stream: IO[str], out: IO[str], last: deque[str], on_progress: Callable[[int, int], None]
-) -> None:
+def _follow(stream: IO[str], out: IO[str], last: deque[str], on_progress: Callable[[int, int], None]) -> None:
     for line in stream:
         out.write(line)
         out.flush()

@@ -106,7 +106,9 @@ def _compiled_files(tree: Path) -> Iterator[Path]:
 
 
 def _source(tree: Path, build: int, origin: str) -> Source:
-    lacking = [name for name in ("CMakeLists.txt", "ggml", "src", "tools/server") if not (tree / name).exists()]
+    lacking = [
+        name for name in ("CMakeLists.txt", "ggml", "src", "tools/server") if not (tree / name).exists()
+    ]
     if lacking:
         raise BuildFailed(f"{origin} is not a source tree of llama.cpp: it has no {', no '.join(lacking)}.")
     return Source(tree, build, digest_of(tree), origin)
@@ -136,9 +138,7 @@ def _extract(archive: Path, target: Path, inner: str) -> None:
             opened.extractall(target)
         return
     with tarfile.open(archive) as opened_tar:
-        members = [
-            member for member in opened_tar if not inner or Path(member.name).parts[1:2] == (inner,)
-        ]
+        members = [member for member in opened_tar if not inner or Path(member.name).parts[1:2] == (inner,)]
         opened_tar.extractall(target, members=members, **_DATA_FILTER)  # type: ignore[arg-type]
 
 

@@ -27,8 +27,8 @@ PROMPTS = (
 """Two prompts that begin alike, as those of a judge do."""
 ANSWERS = (0.337170, 1.669552)
 """For each prompt logit(LABELS[0]) - logit(LABELS[1]) after its last token."""
-# For a product with quantised weights llama.cpp rounds activations to 8 bits: 0.012 seen. With the same weights
-# unpacked to F32 it is within 0.001.
+# For a product with quantised weights llama.cpp rounds activations to 8 bits: 0.012 seen. With the same
+# weights unpacked to F32 it is within 0.001.
 TOLERANCE = 0.05
 
 Bytes = NDArray[np.uint8]

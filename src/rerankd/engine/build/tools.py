@@ -74,9 +74,7 @@ def missing(tools: Tools) -> list[str]:
     """(pure) What is not there to build with, a sentence each, with the way to get it."""
     found = []
     if not (tools.cmake and tools.cmake_version):
-        found.append(
-            "There is no cmake. " + _APT.format("cmake") + "; without root: pip install cmake ninja"
-        )
+        found.append("There is no cmake. " + _APT.format("cmake") + "; without root: pip install cmake ninja")
     elif tuple(map(int, tools.cmake_version.split(".")[:2])) < OLDEST_CMAKE:
         oldest = ".".join(map(str, OLDEST_CMAKE))
         found.append(f"cmake {tools.cmake_version} is older than {oldest}. Newer: pip install cmake")

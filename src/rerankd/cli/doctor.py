@@ -1,0 +1,62 @@
+"""`rerankd doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rerankd import config
+from rerankd.cli.output import Config, Json, progress, say
+
+if TYPE_CHECKING:
+    from rerankd.doctor.checks import Row
+
+
+def doctor(
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the package index and the hubs whether they can be reached.")
+    ] = False,
+    cuda_mirror: Annotated[
+        str | None,
+        typer.Option(help="A copy of NVIDIA's package repositories, for the commands that install CUDA."),
+    ] = None,
+    as_json: Json = False,
+    config_file: Config = None,
+) -> None:
+    """Check this machine: CPU, memory, GPUs, CUDA, build tools, disk, port, engines, models.
+
+    Each line has a verdict, and a next step where there is one. Exit code 0 when a model can be served.
+    """
+    from rerankd.doctor import checks, observe
+
+    settings = config.from_machine({}, config_file)
+    with progress() as report:
+        rows = checks.diagnose(observe.look(settings, report, online=online), cuda_mirror)
+    able = checks.can_run(rows)
+    if as_json:
+        value = {"ok": able, "checks": [asdict(row) for row in rows]}
+        typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    else:
+        _print(rows)
+        say(
+            "rerankd can serve a model here." if able else "rerankd can't serve a model here: see fail above."
+        )
+    if not able:
+        raise typer.Exit(1)
+
+
+def _print(rows: list[Row]) -> None:
+    """Each check on a line, its next step below it, so that commands can be copied."""
+    width = max(len(row.check) for row in rows)
+    colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+    for row in rows:
+        mark = (
+            typer.style(f"{row.verdict:4}", fg=colours[row.verdict]) if sys.stdout.isatty() else row.verdict
+        )
+        typer.echo(f"{mark:4}  {row.check:{width}}  {row.says}")
+        for line in row.step.splitlines():
+            typer.echo(f"      {'':{width}}    {line}")

@@ -1,0 +1,46 @@
+"""(pure) The commands that install the CUDA toolkit from NVIDIA's apt repository, for one release.
+
+NVIDIA's installation guide for Linux: key and repository by the package cuda-keyring, or, for a mirror, by
+hand. CUDA 12.8 is the first for all cards up to Blackwell, and runs with every driver since 525.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PACKAGE = "cuda-toolkit-12-8"
+_HOST = "https://developer.download.nvidia.com/compute/cuda/repos"
+_KEYRING = "cuda-keyring_1.1-1_all.deb"
+_KEY = "3bf863cc.pub"
+_KEPT_KEY = "/usr/share/keyrings/cuda-archive-keyring.gpg"
+# The releases that CUDA 12.8 is made for.
+_RELEASES = {
+    ("ubuntu", "20.04"): "ubuntu2004",
+    ("ubuntu", "22.04"): "ubuntu2204",
+    ("ubuntu", "24.04"): "ubuntu2404",
+    ("debian", "12"): "debian12",
+}
+_ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "sbsa", "arm64": "sbsa"}
+
+
+def commands(release: Mapping[str, str], machine: str, mirror: str | None = None) -> list[str]:
+    """The shell commands for the release that /etc/os-release tells of, on a CPU such as x86_64; none where
+    NVIDIA has no CUDA 12.8 for it. `mirror` is the address of a copy of NVIDIA's `repos` folder."""
+    name = _RELEASES.get((release.get("ID", ""), release.get("VERSION_ID", "")))
+    architecture = _ARCHITECTURES.get(machine)
+    if name is None or architecture is None:
+        return []
+    if mirror is None:
+        return [
+            f"wget {_HOST}/{name}/{architecture}/{_KEYRING}",
+            f"sudo dpkg -i {_KEYRING}",
+            "sudo apt-get update",
+            f"sudo apt-get install -y {PACKAGE}",
+        ]
+    place = f"{mirror.rstrip('/')}/{name}/{architecture}"
+    return [
+        f"wget -qO- {place}/{_KEY} | sudo gpg --dearmor -o {_KEPT_KEY}",
+        f'echo "deb [signed-by={_KEPT_KEY}] {place}/ /" | sudo tee /etc/apt/sources.list.d/cuda.list',
+        "sudo apt-get update",
+        f"sudo apt-get install -y {PACKAGE}",
+    ]

@@ -1,0 +1,167 @@
+"""What doctor looks at. It changes nothing but for a test file in the data folder; `online` alone asks the
+network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from rerankd import prepare
+from rerankd.api.listen import bind
+from rerankd.config import Settings
+from rerankd.doctor.seen import Seen, SeenEngine, SeenModel
+from rerankd.engine import installed, machine
+from rerankd.engine.build import cuda, index, smoke, tools
+from rerankd.engine.build.source import PINNED
+from rerankd.engine.choice import BUNDLED, Choice, runs_here
+from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
+from rerankd.models import builtin, gguf, hubs, listing, store
+
+Progress = Callable[[str, int, int], None]
+_PCI = Path("/sys/bus/pci/devices")
+_NVIDIA = "0x10de"
+_DISPLAY = ("0x0300", "0x0302")
+_ONLINE_TIMEOUT_S = 10.0
+
+
+def look(settings: Settings, report: Progress, *, online: bool = False) -> Seen:
+    """All that the checks judge. It takes some seconds, most of them for the engines' smoke tests."""
+    choice, choice_problem = _choice(settings)
+    models, model_problem = _models(settings)
+    here = replace(machine.read(), gpus=machine.gpus())
+    return Seen(
+        machine=here,
+        cpu=machine.cpu_name(),
+        instructions=machine.instructions(),
+        architecture=platform.machine(),
+        release=_release(),
+        nvidia_card=_has_nvidia_card(),
+        nvidia_smi=shutil.which("nvidia-smi") is not None,
+        toolkit=cuda.find(os.environ),
+        tools=tools.find(os.environ),
+        home=settings.home,
+        home_problem=_home_problem(settings),
+        free_bytes=installed.free_bytes(settings.home),
+        address=f"{settings.host}:{settings.port}",
+        port_problem=_port_problem(settings),
+        engines=_engines(settings, choice, report),
+        choice=choice,
+        choice_problem=choice_problem,
+        models=models,
+        model_problem=model_problem,
+        online=_online(report) if online else None,
+    )
+
+
+def _release() -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        return platform.freedesktop_os_release()
+    return {}
+
+
+def _has_nvidia_card() -> bool:
+    for device in _PCI.glob("*"):
+        with contextlib.suppress(OSError):
+            kind = (device / "class").read_text()
+            if (device / "vendor").read_text().strip() == _NVIDIA and kind.startswith(_DISPLAY):
+                return True
+    return False
+
+
+def _home_problem(settings: Settings) -> str:
+    try:
+        store.Store(settings.home).check_writable()
+    except DataFolderError as error:
+        return error.message
+    return ""
+
+
+def _port_problem(settings: Settings) -> str:
+    try:
+        bind(settings.host, settings.port).close()
+    except AddressInUse as error:
+        return error.message
+    return ""
+
+
+def _choice(settings: Settings) -> tuple[Choice | None, str]:
+    try:
+        return installed.chosen(settings), ""
+    except EngineError as error:
+        return None, error.message
+
+
+def _engines(settings: Settings, choice: Choice | None, report: Progress) -> tuple[SeenEngine, ...]:
+    instructions = machine.instructions()
+    found: list[SeenEngine] = []
+    programs: list[tuple[str, ...]] = []
+    if choice is not None and settings.llama_path:
+        found.append(SeenEngine(choice.name, installed.build_number(settings.llama_path)))
+        programs.append(choice.program)
+    for one in installed.Engines(settings.home).all():
+        found.append(SeenEngine(one.name, one.manifest.build, runs_here(one, instructions)))
+        programs.append((str(one.program),))
+    if (bundled := installed.bundled()) is not None:
+        found.append(SeenEngine(BUNDLED, bundled.build))
+        programs.append(bundled.program)
+    tested = []
+    with tempfile.TemporaryDirectory(prefix="rerankd-doctor-") as folder:
+        for at, (engine, program) in enumerate(zip(found, programs, strict=True)):
+            report("testing the engines", at, len(found))
+            tested.append(
+                replace(engine, outcome=_outcome(program, Path(folder))) if engine.runs_here else engine
+            )
+        report("testing the engines", len(found), len(found))
+    return tuple(tested)
+
+
+def _outcome(program: tuple[str, ...], folder: Path) -> smoke.Outcome:
+    try:
+        return smoke.run(program, folder / "smoke.log")
+    except RerankdError as error:
+        return smoke.Outcome(False, error.message)
+
+
+def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
+    """The models on this machine and those that are to be served, and why one of these can't be found."""
+    folders = store.Store(settings.home)
+    wanted = {model.ref: model.scoring for model in prepare.wanted(settings)}
+    found = []
+    for row in listing.present(folders, lambda facts: prepare.judge_file(facts, settings.scoring)):
+        way = row["scored_as"]
+        said = f"scored as {way}" if way else row["reason"]
+        found.append(SeenModel(row["name"], row["size_bytes"], bool(way), said, row["name"] in wanted))
+    known = {builtin.NAME, *(model.name for model in found)}  # the built-in one is fetched when it is served
+    try:
+        for ref, scoring in wanted.items():
+            if ref not in known:
+                facts = gguf.read(folders.locate(ref, lambda *_: None))
+                decided = prepare.judge_file(facts, scoring)
+                scorable = decided.scoring is not None
+                found.append(SeenModel(ref, facts.size_bytes, scorable, decided.explain, True))
+    except RerankdError as error:
+        return tuple(found), error.message
+    return tuple(found), ""
+
+
+def _online(report: Progress) -> dict[str, str]:
+    report("asking the network", 0, 1)
+    found = {"package index": index.problem(PINNED)}
+    for hub in (hubs.HuggingFace(), hubs.ModelScope()):
+        name, endpoint = hub.origin("").hub, hub.origin("").endpoint
+        try:
+            with httpx.Client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
+                client.head(endpoint)
+            found[name] = ""
+        except httpx.HTTPError as error:
+            found[name] = str(error) or type(error).__name__
+    report("asking the network", 1, 1)
+    return found

@@ -1,0 +1,61 @@
+"""What doctor has seen of a machine: one value, that the checks judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rerankd.engine.build.cuda import Toolkit
+from rerankd.engine.build.smoke import Outcome
+from rerankd.engine.build.tools import Tools
+from rerankd.engine.choice import Choice
+from rerankd.engine.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEngine:
+    """An engine, whether this CPU can run it, and what the smoke test found; None: it was not run."""
+
+    name: str
+    build: int
+    runs_here: bool = True
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenModel:
+    """A model on this machine: its size in bytes, whether it can be scored, and the verdict in words."""
+
+    name: str
+    size_bytes: int
+    scorable: bool
+    verdict: str
+    is_wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All of it. `problem` texts are "" where there is none. `online` maps a place to what is wrong with
+    reaching it, and is None when that was not asked for. `nvidia_card` says that the PCI bus has one."""
+
+    machine: Machine
+    cpu: str
+    instructions: tuple[str, ...]
+    architecture: str
+    release: Mapping[str, str]
+    nvidia_card: bool
+    nvidia_smi: bool
+    toolkit: Toolkit | None
+    tools: Tools
+    home: Path
+    home_problem: str
+    free_bytes: int
+    address: str
+    port_problem: str
+    engines: tuple[SeenEngine, ...]
+    choice: Choice | None
+    choice_problem: str
+    models: tuple[SeenModel, ...]
+    model_problem: str = ""
+    online: Mapping[str, str] | None = field(default=None)

@@ -1,0 +1,116 @@
+"""The files under deploy/, as far as they can be checked without running containers or systemd."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rerankd.config import Settings
+from support import ROOT
+
+DEPLOY = ROOT / "deploy"
+DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.cuda"]
+COMPOSE = [DEPLOY / "compose.yaml", DEPLOY / "compose.gpu.yaml"]
+BIN = Path(sys.executable).parent
+# systemd's own word for 2.0 and less is "OK", and a service that is hardened in nothing has 9.6.
+MOST_EXPOSURE = 2.0
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here"
+)
+
+
+def ran(*command: Any) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with its drop-in for a GPU beside it, and a program that is here."""
+    text = (DEPLOY / "rerankd.service").read_text()
+    assert "\nExecStart=/opt/rerankd/bin/rerankd serve\n" in text
+    path = tmp_path / "rerankd.service"
+    path.write_text(text.replace("/opt/rerankd/bin/rerankd", "/bin/true"))
+    return path
+
+
+@needs_systemd
+def test_the_unit_is_valid_and_hardened(unit: Path) -> None:
+    assert ran("systemd-analyze", "verify", "--man=no", unit) == ""
+    said = ran("systemd-analyze", "security", "--offline=true", unit)
+    found = re.search(r"exposure level for rerankd.service: ([\d.]+)", said)
+    assert found is not None, said
+    assert float(found[1]) <= MOST_EXPOSURE
+
+
+@needs_systemd
+def test_the_unit_with_a_gpu_is_valid(unit: Path) -> None:
+    folder = unit.with_name("rerankd.service.d")
+    folder.mkdir()
+    shutil.copy(DEPLOY / "rerankd-gpu.conf", folder / "gpu.conf")
+    assert ran("systemd-analyze", "verify", "--man=no", unit) == ""
+
+
+def test_the_unit_waits_for_a_drain_and_a_stop() -> None:
+    text = (DEPLOY / "rerankd.service").read_text()
+    found = re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
+    settings = Settings()
+    assert found is not None
+    assert int(found[1]) > settings.drain_timeout_s + settings.stop_timeout_s
+    grace = yaml.safe_load(COMPOSE[0].read_text())["services"]["rerankd"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > settings.drain_timeout_s + settings.stop_timeout_s
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_a_dockerfile_has_nothing_to_lint_and_an_init_as_process_1(path: Path) -> None:
+    assert ran(BIN / "hadolint", "--failure-threshold", "style", path) == ""
+    text = path.read_text()
+    assert 'ENTRYPOINT ["tini", "--", "rerankd"]' in text
+    assert re.search(r"install -y .*\btini\b", text)
+    for source in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
+        for name in source.split():
+            assert (ROOT / name).exists(), name
+            assert f"!{name}" in (ROOT / ".dockerignore").read_text().splitlines()
+    assert f"EXPOSE {Settings().port}" in text
+    assert f":{Settings().port}/health" in text
+
+
+def test_what_the_cuda_image_runs_is_a_command() -> None:
+    text = DOCKERFILES[1].read_text()
+    line = next(line for line in text.splitlines() if "rerankd engine build" in line)
+    helped = ran(sys.executable, "-m", "rerankd", "engine", "build", "--help")
+    for flag in re.findall(r"--[a-z-]+", line):
+        assert flag in helped
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.name)
+def test_a_compose_file_is_one(path: Path) -> None:
+    ran(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", path)
+
+
+def test_compose_is_beside_dify_and_says_what_to_type() -> None:
+    text = COMPOSE[0].read_text()
+    value = yaml.safe_load(text)
+    assert value["networks"]["dify"]["external"] is True
+    assert value["services"]["rerankd"]["networks"] == ["dify"]
+    # Only Dify's network reaches it.
+    assert "ports" not in value["services"]["rerankd"]
+    assert f"http://rerankd:{Settings().port}/v1" in text
+    for path in COMPOSE:
+        built = yaml.safe_load(path.read_text())["services"]["rerankd"]["build"]
+        assert (path.parent / built["context"] / built["dockerfile"]).is_file()
+
+
+def test_every_setting_that_is_set_is_one() -> None:
+    for path in DEPLOY.iterdir():
+        for name in re.findall(r"RERANKD_([A-Z_]+)", path.read_text()):
+            assert name.lower() in Settings.model_fields, f"{path.name}: RERANKD_{name}"
