@@ -1,0 +1,158 @@
+// English is in the page itself; here is the same in Chinese, by the English words.
+
+const LANGUAGE = "rerankd-language";
+
+const ZH = {
+  "Skip to the content": "跳到正文",
+  "Parts of the page": "页面分区",
+  "Try it": "试一试",
+  Status: "状态",
+  Connect: "接入",
+  API: "API",
+  "Put documents in the order of how well they answer a question.": "按与问题的相关程度给文档排序。",
+  Query: "查询",
+  Documents: "文档",
+  "Load the example": "载入示例",
+  "Drop the file here": "把文件拖到这里",
+  "Choose a file": "选择文件",
+  Model: "模型",
+  "Show the best": "只看前几名",
+  all: "全部",
+  "Compare with a second model": "与另一个模型对比",
+  "Second model": "第二个模型",
+  "Only one model is served here, so both sides are the same. Serve a second one to compare.": "这里只有一个模型，所以两边一样。再加载一个模型即可对比。",
+  Instruction: "指令",
+  "What the model should judge by. Models that take none say so.": "告诉模型按什么标准判断。不接受指令的模型会在结果中说明。",
+  Rerank: "重排",
+  "The same from a program": "用程序做同样的事",
+  Answer: "响应",
+  Copy: "复制",
+  Copied: "已复制",
+  Code: "代码",
+  "Copy {what}": "复制：{what}",
+  "It reads the key from the environment: RERANKD_API_KEY.": "密钥取自环境变量 RERANKD_API_KEY。",
+  "one a line": "每行一篇",
+  "a JSON list": "JSON 数组",
+  "JSON lines": "JSON Lines",
+  "1 document": "1 篇文档",
+  "{n} documents": "{n} 篇文档",
+  "One a line, a JSON list, or a file dropped here": "每行一篇、JSON 数组，或把文件拖到这里",
+  "The results come here: the documents in their new order, with scores from 0 to 1.": "结果会显示在这里：重新排序的文档和 0 到 1 的分数。",
+  "No answer": "没有响应",
+  "The server does not answer. Does it run?": "服务器没有响应。它在运行吗？",
+  "{n} documents in {ms} ms": "{n} 篇文档，{ms} 毫秒",
+  "engine {ms} ms": "引擎 {ms} 毫秒",
+  "waited {ms} ms": "排队 {ms} 毫秒",
+  "{n} tokens": "{n} 个 token",
+  "{n} from the cache": "{n} 个来自缓存",
+  "Results of {model}": "{model} 的结果",
+  cut: "已截断",
+  "Too long for the model: only its beginning was read": "超出模型窗口：只读取了开头部分",
+  "was {n} in the input": "原来排第 {n}",
+  "up {n}": "上升 {n} 位",
+  "down {n}": "下降 {n} 位",
+  more: "展开",
+  Models: "模型",
+  "{n} models": "{n} 个模型",
+  ready: "就绪",
+  starting: "启动中",
+  waiting: "等待重启",
+  stopping: "停止中",
+  stopped: "已停止",
+  failed: "失败",
+  "Everything is ready. Up for {time}.": "一切就绪。已运行 {time}。",
+  "{n} of {all} models are ready. Up for {time}.": "{all} 个模型中有 {n} 个就绪。已运行 {time}。",
+  "The server does not answer. What is below is what it said last.": "服务器没有响应。下面是它最后一次的状态。",
+  "Requests under way": "处理中的请求",
+  "Documents waiting": "等待中的文档",
+  "Documents a second": "每秒文档数",
+  "while it works": "工作时",
+  "Engines lost": "引擎异常退出",
+  "since the start": "自启动以来",
+  Requests: "请求",
+  "Time to answer": "响应时间",
+  median: "中位数",
+  p95: "p95",
+  "none yet": "暂无",
+  "{n} without scores": "{n} 个没有得到分数",
+  "{n} min ago": "{n} 分钟前",
+  "highest {n}": "最高 {n}",
+  now: "现在",
+  "also {names}": "别名：{names}",
+  "Scored as": "打分方式",
+  head: "排序头（head）",
+  judge: "判断词概率（judge）",
+  cosine: "余弦相似度（cosine）",
+  Window: "窗口",
+  Engine: "引擎",
+  Memory: "内存",
+  Restarts: "重启次数",
+  "{n}, of which {lost} unasked": "{n} 次，其中 {lost} 次为异常",
+  File: "文件",
+  Licence: "许可证",
+  Languages: "语言",
+  "Last lines of the engine": "引擎日志的最后几行",
+  "{n} s": "{n} 秒",
+  "{n} min": "{n} 分钟",
+  "{n} h": "{n} 小时",
+  "{n} days": "{n} 天",
+  "Pull a model": "下载模型",
+  Pull: "下载",
+  "What to type into each program, with this server's values filled in.": "每个程序里要填的内容，已代入本服务器的值。",
+  "Address of this server, as the program reaches it": "程序访问本服务器所用的地址",
+  "Only this machine knows itself as localhost. A program in Docker or on another machine needs this machine's address, and rerankd has to listen on it: rerankd serve --host 0.0.0.0": "localhost 只在本机有效。Docker 里或其他机器上的程序要用本机的地址，并且 rerankd 要监听它：rerankd serve --host 0.0.0.0",
+  Programs: "程序",
+  Test: "测试",
+  "Sends what this program sends, from this page, and reads the answer as it does.": "从本页发送该程序会发送的请求，并按它的方式读取响应。",
+  "leave empty": "留空",
+  "It works: the answer has all that this program reads.": "可用：响应包含该程序需要的全部内容。",
+  "It does not work:": "不可用：",
+  Request: "请求",
+  "there are no results": "没有结果",
+  "an index is out of range": "有序号超出范围",
+  "a score is not between 0 and 1": "有分数不在 0 到 1 之间",
+  "the rows are not in order": "结果没有按分数排序",
+  "Every path this server answers.": "本服务器响应的所有路径。",
+  Answers: "响应",
+  Body: "请求体",
+  "Body: {name}": "请求体：{name}",
+  required: "必填",
+  Example: "示例",
+  "Settings → Model Providers → OpenAI-API-compatible → Add Model": "设置 → 模型供应商 → OpenAI-API-compatible → 添加模型",
+  "In its environment, or in Admin Settings → Documents": "写在它的环境变量里，或在 管理员设置 → 文档 中填写",
+  "Or the same in Admin Settings, Documents.": "也可以在 管理员设置 → 文档 中填写。",
+  "Model providers → OpenAI-API-Compatible": "模型供应商 → OpenAI-API-Compatible",
+  "Forget the key": "忘记密钥",
+  "This server asks for a key": "本服务器需要密钥",
+  "It is the one given with --api-key or RERANKD_API_KEY. This tab alone remembers it.": "即 --api-key 或 RERANKD_API_KEY 设置的密钥。只有这个标签页会记住它。",
+  Key: "密钥",
+  Continue: "继续",
+  "That is not the key. Look at how the server was started.": "密钥不对。请查看服务器启动时的设置。",
+};
+
+const asked = localStorage.getItem(LANGUAGE) ?? navigator.language;
+export const language = /^zh\b/i.test(asked) ? "zh" : "en";
+
+/** What the switch in the footer offers. */
+export const otherLanguage = {
+  name: language === "zh" ? "English" : "中文",
+  code: language === "zh" ? "en" : "zh",
+  choose() {
+    localStorage.setItem(LANGUAGE, otherLanguage.code);
+    location.reload();
+  },
+};
+
+/** `english` in the reader's language, with `{name}` replaced. */
+export function t(english, values = {}) {
+  const said = language === "zh" ? ZH[english] ?? english : english;
+  return said.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
+
+/** Put the reader's language into what the page's own text says. */
+export function translate(root) {
+  if (language === "en") return;
+  for (const one of root.querySelectorAll("[data-t]")) one.textContent = t(one.textContent);
+  for (const one of root.querySelectorAll("[data-t-label]")) one.setAttribute("aria-label", t(one.dataset.tLabel));
+  for (const one of root.querySelectorAll("[data-t-placeholder]")) one.placeholder = t(one.dataset.tPlaceholder);
+}
