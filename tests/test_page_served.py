@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 import rerankd
 from rerankd.config import Settings
-from rerankd.service import Model, prepare
+from rerankd.prepare import Model, prepare
 from support import GOLDEN, ROOT
 from test_api_http import Service, ask
 
@@ -20,7 +20,7 @@ STATIC = ROOT / "src" / "rerankd" / "api" / "static"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     file = str(GOLDEN / "xlmr-head.gguf")
-    return prepare(Settings(model=file, alias=("bge", "the/other"), home=tmp_path_factory.mktemp("home")))
+    return prepare(Settings(model=(file,), alias=("bge", "the/other"), home=tmp_path_factory.mktemp("home")))
 
 
 def test_the_page_is_light() -> None:
@@ -34,7 +34,10 @@ def test_every_word_of_the_page_is_there_in_chinese() -> None:
     used = set(re.findall(r"data-t>([^<]+)<", html)) | set(re.findall(r'data-t-\w+="([^"]+)"', html))
     for path in STATIC.glob("*.js"):
         code = path.read_text(encoding="utf-8")
-        used |= set(re.findall(r'\bt\("([^"]+)"', code)) - {"Copied"}
+        used |= set(re.findall(r'\bt\("([^"]+)"', code))
+        used |= set(re.findall(r'\bact\("\w+", "[^"]*", "([^"]+)"', code)) | set(
+            re.findall(r'\bmake\("(\w+)"', code)
+        )
         used |= {word for pair in re.findall(r'\bt\([^"()]+\? "([^"]+)" : "([^"]+)"', code) for word in pair}
     clients = json.loads((STATIC / "clients.json").read_text(encoding="utf-8"))
     used |= {
@@ -100,4 +103,4 @@ def test_the_status_tells_what_it_is_asked_for(model: Model) -> None:
     assert told["explain"] == model.verdict.explain and told["window"] == model.scoring.window
     assert (sum(status["recent"]["requests"]), sum(status["recent"]["failed"])) == (2, 1)
     assert len(status["recent"]["median_ms"]) == 120
-    assert status["queue"]["requests"] == 0 and status["admin"] is False
+    assert told["queue"]["requests"] == 0 and told["state"] == "unloaded" and status["admin"] is False

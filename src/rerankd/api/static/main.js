@@ -47,7 +47,7 @@ export async function refresh() {
 }
 
 function served({ models }) {
-  const worst = models.find((model) => model.state !== "ready" && model.state !== "stopped") ?? models[0];
+  const worst = models.find((model) => !["ready", "unloaded"].includes(model.state)) ?? models.find((model) => model.state === "ready") ?? models[0];
   const name = models.length === 1 ? models[0].id : t("{n} models", { n: models.length });
   $("served").replaceChildren(el("span", { class: `dot ${worst.state}` }), el("span", { class: "name" }, name), " ", el("span", { class: "muted" }, t(worst.state)));
 }
