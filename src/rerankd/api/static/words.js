@@ -88,7 +88,7 @@ const ZH = {
   Engine: "引擎",
   Memory: "内存",
   Starts: "启动次数",
-  "{n}, after {lost} losses": "{n} 次，其中异常退出 {lost} 次",
+  "{n}, of which {lost} were lost": "{n} 次，其中异常退出 {lost} 次",
   Speed: "速度",
   "{n} documents a second while it works": "工作时每秒 {n} 篇文档",
   "One moment …": "请稍候……",
