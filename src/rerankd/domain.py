@@ -87,7 +87,8 @@ class RerankResult:
 
     `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
     when they did not). `warnings` says in words what the caller should know, such as which documents were
-    cut. `cached` counts the different texts whose score was known, and which the engine did not read.
+    cut, by index in `cut` too. `cached` counts the different texts whose score was known, and which the
+    engine did not read.
     """
 
     model: str
@@ -95,6 +96,7 @@ class RerankResult:
     tokens: int
     transform: str
     warnings: tuple[str, ...] = ()
+    cut: tuple[int, ...] = ()
     cached: int = 0
     queue_s: float = 0.0
     engine_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rerankd.domain import RerankResult
+from rerankd.recent import Recent
 
 # From a cached answer to the default deadline.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -30,11 +32,16 @@ Readings = Callable[[], list[Reading]]
 
 
 class Metrics:
-    """The counters of one Reranker; `read` makes the page that Prometheus reads."""
+    """The counters of one Reranker since `started` (of the monotonic clock), and its last minutes.
+
+    `read` makes the page that Prometheus reads.
+    """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self, readings: Readings) -> None:
+        self.started = time.monotonic()
+        self.recent = Recent()
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "rerankd_requests",
@@ -78,6 +85,13 @@ class Metrics:
         self.cache_hits.inc(result.cached)
         self.cache_misses.inc(texts - result.cached)
         self.cut.inc(cut)
+        self.recent.scored(time.monotonic(), documents)
+
+    def ended(self, dialect: str, status: int, seconds: float) -> None:
+        """Count one answer, whatever it says."""
+        self.requests.labels(dialect, status).inc()
+        self.latency.labels(dialect).observe(seconds)
+        self.recent.ended(time.monotonic(), seconds, failed=status >= 400)
 
     def read(self) -> bytes:
         """All of them, in Prometheus' text format."""

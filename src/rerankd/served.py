@@ -75,13 +75,17 @@ class Served:
         starts, lost = self._earlier.starts + state.starts, self._earlier.lost + state.lost
         return replace(state, starts=starts, lost=lost)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the engines that are ready."""
+        return self._replicas.pids if self._replicas is not None else []
+
     def memory_bytes(self) -> int | None:
         """What the engines hold, of a GPU's memory where they use one: then what they held when they were
         loaded, since asking takes a while. None where there are none, or it can't be told."""
-        pids = self._replicas.pids if self._replicas is not None else []
         if not self.model.engine.on_cpu:
-            return self._gpu_bytes if pids else None
-        held = [size for pid in pids if (size := process.memory_bytes(pid)) is not None]
+            return self._gpu_bytes if self.pids else None
+        held = [size for pid in self.pids if (size := process.memory_bytes(pid)) is not None]
         return sum(held) if held else None
 
     async def load(self) -> int | None:

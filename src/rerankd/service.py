@@ -123,6 +123,7 @@ class Reranker:
             tokens=scored.tokens,
             transform="raw" if request.raw_scores else served.model.scoring.transform.name,
             warnings=served.doubts + fitted.warnings,
+            cut=fitted.cut,
             cached=scored.cached,
             queue_s=place.waited_s,
             engine_s=scored.engine_s,

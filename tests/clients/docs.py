@@ -1,4 +1,4 @@
-"""Writes docs/clients.md from table.toml: `python tests/clients/docs.py`."""
+"""Writes docs/clients.md and the page's part Connect from table.toml: `python tests/clients/docs.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from venvs import HERE, TABLE
 
 PAGE = HERE.parent.parent / "docs" / "clients.md"
+CONNECT = HERE.parent.parent / "src" / "rerankd" / "api" / "static" / "clients.json"
 
 _INTRO = """\
 # Clients
@@ -98,6 +99,29 @@ def version(environment: str, package: str) -> str:
     return str(next(pin.split("==")[1] for pin in requires if pin.startswith(f"{package}==")))
 
 
+def connect() -> str:
+    """The JSON of the page's part Connect: a list of programs."""
+    clients = {row["name"]: row for row in TABLE["clients"]}
+    return json.dumps(
+        [_connect(row, clients.get(row.get("client", ""), {})) for row in TABLE["page"]],
+        ensure_ascii=False,
+        indent=1,
+    )
+
+
+def _connect(row: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
+    words = {"any": "{model}", "{url}": "{address}" + client.get("url", "")}
+    said = {name: row[name].strip() for name in ("id", "name", "where", "code") if name in row}
+    if "note" in client:
+        said["note"] = client["note"]
+    return {
+        **said,
+        "fields": [[name, words.get(value, value)] for name, value in client.get("fields", [])],
+        "request": {"path": row["path"], "body": json.loads(row["body"])},
+    }
+
+
 if __name__ == "__main__":
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
+    CONNECT.write_text(connect(), encoding="utf-8")

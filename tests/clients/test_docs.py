@@ -13,6 +13,10 @@ def test_the_page_is_the_tables() -> None:
     assert written == docs.page(), "run: python tests/clients/docs.py"
 
 
+def test_what_the_page_shows_is_the_tables() -> None:
+    assert docs.CONNECT.read_text(encoding="utf-8") == docs.connect(), "run: python tests/clients/docs.py"
+
+
 def test_a_program_has_one_environment_and_each_call_once() -> None:
     rows = [row for row in venvs.TABLE["clients"] if "program" in row]
     environments, calls = defaultdict(set), defaultdict(list)

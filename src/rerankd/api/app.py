@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from rerankd import __version__
+from rerankd.api import page
 from rerankd.api.answer import error_response
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
@@ -57,12 +58,17 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
         version=__version__,
         description="Reranker models on your own machine, with scores you can trust.",
         lifespan=None if reranker is not None else lifespan(settings),
+        # They load scripts from elsewhere; the page has a reference of its own at /docs.
+        docs_url=None,
+        redoc_url=None,
     )
     if reranker is not None:
         app.state.rerankd = reranker
     if settings.api_prefix:
         app.include_router(router, prefix=settings.api_prefix, include_in_schema=False)
+        app.include_router(page.router(settings.api_prefix))
     app.include_router(router)
+    app.include_router(page.router())
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(404, _not_routed)
     app.add_exception_handler(405, _not_routed)

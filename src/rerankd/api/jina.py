@@ -84,6 +84,7 @@ class Meta(TypedDict):
     tokens: dict[str, int]
     transform: str
     cached: NotRequired[int]
+    cut: NotRequired[list[int]]
     warnings: NotRequired[list[str]]
 
 
@@ -113,6 +114,8 @@ def render(result: RerankResult, request_id: str) -> Answer:
     }
     if result.cached:
         meta["cached"] = result.cached
+    if result.cut:
+        meta["cut"] = list(result.cut)
     if result.warnings:
         meta["warnings"] = list(result.warnings)
     return {

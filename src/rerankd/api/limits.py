@@ -82,8 +82,7 @@ def guard(answer: Answer) -> Answer:
             response.headers["connection"] = "close"
         dialect = getattr(inner.state, "dialect", None)
         if dialect is not None:
-            reranker.metrics.requests.labels(dialect, response.status_code).inc()
-            reranker.metrics.latency.labels(dialect).observe(time.perf_counter() - started)
+            reranker.metrics.ended(dialect, response.status_code, time.perf_counter() - started)
         return response
 
     return guarded

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from rerankd.api import admin, jina, limits, nvidia, ollama, ops, tei, vllm, voyage
+from rerankd.api import admin, jina, limits, nvidia, ollama, ops, status, tei, vllm, voyage
 from rerankd.api.answer import (
     RenderError,
     Route,
@@ -159,6 +159,7 @@ async def _answer_all(
 router = APIRouter(route_class=Route)
 router.include_router(admin.router)
 router.include_router(ops.router)
+router.include_router(status.router)
 
 
 def _add(paths: Sequence[str], handler: Handler, spoken: Sequence[Any], summary: str, answer: Any) -> None:

@@ -1,0 +1,89 @@
+"""The page at `/`: files of the folder `static`, which ask nothing of any other host.
+
+Its addresses are relative to its own, so it works under api_prefix and behind a proxy's prefix too. It is
+served without the key, and asks for it: what it shows comes from endpoints that are behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+
+from rerankd.api.answer import Route, json_response, reranker_of
+from rerankd.errors import NoSuchPath
+
+_FOLDER = Path(__file__).with_name("static")
+_KINDS = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+# The page is told whether there is a key to ask for; trying without one would be an error in its console.
+_KEY_MARK = b'data-key="no"'
+
+
+def router(prefix: str = "") -> APIRouter:
+    """The page at `prefix`/, its files, and its reference of the API at `prefix`/docs."""
+    found = APIRouter(route_class=Route, prefix=prefix, include_in_schema=False)
+    found.add_api_route("" if prefix else "/", _page, methods=["GET", "HEAD"])
+    found.add_api_route("/static/{name}", _file, methods=["GET", "HEAD"])
+    found.add_api_route("/docs", _docs, methods=["GET", "HEAD"])
+    if prefix:  # the app itself has it at its root
+        found.add_api_route("/openapi.json", _openapi, methods=["GET"])
+    return found
+
+
+async def _page(request: Request) -> Response:
+    path = request.scope["path"]
+    if not path.endswith("/"):
+        return Response(status_code=307, headers={"location": f"{path.rpartition('/')[2]}/"})
+    data = _read("index.html")
+    if reranker_of(request).settings.api_key:
+        data = data.replace(_KEY_MARK, b'data-key="yes"')
+    return _answer(request, data, ".html")
+
+
+async def _file(request: Request, name: str) -> Response:
+    if name not in _names() or name == "index.html":
+        raise NoSuchPath(f"The page has no file {name!r}.")
+    return _answer(request, _read(name), Path(name).suffix)
+
+
+async def _docs(request: Request) -> Response:
+    return Response(status_code=307, headers={"location": "./#api"})
+
+
+async def _openapi(request: Request) -> Response:
+    return json_response(request.app.openapi())
+
+
+def _answer(request: Request, data: bytes, suffix: str) -> Response:
+    tag = f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
+    headers = {**_HEADERS, "etag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(data, headers=headers, media_type=_KINDS[suffix])
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(path.name for path in _FOLDER.iterdir() if path.suffix in _KINDS)
+
+
+@cache
+def _read(name: str) -> bytes:
+    return (_FOLDER / name).read_bytes()

@@ -1,0 +1,102 @@
+// The page: parts, key, language. Each part is a module of its own.
+import { $, el } from "./dom.js";
+import { ask, asksForKey, key, Refused, setKey } from "./server.js";
+import { language, otherLanguage, t, translate } from "./words.js";
+import * as api from "./reference.js";
+import * as connect from "./connect.js";
+import * as status from "./status.js";
+import * as trial from "./try.js";
+
+const PARTS = { try: trial, status, connect, api };
+const POLL_MS = 2000;
+let shown = null;
+let last = null;
+
+/** Show the part that the address names. */
+function show() {
+  const wanted = location.hash.slice(1).split("/")[0];
+  shown = wanted in PARTS ? wanted : "try";
+  for (const name of Object.keys(PARTS)) $(`part-${name}`).hidden = name !== shown;
+  for (const link of document.querySelectorAll("header nav a")) {
+    if (link.hash === `#${shown}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${$(`${shown}-title`).textContent} · rerankd`;
+  PARTS[shown].opened?.();
+  if (last) PARTS[shown].update?.(last);
+}
+
+/** Ask for the status now and then, and hand it to the part that is shown. */
+async function poll() {
+  if (!document.hidden) await refresh();
+  setTimeout(poll, POLL_MS);
+}
+
+export async function refresh() {
+  try {
+    last = (await ask("/v1/status")).value;
+    served(last);
+    $("version").textContent = `rerankd ${last.version}`;
+    PARTS[shown].update?.(last);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (error.status === 401) return askForKey(true);
+    $("served").replaceChildren(el("span", { class: "dot failed" }), t("No answer"));
+    PARTS[shown].lost?.(error);
+  }
+}
+
+function served({ models }) {
+  const worst = models.find((model) => !["ready", "unloaded"].includes(model.state)) ?? models.find((model) => model.state === "ready") ?? models[0];
+  const name = models.length === 1 ? models[0].id : t("{n} models", { n: models.length });
+  $("served").replaceChildren(el("span", { class: `dot ${worst.state}` }), el("span", { class: "name" }, name), " ", el("span", { class: "muted" }, t(worst.state)));
+}
+
+/** Wait until there is a key that the server takes. */
+function askForKey(wrong) {
+  const dialog = $("key-dialog");
+  $("key-wrong").textContent = wrong && key() ? t("That is not the key. Look at how the server was started.") : "";
+  setKey("");
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve) => {
+    $("key-form").onsubmit = async (event) => {
+      event.preventDefault();
+      setKey($("key").value.trim());
+      try {
+        last = (await ask("/v1/status")).value;
+      } catch (error) {
+        if (error.status === 401) {
+          $("key-wrong").textContent = t("That is not the key. Look at how the server was started.");
+          setKey("");
+          $("key").select();
+          return;
+        }
+      }
+      $("key").value = "";
+      $("forget").hidden = false;
+      dialog.close();
+      resolve();
+    };
+    dialog.oncancel = (event) => event.preventDefault();
+  });
+}
+
+async function start() {
+  document.documentElement.lang = language;
+  translate(document.body);
+  $("language").textContent = otherLanguage.name;
+  $("language").lang = otherLanguage.code;
+  $("language").addEventListener("click", otherLanguage.choose);
+  $("forget").addEventListener("click", () => {
+    setKey("");
+    location.reload();
+  });
+  $("forget").hidden = !key();
+  for (const part of Object.values(PARTS)) part.start?.({ refresh });
+  addEventListener("hashchange", show);
+  show();
+  if (asksForKey && !key()) await askForKey(false);
+  await poll();
+}
+
+start();

@@ -1,0 +1,55 @@
+// Asking the server. Addresses are relative to the page, so that it works behind any prefix.
+
+const KEY = "rerankd-key";
+const base = new URL(".", location.href.split("#")[0]);
+
+export const address = base.href.replace(/\/$/, "");
+export const asksForKey = document.documentElement.dataset.key === "yes";
+
+export const key = () => sessionStorage.getItem(KEY) ?? "";
+
+export function setKey(value) {
+  if (value) sessionStorage.setItem(KEY, value);
+  else sessionStorage.removeItem(KEY);
+}
+
+/** What the server said instead of an answer; `status` is 0 where it said nothing at all. */
+export class Refused extends Error {
+  constructor(message, status, body) {
+    super(message);
+    this.status = status;
+    this.body = body;
+  }
+}
+
+/** The answer's JSON and its Response. Throws Refused. */
+export async function ask(path, { body, headers = {}, method = body === undefined ? "GET" : "POST" } = {}) {
+  const response = await send(path, { body, headers, method });
+  const value = await response.json().catch(() => null);
+  if (!response.ok) throw new Refused(message(value) ?? `HTTP ${response.status}`, response.status, value);
+  return { value, response };
+}
+
+/** The Response, whatever it says. Throws Refused where there is none. */
+export async function send(path, { body, headers = {}, method }) {
+  const sent = { ...headers };
+  if (key()) sent.authorization = `Bearer ${key()}`;
+  if (body !== undefined) sent["content-type"] ??= "application/json";
+  try {
+    return await fetch(new URL(path.replace(/^\/+/, ""), base), {
+      method,
+      headers: sent,
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch {
+    throw new Refused("", 0, null);
+  }
+}
+
+/** The sentence in an error of any dialect. */
+function message(value) {
+  if (!value) return null;
+  if (typeof value.message === "string") return value.message;
+  if (typeof value.error === "string") return value.error;
+  return value.error?.message ?? (typeof value.detail === "string" ? value.detail : null);
+}

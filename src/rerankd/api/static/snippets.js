@@ -1,0 +1,34 @@
+// A request as a person would send it from elsewhere. Pure.
+
+/** A shell command that sends `body`. */
+export function curl(address, path, body, withKey) {
+  const header = withKey ? ` \\\n  -H "Authorization: Bearer $RERANKD_API_KEY"` : "";
+  return `curl ${address}${path}${header} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quoted(JSON.stringify(body, null, 2))}`;
+}
+
+/** A Python program that sends `body` and prints the results. */
+export function python(address, path, body, withKey) {
+  const header = withKey ? `\n    headers={"Authorization": "Bearer " + os.environ["RERANKD_API_KEY"]},` : "";
+  return `${withKey ? "import os\n\n" : ""}import requests
+
+answer = requests.post(
+    ${JSON.stringify(address + path)},${header}
+    json=${literal(body, "    ")},
+)
+answer.raise_for_status()
+for row in answer.json()["results"]:
+    print(row["index"], row["relevance_score"])`;
+}
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+function literal(value, indent) {
+  const inner = `${indent}    `;
+  if (value === true) return "True";
+  if (value === false) return "False";
+  if (value === null) return "None";
+  if (Array.isArray(value)) return `[\n${value.map((item) => `${inner}${literal(item, inner)},\n`).join("")}${indent}]`;
+  if (typeof value === "object")
+    return `{\n${Object.entries(value).map(([name, item]) => `${inner}${JSON.stringify(name)}: ${literal(item, inner)},\n`).join("")}${indent}}`;
+  return JSON.stringify(value);
+}

@@ -1,0 +1,196 @@
+// Status: figures, plots, models with their engines.
+import { $, el } from "./dom.js";
+import { ask, Refused, send } from "./server.js";
+import { bars, format, lines } from "./plot.js";
+import { t } from "./words.js";
+
+const shown = new Map();
+
+let refresh = async () => {};
+
+export function start(page) {
+  refresh = page.refresh;
+  $("pull").addEventListener("submit", (event) => {
+    event.preventDefault();
+    pull($("pull-name").value.trim());
+  });
+}
+
+export function update(status) {
+  const { models, recent } = status;
+  const total = (value) => models.reduce((sum, model) => sum + value(model), 0);
+  const well = models.filter((model) => ["ready", "unloaded"].includes(model.state)).length;
+  const time = duration(status.uptime_s);
+  $("summary").textContent = well === models.length ? t("All is well. Up for {time}.", { time }) : t("{n} of {all} models can't answer now. Up for {time}.", { n: models.length - well, all: models.length, time });
+  const budget = status.memory_budget_bytes;
+  $("figures").replaceChildren(
+    figure(t("Requests under way"), format(total((model) => model.queue.requests))),
+    figure(t("Documents waiting"), format(total((model) => model.queue.documents))),
+    figure(t("Memory of engines"), size(total((model) => model.engine.memory_bytes ?? 0)), budget ? t("of {size}", { size: size(budget) }) : ""),
+    figure(t("Engines lost"), format(total((model) => model.engine.lost)), t("since the start")),
+  );
+  $("pull").hidden = !status.admin;
+  $("plots").replaceChildren(
+    bars(t("Requests"), "", recent.requests, recent.failed, recent.step_s),
+    lines(t("Time to answer"), "ms", { median: recent.median_ms, p95: recent.p95_ms }, recent.step_s),
+    bars(t("Documents"), "", recent.documents, [], recent.step_s),
+  );
+  for (const id of shown.keys()) if (!models.some((model) => model.id === id)) shown.delete(id);
+  for (const model of models) {
+    if (!shown.has(model.id)) shown.set(model.id, card(model.id));
+    shown.get(model.id).show(model, status.admin);
+  }
+  const cards = models.map((model) => shown.get(model.id).element);
+  if ([...$("models").children].some((child, at) => child !== cards[at]) || cards.length !== $("models").children.length) $("models").replaceChildren(...cards);
+}
+
+export function lost() {
+  $("summary").textContent = t("The server does not answer. What is below is what it said last.");
+}
+
+function figure(name, value, note = "") {
+  return el("div", { class: "card figure" }, el("span", { class: "muted small" }, name), el("strong", {}, value), el("span", { class: "muted small" }, note));
+}
+
+/** A model's card; `show` brings it up to date and leaves open what a person has opened. */
+function card(id) {
+  const pill = el("span", { class: "pill" });
+  const names = el("p", { class: "small muted" });
+  const why = el("p", { class: "why" });
+  const notes = el("ul", { class: "notes" });
+  const wrong = el("p", { class: "wrong" });
+  const facts = el("dl", { class: "facts" });
+  const log = el("pre", { class: "log", tabIndex: 0, "aria-label": t("Last lines of the engine") });
+  const where = el("p", { class: "small muted" });
+  const actions = buttons(id);
+  const element = el("article", { class: "card model", "aria-label": id }, el("header", {}, el("h3", {}, id), pill), names, why, notes, wrong, facts, el("details", {}, el("summary", {}, t("Last lines of the engine")), where, log), actions.element);
+
+  function show(model, admin) {
+    const { engine } = model;
+    actions.show(model.state, admin);
+    pill.className = `pill ${model.state}`;
+    pill.textContent = t(model.state);
+    names.textContent = model.aliases.length ? t("also {names}", { names: model.aliases.join(", ") }) : "";
+    why.textContent = model.explain;
+    notes.replaceChildren(...model.notes.map((note) => el("li", {}, note)));
+    wrong.textContent = engine.error ?? "";
+    facts.replaceChildren(
+      ...fact(t("Scored as"), `${t(model.way)} → ${model.transform}`),
+      ...fact(t("Window"), t("{n} tokens", { n: format(model.window) })),
+      ...fact(t("Engine"), engine.pids.length ? `${engine.program}, pid ${engine.pids.join(", ")}` : engine.program),
+      ...fact(t("Memory"), engine.memory_bytes ? size(engine.memory_bytes) : "–"),
+      ...fact(t("Starts"), engine.lost ? t("{n}, of which {lost} were lost", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
+      ...fact(t("Speed"), t("{n} documents a second while it works", { n: format(model.queue.documents_per_second) })),
+      ...fact(t("File"), [model.path, size(model.size_bytes), model.quantisation].filter(Boolean).join(", ")),
+      ...(model.licence ? fact(t("Licence"), model.licence) : []),
+      ...(model.languages.length ? fact(t("Languages"), model.languages.join(" ")) : []),
+    );
+    where.textContent = engine.log;
+    const lines = engine.last_lines.join("\n");
+    if (log.textContent !== lines) {
+      const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+      log.textContent = lines;
+      if (atEnd) log.scrollTop = log.scrollHeight;
+    }
+  }
+  return { element, show };
+}
+
+/** What can be done to a model, where the server lets one. */
+function buttons(id) {
+  const said = el("p", { class: "small", role: "status" });
+  const act = (method, action, done) => async (button) => {
+    button.disabled = true;
+    said.className = "small muted";
+    said.textContent = t("One moment …");
+    try {
+      await ask(`/v1/models/${encodeURIComponent(id)}${action}`, { method });
+      said.textContent = t(done);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      said.className = "small wrong";
+      said.textContent = error.message || t("The server does not answer. Does it run?");
+    }
+    button.disabled = false;
+    await refresh();
+  };
+  const make = (name, handle) => {
+    const button = el("button", { type: "button" }, t(name));
+    button.addEventListener("click", () => handle(button));
+    return button;
+  };
+  const load = make("Load", act("POST", "/load", "It is loaded."));
+  const unload = make("Unload", act("POST", "/unload", "It is unloaded as soon as nobody uses it."));
+  const reload = make("Reload", act("POST", "/reload", "A new engine takes over between requests."));
+  const remove = make("Delete", (button) => {
+    if (button.dataset.sure) return act("DELETE", "", "It is gone.")(button);
+    button.dataset.sure = "yes";
+    button.textContent = t("Delete its file?");
+    setTimeout(() => {
+      delete button.dataset.sure;
+      button.textContent = t("Delete");
+    }, 4000);
+  });
+  const element = el("div", { class: "actions" }, load, unload, reload, remove, said);
+  function show(state, admin) {
+    element.hidden = !admin;
+    load.hidden = !["unloaded", "failed"].includes(state);
+    unload.hidden = state === "unloaded";
+    reload.hidden = state === "unloaded";
+  }
+  return { element, show };
+}
+
+/** Have the server pull a model, and show what it tells of it. */
+async function pull(model) {
+  const bar = el("progress", { max: 1 });
+  const said = el("p", { class: "small" }, t("One moment …"));
+  $("pull-progress").replaceChildren(said, bar);
+  const wrong = (message) => $("pull-progress").replaceChildren(el("p", { class: "wrong" }, message));
+  try {
+    const response = await send("/v1/models/pull", { method: "POST", body: { model } });
+    if (!response.ok) return wrong((await response.json()).message);
+    for await (const event of events(response)) {
+      if (event.status === "error") return wrong(event.message);
+      if (event.status === "success") {
+        $("pull-progress").replaceChildren(el("p", { class: "right" }, t("{model} is here and served.", { model: event.model })));
+        $("pull-name").value = "";
+        break;
+      }
+      // A step that is not a download counts what it does, not bytes.
+      said.textContent = event.total > 1000 ? `${event.status} · ${size(event.completed)} / ${size(event.total)}` : event.status;
+      if (event.total) bar.value = event.completed / event.total;
+      else bar.removeAttribute("value");
+    }
+  } catch (error) {
+    wrong(error.message || t("The server does not answer. Does it run?"));
+  }
+  await refresh();
+}
+
+/** The events of a stream of server-sent events. */
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let part; !(part = await reader.read()).done; ) {
+    const lines = (rest + part.value).split("\n\n");
+    rest = lines.pop();
+    for (const line of lines) yield JSON.parse(line.replace(/^data: /, ""));
+  }
+}
+
+const fact = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
+
+export function size(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let at = 0;
+  for (; bytes >= 1024 && at < units.length - 1; at++) bytes /= 1024;
+  return `${bytes >= 100 ? bytes.toFixed(0) : bytes.toPrecision(3)} ${units[at]}`;
+}
+
+function duration(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 1) return t("{n} s", { n: Math.floor(seconds) });
+  if (minutes < 120) return t("{n} min", { n: minutes });
+  return minutes < 2880 ? t("{n} h", { n: Math.floor(minutes / 60) }) : t("{n} days", { n: Math.floor(minutes / 1440) });
+}

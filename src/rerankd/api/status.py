@@ -1,0 +1,171 @@
+"""`GET /v1/status`: all that a person who looks after the service wants to see at once, for the page and
+`rerankd status`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import NotRequired
+
+from fastapi import APIRouter, Request, Response
+from typing_extensions import TypedDict
+
+from rerankd import __version__
+from rerankd.api import jina, ops
+from rerankd.api.answer import Route, json_response, reranker_of
+from rerankd.api.auth import check_key
+from rerankd.recent import Series
+from rerankd.served import Served
+
+router = APIRouter(route_class=Route)
+
+_LOG_LINES = 40
+_LOG_BYTES = 2**15
+
+
+class EngineStatus(TypedDict):
+    program: str
+    replicas: int
+    pids: list[int]
+    starts: int
+    lost: int
+    memory_bytes: int | None
+    error: NotRequired[str]
+    log: str
+    last_lines: list[str]
+
+
+class QueueStatus(TypedDict):
+    requests: int
+    documents: int
+    size_bytes: int
+    documents_per_second: float
+
+
+class ModelStatus(TypedDict):
+    id: str
+    aliases: list[str]
+    state: str
+    path: str
+    size_bytes: int
+    quantisation: str | None
+    licence: str | None
+    languages: list[str]
+    way: str
+    window: int
+    transform: str
+    explain: str
+    notes: list[str]
+    engine: EngineStatus
+    queue: QueueStatus
+
+
+class RecentStatus(TypedDict):
+    step_s: float
+    requests: list[int]
+    failed: list[int]
+    documents: list[int]
+    median_ms: list[float | None]
+    p95_ms: list[float | None]
+
+
+class Status(TypedDict):
+    version: str
+    uptime_s: float
+    admin: bool
+    memory_budget_bytes: int | None
+    models: list[ModelStatus]
+    recent: RecentStatus
+
+
+@router.get(
+    "/v1/status",
+    summary="Models, engines, queues and the last ten minutes",
+    responses={200: {"model": Status}, **ops.errors(jina.ErrorAnswer, statuses=[401])},
+)
+async def status(request: Request) -> Response:
+    reranker = reranker_of(request)
+    check_key(request, reranker.settings.api_key)
+    fleet, metrics = reranker.fleet, reranker.metrics
+    now = time.monotonic()
+    body: Status = {
+        "version": __version__,
+        "uptime_s": round(now - metrics.started, 1),
+        "admin": reranker.settings.admin_api,
+        "memory_budget_bytes": fleet.budget_bytes,
+        "models": [await _model(served) for served in fleet.models],
+        "recent": _recent(metrics.recent.read(now)),
+    }
+    return json_response(body)
+
+
+async def _model(served: Served) -> ModelStatus:
+    model, scoring, line = served.model, served.model.scoring, served.queue.line
+    facts, entry = model.facts, model.verdict.entry
+    return {
+        "id": model.name,
+        "aliases": list(model.aliases),
+        "state": served.state.phase,
+        "path": str(model.path),
+        "size_bytes": facts.size_bytes,
+        "quantisation": facts.file_type or facts.quantisation or None,
+        "licence": entry.licence if entry is not None else None,
+        "languages": list(entry.languages) if entry is not None else [],
+        "way": scoring.way,
+        "window": scoring.window,
+        "transform": scoring.transform.name,
+        "explain": model.verdict.explain,
+        "notes": [*model.verdict.notes, *served.doubts],
+        "engine": await _engine(served),
+        "queue": {
+            "requests": len(line),
+            "documents": line.documents,
+            "size_bytes": line.size_bytes,
+            "documents_per_second": round(line.rate, 2),
+        },
+    }
+
+
+async def _engine(served: Served) -> EngineStatus:
+    state = served.state
+    told: EngineStatus = {
+        "program": _engine_name(served.model.engine),
+        "replicas": served.model.wanted.replicas,
+        "pids": served.pids,
+        "starts": state.starts,
+        "lost": state.lost,
+        "memory_bytes": served.memory_bytes(),
+        "log": str(served.log),
+        "last_lines": await asyncio.to_thread(last_lines, served.log),
+    }
+    if state.error is not None:
+        told["error"] = state.error.message
+    return told
+
+
+def _recent(series: Series) -> RecentStatus:
+    def ms(values: tuple[float | None, ...]) -> list[float | None]:
+        return [None if value is None else round(value * 1000, 1) for value in values]
+
+    return {
+        "step_s": series.step_s,
+        "requests": list(series.requests),
+        "failed": list(series.failed),
+        "documents": list(series.documents),
+        "median_ms": ms(series.median_s),
+        "p95_ms": ms(series.p95_s),
+    }
+
+
+def last_lines(log: Path) -> list[str]:
+    """The last lines of a log, at most 40 of its last 32 KiB; none where it can't be read."""
+    try:
+        with log.open("rb") as stream:
+            start = max(stream.seek(0, os.SEEK_END) - _LOG_BYTES, 0)
+            stream.seek(start)
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return lines[1 if start else 0 :][-_LOG_LINES:]

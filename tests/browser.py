@@ -1,0 +1,72 @@
+"""A headless Chromium for tests of the page, and what each of its tabs must never do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def program() -> str:
+    """Where Chromium is. The tests fail without one, since skipped ones would say nothing of the page."""
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    assert found, "the page's tests need Chromium: apt-get install chromium, or name one with CHROMIUM=/path"
+    return found
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Without a sandbox, since it needs rights that root in a container has not.
+        browser = playwright.chromium.launch(
+            executable_path=program(), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A tab, and what went wrong in it: errors in its console, and requests to other hosts than its own."""
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        options = {"locale": "en-GB", "viewport": {"width": 1280, "height": 900}, **options}
+        self.context = browser.new_context(**options)
+        self.context.set_default_timeout(20_000)
+        self.page: Page = self.context.new_page()
+        self.url = url
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        here = urlsplit(url).netloc
+        self.page.on(
+            "console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text)
+        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on(
+            "request", lambda sent: urlsplit(sent.url).netloc != here and self.elsewhere.append(sent.url)
+        )
+
+    def open(self, part: str = "") -> Page:
+        self.page.goto(f"{self.url}/#{part}")
+        return self.page
+
+    def picture(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+    def forget(self, status: str) -> None:
+        """Chromium itself notes in the console that an answer was an error. Here it was wanted, once."""
+        assert len(self.errors) == 1 and f"status of {status} " in self.errors.pop()
+
+    def close(self) -> None:
+        """Raises AssertionError where something went wrong."""
+        self.context.close()
+        assert not self.errors, self.errors
+        assert not self.elsewhere, self.elsewhere

@@ -1,0 +1,473 @@
+"""The page in a real browser, over the real service with the built-in model.
+
+Pictures of it come to .test-home/pictures, to be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from browser import Watched, chromium
+from fake_hub import FakeHub, fake_hub
+from support import ROOT, environment
+
+PICTURES = ROOT / ".test-home" / "pictures"
+STATIC = ROOT / "src" / "rerankd" / "api" / "static"
+REPO = "org/other-GGUF"
+# The machine may be busy with other tests.
+expect.set_options(timeout=30_000)
+XLMR = str(ROOT / "tests" / "golden" / "xlmr-head.gguf")
+PANDA = ["大熊猫是一种原产于中国的熊科动物。", "它是一种熊", "hi"]
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}
+
+Open = Callable[..., Watched]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def started(home: Path) -> Iterator[Callable[..., tuple[str, subprocess.Popen[str]]]]:
+    """Starts `rerankd serve`; gives its URL and its process."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **env: str) -> tuple[str, subprocess.Popen[str]]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rerankd", "serve", "--port", "0", *arguments],
+            env=environment(home, **env),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "API endpoint URL" in line:
+                return line.split()[-1].removesuffix("/v1"), process
+        raise AssertionError(f"it ended with {process.wait()}")
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(30)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    """A hub whose last byte waits until a test lets it go."""
+    with fake_hub(
+        repos={REPO: {"other-Q8_0.gguf": Path(XLMR).read_bytes()}}, hang=threading.Event()
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(started: Any, home: Path, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The service that most tests use: two models that may be changed, and a data folder of its own."""
+    own = tmp_path_factory.mktemp("home")
+    (own / "models").mkdir()
+    for file in (home / "models").iterdir():
+        (own / "models" / file.name).symlink_to(file)
+    config = own / "rerankd.toml"
+    config.write_text(f'model = ["tiny", "builtin:e5"]\n[models.tiny]\nref = "{XLMR}"\n')
+    env = {"HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url, "HF_HOME": str(own / "hf")}
+    address: str = started("--config", str(config), RERANKD_HOME=str(own), RERANKD_ADMIN_API="1", **env)[0]
+    return address
+
+
+@pytest.fixture
+def tab(browser: Browser, url: str) -> Iterator[Open]:
+    """Opens a tab of the page; at the end there was no error and no request to another host."""
+    opened: list[Watched] = []
+
+    def open_tab(at: str = url, **options: Any) -> Watched:
+        opened.append(Watched(browser, at, **options))
+        return opened[-1]
+
+    yield open_tab
+    for one in opened:
+        one.close()
+
+
+def texts(page: Page, column: int = 0) -> list[str]:
+    return page.locator(".result").nth(column).locator(".text").all_inner_texts()
+
+
+def ask_panda(page: Page) -> None:
+    page.get_by_role("button", name="Load the example").first.click()
+    expect(page.locator(".rows .row")).to_have_count(3)
+
+
+# --- try it ---
+
+
+def test_the_example_in_one_click(tab: Open) -> None:
+    shown = tab()
+    page = shown.open()
+    page.locator("#model").select_option("builtin:e5")
+    ask_panda(page)
+    assert texts(page) == PANDA
+    scores = [float(text) for text in page.locator(".score").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] < scores[0] <= 1
+    widths = [bar.bounding_box()["width"] for bar in page.locator(".fill").all()]  # type: ignore[index]
+    whole = page.locator(".track").first.bounding_box()["width"]  # type: ignore[index]
+    assert [width / whole for width in widths] == pytest.approx(scores, abs=0.02)
+    assert page.locator(".moved > [aria-hidden]").all_inner_texts() == ["▲2", "=", "▼2"]
+    expect(page.locator(".timing")).to_contain_text("3 documents in")
+    shown.picture(PICTURES, "try")
+
+
+def test_top_n_and_the_keyboard_alone(tab: Open) -> None:
+    page = tab().open()
+    page.locator("#query").focus()
+    page.keyboard.type("what is a panda?")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.type("bread\na bear of China")
+    page.locator("#top").focus()
+    page.keyboard.type("1")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".rows .row")).to_have_count(1)
+    assert texts(page)[0] in ("bread", "a bear of China")
+
+
+def test_what_was_cut_is_marked_and_said(tab: Open) -> None:
+    page = tab().open()
+    page.locator("#query").fill("pandas")
+    page.locator("#documents").fill("panda bears eat bamboo " * 100 + "\nshort")
+    page.get_by_role("button", name="Rerank").click()
+    expect(page.locator(".tag")).to_have_text("cut")
+    expect(page.locator(".notes")).to_contain_text("document 0")
+    page.get_by_role("button", name="more").click()
+    assert max(map(len, texts(page))) > 2000
+
+
+def test_an_error_is_the_servers_sentence(tab: Open) -> None:
+    shown = tab()
+    page = shown.open()
+    page.locator("#query").fill("panda " * 2000)
+    page.locator("#documents").fill("a")
+    page.get_by_role("button", name="Rerank").click()
+    expect(page.locator(".card.bad")).to_contain_text("a query is never cut")
+    shown.forget("400")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "documents", "counted"),
+    [
+        ("a.txt", "one\n\ntwo\r\n", ["one", "two"], "2 documents, one a line"),
+        ("a.jsonl", '{"text": "one"}\n"two, \\"2\\""\n', ["one", 'two, "2"'], "2 documents, JSON lines"),
+        ("a.json", '[{"text": "one"}, "two"]', ["one", "two"], "2 documents, a JSON list"),
+        (
+            "a.csv",
+            '\ufeffid,text\n1,"one, ""1"""\n2,"two\nlines"\n',
+            ['one, "1"', "two\nlines"],
+            "2 documents, JSON lines",
+        ),
+        (
+            "b.csv",
+            "7,the longest column\n8,of all\n",
+            ["the longest column", "of all"],
+            "2 documents, one a line",
+        ),
+    ],
+)
+def test_a_dropped_file(tab: Open, name: str, content: str, documents: list[str], counted: str) -> None:
+    page = tab().open()
+    dropped = page.evaluate_handle(
+        "([name, content]) => { const all = new DataTransfer();"
+        " all.items.add(new File([content], name)); return all; }",
+        [name, content],
+    )
+    page.dispatch_event("#drop", "dragenter", {"dataTransfer": dropped})
+    expect(page.locator(".dropping")).to_be_visible()
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    expect(page.locator(".dropping")).to_be_hidden()
+    expect(page.locator("#counted")).to_have_text(counted)
+    page.locator("#query").fill("one")
+    page.get_by_role("button", name="Rerank").click()
+    expect(page.locator(".rows .row")).to_have_count(len(documents))
+    assert sorted(texts(page)) == sorted(documents)
+
+
+def clipboard(page: Page) -> str:
+    return str(page.evaluate("navigator.clipboard.readText()"))
+
+
+@pytest.mark.parametrize("kind", ["curl", "Python"])
+def test_what_is_copied_runs(tab: Open, kind: str, url: str) -> None:
+    shown = tab(permissions=["clipboard-read", "clipboard-write"])
+    page = shown.open()
+    page.locator("#query").fill('it\'s a "panda" $HOME `id`?')
+    page.locator("#documents").fill("a bear\n它是一种熊 'quoted' \\n")
+    page.get_by_role("button", name="Rerank").click()
+    page.get_by_role("button", name=kind, exact=True).click()
+    page.locator("#copy-code").click()
+    expect(page.locator("#copy-code")).to_have_text("Copied")
+    argv = ["bash", "-c"] if kind == "curl" else [sys.executable, "-c"]
+    done = subprocess.run([*argv, clipboard(page)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    score = page.locator(".score").first.inner_text()
+    best = (
+        json.loads(done.stdout)["results"][0]["relevance_score"] if kind == "curl" else done.stdout.split()[1]
+    )
+    assert f"{float(best):.4f}" == score
+
+
+def test_copying_works_without_a_clipboard_too(tab: Open) -> None:
+    page = tab(permissions=["clipboard-read", "clipboard-write"]).open()
+    ask_panda(page)
+    page.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: () => Promise.reject()})")
+    page.get_by_role("button", name="JSON", exact=True).click()
+    page.locator("#copy-code").click()
+    assert json.loads(clipboard(page))["query"] == "什么是熊猫？"
+
+
+def test_two_side_by_side(tab: Open) -> None:
+    shown = tab()
+    page = shown.open()
+    page.get_by_label("Compare with a second model").check()
+    expect(page.locator("#model-b")).to_have_value("builtin:e5")
+    page.get_by_role("button", name="Load the example").first.click()
+    expect(page.locator(".result")).to_have_count(2)
+    assert page.locator(".result h2").all_inner_texts() == ["tiny", "builtin:e5"]
+    assert sorted(texts(page, 0)) == sorted(PANDA) and texts(page, 1) == PANDA
+    left, right = (page.locator(".result").nth(at).bounding_box() for at in (0, 1))
+    assert left and right and left["y"] == right["y"] and left["x"] + left["width"] < right["x"]
+    page.locator(".result").first.locator(".row").first.hover()
+    expect(page.locator(".row.lit")).to_have_count(2)
+    shown.picture(PICTURES, "compare")
+
+
+# --- connect ---
+
+
+def test_each_programs_request_is_answered(tab: Open, url: str) -> None:
+    shown = tab()
+    page = shown.open("connect")
+    programs = page.locator("#client-list a").all_inner_texts()
+    assert programs[0] == "Dify" and len(programs) == 7
+    for name in programs:
+        page.locator("#client-list").get_by_text(name, exact=True).click()
+        expect(page.locator("#client h2")).to_have_text(name)
+        page.get_by_role("button", name="Test").click()
+        expect(page.locator(".tested .right")).to_be_visible()
+        assert url in page.locator("#client").inner_text()
+    page.locator("#client-list").get_by_text("Dify", exact=True).click()
+    expect(page.locator("#client h2")).to_have_text("Dify")
+    shown.picture(PICTURES, "connect")
+
+
+def test_the_values_are_this_servers(tab: Open, url: str) -> None:
+    page = tab(permissions=["clipboard-read", "clipboard-write"]).open("connect/dify")
+    page.get_by_role("button", name="Copy API endpoint URL").click()
+    assert clipboard(page) == f"{url}/v1"
+    expect(page.locator("#local")).to_be_visible()
+    page.locator("#address").fill("http://192.0.2.7:11440/")
+    expect(page.locator("#local")).to_be_hidden()
+    page.get_by_role("button", name="Copy API endpoint URL").click()
+    assert clipboard(page) == "http://192.0.2.7:11440/v1"
+    page.get_by_role("button", name="Copy Model Name").click()
+    assert clipboard(page) == "tiny"
+
+
+def test_the_curl_of_connect_runs(tab: Open) -> None:
+    page = tab(permissions=["clipboard-read", "clipboard-write"]).open("connect/curl")
+    page.locator("#model-c").select_option("builtin:e5")
+    page.get_by_role("button", name="Copy Code").click()
+    done = subprocess.run(["bash", "-c", clipboard(page)], capture_output=True, text=True, timeout=60)
+    assert [row["index"] for row in json.loads(done.stdout)["results"]] == [2, 1, 0]
+
+
+# --- status ---
+
+
+def engine(url: str) -> dict[str, Any]:
+    """What the status tells of the first model's engine."""
+    told: dict[str, Any] = httpx.get(f"{url}/v1/status", trust_env=False).json()["models"][0]["engine"]
+    return told
+
+
+def test_status_shows_the_model_its_engine_and_what_was_asked(tab: Open) -> None:
+    shown = tab()
+    page = shown.open()
+    ask_panda(page)
+    page.get_by_role("link", name="Status").click()
+    card = page.get_by_role("article", name="tiny")
+    for text in ("ready", "head → sigmoid", "256 tokens", "llama.cpp (bundled), pid", "MiB", "its sigmoid"):
+        expect(card).to_contain_text(text)
+    card.get_by_text("Last lines of the engine").click()
+    expect(card.locator(".log")).to_contain_text("slot")
+    expect(
+        page.get_by_role("img", name=re.compile("^Requests: [1-9]")).locator("rect").first
+    ).to_be_attached()
+    shown.picture(PICTURES, "status")
+
+
+def test_status_after_the_engine_was_killed(tab: Open, url: str) -> None:
+    before = engine(url)
+    page = tab().open("status")
+    card = page.get_by_role("article", name="tiny")
+    expect(card).to_contain_text(f"pid {before['pids'][0]}")
+    os.kill(before["pids"][0], signal.SIGKILL)
+    expect(card).to_contain_text(f"{before['starts'] + 1}, of which {before['lost'] + 1} were lost")
+    expect(card.locator(".pill")).to_have_text("ready")
+    expect(card).not_to_contain_text(f"pid {before['pids'][0]}\n")
+
+
+def test_pull_and_delete_with_what_happens_meanwhile(tab: Open, hub: FakeHub) -> None:
+    assert hub.hang is not None
+    shown = tab()
+    page = shown.open("status")
+    page.get_by_label("Pull a model").fill(f"hf:{REPO}")
+    page.get_by_role("button", name="Pull").click()
+    expect(page.locator("#pull-progress")).to_contain_text("downloading other-Q8_0.gguf")
+    expect(page.locator("#pull-progress")).to_contain_text("/ 832 KiB")
+    assert page.locator("#pull-progress progress").evaluate("bar => bar.position") < 1
+    page.get_by_role("link", name="Try it").click()
+    ask_panda(page)  # a pull keeps nobody waiting
+    page.get_by_role("link", name="Status").click()
+    shown.picture(PICTURES, "pull")
+    hub.hang.set()
+    expect(page.locator("#pull-progress .right")).to_contain_text("is here and served")
+    card = page.get_by_role("article", name="other")
+    expect(card.locator(".pill")).to_have_text("ready")
+    card.get_by_role("button", name="Delete").click()
+    card.get_by_role("button", name="Delete its file?").click()
+    expect(card).to_have_count(0)
+
+
+def test_unload_load_and_reload(tab: Open, url: str) -> None:
+    page = tab().open("status")
+    card = page.get_by_role("article", name="tiny")
+    expect(card.locator(".pill")).to_have_text("ready")
+    before = engine(url)
+    card.get_by_role("button", name="Unload").click()
+    expect(card.locator(".pill")).to_have_text("unloaded")
+    expect(page.locator("#summary")).to_contain_text("All is well")
+    card.get_by_role("button", name="Load").click()
+    expect(card.locator(".pill")).to_have_text("ready")
+    card.get_by_role("button", name="Reload").click()
+    expect(card.get_by_text("A new engine takes over")).to_be_visible()
+    expect(card).to_contain_text(f"Starts{before['starts'] + 2}")
+
+
+def test_a_model_that_was_not_pulled_is_not_deleted(tab: Open) -> None:
+    shown = tab()
+    card = shown.open("status").get_by_role("article", name="tiny")
+    card.get_by_role("button", name="Delete").click()
+    card.get_by_role("button", name="Delete its file?").click()
+    expect(card.locator(".actions .wrong")).to_contain_text("was not pulled by rerankd")
+    shown.forget("409")
+
+
+# --- the key ---
+
+
+def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> None:
+    url, _ = started(XLMR, RERANKD_API_KEY="a secret")
+    shown = tab(url, permissions=["clipboard-read", "clipboard-write"])
+    page = shown.open()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    shown.picture(PICTURES, "key")
+    assert shown.errors == []
+    page.get_by_role("textbox", name="Key").fill("wrong")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("alert")).to_contain_text("That is not the key")
+    shown.forget("401")
+    page.get_by_role("textbox", name="Key").fill("a secret")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    ask_panda(page)
+    page.locator("#copy-code").click()
+    assert "a secret" not in clipboard(page)
+    done = subprocess.run(
+        ["bash", "-c", clipboard(page)],
+        env={**os.environ, "RERANKD_API_KEY": "a secret"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert len(json.loads(done.stdout)["results"]) == 3
+    page.reload()
+    expect(page.locator("#served")).to_contain_text("ready")
+    kept = "[JSON.stringify({...sessionStorage}), JSON.stringify({...localStorage}), document.cookie]"
+    session, *elsewhere = page.evaluate(kept)
+    assert "a secret" in session and not any("a secret" in place for place in elsewhere)
+    page.get_by_role("link", name="Connect").click()
+    assert "a secret" not in page.locator("#client").inner_text()
+    page.get_by_role("button", name="Copy API Key").click()
+    assert clipboard(page) == "a secret"
+    page.get_by_role("link", name="Status").click()
+    expect(page.locator(".model .facts dd").first).to_be_visible()
+    # Without the admin API nothing can be changed.
+    assert not page.locator("#pull").is_visible() and not page.locator(".actions").is_visible()
+    other = shown.context.new_page()
+    other.goto(f"{url}/")
+    expect(other.get_by_role("dialog")).to_be_visible()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+# --- everywhere ---
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_every_part_is_accessible_and_fits(
+    tab: Open, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    shown = tab(**options)
+    name = request.node.callspec.id
+    page = shown.open()
+    ask_panda(page)
+    for part in ("try", "status", "connect", "api"):
+        page.locator(f"header nav a[href='#{part}']").click()
+        ready = {"try": ".rows", "status": ".model .facts dd", "connect": ".values dd", "api": ".operation"}[
+            part
+        ]
+        expect(page.locator(ready).first).to_be_visible()
+        for summary in page.locator("main section:visible summary").all()[:3]:
+            summary.click()
+        shown.picture(PICTURES, f"{name}-{part}")
+        assert "[object" not in page.locator("main").inner_text()
+        width, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert width <= window, f"{part} is {width} pixels wide"
+        faults = [
+            f"{fault['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
+            for fault in Axe().run(page).response["violations"]
+            for node in fault["nodes"]
+        ]
+        assert not faults, "\n".join(faults)
+
+
+def test_it_is_in_chinese_where_the_browser_is(tab: Open) -> None:
+    shown = tab(locale="zh-CN")
+    page = shown.open()
+    page.get_by_role("button", name="载入示例").first.click()
+    expect(page.locator(".timing")).to_contain_text("3 篇文档")
+    shown.picture(PICTURES, "zh-try")
+    for part in ("状态", "接入", "API"):
+        page.get_by_role("link", name=part).click()
+        shown.picture(PICTURES, f"zh-{part}")
+    page.get_by_role("button", name="English").click()
+    expect(
+        page.get_by_role("heading", name="Try it").or_(page.get_by_role("heading", name="API"))
+    ).to_be_visible()

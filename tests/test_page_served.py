@@ -1,0 +1,106 @@
+"""How the page is served, and what it is made of; tests/test_page.py looks at it in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from fastapi import FastAPI
+
+import rerankd
+from rerankd.config import Settings
+from rerankd.prepare import Model, prepare
+from support import GOLDEN, ROOT
+from test_api_http import Service, ask
+
+STATIC = ROOT / "src" / "rerankd" / "api" / "static"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    file = str(GOLDEN / "xlmr-head.gguf")
+    return prepare(Settings(model=(file,), alias=("bge", "the/other"), home=tmp_path_factory.mktemp("home")))
+
+
+def test_the_page_is_light() -> None:
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 150_000
+
+
+def test_every_word_of_the_page_is_there_in_chinese() -> None:
+    chinese = (STATIC / "words.js").read_text(encoding="utf-8").split("const ZH = {")[1].split("\n};")[0]
+    known = {quoted or bare for quoted, bare in re.findall(r'^  (?:"([^"]+)"|(\w+)):', chinese, re.MULTILINE)}
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    used = set(re.findall(r"data-t>([^<]+)<", html)) | set(re.findall(r'data-t-\w+="([^"]+)"', html))
+    for path in STATIC.glob("*.js"):
+        code = path.read_text(encoding="utf-8")
+        used |= set(re.findall(r'\bt\("([^"]+)"', code))
+        used |= set(re.findall(r'\bact\("\w+", "[^"]*", "([^"]+)"', code)) | set(
+            re.findall(r'\bmake\("(\w+)"', code)
+        )
+        used |= {word for pair in re.findall(r'\bt\([^"()]+\? "([^"]+)" : "([^"]+)"', code) for word in pair}
+    clients = json.loads((STATIC / "clients.json").read_text(encoding="utf-8"))
+    used |= {
+        client[part]
+        for client in clients
+        for part in ("where", "note")
+        if part in client and not client[part].startswith("pip ")
+    }
+    assert used - known == set()
+    assert len(used) > 80
+
+
+def test_the_page_and_its_files_need_no_key_and_allow_no_other_host(model: Model) -> None:
+    service = Service(model, api_key="secret")
+    for path in ("/", "/static/main.js", "/static/style.css"):
+        answer = service("GET", path)
+        assert answer.status_code == 200
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+        tag = {"if-none-match": answer.headers["etag"]}
+        assert service("GET", path, headers=tag).status_code == 304
+    assert 'data-key="yes"' in service("GET", "/").text and 'data-key="no"' in Service(model)("GET", "/").text
+    assert service("GET", "/v1/status").status_code == 401
+
+
+@pytest.mark.parametrize("name", ["", "nothing.js", "..%2fpage.py", "../page.py", "index.html"])
+def test_other_files_are_not_served(name: str, model: Model) -> None:
+    assert Service(model)("GET", f"/static/{name}").status_code == 404
+
+
+def test_the_page_is_under_the_prefix_too(model: Model) -> None:
+    service = Service(model, api_prefix="/llm")
+    assert service("GET", "/llm").headers["location"] == "llm/"
+    assert service("GET", "/llm/").text == service("GET", "/").text
+    assert service("GET", "/llm/static/main.js").status_code == 200
+    assert service("GET", "/llm/openapi.json").json() == service("GET", "/openapi.json").json()
+
+
+def test_the_docs_load_nothing_from_elsewhere(model: Model) -> None:
+    service = Service(model)
+    assert service("GET", "/docs").headers["location"] == "./#api"
+    assert service("GET", "/redoc").status_code == 404
+
+
+def test_a_program_of_ones_own_keeps_its_first_page(model: Model) -> None:
+    app = FastAPI()
+    app.include_router(rerankd.router)
+    app.state.rerankd = Service(model).reranker
+    assert ask(app, "GET", "/").status_code == 404
+
+
+def test_the_status_tells_what_it_is_asked_for(model: Model) -> None:
+    service = Service(model)
+    service.post()
+    service.post(body={})
+    status = service("GET", "/v1/status").json()
+    (told,) = status["models"]
+    assert (told["id"], told["aliases"], told["way"], told["transform"]) == (
+        "bge",
+        ["the/other"],
+        "head",
+        "sigmoid",
+    )
+    assert told["explain"] == model.verdict.explain and told["window"] == model.scoring.window
+    assert (sum(status["recent"]["requests"]), sum(status["recent"]["failed"])) == (2, 1)
+    assert len(status["recent"]["median_ms"]) == 120
+    assert told["queue"]["requests"] == 0 and told["state"] == "unloaded" and status["admin"] is False
