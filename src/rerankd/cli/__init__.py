@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from rerankd import __version__
-from rerankd.cli import eval, models, rerank, serve
+from rerankd.cli import bench, eval, models, rerank, serve
 from rerankd.errors import RerankdError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command("list")(models.list_models)
 app.command()(models.show)
 app.command()(models.remove)
 app.command("eval")(eval.evaluate)
+app.command()(bench.bench)
 
 
 def main() -> None:
