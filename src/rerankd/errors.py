@@ -13,6 +13,9 @@
     ├── NoSuchMethod            405
     ├── ConfigError             ---  settings that can't be read or don't fit together
     ├── AddressInUse            ---
+    ├── CollectionError         ---  a judged collection, or a run over it, that can't be read
+    ├── MissingExtra            ---  a part of rerankd that is installed apart, and is not
+    ├── RemoteError             ---  another rerank server gave no scores
     ├── DataFolderError         507  the data folder can't be written
     ├── FetchError              502  a download failed, or brought something else than expected
     │   └── HubUnreachable      502  no answer from the hub at all
@@ -127,6 +130,20 @@ class ConfigError(RerankdError):
 class AddressInUse(RerankdError):
     code = "address_in_use"
     exit_code = 6
+
+
+class CollectionError(RerankdError):
+    code = "collection_error"
+    exit_code = 2
+
+
+class MissingExtra(RerankdError):
+    code = "missing_extra"
+    exit_code = 2
+
+
+class RemoteError(RerankdError):
+    code = "remote_error"
 
 
 class DataFolderError(RerankdError):

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from rerankd import __version__
-from rerankd.cli import doctor, engine, models, rerank, serve
+from rerankd.cli import bench, doctor, engine, eval, models, rerank, serve
 from rerankd.errors import RerankdError
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ app.command()(models.pull)
 app.command("list")(models.list_models)
 app.command()(models.show)
 app.command()(models.remove)
+app.command("eval")(eval.evaluate)
+app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(engine.app, name="engine")
 

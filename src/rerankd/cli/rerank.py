@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, progress, say
+from rerankd.cli.output import Config, Json, progress, say, server_url
 from rerankd.domain import RerankResult
 from rerankd.errors import InvalidRequest
 
@@ -77,8 +77,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     """The running server's answer; None where there is no rerankd at the address of the settings."""
     import httpx
 
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    url = server_url(settings)
     headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     try:
         with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:

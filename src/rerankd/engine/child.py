@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rerankd.errors import EngineStartFailed
@@ -34,8 +34,9 @@ class Child:
         self._drain = asyncio.create_task(self._read_output(), name=f"drain {process.pid}")
 
     @classmethod
-    async def start(cls, argv: Sequence[str], log: Path) -> Child:
-        """Run `argv`. Raises EngineStartFailed where there is no such program."""
+    async def start(cls, argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> Child:
+        """Run `argv`; `environ` None is this process's environment. Raises EngineStartFailed where there is
+        no such program."""
         if not os.access(argv[0], os.X_OK):
             raise EngineStartFailed(
                 f"The engine {argv[0]} is not a program that can be run. Check LLAMA_PATH, or leave it "
@@ -49,6 +50,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=environ,
             start_new_session=True,
             limit=2**20,
         )

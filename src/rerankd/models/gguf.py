@@ -45,6 +45,8 @@ class Facts:
     number of numbers that keys and values of a token take in one layer. `has_output` is
     about the language model's own head (absent also when it shares the embedding matrix). `control_tokens`
     and `user_defined_tokens` map a special token's text to its id; `tokens` is the whole vocabulary.
+    `block_weights` counts the weights of the matrices in all blocks, 0 where a token does not use all of them
+    (mixture of experts); `attention_width` is the number of heads times the width of one.
     """
 
     path: Path
@@ -86,6 +88,8 @@ class Facts:
     file_type: str = ""
     quantisation: str = ""
     parameters: int = 0
+    block_weights: int = 0
+    attention_width: int = 0
     tensor_bytes: int = 0
     control_tokens: Mapping[str, int] = field(default_factory=dict)
     user_defined_tokens: Mapping[str, int] = field(default_factory=dict)
@@ -338,6 +342,8 @@ def _facts(
         file_type=_FILE_TYPES.get(number("general.file_type"), "") if "general.file_type" in values else "",
         quantisation=_most(tensors),
         parameters=sum(tensor.elements for tensor in tensors.values()),
+        block_weights=_block_weights(tensors),
+        attention_width=_columns(tensors.get("blk.0.attn_output.weight")),
         tensor_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
         control_tokens=_of_type(tokens, values, _CONTROL),
         user_defined_tokens=_of_type(tokens, values, _USER_DEFINED),
@@ -364,6 +370,17 @@ def _rows(tensor: Tensor | None) -> int:
     if tensor is None:
         return 0
     return tensor.shape[1] if len(tensor.shape) > 1 else 1
+
+
+def _columns(tensor: Tensor | None) -> int:
+    return tensor.shape[0] if tensor is not None and tensor.shape else 0
+
+
+def _block_weights(tensors: Mapping[str, Tensor]) -> int:
+    blocks = [tensor for name, tensor in tensors.items() if name.startswith("blk.")]
+    if any(len(tensor.shape) > 2 for tensor in blocks):
+        return 0
+    return sum(tensor.elements for tensor in blocks if len(tensor.shape) == 2)
 
 
 def _most(tensors: Mapping[str, Tensor]) -> str:

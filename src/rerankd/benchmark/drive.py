@@ -1,0 +1,101 @@
+"""Sends the rounds of all cases to all servers in turn: A B, A B, for each case."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rerankd.benchmark.figures import Round, Series
+from rerankd.benchmark.load import Case, Request, round_of
+from rerankd.remote import Remote
+
+# Rounds that are sent and not counted have negative numbers, so that their texts are others too.
+_COLD, _WARM_UP = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server under a name. `start_s` is how long it took to start, None where it ran already."""
+
+    name: str
+    server: Remote
+    start_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """What came of it: `cold_s` is each server's first request, `again_s` the same one when it came again and
+    could be answered from a cache. `complete` is False where the time was up or Ctrl-C came."""
+
+    series: list[Series]
+    cold_s: dict[str, float]
+    again_s: dict[str, float]
+    complete: bool
+
+
+async def drive(
+    targets: Sequence[Target],
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    within_s: float,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> Driven:
+    """Measure until all rounds are done or `within_s` seconds have passed; being cancelled ends it as well,
+    and returns what there is. Raises RemoteError where a server fails."""
+    series = [[Series(target.name, case) for target in targets] for case in cases]
+    driven = Driven([one for row in series for one in row], {}, {}, complete=True)
+    ends = time.monotonic() + within_s
+    steps, done = rounds * len(cases) * len(targets), 0
+    try:
+        for target in targets:
+            progress("warming up", len(driven.cold_s), len(targets))
+            first = round_of(cases[0], seed, _COLD)[0]
+            driven.cold_s[target.name] = await timed(target.server, first)
+            driven.again_s[target.name] = await timed(target.server, first)
+            await one_round(target.server, round_of(cases[0], seed, _WARM_UP))
+        progress("warming up", len(targets), len(targets))
+        for at in range(rounds):
+            for case, row in zip(cases, series, strict=True):
+                requests = round_of(case, seed, at)
+                for target, into in zip(targets, row, strict=True):
+                    if time.monotonic() > ends:
+                        return _incomplete(driven)
+                    progress("measuring", done, steps)
+                    into.rounds.append(await one_round(target.server, requests))
+                    done += 1
+    except asyncio.CancelledError:
+        return _incomplete(driven)
+    progress("measuring", steps, steps)
+    return driven
+
+
+async def one_round(server: Remote, requests: Sequence[Request]) -> Round:
+    """All the requests at the same time, each by a client of its own."""
+    tokens: list[int | None] = []
+
+    async def client(request: Request) -> float:
+        started = time.perf_counter()
+        answer = await server.rerank(request.query, request.documents)
+        took = time.perf_counter() - started
+        tokens.append(answer.tokens)
+        return took
+
+    started = time.perf_counter()
+    seconds = await asyncio.gather(*map(client, requests))
+    wall_s = time.perf_counter() - started
+    told = [count for count in tokens if count is not None]
+    return Round(tuple(seconds), wall_s, sum(told) if len(told) == len(tokens) else None)
+
+
+async def timed(server: Remote, request: Request) -> float:
+    started = time.perf_counter()
+    await server.rerank(request.query, request.documents)
+    return time.perf_counter() - started
+
+
+def _incomplete(driven: Driven) -> Driven:
+    return Driven(driven.series, driven.cold_s, driven.again_s, complete=False)

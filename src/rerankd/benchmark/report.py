@@ -1,0 +1,204 @@
+"""(pure) What a benchmark found: as rows of tables for a person, as JSON for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rerankd.benchmark import flops
+from rerankd.benchmark.drive import Driven
+from rerankd.benchmark.figures import Series, ratio
+from rerankd.benchmark.hardware import Hardware
+from rerankd.models.gguf import Facts
+
+# As few rounds as a median may be taken for one.
+ENOUGH_ROUNDS = 5
+_BUSY = 0.3
+
+HEAD = (
+    "server",
+    "documents",
+    "words",
+    "clients",
+    "pairs/s",
+    "p50",
+    "p95",
+    "of peak",
+    "rounds",
+    "times as fast",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """`first` is the server that the others are compared with. `known` are the servers that run `facts`; a
+    server that is only known by its address may run any model."""
+
+    hardware: Hardware
+    model: str
+    facts: Facts | None
+    causal: bool
+    known: frozenset[str]
+    start_s: dict[str, float]
+    driven: Driven
+    seed: int
+
+    @property
+    def first(self) -> str:
+        return self.driven.series[0].target
+
+    def share(self, series: Series) -> float | None:
+        """The share of the measured peak; None where the work is not known."""
+        tokens = series.tokens_per_pair
+        if self.facts is None or tokens is None or series.target not in self.known:
+            return None
+        return flops.share(
+            self.facts,
+            causal=self.causal,
+            pairs_per_s=series.pairs_per_s,
+            tokens_per_pair=tokens,
+            peak_flops=self.hardware.peak_flops,
+        )
+
+    def pairs(self) -> list[tuple[Series, Series]]:
+        """The first server's series with each other server's of the same case."""
+        first = {one.case: one for one in self.driven.series if one.target == self.first}
+        return [(first[one.case], one) for one in self.driven.series if one.target != self.first]
+
+
+def rows(benchmark: Benchmark) -> list[tuple[str, ...]]:
+    """One row for each case and server that has at least one round; its fields are those of HEAD."""
+    shown: list[tuple[str, ...]] = []
+    for one in benchmark.driven.series:
+        if not one.rounds:
+            continue
+        share = benchmark.share(one)
+        case = one.case
+        shown.append(
+            (
+                one.target,
+                str(case.documents),
+                case.words,
+                str(case.concurrency),
+                f"{one.pairs_per_s:.3g}",
+                _ms(one.latency_s(0.5)),
+                _ms(one.latency_s(0.95)),
+                "" if share is None else f"{share:.0%}",
+                str(len(one.rounds)),
+                _times(benchmark, one),
+            )
+        )
+    return shown
+
+
+def before(benchmark: Benchmark) -> list[str]:
+    """What stands above the table: the machine, the versions, the model, and how the servers started."""
+    here = benchmark.hardware
+    memory = f", {here.memory_bytes / 2**30:.0f} GiB" if here.memory_bytes else ""
+    lines = [
+        f"machine   {here.processor}, {here.cores} cores{memory}",
+        f"          {' '.join(here.flags) or 'no features known'}; {here.system}",
+        f"versions  {', '.join(f'{name} {number}' for name, number in here.versions.items())}",
+        f"peak      {here.peak_flops / 1e9:.0f} GFLOPS, f32 matrix product with numpy",
+    ]
+    if here.load is not None and here.load > _BUSY * here.cores:
+        lines.append(
+            f"          The machine was busy (load {here.load:.1f}): trust ratios, not absolute figures."
+        )
+    lines.append(f"model     {benchmark.model}")
+    for name, cold_s in benchmark.driven.cold_s.items():
+        start = benchmark.start_s.get(name)
+        again = benchmark.driven.again_s.get(name)
+        lines.append(
+            f"cold      {name}: {'' if start is None else f'serves after {start:.1f} s; '}first request "
+            f"{_ms(cold_s)}" + ("" if again is None else f", the same again {_ms(again)}")
+        )
+    return lines
+
+
+def after(benchmark: Benchmark) -> list[str]:
+    """What stands below the table: what its columns mean, and what to mind."""
+    lines = [
+        "pairs/s is the median of the rounds, p50 and p95 are over all requests; a text never comes twice.",
+    ]
+    if any(benchmark.share(one) for one in benchmark.driven.series if one.rounds):
+        lines.append("of peak is the share of the f32 peak above; bf16 and int8 can go beyond it.")
+    if benchmark.pairs():
+        lines.append(
+            f"times as fast: {benchmark.first} against this server, median of the rounds (least to most)."
+        )
+    fewest = min((len(one.rounds) for one in benchmark.driven.series), default=0)
+    if not benchmark.driven.complete:
+        lines.append("It was ended before all rounds were done: this is what there is.")
+    if fewest < ENOUGH_ROUNDS:
+        lines.append(
+            f"Fewer than {ENOUGH_ROUNDS} rounds of some cases: give it more --seconds, or fewer documents."
+        )
+    return lines
+
+
+def as_json(benchmark: Benchmark) -> dict[str, Any]:
+    """All of it, with every round."""
+    facts = benchmark.facts
+    return {
+        "machine": asdict(benchmark.hardware),
+        "model": benchmark.model,
+        "weights_in_blocks": facts.block_weights if facts is not None else None,
+        "seed": benchmark.seed,
+        "complete": benchmark.driven.complete,
+        "servers": {
+            name: {
+                "start_s": benchmark.start_s.get(name),
+                "cold_s": cold_s,
+                "again_s": benchmark.driven.again_s.get(name),
+            }
+            for name, cold_s in benchmark.driven.cold_s.items()
+        },
+        "cases": [_series_json(benchmark, one) for one in benchmark.driven.series if one.rounds],
+        "ratios": [
+            {
+                "of": one.target,
+                "to": other.target,
+                "documents": one.case.documents,
+                "concurrency": one.case.concurrency,
+                "median": found.half,
+                "least": found.least,
+                "most": found.most,
+            }
+            for one, other in benchmark.pairs()
+            if (found := ratio(one, other)) is not None
+        ],
+    }
+
+
+def _series_json(benchmark: Benchmark, one: Series) -> dict[str, Any]:
+    return {
+        "server": one.target,
+        "documents": one.case.documents,
+        "concurrency": one.case.concurrency,
+        "words": one.case.words,
+        "pairs_per_s": one.pairs_per_s,
+        "p50_s": one.latency_s(0.5),
+        "p95_s": one.latency_s(0.95),
+        "tokens_per_pair": one.tokens_per_pair,
+        "share_of_peak": benchmark.share(one),
+        "rounds": [asdict(each) for each in one.rounds],
+    }
+
+
+def _times(benchmark: Benchmark, one: Series) -> str:
+    found = [ratio(first, other) for first, other in benchmark.pairs() if other is one]
+    if not found or found[0] is None:
+        return ""
+    return f"{found[0].half:.2f} ({found[0].least:.2f} to {found[0].most:.2f})"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+
+
+def columns(shown: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The head and the rows without the columns that are empty in all of them."""
+    kept = [at for at in range(len(HEAD)) if any(row[at] for row in shown)]
+    return tuple(HEAD[at] for at in kept), [tuple(row[at] for at in kept) for row in shown]

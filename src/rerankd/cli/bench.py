@@ -1,0 +1,198 @@
+"""`rerankd bench`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rerankd import config
+from rerankd.cli.output import Config, Json, progress, say
+from rerankd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rerankd.benchmark.drive import Target
+    from rerankd.benchmark.engines import EngineRow
+    from rerankd.benchmark.load import Case
+    from rerankd.benchmark.report import Benchmark
+
+Progress = Callable[[str, int, int], None]
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A name of `rerankd list`, a GGUF file, or builtin:e5.",
+            show_default="what `rerankd serve` takes",
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Measure the server at this address instead of starting one.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another server to drive in turn: rerankd, llama-server, TEI, Infinity, Cohere's API …; "
+            "may be repeated."
+        ),
+    ] = None,
+    remote_model: Annotated[
+        str | None, typer.Option(help="The model to name in requests to --url and --against.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="The key that --url and --against ask for.")] = None,
+    compare_engines: Annotated[
+        bool, typer.Option("--compare-engines", help="Measure the model on every engine at hand, in turn.")
+    ] = False,
+    documents: Annotated[str, typer.Option(help="Documents in a request, as 1,20,100.")] = "1,20,100",
+    concurrency: Annotated[
+        str, typer.Option(help="Clients that ask at the same time; more than the first with one size only.")
+    ] = "1,4",
+    words: Annotated[str, typer.Option(help="Words in a document; 20-400 for any number between.")] = "100",
+    rounds: Annotated[int, typer.Option(help="Rounds of each case.", min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="End after so long with what there is.", min=1)] = 300,
+    seed: Annotated[int, typer.Option(help="Of the texts; the same seed sends the same requests.")] = 1,
+    as_json: Json = False,
+    config_file: Config = None,
+) -> None:
+    """Measure how fast a model is served: pairs a second, and how long a request takes.
+
+    A pair is one document scored against the query. The service is started for this and asked over HTTP
+    as a client asks it, by documents in a request and by clients at a time; no text comes twice, so that no
+    cache answers. With --against or
+    --compare-engines all servers get the same requests in turn (A B, A B), and the ratios are told: on a busy
+    machine they hold where the times do not. Ctrl-C prints what has been measured so far.
+
+    rerankd bench --against http://localhost:8080      compare with a llama-server that runs there
+    """
+    from rerankd.benchmark import engines, load, report
+
+    if url and (model or compare_engines):
+        raise ConfigError("--url measures a server that runs; leave out MODEL and --compare-engines with it.")
+    settings = config.from_machine({"model": (model,) if model else None}, config_file)
+    chosen = [] if url else engines.all_of(settings) if compare_engines else [engines.as_set(settings)]
+    if compare_engines and _file_names_a_program(config_file):
+        raise ConfigError(
+            "The settings file names a llama-server (llama_path), so the bundled llama.cpp can't be started "
+            "beside it. Leave it out there, and set LLAMA_PATH for this command."
+        )
+    if compare_engines and len(chosen) == 1:
+        say(
+            f"There is one engine here: {chosen[0].name}. LLAMA_PATH names a llama-server to compare it with."
+        )
+    made = load.cases(
+        load.numbers(documents, "documents"),
+        load.numbers(concurrency, "concurrency"),
+        load.word_range(words),
+    )
+    arguments = [*([model] if model else ()), *(("--config", str(config_file)) if config_file else ())]
+
+    async def run(tell: Progress) -> Benchmark:
+        return await _run(
+            settings,
+            chosen,
+            [one for one in (url, *(against or ())) if one],
+            arguments=arguments,
+            remote=(remote_model, api_key),
+            cases=made,
+            rounds=rounds,
+            within_s=seconds,
+            seed=seed,
+            tell=tell,
+        )
+
+    with progress() as tell:
+        found = asyncio.run(run(tell))
+    if as_json:
+        typer.echo(json.dumps(report.as_json(found), ensure_ascii=False, indent=2))
+    else:
+        _print(found)
+
+
+def _file_names_a_program(config_file: Path | None) -> bool:
+    path = config_file or config.find(os.environ)
+    text = path.read_text(encoding="utf-8") if path else ""
+    return config.load(text, {}, {}).llama_path is not None
+
+
+async def _run(
+    settings: config.Settings,
+    chosen: Sequence[EngineRow],
+    urls: Sequence[str],
+    *,
+    arguments: Sequence[str],
+    remote: tuple[str | None, str | None],
+    cases: Sequence[Case],
+    rounds: int,
+    within_s: float,
+    seed: int,
+    tell: Progress,
+) -> Benchmark:
+    """Start what has to be started, drive all of it, and stop it again."""
+    from rerankd.benchmark import drive, hardware, service
+    from rerankd.benchmark.report import Benchmark
+    from rerankd.prepare import prepare
+    from rerankd.remote import Remote
+
+    tell("measuring the machine", 0, 1)
+    here = await asyncio.to_thread(hardware.read)
+    tell("measuring the machine", 1, 1)
+    prepared = await asyncio.to_thread(prepare, settings, None, tell) if chosen else None
+    targets: list[Target] = []
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rerankd-bench-")))
+        for at, row in enumerate(chosen):
+            tell("starting", at, len(chosen))
+            address, start_s = await stack.enter_async_context(
+                service.running(
+                    arguments, row.environment(os.environ), folder / f"{at}.log", settings.start_timeout_s
+                )
+            )
+            server = Remote(address, api_key=settings.api_key)
+            targets.append(drive.Target(row.name, await stack.enter_async_context(server), start_s))
+        tell("starting", len(chosen), len(chosen) or 1)
+        name, key = remote
+        for address in urls:
+            server = await stack.enter_async_context(Remote(address, api_key=key, model=name))
+            again = sum(target.server.url == server.url for target in targets)
+            targets.append(drive.Target(f"{address} ({again + 1})" if again else address, server))
+        driven = await drive.drive(targets, cases, rounds=rounds, within_s=within_s, seed=seed, progress=tell)
+    return Benchmark(
+        hardware=here,
+        model=prepared.name if prepared else targets[0].server.served or name or "not told",
+        facts=prepared.facts if prepared else None,
+        causal=prepared is not None and prepared.scoring.way == "judge",
+        known=frozenset(row.name for row in chosen),
+        start_s={target.name: target.start_s for target in targets if target.start_s is not None},
+        driven=driven,
+        seed=seed,
+    )
+
+
+def _print(found: Benchmark) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rerankd.benchmark import report
+
+    # Into a file or a pipe the table is not cut to the width of a terminal that isn't there.
+    console = Console(width=None if os.isatty(1) else 200, highlight=False)
+    for line in report.before(found):
+        console.print(line, markup=False)
+    head, rows = report.columns(report.rows(found))
+    table = Table(box=None, pad_edge=False)
+    for at, title in enumerate(head):
+        table.add_column(title, justify="left" if at == 0 else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print("", table, "", sep="\n")
+    for line in report.after(found):
+        console.print(line, markup=False)

@@ -1,0 +1,153 @@
+"""`rerankd eval`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rerankd import config
+from rerankd.cli.output import Config, Json, progress, say, server_url
+
+if TYPE_CHECKING:
+    from rerankd.evaluation.second_stage import Ask
+    from rerankd.remote import Remote
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    collection: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.",
+            show_default="the small one that comes with rerankd",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Use this model with an engine of its own.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask this server: rerankd, llama-server, TEI, Infinity, Cohere's API …")
+    ] = None,
+    remote_model: Annotated[
+        str | None, typer.Option(help="The model to name in requests to --url, where it asks for one.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="The key that --url asks for.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="The first stage: a TREC run (query Q0 document rank score tag).",
+            show_default="BM25 over the documents",
+        ),
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(help="Rerank the best so many documents of the first stage.", min=1)
+    ] = 50,
+    split: Annotated[str, typer.Option(help="Whose judgements: qrels/SPLIT.tsv.")] = "test",
+    measures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measure",
+            help="A measure by its name in ir-measures; may be repeated.",
+            show_default="nDCG@10, RR@10, R@10",
+        ),
+    ] = None,
+    shown: Annotated[
+        int, typer.Option("--show", help="Show so many queries that lost most, and that gained most.", min=0)
+    ] = 3,
+    save_run: Annotated[Path | None, typer.Option(help="Write the new order to this file, as a run.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the significance test; the same seed gives the same p.")] = 1,
+    as_json: Json = False,
+    config_file: Config = None,
+) -> None:
+    """Measure how much better a reranker orders what a search finds.
+
+    A collection has queries, documents, and judgements that say which documents answer which query. A first
+    stage finds candidates for each query, the model reranks them, and both orders are measured against the
+    judgements: nDCG@10 (is the best on top?), RR@10 (its mean is MRR: how far down is the first good one?),
+    R@10 (how many of the good ones are among the first ten?). All lie between 0 and 1.
+
+    Without --model and --url it asks the server on this machine when there is one, else it starts an engine
+    with the model of the settings. Try it: rerankd eval
+    """
+    from rerankd import evaluation
+    from rerankd.evaluation import bm25, measure, report, second_stage
+    from rerankd.evaluation.collection import EVERYDAY, read, read_run
+    from rerankd.remote import Remote
+
+    evaluation.check_installed()
+    settings = config.from_machine({"model": (model,) if model else None}, config_file)
+    names = measures or measure.MEASURES
+    measure.parse(names)  # before minutes of work, not after
+    judged = read(collection or EVERYDAY, split)
+
+    server = Remote(url, api_key=api_key, model=remote_model) if url else None
+    if server is None and not model:
+        server = Remote(server_url(settings), api_key=settings.api_key)
+
+    async def reranked(
+        found: dict[str, tuple[str, ...]], report: Progress
+    ) -> tuple[str, second_stage.Reranked]:
+        async with _asked(settings, server, not url, report) as (name, ask):
+            return name, await second_stage.rerank(judged, found, ask, report)
+
+    with progress() as tell:
+        first = dict(read_run(run, judged, candidates) if run else bm25.rank(judged, candidates, tell))
+        name, after = asyncio.run(reranked(first, tell))
+    found = report.Evaluation(
+        collection=judged,
+        model=name,
+        first_stage=f"the run {run}" if run else "BM25",
+        depth=candidates,
+        candidates=first,
+        reranked=after,
+        comparisons=measure.compare(judged.judgements, first, after.ranking, names, seed),
+    )
+    if save_run is not None:
+        save_run.write_text("\n".join(report.run_lines(after.ranking, name)) + "\n", encoding="utf-8")
+        say(f"The new order is in {save_run}.")
+    if as_json:
+        typer.echo(json.dumps(report.as_json(found), ensure_ascii=False, indent=2))
+    else:
+        typer.echo(report.text(found, shown))
+
+
+@contextlib.asynccontextmanager
+async def _asked(
+    settings: config.Settings, server: Remote | None, may_be_down: bool, report: Progress
+) -> AsyncIterator[tuple[str, Ask]]:
+    """Who reranks, by name, and how to ask: the server, or an engine where there is none."""
+    from rerankd.errors import RemoteError
+    from rerankd.prepare import prepare
+    from rerankd.service import Reranker
+
+    async with contextlib.AsyncExitStack() as stack:
+        if server is not None:
+            try:
+                await stack.enter_async_context(server)
+            except RemoteError:
+                if not may_be_down:
+                    raise
+            else:
+                yield f"{server.served or server.model or 'the model'} at {server.url}", _order_of(server)
+                return
+        prepared = await asyncio.to_thread(prepare, settings, None, report)
+        report(f"loading {prepared.path.name}", 0, 1)
+        reranker = await stack.enter_async_context(Reranker(settings, prepared=[prepared]))
+        report(f"loading {prepared.path.name}", 1, 1)
+
+        async def ask(query: str, documents: Sequence[str]) -> Sequence[int]:
+            return [scored.index for scored in (await reranker.rerank(query, documents)).results]
+
+        yield prepared.name, ask
+
+
+def _order_of(server: Remote) -> Ask:
+    async def ask(query: str, documents: Sequence[str]) -> Sequence[int]:
+        return (await server.rerank(query, documents)).order()
+
+    return ask

@@ -1,0 +1,39 @@
+"""Has the candidates of each query reranked, one query after the other, and takes the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rerankd.evaluation.collection import Collection, Ranking
+
+# A query and documents -> the places of the documents, the best first.
+Ask = Callable[[str, Sequence[str]], Awaitable[Sequence[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """The new order of the same documents, and the seconds that each query took."""
+
+    ranking: Ranking
+    seconds: Mapping[str, float]
+
+
+async def rerank(
+    collection: Collection, candidates: Ranking, ask: Ask, progress: Callable[[str, int, int], None]
+) -> Reranked:
+    """Rerank the candidates of every query. Raises what `ask` raises."""
+    ranking: dict[str, tuple[str, ...]] = {}
+    seconds: dict[str, float] = {}
+    for at, (query, found) in enumerate(candidates.items()):
+        progress("reranking", at, len(candidates))
+        if not found:
+            ranking[query] = ()
+            continue
+        started = time.perf_counter()
+        order = await ask(collection.queries[query], [collection.documents[one] for one in found])
+        seconds[query] = time.perf_counter() - started
+        ranking[query] = tuple(found[place] for place in order)
+    progress("reranking", len(candidates), len(candidates))
+    return Reranked(ranking, seconds)

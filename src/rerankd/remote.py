@@ -1,0 +1,173 @@
+"""The client of a rerank server over HTTP: rerankd itself, or another one to measure beside it.
+
+Servers speak one of two bodies, at one of a few paths. A server is asked in each of these shapes until it
+answers one with scores:
+
+| path | body | who |
+|---|---|---|
+| /v1/rerank | documents | rerankd, llama-server, vLLM, Jina |
+| /rerank | documents | Infinity, vLLM |
+| /v2/rerank | documents | Cohere |
+| /rerank | texts | Text Embeddings Inference (TEI) |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from rerankd.errors import RemoteError
+
+_PROBE = ("what is a panda?", ("a bear of China", "a kind of bread"))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One way to ask: a path, and the body's key for the documents."""
+
+    path: str
+    key: str
+
+
+SHAPES = (
+    Shape("/v1/rerank", "documents"),
+    Shape("/rerank", "documents"),
+    Shape("/v2/rerank", "documents"),
+    Shape("/rerank", "texts"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A score for each document in the order of the call; and where the server says so, the tokens read and
+    the name of the model."""
+
+    values: tuple[float, ...]
+    tokens: int | None = None
+    model: str | None = None
+
+    def order(self) -> list[int]:
+        """The places of the documents, the best first; ties keep their order."""
+        return sorted(range(len(self.values)), key=lambda at: -self.values[at])
+
+
+def shapes(path: str) -> tuple[Shape, ...]:
+    """The shapes to try for a URL with this path: at the path that it names, or at those of SHAPES."""
+    if path.rstrip("/").endswith("rerank"):
+        return tuple(Shape(path, key) for key in ("documents", "texts"))
+    return tuple(Shape(path.rstrip("/").removesuffix("/v1") + shape.path, shape.key) for shape in SHAPES)
+
+
+def body(shape: Shape, query: str, documents: Sequence[str], model: str | None) -> dict[str, Any]:
+    """What to POST. `truncate` is TEI's: without it a text beyond its window is an error there."""
+    asked: dict[str, Any] = {"query": query, shape.key: list(documents)}
+    if shape.key == "texts":
+        asked["truncate"] = True
+    if model:
+        asked["model"] = model
+    return asked
+
+
+def read(answer: Any, count: int) -> Scores:
+    """The scores in an answer to `count` documents. Raises RemoteError."""
+    rows = answer.get("results") if isinstance(answer, dict) else answer
+    values = [math.nan] * count
+    try:
+        for row in rows or ():
+            values[row["index"]] = float(row["relevance_score"] if "relevance_score" in row else row["score"])
+        facts = answer if isinstance(answer, dict) else {}
+        tokens = facts["usage"]["prompt_tokens"] if facts.get("usage") else None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RemoteError(f"The answer has no scores that can be read ({error!r}).") from None
+    if any(math.isnan(value) for value in values):
+        raise RemoteError(f"The answer leaves out scores of {count} documents.")
+    return Scores(tuple(values), tokens, facts.get("model"))
+
+
+class Remote:
+    """One server. `model` goes into each request, for servers that ask for one. An async context manager,
+    which finds the server's shape, and what it says it serves, at its start; raises RemoteError."""
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, model: str | None = None, timeout_s: float = 600
+    ) -> None:
+        self.url = url if "://" in url else f"http://{url}"
+        self.model = model
+        self.served: str | None = None
+        self.shape = SHAPES[0]
+        # TEI takes so many texts in a request; a client of it sends the rest in others at the same time.
+        self.most_documents: int | None = None
+        self._http = httpx.AsyncClient(
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Remote:
+        try:
+            await self._find()
+        except BaseException:
+            await self._http.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        """The scores of one request."""
+        most = self.most_documents or len(documents)
+        if len(documents) <= most:
+            return await self._ask(self.shape, query, documents)
+        parts = await asyncio.gather(
+            *(
+                self._ask(self.shape, query, documents[at : at + most])
+                for at in range(0, len(documents), most)
+            )
+        )
+        return Scores(tuple(value for part in parts for value in part.values))
+
+    async def _find(self) -> None:
+        refusals = []
+        for shape in shapes(httpx.URL(self.url).path):
+            try:
+                self.served = (await self._ask(shape, *_PROBE)).model
+            except RemoteError as error:
+                refusals.append(f"  {shape.path} with {shape.key}: {error.message}")
+                continue
+            self.shape = shape
+            if shape.key == "texts":
+                self.most_documents = await self._tei_bound()
+            return
+        raise RemoteError(
+            f"{self.url} answers no rerank request that is known here. Name the whole address of its "
+            "endpoint, such as http://HOST:PORT/v1/rerank.\n" + "\n".join(refusals)
+        )
+
+    async def _tei_bound(self) -> int | None:
+        try:
+            answer = (await self._http.get(httpx.URL(self.url).join("/info"))).json()
+        except (httpx.HTTPError, ValueError):
+            return None
+        bound = answer.get("max_client_batch_size") if isinstance(answer, dict) else None
+        return bound if isinstance(bound, int) and bound > 0 else None
+
+    async def _ask(self, shape: Shape, query: str, documents: Sequence[str]) -> Scores:
+        url = httpx.URL(self.url).copy_with(path=shape.path)
+        try:
+            answer = await self._http.post(url, json=body(shape, query, documents, self.model))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RemoteError(f"{self.url} did not answer: {error or type(error).__name__}.") from None
+        if answer.status_code != 200:
+            raise RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:300]}")
+        try:
+            value = answer.json()
+        except ValueError:
+            raise RemoteError(f"{self.url} answered something that is not JSON.") from None
+        return read(value, len(documents))

@@ -1,0 +1,252 @@
+"""`rerankd eval`: the reader, the measures, the report, and the built-in model on the shipped collection."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rerankd import evaluation
+from rerankd.config import Settings
+from rerankd.errors import CollectionError, ConfigError, MissingExtra
+from rerankd.evaluation import bm25, measure, report, second_stage
+from rerankd.evaluation.collection import EVERYDAY, Collection, read, read_run
+from rerankd.service import Reranker
+from support import rerankd
+
+CORPUS = [
+    {"_id": "a", "title": "Bears", "text": "eat bamboo"},
+    {"_id": "b", "text": "bread is baked"},
+    {"_id": "c", "title": "", "text": "大熊猫吃竹子"},
+]
+QUERIES = [{"_id": "q", "text": "what do bears eat?"}, {"_id": "r", "text": "nobody judged this"}]
+QRELS = "query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t0\nq\tc\t1\n"
+
+
+def folder(at: Path, corpus: str | None = None, queries: str | None = None, qrels: str = QRELS) -> Path:
+    (at / "qrels").mkdir(parents=True, exist_ok=True)
+    lines = ["\n".join(map(json.dumps, rows)) for rows in (CORPUS, QUERIES)]
+    (at / "corpus.jsonl").write_text(lines[0] if corpus is None else corpus)
+    (at / "queries.jsonl").write_text(lines[1] if queries is None else queries)
+    (at / "qrels" / "test.tsv").write_text(qrels)
+    return at
+
+
+# Of ten candidates a query. The model has 0.395.
+BM25_NDCG = 0.2741
+NDCG_FLOOR = 0.37
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    pass
+
+
+def test_a_collection_is_read(tmp_path: Path) -> None:
+    found = read(folder(tmp_path / "mine"))
+    assert found == Collection(
+        "mine",
+        {"a": "Bears eat bamboo", "b": "bread is baked", "c": "大熊猫吃竹子"},
+        {"q": "what do bears eat?"},
+        {"q": {"a": 2, "b": 0, "c": 1}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"corpus": "{"}, r"corpus.jsonl, line 1: not valid JSON"),
+        ({"corpus": '{"text": "x"}'}, r'corpus.jsonl, line 1: not an object with a string "_id"'),
+        ({"corpus": '{"_id": "a"}'}, r'corpus.jsonl, line 1: there is no "text"'),
+        ({"corpus": '{"_id": "a", "text": 3}'}, r'line 1: "text" is not a string'),
+        (
+            {"corpus": '{"_id": "a", "text": ""}\n\n{"_id": "a", "text": ""}'},
+            r"line 3: the id 'a' comes twice",
+        ),
+        ({"corpus": "\n"}, r"corpus.jsonl is empty"),
+        ({"qrels": "q a 2\n"}, r"test.tsv, line 1: 1 fields, but there must be three"),
+        ({"qrels": "q\ta\tgood\n"}, r"line 1: the score 'good' is not a whole number"),
+        ({"qrels": "z\ta\t1\n"}, r"query 'z' is not in queries.jsonl"),
+        ({"qrels": "q\tz\t1\n"}, r"document 'z' is not in corpus.jsonl"),
+        ({"qrels": "q\ta\t1\nq\ta\t1\n"}, r"line 2: query 'q' and document 'a' are judged twice"),
+        ({"qrels": "query-id\tcorpus-id\tscore\n"}, r"holds no judgements"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_place(tmp_path: Path, parts: dict[str, str], says: str) -> None:
+    with pytest.raises(CollectionError, match=says):
+        read(folder(tmp_path, **parts))
+
+
+def test_a_missing_file_and_a_missing_split_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match="A collection is a folder in BEIR's layout"):
+        read(tmp_path)
+    with pytest.raises(CollectionError, match="Name another split with --split; there are: test"):
+        read(folder(tmp_path), "dev")
+
+
+def test_a_run_is_read_by_score_and_to_its_depth(tmp_path: Path) -> None:
+    collection = read(folder(tmp_path))
+    run = tmp_path / "first.run"
+    run.write_text("q Q0 b 1 0.5 x\nq Q0 a 2 7e1 x\nq Q0 c 3 0.5 x\nother Q0 a 1 1 x\n")
+    assert read_run(run, collection, 2) == {"q": ("a", "b")}
+    assert read_run(run, collection, 9) == {"q": ("a", "b", "c")}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("q a 1\n", "line 1: 3 fields, but a run has six"),
+        ("q Q0 z 1 1 x\n", "document 'z' is not in corpus.jsonl"),
+        ("q Q0 a 1 1 x\nq Q0 a 2 1 x\n", "line 2: document 'a' comes twice for query 'q'"),
+        ("q Q0 a 1 nan x\n", "the score 'nan' is not a number"),
+        ("s Q0 a 1 1 x\n", "no document for any query that the collection judges"),
+    ],
+)
+def test_a_bad_run_is_told_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+    run = tmp_path / "first.run"
+    run.write_text(text)
+    with pytest.raises(CollectionError, match=says):
+        read_run(run, read(folder(tmp_path)), 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Bears EAT, bears ate!", ["bear", "eat", "bear", "ate"]),
+        ("大熊猫 eats", ["大", "熊", "猫", "大熊", "熊猫", "eat"]),
+        ("ｐａｎｄａ①", ["panda1"]),
+        ("熊", ["熊"]),
+        ("snake_case 8080", ["snake", "case", "8080"]),
+        ("… —", []),
+    ],
+)
+def test_tokens_of_the_first_stage(text: str, tokens: list[str]) -> None:
+    assert bm25.tokens(text) == tokens
+
+
+def test_bm25_gives_what_shares_a_token_and_nothing_else(tmp_path: Path) -> None:
+    queries = "\n".join(
+        json.dumps({"_id": name, "text": text})
+        for name, text in (("q", "bears eating"), ("s", "熊猫"), ("t", "zebra"))
+    )
+    qrels = QRELS + "s\tc\t1\nt\ta\t1\n"
+    collection = read(folder(tmp_path, queries=queries, qrels=qrels))
+    assert bm25.rank(collection, 10, quiet) == {"q": ("a",), "s": ("c",), "t": ()}
+
+
+def test_measures_of_rankings_worked_out_by_hand() -> None:
+    judgements = {"q": {"a": 2, "b": 1, "c": 0}, "r": {"a": 1}}
+    ranking = {"q": ("c", "b", "a"), "r": ()}
+    ndcg, rr, recall = (
+        measure.of_queries(judgements, ranking, one) for one in measure.parse(("nDCG@10", "RR@10", "R@2"))
+    )
+    # (1 / log2 3 + 2 / log2 4) / (2 / log2 2 + 1 / log2 3)
+    assert ndcg == {"q": pytest.approx(0.61991, abs=1e-5), "r": 0.0}
+    assert rr == {"q": 0.5, "r": 0.0}
+    assert recall == {"q": 0.5, "r": 0.0}
+
+
+def test_an_unknown_measure_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'nDGC@10' is not a measure of ir-measures"):
+        measure.parse(("nDGC@10",))
+
+
+def test_the_significance_test() -> None:
+    better = [0.1 * at for at in range(8)], [0.1 * at + 0.05 for at in range(8)]
+    # Few queries are tried out in full: of 2^8 ways to swap, two are as extreme.
+    assert measure.randomisation_p(*better, seed=1) == pytest.approx(2 / 2**8)
+    assert measure.randomisation_p([0.5] * 9, [0.5] * 9, seed=1) == 1.0
+    assert measure.randomisation_p([0.4, 0.6] * 20, [0.6, 0.4] * 20, seed=1) == pytest.approx(1.0)
+    many = [0.3 + at % 7 / 10 for at in range(60)], [0.3 + at % 5 / 8 for at in range(60)]
+    assert measure.randomisation_p(*many, seed=1) == measure.randomisation_p(*many, seed=1)
+    assert 0.001 < measure.randomisation_p(*many, seed=1) < 0.99
+
+
+async def test_the_report_tells_before_and_after() -> None:
+    collection = Collection(
+        "mine",
+        {"a": "about a", "b": "about b", "c": "c " * 100},
+        {"q": "which?", "r": "who?", "s": "nothing found"},
+        {"q": {"a": 2}, "r": {"b": 1, "a": 0}, "s": {"c": 1}},
+    )
+    before = {"q": ("b", "a"), "r": ("b", "a"), "s": ()}
+
+    async def backwards(query: str, documents: object) -> list[int]:
+        return [1, 0]
+
+    after = await second_stage.rerank(collection, before, backwards, quiet)
+    assert after.ranking == {"q": ("a", "b"), "r": ("a", "b"), "s": ()}
+    assert set(after.seconds) == {"q", "r"}
+    compared = measure.compare(collection.judgements, before, after.ranking, ("RR@10",), seed=1)
+    found = report.Evaluation(collection, "m", "BM25", 10, before, after, compared)
+    text = report.text(found, 3)
+    assert re.search(r"RR@10 +0\.5000 +0\.5000 +\+0\.0000 +1\.0000 +1 +1 +1", text)
+    assert "66.7% of the relevant documents were there" in text
+    assert (
+        "-0.500  r: who?\n    first now, grade 0: a: about a\n    grade 1, place 1 before and 2 after: b"
+        in text
+    )
+    assert "+0.500  q: which?\n    first now, grade 2: a: about a" in text
+    told = report.as_json(found)
+    assert told["measures"]["RR@10"] == {"before": 0.5, "after": 0.5, "p": 1.0, "better": 1, "worse": 1}
+    assert told["per_query"][2]["seconds"] is None
+    assert report.run_lines(after.ranking, "a b")[:2] == ["q Q0 a 1 2 a_b", "q Q0 b 2 1 a_b"]
+
+
+def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "find_spec", lambda name: None if name == "bm25s" else object())
+    with pytest.raises(MissingExtra, match=r"not installed: bm25s\..*pip install 'rerankd\[eval\]'"):
+        evaluation.check_installed()
+
+
+def test_the_shipped_collection_is_what_it_says() -> None:
+    collection = read(EVERYDAY)
+    assert (len(collection.queries), len(collection.documents)) == (60, 400)
+    assert len(set(collection.documents.values())) == 400
+    for query, grades in collection.judgements.items():
+        assert set(grades.values()) <= {0, 1, 2}, query
+        assert 2 in grades.values(), query
+        assert 0 in grades.values(), query
+    chinese = [text for text in collection.queries.values() if re.search("[\u4e00-\u9fff]", text)]
+    assert len(chinese) == 26
+
+
+@pytest.mark.timeout(900)
+async def test_the_builtin_model_orders_the_shipped_collection_far_better_than_bm25(home: Path) -> None:
+    collection = read(EVERYDAY)
+    candidates = bm25.rank(collection, 10, quiet)
+    # One thread: on a machine that is busy, two spend most of their time waiting for each other.
+    async with Reranker(Settings(home=home, threads=1)) as reranker:
+
+        async def ask(query: str, documents: object) -> list[int]:
+            return [one.index for one in (await reranker.rerank(query, documents)).results]  # type: ignore[arg-type]
+
+        after = await second_stage.rerank(collection, candidates, ask, quiet)
+    (ndcg,) = measure.compare(collection.judgements, candidates, after.ranking, ("nDCG@10",), seed=1)
+    # BM25 is pure arithmetic over the files: its value changes only with them.
+    assert ndcg.mean_before == pytest.approx(BM25_NDCG, abs=1e-4)
+    assert ndcg.mean_after > NDCG_FLOOR
+    assert ndcg.p < 0.01
+
+
+def test_the_command_reranks_a_run_and_saves_one(tmp_path: Path, home: Path) -> None:
+    mine = folder(tmp_path / "mine")
+    run = tmp_path / "first.run"
+    run.write_text("q Q0 b 1 3 x\nq Q0 c 2 2 x\nq Q0 a 3 1 x\n")
+    saved = tmp_path / "second.run"
+    arguments = (str(mine), "--model", "builtin:e5", "--run", str(run), "--save-run", str(saved))
+    ended = rerankd("eval", *arguments, "--json", home=home)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["model"] == "builtin:e5"
+    assert told["measures"]["RR@10"]["before"] == 0.5
+    assert told["measures"]["nDCG@10"]["after"] > told["measures"]["nDCG@10"]["before"]
+    assert saved.read_text().splitlines()[0].startswith("q Q0 a 1 ")
+
+
+def test_a_bad_folder_ends_with_a_sentence(tmp_path: Path) -> None:
+    ended = rerankd("eval", str(tmp_path), home=tmp_path)
+    assert ended.returncode == 2
+    assert "There is no" in ended.stderr
+    assert "Traceback" not in ended.stderr
