@@ -1,33 +1,54 @@
-"""A random cross-encoder of a real shape, for measuring speed: python bench/encoder.py FOLDER
+"""Random cross-encoders of real shapes, for measuring speed: python bench/encoder.py FOLDER [SHAPE]
 
-XLM-R with a rank head, 12 layers of 384 as multilingual-e5-small, in Q8_0. Tokenizer and keys are those of
-tests/golden/xlmr-head.gguf.
+XLM-R with a rank head: `small`, 12 layers of 384 as multilingual-e5-small, in Q8_0; `large`, 24 layers of
+1,024 as bge-reranker-v2-m3, in F16. Tokenizer and keys are those of tests/golden/xlmr-head.gguf.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "xlmr-head.gguf"
-LAYERS, WIDTH, FEED_FORWARD, HEADS, WINDOW = 12, 384, 1536, 12, 512
-_SIZES = {
-    "bert.block_count": LAYERS,
-    "bert.embedding_length": WIDTH,
-    "bert.feed_forward_length": FEED_FORWARD,
-    "bert.attention.head_count": HEADS,
-    "bert.context_length": WINDOW,
-    "general.file_type": int(gguf.LlamaFileType.MOSTLY_Q8_0),
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, and the type of its matrices."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    window: int
+    kind: gguf.GGMLQuantizationType
+    file_type: gguf.LlamaFileType
+
+
+_KINDS, _TYPES = gguf.GGMLQuantizationType, gguf.LlamaFileType
+SHAPES = {
+    "small": Shape(12, 384, 1536, 12, 512, _KINDS.Q8_0, _TYPES.MOSTLY_Q8_0),
+    "large": Shape(24, 1024, 4096, 16, 1024, _KINDS.F16, _TYPES.MOSTLY_F16),
 }
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, name: str = "small") -> Path:
     """The file's path; made first where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "xlmr-head-12x384-q8_0.gguf"
+    shape = SHAPES[name]
+    sizes = {
+        "bert.block_count": shape.layers,
+        "bert.embedding_length": shape.width,
+        "bert.feed_forward_length": shape.feed_forward,
+        "bert.attention.head_count": shape.heads,
+        "bert.context_length": shape.window,
+        "general.file_type": int(shape.file_type),
+    }
+    target = folder / f"xlmr-head-{shape.layers}x{shape.width}-{shape.kind.name.lower()}.gguf"
     if target.exists():
         return target
     reader = gguf.GGUFReader(GOLDEN)
@@ -37,22 +58,21 @@ def make(folder: Path) -> Path:
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             kind = field.types[0]
             inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, _SIZES.get(field.name, field.contents()), kind, inner)
+            writer.add_key_value(field.name, sizes.get(field.name, field.contents()), kind, inner)
     random = np.random.default_rng(1)
-    small = {64: WIDTH, 128: FEED_FORWARD, 256: WINDOW}
+    grown = {64: shape.width, 128: shape.feed_forward, 256: shape.window}
     for tensor in reader.tensors:
         _, _, rest = tensor.name.partition("blk.0.")
         if tensor.name.startswith("blk.") and not rest:
             continue
-        shape = [small.get(int(size), int(size)) for size in reversed(tensor.shape)]
-        for name in [f"blk.{layer}.{rest}" for layer in range(LAYERS)] if rest else [tensor.name]:
+        size = [grown.get(int(length), int(length)) for length in reversed(tensor.shape)]
+        for name in [f"blk.{layer}.{rest}" for layer in range(shape.layers)] if rest else [tensor.name]:
             if "norm.weight" in name:
-                writer.add_tensor(name, np.ones(shape, np.float32))
+                writer.add_tensor(name, np.ones(size, np.float32))
                 continue
-            values = random.normal(0, 0.05, shape).astype(np.float32)
-            if len(shape) == 2 and shape[1] % 32 == 0 and shape[0] > 1 and "position" not in name:
-                kind = gguf.GGMLQuantizationType.Q8_0
-                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            values = random.normal(0, 0.05, size).astype(np.float32)
+            if len(size) == 2 and size[1] % 32 == 0 and size[0] > 1 and "position" not in name:
+                writer.add_tensor(name, gguf.quants.quantize(values, shape.kind), raw_dtype=shape.kind)
             else:
                 writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -63,4 +83,4 @@ def make(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(make(Path(sys.argv[1])))
+    print(make(Path(sys.argv[1]), *sys.argv[2:3]))

@@ -140,7 +140,8 @@ async def ours(path: Path, options: argparse.Namespace, folder: Path) -> dict[st
     """rerankd's."""
     flags = ("--delay-ms", str(options.fake_ms))
     real = not options.fake_ms
-    with service(folder, *flags, real=real, model=path, threads=options.threads, force=True) as it:
+    more = {"threads": options.threads, "force": True}
+    with service(folder, *flags, real=real, model=path, engine=options.engine, **more) as it:
         async with httpx.AsyncClient(base_url=it.url, timeout=None, trust_env=False) as client:
 
             async def ask(count: int) -> None:
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=30)
     parser.add_argument("--count", type=int, default=40, help="small requests that are timed, each way")
     parser.add_argument("--fake-ms", type=float, default=0, help="a fake engine, so slow a document")
+    parser.add_argument("--engine", choices=["auto", "llama", "openvino"], default="auto")
     parser.add_argument("--only", choices=["llama-server", "rerankd"])
     options = parser.parse_args()
     path = options.model or encoder.make(options.folder)

@@ -1,5 +1,5 @@
 """What the service costs on top of its engine: python bench/service.py [--rounds 15] [--documents 32]
-[--words 100]
+[--words 100] [--engine openvino]
 
 One run, with the built-in model: the time from the command to the first answer, the memory of the service
 without its engine, and a request's time over HTTP beside the time that the same call takes at the engine
@@ -48,12 +48,12 @@ def text(words: int, seed: str) -> str:
     return " ".join(pick.choice(WORDS) for _ in range(words))
 
 
-def start() -> tuple[subprocess.Popen[bytes], float]:
+def start(engine: str) -> tuple[subprocess.Popen[bytes], float]:
     """Start the service; returns it and the seconds from the command to its first answer."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "rerankd", "serve", "--port", str(PORT)]
     # Every text is scored anew: a cache would answer for the engine.
-    environment = {**os.environ, "RERANKD_CACHE_ENTRIES": "0"}
+    environment = {**os.environ, "RERANKD_CACHE_ENTRIES": "0", "RERANKD_ENGINE": engine}
     service = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     body = {"query": "what is a panda?", "documents": ["a bear of China", "a kind of bread"]}
     while True:
@@ -77,7 +77,15 @@ def rss_mib(pid: int) -> float:
 def engine_socket(service: int) -> str:
     (engine,) = Path(f"/proc/{service}/task/{service}/children").read_text().split()
     words = Path(f"/proc/{engine}/cmdline").read_text().split("\0")
-    return words[words.index("--host") + 1]
+    return words[words.index("--host" if "--host" in words else "--socket") + 1]
+
+
+def engine_call(kind: str, query: str, texts: list[str]) -> tuple[str, dict[str, Any]]:
+    """The path and the body of what the service asks its engine."""
+    prefixed = [f"passage: {one}" for one in texts]
+    if kind == "openvino":
+        return "/score", {"query": f"query: {query}", "texts": prefixed}
+    return "/v1/embeddings", {"input": [f"query: {query}", *prefixed], "encoding_format": "base64"}
 
 
 def timed(client: httpx.Client, path: str, body: dict[str, Any]) -> float:
@@ -91,11 +99,11 @@ def timed(client: httpx.Client, path: str, body: dict[str, Any]) -> float:
 def main(options: argparse.Namespace) -> None:
     starts = []
     for _ in range(3):
-        service, first_s = start()
+        service, first_s = start(options.engine)
         starts.append(first_s)
         service.send_signal(signal.SIGTERM)
         service.wait()
-    service, first_s = start()
+    service, first_s = start(options.engine)
     starts.append(first_s)
     each = ", ".join(f"{seconds:.2f}" for seconds in starts)
     print(f"first answer after the command   {statistics.median(starts):.2f} s   ({each})")
@@ -106,8 +114,7 @@ def main(options: argparse.Namespace) -> None:
     took: dict[str, list[float]] = {"engine": [], "service": []}
     for at in range(options.rounds + 1):
         query = text(8, f"query {at}")
-        inputs = [f"query: {query}", *(f"passage: {one}" for one in texts)]
-        engine_s = timed(engine, "/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
+        engine_s = timed(engine, *engine_call(options.engine, query, texts))
         service_s = timed(http, "/v1/rerank", {"query": query, "documents": texts})
         if at:
             took["engine"].append(engine_s)
@@ -127,4 +134,5 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--documents", type=int, default=32)
     parser.add_argument("--words", type=int, default=100)
+    parser.add_argument("--engine", choices=["openvino", "llama"], default="openvino")
     main(parser.parse_args())

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ggufs import VOCABULARY, write
+from ggufs import VOCABULARY, strings, write
 from rerankd.errors import ModelFileError
+from rerankd.gguf_header import HEADER_LIMIT, TENSOR_TYPES
 from rerankd.models import gguf
-from rerankd.models.gguf_header import HEADER_LIMIT, TENSOR_TYPES
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +340,8 @@ def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st
             break
         end = min(end, len(raw) - 1)
     read_bytes(bytes(raw))
+
+
+def test_all_strings_at_once_are_those_one_by_one() -> None:
+    kept = strings("a", "", "熊猫", "\u2581the")
+    assert kept.texts() == ["a", "", "熊猫", "\u2581the"] == [kept[at] for at in range(len(kept))]

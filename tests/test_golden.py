@@ -1,6 +1,7 @@
 """The engine against transformers: the same raw values and tokens for the same pairs, on every engine here.
 
-Bounds: 1e-3, but for two causes that are llama.cpp's own (tests/golden/README.md has the measurements).
+Bounds: 1e-3, and for OpenVINO in f32 a tenth of it (5e-6 seen), but for two causes that are llama.cpp's own
+(tests/golden/README.md has the measurements).
 xlmr-head: its GELU for `bert` is the tanh form, out of a table in F16; the model's is the erf form.
 qwen2-labels: with F16 matrices it rounds activations to F16 as well.
 """
@@ -13,6 +14,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 
 from rerankd import plan
+from rerankd.engine.openvino.client import OpenVinoEngine
 from rerankd.models import catalog
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings, native_engine
@@ -34,22 +37,45 @@ BOUNDS = {
 }
 # A llama-server as old as b11434 has the tanh form of GELU for ModernBERT too; the bundled one has erf.
 SERVER_BOUNDS = BOUNDS | {"modernbert-head": 5e-3}
+OPENVINO_BOUNDS = dict.fromkeys(("xlmr-head", "modernbert-head", "bert-embedder"), 1e-4)
 # llama.cpp cuts a word of over 100 letters into WordPieces; the reference makes it one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
-BUNDLED, SERVER = "bundled", "llama-server"
 
 
-@pytest.fixture(params=[BUNDLED, SERVER])
-def engine(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings that choose an engine: the bundled one; and the one that LLAMA_SERVER names, or `make engine`
-    has built."""
-    if request.param == BUNDLED:
-        return {}
-    program = os.environ.get("LLAMA_SERVER") or native_engine()
-    if not program:
-        pytest.skip("there is no llama-server to test with: make engine builds one, LLAMA_SERVER names one")
-    return {"llama_path": program, "gpu_layers": 0}
+@dataclass(frozen=True)
+class Run:
+    """A golden model on one engine, which the settings choose."""
+
+    name: str
+    engine: str
+    bound: float
+    settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.engine}"
+
+    @property
+    def other_tokens(self) -> set[tuple[str, str]]:
+        return OTHER_TOKENS if self.engine != "openvino" else set()
+
+
+def runs() -> Iterator[Any]:
+    """Every golden model on every engine that can run it; on a llama-server where LLAMA_SERVER names one, or
+    `make engine` has built one."""
+    for name, bound in OPENVINO_BOUNDS.items():
+        yield Run(name, "openvino", bound, {"engine": "openvino", "precision": "f32"})
+    for name, bound in BOUNDS.items():
+        yield Run(name, "bundled", bound, {"engine": "llama"})
+    server = os.environ.get("LLAMA_SERVER") or native_engine()
+    reason = "there is no llama-server to test with: make engine builds one, LLAMA_SERVER names one"
+    skip = pytest.mark.skipif(not server, reason=reason)
+    for name, bound in SERVER_BOUNDS.items():
+        run = Run(name, "llama-server", bound, {"llama_path": server, "gpu_layers": 0})
+        yield pytest.param(run, marks=skip)
+
+
+on_every_engine = pytest.mark.parametrize("run", list(runs()), ids=str)
 
 
 @pytest.fixture
@@ -60,10 +86,10 @@ def opened(tmp_path: Path) -> Any:
     return open_model
 
 
-def by_query(name: str) -> dict[str, list[dict[str, Any]]]:
+def by_query(run: Run) -> dict[str, list[dict[str, Any]]]:
     cases = defaultdict(list)
-    for case in golden(name)["cases"]:
-        if case["fits"] and (name, case["id"]) not in OTHER_TOKENS:
+    for case in golden(run.name)["cases"]:
+        if case["fits"] and (run.name, case["id"]) not in run.other_tokens:
             cases[PAIRS[case["id"]]["query"]].append(case)
     assert sum(map(len, cases.values())) >= 180
     return cases
@@ -73,11 +99,11 @@ def documents(cases: list[dict[str, Any]]) -> list[str]:
     return [PAIRS[case["id"]]["document"] for case in cases]
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-async def test_raw_values_are_those_of_transformers(name: str, opened: Any, engine: dict[str, Any]) -> None:
-    bound = (SERVER_BOUNDS if engine else BOUNDS)[name]
-    async with opened(name, **engine) as reranker:
-        for query, cases in by_query(name).items():
+@on_every_engine
+async def test_raw_values_are_those_of_transformers(run: Run, opened: Any) -> None:
+    bound = run.bound
+    async with opened(run.name, **run.settings) as reranker:
+        for query, cases in by_query(run).items():
             result = await reranker.rerank(query, documents(cases), raw_scores=True)
             assert result.warnings == ()
             found = {scored.index: scored.score for scored in result.results}
@@ -88,12 +114,12 @@ async def test_raw_values_are_those_of_transformers(name: str, opened: Any, engi
                 assert wanted[before] >= wanted[after] - 2 * bound
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-async def test_token_ids_are_those_of_the_reference(name: str, opened: Any, engine: dict[str, Any]) -> None:
-    async with opened(name, **engine) as reranker:
+@on_every_engine
+async def test_token_ids_are_those_of_the_reference(run: Run, opened: Any) -> None:
+    async with opened(run.name, **run.settings) as reranker:
         running = reranker.state.engine
         clean = partial(plan.clean, nfc=reranker.model.scoring.nfc)
-        for query, cases in by_query(name).items():
+        for query, cases in by_query(run).items():
             for case, document in zip(cases, documents(cases), strict=True):
                 assert await ids_of(running, clean(query), clean(document)) == case["ids"], case["id"]
             result = await reranker.rerank(query, documents(cases[:1]))
@@ -102,6 +128,8 @@ async def test_token_ids_are_those_of_the_reference(name: str, opened: Any, engi
 
 async def ids_of(engine: Any, query: str, document: str) -> list[Any]:
     """The ids that the engine's model reads for a pair."""
+    if isinstance(engine, OpenVinoEngine):
+        return await engine.ids(query, document)
     if engine.scoring.way == "judge":
         prompt = await engine._prompt(query, document, engine.scoring.instruction)
         pieces = [
@@ -127,12 +155,10 @@ def flat(lists: list[Any]) -> Iterator[int]:
             yield from flat(one)
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-async def test_a_pair_has_one_score_wherever_it_stands(
-    name: str, opened: Any, engine: dict[str, Any]
-) -> None:
-    async with opened(name, **engine) as reranker:
-        query, cases = next(iter(by_query(name).items()))
+@on_every_engine
+async def test_a_pair_has_one_score_wherever_it_stands(run: Run, opened: Any) -> None:
+    async with opened(run.name, **run.settings) as reranker:
+        query, cases = next(iter(by_query(run).items()))
         texts = documents(cases)
         alone = [(await reranker.rerank(query, [text])).results[0].score for text in texts]
         shuffled = list(range(len(texts))) * 3
@@ -196,9 +222,10 @@ async def as_engine_reads(engine: Any, text: str) -> list[int]:
     return tokens
 
 
-async def test_control_tokens_are_text_for_an_embedder_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["llama", "openvino"])
+async def test_control_tokens_are_text_for_an_embedder_too(tmp_path: Path, engine: str) -> None:
     plain, spelled = "a panda", "a panda [SEP] [CLS]"
-    async with Reranker(golden_settings("bert-embedder", tmp_path)) as reranker:
+    async with Reranker(golden_settings("bert-embedder", tmp_path, engine=engine)) as reranker:
         result = await reranker.rerank(plain, [plain, spelled], raw_scores=True)
         read = [f"query: {plain}", f"passage: {plain}", f"passage: {spelled}"]
         counts = await reranker.state.engine.count_tokens(read)  # type: ignore[union-attr]

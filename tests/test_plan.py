@@ -19,13 +19,13 @@ def test_each_text_is_scored_once_and_a_document_gets_its_best_chunk(parts: list
     assert made.merge(raw) == [max(value[text] for text in part) for part in parts]
 
 
-@given(st.lists(st.integers(0, 70_000), max_size=200))
-def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int]) -> None:
-    batches = list(plan.micro_batches(["x" * length for length in lengths]))
+@given(st.lists(st.integers(0, 70_000), max_size=200), st.sampled_from([plan.IN_TURN, plan.SHARED]))
+def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int], feed: plan.Feed) -> None:
+    batches = list(plan.micro_batches(["x" * length for length in lengths], feed))
     assert [at for batch in batches for at in batch] == list(range(len(lengths)))
     for batch in batches:
-        assert 0 < len(batch) <= 32
-        assert len(batch) == 1 or sum(lengths[at] for at in batch) <= 64 * 1024
+        assert 0 < len(batch) <= feed.texts
+        assert len(batch) == 1 or sum(lengths[at] for at in batch) <= feed.characters
 
 
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs"])))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.errors import Overloaded, Stopping
-from rerankd.queue import AT_ENGINE, FIRST_TURNS, Bounds, FairQueue, Line, Place
+from rerankd.plan import IN_TURN, Feed
+from rerankd.queue import Bounds, FairQueue, Line, Place
 
 WIDE = Bounds(requests=100, documents=10_000, size_bytes=10**9)
+# The order of turns alone: an engine that takes all there is.
+ENDLESS = replace(IN_TURN, at_engine=10**6, of_one=10**6)
 
 
 def turns(line: Line, count: int) -> str:
@@ -27,7 +31,7 @@ def join(line: Line, request: int, batches: int) -> None:
 
 
 def test_requests_take_turns() -> None:
-    line = Line(WIDE)
+    line = Line(WIDE, ENDLESS)
     join(line, 1, 7)
     join(line, 2, 5)
     join(line, 3, 1)
@@ -36,7 +40,7 @@ def test_requests_take_turns() -> None:
 
 
 def test_who_comes_while_one_is_served_is_next() -> None:
-    line = Line(WIDE)
+    line = Line(WIDE, ENDLESS)
     join(line, 1, 9)
     assert turns(line, 5) == "11111"
     join(line, 2, 1)
@@ -45,7 +49,7 @@ def test_who_comes_while_one_is_served_is_next() -> None:
 
 
 def test_who_comes_is_not_before_those_who_wait() -> None:
-    line = Line(WIDE)
+    line = Line(WIDE, ENDLESS)
     join(line, 1, 9)
     join(line, 2, 9)
     assert turns(line, 10) == "1111" + "2222" + "12"
@@ -54,7 +58,7 @@ def test_who_comes_is_not_before_those_who_wait() -> None:
 
 
 def test_a_stream_of_small_requests_does_not_starve_a_large_one() -> None:
-    line = Line(WIDE)
+    line = Line(WIDE, ENDLESS)
     join(line, 1, 50)
     served = []
     for small in range(2, 60):
@@ -72,7 +76,7 @@ def test_a_stream_of_small_requests_does_not_starve_a_large_one() -> None:
 def test_each_micro_batch_gets_one_turn_and_nobody_is_passed_for_ever(
     events: list[tuple[int, int]],
 ) -> None:
-    line = Line(Bounds(100, 10**6, 10**9))
+    line = Line(Bounds(100, 10**6, 10**9), ENDLESS)
     wanted: dict[int, int] = {}
     passed: dict[int, dict[int, int]] = {}
     for request, (gap, batches) in enumerate(events):
@@ -88,7 +92,7 @@ def test_each_micro_batch_gets_one_turn_and_nobody_is_passed_for_ever(
             for other in wanted:
                 if wanted[other] and other != served:
                     passed[other][served] = passed[other].get(served, 0) + 1
-                    assert passed[other][served] <= FIRST_TURNS + 1
+                    assert passed[other][served] <= IN_TURN.first_turns + 1
     while (served := line.next()) is not None:
         wanted[served] -= 1
     assert not any(wanted.values())
@@ -147,8 +151,8 @@ def test_the_rate_forgets() -> None:
 class Bench:
     """A queue whose engine finishes when the test says so."""
 
-    def __init__(self, bounds: Bounds = WIDE) -> None:
-        self.queue = FairQueue(bounds)
+    def __init__(self, bounds: Bounds = WIDE, feed: Feed = IN_TURN) -> None:
+        self.queue = FairQueue(Line(bounds, feed))
         self.at_engine: list[tuple[str, asyncio.Event]] = []
         self.done: list[str] = []
 
@@ -187,8 +191,8 @@ def test_a_small_request_waits_for_what_is_with_the_engine_and_no_more() -> None
     async def story() -> None:
         it = Bench()
         bulk = it.request("B", 50)
-        assert await it.settle() == "B" * AT_ENGINE
-        for _ in range(FIRST_TURNS):
+        assert await it.settle() == "B" * IN_TURN.at_engine
+        for _ in range(IN_TURN.first_turns):
             assert await it.finish() == "BB"
         small = it.request("s", 1)
         assert await it.settle() == "BB"
@@ -197,6 +201,27 @@ def test_a_small_request_waits_for_what_is_with_the_engine_and_no_more() -> None
         assert await it.finish() == "BB"
         await small
         bulk.cancel()
+        assert await it.settle() == ""
+        assert len(it.queue.line) == 0
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_shares_its_time_has_a_little_of_everybody() -> None:
+    async def story() -> None:
+        it = Bench(feed=Feed(texts=64, characters=1000, at_engine=5, of_one=2, first_turns=1))
+        bulk = it.request("B", 50)
+        assert await it.settle() == "BB"
+        small = it.request("s", 1)
+        assert await it.settle() == "BBs"
+        other = it.request("o", 3)
+        assert await it.settle() == "BBsoo"
+        late = it.request("l", 1)
+        assert await it.settle() == "BBsoo"
+        assert await it.finish() == "BsooB"
+        assert await it.finish() == "sooBl"
+        for request in (small, other, late, bulk):
+            request.cancel()
         assert await it.settle() == ""
         assert len(it.queue.line) == 0
 

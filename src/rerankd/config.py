@@ -56,6 +56,10 @@ def _slashed(value: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
+EngineKind = Literal["auto", "llama", "openvino"]
+Precision = Literal["auto", "f32", "bf16"]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -90,6 +94,8 @@ class ModelSettings(ScoringSettings):
         "", description="the model: a name of `rerankd list`, a GGUF file, or builtin:e5; when empty, NAME"
     )
     aliases: Names = Field((), description="more names the model answers to")
+    engine: EngineKind | None = Field(None, description="what runs the model")
+    precision: Precision | None = Field(None, description="openvino: the arithmetic")
     replicas: int | None = Field(None, ge=1, description="engines that share the model's requests")
     gpu_layers: int | None = Field(None, ge=-1, description="layers to put on the GPU")
     threads: int | None = Field(None, ge=1, description="threads of each engine")
@@ -106,6 +112,8 @@ class Wanted:
     ref: str
     names: tuple[str, ...]
     scoring: ScoringSettings
+    engine: EngineKind
+    precision: Precision
     replicas: int
     gpu_layers: int
     threads: int | None
@@ -139,6 +147,13 @@ class Settings(_Frozen):
     )
     scoring: ScoringSettings = Field(ScoringSettings(), description="overrides of how models are scored")
     force: bool = Field(False, description="serve a model that fails the check at load, with a warning")
+    engine: EngineKind = Field(
+        "auto",
+        description="what runs the model: llama (llama.cpp), openvino (encoders on a CPU), or the faster one",
+    )
+    precision: Precision = Field(
+        "auto", description="openvino: the arithmetic; auto takes bf16 where this CPU is faster with it"
+    )
     llama_path: Path | None = Field(
         None, description="a llama-server binary to run instead of the engines that rerankd knows"
     )
@@ -227,6 +242,8 @@ class Settings(_Frozen):
                 *own.aliases,
             ),
             scoring=self.scoring.model_copy(update=given),
+            engine=own.engine or self.engine,
+            precision=own.precision or self.precision,
             replicas=own.replicas or self.replicas,
             gpu_layers=own.gpu_layers if own.gpu_layers is not None else self.gpu_layers,
             threads=own.threads or self.threads,

@@ -8,11 +8,30 @@ from dataclasses import dataclass
 
 from rerankd.window import Chunks
 
-# A micro-batch is what one call to the engine scores, and what another request may have to wait for. Small
-# ones cost nothing while the next one waits at the engine: 9.8, 9.9, 9.4 and 9.3 documents a second with
-# 4, 8, 16 and 32 of them (77 tokens each, 12 layers of 384, one core).
-_BATCH_TEXTS = 4
-_BATCH_CHARACTERS = 16 * 1024
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """How a kind of engine gets its work.
+
+    A micro-batch, of up to so many `texts` and `characters`, is what one call to the engine scores.
+    `at_engine` of them are there at a time, of one request no more than `of_one`; a new request gets its
+    `first_turns` together.
+    """
+
+    texts: int
+    characters: int
+    at_engine: int
+    of_one: int
+    first_turns: int
+
+
+# An engine that works on one call after the other: what is there is what another request has to wait for.
+# Small micro-batches cost nothing while the next one waits at the engine: 9.8, 9.9, 9.4 and 9.3 documents a
+# second with 4, 8, 16 and 32 texts (77 tokens each, 12 layers of 384, one core).
+IN_TURN = Feed(texts=4, characters=16 * 1024, at_engine=2, of_one=2, first_turns=4)
+# An engine that shares its time between the calls it has, and puts texts of one length together: it is given
+# much at a time, and a little of everybody's.
+SHARED = Feed(texts=64, characters=256 * 1024, at_engine=32, of_one=2, first_turns=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +55,11 @@ def make(documents: Sequence[Chunks]) -> Plan:
     return Plan(tuple(places), parts)
 
 
-def micro_batches(texts: Sequence[str]) -> Iterator[range]:
+def micro_batches(texts: Sequence[str], feed: Feed) -> Iterator[range]:
     """Consecutive ranges of `texts`, each a micro-batch."""
     start = characters = 0
     for at, text in enumerate(texts):
-        if at > start and (at - start == _BATCH_TEXTS or characters + len(text) > _BATCH_CHARACTERS):
+        if at > start and (at - start == feed.texts or characters + len(text) > feed.characters):
             yield range(start, at)
             start, characters = at, 0
         characters += len(text)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from rerankd.config import ScoringSettings, Settings, Wanted
 from rerankd.domain import Scoring
-from rerankd.engine import installed, machine
+from rerankd.engine import encoders, installed, machine
 from rerankd.engine.choice import Choice
+from rerankd.engine.openvino.client import WORKER
 from rerankd.errors import ModelFileError
 from rerankd.models import builtin, catalog, gguf, store, verdict
 
@@ -55,7 +58,8 @@ def prepare(
     that the settings want.
 
     Blocks while it reads and fetches. Raises the errors of the data folder, the model file and the download,
-    and Unscorable where no right score can come of it.
+    Unscorable where no right score can come of it, and ConfigError where the engine that is wanted can't run
+    it.
     """
     model = model or wanted(settings)[0]
     folders = store.Store(settings.home)
@@ -66,8 +70,12 @@ def prepare(
     decided = judge_file(facts, model.scoring)
     scoring = decided.require()
     memory = machine.read().memory_bytes
-    engine = installed.chosen(
-        settings.model_copy(update={"gpu_layers": model.gpu_layers}), needs=decided.needs_build
+    its_own = settings.model_copy(update={"gpu_layers": model.gpu_layers})
+    engine = encoders.choose(
+        model.engine,
+        _candidate(facts, scoring, settings),
+        WORKER,
+        partial(installed.chosen, its_own, needs=decided.needs_build),
     )
     if memory is not None and facts.size_bytes > memory and engine.on_cpu:
         raise ModelFileError(
@@ -76,6 +84,18 @@ def prepare(
         )
     names = model.names or (store.display_name(model.ref),)
     return Model(names[0], names[1:], path, facts, decided, scoring, model, made, engine)
+
+
+def _candidate(facts: gguf.Facts, scoring: Scoring, settings: Settings) -> encoders.Candidate:
+    return encoders.Candidate(
+        scoring,
+        facts.architecture,
+        (facts.tokenizer_model, facts.tokenizer_pre),
+        parts=len(facts.parts),
+        has_charsmap=facts.has_charsmap,
+        named=settings.llama_path is not None,
+        has_wheel=all(find_spec(name) is not None for name in ("openvino", "tokenizers")),
+    )
 
 
 def judge_file(facts: gguf.Facts, scoring: ScoringSettings) -> verdict.Verdict:

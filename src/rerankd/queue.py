@@ -5,11 +5,13 @@ micro-batches in turns: `Line` decides whose, as data and without a clock; `Fair
 their turn.
 
 The order of turns is round robin by request, the one whose last turn is longest ago first. A request that
-has just come counts as served now, but before the one that really was, and its first four turns come
-together. So sixteen documents wait for the two micro-batches that are with the engine, and for no third of
-the same bulk request. (With turns of one each, ten documents took 3.1 times as long beside a bulk client as
-alone; so they take 2.5 times as long, see bench/fairness.py.) Nobody starves: a request is passed only by
-those that had come by its last turn.
+has just come counts as served now, but before the one that really was, and where the engine works on one
+micro-batch after the other, its first four turns come together. So sixteen documents wait for the two
+micro-batches that are with the engine, and for no third of the same bulk request. (With turns of one each,
+ten documents took 3.1 times as long beside a bulk client as alone; so they take 2.5 times as long, see
+bench/fairness.py.) Nobody starves: a request is passed only by those that had come by its last turn. An
+engine that shares its time between what it has is given a little of every request instead (see plan.Feed);
+there turns matter only among more requests than it takes.
 
 Retry-After is what must be scored before there is room, over the documents a second that were scored while
 the engine had work (a mean over the last minute or so of such time).
@@ -26,11 +28,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from rerankd.errors import Overloaded, Stopping
+from rerankd.plan import IN_TURN, Feed
 
-# Micro-batches that are with an engine: while it works on one, the next one waits there.
-AT_ENGINE = 2
-# What a request gets together when it is new: with four documents a turn, most of what people wait for.
-FIRST_TURNS = 4
 _MEMORY_S = 60.0
 _LONGEST_RETRY_S = 120
 # Before anything was measured: slow enough not to promise too much.
@@ -53,13 +52,19 @@ class _Place:
     served: tuple[int, bool]
     waiting: int = 0
     turns: int = 0
+    at_engine: int = 0
 
 
 class Line:
     """The policy. Its methods are the events; a request is a number that the caller makes up."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, feed: Feed = IN_TURN, *, engines: int = 1) -> None:
+        """`engines` is how many there are to work on the requests."""
         self.bounds = bounds
+        self._first_turns = feed.first_turns
+        self._most = feed.at_engine * engines
+        self._most_of_one = feed.of_one * engines
+        self._at_engine = 0
         self.documents = 0
         self.size_bytes = 0
         self._places: dict[int, _Place] = {}
@@ -107,18 +112,34 @@ class Line:
         self._places[request].waiting -= 1
 
     def next(self) -> int | None:
-        """The request whose turn it is, if any waits; it has had its turn by this."""
-        waiting = [(place.served, request) for request, place in self._places.items() if place.waiting]
-        if not waiting:
+        """The request whose turn it is, if any waits and the engine has room; the turn lasts until `done`."""
+        waiting = [
+            (place.served, request)
+            for request, place in self._places.items()
+            if place.waiting and place.at_engine < self._most_of_one
+        ]
+        if not waiting or self._at_engine >= self._most:
             return None
         _, request = min(waiting)
         self._turn += 1
         place = self._places[request]
         place.waiting -= 1
         place.turns += 1
-        if place.turns >= FIRST_TURNS:
+        place.at_engine += 1
+        self._at_engine += 1
+        if place.turns >= self._first_turns:
             place.served = (self._turn, True)
         return request
+
+    def done(self, request: int) -> None:
+        """A turn of the request has ended."""
+        self._places[request].at_engine -= 1
+        self._at_engine -= 1
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the engine has work."""
+        return self._at_engine > 0
 
     def scored(self, request: int, documents: int) -> None:
         """So many of the request's documents are done."""
@@ -171,16 +192,11 @@ class Place:
 class FairQueue:
     """Lets requests in, and gives them turns at the engine."""
 
-    def __init__(
-        self, bounds: Bounds, *, engines: int = 1, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`engines` is how many there are to work on the requests."""
-        self.line = Line(bounds)
+    def __init__(self, line: Line, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.line = line
         self.now = now
-        self._most_at_engine = AT_ENGINE * engines
         self._places: dict[int, Place] = {}
         self._count = 0
-        self._at_engine = 0
         self._busy_since = 0.0
         self._closed = False
         self._empty = asyncio.Event()
@@ -240,13 +256,17 @@ class FairQueue:
             raise
 
     def _hand_out(self) -> None:
-        while self._at_engine < self._most_at_engine and (request := self.line.next()) is not None:
+        while True:
+            was_busy = self.line.is_busy
+            request = self.line.next()
+            if request is None:
+                return
             waiter = self._places[request]._waiters.popleft()
             if waiter.cancelled():  # its task has yet to learn of it
+                self.line.done(request)
                 continue
-            if not self._at_engine:
+            if not was_busy:
                 self._busy_since = self.now()
-            self._at_engine += 1
             waiter.set_result(None)
 
     def _give_back(self, place: Place, documents: int) -> None:
@@ -254,5 +274,5 @@ class FairQueue:
         self.line.was_busy(now - self._busy_since)
         self._busy_since = now
         self.line.scored(place._request, documents)
-        self._at_engine -= 1
+        self.line.done(place._request)
         self._hand_out()

@@ -17,14 +17,16 @@ from rerankd import loadcheck
 from rerankd.cache import ScoreCache
 from rerankd.config import Settings
 from rerankd.engine import command, machine, process
-from rerankd.engine.base import Engine, EngineSpec, Shape
+from rerankd.engine.base import Connection, Engine, EngineSpec, Shape
+from rerankd.engine.llama import LlamaClient
+from rerankd.engine.openvino import client as openvino
 from rerankd.engine.replicas import Replicas
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
 from rerankd.errors import EngineUnavailable, ModelFileError, RerankdError, Unscorable
 from rerankd.metrics import Metrics, Reading
 from rerankd.models import store
 from rerankd.prepare import Model, fingerprint
-from rerankd.queue import Bounds, FairQueue
+from rerankd.queue import Bounds, FairQueue, Line
 
 _log = logging.getLogger("rerankd")
 
@@ -43,7 +45,7 @@ class Served:
     ) -> None:
         self.model = model
         self.settings = settings
-        self.queue = FairQueue(bounds(settings), engines=model.wanted.replicas)
+        self.queue = FairQueue(Line(bounds(settings), model.engine.feed, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
         self.doubts: tuple[str, ...] = ()
         self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
@@ -79,6 +81,15 @@ class Served:
     def pids(self) -> list[int]:
         """The processes of the engines that are ready."""
         return self._replicas.pids if self._replicas is not None else []
+
+    @property
+    def engine_name(self) -> str:
+        """What runs the model, in words; with OpenVINO the precision of its arithmetic and why."""
+        engine, ready = self.model.engine, self.state.engine
+        if engine.kind == "openvino":
+            return ready.about if ready is not None else engine.name
+        number = f" (b{engine.build})" if engine.build and f"b{engine.build}" not in engine.name else ""
+        return f"llama.cpp {engine.name}{number}"
 
     def memory_bytes(self) -> int | None:
         """What the engines hold, of a GPU's memory where they use one: then what they held when they were
@@ -185,15 +196,18 @@ class Served:
 
     def _supervise(self, at: int) -> Supervisor:
         settings, model, wanted, facts = self.settings, self.model, self.model.wanted, self.model.facts
+        threads = wanted.threads or max(machine.read().cores // wanted.replicas, 1)
         options = command.EngineOptions(
             program=model.engine.program,
-            threads=wanted.threads or max(machine.read().cores // wanted.replicas, 1),
+            threads=threads,
             gpus=model.engine.gpus and machine.gpus(),  # what is free there changes with what is loaded
             gpu_layers=wanted.gpu_layers,
             extra=settings.engine_args,
         )
         shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
         spec = EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
+        runs_openvino = model.engine.kind == "openvino"
+        connect: Callable[[Path], Connection] = openvino.OpenVinoClient if runs_openvino else LlamaClient
 
         def argv(socket: Path) -> Sequence[str]:
             # Another file than the one that was judged may have to be scored another way.
@@ -201,6 +215,8 @@ class Served:
                 raise ModelFileError(
                     f"{model.path} has changed or is gone. Send rerankd SIGHUP to have it read anew."
                 )
+            if runs_openvino:
+                return openvino.argv(spec, threads, wanted.precision, socket)
             return command.argv(spec, options, socket)
 
         return Supervisor(
@@ -211,6 +227,7 @@ class Served:
             start_timeout_s=settings.start_timeout_s,
             stop_timeout_s=settings.stop_timeout_s,
             watch=Watch(**settings.model_dump(include={field.name for field in fields(Watch)})),
+            connect=connect,
             check=self._check,
         )
 

@@ -174,6 +174,8 @@ class Reranker:
         raw = [cache.get(key) for key in keys] or [None] * len(texts)
         missing = [at for at, value in enumerate(raw) if value is None]
 
+        feed = served.model.engine.feed
+
         async def score(part: list[int]) -> int:
             batch = [texts[at] for at in part]
             async with place.turn(len(part)):
@@ -191,7 +193,7 @@ class Reranker:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(score(missing[batch.start : batch.stop]))
-                    for batch in plan.micro_batches([texts[at] for at in missing])
+                    for batch in plan.micro_batches([texts[at] for at in missing], feed)
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None

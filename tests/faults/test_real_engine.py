@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,8 +32,13 @@ CASES = {
 }
 PAIRS = [pair for pair in json.loads((GOLDEN / "pairs.json").read_text()) if pair["id"] in CASES]
 TOLERANCE = 1e-3  # the score contract
-# One thread: the tests beside this one, and the engine's other threads, wait for each other on few cores.
-QUIET = {"real": True, "threads": 1}
+
+
+@pytest.fixture(params=["llama", "openvino"])
+def quiet(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings that choose an engine, with one thread: the tests beside this one, and the engine's other
+    threads, wait for each other on few cores."""
+    return {"real": True, "threads": 1, "engine": request.param, "precision": "f32"}
 
 
 class Client:
@@ -109,21 +115,23 @@ def kills(it: Service, count: int, sign: signal.Signals, within_s: float) -> lis
     return waits
 
 
-def test_a_real_engine_that_is_killed_under_load_costs_no_answer(tmp_path: Path) -> None:
-    with service(tmp_path, stable_after_s=1, cache_entries=0, **QUIET) as it:
+def test_a_real_engine_that_is_killed_under_load_costs_no_answer(
+    tmp_path: Path, quiet: dict[str, Any]
+) -> None:
+    with service(tmp_path, stable_after_s=1, cache_entries=0, **quiet) as it:
         kills(it, 3, signal.SIGKILL, within_s=10)
         assert it.get("/health").json()["engine"]["starts"] == 4
 
 
-def test_a_real_engine_that_is_stopped_is_replaced(tmp_path: Path) -> None:
-    with service(tmp_path, health_poll_s=0.3, stable_after_s=1, cache_entries=0, **QUIET) as it:
+def test_a_real_engine_that_is_stopped_is_replaced(tmp_path: Path, quiet: dict[str, Any]) -> None:
+    with service(tmp_path, health_poll_s=0.3, stable_after_s=1, cache_entries=0, **quiet) as it:
         kills(it, 1, signal.SIGSTOP, within_s=15)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_twenty_kills_under_eight_clients(tmp_path: Path) -> None:
-    with service(tmp_path, stable_after_s=1, cache_entries=0, **QUIET) as it:
+def test_twenty_kills_under_eight_clients(tmp_path: Path, quiet: dict[str, Any]) -> None:
+    with service(tmp_path, stable_after_s=1, cache_entries=0, **quiet) as it:
         kills(it, 20, signal.SIGKILL, within_s=3)
         (engine,) = it.engines()
         it.signal(signal.SIGKILL)
@@ -134,18 +142,20 @@ def test_twenty_kills_under_eight_clients(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_three_hangs_under_eight_clients(tmp_path: Path) -> None:
-    with service(tmp_path, stable_after_s=1, cache_entries=0, **QUIET) as it:
+def test_three_hangs_under_eight_clients(tmp_path: Path, quiet: dict[str, Any]) -> None:
+    with service(tmp_path, stable_after_s=1, cache_entries=0, **quiet) as it:
         kills(it, 3, signal.SIGSTOP, within_s=20)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_ten_thousand_requests_leave_memory_and_descriptors_as_they_were(tmp_path: Path) -> None:
+def test_ten_thousand_requests_leave_memory_and_descriptors_as_they_were(
+    tmp_path: Path, quiet: dict[str, Any]
+) -> None:
     def open_files(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/fd"))
 
-    with service(tmp_path, cache_entries=2000, **QUIET) as it:
+    with service(tmp_path, cache_entries=2000, **quiet) as it:
         pid = it.process.pid
         (engine,) = it.engines()
         figures = []
@@ -173,8 +183,8 @@ def test_ten_thousand_requests_leave_memory_and_descriptors_as_they_were(tmp_pat
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_five_thousand_malformed_bodies(tmp_path: Path) -> None:
-    with service(tmp_path, **QUIET) as it, it.client() as http:
+def test_five_thousand_malformed_bodies(tmp_path: Path, quiet: dict[str, Any]) -> None:
+    with service(tmp_path, **quiet) as it, it.client() as http:
         statuses: Counter[int] = Counter()
 
         @given(bodies)
@@ -197,9 +207,9 @@ def test_five_thousand_malformed_bodies(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_a_restart_of_the_client_machine(tmp_path: Path) -> None:
+def test_a_restart_of_the_client_machine(tmp_path: Path, quiet: dict[str, Any]) -> None:
     """Hundreds of clients that all hang up at once, with work under way."""
-    with service(tmp_path, cache_entries=0, **QUIET) as it:
+    with service(tmp_path, cache_entries=0, **quiet) as it:
         body = {"query": "q", "documents": [f"document {number}" for number in range(200)]}
 
         def ask() -> None:

@@ -131,7 +131,7 @@ async def _model(served: Served) -> ModelStatus:
 async def _engine(served: Served) -> EngineStatus:
     state = served.state
     told: EngineStatus = {
-        "program": _engine_name(served.model.engine),
+        "program": served.engine_name,
         "replicas": served.model.wanted.replicas,
         "pids": served.pids,
         "starts": state.starts,

@@ -38,6 +38,10 @@ def serve(
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="Ask for this key. Better set RERANKD_API_KEY.")] = None,
     api_prefix: Annotated[str | None, typer.Option(help="Serve all paths under this one too.")] = None,
+    engine: Annotated[
+        config.EngineKind | None,
+        typer.Option(help="What runs the model; auto takes the fastest that can.", show_default="auto"),
+    ] = None,
     gpu_layers: Annotated[
         int | None, typer.Option(help="Layers on the GPU; -1 for as many as fit there.", show_default="-1")
     ] = None,
@@ -58,6 +62,7 @@ def serve(
         "alias": tuple(alias) if alias else None,
         "api_key": api_key,
         "api_prefix": api_prefix,
+        "engine": engine,
         "gpu_layers": gpu_layers,
         "force": force,
     }
@@ -119,7 +124,7 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
         lines += [
             f"  model    {served.model.path}",
             f"  scoring  {served.model.verdict.explain}",
-            f"  engine   {_engine_words(served.model.engine)}; log in {served.log}",
+            f"  engine   {served.engine_name}: {served.model.engine.reason}; log in {served.log}",
         ]
         if state.phase == "unloaded":
             lines.append("  It is loaded at the first request for it.")
@@ -144,11 +149,6 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
         f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
     ]
     return "\n".join(lines)
-
-
-def _engine_words(engine: Any) -> str:
-    number = f" (b{engine.build})" if engine.build and f"b{engine.build}" not in engine.name else ""
-    return f"llama.cpp {engine.name}{number}: {engine.reason}"
 
 
 def _address_for_others(host: str) -> str:

@@ -51,9 +51,14 @@ class RawScores:
 
 
 class Engine(Protocol):
-    """One running engine. `fixed_tokens` is what special tokens, prefixes and template take of the window."""
+    """One running engine. `fixed_tokens` is what special tokens, prefixes and template take of the window,
+    `about` what it is in words."""
 
     fixed_tokens: int
+    about: str
+
+    async def prepare(self) -> None:
+        """What has to be asked of the child once, before the first score."""
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without any special tokens around it."""
@@ -63,3 +68,19 @@ class Engine(Protocol):
 
         Raises InputTooLong where a pair does not fit the window, else another EngineError.
         """
+
+
+class Connection(Protocol):
+    """What a supervisor asks of the child behind a socket, whatever kind of engine it runs."""
+
+    async def is_ready(self, timeout_s: float = 2.0) -> bool:
+        """Whether the child answers and has loaded its model."""
+
+    async def shows_work(self, within_s: float) -> bool:
+        """Whether what computes in the child gets to do anything within so many seconds."""
+
+    def engine(self, spec: EngineSpec) -> Engine:
+        """The engine of the model that the child has loaded."""
+
+    async def close(self) -> None:
+        """Close the connection; calls that come later raise EngineUnavailable."""

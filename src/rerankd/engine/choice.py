@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rerankd.engine.machine import Gpu
 from rerankd.engine.manifest import Manifest
 from rerankd.errors import EngineTooOld, EngineUnknown
+from rerankd.plan import IN_TURN, Feed
 
 BUNDLED = "bundled"
+Kind = Literal["llama", "openvino"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,16 @@ class Bundled:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The engine that runs. `gpus` are the cards it can use, () for none, None where that is not known."""
+    """The engine that runs. `gpus` are the cards it can use, () for none, None where that is not known.
+    `feed` is how it gets its work."""
 
     name: str
     program: tuple[str, ...]
     reason: str
     build: int = 0
     gpus: tuple[Gpu, ...] | None = ()
+    kind: Kind = "llama"
+    feed: Feed = IN_TURN
 
     @property
     def on_cpu(self) -> bool:

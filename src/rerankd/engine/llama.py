@@ -18,7 +18,8 @@ from rerankd.domain import Way
 from rerankd.engine import judge
 from rerankd.engine.base import Engine, EngineSpec, RawScores
 from rerankd.engine.command import CALLS
-from rerankd.errors import EngineError, EngineTimeout, EngineUnavailable, InputTooLong, Unscorable
+from rerankd.engine.wire import Wire
+from rerankd.errors import EngineError, EngineUnavailable, InputTooLong, Unscorable
 
 _QUERIES_KEPT = 64
 # A text that is tokenised together with a prefix or a template may take a token more than alone.
@@ -36,22 +37,14 @@ class LlamaClient:
     """
 
     def __init__(self, socket: Path) -> None:
-        self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(socket)),
-            base_url="http://engine",
-            timeout=None,
-            trust_env=False,
-        )
+        self._wire = Wire(socket)
         self._computing = asyncio.Semaphore(CALLS)
         self._tokenising = asyncio.Semaphore(CALLS)
         self._answered = 0
 
     async def is_ready(self, timeout_s: float = 2.0) -> bool:
         """Whether the server answers and has loaded its model."""
-        try:
-            return (await self._http.get("/health", timeout=timeout_s)).status_code == 200
-        except httpx.TransportError:
-            return False
+        return await self._wire.is_ready(timeout_s)
 
     async def shows_work(self, within_s: float) -> bool:
         """Whether the server's own loop gets to do anything within so many seconds.
@@ -60,12 +53,16 @@ class LlamaClient:
         """
         answered = self._answered
         try:
-            await self._http.get("/slots", timeout=within_s)
+            await self._wire.get("/slots", within_s)
         except httpx.TimeoutException:
             return self._answered != answered
         except httpx.TransportError:
             pass  # it is dying, which is seen elsewhere
         return True
+
+    def engine(self, spec: EngineSpec) -> LlamaEngine:
+        """The engine of this server's model."""
+        return KINDS[spec.scoring.way](spec, self)
 
     async def compute(self, path: str, body: dict[str, Any]) -> Any:
         """POST one call that runs the model."""
@@ -97,23 +94,13 @@ class LlamaClient:
         return split[:-1]
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._wire.close()
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        if self._http.is_closed:
-            raise EngineUnavailable("The engine was stopped before the request reached it; try again.")
-        try:
-            response = await self._http.post(path, json=body)
-            answer = response.json()
-        except httpx.TimeoutException as error:
-            raise EngineTimeout("The engine took too long to answer.") from error
-        except httpx.TransportError as error:
-            raise EngineUnavailable("The engine stopped in the middle of the request; try again.") from error
-        except ValueError as error:
-            raise EngineError("The engine's answer is not JSON; see the engine's log.") from error
-        if response.status_code == 503:
+        status, answer = await self._wire.post(path, body)
+        if status == 503:
             raise EngineUnavailable("The engine is still loading its model; try again in a moment.")
-        if response.status_code != 200:
+        if status != 200:
             text = _error_text(answer)
             kind = InputTooLong if any(sign in text for sign in _TOO_LONG) else EngineError
             raise kind(f"The engine refused the request: {text}")
@@ -124,6 +111,7 @@ class LlamaEngine(Engine):
     """What the three ways share."""
 
     fixed_tokens = 0
+    about = "llama.cpp"
 
     def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
         self.scoring = spec.scoring

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rerankd.engine import llama, process, reasons, rundir
-from rerankd.engine.base import Engine, EngineSpec
+from rerankd.engine import process, reasons, rundir
+from rerankd.engine.base import Connection, Engine, EngineSpec
 from rerankd.engine.child import Child
+from rerankd.engine.llama import LlamaClient
 from rerankd.engine.restart import STABLE_AFTER_S, End, GiveUp, decide, recent
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable, RerankdError
 
@@ -81,9 +82,9 @@ class _Loss:
 class Supervisor:
     """Owner of one engine and its child.
 
-    `command` makes the child's command line for a socket path. `check` is run on each engine that has become
-    ready, before anyone else gets it; what it raises makes the start a failed one. `pause` waits before a
-    restart and `now` tells the time by which a life is long or short.
+    `command` makes the child's command line for a socket path, and `connect` connects to it. `check` is run
+    on each engine that has become ready, before anyone else gets it; what it raises makes the start a failed
+    one. `pause` waits before a restart and `now` tells the time by which a life is long or short.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Supervisor:
         start_timeout_s: float,
         stop_timeout_s: float,
         watch: Watch | None = None,
+        connect: Callable[[Path], Connection] = LlamaClient,
         check: Callable[[Engine], Awaitable[None]] | None = None,
         now: Callable[[], float] = time.monotonic,
         pause: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
@@ -104,6 +106,7 @@ class Supervisor:
         self.log = log
         self._name = spec.path.name
         self._command = command
+        self._connect = connect
         self._check = check
         self._run_dir = run_dir
         self._start_timeout_s = start_timeout_s
@@ -240,7 +243,7 @@ class Supervisor:
             child = self._child = await Child.start(self._command(socket), self.log)
         except RerankdError as error:
             return _Loss(error), None
-        client = llama.LlamaClient(socket)
+        client = self._connect(socket)
         note = rundir.note(self._run_dir, child.pid)
         ready_at: float | None = None
         loss = _Loss(EngineUnavailable("The engine is stopped."))
@@ -274,7 +277,7 @@ class Supervisor:
     async def _until_dead(self, child: Child) -> _Loss:
         return _Loss(EngineUnavailable(self._died(child, await child.wait())))
 
-    async def _until_silent(self, child: Child, client: llama.LlamaClient) -> _Loss:
+    async def _until_silent(self, child: Child, client: Connection) -> _Loss:
         misses = 0
         while misses < _MOST_MISSES:
             await asyncio.sleep(self._watch.health_poll_s)
@@ -284,7 +287,7 @@ class Supervisor:
             kill=True,
         )
 
-    async def _until_stuck(self, child: Child, client: llama.LlamaClient) -> _Loss:
+    async def _until_stuck(self, child: Child, client: Connection) -> _Loss:
         while True:
             await self._suspected.wait()
             self._suspected.clear()
@@ -312,7 +315,7 @@ class Supervisor:
         _log.info("a reload was asked for: the engine is replaced between requests")
         return _Loss(EngineUnavailable("The engine is being replaced; try again."), asked=True)
 
-    async def _become_ready(self, child: Child, client: llama.LlamaClient) -> Engine:
+    async def _become_ready(self, child: Child, client: Connection) -> Engine:
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 return await self._load(child, client)
@@ -320,7 +323,7 @@ class Supervisor:
             text = reasons.not_loaded(self._name, self._start_timeout_s, child.lines())
             raise EngineStartFailed(text, retry_after_s=None) from None
 
-    async def _load(self, child: Child, client: llama.LlamaClient) -> Engine:
+    async def _load(self, child: Child, client: Connection) -> Engine:
         poll_s = _FIRST_POLL_S
         while not await client.is_ready():
             if child.exit_code is not None:
@@ -328,7 +331,7 @@ class Supervisor:
                 raise EngineStartFailed(self._died(child, code), retry_after_s=None)
             await asyncio.sleep(poll_s)
             poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
-        engine = llama.KINDS[self.spec.scoring.way](self.spec, client)
+        engine = client.engine(self.spec)
         try:
             await engine.prepare()
             if self._check is not None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from rerankd.domain import Pooling
 from rerankd.errors import ModelFileError
-from rerankd.models.gguf_header import Header, Source, Strings, Tensor, parse
+from rerankd.gguf_header import Header, Source, Strings, Tensor, parse
 
 _KEEP = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", ".classifier.output_labels")
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
@@ -42,11 +42,12 @@ class Facts:
     Sizes are in bytes, lengths in tokens; 0, "" and None mean that the file does not say. `size_bytes` counts
     all parts of a split file, `tensor_bytes` the weights alone. `cls_rows` and `cls_output_rows` are the rows
     of the rank head's tensors `cls.weight` and `cls.output.weight`, 0 where there is none. `kv_width` is the
-    number of numbers that keys and values of a token take in one layer. `has_output` is
-    about the language model's own head (absent also when it shares the embedding matrix). `control_tokens`
-    and `user_defined_tokens` map a special token's text to its id; `tokens` is the whole vocabulary.
-    `block_weights` counts the weights of the matrices in all blocks, 0 where a token does not use all of them
-    (mixture of experts); `attention_width` is the number of heads times the width of one.
+    number of numbers that keys and values of a token take in one layer. `has_output` is about the language
+    model's own head (absent also when it shares the embedding matrix), `has_charsmap` about the tokenizer's
+    normalisation map. `control_tokens` and `user_defined_tokens` map a special token's text to its id;
+    `tokens` is the whole vocabulary. `block_weights` counts the weights of the matrices in all blocks, 0
+    where a token does not use all of them (mixture of experts); `attention_width` is the number of heads
+    times the width of one.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Facts:
     has_cls_output: bool = False
     cls_output_rows: int = 0
     has_output: bool = False
+    has_charsmap: bool = False
     tokenizer_model: str = ""
     tokenizer_pre: str = ""
     chat_template: str = ""
@@ -327,6 +329,7 @@ def _facts(
         has_cls_output="cls.output.weight" in tensors,
         cls_output_rows=_rows(tensors.get("cls.output.weight")),
         has_output="output.weight" in tensors,
+        has_charsmap="tokenizer.ggml.precompiled_charsmap" in values,
         tokenizer_model=text("tokenizer.ggml.model"),
         tokenizer_pre=text("tokenizer.ggml.pre"),
         chat_template=text("tokenizer.chat_template"),

@@ -1,0 +1,52 @@
+"""A model file, loaded: texts' ids in, one row of values for each text out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.domain import Pooling
+from rerankd.engine import machine
+from rerankd.engine.openvino import graph, precision
+from rerankd.engine.openvino.runtime import ov
+from rerankd.engine.openvino.tokens import Vocabulary
+from rerankd.engine.openvino.weights import Weights
+
+
+class Encoder:
+    """The vocabulary and the compiled model of one file. Raises ModelFileError where it is damaged."""
+
+    def __init__(
+        self, path: Path, pooling: Pooling, *, threads: int, wanted: precision.Wanted = "auto"
+    ) -> None:
+        weights = Weights(path)
+        core = ov.Core()
+        sizes = weights.key("embedding_length"), weights.key("feed_forward_length")
+        timed = partial(precision.measure, core, *sizes, threads)
+        chosen = precision.choose(wanted, machine.instructions(), timed)
+        version = ov.get_version().partition("-")[0]
+        self.about = f"OpenVINO {version}, {chosen.precision} ({chosen.why}), {threads} threads"
+        model = graph.build(weights, pooling)
+        # A vocabulary of 250,000 pieces takes longer than anything else, and compiling needs no Python.
+        with ThreadPoolExecutor(1) as other:
+            building = other.submit(Vocabulary, weights.values)
+            compiled = core.compile_model(model, "CPU", precision.config(threads, chosen.precision))
+            self._embed = graph.embedder(weights)
+            self.vocabulary: Vocabulary = building.result()
+        self._request = compiled.create_infer_request()
+
+    def forward(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Ids [texts, tokens], padded with any, and the texts' lengths -> [texts, values]. One thread at a
+        time."""
+        padding = np.arange(ids.shape[1]) >= lengths[:, None]
+        mask = np.where(padding, np.float32(graph.MASKED), np.float32(0))[:, None, None, :]
+        # The arrays live until the call has ended: a Tensor does not keep its own alive.
+        embeddings = np.ascontiguousarray(self._embed(ids), np.float32)
+        self._request.set_tensor("embeddings", ov.Tensor(embeddings))
+        self._request.set_tensor("mask", ov.Tensor(np.ascontiguousarray(mask)))
+        self._request.infer()
+        return np.array(self._request.get_output_tensor(0).data)

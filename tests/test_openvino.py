@@ -1,0 +1,196 @@
+"""The OpenVINO worker's parts: what goes into a call, the thread that computes, precision, damaged files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd.engine.openvino import precision
+from rerankd.engine.openvino.runner import Runner, padded
+from rerankd.engine.openvino.schedule import Schedule
+from rerankd.engine.openvino.weights import Weights
+from rerankd.errors import ModelFileError
+from support import GOLDEN
+
+lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=40)
+
+
+@given(st.lists(lengths, max_size=6), st.integers(64, 1024))
+def test_each_text_is_in_one_call_and_no_call_is_too_large(jobs: list[list[int]], most: int) -> None:
+    schedule = Schedule(most)
+    for number, texts in enumerate(jobs):
+        schedule.add(number, texts)
+    seen = []
+    while call := schedule.next():
+        longest = max(row.tokens for row in call)
+        assert len(call) == 1 or len(call) * longest <= most
+        assert all(row.tokens >= 0.75 * longest for row in call)
+        assert all(row.tokens == jobs[row.job][row.at] for row in call)
+        seen += [(row.job, row.at) for row in call]
+    assert sorted(seen) == [(job, at) for job, texts in enumerate(jobs) for at in range(len(texts))]
+
+
+def test_texts_of_one_length_go_together_the_longest_first() -> None:
+    schedule = Schedule(100)
+    schedule.add(1, [10, 50, 11, 49, 12])
+    assert [row.at for row in schedule.next()] == [3, 1]
+    assert [row.at for row in schedule.next()] == [0, 2, 4]
+    assert schedule.next() == []
+
+
+def test_jobs_take_turns_and_others_ride_along() -> None:
+    schedule = Schedule(100)
+    schedule.add(1, [100] * 5 + [20])
+    assert [row.job for row in schedule.next()] == [1]
+    schedule.add(2, [20, 21])
+    schedule.add(3, [90])
+    turns = [{row.job for row in schedule.next()} for _ in range(7)]
+    # The second job's texts take the first one's short text along.
+    assert turns == [{1}, {2, 1}, {3}, {1}, {1}, {1}, set()]
+
+
+def test_a_job_that_is_dropped_waits_no_longer() -> None:
+    schedule = Schedule()
+    schedule.add(1, [5, 5])
+    schedule.add(2, [500])
+    schedule.drop(1)
+    assert [row.job for row in schedule.next()] == [2]
+    assert schedule.next() == []
+
+
+def test_a_new_job_waits_for_one_turn_of_each_that_was_there() -> None:
+    schedule = Schedule(10)
+    for job in range(4):
+        schedule.add(job, [10] * 50)
+    for _ in range(10):
+        schedule.next()
+    schedule.add(9, [10])
+    before = 0
+    while (call := schedule.next()) and call[0].job != 9:
+        before += 1
+    assert before <= 4
+
+
+class Gate:
+    """A model that adds up ids, and waits for leave to do so."""
+
+    def __init__(self) -> None:
+        self.open = threading.Semaphore(0)
+        self.begun = threading.Semaphore(0)
+        self.calls: list[int] = []
+
+    def __call__(self, ids: Any, sizes: Any) -> Any:
+        self.begun.release()
+        assert self.open.acquire(timeout=10)
+        if (ids == 666).any():
+            raise RuntimeError("no memory for this")
+        self.calls.append(len(ids))
+        return ids.sum(axis=1, keepdims=True).astype(np.float32)
+
+
+def test_each_job_gets_its_own_values_in_order() -> None:
+    gate = Gate()
+    runner = Runner(gate)
+    first = runner.submit([[1, 2, 3], [4], [5, 5, 5]])
+    second = runner.submit([[7, 8, 9]])
+    for _ in range(4):
+        gate.open.release()
+    assert first.result.result(10)[:, 0].tolist() == [6, 4, 15]
+    assert second.result.result(10)[:, 0].tolist() == [24]
+
+
+def test_what_fails_fails_its_jobs_only() -> None:
+    gate = Gate()
+    runner = Runner(gate)
+    bad = runner.submit([[666], [1, 1, 1]])
+    good = runner.submit([[1, 2, 3, 4, 5, 6, 7, 8]])
+    for _ in range(4):
+        gate.open.release()
+    with pytest.raises(RuntimeError, match="no memory for this"):
+        bad.result.result(10)
+    assert good.result.result(10)[:, 0].tolist() == [36]
+
+
+def test_dropped_work_is_not_begun() -> None:
+    gate = Gate()
+    runner = Runner(gate)
+    runner.submit([[1] * 900])
+    assert gate.begun.acquire(timeout=10)
+    dropped = runner.submit([[2] * 500] * 20)
+    runner.drop(dropped)
+    last = runner.submit([[3] * 900])
+    for _ in range(2):
+        gate.open.release()
+    assert last.result.result(10)[:, 0].tolist() == [2700]
+    assert gate.calls == [1, 1]
+
+
+def test_the_thread_shows_work_between_calls_and_none_while_it_hangs() -> None:
+    gate = Gate()
+    runner = Runner(gate)
+    idle = runner.steps(-1, 10)
+    assert runner.steps(idle, 10) > idle
+    job = runner.submit([[1]])
+    assert gate.begun.acquire(timeout=10)
+    hung = runner.steps(-1, 10)
+    assert runner.steps(hung, 0.05) == hung
+    gate.open.release()
+    assert runner.steps(hung, 10) > hung
+    job.result.result(10)
+
+
+def test_padding_keeps_texts_whole() -> None:
+    ids, sizes = padded([[1, 2], [3], [4, 5, 6]])
+    assert ids.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
+    assert sizes.tolist() == [2, 1, 3]
+
+
+def timed(**seconds: float) -> Callable[[precision.Precision], float]:
+    return lambda kind: seconds[kind]
+
+
+def test_precision_is_what_the_cpu_is_faster_with() -> None:
+    def unasked(kind: precision.Precision) -> float:
+        raise AssertionError("there is nothing to measure")
+
+    assert precision.choose("auto", ["avx2"], unasked).precision == "f32"
+    assert precision.choose("bf16", ["avx2"], unasked).precision == "bf16"
+    amx = ["amx_bf16", "avx512_bf16", "avx2"]
+    fast = precision.choose("auto", amx, timed(f32=3.0, bf16=1.0))
+    assert (fast.precision, "3.0 times" in fast.why) == ("bf16", True)
+    assert precision.choose("auto", amx, timed(f32=1.0, bf16=1.0)).precision == "f32"
+    assert precision.choose("auto", amx, timed(f32=1.0, bf16=30.0)).precision == "f32"
+
+
+def test_weights_that_are_missing_or_misshapen_are_named() -> None:
+    weights = Weights(GOLDEN / "xlmr-head.gguf")
+    with pytest.raises(ModelFileError, match=r"no tensor blk\.9\.attn_q\.weight"):
+        weights.array("blk.9.attn_q.weight", (64, 64))
+    with pytest.raises(ModelFileError, match=r"blk\.0\.ffn_up\.weight has the shape \(64, 128\)"):
+        weights.array("blk.0.ffn_up.weight", (64, 64))
+    with pytest.raises(ModelFileError, match=r"no key bert\.rope\.freq_base"):
+        weights.key("rope.freq_base")
+
+
+def test_rows_of_a_table_are_those_of_the_whole() -> None:
+    weights = Weights(GOLDEN / "bert-embedder.gguf")
+    whole = weights.array("token_embd.weight", (1800, 64))
+    rows = np.array([5, 1799, 5, 0])
+    assert (weights.table("token_embd.weight", 1800, 64)[rows] == whole[rows]).all()
+
+
+def test_nothing_that_reports_usage_is_loaded() -> None:
+    program = (
+        "import sys; import rerankd.engine.openvino.encoder; "
+        "print([name for name in sys.modules if 'telemetry' in name or name == 'openvino.tools.ovc.convert'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
