@@ -185,3 +185,12 @@ def test_cards_as_nvidia_smi_lists_them() -> None:
     )
     assert second.driver == "580.1"
     assert (third.total_bytes, third.compute_capability) == (0, "12.1")
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [(None, "ab"), ("0", "a"), ("1,0", "ba"), ("1,7,0", "b"), ("", ""), ("-1", ""), ("GPU-8a3f", "ab")],
+)
+def test_cards_that_the_environment_leaves(said: str | None, left: str) -> None:
+    found = machine.visible((card(1, "a"), card(1, "b")), said)
+    assert "".join(gpu.name for gpu in found) == left

@@ -141,6 +141,17 @@ def test_without_tools_it_says_what_to_install(tmp_path: Path, lacks: str, says:
     assert (engines(home), left_over(home)) == (before, [])
 
 
+def test_make_does_where_there_is_no_ninja(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("cmake", "make", "cc", "c++", "sh", "as", "ld", "ar", "ranlib"):
+        if found := shutil.which(name):
+            (programs / name).symlink_to(found)
+    made = build(mini_tree.write(tmp_path / "tree"), tmp_path, PATH=str(programs))
+    assert made.returncode == 0, made.stderr
+    assert engines(tmp_path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     home = tmp_path / "small"

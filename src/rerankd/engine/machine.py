@@ -61,12 +61,27 @@ def read() -> Machine:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA cards, by nvidia-smi; none where there is no such program. It may take a second."""
+    """The NVIDIA cards that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi; none where there is no such program.
+    It may take a second."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
     query = [program, f"--query-gpu={_SMI_QUERY}", "--format=csv,noheader,nounits"]
-    return parse_gpus(process.output(query, _SMI_TIMEOUT_S))
+    found = parse_gpus(process.output(query, _SMI_TIMEOUT_S))
+    return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
+    """(pure) The cards that CUDA_VISIBLE_DEVICES leaves: their numbers, up to the first that there is not.
+    Other names than numbers are not looked into: then all are taken."""
+    if said is None or any(not word.strip().lstrip("-").isdigit() for word in said.split(",") if word):
+        return gpus
+    left = []
+    for word in said.split(","):
+        if not word.strip().isdigit() or int(word) >= len(gpus):
+            break
+        left.append(gpus[int(word)])
+    return tuple(left)
 
 
 def gpu_memory_bytes(pids: Sequence[int]) -> int | None:

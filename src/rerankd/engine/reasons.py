@@ -19,14 +19,17 @@ _RETRY_FAILED_S = 60
 _LESS_MEMORY = "Take a smaller quantisation or lower scoring.window."
 _NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
 _SIGNS = (
-    ("unknown model architecture", "This engine is too old for this model: use a newer llama.cpp."),
+    (
+        "unknown model architecture",
+        "This engine is too old for this model: take a newer llama.cpp (rerankd engine build --source …).",
+    ),
     ("failed to allocate", "It needs more memory than there is. " + _LESS_MEMORY),
     ("out of memory", "It needs more memory than there is. " + _LESS_MEMORY),
     ("error: argument", _NEWER),
     ("invalid argument", _NEWER),
 )
 _SIGNALS = {
-    -4: "It met an instruction that this CPU does not have: build llama.cpp for this machine.",
+    -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it.",
     -9: "It was killed, most likely because memory ran out. " + _LESS_MEMORY,
     -11: "It crashed: the file may be damaged, or the engine is broken on this machine.",
 }

@@ -18,7 +18,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -235,7 +235,9 @@ class Builder:
         if outcome.passed and made.backend == "cuda" and not machine.gpus():
             notes = ("tested on the CPU only: there is no NVIDIA card here",)
         elif outcome.passed and made.backend != "cpu":
-            outcome = smoke.run([str(program)], log, gpu_layers=ALL_LAYERS)
+            on_gpu = smoke.run([str(program)], log, gpu_layers=ALL_LAYERS)
+            # Other instructions of the CPU would not mend what fails on the GPU.
+            outcome = replace(on_gpu, text=f"on the GPU, {on_gpu.text}", signal=None)
         self._report(f"testing {made.name}", 1, 1)
         return outcome, notes
 
