@@ -27,6 +27,7 @@ _LOG_BYTES = 2**15
 
 class EngineStatus(TypedDict):
     program: str
+    why: str
     replicas: int
     pids: list[int]
     starts: int
@@ -131,7 +132,8 @@ async def _model(served: Served) -> ModelStatus:
 async def _engine(served: Served) -> EngineStatus:
     state = served.state
     told: EngineStatus = {
-        "program": _engine_name(served.model.engine),
+        "program": served.model.engine.title,
+        "why": served.model.engine.reason,
         "replicas": served.model.wanted.replicas,
         "pids": served.pids,
         "starts": state.starts,

@@ -114,12 +114,14 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     names = ", ".join(served.name for served in reranker.fleet.models)
     lines = [f"rerankd {__version__} serves {names} at http://{shown}:{port}"]
+    lines.append("  Open that address in a browser to try it, see its state and connect programs.")
+    several = len(reranker.fleet.models) > 1
     for served in reranker.fleet.models:
         state = served.state
         lines += [
-            f"  model    {served.model.path}",
+            f"  model    {f'{served.name}, ' if several else ''}{served.model.path}",
             f"  scoring  {served.model.verdict.explain}",
-            f"  engine   {_engine_words(served.model.engine)}; log in {served.log}",
+            f"  engine   {served.model.engine.title}: {served.model.engine.reason}; log in {served.log}",
         ]
         if state.phase == "unloaded":
             lines.append("  It is loaded at the first request for it.")
@@ -144,11 +146,6 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
         f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
     ]
     return "\n".join(lines)
-
-
-def _engine_words(engine: Any) -> str:
-    number = f" (b{engine.build})" if engine.build and f"b{engine.build}" not in engine.name else ""
-    return f"llama.cpp {engine.name}{number}: {engine.reason}"
 
 
 def _address_for_others(host: str) -> str:

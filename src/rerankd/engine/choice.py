@@ -49,6 +49,12 @@ class Choice:
     gpus: tuple[Gpu, ...] | None = ()
 
     @property
+    def title(self) -> str:
+        """Which engine it is: `llama.cpp bundled (b11549)`."""
+        number = f" (b{self.build})" if self.build and f"b{self.build}" not in self.name else ""
+        return f"llama.cpp {self.name}{number}"
+
+    @property
     def on_cpu(self) -> bool:
         """Whether nothing of a model runs on a GPU."""
         return self.gpus == ()
