@@ -27,6 +27,7 @@ _LOG_BYTES = 2**15
 
 class EngineStatus(TypedDict):
     program: str
+    why: str
     replicas: int
     pids: list[int]
     starts: int
@@ -132,6 +133,7 @@ async def _engine(served: Served) -> EngineStatus:
     state = served.state
     told: EngineStatus = {
         "program": served.engine_name,
+        "why": served.model.engine.reason,
         "replicas": served.model.wanted.replicas,
         "pids": served.pids,
         "starts": state.starts,

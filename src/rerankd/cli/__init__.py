@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from rerankd import __version__
-from rerankd.cli import bench, doctor, engine, eval, models, rerank, serve
+from rerankd.cli import bench, doctor, engine, eval, models, rerank, serve, status
 from rerankd.errors import RerankdError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 # In the order of the help.
 app.command()(serve.serve)
+app.command()(status.status)
 app.command()(rerank.rerank)
 app.command()(models.inspect)
 app.command()(models.pull)

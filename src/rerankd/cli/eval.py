@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, progress, say, server_url
+from rerankd.cli import running
+from rerankd.cli.output import Config, Json, progress, say
 
 if TYPE_CHECKING:
     from rerankd.evaluation.second_stage import Ask
@@ -87,7 +88,7 @@ def evaluate(
 
     server = Remote(url, api_key=api_key, model=remote_model) if url else None
     if server is None and not model:
-        server = Remote(server_url(settings), api_key=settings.api_key)
+        server = Remote(running.url(settings), api_key=settings.api_key)
 
     async def reranked(
         found: dict[str, tuple[str, ...]], report: Progress

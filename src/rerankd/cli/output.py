@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from rerankd.config import Settings
-
 Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML) instead of ./rerankd.toml.")
 ]
@@ -84,9 +82,3 @@ class progress:
 
 def say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def server_url(settings: Settings) -> str:
-    """Where the rerankd of this machine is, if one runs with these settings."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, progress, say, server_url
+from rerankd.cli import running
+from rerankd.cli.output import Config, Json, progress, say
 from rerankd.domain import RerankResult
 from rerankd.errors import InvalidRequest
 
@@ -77,10 +78,8 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     """The running server's answer; None where there is no rerankd at the address of the settings."""
     import httpx
 
-    url = server_url(settings)
-    headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     try:
-        with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+        with running.client(settings) as client:
             if client.get("/ready", timeout=2).status_code != 200:
                 return None
             answer = client.post("/v1/rerank", json=body, timeout=settings.request_timeout_s + 5)
@@ -89,7 +88,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
         return None
     if answer.status_code != 200:
         message = value.get("message", answer.text) if isinstance(value, dict) else answer.text
-        raise InvalidRequest(f"The server at {url} says: {message}")
+        raise InvalidRequest(f"The server at {running.url(settings)} says: {message}")
     return value if isinstance(value, dict) and "results" in value else None
 
 

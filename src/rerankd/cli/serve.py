@@ -119,10 +119,12 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     names = ", ".join(served.name for served in reranker.fleet.models)
     lines = [f"rerankd {__version__} serves {names} at http://{shown}:{port}"]
+    lines.append("  Open that address in a browser to try it, see its state and connect programs.")
+    several = len(reranker.fleet.models) > 1
     for served in reranker.fleet.models:
         state = served.state
         lines += [
-            f"  model    {served.model.path}",
+            f"  model    {f'{served.name}, ' if several else ''}{served.model.path}",
             f"  scoring  {served.model.verdict.explain}",
             f"  engine   {served.engine_name}: {served.model.engine.reason}; log in {served.log}",
         ]

@@ -1,0 +1,24 @@
+"""The server that runs on this machine, as other commands reach it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rerankd.config import Settings
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def url(settings: Settings) -> str:
+    """Where the server of these settings is reached from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def client(settings: Settings) -> httpx.Client:
+    """A client that asks it, with the key if there is one."""
+    import httpx
+
+    headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    return httpx.Client(base_url=url(settings), headers=headers, trust_env=False)

@@ -1,0 +1,97 @@
+"""`rerankd status`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from rerankd import config
+from rerankd.cli import running
+from rerankd.cli.output import Config, Json, print_rows, say
+from rerankd.errors import RerankdError
+from rerankd.models.inspect import size_words
+
+_TIMEOUT_S = 10
+
+
+def status(as_json: Json = False, config_file: Config = None) -> None:
+    """Tell what the server on this machine does: its models and engines, what waits, and how fast it is.
+
+    It is looked for at the host and port of the settings (RERANKD_PORT for another port). Exit code 0 when
+    every model can answer, 1 when one can't, or when there is no server.
+    """
+    settings = config.from_machine({}, config_file)
+    told = _ask(settings)
+    if as_json:
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+    else:
+        print_rows(rows(told["models"]))
+        for line in (*notes(told), f"the same as a page: {running.url(settings)}"):
+            say(line)
+    if any(model["state"] not in ("ready", "unloaded") for model in told["models"]):
+        raise typer.Exit(1)
+
+
+def _ask(settings: config.Settings) -> dict[str, Any]:
+    """The answer of /v1/status. Raises RerankdError where there is no server, or it says something else."""
+    import httpx
+
+    place = running.url(settings)
+    try:
+        with running.client(settings) as client:
+            answer = client.get("/v1/status", timeout=_TIMEOUT_S)
+            told = answer.json()
+    except httpx.TransportError as error:
+        raise RerankdError(
+            f"No server answers at {place} ({type(error).__name__}). Start one with rerankd serve, or name "
+            "another place with RERANKD_HOST and RERANKD_PORT."
+        ) from None
+    except ValueError:
+        told = None
+    if answer.status_code == 200 and isinstance(told, dict) and "models" in told:
+        return told
+    message = told.get("message") if isinstance(told, dict) else None
+    raise RerankdError(
+        f"The server at {place} says: {message}"
+        if isinstance(message, str)
+        else f"What answers at {place} is not a rerankd that knows /v1/status."
+    )
+
+
+def rows(models: list[dict[str, Any]]) -> list[list[str]]:
+    """The models as a table, the head first."""
+    return [["name", "state", "scored as", "window", "memory", "starts", "lost", "waiting", "engine"]] + [
+        [
+            model["id"],
+            model["state"],
+            model["way"],
+            str(model["window"]),
+            size_words(model["engine"]["memory_bytes"]) if model["engine"]["memory_bytes"] else "-",
+            str(model["engine"]["starts"]),
+            str(model["engine"]["lost"]),
+            str(model["queue"]["documents"]),
+            model["engine"]["program"],
+        ]
+        for model in models
+    ]
+
+
+def notes(told: dict[str, Any]) -> list[str]:
+    """What a table has no room for, in sentences."""
+    recent = told["recent"]
+    minutes = recent["step_s"] * len(recent["requests"]) / 60
+    asked, failed = sum(recent["requests"]), sum(recent["failed"])
+    lines = [
+        f"{model['id']}: {model['engine']['error']}" for model in told["models"] if "error" in model["engine"]
+    ]
+    text = f"{asked} requests in the last {minutes:g} minutes"
+    slowest = max((ms for ms in recent["p95_ms"] if ms is not None), default=None)
+    if failed:
+        text += f", {failed} of them without scores"
+    if slowest is not None:
+        text += (
+            f"; 95 of 100 took less than {slowest:.0f} ms even in the slowest {recent['step_s']:g} seconds"
+        )
+    return [*lines, text]
