@@ -137,7 +137,7 @@ def test_pairs_are_scored_in_the_order_sent(model: Model) -> None:
 def test_pairs_are_bounded_as_documents_are(model: Model) -> None:
     body = {"text_1": ["a", "b", "c"], "text_2": ["a", "b", "c"]}
     answer = Service(model, max_documents=2).post("/v1/score", body)
-    assert answer.status_code == 400 and "3 pairs; at most 2" in answer.json()["message"]
+    assert answer.status_code == 400 and "3 documents; at most 2" in answer.json()["message"]
 
 
 # --- headers ---

@@ -134,17 +134,25 @@ class Reranker:
         )
         return result
 
+    async def answer_all(
+        self, requests: Sequence[RerankRequest], *, timeout_s: float | None = None
+    ) -> list[RerankResult]:
+        """The answers of several requests to one model, one after the other. They are bound together by what
+        one request is: so many documents, and one deadline. Raises what `answer` raises."""
+        self._check_count(sum(len(request.documents) for request in requests))
+        timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return [await self.answer(request) for request in requests]
+        except TimeoutError:
+            raise self._too_late(self.fleet.find(requests[0].model), timeout_s) from None
+
     def _check_request(self, request: RerankRequest) -> None:
         if not request.query.strip():
             raise InvalidRequest("The query is empty. Send the question the documents should answer.")
         if not request.documents:
             raise InvalidRequest("There are no documents. Send at least one.")
-        if len(request.documents) > self.settings.max_documents:
-            raise InvalidRequest(
-                f"The request has {len(request.documents)} documents; at most "
-                f"{self.settings.max_documents} are taken at once. Send them in parts, or raise "
-                "max_documents."
-            )
+        self._check_count(len(request.documents))
         most = self.settings.max_document_characters
         for at, text in enumerate(request.documents):
             if len(text) > most:
@@ -152,6 +160,14 @@ class Reranker:
                     f"Document {at} has {len(text)} characters; at most {most} are taken. Send it in parts, "
                     "or raise max_document_characters."
                 )
+
+    def _check_count(self, documents: int) -> None:
+        most = self.settings.max_documents
+        if documents > most:
+            raise InvalidRequest(
+                f"The request has {documents} documents; at most {most} are taken at once. Send them in "
+                "parts, or raise max_documents."
+            )
 
     async def _score(self, served: Served, request: RerankRequest, place: Place) -> _Scored:
         try:

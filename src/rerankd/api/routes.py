@@ -7,7 +7,6 @@ bodies are the same does the path tell: /api/rerank is Ollama's.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
@@ -29,7 +28,7 @@ from rerankd.api.answer import (
 from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
 from rerankd.domain import RerankRequest, RerankResult
-from rerankd.errors import EngineTimeout, InvalidRequest, RerankdError
+from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
 # What is read of the body of a caller who is not let in, to answer in the dialect it speaks.
@@ -97,7 +96,7 @@ async def score(request: Request) -> Response:
     timeout_s = limits.wanted_timeout_s(request)
     requests = dialect.parse(value)
     served = reranker.fleet.find(requests[0].model)
-    results = await _answer_all(reranker, requests, timeout_s)
+    results = await reranker.answer_all(requests, timeout_s=timeout_s)
     return json_response(
         dialect.render(results, request_id(request)),
         headers=facts(
@@ -132,28 +131,6 @@ async def _read(
     if refused is not None:
         raise refused
     return dialect, value
-
-
-async def _answer_all(
-    reranker: Reranker, requests: Sequence[RerankRequest], timeout_s: float | None
-) -> list[RerankResult]:
-    """The answers, one after the other: /score is bound by what one /rerank is."""
-    settings = reranker.settings
-    pairs = sum(len(asked.documents) for asked in requests)
-    if pairs > settings.max_documents:
-        raise InvalidRequest(
-            f"The request has {pairs} pairs; at most {settings.max_documents} are taken at once. Send them "
-            "in parts, or raise max_documents."
-        )
-    timeout_s = min(timeout_s or settings.request_timeout_s, settings.request_timeout_s)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return [await reranker.answer(asked) for asked in requests]
-    except TimeoutError:
-        raise EngineTimeout(
-            f"The request took longer than {timeout_s:g} s and was dropped. Send fewer "
-            "pairs, or raise request_timeout_s."
-        ) from None
 
 
 router = APIRouter(route_class=Route)
