@@ -279,9 +279,7 @@ def _budget_bytes(settings: Settings) -> int | None:
     """What all engines may hold together; None where it can't be told."""
     if settings.memory_budget is not None:
         return settings.memory_budget
-    engine = installed.chosen(settings)
-    if engine.on_cpu:
-        memory = machine.read().memory_bytes
-    else:
-        memory = sum(gpu.total_bytes for gpu in engine.gpus or ()) or None
+    # Where nothing is known of a GPU, what can be measured is the machine's own memory.
+    on_gpus = sum(gpu.total_bytes for gpu in installed.chosen(settings).gpus or ())
+    memory = on_gpus or machine.read().memory_bytes
     return int(memory * _SHARE_FOR_ENGINES) if memory is not None else None

@@ -92,10 +92,11 @@ class Served:
         return f"llama.cpp {engine.name}{number}"
 
     def memory_bytes(self) -> int | None:
-        """What the engines hold, of a GPU's memory where they use one: then what they held when they were
-        loaded, since asking takes a while. None where there are none, or it can't be told."""
-        if not self.model.engine.on_cpu:
-            return self._gpu_bytes if self.pids else None
+        """What the engines hold: of a GPU's memory, as far as it is seen that they use one (then what they
+        held when they were loaded, since asking takes a while), else of the machine's. None where there are
+        none, or it can't be told."""
+        if self.pids and self._gpu_bytes is not None:
+            return self._gpu_bytes
         held = [size for pid in self.pids if (size := process.memory_bytes(pid)) is not None]
         return sum(held) if held else None
 
