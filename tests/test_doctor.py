@@ -133,6 +133,8 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen) -> None:
             "engine remove",
         ),
         (replace(VM, choice=None, choice_problem="It is gone."), "engine", "fail", "gone", "engine list"),
+        (VM, "openvino", "ok", "not installed", "rerankd[openvino]"),
+        (replace(VM, openvino="2026.4"), "openvino", "ok", "2026.4", ""),
         (replace(VM, models=()), "model", "ok", "none here yet", "rerankd pull"),
         (replace(VM, model_problem="There is no x."), "model", "fail", "no x", "rerankd list"),
         (

@@ -46,6 +46,7 @@ def diagnose(seen: Seen, mirror: str | None = None) -> list[Row]:
         _disk(seen),
         _port(seen),
         *_engines(seen),
+        _openvino(seen),
         *_models(seen),
         *_online(seen),
     ]
@@ -225,6 +226,17 @@ def _engines(seen: Seen) -> Iterator[Row]:
         yield Row("engine", "fail", seen.choice_problem, "rerankd engine list")
     else:
         yield Row("engine", "ok", f"{used} is used: {seen.choice.reason}")
+
+
+def _openvino(seen: Seen) -> Row:
+    if seen.openvino:
+        return Row("openvino", "ok", f"{seen.openvino}: encoders run on it, where no GPU does the work")
+    return Row(
+        "openvino",
+        "ok",
+        "not installed: encoders run on llama.cpp",
+        "for encoders that are faster on a CPU: pip install 'rerankd[openvino]'",
+    )
 
 
 def _engine(engine: SeenEngine, *, is_used: bool) -> Row:

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -57,6 +58,7 @@ def look(settings: Settings, report: Progress, *, online: bool = False) -> Seen:
         choice_problem=choice_problem,
         models=models,
         model_problem=model_problem,
+        openvino=_openvino(),
         online=_online(report) if online else None,
     )
 
@@ -65,6 +67,14 @@ def _release() -> dict[str, str]:
     with contextlib.suppress(OSError):
         return platform.freedesktop_os_release()
     return {}
+
+
+def _openvino() -> str:
+    """Its version, with what its worker needs beside it."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        metadata.version("tokenizers")
+        return metadata.version("openvino")
+    return ""
 
 
 def _has_nvidia_card() -> bool:

@@ -37,7 +37,8 @@ class SeenModel:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """All of it. `problem` texts are "" where there is none. `online` maps a place to what is wrong with
-    reaching it, and is None when that was not asked for. `nvidia_card` says that the PCI bus has one."""
+    reaching it, and is None when that was not asked for. `nvidia_card` says that the PCI bus has one;
+    `openvino` is its version."""
 
     machine: Machine
     cpu: str
@@ -58,4 +59,5 @@ class Seen:
     choice_problem: str
     models: tuple[SeenModel, ...]
     model_problem: str = ""
+    openvino: str = ""
     online: Mapping[str, str] | None = field(default=None)
