@@ -39,13 +39,18 @@ def test_serve_answers_the_notes_curl_and_leaves_nothing_behind(serve: Serve) ->
     said = "".join(program.said)
     assert "small model for trying things out" in said
     assert "API endpoint URL" in said
-    assert "engine   llama.cpp bundled (b11549): no other was built" in said
+    assert "threads: the fastest for an encoder on a CPU" in said
     engines = children(program.process.pid)
     assert len(engines) == 1
     assert len(run_folders(program.process.pid)) == 1
     assert program.stop() == 0
     wait_until_gone(engines)
     assert run_folders(program.process.pid) == []
+
+
+def test_serve_says_which_llama_cpp_runs_and_why(serve: Serve) -> None:
+    said = "".join(serve(XLMR, RERANKD_ENGINE="llama").said)
+    assert "llama.cpp bundled (b11549): no other was built" in said
 
 
 def test_the_engine_dies_with_a_service_that_is_killed(serve: Serve) -> None:
