@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from rerankd import prepare
 from rerankd.config import Settings
 from rerankd.engine import installed, manifest
 from rerankd.engine.choice import Bundled, Installed, Offer, choose
 from rerankd.engine.machine import Gpu
 from rerankd.errors import EngineTooOld, EngineUnknown
-from rerankd.models import catalog
+from rerankd.models import catalog, gguf
+from support import golden_settings
 
 GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
 CPU = ("avx2", "fma")
@@ -100,6 +102,21 @@ def test_the_catalog_may_name_the_oldest_build() -> None:
     table = '[[model]]\nname = "A"\nway = "head"\nneeds_build = 12000\n'
     entry = catalog.load(table + 'match = { architectures = ["bert"], names = ["a-b"] }').entries[0]
     assert entry.needs_build == 12000
+
+
+def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = golden_settings("qwen3-headed", tmp_path)
+    name = catalog.plain(gguf.read(settings.model[0]).name)
+    prompt = 'way = "judge"\nlabels = ["y", "n"]\ntemplate = "{query}{document}"\nneeds_build = 99999\n'
+    match = f'match = {{ architectures = ["qwen3"], names = ["{name}"] }}'
+    table = catalog.load(f'[[model]]\nname = "A"\n{prompt}{match}')
+    monkeypatch.setattr(catalog, "known", lambda: table)
+    with pytest.raises(
+        EngineTooOld, match=r"needs llama\.cpp b99999 or newer, and the bundled llama\.cpp is b1"
+    ):
+        prepare.prepare(settings)
 
 
 def put(home: Path, build: int, **more: Any) -> str:
