@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -152,21 +153,32 @@ def test_make_does_where_there_is_no_ninja(tmp_path: Path) -> None:
     assert engines(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 256 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
     home = tmp_path / "small"
     home.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(home)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(home)], check=False)
     if mounted.returncode:
         pytest.skip("this container may not mount a small disk")
-    try:
-        failed = build(mini_tree.write(tmp_path / "tree"), home)
-        assert failed.returncode == 7
-        assert "A build takes about 1 GiB" in failed.stderr
-        assert "The engine in use has not changed" in failed.stderr
-        assert engines(home) == []
-    finally:
-        subprocess.run(["umount", str(home)], check=True)
+    yield home
+    subprocess.run(["umount", str(home)], check=True)
+
+
+def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = mini_tree.write(tmp_path / "tree")
+    failed = build(tree, small_disk)
+    assert failed.returncode == 7
+    assert "A build takes about 1 GiB" in failed.stderr
+    assert "The engine in use has not changed" in failed.stderr
+    # Where it fills up in the middle, whoever meets the end of it.
+    monkeypatch.setitem(plan.DISK_BYTES, "cpu", 0)
+    made = builder.Builder(small_disk, report=lambda *_: None, say=lambda _: None, environ=os.environ)
+    with pytest.raises((BuildFailed, DataFolderError), match="some space"):
+        made.build(builder.Request(source=str(tree), backend="cpu"))
+    assert (engines(small_disk), left_over(small_disk)) == ([], [])
 
 
 def test_a_disk_that_fills_up_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,19 +185,36 @@ class Builder:
         new = self._folder / f".new-{made.name}"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        program = new / manifest.PROGRAM
-        shutil.copy2(folder / "bin" / plan.TARGET, program)
-        outcome, more = self._test(made, program, log)
+        try:
+            shutil.copy2(folder / "bin" / plan.TARGET, new / manifest.PROGRAM)
+            told = self._manifest(made, *self._test(made, new / manifest.PROGRAM, log), notes)
+            (new / manifest.FILE).write_text(manifest.render(told), encoding="utf-8")
+            shutil.copy2(log, new / _LOG)
+            target = self._folder / made.name
+            if target.exists():  # --again
+                old = self._folder / f".old-{made.name}"
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(target, old)
+                os.rename(new, target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(new, target)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return Installed(target / manifest.PROGRAM, told)
+
+    def _manifest(
+        self, made: plan.Plan, outcome: smoke.Outcome, more: Sequence[str], notes: Sequence[str]
+    ) -> Manifest:
+        """What is written of a build that passed. Raises BuildFailed, or _DiedInTest, for another one."""
         if outcome.signal is not None:
-            shutil.rmtree(new)
             raise _DiedInTest(outcome.text)
         if not outcome.passed:
-            shutil.rmtree(new)
             raise BuildFailed(
                 f"{made.name} was built, and fails its smoke test: {outcome.text}\nIt is not used; the "
-                f"engine in use has not changed. Log: {log}"
+                "engine in use has not changed."
             )
-        told = Manifest(
+        return Manifest(
             name=made.name,
             build=made.source.build,
             backend=made.backend,
@@ -211,18 +228,6 @@ class Builder:
             smoke=outcome.text,
             notes=(*notes, *more),
         )
-        (new / manifest.FILE).write_text(manifest.render(told), encoding="utf-8")
-        shutil.copy2(log, new / _LOG)
-        target = self._folder / made.name
-        if target.exists():  # --again
-            old = self._folder / f".old-{made.name}"
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(target, old)
-            os.rename(new, target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(new, target)
-        return Installed(target / manifest.PROGRAM, told)
 
     def _test(self, made: plan.Plan, program: Path, log: Path) -> tuple[smoke.Outcome, tuple[str, ...]]:
         """The smoke test, on the CPU, and on the GPU where the engine is for one."""
