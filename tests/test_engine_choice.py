@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from built import CPU, engine, put
 from rerankd import prepare
 from rerankd.config import Settings
 from rerankd.engine import installed, manifest
@@ -18,25 +19,7 @@ from rerankd.models import catalog, gguf
 from support import golden_settings
 
 GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
-CPU = ("avx2", "fma")
 BUNDLED = Bundled(("python", "-m", "bundled"), 11549)
-
-
-def engine(build: int, backend: manifest.Backend = "cpu", instructions: tuple[str, ...] = CPU) -> Installed:
-    known = manifest.Manifest(
-        name=f"b{build}-{backend}-0",
-        build=build,
-        backend=backend,
-        source="a folder",
-        source_digest="0",
-        flags=("-DX=ON",),
-        compiler="cc 1",
-        cpu="a CPU",
-        instructions=instructions,
-        made_at="2026-01-01T00:00:00+00:00",
-        smoke="passed",
-    )
-    return Installed(Path(f"/engines/{known.name}/llama-server"), known)
 
 
 def offer(*engines: Installed, **more: Any) -> Offer:
@@ -117,18 +100,6 @@ def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
         EngineTooOld, match=r"needs llama\.cpp b99999 or newer, and the bundled llama\.cpp is b1"
     ):
         prepare.prepare(settings)
-
-
-def put(home: Path, build: int, **more: Any) -> str:
-    """An engine on disk, as a build leaves it, but for its program."""
-    known = replace(engine(build).manifest, **more)
-    folder = home / "engines" / known.name
-    folder.mkdir(parents=True)
-    program = folder / manifest.PROGRAM
-    program.write_text("#!/bin/sh\necho 'version: 0.6.0-dev (build 11434, commit x)'\n")
-    program.chmod(0o755)
-    (folder / manifest.FILE).write_text(manifest.render(known))
-    return known.name
 
 
 def test_engines_on_disk(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import built
 import mini_tree
 from rerankd.config import Settings
 from rerankd.engine import installed
@@ -240,11 +241,9 @@ def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def with_an_engine(folder: Path) -> Path:
-    """A data folder with one good engine that is used."""
-    home = folder / "home"
-    made = build(mini_tree.write(folder / "first" / "llama.cpp-b4000"), home)
-    assert made.returncode == 0, made.stderr
-    return home
+    """A data folder with an engine that is used."""
+    built.put(folder / "home", 4000, instructions=())
+    return folder / "home"
 
 
 def compilers(pid: int) -> list[int]:
