@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test engine test-clients test-soak lint clean
+.PHONY: serve test docs engine test-clients test-soak lint clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
+
+# The parts of the documentation that say what the code says.
+docs: $(VENV)/installed-dev
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python tests/clients/docs.py
 
 # llama.cpp for this machine, for the tests that compare it with the bundled one. Some minutes, once: it is kept
 # under .test-home, by its source and its flags.

@@ -19,6 +19,11 @@ from rerankd.errors import RerankdError
 app = typer.Typer(
     name="rerankd",
     help="Serve reranker models on your own machine.",
+    epilog=(
+        "To begin: rerankd serve, and then open the address it says in a browser. For a better model than "
+        "the built-in one: rerankd list --catalog, and rerankd pull NAME. When something is wrong: rerankd "
+        "doctor and rerankd status."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

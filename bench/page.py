@@ -1,0 +1,57 @@
+"""How heavy the page is, and when its first words are seen: `python bench/page.py`. Needs Chromium."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from browser import chromium
+from support import GOLDEN, ROOT, environment
+
+_PAINT = "performance.getEntriesByName('first-contentful-paint')"
+_LOADED = (
+    "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+    ".filter(entry => !entry.name.includes('/v1/')).reduce((sum, entry) => sum + entry.encodedBodySize, 0)"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    rounds = parser.parse_args().rounds
+    server = subprocess.Popen(
+        [sys.executable, "-m", "rerankd", "serve", str(GOLDEN / "xlmr-head.gguf"), "--port", "0"],
+        env=environment(ROOT / ".test-home"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    line = next(line for line in server.stderr if "API endpoint URL" in line)
+    url = line.split()[-1].removesuffix("/v1")
+    paints, loaded = [], 0
+    try:
+        with chromium() as browser:
+            for _ in range(rounds + 1):  # the first one starts parts of the browser, and does not count
+                context = browser.new_context()
+                page = context.new_page()
+                page.goto(f"{url}/")
+                page.locator("#served .dot").wait_for()
+                page.wait_for_function(f"{_PAINT}.length")
+                paints.append(page.evaluate(f"{_PAINT}[0].startTime"))
+                loaded = page.evaluate(_LOADED)
+                context.close()
+    finally:
+        server.terminate()
+        server.wait(30)
+    print(f"first paint: {statistics.median(paints[1:]):.0f} ms (median of {rounds})")
+    print(f"slowest: {max(paints[1:]):.0f} ms")
+    print(f"loaded: {loaded / 1000:.1f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Writes the parts of docs/ that say what the code says: `make docs`.
+
+The settings of docs/configuration.md come from their own descriptions, docs/cli.md from the commands' help,
+and the table of docs/models.md from the catalog. tests/test_documentation.py fails where one is behind.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from typer.main import get_command
+
+from rerankd import config
+from rerankd.cli import app
+from rerankd.models import listing
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def settings() -> str:
+    """All settings but the sections, a row each."""
+    rows = [
+        f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(name)} |"
+        for name, field in config.Settings.model_fields.items()
+        if name not in ("models", "scoring")
+    ]
+    return "\n".join(["| setting | default | meaning | on SIGHUP |", "|---|---|---|---|", *rows])
+
+
+_SCORING = config.ScoringSettings.model_fields
+
+
+def of_a_model() -> str:
+    """What a [models.NAME] section alone may set."""
+    return _meanings(
+        {name: field for name, field in config.ModelSettings.model_fields.items() if name not in _SCORING}
+    )
+
+
+def scoring() -> str:
+    """What [scoring] may set."""
+    return _meanings(_SCORING)
+
+
+def _meanings(fields: Mapping[str, FieldInfo]) -> str:
+    rows = [f"| `{name}` | {field.description} |" for name, field in fields.items()]
+    return "\n".join(["| setting | meaning |", "|---|---|", *rows])
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    if name == "home":  # another one on each system
+        return "the user's data folder, on Linux `~/.local/share/rerankd`"
+    value = field.default
+    if value in (None, "", ()):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _on_reload(name: str) -> str:
+    if name in config.FIXED:
+        return "needs a restart"
+    return "at once" if name in config.LIVE else "restarts engines"
+
+
+def commands() -> str:
+    """All commands, with their arguments and options."""
+    return "\n".join(_commands((), get_command(app))).rstrip()
+
+
+def _commands(words: tuple[str, ...], command: Any) -> Iterator[str]:
+    inner = getattr(command, "commands", {})
+    if words and not inner:
+        yield _command(words, command)
+    for name in inner:
+        yield from _commands((*words, name), inner[name])
+
+
+def _command(words: tuple[str, ...], command: Any) -> str:
+    # Its own --help needs no line.
+    shown = [parameter for parameter in command.params if "--help" not in parameter.opts]
+    rows = [f"| {_name(one)} | {one.help or ''}{_shown_default(one)} |" for one in shown]
+    table = ["| | |", "|---|---|", *rows, ""] if rows else []
+    arguments = [f"[{one.name.upper()}]" for one in shown if one.param_type_name == "argument"]
+    required = [one.name.upper() for one in shown if one.param_type_name == "argument" and one.required]
+    usage = " ".join(word if word[1:-1] not in required else word[1:-1] for word in arguments)
+    about = inspect.cleandoc(command.help or "")
+    return "\n".join([f"## `{' '.join(('rerankd', *words, usage)).strip()}`\n", about, "", *table])
+
+
+def _name(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.name.upper()}`"
+    return ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+
+
+def _shown_default(parameter: Any) -> str:
+    shown = parameter.show_default
+    return f" Default: {shown}." if isinstance(shown, str) else ""
+
+
+def catalog() -> str:
+    """The models that can be pulled by name."""
+    head, *rows = listing.columns(listing.pullable(), catalog=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+MADE = {
+    "settings": ("configuration.md", settings),
+    "of-a-model": ("configuration.md", of_a_model),
+    "scoring": ("configuration.md", scoring),
+    "commands": ("cli.md", commands),
+    "catalog": ("models.md", catalog),
+}
+"""The name of each part that is made, the page it is in, and how it is made."""
+
+
+def written() -> dict[Path, str]:
+    """Each page with a part that is made here, as it should be. Raises ValueError for one without a place."""
+    pages: dict[Path, str] = {}
+    for name, (file, make) in MADE.items():
+        path = DOCS / file
+        page = pages.get(path) or path.read_text(encoding="utf-8")
+        start, end = f"<!-- made: {name} -->", f"<!-- end: {name} -->"
+        before, found, rest = page.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{path} has no place for {name}: write {start} and {end} where it belongs.")
+        pages[path] = f"{before}{start}\n{make()}\n{end}{after}"
+    return pages
+
+
+if __name__ == "__main__":
+    for path, text in written().items():
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(DOCS.parent), file=sys.stderr)

@@ -1,0 +1,61 @@
+"""Makes docs/pictures from the page itself: `python scripts/pictures.py`. Needs Chromium.
+
+Not made anew by `make docs`: a browser draws a little differently on each machine.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+sys.path.append(str(ROOT / "tests"))
+
+from browser import chromium  # noqa: E402
+from support import environment  # noqa: E402
+
+_ADDRESS = "http://192.168.1.20:11440"
+
+
+def try_it(page: Page) -> None:
+    page.get_by_role("button", name="Load the example").first.click()
+    page.locator(".rows .row").first.wait_for()
+
+
+def connect(page: Page) -> None:
+    page.locator("#address").fill(_ADDRESS)
+    page.get_by_role("button", name="Test").click()
+    page.locator(".tested .right").wait_for()
+    page.locator(".tested details[open] summary").click()
+
+
+def main() -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "rerankd", "serve", "builtin:e5", "--port", "0"],
+        env=environment(ROOT / ".test-home"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    line = next(line for line in server.stderr if "API endpoint URL" in line)
+    url = line.split()[-1].removesuffix("/v1")
+    PICTURES.mkdir(exist_ok=True)
+    try:
+        with chromium() as browser:
+            page = browser.new_page(viewport={"width": 1000, "height": 700}, locale="en-GB")
+            for name, prepare in {"try": try_it, "connect": connect}.items():
+                page.goto(f"{url}/#{name}")
+                page.locator("#served .dot").wait_for()
+                prepare(page)
+                page.screenshot(path=PICTURES / f"{name}.png", full_page=True, animations="disabled")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The documentation: what it shows runs, what comes from the code is up to date, and links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from rerankd import config
+from rerankd.cli import app
+from support import GOLDEN, ROOT, environment
+
+sys.path.append(str(ROOT / "scripts"))
+import make_docs as made
+
+PAGES = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]
+XLMR = str(GOLDEN / "xlmr-head.gguf")
+HERE = "http://127.0.0.1:11440"
+
+
+def blocks(language: str) -> list[Any]:
+    """Each block of code in a language, wherever it stands."""
+    found = []
+    fence = re.compile(rf"^ *```{language}\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+    for page in sorted(PAGES):
+        for at, code in enumerate(fence.findall(page.read_text(encoding="utf-8"))):
+            found.append(pytest.param(textwrap.dedent(code), id=f"{page.stem}-{language}-{at}"))
+    return found
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a block for the shell; one may have several lines."""
+    found, rest = [], ""
+    for line in block.splitlines():
+        rest += line + "\n"
+        try:
+            whole = shlex.split(rest, comments=True)
+        except ValueError:  # a quote is still open
+            continue
+        if whole and not line.endswith("\\"):
+            found.append(rest.strip())
+        rest = rest if line.endswith("\\") else ""
+    assert not rest.strip(), f"this ends in the middle: {rest}"
+    return found
+
+
+CURLS = [
+    pytest.param(command, id=f"{block.id}-{at}")
+    for block in blocks("sh")
+    for at, command in enumerate(commands(block.values[0]))
+    if command.startswith("curl ")
+]
+
+
+@pytest.fixture(scope="module")
+def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rerankd", "serve", XLMR, "--port", "0", "--alias", "builtin:e5"],
+        env=environment(tmp_path_factory.mktemp("home")),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if "API endpoint URL" in line)
+    yield line.split()[-1].removesuffix("/v1")
+    process.terminate()
+    process.wait(30)
+    process.stderr.close()
+
+
+def test_there_are_examples_to_run() -> None:
+    assert len(CURLS) >= 10
+
+
+@pytest.mark.parametrize("command", CURLS)
+def test_a_curl_is_answered(command: str, url: str) -> None:
+    assert HERE in command
+    done = subprocess.run(
+        ["bash", "-c", command.replace(HERE, url).replace("curl ", "curl -sS --fail-with-body ", 1)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_a_command_of_rerankd_is_one_that_there_is(block: str) -> None:
+    """Its name and its options are understood; it is not run."""
+    for command in commands(block):
+        for part in command.split("|"):
+            words = shlex.split(part, comments=True)
+            if not words or Path(words[0]).name != "rerankd":
+                continue
+            parser: Any = get_command(app)
+            name, rest = "rerankd", words[1:]
+            while hasattr(parser, "commands"):
+                name, *rest = rest
+                parser = parser.commands[name]
+            parser.make_context(name, list(rest))
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_settings_can_be_read(block: str) -> None:
+    assert config.load(block, {}, {}) and tomllib.loads(block)
+
+
+@pytest.mark.parametrize("block", blocks("json"))
+def test_json_is_json(block: str) -> None:
+    assert json.loads(block)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_a_program_runs(block: str, tmp_path: Path) -> None:
+    code = block.replace("model.gguf", XLMR)
+    asynchronous = "async with" in code
+    if asynchronous:
+        compile(code, "example", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        at = code.index("async with")
+        before, rest = code[:at], code[at:].partition("\n\n")
+        code = f"{before}\nimport asyncio\nasync def main():\n" + "\n".join(
+            f"    {line}" for line in rest[0].splitlines()
+        )
+        code += f"\nasyncio.run(main())\n{rest[2]}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(tmp_path, RERANKD_MODEL=XLMR),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_code_says_the_pages_say() -> None:
+    for path, text in made.written().items():
+        assert path.read_text(encoding="utf-8") == text, "run: make docs"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: page.stem)
+def test_each_link_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    for named in re.findall(r"`((?:src|docs|deploy|tests|scripts|bench)/[\w./-]+)`", text):
+        assert (ROOT / named).exists(), named
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in contents]
+    assert missing == ["README.md"]
+
+
+def test_the_chinese_readme_keeps_step() -> None:
+    """Its commands, and the values to type in, are the English one's."""
+
+    def of(name: str) -> list[str]:
+        found = [str(block.values[0]) for block in blocks("sh") if str(block.id).startswith(f"{name}-")]
+        return [re.sub(r"\s+#.*", "", line) for block in found for line in block.splitlines() if line]
+
+    english, chinese = of("README"), of("README.zh")
+    assert chinese and set(chinese) <= set(english)
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")]
+    rows = [re.findall(r"^\| ((?:Model|API) [^|]+) \|", text, re.MULTILINE) for text in texts]
+    assert rows[0] == rows[1]
+    start = english[: english.index(chinese[-1]) + 1]
+    assert chinese == start, "the commands of the start are another in README.md"
+
+
+def test_the_pictures_are_small() -> None:
+    pictures = list((ROOT / "docs" / "pictures").glob("*.png"))
+    assert pictures and sum(picture.stat().st_size for picture in pictures) < 300_000
