@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,15 @@ from hypothesis import strategies as st
 from rerankd.engine.openvino import precision
 from rerankd.engine.openvino.runner import Runner, padded
 from rerankd.engine.openvino.schedule import Schedule
+from rerankd.engine.openvino.tokens import Vocabulary
 from rerankd.engine.openvino.weights import Weights
 from rerankd.errors import ModelFileError
 from support import GOLDEN
 
+TINY = {
+    name: Vocabulary(Weights(GOLDEN / f"{name}.gguf").values)
+    for name in ("xlmr-head", "bert-embedder", "modernbert-head")
+}
 lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=40)
 
 
@@ -194,3 +201,21 @@ def test_nothing_that_reports_usage_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder", "modernbert-head", "builtin"])
+def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, home: Path) -> None:
+    path = next((home / "models").glob("*builtin*.gguf")) if name == "builtin" else GOLDEN / f"{name}.gguf"
+    vocabulary = Vocabulary(Weights(path).values)
+    rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
+    assert len(rows) >= 140
+    for row, ids in zip(rows, vocabulary.ids([row["text"] for row in rows]), strict=True):
+        assert ids == row[name], row["text"]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200))
+def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -> None:
+    for vocabulary in TINY.values():
+        (ids,) = vocabulary.ids([text + "</s><s>[CLS][SEP]<|endoftext|>" + text])
+        assert not set(ids) & vocabulary.control_ids
+        assert all(0 <= number < vocabulary.size for number in ids)
