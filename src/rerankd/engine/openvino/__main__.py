@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         encoder = Encoder(options.model, options.pooling, threads=options.threads, wanted=options.precision)
-    except (ModelFileError, MemoryError) as error:
+    except (ModelFileError, MemoryError, RuntimeError) as error:  # the last one is OpenVINO's for anything
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
     scorer = Scorer(encoder, options.window, is_head=options.pooling == "rank")

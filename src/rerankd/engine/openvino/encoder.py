@@ -15,6 +15,7 @@ from rerankd.engine.openvino import graph, precision
 from rerankd.engine.openvino.runtime import ov
 from rerankd.engine.openvino.tokens import Vocabulary
 from rerankd.engine.openvino.weights import Weights
+from rerankd.errors import ModelFileError
 
 
 class Encoder:
@@ -36,7 +37,12 @@ class Encoder:
             building = other.submit(Vocabulary, weights.values)
             compiled = core.compile_model(model, "CPU", precision.config(threads, chosen.precision))
             self._embed = graph.embedder(weights)
-            self.vocabulary: Vocabulary = building.result()
+            try:
+                self.vocabulary: Vocabulary = building.result()
+            except KeyError as error:
+                raise ModelFileError(
+                    f"{path}: it has no key {error}: its vocabulary is not whole."
+                ) from error
         self._request = compiled.create_infer_request()
 
     def forward(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
