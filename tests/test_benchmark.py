@@ -222,7 +222,8 @@ def test_every_engine_at_hand_is_compared(tmp_path: Path, home: Path) -> None:
     told = json.loads(ended.stdout)
     others = ["llama.cpp (bundled)", str(program)]
     assert list(told["servers"]) == ["OpenVINO", *others]
-    assert {(found["of"], found["to"]) for found in told["ratios"]} == {("OpenVINO", other) for other in others}
+    compared = {(found["of"], found["to"]) for found in told["ratios"]}
+    assert compared == {("OpenVINO", other) for other in others}
     assert all(case["share_of_peak"] > 0 for case in told["cases"])
 
 
