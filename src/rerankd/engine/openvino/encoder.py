@@ -22,7 +22,13 @@ class Encoder:
     """The vocabulary and the compiled model of one file. Raises ModelFileError where it is damaged."""
 
     def __init__(
-        self, path: Path, pooling: Pooling, *, threads: int, wanted: precision.Wanted = "auto"
+        self,
+        path: Path,
+        pooling: Pooling,
+        *,
+        threads: int,
+        wanted: precision.Wanted = "auto",
+        compressed: bool = False,
     ) -> None:
         weights = Weights(path)
         core = ov.Core()
@@ -30,8 +36,9 @@ class Encoder:
         timed = partial(precision.measure, core, *sizes, threads)
         chosen = precision.choose(wanted, machine.instructions(), timed)
         version = ov.get_version().partition("-")[0]
-        self.about = f"OpenVINO {version}, {chosen.precision} ({chosen.why}), {threads} threads"
-        model = graph.build(weights, pooling)
+        kept = ", weights compressed" if compressed else ""
+        self.about = f"OpenVINO {version}, {chosen.precision} ({chosen.why}), {threads} threads{kept}"
+        model = graph.build(weights, pooling, compressed=compressed)
         # A vocabulary of 250,000 pieces takes longer than anything else, and compiling needs no Python.
         with ThreadPoolExecutor(1) as other:
             building = other.submit(Vocabulary, weights.values)
