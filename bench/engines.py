@@ -92,7 +92,8 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
 async def worker(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
     spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens)
     socket, log = folder / "o.sock", folder / "openvino.log"
-    child = await Child.start(openvino.argv(spec, options.threads, options.precision, socket), log)
+    argv = openvino.argv(spec, options.threads, options.precision, options.weights, socket)
+    child = await Child.start(argv, log)
     stack.push_async_callback(child.stop, 2)
     client = openvino.OpenVinoClient(socket)
     stack.push_async_callback(client.close)
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, help="of each document; 20 to 400 if not given")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=["auto", "f32", "bf16"], default="auto")
+    parser.add_argument("--weights", choices=["full", "compressed"], default="full")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="whole HTTP requests as well")
     asyncio.run(run(parser.parse_args()))

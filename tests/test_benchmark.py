@@ -19,6 +19,8 @@ import pytest
 from rerankd.benchmark import engines, figures, flops, hardware, load, report
 from rerankd.benchmark.drive import Driven
 from rerankd.config import Settings
+from rerankd.engine.choice import Choice
+from rerankd.engine.openvino.client import WORKER
 from rerankd.errors import ConfigError
 from rerankd.models import gguf
 from support import GOLDEN, Program, environment, rerankd
@@ -139,10 +141,13 @@ def test_a_matrix_product_has_a_peak() -> None:
 
 
 def test_engines_at_hand() -> None:
-    assert [row.name for row in engines.all_of(Settings())] == ["llama.cpp (bundled)"]
-    bundled, own = engines.all_of(Settings(llama_path=Path("/x/llama-server")))
+    llama = Choice("bundled", ("bundled",), "no other was built")
+    assert engines.as_set(llama).name == "llama.cpp (bundled)"
+    assert [row.name for row in engines.all_of(Settings(), llama)] == ["llama.cpp (bundled)"]
+    openvino, bundled, own = engines.all_of(Settings(llama_path=Path("/x/llama-server")), WORKER)
     environ = {"LLAMA_PATH": "/y", "RERANKD_LLAMA_PATH": "/x/llama-server", "HOME": "/h"}
-    assert bundled.environment(environ) == {"HOME": "/h"}
+    assert openvino.environment(environ) == {"HOME": "/h", "RERANKD_ENGINE": "openvino"}
+    assert bundled.environment(environ) == {"HOME": "/h", "RERANKD_ENGINE": "llama"}
     assert own.environment(environ)["LLAMA_PATH"] == "/x/llama-server"
     assert "RERANKD_LLAMA_PATH" not in own.environment(environ)
 
@@ -194,7 +199,7 @@ def test_the_command_beside_a_real_llama_server(tmp_path: Path, home: Path) -> N
     assert told["complete"]
     assert told["model"] == "xlmr-head"
     cases = {(case["server"], case["documents"], case["concurrency"]): case for case in told["cases"]}
-    ours = "llama.cpp (bundled)"
+    ours = "OpenVINO"
     assert set(cases) == {(name, *size) for name in (ours, url) for size in ((2, 1), (4, 1), (4, 2))}
     assert all(len(case["rounds"]) == 2 and case["pairs_per_s"] > 0 for case in cases.values())
     assert [len(each["seconds"]) for each in cases[ours, 4, 2]["rounds"]] == [2, 2]
@@ -215,8 +220,10 @@ def test_every_engine_at_hand_is_compared(tmp_path: Path, home: Path) -> None:
     ended = rerankd("bench", str(XLMR), "--compare-engines", *QUICK, "--json", home=home, **env)
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout)
-    assert list(told["servers"]) == ["llama.cpp (bundled)", str(program)]
-    assert {(found["of"], found["to"]) for found in told["ratios"]} == {("llama.cpp (bundled)", str(program))}
+    others = ["llama.cpp (bundled)", str(program)]
+    assert list(told["servers"]) == ["OpenVINO", *others]
+    compared = {(found["of"], found["to"]) for found in told["ratios"]}
+    assert compared == {("OpenVINO", other) for other in others}
     assert all(case["share_of_peak"] > 0 for case in told["cases"])
 
 

@@ -58,6 +58,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 EngineKind = Literal["auto", "llama", "openvino"]
 Precision = Literal["auto", "f32", "bf16"]
+WeightsKept = Literal["full", "compressed"]
 
 
 class _Frozen(BaseModel):
@@ -96,6 +97,7 @@ class ModelSettings(ScoringSettings):
     aliases: Names = Field((), description="more names the model answers to")
     engine: EngineKind | None = Field(None, description="what runs the model")
     precision: Precision | None = Field(None, description="openvino: the arithmetic")
+    weights: WeightsKept | None = Field(None, description="openvino: how weights are kept in memory")
     replicas: int | None = Field(None, ge=1, description="engines that share the model's requests")
     gpu_layers: int | None = Field(None, ge=-1, description="layers to put on the GPU")
     threads: int | None = Field(None, ge=1, description="threads of each engine")
@@ -114,6 +116,7 @@ class Wanted:
     scoring: ScoringSettings
     engine: EngineKind
     precision: Precision
+    weights: WeightsKept
     replicas: int
     gpu_layers: int
     threads: int | None
@@ -153,6 +156,10 @@ class Settings(_Frozen):
     )
     precision: Precision = Field(
         "auto", description="openvino: the arithmetic; auto takes bf16 where this CPU is faster with it"
+    )
+    weights: WeightsKept = Field(
+        "full",
+        description="openvino: compressed keeps 8 bits of each: a third of the memory, scores move a little",
     )
     llama_path: Path | None = Field(
         None, description="a llama-server binary to run instead of the engines that rerankd knows"
@@ -244,6 +251,7 @@ class Settings(_Frozen):
             scoring=self.scoring.model_copy(update=given),
             engine=own.engine or self.engine,
             precision=own.precision or self.precision,
+            weights=own.weights or self.weights,
             replicas=own.replicas or self.replicas,
             gpu_layers=own.gpu_layers if own.gpu_layers is not None else self.gpu_layers,
             threads=own.threads or self.threads,

@@ -93,7 +93,7 @@ def _candidate(facts: gguf.Facts, scoring: Scoring, settings: Settings) -> encod
         (facts.tokenizer_model, facts.tokenizer_pre),
         parts=len(facts.parts),
         has_charsmap=facts.has_charsmap,
-        named=settings.llama_path is not None,
+        named=bool(settings.llama_path or settings.engine_args or installed.Engines(settings.home).used()),
         has_wheel=all(find_spec(name) is not None for name in ("openvino", "tokenizers")),
     )
 

@@ -217,7 +217,7 @@ class Served:
                     f"{model.path} has changed or is gone. Send rerankd SIGHUP to have it read anew."
                 )
             if runs_openvino:
-                return openvino.argv(spec, threads, wanted.precision, socket)
+                return openvino.argv(spec, threads, wanted.precision, wanted.weights, socket)
             return command.argv(spec, options, socket)
 
         return Supervisor(

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rerankd.config import Settings
+from rerankd.engine.choice import BUNDLED, Choice
 
-# What chooses llama.cpp's program; taken away for the bundled one.
-_PROGRAM = ("LLAMA_PATH", "RERANKD_LLAMA_PATH")
+_BUNDLED = "llama.cpp (bundled)"
+# What chooses the engine, and llama.cpp's program; taken away where another one is to run.
+_CHOICE = ("RERANKD_ENGINE", "LLAMA_PATH", "RERANKD_LLAMA_PATH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +27,22 @@ class EngineRow:
         return {**kept, **self.settings}
 
 
-def as_set(settings: Settings) -> EngineRow:
-    """The engine that the settings choose."""
-    return EngineRow(_program(settings), (), {})
+def as_set(chosen: Choice) -> EngineRow:
+    """The engine that rerankd has chosen for the model."""
+    return EngineRow(_name(chosen), (), {})
 
 
-def all_of(settings: Settings) -> list[EngineRow]:
-    """Every engine at hand: the bundled llama.cpp, and the llama-server that the settings name."""
-    rows = [EngineRow("llama.cpp (bundled)", _PROGRAM, {})]
+def all_of(settings: Settings, unnamed: Choice) -> list[EngineRow]:
+    """Every engine at hand: OpenVINO where it can run the model, the bundled llama.cpp, and the llama-server
+    that the settings name. `unnamed` is what rerankd chooses where the settings name none."""
+    rows = [EngineRow(_BUNDLED, _CHOICE, {"RERANKD_ENGINE": "llama"})]
+    if unnamed.kind == "openvino":
+        rows.insert(0, EngineRow(_name(unnamed), _CHOICE, {"RERANKD_ENGINE": "openvino"}))
     if settings.llama_path:
-        rows.append(EngineRow(_program(settings), _PROGRAM, {"LLAMA_PATH": str(settings.llama_path)}))
+        own = {"RERANKD_ENGINE": "llama", "LLAMA_PATH": str(settings.llama_path)}
+        rows.append(EngineRow(str(settings.llama_path), _CHOICE, own))
     return rows
 
 
-def _program(settings: Settings) -> str:
-    return str(settings.llama_path) if settings.llama_path else "llama.cpp (bundled)"
+def _name(chosen: Choice) -> str:
+    return _BUNDLED if chosen.name == BUNDLED else chosen.name

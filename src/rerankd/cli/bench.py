@@ -72,20 +72,15 @@ def bench(
 
     rerankd bench --against http://localhost:8080      compare with a llama-server that runs there
     """
-    from rerankd.benchmark import engines, load, report
+    from rerankd.benchmark import load, report
 
     if url and (model or compare_engines):
         raise ConfigError("--url measures a server that runs; leave out MODEL and --compare-engines with it.")
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
-    chosen = [] if url else engines.all_of(settings) if compare_engines else [engines.as_set(settings)]
     if compare_engines and _file_names_a_program(config_file):
         raise ConfigError(
             "The settings file names a llama-server (llama_path), so the bundled llama.cpp can't be started "
             "beside it. Leave it out there, and set LLAMA_PATH for this command."
-        )
-    if compare_engines and len(chosen) == 1:
-        say(
-            f"There is one engine here: {chosen[0].name}. LLAMA_PATH names a llama-server to compare it with."
         )
     made = load.cases(
         load.numbers(documents, "documents"),
@@ -97,9 +92,9 @@ def bench(
     async def run(tell: Progress) -> Benchmark:
         return await _run(
             settings,
-            chosen,
             [one for one in (url, *(against or ())) if one],
-            arguments=arguments,
+            arguments=None if url else arguments,
+            compare=compare_engines,
             remote=(remote_model, api_key),
             cases=made,
             rounds=rounds,
@@ -124,10 +119,10 @@ def _file_names_a_program(config_file: Path | None) -> bool:
 
 async def _run(
     settings: config.Settings,
-    chosen: Sequence[EngineRow],
     urls: Sequence[str],
     *,
-    arguments: Sequence[str],
+    arguments: Sequence[str] | None,
+    compare: bool,
     remote: tuple[str | None, str | None],
     cases: Sequence[Case],
     rounds: int,
@@ -135,8 +130,9 @@ async def _run(
     seed: int,
     tell: Progress,
 ) -> Benchmark:
-    """Start what has to be started, drive all of it, and stop it again."""
-    from rerankd.benchmark import drive, hardware, service
+    """Start what has to be started, drive all of it, and stop it again. `arguments` are those of the services
+    to start, None for none."""
+    from rerankd.benchmark import drive, engines, hardware, service
     from rerankd.benchmark.report import Benchmark
     from rerankd.prepare import prepare
     from rerankd.remote import Remote
@@ -144,7 +140,16 @@ async def _run(
     tell("measuring the machine", 0, 1)
     here = await asyncio.to_thread(hardware.read)
     tell("measuring the machine", 1, 1)
-    prepared = await asyncio.to_thread(prepare, settings, None, tell) if chosen else None
+    starts = arguments is not None
+    prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
+    chosen: list[EngineRow] = []
+    if prepared is not None and compare:
+        unnamed = config.override(settings, {"llama_path": None, "engine": "auto"})
+        chosen = engines.all_of(settings, (await asyncio.to_thread(prepare, unnamed)).engine)
+    elif prepared is not None:
+        chosen = [engines.as_set(prepared.engine)]
+    if compare and len(chosen) == 1:
+        say(f"There is one engine here: {chosen[0].name}. LLAMA_PATH names a llama-server to compare with.")
     targets: list[Target] = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rerankd-bench-")))
@@ -152,7 +157,10 @@ async def _run(
             tell("starting", at, len(chosen))
             address, start_s = await stack.enter_async_context(
                 service.running(
-                    arguments, row.environment(os.environ), folder / f"{at}.log", settings.start_timeout_s
+                    arguments or (),
+                    row.environment(os.environ),
+                    folder / f"{at}.log",
+                    settings.start_timeout_s,
                 )
             )
             server = Remote(address, api_key=settings.api_key)

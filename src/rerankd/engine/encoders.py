@@ -28,8 +28,8 @@ class Candidate:
     """What has to be known of a model and its surroundings.
 
     `tokenizer` is its model and its pre-tokenizer, `parts` the number of its files. `has_charsmap` says that
-    it has a normalisation map, `named` that the user has named a llama-server, `has_wheel` that OpenVINO and
-    its tokenizers are installed.
+    it has a normalisation map, `named` that the user has chosen a llama.cpp or flags for it, `has_wheel` that
+    OpenVINO and its tokenizers are installed.
     """
 
     scoring: Scoring

@@ -25,13 +25,17 @@ _SIGNS = (
     ),
     ("failed to allocate", "It needs more memory than there is. " + _LESS_MEMORY),
     ("out of memory", "It needs more memory than there is. " + _LESS_MEMORY),
+    ("bad_alloc", "It needs more memory than there is. " + _LESS_MEMORY),
+    ("memory allocation of", "It needs more memory than there is. " + _LESS_MEMORY),
     ("error: argument", _NEWER),
     ("invalid argument", _NEWER),
 )
 _SIGNALS = {
-    -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it.",
+    -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it, which "
+    "engine = llama takes.",
     -9: "It was killed, most likely because memory ran out. " + _LESS_MEMORY,
-    -11: "It crashed: the file may be damaged, or the engine is broken on this machine.",
+    -11: "It crashed: the file may be damaged, or the engine is broken on this machine: another one "
+    "may work (engine = llama or openvino).",
 }
 
 

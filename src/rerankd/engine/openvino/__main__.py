@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--window", type=int, required=True, help="tokens a text, or a pair, may have")
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--precision", choices=["auto", "f32", "bf16"], default="auto")
+    flags.add_argument("--weights", choices=["full", "compressed"], default="full")
     return flags
 
 
@@ -35,8 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     from rerankd.engine.openvino.server import Server
 
     try:
-        encoder = Encoder(options.model, options.pooling, threads=options.threads, wanted=options.precision)
-    except (ModelFileError, MemoryError) as error:
+        encoder = Encoder(
+            options.model,
+            options.pooling,
+            threads=options.threads,
+            wanted=options.precision,
+            compressed=options.weights == "compressed",
+        )
+    except (ModelFileError, MemoryError, RuntimeError) as error:  # the last one is OpenVINO's for anything
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
     scorer = Scorer(encoder, options.window, is_head=options.pooling == "rank")

@@ -29,7 +29,7 @@ _COUNTS = 4
 _SLACK = 2
 
 
-def argv(spec: EngineSpec, threads: int, precision: str, socket: Path) -> Sequence[str]:
+def argv(spec: EngineSpec, threads: int, precision: str, weights: str, socket: Path) -> Sequence[str]:
     """The worker's command line."""
     return [
         *WORKER.program,
@@ -39,6 +39,7 @@ def argv(spec: EngineSpec, threads: int, precision: str, socket: Path) -> Sequen
         "--window", str(spec.scoring.window),
         "--threads", str(threads),
         "--precision", precision,
+        "--weights", weights,
     ]  # fmt: skip
 
 

@@ -15,13 +15,20 @@ from rerankd.engine.openvino import graph, precision
 from rerankd.engine.openvino.runtime import ov
 from rerankd.engine.openvino.tokens import Vocabulary
 from rerankd.engine.openvino.weights import Weights
+from rerankd.errors import ModelFileError
 
 
 class Encoder:
     """The vocabulary and the compiled model of one file. Raises ModelFileError where it is damaged."""
 
     def __init__(
-        self, path: Path, pooling: Pooling, *, threads: int, wanted: precision.Wanted = "auto"
+        self,
+        path: Path,
+        pooling: Pooling,
+        *,
+        threads: int,
+        wanted: precision.Wanted = "auto",
+        compressed: bool = False,
     ) -> None:
         weights = Weights(path)
         core = ov.Core()
@@ -29,14 +36,20 @@ class Encoder:
         timed = partial(precision.measure, core, *sizes, threads)
         chosen = precision.choose(wanted, machine.instructions(), timed)
         version = ov.get_version().partition("-")[0]
-        self.about = f"OpenVINO {version}, {chosen.precision} ({chosen.why}), {threads} threads"
-        model = graph.build(weights, pooling)
+        kept = ", weights compressed" if compressed else ""
+        self.about = f"OpenVINO {version}, {chosen.precision} ({chosen.why}), {threads} threads{kept}"
+        model = graph.build(weights, pooling, compressed=compressed)
         # A vocabulary of 250,000 pieces takes longer than anything else, and compiling needs no Python.
         with ThreadPoolExecutor(1) as other:
             building = other.submit(Vocabulary, weights.values)
             compiled = core.compile_model(model, "CPU", precision.config(threads, chosen.precision))
             self._embed = graph.embedder(weights)
-            self.vocabulary: Vocabulary = building.result()
+            try:
+                self.vocabulary: Vocabulary = building.result()
+            except KeyError as error:
+                raise ModelFileError(
+                    f"{path}: it has no key {error}: its vocabulary is not whole."
+                ) from error
         self._request = compiled.create_infer_request()
 
     def forward(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -27,6 +27,8 @@ Node = Any
 """OpenVINO's nodes have no types of use."""
 
 MASKED = -1e9
+# Weights that share a scale when they are compressed; OpenVINO takes them as they are into its products.
+_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,11 @@ def embedder(weights: Weights) -> Embedder:
     return Embedder(tokens, positions)
 
 
-def build(weights: Weights, pooling: Pooling) -> ov.Model:
+def build(weights: Weights, pooling: Pooling, *, compressed: bool = False) -> ov.Model:
     """The graph of a model file; `pooling` is `rank` for its head, else how an embedding is pooled.
+
+    `compressed` keeps matrices in 8 bits and a scale for each 32 of them, as Q8_0 does: 0.8 GB instead of 2.5
+    for BERT-large's shape, at about the same speed with AVX2, and raw scores that move by some hundredths.
 
     Raises ModelFileError where a tensor or a key is missing.
     """
@@ -66,7 +71,7 @@ def build(weights: Weights, pooling: Pooling) -> ov.Model:
     embeddings = op.parameter([-1, -1, width], np.float32, name="embeddings")
     mask = op.parameter([-1, 1, 1, -1], np.float32, name="mask")
     kind = {"bert": _Bert, "modern-bert": _ModernBert}[weights.architecture]
-    model = kind(weights, pooling)
+    model = kind(weights, pooling, compressed=compressed)
     result = model.pooled(model.body(embeddings, mask), mask)
     result.output(0).get_tensor().set_names({"result"})
     return ov.Model([result], [embeddings, mask], weights.architecture)
@@ -77,8 +82,9 @@ class _Encoder:
 
     default_head_pooling: Pooling = "cls"
 
-    def __init__(self, weights: Weights, pooling: Pooling) -> None:
+    def __init__(self, weights: Weights, pooling: Pooling, *, compressed: bool) -> None:
         self.weights = weights
+        self.compressed = compressed
         self.width: int = weights.key("embedding_length")
         self.heads: int = weights.key("attention.head_count")
         self.hidden: int = weights.key("feed_forward_length")
@@ -107,7 +113,8 @@ class _Encoder:
     def linear(self, x: Node, name: str, rows: int, columns: int) -> Node:
         """x · weightᵀ + bias, where there is one."""
         matrix = self.weights.array(f"{name}.weight", (rows, columns))
-        product = op.matmul(x, op.constant(matrix), False, True)
+        fits = self.compressed and rows > 1 and columns % _GROUP == 0
+        product = op.matmul(x, _compressed(matrix) if fits else op.constant(matrix), False, True)
         if not self.weights.has(f"{name}.bias"):
             return product
         return op.add(product, op.constant(self.weights.array(f"{name}.bias", (rows,))))
@@ -210,6 +217,16 @@ class _ModernBert(_Encoder):
         angles = op.multiply(op.unsqueeze(_count(length), _ints(1)), op.constant(frequencies[None, :]))
         angles = op.unsqueeze(angles, _ints(0, 1))
         return op.cos(angles), op.sin(angles)
+
+
+def _compressed(matrix: Floats) -> Node:
+    """A matrix kept as 8-bit numbers and a scale for each group of them."""
+    rows, columns = matrix.shape
+    groups = matrix.reshape(rows, columns // _GROUP, _GROUP)
+    scales = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).tiny)
+    numbers = np.rint(groups / scales).astype(np.int8)
+    scaled = op.multiply(op.convert(op.constant(numbers), np.float32), op.constant(scales))
+    return op.reshape(scaled, _ints(rows, columns), False)
 
 
 def _rotated(x: Node, rotation: tuple[Node, Node]) -> Node:

@@ -73,6 +73,8 @@ def config(threads: int, precision: Precision) -> dict[str, object]:
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
+        # Else activations are rounded to 8 bits where weights are compressed.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "INFERENCE_NUM_THREADS": threads,
         # Pinned threads wait for a core that somebody else has, while another one is free.
         "ENABLE_CPU_PINNING": False,

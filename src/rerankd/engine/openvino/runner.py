@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -41,12 +41,12 @@ class Runner:
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="compute", daemon=True).start()
 
-    def submit(self, texts: Sequence[Ids]) -> Job:
-        """Hand in texts, at least one, each of at least one token."""
+    def submit(self, texts: Sequence[Ids], owner: Hashable = None) -> Job:
+        """Hand in texts, at least one, each of at least one token; `owner` is who takes turns with others."""
         job = Job(texts, next(self._numbers), rows=[None] * len(texts), missing=len(texts))
         with self._changed:
             self._jobs[job.number] = job
-            self._schedule.add(job.number, [len(ids) for ids in texts])
+            self._schedule.add(job.number, [len(ids) for ids in texts], owner)
             self._changed.notify_all()
         return job
 

@@ -4,16 +4,18 @@ A call holds up to 1,024 tokens, padding included, of texts of about one length:
 beyond (15 pairs/s of BERT-large's shape with 512 to 1,024 tokens a call, 11.6 one by one, 5.9 in one padded
 batch of 64; AMX, bf16), and what has just come has to wait for no more than that.
 
-Jobs (the calls of the service) take turns: the one whose last turn is longest ago is next, and a job that has
-just come counts as served now. The job whose turn it is gives its longest text; its own texts of nearly that
-length go along, then those of other jobs, for which it is no turn.
+The owners of jobs take turns (a job is a call of the service, its owner the question it is about: a
+request's calls have one in common). The one whose last turn is longest ago is next, and who has just come
+counts as served now, but before the one that really was: it waits for the call under way, and for one of each
+owner that waits already. The owner whose turn it is gives its longest text; its own texts of nearly that
+length go along, then those of others, for whom it is no turn.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 TOKENS_A_CALL = 1024
@@ -31,8 +33,8 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class _Job:
-    served: int
-    rows: list[Row] = field(default_factory=list)
+    owner: Hashable
+    rows: list[Row]
 
 
 class Schedule:
@@ -41,34 +43,46 @@ class Schedule:
     def __init__(self, tokens_a_call: int = TOKENS_A_CALL) -> None:
         self._most = tokens_a_call
         self._jobs: dict[int, _Job] = {}
+        # The turn of each owner's last call, and whether it really had one.
+        self._served: dict[Hashable, tuple[int, bool]] = {}
         self._turn = 0
 
-    def add(self, job: int, lengths: Sequence[int]) -> None:
-        """A job has come, with texts of so many tokens, at least one each."""
+    def add(self, job: int, lengths: Sequence[int], owner: Hashable = None) -> None:
+        """A job has come, with texts of so many tokens, at least one each. Without an owner it is its own."""
         rows = sorted(Row(tokens, job, at) for at, tokens in enumerate(lengths))
         if rows:
-            self._jobs[job] = _Job(self._turn, rows)
+            owner = job if owner is None else owner
+            self._jobs[job] = _Job(owner, rows)
+            self._served.setdefault(owner, (self._turn, False))
 
     def drop(self, job: int) -> None:
         """Nothing of the job is wanted any more."""
         self._jobs.pop(job, None)
+        self._forget()
 
     def next(self) -> list[Row]:
         """The texts of the next call, which wait no longer; none where nothing waits."""
         if not self._jobs:
             return []
-        number, first = min(self._jobs.items(), key=lambda item: (item[1].served, item[0]))
+        owner = min(self._served, key=lambda one: self._served[one])
         self._turn += 1
-        first.served = self._turn
-        longest = first.rows[-1].tokens
+        self._served[owner] = (self._turn, True)
+        own = [job for job in self._jobs.values() if job.owner == owner]
+        longest = max(job.rows[-1].tokens for job in own)
         room = max(self._most // longest, 1)
         call: list[Row] = []
-        for job in (first, *(job for other, job in self._jobs.items() if other != number)):
+        for job in (*own, *(job for job in self._jobs.values() if job.owner != owner)):
             call += _take(job, longest, room - len(call))
             if len(call) == room:
                 break
         self._jobs = {number: job for number, job in self._jobs.items() if job.rows}
+        self._forget()
         return call
+
+    def _forget(self) -> None:
+        """Owners who have nothing waiting."""
+        owners = {job.owner for job in self._jobs.values()}
+        self._served = {owner: turn for owner, turn in self._served.items() if owner in owners}
 
 
 def _take(job: _Job, longest: int, most: int) -> list[Row]:

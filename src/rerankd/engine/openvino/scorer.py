@@ -65,7 +65,7 @@ class Scorer:
     ) -> tuple[list[float], int]:
         asked, *found = self.vocabulary.ids([query, *texts])
         pairs = [self.vocabulary.pair(asked, ids) for ids in found]
-        return [float(value) for value in self._run(pairs, wait)[:, 0]], sum(map(len, pairs))
+        return [float(value) for value in self._run(pairs, query, wait)[:, 0]], sum(map(len, pairs))
 
     def _cosines(
         self, query: str, texts: Sequence[str], wait: Callable[[Job], None]
@@ -74,7 +74,7 @@ class Scorer:
             known = self._queries.get(query)
         inputs = [*texts] if known is not None else [query, *texts]
         rows = [self.vocabulary.text(ids) for ids in self.vocabulary.ids(inputs)]
-        vectors = _unit(self._run(rows, wait))
+        vectors = _unit(self._run(rows, query, wait))
         if known is None:
             known, vectors = vectors[0], vectors[1:]
             with self._lock:
@@ -83,11 +83,11 @@ class Scorer:
                     self._queries.popitem(last=False)
         return [float(value) for value in vectors @ known], sum(map(len, rows))
 
-    def _run(self, rows: list[Ids], wait: Callable[[Job], None]) -> Vectors:
+    def _run(self, rows: list[Ids], query: str, wait: Callable[[Job], None]) -> Vectors:
         longest = max(map(len, rows))
         if longest > self._window:
             raise TextTooLong(f"a text has {longest} tokens, and the window is {self._window}")
-        job = self.runner.submit(rows)
+        job = self.runner.submit(rows, owner=query)
         try:
             wait(job)
         finally:

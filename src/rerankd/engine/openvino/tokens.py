@@ -1,7 +1,8 @@
 """Tokenizers of a GGUF file's vocabulary, equal to the model's own (the reference), not to llama.cpp's.
 
 Three kinds, by `tokenizer.ggml.model`: `t5` is SentencePiece's unigram model (XLM-R), `bert` is WordPiece,
-`gpt2` with the pre-tokenizer `modern-bert` is byte-level BPE. The `tokenizers` library does the work.
+`gpt2` with the pre-tokenizer `modern-bert` is byte-level BPE. The `tokenizers` library does the work, as it
+does where the models are trained and used.
 
 A text never becomes a control token: the control tokens are not in the vocabulary that the library sees. They
 are put around texts here, by the flags of the header: `<s> q </s></s> d </s>`, `[CLS] q [SEP] d [SEP]`.
@@ -32,6 +33,10 @@ class Vocabulary:
         """`values` are the header's keys, arrays of the tokenizer included."""
         kind = values["tokenizer.ggml.model"]
         self._tokenizer = _KINDS[kind](values)
+        self.size = len(values["tokenizer.ggml.tokens"])
+        # WordPiece files call the unknown piece a control token as well.
+        controls = {at for at, one in enumerate(_types(values, self.size)) if one == _CONTROL}
+        self.control_ids = controls - {values.get("tokenizer.ggml.unknown_token_id")}
         self._tokenizer.encode_special_tokens = True
 
         def flag(name: str, default: bool) -> bool:
@@ -49,7 +54,7 @@ class Vocabulary:
         self.around_text = len(self._start) + len(self._end)
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, without any around it."""
+        """The ids of each text, without any around it: none of `control_ids`, all below `size`."""
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
@@ -131,7 +136,11 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
 
 def _pieces(values: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     pieces = values["tokenizer.ggml.tokens"].texts()
-    return pieces, list(values.get("tokenizer.ggml.token_type") or [_NORMAL] * len(pieces))
+    return pieces, _types(values, len(pieces))
+
+
+def _types(values: Mapping[str, Any], count: int) -> list[int]:
+    return list(values.get("tokenizer.ggml.token_type") or [_NORMAL] * count)
 
 
 def _halves(merges: Strings) -> list[tuple[str, str, str]]:
