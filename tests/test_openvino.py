@@ -83,7 +83,7 @@ def test_who_comes_waits_for_the_call_under_way_only() -> None:
 
 
 def test_a_job_that_is_dropped_waits_no_longer() -> None:
-    schedule = Schedule()
+    schedule = Schedule(1000)
     schedule.add(1, [5, 5])
     schedule.add(2, [500])
     schedule.drop(1)
@@ -123,7 +123,7 @@ class Gate:
 
 def test_each_job_gets_its_own_values_in_order() -> None:
     gate = Gate()
-    runner = Runner(gate)
+    runner = Runner(gate, 1024)
     first = runner.submit([[1, 2, 3], [4], [5, 5, 5]])
     second = runner.submit([[7, 8, 9]])
     for _ in range(4):
@@ -134,7 +134,7 @@ def test_each_job_gets_its_own_values_in_order() -> None:
 
 def test_what_fails_fails_its_jobs_only() -> None:
     gate = Gate()
-    runner = Runner(gate)
+    runner = Runner(gate, 1024)
     bad = runner.submit([[666], [1, 1, 1]])
     good = runner.submit([[1, 2, 3, 4, 5, 6, 7, 8]])
     for _ in range(4):
@@ -146,7 +146,7 @@ def test_what_fails_fails_its_jobs_only() -> None:
 
 def test_dropped_work_is_not_begun() -> None:
     gate = Gate()
-    runner = Runner(gate)
+    runner = Runner(gate, 1024)
     runner.submit([[1] * 900])
     assert gate.begun.acquire(timeout=10)
     dropped = runner.submit([[2] * 500] * 20)
@@ -160,7 +160,7 @@ def test_dropped_work_is_not_begun() -> None:
 
 def test_the_thread_shows_work_between_calls_and_none_while_it_hangs() -> None:
     gate = Gate()
-    runner = Runner(gate)
+    runner = Runner(gate, 1024)
     idle = runner.steps(-1, 10)
     assert runner.steps(idle, 10) > idle
     job = runner.submit([[1]])

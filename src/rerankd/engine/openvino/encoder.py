@@ -36,6 +36,7 @@ class Encoder:
         timed = partial(precision.measure, core, *sizes, threads)
         chosen = precision.choose(wanted, machine.instructions(), timed)
         version = ov.get_version().partition("-")[0]
+        self.precision = chosen.precision
         kept = ", weights compressed" if compressed else ""
         self.about = f"OpenVINO {version}, {chosen.precision} ({chosen.why}), {threads} threads{kept}"
         model = graph.build(weights, pooling, compressed=compressed)

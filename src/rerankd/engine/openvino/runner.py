@@ -32,9 +32,9 @@ class Job:
 class Runner:
     """Runs `forward` on what is handed in, from any thread, as the schedule has it."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, tokens_a_call: int) -> None:
         self._forward = forward
-        self._schedule = Schedule()
+        self._schedule = Schedule(tokens_a_call)
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
         self._steps = 0

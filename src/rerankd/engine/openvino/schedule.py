@@ -1,8 +1,9 @@
 """(pure) Which of the waiting texts go through the model together next.
 
-A call holds up to 1,024 tokens, padding included, of texts of about one length: there is nothing to gain
-beyond (15 pairs/s of BERT-large's shape with 512 to 1,024 tokens a call, 11.6 one by one, 5.9 in one padded
-batch of 64; AMX, bf16), and what has just come has to wait for no more than that.
+A call holds up to 1,024 tokens in bf16, padding included, of texts of about one length: there is nothing to
+gain beyond (15 pairs/s of BERT-large's shape with 512 to 1,024 tokens a call, 11.6 one by one, 5.9 in one
+padded batch of 64; AMX), and what has just come has to wait for no more than that. In f32 it holds 512: there
+a call gains nothing from its size (2,700 tokens/s of MiniLM's shape in calls of 130 as of 1,040; AVX2).
 
 The owners of jobs take turns (a job is a call of the service, its owner the question it is about: a
 request's calls have one in common). The one whose last turn is longest ago is next, and who has just come
@@ -14,11 +15,11 @@ length go along, then those of others, for whom it is no turn.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-TOKENS_A_CALL = 1024
+TOKENS_A_CALL: Mapping[str, int] = {"bf16": 1024, "f32": 512}
 # A text of at least this share of the longest one's tokens may be padded to it.
 _NEARLY = 0.75
 
@@ -40,7 +41,7 @@ class _Job:
 class Schedule:
     """What waits. Its methods are the events; a job is a number that the caller makes up."""
 
-    def __init__(self, tokens_a_call: int = TOKENS_A_CALL) -> None:
+    def __init__(self, tokens_a_call: int) -> None:
         self._most = tokens_a_call
         self._jobs: dict[int, _Job] = {}
         # The turn of each owner's last call, and whether it really had one.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rerankd.engine.openvino.encoder import Encoder
 from rerankd.engine.openvino.runner import Job, Runner
+from rerankd.engine.openvino.schedule import TOKENS_A_CALL
 from rerankd.engine.openvino.tokens import Ids
 
 _QUERIES_KEPT = 64
@@ -27,7 +28,7 @@ class Scorer:
 
     def __init__(self, encoder: Encoder, window: int, *, is_head: bool) -> None:
         self.vocabulary = encoder.vocabulary
-        self.runner = Runner(encoder.forward)
+        self.runner = Runner(encoder.forward, TOKENS_A_CALL[encoder.precision])
         self._about = encoder.about
         self._window = window
         self._is_head = is_head
