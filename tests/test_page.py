@@ -330,7 +330,7 @@ def test_status_after_the_engine_was_killed(tab: Open, url: str) -> None:
     card = page.get_by_role("article", name="tiny")
     expect(card).to_contain_text(f"pid {before['pids'][0]}")
     os.kill(before["pids"][0], signal.SIGKILL)
-    expect(card).to_contain_text(f"{before['starts'] + 1}, of which {before['lost'] + 1} were lost")
+    expect(card).to_contain_text(f"{before['starts'] + 1}, lost: {before['lost'] + 1}")
     expect(card.locator(".pill")).to_have_text("ready")
     expect(card).not_to_contain_text(f"pid {before['pids'][0]}\n")
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -116,41 +117,64 @@ def _import_web() -> tuple[Any, Any]:
 
 
 def _greeting(reranker: Any, host: str, port: int) -> str:
+    """All that a person needs after the start, in groups; the last line says where clients go."""
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
-    names = ", ".join(served.name for served in reranker.fleet.models)
-    lines = [f"rerankd {__version__} serves {names} at http://{shown}:{port}"]
-    lines.append("  Open that address in a browser to try it, see its state and connect programs.")
-    several = len(reranker.fleet.models) > 1
-    for served in reranker.fleet.models:
-        state = served.state
-        lines += [
-            f"  model    {f'{served.name}, ' if several else ''}{served.model.path}",
-            f"  scoring  {served.model.verdict.explain}",
-            f"  engine   {served.engine_name}: {served.model.engine.reason}; log in {served.log}",
+    fleet = reranker.fleet.models
+    lines = [
+        f"rerankd {__version__} serves {', '.join(served.name for served in fleet)} at http://{shown}:{port}",
+        "  Open that address in a browser to try it, see its state and connect programs.",
+    ]
+    for served in fleet:
+        lines += ["", *_of_model(served)]
+    lines.append(f"  logs     {_short(fleet[0].log.parent)}")
+    notes = _notes(reranker, host)
+    return "\n".join(
+        [
+            *lines,
+            *(("", *notes) if notes else ()),
+            "",
+            "  In Dify, add a model of the provider OpenAI-API-compatible:",
+            "    Model Type        Rerank",
+            f"    Model Name        {reranker.model.name}",
+            f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
         ]
-        if state.phase == "unloaded":
-            lines.append("  It is loaded at the first request for it.")
-        elif state.phase == "failed":
-            lines.append("  It could not be loaded: see above.")
-    model = reranker.model
-    if model.name.startswith("builtin:"):
+    )
+
+
+def _of_model(served: Any) -> list[str]:
+    lines = [
+        f"  model    {served.name}, in {_short(served.model.path)}",
+        f"  scoring  {served.model.verdict.explain}",
+        f"  engine   {served.engine_name}: {served.model.engine.reason}",
+    ]
+    if served.state.phase == "unloaded":
+        lines.append("           It is loaded at the first request for it.")
+    elif served.state.phase == "failed":
+        lines.append("           It could not be loaded: see above.")
+    return lines
+
+
+def _notes(reranker: Any, host: str) -> list[str]:
+    settings = reranker.settings
+    lines = []
+    if reranker.model.name.startswith("builtin:"):
         lines += [
             "  This is a small model for trying things out. For a real reranker, and then start again:",
             "    rerankd pull bge-reranker-v2-m3",
         ]
-    elif not reranker.settings.model and not reranker.settings.models:
-        lines += [
+    elif not settings.model and not settings.models:
+        lines.append(
             "  It is the model that was pulled last. For another one: rerankd serve NAME (rerankd list)"
-        ]
-    if host in ("0.0.0.0", "::") and not reranker.settings.api_key:
+        )
+    if host in ("0.0.0.0", "::") and not settings.api_key:
         lines.append("  Whoever can reach this machine can use it: ask for a key with --api-key.")
-    lines += [
-        "  In Dify, add a model of the provider OpenAI-API-compatible:",
-        "    Model Type        Rerank",
-        f"    Model Name        {model.name}",
-        f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
-    ]
-    return "\n".join(lines)
+    return lines
+
+
+def _short(path: Path) -> str:
+    """A path as people write it, from their own folder on."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _address_for_others(host: str) -> str:
