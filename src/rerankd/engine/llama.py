@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,9 +53,9 @@ class LlamaClient:
         answered = self._answered
         try:
             await self._wire.get("/slots", within_s)
-        except httpx.TimeoutException:
+        except TimeoutError:
             return self._answered != answered
-        except httpx.TransportError:
+        except OSError:
             pass  # it is dying, which is seen elsewhere
         return True
 

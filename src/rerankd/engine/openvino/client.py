@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from rerankd.engine.base import Engine, EngineSpec, RawScores
 from rerankd.engine.choice import Choice
 from rerankd.engine.wire import Wire
@@ -59,9 +57,9 @@ class OpenVinoClient:
             async with asyncio.timeout(within_s):
                 before = (await self._wire.get("/work", within_s)).json()["steps"]
                 await self._wire.get(f"/work?after={before}", within_s)
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             return False
-        except (httpx.TransportError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):
             pass  # it is dying, which is seen elsewhere
         return True
 
@@ -72,7 +70,7 @@ class OpenVinoClient:
         """What the worker says of itself."""
         try:
             answer: dict[str, Any] = (await self._wire.get("/info", 30)).json()
-        except (httpx.TransportError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise EngineError(f"The engine does not say what it runs: {error!r}.") from error
         return answer
 

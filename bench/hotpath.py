@@ -1,0 +1,203 @@
+"""What the service itself costs, without a model: python bench/hotpath.py [--rounds 5] [--only …]
+
+The engine is tests/fake_engine.py, which computes nothing and takes a set time for a document, so what is
+left is the service's own work. In one run, in turns, over the same socket and with the same texts:
+
+- throughput: 1,000 documents of 100 words in one request, at the engine itself and through the service;
+- latency: 20 documents in a request, the same way;
+- small: 200 requests of 2 documents a second, open loop: they are sent when their time has come, whether the
+  earlier ones have been answered or not. The engine takes no time there.
+
+Wall time is told, and the CPU time of the service's process: that is what a busy machine doesn't change much,
+and what an engine that needs all cores loses to the service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "faults"), str(Path(__file__).parents[1] / "tests")]
+
+import gguf
+from served import MODEL, Service, service
+
+from rerankd.benchmark.load import text
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def body(documents: int, words: int, seed: str) -> dict[str, Any]:
+    pick = random.Random(seed)
+    return {"query": text(pick, 8), "documents": [text(pick, words) for _ in range(documents)]}
+
+
+def model(folder: Path) -> Path:
+    """The golden model with a window that all the documents fit: the fake engine takes each byte for a token,
+    and counting and cutting has a figure of its own (bench/window.py)."""
+    path = folder / "model.gguf"
+    shutil.copy(MODEL, path)
+    field = gguf.GGUFReader(path, "r+").fields["bert.context_length"]
+    field.parts[field.data[0]][0] = 8192
+    return path
+
+
+def engine_client(it: Service) -> httpx.AsyncClient:
+    """The engine of the service, asked past it over the same socket."""
+    (socket,) = it.runtime.glob("rerankd-*/*.sock")
+    return httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://engine", timeout=None
+    )
+
+
+async def timed(client: httpx.AsyncClient, asked: dict[str, Any]) -> float:
+    started = time.perf_counter()
+    (await client.post("/v1/rerank", json=asked)).raise_for_status().json()
+    return time.perf_counter() - started
+
+
+async def turns(
+    it: Service, documents: int, words: int, rounds: int
+) -> tuple[list[float], list[float], float]:
+    """Seconds at the engine and through the service, and the service's CPU seconds for a request."""
+    direct: list[float] = []
+    through: list[float] = []
+    cpu: list[float] = []
+    async with engine_client(it) as engine, http(it) as client:
+        for at in range(-1, rounds):
+            asked = body(documents, words, f"{documents} {at}")
+            direct_s = await timed(engine, asked)
+            before = cpu_s(it.process.pid)
+            through_s = await timed(client, asked)
+            if at >= 0:
+                direct.append(direct_s)
+                through.append(through_s)
+                cpu.append(cpu_s(it.process.pid) - before)
+    return direct, through, statistics.fmean(cpu)
+
+
+def http(it: Service) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=it.url, timeout=None, trust_env=False, limits=limits)
+
+
+async def throughput(it: Service, options: argparse.Namespace) -> None:
+    direct, through, cpu = await turns(it, options.documents, options.words, options.rounds)
+    lost = [100 * (1 - a / b) for a, b in zip(direct, through, strict=True)]
+    half, whole = statistics.median(direct), statistics.median(through)
+    share = 100 * cpu / whole / (os.cpu_count() or 1)
+    print(f"throughput: {options.documents} documents, an engine of {options.delay_ms:g} ms a document")
+    print(f"  engine alone {half:.3f} s, through the service {whole:.3f} s, median of {options.rounds}")
+    print(f"  lost {statistics.median(lost):.1f} % (least {min(lost):.1f}, most {max(lost):.1f})")
+    print(f"  CPU time of the service {cpu * 1000:.0f} ms a request, {share:.1f} % of all cores", flush=True)
+
+
+async def latency(it: Service, options: argparse.Namespace) -> None:
+    direct, through, cpu = await turns(it, 20, options.words, options.rounds * 10)
+    added = [1000 * (b - a) for a, b in zip(direct, through, strict=True)]
+    alone, whole = (1000 * statistics.median(each) for each in (direct, through))
+    print(f"latency: 20 documents, an engine of {options.delay_ms:g} ms a document")
+    print(f"  p50 engine alone {alone:.1f} ms, through the service {whole:.1f} ms")
+    print(f"  added, median of {len(added)} pairs {statistics.median(added):.1f} ms", end="; ")
+    print(f"CPU time of the service {cpu * 1000:.1f} ms a request", flush=True)
+
+
+class Lean:
+    """A client that costs little itself: 32 connections, and of HTTP what this service answers."""
+
+    def __init__(self, url: str) -> None:
+        self._address = url.removeprefix("http://").split(":")
+        self._idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+    async def connect(self) -> None:
+        host, port = self._address
+        for _ in range(32):
+            self._idle.put_nowait(await asyncio.open_connection(host, int(port)))
+
+    async def post(self, data: bytes) -> None:
+        reader, writer = await self._idle.get()
+        writer.write(b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert head.startswith(b"http/1.1 200"), head
+        await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
+        self._idle.put_nowait((reader, writer))
+
+    async def close(self) -> None:
+        while not self._idle.empty():
+            self._idle.get_nowait()[1].close()
+
+
+async def small(it: Service, options: argparse.Namespace) -> None:
+    rate = 200
+    bodies = [json.dumps(body(2, 20, f"small {at}")).encode() for at in range(rate * options.seconds)]
+    took: list[float] = []
+    client = Lean(it.url)
+    await client.connect()
+    await client.post(bodies[0])
+    before, started = cpu_s(it.process.pid), time.perf_counter()
+
+    async def one(at: int) -> None:
+        due = started + at / rate
+        await asyncio.sleep(max(due - time.perf_counter(), 0))
+        await client.post(bodies[at])
+        took.append(time.perf_counter() - due)
+
+    await asyncio.gather(*map(one, range(len(bodies))))
+    wall, cpu = time.perf_counter() - started, cpu_s(it.process.pid) - before
+    await client.close()
+    half, most = (1000 * statistics.quantiles(took, n=20)[at] for at in (9, 18))
+    print(f"small: {rate} requests a second of 2 documents, for {options.seconds} s")
+    print(f"  {len(took) / wall:.0f} a second were answered, p50 {half:.1f} ms, p95 {most:.1f} ms")
+    print(f"  CPU time of the service {1e6 * cpu / len(took):.0f} µs a request", end=", ")
+    print(f"{100 * cpu / wall:.0f} % of a core", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--words", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--delay-ms", type=float, default=5, help="what the engine takes for a document")
+    parser.add_argument("--seconds", type=int, default=10, help="of small requests")
+    parser.add_argument("--only", choices=["throughput", "latency", "small"])
+    options = parser.parse_args(arguments)
+    for name, delay_ms, run in (
+        ("throughput", options.delay_ms, throughput),
+        ("latency", options.delay_ms, latency),
+        ("small", 0, small),
+    ):
+        if options.only in (None, name):
+            with (
+                tempfile.TemporaryDirectory(prefix="rb") as folder,
+                service(
+                    Path(folder),
+                    "--delay-ms",
+                    str(delay_ms),
+                    model=model(Path(folder)),
+                    cache_entries=0,
+                ) as it,
+            ):
+                asyncio.run(run(it, options))
+
+
+if __name__ == "__main__":
+    main()
