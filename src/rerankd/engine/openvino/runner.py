@@ -41,6 +41,10 @@ class Runner:
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="compute", daemon=True).start()
 
+    def __len__(self) -> int:
+        """Jobs that are under way or wait."""
+        return len(self._jobs)
+
     def submit(self, texts: Sequence[Ids], owner: Hashable = None) -> Job:
         """Hand in texts, at least one, each of at least one token; `owner` is who takes turns with others."""
         job = Job(texts, next(self._numbers), rows=[None] * len(texts), missing=len(texts))
