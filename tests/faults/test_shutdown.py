@@ -38,7 +38,7 @@ def under_way(it: Service) -> bool:
 
 
 def test_sigterm_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:
-    with service(tmp_path, "--delay-ms", "20") as it:
+    with service(tmp_path, "--delay-ms", "100") as it:
         (engine,) = it.engines()
         answers: list[httpx.Response] = []
         thread = in_background(answers, it.rerank, DOCUMENTS)
