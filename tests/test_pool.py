@@ -217,7 +217,7 @@ class Models:
         self.loaded: set[str] = set()
         self.error: Exception | None = None
         for name in names:
-            pool.add(name, size, None, self._acts(name))
+            pool.add(name, size, 2 * size, None, self._acts(name))
 
     def _acts(self, name: str) -> Acts:
         async def load() -> int:

@@ -227,7 +227,7 @@ class Fleet:
         """Make a model known to the pool. Raises DoesNotFit."""
         served = Served(model, self.settings, self._metrics, self._sockets)
         acts = Acts(served.load, served.unload, served.memory_bytes)
-        self._pool.add(served, model.facts.size_bytes, model.wanted.idle_unload_s, acts)
+        self._pool.add(served, model.facts.size_bytes, model.memory_guess, model.wanted.idle_unload_s, acts)
         return served
 
     def _replace(self, old: Served, new: Served) -> None:

@@ -41,6 +41,18 @@ class Model:
         return self.facts.quantisation in ("F32", "F16", "BF16")
 
     @property
+    def memory_guess(self) -> int:
+        """Bytes that its engines may take, for as long as that has not been measured.
+
+        llama.cpp maps the file. OpenVINO's worker also holds the matrices of the blocks: measured on
+        BERT-large's shape, 8 bytes a weight, or 2.6 when they are compressed.
+        """
+        per_engine = self.facts.size_bytes
+        if self.engine.kind == "openvino":
+            per_engine += self.facts.block_weights * (3 if self.wanted.weights == "compressed" else 8)
+        return per_engine * self.wanted.replicas
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names it answers to, the shown one first."""
         return (self.name, *self.aliases)

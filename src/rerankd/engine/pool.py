@@ -6,7 +6,8 @@ used one first. Where all are in use, the one that was loaded first takes no new
 those it has, and makes room: else a model with steady work would keep the others out for ever. It may first
 stay for a while, so that two models in turn don't spend all their time on loading.
 
-What a model needs is measured when it is loaded. Before the first time, the size of its file stands in.
+What a model needs is measured when it is loaded. Before the first time, a guess by the size of its file
+stands in.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Policy:
         return self.held_bytes + self._entries[key].needs_bytes <= self._budget
 
     def add(self, key: Key, size_bytes: int, idle_unload_s: float | None = None) -> None:
-        """A model that may be asked for from now on; `size_bytes` is the size of its file."""
+        """A model that may be asked for from now on; `size_bytes` is what it may need."""
         self._entries[key] = _Entry(key, size_bytes, idle_unload_s)
 
     def retire(self, key: Key, now: float) -> list[Action]:
@@ -309,11 +310,18 @@ class Pool:
     def phase(self, key: Key) -> Phase | None:
         return self._policy.phase(key)
 
-    def add(self, key: Key, size_bytes: int, idle_unload_s: float | None, acts: Acts) -> None:
-        """A model that may be used from now on. Raises DoesNotFit where it never could be."""
-        if self.budget_bytes is not None and size_bytes > self.budget_bytes:
-            raise self._does_not_fit(size_bytes)
-        self._policy.add(key, size_bytes, idle_unload_s)
+    def add(
+        self, key: Key, least_bytes: int, guess_bytes: int, idle_unload_s: float | None, acts: Acts
+    ) -> None:
+        """A model that may be used from now on. `least_bytes` is what it takes in any case, `guess_bytes`
+        what it may take, for as long as that has not been measured. Raises DoesNotFit where it never
+        could be loaded."""
+        if self.budget_bytes is not None:
+            if least_bytes > self.budget_bytes:
+                raise self._does_not_fit(least_bytes)
+            # Nothing is refused by a guess: it is tried, alone.
+            guess_bytes = min(guess_bytes, self.budget_bytes)
+        self._policy.add(key, guess_bytes, idle_unload_s)
         self._acts[key] = acts
 
     def fits(self, key: Key) -> bool:
