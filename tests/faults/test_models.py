@@ -198,12 +198,10 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
 
 
 def pid(it: Service, name: str) -> int:
-    """The process of a model's engine, by the command line in its note."""
-    for note in it.runtime.glob("rerankd-*/[0-9]*.json"):
-        told = json.loads(note.read_text())
-        if f"--alias {name} " in told["command"] + " ":
-            return int(told["pid"])
-    raise AssertionError(f"no engine of {name}")
+    """The process of a model's engine."""
+    rows = it.get("/v1/status").json()["models"]
+    (found,) = next(row["engine"]["pids"] for row in rows if row["id"] == name)
+    return int(found)
 
 
 BGE = "gpustack/bge-reranker-v2-m3-GGUF"
