@@ -91,13 +91,13 @@ def test_an_idle_model_goes_after_its_time() -> None:
 
 
 def test_what_never_fits_is_refused_by_its_file_and_by_what_it_took() -> None:
-    assert policy(10, 11).ask("a", 1, 0) == [Refuse(1, 11)]
+    assert policy(10, 11).ask("a", 1, 0) == [Refuse("a", 1, 11)]
     it = policy(10, 5, 8)
     it.ask("b", 1, 0), it.loaded("b", 8, 0), it.leave("b", 1, 0)
     it.ask("a", 2, 1), it.unloaded("b", 1)
-    assert it.loaded("a", 12, 2) == [Refuse(2, 12), Unload("a")]
+    assert it.loaded("a", 12, 2) == [Refuse("a", 2, 12), Unload("a")]
     it.unloaded("a", 3)
-    assert it.ask("a", 3, 4) == [Refuse(3, 12)]
+    assert it.ask("a", 3, 4) == [Refuse("a", 3, 12)]
 
 
 def test_a_model_that_took_more_than_its_file_pushes_idle_ones_out() -> None:
@@ -110,7 +110,7 @@ def test_a_model_that_took_more_than_its_file_pushes_idle_ones_out() -> None:
 def test_a_load_that_fails_is_told_to_all_and_tried_again_by_the_next() -> None:
     it = policy(None, 10)
     it.ask("a", 1, 0), it.ask("a", 2, 0)
-    assert it.failed("a", 1) == [Refuse(1), Refuse(2)]
+    assert it.failed("a", 1) == [Refuse("a", 1), Refuse("a", 2)]
     assert it.ask("a", 3, 2) == [Load("a")]
 
 
@@ -164,7 +164,7 @@ def test_any_history_keeps_the_promises(sizes: list[int], events: list[tuple[str
                 case Admit(one):
                     using[one] = waiting.pop(one)
                     assert using[one] in loaded
-                case Refuse(one):
+                case Refuse(_, one):
                     waiting.pop(one)
         assert it.held_bytes <= budget
 
@@ -278,7 +278,9 @@ def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
 
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     pool = Pool(10 * 2**20)
-    with pytest.raises(DoesNotFit, match="needs 20 MiB of memory, and all engines together may hold 10 MiB"):
+    with pytest.raises(
+        DoesNotFit, match="a needs 20 MiB of memory, and all engines together may hold 10 MiB"
+    ):
         Models(pool, "a", size=20 * 2**20)
 
 

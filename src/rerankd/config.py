@@ -234,7 +234,7 @@ class Settings(_Frozen):
 
     def wanted(self, default: str) -> tuple[Wanted, ...]:
         """The models to serve, in order; `default` is what is served where none is named."""
-        names = self.model or tuple(self.models) or (default,)
+        names = dict.fromkeys(self.model or tuple(self.models) or (default,))
         return tuple(self._wanted(name, first=at == 0) for at, name in enumerate(names))
 
     def _wanted(self, name: str, *, first: bool) -> Wanted:

@@ -57,6 +57,9 @@ class Served:
         self._gpu_bytes: int | None = None
         self._earlier = State("stopped")
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def name(self) -> str:
         return self.model.name

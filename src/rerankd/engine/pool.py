@@ -59,6 +59,7 @@ class Refuse:
     """The one who asked won't get the model. `needs_bytes` are too many for any budget of this pool; None
     means that the load failed."""
 
+    key: Key
     who: int
     needs_bytes: int | None = None
 
@@ -128,7 +129,7 @@ class Policy:
     def ask(self, key: Key, who: int, now: float) -> list[Action]:
         entry = self._entries[key]
         if entry.needs_bytes > self._budget:
-            return [Refuse(who, entry.needs_bytes)]
+            return [Refuse(key, who, entry.needs_bytes)]
         if entry.phase == "in":
             entry.users.add(who)
             return [Admit(who)]
@@ -156,7 +157,7 @@ class Policy:
             entry.needs_bytes = size_bytes
         actions: list[Action] = []
         if entry.needs_bytes > self._budget:
-            actions += [Refuse(who, entry.needs_bytes) for who in entry.waiters]
+            actions += [Refuse(key, who, entry.needs_bytes) for who in entry.waiters]
             entry.unwanted = True
         else:
             actions += [Admit(who) for who in entry.waiters]
@@ -169,7 +170,7 @@ class Policy:
     def failed(self, key: Key, now: float) -> list[Action]:
         """The model could not be loaded. Who asks next has it tried again."""
         entry = self._entries[key]
-        refused: list[Action] = [Refuse(who) for who in entry.waiters]
+        refused: list[Action] = [Refuse(key, who) for who in entry.waiters]
         entry.waiters.clear()
         return refused + self.unloaded(key, now)
 
@@ -318,7 +319,7 @@ class Pool:
         could be loaded."""
         if self.budget_bytes is not None:
             if least_bytes > self.budget_bytes:
-                raise self._does_not_fit(least_bytes)
+                raise self._does_not_fit(key, least_bytes)
             # Nothing is refused by a guess: it is tried, alone.
             guess_bytes = min(guess_bytes, self.budget_bytes)
         self._policy.add(key, guess_bytes, idle_unload_s)
@@ -384,8 +385,8 @@ class Pool:
                     self._begin(self._unload(key), _UNLOAD)
                 case Admit(who):
                     self._settle(who, None)
-                case Refuse(who, needs_bytes) if needs_bytes is not None:
-                    self._settle(who, self._does_not_fit(needs_bytes))
+                case Refuse(key, who, needs_bytes) if needs_bytes is not None:
+                    self._settle(who, self._does_not_fit(key, needs_bytes))
         self._set_timer()
 
     def _settle(self, who: int, error: RerankdError | None) -> None:
@@ -397,10 +398,10 @@ class Pool:
         else:
             admission.set_exception(error)
 
-    def _does_not_fit(self, needs_bytes: int) -> DoesNotFit:
+    def _does_not_fit(self, key: Key, needs_bytes: int) -> DoesNotFit:
         assert self.budget_bytes is not None
         return DoesNotFit(
-            f"The model needs {needs_bytes / 2**20:,.0f} MiB of memory, and all engines together may hold "
+            f"{key} needs {needs_bytes / 2**20:,.0f} MiB of memory, and all engines together may hold "
             f"{self.budget_bytes / 2**20:,.0f} MiB. Take a smaller quantisation or a smaller model, or raise "
             "memory_budget."
         )
