@@ -130,6 +130,27 @@ def test_what_takes_more_memory_than_all_may_have_is_refused_with_the_numbers(tm
         assert starts(it) == {"xlmr-head": 1}
 
 
+def test_who_waits_for_room_past_the_deadline_is_told_when_to_come_again(tmp_path: Path) -> None:
+    both = f"{path('xlmr-head')},{path('modernbert-head')}"
+    with service(tmp_path, model=path("xlmr-head")) as it:
+        room = memory(it)[0] * 3 // 2
+    with service(
+        tmp_path, "--delay-ms", "50", model=both, preload=False, memory_budget=room, least_stay_s=60
+    ) as it:
+        for name in NAMES[:2]:  # now it is known what they take
+            assert ask(it, name).status_code == 200
+        busy = threading.Thread(target=ask, args=[it, "modernbert-head", [f"{n}" for n in range(100)]])
+        busy.start()
+        until(lambda: it.metric("rerankd_queue_requests") >= 1)
+        body = {"model": "xlmr-head", "query": "new", "documents": ["a"]}
+        answer = it.post("/v1/rerank", body, **{"x-request-timeout": "0.5"})
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "waits until other models have made room" in answer.json()["message"]
+        busy.join()
+        assert it.post("/v1/rerank", body).status_code == 200
+
+
 def test_replicas_share_the_work_and_one_may_die(tmp_path: Path) -> None:
     with service(tmp_path, "--delay-ms", "2", model=path("xlmr-head"), replicas=2, cache_entries=0) as it:
         first, second = sorted(it.engines())
