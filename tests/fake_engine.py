@@ -99,6 +99,7 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         if options.hang_after is not None and self.calls > options.hang_after:
             os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()  # a thread may run on for a moment after that
         if options.stall_after is not None and self.calls > options.stall_after:
             self.stalled.set()
             threading.Event().wait()

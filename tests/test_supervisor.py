@@ -196,6 +196,13 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it has: for a moment after the call a process can still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        os.sched_yield()
+
+
 @pytest.mark.parametrize("sign", [signal.SIGSTOP, "hang"])
 def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signal.Signals | str) -> None:
     async def story() -> None:
@@ -204,7 +211,7 @@ def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signa
             engine = await it.supervisor.ensure_ready()
             pid = it.supervisor.state.pid or 0
             if isinstance(sign, signal.Signals):
-                os.kill(pid, sign)
+                stop(pid)
             with pytest.raises(EngineUnavailable):  # the call that was under way learns of it
                 await it.score(engine)
             assert await it.score(await it.supervisor.ensure_ready(after=engine)) == RIGHT
