@@ -110,8 +110,12 @@ class Fleet:
         for served in self._served:
             if name in served.model.names:
                 return served
+        raise self.unknown(name)
+
+    def unknown(self, name: str) -> UnknownModel:
+        """The error of who asks for a model of this name; it lists the known ones."""
         known = ", ".join(known for served in self._served for known in served.model.names)
-        raise UnknownModel(f"There is no model {name!r} here. Served under these names: {known}.")
+        return UnknownModel(f"There is no model {name!r} here. Served under these names: {known}.")
 
     async def load(self, served: Served) -> None:
         """Have a model loaded, and wait for it. Raises what a request for it would be told."""

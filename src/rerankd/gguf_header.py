@@ -123,6 +123,10 @@ class Tensor:
     offset: int
 
     @property
+    def rows(self) -> int:
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
     def elements(self) -> int:
         count = 1
         for length in self.shape:

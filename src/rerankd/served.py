@@ -114,8 +114,11 @@ class Served:
             error = copy.copy(error)
             error.retry_after_s = math.ceil(left_s)
             raise error
+        gpus = self.model.engine.gpus
+        if gpus:  # what is free there changes with what is loaded; asking takes up to a second
+            gpus = await asyncio.to_thread(machine.gpus)
         replicas = self._replicas = Replicas(
-            [self._supervise(at) for at in range(self.model.wanted.replicas)]
+            [self._supervise(at, gpus) for at in range(self.model.wanted.replicas)]
         )
         replicas.start()
         try:
@@ -198,13 +201,13 @@ class Served:
             raise EngineUnavailable("The engine is stopped.")
         return self._replicas
 
-    def _supervise(self, at: int) -> Supervisor:
+    def _supervise(self, at: int, gpus: tuple[machine.Gpu, ...] | None) -> Supervisor:
         settings, model, wanted, facts = self.settings, self.model, self.model.wanted, self.model.facts
         threads = wanted.threads or max(machine.read().cores // wanted.replicas, 1)
         options = command.EngineOptions(
             program=model.engine.program,
             threads=threads,
-            gpus=model.engine.gpus and machine.gpus(),  # what is free there changes with what is loaded
+            gpus=gpus,
             gpu_layers=wanted.gpu_layers,
             extra=settings.engine_args,
         )

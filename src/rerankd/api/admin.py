@@ -25,7 +25,6 @@ from rerankd.errors import (
     InvalidRequest,
     Overloaded,
     RerankdError,
-    UnknownModel,
 )
 from rerankd.models.store import Record, Store
 from rerankd.service import Reranker
@@ -121,8 +120,7 @@ async def delete(request: Request, name: str) -> Response:
     if served is None:
         record = await asyncio.to_thread(store.find, name)
         if record is None:
-            reranker.fleet.named(name)  # raises, and lists the names
-            raise UnknownModel(f"There is no model {name!r} here.")
+            raise reranker.fleet.unknown(name)
     else:
         records = await asyncio.to_thread(store.records)
         record = next((one for one in records if store.path(one) == served.model.path), None)

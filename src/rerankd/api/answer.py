@@ -115,8 +115,8 @@ def facts(model: str, *, total_s: float, queue_s: float, engine_s: float) -> dic
 
 def reranker_of(request: Request) -> Reranker:
     """The app's reranker. Raises RerankdError where the app was built without one."""
-    reranker = getattr(request.app.state, "rerankd", None)
-    if not isinstance(reranker, Reranker):
+    reranker = limits.reranker_in(request)
+    if reranker is None:
         raise RerankdError(
             "rerankd is not running in this app: give the app lifespan=rerankd.lifespan(settings), see the "
             "README."

@@ -56,12 +56,18 @@ def _values(data: bytes | bytearray) -> int:
     return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
+def reranker_in(request: Request) -> Reranker | None:
+    """The reranker of the request's app; None where the app was built without one."""
+    reranker = getattr(request.app.state, "rerankd", None)
+    return reranker if isinstance(reranker, Reranker) else None
+
+
 def guard(answer: Answer) -> Answer:
     """`answer` within the limits of the Reranker of the request's app, and counted in its metrics."""
 
     async def guarded(request: Request) -> Response:
-        reranker = getattr(request.app.state, "rerankd", None)
-        if not isinstance(reranker, Reranker):
+        reranker = reranker_in(request)
+        if reranker is None:
             return await answer(request)
         started = time.perf_counter()
         body = _Body(request, reranker)

@@ -8,7 +8,6 @@ import platform
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 
@@ -42,12 +41,12 @@ class Hardware:
 def read() -> Hardware:
     """This machine. Takes a second, for the peak."""
     here = machine.read()
-    name, flags = _processor()
+    flags = machine.cpu_flags()
     load = None
     with contextlib.suppress(OSError, AttributeError):
         load = os.getloadavg()[0]
     return Hardware(
-        processor=name,
+        processor=machine.cpu_name(),
         flags=tuple(flag for flag in _FLAGS if flag in flags),
         cores=here.cores,
         memory_bytes=here.memory_bytes,
@@ -71,17 +70,6 @@ def gemm_peak() -> float:
         left @ right
         best = min(best, time.perf_counter() - started)
     return 2 * _SIZE**3 / best
-
-
-def _processor() -> tuple[str, frozenset[str]]:
-    """Its name, and its features as Linux has them; elsewhere there are none known."""
-    facts: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            facts.setdefault(key.strip(), value.strip())
-    words = f"{facts.get('flags', '')} {facts.get('Features', '')}".split()
-    return facts.get("model name") or platform.processor() or platform.machine(), frozenset(words)
 
 
 def _versions() -> dict[str, str]:

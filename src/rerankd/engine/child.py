@@ -21,7 +21,12 @@ from rerankd.errors import EngineStartFailed
 _RING_LINES = 200
 _LOG_BYTES = 8 * 2**20
 _LAST_OUTPUT_S = 1.0
-TETHER = Path(__file__).with_name("tether.py")
+_TETHER = Path(__file__).with_name("tether.py")
+
+
+def tethered(argv: Sequence[str]) -> list[str]:
+    """The command line that runs `argv` tied to this process (see tether.py)."""
+    return [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *argv]
 
 
 class Child:
@@ -43,10 +48,8 @@ class Child:
                 "unset to use the bundled llama.cpp.",
                 retry_after_s=None,
             )
-        tether = [sys.executable, "-I", "-S", str(TETHER), str(os.getpid())]
         process = await asyncio.create_subprocess_exec(
-            *tether,
-            *argv,
+            *tethered(argv),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -102,9 +102,14 @@ def cpu_name() -> str:
 
 def instructions() -> tuple[str, ...]:
     """Those of the CPU's instruction sets that matter for speed, by Linux's names; () elsewhere."""
-    lines = (line.partition(":")[2] for line in _cpuinfo() if line.startswith(("flags", "Features")))
-    flags = set(next(lines, "").split())
+    flags = cpu_flags()
     return tuple(name for name in _INSTRUCTIONS if name in flags)
+
+
+def cpu_flags() -> frozenset[str]:
+    """All that the CPU can do, by Linux's names; none elsewhere."""
+    lines = (line.partition(":")[2] for line in _cpuinfo() if line.startswith(("flags", "Features")))
+    return frozenset(next(lines, "").split())
 
 
 def count_cores(siblings: Iterable[str], logical: int, quota: str) -> int:

@@ -4,8 +4,8 @@ fewest."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from rerankd.engine.base import Engine
@@ -20,9 +20,6 @@ class Replicas:
 
     def __init__(self, supervisors: Sequence[Supervisor]) -> None:
         self._supervisors = tuple(supervisors)
-
-    def __len__(self) -> int:
-        return len(self._supervisors)
 
     @property
     def state(self) -> State:
@@ -46,8 +43,7 @@ class Replicas:
         """Wait until all are ready. Raises what made one fail."""
         await asyncio.gather(*(supervisor.ensure_ready() for supervisor in self._supervisors))
 
-    @contextlib.asynccontextmanager
-    async def lease(self, *, after: Engine | None = None) -> AsyncIterator[Engine]:
+    def lease(self, *, after: Engine | None = None) -> AbstractAsyncContextManager[Engine]:
         """An engine that is not replaced without need until the block ends. `after` is one that has failed
         the caller: another one is taken where there is one."""
 
@@ -56,8 +52,7 @@ class Replicas:
             failed = after is not None and state.engine is after
             return failed, _SOONEST.index(state.phase), supervisor.leases
 
-        async with min(self._supervisors, key=rank).lease(after=after) as engine:
-            yield engine
+        return min(self._supervisors, key=rank).lease(after=after)
 
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests."""

@@ -370,9 +370,7 @@ def _kv_width(values: Mapping[str, Any], arch: str) -> int:
 
 
 def _rows(tensor: Tensor | None) -> int:
-    if tensor is None:
-        return 0
-    return tensor.shape[1] if len(tensor.shape) > 1 else 1
+    return tensor.rows if tensor is not None else 0
 
 
 def _columns(tensor: Tensor | None) -> int:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +26,11 @@ def run(
     Whatever ends this call early ends the program; a compiler that it started ends with its file. Raises
     OSError where the log can't be written.
     """
-    tether = [sys.executable, "-I", "-S", str(child.TETHER), str(os.getpid())]
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     with log.open("a", encoding="utf-8") as out:
         out.write(f"\n$ {' '.join(argv)}\n")
         process = subprocess.Popen(
-            [*tether, *argv],
+            child.tethered(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -61,8 +61,7 @@ class Weights:
 
     def rows(self, name: str) -> int:
         """Rows of a tensor that is there."""
-        shape = self._header.tensors[name].shape
-        return shape[1] if len(shape) > 1 else 1
+        return self._header.tensors[name].rows
 
     def array(self, name: str, shape: Sequence[int]) -> Floats:
         """A whole tensor of this shape (rows first), in float32."""
