@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+from programs import text
 
 from rerankd.config import Settings
 from rerankd.domain import Scoring, Transform
@@ -39,11 +39,6 @@ PAIRS = json.loads((ROOT / "tests" / "golden" / "pairs.json").read_text())
 WORDS = sorted(
     {word for pair in PAIRS for word in pair["document"].split() if word.isascii() and word.isalpha()}
 )
-
-
-def text(words: int, seed: str) -> str:
-    pick = random.Random(seed)
-    return " ".join(pick.choice(WORDS) for _ in range(words))
 
 
 async def start_plain(
@@ -76,7 +71,7 @@ async def main(options: argparse.Namespace) -> None:
     program = (
         (options.llama_server,) if options.llama_server else (sys.executable, "-m", "rerankd.engine.bundled")
     )
-    documents = [text(options.words, f"document {at}") for at in range(options.documents)]
+    documents = [text(WORDS, options.words, f"document {at}") for at in range(options.documents)]
     prompt = json.loads((ROOT / "tests" / "golden" / "qwen3-headless.json").read_text())
     settings = Settings.model_validate(
         {
@@ -94,7 +89,7 @@ async def main(options: argparse.Namespace) -> None:
         child, client = await start_plain(headed, program, options.slots, Path(folder))
         async with Reranker(settings) as reranker:
             for at in range(options.rounds + 1):
-                query = text(8, f"query {at}")
+                query = text(WORDS, 8, f"query {at}")
                 asked = documents if at else documents[:2]  # the first round only warms up
                 body = {"query": query, "documents": asked}
                 plain_s, answer = await timed(client.compute("/v1/rerank", body))

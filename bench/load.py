@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import httpx
+from programs import wait_for_port
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 NAMES = ("xlmr-head", "modernbert-head", "qwen3-headed")
@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> None:
         [sys.executable, "-m", "rerankd", "serve"], stderr=subprocess.DEVNULL, env=environment
     )
     try:
-        wait_for_port(service)
+        wait_for_port(service, PORT)
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120, trust_env=False) as client:
             took: dict[str, list[float]] = {name: [] for name in NAMES}
             for _ in range(options.rounds):
@@ -60,16 +60,6 @@ def once(client: httpx.Client, name: str) -> float:
 def state(client: httpx.Client, name: str) -> str:
     rows = client.get("/health").json()["models"]
     return str(next(row["engine"]["state"] for row in rows if row["model"] == name))
-
-
-def wait_for_port(service: subprocess.Popen[bytes]) -> None:
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", PORT)).close()
-            return
-        except ConnectionRefusedError:
-            assert service.poll() is None, "the service ended"
-            time.sleep(0.02)
 
 
 if __name__ == "__main__":

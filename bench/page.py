@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from browser import chromium
-from support import GOLDEN, ROOT, environment
+from support import GOLDEN, ROOT, start_serving
 
 _PAINT = "performance.getEntriesByName('first-contentful-paint')"
 _LOADED = (
@@ -24,30 +23,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     rounds = parser.parse_args().rounds
-    server = subprocess.Popen(
-        [sys.executable, "-m", "rerankd", "serve", str(GOLDEN / "xlmr-head.gguf"), "--port", "0"],
-        env=environment(ROOT / ".test-home"),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    line = next(line for line in server.stderr if "API endpoint URL" in line)
-    url = line.split()[-1].removesuffix("/v1")
+    server = start_serving(ROOT / ".test-home", str(GOLDEN / "xlmr-head.gguf"))
     paints, loaded = [], 0
     try:
         with chromium() as browser:
             for _ in range(rounds + 1):  # the first one starts parts of the browser, and does not count
                 context = browser.new_context()
                 page = context.new_page()
-                page.goto(f"{url}/")
+                page.goto(f"{server.url}/")
                 page.locator("#served .dot").wait_for()
                 page.wait_for_function(f"{_PAINT}.length")
                 paints.append(page.evaluate(f"{_PAINT}[0].startTime"))
                 loaded = page.evaluate(_LOADED)
                 context.close()
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
     print(f"first paint: {statistics.median(paints[1:]):.0f} ms (median of {rounds})")
     print(f"slowest: {max(paints[1:]):.0f} ms")
     print(f"loaded: {loaded / 1000:.1f} kB")

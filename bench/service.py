@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from programs import text, wait_for_port
 
 WORDS = [
     "panda",
@@ -43,11 +42,6 @@ WORDS = [
 PORT = 11441
 
 
-def text(words: int, seed: str) -> str:
-    pick = random.Random(seed)
-    return " ".join(pick.choice(WORDS) for _ in range(words))
-
-
 def start(engine: str) -> tuple[subprocess.Popen[bytes], float]:
     """Start the service; returns it and the seconds from the command to its first answer."""
     started = time.perf_counter()
@@ -56,13 +50,7 @@ def start(engine: str) -> tuple[subprocess.Popen[bytes], float]:
     environment = {**os.environ, "RERANKD_CACHE_ENTRIES": "0", "RERANKD_ENGINE": engine}
     service = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     body = {"query": "what is a panda?", "documents": ["a bear of China", "a kind of bread"]}
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", PORT)).close()
-            break
-        except ConnectionRefusedError:
-            assert service.poll() is None, "the service ended"
-            time.sleep(0.01)
+    wait_for_port(service, PORT)
     httpx.post(f"http://127.0.0.1:{PORT}/v1/rerank", json=body, trust_env=False).raise_for_status()
     return service, time.perf_counter() - started
 
@@ -110,10 +98,10 @@ def main(options: argparse.Namespace) -> None:
     uds = httpx.HTTPTransport(uds=engine_socket(service.pid))
     engine = httpx.Client(transport=uds, base_url="http://engine", timeout=120)
     http = httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120, trust_env=False)
-    texts = [text(options.words, f"document {at}") for at in range(options.documents)]
+    texts = [text(WORDS, options.words, f"document {at}") for at in range(options.documents)]
     took: dict[str, list[float]] = {"engine": [], "service": []}
     for at in range(options.rounds + 1):
-        query = text(8, f"query {at}")
+        query = text(WORDS, 8, f"query {at}")
         engine_s = timed(engine, *engine_call(options.engine, query, texts))
         service_s = timed(http, "/v1/rerank", {"query": query, "documents": texts})
         if at:

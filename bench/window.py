@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import statistics
 import time
 from collections.abc import Sequence
+
+from programs import text
 
 from rerankd import Reranker
 from rerankd.config import from_machine
 
 WORDS = ("panda", "bear", "river", "mountain", "bread", "ticket", "weather", "library", "guitar", "pizza")
-
-
-def text(words: int, seed: str) -> str:
-    pick = random.Random(seed)
-    return " ".join(pick.choice(WORDS) for _ in range(words))
 
 
 async def timed(reranker: Reranker, query: str, documents: Sequence[str]) -> tuple[float, int]:
@@ -32,7 +28,7 @@ async def timed(reranker: Reranker, query: str, documents: Sequence[str]) -> tup
 
 async def main(options: argparse.Namespace) -> None:
     took: dict[str, list[float]] = {"whole": [], "cut": []}
-    whole = [text(options.words, f"document {at}") for at in range(options.documents)]
+    whole = [text(WORDS, options.words, f"document {at}") for at in range(options.documents)]
     async with Reranker(from_machine({"cache_entries": 0})) as reranker:
         # As many words as the window holds of these: measured, not guessed.
         size = 400
@@ -43,7 +39,7 @@ async def main(options: argparse.Namespace) -> None:
             size += 1
         cut = [" ".join(document.split()[:size]) for document in whole]
         for at in range(options.rounds):
-            query = text(8, f"query {at}")
+            query = text(WORDS, 8, f"query {at}")
             whole_s, whole_tokens = await timed(reranker, query, whole)
             cut_s, cut_tokens = await timed(reranker, query, cut)
             took["whole"].append(whole_s / whole_tokens)

@@ -5,7 +5,6 @@ Not made anew by `make docs`: a browser draws a little differently on each machi
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ PICTURES = ROOT / "docs" / "pictures"
 sys.path.append(str(ROOT / "tests"))
 
 from browser import chromium  # noqa: E402
-from support import environment  # noqa: E402
+from support import start_serving  # noqa: E402
 
 _ADDRESS = "http://192.168.1.20:11440"
 
@@ -34,27 +33,18 @@ def connect(page: Page) -> None:
 
 
 def main() -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-m", "rerankd", "serve", "builtin:e5", "--port", "0"],
-        env=environment(ROOT / ".test-home"),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    line = next(line for line in server.stderr if "API endpoint URL" in line)
-    url = line.split()[-1].removesuffix("/v1")
+    server = start_serving(ROOT / ".test-home", "builtin:e5")
     PICTURES.mkdir(exist_ok=True)
     try:
         with chromium() as browser:
             page = browser.new_page(viewport={"width": 1000, "height": 700}, locale="en-GB")
             for name, prepare in {"try": try_it, "connect": connect}.items():
-                page.goto(f"{url}/#{name}")
+                page.goto(f"{server.url}/#{name}")
                 page.locator("#served .dot").wait_for()
                 prepare(page)
                 page.screenshot(path=PICTURES / f"{name}.png", full_page=True, animations="disabled")
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
 
 
 if __name__ == "__main__":

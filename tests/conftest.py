@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rerankd.models import builtin
-from support import ROOT, Program, environment
+from support import ROOT, Program, start_serving
 
 
 @pytest.fixture(scope="session")
@@ -29,28 +27,15 @@ def home() -> Path:
 @pytest.fixture
 def serve(home: Path) -> Iterator[Callable[..., Program]]:
     """Start `rerankd serve` with arguments and environment; returns once it says that it serves."""
-    running: list[subprocess.Popen[str]] = []
+    running: list[Program] = []
 
     def start(*arguments: str, **env: str) -> Program:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rerankd", "serve", "--port", "0", *arguments],
-            env=environment(home, **env),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        assert process.stderr is not None
-        said: list[str] = []
-        for line in process.stderr:
-            said.append(line)
-            if "API endpoint URL" in line:
-                url = line.split()[-1].removesuffix("/v1")
-                return Program(process, url, said)
-        raise AssertionError(f"it ended with {process.wait()}:\n{''.join(said)}")
+        running.append(start_serving(home, *arguments, **env))
+        return running[-1]
 
     yield start
-    for process in running:
-        process.kill()
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+    for program in running:
+        program.process.kill()
+        program.process.wait()
+        if program.process.stderr is not None:
+            program.process.stderr.close()

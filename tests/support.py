@@ -77,6 +77,25 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "RERANKD_HOME": str(home), "PYTHONUNBUFFERED": "1", **more}
 
 
+def start_serving(home: Path, *arguments: str, **env: str) -> Program:
+    """Start `rerankd serve` with arguments and environment; returns once it says that it serves. The caller
+    ends it, and closes its standard error."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rerankd", "serve", "--port", "0", *arguments],
+        env=environment(home, **env),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    for line in process.stderr:
+        said.append(line)
+        if "API endpoint URL" in line:
+            return Program(process, line.split()[-1].removesuffix("/v1"), said)
+    process.stderr.close()
+    raise AssertionError(f"it ended with {process.wait()}:\n{''.join(said)}")
+
+
 def rerankd(
     *arguments: str, home: Path, stdin: str | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:

@@ -152,16 +152,22 @@ async def test_nobody_there_is_an_error(tmp_path: Path) -> None:
         await Connections(tmp_path / "none").get("/")
 
 
-async def test_a_dropped_call_hangs_up(tmp_path: Path) -> None:
-    asked = asyncio.Event()
+class Never:
+    """An engine that never answers. `asked` tells that it was asked."""
 
-    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
-        asked.set()
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        self.asked.set()
         await reader.readexactly(1)
 
+
+async def test_a_dropped_call_hangs_up(tmp_path: Path) -> None:
+    never = Never()
     async with engine(tmp_path, never) as (made, client):
         call = asyncio.create_task(client.get("/"))
-        await asked.wait()
+        await never.asked.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -169,15 +175,10 @@ async def test_a_dropped_call_hangs_up(tmp_path: Path) -> None:
 
 
 async def test_close_ends_calls_under_way_and_takes_no_more(tmp_path: Path) -> None:
-    asked = asyncio.Event()
-
-    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
-        asked.set()
-        await reader.readexactly(1)
-
+    never = Never()
     async with engine(tmp_path, never) as (_, client):
         call = asyncio.create_task(client.get("/"))
-        await asked.wait()
+        await never.asked.wait()
         client.close()
         with pytest.raises(ConnectionError):
             await call

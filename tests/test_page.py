@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from browser import Watched, chromium
 from fake_hub import FakeHub, fake_hub
-from support import ROOT, environment
+from support import ROOT, Program, start_serving
 
 PICTURES = ROOT / ".test-home" / "pictures"
 STATIC = ROOT / "src" / "rerankd" / "api" / "static"
@@ -44,30 +44,19 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def started(home: Path) -> Iterator[Callable[..., tuple[str, subprocess.Popen[str]]]]:
-    """Starts `rerankd serve`; gives its URL and its process."""
-    running: list[subprocess.Popen[str]] = []
+def started(home: Path) -> Iterator[Callable[..., Program]]:
+    """Starts `rerankd serve`."""
+    running: list[Program] = []
 
-    def start(*arguments: str, **env: str) -> tuple[str, subprocess.Popen[str]]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rerankd", "serve", "--port", "0", *arguments],
-            env=environment(home, **env),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "API endpoint URL" in line:
-                return line.split()[-1].removesuffix("/v1"), process
-        raise AssertionError(f"it ended with {process.wait()}")
+    def start(*arguments: str, **env: str) -> Program:
+        running.append(start_serving(home, *arguments, **env))
+        return running[-1]
 
     yield start
-    for process in running:
-        process.terminate()
-        process.wait(30)
-        assert process.stderr is not None
-        process.stderr.close()
+    for program in running:
+        program.stop()
+        assert program.process.stderr is not None
+        program.process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +78,7 @@ def url(started: Any, home: Path, hub: FakeHub, tmp_path_factory: pytest.TempPat
     config = own / "rerankd.toml"
     config.write_text(f'model = ["tiny", "builtin:e5"]\n[models.tiny]\nref = "{XLMR}"\n')
     env = {"HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url, "HF_HOME": str(own / "hf")}
-    address: str = started("--config", str(config), RERANKD_HOME=str(own), RERANKD_ADMIN_API="1", **env)[0]
+    address: str = started("--config", str(config), RERANKD_HOME=str(own), RERANKD_ADMIN_API="1", **env).url
     return address
 
 
@@ -385,7 +374,7 @@ def test_a_model_that_was_not_pulled_is_not_deleted(tab: Open) -> None:
 
 
 def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> None:
-    url, _ = started(XLMR, RERANKD_API_KEY="a secret")
+    url = started(XLMR, RERANKD_API_KEY="a secret").url
     shown = tab(url, permissions=["clipboard-read", "clipboard-write"])
     page = shown.open()
     expect(page.get_by_role("dialog")).to_be_visible()

@@ -7,26 +7,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import served
 from served import GOLDEN, Service, raw_scores, right, service
 
 from fake_hub import FakeHub, fake_hub
 from rerankd.engine import process
 
 NAMES = ("xlmr-head", "modernbert-head", "qwen3-headed")
+# An engine is started in most of them.
+until = partial(served.until, timeout_s=20)
 DOCUMENTS = ["The giant panda is a bear of China.", "Bread is baked from flour.", "熊猫住在竹林里"]
-
-
-def until(true: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def path(name: str) -> str:

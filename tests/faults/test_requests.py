@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ import httpx
 import pytest
 from bodies import CORPUS, bodies
 from hypothesis import HealthCheck, given, settings
-from served import Service, raw_scores, right, service
+from served import Service, raw_scores, right, service, until
 
 import fake_engine
 
@@ -34,13 +34,6 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield it
         assert "unexpected reason" not in it.output
         assert it.get("/health").json()["engine"]["starts"] == 1
-
-
-def until(true: Callable[[], bool], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def connect(it: Service) -> socket.socket:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from served import Service, raw_scores, right, service
+from served import Service, raw_scores, right, service, until
 
 from rerankd.engine import process
 
@@ -24,13 +24,6 @@ def in_background(
     thread = threading.Thread(target=lambda: answers.append(ask(*args)))
     thread.start()
     return thread
-
-
-def until(true: Callable[[], bool], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def under_way(it: Service) -> bool:
