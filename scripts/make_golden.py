@@ -99,7 +99,7 @@ def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
 @dataclass
 class Built:
     """One model, ready to be scored: `ids` gives what the model sees of a pair (for the embedder two lists),
-    `score` the raw score of that."""
+    `score` the raw score of that. `pre` is "" where no GGUF file can hold the model."""
 
     folder: Path
     half: bool
@@ -186,6 +186,44 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
         return [cls, *encode(query), sep, *encode(document), sep]
 
     return Built(folder, half, "modern-bert", {"way": "head", "window": window}, ids, head_score(model))
+
+
+def bert_pairs(texts: list[str], folder: Path) -> Built:
+    """A BERT cross-encoder as the ms-marco-MiniLM family: a pooler, two token types, and BF16 weights."""
+    window = 128
+    tok = bert_tokenizer(texts)
+    config = transformers.BertConfig(
+        vocab_size=tok.get_vocab_size(),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=window,
+        num_labels=1,
+        hidden_act="gelu",
+    )
+    gains = {"value": 2.0, "token_type": 4.0, "classifier.weight": 3.0}
+    model = randomise(transformers.BertForSequenceClassification(config), 6, False, 0.15, gains)
+    # Scored in float32 from what the file can hold.
+    model = model.to(torch.bfloat16)
+    save_model(model, folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    model = model.float()
+    save_tokenizer(
+        tok, folder, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]",
+        mask_token="[MASK]", do_lower_case=True, model_max_length=window,
+    )  # fmt: skip
+    encode = encoder_of(tok)
+    cls, sep = tok.token_to_id("[CLS]"), tok.token_to_id("[SEP]")
+
+    def ids(query: str, document: str) -> list[int]:
+        return [cls, *encode(query), sep, *encode(document), sep]
+
+    def score(ids: list[int]) -> float:
+        first = ids.index(sep) + 1
+        types = [0] * first + [1] * (len(ids) - first)
+        return model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0, 0].item()
+
+    return Built(folder, False, "", {"way": "head", "window": window}, ids, score)
 
 
 def judge(
@@ -322,7 +360,12 @@ RECIPES: dict[str, tuple[Callable[[list[str], Path], Built], str]] = {
     "qwen3-headless": (qwen3, "qwen3-headless"),
     "qwen2-labels": (qwen2_labels, "qwen2-labels"),
     "bert-embedder": (bert_embedder, "bert-embedder"),
+    "bert-pairs": (bert_pairs, "bert-pairs"),
 }
+# Those that are kept as transformers saves them: the first two beside their GGUF file, with the same scores.
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs")
+# What a checkpoint is made of; transformers saves more.
+KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 
 def cases(built: Built, pairs: list[dict[str, str]]) -> Iterator[Case]:
@@ -366,12 +409,18 @@ def main() -> None:
         folder.mkdir()
         built = recipe(texts, folder)
         rows = list(cases(built, pairs))
-        convert(folder, args.out / f"{name}.gguf", built.half, built.pre)
-        write_golden(args.out / f"{name}.json", {"model": f"{name}.gguf", **built.about}, rows)
+        if name in CHECKPOINTS:
+            (args.out / name).mkdir(exist_ok=True)
+            for file in KEPT:
+                shutil.copy(folder / file, args.out / name)
+        if built.pre:
+            convert(folder, args.out / f"{name}.gguf", built.half, built.pre)
+        model = f"{name}.gguf" if built.pre else name
+        write_golden(args.out / f"{name}.json", {"model": model, **built.about}, rows)
         raws = sorted(row["raw"] for row in rows if row["fits"])
         print(
             f"{name}: {len(raws)} of {len(rows)} fit, raw {raws[0]:.3f} to {raws[-1]:.3f}, "
-            f"{(args.out / f'{name}.gguf').stat().st_size / 1e6:.2f} MB",
+            f"{model}",
             flush=True,
         )
     shutil.rmtree(scratch)

@@ -40,6 +40,8 @@ SERVER_BOUNDS = BOUNDS | {"modernbert-head": 5e-3}
 OPENVINO_BOUNDS = dict.fromkeys(("xlmr-head", "modernbert-head", "bert-embedder"), 1e-4)
 # llama.cpp cuts a word of over 100 letters into WordPieces; the reference makes it one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
+# Checkpoints in transformers' format, of the same weights as the GGUF file where there is one.
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs")
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
 
 
@@ -57,7 +59,7 @@ class Run:
 
     @property
     def other_tokens(self) -> set[tuple[str, str]]:
-        return OTHER_TOKENS if self.engine != "openvino" else set()
+        return OTHER_TOKENS if self.engine in ("bundled", "llama-server") else set()
 
 
 def runs() -> Iterator[Any]:
@@ -65,6 +67,8 @@ def runs() -> Iterator[Any]:
     `make engine` has built one."""
     for name, bound in OPENVINO_BOUNDS.items():
         yield Run(name, "openvino", bound, {"engine": "openvino", "precision": "f32"})
+    for name in CHECKPOINTS:
+        yield Run(name, "safetensors", 1e-4, {"model": (str(GOLDEN / name),), "precision": "f32"})
     for name, bound in BOUNDS.items():
         yield Run(name, "bundled", bound, {"engine": "llama"})
     server = os.environ.get("LLAMA_SERVER") or native_engine()

@@ -20,13 +20,13 @@ from rerankd.engine.openvino import precision
 from rerankd.engine.openvino.encoder import Encoder
 from rerankd.engine.openvino.runner import Runner, padded
 from rerankd.engine.openvino.schedule import Schedule
-from rerankd.engine.openvino.tokens import Vocabulary
+from rerankd.engine.openvino.tokens import Reading, of_header
 from rerankd.engine.openvino.weights import Weights
 from rerankd.errors import ModelFileError
 from support import GOLDEN, golden
 
 TINY = {
-    name: Vocabulary(Weights(GOLDEN / f"{name}.gguf").values)
+    name: of_header(Weights(GOLDEN / f"{name}.gguf").values)
     for name in ("xlmr-head", "bert-embedder", "modernbert-head")
 }
 lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=40)
@@ -104,6 +104,10 @@ def test_a_new_job_waits_for_one_turn_of_each_that_was_there() -> None:
     assert before <= 4
 
 
+def readings(texts: list[list[int]]) -> list[Reading]:
+    return [Reading(ids, len(ids)) for ids in texts]
+
+
 class Gate:
     """A model that adds up ids, and waits for leave to do so."""
 
@@ -112,7 +116,7 @@ class Gate:
         self.begun = threading.Semaphore(0)
         self.calls: list[int] = []
 
-    def __call__(self, ids: Any, sizes: Any) -> Any:
+    def __call__(self, ids: Any, sizes: Any, seconds: Any) -> Any:
         self.begun.release()
         assert self.open.acquire(timeout=10)
         if (ids == 666).any():
@@ -124,8 +128,8 @@ class Gate:
 def test_each_job_gets_its_own_values_in_order() -> None:
     gate = Gate()
     runner = Runner(gate, 1024)
-    first = runner.submit([[1, 2, 3], [4], [5, 5, 5]])
-    second = runner.submit([[7, 8, 9]])
+    first = runner.submit(readings([[1, 2, 3], [4], [5, 5, 5]]))
+    second = runner.submit(readings([[7, 8, 9]]))
     for _ in range(4):
         gate.open.release()
     assert first.result.result(10)[:, 0].tolist() == [6, 4, 15]
@@ -135,8 +139,8 @@ def test_each_job_gets_its_own_values_in_order() -> None:
 def test_what_fails_fails_its_jobs_only() -> None:
     gate = Gate()
     runner = Runner(gate, 1024)
-    bad = runner.submit([[666], [1, 1, 1]])
-    good = runner.submit([[1, 2, 3, 4, 5, 6, 7, 8]])
+    bad = runner.submit(readings([[666], [1, 1, 1]]))
+    good = runner.submit(readings([[1, 2, 3, 4, 5, 6, 7, 8]]))
     for _ in range(4):
         gate.open.release()
     with pytest.raises(RuntimeError, match="no memory for this"):
@@ -147,11 +151,11 @@ def test_what_fails_fails_its_jobs_only() -> None:
 def test_dropped_work_is_not_begun() -> None:
     gate = Gate()
     runner = Runner(gate, 1024)
-    runner.submit([[1] * 900])
+    runner.submit(readings([[1] * 900]))
     assert gate.begun.acquire(timeout=10)
     dropped = runner.submit([[2] * 500] * 20)
     runner.drop(dropped)
-    last = runner.submit([[3] * 900])
+    last = runner.submit(readings([[3] * 900]))
     for _ in range(2):
         gate.open.release()
     assert last.result.result(10)[:, 0].tolist() == [2700]
@@ -163,7 +167,7 @@ def test_the_thread_shows_work_between_calls_and_none_while_it_hangs() -> None:
     runner = Runner(gate, 1024)
     idle = runner.steps(-1, 10)
     assert runner.steps(idle, 10) > idle
-    job = runner.submit([[1]])
+    job = runner.submit(readings([[1]]))
     assert gate.begun.acquire(timeout=10)
     hung = runner.steps(-1, 10)
     assert runner.steps(hung, 0.05) == hung
@@ -173,9 +177,9 @@ def test_the_thread_shows_work_between_calls_and_none_while_it_hangs() -> None:
 
 
 def test_padding_keeps_texts_whole() -> None:
-    ids, sizes = padded([[1, 2], [3], [4, 5, 6]])
+    ids, sizes, seconds = padded(readings([[1, 2], [3], [4, 5, 6]]))
     assert ids.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
-    assert sizes.tolist() == [2, 1, 3]
+    assert sizes.tolist() == seconds.tolist() == [2, 1, 3]
 
 
 def timed(**seconds: float) -> Callable[[precision.Precision], float]:
@@ -224,7 +228,7 @@ def test_nothing_that_reports_usage_is_loaded() -> None:
 @pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder", "modernbert-head", "builtin"])
 def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, home: Path) -> None:
     path = next((home / "models").glob("*builtin*.gguf")) if name == "builtin" else GOLDEN / f"{name}.gguf"
-    vocabulary = Vocabulary(Weights(path).values)
+    vocabulary = of_header(Weights(path).values)
     rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
     assert len(rows) >= 140
     for row, ids in zip(rows, vocabulary.ids([row["text"] for row in rows]), strict=True):
@@ -245,7 +249,7 @@ def test_compressed_weights_move_scores_a_little(name: str) -> None:
     wanted = np.array([case["raw"] for case in cases])
     encoder = Encoder(GOLDEN / f"{name}.gguf", "rank", threads=1, wanted="f32", compressed=True)
     assert "weights compressed" in encoder.about
-    found = np.array([encoder.forward(*padded([case["ids"]]))[0, 0] for case in cases])
+    found = np.array([encoder.forward(*padded(readings([case["ids"]])))[0, 0] for case in cases])
     moved = np.abs(found - wanted).max() / (wanted.max() - wanted.min())
     assert 1e-4 < moved < 0.03  # 0.024 and 0.013 seen, of models with only 64 weights a row
     assert np.corrcoef(found, wanted)[0, 1] > 0.999

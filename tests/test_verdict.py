@@ -12,7 +12,7 @@ from ggufs import strings
 from rerankd.domain import Transform
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.models import catalog
-from rerankd.models.gguf import Facts
+from rerankd.models.facts import Facts
 from rerankd.models.inspect import describe, describe_json, size_words
 from rerankd.models.verdict import CAUSAL_WINDOW, ScoringOverrides, Verdict, decide
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 Way = Literal["head", "judge", "cosine"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
+Format = Literal["gguf", "safetensors"]
 TransformName = Literal["sigmoid", "affine", "identity"]
 
 

@@ -4,31 +4,34 @@ scored."""
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from rerankd import checkpoint
 from rerankd.config import ScoringSettings, Settings, Wanted
 from rerankd.domain import Scoring
 from rerankd.engine import encoders, installed, machine
 from rerankd.engine.choice import Choice
 from rerankd.engine.openvino.client import WORKER
 from rerankd.errors import ModelFileError
-from rerankd.models import builtin, catalog, gguf, store, verdict
+from rerankd.models import builtin, catalog, modelfile, store, verdict
+from rerankd.models.facts import Facts
 
 _HEADER_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be served: its names, its file, how it is scored, and the engine that runs it.
-    `fingerprint` tells the file from another one at a glance (see cache.py)."""
+    """A model that can be served: its names, its file or folder, how it is scored, and the engine that runs
+    it. `fingerprint` tells the file from another one at a glance (see cache.py)."""
 
     name: str
     aliases: tuple[str, ...]
     path: Path
-    facts: gguf.Facts
+    facts: Facts
     verdict: verdict.Verdict
     scoring: Scoring
     wanted: Wanted
@@ -78,7 +81,7 @@ def prepare(
     folders.check_writable()
     path = folders.locate(model.ref, progress, settings.builtin_wheel)
     made = fingerprint(path)
-    facts = gguf.read(path)
+    facts = modelfile.read(path)
     decided = judge_file(facts, model.scoring)
     scoring = decided.require()
     memory = machine.read().memory_bytes
@@ -98,11 +101,12 @@ def prepare(
     return Model(names[0], names[1:], path, facts, decided, scoring, model, made, engine)
 
 
-def _candidate(facts: gguf.Facts, scoring: Scoring, settings: Settings) -> encoders.Candidate:
+def _candidate(facts: Facts, scoring: Scoring, settings: Settings) -> encoders.Candidate:
     return encoders.Candidate(
         scoring,
         facts.architecture,
         (facts.tokenizer_model, facts.tokenizer_pre),
+        format=facts.format,
         parts=len(facts.parts),
         has_charsmap=facts.has_charsmap,
         named=bool(settings.llama_path or settings.engine_args or installed.Engines(settings.home).used()),
@@ -110,13 +114,18 @@ def _candidate(facts: gguf.Facts, scoring: Scoring, settings: Settings) -> encod
     )
 
 
-def judge_file(facts: gguf.Facts, scoring: ScoringSettings) -> verdict.Verdict:
+def judge_file(facts: Facts, scoring: ScoringSettings) -> verdict.Verdict:
     """How a file is scored, by its facts, the catalog and the settings."""
     return verdict.decide(facts, catalog.known(), verdict.ScoringOverrides(**scoring.model_dump()))
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a file from another one at a glance; of no file, that there is none."""
+    """What tells a model's file from another one at a glance, or a folder's; of no file, that there is
+    none."""
+    if path.is_dir():
+        return (
+            " ".join(fingerprint(path / name) for name in checkpoint.files(os.listdir(path))) or f"no {path}"
+        )
     try:
         status = path.stat()
         with path.open("rb") as stream:

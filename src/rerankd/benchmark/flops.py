@@ -12,7 +12,7 @@ out. Where attention is local in some blocks (ModernBERT), that term is an upper
 
 from __future__ import annotations
 
-from rerankd.models.gguf import Facts
+from rerankd.models.facts import Facts
 
 
 def per_token(facts: Facts, tokens: float, *, causal: bool) -> float:

@@ -10,7 +10,7 @@ from rerankd.benchmark import flops
 from rerankd.benchmark.drive import Driven
 from rerankd.benchmark.figures import Series, ratio
 from rerankd.benchmark.hardware import Hardware
-from rerankd.models.gguf import Facts
+from rerankd.models.facts import Facts
 
 # As few rounds as a median may be taken for one.
 ENOUGH_ROUNDS = 5

@@ -15,7 +15,9 @@ from rerankd.errors import UnknownModel
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A GGUF file, a name of `rerankd list`, or builtin:e5.")],
+    model: Annotated[
+        str, typer.Argument(help="A GGUF file, a folder of safetensors, or a name of `rerankd list`.")
+    ],
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
@@ -23,14 +25,14 @@ def inspect(
 
     Exit code 0 when it can be scored, 3 when it can't.
     """
-    from rerankd.models import gguf, store
     from rerankd.models import inspect as words
+    from rerankd.models import modelfile, store
     from rerankd.prepare import judge_file
 
     settings = config.from_machine({}, config_file)
     with progress() as report:
         path = store.Store(settings.home).locate(model, report, settings.builtin_wheel)
-    facts = gguf.read(path)
+    facts = modelfile.read(path)
     decided = judge_file(facts, settings.scoring)
     if as_json:
         typer.echo(json.dumps(words.describe_json(facts, decided), ensure_ascii=False, indent=2))

@@ -24,7 +24,7 @@ from rerankd.engine.build import cuda, index, smoke, tools
 from rerankd.engine.build.source import PINNED
 from rerankd.engine.choice import BUNDLED, Choice, runs_here
 from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
-from rerankd.models import builtin, gguf, hubs, listing, store
+from rerankd.models import builtin, hubs, listing, modelfile, store
 
 Progress = Callable[[str, int, int], None]
 _PCI = Path("/sys/bus/pci/devices")
@@ -153,7 +153,7 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     try:
         for ref, scoring in wanted.items():
             if ref not in known:
-                facts = gguf.read(folders.locate(ref, lambda *_: None))
+                facts = modelfile.read(folders.locate(ref, lambda *_: None))
                 decided = prepare.judge_file(facts, scoring)
                 scorable = decided.scoring is not None
                 found.append(SeenModel(ref, facts.size_bytes, scorable, decided.explain, True))

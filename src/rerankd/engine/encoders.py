@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rerankd.domain import Scoring
+from rerankd.domain import Format, Scoring
 from rerankd.engine.choice import Choice
 from rerankd.errors import ConfigError, EngineTooOld, EngineUnknown
 
@@ -27,14 +27,15 @@ _POOLINGS = ("rank", "mean", "cls")
 class Candidate:
     """What has to be known of a model and its surroundings.
 
-    `tokenizer` is its model and its pre-tokenizer, `parts` the number of its files. `has_charsmap` says that
-    it has a normalisation map, `named` that the user has chosen a llama.cpp or flags for it, `has_wheel` that
-    OpenVINO and its tokenizers are installed.
+    `tokenizer` is a GGUF file's model and pre-tokenizer, `parts` the number of its files. `has_charsmap` says
+    that it has a normalisation map, `named` that the user has chosen a llama.cpp or flags for it, `has_wheel`
+    that OpenVINO and its tokenizers are installed.
     """
 
     scoring: Scoring
     architecture: str
     tokenizer: tuple[str, str]
+    format: Format = "gguf"
     parts: int = 1
     has_charsmap: bool = True
     named: bool = False
@@ -47,6 +48,11 @@ def choose(wanted: Wanted, model: Candidate, worker: Choice, llama: Callable[[],
     Raises ConfigError where OpenVINO is wanted and can't run it, and what `llama` raises.
     """
     why = obstacle(model)
+    if model.format == "safetensors":
+        if why or wanted == "llama":
+            why = why or "llama.cpp reads GGUF files only"
+            raise ConfigError(f"A model in safetensors runs on OpenVINO, and that can't be: {why}.")
+        return replace(worker, reason="llama.cpp does not read safetensors")
     if wanted == "openvino":
         if why:
             raise ConfigError(f"engine = openvino can't be: {why}. Leave it at auto, or take llama.")
@@ -71,15 +77,16 @@ def obstacle(model: Candidate) -> str:
     if known is None:
         return f"OpenVINO's worker does not know the architecture {model.architecture}"
     kind, pre = model.tokenizer
-    if not any(kind == one and other in (None, pre) for one, other in known):
+    is_gguf = model.format == "gguf"
+    if is_gguf and not any(kind == one and other in (None, pre) for one, other in known):
         return f"OpenVINO's worker does not know the tokenizer {kind} {pre}".rstrip()
-    if kind == "t5" and not model.has_charsmap:
+    if is_gguf and kind == "t5" and not model.has_charsmap:
         return "the file lacks the normalisation map of its tokenizer"
     if scoring.pooling not in _POOLINGS:
         return f"OpenVINO's worker does not know the pooling {scoring.pooling}"
     if scoring.way == "head" and scoring.template:
         return "its pairs are made by a template"
-    if model.parts > 1:
+    if is_gguf and model.parts > 1:
         return "its file is split"
     if not model.has_wheel:
         return "OpenVINO is not installed (pip install 'rerankd[openvino]')"

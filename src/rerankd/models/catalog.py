@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from rerankd.domain import Pooling, Transform, Way
 from rerankd.errors import ConfigError
-from rerankd.models.gguf import Facts
+from rerankd.models.facts import Facts
 
 _PLACEHOLDERS = re.compile(r"\{(instruction|query|document)\}")
 _SIGMOID = Transform("sigmoid")

@@ -4,6 +4,7 @@ A model is one GGUF file, or the parts of a split one (`…-00001-of-00003.gguf`
 quantisation is what its file name says. The one that was asked for is taken; else the catalog's default; else
 the best that fits the machine's memory: the higher quantisations first, the unquantised ones last, for they
 are twice the size and answer the same. Projectors of vision models and importance matrices are no models.
+Where there is no GGUF file, the model is the repository's safetensors, with what describes them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rerankd import checkpoint
 from rerankd.errors import UnknownModel
 from rerankd.models.inspect import size_words
 
@@ -46,7 +48,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The files to fetch, in the order of their parts, and one sentence of why these."""
+    """The files to fetch, in the order of their parts, and a few words of why these."""
 
     files: tuple[RemoteFile, ...]
     quant: str
@@ -93,9 +95,10 @@ def choose(
     `quant` and `file` are what the user asked for, `default` the quantisation that the catalog names. Raises
     UnknownModel, with what there is, where nothing or more than one thing is meant.
     """
+    files = tuple(files)
     models = _models(files)
     if not models:
-        raise UnknownModel(f"{where} holds no GGUF file. Name a repository that holds the model as GGUF.")
+        return _checkpoint(files, where, bool(file or quant))
     if file:
         chosen = [model for model in models if file in (part.path for part in model.files)]
         return _one(chosen, models, where, f"there is no file {file}", "it was asked for")
@@ -105,6 +108,22 @@ def choose(
     if len(models) == 1:
         return _one(models, models, where, "", "there is no other")
     return _best(models, where, default, memory_bytes)
+
+
+def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
+    by_path = {file.path: file for file in files}
+    names = checkpoint.files(by_path)
+    if not names:
+        raise UnknownModel(
+            f"{where} holds no GGUF file, and no whole model in safetensors (with {checkpoint.CONFIG} and "
+            f"{checkpoint.TOKENIZER}). Name a repository that holds one of them."
+        )
+    if asked:
+        raise UnknownModel(
+            f"{where} holds no GGUF file, but safetensors, among which there is nothing to choose. Name it "
+            f"so: {where}"
+        )
+    return Choice(tuple(by_path[name] for name in names), "", "as its makers have it")
 
 
 def _best(models: Sequence[_Model], where: str, default: str, memory_bytes: int | None) -> Choice:

@@ -11,7 +11,7 @@ the one logit.
 from __future__ import annotations
 
 from rerankd.domain import Pooling
-from rerankd.models.gguf import Facts
+from rerankd.models.facts import Facts
 
 ENCODERS = frozenset(
     (
@@ -38,7 +38,8 @@ def is_causal(facts: Facts) -> bool:
 
 
 def head_flaw(facts: Facts, pooling: Pooling | None = None) -> str:
-    """Why llama.cpp's rank score of this encoder is not the model's, "" when it is.
+    """Why the rank score of this encoder would not be the model's, "" when it is. A GGUF file's is
+    llama.cpp's.
 
     `pooling` is what the model's head is known to read (ModernBERT), None for whatever the file says.
     """
@@ -50,7 +51,7 @@ def head_flaw(facts: Facts, pooling: Pooling | None = None) -> str:
         )
     if arch not in _HEADED:
         return f"llama.cpp has no rank head for {arch}"
-    if arch == "bert" and facts.token_type_count > 1:
+    if arch == "bert" and facts.token_type_count > 1 and facts.format == "gguf":
         pooler = "" if facts.has_cls else ", and the converter drops its pooler (pooler.dense)"
         return (
             "it is a BERT cross-encoder with two token types, like the ms-marco-MiniLM family: llama.cpp "

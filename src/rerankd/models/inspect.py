@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from rerankd.models.gguf import Facts
+from rerankd.models.facts import Facts
 from rerankd.models.heads import is_causal
 from rerankd.models.verdict import Verdict
 

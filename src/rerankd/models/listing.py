@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rerankd.errors import ModelFileError
-from rerankd.models import builtin, catalog, gguf
+from rerankd.models import builtin, catalog, modelfile
+from rerankd.models.facts import Facts
 from rerankd.models.inspect import describe as describe_file
 from rerankd.models.inspect import describe_json, size_words
 from rerankd.models.ref import parse
 from rerankd.models.store import Store
 from rerankd.models.verdict import CAUSAL_WINDOW, Verdict
 
-Judge = Callable[[gguf.Facts], Verdict]
+Judge = Callable[[Facts], Verdict]
 Row = dict[str, Any]
 
 
@@ -50,11 +51,11 @@ def describe(store: Store, model: str, judge: Judge) -> Row:
     """All that is known of one model, with `text` for people. Raises UnknownModel and ModelFileError."""
     entry = catalog.known().find(parse(model).name)
     record = store.find(model)
-    if record is None and entry is not None and not Path(model).is_file():
+    if record is None and entry is not None and not modelfile.exists(Path(model)):
         row = _entry_row(entry)
         return {**row, "text": _entry_text(row)}
     path = store.locate(model, lambda *_: None)
-    facts = gguf.read(path)
+    facts = modelfile.read(path)
     decided = judge(facts)
     text = describe_file(facts, decided)
     kept = next((row for row in present(store, judge) if row["path"] == str(path)), {})
@@ -93,7 +94,7 @@ def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[st
 
 def _scored(path: Path, judge: Judge) -> Row:
     try:
-        decided = judge(gguf.read(path))
+        decided = judge(modelfile.read(path))
     except ModelFileError as error:
         return {"scored_as": None, "window": None, "reason": error.message}
     scoring = decided.scoring

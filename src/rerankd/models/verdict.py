@@ -2,7 +2,8 @@
 
 Pure: values in, a value out that can be printed. The rules, in order:
 
-- **A part of a model, or a model the catalog refuses,** is refused.
+- **A part of a model, or a model the catalog refuses,** is refused; so is a checkpoint of a class that is not
+  known. What the catalog refuses because of llama.cpp is scored from its own safetensors.
 - **A causal model judges,** whether it has a rank head or not: most files lack it (llama-server's own
   /v1/rerank then answers about 1e-20), and where it is there it is a slower way to the same number. What it
   is asked must be known: by the catalog, from the user's settings, or because it is a Qwen3 reranker.
@@ -20,7 +21,7 @@ from pathlib import Path
 from rerankd.domain import Pooling, Scoring, Transform, TransformName, Way
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.models.catalog import Catalog, Entry, template_flaw
-from rerankd.models.gguf import Facts
+from rerankd.models.facts import Facts
 from rerankd.models.heads import head_flaw, is_causal
 
 # A causal model's window by default. Its KV cache is allocated for the whole window (Qwen3-0.6B at its full
@@ -143,6 +144,8 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
 
 
 def _no_model(facts: Facts) -> _Refusal | None:
+    if facts.flaw:
+        return _Refusal(facts.flaw)
     if facts.kind != "model":
         return _Refusal(
             f"it is not a whole model but a part of one ({facts.kind})", "give the model's own file"
@@ -159,11 +162,14 @@ def _score(case: _Case) -> Scoring | _Refusal:
     way: Way | _Refusal | None = overrides.way
     if way is None and (overrides.template is not None or overrides.labels is not None):
         way = "judge"
-    if entry is not None and entry.refused and way != "judge":
+    # What the catalog refuses is what llama.cpp computes wrong.
+    if entry is not None and entry.refused and way != "judge" and case.facts.format == "gguf":
         return _Refusal(f"this is {entry.name}: {entry.refused}")
     way = way or _natural_way(case)
     if isinstance(way, _Refusal):
         return way
+    if case.facts.format != "gguf" and way != "head":
+        raise ConfigError(f"{case.facts.path}: a model in safetensors is scored by its head: remove {way}")
     for other, names in _ONLY_FOR.items():
         for name in names:
             if other != way and getattr(overrides, name) is not None:

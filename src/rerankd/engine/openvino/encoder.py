@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rerankd.domain import Pooling
 from rerankd.engine import machine
 from rerankd.engine.openvino import graph, precision
+from rerankd.engine.openvino.runner import Integers
 from rerankd.engine.openvino.runtime import ov
-from rerankd.engine.openvino.tokens import Vocabulary
+from rerankd.engine.openvino.tokens import Vocabulary, of_file, of_header
 from rerankd.engine.openvino.weights import Weights
 from rerankd.errors import ModelFileError
 
@@ -42,25 +43,32 @@ class Encoder:
         model = graph.build(weights, pooling, compressed=compressed)
         # A vocabulary of 250,000 pieces takes longer than anything else, and compiling needs no Python.
         with ThreadPoolExecutor(1) as other:
-            building = other.submit(Vocabulary, weights.values)
+            building = other.submit(_vocabulary, weights)
             compiled = core.compile_model(model, "CPU", precision.config(threads, chosen.precision))
             self._embed = graph.embedder(weights)
-            try:
-                self.vocabulary: Vocabulary = building.result()
-            except KeyError as error:
-                raise ModelFileError(
-                    f"{path}: it has no key {error}: its vocabulary is not whole."
-                ) from error
+            self.vocabulary: Vocabulary = building.result()
         self._request = compiled.create_infer_request()
 
-    def forward(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Ids [texts, tokens], padded with any, and the texts' lengths -> [texts, values]. One thread at a
-        time."""
+    def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> NDArray[np.float32]:
+        """Ids [texts, tokens], padded with any, the texts' lengths, and where the second token type begins in
+        each -> [texts, values]. One thread at a time."""
         padding = np.arange(ids.shape[1]) >= lengths[:, None]
         mask = np.where(padding, np.float32(graph.MASKED), np.float32(0))[:, None, None, :]
         # The arrays live until the call has ended: a Tensor does not keep its own alive.
-        embeddings = np.ascontiguousarray(self._embed(ids), np.float32)
+        embeddings = np.ascontiguousarray(self._embed(ids, seconds), np.float32)
         self._request.set_tensor("embeddings", ov.Tensor(embeddings))
         self._request.set_tensor("mask", ov.Tensor(np.ascontiguousarray(mask)))
         self._request.infer()
         return np.array(self._request.get_output_tensor(0).data)
+
+
+def _vocabulary(weights: Weights) -> Vocabulary:
+    path = weights.tokenizer
+    try:
+        return of_header(weights.values) if path is None else of_file(path, weights.rows("token_embd.weight"))
+    except KeyError as error:
+        raise ModelFileError(
+            f"{weights.path}: it has no key {error}: its vocabulary is not whole."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path or weights.path}: its tokenizer can't be read: {error}.") from error

@@ -37,25 +37,34 @@ class Embedder:
 
     tokens: Table
     positions: Floats | None
-    """[window, width]; token types are added to it. None where the model has rotary positions."""
+    """[window, width]; the first token type is added to it. None where the model has rotary positions."""
+    second: Floats | None = None
+    """[width]: what the second token type has more than the first. None where there is one only."""
 
-    def __call__(self, ids: np.ndarray[Any, Any]) -> Floats:
-        """[texts, tokens] of ids -> [texts, tokens, width]."""
+    def __call__(self, ids: np.ndarray[Any, Any], seconds: np.ndarray[Any, Any]) -> Floats:
+        """Ids [texts, tokens], and where the second type begins in each -> [texts, tokens, width]."""
         found = self.tokens[ids.ravel()].reshape(*ids.shape, -1)
-        return found if self.positions is None else found + self.positions[: ids.shape[1]]
+        if self.positions is not None:
+            found = found + self.positions[: ids.shape[1]]
+        if self.second is not None:
+            found[np.arange(ids.shape[1]) >= seconds[:, None]] += self.second
+        return found
 
 
 def embedder(weights: Weights) -> Embedder:
-    """The embedding tables. Every token has token type 0."""
-    vocabulary = len(weights.values["tokenizer.ggml.tokens"])
+    """The embedding tables. Of a GGUF file all tokens have the first token type, as llama.cpp has it; that is
+    right for what is served from one."""
+    named = weights.values.get("tokenizer.ggml.tokens")
+    vocabulary = len(named) if named is not None else weights.rows("token_embd.weight")
     width = weights.key("embedding_length")
     tokens = weights.table("token_embd.weight", vocabulary, width)
     if not weights.has("position_embd.weight"):
         return Embedder(tokens, None)
     positions = weights.array("position_embd.weight", (weights.key("context_length"), width))
     if weights.has("token_types.weight"):
-        types = weights.table("token_types.weight", weights.rows("token_types.weight"), width)
-        positions = positions + types[np.array([0])]
+        count = weights.rows("token_types.weight")
+        types = weights.array("token_types.weight", (count, width))
+        return Embedder(tokens, positions + types[0], types[1] - types[0] if count > 1 else None)
     return Embedder(tokens, positions)
 
 

@@ -12,17 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.engine.openvino.schedule import Row, Schedule
-from rerankd.engine.openvino.tokens import Ids
+from rerankd.engine.openvino.tokens import Reading
 
-Forward = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
-"""Ids [texts, tokens], padded with 0, and the texts' lengths -> one row of values for each text."""
+Integers = NDArray[np.int64]
+Forward = Callable[[Integers, Integers, Integers], NDArray[np.float32]]
+"""Ids [texts, tokens], padded with 0, the texts' lengths, and where the second token type begins in each -> a
+row of values for each text."""
 
 
 @dataclass(eq=False)
 class Job:
     """Texts that were handed in together. `result` becomes their rows, in order."""
 
-    texts: Sequence[Ids]
+    texts: Sequence[Reading]
     number: int
     result: Future[NDArray[np.float32]] = field(default_factory=Future)
     rows: list[NDArray[np.float32] | None] = field(default_factory=list)
@@ -45,12 +47,12 @@ class Runner:
         """Jobs that are under way or wait."""
         return len(self._jobs)
 
-    def submit(self, texts: Sequence[Ids], owner: Hashable = None) -> Job:
+    def submit(self, texts: Sequence[Reading], owner: Hashable = None) -> Job:
         """Hand in texts, at least one, each of at least one token; `owner` is who takes turns with others."""
         job = Job(texts, next(self._numbers), rows=[None] * len(texts), missing=len(texts))
         with self._changed:
             self._jobs[job.number] = job
-            self._schedule.add(job.number, [len(ids) for ids in texts], owner)
+            self._schedule.add(job.number, [len(text.ids) for text in texts], owner)
             self._changed.notify_all()
         return job
 
@@ -80,7 +82,7 @@ class Runner:
             if call:
                 self._step(call, texts)
 
-    def _step(self, call: list[Row], texts: list[Ids]) -> None:
+    def _step(self, call: list[Row], texts: list[Reading]) -> None:
         try:
             values = self._forward(*padded(texts))
         except Exception as error:  # the crash boundary of this thread: OpenVINO raises what it likes
@@ -106,10 +108,10 @@ class Runner:
                     job.result.set_exception(error)
 
 
-def padded(texts: Sequence[Ids]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids [texts, longest], padded with 0, and the texts' lengths."""
-    lengths = np.array([len(ids) for ids in texts], np.int64)
+def padded(texts: Sequence[Reading]) -> tuple[Integers, Integers, Integers]:
+    """What `Forward` takes."""
+    lengths = np.array([len(text.ids) for text in texts], np.int64)
     ids = np.zeros((len(texts), int(lengths.max())), np.int64)
     for row, text in zip(ids, texts, strict=True):
-        row[: len(text)] = text
-    return ids, lengths
+        row[: len(text.ids)] = text.ids
+    return ids, lengths, np.array([text.second for text in texts], np.int64)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rerankd.engine.openvino.encoder import Encoder
 from rerankd.engine.openvino.runner import Job, Runner
 from rerankd.engine.openvino.schedule import TOKENS_A_CALL
-from rerankd.engine.openvino.tokens import Ids
+from rerankd.engine.openvino.tokens import Reading
 
 _QUERIES_KEPT = 64
 Vectors = NDArray[np.float32]
@@ -49,8 +49,8 @@ class Scorer:
         """The ids that the model reads: of the pair, or of the query and of the text."""
         first, second = self.vocabulary.ids([query, text])
         if self._is_head:
-            return self.vocabulary.pair(first, second)
-        return [self.vocabulary.text(first), self.vocabulary.text(second)]
+            return self.vocabulary.pair(first, second).ids
+        return [self.vocabulary.text(ids).ids for ids in (first, second)]
 
     def score(self, query: str, texts: Sequence[str], wait: Callable[[Job], None]) -> tuple[list[float], int]:
         """Raw values in order, and the tokens read for them. `wait` returns when a job is done.
@@ -66,7 +66,7 @@ class Scorer:
     ) -> tuple[list[float], int]:
         asked, *found = self.vocabulary.ids([query, *texts])
         pairs = [self.vocabulary.pair(asked, ids) for ids in found]
-        return [float(value) for value in self._run(pairs, query, wait)[:, 0]], sum(map(len, pairs))
+        return [float(value) for value in self._run(pairs, query, wait)[:, 0]], _tokens(pairs)
 
     def _cosines(
         self, query: str, texts: Sequence[str], wait: Callable[[Job], None]
@@ -82,10 +82,10 @@ class Scorer:
                 self._queries[query] = known
                 if len(self._queries) > _QUERIES_KEPT:
                     self._queries.popitem(last=False)
-        return [float(value) for value in vectors @ known], sum(map(len, rows))
+        return [float(value) for value in vectors @ known], _tokens(rows)
 
-    def _run(self, rows: list[Ids], query: str, wait: Callable[[Job], None]) -> Vectors:
-        longest = max(map(len, rows))
+    def _run(self, rows: list[Reading], query: str, wait: Callable[[Job], None]) -> Vectors:
+        longest = max(len(row.ids) for row in rows)
         if longest > self._window:
             raise TextTooLong(f"a text has {longest} tokens, and the window is {self._window}")
         job = self.runner.submit(rows, owner=query)
@@ -94,6 +94,10 @@ class Scorer:
         finally:
             self.runner.drop(job)
         return job.result.result()
+
+
+def _tokens(rows: Sequence[Reading]) -> int:
+    return sum(len(row.ids) for row in rows)
 
 
 def _unit(rows: Vectors) -> Vectors:

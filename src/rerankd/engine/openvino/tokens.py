@@ -1,18 +1,23 @@
-"""Tokenizers of a GGUF file's vocabulary, equal to the model's own (the reference), not to llama.cpp's.
+"""Tokenizers equal to the model's own (the reference), not to llama.cpp's: of a GGUF file's vocabulary, and
+of a checkpoint's tokenizer.json, which is that reference. The `tokenizers` library does the work, as it does
+where the models are trained and used.
 
-Three kinds, by `tokenizer.ggml.model`: `t5` is SentencePiece's unigram model (XLM-R), `bert` is WordPiece,
-`gpt2` with the pre-tokenizer `modern-bert` is byte-level BPE. The `tokenizers` library does the work, as it
-does where the models are trained and used.
+A vocabulary is of one of three kinds, by `tokenizer.ggml.model`: `t5` is SentencePiece's unigram model
+(XLM-R), `bert` is WordPiece, `gpt2` with the pre-tokenizer `modern-bert` is byte-level BPE.
 
 A text never becomes a control token: the control tokens are not in the vocabulary that the library sees. They
-are put around texts here, by the flags of the header: `<s> q </s></s> d </s>`, `[CLS] q [SEP] d [SEP]`.
+are put around texts here, by the flags of the header or the template of the file: `<s> q </s></s> d </s>`,
+`[CLS] q [SEP] d [SEP]`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import compress
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -26,45 +31,134 @@ _WORD_START = "\u2581"
 _UNREACHABLE = "\0{}"
 
 
+class Reading(NamedTuple):
+    """What the model reads: ids, and the place where those of the second token type begin; the end where
+    there are none."""
+
+    ids: Ids
+    second: int
+
+
+@dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Texts to ids, and ids to what the model reads."""
+    """Texts to ids, and ids to what the model reads.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        """`values` are the header's keys, arrays of the tokenizer included."""
-        kind = values["tokenizer.ggml.model"]
-        self._tokenizer = _KINDS[kind](values)
-        self.size = len(values["tokenizer.ggml.tokens"])
-        # WordPiece files call the unknown piece a control token as well.
-        controls = {at for at, one in enumerate(_types(values, self.size)) if one == _CONTROL}
-        self.control_ids = controls - {values.get("tokenizer.ggml.unknown_token_id")}
-        self._tokenizer.encode_special_tokens = True
+    `start`, `between` and `end` stand around the texts of a pair; of a single text `start` and `alone`.
+    `control_ids` are those that no text becomes, `size` is the number of all. In a pair, the second token
+    type begins with the text after `first_typed` ids of `between`; None where it has only one type.
+    """
 
-        def flag(name: str, default: bool) -> bool:
-            return bool(values.get(f"tokenizer.ggml.add_{name}", default))
+    tokenizer: Tokenizer
+    size: int
+    control_ids: frozenset[int]
+    start: Ids
+    between: Ids
+    end: Ids
+    alone: Ids
+    first_typed: int | None = None
 
-        def token(name: str, default: str) -> Ids:
-            key = f"tokenizer.ggml.{name}_token_id"
-            return [values[key] if key in values else values[f"tokenizer.ggml.{default}_token_id"]]
+    @property
+    def around_pair(self) -> int:
+        return len(self.start) + len(self.between) + len(self.end)
 
-        self._start = token("bos", "cls") if flag("bos_token", True) else []
-        self._end = token("eos", "seperator") if flag("eos_token", True) else []
-        between = token("seperator", "eos") if flag("sep_token", kind == "t5") else []
-        self._between = self._end + between
-        self.around_pair = len(self._start) + len(self._between) + len(self._end)
-        self.around_text = len(self._start) + len(self._end)
+    @property
+    def around_text(self) -> int:
+        return len(self.start) + len(self.alone)
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text, without any around it: none of `control_ids`, all below `size`."""
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
-    def text(self, ids: Ids) -> Ids:
+    def text(self, ids: Ids) -> Reading:
         """What the model reads of one text."""
-        return [*self._start, *ids, *self._end]
+        whole = [*self.start, *ids, *self.alone]
+        return Reading(whole, len(whole))
 
-    def pair(self, query: Ids, text: Ids) -> Ids:
+    def pair(self, query: Ids, text: Ids) -> Reading:
         """What the model reads of a query and a text."""
-        return [*self._start, *query, *self._between, *text, *self._end]
+        whole = [*self.start, *query, *self.between, *text, *self.end]
+        if self.first_typed is None:
+            return Reading(whole, len(whole))
+        return Reading(whole, len(self.start) + len(query) + self.first_typed)
+
+
+def of_header(values: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary of a GGUF file, from the header's keys, arrays of the tokenizer included. Raises
+    KeyError for one that is missing."""
+    kind = values["tokenizer.ggml.model"]
+    tokenizer = _KINDS[kind](values)
+    tokenizer.encode_special_tokens = True
+    size = len(values["tokenizer.ggml.tokens"])
+    # WordPiece files call the unknown piece a control token as well.
+    controls = {at for at, one in enumerate(_types(values, size)) if one == _CONTROL}
+    controls.discard(values.get("tokenizer.ggml.unknown_token_id"))
+
+    def flag(name: str, default: bool) -> bool:
+        return bool(values.get(f"tokenizer.ggml.add_{name}", default))
+
+    def token(name: str, default: str) -> Ids:
+        key = f"tokenizer.ggml.{name}_token_id"
+        return [values[key] if key in values else values[f"tokenizer.ggml.{default}_token_id"]]
+
+    start = token("bos", "cls") if flag("bos_token", True) else []
+    end = token("eos", "seperator") if flag("eos_token", True) else []
+    between = token("seperator", "eos") if flag("sep_token", kind == "t5") else []
+    return Vocabulary(tokenizer, size, frozenset(controls), start, end + between, end, end)
+
+
+def of_file(path: Path, size: int) -> Vocabulary:
+    """The vocabulary of a tokenizer.json, of a model with `size` rows of embeddings. Raises OSError, and
+    ValueError where it is damaged, does not fit the model, or does not read pairs."""
+    text = path.read_text(encoding="utf-8")
+    said = json.loads(text)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library has no class of its own for what is wrong with a file
+        raise ValueError(str(error)) from error
+    if tokenizer.get_vocab_size() > size:
+        raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, and the model knows {size}")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    pair, single = tokenizer.encode("a", "b"), tokenizer.encode("a")
+    first, second = (_span(pair.sequence_ids, which) for which in (0, 1))
+    types = pair.type_ids
+    typed = types[second.start] != types[0]
+    controls = {token["id"] for token in said.get("added_tokens", ()) if token["special"]}
+    if said["model"].get("type") == "Unigram":
+        _hide_controls(tokenizer, said["model"], controls)
+    controls.discard(tokenizer.token_to_id(said["model"].get("unk_token") or ""))
+    # Told apart from the others only now, for the template's own must have been read.
+    tokenizer.encode_special_tokens = True
+    return Vocabulary(
+        tokenizer,
+        size,
+        frozenset(controls),
+        start=pair.ids[: first.start],
+        between=pair.ids[first.stop : second.start],
+        end=pair.ids[second.stop :],
+        alone=single.ids[_span(single.sequence_ids, 0).stop :],
+        first_typed=types[first.stop : second.start].count(types[0]) if typed else None,
+    )
+
+
+def _span(sequence_ids: Sequence[int | None], which: int) -> range:
+    """Where a text stands among the tokens around it."""
+    places = [at for at, one in enumerate(sequence_ids) if one == which]
+    if not places:
+        raise ValueError("it does not put two texts together")
+    return range(places[0], places[-1] + 1)
+
+
+def _hide_controls(tokenizer: Tokenizer, model: Mapping[str, Any], controls: set[int]) -> None:
+    """A unigram model holds its control tokens as pieces, which texts would be cut into."""
+    hidden = controls | {model["unk_id"]}
+    pieces = [
+        (_UNREACHABLE.format(at) if at in hidden else piece, score)
+        for at, (piece, score) in enumerate(model["vocab"])
+    ]
+    tokenizer.model = models.Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
+    controls.discard(model["unk_id"])
 
 
 def _unigram(values: Mapping[str, Any]) -> Tokenizer:

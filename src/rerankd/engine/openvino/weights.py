@@ -1,18 +1,20 @@
-"""A GGUF file's weights as float32 arrays, and the keys of its header.
+"""A model's weights as float32 arrays, and the keys of its header: of a GGUF file, or of a checkpoint, whose
+header is told in GGUF's names.
 
-The file is mapped, not read: only what is asked for comes into memory, and a table of 250,000 rows costs
+Files are mapped, not read: only what is asked for comes into memory, and a table of 250,000 rows costs
 nothing but the rows that texts use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rerankd import checkpoint
 from rerankd.errors import ModelFileError
 from rerankd.gguf_header import Header, Tensor, parse
 
@@ -31,15 +33,23 @@ _PLAIN = {"F32": np.float32, "F16": np.float16}
 
 
 class Weights:
-    """One model file that is not split. Raises ModelFileError where it is damaged."""
+    """One GGUF file that is not split, or a checkpoint's folder. Raises ModelFileError where it is
+    damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as stream:
-            self._header: Header = parse(stream, path.stat().st_size, _KEEP, self._fail)
-        if self._header.end_of_data > path.stat().st_size:
-            self._fail("it is cut short; download it again")
-        self._bytes = np.memmap(path, np.uint8, mode="r")
+        self._header: Header
+        self._files: Mapping[str, str] = {}
+        if checkpoint.is_checkpoint(path):
+            found, held = checkpoint.read(path, self._fail)
+            self._header, self._files = found.header, found.files
+        else:
+            held = (path,)
+            with path.open("rb") as stream:
+                self._header = parse(stream, path.stat().st_size, _KEEP, self._fail)
+            if self._header.end_of_data > path.stat().st_size:
+                self._fail("it is cut short; download it again")
+        self._bytes = {file.name: np.memmap(file, np.uint8, mode="r") for file in held}
 
     @property
     def values(self) -> dict[str, Any]:
@@ -56,6 +66,11 @@ class Weights:
         found = self.values.get(f"{self.architecture}.{name}", default)
         return self._fail(f"it has no key {self.architecture}.{name}") if found is None else found
 
+    @property
+    def tokenizer(self) -> Path | None:
+        """The file of a checkpoint's tokenizer; None where the header has the vocabulary."""
+        return self.path / checkpoint.TOKENIZER if self._files else None
+
     def has(self, name: str) -> bool:
         return name in self._header.tensors
 
@@ -66,12 +81,12 @@ class Weights:
     def array(self, name: str, shape: Sequence[int]) -> Floats:
         """A whole tensor of this shape (rows first), in float32."""
         tensor = self._tensor(name, shape)
-        return self._dequantised(self._raw(tensor), tensor.type_name).reshape(shape)
+        return self._dequantised(self._raw(name, tensor), tensor.type_name).reshape(shape)
 
     def table(self, name: str, rows: int, columns: int) -> Table:
         """A tensor of which only some rows are wanted at a time."""
         tensor = self._tensor(name, (rows, columns))
-        return Table(self._raw(tensor).reshape(rows, -1), tensor.type_name)
+        return Table(self._raw(name, tensor).reshape(rows, -1), tensor.type_name)
 
     def _tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         tensor = self._header.tensors.get(name) or self._fail(f"it has no tensor {name}")
@@ -81,9 +96,9 @@ class Weights:
             self._fail(f"its tensor {name} has the shape {tensor.shape}, and {tuple(shape)[::-1]} is needed")
         return tensor
 
-    def _raw(self, tensor: Tensor) -> NDArray[np.uint8]:
+    def _raw(self, name: str, tensor: Tensor) -> NDArray[np.uint8]:
         start = self._header.data_start + tensor.offset
-        return self._bytes[start : start + tensor.size_bytes]
+        return self._bytes[self._files.get(name, self.path.name)][start : start + tensor.size_bytes]
 
     def _dequantised(self, raw: NDArray[np.uint8], type_name: str) -> Floats:
         try:

@@ -1,0 +1,349 @@
+"""A model in transformers' format: a folder with config.json, tokenizer.json and the weights as safetensors.
+
+It is read as the header that a GGUF file of the same model would have, with GGUF's names for keys and
+tensors, so that whatever reads headers reads this too. What a converter loses is kept: BERT's pooler is
+`cls`, for it does what the dense layer of RoBERTa's head does, and both rows of token types are there.
+
+Sources: the format of safetensors (https://github.com/huggingface/safetensors), and of transformers
+BertForSequenceClassification, RobertaForSequenceClassification, XLMRobertaForSequenceClassification and
+ModernBertForSequenceClassification.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rerankd.gguf_header import Header, Source, Tensor
+
+CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+SUFFIX = ".safetensors"
+Fail = Callable[[str], NoReturn]
+
+# The safetensors library's own bound on a header.
+_HEADER_LIMIT = 100_000_000
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_READABLE = ("F32", "F16", "BF16")
+_WEIGHTS = re.compile(r"model(?:-(?P<part>\d{5})-of-(?P<count>\d{5}))?\.safetensors")
+_LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model without its weights. Each tensor's offset is its place in the file of that name in `files`;
+    `flaw` says what of the model can't be computed here, "" for nothing."""
+
+    header: Header
+    files: Mapping[str, str]
+    flaw: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Where a model class keeps what: GGUF's name of each tensor, without its ending, -> the class's own;
+    those of a layer below `layers`. `keys` gives GGUF's keys of a configuration, `flaw` what it has that is
+    unknown here; `spare_positions` is whether the first rows of the positions belong to padding."""
+
+    architecture: str
+    tensors: Mapping[str, str]
+    layers: str
+    layer_tensors: Mapping[str, str]
+    keys: Callable[[_Config], dict[str, Any]]
+    flaw: Callable[[Mapping[str, Any]], str]
+    spare_positions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """A config.json. `fail` is called where a key is missing or of the wrong type, and must raise."""
+
+    values: Mapping[str, Any]
+    fail: Fail
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            self.fail(f"its {CONFIG} should hold a number as {key}, and holds {value!r}")
+        return value
+
+
+def files(names: Iterable[str]) -> tuple[str, ...]:
+    """Which of a folder's or a repository's files are the checkpoint, those that describe it first; () where
+    a part of it is missing."""
+    there = set(names)
+    if not {CONFIG, TOKENIZER} <= there:
+        return ()
+    found = weights(there)
+    more = [TOKENIZER_CONFIG] if TOKENIZER_CONFIG in there else []
+    return (CONFIG, TOKENIZER, *more, *found) if found else ()
+
+
+def weights(names: Iterable[str]) -> tuple[str, ...]:
+    """The files that hold the weights, in order; () where one is missing."""
+    matches = sorted((match[0], match) for name in names if (match := _WEIGHTS.fullmatch(name)))
+    whole = [name for name, match in matches if match["part"] is None]
+    if whole:
+        return tuple(whole)
+    counts = {int(match["count"]) for _, match in matches}
+    return tuple(name for name, _ in matches) if counts == {len(matches)} else ()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a folder that holds a model's configuration."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
+    """The checkpoint in a folder, and the files of its weights. Calls `fail`, which must raise, with what is
+    wrong; raises OSError."""
+    names = files(path.name for path in folder.iterdir())
+    if not names:
+        fail(_missing(folder))
+    held = [folder / name for name in names if name.endswith(SUFFIX)]
+    described = {name: (folder / name).read_bytes() for name in names if name in (CONFIG, TOKENIZER_CONFIG)}
+    parts = {}
+    for path in held:
+        with path.open("rb") as stream:
+            parts[path.name] = parse(stream, path.stat().st_size, fail)
+    # A pulled model's folder is called by its whole reference, the repository's name last (see
+    # models/store.py).
+    return translate(folder.name.rpartition("--")[2], described, parts, fail), tuple(held)
+
+
+def _missing(folder: Path) -> str:
+    there = [path.name for path in folder.iterdir()]
+    if TOKENIZER not in there:
+        return f"it holds no {TOKENIZER}; save the model's fast tokenizer into it, which writes that file"
+    if any(name.endswith(SUFFIX) for name in there):
+        return "files of its weights are missing; download it again"
+    if any(name.endswith(".bin") for name in there):
+        return "its weights are pickled (.bin), which could run code; give a model with safetensors"
+    return f"it holds no weights: there is no model{SUFFIX}"
+
+
+def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by their own names, from the start of a stream that is `size_bytes`
+    long in all. Shapes are in ggml's order, columns first."""
+    start = stream.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_HEADER_LIMIT, size_bytes - 8):
+        fail("it is no safetensors file, or damaged; download it again")
+    try:
+        table = json.loads(stream.read(length))
+        found = {name: _tensor(info, 8 + length) for name, info in table.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        fail("its header can't be read: it is damaged; download it again")
+    for tensor in found.values():
+        if tensor.elements * _BYTES.get(tensor.type_name, 0) not in (0, tensor.size_bytes):
+            fail("its header names a tensor of an impossible size: it is damaged; download it again")
+    end = max((tensor.offset + tensor.size_bytes for tensor in found.values()), default=0)
+    if end > size_bytes:
+        fail(f"it is cut short: {end - size_bytes:,} of {end:,} bytes are missing; download it again")
+    return found
+
+
+def _tensor(info: Mapping[str, Any], data_start: int) -> Tensor:
+    begin, end = info["data_offsets"]
+    shape = tuple(int(length) for length in reversed(info["shape"]))
+    if not 0 <= begin <= end or any(length < 0 for length in shape):
+        raise ValueError
+    return Tensor(shape, str(info["dtype"]), end - begin, data_start + begin)
+
+
+def translate(
+    name: str, described: Mapping[str, bytes], parts: Mapping[str, Mapping[str, Tensor]], fail: Fail
+) -> Checkpoint:
+    """A checkpoint from what its files hold: config.json and, where it is there, tokenizer_config.json, and
+    the tensors of each file of weights. Pure; `name` is what the model is called."""
+    config = _Config(_object(described[CONFIG], CONFIG, fail), fail)
+    tokenizer = _object(described.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG, fail)
+    classes = config.values.get("architectures")
+    kind = str(classes[0]) if isinstance(classes, list) and classes else "a model of no class"
+    found = {own: (file, tensor) for file, held in parts.items() for own, tensor in held.items()}
+    family = _FAMILIES.get(kind)
+    values: dict[str, Any] = {"general.name": name, "general.type": "model"}
+    if family is None:
+        values["general.architecture"] = str(config.values.get("model_type") or kind)
+        tensors = {own: tensor for own, (_, tensor) in found.items()}
+        known = " or ".join(sorted(_FAMILIES))
+        flaw = f"its class is {kind}, and of this format only {known} can be computed"
+        return Checkpoint(Header(0, values, tensors, 0), {}, flaw)
+    named = {gguf: place for own, place in found.items() if (gguf := _gguf_name(family, own))}
+    spare = int(config.number("pad_token_id", 1)) + 1 if family.spare_positions else 0
+    window = int(config.number("max_position_embeddings")) - spare
+    longest = tokenizer.get("model_max_length")
+    if isinstance(longest, int) and 0 < longest < window:
+        window = longest
+    if window < 1:
+        fail(f"its {CONFIG} says that it reads no token: it is damaged")
+    if "position_embd.weight" in named:
+        file, table = named["position_embd.weight"]
+        named["position_embd.weight"] = file, _rows(table, spare, window)
+    keys = {
+        "context_length": window,
+        "embedding_length": config.number("hidden_size"),
+        "feed_forward_length": config.number("intermediate_size"),
+        "block_count": config.number("num_hidden_layers"),
+        "attention.head_count": config.number("num_attention_heads"),
+        "attention.causal": False,
+        "pooling_type": 4,  # rank
+        **family.keys(config),
+    }
+    values |= {f"{family.architecture}.{key}": value for key, value in keys.items()}
+    values |= {
+        "general.architecture": family.architecture,
+        "tokenizer.ggml.token_type_count": config.number("type_vocab_size", 1),
+    }
+    odd = {tensor.type_name for _, tensor in named.values()} - {*_READABLE}
+    flaw = f"its weights are of the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
+    return Checkpoint(
+        Header(0, values, {gguf: tensor for gguf, (_, tensor) in named.items()}, 0),
+        {gguf: file for gguf, (file, _) in named.items()},
+        flaw or family.flaw(config.values),
+    )
+
+
+def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        fail(f"its {name} can't be read: it is damaged; download it again")
+    return value if isinstance(value, dict) else fail(f"its {name} holds no object: it is damaged")
+
+
+def _gguf_name(family: _Family, own: str) -> str:
+    """GGUF's name of a tensor; "" for one that is not needed."""
+    name, _, ending = own.rpartition(".")
+    # As TensorFlow's checkpoints call a normalisation's two.
+    ending = {"gamma": "weight", "beta": "bias"}.get(ending, ending)
+    before = ""
+    if name.startswith(family.layers):
+        match = _LAYER.match(name.removeprefix(family.layers))
+        if match is None:
+            return ""
+        before, name = f"blk.{match['at']}.", match["name"]
+    table = family.layer_tensors if before else family.tensors
+    found = next((gguf for gguf, known in table.items() if known == name), "")
+    return f"{before}{found}.{ending}" if found else ""
+
+
+def _rows(table: Tensor, first: int, count: int) -> Tensor:
+    """So many of a table's rows, as far as they are there."""
+    width, rows = table.shape
+    count = max(min(count, rows - first), 0)
+    row_bytes = table.size_bytes // max(rows, 1)
+    return Tensor((width, count), table.type_name, count * row_bytes, table.offset + first * row_bytes)
+
+
+def _bert_keys(config: _Config) -> dict[str, Any]:
+    return {"attention.layer_norm_epsilon": config.number("layer_norm_eps", 1e-12)}
+
+
+def _bert_flaw(config: Mapping[str, Any]) -> str:
+    if config.get("hidden_act", "gelu") != "gelu":
+        return f"its activation is {config['hidden_act']!r}, not 'gelu'"
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        return "its positions are relative"
+    return "it is a decoder" if config.get("is_decoder") else ""
+
+
+def _modern_bert_keys(config: _Config) -> dict[str, Any]:
+    values = config.values
+    layers = config.number("num_hidden_layers")
+    each = config.number("global_attn_every_n_layers", 3)
+    kinds = values.get("layer_types")
+    local = (
+        [kind != "full_attention" for kind in kinds] if kinds else [at % each != 0 for at in range(layers)]
+    )
+    everywhere = _theta(values, "full_attention", "global_rope_theta", 160000.0)
+    return {
+        "attention.layer_norm_epsilon": config.number("norm_eps", 1e-5),
+        "attention.sliding_window": config.number("local_attention", 128),
+        "attention.sliding_window_pattern": tuple(local),
+        "rope.freq_base": everywhere,
+        "rope.freq_base_swa": _theta(values, "sliding_attention", "local_rope_theta", 10000.0) or everywhere,
+        "classifier.pooling_type": {"mean": 1, "cls": 2}.get(values.get("classifier_pooling", "cls"), 0),
+    }
+
+
+def _theta(values: Mapping[str, Any], kind: str, older: str, default: float) -> Any:
+    """The base of the rotary positions; transformers 5 has a table of them."""
+    said = values.get("rope_parameters")
+    found = said.get(kind) if isinstance(said, Mapping) else None
+    return found.get("rope_theta", default) if isinstance(found, Mapping) else values.get(older, default)
+
+
+def _modern_bert_flaw(config: Mapping[str, Any]) -> str:
+    for key in ("hidden_activation", "classifier_activation"):
+        if config.get(key, "gelu") != "gelu":
+            return f"its {key} is {config[key]!r}, not 'gelu'"
+    if config.get("classifier_pooling", "cls") not in ("mean", "cls"):
+        return f"its pooling is {config['classifier_pooling']!r}"
+    said = config.get("rope_parameters")
+    kinds = [one.get("rope_type") for one in said.values() if isinstance(one, dict)] if said else []
+    return "its rotary positions are scaled" if {*kinds} - {None, "default"} else ""
+
+
+def _bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -> _Family:
+    return _Family(
+        "bert",
+        {
+            "token_embd": f"{prefix}.embeddings.word_embeddings",
+            "position_embd": f"{prefix}.embeddings.position_embeddings",
+            "token_types": f"{prefix}.embeddings.token_type_embeddings",
+            "token_embd_norm": f"{prefix}.embeddings.LayerNorm",
+            **head,
+        },
+        f"{prefix}.encoder.layer.",
+        {
+            "attn_q": "attention.self.query",
+            "attn_k": "attention.self.key",
+            "attn_v": "attention.self.value",
+            "attn_output": "attention.output.dense",
+            "attn_output_norm": "attention.output.LayerNorm",
+            "ffn_up": "intermediate.dense",
+            "ffn_down": "output.dense",
+            "layer_output_norm": "output.LayerNorm",
+        },
+        _bert_keys,
+        _bert_flaw,
+        spare_positions,
+    )
+
+
+_ROBERTA = _bert_like(
+    "roberta", {"cls": "classifier.dense", "cls.output": "classifier.out_proj"}, spare_positions=True
+)
+_FAMILIES = {
+    "BertForSequenceClassification": _bert_like(
+        "bert", {"cls": "bert.pooler.dense", "cls.output": "classifier"}, spare_positions=False
+    ),
+    "RobertaForSequenceClassification": _ROBERTA,
+    "XLMRobertaForSequenceClassification": _ROBERTA,
+    "ModernBertForSequenceClassification": _Family(
+        "modern-bert",
+        {
+            "token_embd": "model.embeddings.tok_embeddings",
+            "token_embd_norm": "model.embeddings.norm",
+            "output_norm": "model.final_norm",
+            "cls": "head.dense",
+            "cls.norm": "head.norm",
+            "cls.output": "classifier",
+        },
+        "model.layers.",
+        {
+            "attn_norm": "attn_norm",
+            "attn_qkv": "attn.Wqkv",
+            "attn_output": "attn.Wo",
+            "ffn_norm": "mlp_norm",
+            "ffn_up": "mlp.Wi",
+            "ffn_down": "mlp.Wo",
+        },
+        _modern_bert_keys,
+        _modern_bert_flaw,
+    ),
+}

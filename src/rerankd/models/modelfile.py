@@ -1,0 +1,28 @@
+"""A model as it lies on a disk: a GGUF file, or a folder in transformers' format."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rerankd import checkpoint
+from rerankd.models import checkpoint as folders
+from rerankd.models import gguf
+from rerankd.models.facts import Facts
+
+
+def read(path: str | os.PathLike[str]) -> Facts:
+    """The facts of the model at `path`. Raises ModelFileError, in words for the user."""
+    path = Path(path)
+    return folders.read(path) if checkpoint.is_checkpoint(path) else gguf.read(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file, or a checkpoint's folder."""
+    return path.is_file() or checkpoint.is_checkpoint(path)
+
+
+def place_of(path: Path) -> Path:
+    """The model that a path means: a file of a checkpoint stands for its folder."""
+    is_part = path.name == checkpoint.CONFIG or path.suffix == checkpoint.SUFFIX
+    return path.parent if is_part and checkpoint.is_checkpoint(path.parent) else path
