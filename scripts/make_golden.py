@@ -419,8 +419,7 @@ def main() -> None:
         write_golden(args.out / f"{name}.json", {"model": model, **built.about}, rows)
         raws = sorted(row["raw"] for row in rows if row["fits"])
         print(
-            f"{name}: {len(raws)} of {len(rows)} fit, raw {raws[0]:.3f} to {raws[-1]:.3f}, "
-            f"{model}",
+            f"{name}: {len(raws)} of {len(rows)} fit, raw {raws[0]:.3f} to {raws[-1]:.3f}, {model}",
             flush=True,
         )
     shutil.rmtree(scratch)

@@ -35,6 +35,7 @@ class FakeHub:
     range_status: int = 0  # the answer to each request for a range that does not begin at 0
     hang: threading.Event | None = None  # bodies wait for this before their last byte
     needs_token: str = ""
+    commit: str = COMMIT
     asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -120,11 +121,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _hugging_face(self, repo: str, files: dict[str, bytes]) -> object:
         def sibling(name: str, data: bytes) -> object:
             size = self.hub.claimed_sizes.get(name, len(data))
+            if name.endswith(".json"):  # small files are in git itself, and have no checksum of their bytes
+                return {"rfilename": name, "size": size, "blobId": "0" * 40}
             lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 134}
             return {"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": lfs}
 
         siblings = [sibling(name, data) for name, data in files.items()]
-        return {"_id": "1", "id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+        return {
+            "_id": "1",
+            "id": repo,
+            "sha": self.hub.commit,
+            "siblings": siblings,
+            "tags": [],
+            "private": False,
+        }
 
     def _model_scope(self, repo: str, files: dict[str, bytes]) -> object:
         listed = [

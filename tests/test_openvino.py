@@ -20,7 +20,7 @@ from rerankd.engine.openvino import precision
 from rerankd.engine.openvino.encoder import Encoder
 from rerankd.engine.openvino.runner import Runner, padded
 from rerankd.engine.openvino.schedule import Schedule
-from rerankd.engine.openvino.tokens import Reading, of_header
+from rerankd.engine.openvino.tokens import Reading, of_file, of_header
 from rerankd.engine.openvino.weights import Weights
 from rerankd.errors import ModelFileError
 from support import GOLDEN, golden
@@ -29,6 +29,9 @@ TINY = {
     name: of_header(Weights(GOLDEN / f"{name}.gguf").values)
     for name in ("xlmr-head", "bert-embedder", "modernbert-head")
 }
+# Checkpoints, and the golden model that has the same tokenizer.
+FOLDERS = {"xlmr-head": "xlmr-head", "modernbert-head": "modernbert-head", "bert-pairs": "bert-embedder"}
+FROM_FILES = {name: of_file(GOLDEN / name / "tokenizer.json", 2**20) for name in FOLDERS}
 lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=40)
 
 
@@ -153,7 +156,7 @@ def test_dropped_work_is_not_begun() -> None:
     runner = Runner(gate, 1024)
     runner.submit(readings([[1] * 900]))
     assert gate.begun.acquire(timeout=10)
-    dropped = runner.submit([[2] * 500] * 20)
+    dropped = runner.submit(readings([[2] * 500] * 20))
     runner.drop(dropped)
     last = runner.submit(readings([[3] * 900]))
     for _ in range(2):
@@ -235,9 +238,16 @@ def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, hom
         assert ids == row[name], row["text"]
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_tokenizer_json_gives_the_ids_of_the_reference(name: str) -> None:
+    rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
+    for row, ids in zip(rows, FROM_FILES[name].ids([row["text"] for row in rows]), strict=True):
+        assert ids == row[FOLDERS[name]], row["text"]
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200))
 def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -> None:
-    for vocabulary in TINY.values():
+    for vocabulary in (*TINY.values(), *FROM_FILES.values()):
         (ids,) = vocabulary.ids([text + "</s><s>[CLS][SEP]<|endoftext|>" + text])
         assert not set(ids) & vocabulary.control_ids
         assert all(0 <= number < vocabulary.size for number in ids)

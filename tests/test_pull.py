@@ -391,3 +391,57 @@ def test_a_disk_that_fills_up_on_the_way_leaves_what_can_be_resumed(hub: FakeHub
     (part,) = store.models.rglob("*.part")
     assert os.path.getsize(part) == 400_000
     assert store.records() == ()
+
+
+CHECKPOINT = {path.name: path.read_bytes() for path in (GOLDEN / "bert-pairs").iterdir()}
+
+
+@pytest.fixture
+def checkpoint_hub() -> Iterator[FakeHub]:
+    others = {"pytorch_model.bin": b"pickle", "onnx/model.onnx": b"onnx", "onnx/config.json": b"{}"}
+    with fake_hub(repos={"org/pairs": CHECKPOINT | others, "org/pickled": others}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+def test_a_checkpoint_is_pulled_whole(checkpoint_hub: FakeHub, pulls: Pulls, kind: str) -> None:
+    hubs = (checkpoint_hub, NOWHERE) if kind == "hf" else (NOWHERE, checkpoint_hub)
+    path = pulls(f"{kind}:org/pairs", *hubs)
+    assert path == pulls.store.models / f"{kind}--org--pairs"
+    assert {one.name: one.read_bytes() for one in path.iterdir()} == CHECKPOINT
+    assert pulls.store.locate(f"{kind}:org/pairs", lambda *_: None) == path
+    assert "model.safetensors (424 KiB), as its makers have it" in "".join(pulls.said)
+    pulls.store.index.unlink()
+    assert [record.name for record in pulls.store.records()] == [f"{kind}:org/pairs"]
+    pulls.store.remove(pulls.store.records()[0])
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_a_new_revision_is_fetched_again(checkpoint_hub: FakeHub, pulls: Pulls) -> None:
+    path = pulls("hf:org/pairs", checkpoint_hub)
+    pulls("hf:org/pairs", checkpoint_hub)
+    assert "already" in pulls.said[-1]
+    # Of the same size, and a small file has no checksum.
+    changed = CHECKPOINT["tokenizer_config.json"].replace(b"128", b"100")
+    checkpoint_hub.repos["org/pairs"]["tokenizer_config.json"] = changed
+    checkpoint_hub.commit = "1" * 40
+    pulls("hf:org/pairs", checkpoint_hub)
+    assert (path / "tokenizer_config.json").read_bytes() == changed
+
+
+def test_a_checkpoint_that_cannot_be_scored_is_refused_before_its_bytes(
+    checkpoint_hub: FakeHub, pulls: Pulls
+) -> None:
+    config = CHECKPOINT["config.json"].replace(b"BertFor", b"DebertaFor")
+    checkpoint_hub.repos["org/pairs"]["config.json"] = config
+    with pytest.raises(Unscorable, match="DebertaForSequenceClassification"):
+        pulls("hf:org/pairs", checkpoint_hub)
+    assert pulls.store.records() == ()
+    assert not any("model.safetensors" in body for body in checkpoint_hub.bodies)
+
+
+def test_what_is_no_checkpoint_to_be_pulled(checkpoint_hub: FakeHub, pulls: Pulls) -> None:
+    with pytest.raises(UnknownModel, match="no whole model in safetensors"):
+        pulls("hf:org/pickled", checkpoint_hub)
+    with pytest.raises(UnknownModel, match="nothing to choose"):
+        pulls("hf:org/pairs:Q8_0", checkpoint_hub)

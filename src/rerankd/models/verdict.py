@@ -214,7 +214,7 @@ def _head(case: _Case) -> Scoring | _Refusal:
         raise ConfigError(f"{facts.path}: a causal model ({facts.architecture}) judges: remove way = head")
     flaw = head_flaw(facts, case.entry.classifier_pooling if case.entry is not None else None)
     if flaw:
-        return _Refusal(flaw)
+        return _Refusal(flaw, _another_file(case))
     return Scoring(
         way="head",
         window=_window(case),
@@ -223,6 +223,16 @@ def _head(case: _Case) -> Scoring | _Refusal:
         template=facts.rerank_template,
         reason="a cross-encoder with a rank head: each pair's pass gives a logit, the score is its sigmoid",
     )
+
+
+def _another_file(case: _Case) -> str:
+    """What to do where a conversion can't score right, and the model itself can."""
+    entry = case.entry
+    if entry is not None and entry.refs:
+        return f"pull the model as rerankd knows it: rerankd pull {entry.name.lower()}"
+    if case.facts.architecture == "bert" and case.facts.format == "gguf":
+        return f"serve the model from its own safetensors (rerankd pull hf:ORG/REPO), or {_OTHERS}"
+    return _OTHERS
 
 
 def _judge(case: _Case) -> Scoring | _Refusal:

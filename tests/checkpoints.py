@@ -1,0 +1,45 @@
+"""Folders in transformers' format for tests, made from the golden ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from support import GOLDEN
+
+Tensors = dict[str, tuple[str, list[int], bytes]]
+
+
+def copy(name: str, folder: Path, **config: Any) -> Path:
+    """A golden checkpoint in a folder of its own; `config` changes its config.json, None takes a key away."""
+    shutil.copytree(GOLDEN / name, folder)
+    edit(folder / "config.json", **config)
+    return folder
+
+
+def edit(file: Path, **changes: Any) -> None:
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def read(file: Path) -> Tensors:
+    """Each tensor's type, shape and bytes."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    table = json.loads(data[8 : 8 + length])
+    table.pop("__metadata__", None)
+    return {
+        name: (info["dtype"], info["shape"], data[8 + length :][slice(*info["data_offsets"])])
+        for name, info in table.items()
+    }
+
+
+def write(file: Path, tensors: Tensors) -> None:
+    table, data = {}, b""
+    for name, (dtype, shape, held) in tensors.items():
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(held)]}
+        data += held
+    header = json.dumps(table).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data)

@@ -1,0 +1,286 @@
+"""Checkpoints in transformers' format: what is read of them, what is refused, and that the scores are
+right."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import checkpoints
+from rerankd.engine.openvino.encoder import Encoder
+from rerankd.engine.openvino.runner import padded
+from rerankd.engine.openvino.tokens import Reading
+from rerankd.errors import ConfigError, ModelFileError, Unscorable
+from rerankd.models import catalog, checkpoint, gguf, modelfile
+from rerankd.models.store import Store, display_name
+from rerankd.models.verdict import ScoringOverrides, decide
+from rerankd.service import Reranker
+from support import GOLDEN, golden, golden_settings
+
+OLD_MODERN_BERT = {
+    "layer_types": None,
+    "rope_parameters": None,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "local_rope_theta": 10000.0,
+}
+
+
+def raw_values(folder: Path, cases: list[dict[str, Any]]) -> Any:
+    encoder = Encoder(folder, "rank", threads=1, wanted="f32")
+    first = encoder.vocabulary.first_typed is not None
+    found = []
+    for case in cases:
+        ids = case["ids"]
+        second = ids.index(ids[-1]) + 1 if first else len(ids)
+        found.append(encoder.forward(*padded([Reading(ids, second)]))[0, 0])
+    return np.array(found)
+
+
+def sample(name: str) -> tuple[list[dict[str, Any]], Any]:
+    cases = [case for case in golden(name)["cases"] if case["fits"]][::10]
+    return cases, np.array([case["raw"] for case in cases])
+
+
+def test_a_folder_is_read_as_the_file_of_the_same_model() -> None:
+    for name in ("xlmr-head", "modernbert-head"):
+        folder, file = checkpoint.read(GOLDEN / name), gguf.read(GOLDEN / f"{name}.gguf")
+        assert folder.format == "safetensors" and file.format == "gguf"
+        for said in (
+            "architecture", "context_length", "embedding_length", "block_count", "vocabulary_size", "has_cls",
+            "cls_output_rows", "quantisation", "parameters", "block_weights", "attention_width", "name",
+        ):  # fmt: skip
+            assert getattr(folder, said) == getattr(file, said), said
+
+
+def test_a_bert_cross_encoder_is_scored_from_its_folder_only() -> None:
+    facts = checkpoint.read(GOLDEN / "bert-pairs")
+    scoring = decide(facts, catalog.known()).require()
+    assert (scoring.way, scoring.window, scoring.pooling) == ("head", 128, "rank")
+    assert facts.quantisation == "BF16"
+
+
+def test_what_the_catalog_refuses_as_gguf_is_scored_from_safetensors(tmp_path: Path) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "ms-marco-TinyBERT-L2-v2")
+    decided = decide(checkpoint.read(folder), catalog.known())
+    assert decided.entry is not None and decided.entry.refused
+    assert decided.require().way == "head"
+
+
+async def test_the_second_token_type_counts(tmp_path: Path) -> None:
+    """With both rows of types alike, the scores are others: those that llama.cpp would give."""
+    folder = checkpoints.copy("bert-pairs", tmp_path / "untyped")
+    tensors = checkpoints.read(folder / "model.safetensors")
+    kind, shape, data = tensors["bert.embeddings.token_type_embeddings.weight"]
+    tensors["bert.embeddings.token_type_embeddings.weight"] = kind, shape, data[: len(data) // 2] * 2
+    checkpoints.write(folder / "model.safetensors", tensors)
+    cases, wanted = sample("bert-pairs")
+    assert np.abs(raw_values(GOLDEN / "bert-pairs", cases) - wanted).max() < 1e-4
+    assert np.abs(raw_values(folder, cases) - wanted).max() > 0.1
+
+
+def test_older_configurations_say_the_same(tmp_path: Path) -> None:
+    folder = checkpoints.copy("modernbert-head", tmp_path / "old", **OLD_MODERN_BERT)
+    cases, wanted = sample("modernbert-head")
+    assert np.abs(raw_values(folder, cases) - wanted).max() < 1e-4
+
+
+def test_split_weights_and_old_names_of_tensors(tmp_path: Path) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "split")
+    tensors = checkpoints.read(folder / "model.safetensors")
+    tensors = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): one for name, one in tensors.items()}
+    tensors = {name.replace("LayerNorm.bias", "LayerNorm.beta"): one for name, one in tensors.items()}
+    (folder / "model.safetensors").unlink()
+    for part in (0, 1):
+        some = dict([*tensors.items()][part::2])
+        checkpoints.write(folder / f"model-{part + 1:05}-of-00002.safetensors", some)
+    cases, wanted = sample("bert-pairs")
+    assert np.abs(raw_values(folder, cases) - wanted).max() < 1e-4
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelFileError, match="files of its weights are missing"):
+        modelfile.read(folder)
+
+
+def test_a_tokenizers_length_bounds_the_window(tmp_path: Path) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "short")
+    checkpoints.edit(folder / "tokenizer_config.json", model_max_length=100)
+    assert decide(checkpoint.read(folder), catalog.known()).require().window == 100
+    checkpoints.edit(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert decide(checkpoint.read(folder), catalog.known()).require().window == 128
+    (folder / "tokenizer_config.json").unlink()
+    assert decide(checkpoint.read(folder), catalog.known()).require().window == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        ("bert-pairs", {"architectures": ["DebertaV2ForSequenceClassification"]}, "class is DebertaV2For"),
+        ("bert-pairs", {"architectures": ["BertModel"]}, "class is BertModel"),
+        ("bert-pairs", {"architectures": None}, "class is a model of no class"),
+        ("bert-pairs", {"hidden_act": "relu"}, "activation is 'relu'"),
+        ("bert-pairs", {"position_embedding_type": "relative_key"}, "positions are relative"),
+        ("bert-pairs", {"is_decoder": True}, "decoder"),
+        ("modernbert-head", {"classifier_pooling": "max"}, "pooling is 'max'"),
+        ("modernbert-head", {"classifier_activation": "silu"}, "classifier_activation is 'silu'"),
+        (
+            "modernbert-head",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1.0}}},
+            "scaled",
+        ),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(
+    tmp_path: Path, name: str, config: dict[str, Any], words: str
+) -> None:
+    folder = checkpoints.copy(name, tmp_path / "odd", **config)
+    with pytest.raises(Unscorable, match=words):
+        decide(modelfile.read(folder), catalog.known()).require()
+
+
+def test_a_head_that_is_no_rerankers_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "classes")
+    tensors = checkpoints.read(folder / "model.safetensors")
+    kind, _, row = tensors["classifier.weight"]
+    checkpoints.write(folder / "model.safetensors", tensors | {"classifier.weight": (kind, [3, 64], row * 3)})
+    with pytest.raises(Unscorable, match="classifier with 3 labels"):
+        decide(modelfile.read(folder), catalog.known()).require()
+    del tensors["bert.pooler.dense.weight"]
+    checkpoints.write(folder / "model.safetensors", tensors)
+    with pytest.raises(Unscorable, match=r"not whole: cls\.weight"):
+        decide(modelfile.read(folder), catalog.known()).require()
+
+
+def test_only_its_head_scores_it() -> None:
+    facts = checkpoint.read(GOLDEN / "bert-pairs")
+    with pytest.raises(ConfigError, match="scored by its head"):
+        decide(facts, catalog.known(), ScoringOverrides(way="cosine", pooling="mean"))
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "f64")
+    tensors = checkpoints.read(folder / "model.safetensors")
+    tensors["classifier.weight"] = ("F64", [1, 64], bytes(8 * 64))
+    checkpoints.write(folder / "model.safetensors", tensors)
+    with pytest.raises(Unscorable, match="type F64"):
+        decide(modelfile.read(folder), catalog.known()).require()
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "model")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    with pytest.raises(ModelFileError, match="it holds no weights"):
+        modelfile.read(folder)
+    (folder / "pytorch_model.bin").touch()
+    with pytest.raises(ModelFileError, match="pickled"):
+        modelfile.read(folder)
+    weights.write_bytes(whole)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
+        modelfile.read(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelFileError, match=r"no config\.json"):
+        modelfile.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], "cut short: 1 of"),
+        (lambda data: data[:100], "no safetensors file"),
+        (lambda data: b"", "no safetensors file"),
+        (lambda data: b"GGUF" + data, "no safetensors file"),
+        (lambda data: data[:8] + b"[" + data[9:], "header can't be read"),
+        (lambda data: data.replace(b'"data_offsets"', b'"data_offstes"', 1), "header can't be read"),
+        (lambda data: data.replace(b"[1800,64]", b"[1800,65]", 1), "impossible size"),
+        (lambda data: data.replace(b"[1800,64]", b"[-180,64]", 1), "header can't be read"),
+        (lambda data: data.replace(b'"BF16"', b'"BF15"'), "type BF15"),
+    ],
+)
+def test_damaged_weights_are_named(tmp_path: Path, damage: Any, words: str) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(ModelFileError, match=words):
+        decide(modelfile.read(folder), catalog.known()).require()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.json", "{", r"config\.json can't be read"),
+        ("config.json", "[]", r"config\.json holds no object"),
+        ("tokenizer_config.json", "\0", r"tokenizer_config\.json can't be read"),
+    ],
+)
+def test_damaged_descriptions_are_named(tmp_path: Path, file: str, text: str, words: str) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "model")
+    (folder / file).write_text(text)
+    with pytest.raises(ModelFileError, match=words):
+        modelfile.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"hidden_size": None}, "number as hidden_size, and holds None"),
+        ({"num_attention_heads": "4"}, "number as num_attention_heads, and holds '4'"),
+        ({"max_position_embeddings": 0}, "reads no token"),
+    ],
+)
+def test_sizes_that_are_no_sizes_are_named(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelFileError, match=words):
+        modelfile.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{}", "tokenizer can't be read"), ("nothing", "tokenizer can't be read")],
+)
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, text: str, words: str) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "model")
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelFileError, match=words):
+        Encoder(folder, "rank", threads=1)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.copy("modernbert-head", tmp_path / "model")
+    (folder / "tokenizer.json").write_bytes((GOLDEN / "bert-pairs" / "tokenizer.json").read_bytes())
+    with pytest.raises(ModelFileError, match="1800 tokens, and the model knows"):
+        Encoder(folder, "rank", threads=1)
+
+
+def test_the_beginning_of_a_remote_file_is_enough() -> None:
+    folder = GOLDEN / "bert-pairs"
+    weights = folder / "model.safetensors"
+    described = {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer_config.json")}
+    size = weights.stat().st_size
+    begun = io.BytesIO(weights.read_bytes()[:10_000])
+    remote = checkpoint.read_streams(Path("org/bert-pairs"), described, [(begun, size, weights)])
+    local = checkpoint.read(folder)
+    assert remote.name == local.name and remote.parameters == local.parameters
+
+
+def test_a_folder_is_found_by_any_of_its_files(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path), GOLDEN / "bert-pairs"
+    for named in (folder, folder / "model.safetensors", folder / "config.json"):
+        assert store.locate(str(named), lambda *_: None) == folder
+        assert display_name(str(named)) == "bert-pairs"
+
+
+async def test_it_runs_on_openvino_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="reads GGUF files only"):
+        async with Reranker(golden_settings("bert-pairs", tmp_path, engine="llama")):
+            pass
+    async with Reranker(golden_settings("bert-pairs", tmp_path, llama_path="/bin/true")) as reranker:
+        assert "OpenVINO" in reranker.state.engine.about  # type: ignore[union-attr]
