@@ -43,14 +43,14 @@ from rerankd.prepare import Model, prepare
 
 Ask = Callable[[str, list[str]], Awaitable[int]]
 """Scores texts for a query; gives the tokens that were read."""
-_WORDS = "the a of to and in is for bear train lake router bread glass panda river ticket".split()  # noqa: SIM905
+WORDS = "the a of to and in is for bear train lake router bread glass panda river ticket".split()  # noqa: SIM905
 
 
 def texts(options: argparse.Namespace, seed: int) -> tuple[str, list[str]]:
     """A query and documents that nobody has seen."""
     pick = random.Random(seed)
     sizes = [options.words or pick.randint(20, 400) for _ in range(options.documents)]
-    return " ".join(pick.choices(_WORDS, k=8)), [" ".join(pick.choices(_WORDS, k=size)) for size in sizes]
+    return " ".join(pick.choices(WORDS, k=8)), [" ".join(pick.choices(WORDS, k=size)) for size in sizes]
 
 
 async def start(child: Child, client: Any, log: Path) -> float:

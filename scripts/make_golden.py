@@ -211,6 +211,7 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
     save_tokenizer(
         tok, folder, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]",
         mask_token="[MASK]", do_lower_case=True, model_max_length=window,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     encode = encoder_of(tok)
     cls, sep = tok.token_to_id("[CLS]"), tok.token_to_id("[SEP]")
