@@ -194,7 +194,9 @@ def test_precision_is_what_the_cpu_is_faster_with() -> None:
         raise AssertionError("there is nothing to measure")
 
     assert precision.choose("auto", ["avx2"], unasked).precision == "f32"
-    assert precision.choose("bf16", ["avx2"], unasked).precision == "bf16"
+    assert precision.choose("bf16", ["avx2"], unasked).precision == "f32"  # no CPU does what it can't
+    assert precision.choose("bf16", ["avx512_bf16"], unasked).precision == "bf16"
+    assert precision.choose("f32", ["amx_bf16"], unasked).why == "as the settings say"
     amx = ["amx_bf16", "avx512_bf16", "avx2"]
     fast = precision.choose("auto", amx, timed(f32=3.0, bf16=1.0))
     assert (fast.precision, "3.0 times" in fast.why) == ("bf16", True)

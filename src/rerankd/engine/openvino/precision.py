@@ -37,11 +37,11 @@ class Choice:
 
 def choose(wanted: Wanted, instructions: Collection[str], measure: Callable[[Precision], float]) -> Choice:
     """`instructions` are the CPU's (see machine.py); `measure` gives the seconds of a test."""
+    able = sorted(_BF16 & set(instructions))
+    if not able and wanted != "f32":  # OpenVINO computes in f32 then, whatever it is told
+        return Choice("f32", "this CPU has no bf16 arithmetic")
     if wanted != "auto":
         return Choice(wanted, "as the settings say")
-    able = sorted(_BF16 & set(instructions))
-    if not able:
-        return Choice("f32", "this CPU has no bf16 arithmetic")
     ratio = measure("f32") / measure("bf16")
     said = f"this CPU has {' and '.join(able)}, and bf16 is {ratio:.1f} times as fast as f32"
     return Choice("bf16" if ratio > _FASTER_BY else "f32", said)
