@@ -17,6 +17,7 @@ from rerankd.engine.openvino.runner import padded
 from rerankd.engine.openvino.tokens import Reading
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
 from rerankd.models import catalog, checkpoint, gguf, modelfile
+from rerankd.models.inspect import describe
 from rerankd.models.store import Store, display_name
 from rerankd.models.verdict import ScoringOverrides, decide
 from rerankd.service import Reranker
@@ -60,9 +61,10 @@ def test_a_folder_is_read_as_the_file_of_the_same_model() -> None:
 
 def test_a_bert_cross_encoder_is_scored_from_its_folder_only() -> None:
     facts = checkpoint.read(GOLDEN / "bert-pairs")
-    scoring = decide(facts, catalog.known()).require()
+    decided = decide(facts, catalog.known())
+    scoring = decided.require()
     assert (scoring.way, scoring.window, scoring.pooling) == ("head", 128, "rank")
-    assert facts.quantisation == "BF16"
+    assert "bert-pairs: BF16 in safetensors, 0.195 million parameters" in describe(facts, decided)
 
 
 def test_what_the_catalog_refuses_as_gguf_is_scored_from_safetensors(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def _file_line(facts: Facts) -> str:
     name = facts.name or "no name in its header"
     parts = f" in {len(facts.parts)} parts" if len(facts.parts) > 1 else ""
     kind = facts.file_type or facts.quantisation or "no weights"
+    kind += " in safetensors" if facts.format == "safetensors" else ""
     count = facts.parameters
     scale, unit = (1e9, "billion") if count >= 1e9 else (1e6, "million")
     return f"{name}: {kind}, {count / scale:.3g} {unit} parameters, {size_words(facts.size_bytes)}{parts}"
