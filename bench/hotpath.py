@@ -1,10 +1,12 @@
 """What the service itself costs, without a model: python bench/hotpath.py [--rounds 5] [--only …]
 
-The engine is tests/fake_engine.py, which computes nothing and takes a set time for a document, so what is
-left is the service's own work. In one run, in turns, over the same socket and with the same texts:
+The engine is tests/fake_engine.py (but for `worker`), which computes nothing and takes a set time for a
+document, so what is left is the service's own work. In one run, in turns, over the same socket and with the
+same texts:
 
 - throughput: 1,000 documents of 100 words in one request, at the engine itself and through the service;
-- latency: 20 documents in a request, the same way;
+- latency: 20 documents in a request, the same way, which makes five calls to the engine;
+- worker: the same beside OpenVINO's worker with a tiny model, which gets all 20 in one call;
 - small: 200 requests of 2 documents a second, open loop: they are sent when their time has come, whether the
   earlier ones have been answered or not. The engine takes no time there.
 
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +72,14 @@ def engine_client(it: Service) -> httpx.AsyncClient:
     )
 
 
-async def timed(client: httpx.AsyncClient, asked: dict[str, Any]) -> float:
+async def timed(client: httpx.AsyncClient, path: str, asked: dict[str, Any]) -> float:
     started = time.perf_counter()
-    (await client.post("/v1/rerank", json=asked)).raise_for_status().json()
+    (await client.post(path, json=asked)).raise_for_status().json()
     return time.perf_counter() - started
 
 
 async def turns(
-    it: Service, documents: int, words: int, rounds: int
+    it: Service, documents: int, words: int, rounds: int, *, worker: bool = False
 ) -> tuple[list[float], list[float], float]:
     """Seconds at the engine and through the service, and the service's CPU seconds for a request."""
     direct: list[float] = []
@@ -85,9 +88,13 @@ async def turns(
     async with engine_client(it) as engine, http(it) as client:
         for at in range(-1, rounds):
             asked = body(documents, words, f"{documents} {at}")
-            direct_s = await timed(engine, asked)
+            if worker:
+                said = {"query": asked["query"], "texts": asked["documents"]}
+                direct_s = await timed(engine, "/score", said)
+            else:
+                direct_s = await timed(engine, "/v1/rerank", asked)
             before = cpu_s(it.process.pid)
-            through_s = await timed(client, asked)
+            through_s = await timed(client, "/v1/rerank", asked)
             if at >= 0:
                 direct.append(direct_s)
                 through.append(through_s)
@@ -112,10 +119,19 @@ async def throughput(it: Service, options: argparse.Namespace) -> None:
 
 
 async def latency(it: Service, options: argparse.Namespace) -> None:
-    direct, through, cpu = await turns(it, 20, options.words, options.rounds * 10)
+    print(f"latency: 20 documents, an engine of {options.delay_ms:g} ms a document")
+    tell_added(*await turns(it, 20, options.words, options.rounds * 10))
+
+
+async def worker(it: Service, options: argparse.Namespace) -> None:
+    words = min(options.words, 40)  # its window is short
+    print(f"worker: 20 documents of {words} words, OpenVINO with a tiny model")
+    tell_added(*await turns(it, 20, words, options.rounds * 10, worker=True))
+
+
+def tell_added(direct: list[float], through: list[float], cpu: float) -> None:
     added = [1000 * (b - a) for a, b in zip(direct, through, strict=True)]
     alone, whole = (1000 * statistics.median(each) for each in (direct, through))
-    print(f"latency: 20 documents, an engine of {options.delay_ms:g} ms a document")
     print(f"  p50 engine alone {alone:.1f} ms, through the service {whole:.1f} ms")
     print(f"  added, median of {len(added)} pairs {statistics.median(added):.1f} ms", end="; ")
     print(f"CPU time of the service {cpu * 1000:.1f} ms a request", flush=True)
@@ -171,6 +187,13 @@ async def small(it: Service, options: argparse.Namespace) -> None:
     print(f"{100 * cpu / wall:.0f} % of a core", flush=True)
 
 
+def serving(folder: Path, name: str, delay_ms: float) -> AbstractContextManager[Service]:
+    more: dict[str, Any] = {"model": model(folder), "cache_entries": 0}
+    if name == "worker":
+        return service(folder, real=True, engine="openvino", force=True, **more | {"model": MODEL})
+    return service(folder, "--delay-ms", str(delay_ms), **more)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=1000)
@@ -178,23 +201,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--delay-ms", type=float, default=5, help="what the engine takes for a document")
     parser.add_argument("--seconds", type=int, default=10, help="of small requests")
-    parser.add_argument("--only", choices=["throughput", "latency", "small"])
+    parser.add_argument("--only", choices=["throughput", "latency", "worker", "small"])
     options = parser.parse_args(arguments)
     for name, delay_ms, run in (
         ("throughput", options.delay_ms, throughput),
         ("latency", options.delay_ms, latency),
+        ("worker", 0, worker),
         ("small", 0, small),
     ):
         if options.only in (None, name):
             with (
                 tempfile.TemporaryDirectory(prefix="rb") as folder,
-                service(
-                    Path(folder),
-                    "--delay-ms",
-                    str(delay_ms),
-                    model=model(Path(folder)),
-                    cache_entries=0,
-                ) as it,
+                serving(Path(folder), name, delay_ms) as it,
             ):
                 asyncio.run(run(it, options))
 

@@ -111,10 +111,11 @@ def rerankd(
 
 
 @contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Serve an app with uvicorn in a thread of its own; gives its URL. Raises what its lifespan raised."""
+def running(app: Any, **more: Any) -> Iterator[str]:
+    """Serve an app with uvicorn in a thread of its own; gives its URL. Raises what its lifespan raised.
+    `more` is for uvicorn's Config."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, **more))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         while not server.started and thread.is_alive():

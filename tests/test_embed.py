@@ -53,6 +53,13 @@ def test_create_app_is_a_whole_app(tmp_path: Path) -> None:
         assert "/v1/rerank" in get(f"{url}/openapi.json").json()["paths"]
 
 
+@pytest.mark.parametrize("engine", ["llama", "openvino"])
+def test_it_runs_on_uvloop_which_uvicorn_takes_where_it_is_installed(tmp_path: Path, engine: str) -> None:
+    app = rerankd.create_app(golden_settings("xlmr-head", tmp_path, engine=engine))
+    with running(app, loop="uvloop") as url:
+        assert len(post(f"{url}/rerank", BODY).json()["results"]) == 2
+
+
 def test_a_router_without_its_lifespan_says_so() -> None:
     app = FastAPI()
     app.include_router(rerankd.router)

@@ -234,7 +234,11 @@ class Models:
             self.loaded.discard(name)
             self.did[f"unload {name}"] += 1
 
-        return Acts(load, unload, lambda: 10)
+        def measure() -> int:
+            self.did[f"measure {name}"] += 1
+            return 10
+
+        return Acts(load, unload, measure)
 
     async def use(self, name: str, turns: int = 3) -> str:
         async with self.pool.use(name):
@@ -253,6 +257,23 @@ def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
             assert await asyncio.gather(*(it.use(name) for name in names)) == names
         # Each came in a bunch that was served together, not one by one.
         assert sum(it.did[f"load {name}"] for name in "abc") < 10
+        await pool.close()
+
+    asyncio.run(story())
+
+
+def test_memory_is_measured_now_and_then_and_not_after_each_request() -> None:
+    async def story() -> None:
+        now = 100.0
+        pool = Pool(None, now=lambda: now)
+        it = Models(pool, "a")
+        for _ in range(5):
+            await it.use("a")
+        assert it.did["measure a"] == 1
+        now += 11
+        for _ in range(5):
+            await it.use("a")
+        assert it.did["measure a"] == 2
         await pool.close()
 
     asyncio.run(story())

@@ -12,7 +12,7 @@ import asyncio
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httptools
 
@@ -123,8 +123,8 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # It can write; with uvloop it is of another class, which has the same methods.
+        self._transport = cast(asyncio.Transport, transport)
         self._open_ones.add(self)
 
     def data_received(self, data: bytes) -> None:

@@ -27,6 +27,7 @@ from rerankd.errors import DoesNotFit, EngineUnavailable, RerankdError
 
 _log = logging.getLogger("rerankd.engine")
 
+_MEASURE_EVERY_S = 10.0
 _LOAD, _UNLOAD = "load a model", "unload a model"
 
 Key = Hashable
@@ -293,6 +294,8 @@ class Pool:
         self._policy = Policy(budget_bytes, least_stay_s=least_stay_s)
         self._now = now
         self._acts: dict[Key, Acts] = {}
+        # Asking the system costs as much as a small request does.
+        self._measure_at: dict[Key, float] = {}
         self._who = itertools.count()
         self._admissions: dict[int, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -370,9 +373,11 @@ class Pool:
         await asyncio.gather(*loading, return_exceptions=True)
 
     def _leave(self, key: Key, who: int) -> None:
-        actions = self._policy.leave(key, who, self._now())
-        if self._policy.is_idle(key):
-            actions += self._policy.measured(key, self._acts[key].measure(), self._now())
+        now = self._now()
+        actions = self._policy.leave(key, who, now)
+        if self._policy.is_idle(key) and now >= self._measure_at.get(key, now):
+            self._measure_at[key] = now + _MEASURE_EVERY_S
+            actions += self._policy.measured(key, self._acts[key].measure(), now)
         self._carry_out(actions)
         self._forget(key)
 
@@ -442,6 +447,7 @@ class Pool:
     def _forget(self, key: Key) -> None:
         if self._policy.phase(key) is None:
             self._acts.pop(key, None)
+            self._measure_at.pop(key, None)
 
     def _set_timer(self) -> None:
         at = self._policy.wake_at()
