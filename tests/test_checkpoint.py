@@ -3,6 +3,7 @@ right."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import checkpoints
 from rerankd.engine.openvino.encoder import Encoder
@@ -231,9 +234,10 @@ def test_damaged_descriptions_are_named(tmp_path: Path, file: str, text: str, wo
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"hidden_size": None}, "number as hidden_size, and holds None"),
-        ({"num_attention_heads": "4"}, "number as num_attention_heads, and holds '4'"),
-        ({"max_position_embeddings": 0}, "reads no token"),
+        ({"hidden_size": None}, "size as hidden_size, and holds None"),
+        ({"num_attention_heads": "4"}, "size as num_attention_heads, and holds '4'"),
+        ({"max_position_embeddings": 0}, "size as max_position_embeddings"),
+        ({"layer_norm_eps": "small"}, "number as layer_norm_eps"),
     ],
 )
 def test_sizes_that_are_no_sizes_are_named(tmp_path: Path, config: dict[str, Any], words: str) -> None:
@@ -242,6 +246,49 @@ def test_sizes_that_are_no_sizes_are_named(tmp_path: Path, config: dict[str, Any
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ModelFileError, match=words):
         modelfile.read(folder)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("name", ["bert-pairs", "xlmr-head", "modernbert-head"])
+@given(data=st.data())
+def test_no_configuration_ends_in_another_error(name: str, data: st.DataObject) -> None:
+    folder = GOLDEN / name
+    config = json.loads((folder / "config.json").read_text())
+    more = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "position_embedding_type")
+    for key in data.draw(st.lists(st.sampled_from([*config, *more]), min_size=1, max_size=3)):
+        config[key] = data.draw(json_values)
+    tokenizer = data.draw(json_values)
+    described = {
+        "config.json": json.dumps(config).encode(),
+        "tokenizer_config.json": json.dumps({"model_max_length": tokenizer}).encode(),
+    }
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as stream, contextlib.suppress(ModelFileError):
+        facts = checkpoint.read_streams(Path("x"), described, [(stream, weights.stat().st_size, weights)])
+        decide(facts, catalog.known()).require()
+
+
+@given(data=st.data())
+def test_no_header_ends_in_another_error(data: st.DataObject) -> None:
+    whole = (GOLDEN / "bert-pairs" / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    table = json.loads(whole[8 : 8 + length])
+    name = data.draw(st.sampled_from(sorted(table)))
+    table[name] = data.draw(
+        json_values | st.fixed_dictionaries({key: json_values for key in ("dtype", "shape", "data_offsets")})
+    )
+    header = json.dumps(table).encode()
+    stream = io.BytesIO(len(header).to_bytes(8, "little") + header + bytes(8))
+    described = {"config.json": (GOLDEN / "bert-pairs" / "config.json").read_bytes()}
+    with contextlib.suppress(ModelFileError):
+        facts = checkpoint.read_streams(Path("x"), described, [(stream, len(whole), Path("model"))])
+        decide(facts, catalog.known()).require()
 
 
 @pytest.mark.parametrize(

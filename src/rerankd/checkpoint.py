@@ -29,6 +29,7 @@ _HEADER_LIMIT = 100_000_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _READABLE = ("F32", "F16", "BF16")
 _WEIGHTS = re.compile(r"model(?:-(?P<part>\d{5})-of-(?P<count>\d{5}))?\.safetensors")
+_LARGEST = 2**40
 _LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
 
 
@@ -64,11 +65,19 @@ class _Config:
     values: Mapping[str, Any]
     fail: Fail
 
-    def number(self, key: str, default: float | None = None) -> Any:
+    def size(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number."""
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            self.fail(f"its {CONFIG} should hold a number as {key}, and holds {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _LARGEST:
+            self.fail(f"its {CONFIG} should hold a size as {key}, and holds {value!r:.80}")
         return value
+
+    def real(self, key: str, default: float, value: Any = None) -> float:
+        """A number above 0: of this key, or `value` where it stands elsewhere."""
+        value = self.values.get(key, default) if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LARGEST:
+            self.fail(f"its {CONFIG} should hold a number as {key}, and holds {value!r:.80}")
+        return float(value)
 
 
 def files(names: Iterable[str]) -> tuple[str, ...]:
@@ -173,8 +182,8 @@ def translate(
         flaw = f"its class is {kind}, and of this format only {known} can be computed"
         return Checkpoint(Header(0, values, tensors, 0), {}, flaw)
     named = {gguf: place for own, place in found.items() if (gguf := _gguf_name(family, own))}
-    spare = int(config.number("pad_token_id", 1)) + 1 if family.spare_positions else 0
-    window = int(config.number("max_position_embeddings")) - spare
+    spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
+    window = config.size("max_position_embeddings") - spare
     longest = tokenizer.get("model_max_length")
     if isinstance(longest, int) and 0 < longest < window:
         window = longest
@@ -185,10 +194,10 @@ def translate(
         named["position_embd.weight"] = file, _rows(table, spare, window)
     keys = {
         "context_length": window,
-        "embedding_length": config.number("hidden_size"),
-        "feed_forward_length": config.number("intermediate_size"),
-        "block_count": config.number("num_hidden_layers"),
-        "attention.head_count": config.number("num_attention_heads"),
+        "embedding_length": config.size("hidden_size"),
+        "feed_forward_length": config.size("intermediate_size"),
+        "block_count": config.size("num_hidden_layers"),
+        "attention.head_count": config.size("num_attention_heads"),
         "attention.causal": False,
         "pooling_type": 4,  # rank
         **family.keys(config),
@@ -196,7 +205,7 @@ def translate(
     values |= {f"{family.architecture}.{key}": value for key, value in keys.items()}
     values |= {
         "general.architecture": family.architecture,
-        "tokenizer.ggml.token_type_count": config.number("type_vocab_size", 1),
+        "tokenizer.ggml.token_type_count": config.size("type_vocab_size", 1),
     }
     odd = {tensor.type_name for _, tensor in named.values()} - {*_READABLE}
     flaw = f"its weights are of the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
@@ -240,7 +249,7 @@ def _rows(table: Tensor, first: int, count: int) -> Tensor:
 
 
 def _bert_keys(config: _Config) -> dict[str, Any]:
-    return {"attention.layer_norm_epsilon": config.number("layer_norm_eps", 1e-12)}
+    return {"attention.layer_norm_epsilon": config.real("layer_norm_eps", 1e-12)}
 
 
 def _bert_flaw(config: Mapping[str, Any]) -> str:
@@ -253,28 +262,30 @@ def _bert_flaw(config: Mapping[str, Any]) -> str:
 
 def _modern_bert_keys(config: _Config) -> dict[str, Any]:
     values = config.values
-    layers = config.number("num_hidden_layers")
-    each = config.number("global_attn_every_n_layers", 3)
-    kinds = values.get("layer_types")
-    local = (
-        [kind != "full_attention" for kind in kinds] if kinds else [at % each != 0 for at in range(layers)]
-    )
-    everywhere = _theta(values, "full_attention", "global_rope_theta", 160000.0)
+    layers, each = config.size("num_hidden_layers"), config.size("global_attn_every_n_layers", 3)
+    kinds = values.get("layer_types") or ["" if at % each else "full_attention" for at in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        config.fail(f"its {CONFIG} should hold the kind of each layer as layer_types: it is damaged")
+    everywhere = _theta(config, "full_attention", "global_rope_theta", 160000.0)
     return {
-        "attention.layer_norm_epsilon": config.number("norm_eps", 1e-5),
-        "attention.sliding_window": config.number("local_attention", 128),
-        "attention.sliding_window_pattern": tuple(local),
+        "attention.layer_norm_epsilon": config.real("norm_eps", 1e-5),
+        "attention.sliding_window": config.size("local_attention", 128),
+        "attention.sliding_window_pattern": tuple(kind != "full_attention" for kind in kinds),
         "rope.freq_base": everywhere,
-        "rope.freq_base_swa": _theta(values, "sliding_attention", "local_rope_theta", 10000.0) or everywhere,
-        "classifier.pooling_type": {"mean": 1, "cls": 2}.get(values.get("classifier_pooling", "cls"), 0),
+        "rope.freq_base_swa": _theta(config, "sliding_attention", "local_rope_theta", 10000.0, everywhere),
+        "classifier.pooling_type": 1 if values.get("classifier_pooling") == "mean" else 2,
     }
 
 
-def _theta(values: Mapping[str, Any], kind: str, older: str, default: float) -> Any:
-    """The base of the rotary positions; transformers 5 has a table of them."""
-    said = values.get("rope_parameters")
+def _theta(config: _Config, kind: str, older: str, default: float, unset: float | None = None) -> float:
+    """The base of the rotary positions; transformers 5 has a table of them. `unset` is what null means."""
+    said = config.values.get("rope_parameters")
     found = said.get(kind) if isinstance(said, Mapping) else None
-    return found.get("rope_theta", default) if isinstance(found, Mapping) else values.get(older, default)
+    if isinstance(found, Mapping):
+        return config.real("rope_theta", default, found.get("rope_theta"))
+    if unset is not None and config.values.get(older, default) is None:
+        return unset
+    return config.real(older, default)
 
 
 def _modern_bert_flaw(config: Mapping[str, Any]) -> str:
@@ -284,8 +295,9 @@ def _modern_bert_flaw(config: Mapping[str, Any]) -> str:
     if config.get("classifier_pooling", "cls") not in ("mean", "cls"):
         return f"its pooling is {config['classifier_pooling']!r}"
     said = config.get("rope_parameters")
-    kinds = [one.get("rope_type") for one in said.values() if isinstance(one, dict)] if said else []
-    return "its rotary positions are scaled" if {*kinds} - {None, "default"} else ""
+    tables = [one for one in said.values() if isinstance(one, Mapping)] if isinstance(said, Mapping) else []
+    plain = all(one.get("rope_type", "default") == "default" for one in tables)
+    return "" if plain else "its rotary positions are scaled"
 
 
 def _bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -> _Family:
