@@ -13,7 +13,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
-from rerankd import pulling
 from rerankd.api import jina, ops
 from rerankd.api.answer import Route, json_response, request_id, reranker_of
 from rerankd.api.auth import check_key
@@ -242,6 +241,9 @@ class _Pull:
             self._events.put_nowait(None)
 
     def _fetch(self) -> Record:
+        # The hubs' clients take a quarter of a second to import, which every start would have to wait for.
+        from rerankd import pulling
+
         settings = self._reranker.settings
         Store(settings.home).check_writable()
         self._progress("starting", 0, 0)

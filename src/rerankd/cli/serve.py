@@ -72,7 +72,7 @@ def serve(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if settings.log_level != "debug":
-        for chatty in ("gguf", "httpx", "uvicorn"):
+        for chatty in ("gguf", "httpx", "httpx2", "uvicorn"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         asyncio.run(_serve(settings, partial(config.from_machine, flags, config_file)))
