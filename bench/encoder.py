@@ -1,7 +1,8 @@
 """Random cross-encoders of real shapes, for measuring speed: python bench/encoder.py FOLDER [SHAPE]
 
 XLM-R with a rank head: `small`, 12 layers of 384 as multilingual-e5-small, in Q8_0; `large`, 24 layers of
-1,024 as bge-reranker-v2-m3, in F16. Tokenizer and keys are those of tests/golden/xlmr-head.gguf.
+1,024 as bge-reranker-v2-m3, in F16; `large-q8` the same in Q8_0. Tokenizer and keys are those of
+tests/golden/xlmr-head.gguf.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _KINDS, _TYPES = gguf.GGMLQuantizationType, gguf.LlamaFileType
 SHAPES = {
     "small": Shape(12, 384, 1536, 12, 512, _KINDS.Q8_0, _TYPES.MOSTLY_Q8_0),
     "large": Shape(24, 1024, 4096, 16, 1024, _KINDS.F16, _TYPES.MOSTLY_F16),
+    "large-q8": Shape(24, 1024, 4096, 16, 1024, _KINDS.Q8_0, _TYPES.MOSTLY_Q8_0),
 }
 
 

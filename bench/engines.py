@@ -196,7 +196,7 @@ async def run(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rerankd-bench")
-    parser.add_argument("--shape", choices=["small", "large", "builtin"], default="large")
+    parser.add_argument("--shape", choices=[*encoder.SHAPES, "builtin"], default="large")
     parser.add_argument("--documents", type=int, default=64)
     parser.add_argument("--words", type=int, help="of each document; 20 to 400 if not given")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
