@@ -189,6 +189,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
         modelfile.read(folder)
+    (folder / "model-Q8_0.gguf").touch()
+    with pytest.raises(ModelFileError, match=r"path of the \.gguf file"):
+        modelfile.read(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ModelFileError, match=r"no config\.json"):
         modelfile.read(folder)

@@ -125,6 +125,8 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
 
 def _missing(folder: Path) -> str:
     there = [path.name for path in folder.iterdir()]
+    if any(name.lower().endswith(".gguf") for name in there):
+        return "this is a folder; give the path of the .gguf file in it"
     if TOKENIZER not in there:
         return f"it holds no {TOKENIZER}; save the model's fast tokenizer into it, which writes that file"
     if any(name.endswith(SUFFIX) for name in there):

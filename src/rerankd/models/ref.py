@@ -8,7 +8,8 @@
     path     = anything else                          model.gguf, ./model, ~/models/x, /models/x
 
 A name is the catalog's, or an alias: what the model's maker calls it on a hub, which holds one slash.
-What may be a name may also be a file's relative path: **a file that exists wins** (`Store.locate` looks).
+What may be a name may also be the relative path of a file, or of a folder of safetensors: **what exists
+wins** (`Store.locate` looks).
 What ends in .gguf, or begins with a dot, a tilde or a slash, is always a path. The prefixes always win: a
 file that is called `hf:x` is `./hf:x`. Quants are compared without regard to case.
 """

@@ -7,7 +7,7 @@ head's logit, or [texts, width], the pooled embedding (not normalised).
 Constants are copied into the graph. (Sharing numpy's memory would save the copy, but OpenVINO does not keep
 the array alive, and freed memory becomes weights without an error.)
 
-Sources of the formulas: BertModel, XLMRobertaForSequenceClassification and
+Sources of the formulas: BertModel, BertForSequenceClassification, XLMRobertaForSequenceClassification and
 ModernBertForSequenceClassification of transformers. GELU is the erf form, as in the models; llama.cpp's is
 the tanh form for `bert`.
 """
@@ -148,7 +148,8 @@ class _Encoder:
 
 
 class _Bert(_Encoder):
-    """BERT and XLM-R: normalisation after each part; the head is RoBERTa's (dense, tanh, output)."""
+    """BERT and XLM-R: normalisation after each part; the head is RoBERTa's (dense, tanh, output), and so are
+    BERT's pooler and classifier."""
 
     def body(self, embeddings: Node, mask: Node) -> Node:
         x = self.norm(embeddings, "token_embd_norm")
