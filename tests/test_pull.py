@@ -26,6 +26,7 @@ from rerankd.errors import (
 )
 from rerankd.models import catalog, gguf, verdict
 from rerankd.models.hubs import HuggingFace, ModelScope
+from rerankd.models.inspect import size_words
 from rerankd.models.pull import Puller
 from rerankd.models.store import Store
 from rerankd.models.transfer import Patience, Transfer
@@ -310,7 +311,7 @@ def test_a_quantisation_is_looked_for_in_every_place(hub: FakeHub, pulls: Pulls)
         ("bge-reranker-v2-m4", UnknownModel, "Did you mean bge-reranker-v2-m3?"),
         ("some/where", UnknownModel, "rerankd list --catalog"),
         ("zerank-2", Unscorable, "logit"),
-        ("bge-reranker-large", UnknownModel, "no place that has it"),
+        ("mxbai-rerank-base-v2", UnknownModel, "no place that has it"),
         ("./model.gguf", UnknownModel, "nothing that is pulled"),
         (f"hf:{REPO}:q4_0", UnknownModel, FILE),
     ],
@@ -394,6 +395,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_what_can_be_resumed(hub: FakeHub
 
 
 CHECKPOINT = {path.name: path.read_bytes() for path in (GOLDEN / "bert-pairs").iterdir()}
+CHECKPOINT_SIZE = size_words(sum(map(len, CHECKPOINT.values())))
 
 
 @pytest.fixture
@@ -410,7 +412,7 @@ def test_a_checkpoint_is_pulled_whole(checkpoint_hub: FakeHub, pulls: Pulls, kin
     assert path == pulls.store.models / f"{kind}--org--pairs"
     assert {one.name: one.read_bytes() for one in path.iterdir()} == CHECKPOINT
     assert pulls.store.locate(f"{kind}:org/pairs", lambda *_: None) == path
-    assert "model.safetensors (424 KiB), as its makers have it" in "".join(pulls.said)
+    assert f"model.safetensors ({CHECKPOINT_SIZE}), as its makers have it" in "".join(pulls.said)
     pulls.store.index.unlink()
     assert [record.name for record in pulls.store.records()] == [f"{kind}:org/pairs"]
     pulls.store.remove(pulls.store.records()[0])
@@ -427,6 +429,27 @@ def test_a_checkpoint_of_a_new_revision_is_fetched_again(checkpoint_hub: FakeHub
     checkpoint_hub.commit = "1" * 40
     pulls("hf:org/pairs", checkpoint_hub)
     assert (path / "tokenizer_config.json").read_bytes() == changed
+
+
+def test_what_an_earlier_pull_left_of_another_revision_is_not_taken(
+    checkpoint_hub: FakeHub, pulls: Pulls
+) -> None:
+    """A small file has no checksum, and may have kept its size."""
+    staged = pulls.store.staging("hf--org--pairs")
+    staged.mkdir(parents=True)
+    old = CHECKPOINT["tokenizer_config.json"].replace(b"128", b"100")
+    (staged / "tokenizer_config.json").write_bytes(old)
+    path = pulls("hf:org/pairs", checkpoint_hub)
+    assert (path / "tokenizer_config.json").read_bytes() == CHECKPOINT["tokenizer_config.json"]
+
+
+def test_a_checkpoint_larger_than_memory_is_named_by_its_weights(
+    checkpoint_hub: FakeHub, pulls: Pulls
+) -> None:
+    with pytest.raises(
+        ModelFileError, match=rf"model\.safetensors has {CHECKPOINT_SIZE}, more than the 1 KiB"
+    ):
+        pulls("hf:org/pairs", checkpoint_hub, memory_bytes=1024)
 
 
 def test_a_checkpoint_that_cannot_be_scored_is_refused_before_its_bytes(

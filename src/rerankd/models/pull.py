@@ -131,7 +131,8 @@ class Puller:
     def _check_memory(self, choice: Choice) -> None:
         if self.memory_bytes is not None and choice.size_bytes > self.memory_bytes:
             raise ModelFileError(
-                f"{choice.files[0].name} has {size_words(choice.size_bytes)}, more than the "
+                f"{max(choice.files, key=lambda file: file.size_bytes).name} has "
+                f"{size_words(choice.size_bytes)}, more than the "
                 f"{size_words(self.memory_bytes)} of memory this machine has. Take a smaller quantisation or "
                 "a smaller model."
             )
@@ -162,7 +163,7 @@ class Puller:
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
         target = staged / file.name
         source = hub.source(repo, listing.revision, file.path)
-        if target.exists():
+        if target.exists() and file.sha256:
             # From an earlier pull that ended after the download: it may be of another revision.
             with contextlib.suppress(FetchError):
                 verify(target, file, source.origin, self.progress)
