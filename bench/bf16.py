@@ -2,11 +2,12 @@
 
 The graph is built once as it is and once with every input, weight and output of its products, normalisations
 and activations rounded to bf16 (8 bits of mantissa), the sums in float32: that is what a CPU with AMX or
-AVX512_BF16 computes. It takes such a CPU to measure its speed; its rounding can be had anywhere. Both score the
-candidates that BM25 finds in the collection that comes with rerankd, and Kendall's tau compares the orders.
+AVX512_BF16 computes. It takes such a CPU to measure its speed; its rounding can be had anywhere. Both score
+the candidates that BM25 finds in the collection that comes with rerankd, and Kendall's tau compares the
+orders.
 
-Rounding is Veltkamp's (T. J. Dekker, 1971, "A floating-point technique for extending the available precision"):
-with c = x (2^16 + 1), c - (c - x) is x with 24 - 16 bits.
+Rounding is Veltkamp's (T. J. Dekker, 1971, "A floating-point technique for extending the available
+precision"): with c = x (2^16 + 1), c - (c - x) is x with 24 - 16 bits.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def main() -> None:
         taus.append(float(kendalltau(right, other).statistic))
         moved.append(float(np.abs(right - other).max()))
     low, high = scoring.transform.low, scoring.transform.high
-    print(f"{len(queries)} queries, {statistics.fmean(len(first[one]) for one in queries):.0f} candidates each")
+    each = statistics.fmean(len(first[one]) for one in queries)
+    print(f"{len(queries)} queries, {each:.0f} candidates each")
     print(f"Kendall's tau: mean {statistics.fmean(taus):.4f}, least {min(taus):.4f}")
     print(f"largest change of a cosine {max(moved):.4f}, of a score {max(moved) / (high - low):.4f}")
 
