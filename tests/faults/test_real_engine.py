@@ -209,8 +209,10 @@ def test_five_thousand_malformed_bodies(tmp_path: Path, quiet: dict[str, Any]) -
 @pytest.mark.timeout(600)
 def test_a_restart_of_the_client_machine(tmp_path: Path, quiet: dict[str, Any]) -> None:
     """Hundreds of clients that all hang up at once, with work under way."""
-    with service(tmp_path, cache_entries=0, **quiet) as it:
-        body = {"query": "q", "documents": [f"document {number}" for number in range(200)]}
+    with service(tmp_path, cache_entries=0, max_queue_documents=10**6, **quiet) as it:
+        # More than any engine here scores in a second.
+        words = " ".join(["document"] * 30)
+        body = {"query": "q", "documents": [f"{words} {number}" for number in range(1000)]}
 
         def ask() -> None:
             with pytest.raises(httpx.TimeoutException), it.client() as http:
