@@ -132,6 +132,8 @@ def dequantised(raw: NDArray[np.uint8], type_name: str) -> Floats:
     """
     if type_name in _PLAIN:
         return raw.view(_PLAIN[type_name]).astype(np.float32)
+    if type_name == "BF16":  # the upper half of a float32
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     import gguf  # 0.1 s, and not needed for what is not quantised
 
     floats: Floats = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type_name])
