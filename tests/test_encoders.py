@@ -67,6 +67,18 @@ def test_a_gpu_does_the_work_where_there_is_one() -> None:
     assert (found.program, "a GPU" in found.reason) == (LLAMA.program, True)
 
 
+def test_safetensors_run_on_openvino_whatever_else_there_is() -> None:
+    model = Candidate(HEAD, "bert", ("", ""), format="safetensors", parts=2, has_charsmap=False)
+    on_card = replace(LLAMA, gpus=(CARD,))
+    for wanted, one in (("auto", model), ("openvino", model), ("auto", replace(model, named=True))):
+        found = chosen(wanted, one, on_card)  # type: ignore[arg-type]
+        assert found.program == WORKER.program and "safetensors" in found.reason
+    with pytest.raises(ConfigError, match="reads GGUF files only"):
+        chosen("llama", model)
+    with pytest.raises(ConfigError, match=r"runs on OpenVINO.*not installed"):
+        chosen("auto", replace(model, has_wheel=False))
+
+
 def test_an_encoder_needs_no_llama_cpp() -> None:
     def none() -> Choice:
         raise EngineUnknown("There is no engine.")

@@ -16,6 +16,7 @@ from rerankd.engine.base import EngineSpec
 from rerankd.engine.openvino.client import OpenVinoClient
 from rerankd.engine.openvino.scorer import Scorer
 from rerankd.engine.openvino.server import Server
+from rerankd.engine.openvino.tokens import Reading
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
 
 HEAD = Scoring("head", 16, Transform("sigmoid"), pooling="rank")
@@ -29,11 +30,11 @@ class Letters:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) for letter in text] for text in texts]
 
-    def text(self, ids: list[int]) -> list[int]:
-        return [1, *ids, 2]
+    def text(self, ids: list[int]) -> Reading:
+        return Reading([1, *ids, 2], len(ids) + 2)
 
-    def pair(self, query: list[int], text: list[int]) -> list[int]:
-        return [1, *query, 2, *text, 2]
+    def pair(self, query: list[int], text: list[int]) -> Reading:
+        return Reading([1, *query, 2, *text, 2], len(query) + 2)
 
 
 class Sum:
@@ -48,7 +49,7 @@ class Sum:
         self.at_gate = threading.Event()
         self.calls = 0
 
-    def forward(self, ids: Any, lengths: Any) -> Any:
+    def forward(self, ids: Any, lengths: Any, seconds: Any) -> Any:
         self.calls += 1
         if (ids == ord("#")).any():
             self.at_gate.set()

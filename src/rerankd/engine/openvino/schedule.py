@@ -8,8 +8,9 @@ a call gains nothing from its size (2,700 tokens/s of MiniLM's shape in calls of
 The owners of jobs take turns (a job is a call of the service, its owner the question it is about: a
 request's calls have one in common). The one whose last turn is longest ago is next, and who has just come
 counts as served now, but before the one that really was: it waits for the call under way, and for one of each
-owner that waits already. The owner whose turn it is gives its longest text; its own texts of nearly that
-length go along, then those of others, for whom it is no turn.
+owner that waits already. Its first two turns come together, so that ten documents, which are three or four
+calls, wait for two of a bulk request and not for three. The owner whose turn it is gives its longest text;
+its own texts of nearly that length go along, then those of others, for whom it is no turn.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 TOKENS_A_CALL: Mapping[str, int] = {"bf16": 1024, "f32": 512}
+_FIRST_TURNS = 2
 # A text of at least this share of the longest one's tokens may be padded to it.
 _NEARLY = 0.75
 
@@ -44,8 +46,9 @@ class Schedule:
     def __init__(self, tokens_a_call: int) -> None:
         self._most = tokens_a_call
         self._jobs: dict[int, _Job] = {}
-        # The turn of each owner's last call, and whether it really had one.
+        # The turn of each owner's last call, and whether it really had one; and how many it has had.
         self._served: dict[Hashable, tuple[int, bool]] = {}
+        self._turns: dict[Hashable, int] = {}
         self._turn = 0
 
     def add(self, job: int, lengths: Sequence[int], owner: Hashable = None) -> None:
@@ -67,7 +70,9 @@ class Schedule:
             return []
         owner = min(self._served, key=lambda one: self._served[one])
         self._turn += 1
-        self._served[owner] = (self._turn, True)
+        self._turns[owner] = self._turns.get(owner, 0) + 1
+        if self._turns[owner] >= _FIRST_TURNS:
+            self._served[owner] = (self._turn, True)
         own = [job for job in self._jobs.values() if job.owner == owner]
         longest = max(job.rows[-1].tokens for job in own)
         room = max(self._most // longest, 1)
@@ -84,6 +89,7 @@ class Schedule:
         """Owners who have nothing waiting."""
         owners = {job.owner for job in self._jobs.values()}
         self._served = {owner: turn for owner, turn in self._served.items() if owner in owners}
+        self._turns = {owner: count for owner, count in self._turns.items() if owner in owners}
 
 
 def _take(job: _Job, longest: int, most: int) -> list[Row]:
