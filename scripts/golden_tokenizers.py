@@ -62,15 +62,22 @@ def corpus(pairs: list[dict[str, str]]) -> list[str]:
     return [*dict.fromkeys(texts), *prompts * 3, *labels * 50]
 
 
-def train_bpe(texts: list[str], vocab: int, pre: pre_tokenizers.PreTokenizer) -> Tokenizer:
+def train_bpe(
+    texts: list[str], vocab: int, pre: pre_tokenizers.PreTokenizer, special: tuple[str, ...] = ()
+) -> Tokenizer:
+    """`special` have the first ids."""
     tok = Tokenizer(tm.BPE())
     tok.normalizer = normalizers.NFC()
     tok.pre_tokenizer = pre
     tok.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tok.train_from_iterator(
-        texts, tt.BpeTrainer(vocab_size=vocab, initial_alphabet=sorted(alphabet), show_progress=False)
+    trainer = tt.BpeTrainer(
+        vocab_size=vocab,
+        initial_alphabet=sorted(alphabet),
+        special_tokens=list(special),
+        show_progress=False,
     )
+    tok.train_from_iterator(texts, trainer)
     return tok
 
 
@@ -84,6 +91,14 @@ def modernbert_tokenizer(texts: list[str]) -> Tokenizer:
     tok.add_tokens([AddedToken(" " * n, normalized=True) for n in range(24, 1, -1)])
     tok.add_special_tokens(["<|padding|>", "<|endoftext|>", "[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"])
     tok.post_processor = pair_template("[CLS]", "[SEP]", tok)
+    return tok
+
+
+def roberta_tokenizer(texts: list[str]) -> Tokenizer:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tok = train_bpe(texts, 1500, byte_level, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    tok.normalizer = None
+    tok.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return tok
 
 

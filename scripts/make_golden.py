@@ -34,6 +34,7 @@ from golden_tokenizers import (
     fill,
     modernbert_tokenizer,
     qwen_tokenizer,
+    roberta_tokenizer,
     sentencepiece_ids,
     train_sentencepiece,
     xlmr_tokenizer,
@@ -227,6 +228,41 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
     return Built(folder, False, "", {"way": "head", "window": window}, ids, score)
 
 
+def roberta_head(texts: list[str], folder: Path) -> Built:
+    """RoBERTa: XLM-R's graph and a byte-level BPE, positions that begin after the padding's."""
+    window = 128
+    tok = roberta_tokenizer(texts)
+    config = transformers.RobertaConfig(
+        vocab_size=tok.get_vocab_size(),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=window + 2,
+        type_vocab_size=1,
+        num_labels=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        layer_norm_eps=1e-5,
+    )
+    gains = {"value": 2.0, "classifier.out_proj.weight": 2.0}
+    model = randomise(transformers.RobertaForSequenceClassification(config), 7, True, 0.15, gains)
+    # The matrices were rounded to what F16 holds.
+    save_model(model.half(), folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    model = model.float()
+    save_tokenizer(
+        tok, folder, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", unk_token="<unk>",
+        pad_token="<pad>", mask_token="<mask>", model_max_length=window,
+    )  # fmt: skip
+    encode = encoder_of(tok)
+
+    def ids(query: str, document: str) -> list[int]:
+        return [0, *encode(query), 2, 2, *encode(document), 2]
+
+    return Built(folder, True, "", {"way": "head", "window": window}, ids, head_score(model))
+
+
 def judge(
     tok: Tokenizer, model: torch.nn.Module, pieces: list[str], labels: list[str], instruction: str | None
 ) -> tuple[Callable[[str, str], list], Callable[[list], float]]:
@@ -362,9 +398,10 @@ RECIPES: dict[str, tuple[Callable[[list[str], Path], Built], str]] = {
     "qwen2-labels": (qwen2_labels, "qwen2-labels"),
     "bert-embedder": (bert_embedder, "bert-embedder"),
     "bert-pairs": (bert_pairs, "bert-pairs"),
+    "roberta-head": (roberta_head, "roberta-head"),
 }
 # Those that are kept as transformers saves them: the first two beside their GGUF file, with the same scores.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs")
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
 # What a checkpoint is made of; transformers saves more.
 KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 

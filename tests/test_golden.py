@@ -41,7 +41,7 @@ OPENVINO_BOUNDS = dict.fromkeys(("xlmr-head", "modernbert-head", "bert-embedder"
 # llama.cpp cuts a word of over 100 letters into WordPieces; the reference makes it one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
 # Checkpoints in transformers' format, of the same weights as the GGUF file where there is one.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs")
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
 
 
