@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import checkpoints
 from rerankd.engine.openvino.encoder import Encoder
 from rerankd.engine.openvino.runner import padded
-from rerankd.engine.openvino.tokens import Reading
+from rerankd.engine.openvino.tokens import Reading, of_file
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
 from rerankd.models import catalog, checkpoint, gguf, modelfile
 from rerankd.models.inspect import describe
@@ -109,6 +109,27 @@ def test_split_weights_and_old_names_of_tensors(tmp_path: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelFileError, match="files of its weights are missing"):
         modelfile.read(folder)
+
+
+def test_how_a_tokenizer_was_saved_does_not_matter(tmp_path: Path) -> None:
+    """Many are saved as they were last used: cutting and padding, and with an older form of the template."""
+    folder = checkpoints.copy("bert-pairs", tmp_path / "used")
+    checkpoints.edit(
+        folder / "tokenizer.json",
+        truncation={"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
+        padding={
+            "strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "[PAD]",
+        },
+        post_processor={"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+    )  # fmt: skip
+    cases, wanted = sample("bert-pairs")
+    assert np.abs(raw_values(folder, cases) - wanted).max() < 1e-4
+    plain, used = (of_file(one / "tokenizer.json", 1800) for one in (GOLDEN / "bert-pairs", folder))
+    query, text = plain.ids(["What is a panda?", "The giant panda is a bear. " * 9])
+    assert used.ids(["What is a panda?", "The giant panda is a bear. " * 9]) == [query, text]
+    assert used.pair(query, text) == plain.pair(query, text)
+    assert used.text(query) == plain.text(query)
 
 
 def test_a_tokenizers_length_bounds_the_window(tmp_path: Path) -> None:
