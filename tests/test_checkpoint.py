@@ -333,6 +333,19 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         Encoder(folder, "rank", threads=1)
 
 
+@pytest.mark.parametrize("shape", [[], [8192], [128, 8, 8], [64, 128], [0, 64]])
+def test_a_table_of_another_shape_is_named(tmp_path: Path, shape: list[int]) -> None:
+    folder = checkpoints.copy("bert-pairs", tmp_path / "model")
+    tensors = checkpoints.read(folder / "model.safetensors")
+    name = "bert.embeddings.position_embeddings.weight"
+    kind, _, data = tensors[name]
+    held = data[: 2 * int(np.prod(shape))]
+    checkpoints.write(folder / "model.safetensors", tensors | {name: (kind, shape, held)})
+    modelfile.read(folder)
+    with pytest.raises(ModelFileError, match=r"position_embd\.weight has the shape"):
+        Encoder(folder, "rank", threads=1)
+
+
 def test_the_beginning_of_a_remote_file_is_enough() -> None:
     folder = GOLDEN / "bert-pairs"
     weights = folder / "model.safetensors"

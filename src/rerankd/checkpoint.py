@@ -86,12 +86,12 @@ def files(names: Iterable[str]) -> tuple[str, ...]:
     there = set(names)
     if not {CONFIG, TOKENIZER} <= there:
         return ()
-    found = weights(there)
+    found = _weights(there)
     more = [TOKENIZER_CONFIG] if TOKENIZER_CONFIG in there else []
     return (CONFIG, TOKENIZER, *more, *found) if found else ()
 
 
-def weights(names: Iterable[str]) -> tuple[str, ...]:
+def _weights(names: Iterable[str]) -> tuple[str, ...]:
     """The files that hold the weights, in order; () where one is missing."""
     matches = sorted((match[0], match) for name in names if (match := _WEIGHTS.fullmatch(name)))
     whole = [name for name, match in matches if match["part"] is None]
@@ -185,12 +185,7 @@ def translate(
         return Checkpoint(Header(0, values, tensors, 0), {}, flaw)
     named = {gguf: place for own, place in found.items() if (gguf := _gguf_name(family, own))}
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
-    window = config.size("max_position_embeddings") - spare
-    longest = tokenizer.get("model_max_length")
-    if isinstance(longest, int) and 0 < longest < window:
-        window = longest
-    if window < 1:
-        fail(f"its {CONFIG} says that it reads no token: it is damaged")
+    window = _window(config, tokenizer, spare)
     if "position_embd.weight" in named:
         file, table = named["position_embd.weight"]
         named["position_embd.weight"] = file, _rows(table, spare, window)
@@ -218,6 +213,15 @@ def translate(
     )
 
 
+def _window(config: _Config, tokenizer: Mapping[str, Any], spare: int) -> int:
+    """Tokens of a pair: as many as there are positions for, or fewer where the tokenizer says so."""
+    positions = config.size("max_position_embeddings") - spare
+    if positions < 1:
+        config.fail(f"its {CONFIG} says that it reads no token: it is damaged")
+    longest = tokenizer.get("model_max_length")
+    return longest if isinstance(longest, int) and 0 < longest < positions else positions
+
+
 def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
     try:
         value = json.loads(data)
@@ -243,7 +247,9 @@ def _gguf_name(family: _Family, own: str) -> str:
 
 
 def _rows(table: Tensor, first: int, count: int) -> Tensor:
-    """So many of a table's rows, as far as they are there."""
+    """So many of a table's rows, as far as they are there; what is no table stays, and is refused later."""
+    if len(table.shape) != 2:
+        return table
     width, rows = table.shape
     count = max(min(count, rows - first), 0)
     row_bytes = table.size_bytes // max(rows, 1)
