@@ -22,6 +22,8 @@ from rerankd.gguf_header import Header, Source, Tensor
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 SUFFIX = ".safetensors"
+# What is read of a model besides its weights' headers.
+DESCRIBING = (CONFIG, TOKENIZER_CONFIG)
 Fail = Callable[[str], NoReturn]
 
 # The safetensors library's own bound on a header.
@@ -113,7 +115,7 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
     if not names:
         fail(_missing(folder))
     held = [folder / name for name in names if name.endswith(SUFFIX)]
-    described = {name: (folder / name).read_bytes() for name in names if name in (CONFIG, TOKENIZER_CONFIG)}
+    described = {name: (folder / name).read_bytes() for name in names if name in DESCRIBING}
     parts = {}
     for path in held:
         with path.open("rb") as stream:

@@ -4,8 +4,8 @@ fetched."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from rerankd import checkpoint
 from rerankd.gguf_header import Source
@@ -15,11 +15,8 @@ from rerankd.models.facts import Facts, facts_of, refuse
 def read(folder: Path) -> Facts:
     """The facts of the model in a folder. Raises ModelFileError for one that is damaged or not whole."""
 
-    def fail(what: str) -> NoReturn:
-        refuse(folder, what)
-
     try:
-        found, held = checkpoint.read(folder, fail)
+        found, held = checkpoint.read(folder, partial(refuse, folder))
         size = sum(path.stat().st_size for path in held)
     except OSError as error:
         refuse(folder, f"it can't be read: {error}")
@@ -31,10 +28,7 @@ def read_streams(
 ) -> Facts:
     """As `read`, from the files that describe the model and the beginnings of those that hold its weights:
     (stream, its size in bytes, its path). `where` names the model."""
-
-    def fail(what: str) -> NoReturn:
-        refuse(where, what)
-
+    fail = partial(refuse, where)
     tensors, size, held = {}, 0, []
     for stream, size_bytes, path in parts:
         tensors[path.name] = checkpoint.parse(stream, size_bytes, fail)

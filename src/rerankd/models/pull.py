@@ -150,8 +150,9 @@ class Puller:
                     if file.name.lower().endswith(ending):
                         yield opened(file), file.size_bytes, Path(file.path)
 
-            describing = (checkpoint.CONFIG, checkpoint.TOKENIZER_CONFIG)
-            described = {file.name: opened(file).read() for file in choice.files if file.name in describing}
+            described = {
+                file.name: opened(file).read() for file in choice.files if file.name in checkpoint.DESCRIBING
+            }
             if described:
                 facts = folders.read_streams(Path(repo), described, parts(checkpoint.SUFFIX))
             else:

@@ -40,15 +40,22 @@ class _Job:
     rows: list[Row]
 
 
+@dataclass(slots=True)
+class _Owner:
+    """`last` is the turn that counts as the last one, and whether it was really had; `turns` how many
+    were."""
+
+    last: tuple[int, bool]
+    turns: int = 0
+
+
 class Schedule:
     """What waits. Its methods are the events; a job is a number that the caller makes up."""
 
     def __init__(self, tokens_a_call: int) -> None:
         self._most = tokens_a_call
         self._jobs: dict[int, _Job] = {}
-        # The turn of each owner's last call, and whether it really had one; and how many it has had.
-        self._served: dict[Hashable, tuple[int, bool]] = {}
-        self._turns: dict[Hashable, int] = {}
+        self._owners: dict[Hashable, _Owner] = {}
         self._turn = 0
 
     def add(self, job: int, lengths: Sequence[int], owner: Hashable = None) -> None:
@@ -57,7 +64,7 @@ class Schedule:
         if rows:
             owner = job if owner is None else owner
             self._jobs[job] = _Job(owner, rows)
-            self._served.setdefault(owner, (self._turn, False))
+            self._owners.setdefault(owner, _Owner((self._turn, False)))
 
     def drop(self, job: int) -> None:
         """Nothing of the job is wanted any more."""
@@ -68,11 +75,11 @@ class Schedule:
         """The texts of the next call, which wait no longer; none where nothing waits."""
         if not self._jobs:
             return []
-        owner = min(self._served, key=lambda one: self._served[one])
+        owner, served = min(self._owners.items(), key=lambda item: item[1].last)
         self._turn += 1
-        self._turns[owner] = self._turns.get(owner, 0) + 1
-        if self._turns[owner] >= _FIRST_TURNS:
-            self._served[owner] = (self._turn, True)
+        served.turns += 1
+        if served.turns >= _FIRST_TURNS:
+            served.last = (self._turn, True)
         own = [job for job in self._jobs.values() if job.owner == owner]
         longest = max(job.rows[-1].tokens for job in own)
         room = max(self._most // longest, 1)
@@ -87,9 +94,8 @@ class Schedule:
 
     def _forget(self) -> None:
         """Owners who have nothing waiting."""
-        owners = {job.owner for job in self._jobs.values()}
-        self._served = {owner: turn for owner, turn in self._served.items() if owner in owners}
-        self._turns = {owner: count for owner, count in self._turns.items() if owner in owners}
+        waiting = {job.owner for job in self._jobs.values()}
+        self._owners = {owner: served for owner, served in self._owners.items() if owner in waiting}
 
 
 def _take(job: _Job, longest: int, most: int) -> list[Row]:

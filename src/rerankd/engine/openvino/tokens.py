@@ -13,7 +13,7 @@ are put around texts here, by the flags of the header or the template of the fil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -125,15 +125,18 @@ def of_file(path: Path, size: int) -> Vocabulary:
     types = pair.type_ids
     typed = types[second.start] != types[0]
     controls = {token["id"] for token in said.get("added_tokens", ()) if token["special"]}
-    if said["model"].get("type") == "Unigram":
-        _hide_controls(tokenizer, said["model"], controls)
-    controls.discard(tokenizer.token_to_id(said["model"].get("unk_token") or ""))
+    model = said["model"]
+    is_unigram = model.get("type") == "Unigram"
+    unknown = model["unk_id"] if is_unigram else tokenizer.token_to_id(model.get("unk_token") or "")
+    if is_unigram:
+        # Its vocabulary holds the control tokens as pieces, which texts would be cut into.
+        tokenizer.model = _without(model, controls | {unknown})
     # Told apart from the others only now, for the template's own must have been read.
     tokenizer.encode_special_tokens = True
     return Vocabulary(
         tokenizer,
         size,
-        frozenset(controls),
+        frozenset(controls - {unknown}),
         start=pair.ids[: first.start],
         between=pair.ids[first.stop : second.start],
         end=pair.ids[second.stop :],
@@ -150,15 +153,13 @@ def _span(sequence_ids: Sequence[int | None], which: int) -> range:
     return range(places[0], places[-1] + 1)
 
 
-def _hide_controls(tokenizer: Tokenizer, model: Mapping[str, Any], controls: set[int]) -> None:
-    """A unigram model holds its control tokens as pieces, which texts would be cut into."""
-    hidden = controls | {model["unk_id"]}
+def _without(model: Mapping[str, Any], hidden: Collection[int | None]) -> models.Unigram:
+    """The unigram model of a tokenizer.json with some pieces out of the reach of texts."""
     pieces = [
         (_UNREACHABLE.format(at) if at in hidden else piece, score)
         for at, (piece, score) in enumerate(model["vocab"])
     ]
-    tokenizer.model = models.Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
-    controls.discard(model["unk_id"])
+    return models.Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
 
 
 def _unigram(values: Mapping[str, Any]) -> Tokenizer:
