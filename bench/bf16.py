@@ -32,9 +32,9 @@ _CANDIDATES = 50
 
 
 def rounded(x: Any) -> Any:
-    """A node's values with 8 bits of mantissa."""
-    stretched = op.multiply(x, op.constant(np.float32(2**16 + 1)))
-    return op.subtract(stretched, op.subtract(stretched, x))
+    """The values of an array, or of a node, with 8 bits of mantissa."""
+    stretched = x * np.array(2**16 + 1, np.float32)
+    return stretched - (stretched - x)
 
 
 def round_everything() -> None:
@@ -42,13 +42,9 @@ def round_everything() -> None:
     bert: Any = graph._Bert
     linear, norm, attention, gelu = bert.linear, bert.norm, bert.attention, op.gelu
 
-    def weights(array: Any) -> Any:
-        stretched = array * np.float32(2**16 + 1)
-        return stretched - (stretched - array)
-
     def product(self: Any, x: Any, name: str, rows: int, columns: int) -> Any:
         whole = self.weights.array
-        self.weights.array = lambda *shape: weights(whole(*shape))
+        self.weights.array = lambda *shape: rounded(whole(*shape))
         try:
             return rounded(linear(self, rounded(x), name, rows, columns))
         finally:

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import shutil
 import statistics
 import sys
@@ -32,17 +31,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tes
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 import engines
-import programs
 
+import checkpoints
 from rerankd.config import Settings
-from rerankd.engine.base import EngineSpec
-from rerankd.engine.child import Child
-from rerankd.engine.openvino import client as openvino
 from rerankd.prepare import prepare
 
 Ask = Callable[[str, list[str]], Awaitable[list[float]]]
 """The raw scores of documents for a query."""
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "bert-pairs"
 # Layers, width, width of the feed-forward part, heads.
 SHAPES = {"minilm": (6, 384, 1536, 12), "large": (24, 1024, 4096, 16)}
 WINDOW = 512
@@ -56,20 +51,20 @@ def make(folder: Path, shape: str) -> Path:
         return target
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(GOLDEN, part)
-    config = json.loads((part / "config.json").read_text())
-    config |= {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_attention_heads": heads,
-        "max_position_embeddings": WINDOW,
-        "dtype": "float32",
-    }
-    (part / "config.json").write_text(json.dumps(config))
-    tokenizer = json.loads((part / "tokenizer_config.json").read_text()) | {"model_max_length": WINDOW}
-    (part / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    write(part / "model.safetensors", names(layers, width, hidden, config["vocab_size"]))
+    checkpoints.copy(
+        "bert-pairs",
+        part,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_attention_heads=heads,
+        max_position_embeddings=WINDOW,
+        dtype="float32",
+    )
+    checkpoints.edit(part / "tokenizer_config.json", model_max_length=WINDOW)
+    vocabulary = json.loads((part / "config.json").read_text())["vocab_size"]
+    sizes = names(layers, width, hidden, vocabulary)
+    checkpoints.write(part / "model.safetensors", weights(sizes))
     return part.rename(target)
 
 
@@ -101,43 +96,19 @@ def names(layers: int, width: int, hidden: int, vocabulary: int) -> dict[str, tu
     return sizes
 
 
-def write(file: Path, sizes: dict[str, tuple[int, ...]]) -> None:
-    """A file of safetensors with random weights."""
-    table, end = {}, 0
-    for name, shape in sizes.items():
-        start, end = end, end + 4 * int(np.prod(shape))
-        table[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    header = json.dumps(table).encode()
+def weights(sizes: dict[str, tuple[int, ...]]) -> checkpoints.Tensors:
+    """Random ones, in float32."""
     draw = np.random.default_rng(1)
-    with file.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        for name, shape in sizes.items():
-            values = draw.normal(0, 0.05, shape) + (1.0 if "LayerNorm.weight" in name else 0.0)
-            stream.write(values.astype(np.float32).tobytes())
-
-
-def texts(options: argparse.Namespace, seed: int) -> tuple[str, list[str]]:
-    """A query and documents that nobody has seen."""
-    pick = random.Random(seed)
-    sizes = [options.words or pick.randint(20, 200) for _ in range(options.documents)]
-    vocabulary = engines.WORDS
-    documents = [programs.text(vocabulary, size, f"{seed} {at}") for at, size in enumerate(sizes)]
-    return programs.text(vocabulary, 8, f"{seed}"), documents
+    return {
+        name: ("F32", list(shape), (draw.normal(0, 0.05, shape) + is_gain).astype(np.float32).tobytes())
+        for name, shape in sizes.items()
+        for is_gain in ["LayerNorm.weight" in name]
+    }
 
 
 async def worker(model: Path, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
     found = prepare(Settings(model=str(model), home=folder))
-    spec = EngineSpec(found.name, found.path, found.scoring, found.facts.control_tokens)
-    socket, log = folder / "o.sock", folder / "openvino.log"
-    argv = openvino.argv(spec, options.threads, options.precision, "full", socket)
-    child = await Child.start(argv, log)
-    stack.push_async_callback(child.stop, 2)
-    client = openvino.OpenVinoClient(socket)
-    stack.push_async_callback(client.close)
-    await engines.start(child, client, log)
-    engine = client.engine(spec)
-    await engine.prepare()
-    print(engine.about, flush=True)
+    engine = await engines.started_worker(found, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> list[float]:
         return (await engine.score(query, documents)).values
@@ -176,7 +147,7 @@ async def run(options: argparse.Namespace) -> None:
             sides = {side: await reference(model, side, options, stack) for side in options.sides}
             sides["OpenVINO"] = await worker(model, options, Path(name), stack)
             for number in range(options.rounds + 1):  # one before the others warms up
-                query, documents = texts(options, number)
+                query, documents = engines.texts(options, number, longest=200)
                 right: list[float] = []
                 for side, ask in sides.items():
                     started = time.perf_counter()
@@ -206,6 +177,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=["auto", "f32", "bf16"], default="auto")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.set_defaults(weights="full")
     asyncio.run(run(parser.parse_args()))
 
 

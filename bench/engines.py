@@ -43,14 +43,14 @@ from rerankd.prepare import Model, prepare
 
 Ask = Callable[[str, list[str]], Awaitable[int]]
 """Scores texts for a query; gives the tokens that were read."""
-WORDS = "the a of to and in is for bear train lake router bread glass panda river ticket".split()  # noqa: SIM905
+_WORDS = "the a of to and in is for bear train lake router bread glass panda river ticket".split()  # noqa: SIM905
 
 
-def texts(options: argparse.Namespace, seed: int) -> tuple[str, list[str]]:
+def texts(options: argparse.Namespace, seed: int, longest: int = 400) -> tuple[str, list[str]]:
     """A query and documents that nobody has seen."""
     pick = random.Random(seed)
-    sizes = [options.words or pick.randint(20, 400) for _ in range(options.documents)]
-    return " ".join(pick.choices(WORDS, k=8)), [" ".join(pick.choices(WORDS, k=size)) for size in sizes]
+    sizes = [options.words or pick.randint(20, longest) for _ in range(options.documents)]
+    return " ".join(pick.choices(_WORDS, k=8)), [" ".join(pick.choices(_WORDS, k=size)) for size in sizes]
 
 
 async def start(child: Child, client: Any, log: Path) -> float:
@@ -89,7 +89,10 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
     return rerank if model.scoring.way == "head" else embed
 
 
-async def worker(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
+async def started_worker(
+    model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack
+) -> openvino.OpenVinoEngine:
+    """OpenVINO's worker with a model; the stack stops it."""
     spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens)
     socket, log = folder / "o.sock", folder / "openvino.log"
     argv = openvino.argv(spec, options.threads, options.precision, options.weights, socket)
@@ -101,6 +104,11 @@ async def worker(model: Model, options: argparse.Namespace, folder: Path, stack:
     engine = client.engine(spec)
     await engine.prepare()
     print(f"{engine.about}: ready after {ready_s:.1f} s", flush=True)
+    return engine
+
+
+async def worker(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
+    engine = await started_worker(model, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> int:
         return (await engine.score(query, documents)).tokens

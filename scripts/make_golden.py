@@ -28,6 +28,7 @@ from golden_tokenizers import (
     QUERY_PREFIX,
     QWEN3_INSTRUCTION,
     QWEN3_PIECES,
+    Encode,
     bert_tokenizer,
     corpus,
     encoder_of,
@@ -110,6 +111,32 @@ class Built:
     score: Callable[[list], float]
 
 
+# Sizes of the encoders, but for ModernBERT; and what else a cross-encoder's config.json says.
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+# The special tokens of the two families.
+BERT_TOKENS = {
+    "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}  # fmt: skip
+ROBERTA_TOKENS = {
+    "bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>",
+    "pad_token": "<pad>", "mask_token": "<mask>",
+}  # fmt: skip
+
+
+def roberta_ids(encode: Encode) -> Callable[[str, str], list[int]]:
+    """What XLM-R and RoBERTa read of a pair."""
+    return lambda query, document: [0, *encode(query), 2, 2, *encode(document), 2]
+
+
+def bert_ids(tok: Tokenizer) -> Callable[[str, str], list[int]]:
+    """What BERT and ModernBERT read of a pair."""
+    encode = encoder_of(tok)
+    cls, sep = tok.token_to_id("[CLS]"), tok.token_to_id("[SEP]")
+    return lambda query, document: [cls, *encode(query), sep, *encode(document), sep]
+
+
 def head_score(model: torch.nn.Module) -> Callable[[list], float]:
     return lambda ids: model(input_ids=torch.tensor([ids])).logits[0, 0].item()
 
@@ -120,10 +147,7 @@ def xlmr_head(texts: list[str], folder: Path) -> Built:
     tok = xlmr_tokenizer(sp)
     config = transformers.XLMRobertaConfig(
         vocab_size=tok.get_vocab_size(),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
+        **SMALL,
         max_position_embeddings=window + 2,
         type_vocab_size=1,
         num_labels=1,
@@ -132,17 +156,12 @@ def xlmr_head(texts: list[str], folder: Path) -> Built:
     )
     gains = {"value": 2.0, "classifier.out_proj.weight": 2.0}
     model = randomise(transformers.XLMRobertaForSequenceClassification(config), 1, half, 0.15, gains)
-    save_model(model, folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    save_model(model, folder, **ONE_LABEL)
     save_tokenizer(
-        tok, folder, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", unk_token="<unk>",
-        pad_token="<pad>", mask_token="<mask>",
+        tok, folder, **ROBERTA_TOKENS,
     )  # fmt: skip
 
-    encode = sentencepiece_ids(sp)
-
-    def ids(query: str, document: str) -> list[int]:
-        return [0, *encode(query), 2, 2, *encode(document), 2]
-
+    ids = roberta_ids(sentencepiece_ids(sp))
     return Built(folder, half, "default", {"way": "head", "window": window}, ids, head_score(model))
 
 
@@ -174,19 +193,14 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
     model = randomise(transformers.ModernBertForSequenceClassification(config), 2, half, 0.15, gains)
     # The last three are in the real models' config, and the converter reads them; transformers 5 drops them.
     save_model(
-        model, folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, global_attn_every_n_layers=3,
+        model, folder, **ONE_LABEL, global_attn_every_n_layers=3,
         local_attention=16, layer_norm_eps=config.norm_eps,
     )  # fmt: skip
     save_tokenizer(
-        tok, folder, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]",
-        mask_token="[MASK]",
+        tok, folder, **BERT_TOKENS,
     )  # fmt: skip
-    encode = encoder_of(tok)
-
-    def ids(query: str, document: str) -> list[int]:
-        return [cls, *encode(query), sep, *encode(document), sep]
-
-    return Built(folder, half, "modern-bert", {"way": "head", "window": window}, ids, head_score(model))
+    about = {"way": "head", "window": window}
+    return Built(folder, half, "modern-bert", about, bert_ids(tok), head_score(model))
 
 
 def bert_pairs(texts: list[str], folder: Path) -> Built:
@@ -195,10 +209,7 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
     tok = bert_tokenizer(texts)
     config = transformers.BertConfig(
         vocab_size=tok.get_vocab_size(),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
+        **SMALL,
         max_position_embeddings=window,
         num_labels=1,
         hidden_act="gelu",
@@ -207,25 +218,20 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
     model = randomise(transformers.BertForSequenceClassification(config), 6, False, 0.15, gains)
     # Scored in float32 from what the file can hold.
     model = model.to(torch.bfloat16)
-    save_model(model, folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    save_model(model, folder, **ONE_LABEL)
     model = model.float()
     save_tokenizer(
-        tok, folder, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]",
-        mask_token="[MASK]", do_lower_case=True, model_max_length=window,
+        tok, folder, **BERT_TOKENS, do_lower_case=True, model_max_length=window,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
-    encode = encoder_of(tok)
-    cls, sep = tok.token_to_id("[CLS]"), tok.token_to_id("[SEP]")
-
-    def ids(query: str, document: str) -> list[int]:
-        return [cls, *encode(query), sep, *encode(document), sep]
+    sep = tok.token_to_id("[SEP]")
 
     def score(ids: list[int]) -> float:
         first = ids.index(sep) + 1
         types = [0] * first + [1] * (len(ids) - first)
         return model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0, 0].item()
 
-    return Built(folder, False, "", {"way": "head", "window": window}, ids, score)
+    return Built(folder, False, "", {"way": "head", "window": window}, bert_ids(tok), score)
 
 
 def roberta_head(texts: list[str], folder: Path) -> Built:
@@ -234,10 +240,7 @@ def roberta_head(texts: list[str], folder: Path) -> Built:
     tok = roberta_tokenizer(texts)
     config = transformers.RobertaConfig(
         vocab_size=tok.get_vocab_size(),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
+        **SMALL,
         max_position_embeddings=window + 2,
         type_vocab_size=1,
         num_labels=1,
@@ -249,17 +252,12 @@ def roberta_head(texts: list[str], folder: Path) -> Built:
     gains = {"value": 2.0, "classifier.out_proj.weight": 2.0}
     model = randomise(transformers.RobertaForSequenceClassification(config), 7, True, 0.15, gains)
     # The matrices were rounded to what F16 holds.
-    save_model(model.half(), folder, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    save_model(model.half(), folder, **ONE_LABEL)
     model = model.float()
     save_tokenizer(
-        tok, folder, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", unk_token="<unk>",
-        pad_token="<pad>", mask_token="<mask>", model_max_length=window,
+        tok, folder, **ROBERTA_TOKENS, model_max_length=window,
     )  # fmt: skip
-    encode = encoder_of(tok)
-
-    def ids(query: str, document: str) -> list[int]:
-        return [0, *encode(query), 2, 2, *encode(document), 2]
-
+    ids = roberta_ids(encoder_of(tok))
     return Built(folder, True, "", {"way": "head", "window": window}, ids, head_score(model))
 
 
@@ -350,18 +348,14 @@ def bert_embedder(texts: list[str], folder: Path) -> Built:
     tok = bert_tokenizer(texts)
     config = transformers.BertConfig(
         vocab_size=tok.get_vocab_size(),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
+        **SMALL,
         max_position_embeddings=window,
         hidden_act="gelu",
     )
     model = randomise(transformers.BertModel(config, add_pooling_layer=False), 5, half, 0.15, {"value": 2.0})
     save_model(model, folder)
     save_tokenizer(
-        tok, folder, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]",
-        mask_token="[MASK]", do_lower_case=True,
+        tok, folder, **BERT_TOKENS, do_lower_case=True,
     )  # fmt: skip
     # What sentence-transformers keeps next to a model; the converter takes the pooling from it.
     modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]

@@ -37,9 +37,11 @@ def read(file: Path) -> Tensors:
 
 
 def write(file: Path, tensors: Tensors) -> None:
-    table, data = {}, b""
+    table, end = {}, 0
     for name, (dtype, shape, held) in tensors.items():
-        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(held)]}
-        data += held
+        start, end = end, end + len(held)
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(table).encode()
-    file.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.writelines(held for _, _, held in tensors.values())

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import ggufs
-from fake_hub import COMMIT, FakeHub, fake_hub, wait_until
+from fake_hub import COMMIT, FakeHub, fake_hub
 from rerankd.errors import (
     DataFolderError,
     FetchError,
@@ -30,7 +30,7 @@ from rerankd.models.inspect import size_words
 from rerankd.models.pull import Puller
 from rerankd.models.store import Store
 from rerankd.models.transfer import Patience, Transfer
-from support import GOLDEN, environment
+from support import GOLDEN, environment, until
 
 XLMR = (GOLDEN / "xlmr-head.gguf").read_bytes()
 REPO = "org/tiny-GGUF"
@@ -343,9 +343,9 @@ def test_two_pulls_of_one_model_at_once_fetch_it_once(hub: FakeHub, tmp_path: Pa
         for pulls in (first, second)
     ]
     threads[0].start()
-    wait_until(lambda: hub.bodies)
+    until(lambda: hub.bodies, timeout_s=20)
     threads[1].start()
-    wait_until(lambda: second.said)
+    until(lambda: second.said, timeout_s=20)
     assert "waiting for another pull" in second.said[0]
     hub.hang.set()
     for thread in threads:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_hub import wait_until
-from support import GOLDEN, children, environment, post, rerankd
+from support import GOLDEN, children, environment, post, rerankd, until
 from test_cli import Serve
 
 XLMR = str(GOLDEN / "xlmr-head.gguf")
@@ -51,7 +50,7 @@ def test_it_tells_what_the_server_does(serve: Serve, home: Path) -> None:
     os.close(master)
     (engine,) = children(program.process.pid)
     os.kill(engine, signal.SIGKILL)
-    wait_until(lambda: rerankd("status", home=home, **place).returncode == 0)
+    until(lambda: rerankd("status", home=home, **place).returncode == 0, timeout_s=20)
 
 
 def test_without_a_server_it_says_so(home: Path) -> None:

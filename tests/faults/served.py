@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +122,6 @@ def service(
         running.ended()
         assert process.stderr is not None
         process.stderr.close()
-
-
-def until(true: Callable[[], bool], timeout_s: float = 10) -> None:
-    """Wait until `true` is so."""
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def right(documents: list[str], query: str = "q") -> dict[int, float]:

@@ -14,15 +14,15 @@ from typing import Any
 
 import httpx
 import pytest
-import served
 from served import GOLDEN, Service, raw_scores, right, service
 
+import support
 from fake_hub import FakeHub, fake_hub
 from rerankd.engine import process
 
 NAMES = ("xlmr-head", "modernbert-head", "qwen3-headed")
 # An engine is started in most of them.
-until = partial(served.until, timeout_s=20)
+until = partial(support.until, timeout_s=20)
 DOCUMENTS = ["The giant panda is a bear of China.", "Bread is baked from flour.", "熊猫住在竹林里"]
 
 

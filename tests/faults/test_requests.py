@@ -16,9 +16,10 @@ import httpx
 import pytest
 from bodies import CORPUS, bodies
 from hypothesis import HealthCheck, given, settings
-from served import Service, raw_scores, right, service, until
+from served import Service, raw_scores, right, service
 
 import fake_engine
+from support import until
 
 
 @pytest.fixture(scope="module")

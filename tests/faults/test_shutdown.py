@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from served import Service, raw_scores, right, service, until
+from served import Service, raw_scores, right, service
 
 from rerankd.engine import process
+from support import until
 
 DOCUMENTS = [f"document {number}" for number in range(40)]
 
