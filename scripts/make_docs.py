@@ -74,7 +74,7 @@ def commands() -> str:
 
 def _commands(words: tuple[str, ...], command: Any) -> Iterator[str]:
     inner = getattr(command, "commands", {})
-    if words and not inner:
+    if words and (not inner or command.invoke_without_command):
         yield _command(words, command)
     for name in inner:
         yield from _commands((*words, name), inner[name])

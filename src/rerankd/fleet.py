@@ -18,6 +18,7 @@ from rerankd.errors import ConfigError, Conflict, RerankdError, UnknownModel
 from rerankd.metrics import Metrics, Reading
 from rerankd.prepare import Model
 from rerankd.served import Served, bounds
+from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
@@ -32,6 +33,7 @@ class Fleet:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
         self._metrics = metrics
+        self._state = StateStore(settings.home)
         self._pool = Pool(_budget_bytes(settings), least_stay_s=settings.least_stay_s)
         self._served: list[Served] = []
         self._pulled: list[Wanted] = []
@@ -229,7 +231,7 @@ class Fleet:
 
     def _add(self, model: Model) -> Served:
         """Make a model known to the pool. Raises DoesNotFit."""
-        served = Served(model, self.settings, self._metrics, self._sockets)
+        served = Served(model, self.settings, self._metrics, self._sockets, self._state)
         acts = Acts(served.load, served.unload, served.memory_bytes)
         self._pool.add(served, model.facts.size_bytes, model.memory_guess, model.wanted.idle_unload_s, acts)
         return served

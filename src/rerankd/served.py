@@ -27,6 +27,7 @@ from rerankd.metrics import Metrics, Reading
 from rerankd.models import store
 from rerankd.prepare import Model, fingerprint
 from rerankd.queue import Bounds, FairQueue, Line
+from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
@@ -37,11 +38,17 @@ _RETRY_S = 30.0
 class Served:
     """A model between the pool, which has it loaded and unloaded, and the requests, which `ask` its engines.
 
-    `run_dir` is the folder for sockets. The state tells what its engines do; `unloaded` where there are none.
+    `run_dir` is the folder for sockets, `learned` what is known of this machine from earlier runs. The state
+    tells what its engines do; `unloaded` where there are none.
     """
 
     def __init__(
-        self, model: Model, settings: Settings, metrics: Metrics, run_dir: Callable[[], Path]
+        self,
+        model: Model,
+        settings: Settings,
+        metrics: Metrics,
+        run_dir: Callable[[], Path],
+        learned: StateStore,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -51,6 +58,7 @@ class Served:
         self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
         self._metrics = metrics
         self._run_dir = run_dir
+        self._learned = learned
         self._replicas: Replicas | None = None
         self._error: RerankdError | None = None
         self._failed_at = 0.0

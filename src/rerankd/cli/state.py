@@ -1,0 +1,75 @@
+"""`rerankd state`: what rerankd has learned about this machine and its models."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from rerankd import config
+from rerankd.cli.output import Config, Json, print_rows, say
+
+app = typer.Typer(
+    help="Show or clear what rerankd has learned: precisions, self-tests, and the like.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def state(context: typer.Context, as_json: Json = False, config_file: Config = None) -> None:
+    """Show what rerankd has learned about this machine and its models, or clear it.
+
+    All of it is learned again when it is missing.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from rerankd.state import StateStore
+
+    store = StateStore(config.from_machine({}, config_file).home)
+    sections = {name: store.entries(name) for name in store.sections()}
+    if as_json:
+        value = {
+            "folder": str(store.folder),
+            "sections": {
+                name: {
+                    key: {"value": entry.value, "at": entry.at, "until": entry.until}
+                    for key, entry in entries.items()
+                }
+                for name, entries in sections.items()
+            },
+        }
+        typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+        return
+    rows = [
+        (name, key, json.dumps(entry.value, ensure_ascii=False), _day(entry.at), _day(entry.until))
+        for name, entries in sections.items()
+        for key, entry in entries.items()
+    ]
+    if rows:
+        print_rows([("section", "key", "value", "learned", "until"), *rows])
+    say(f"{len(rows)} entries in {store.folder}. Clear them: rerankd state clear [SECTION]")
+
+
+@app.command()
+def clear(
+    section: Annotated[
+        str | None, typer.Argument(help="One section of `rerankd state`.", show_default="all of them")
+    ] = None,
+    config_file: Config = None,
+) -> None:
+    """Forget what rerankd has learned. It is learned again when it is needed."""
+    from rerankd.errors import ConfigError
+    from rerankd.state import StateStore
+
+    store = StateStore(config.from_machine({}, config_file).home)
+    if section is not None and section not in (known := store.sections()):
+        raise ConfigError(f"There is no section {section!r}. There are: {', '.join(known) or 'none'}.")
+    say(f"{store.clear(section)} entries are cleared.")
+
+
+def _day(seconds: float | None) -> str:
+    """A time in this machine's zone, to the minute."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M") if seconds else ""
