@@ -44,6 +44,9 @@ def test_documents_are_cut_and_queries_never(query: str, documents: list[str], w
     assert fitted.query == query
     room = 64 - FIXED - (0 if way == "cosine" else tokens(query) + (way == "judge"))
     for at, (document, parts) in enumerate(zip(documents, fitted.plan.parts, strict=True)):
+        if not document:
+            assert at in fitted.plan.blank
+            continue
         (text,) = (fitted.plan.texts[part] for part in parts)
         assert document.startswith(text)
         assert tokens(text) <= room
@@ -61,7 +64,7 @@ def test_equal_documents_are_one_text_and_chunks_join_again(
     assert twice.plan.texts == once.plan.texts
     assert twice.plan.parts == once.plan.parts * 2
     raw = [float(at) for at in range(len(once.plan.texts))]
-    assert once.plan.merge(raw) == [max(map(float, parts)) for parts in once.plan.parts]
+    assert once.plan.merge(raw) == [max(map(float, parts), default=None) for parts in once.plan.parts]
 
 
 @pytest.mark.parametrize("way", ["head", "judge", "cosine"])
@@ -99,3 +102,9 @@ def test_what_was_cut_is_said() -> None:
     (warning,) = run("panda", [f"{at} " + "bear " * 100 for at in range(25)]).warnings
     assert "document 0, 1, 2" in warning
     assert "and 5 more" in warning
+
+
+def test_blank_documents_are_named_and_not_counted() -> None:
+    fitted = run("panda", ["bear", " " * 5000, "\ufeff\0"])
+    assert (fitted.plan.texts, fitted.plan.blank, fitted.cut) == (("bear",), (1, 2), ())
+    assert fitted.warnings == ("Blank, ranked last with score 0: document 1, 2.",)

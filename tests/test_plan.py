@@ -1,5 +1,6 @@
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +14,29 @@ documents = st.lists(st.lists(texts, min_size=1, max_size=4), min_size=1, max_si
 @given(documents)
 def test_each_text_is_scored_once_and_a_document_gets_its_best_chunk(parts: list[list[str]]) -> None:
     made = plan.make([Chunks(tuple(part), cut=False) for part in parts])
-    assert sorted(made.texts) == sorted({text for part in parts for text in part})
+    seen = [[text for text in part if not plan.is_blank(text)] for part in parts]
+    assert sorted(made.texts) == sorted({text for part in seen for text in part})
     raw = [float(len(text)) + sum(map(ord, text)) for text in made.texts]
     value = dict(zip(made.texts, raw, strict=True))
-    assert made.merge(raw) == [max(value[text] for text in part) for part in parts]
+    assert made.merge(raw) == [max((value[text] for text in part), default=None) for part in seen]
+    assert list(made.blank) == [at for at, part in enumerate(seen) if not part]
+
+
+def test_a_document_has_a_value_while_one_of_its_chunks_has() -> None:
+    made = plan.make([Chunks(("a", "b"), cut=False), Chunks(("b",), cut=False)])
+    assert made.merge([1.0, None]) == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\t\r", "\u3000\xa0", "\ufeff", "\u200b\u2060 \xad", "\x1e", "\u202e"]
+)
+def test_text_that_cannot_be_seen_is_blank(text: str) -> None:
+    assert plan.is_blank(text)
+
+
+@pytest.mark.parametrize("text", [".", "\ufeffa", "熊", "\u0301", "🐼", "\ufffd", "\ue000"])
+def test_text_that_can_be_seen_is_not_blank(text: str) -> None:
+    assert not plan.is_blank(text)
 
 
 @given(st.lists(st.integers(0, 70_000), max_size=200), st.sampled_from([plan.IN_TURN, plan.SHARED]))

@@ -78,6 +78,12 @@ def test_the_order_is_by_score_and_ties_keep_theirs() -> None:
     assert Scores((0.5, 0.9, 0.5, -math.inf)).order() == [1, 0, 2, 3]
 
 
+def test_equal_scores_keep_the_order_in_which_the_server_ranked_them() -> None:
+    """A server that ranks by raw values, as rerankd does, knows more than its scores show."""
+    rows = [{"index": index, "relevance_score": score} for index, score in ((2, 1), (0, 1), (3, 1), (1, 0))]
+    assert read({"results": rows}, 4).order() == [2, 0, 3, 1]
+
+
 async def test_a_server_that_knows_texts_only_is_found_and_asked_in_its_parts() -> None:
     sizes: list[int] = []
     app = FastAPI()

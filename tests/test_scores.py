@@ -10,6 +10,7 @@ from rerankd.domain import Transform
 from rerankd.errors import EngineError
 
 SIGMOID = Transform("sigmoid")
+TRANSFORMS = [SIGMOID, Transform("affine", 0.7, 0.95), Transform("identity")]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -43,17 +44,34 @@ def test_sigmoid_is_softmax_over_two_labels(raw: float) -> None:
     assert scores.transform(raw, SIGMOID) == pytest.approx(softmax, rel=1e-9)
 
 
-@given(st.lists(finite, min_size=1), st.integers(0, 5))
-def test_rank_is_sorted_and_ties_keep_their_order(values: list[float], top_n: int) -> None:
-    order = scores.rank(values, top_n)
-    assert len(order) == (min(top_n, len(values)) or len(values))
+@given(st.lists(finite | st.none(), min_size=1))
+def test_rank_is_sorted_and_ties_keep_their_order(values: list[float | None]) -> None:
+    order = scores.rank(values)
+    assert sorted(order) == list(range(len(values)))
     for before, after in itertools.pairwise(order):
-        assert values[before] > values[after] or (values[before] == values[after] and before < after)
-    left_out = set(range(len(values))) - set(order)
-    assert all(values[out] <= values[order[-1]] for out in left_out)
+        first, second = values[before], values[after]
+        if first is None:
+            assert second is None and before < after
+        elif second is not None:
+            assert first > second or (first == second and before < after)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_a_number_is_an_engine_error(bad: float) -> None:
+@given(st.lists(finite | st.none(), min_size=1), st.sampled_from(TRANSFORMS))
+def test_a_document_without_a_value_shows_the_lowest_number(
+    values: list[float | None], how: Transform
+) -> None:
+    without = [at for at, value in enumerate(values) if value is None]
+    normalized = scores.shown(values, how, raw=False)
+    assert all(normalized[at] == 0 for at in without)
+    raw = scores.shown(values, how, raw=True)
+    assert all(raw[at] == value for at, value in enumerate(values) if value is not None)
+    for at in without:
+        assert raw[at] == min(raw)
+        assert scores.transform(raw[at], how) < 1e-37
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+def test_what_is_not_a_number_is_an_engine_error(bad: float | None) -> None:
     with pytest.raises(EngineError, match="pair 1"):
-        scores.check_finite([0.5, bad])
+        scores.check_complete([0.5, bad], {})
+    scores.check_complete([0.5, None], {1: "the engine crashed on it"})

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 import fake_engine
+from rerankd import plan, scores
 from rerankd.config import Settings
-from rerankd.domain import RerankResult
+from rerankd.domain import DocumentError, RerankRequest, RerankResult, Transform
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
+from rerankd.fit import Fitted
 from rerankd.prepare import prepare
-from rerankd.service import Reranker
+from rerankd.service import Reranker, Scored, ranked
+from rerankd.window import Chunks
 from support import GOLDEN, golden_settings
 
 WORDS = ["panda", "bear", "river", "mountain", "bread", "ticket", "weather", "library", "guitar", "pizza"]
@@ -62,7 +65,7 @@ async def room(reranker: Reranker) -> int:
 async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker) -> None:
     long = prose(900)
     short = "the panda is a bear"
-    result = await reranker.rerank(QUERY, [short, long, ""], return_documents=True, raw_scores=True)
+    result = await reranker.rerank(QUERY, [short, long], return_documents=True, raw_scores=True)
     (warning,) = result.warnings
     assert "document 1" in warning
     alone = await reranker.rerank(QUERY, [short], raw_scores=True)
@@ -70,7 +73,7 @@ async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker)
     # Only what the window has room for is read, and nearly all of it; the text that comes back is whole.
     assert {scored.index: scored.text for scored in result.results}[1] == long
     space = await room(reranker)
-    read = result.tokens - (await reranker.rerank(QUERY, [short, ""], raw_scores=True)).tokens
+    read = result.tokens - (await reranker.rerank(QUERY, [short], raw_scores=True)).tokens
     assert read >= space * 3 // 4
     prefixes = [long[:end] for end in range(len(long)) if long[end].isspace()]
     fitting = [
@@ -118,11 +121,11 @@ async def test_the_score_of_a_document_in_chunks_is_that_of_its_best(reranker: R
 
 async def test_max_tokens_per_doc_bounds_what_is_read(reranker: Reranker) -> None:
     text = prose(900)
-    empty = await reranker.rerank(QUERY, [""])
+    one = await reranker.rerank(QUERY, ["a"])
     for most in (1, 50):
         result = await reranker.rerank(QUERY, [text], max_tokens_per_doc=40, max_chunks_per_doc=most)
         assert "document 0" in result.warnings[0]
-        assert 30 <= result.tokens - empty.tokens <= 42
+        assert 29 <= result.tokens - one.tokens <= 41
     small = await reranker.rerank(QUERY, ["a panda"], max_tokens_per_doc=40)
     assert small.warnings == ()
 
@@ -145,7 +148,7 @@ async def test_text_with_more_tokens_than_its_length_tells_is_cut_all_the_same(r
 
 
 async def test_the_order_of_documents_does_not_matter(reranker: Reranker) -> None:
-    texts = [prose(20, seed) for seed in range(40)] + ["", "熊猫", "🐼", prose(900)]
+    texts = [prose(20, seed) for seed in range(40)] + [" ", "熊猫", "🐼", prose(900)]
     base = values(await reranker.rerank(QUERY, texts))
     shuffled = list(range(len(texts)))
     random.Random(2).shuffle(shuffled)
@@ -169,6 +172,81 @@ async def test_top_n_and_empty_requests(reranker: Reranker) -> None:
 async def test_text_that_is_no_text_is_scored_too(reranker: Reranker) -> None:
     result = await reranker.rerank("wh\ud800at\0?", ["\ud83d", "a\0b", "\0", "\x1e", "\u202e"])
     assert len(result.results) == 5
+
+
+@pytest.mark.parametrize("raw_scores", [False, True])
+async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_scores: bool) -> None:
+    """An embedding model puts an empty text above all others."""
+    texts = ["", "a panda is a bear", " \n\u3000", "bread", "\ufeff\u200b\0"]
+    result = await reranker.rerank(QUERY, texts, raw_scores=raw_scores, return_documents=True)
+    assert [scored.index for scored in result.results][2:] == [0, 2, 4]
+    assert result.results[-1].text == texts[4]
+    assert result.blank == (0, 2, 4)
+    assert result.warnings == ("Blank, ranked last with score 0: document 0, 2, 4.",)
+    shown = [scored.score for scored in result.results]
+    assert shown == sorted(shown, reverse=True)
+    if raw_scores:
+        assert all(scores.transform(value, reranker.model.scoring.transform) < 1e-37 for value in shown[2:])
+    else:
+        assert shown[2:] == [0, 0, 0]
+    alone = await reranker.rerank(QUERY, ["a panda is a bear", "bread"], raw_scores=raw_scores)
+    assert sorted(values(alone).values()) == pytest.approx(sorted(shown[:2]), abs=1e-3)
+
+
+async def test_a_request_of_nothing_but_blanks_is_answered(reranker: Reranker) -> None:
+    result = await reranker.rerank(QUERY, ["", " "])
+    assert [(scored.index, scored.score) for scored in result.results] == [(0, 0), (1, 0)]
+    with pytest.raises(InvalidRequest, match="query is empty"):
+        await reranker.rerank("\ufeff\u200b", ["a"])
+
+
+async def test_documents_whose_scores_tie_at_the_bound_are_ranked_by_their_raw_values(tmp_path: Path) -> None:
+    """Both cosines are above the upper bound, so both scores are 1."""
+    texts = [prose(12, seed) for seed in range(12)]
+    scoring = {"low": -1.0, "high": -0.999}
+    async with Reranker(golden_settings("bert-embedder", tmp_path, scoring=scoring)) as reranker:
+        raw = values(await reranker.rerank(QUERY, texts, raw_scores=True))
+        result = await reranker.rerank(QUERY, texts)
+        best = await reranker.rerank(QUERY, texts, top_n=3)
+    assert {scored.score for scored in result.results} == {1.0}
+    order = sorted(raw, key=lambda index: -raw[index])
+    assert order != sorted(order)
+    assert [scored.index for scored in result.results] == order
+    assert [scored.index for scored in best.results] == order[:3]
+
+
+LOGITS = (48.0, 76.0, None, 52.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, [(1, 1.0), (3, 1.0), (0, 1.0), (4, 0.2689), (2, 0.0)]),
+        ({"top_n": 2}, [(1, 1.0), (3, 1.0)]),
+        ({"raw_scores": True}, [(1, 76), (3, 52), (0, 48), (4, -1), (2, -87)]),
+        ({"score_threshold": 0.3}, [(1, 1.0), (3, 1.0), (0, 1.0)]),
+        ({"score_threshold": 0.2, "raw_scores": True, "top_n": 9}, [(1, 76), (3, 52), (0, 48), (4, -1)]),
+        ({"score_threshold": 1.1}, []),
+        ({"score_threshold": 0.0}, [(1, 1.0), (3, 1.0), (0, 1.0), (4, 0.2689), (2, 0.0)]),
+    ],
+)
+def test_rows_are_in_the_order_of_raw_values(options: dict[str, Any], rows: list[tuple[int, float]]) -> None:
+    """Logits above 37 all have the score 1, and keep their order."""
+    request = RerankRequest("q", tuple("abcde"), **options)
+    found = ranked(request, LOGITS, Transform("sigmoid"))
+    assert [row.index for row in found] == [index for index, _ in rows]
+    assert [row.score for row in found] == pytest.approx([score for _, score in rows], abs=1e-4)
+
+
+def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
+    made = plan.make([Chunks(("a", "b"), cut=False), Chunks(("b",), cut=False), Chunks(("c",), cut=False)])
+    scored = Scored(Fitted("q", "", made, (), 9), [1.0, None, None], {1: "it crashed", 2: "it hung"}, 0, 0, 0)
+    assert scored.errors == (DocumentError(1, "it crashed"), DocumentError(2, "it hung"))
+    assert scored.warnings == (
+        "Not scored and ranked last: document 1. Reason: it crashed.",
+        "Not scored and ranked last: document 2. Reason: it hung.",
+        "Scored without the parts that could not be scored: document 0.",
+    )
 
 
 async def test_requests_side_by_side_get_their_own_answers(reranker: Reranker) -> None:

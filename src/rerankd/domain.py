@@ -58,6 +58,7 @@ class RerankRequest:
     read of each document; `max_chunks_per_doc` > 1 lets a long document be read in that many chunks that
     overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
     that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
+    `score_threshold` leaves out documents whose score in [0, 1] is lower, whatever value is shown.
     """
 
     query: str
@@ -71,6 +72,7 @@ class RerankRequest:
     overlap_tokens: int = 0
     truncate: bool = True
     raw_scores: bool = False
+    score_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,19 @@ class ScoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentError:
+    """A document that could not be scored: its place in the request, and the reason as a clause."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RerankResult:
-    """Documents in order of score, best first; ties keep the request's order.
+    """Documents in order of their raw values, best first; ties keep the request's order.
+
+    Blank documents (`blank`, by index) and those that could not be scored (`errors`) have no value of their
+    own: they come last, with the lowest score there is (see scores.shown).
 
     `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
     when they did not). `warnings` says in words what the caller should know, such as which documents were
@@ -98,6 +111,8 @@ class RerankResult:
     transform: str
     warnings: tuple[str, ...] = ()
     cut: tuple[int, ...] = ()
+    blank: tuple[int, ...] = ()
+    errors: tuple[DocumentError, ...] = ()
     cached: int = 0
     queue_s: float = 0.0
     engine_s: float = 0.0

@@ -25,6 +25,7 @@ Count = Callable[[Sequence[str]], Awaitable[list[int]]]
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """What goes to the engine for a request, the documents that were cut, and the tokens each has room for.
+    Blank documents (see plan.is_blank) don't go there.
 
     `unused_instruction` says that one was sent which the model has no place for.
     """
@@ -39,15 +40,16 @@ class Fitted:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the caller should know of it, in words."""
-        found = ("This model takes no instruction: the one sent was not used.",) * self.unused_instruction
-        if not self.cut:
-            return found
-        shown = ", ".join(map(str, self.cut[:20]))
-        more = f" and {len(self.cut) - 20} more" if len(self.cut) > 20 else ""
-        return (
-            *found,
-            f"Too long to be read whole, with {self.room} tokens for a text: document {shown}{more}.",
-        )
+        found = []
+        if self.unused_instruction:
+            found.append("This model takes no instruction: the one sent was not used.")
+        if self.cut:
+            found.append(
+                f"Too long to be read whole, with {self.room} tokens for a text: {plan.named(self.cut)}."
+            )
+        if self.plan.blank:
+            found.append(f"Blank, ranked last with score 0: {plan.named(self.plan.blank)}.")
+        return tuple(found)
 
 
 async def fit(
@@ -77,7 +79,8 @@ async def fit(
             )
     bound = min(room, limit or room)
     fitted: list[window.Chunks | None] = [
-        window.Chunks((text,), cut=False) if fits(text, bound) else None for text in documents
+        window.Chunks((text,), cut=False) if fits(text, bound) or plan.is_blank(text) else None
+        for text in documents
     ]
     long = [at for at, chunks in enumerate(fitted) if chunks is None]
     if long:

@@ -40,8 +40,10 @@ class Finding:
     fatal: bool
 
 
-def judge(runs: Sequence[Sequence[float]], transform: Transform) -> list[Finding]:
-    """What the raw values of the arrangements (one run for each, in their order) say of a model."""
+def judge(answered: Sequence[Sequence[float | None]], transform: Transform) -> list[Finding]:
+    """What the raw values of the arrangements (one run for each, in their order) say of a model. None is a
+    pair that could not be scored."""
+    runs = [[math.nan if value is None else value for value in run] for run in answered]
     flat = [value for run in runs for value in run]
     if not all(map(math.isfinite, flat)):
         return [Finding("it answers values that are not numbers", fatal=True)]

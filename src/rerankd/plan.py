@@ -36,21 +36,31 @@ SHARED = Feed(texts=64, characters=256 * 1024, at_engine=32, of_one=2, first_tur
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`texts` to score, each once; `parts` holds, for each document, which of them it is made of."""
+    """`texts` to score, each once; `parts` holds, for each document, which of them it is made of. A blank
+    document has none, since a blank text is never scored."""
 
     texts: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
 
-    def merge(self, raw: Sequence[float]) -> list[float]:
-        """One raw value a document: that of its best chunk."""
-        return [max(raw[part] for part in parts) for parts in self.parts]
+    @property
+    def blank(self) -> tuple[int, ...]:
+        """The documents without a text to score."""
+        return tuple(at for at, parts in enumerate(self.parts) if not parts)
+
+    def merge(self, raw: Sequence[float | None]) -> list[float | None]:
+        """One raw value a document: that of its best chunk; None where no chunk has one."""
+        return [
+            max((value for part in parts if (value := raw[part]) is not None), default=None)
+            for parts in self.parts
+        ]
 
 
 def make(documents: Sequence[Chunks]) -> Plan:
-    """The plan for documents cut to the window. Texts that are equal are scored once."""
+    """The plan for documents cut to the window. Texts that are equal are scored once, blank ones never."""
     places: dict[str, int] = {}
     parts = tuple(
-        tuple(places.setdefault(text, len(places)) for text in document.texts) for document in documents
+        tuple(places.setdefault(text, len(places)) for text in document.texts if not is_blank(text))
+        for document in documents
     )
     return Plan(tuple(places), parts)
 
@@ -67,6 +77,12 @@ def micro_batches(texts: Sequence[str], feed: Feed) -> Iterator[range]:
         yield range(start, len(texts))
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of `text` can be seen: it has only spaces, control and format characters (a byte order
+    mark, zero-width spaces). An embedding model may put such a text above all others."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
 def clean(text: str, *, nfc: bool = False) -> str:
     """`text` without what no tokenizer takes (lone surrogates become U+FFFD, NUL a space), composed if
     `nfc`."""
@@ -75,3 +91,9 @@ def clean(text: str, *, nfc: bool = False) -> str:
         return text
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return unicodedata.normalize("NFC", text) if nfc else text
+
+
+def named(documents: Sequence[int]) -> str:
+    """Documents by their places, the first 20 of them: document 1, 4, 7."""
+    more = f" and {len(documents) - 20} more" if len(documents) > 20 else ""
+    return f"document {', '.join(map(str, documents[:20]))}{more}"

@@ -45,15 +45,18 @@ SHAPES = (
 @dataclass(frozen=True, slots=True)
 class Scores:
     """A score for each document in the order of the call; and where the server says so, the tokens read and
-    the name of the model."""
+    the name of the model. `rows` has the place in the answer of each document."""
 
     values: tuple[float, ...]
     tokens: int | None = None
     model: str | None = None
+    rows: tuple[int, ...] = ()
 
     def order(self) -> list[int]:
-        """The places of the documents, the best first; ties keep their order."""
-        return sorted(range(len(self.values)), key=lambda at: -self.values[at])
+        """The places of the documents, the best first. Equal scores keep the answer's order: the server may
+        rank by a value that its scores round."""
+        rows = self.rows or range(len(self.values))
+        return sorted(range(len(self.values)), key=lambda at: (-self.values[at], rows[at]))
 
 
 def shapes(path: str) -> tuple[Shape, ...]:
@@ -77,8 +80,10 @@ def read(answer: Any, count: int) -> Scores:
     """The scores in an answer to `count` documents. Raises RemoteError."""
     rows = answer.get("results") if isinstance(answer, dict) else answer
     values = [math.nan] * count
+    places = [0] * count
     try:
-        for row in rows or ():
+        for place, row in enumerate(rows or ()):
+            places[row["index"]] = place
             values[row["index"]] = float(row["relevance_score"] if "relevance_score" in row else row["score"])
         facts = answer if isinstance(answer, dict) else {}
         tokens = facts["usage"]["prompt_tokens"] if facts.get("usage") else None
@@ -86,7 +91,7 @@ def read(answer: Any, count: int) -> Scores:
         raise RemoteError(f"The answer has no scores that can be read ({error!r}).") from None
     if any(math.isnan(value) for value in values):
         raise RemoteError(f"The answer leaves out scores of {count} documents.")
-    return Scores(tuple(values), tokens, facts.get("model"))
+    return Scores(tuple(values), tokens, facts.get("model"), tuple(places))
 
 
 class Remote:

@@ -250,14 +250,10 @@ class Served:
         """The check at load (see loadcheck.py). Raises Unscorable where it fails, unless forced."""
         scoring = self.model.scoring
         runs = [
-            (
-                await engine.score(
-                    loadcheck.QUERY, [loadcheck.TEXTS[at] for at in order], scoring.instruction
-                )
-            ).values
+            await engine.score(loadcheck.QUERY, [loadcheck.TEXTS[at] for at in order], scoring.instruction)
             for order in loadcheck.ARRANGEMENTS
         ]
-        findings = loadcheck.judge(runs, scoring.transform)
+        findings = loadcheck.judge([run.values for run in runs], scoring.transform)
         fatal = [finding.text for finding in findings if finding.fatal]
         for finding in findings:
             _log.warning("%s: %s.", self.name, finding.text)

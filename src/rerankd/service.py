@@ -10,14 +10,14 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from rerankd import config, plan, scores
 from rerankd.config import Settings
-from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.domain import DocumentError, RerankRequest, RerankResult, ScoredDocument, Transform
 from rerankd.engine.supervisor import State
 from rerankd.errors import EngineError, EngineTimeout, EngineUnavailable, InputTooLong, InvalidRequest
 from rerankd.fit import Fitted, fit
@@ -91,7 +91,8 @@ class Reranker:
         return await self.answer(RerankRequest(query, tuple(documents), **options))
 
     async def answer(self, request: RerankRequest, *, timeout_s: float | None = None) -> RerankResult:
-        """The way of a request: check, queue, fit to the window, score each text once, merge, rank.
+        """The way of a request: check, queue, fit to the window, score each text once, merge, rank by
+        raw value.
 
         `timeout_s` may shorten the deadline of the settings. Raises InvalidRequest for what can't be meant,
         Overloaded where the queue is full, EngineTimeout past the deadline, and another EngineError where no
@@ -109,21 +110,15 @@ class Reranker:
             except TimeoutError:
                 raise self._too_late(served, timeout_s) from None
         fitted = scored.fitted
-        values = fitted.plan.merge(scored.raw)
-        if not request.raw_scores:
-            values = [scores.transform(value, served.model.scoring.transform) for value in values]
         result = RerankResult(
             model=request.model or served.name,
-            results=tuple(
-                ScoredDocument(
-                    index, values[index], request.documents[index] if request.return_documents else None
-                )
-                for index in scores.rank(values, request.top_n)
-            ),
+            results=ranked(request, fitted.plan.merge(scored.raw), served.model.scoring.transform),
             tokens=scored.tokens,
             transform="raw" if request.raw_scores else served.model.scoring.transform.name,
-            warnings=served.doubts + fitted.warnings,
+            warnings=served.doubts + fitted.warnings + scored.warnings,
             cut=fitted.cut,
+            blank=fitted.plan.blank,
+            errors=scored.errors,
             cached=scored.cached,
             queue_s=place.waited_s,
             engine_s=scored.engine_s,
@@ -148,7 +143,7 @@ class Reranker:
             raise self._too_late(self.fleet.find(requests[0].model), timeout_s) from None
 
     def _check_request(self, request: RerankRequest) -> None:
-        if not request.query.strip():
+        if plan.is_blank(request.query):
             raise InvalidRequest("The query is empty. Send the question the documents should answer.")
         if not request.documents:
             raise InvalidRequest("There are no documents. Send at least one.")
@@ -169,7 +164,7 @@ class Reranker:
                 "parts, or raise max_documents."
             )
 
-    async def _score(self, served: Served, request: RerankRequest, place: Place) -> _Scored:
+    async def _score(self, served: Served, request: RerankRequest, place: Place) -> Scored:
         try:
             return await self._score_fitted(served, await self._fit(served, request), place)
         except InputTooLong:
@@ -182,12 +177,13 @@ class Reranker:
         fixed_tokens = await served.fixed_tokens()
         return await fit(request, served.model.scoring, fixed_tokens, count, exact=exact)
 
-    async def _score_fitted(self, served: Served, fitted: Fitted, place: Place) -> _Scored:
+    async def _score_fitted(self, served: Served, fitted: Fitted, place: Place) -> Scored:
         """The raw value of each text: from the cache, else in micro-batches from the engine."""
         started = time.perf_counter()
         cache, texts = served.cache, fitted.plan.texts
         keys = cache.keys(fitted.query, fitted.instruction, texts)
         raw = [cache.get(key) for key in keys] or [None] * len(texts)
+        errors: dict[int, str] = {}
         missing = [at for at, value in enumerate(raw) if value is None]
 
         feed = served.model.engine.feed
@@ -198,10 +194,11 @@ class Reranker:
                 answer = await served.ask(
                     lambda engine: engine.score(fitted.query, batch, fitted.instruction)
                 )
-            scores.check_finite(answer.values)
+            scores.check_complete(answer.values, answer.errors)
+            errors.update((part[at], reason) for at, reason in answer.errors.items())
             for at, value in zip(part, answer.values, strict=True):
                 raw[at] = value
-                if keys:
+                if keys and value is not None:
                     cache.put(keys[at], value)
             return answer.tokens
 
@@ -213,9 +210,10 @@ class Reranker:
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return _Scored(
+        return Scored(
             fitted,
-            raw=[value for value in raw if value is not None],
+            raw=raw,
+            text_errors=errors,
             tokens=sum(task.result() for task in tasks),
             cached=len(texts) - len(missing),
             engine_s=time.perf_counter() - started - place.waited_s,
@@ -241,12 +239,58 @@ class Reranker:
         )
 
 
+def ranked(
+    request: RerankRequest, values: Sequence[float | None], how: Transform
+) -> tuple[ScoredDocument, ...]:
+    """The answer's rows for one raw value a document (None: it has none): in the order of these, of which
+    `score_threshold` and then `top_n` leave the first ones."""
+    order = scores.rank(values)
+    if request.score_threshold is not None:
+        normalized = scores.shown(values, how, raw=False)
+        order = [index for index in order if normalized[index] >= request.score_threshold]
+    shown = scores.shown(values, how, raw=request.raw_scores)
+    return tuple(
+        ScoredDocument(index, shown[index], request.documents[index] if request.return_documents else None)
+        for index in order[: request.top_n or None]
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    """The raw value of each text of a plan, and what it took: `cached` of them were known."""
+class Scored:
+    """The raw value of each text of a plan, None where `text_errors` says why it has none; and what it took:
+    `cached` of them were known."""
 
     fitted: Fitted
-    raw: list[float]
+    raw: Sequence[float | None]
+    text_errors: Mapping[int, str]
     tokens: int
     cached: int
     engine_s: float
+
+    @property
+    def errors(self) -> tuple[DocumentError, ...]:
+        """The documents of which no text could be scored."""
+        return tuple(
+            DocumentError(at, self.text_errors[parts[0]])
+            for at, parts in enumerate(self.fitted.plan.parts)
+            if parts and all(part in self.text_errors for part in parts)
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the caller should know of texts that could not be scored."""
+        found = []
+        by_reason: dict[str, list[int]] = {}
+        for error in self.errors:
+            by_reason.setdefault(error.reason, []).append(error.index)
+        for reason, indexes in by_reason.items():
+            found.append(f"Not scored and ranked last: {plan.named(indexes)}. Reason: {reason}.")
+        partly = [
+            at
+            for at, parts in enumerate(self.fitted.plan.parts)
+            if any(part in self.text_errors for part in parts)
+            and not all(part in self.text_errors for part in parts)
+        ]
+        if partly:
+            found.append(f"Scored without the parts that could not be scored: {plan.named(partly)}.")
+        return tuple(found)

@@ -78,6 +78,11 @@ class Usage(TypedDict):
     total_tokens: int
 
 
+class Unscored(TypedDict):
+    index: int
+    reason: str
+
+
 class Meta(TypedDict):
     api_version: dict[str, str]
     billed_units: dict[str, int]
@@ -85,6 +90,8 @@ class Meta(TypedDict):
     transform: str
     cached: NotRequired[int]
     cut: NotRequired[list[int]]
+    blank: NotRequired[list[int]]
+    errors: NotRequired[list[Unscored]]
     warnings: NotRequired[list[str]]
 
 
@@ -116,6 +123,10 @@ def render(result: RerankResult, request_id: str) -> Answer:
         meta["cached"] = result.cached
     if result.cut:
         meta["cut"] = list(result.cut)
+    if result.blank:
+        meta["blank"] = list(result.blank)
+    if result.errors:
+        meta["errors"] = [{"index": error.index, "reason": error.reason} for error in result.errors]
     if result.warnings:
         meta["warnings"] = list(result.warnings)
     return {

@@ -7,7 +7,7 @@ may be called concurrently. Its raw values depend on the pair alone, not on its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -44,10 +44,14 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class RawScores:
-    """Raw values, one per text in the order of the call, and the number of tokens read for them."""
+    """Raw values, one per text in the order of the call, and the number of tokens read for them.
 
-    values: list[float]
+    A value is None where `errors` says why that text has none, as a clause: "the engine crashed on it".
+    """
+
+    values: Sequence[float | None]
     tokens: int
+    errors: Mapping[int, str] = field(default_factory=dict)
 
 
 class Engine(Protocol):
