@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from rerankd import evaluation
 from rerankd.config import Settings
 from rerankd.errors import CollectionError, ConfigError, MissingExtra
 from rerankd.evaluation import bm25, measure, report, second_stage
-from rerankd.evaluation.collection import EVERYDAY, Collection, read, read_run
+from rerankd.evaluation.collection import EVERYDAY, Collection, Faults, read, read_run
 from rerankd.service import Reranker
 from support import rerankd
 
@@ -50,6 +51,7 @@ def test_a_collection_is_read(tmp_path: Path) -> None:
         {"a": "Bears eat bamboo", "b": "bread is baked", "c": "大熊猫吃竹子"},
         {"q": "what do bears eat?"},
         {"q": {"a": 2, "b": 0, "c": 1}},
+        unjudged=frozenset({"r"}),
     )
 
 
@@ -57,19 +59,27 @@ def test_a_collection_is_read(tmp_path: Path) -> None:
     ("parts", "says"),
     [
         ({"corpus": "{"}, r"corpus.jsonl, line 1: not valid JSON"),
-        ({"corpus": '{"text": "x"}'}, r'corpus.jsonl, line 1: not an object with a string "_id"'),
+        (
+            {"corpus": '{"text": "x"}'},
+            r'corpus.jsonl, line 1: not an object with an "_id" that',
+        ),
         ({"corpus": '{"_id": "a"}'}, r'corpus.jsonl, line 1: there is no "text"'),
         ({"corpus": '{"_id": "a", "text": 3}'}, r'line 1: "text" is not a string'),
         (
-            {"corpus": '{"_id": "a", "text": ""}\n\n{"_id": "a", "text": ""}'},
-            r"line 3: the id 'a' comes twice",
+            {"corpus": '{"_id": "a", "text": ""}\n\n{"_id": "a", "text": "x"}'},
+            r"line 3: the id 'a' comes twice, with different texts",
         ),
         ({"corpus": "\n"}, r"corpus.jsonl is empty"),
         ({"qrels": "q a 2\n"}, r"test.tsv, line 1: 1 fields, but there must be three"),
         ({"qrels": "q\ta\tgood\n"}, r"line 1: the score 'good' is not a whole number"),
         ({"qrels": "z\ta\t1\n"}, r"query 'z' is not in queries.jsonl"),
         ({"qrels": "q\tz\t1\n"}, r"document 'z' is not in corpus.jsonl"),
-        ({"qrels": "q\ta\t1\nq\ta\t1\n"}, r"line 2: query 'q' and document 'a' are judged twice"),
+        (
+            {"qrels": "q\ta\t1\nq\ta\t2\n"},
+            r"line 2: query 'q' and document 'a' are judged twice, with different",
+        ),
+        ({"corpus": '{"_id": true, "text": "x"}'}, r"line 1: not an object with an"),
+        ({"corpus": '{"_id": "a", "text": false}'}, r'line 1: "text" is not a string'),
         ({"qrels": "query-id\tcorpus-id\tscore\n"}, r"holds no judgements"),
     ],
 )
@@ -88,7 +98,7 @@ def test_a_missing_file_and_a_missing_split_are_told(tmp_path: Path) -> None:
 def test_a_run_is_read_by_score_and_to_its_depth(tmp_path: Path) -> None:
     collection = read(folder(tmp_path))
     run = tmp_path / "first.run"
-    run.write_text("q Q0 b 1 0.5 x\nq Q0 a 2 7e1 x\nq Q0 c 3 0.5 x\nother Q0 a 1 1 x\n")
+    run.write_text("q Q0 b 1 0.5 x\nq Q0 a 2 7e1 x\nq Q0 c 3 0.5 x\nr Q0 a 1 1 x\n")
     assert read_run(run, collection, 2) == {"q": ("a", "b")}
     assert read_run(run, collection, 9) == {"q": ("a", "b", "c")}
 
@@ -98,9 +108,13 @@ def test_a_run_is_read_by_score_and_to_its_depth(tmp_path: Path) -> None:
     [
         ("q a 1\n", "line 1: 3 fields, but a run has six"),
         ("q Q0 z 1 1 x\n", "document 'z' is not in corpus.jsonl"),
-        ("q Q0 a 1 1 x\nq Q0 a 2 1 x\n", "line 2: document 'a' comes twice for query 'q'"),
+        ("q Q0 a 1 1 x\nq Q0 a 2 3 x\n", "line 2: document 'a' comes twice for query 'q', with different"),
         ("q Q0 a 1 nan x\n", "the score 'nan' is not a number"),
-        ("s Q0 a 1 1 x\n", "no document for any query that the collection judges"),
+        (
+            "q Q0 a 1 1 x\nunknown Q0 a 1 1 x\n",
+            r"query 'unknown' is not in queries.jsonl. \(--lenient",
+        ),
+        ("r Q0 a 1 1 x\n", "no document for any query that the collection judges"),
     ],
 )
 def test_a_bad_run_is_told_with_its_place(tmp_path: Path, text: str, says: str) -> None:
@@ -108,6 +122,110 @@ def test_a_bad_run_is_told_with_its_place(tmp_path: Path, text: str, says: str) 
     run.write_text(text)
     with pytest.raises(CollectionError, match=says):
         read_run(run, read(folder(tmp_path)), 10)
+
+
+def test_files_with_a_byte_order_mark_are_read_whole(tmp_path: Path) -> None:
+    """The mark became a part of the first id: the first query of a run was then unknown and dropped."""
+    mine = folder(tmp_path / "mine")
+    for path in (mine / "corpus.jsonl", mine / "queries.jsonl", mine / "qrels" / "test.tsv"):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    marked = read(mine)
+    assert marked == read(folder(tmp_path / "mine"))
+    run = tmp_path / "first.run"
+    run.write_text("q Q0 b 1 1 x\n", encoding="utf-8-sig")
+    assert read_run(run, marked, 10) == {"q": ("b",)}
+    run.write_text("q Q0 b 1 1 x\n", encoding="utf-16")
+    with pytest.raises(CollectionError, match=r"can't be read: it is in UTF-16; save it as UTF-8"):
+        read_run(run, marked, 10)
+
+
+def test_ids_that_are_json_numbers_are_those_that_the_other_files_write(tmp_path: Path) -> None:
+    collection = read(
+        folder(
+            tmp_path,
+            corpus='{"_id": 12345678901234567890, "text": "a"}\n{"_id": 7, "text": "b"}',
+            queries='{"_id": 1, "text": "q"}',
+            qrels="1\t12345678901234567890\t1\n1\t7\t0\n",
+        )
+    )
+    assert collection.judgements == {"1": {"12345678901234567890": 1, "7": 0}}
+    run = tmp_path / "first.run"
+    run.write_text("1 Q0 7 1 1 x\n")
+    assert read_run(run, collection, 10) == {"1": ("7",)}
+
+
+def test_a_line_that_repeats_another_is_harmless(tmp_path: Path) -> None:
+    once = read(folder(tmp_path))
+    for path in (tmp_path / "corpus.jsonl", tmp_path / "queries.jsonl", tmp_path / "qrels" / "test.tsv"):
+        path.write_text(path.read_text().rstrip("\n") + "\n" + path.read_text().splitlines()[-1] + "\n")
+    assert read(tmp_path) == once
+    run = tmp_path / "first.run"
+    run.write_text("q Q0 b 1 1 x\nq Q0 b 1 1 x\n")
+    assert read_run(run, once, 10) == {"q": ("b",)}
+
+
+def test_lenient_skips_what_is_wrong_and_keeps_the_reasons(tmp_path: Path) -> None:
+    faults = Faults(lenient=True)
+    corpus = "\n".join([*map(json.dumps, CORPUS), "{", '{"_id": "a", "text": "another"}'])
+    collection = read(folder(tmp_path, corpus=corpus, qrels=QRELS + "q\tz\t1\n"), faults=faults)
+    assert collection.documents["a"] == "Bears eat bamboo"
+    run = tmp_path / "first.run"
+    run.write_text("q Q0 b 1 2 x\nq Q0 b 1 1 x\nz Q0 b 1 1 x\nq Q0\n")
+    assert read_run(run, collection, 10, faults) == {"q": ("b",)}
+    assert [re.sub(".*/", "", line).partition(":")[0] for line in faults.skipped] == [
+        "corpus.jsonl, line 4",
+        "corpus.jsonl, line 5",
+        "test.tsv, line 5",
+        "first.run, line 2",
+        "first.run, line 3",
+        "first.run, line 4",
+    ]
+
+
+# ArguAna's and Quora's queries are documents, too, and each finds itself first.
+OWN_CORPUS = [
+    {"_id": "q", "text": "what do bears eat in the forest?"},
+    {"_id": "a", "text": "what bears eat is bamboo"},
+    {"_id": "b", "text": "bread is baked"},
+]
+
+
+def own_folder(at: Path, qrels: str) -> Path:
+    queries = json.dumps({"_id": "q", "text": "what do bears eat in the forest?"})
+    return folder(at, corpus="\n".join(map(json.dumps, OWN_CORPUS)), queries=queries, qrels=qrels)
+
+
+def test_a_query_that_is_a_document_itself_is_no_candidate_for_itself(tmp_path: Path) -> None:
+    collection = read(own_folder(tmp_path, "q\ta\t1\n"))
+    assert collection.own == {"q"}
+    assert bm25.rank(collection, 1, quiet) == {"q": ("a",)}
+    run = tmp_path / "first.run"
+    run.write_text("q Q0 q 1 9 x\nq Q0 a 2 8 x\nq Q0 b 3 7 x\n")
+    assert read_run(run, collection, 2) == {"q": ("a", "b")}
+    (ndcg,) = measure.parse(("nDCG@10",))
+    assert measure.of_queries(collection.judgements, read_run(run, collection, 2), ndcg) == {"q": 1.0}
+
+
+def test_a_document_of_the_querys_id_that_is_judged_relevant_stays(tmp_path: Path) -> None:
+    """Two lists that are numbered from 1 each: the same id says nothing there."""
+    collection = read(own_folder(tmp_path, "q\tq\t1\n"))
+    assert collection.own == frozenset()
+    assert bm25.rank(collection, 1, quiet) == {"q": ("q",)}
+
+
+def test_the_command_says_what_it_left_out(tmp_path: Path, home: Path) -> None:
+    mine = own_folder(tmp_path / "mine", "q\ta\t1\nq\tz\t1\n")
+    run = tmp_path / "first.run"
+    run.write_text("q Q0 q 1 9 x\nq Q0 b 2 8 x\nq Q0 a 3 7 x\n")
+    arguments = ("eval", str(mine), "--model", "builtin:e5", "--run", str(run))
+    strict = rerankd(*arguments, home=home)
+    assert (strict.returncode, "--lenient skips such lines" in strict.stderr) == (2, True)
+    ended = rerankd(*arguments, "--lenient", home=home)
+    assert ended.returncode == 0, ended.stderr
+    assert "too (the same id): 1. Each was left out\n" in ended.stdout
+    assert "Wrong lines that were skipped (--lenient): 1" in ended.stdout
+    assert "document 'z' is not in corpus.jsonl" in ended.stdout
+    assert re.search(r"nDCG@10 +0\.6309 +1\.0000", ended.stdout), ended.stdout
 
 
 @pytest.mark.parametrize(

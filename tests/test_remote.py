@@ -63,6 +63,7 @@ def test_answers_of_both_kinds_are_read(answer: Any, scores: tuple[float, ...]) 
         {"results": [{"index": 5, "relevance_score": 1}]},
         {"results": [{"index": 0}]},
         {"results": [{"index": 0, "relevance_score": None}]},
+        {"results": [{"index": at, "relevance_score": 1} for at in (0, 1, -1)]},
         {"results": 3},
         {},
         [1, 2],

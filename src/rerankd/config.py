@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from rerankd import textfile
 from rerankd.errors import ConfigError
 
 FILE_NAME = "rerankd.toml"
@@ -309,8 +310,8 @@ def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None =
     """Settings from this process's environment and settings file. Raises ConfigError."""
     path = path or find(os.environ)
     try:
-        text = path.read_text(encoding="utf-8") if path else ""
-    except (OSError, UnicodeDecodeError) as error:
+        text = textfile.read(path) if path else ""
+    except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
     return load(text, os.environ, overrides or {}, file_name=str(path or FILE_NAME))
 

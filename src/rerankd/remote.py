@@ -89,7 +89,7 @@ def read(answer: Any, count: int) -> Scores:
         tokens = facts["usage"]["prompt_tokens"] if facts.get("usage") else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RemoteError(f"The answer has no scores that can be read ({error!r}).") from None
-    if any(math.isnan(value) for value in values):
+    if len(rows or ()) != count or any(math.isnan(value) for value in values):
         raise RemoteError(f"The answer leaves out scores of {count} documents.")
     return Scores(tuple(values), tokens, facts.get("model"), tuple(places))
 

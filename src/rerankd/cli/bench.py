@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rerankd import config
+from rerankd import config, textfile
 from rerankd.cli.output import Config, Json, progress, say
 from rerankd.errors import ConfigError
 
@@ -113,7 +113,7 @@ def bench(
 
 def _file_names_a_program(config_file: Path | None) -> bool:
     path = config_file or config.find(os.environ)
-    text = path.read_text(encoding="utf-8") if path else ""
+    text = textfile.read(path) if path else ""
     return config.load(text, {}, {}).llama_path is not None
 
 

@@ -14,6 +14,7 @@ import typer
 from rerankd import config
 from rerankd.cli import running
 from rerankd.cli.output import Config, Json, progress, say
+from rerankd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rerankd.evaluation.second_stage import Ask
@@ -61,6 +62,9 @@ def evaluate(
         int, typer.Option("--show", help="Show so many queries that lost most, and that gained most.", min=0)
     ] = 3,
     save_run: Annotated[Path | None, typer.Option(help="Write the new order to this file, as a run.")] = None,
+    lenient: Annotated[
+        bool, typer.Option(help="Skip lines of the files that are wrong, and report them, instead of ending.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the significance test; the same seed gives the same p.")] = 1,
     as_json: Json = False,
     config_file: Config = None,
@@ -77,14 +81,17 @@ def evaluate(
     """
     from rerankd import evaluation
     from rerankd.evaluation import bm25, measure, report, second_stage
-    from rerankd.evaluation.collection import EVERYDAY, read, read_run
+    from rerankd.evaluation.collection import EVERYDAY, Faults, read, read_run
     from rerankd.remote import Remote
 
     evaluation.check_installed()
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     names = measures or measure.MEASURES
     measure.parse(names)  # before minutes of work, not after
-    judged = read(collection or EVERYDAY, split)
+    if save_run is not None and not save_run.parent.is_dir():
+        raise ConfigError(f"--save-run: there is no folder {save_run.parent}.")
+    faults = Faults(lenient=lenient)
+    judged = read(collection or EVERYDAY, split, faults)
 
     server = Remote(url, api_key=api_key, model=remote_model) if url else None
     if server is None and not model:
@@ -97,7 +104,9 @@ def evaluate(
             return name, await second_stage.rerank(judged, found, ask, report)
 
     with progress() as tell:
-        first = dict(read_run(run, judged, candidates) if run else bm25.rank(judged, candidates, tell))
+        first = dict(
+            read_run(run, judged, candidates, faults) if run else bm25.rank(judged, candidates, tell)
+        )
         name, after = asyncio.run(reranked(first, tell))
     found = report.Evaluation(
         collection=judged,
@@ -107,6 +116,7 @@ def evaluate(
         candidates=first,
         reranked=after,
         comparisons=measure.compare(judged.judgements, first, after.ranking, names, seed),
+        skipped=faults.skipped,
     )
     if save_run is not None:
         save_run.write_text("\n".join(report.run_lines(after.ranking, name)) + "\n", encoding="utf-8")
@@ -142,7 +152,9 @@ async def _asked(
         report(f"loading {prepared.path.name}", 1, 1)
 
         async def ask(query: str, documents: Sequence[str]) -> Sequence[int]:
-            return [scored.index for scored in (await reranker.rerank(query, documents)).results]
+            # By raw value: normalized ones can be equal where the raw ones differ.
+            result = await reranker.rerank(query, documents, raw_scores=True)
+            return [scored.index for scored in result.results]
 
         yield prepared.name, ask
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rerankd import config
+from rerankd import config, textfile
 from rerankd.cli import running
 from rerankd.cli.output import Config, Json, progress, say
 from rerankd.domain import RerankResult
@@ -55,12 +56,15 @@ def rerank(
 def _documents(path: Path, *, jsonl: bool) -> list[str]:
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{path} can't be read: {error.strerror}.") from error
-    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+        text = textfile.decode(data, errors="replace")
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path} can't be read: {getattr(error, 'strerror', error)}.") from error
+    # Not str.splitlines: form feeds and U+2028 stand inside documents, and unescaped in JSON strings.
+    numbered = enumerate(io.StringIO(text, newline=None), 1)
+    lines = [(number, line.rstrip("\n")) for number, line in numbered if line.strip()]
     if not jsonl:
-        return lines
-    return [_jsonl_text(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        return [line for _, line in lines]
+    return [_jsonl_text(line, f"{path}, line {number}") for number, line in lines]
 
 
 def _jsonl_text(line: str, place: str) -> str:

@@ -35,7 +35,7 @@ class Engines:
         found = []
         for path in self.folder.glob(f"[!.]*/{manifest.FILE}"):
             with contextlib.suppress(OSError, ValueError):
-                known = manifest.parse(path.read_text(encoding="utf-8"))
+                known = manifest.parse(path.read_text(encoding="utf-8-sig"))
                 program = path.with_name(manifest.PROGRAM)
                 if known.name == path.parent.name and os.access(program, os.X_OK):
                     found.append(Installed(program, known))
@@ -56,7 +56,7 @@ class Engines:
     def used(self) -> str:
         """The name that `use` left; "" where rerankd chooses."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            return (self.folder / _USED).read_text(encoding="utf-8").strip()
+            return (self.folder / _USED).read_text(encoding="utf-8-sig").strip()
         return ""
 
     def use(self, name: str) -> str:

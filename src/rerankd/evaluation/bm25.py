@@ -53,6 +53,7 @@ def rank(collection: Collection, depth: int, progress: Callable[[str, int, int],
         known = [token for token in tokens(text) if token in index.vocab_dict]
         scores = index.get_scores(known) if known else np.zeros(0, np.float32)
         # A stable sort: equal scores keep the order of the corpus, so that runs can be repeated.
-        best = np.argsort(-scores, kind="stable")[:depth]
-        ranking[query] = tuple(identifiers[at] for at in best if scores[at] > 0)
+        best = np.argsort(-scores, kind="stable")[: depth + 1]  # one more: the query may be among them
+        found = [identifiers[at] for at in best if scores[at] > 0]
+        ranking[query] = collection.candidates(query, found, depth)
     return ranking

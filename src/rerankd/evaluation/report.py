@@ -13,12 +13,14 @@ from rerankd.evaluation.measure import Comparison
 from rerankd.evaluation.second_stage import Reranked
 
 _SHOWN_CHARACTERS = 90
+_SHOWN_LINES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """`candidates` are what the first stage gave, at most `depth` for each query; `comparisons` has one
-    measure each, the first of them being what queries are told apart by."""
+    measure each, the first of them being what queries are told apart by. `skipped` are the lines of the files
+    that were wrong and left out, each with its place and reason."""
 
     collection: Collection
     model: str
@@ -27,6 +29,7 @@ class Evaluation:
     candidates: Ranking
     reranked: Reranked
     comparisons: Sequence[Comparison]
+    skipped: Sequence[str] = ()
 
     def found(self) -> float:
         """The share of all relevant documents that is among the candidates."""
@@ -53,6 +56,7 @@ def text(evaluation: Evaluation, shown: int) -> str:
         f"{collection.name}: {len(collection.queries)} queries, {len(collection.documents)} documents",
         f"before: {evaluation.first_stage}, at most {evaluation.depth} documents a query",
         f"after:  these, reranked by {evaluation.model}",
+        *_left_out(evaluation),
         "",
         *_table(evaluation.comparisons),
         "",
@@ -84,6 +88,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "model": evaluation.model,
         "first_stage": evaluation.first_stage,
         "depth": evaluation.depth,
+        "own_documents_left_out": len(collection.own),
+        "skipped_lines": list(evaluation.skipped),
         "relevant_among_candidates": evaluation.found(),
         "seconds_per_query": {"p50": half, "p95": most},
         "measures": {
@@ -109,6 +115,23 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             for query, text in collection.queries.items()
         ],
     }
+
+
+def _left_out(evaluation: Evaluation) -> list[str]:
+    lines = []
+    if own := len(evaluation.collection.own):
+        lines += [
+            f"Queries that are documents of the collection, too (the same id): {own}. Each was left out",
+            "of its own candidates, as BEIR's evaluation does.",
+        ]
+    if skipped := evaluation.skipped:
+        more = len(skipped) - _SHOWN_LINES
+        lines += [
+            f"Wrong lines that were skipped (--lenient): {len(skipped)}",
+            *(f"  {line}" for line in skipped[:_SHOWN_LINES]),
+            *([f"  and {more} more; --json lists all"] if more > 0 else []),
+        ]
+    return lines
 
 
 def run_lines(ranking: Ranking, tag: str) -> list[str]:

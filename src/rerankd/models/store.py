@@ -271,7 +271,7 @@ def _agrees(told: Record, found: Record) -> bool:
 def _read_index(path: Path) -> dict[str, Record]:
     """The index by folder; what of it is missing or damaged is not there."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     models = value.get("models") if isinstance(value, Mapping) else None

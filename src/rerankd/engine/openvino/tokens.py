@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
+from rerankd import textfile
 from rerankd.gguf_header import Strings
 
 Ids = list[int]
@@ -110,7 +111,7 @@ def of_header(values: Mapping[str, Any]) -> Vocabulary:
 def of_file(path: Path, size: int) -> Vocabulary:
     """The vocabulary of a tokenizer.json, of a model with `size` rows of embeddings. Raises OSError, and
     ValueError where it is damaged, does not fit the model, or does not read pairs."""
-    text = path.read_text(encoding="utf-8")
+    text = textfile.read(path)
     said = json.loads(text)
     try:
         tokenizer = Tokenizer.from_str(text)
