@@ -152,9 +152,7 @@ async def _asked(
         report(f"loading {prepared.path.name}", 1, 1)
 
         async def ask(query: str, documents: Sequence[str]) -> Sequence[int]:
-            # By raw value: normalized ones can be equal where the raw ones differ.
-            result = await reranker.rerank(query, documents, raw_scores=True)
-            return [scored.index for scored in result.results]
+            return [scored.index for scored in (await reranker.rerank(query, documents)).results]
 
         yield prepared.name, ask
 
