@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that run the tests: one a core, at most four. `make test WORKERS=0` runs them in one process, and
+# PYTEST_ARGS is passed on, as in `make test PYTEST_ARGS="tests/test_cli.py -x"`.
+WORKERS ?= auto
+PYTEST_ARGS ?=
 
 .PHONY: serve test docs engine test-clients test-soak lint clean
 
@@ -9,7 +13,7 @@ serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
 
 # The parts of the documentation that say what the code says.
 docs: $(VENV)/installed-dev

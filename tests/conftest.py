@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from rerankd.models import builtin
 from support import ROOT, Program, start_serving
@@ -25,7 +26,9 @@ def anyio_backend() -> str:
 def home() -> Path:
     """A data folder with the built-in model in it, as the first start makes it; kept between test runs."""
     folder = ROOT / ".test-home"
-    builtin.ensure(folder / "models", lambda *_: None)
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "models.lock"):  # other test processes need it too
+        builtin.ensure(folder / "models", lambda *_: None)
     return folder
 
 

@@ -13,6 +13,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from filelock import FileLock
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent / ".venv-clients"
 TABLE = tomllib.loads((HERE / "table.toml").read_text(encoding="utf-8"))
@@ -21,6 +23,11 @@ _INSTALL_TIMEOUT_S = 900
 
 def python(name: str) -> Path:
     """The interpreter of an environment, which is made if need be. Raises CalledProcessError."""
+    with _locked(name):
+        return _python(name)
+
+
+def _python(name: str) -> Path:
     folder, requires = ROOT / name, TABLE["environments"][name]["requires"]
     mark, wanted = folder / "requires.txt", "\n".join([sys.version, *requires])
     program = folder / "bin" / "python"
@@ -39,6 +46,11 @@ def names(kind: str) -> list[str]:
 
 def node_modules() -> Path:
     """The folder with package.json's packages, which are installed if need be."""
+    with _locked("npm"):
+        return _node_modules()
+
+
+def _node_modules() -> Path:
     folder, wanted = ROOT / "npm", (HERE / "package.json").read_text(encoding="utf-8")
     mark = folder / "installed.json"
     if not (mark.is_file() and mark.read_text(encoding="utf-8") == wanted):
@@ -48,6 +60,12 @@ def node_modules() -> Path:
         _run("npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder)
         mark.write_text(wanted, encoding="utf-8")
     return folder
+
+
+def _locked(name: str) -> FileLock:
+    """Held while an environment is looked at or made: other test processes need the same one."""
+    ROOT.mkdir(exist_ok=True)
+    return FileLock(ROOT / f"{name}.lock")
 
 
 def _run(*argv: str, cwd: Path | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -91,7 +92,7 @@ def service(
     folder: Path, *flags: str, real: bool = False, wait: bool = True, **settings: Any
 ) -> Iterator[Service]:
     """The service with settings by name, over the fake engine with these flags, or over the real one."""
-    runtime = folder / "run"
+    runtime = _runtime(folder)
     runtime.mkdir(mode=0o700, exist_ok=True)
     settings = {"model": MODEL, "home": folder / "home", "port": 0, **settings}
     if not real:
@@ -122,6 +123,14 @@ def service(
         running.ended()
         assert process.stderr is not None
         process.stderr.close()
+        with contextlib.suppress(OSError):  # a service that was killed leaves its folder to the next one
+            runtime.rmdir()
+
+
+def _runtime(folder: Path) -> Path:
+    """The folder for sockets that belongs to `folder`: a short path, since a socket's path has at most 107
+    bytes and pytest's folders are long."""
+    return Path("/tmp") / f"rd-{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}"
 
 
 def right(documents: list[str], query: str = "q") -> dict[int, float]:
