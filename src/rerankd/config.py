@@ -141,6 +141,16 @@ class Settings(_Frozen):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: str | None = Field(None, description="when set, requests must carry it as a bearer token")
+    allowed_hosts: Names = Field(
+        (),
+        description="more host names to serve, such as a proxy's; *.example.com for all below it, * for any. "
+        "Others are refused when this is set, and on a loopback address without a key",
+    )
+    allowed_origins: Names = Field(
+        (),
+        description="origins of web pages and browser extensions that may use the service and read its "
+        "answers (CORS), such as https://app.example.com or chrome-extension://*; * for any",
+    )
     api_prefix: Annotated[str, BeforeValidator(_slashed)] = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
@@ -272,6 +282,8 @@ FIXED = frozenset(
 LIVE = frozenset(
     {
         "admin_api",
+        "allowed_hosts",
+        "allowed_origins",
         "api_key",
         "body_timeout_s",
         "drain_timeout_s",

@@ -24,6 +24,9 @@
     │   └── DoesNotFit          507  it needs more memory than all engines together may hold
     ├── Conflict                409  what is asked for can't be done with this model; says why
     ├── AdminOff                403  the admin API is not switched on
+    ├── HostNotAllowed          403  the Host header is a name that the service is not served under
+    ├── OriginNotAllowed        403  a web page of another origin may not do this
+    ├── UnsupportedMediaType    415  a content type or an encoding that is not read here
     └── EngineError             502  the engine answered something no score can be made of
         ├── InputTooLong        ---  the engine met a pair longer than its window (the service then cuts)
         ├── EngineUnavailable   503  no engine is ready (starting, dead, closed); retry later
@@ -110,6 +113,21 @@ class Conflict(RerankdError):
 class AdminOff(RerankdError):
     code = "admin_api_off"
     status_hint = 403
+
+
+class HostNotAllowed(RerankdError):
+    code = "host_not_allowed"
+    status_hint = 403
+
+
+class OriginNotAllowed(RerankdError):
+    code = "origin_not_allowed"
+    status_hint = 403
+
+
+class UnsupportedMediaType(RerankdError):
+    code = "unsupported_media_type"
+    status_hint = 415
 
 
 class NoSuchPath(RerankdError):

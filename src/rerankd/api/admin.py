@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal, NotRequired
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
@@ -17,6 +16,7 @@ from rerankd.api import jina, ops
 from rerankd.api.answer import Route, json_response, request_id, reranker_of
 from rerankd.api.auth import check_key
 from rerankd.api.body import read_json
+from rerankd.api.origin import check_change
 from rerankd.errors import (
     AdminOff,
     Conflict,
@@ -67,13 +67,11 @@ def _admin(request: Request) -> Reranker:
             "Models can't be changed over HTTP here. To allow it, set admin_api = true (RERANKD_ADMIN_API) "
             "and an API key."
         )
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise AdminOff(f"A page of {origin[:100]} may not change the models of this server.")
+    check_change(request, reranker)
     return reranker
 
 
-_ERRORS = ops.errors(jina.ErrorAnswer, statuses=[401, 403, 404])
+_ERRORS = ops.errors(jina.ErrorAnswer, statuses=[401, 403, 404, 415])
 
 
 @router.post(
@@ -139,7 +137,7 @@ async def delete(request: Request, name: str) -> Response:
             "content": {"text/event-stream": {}},
             "description": "one event after the other; with `stream` false, the last one alone",
         },
-        **ops.errors(jina.ErrorAnswer, statuses=[400, 401, 403, 413, 429, 502]),
+        **ops.errors(jina.ErrorAnswer, statuses=[400, 401, 403, 413, 415, 429, 502]),
     },
     openapi_extra={
         "requestBody": {

@@ -17,6 +17,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from rerankd import __version__
 from rerankd.api import page
 from rerankd.api.answer import error_response
+from rerankd.api.origin import Gate
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
 from rerankd.errors import NoSuchMethod, NoSuchPath
@@ -69,6 +70,7 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
         app.include_router(page.router(settings.api_prefix))
     app.include_router(router)
     app.include_router(page.router())
+    app.add_middleware(Gate)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(404, _not_routed)
     app.add_exception_handler(405, _not_routed)

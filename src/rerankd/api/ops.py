@@ -13,6 +13,7 @@ from rerankd import __version__
 from rerankd.api import jina
 from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
+from rerankd.api.origin import check_change
 from rerankd.errors import EngineUnavailable, NoSuchPath
 from rerankd.prepare import Model
 from rerankd.served import Served
@@ -25,10 +26,11 @@ _CAN_ANSWER = ("ready", "unloaded")
 _STATUSES = {
     400: "the request can't be meant; the message says which field and what to send",
     401: "the API key is missing or wrong",
-    403: "admin_api is not set, or the page that asks is another server's",
+    403: "admin_api is not set, or the host name or the page that asks is not allowed",
     404: "there is no such model",
     409: "it can't be done with this model; the message says why",
     413: "the body is too large",
+    415: "the content type or the encoding of the body is not read here; the message says which is",
     429: "too many requests wait; Retry-After says when to try again",
     502: "the engine answered something no score can be made of",
     503: "the engine is not ready; Retry-After says when to try again",
@@ -173,11 +175,15 @@ async def metrics(request: Request) -> Response:
     "/v1/models/{name:path}/reload",
     status_code=202,
     summary="Start a failed engine again, or replace a running one between requests",
-    responses={202: {"description": "it has begun"}, **errors(jina.ErrorAnswer, statuses=[401, 404])},
+    responses={
+        202: {"description": "it has begun"},
+        **errors(jina.ErrorAnswer, statuses=[401, 403, 404, 415]),
+    },
 )
 async def reload(request: Request, name: str) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.settings.api_key)
+    check_change(request, reranker)
     served = reranker.fleet.named(name)
     await reranker.fleet.reload(served)
     return json_response({"status": "reloading", "model": served.name}, 202)
