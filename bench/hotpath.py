@@ -151,7 +151,8 @@ class Lean:
 
     async def post(self, data: bytes) -> None:
         reader, writer = await self._idle.get()
-        writer.write(b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        head = b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
+        writer.write(head + data)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         assert head.startswith(b"http/1.1 200"), head
         await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
