@@ -1,8 +1,8 @@
 """The keys that let clients in.
 
 `api_key` is one key, named "default". `api_keys_file` holds several, a line each: a name, a colon, and the
-SHA-256 of the key in hex. `rerankd key new NAME` makes one. The keys are random (32 bytes), so a plain hash of
-them can't be reversed, unlike one of a password. rerankd reads the file at the start and on SIGHUP.
+SHA-256 of the key in hex. `rerankd key new NAME` makes one. The keys are random (32 bytes), so a plain hash
+of them can't be reversed, unlike one of a password. rerankd reads the file at the start and on SIGHUP.
 """
 
 from __future__ import annotations
