@@ -108,7 +108,7 @@ def test_a_process_is_known_by_its_start(orphan: subprocess.Popen[bytes]) -> Non
 def test_a_service_in_another_pid_namespace_is_not_taken_for_dead(base: Path) -> None:
     """Two containers that share /tmp."""
     mine = rundir.make(base)
-    code = "import pathlib, sys; from rerankd.engine import rundir as r; r.make(pathlib.Path(sys.argv[1])).remove()"
+    code = "import pathlib, sys, rerankd.engine.rundir as it; it.make(pathlib.Path(sys.argv[1])).remove()"
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code, str(base)],
         capture_output=True,
