@@ -21,7 +21,6 @@ from rerankd.engine.base import Connection, Engine, EngineSpec, Shape
 from rerankd.engine.llama import LlamaClient
 from rerankd.engine.openvino import client as openvino
 from rerankd.engine.replicas import Replicas
-from rerankd.engine.rundir import RunDir
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
 from rerankd.errors import EngineUnavailable, ModelFileError, RerankdError, Unscorable
 from rerankd.metrics import Metrics, Reading
@@ -48,7 +47,7 @@ class Served:
         model: Model,
         settings: Settings,
         metrics: Metrics,
-        run_dir: Callable[[], RunDir],
+        run_dir: Callable[[], Path],
         learned: StateStore,
     ) -> None:
         self.model = model
