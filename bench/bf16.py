@@ -1,34 +1,51 @@
-"""What bf16 would do to the built-in model's order, on any CPU: python bench/bf16.py
+"""What bf16 does to scores and order: python bench/bf16.py [--emulate]
 
-The graph is built once as it is and once with every input, weight and output of its products, normalisations
-and activations rounded to bf16 (8 bits of mantissa), the sums in float32: that is what a CPU with AMX or
-AVX512_BF16 computes. It takes such a CPU to measure its speed; its rounding can be had anywhere. Both score
-the candidates that BM25 finds in the collection that comes with rerankd, and Kendall's tau compares the
-orders.
+Prints a table of the built-in model over the whole collection that comes with rerankd (each query's 20 best
+documents by float32), and of the golden models over their golden pairs and the queries of the trial at the
+first start (see engine/openvino/trial.py). A swap is the largest difference of two documents' float32 scores
+that change places; bf16 is taken where it is at most 0.01.
 
-Rounding is Veltkamp's (T. J. Dekker, 1971, "A floating-point technique for extending the available
-precision"): with c = x (2^16 + 1), c - (c - x) is x with 24 - 16 bits.
+On a CPU with AMX or AVX512_BF16 the figures are of its own arithmetic. On others, and with `--emulate`, the
+graph is built with every input, weight and output of its products, normalisations and activations rounded to
+bf16 (8 bits of mantissa), the sums in float32. Rounding is Veltkamp's (T. J. Dekker, 1971, "A floating-point
+technique for extending the available precision"): with c = x (2^16 + 1), c - (c - x) is x with 24 - 16 bits.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
-from rerankd.config import Settings
-from rerankd.engine.openvino import graph
-from rerankd.engine.openvino.encoder import Encoder
-from rerankd.engine.openvino.runner import padded
-from rerankd.engine.openvino.runtime import op
-from rerankd.evaluation import bm25
-from rerankd.evaluation.collection import EVERYDAY, read
-from rerankd.prepare import prepare
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-_CANDIDATES = 50
+from rerankd import scores
+from rerankd.config import Settings
+from rerankd.engine import machine
+from rerankd.engine.openvino import graph, precision, trial
+from rerankd.engine.openvino.encoder import Encoder
+from rerankd.engine.openvino.precision import Precision
+from rerankd.engine.openvino.runtime import op
+from rerankd.evaluation.collection import EVERYDAY, read
+from rerankd.prepare import Model, prepare
+from support import GOLDEN, golden, golden_settings
+
+_BEST = 20
+_GOLDEN = ("xlmr-head", "roberta-head", "bert-pairs", "modernbert-head", "bert-embedder")
+_THREADS = 2
+
+Asked = Sequence[tuple[str, list[str]]]
+Values = list[list[float]]
 
 
 def rounded(x: Any) -> Any:
@@ -37,10 +54,11 @@ def rounded(x: Any) -> Any:
     return stretched - (stretched - x)
 
 
-def round_everything() -> None:
-    """Have `graph` build what bf16 computes, from now on."""
-    bert: Any = graph._Bert
-    linear, norm, attention, gelu = bert.linear, bert.norm, bert.attention, op.gelu
+@contextmanager
+def rounding() -> Iterator[None]:
+    """Have `graph` build what bf16 computes."""
+    encoder: Any = graph._Encoder
+    linear, norm, attention, gelu = encoder.linear, encoder.norm, encoder.attention, op.gelu
 
     def product(self: Any, x: Any, name: str, rows: int, columns: int) -> Any:
         whole = self.weights.array
@@ -50,44 +68,115 @@ def round_everything() -> None:
         finally:
             self.weights.array = whole
 
-    bert.linear = product
-    bert.norm = lambda self, x, name: rounded(norm(self, rounded(x), name))
-    bert.attention = lambda self, *parts: rounded(attention(self, *parts))
+    encoder.linear = product
+    encoder.norm = lambda self, x, name: rounded(norm(self, rounded(x), name))
+    encoder.attention = lambda self, *parts: rounded(attention(self, *parts))
     op.gelu = lambda *arguments: rounded(gelu(*arguments))
+    yield
+    encoder.linear, encoder.norm, encoder.attention, op.gelu = linear, norm, attention, gelu
 
 
-def vectors(path: Path, texts: list[str]) -> Any:
-    """Unit vectors of texts, one by one."""
-    encoder = Encoder(path, "mean", threads=2, wanted="f32")
-    found = [
-        encoder.forward(*padded([encoder.vocabulary.text(ids)]))[0] for ids in encoder.vocabulary.ids(texts)
-    ]
-    return np.stack([row / np.linalg.norm(row) for row in found])
+def both(model: Model, values: Callable[[Encoder], Values], *, emulate: bool) -> tuple[Values, Values]:
+    """What a model gives in float32 and in bf16."""
+
+    def encoder(kind: Precision) -> Encoder:
+        return Encoder(model.path, model.scoring.pooling, threads=_THREADS, precision=kind)
+
+    exact = values(encoder("f32"))
+    if not emulate:
+        return exact, values(encoder("bf16"))
+    with rounding():
+        return exact, values(encoder("f32"))
+
+
+def best(exact: Values, rough: Values) -> tuple[Values, Values]:
+    """The best documents of each query by float32."""
+    tops = [np.argsort(-np.array(row), kind="stable")[:_BEST] for row in exact]
+
+    def taken(rows: Values) -> Values:
+        return [[row[at] for at in top] for row, top in zip(rows, tops, strict=True)]
+
+    return taken(exact), taken(rough)
+
+
+def line(name: str, model: Model, exact: Values, rough: Values) -> float:
+    """Print a row of the table; returns the largest swap."""
+    transform = model.scoring.transform
+
+    def moved(change: Callable[[float], float]) -> float:
+        pairs = zip((v for row in exact for v in row), (v for row in rough for v in row), strict=True)
+        return max(abs(change(one) - change(other)) for one, other in pairs)
+
+    flat = [value for row in exact for value in row]
+    raw = moved(float)
+    score = moved(lambda value: scores.transform(value, transform))
+    whole = [(one, other) for one, other in zip(exact, rough, strict=True) if len(one) > 1]
+    taus = [float(kendalltau(one, other).statistic) for one, other in whole]
+    swap = max(precision.largest_swap(one, other, transform) for one, other in whole)
+    span = max(flat) - min(flat)
+    print(
+        f"| {name} | {len(whole)} × {len(whole[0][0])} | {raw:.2g} ({100 * raw / span:.2g} %) | {score:.2g} "
+        f"| {statistics.fmean(taus):.4f} ({min(taus):.3f}) | {swap:.2g} "
+        f"| {'bf16' if swap <= precision.LARGEST_GAP else 'f32'} |",
+        flush=True,
+    )
+    return swap
+
+
+def golden_pairs(name: str) -> Asked:
+    """The golden pairs of a model that fit it, by query."""
+    pairs = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text(encoding="utf-8"))}
+    asked: dict[str, list[str]] = {}
+    for case in golden(name)["cases"]:
+        if case.get("fits", True):
+            pair = pairs[case["id"]]
+            asked.setdefault(pair["query"], []).append(pair["document"])
+    return [(query, texts) for query, texts in asked.items() if len(texts) > 1]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--emulate", action="store_true", help="do not use this CPU's bf16")
+    have = {"amx_bf16", "avx512_bf16"} & set(machine.instructions())
+    emulate = parser.parse_args().emulate or not have
+    told = "bf16 emulated" if emulate else f"bf16 by {' and '.join(sorted(have))}"
+    print(f"{machine.cpu_name()}: {told}\n")
+    print("| model | queries × documents | raw moves by (of its range) | score moves by "
+          "| Kendall's tau, mean (least) | largest swap | taken |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
     model = prepare(Settings(model="builtin:e5"))
     collection = read(EVERYDAY)
-    first = bm25.rank(collection, _CANDIDATES, lambda *_: None)
-    queries, documents = list(collection.queries), list(collection.documents)
-    scoring = model.scoring
-    texts = [scoring.query_prefix + collection.queries[one] for one in queries]
-    texts += [scoring.document_prefix + collection.documents[one] for one in documents]
-    exact = vectors(model.path, texts)
-    round_everything()
-    rough = vectors(model.path, texts)
-    place = {one: len(queries) + at for at, one in enumerate(documents)}
-    taus, moved = [], []
-    for at, query in enumerate(queries):
-        rows = [place[one] for one in first[query]]
-        right, other = exact[rows] @ exact[at], rough[rows] @ rough[at]
-        taus.append(float(kendalltau(right, other).statistic))
-        moved.append(float(np.abs(right - other).max()))
-    low, high = scoring.transform.low, scoring.transform.high
-    each = statistics.fmean(len(first[one]) for one in queries)
-    print(f"{len(queries)} queries, {each:.0f} candidates each")
-    print(f"Kendall's tau: mean {statistics.fmean(taus):.4f}, least {min(taus):.4f}")
-    print(f"largest change of a cosine {max(moved):.4f}, of a score {max(moved) / (high - low):.4f}")
+    texts = list(collection.documents.values())
+    asked = [(query, texts) for query in collection.queries.values()]
+    scoring = asdict(model.scoring)
+    exact, rough = both(model, lambda one: cosines(one, scoring, asked), emulate=emulate)
+    line("built-in, the 20 best of each query", model, *best(exact, rough))
+    with tempfile.TemporaryDirectory() as home:
+        for name in _GOLDEN:
+            model = prepare(golden_settings(name, Path(home)))
+            scoring = asdict(model.scoring)
+            for asked, what in (
+                (golden_pairs(name), "golden pairs"),
+                (trial.questions(4, 20), "queries of the trial"),
+            ):
+                line(f"{name}, {what}", model, *both(model, values(scoring, asked), emulate=emulate))
+
+
+def values(scoring: dict[str, Any], asked: Asked) -> Callable[[Encoder], Values]:
+    """What gives an encoder's raw values."""
+    return lambda encoder: trial.raw_values(encoder, scoring, asked)
+
+
+def cosines(encoder: Encoder, scoring: dict[str, Any], asked: Asked) -> Values:
+    """The cosines of all queries with all documents, each text read once."""
+    vocabulary = encoder.vocabulary
+    texts = [scoring["query_prefix"] + query for query, _ in asked]
+    texts += [scoring["document_prefix"] + text for text in asked[0][1]]
+    rows = trial.forward(encoder, [vocabulary.text(ids) for ids in vocabulary.ids(texts)])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries = len(asked)
+    found: Values = (rows[:queries] @ rows[queries:].T).tolist()
+    return found
 
 
 if __name__ == "__main__":

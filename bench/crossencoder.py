@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=64)
     parser.add_argument("--words", type=int, help="of each document; 20 to 200 if not given")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--precision", choices=["auto", "f32", "bf16"], default="auto")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.set_defaults(weights="full")
     asyncio.run(run(parser.parse_args()))

@@ -38,6 +38,7 @@ from rerankd.engine.base import EngineSpec
 from rerankd.engine.child import Child
 from rerankd.engine.llama import LlamaClient
 from rerankd.engine.openvino import client as openvino
+from rerankd.engine.openvino.precision import Choice
 from rerankd.engine.openvino.weights import Weights
 from rerankd.prepare import Model, prepare
 
@@ -95,7 +96,9 @@ async def started_worker(
     """OpenVINO's worker with a model; the stack stops it."""
     spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens)
     socket, log = folder / "o.sock", folder / "openvino.log"
-    argv = openvino.argv(spec, options.threads, options.precision, options.weights, socket)
+    argv = openvino.argv(
+        spec, options.threads, Choice(options.precision, "as asked"), options.weights, socket
+    )
     child = await Child.start(argv, log)
     stack.push_async_callback(child.stop, 2)
     client = openvino.OpenVinoClient(socket)
@@ -208,7 +211,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=64)
     parser.add_argument("--words", type=int, help="of each document; 20 to 400 if not given")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--precision", choices=["auto", "f32", "bf16"], default="auto")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--weights", choices=["full", "compressed"], default="full")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="whole HTTP requests as well")

@@ -22,6 +22,19 @@ def test_a_value_is_found_by_all_that_it_depends_on() -> None:
         assert cache.get(other) is None
 
 
+def test_a_value_of_another_engine_build_or_precision_is_not_found() -> None:
+    cache = ScoreCache(10, "m")
+    cache.computed_by("openvino f32")
+    cache.put(one(cache, "q", "t"), 0.5)
+    cache.computed_by("openvino f32")
+    assert cache.get(one(cache, "q", "t")) == 0.5, "loaded again as it was"
+    cache.computed_by("openvino bf16")
+    assert cache.get(one(cache, "q", "t")) is None
+    cache.put(one(cache, "q", "t"), 0.51)
+    cache.computed_by("openvino f32")
+    assert cache.get(one(cache, "q", "t")) is None, "an old value does not come back"
+
+
 def test_the_least_recently_used_goes_first() -> None:
     cache = ScoreCache(2, "m")
     first, second, third = cache.keys("q", "", ["1", "2", "3"])

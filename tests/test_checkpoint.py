@@ -36,7 +36,7 @@ OLD_MODERN_BERT = {
 
 
 def raw_values(folder: Path, cases: list[dict[str, Any]]) -> Any:
-    encoder = Encoder(folder, "rank", threads=1, wanted="f32")
+    encoder = Encoder(folder, "rank", threads=1, precision="f32")
     first = encoder.vocabulary.first_typed is not None
     found = []
     for case in cases:

@@ -108,6 +108,7 @@ async def test_raw_values_are_those_of_transformers(run: Run, opened: Any) -> No
     bound = run.bound
     async with opened(run.name, **run.settings) as reranker:
         for query, cases in by_query(run).items():
+            cases = [case for case in cases if PAIRS[case["id"]]["document"].strip()]  # blank: never scored
             result = await reranker.rerank(query, documents(cases), raw_scores=True)
             assert result.warnings == ()
             found = {scored.index: scored.score for scored in result.results}

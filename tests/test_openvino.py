@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufs import write
-from rerankd.engine.openvino import precision
+from rerankd import served
+from rerankd.domain import Scoring, Transform
+from rerankd.engine import machine
+from rerankd.engine.openvino import chosen, precision, trial
 from rerankd.engine.openvino.encoder import Encoder
 from rerankd.engine.openvino.runner import Runner, padded
 from rerankd.engine.openvino.schedule import Schedule
 from rerankd.engine.openvino.tokens import Reading, of_file, of_header
 from rerankd.engine.openvino.weights import Weights
 from rerankd.errors import ModelFileError
-from support import GOLDEN, golden
+from rerankd.prepare import prepare
+from rerankd.service import Reranker
+from rerankd.state import StateStore
+from support import GOLDEN, golden, golden_settings
 
 TINY = {
     name: of_header(Weights(GOLDEN / f"{name}.gguf").values)
@@ -186,23 +191,111 @@ def test_padding_keeps_texts_whole() -> None:
     assert sizes.tolist() == seconds.tolist() == [2, 1, 3]
 
 
-def timed(**seconds: float) -> Callable[[precision.Precision], float]:
-    return lambda kind: seconds[kind]
-
-
 def test_precision_is_what_the_cpu_is_faster_with() -> None:
-    def unasked(kind: precision.Precision) -> float:
-        raise AssertionError("there is nothing to measure")
-
-    assert precision.choose("auto", ["avx2"], unasked).precision == "f32"
-    assert precision.choose("bf16", ["avx2"], unasked).precision == "f32"  # no CPU does what it can't
-    assert precision.choose("bf16", ["avx512_bf16"], unasked).precision == "bf16"
-    assert precision.choose("f32", ["amx_bf16"], unasked).why == "as the settings say"
+    assert precision.without_trial("auto", ["avx2"]) == precision.Choice(
+        "f32", "this CPU has no bf16 arithmetic"
+    )
+    forced = precision.without_trial("bf16", ["avx2"])
+    assert forced is not None and forced.precision == "f32"  # no CPU does what it can't
+    assert precision.without_trial("bf16", ["avx512_bf16"]) == precision.Choice("bf16", "as the settings say")
+    assert precision.without_trial("f32", ["amx_bf16"]) == precision.Choice("f32", "as the settings say")
     amx = ["amx_bf16", "avx512_bf16", "avx2"]
-    fast = precision.choose("auto", amx, timed(f32=3.0, bf16=1.0))
+    assert precision.without_trial("auto", amx) is None
+    fast = precision.after(precision.Trial(3.0, 0.001), amx)
     assert (fast.precision, "3.0 times" in fast.why) == ("bf16", True)
-    assert precision.choose("auto", amx, timed(f32=1.0, bf16=1.0)).precision == "f32"
-    assert precision.choose("auto", amx, timed(f32=1.0, bf16=30.0)).precision == "f32"
+    assert precision.after(precision.Trial(1.0, None), amx).precision == "f32"
+    assert precision.after(precision.Trial(0.03, None), amx).precision == "f32"
+
+
+def test_bf16_that_swaps_documents_is_not_taken_however_fast_it_is() -> None:
+    choice = precision.after(precision.Trial(7.0, 0.012), ["amx_bf16"])
+    assert choice.precision == "f32" and "differ by 0.012" in choice.why
+
+
+def test_the_largest_swap_is_that_of_scores_or_of_raw_values_where_scores_are_saturated() -> None:
+    sigmoid, affine = Transform("sigmoid"), Transform("affine", 0.7, 0.9)
+    assert precision.largest_swap([3.0, 1.0, -2.0], [2.9, 1.2, -1.9], sigmoid) == 0
+    assert precision.largest_swap([0.9, 0.8, 0.2], [0.8, 0.85, 0.2], affine) == pytest.approx(0.5)
+    assert precision.largest_swap([1.0, 1.0, 0.0], [0.9, 1.1, 0.0], sigmoid) == 0, "equal ones have no order"
+    # All scores are below 0.001, and the order is wrong all the same.
+    assert precision.largest_swap([-8.0, -9.0, -12.0], [-9.0, -8.0, -12.0], sigmoid) == pytest.approx(0.125)
+
+
+def subject(path: Path, scoring: Scoring, fingerprint: str = "1", **more: Any) -> chosen.Subject:
+    told: dict[str, Any] = {"wanted": "auto", "weights": "full", "threads": 1, **more}
+    return chosen.Subject(path, fingerprint, scoring, **told)
+
+
+@pytest.mark.anyio
+async def test_a_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Any CPU may say that it has bf16: what it computes is right, only slow.
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_bf16"))
+    model = subject(GOLDEN / "xlmr-head.gguf", Scoring("head", 512, Transform("sigmoid"), "rank"))
+    state = StateStore(tmp_path)
+    first = await chosen.choose(model, state, tmp_path / "log", 120)
+    (entry,) = state.entries(chosen.SECTION).values()
+    assert entry.value["precision"] == first.precision and "times as fast" in first.why
+    # What is kept counts, whatever a trial would say now: a second one could not even start.
+    kept = {**entry.value, "precision": "bf16", "why": "kept"}
+    state.put(chosen.SECTION, model.key, kept)
+    again = await chosen.choose(model, StateStore(tmp_path), tmp_path / "log", 0.001)
+    assert again == precision.Choice("bf16", "kept")
+    changed = subject(model.path, model.scoring, fingerprint="2")
+    other_weights = subject(model.path, model.scoring, weights="compressed")
+    assert len({model.key, changed.key, other_weights.key}) == 3
+    assert chosen.known(subject(model.path, model.scoring, wanted="f32"), state) == precision.Choice(
+        "f32", "as the settings say"
+    )
+    state.put(chosen.SECTION, model.key, "what somebody wrote there")
+    assert chosen.known(model, state) is None
+
+
+@pytest.mark.anyio
+async def test_all_replicas_and_all_starts_compute_in_the_precision_that_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_bf16"))
+    settings = golden_settings("xlmr-head", tmp_path, replicas=2, threads=1)
+    for kept in ("bf16", "f32"):
+        model = prepare(settings)
+        state = StateStore(tmp_path)
+        state.put(chosen.SECTION, served.subject(model).key, {"precision": kept, "why": "kept"})
+        for _ in range(2):
+            async with Reranker(settings) as reranker:
+                lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in reranker.fleet.models[0].pids]
+                assert [f"--precision\0{kept}\0".encode() in line for line in lines] == [True, True]
+                assert f"{kept} (kept)" in reranker.fleet.models[0].engine_name
+                assert (await reranker.rerank("q", ["a", "b"])).results
+
+
+@pytest.mark.anyio
+async def test_a_trial_that_fails_leaves_the_model_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
+    broken = subject(tmp_path / "none.gguf", Scoring("head", 512, Transform("sigmoid"), "rank"))
+    choice = await chosen.choose(broken, StateStore(tmp_path), tmp_path / "log", 120)
+    assert choice.precision == "f32" and "a trial of bf16 failed: " in choice.why
+    late = subject(GOLDEN / "xlmr-head.gguf", broken.scoring)
+    choice = await chosen.choose(late, StateStore(tmp_path), tmp_path / "log", 0.01)
+    assert choice == precision.Choice("f32", "a trial of bf16 did not end within 0.01 s")
+
+
+def test_the_trial_s_speed_does_not_depend_on_what_else_the_machine_does() -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        ratios = [trial.speed_ratio(64, 128) for _ in range(3)]
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+    assert max(ratios) < 1.15 * min(ratios), ratios
+
+
+def test_the_trial_asks_in_both_languages() -> None:
+    asked = trial.questions(4, 20)
+    assert [len(documents) for _, documents in asked] == [20] * 4
+    assert {query.isascii() for query, _ in asked} == {True, False}
 
 
 def test_weights_that_are_missing_or_misshapen_are_named() -> None:
@@ -260,7 +353,7 @@ def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -
 def test_compressed_weights_move_scores_a_little(name: str) -> None:
     cases = [case for case in golden(name)["cases"] if case["fits"]]
     wanted = np.array([case["raw"] for case in cases])
-    encoder = Encoder(GOLDEN / f"{name}.gguf", "rank", threads=1, wanted="f32", compressed=True)
+    encoder = Encoder(GOLDEN / f"{name}.gguf", "rank", threads=1, precision="f32", compressed=True)
     assert "weights compressed" in encoder.about
     found = np.array([encoder.forward(*padded(readings([case["ids"]])))[0, 0] for case in cases])
     moved = np.abs(found - wanted).max() / (wanted.max() - wanted.min())

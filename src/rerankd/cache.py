@@ -1,9 +1,9 @@
 """Raw scores of pairs that were scored before, bounded, the least recently used one gone first.
 
-A raw value depends on the pair, the model and how it is scored, and on nothing else, so a key is a digest of
-these. The model's part of it stands for the file by path, size, time of change and header: reading gigabytes
-at each start to tell apart two files that agree in all of those is not worth it, and a file that changes
-under a running service is refused at the next start of its engine.
+A raw value depends on the pair, the model, how it is scored, and the engine's build, precision and device, so
+a key is a digest of these. The model's part of it stands for the file by path, size, time of change and
+header: reading gigabytes at each start to tell apart two files that agree in all of those is not worth it,
+and a file that changes under a running service is refused at the next start of its engine.
 
 An entry is a digest and a number, about 200 bytes with what a dictionary takes for it, whatever the texts.
 """
@@ -24,8 +24,18 @@ class ScoreCache:
 
     def __init__(self, most_entries: int, model: str) -> None:
         self.most_entries = most_entries
-        self._model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
+        self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
+        self._model = self._of_model
         self._values: OrderedDict[bytes, float] = OrderedDict()
+
+    def computed_by(self, engine: str) -> None:
+        """Say in any words which engine computes the values from now on: its build, precision and device.
+        Values of another one are not found any more."""
+        digest = self._of_model.copy()
+        digest.update(_SEPARATOR + engine.encode("utf-8", "replace"))
+        if digest.digest() != self._model.digest():
+            self._values.clear()
+            self._model = digest
 
     def __len__(self) -> int:
         return len(self._values)

@@ -32,6 +32,10 @@ _NOT_YOURS = ("--host", "--port", "--model", "-m", "--api-key", "--api-key-file"
 _LEGACY = {"LLAMA_PATH": "llama_path", "LLAMA_RANK_GGUF": "model", "LLAMA_PORT": "port"}
 
 
+# Where a variable that was left empty would open the server.
+_NEVER_BLANK = ("api_key", "api_keys_file")
+
+
 def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -45,6 +49,20 @@ def _allowed(words: tuple[str, ...]) -> tuple[str, ...]:
     if taken:
         raise ValueError(f"rerankd itself sets {taken[0]}")
     return words
+
+
+def _sendable(value: object) -> object:
+    """A key as a header can carry it: files and shells often add a line break."""
+    if not isinstance(value, str):
+        return value
+    key = value.strip()
+    if not key:
+        raise ValueError(
+            "a blank one would let everyone in; fill it in, or remove the setting to ask for no key"
+        )
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+        raise ValueError("no header can carry a key with line breaks or control characters")
+    return key
 
 
 def _slashed(value: object) -> object:
@@ -78,10 +96,7 @@ class ScoringSettings(_Frozen):
     window: int | None = Field(
         None, ge=16, description="tokens that one pair may use; lower it to save memory"
     )
-    pooling: Literal["mean", "cls", "last"] | None = Field(
-        None,
-        description="cosine: how tokens are pooled; a ModernBERT head: what it reads, if its file is silent",
-    )
+    pooling: Literal["mean", "cls", "last"] | None = Field(None, description="cosine: how tokens are pooled")
     query_prefix: str | None = Field(None, description="cosine: text put before a query")
     document_prefix: str | None = Field(None, description="cosine: text put before a document")
     transform: Literal["sigmoid", "affine", "identity"] | None = Field(
@@ -143,7 +158,13 @@ class Settings(_Frozen):
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    api_key: str | None = Field(None, description="when set, requests must carry it as a bearer token")
+    api_key: Annotated[str | None, BeforeValidator(_sendable)] = Field(
+        None, description="when set, requests must carry it as a bearer token"
+    )
+    api_keys_file: Annotated[Path | None, BeforeValidator(_sendable)] = Field(
+        None,
+        description="a file of more keys, each with a name that logs and metrics show; see `rerankd key new`",
+    )
     allowed_hosts: Names = Field(
         (),
         description="more host names to serve, such as a proxy's; *.example.com for all below it, * for any. "
@@ -169,7 +190,9 @@ class Settings(_Frozen):
         description="what runs the model: llama (llama.cpp), openvino (encoders on a CPU), or the faster one",
     )
     precision: Precision = Field(
-        "auto", description="openvino: the arithmetic; auto takes bf16 where this CPU is faster with it"
+        "auto",
+        description="openvino: the arithmetic; auto takes bf16 where this CPU is faster with it and it keeps "
+        "the model's order",
     )
     weights: WeightsKept = Field(
         "full",
@@ -249,17 +272,7 @@ class Settings(_Frozen):
     def wanted(self, default: str) -> tuple[Wanted, ...]:
         """The models to serve, in order; `default` is what is served where none is named."""
         names = dict.fromkeys(self.model or tuple(self.models) or (default,))
-        return tuple(self._wanted(self._section(name), first=at == 0) for at, name in enumerate(names))
-
-    def of(self, model: str) -> Wanted:
-        """What is set for one model, by the name of its section or by what the section's `ref` says."""
-        return self._wanted(self._section(model), first=False)
-
-    def _section(self, model: str) -> str:
-        """The name of the section that is about a model; what it is called where there is none."""
-        if model in self.models:
-            return model
-        return next((name for name, own in self.models.items() if own.ref == model), model)
+        return tuple(self._wanted(name, first=at == 0) for at, name in enumerate(names))
 
     def _wanted(self, name: str, *, first: bool) -> Wanted:
         own = self.models.get(name, ModelSettings())
@@ -298,6 +311,7 @@ LIVE = frozenset(
         "allowed_hosts",
         "allowed_origins",
         "api_key",
+        "api_keys_file",
         "body_timeout_s",
         "drain_timeout_s",
         "max_body_bytes",
@@ -377,7 +391,7 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
     names = {name: key for name, key in _LEGACY.items() if environ.get(name)}
     for name, value in environ.items():
         key = name.removeprefix(_PREFIX).lower()
-        if not name.startswith(_PREFIX) or not value or key == "config":
+        if not name.startswith(_PREFIX) or key == "config" or not (value or key in _NEVER_BLANK):
             continue
         if key not in Settings.model_fields or key in ("models", "scoring"):
             raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
@@ -392,7 +406,8 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     if item["type"] == "extra_forbidden":
         owner = {"scoring": ScoringSettings, "models": ModelSettings}.get(str(location[0]), Settings)
         return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
-    return f"{source}: {key} = {item['input']!r} can't be used: {item['msg'].lower()}."
+    shown = key if key == "api_key" else f"{key} = {item['input']!r}"  # a secret
+    return f"{source}: {shown} can't be used: {item['msg'].removeprefix('Value error, ').lower()}."
 
 
 def _nearest(key: str, owner: type[BaseModel], prefix: str = "") -> str:

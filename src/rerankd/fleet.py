@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 
 from rerankd import config
 from rerankd import prepare as preparing
@@ -37,7 +36,7 @@ class Fleet:
         self._pool = Pool(_budget_bytes(settings), least_stay_s=settings.least_stay_s)
         self._served: list[Served] = []
         self._pulled: list[Wanted] = []
-        self._run_dir: Path | None = None
+        self._run_dir: rundir.RunDir | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
 
@@ -95,7 +94,7 @@ class Fleet:
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._run_dir is not None:
-            rundir.remove(self._run_dir)
+            self._run_dir.remove()
 
     def find(self, asked: str | None) -> Served:
         """The model that is served under the name `asked`.
@@ -259,7 +258,7 @@ class Fleet:
         """All models, those that are served no more but still at work among them."""
         return [key for key in self._pool.keys if isinstance(key, Served)]
 
-    def _sockets(self) -> Path:
+    def _sockets(self) -> rundir.RunDir:
         assert self._run_dir is not None, "start the fleet first"
         return self._run_dir
 

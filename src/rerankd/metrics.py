@@ -45,14 +45,14 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "rerankd_requests",
-            "answers, by dialect and HTTP status",
-            ["dialect", "status"],
+            "answers, by dialect, HTTP status, model and name of the key",
+            ["dialect", "status", "model", "key"],
             registry=registry,
         )
         self.latency = Histogram(
             "rerankd_request_seconds",
             "from the request's arrival to its answer",
-            ["dialect"],
+            ["dialect", "model"],
             buckets=_SECONDS,
             registry=registry,
         )
@@ -87,10 +87,11 @@ class Metrics:
         self.cut.inc(cut)
         self.recent.scored(time.monotonic(), documents)
 
-    def ended(self, dialect: str, status: int, seconds: float) -> None:
-        """Count one answer, whatever it says."""
-        self.requests.labels(dialect, status).inc()
-        self.latency.labels(dialect).observe(seconds)
+    def ended(self, dialect: str, status: int, seconds: float, *, model: str = "", key: str = "") -> None:
+        """Count one answer, whatever it says. `model` is empty where it never came to a model, `key` where no
+        key was asked for or sent."""
+        self.requests.labels(dialect, status, model, key).inc()
+        self.latency.labels(dialect, model).observe(seconds)
         self.recent.ended(time.monotonic(), seconds, failed=status >= 400)
 
     def read(self) -> bytes:

@@ -108,7 +108,7 @@ class Remote:
         # TEI takes so many texts in a request; a client of it sends the rest in others at the same time.
         self.most_documents: int | None = None
         self._http = httpx.AsyncClient(
-            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            headers={b"authorization": f"Bearer {api_key}".encode()} if api_key else {},
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             trust_env=False,

@@ -19,8 +19,11 @@ from rerankd.config import Settings
 from rerankd.engine import command, machine, process
 from rerankd.engine.base import Connection, Engine, EngineSpec, Shape
 from rerankd.engine.llama import LlamaClient
+from rerankd.engine.openvino import chosen
 from rerankd.engine.openvino import client as openvino
+from rerankd.engine.openvino.precision import Choice as Precision
 from rerankd.engine.replicas import Replicas
+from rerankd.engine.rundir import RunDir
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
 from rerankd.errors import EngineUnavailable, ModelFileError, RerankdError, Unscorable
 from rerankd.metrics import Metrics, Reading
@@ -47,7 +50,7 @@ class Served:
         model: Model,
         settings: Settings,
         metrics: Metrics,
-        run_dir: Callable[[], Path],
+        run_dir: Callable[[], RunDir],
         learned: StateStore,
     ) -> None:
         self.model = model
@@ -60,6 +63,8 @@ class Served:
         self._run_dir = run_dir
         self._learned = learned
         self._replicas: Replicas | None = None
+        self._is_choosing = False
+        self._precision = Precision("f32", "")
         self._error: RerankdError | None = None
         self._failed_at = 0.0
         self._gpu_bytes: int | None = None
@@ -83,6 +88,7 @@ class Served:
     def _state(self) -> State:
         if self._replicas is None:
             phase: Phase = "unloaded" if self._error is None else "failed"
+            phase = "starting" if self._is_choosing else phase
             return replace(self._earlier, phase=phase, error=self._error, engine=None, pid=None)
         state = self._replicas.state
         starts, lost = self._earlier.starts + state.starts, self._earlier.lost + state.lost
@@ -122,6 +128,8 @@ class Served:
             error = copy.copy(error)
             error.retry_after_s = math.ceil(left_s)
             raise error
+        self._precision = await self._choose_precision()
+        self.cache.computed_by(self._computes())
         gpus = self.model.engine.gpus
         if gpus:  # what is free there changes with what is loaded; asking takes up to a second
             gpus = await asyncio.to_thread(machine.gpus)
@@ -139,6 +147,25 @@ class Served:
         if not self.model.engine.on_cpu:
             self._gpu_bytes = await asyncio.to_thread(machine.gpu_memory_bytes, replicas.pids)
         return self.memory_bytes()
+
+    async def _choose_precision(self) -> Precision:
+        """The precision of all replicas; of llama.cpp the file's types decide."""
+        if self.model.engine.kind != "openvino":
+            return Precision("f32", "")
+        self._is_choosing = True
+        try:
+            return await chosen.choose(
+                subject(self.model), self._learned, self.log, self.settings.start_timeout_s
+            )
+        finally:
+            self._is_choosing = False
+
+    def _computes(self) -> str:
+        """What the values depend on beside model and texts: the engine's build, its precision and device."""
+        engine, wanted = self.model.engine, self.model.wanted
+        if engine.kind == "openvino":
+            return f"openvino {chosen.version()} {self._precision.precision} {wanted.weights}"
+        return f"{engine.program} {engine.build} {wanted.gpu_layers} {self.settings.engine_args}"
 
     async def unload(self, *, at_once: bool = False) -> None:
         """Stop the engines; safe to call again, and with `at_once` to cut an earlier call short."""
@@ -211,7 +238,7 @@ class Served:
 
     def _supervise(self, at: int, gpus: tuple[machine.Gpu, ...] | None) -> Supervisor:
         settings, model, wanted, facts = self.settings, self.model, self.model.wanted, self.model.facts
-        threads = wanted.threads or max(machine.read().cores // wanted.replicas, 1)
+        threads = threads_of(model)
         options = command.EngineOptions(
             program=model.engine.program,
             threads=threads,
@@ -231,7 +258,7 @@ class Served:
                     f"{model.path} has changed or is gone. Send rerankd SIGHUP to have it read anew."
                 )
             if runs_openvino:
-                return openvino.argv(spec, threads, wanted.precision, wanted.weights, socket)
+                return openvino.argv(spec, threads, self._precision, wanted.weights, socket)
             return command.argv(spec, options, socket)
 
         return Supervisor(
@@ -264,6 +291,19 @@ class Served:
                 "all the same, with a warning in every answer, use --force."
             )
         self.doubts = tuple(f"This model failed the check at load: {text}." for text in fatal)
+
+
+def threads_of(model: Model) -> int:
+    """Threads of each of a model's engines."""
+    return model.wanted.threads or max(machine.read().cores // model.wanted.replicas, 1)
+
+
+def subject(model: Model) -> chosen.Subject:
+    """The model as one that a precision is chosen for."""
+    wanted = model.wanted
+    return chosen.Subject(
+        model.path, model.fingerprint, model.scoring, wanted.precision, wanted.weights, threads_of(model)
+    )
 
 
 def bounds(settings: Settings) -> Bounds:

@@ -15,11 +15,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from rerankd import config, plan, scores
+from rerankd import config, keys, plan, scores
 from rerankd.config import Settings
 from rerankd.domain import DocumentError, RerankRequest, RerankResult, ScoredDocument, Transform
 from rerankd.engine.supervisor import State
-from rerankd.errors import EngineError, EngineTimeout, EngineUnavailable, InputTooLong, InvalidRequest
+from rerankd.errors import (
+    ConfigError,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    InputTooLong,
+    InvalidRequest,
+)
 from rerankd.fit import Fitted, fit
 from rerankd.fleet import Fleet
 from rerankd.metrics import Metrics
@@ -44,6 +51,12 @@ class Reranker:
         model that the memory budget can never hold.
         """
         settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
+        self.keys = keys.read(settings)
+        if self.keys and not len(self.keys):
+            raise ConfigError(
+                f"The file of API keys {settings.api_keys_file} holds no key. Make one with "
+                "`rerankd key new NAME`."
+            )
         self.metrics = Metrics(lambda: self.fleet.readings())
         self.fleet = Fleet(settings, self.metrics)
         self.fleet.begin_with(prepared)
@@ -70,6 +83,15 @@ class Reranker:
         """Stop the engines and remove what they left; safe to call again, and with `at_once` to cut an
         earlier call short."""
         await self.fleet.close(at_once=at_once)
+
+    async def apply(self, settings: Settings) -> None:
+        """Go on by other settings, and by the keys that are in the file now: one that was removed is refused
+        at once, even where the other settings can't be taken over.
+
+        Raises ConfigError, and what `Fleet.apply` raises; then the other settings have not changed.
+        """
+        self.keys = await asyncio.to_thread(keys.read, settings)
+        await self.fleet.apply(settings)
 
     @property
     def settings(self) -> Settings:

@@ -113,11 +113,15 @@ class StateStore:
     def put(self, section: str, key: str, value: Any, ttl_s: float | None = None) -> None:
         """Keep a value, for `ttl_s` seconds or for good. Raises ValueError where it is not JSON, or is larger
         than MOST_VALUE_BYTES with its key."""
-        size = len(json.dumps([key, value], allow_nan=False).encode())
-        if size > MOST_VALUE_BYTES:
-            raise ValueError(f"{section}: an entry may have {MOST_VALUE_BYTES} bytes, this one has {size}")
-        now = self._now()
-        self._change(section, {key: Entry(value, now, None if ttl_s is None else now + ttl_s)})
+        self._change(section, {key: self._made(section, key, value, ttl_s)})
+
+    def setdefault(self, section: str, key: str, value: Any) -> Any:
+        """Keep a value for good where there is none yet. Returns the one that is kept: of several processes
+        that find out the same at once, the first one's. Raises ValueError as `put`."""
+        with self._mutex:
+            if self.get(section, key) is None:
+                self._change(section, {key: self._made(section, key, value)}, unless_there=True)
+            return self.get(section, key)
 
     def remove(self, section: str, key: str) -> None:
         """Forget an entry; nothing happens where there is none."""
@@ -154,6 +158,13 @@ class StateStore:
             raise ValueError(f"{section!r} is no name of a section")
         return self.folder / f"{section}.json"
 
+    def _made(self, section: str, key: str, value: Any, ttl_s: float | None = None) -> Entry:
+        size = len(json.dumps([key, value], allow_nan=False).encode())
+        if size > MOST_VALUE_BYTES:
+            raise ValueError(f"{section}: an entry may have {MOST_VALUE_BYTES} bytes, this one has {size}")
+        now = self._now()
+        return Entry(value, now, None if ttl_s is None else now + ttl_s)
+
     def _live(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         now = self._now()
         return {key: entry for key, entry in entries.items() if entry.is_live(now)}
@@ -174,23 +185,28 @@ class StateStore:
                     known.unread = str(error) or repr(error)
         return known
 
-    def _change(self, section: str, changes: Mapping[str, Entry | None]) -> None:
+    def _change(
+        self, section: str, changes: Mapping[str, Entry | None], *, unless_there: bool = False
+    ) -> None:
         with self._mutex:
             path = self._path(section)
             self._read(section).pending.update(changes)
             try:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with _locked(self.folder):
-                    self._write(path, section)
+                    known = self._read(section)
+                    if unless_there:
+                        for key in self._live(known.entries).keys() & changes.keys():
+                            del known.pending[key]
+                    self._write(path, known)
             except OSError as error:
                 pending = self._sections[section].pending
                 for key in list(pending)[:-MOST_ENTRIES]:
                     del pending[key]
                 self._say_once(error)
 
-    def _write(self, path: Path, section: str) -> None:
-        """Write the section with its pending changes. The lock and the mutex are held."""
-        known = self._read(section)
+    def _write(self, path: Path, known: _Section) -> None:
+        """Write a section, just read, with its pending changes. The lock and the mutex are held."""
         merged = self._live(_merged(known.entries, known.pending))
         kept = dict(list(merged.items())[-MOST_ENTRIES:])
         if known.unread:

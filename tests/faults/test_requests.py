@@ -121,7 +121,7 @@ def test_metrics_tell_what_happened(steady: Service) -> None:
     steady.rerank(["a"])
     text = steady.get("/metrics").text
     for name in (
-        'rerankd_requests_total{dialect="jina",status="200"}',
+        'rerankd_requests_total{dialect="jina",key="",model="xlmr-head",status="200"}',
         "rerankd_request_seconds_bucket",
         "rerankd_queue_wait_seconds_count",
         "rerankd_request_documents_sum",

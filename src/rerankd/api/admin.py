@@ -61,7 +61,7 @@ class PullBody(TypedDict):
 def _admin(request: Request) -> Reranker:
     """The reranker, for one who may change it. Raises Unauthorized and AdminOff."""
     reranker = reranker_of(request)
-    check_key(request, reranker.settings.api_key)
+    check_key(request, reranker.keys)
     if not reranker.settings.admin_api:
         raise AdminOff(
             "Models can't be changed over HTTP here. To allow it, set admin_api = true (RERANKD_ADMIN_API) "

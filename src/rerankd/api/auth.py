@@ -1,22 +1,34 @@
-"""Who may ask: a bearer token or an x-api-key header, where the service has a key."""
+"""Who may ask: a bearer token or an x-api-key header, where the service asks for a key."""
 
 from __future__ import annotations
 
-import hmac
+from collections.abc import Iterator
 
 from fastapi import Request
 
 from rerankd.errors import Unauthorized
+from rerankd.keys import Keys
 
 
-def refusal(request: Request, key: str | None) -> Unauthorized | None:
-    """Why a request is not let in: None where it carries `key`, or there is none to carry."""
-    if not key:
-        return None
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    sent = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    # Constant time, so that the answer's delay tells nothing of the key.
-    if hmac.compare_digest(sent.encode(), key.encode()):
+def key_name(request: Request, keys: Keys) -> str | None:
+    """The name of the key that a request carries, None where it carries none of `keys`."""
+    return next((name for sent in _sent(request) if (name := keys.name_of(sent)) is not None), None)
+
+
+def _sent(request: Request) -> Iterator[bytes]:
+    """What may be a key. As bytes: a header is text in an encoding that only its sender knows."""
+    for name, value in request.scope["headers"]:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                yield token.strip()
+        elif name == b"x-api-key":
+            yield value.strip()
+
+
+def refusal(request: Request, keys: Keys) -> Unauthorized | None:
+    """Why a request is not let in: None where it carries one of `keys`, or none is asked for."""
+    if not keys or key_name(request, keys) is not None:
         return None
     return Unauthorized(
         "The API key is missing or wrong. Send the server's key as 'Authorization: Bearer KEY' or "
@@ -24,8 +36,8 @@ def refusal(request: Request, key: str | None) -> Unauthorized | None:
     )
 
 
-def check_key(request: Request, key: str | None) -> None:
+def check_key(request: Request, keys: Keys) -> None:
     """Raise Unauthorized unless the request is let in."""
-    refused = refusal(request, key)
+    refused = refusal(request, keys)
     if refused is not None:
         raise refused

@@ -17,6 +17,7 @@ from fastapi import Request, Response
 from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from rerankd.api.auth import key_name
 from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded
 from rerankd.service import Reranker
 
@@ -88,7 +89,13 @@ def guard(answer: Answer) -> Answer:
             response.headers["connection"] = "close"
         dialect = getattr(inner.state, "dialect", None)
         if dialect is not None:
-            reranker.metrics.ended(dialect, response.status_code, time.perf_counter() - started)
+            reranker.metrics.ended(
+                dialect,
+                response.status_code,
+                time.perf_counter() - started,
+                model=getattr(inner.state, "model", ""),
+                key=key_name(request, reranker.keys) or "",
+            )
         return response
 
     return guarded

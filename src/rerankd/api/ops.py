@@ -131,7 +131,7 @@ class ModelList(TypedDict):
 )
 async def models(request: Request) -> Response:
     reranker = reranker_of(request)
-    check_key(request, reranker.settings.api_key)
+    check_key(request, reranker.keys)
     rows = [_row(served.model, name) for served in reranker.fleet.models for name in served.model.names]
     return json_response({"object": "list", "data": rows})
 
@@ -143,7 +143,7 @@ async def models(request: Request) -> Response:
 )
 async def model(request: Request, name: str) -> Response:
     reranker = reranker_of(request)
-    check_key(request, reranker.settings.api_key)
+    check_key(request, reranker.keys)
     return json_response(_row(reranker.fleet.find(name).model, name))
 
 
@@ -167,7 +167,7 @@ def _row(model: Model, name: str) -> ModelRow:
 async def metrics(request: Request) -> Response:
     reranker = reranker_of(request)
     if not reranker.settings.open_metrics:
-        check_key(request, reranker.settings.api_key)
+        check_key(request, reranker.keys)
     return Response(reranker.metrics.read(), media_type=reranker.metrics.content_type)
 
 
@@ -182,7 +182,7 @@ async def metrics(request: Request) -> Response:
 )
 async def reload(request: Request, name: str) -> Response:
     reranker = reranker_of(request)
-    check_key(request, reranker.settings.api_key)
+    check_key(request, reranker.keys)
     check_change(request, reranker)
     served = reranker.fleet.named(name)
     await reranker.fleet.reload(served)
@@ -193,7 +193,7 @@ async def reload(request: Request, name: str) -> Response:
 async def cluster_auth(request: Request) -> Response:
     """What Xinference's clients ask first. Without a key it is a 404, as in a Xinference without users; with
     one they only send theirs when they are told that it is asked for."""
-    if not reranker_of(request).settings.api_key:
+    if not reranker_of(request).keys:
         raise NoSuchPath("This service asks for no key, so there is nothing at /v1/cluster/auth.")
     return json_response({"auth": True})
 

@@ -143,7 +143,7 @@ def _is_allowed(origin: str | None, allowed: Sequence[str]) -> bool:
 def check_change(request: Request, reranker: Reranker) -> None:
     """Raise OriginNotAllowed, HostNotAllowed or UnsupportedMediaType for a request that must not change the
     service."""
-    refused = change_refusal(request.headers, reranker.settings, has_keys=bool(reranker.settings.api_key))
+    refused = change_refusal(request.headers, reranker.settings, has_keys=bool(reranker.keys))
     if refused is not None:
         raise refused
 
@@ -186,7 +186,7 @@ class Gate:
 
 def _refusal(request: Request, reranker: Reranker) -> RerankdError | None:
     settings, headers, scope = reranker.settings, request.headers, request.scope
-    has_keys = bool(settings.api_key)
+    has_keys = bool(reranker.keys)
     # A UNIX socket has no port, and no browser reaches it.
     server = scope["server"][0] if scope.get("server") and scope["server"][1] is not None else None
     why = host_refusal(headers.get("host"), settings, server, has_keys=has_keys)

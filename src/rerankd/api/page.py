@@ -52,7 +52,7 @@ async def _page(request: Request) -> Response:
     if not path.endswith("/"):
         return Response(status_code=307, headers={"location": f"{path.rpartition('/')[2]}/"})
     data = _read("index.html")
-    if reranker_of(request).settings.api_key:
+    if reranker_of(request).keys:
         data = data.replace(_KEY_MARK, b'data-key="yes"')
     return _answer(request, data, ".html")
 

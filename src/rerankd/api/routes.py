@@ -81,6 +81,7 @@ async def rerank(request: Request) -> Response:
     timeout_s = limits.wanted_timeout_s(request)
     asked = dialect.parse(value)
     served = reranker.fleet.find(asked.model)
+    request.state.model = served.name
     result = await reranker.answer(asked, timeout_s=timeout_s)
     return json_response(
         dialect.render(result, request_id(request)),
@@ -96,6 +97,7 @@ async def score(request: Request) -> Response:
     timeout_s = limits.wanted_timeout_s(request)
     requests = dialect.parse(value)
     served = reranker.fleet.find(requests[0].model)
+    request.state.model = served.name
     results = await reranker.answer_all(requests, timeout_s=timeout_s)
     return json_response(
         dialect.render(results, request_id(request)),
@@ -120,7 +122,7 @@ async def _read(
     path = plain_path(request.scope["path"])  # not .url, which a malformed Host breaks
     speaks(request, choose(path, {}).render_error)
     request.state.dialect = "unknown"
-    refused = refusal(request, settings.api_key)
+    refused = refusal(request, reranker.keys)
     try:
         value = await read_json(request, settings.max_body_bytes if refused is None else _REFUSED_BYTES)
     except RerankdError as error:

@@ -62,7 +62,7 @@ async def serve(
 
     async def reload() -> None:
         try:
-            await reranker.fleet.apply(await asyncio.to_thread(reread))
+            await reranker.apply(await asyncio.to_thread(reread))
         except RerankdError as error:
             _log.error("the settings were not taken over: %s", error.message)
 

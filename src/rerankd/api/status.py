@@ -88,7 +88,7 @@ class Status(TypedDict):
 )
 async def status(request: Request) -> Response:
     reranker = reranker_of(request)
-    check_key(request, reranker.settings.api_key)
+    check_key(request, reranker.keys)
     fleet, metrics = reranker.fleet, reranker.metrics
     now = time.monotonic()
     body: Status = {

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from rerankd import __version__
-from rerankd.cli import bench, doctor, engine, eval, models, rerank, serve, state, status
+from rerankd.cli import bench, doctor, engine, eval, key, models, rerank, serve, state, status
 from rerankd.errors import RerankdError
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ app.command("eval")(eval.evaluate)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(engine.app, name="engine")
+app.add_typer(key.app, name="key")
 app.add_typer(state.app, name="state")
 
 

@@ -24,6 +24,12 @@ def doctor(
         str | None,
         typer.Option(help="A copy of NVIDIA's package repositories, for the commands that install CUDA."),
     ] = None,
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            "--remeasure", help="Choose again in which precision OpenVINO computes the models to be served."
+        ),
+    ] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
@@ -35,7 +41,9 @@ def doctor(
 
     settings = config.from_machine({}, config_file)
     with progress() as report:
-        rows = checks.diagnose(observe.look(settings, report, online=online), cuda_mirror)
+        rows = checks.diagnose(
+            observe.look(settings, report, online=online, remeasure=remeasure), cuda_mirror
+        )
     able = checks.can_run(rows)
     if as_json:
         value = {"ok": able, "checks": [asdict(row) for row in rows]}

@@ -20,5 +20,5 @@ def client(settings: Settings) -> httpx.Client:
     """A client that asks it, with the key if there is one."""
     import httpx
 
-    headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    headers = {b"authorization": f"Bearer {settings.api_key}".encode()} if settings.api_key else {}
     return httpx.Client(base_url=url(settings), headers=headers, trust_env=False)

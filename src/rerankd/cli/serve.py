@@ -166,7 +166,7 @@ def _notes(reranker: Any, host: str) -> list[str]:
         lines.append(
             "  It is the model that was pulled last. For another one: rerankd serve NAME (rerankd list)"
         )
-    if host in ("0.0.0.0", "::") and not settings.api_key:
+    if host in ("0.0.0.0", "::") and not reranker.keys:
         lines.append("  Whoever can reach this machine can use it: ask for a key with --api-key.")
     return lines
 

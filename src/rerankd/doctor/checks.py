@@ -47,6 +47,7 @@ def diagnose(seen: Seen, mirror: str | None = None) -> list[Row]:
         _port(seen),
         *_engines(seen),
         _openvino(seen),
+        *_precisions(seen),
         *_models(seen),
         *_online(seen),
     ]
@@ -237,6 +238,19 @@ def _openvino(seen: Seen) -> Row:
         "not installed: encoders run on llama.cpp",
         "for encoders that are faster on a CPU: pip install 'rerankd[openvino]'",
     )
+
+
+def _precisions(seen: Seen) -> Iterator[Row]:
+    for one in seen.precisions:
+        check = f"precision {one.name}"
+        if not one.precision:
+            yield Row(check, "ok", "not chosen yet: the first start tries whether bf16 is worth it")
+        elif one.before and one.before != one.precision:
+            step = f"it holds from the next load on: rerankd reload {one.name}, or a restart"
+            yield Row(check, "ok", f"{one.precision}, until now {one.before}: {one.why}", step)
+        else:
+            again = "again " * bool(one.before)
+            yield Row(check, "ok", f"{again}{one.precision}: {one.why}")
 
 
 def _engine(engine: SeenEngine, *, is_used: bool) -> Row:

@@ -1,8 +1,9 @@
-"""What doctor looks at. It changes nothing but for a test file in the data folder; `online` alone asks the
-network."""
+"""What doctor looks at. It changes nothing but for a test file in the data folder, and with `remeasure` what
+is kept of precisions; `online` alone asks the network."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -15,16 +16,18 @@ from pathlib import Path
 
 import httpx
 
-from rerankd import prepare
+from rerankd import prepare, served
 from rerankd.api.listen import bind
 from rerankd.config import Settings
-from rerankd.doctor.seen import Seen, SeenEngine, SeenModel
+from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
 from rerankd.engine import installed, machine
 from rerankd.engine.build import cuda, index, smoke, tools
 from rerankd.engine.build.source import PINNED
 from rerankd.engine.choice import BUNDLED, Choice, runs_here
+from rerankd.engine.openvino import chosen
 from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
 from rerankd.models import builtin, hubs, listing, modelfile, store
+from rerankd.state import StateStore
 
 Progress = Callable[[str, int, int], None]
 _PCI = Path("/sys/bus/pci/devices")
@@ -33,7 +36,7 @@ _DISPLAY = ("0x0300", "0x0302")
 _ONLINE_TIMEOUT_S = 10.0
 
 
-def look(settings: Settings, report: Progress, *, online: bool = False) -> Seen:
+def look(settings: Settings, report: Progress, *, online: bool = False, remeasure: bool = False) -> Seen:
     """All that the checks judge. It takes some seconds, most of them for the engines' smoke tests."""
     choice, choice_problem = _choice(settings)
     models, model_problem = _models(settings)
@@ -59,6 +62,7 @@ def look(settings: Settings, report: Progress, *, online: bool = False) -> Seen:
         models=models,
         model_problem=model_problem,
         openvino=_openvino(),
+        precisions=_precisions(settings, report, remeasure=remeasure),
         online=_online(report) if online else None,
     )
 
@@ -160,6 +164,35 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     except RerankdError as error:
         return tuple(found), error.message
     return tuple(found), ""
+
+
+def _precisions(settings: Settings, report: Progress, *, remeasure: bool) -> tuple[SeenPrecision, ...]:
+    """Those of the models to be served that are on this machine and run on OpenVINO."""
+    state = StateStore(settings.home)
+    found = []
+    for wanted in prepare.wanted(settings):
+        if wanted.ref == builtin.NAME and not builtin.path_in(store.Store(settings.home).models).exists():
+            continue  # preparing it would fetch it
+        try:
+            model = prepare.prepare(settings, wanted)
+        except RerankdError:
+            continue  # the checks of the models tell
+        if model.engine.kind != "openvino":
+            continue
+        subject = served.subject(model)
+        before = after = chosen.known(subject, state)
+        if remeasure:
+            report(f"choosing the precision of {model.name}", 0, 1)
+            state.remove(chosen.SECTION, subject.key)
+            log = store.Store(settings.home).logs / "precision.log"
+            after = asyncio.run(chosen.choose(subject, state, log, settings.start_timeout_s))
+            report(f"choosing the precision of {model.name}", 1, 1)
+        if after is None:
+            found.append(SeenPrecision(model.name, "", ""))
+        else:
+            until_now = before.precision if before is not None and remeasure else ""
+            found.append(SeenPrecision(model.name, after.precision, after.why, until_now))
+    return tuple(found)
 
 
 def _online(report: Progress) -> dict[str, str]:

@@ -35,6 +35,17 @@ class SeenModel:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenPrecision:
+    """The precision that OpenVINO computes a model in here, and why; "" where it is not chosen yet. `before`
+    is what it was until it was chosen again, "" where it was not."""
+
+    name: str
+    precision: str
+    why: str
+    before: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """All of it. `problem` texts are "" where there is none. `online` maps a place to what is wrong with
     reaching it, and is None when that was not asked for. `nvidia_card` says that the PCI bus has one;
@@ -60,4 +71,5 @@ class Seen:
     models: tuple[SeenModel, ...]
     model_problem: str = ""
     openvino: str = ""
+    precisions: tuple[SeenPrecision, ...] = ()
     online: Mapping[str, str] | None = field(default=None)

@@ -19,18 +19,18 @@ import asyncio
 import contextlib
 import copy
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rerankd.engine import process, reasons, rundir
+from rerankd.engine import process, reasons
 from rerankd.engine.base import Connection, Engine, EngineSpec
 from rerankd.engine.child import Child
 from rerankd.engine.llama import LlamaClient
 from rerankd.engine.restart import STABLE_AFTER_S, End, GiveUp, decide, recent
+from rerankd.engine.rundir import RunDir
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable, RerankdError
 
 _log = logging.getLogger("rerankd.engine")
@@ -92,7 +92,7 @@ class Supervisor:
         spec: EngineSpec,
         command: Callable[[Path], Sequence[str]],
         *,
-        run_dir: Path,
+        run_dir: RunDir,
         log: Path,
         start_timeout_s: float,
         stop_timeout_s: float,
@@ -120,6 +120,8 @@ class Supervisor:
         self._ending: asyncio.Task[None] | None = None
         self._child: Child | None = None
         self._suspected = asyncio.Event()
+        self._socket: Path | None = None
+        self._unreachable = asyncio.Event()
         self._reload = asyncio.Event()
         self._leases = 0
         self._unused = asyncio.Event()
@@ -158,13 +160,16 @@ class Supervisor:
         notice = time.monotonic() + _DEATH_NOTICE_S
         while True:
             state = self._state
-            if state.engine is not None and (state.engine is not after or time.monotonic() >= notice):
+            is_reachable = state.engine is not None and self._is_reachable()
+            if state.engine is not None and not is_reachable:
+                self._unreachable.set()  # it is replaced
+            elif state.engine is not None and (state.engine is not after or time.monotonic() >= notice):
                 return state.engine
             if state.phase == "failed" and state.error is not None:
                 raise copy.copy(state.error)  # one for each: a raised error collects tracebacks
             if self._task is None:
                 raise EngineUnavailable("The engine is stopped.")
-            timeout_s = max(notice - time.monotonic(), 0.0) if state.engine is not None else None
+            timeout_s = max(notice - time.monotonic(), 0.0) if is_reachable else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), timeout_s)
 
@@ -180,6 +185,9 @@ class Supervisor:
             self._leases -= 1
             if self._leases == 0:
                 self._unused.set()
+
+    def _is_reachable(self) -> bool:
+        return self._socket is not None and self._socket.exists()
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Stop the engine and its child; safe to call again, and with `at_once` to cut an earlier call
@@ -238,13 +246,13 @@ class Supervisor:
         ever was."""
         starts = self._state.starts + 1
         self._set("starting", starts=starts)
-        socket = self._run_dir / f"{secrets.token_hex(3)}.sock"
         try:
+            socket = self._socket = self._run_dir.socket()
             child = self._child = await Child.start(self._command(socket), self.log)
         except RerankdError as error:
             return _Loss(error), None
         client = self._connect(socket)
-        note = rundir.note(self._run_dir, child.pid)
+        note = self._run_dir.note(child.pid)
         ready_at: float | None = None
         loss = _Loss(EngineUnavailable("The engine is stopped."))
         try:
@@ -259,6 +267,7 @@ class Supervisor:
                 self._until_stuck(child, client),
                 self._until_grown(child),
                 self._until_asked(),
+                self._until_unreachable(socket),
             )
         except RerankdError as error:
             loss = _Loss(error)
@@ -286,6 +295,17 @@ class Supervisor:
             EngineUnavailable(reasons.silent(self._name, misses, child.lines())),
             kill=True,
         )
+
+    async def _until_unreachable(self, socket: Path) -> _Loss:
+        """logind removes its user's folder at logout, and others clean /tmp: then open connections, and with
+        them the health polls, work on, but no new one can be made."""
+        while socket.exists():
+            self._unreachable.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._unreachable.wait(), self._watch.health_poll_s)
+        text = f"The engine's socket {socket} was removed by another program; the engine is replaced"
+        _log.warning("%s between requests", text)
+        return _Loss(EngineUnavailable(f"{text}; try again."), asked=True)
 
     async def _until_stuck(self, child: Child, client: Connection) -> _Loss:
         while True:

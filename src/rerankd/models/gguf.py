@@ -12,16 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from rerankd import checkpoint
 from rerankd.gguf_header import Header, Source, Tensor, parse
 from rerankd.models.facts import Facts, facts_of, refuse, whole_number
 
-_KEEP = (
-    "tokenizer.ggml.tokens",
-    "tokenizer.ggml.token_type",
-    ".classifier.output_labels",
-    "general.tags",
-)
+_KEEP = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", ".classifier.output_labels")
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 
 
@@ -71,8 +65,7 @@ def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> Facts:
 def _read_part(path: Path) -> tuple[Header, int]:
     try:
         if path.is_dir():
-            why = checkpoint.missing(checkpoint.paths_in(path))
-            refuse(path, f"this is a folder with no {checkpoint.CONFIG}; {why}")
+            refuse(path, "this is a folder with no config.json; give the path of the .gguf file in it")
         if path.exists() and not path.is_file():
             refuse(path, "this is not a plain file; give the path of a .gguf file")
         with open(path, "rb") as stream:

@@ -148,8 +148,7 @@ class Puller:
             def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
                 for file in choice.files:
                     if file.name.lower().endswith(ending):
-                        # The repository's name is a part of what the file says that it is (evidence.py).
-                        yield opened(file), file.size_bytes, Path(repo.replace("/", "--"), file.path)
+                        yield opened(file), file.size_bytes, Path(file.path)
 
             described = {
                 file.name: opened(file).read() for file in choice.files if file.name in checkpoint.DESCRIBING
@@ -159,7 +158,7 @@ class Puller:
             else:
                 facts = gguf.read_streams(parts(".gguf"))
             decided = self.judge(facts)
-        decided.require(hub.origin(repo).ref)
+        decided.require()
         self.say(f"scored as {decided.explain}")
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:

@@ -44,11 +44,11 @@ def run(program: Sequence[str], log: Path, *, gpu_layers: int = 0) -> Outcome:
     there is no room for the model or the socket."""
     folder = rundir.make()
     try:
-        model = folder / "tiny.gguf"
+        model = folder.make() / "tiny.gguf"
         tiny.write(model)
-        return asyncio.run(_run(program, model, folder / "s.sock", log, gpu_layers))
+        return asyncio.run(_run(program, model, folder.socket(), log, gpu_layers))
     finally:
-        rundir.remove(folder)
+        folder.remove()
 
 
 def version(program: Path) -> str:

@@ -19,7 +19,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls"])
     flags.add_argument("--window", type=int, required=True, help="tokens a text, or a pair, may have")
     flags.add_argument("--threads", type=int, required=True)
-    flags.add_argument("--precision", choices=["auto", "f32", "bf16"], default="auto")
+    flags.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+    flags.add_argument("--why", default="", help="why this precision, in words")
     flags.add_argument("--weights", choices=["full", "compressed"], default="full")
     return flags
 
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
             options.model,
             options.pooling,
             threads=options.threads,
-            wanted=options.precision,
+            precision=options.precision,
+            why=options.why,
             compressed=options.weights == "compressed",
         )
     except (ModelFileError, MemoryError, RuntimeError) as error:  # the last one is OpenVINO's for anything

@@ -10,6 +10,7 @@ from typing import Any
 
 from rerankd.engine.base import Engine, EngineSpec, RawScores
 from rerankd.engine.choice import Choice
+from rerankd.engine.openvino import precision
 from rerankd.engine.wire import Wire
 from rerankd.errors import EngineError, InputTooLong
 from rerankd.plan import SHARED
@@ -27,7 +28,9 @@ _COUNTS = 4
 _SLACK = 2
 
 
-def argv(spec: EngineSpec, threads: int, precision: str, weights: str, socket: Path) -> Sequence[str]:
+def argv(
+    spec: EngineSpec, threads: int, chosen: precision.Choice, weights: str, socket: Path
+) -> Sequence[str]:
     """The worker's command line."""
     return [
         *WORKER.program,
@@ -36,7 +39,8 @@ def argv(spec: EngineSpec, threads: int, precision: str, weights: str, socket: P
         "--pooling", spec.scoring.pooling,
         "--window", str(spec.scoring.window),
         "--threads", str(threads),
-        "--precision", precision,
+        "--precision", chosen.precision,
+        "--why", chosen.why,
         "--weights", weights,
     ]  # fmt: skip
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.domain import Pooling
-from rerankd.engine import machine
-from rerankd.engine.openvino import graph, precision
+from rerankd.engine.openvino import graph
+from rerankd.engine.openvino.precision import Precision
 from rerankd.engine.openvino.runner import Integers
-from rerankd.engine.openvino.runtime import ov
+from rerankd.engine.openvino.runtime import config, ov
 from rerankd.engine.openvino.tokens import Vocabulary, of_file, of_header
 from rerankd.engine.openvino.weights import Weights
 from rerankd.errors import ModelFileError
@@ -28,23 +27,22 @@ class Encoder:
         pooling: Pooling,
         *,
         threads: int,
-        wanted: precision.Wanted = "auto",
+        precision: Precision = "f32",
         compressed: bool = False,
+        why: str = "",
     ) -> None:
         weights = Weights(path)
         core = ov.Core()
-        sizes = weights.key("embedding_length"), weights.key("feed_forward_length")
-        timed = partial(precision.measure, core, *sizes, threads)
-        chosen = precision.choose(wanted, machine.instructions(), timed)
         version = ov.get_version().partition("-")[0]
-        self.precision = chosen.precision
+        self.precision = precision
         kept = ", weights compressed" if compressed else ""
-        self.about = f"OpenVINO {version}, {chosen.precision} ({chosen.why}), {threads} threads{kept}"
+        because = f" ({why})" if why else ""
+        self.about = f"OpenVINO {version}, {precision}{because}, {threads} threads{kept}"
         model = graph.build(weights, pooling, compressed=compressed)
         # A vocabulary of 250,000 pieces takes longer than anything else, and compiling needs no Python.
         with ThreadPoolExecutor(1) as other:
             building = other.submit(_vocabulary, weights)
-            compiled = core.compile_model(model, "CPU", precision.config(threads, chosen.precision))
+            compiled = core.compile_model(model, "CPU", config(threads, precision))
             self._embed = graph.embedder(weights)
             self.vocabulary: Vocabulary = building.result()
         self._request = compiled.create_infer_request()

@@ -1,21 +1,21 @@
-"""The precision of the arithmetic: float32, or bf16 where the CPU is faster with it.
+"""(pure) The precision of the arithmetic: float32, or bf16 where it is faster and keeps the order.
 
 OpenVINO says of every CPU with AVX512_BF16 that it can do bf16, and of some without. Which is faster depends
 on the CPU: in bf16 MiniLM reads 45,000 tokens a second with AMX, 8,800 with AVX512_BF16 alone (less than in
-f32), and 456 with neither (13,100 in f32). So the CPU's flags say whether bf16 is tried at all, and a
-measurement decides. bf16 moves a logit by up to 0.025.
+f32), and 456 with neither (13,100 in f32). So the CPU's flags say whether bf16 is tried at all, a measurement
+whether it is worth it, and the model's own scores whether it does no harm. That trial (see trial.py) is made
+once for a model on a machine, and its result kept (see chosen.py).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from rerankd.engine.openvino.runtime import op, ov
+from rerankd import scores
+from rerankd.domain import Transform
 
 Precision = Literal["f32", "bf16"]
 Wanted = Literal["auto", "f32", "bf16"]
@@ -23,8 +23,11 @@ Wanted = Literal["auto", "f32", "bf16"]
 # bf16 has to be worth what it costs in accuracy.
 _FASTER_BY = 1.15
 _BF16 = frozenset(("amx_bf16", "avx512_bf16"))
-_TOKENS = 512
-_ROUNDS = 3
+LARGEST_GAP = 0.01
+"""Two documents whose float32 scores differ by more may not change places in bf16."""
+# Where all of a query's scores are near 0 or 1, raw values tell documents apart: then this share of their
+# range counts as LARGEST_GAP.
+_RAW_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,47 +38,58 @@ class Choice:
     why: str
 
 
-def choose(wanted: Wanted, instructions: Collection[str], measure: Callable[[Precision], float]) -> Choice:
-    """`instructions` are the CPU's (see machine.py); `measure` gives the seconds of a test."""
-    able = sorted(_BF16 & set(instructions))
-    if not able and wanted != "f32":  # OpenVINO computes in f32 then, whatever it is told
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What was measured: `ratio` is the CPU time in f32 over that in bf16, `gap` the largest difference of
+    two documents' float32 scores that changed places in bf16; None where bf16 is too slow to be tried."""
+
+    ratio: float
+    gap: float | None
+
+
+def is_worth_it(ratio: float) -> bool:
+    """Whether bf16 is so much faster that its accuracy matters."""
+    return ratio > _FASTER_BY
+
+
+def without_trial(wanted: Wanted, instructions: Collection[str]) -> Choice | None:
+    """What needs no trial. `instructions` are the CPU's (see machine.py)."""
+    if wanted != "f32" and not _able(instructions):  # OpenVINO computes in f32 then, whatever it is told
         return Choice("f32", "this CPU has no bf16 arithmetic")
-    if wanted != "auto":
-        return Choice(wanted, "as the settings say")
-    ratio = measure("f32") / measure("bf16")
-    said = f"this CPU has {' and '.join(able)}, and bf16 is {ratio:.1f} times as fast as f32"
-    return Choice("bf16" if ratio > _FASTER_BY else "f32", said)
+    return None if wanted == "auto" else Choice(wanted, "as the settings say")
 
 
-def measure(core: ov.Core, width: int, hidden: int, threads: int, precision: Precision) -> float:
-    """Seconds that a feed-forward block of this size takes for 512 tokens, the best of three."""
-    random = np.random.default_rng(1)
-    x = op.parameter([-1, width], np.float32)
-    up = op.constant(random.normal(0, 0.02, (hidden, width)).astype(np.float32))
-    down = op.constant(random.normal(0, 0.02, (width, hidden)).astype(np.float32))
-    node = x
-    for _ in range(4):
-        node = op.matmul(op.gelu(op.matmul(node, up, False, True), "erf"), down, False, True)
-    model = core.compile_model(ov.Model([op.result(node)], [x]), "CPU", config(threads, precision))
-    request = model.create_infer_request()
-    request.set_input_tensor(ov.Tensor(random.normal(0, 1, (_TOKENS, width)).astype(np.float32)))
-    taken = []
-    for _ in range(_ROUNDS + 1):  # the first one warms up
-        started = time.perf_counter()
-        request.infer()
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
+def after(trial: Trial, instructions: Collection[str]) -> Choice:
+    """What a trial tells."""
+    said = f"this CPU has {' and '.join(_able(instructions))}, and bf16 is {trial.ratio:.1f} times as fast"
+    if trial.gap is None:
+        return Choice("f32", said)
+    if trial.gap > LARGEST_GAP:
+        return Choice("f32", f"{said}, but it swaps documents whose scores differ by {trial.gap:.2g}")
+    return Choice("bf16", f"{said} and keeps the order")
 
 
-def config(threads: int, precision: Precision) -> dict[str, object]:
-    """How OpenVINO is to compile a model: one stream, for a second one gains nothing and costs memory."""
-    return {
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        # Else activations are rounded to 8 bits where weights are compressed.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        "INFERENCE_NUM_THREADS": threads,
-        # Pinned threads wait for a core that somebody else has, while another one is free.
-        "ENABLE_CPU_PINNING": False,
-    }
+def largest_swap(exact: Sequence[float], rough: Sequence[float], transform: Transform) -> float:
+    """The largest difference of two documents of one query that change places: of their scores, or of their
+    raw values where scores are saturated. `exact` and `rough` are raw values; 0 where none change."""
+    span = max(exact) - min(exact)
+    shown = [scores.transform(value, transform) for value in exact]
+    order = sorted(range(len(exact)), key=lambda at: -exact[at])
+    worst = 0.0
+    for place, better in enumerate(order):
+        for worse in order[place + 1 :]:
+            if rough[better] < rough[worse] and exact[better] > exact[worse]:
+                raw_share = (exact[better] - exact[worse]) / span
+                worst = max(worst, shown[better] - shown[worse], raw_share / _RAW_SHARE * LARGEST_GAP)
+    return worst
+
+
+def key(name: str, fingerprint: str, weights: str, machine: Sequence[str]) -> str:
+    """What a choice is kept under. `machine` is all that it depends on beside the model: the CPU's name, its
+    instruction sets and OpenVINO's version. Threads are not among it, since the trial measures CPU time."""
+    words = "\n".join((fingerprint, weights, *machine))
+    return f"{name} {hashlib.blake2b(words.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
+
+
+def _able(instructions: Collection[str]) -> list[str]:
+    return sorted(_BF16 & set(instructions))

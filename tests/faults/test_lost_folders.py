@@ -1,0 +1,45 @@
+"""Folders that go while the service runs: at a logout, by a cleaner of /tmp, by a careless rm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from served import raw_scores, right, service
+
+from support import until
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["its own folder", "the login's folder"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_without_its_sockets_every_request_is_answered_and_the_engine_is_replaced(
+    tmp_path: Path, whole: bool, replicas: int
+) -> None:
+    with service(tmp_path, replicas=replicas, cache_entries=0) as it, ThreadPoolExecutor(16) as pool:
+        (own,) = it.runtime.iterdir()
+        shutil.rmtree(it.runtime if whole else own)
+        many = [[f"document {number} of {client}" for number in range(5)] for client in range(32)]
+        answers = list(pool.map(it.rerank, many))
+        assert [answer.status_code for answer in answers] == [200] * len(many)
+        assert [raw_scores(answer) for answer in answers] == [right(documents) for documents in many]
+        assert "was removed by another program" in it.output
+        # What dies now is started again as ever.
+        before = it.metric("rerankd_engine_starts")
+        told = it.get("/v1/status").json()["models"][0]["engine"]
+        os.kill(told["pids"][0], signal.SIGKILL)
+        until(lambda: it.metric("rerankd_engine_starts") == before + 1)
+        until(lambda: it.get("/ready").status_code == 200)
+        assert raw_scores(it.rerank(["a"])) == right(["a"])
+
+
+def test_an_idle_engine_without_its_socket_is_replaced(tmp_path: Path) -> None:
+    with service(tmp_path, health_poll_s=0.1) as it:
+        (own,) = it.runtime.iterdir()
+        shutil.rmtree(own)
+        until(lambda: it.get("/health").json()["engine"]["starts"] == 2)
+        until(lambda: it.get("/ready").status_code == 200)
+        assert it.metric("rerankd_engine_lost") == 0

@@ -1,0 +1,186 @@
+"""The folder for sockets: who owns it, where it lies, and what happens when it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerankd.engine import process, rundir
+from rerankd.errors import DataFolderError
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A folder with a path short enough for sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def orphan(base: Path) -> Any:
+    """A process in a group of its own, as an engine of a killed service is."""
+    code = "import time; print('up', flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(base / "x.sock")], stdout=subprocess.PIPE, start_new_session=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        yield child
+        child.kill()
+
+
+def dead_service(base: Path, engine: process.Identity) -> Path:
+    """What a service that was killed left behind."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    folder = base / f"rerankd-{gone.pid}-abc"
+    folder.mkdir(mode=0o700)
+    (folder / "owner.json").write_text(json.dumps({"pid": gone.pid, "started": "1", "command": "x"}))
+    noted = {"pid": engine.pid, "started": engine.started, "command": engine.command}
+    (folder / f"{engine.pid}.json").write_text(json.dumps(noted))
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(folder / "1.sock"))
+    return folder
+
+
+def test_an_engine_of_an_earlier_run_is_ended_at_start(base: Path, orphan: subprocess.Popen[bytes]) -> None:
+    engine = process.identify(orphan.pid)
+    assert engine is not None
+    folder = dead_service(base, engine)
+    made = rundir.make(base)
+    assert orphan.wait(5) == -signal.SIGKILL
+    assert not folder.exists()
+    assert made.make().stat().st_mode & 0o777 == 0o700
+
+
+def test_a_stranger_under_an_old_pid_is_left_alone(base: Path, orphan: subprocess.Popen[bytes]) -> None:
+    engine = process.identify(orphan.pid)
+    assert engine is not None
+    folder = dead_service(base, replace(engine, started="long ago"))
+    rundir.make(base)
+    assert orphan.poll() is None
+    assert not folder.exists()
+
+
+def test_the_folder_of_a_service_that_runs_is_left_alone(base: Path) -> None:
+    first, second = rundir.make(base), rundir.make(base)
+    assert first.make() != second.make() and len(list(base.iterdir())) == 2
+    first.remove()
+    second.remove()
+    assert list(base.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"pid": "x", "started": 1}', "\x00"])
+def test_a_damaged_note_does_no_harm(base: Path, text: str, orphan: subprocess.Popen[bytes]) -> None:
+    engine = process.identify(orphan.pid)
+    assert engine is not None
+    folder = dead_service(base, engine)
+    for path in folder.glob("*.json"):
+        path.write_text(text)
+    rundir.make(base)
+    assert orphan.poll() is None
+
+
+def test_a_process_is_known_by_its_start(orphan: subprocess.Popen[bytes]) -> None:
+    engine = process.identify(orphan.pid)
+    assert engine is not None
+    assert "time.sleep(600)" in engine.command
+    assert process.identify(orphan.pid) == engine
+    assert (process.memory_bytes(orphan.pid) or 0) > 2**20
+    process.end_group(orphan.pid)
+    orphan.wait(5)
+    assert process.identify(orphan.pid) is None
+    assert process.memory_bytes(orphan.pid) is None
+    process.end_group(orphan.pid)
+
+
+def test_a_service_in_another_pid_namespace_is_not_taken_for_dead(base: Path) -> None:
+    """Two containers that share /tmp."""
+    mine = rundir.make(base)
+    code = "import pathlib, sys, rerankd.engine.rundir as it; it.make(pathlib.Path(sys.argv[1])).remove()"
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code, str(base)],
+        capture_output=True,
+        text=True,
+    )
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("this container may not make a pid namespace")
+    assert done.returncode == 0, done.stderr
+    assert list(base.iterdir()) == [mine.make()]
+    mine.remove()
+
+
+def test_the_folder_of_a_service_of_0_1_that_runs_is_left_alone(base: Path) -> None:
+    """It took no lock, but wrote who it is."""
+    with subprocess.Popen(["sleep", "60"]) as old:
+        identity = process.identify(old.pid)
+        assert identity is not None
+        folder = base / f"rerankd-{old.pid}-abc"
+        folder.mkdir(mode=0o700)
+        noted = {"pid": old.pid, "started": identity.started, "command": identity.command}
+        (folder / "owner.json").write_text(json.dumps(noted))
+        rundir.make(base).remove()
+        assert folder.exists()
+        old.kill()
+    rundir.make(base).remove()
+    assert not folder.exists()
+
+
+def test_a_folder_that_was_removed_is_made_again(base: Path) -> None:
+    one = rundir.make(base)
+    first = one.make()
+    assert one.make() == first
+    first.rmdir()
+    assert one.socket().parent.is_dir()
+    second = one.make()
+    second.rename(base / "elsewhere")
+    second.mkdir()  # somebody else's, under the same name
+    assert one.make() not in (first, second)
+    one.remove()
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_a_path_that_is_too_long_for_a_socket_is_not_taken(base: Path, spare: int) -> None:
+    own = len("/rerankd-4194304-01234567/012345.sock")
+    length = rundir.SOCKET_PATH_BYTES - own - spare
+    folder = base / ("x" * (length - len(os.fsencode(base)) - 1))
+    folder.mkdir()
+    if spare < 0:
+        with pytest.raises(DataFolderError, match="too long for a socket's path"):
+            rundir.make(folder)
+        return
+    made = rundir.make(folder)
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(made.socket()))
+    made.remove()
+
+
+def test_no_folder_at_all_is_a_sentence(base: Path) -> None:
+    with pytest.raises(DataFolderError, match=r"gone \(does not exist\).*XDG_RUNTIME_DIR"):
+        rundir.make(base / "gone")
+
+
+@pytest.mark.parametrize(
+    ("environ", "first"),
+    [
+        ({"XDG_RUNTIME_DIR": "/run/user/1000"}, tempfile.gettempdir()),
+        ({"XDG_RUNTIME_DIR": "/run/user/1000", "INVOCATION_ID": "a0"}, "/run/user/1000"),
+        ({"XDG_RUNTIME_DIR": "/run/mine"}, "/run/mine"),
+        ({"XDG_RUNTIME_DIR": "/run/user/1000", "RUNTIME_DIRECTORY": "/run/rerankd:/run/x"}, "/run/rerankd"),
+        ({}, tempfile.gettempdir()),
+    ],
+)
+def test_a_logins_runtime_folder_is_only_used_in_a_unit(environ: dict[str, str], first: str) -> None:
+    found = list(rundir.places(environ))
+    assert (found[0], found[-1]) == (Path(first), Path("/tmp"))
