@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,24 @@ def write(file: Path, tensors: Tensors) -> None:
     with file.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         stream.writelines(held for _, _, held in tensors.values())
+
+
+def write_hollow(file: Path, shapes: dict[str, list[int]]) -> None:
+    """F16 tensors of these shapes, whose bytes are a hole in the file."""
+    table, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        table[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(table).encode()
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + end)
+
+
+def write_modules(folder: Path, kinds: Sequence[str]) -> None:
+    """A modules.json of sentence-transformers with these modules in order."""
+    modules = [
+        {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"st.models.{kind}"}
+        for at, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))

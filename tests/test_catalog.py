@@ -4,9 +4,10 @@ import pytest
 
 from rerankd.errors import ConfigError
 from rerankd.models import catalog
-from rerankd.models.catalog import load, plain, template_flaw
+from rerankd.models.catalog import load, template_flaw
+from rerankd.models.evidence import plain
 
-MATCH = 'match = { architectures = ["bert"], names = ["a-b"] }'
+MATCH = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
 HEAD = f'[[model]]\nname = "A"\nway = "head"\n{MATCH}\n'
 PROMPT = 'labels = ["y", "n"]\ntemplate = "{query}{document}"'
 JUDGE = f'[[model]]\nname = "A"\nway = "judge"\n{PROMPT}\n{MATCH}\n'
@@ -66,9 +67,11 @@ def test_sound_tables_load() -> None:
         (HEAD + "window = true\n", "window should be of type int"),
         (HEAD + "wndow = 5\n", "unknown field 'wndow'"),
         (HEAD.replace("names", "nams"), "names is missing"),
-        (HEAD.replace("] }", '], layers = 1 }'), "unknown field 'layers'"),
+        (HEAD.replace("8 }", "8, layers = 1 }"), "unknown field 'layers'"),
         (HEAD.replace("a-b", "A B"), "joined by hyphens"),
         (HEAD.replace('["a-b"]', "[]"), "joined by hyphens"),
+        (HEAD.replace("block_count = 1, ", ""), "known exactly"),
+        (HEAD.replace(", embedding_length = 8", ""), "known exactly"),
         (HEAD + 'aliases = [1]\n', "list of texts"),
         (HEAD + 'template = "{query}{document}"\n', "are a judge's"),
         (HEAD + 'query_prefix = "q"\n', "are an embedding model's"),

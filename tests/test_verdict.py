@@ -19,6 +19,7 @@ from rerankd.models.verdict import CAUSAL_WINDOW, ScoringOverrides, Verdict, dec
 QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
 SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
 HEAD = {"has_cls": True, "cls_rows": 1024, "has_cls_output": True, "cls_output_rows": 1}
+MODERN_HEAD = HEAD | {"has_cls_norm": True}
 HEAD_OUT = {"has_cls_output": True, "cls_output_rows": 1}
 PAIR_HEAD = {"has_cls_output": True, "cls_output_rows": 2, "pooling": "rank"}
 
@@ -71,11 +72,11 @@ HEADS = {
     ),
     "gte-reranker-modernbert-base": facts(
         "modern-bert", basename="gte-reranker-modernbert", name="Gte Reranker Modernbert Base",
-        block_count=22, embedding_length=768, context_length=8192, **HEAD,
+        block_count=22, embedding_length=768, context_length=8192, **MODERN_HEAD,
     ),
     "granite-embedding-reranker-english-r2": facts(
         "modern-bert", name="Granite Embedding Reranker English R2", classifier_pooling="cls",
-        block_count=22, embedding_length=768, context_length=8192, **HEAD,
+        block_count=22, embedding_length=768, context_length=8192, **MODERN_HEAD,
     ),
     "": xlmr(name="mmarco mMiniLMv2 L12 H384 v1", embedding_length=384, block_count=12, **HEAD),
 }  # fmt: skip
@@ -94,7 +95,11 @@ def test_cross_encoders_with_their_head(name: str) -> None:
 
 @pytest.mark.parametrize(
     "found",
-    [facts("neo-bert", **HEAD), facts("modern-bert", **HEAD), xlmr(pooling="rank", **HEAD)],
+    [
+        facts("neo-bert", **HEAD),
+        facts("modern-bert", classifier_pooling="cls", **MODERN_HEAD),
+        xlmr(pooling="rank", **HEAD),
+    ],
     ids=lambda found: found.architecture,
 )
 def test_unnamed_cross_encoders_with_their_head(found: Facts) -> None:
@@ -121,6 +126,8 @@ MXBAI_PROMPT = (
     "(0 for not relevant, 1 for relevant).\nRelevance:\x1e<|im_end|>\n<|im_start|>assistant\n"
 )
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+# What llama.cpp's converter writes.
+QWEN3_FILE_TEMPLATE = QWEN3_PROMPT.replace("{instruction}", INSTRUCTION)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +138,14 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
         ("Qwen3-Reranker-0.6B", qwen(name="Qwen3-Reranker-0.6B-seq-cls", **HEAD_OUT)),
         ("Qwen3-Reranker-4B", qwen(name="Qwen3 Reranker 4B", blocks=36, width=2560, **PAIR_HEAD)),
         ("Qwen3-Reranker-8B", qwen(name="Qwen3 Reranker 8B", blocks=36, width=4096, has_output=True)),
-        ("", qwen(**PAIR_HEAD)),
-        ("", qwen(pooling="rank")),
-        ("", qwen(rerank_template="{query}{document}")),
-        ("", qwen(name="My Reranker", blocks=12)),
-        ("", qwen("qwen3vl", name="Qwen3 VL Reranker 2B", width=2048, **PAIR_HEAD)),
+        ("", qwen(output_labels=("yes", "no"), **PAIR_HEAD)),
+        ("", qwen(rerank_template=QWEN3_FILE_TEMPLATE)),
+        ("", qwen(rerank_template=QWEN3_FILE_TEMPLATE, output_labels=("yes", "no"), **PAIR_HEAD)),
+        ("", qwen(name="My Qwen3-Reranker", blocks=12)),
+        ("KURE-Reranker-base", qwen(name="KURE Reranker Base", width=2048)),
+        ("PIXIE-Spell-Reranker-Preview-0.6B", qwen(name="PIXIE-Spell-Reranker-Preview-0.6B")),
+        ("MemReranker-0.6B", qwen(name="MemReranker 0.6B")),
+        ("MemReranker-4B", qwen(basename="MemReranker", blocks=36, width=2560)),
     ],
 )
 def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: Facts) -> None:
@@ -145,7 +155,6 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: Facts) -
     assert (scoring.way, scoring.template, scoring.labels) == ("judge", QWEN3_PROMPT, ("yes", "no"))
     assert (scoring.instruction, scoring.transform) == (INSTRUCTION, Transform("sigmoid"))
     assert (scoring.window, scoring.pooling) == (CAUSAL_WINDOW, "none")
-    assert any("taken for a Qwen3-Reranker" in note for note in verdict.notes) == (not name)
     assert any("rank head is not used" in note for note in verdict.notes) == found.has_cls_output
 
 
@@ -237,7 +246,7 @@ def test_embedding_models_give_cosines(name: str, found: Facts, expected: tuple[
             "pooling 'cls'.*older llama.cpp",
         ),
         (replace(HEADS["gte-reranker-modernbert-base"], classifier_pooling="cls"), "pooling 'mean'"),
-        (facts("modern-bert", **HEAD_OUT), r"cls\.weight missing"),
+        (facts("modern-bert", classifier_pooling="cls", **HEAD_OUT), r"cls\.weight missing"),
         (facts("eurobert", pooling="rank"), "no rank head for eurobert"),
         (facts("qwen3", causal_attention=False, pooling="rank"), "no rank head for qwen3"),
         (facts("bert"), "names no pooling"),
@@ -362,7 +371,12 @@ def test_windows() -> None:
     assert judged(small).require().window == 256
     assert judged(small, ScoringOverrides(window=512)).require().window == 512
     assert judged(xlmr(context_length=0, **HEAD)).require().window == 512
-    assert judged(facts("modern-bert", context_length=16384, **HEAD)).require().window == 16384
+    assert (
+        judged(facts("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
+        .require()
+        .window
+        == 16384
+    )
     assert judged(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().window == 2048
 
 
@@ -412,7 +426,7 @@ def test_descriptions() -> None:
 def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
     chat = describe(CHAT, judged(CHAT))
     assert "refused: it is a plain language model" in chat
-    assert "what to do: name a template" in chat
+    assert "what to do: say in rerankd.toml what it is asked" in chat
     assert describe_json(CHAT, judged(CHAT))["scoring"] is None
     assert "512 tokens for text; transform: affine from 0.7 to 0.95" in describe(E5_FACTS, judged(E5_FACTS))
     assert "encoder with a rank head" in describe(BGE, judged(BGE))

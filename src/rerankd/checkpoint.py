@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rerankd.gguf_header import Header, Source, Tensor
+from rerankd.tokenizer_file import GIT_LFS, POINTER
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+# What sentence-transformers runs, in order.
+MODULES = "modules.json"
 SUFFIX = ".safetensors"
 # What is read of a model besides its weights' headers.
-DESCRIBING = (CONFIG, TOKENIZER_CONFIG)
+DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES)
 Fail = Callable[[str], NoReturn]
 
 # The safetensors library's own bound on a header.
@@ -32,6 +35,9 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 _READABLE = ("F32", "F16", "BF16")
 _WEIGHTS = re.compile(r"model(?:-(?P<part>\d{5})-of-(?P<count>\d{5}))?\.safetensors")
 _LARGEST = 2**40
+_ADAPTER = "adapter_config.json"
+# Tensors of a layer that are no weights: tables that the classes make themselves.
+_BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
 _LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
 
 
@@ -89,7 +95,7 @@ def files(names: Iterable[str]) -> tuple[str, ...]:
     if not {CONFIG, TOKENIZER} <= there:
         return ()
     found = _weights(there)
-    more = [TOKENIZER_CONFIG] if TOKENIZER_CONFIG in there else []
+    more = [name for name in (TOKENIZER_CONFIG, MODULES) if name in there]
     return (CONFIG, TOKENIZER, *more, *found) if found else ()
 
 
@@ -113,7 +119,7 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
     wrong; raises OSError."""
     names = files(path.name for path in folder.iterdir())
     if not names:
-        fail(_missing(folder))
+        fail(missing(paths_in(folder)))
     held = [folder / name for name in names if name.endswith(SUFFIX)]
     described = {name: (folder / name).read_bytes() for name in names if name in DESCRIBING}
     parts = {}
@@ -125,16 +131,40 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
     return translate(folder.name.rpartition("--")[2], described, parts, fail), tuple(held)
 
 
-def _missing(folder: Path) -> str:
-    there = [path.name for path in folder.iterdir()]
-    if any(name.lower().endswith(".gguf") for name in there):
-        return "this is a folder; give the path of the .gguf file in it"
-    if TOKENIZER not in there:
-        return f"it holds no {TOKENIZER}; save the model's fast tokenizer into it, which writes that file"
-    if any(name.endswith(SUFFIX) for name in there):
+def paths_in(folder: Path) -> tuple[str, ...]:
+    """The files of a folder and of the folders in it, by their paths below it. Raises OSError."""
+    found = (*folder.iterdir(), *folder.glob("*/*"))
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in found if path.is_file()))
+
+
+def missing(paths: Iterable[str]) -> str:
+    """Why a folder or a repository with these files is not a whole checkpoint, and which file to take
+    instead."""
+    paths = tuple(paths)
+    there = [path for path in paths if "/" not in path]
+    ggufs = [path for path in paths if path.lower().endswith(".gguf")]
+    nested = [path.rpartition("/")[0] for path in paths if path.endswith(f"/{CONFIG}")]
+    if ggufs:
+        return f"give the path of the .gguf file in it, such as {ggufs[0]}"
+    if _ADAPTER in there and not _weights(there):
+        return (
+            "it holds an adapter (LoRA) and not the model: merge it into its base model "
+            "(merge_and_unload of peft) and save that model"
+        )
+    if nested and CONFIG not in there:
+        return f"the model is in its folder {nested[0]}: give that"
+    if any(name.endswith(SUFFIX) for name in there) and CONFIG in there and TOKENIZER in there:
         return "files of its weights are missing; download it again"
+    if CONFIG in there and TOKENIZER not in there:
+        return f"it holds no {TOKENIZER}; save the model's fast tokenizer into it, which writes that file"
     if any(name.endswith(".bin") for name in there):
         return "its weights are pickled (.bin), which could run code; give a model with safetensors"
+    if any(path.endswith(".onnx") for path in paths):
+        return f"its weights are ONNX, which rerankd does not read; take its model{SUFFIX}, or a GGUF file"
+    if any(name.endswith(".npz") for name in there):
+        return (
+            f"its weights are MLX's (.npz), which rerankd does not read; take model{SUFFIX}, or a GGUF file"
+        )
     return f"it holds no weights: there is no model{SUFFIX}"
 
 
@@ -142,6 +172,8 @@ def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by their own names, from the start of a stream that is `size_bytes`
     long in all. Shapes are in ggml's order, columns first."""
     start = stream.read(8)
+    if start == GIT_LFS.encode()[:8]:
+        fail(f"its weights can't be read: {POINTER}")
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(_HEADER_LIMIT, size_bytes - 8):
         fail("it is no safetensors file, or damaged; download it again")
@@ -178,13 +210,10 @@ def translate(
     kind = str(classes[0]) if isinstance(classes, list) and classes else "a model of no class"
     found = {own: (file, tensor) for file, held in parts.items() for own, tensor in held.items()}
     family = _FAMILIES.get(kind)
+    modules = _modules(described, fail)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
-        values["general.architecture"] = str(config.values.get("model_type") or kind)
-        tensors = {own: tensor for own, (_, tensor) in found.items()}
-        known = " or ".join(sorted(_FAMILIES))
-        flaw = f"its class is {kind}, and of this format only {known} can be computed"
-        return Checkpoint(Header(0, values, tensors, 0), {}, flaw)
+        return _unknown(kind, config.values, values, modules, {own: one for own, (_, one) in found.items()})
     named = {gguf: place for own, place in found.items() if (gguf := _gguf_name(family, own))}
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
     window = _window(config, tokenizer, spare)
@@ -206,13 +235,129 @@ def translate(
         "general.architecture": family.architecture,
         "tokenizer.ggml.token_type_count": config.size("type_vocab_size", 1),
     }
-    odd = {tensor.type_name for _, tensor in named.values()} - {*_READABLE}
-    flaw = f"its weights are of the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
-    return Checkpoint(
-        Header(0, values, {gguf: tensor for gguf, (_, tensor) in named.items()}, 0),
-        {gguf: file for gguf, (file, _) in named.items()},
-        flaw or family.flaw(config.values),
+    tensors = {gguf: tensor for gguf, (_, tensor) in named.items()}
+    flaw = (
+        _quantised(config.values)
+        or _odd_types(tensors)
+        or family.flaw(config.values)
+        or _modules_flaw(modules)
+        or _incomplete(family, config, tensors, found)
     )
+    return Checkpoint(Header(0, values, tensors, 0), {gguf: file for gguf, (file, _) in named.items()}, flaw)
+
+
+def _unknown(
+    kind: str,
+    config: Mapping[str, Any],
+    values: dict[str, Any],
+    modules: Sequence[str],
+    tensors: Mapping[str, Tensor],
+) -> Checkpoint:
+    """The checkpoint of a class that can't be computed here; its sizes tell which model it is."""
+    architecture = str(config.get("model_type") or kind)
+    values["general.architecture"] = architecture
+    sizes = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}
+    for ours, own in sizes.items():
+        if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < _LARGEST:
+            values[f"{architecture}.{ours}"] = int(config[own])
+    flaw = _quantised(config)
+    if not flaw:
+        known = " or ".join(sorted(_FAMILIES))
+        flaw = f"its class is {kind}, and of this format only {known} can be computed"
+        if len(modules) > 1:
+            flaw += f" ({MODULES} says that it is {', '.join(modules)})"
+    return Checkpoint(Header(0, values, dict(tensors), 0), {}, flaw)
+
+
+def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
+    """What modules sentence-transformers runs, by the last part of their classes; () where it does not
+    say."""
+    if MODULES not in described:
+        return ()
+    data = described[MODULES]
+    if data.startswith(GIT_LFS.encode()):
+        fail(f"its {MODULES} can't be read: {POINTER}")
+    try:
+        return tuple(str(one["type"]).rpartition(".")[2] for one in json.loads(data))
+    except (ValueError, TypeError, KeyError):
+        fail(f"its {MODULES} can't be read: it is damaged; download it again")
+
+
+def _modules_flaw(modules: Sequence[str]) -> str:
+    if modules in ((), ("Transformer",)):
+        return ""
+    said = ", ".join(modules)
+    return f"its {MODULES} says that it is scored by {said}, and not by the head of its class"
+
+
+def _quantised(config: Mapping[str, Any]) -> str:
+    plain = f"take its unquantised model{SUFFIX}, or a GGUF file"
+    if isinstance(config.get("quantization"), Mapping):
+        return f"its weights are quantised for MLX, which rerankd does not read: {plain}"
+    said = config.get("quantization_config")
+    if isinstance(said, Mapping):
+        method = said.get("quant_method", "unknown")
+        return f"its weights are quantised ({method}), which rerankd does not read: {plain}"
+    return ""
+
+
+def _odd_types(tensors: Mapping[str, Tensor]) -> str:
+    odd = {tensor.type_name for tensor in tensors.values()} - {*_READABLE}
+    return f"its weights are of the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
+
+
+def _incomplete(
+    family: _Family,
+    config: _Config,
+    tensors: Mapping[str, Tensor],
+    found: Mapping[str, Any],
+) -> str:
+    """What is wrong with the set of tensors: one that the class needs is missing or of another shape, or a
+    layer has one that the class does not know, so that more is computed than this engine knows."""
+    layers, width = config.size("num_hidden_layers"), config.size("hidden_size")
+    inner = config.size("intermediate_size")
+    own_code = (
+        f"; its {CONFIG} names code of its own (auto_map), which rerankd does not run"
+        if config.values.get("auto_map")
+        else ""
+    )
+    for name, shape in _needed(family, layers, width, inner):
+        tensor = tensors.get(name)
+        if tensor is None:
+            return f"it has no tensor {name} under the name that its class gives it{own_code}"
+        if shape and tensor.shape != shape:
+            return f"its tensor {name} has the shape {tensor.shape}, and {shape} is needed"
+    for own in found:
+        if not own.startswith(family.layers) or own.rpartition(".")[2] in _BUFFERS:
+            continue
+        at = own.removeprefix(family.layers).partition(".")[0]
+        if not at.isdigit() or int(at) >= layers:
+            return f"it has the tensor {own}, and its {CONFIG} says that it has {layers} layers"
+        if not _gguf_name(family, own):
+            return f"it has the tensor {own}, which its class does not have{own_code}"
+    return ""
+
+
+def _needed(family: _Family, layers: int, width: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that the graph reads, but for the head, in GGUF's names, and their shapes, columns first;
+    () where the shape is told by the file."""
+    up = 2 * inner if family.architecture == "modern-bert" else inner
+    shapes = {
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (width, width)),
+        "attn_qkv": (width, 3 * width),
+        "ffn_up": (width, up),
+        "ffn_down": (inner, width),
+    }
+    outside = [name for name in family.tensors if not name.startswith("cls")]
+    inside = [f"blk.{layer}.{name}" for layer in range(layers) for name in family.layer_tensors]
+    for name in outside + inside:
+        if name == "blk.0.attn_norm":  # ModernBERT's first layer reads what the embeddings' norm gives
+            continue
+        shape = shapes.get(name.rpartition(".")[2])
+        is_table = name in ("token_embd", "position_embd", "token_types")
+        yield f"{name}.weight", () if is_table else shape or (width,)
+        if family.architecture == "bert" and not is_table:
+            yield f"{name}.bias", (shape[1],) if shape else (width,)
 
 
 def _window(config: _Config, tokenizer: Mapping[str, Any], spare: int) -> int:
@@ -225,6 +370,8 @@ def _window(config: _Config, tokenizer: Mapping[str, Any], spare: int) -> int:
 
 
 def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
+    if data.startswith(GIT_LFS.encode()):
+        fail(f"its {name} can't be read: {POINTER}")
     try:
         value = json.loads(data)
     except ValueError:

@@ -96,7 +96,10 @@ class ScoringSettings(_Frozen):
     window: int | None = Field(
         None, ge=16, description="tokens that one pair may use; lower it to save memory"
     )
-    pooling: Literal["mean", "cls", "last"] | None = Field(None, description="cosine: how tokens are pooled")
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None,
+        description="cosine: how tokens are pooled; a ModernBERT head: what it reads, if its file is silent",
+    )
     query_prefix: str | None = Field(None, description="cosine: text put before a query")
     document_prefix: str | None = Field(None, description="cosine: text put before a document")
     transform: Literal["sigmoid", "affine", "identity"] | None = Field(
@@ -272,7 +275,17 @@ class Settings(_Frozen):
     def wanted(self, default: str) -> tuple[Wanted, ...]:
         """The models to serve, in order; `default` is what is served where none is named."""
         names = dict.fromkeys(self.model or tuple(self.models) or (default,))
-        return tuple(self._wanted(name, first=at == 0) for at, name in enumerate(names))
+        return tuple(self._wanted(self._section(name), first=at == 0) for at, name in enumerate(names))
+
+    def of(self, model: str) -> Wanted:
+        """What is set for one model, by the name of its section or by what the section's `ref` says."""
+        return self._wanted(self._section(model), first=False)
+
+    def _section(self, model: str) -> str:
+        """The name of the section that is about a model; what it is called where there is none."""
+        if model in self.models:
+            return model
+        return next((name for name, own in self.models.items() if own.ref == model), model)
 
     def _wanted(self, name: str, *, first: bool) -> Wanted:
         own = self.models.get(name, ModelSettings())

@@ -83,7 +83,7 @@ def prepare(
     made = fingerprint(path)
     facts = modelfile.read(path)
     decided = judge_file(facts, model.scoring)
-    scoring = decided.require()
+    scoring = decided.require(model.ref)
     memory = machine.read().memory_bytes
     its_own = settings.model_copy(update={"gpu_layers": model.gpu_layers})
     engine = encoders.choose(

@@ -31,25 +31,28 @@ def pull(
     `Puller.pull` does, and what `progress` or `check` raise."""
     for client in ("huggingface_hub", "modelscope_hub"):
         logging.getLogger(client).setLevel(logging.ERROR)
-    ref.parse(model)
+    wanted = settings.of(model)
+    ref.parse(wanted.ref)
     with transfer.Transfer() as bytes_from:
         return Puller(
             store=Store(settings.home),
             hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
             transfer=bytes_from,
-            judge=lambda facts: judge_file(facts, settings.scoring),
+            judge=lambda facts: judge_file(facts, wanted.scoring),
             check=check,
             say=say,
             progress=progress,
             memory_bytes=machine.read().memory_bytes if installed.chosen(settings).on_cpu else None,
-        ).pull(model)
+        ).pull(wanted.ref)
 
 
-def start_once(settings: Settings, path: Path) -> None:
-    """Start an engine with a file, check its scores, and stop it. Blocks; raises what a start raises."""
+def start_once(settings: Settings, path: Path, scoring: config.ScoringSettings) -> None:
+    """Start an engine with a file that is scored so, check its scores, and stop it. Blocks; raises what a
+    start raises."""
 
     async def run() -> None:
         alone = {"model": (str(path),), "models": {}, "alias": (), "replicas": 1, "preload": True}
+        alone["scoring"] = scoring.model_dump()
         async with Reranker(config.override(settings, alone)):
             pass
 

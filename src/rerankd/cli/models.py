@@ -30,14 +30,15 @@ def inspect(
     from rerankd.prepare import judge_file
 
     settings = config.from_machine({}, config_file)
+    wanted = settings.of(model)
     with progress() as report:
-        path = store.Store(settings.home).locate(model, report, settings.builtin_wheel)
+        path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
     facts = modelfile.read(path)
-    decided = judge_file(facts, settings.scoring)
+    decided = judge_file(facts, wanted.scoring)
     if as_json:
-        typer.echo(json.dumps(words.describe_json(facts, decided), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(words.describe_json(facts, decided, wanted.ref), ensure_ascii=False, indent=2))
     else:
-        typer.echo(words.describe(facts, decided))
+        typer.echo(words.describe(facts, decided, wanted.ref))
     if decided.scoring is None:
         raise typer.Exit(3)
 
@@ -71,7 +72,7 @@ def pull(
 
         def start(path: Path) -> None:
             report("starting the engine to check it", 0, 1)
-            pulling.start_once(settings, path)
+            pulling.start_once(settings, path, settings.of(model).scoring)
             report("starting the engine to check it", 1, 1)
 
         record = pulling.pull(

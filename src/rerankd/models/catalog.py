@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from rerankd.domain import Pooling, Transform, Way
 from rerankd.errors import ConfigError
+from rerankd.models.evidence import header_names, plain
 from rerankd.models.facts import Facts
 
 _PLACEHOLDERS = re.compile(r"\{(instruction|query|document)\}")
@@ -25,7 +26,7 @@ _SIGMOID = Transform("sigmoid")
 class Match:
     """What a header must say to be this model's: one of the architectures, one of the names, and the sizes.
 
-    `block_count` and `embedding_length` of 0 match any.
+    `block_count` and `embedding_length` of 0 match any; only what is refused may leave them out.
     """
 
     architectures: tuple[str, ...]
@@ -43,8 +44,7 @@ class Match:
 
     def named(self, facts: Facts) -> int:
         """The length of the longest of `names` that the header's names hold, 0 for none."""
-        said = [facts.name, f"{facts.basename}-{facts.finetune}"]
-        held = [f"-{plain(name)}-" for name in said]
+        held = [f"-{name}-" for name in header_names(facts)]
         return max((len(name) for name in self.names if any(f"-{name}-" in one for one in held)), default=0)
 
 
@@ -101,11 +101,6 @@ class Catalog:
         fitting = [entry for entry in self.entries if entry.match.fits(facts)]
         best = max(fitting, key=lambda entry: entry.match.named(facts), default=None)
         return best if best is not None and best.match.named(facts) else None
-
-
-def plain(name: str) -> str:
-    """A name as names are compared: lower case, one hyphen for all that is not a letter or a digit."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def template_flaw(template: str) -> str:
@@ -244,6 +239,8 @@ class _Fields:
         flaw = ""
         if bool(entry.way) == bool(entry.refused):
             flaw = "give either way or refused"
+        elif entry.way and not (entry.match.block_count and entry.match.embedding_length):
+            flaw = "give block_count and embedding_length: a recipe is for a model that is known exactly"
         elif entry.way == "judge" and not all(entry.labels):
             flaw = "a judge needs two labels"
         elif entry.way == "judge":

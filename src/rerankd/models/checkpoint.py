@@ -3,11 +3,12 @@ fetched."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-from rerankd import checkpoint
+from rerankd import checkpoint, tokenizer_file
 from rerankd.gguf_header import Source
 from rerankd.models.facts import Facts, facts_of, refuse
 
@@ -18,9 +19,27 @@ def read(folder: Path) -> Facts:
     try:
         found, held = checkpoint.read(folder, partial(refuse, folder))
         size = sum(path.stat().st_size for path in held)
+        status = (folder / checkpoint.TOKENIZER).stat()
     except OSError as error:
         refuse(folder, f"it can't be read: {error}")
+    embedding = found.header.tensors.get("token_embd.weight")
+    if not found.flaw and embedding is not None:
+        _check_tokenizer(folder / checkpoint.TOKENIZER, embedding.rows, status.st_mtime_ns, status.st_size)
     return _facts(folder, found, size, held)
+
+
+# A vocabulary of 250,000 pieces takes a second, and a file is looked at more than once.
+@cache
+def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) -> None:
+    """Raises ModelFileError where the engine could not read the tokenizer. Without the library nothing is
+    checked: then there is no engine for the model either."""
+    with contextlib.suppress(ImportError):
+        try:
+            tokenizer, _ = tokenizer_file.read(path, rows)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            refuse(path, f"its tokenizer can't be read: {error}")
+        if not {0, 1} <= set(tokenizer.encode("a", "b").sequence_ids):
+            refuse(path, "its tokenizer can't be read: it does not put two texts together")
 
 
 def read_streams(

@@ -116,7 +116,8 @@ def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
     if not names:
         raise UnknownModel(
             f"{where} holds no GGUF file, and no whole model in safetensors (with {checkpoint.CONFIG} and "
-            f"{checkpoint.TOKENIZER}). Name a repository that holds one of them."
+            f"{checkpoint.TOKENIZER}): {checkpoint.missing(by_path)}. Name a repository that holds one of "
+            f"them."
         )
     if asked:
         raise UnknownModel(

@@ -3,6 +3,7 @@ header."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from rerankd.domain import Format, Pooling
 from rerankd.errors import ModelFileError
 from rerankd.gguf_header import Header, Strings, Tensor
 
+_BASE_MODEL = re.compile(r"general\.base_model\.\d+\.(?:name|repo_url)")
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
 # Unknown ones too are tokens that plain text can't become.
 _CONTROL, _USER_DEFINED = (2, 3), (4,)
@@ -40,8 +42,13 @@ class Facts:
     normalisation map. `control_tokens` and `user_defined_tokens` map a special token's text to its id;
     `tokens` is the whole vocabulary. `block_weights` counts the weights of the matrices in all blocks, 0
     where a token does not use all of them (mixture of experts); `attention_width` is the number of heads
-    times the width of one. `flaw` is what no engine here can compute of it, "" for nothing; only what is not
-    GGUF has any.
+    times the width of one. `flaw` is what no engine here can compute of it, "" for nothing.
+
+    `tags` and `base_models` are what the model's card said at the conversion. `hidden_activation` is
+    ModernBERT's, "" where the header has no such key; `decision_blocks` is above 0 for a decision model,
+    which shares a reranker's tensor names; `has_late_projection` says that the file projects each token's
+    state, as late interaction does. `has_cls_norm` and `has_cls_norm_bias` are about the norm in ModernBERT's
+    head.
     """
 
     path: Path
@@ -53,6 +60,8 @@ class Facts:
     basename: str = ""
     size_label: str = ""
     finetune: str = ""
+    tags: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
     context_length: int = 0
     embedding_length: int = 0
     block_count: int = 0
@@ -67,6 +76,11 @@ class Facts:
     cls_rows: int = 0
     has_cls_output: bool = False
     cls_output_rows: int = 0
+    has_cls_norm: bool = False
+    has_cls_norm_bias: bool = False
+    hidden_activation: str = ""
+    decision_blocks: int = 0
+    has_late_projection: bool = False
     has_output: bool = False
     has_charsmap: bool = False
     tokenizer_model: str = ""
@@ -154,10 +168,11 @@ def facts_of(
     tensors: Mapping[str, Tensor],
     size_bytes: int,
     parts: tuple[Path, ...],
-    **more: Any,
+    *,
+    format: Format = "gguf",
+    flaw: str = "",
 ) -> Facts:
-    """What a header says, with the tensors of all parts; `more` is what no key says. Raises ModelFileError
-    for keys of the wrong kind."""
+    """What a header says, with the tensors of all parts. Raises ModelFileError for keys of the wrong kind."""
     values = header.values
 
     def text(key: str) -> str:
@@ -178,8 +193,12 @@ def facts_of(
         refuse(path, "it names no architecture (general.architecture): it is damaged or not a model")
     tokens = values.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, Strings) else Strings(b"", [])
-    labels = values.get(f"{arch}.classifier.output_labels")
     embedding = tensors.get("token_embd.weight")
+    if not flaw and embedding is not None and 0 < embedding.rows < len(tokens):
+        flaw = (
+            f"its vocabulary has {len(tokens):,} tokens and its embedding matrix {embedding.rows:,} rows: "
+            "the tokenizer belongs to another model"
+        )
     return Facts(
         path=path,
         architecture=arch,
@@ -190,6 +209,12 @@ def facts_of(
         basename=text("general.basename"),
         size_label=text("general.size_label"),
         finetune=text("general.finetune"),
+        tags=_texts(values.get("general.tags")),
+        base_models=tuple(
+            str(value)
+            for key, value in values.items()
+            if _BASE_MODEL.fullmatch(key) and isinstance(value, str)
+        ),
         context_length=number(f"{arch}.context_length"),
         embedding_length=number(f"{arch}.embedding_length"),
         block_count=number(f"{arch}.block_count"),
@@ -197,13 +222,18 @@ def facts_of(
         vocabulary_size=len(tokens) or (embedding.shape[-1] if embedding and embedding.shape else 0),
         pooling=_pooling(values, f"{arch}.pooling_type", path),
         classifier_pooling=_pooling(values, f"{arch}.classifier.pooling_type", path),
-        output_labels=tuple(labels[i] for i in range(len(labels))) if isinstance(labels, Strings) else (),
+        output_labels=_texts(values.get(f"{arch}.classifier.output_labels")),
         token_type_count=number("tokenizer.ggml.token_type_count"),
         causal_attention=flag(f"{arch}.attention.causal"),
         has_cls="cls.weight" in tensors,
         cls_rows=_rows(tensors.get("cls.weight")),
         has_cls_output="cls.output.weight" in tensors,
         cls_output_rows=_rows(tensors.get("cls.output.weight")),
+        has_cls_norm="cls.norm.weight" in tensors,
+        has_cls_norm_bias="cls.norm.bias" in tensors,
+        hidden_activation=text(f"{arch}.hidden_activation"),
+        decision_blocks=number(f"{arch}.decision.block_count"),
+        has_late_projection="dense_2_out.weight" in tensors,
         has_output="output.weight" in tensors,
         has_charsmap="tokenizer.ggml.precompiled_charsmap" in values,
         tokenizer_model=text("tokenizer.ggml.model"),
@@ -228,8 +258,13 @@ def facts_of(
         user_defined_tokens=_of_type(tokens, values, _USER_DEFINED),
         tokens=tokens,
         parts=parts,
-        **more,
+        format=format,
+        flaw=flaw,
     )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(value.texts()) if isinstance(value, Strings) else ()
 
 
 def _kv_width(values: Mapping[str, Any], arch: str) -> int:

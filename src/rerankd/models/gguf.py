@@ -12,10 +12,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from rerankd import checkpoint
 from rerankd.gguf_header import Header, Source, Tensor, parse
 from rerankd.models.facts import Facts, facts_of, refuse, whole_number
 
-_KEEP = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", ".classifier.output_labels")
+_KEEP = (
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.token_type",
+    ".classifier.output_labels",
+    "general.tags",
+)
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 
 
@@ -65,7 +71,8 @@ def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> Facts:
 def _read_part(path: Path) -> tuple[Header, int]:
     try:
         if path.is_dir():
-            refuse(path, "this is a folder with no config.json; give the path of the .gguf file in it")
+            why = checkpoint.missing(checkpoint.paths_in(path))
+            refuse(path, f"this is a folder with no {checkpoint.CONFIG}; {why}")
         if path.exists() and not path.is_file():
             refuse(path, "this is not a plain file; give the path of a .gguf file")
         with open(path, "rb") as stream:

@@ -30,6 +30,9 @@ ENCODERS = frozenset(
     )
 )
 _HEADED = ("bert", "modern-bert", "neo-bert")
+# The build whose source was read for modern-bert.hidden_activation; older ones may compute GELU whatever it
+# says.
+HIDDEN_ACTIVATION_BUILD = 11434
 
 
 def is_causal(facts: Facts) -> bool:
@@ -41,7 +44,7 @@ def head_flaw(facts: Facts, pooling: Pooling | None = None) -> str:
     """Why the rank score of this encoder would not be the model's, "" when it is. A GGUF file's is
     llama.cpp's.
 
-    `pooling` is what the model's head is known to read (ModernBERT), None for whatever the file says.
+    `pooling` is what a ModernBERT's head is known to read, None where only the file can say it.
     """
     arch = facts.architecture
     if arch == "jina-bert-v2":
@@ -67,9 +70,19 @@ def head_flaw(facts: Facts, pooling: Pooling | None = None) -> str:
         )
     if facts.cls_output_rows != 1:
         return f"it is a classifier with {facts.cls_output_rows} labels, not a reranker, which has one"
+    return _modern_bert_flaw(facts, pooling) if arch == "modern-bert" else ""
+
+
+def _modern_bert_flaw(facts: Facts, pooling: Pooling | None) -> str:
+    if facts.format == "gguf" and not facts.has_cls_norm:
+        return "its rank head is not whole: cls.norm.weight missing (lost in conversion)"
+    if facts.format == "gguf" and facts.has_cls_norm_bias:
+        return "the normalisation in its rank head has a bias (cls.norm.bias), which llama.cpp leaves out"
+    if facts.classifier_pooling not in (None, "mean", "cls"):
+        return f"its head reads the pooling {facts.classifier_pooling!r}, which llama.cpp does not compute"
     if pooling and pooling != (facts.classifier_pooling or "mean"):
         return (
             f"its head reads the pooling {pooling!r}, and the file does not say so: it was converted by an "
-            "older llama.cpp"
+            "older llama.cpp, and llama.cpp takes the mean"
         )
     return ""

@@ -14,13 +14,16 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts")
 
 
-def describe(facts: Facts, verdict: Verdict) -> str:
-    """A few lines for a person: what the file is, and how it is scored or why it is not."""
+def describe(facts: Facts, verdict: Verdict, ref: str = "") -> str:
+    """A few lines for a person: what the file is, and how it is scored or why it is not. `ref` is what the
+    user calls it."""
     lines = [str(facts.path), _file_line(facts), _model_line(facts, verdict)]
     scoring = verdict.scoring
     if scoring is None:
         lines.append(f"refused: {verdict.reason}")
         lines.append(f"what to do: {verdict.way_out}")
+        if said := verdict.settings(ref):
+            lines += ["", "# rerankd.toml", said]
         return "\n".join(lines)
     lines.append(f"scored as {scoring.way}: {scoring.reason}")
     per = "text" if scoring.way == "cosine" else "query and document together"
@@ -31,7 +34,7 @@ def describe(facts: Facts, verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def describe_json(facts: Facts, verdict: Verdict) -> dict[str, Any]:
+def describe_json(facts: Facts, verdict: Verdict, ref: str = "") -> dict[str, Any]:
     """The same as a dictionary of JSON values; `scoring` is None when the file is refused."""
     said = {name: getattr(facts, name) for name in Facts.__dataclass_fields__ if name not in _LEFT_OUT}
     scoring, entry = verdict.scoring, verdict.entry
@@ -50,6 +53,7 @@ def describe_json(facts: Facts, verdict: Verdict) -> dict[str, Any]:
         "scoring": asdict(scoring) | {"labels": list(scoring.labels)} if scoring is not None else None,
         "reason": verdict.reason,
         "way_out": verdict.way_out,
+        "settings": verdict.settings(ref),
         "notes": list(verdict.notes),
     }
 

@@ -148,7 +148,8 @@ class Puller:
             def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
                 for file in choice.files:
                     if file.name.lower().endswith(ending):
-                        yield opened(file), file.size_bytes, Path(file.path)
+                        # The repository's name is a part of what the file says that it is (evidence.py).
+                        yield opened(file), file.size_bytes, Path(repo.replace("/", "--"), file.path)
 
             described = {
                 file.name: opened(file).read() for file in choice.files if file.name in checkpoint.DESCRIBING
@@ -158,7 +159,7 @@ class Puller:
             else:
                 facts = gguf.read_streams(parts(".gguf"))
             decided = self.judge(facts)
-        decided.require()
+        decided.require(hub.origin(repo).ref)
         self.say(f"scored as {decided.explain}")
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:

@@ -1,15 +1,18 @@
 """A header's facts + the catalog + the user's settings -> how the file is scored, or why it can't be.
 
-Pure: values in, a value out that can be printed. The rules, in order:
+Pure: values in, a value out that can be printed. A model that is not known is never given another one's
+recipe by its name. The rules, in order:
 
-- **A part of a model, or a model the catalog refuses,** is refused; so is a checkpoint of a class that is not
-  known. What the catalog refuses because of llama.cpp is scored from its own safetensors.
+- **A part of a model, a damaged one, or a model the catalog refuses,** is refused; so is a checkpoint of a
+  class that is not known. What the catalog refuses because of llama.cpp is scored from its own safetensors.
 - **A causal model judges,** whether it has a rank head or not: most files lack it (llama-server's own
   /v1/rerank then answers about 1e-20), and where it is there it is a slower way to the same number. What it
-  is asked must be known: by the catalog, from the user's settings, or because it is a Qwen3 reranker.
+  is asked must be known (`prompts.py`): from the user's settings, by the catalog, or from the file.
 - **An encoder with a rank head** is scored by it, where llama.cpp computes that head right (`heads.py`).
-- **A model without a head is an embedding model** when its header or the catalog names a pooling.
-- **Anything else is refused.** A user's template and labels make a judge of any causal model.
+- **A model without a head is an embedding model** when its header or the catalog names a pooling, and nothing
+  says that it is a reranker (`evidence.py`).
+- **Anything else is refused,** with the facts that are missing and the lines of rerankd.toml that supply
+  them. A user's template and labels make a judge of any causal model.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ from pathlib import Path
 
 from rerankd.domain import Pooling, Scoring, Transform, TransformName, Way
 from rerankd.errors import ConfigError, Unscorable
+from rerankd.models import prompts
 from rerankd.models.catalog import Catalog, Entry, template_flaw
+from rerankd.models.evidence import Kind, is_called_embedder, kind_of, plain
 from rerankd.models.facts import Facts
-from rerankd.models.heads import head_flaw, is_causal
+from rerankd.models.heads import HIDDEN_ACTIVATION_BUILD, head_flaw, is_causal
+from rerankd.models.prompts import Prompt
 
 # A causal model's window by default. Its KV cache is allocated for the whole window (Qwen3-0.6B at its full
 # 40,960 tokens: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference reads 8,192.
@@ -36,7 +42,10 @@ _QWEN3 = ("qwen3", "qwen3vl")
 _NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
 _MARKER = re.compile(r"<\|\w+\|>")
 _OTHERS = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
-_OR_TEMPLATE = f"name a template and labels for it in the settings, or {_OTHERS}"
+_SAY_PROMPT = f"say in rerankd.toml what it is asked, as its model card has it, or {_OTHERS}"
+_SAY_POOLING = f"if it is an embedding model, say so in rerankd.toml; else {_OTHERS}"
+# Encoders whose converter (LlamaBidirectionalModel) makes the same file of embedding models and of rerankers.
+_EITHER = ("llama", "llama-embed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,8 @@ class ScoringOverrides:
     """What a user's settings say of one model; None means nothing.
 
     `template`, `labels` and `instruction` are a judge's; naming a template makes a causal model one.
-    `pooling` and the prefixes are an embedding model's. `low` and `high` bound the affine transform.
+    `pooling` and the prefixes are an embedding model's; `pooling` is also what a ModernBERT's head reads,
+    where the file does not say. `low` and `high` bound the affine transform.
     `window` is in tokens and may not be more than the model has.
     """
 
@@ -65,13 +75,15 @@ NO_OVERRIDES = ScoringOverrides()
 _ONLY_FOR: dict[Way, tuple[str, ...]] = {
     "head": (),
     "judge": ("template", "labels", "instruction"),
-    "cosine": ("pooling", "query_prefix", "document_prefix"),
+    "cosine": ("query_prefix", "document_prefix"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a file is scored (`scoring`), or `reason` and `way_out` when not. `notes` are for the user."""
+    """How a file is scored (`scoring`), or `reason` and `way_out` when not. `lines` are the settings that
+    supply what is missing, "" where no setting does. `notes` are for the user. `needs_build` is the oldest
+    build of llama.cpp that computes this model right, 0 where any does."""
 
     path: Path
     scoring: Scoring | None
@@ -79,11 +91,8 @@ class Verdict:
     reason: str = ""
     way_out: str = ""
     notes: tuple[str, ...] = ()
-
-    @property
-    def needs_build(self) -> int:
-        """The oldest build of llama.cpp that computes this model right; 0 where any does."""
-        return self.entry.needs_build if self.entry is not None else 0
+    lines: str = ""
+    needs_build: int = 0
 
     @property
     def explain(self) -> str:
@@ -92,10 +101,21 @@ class Verdict:
             return f"can't be scored right: {self.reason}; {self.way_out}"
         return self.scoring.reason
 
-    def require(self) -> Scoring:
-        """The scoring; raises Unscorable, with the reason and the way out, when there is none."""
+    def settings(self, ref: str = "") -> str:
+        """The section of rerankd.toml that supplies what is missing, "" where there is none. `ref` is what
+        the user calls the model, the path where it is not given."""
+        if not self.lines:
+            return ""
+        called = ref or str(self.path)
+        name = plain(Path(called.rpartition(":")[2]).name.removesuffix(".gguf")) or "model"
+        return prompts.section(name, called, self.lines)
+
+    def require(self, ref: str = "") -> Scoring:
+        """The scoring; raises Unscorable, with the reason, the way out and the settings that supply what is
+        missing, when there is none. `ref` is what the user calls the model."""
         if self.scoring is None:
-            raise Unscorable(f"{self.path}: {self.explain}")
+            lines = f"\n\n{said}" if (said := self.settings(ref)) else ""
+            raise Unscorable(f"{ref or self.path}: {self.explain}{lines}")
         return self.scoring
 
 
@@ -103,6 +123,7 @@ class Verdict:
 class _Refusal:
     reason: str
     way_out: str = _OTHERS
+    lines: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +136,9 @@ class _Case:
     overrides: ScoringOverrides
 
     @property
-    def looks_like_reranker(self) -> bool:
-        facts = self.facts
-        said = f"{facts.name} {facts.basename} {facts.finetune}".lower()
-        return bool(
-            facts.has_cls
-            or facts.has_cls_output
-            or facts.pooling == "rank"
-            or facts.rerank_template
-            or "rerank" in said
-        )
+    def prompt(self) -> Prompt | None:
+        """What it is asked, where it judges and that is known."""
+        return prompts.known(self.facts, self.entry, self.catalog)
 
 
 def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVERRIDES) -> Verdict:
@@ -135,25 +149,32 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
     entry = catalog.recognise(facts)
     if entry is not None and entry.way == "cosine" and facts.has_cls_output:
         entry = None  # a cross-encoder made from an embedding model, under its name
+    if entry is not None and entry.way == "judge" and not is_causal(facts):
+        entry = None
     case = _Case(facts, entry, catalog, overrides)
-    found = _no_model(facts) or _score(case)
+    found = _no_model(case) or _score(case)
     if isinstance(found, _Refusal):
-        return Verdict(facts.path, None, entry, found.reason, found.way_out)
+        return Verdict(facts.path, None, entry, found.reason, found.way_out, lines=found.lines)
     found = replace(found, nfc=facts.tokenizer_pre in _NFC_TOKENIZERS)
-    return Verdict(facts.path, found, entry, notes=_notes(case, found))
+    build = entry.needs_build if entry is not None else 0
+    if facts.hidden_activation not in ("", "gelu"):
+        build = max(build, HIDDEN_ACTIVATION_BUILD)
+    return Verdict(facts.path, found, entry, notes=_notes(case, found), needs_build=build)
 
 
-def _no_model(facts: Facts) -> _Refusal | None:
+def _no_model(case: _Case) -> _Refusal | None:
+    facts = case.facts
     if facts.flaw:
-        return _Refusal(facts.flaw)
-    if facts.kind != "model":
-        return _Refusal(
-            f"it is not a whole model but a part of one ({facts.kind})", "give the model's own file"
-        )
+        return _Refusal(facts.flaw, _another_file(case))
+    if facts.kind != "model" or facts.architecture == "clip":
+        part = "mmproj" if facts.architecture == "clip" else facts.kind
+        return _Refusal(f"it is not a whole model but a part of one ({part})", "give the model's own file")
     if not facts.parameters:
         return _Refusal("it holds no weights, only a vocabulary", "give the model's own file")
     if not facts.vocabulary_size:
         return _Refusal("it holds no vocabulary", "download a complete conversion of the model")
+    if facts.hidden_activation not in ("", "gelu", "silu"):
+        return _Refusal(f"its activation {facts.hidden_activation!r} is not known")
     return None
 
 
@@ -170,6 +191,8 @@ def _score(case: _Case) -> Scoring | _Refusal:
         return way
     if case.facts.format != "gguf" and way != "head":
         raise ConfigError(f"{case.facts.path}: a model in safetensors is scored by its head: remove {way}")
+    if overrides.pooling is not None and way != "cosine":
+        _check_head_pooling(case, way)
     for other, names in _ONLY_FOR.items():
         for name in names:
             if other != way and getattr(overrides, name) is not None:
@@ -179,32 +202,119 @@ def _score(case: _Case) -> Scoring | _Refusal:
     return {"head": _head, "judge": _judge, "cosine": _cosine}[way](case)
 
 
-def _natural_way(case: _Case) -> Way | _Refusal:
-    facts = case.facts
-    if case.entry is not None and case.entry.way:
-        return case.entry.way
-    if is_causal(facts):
-        if case.looks_like_reranker:
-            if facts.architecture in _QWEN3:
-                return "judge"
-            return _Refusal(
-                f"it is a {facts.architecture} reranker that the catalog does not know, so the prompt it was "
-                "trained on is not known either",
-                _OR_TEMPLATE,
-            )
-        if facts.pooling in ("mean", "cls", "last"):
-            return "cosine"
-        return _Refusal(
-            "it is a plain language model (chat or base), not trained to score documents", _OR_TEMPLATE
+def _check_head_pooling(case: _Case, way: Way) -> None:
+    """Raises ConfigError where `pooling` is set and no part of how the model is scored."""
+    facts, pooling = case.facts, case.overrides.pooling
+    if way != "head" or facts.architecture != "modern-bert":
+        raise ConfigError(f"pooling is for way = cosine, and this model is scored as {way}: remove it")
+    if facts.classifier_pooling not in (None, pooling):
+        raise ConfigError(
+            f"{facts.path}: its file says that its head reads the pooling {facts.classifier_pooling!r}: "
+            "remove pooling"
         )
-    if facts.has_cls or facts.has_cls_output or facts.pooling == "rank":
+
+
+def _natural_way(case: _Case) -> Way | _Refusal:
+    facts, entry, kind = case.facts, case.entry, kind_of(case.facts)
+    if kind == "decision":
+        return _Refusal("it is a decision model, which chooses among answers and does not score documents")
+    if is_causal(facts):
+        return _causal_way(case, kind)
+    headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
+    if headed or (entry is not None and entry.way == "head"):
         return "head"
+    if kind is not None:
+        return _headless(case, kind)
+    if entry is not None and entry.way:
+        return entry.way
+    if facts.pooling not in ("mean", "cls", "last"):
+        return _Refusal(
+            f"it is a {facts.architecture} encoder with no rank head, and its header names no pooling",
+            "if it was a reranker, its head was lost in conversion, and another file is needed; if it is an "
+            "embedding model, say so in rerankd.toml, with the pooling that its model card names",
+            _cosine_lines(""),
+        )
+    if facts.architecture in _EITHER and not is_called_embedder(facts):
+        return _Refusal(
+            f"it is a {facts.architecture} encoder without a rank head, and nothing in it says whether it "
+            "is an embedding model, or a reranker such as llama-nemotron-rerank whose head was lost in "
+            "conversion",
+            _SAY_POOLING,
+            _cosine_lines(facts.pooling),
+        )
+    return "cosine"
+
+
+def _causal_way(case: _Case, kind: Kind | None) -> Way | _Refusal:
+    facts, entry = case.facts, case.entry
+    if kind in ("listwise", "late interaction"):
+        return _headless(case, kind)
+    if case.prompt is not None:
+        return "judge"
+    if kind == "reranker" or facts.has_cls_output:
+        return _Refusal(
+            f"it is a {facts.architecture} reranker that the catalog does not know, and its file does not "
+            f"say what it is asked: {_missing_of_judge(facts)}",
+            _SAY_PROMPT,
+            prompts.wanted_lines(facts, case.catalog, like_before=facts.architecture in _QWEN3),
+        )
+    if entry is not None and entry.way:
+        return entry.way
     if facts.pooling in ("mean", "cls", "last"):
         return "cosine"
     return _Refusal(
-        f"it is a {facts.architecture} encoder with no rank head, and its header names no pooling",
-        "if it is an embedding model, set way = cosine and its pooling; if it was a reranker, its head was "
-        f"lost in conversion: {_OTHERS}",
+        "it is a plain language model (chat or base), not trained to score documents",
+        _SAY_PROMPT,
+        prompts.wanted_lines(facts, case.catalog, like_before=False),
+    )
+
+
+def _missing_of_judge(facts: Facts) -> str:
+    """What of a judge's recipe the file does not say."""
+    lacks = []
+    if not facts.rerank_template:
+        lacks.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
+    elif flaw := template_flaw(facts.rerank_template):
+        lacks.append(f"a rerank template that can be filled in ({flaw})")
+    elif facts.architecture == "qwen3vl":
+        lacks.append("its own prompt (the template in the file is the text model's)")
+    if prompts.labels_of(facts) is None:
+        lacks.append("the two labels (classifier.output_labels)")
+    return " and ".join(lacks) + (" are missing" if len(lacks) > 1 else " is missing")
+
+
+def _headless(case: _Case, kind: Kind) -> _Refusal:
+    """A reranker, by what it says of itself, without what would score."""
+    facts = case.facts
+    pooling = facts.pooling if facts.pooling in ("mean", "cls", "last") else ""
+    lines = _cosine_lines(pooling)
+    if kind == "listwise":
+        return _Refusal(
+            "it is a listwise model (it has the marker tokens of jina-reranker-v3): it reads all documents "
+            "in one prompt and compares hidden states of those tokens, which rerankd does not do yet"
+        )
+    if kind == "late interaction":
+        return _Refusal(
+            "it is a late interaction model (ColBERT): it compares each token of a query with each of a "
+            "document, which rerankd does not do yet; one vector for each text gives other scores",
+            _OTHERS,
+            lines,
+        )
+    return _Refusal(
+        "it is called a reranker and has no rank head (cls.weight and cls.output.weight missing): the head "
+        "was lost in conversion, or is of a kind that a GGUF file can't hold",
+        _another_file(case),
+        lines,
+    )
+
+
+def _cosine_lines(pooling: str) -> str:
+    """The lines that make an embedding model of an encoder."""
+    return "\n".join(
+        [
+            'way = "cosine"  # only if it is an embedding model; rerankd 0.1 assumed it',
+            f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card says",
+        ]
     )
 
 
@@ -212,7 +322,22 @@ def _head(case: _Case) -> Scoring | _Refusal:
     facts = case.facts
     if is_causal(facts):
         raise ConfigError(f"{facts.path}: a causal model ({facts.architecture}) judges: remove way = head")
-    flaw = head_flaw(facts, case.entry.classifier_pooling if case.entry is not None else None)
+    known = case.entry.classifier_pooling if case.entry is not None else None
+    if (
+        facts.architecture == "modern-bert"
+        and facts.classifier_pooling is None
+        and known is None
+        and case.overrides.pooling is None
+        and facts.has_cls_output
+    ):
+        return _Refusal(
+            "its file does not say which state its head reads, the first token's or the mean "
+            "(modern-bert.classifier.pooling_type is missing): it was converted by an older llama.cpp",
+            "if its config.json says classifier_pooling = mean, say so in rerankd.toml; else take a newer "
+            "conversion, or serve the model from its own safetensors (rerankd pull hf:ORG/REPO)",
+            'way = "head"\npooling = "mean"  # only if its config.json says so; rerankd 0.1 assumed it',
+        )
+    flaw = head_flaw(facts, case.overrides.pooling or known)
     if flaw:
         return _Refusal(flaw, _another_file(case))
     return Scoring(
@@ -228,9 +353,13 @@ def _head(case: _Case) -> Scoring | _Refusal:
 def _another_file(case: _Case) -> str:
     """What to do where a conversion can't score right, and the model itself can."""
     entry = case.entry
+    if case.facts.cls_output_rows > 1:
+        return _OTHERS
     if entry is not None and entry.refs:
         return f"pull the model as rerankd knows it: rerankd pull {entry.name.lower()}"
-    if case.facts.architecture == "bert" and case.facts.format == "gguf":
+    if case.facts.format == "safetensors":
+        return f"take a GGUF file of the model, if there is one, or {_OTHERS}"
+    if case.facts.architecture in ("bert", "modern-bert"):
         return f"serve the model from its own safetensors (rerankd pull hf:ORG/REPO), or {_OTHERS}"
     return _OTHERS
 
@@ -268,33 +397,26 @@ def _judge(case: _Case) -> Scoring | _Refusal:
 
 
 def _prompt(case: _Case) -> tuple[str, tuple[str, str], str]:
-    """Template, labels and instruction of a judge: the user's, else the catalog's."""
-    path, overrides, entry = case.facts.path, case.overrides, _prompt_entry(case)
+    """Template, labels and instruction of a judge: the user's, else the known ones."""
+    path, overrides, known = case.facts.path, case.overrides, case.prompt
     template = overrides.template
-    if template is None and entry is not None:
-        template = entry.template
-    labels = overrides.labels or (entry.labels if entry is not None else None)
+    if template is None and known is not None:
+        template = known.template
+    labels = overrides.labels or (known.labels if known is not None else prompts.labels_of(case.facts))
     if template is None or labels is None:
         lacks = " and ".join(n for n, v in (("template", template), ("labels", labels)) if v is None)
-        raise ConfigError(f"{path}: {lacks} of this judge must be set: the catalog has no prompt for it")
+        raise ConfigError(
+            f"{path}: {lacks} of this judge must be set: neither its file nor the catalog has it"
+        )
     flaw = template_flaw(template)
     if flaw:
         raise ConfigError(f"{path}: {flaw}")
     if "{instruction}" in template:
-        known = entry.instruction if entry is not None else ""
-        return template, labels, known if overrides.instruction is None else overrides.instruction
+        own = known.instruction if known is not None else ""
+        return template, labels, own if overrides.instruction is None else overrides.instruction
     if overrides.instruction is not None:
         raise ConfigError(f"{path}: the template has no {{instruction}}: add it there, or set no instruction")
     return template, labels, ""
-
-
-def _prompt_entry(case: _Case) -> Entry | None:
-    """Whose prompt a judge is asked with: its own, or Qwen3-Reranker's for an unknown one of its kind."""
-    if case.entry is not None and case.entry.way == "judge":
-        return case.entry
-    if case.facts.architecture in _QWEN3 and case.looks_like_reranker and case.entry is None:
-        return case.catalog.find("Qwen3-Reranker-0.6B")
-    return None
 
 
 def _lost_output(facts: Facts) -> bool:
@@ -388,8 +510,9 @@ def _notes(case: _Case, scoring: Scoring) -> tuple[str, ...]:
     facts, entry, overrides = case.facts, case.entry, case.overrides
     notes = []
     if scoring.way == "judge":
-        if entry is None and overrides.template is None:
-            notes.append("not in the catalog by name; taken for a Qwen3-Reranker, and asked with its prompt")
+        known = case.prompt
+        if known is not None and known.note and overrides.template is None:
+            notes.append(known.note)
         if facts.has_cls or facts.has_cls_output:
             notes.append("its rank head is not used: the judge gives the same score, faster")
     if scoring.way == "cosine" and entry is None:

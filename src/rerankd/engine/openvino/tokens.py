@@ -12,7 +12,6 @@ are put around texts here, by the flags of the header or the template of the fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from rerankd import textfile
+from rerankd import tokenizer_file
 from rerankd.gguf_header import Strings
 
 Ids = list[int]
@@ -111,14 +110,7 @@ def of_header(values: Mapping[str, Any]) -> Vocabulary:
 def of_file(path: Path, size: int) -> Vocabulary:
     """The vocabulary of a tokenizer.json, of a model with `size` rows of embeddings. Raises OSError, and
     ValueError where it is damaged, does not fit the model, or does not read pairs."""
-    text = textfile.read(path)
-    said = json.loads(text)
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library has no class of its own for what is wrong with a file
-        raise ValueError(str(error)) from error
-    if tokenizer.get_vocab_size() > size:
-        raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, and the model knows {size}")
+    tokenizer, said = tokenizer_file.read(path, size)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     pair, single = tokenizer.encode("a", "b"), tokenizer.encode("a")

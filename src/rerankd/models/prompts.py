@@ -1,0 +1,122 @@
+"""(pure) What a causal reranker is asked, as far as that is known; and the lines of rerankd.toml that say it.
+
+A prompt is known from the catalog (name, architecture and sizes agree), or from the file: a rerank template
+that names {query} and {document}, with the labels of its rank head. Qwen3-Reranker's is taken for a text
+model that says it is one: by that template, by the labels yes and no of a rank head, or by the name
+Qwen3-Reranker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rerankd.models.catalog import Catalog, Entry, template_flaw
+from rerankd.models.evidence import header_names
+from rerankd.models.facts import Facts
+
+QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
+_QWEN3_NAME = "qwen3-reranker"
+_QWEN3_LABELS = ("yes", "no")
+# Between parts that the reference tokenises apart; not in a file's own template.
+_SEAM = "\x1e"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A judge's `template`, `labels` and `instruction` ("" where the template has no place for one). `note`
+    is what the user should know of where they come from."""
+
+    template: str
+    labels: tuple[str, str]
+    instruction: str = ""
+    note: str = ""
+
+
+def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
+    """The prompt of a causal reranker; None where nothing says it."""
+    labels = labels_of(facts)
+    if entry is not None:
+        return _of_entry(facts, entry) if entry.way == "judge" else None
+    qwen = catalog.find(QWEN3_RERANKER)
+    assert qwen is not None, "the catalog has the prompt of Qwen3-Reranker"
+    instruction = _instruction_in(facts.rerank_template, qwen.template)
+    if facts.rerank_template and instruction is None:
+        flawed = template_flaw(facts.rerank_template)
+        return None if flawed or labels is None else Prompt(facts.rerank_template, labels)
+    if instruction is not None and facts.architecture != "qwen3vl":
+        # llama.cpp's converter gives the vision model the text model's template, which is not its own.
+        return Prompt(qwen.template, labels or _QWEN3_LABELS, instruction)
+    if facts.architecture != "qwen3":
+        return None
+    if facts.pooling == "rank" and labels == _QWEN3_LABELS:
+        return Prompt(
+            qwen.template, labels, qwen.instruction, "asked as Qwen3-Reranker: its rank head has its labels"
+        )
+    if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(facts)):
+        return Prompt(
+            qwen.template,
+            _QWEN3_LABELS,
+            qwen.instruction,
+            "its name says that it is a Qwen3-Reranker, and its sizes are none of the known ones: it is "
+            "asked with that prompt. Set a template if its model card names another",
+        )
+    return None
+
+
+def labels_of(facts: Facts) -> tuple[str, str] | None:
+    """The two labels of the rank head, the relevant one first; None where the file names none."""
+    said = facts.output_labels
+    return (said[0], said[1]) if len(said) == 2 else None
+
+
+def _of_entry(facts: Facts, entry: Entry) -> Prompt:
+    own = facts.rerank_template
+    differs = own and _instruction_in(own, entry.template) is None
+    note = "the file has another rerank template, which is not used" if differs else ""
+    return Prompt(entry.template, entry.labels, entry.instruction, note)
+
+
+def _instruction_in(template: str, known: str) -> str | None:
+    """The instruction that makes the known template equal to this one; None where none does."""
+    before, slot, after = known.replace(_SEAM, "").partition("{instruction}")
+    if not slot:
+        return "" if template == before else None
+    whole = template.startswith(before) and template.endswith(after)
+    middle = template[len(before) : len(template) - len(after)]
+    return middle if whole and len(template) >= len(before) + len(after) and "{" not in middle else None
+
+
+def wanted_lines(facts: Facts, catalog: Catalog, *, like_before: bool) -> str:
+    """The lines that make a judge of a model whose prompt is not known: what its file says is filled in, the
+    rest is for the user. `like_before` adds what rerankd 0.1 asked."""
+    own = facts.rerank_template if not template_flaw(facts.rerank_template) else ""
+    lines = [
+        'way = "judge"',
+        f"template = {toml(own)}  # the prompt of its model card, with {{query}} and {{document}} in it",
+        f"labels = {toml(labels_of(facts) or ('', ''))}  # the tokens that mean relevant and not relevant",
+    ]
+    qwen = catalog.find(QWEN3_RERANKER)
+    if like_before and qwen is not None:
+        said: dict[str, str | Sequence[str]] = {
+            "template": qwen.template,
+            "labels": qwen.labels,
+            "instruction": qwen.instruction,
+        }
+        lines += [
+            "# Or these instead, only if it is asked as Qwen3-Reranker is; rerankd 0.1 assumed it:",
+            *(f"# {name} = {toml(value)}" for name, value in said.items()),
+        ]
+    return "\n".join(lines)
+
+
+def toml(value: str | Sequence[str]) -> str:
+    """A text or a list of texts in TOML."""
+    # JSON's strings are TOML's basic ones, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def section(name: str, ref: str, lines: str) -> str:
+    """A model's section of rerankd.toml."""
+    return f"[models.{name}]\nref = {toml(ref)}\n{lines}"

@@ -1,0 +1,430 @@
+"""Every kind of model file that was tried, as a tiny file, and what must become of it.
+
+`tests/golden/README.md` has the same table with the results before and after.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import checkpoints
+from rerankd.models import catalog
+from support import GOLDEN
+from twins import JINA_TOKENS, PIECES, Twin, head_of
+
+_QWEN = catalog.known().find("Qwen3-Reranker-0.6B")
+assert _QWEN is not None
+# What llama.cpp's converter writes into every file of a folder that is called qwen3-reranker or
+# qwen3-vl-reranker.
+QWEN3_TEMPLATE = _QWEN.template.replace("{instruction}", _QWEN.instruction)
+OTHER_TEMPLATE = "<|im_start|>Is {document} about {query}?<|im_end|>"
+YES_NO = ("yes", "no")
+TWO_ROWS = {"cls.output.weight": 2}
+XLMR = {"arch": "bert", "blocks": 24, "width": 1024}
+MODERN = {"arch": "modern-bert", "blocks": 22, "width": 768}
+MODERN_HEAD = head_of(768, "modern-bert")
+CLS, MEAN = {"modern-bert.classifier.pooling_type": 2}, {"modern-bert.classifier.pooling_type": 1}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file. `becomes` is head, judge or cosine, or what the reason of its refusal must hold.
+    `asked` names the catalog's model whose prompt it must be asked with; `file` is the name it is written
+    under."""
+
+    what: str
+    twin: Twin | Callable[[Path], Path]
+    becomes: str
+    asked: str = ""
+    file: str = "model.gguf"
+
+    @property
+    def is_served(self) -> bool:
+        return self.becomes in ("head", "judge", "cosine")
+
+    def write(self, folder: Path) -> Path:
+        """The file, or the folder, in a folder of its own."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.twin.write(folder / self.file) if isinstance(self.twin, Twin) else self.twin(folder)
+
+
+def _checkpoint(name: str, **config: object) -> Callable[[Path], Path]:
+    return lambda folder: checkpoints.copy(name, folder / "model", **config)
+
+
+def _jina_v2(folder: Path) -> Path:
+    """jina-reranker-v2 in its own safetensors: XLM-R's class, tensors of other names."""
+    made = checkpoints.copy(
+        "xlmr-head", folder / "jina-reranker-v2-base-multilingual",
+        auto_map={"AutoModelForSequenceClassification": "modeling.XLMRobertaForSequenceClassification"},
+    )  # fmt: skip
+    tensors = checkpoints.read(made / "model.safetensors")
+    own = {".attention.self.query.": ".mixer.Wq.", "roberta.embeddings.LayerNorm": "roberta.emb_ln"}
+    renamed = {}
+    for name, one in tensors.items():
+        for known, other in own.items():
+            name = name.replace(known, other)
+        renamed[name] = one
+    checkpoints.write(made / "model.safetensors", renamed)
+    return made
+
+
+def _with_modules(folder: Path) -> Path:
+    """A sentence-transformers model whose modules say another thing than the class of config.json."""
+    made = checkpoints.copy("modernbert-head", folder / "model")
+    modules = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dense")
+    checkpoints.write_modules(made, modules)
+    return made
+
+
+def _pointer(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        made = checkpoints.copy("bert-pairs", folder / "model")
+        (made / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 17\n")
+        return made
+
+    return write
+
+
+def _foreign_tokenizer(folder: Path) -> Path:
+    made = checkpoints.copy("modernbert-head", folder / "model")
+    shutil.copy(GOLDEN / "bert-pairs" / "tokenizer.json", made / "tokenizer.json")
+    return made
+
+
+KINDS = (
+    # Qwen3-Reranker and its kin
+    Kind("Qwen3-Reranker, plain conversion", Twin("Qwen3 Reranker 0.6B"), "judge", "Qwen3-Reranker-0.6B"),
+    Kind(
+        "Qwen3-Reranker with rank head and template",
+        Twin("Qwen3 Reranker 0.6B", pooling="rank", labels=YES_NO, template=QWEN3_TEMPLATE, head=TWO_ROWS),
+        "judge",
+        "Qwen3-Reranker-0.6B",
+    ),
+    Kind(
+        "Qwen3-Reranker named so, of another size",
+        Twin("Qwen3-Reranker-0.6B pruned", blocks=20),
+        "judge",
+        "Qwen3-Reranker-0.6B",
+    ),
+    Kind(
+        "unnamed, with Qwen3-Reranker's template",
+        Twin("Model", blocks=12, template=QWEN3_TEMPLATE),
+        "judge",
+        "Qwen3-Reranker-0.6B",
+    ),
+    Kind(
+        "unnamed, rank head with labels yes and no",
+        Twin("Model", pooling="rank", labels=YES_NO, head=TWO_ROWS),
+        "judge",
+        "Qwen3-Reranker-0.6B",
+    ),
+    Kind("unnamed, rank head without labels", Twin("Model", pooling="rank", head=TWO_ROWS), "labels"),
+    Kind(
+        "rerank template of its own, with labels",
+        Twin("My Reranker", template=OTHER_TEMPLATE, labels=YES_NO, head=TWO_ROWS),
+        "judge",
+    ),
+    Kind("rerank template of its own, no labels", Twin("My Reranker", template=OTHER_TEMPLATE), "labels"),
+    Kind("KURE-Reranker-base", Twin("KURE Reranker Base", width=2048), "judge", "Qwen3-Reranker-0.6B"),
+    Kind("PIXIE-Spell-Reranker", Twin("PIXIE-Spell-Reranker-Preview-0.6B"), "judge", "Qwen3-Reranker-0.6B"),
+    Kind("MemReranker-4B", Twin("MemReranker 4B", blocks=36, width=2560), "judge", "Qwen3-Reranker-0.6B"),
+    Kind("SkillRouter-Reranker", Twin("SkillRouter Reranker 0.6B"), "prompt it was trained on"),
+    Kind(
+        "Prism-Qwen3-Reranker-4B-exp",
+        Twin("Prism Qwen3 Reranker 4B Exp", blocks=36, width=2560),
+        "prompt is another",
+    ),
+    Kind("Prism-Qwen3.5-Reranker", Twin("Prism Qwen3.5 Reranker 0.8B", "qwen35"), "prompt it was trained on"),
+    Kind(
+        "Qwen3-VL-Reranker, converted with the text model's template",
+        Twin(
+            "Qwen3 VL Reranker 2B",
+            "qwen3vl",
+            width=2048,
+            pooling="rank",
+            labels=YES_NO,
+            template=QWEN3_TEMPLATE,
+            head=TWO_ROWS,
+        ),
+        "judge",
+        "Qwen3-VL-Reranker-2B",
+    ),
+    Kind(
+        "qwen3vl reranker of another size",
+        Twin("My VL Reranker", "qwen3vl", template=QWEN3_TEMPLATE, labels=YES_NO, head=TWO_ROWS),
+        "own prompt",
+    ),
+    Kind(
+        "mxbai-rerank-base-v2",
+        Twin("Mxbai Rerank Base v2", "qwen2", 24, 896),
+        "judge",
+        "mxbai-rerank-base-v2",
+    ),
+    Kind("ctxl-rerank-v2", Twin("Ctxl Rerank v2 Instruct Multilingual 1b", width=2048), "single token '!'"),
+    Kind("zerank-2", Twin("zerank-2", blocks=36, width=2560), "single token 'Yes'"),
+    Kind("zerank-like reranker", Twin("My zerank reranker"), "single token 'Yes'"),
+    Kind("a Qwen3 reranker of another prompt", Twin("Lychee Rerank"), "prompt it was trained on"),
+    Kind("Qwen3 chat model", Twin("Qwen3 0.6B Instruct"), "plain language model"),
+    Kind(
+        "Qwen3 chat model in a file called reranker",
+        Twin("Qwen3 0.6B"),
+        "prompt it was trained on",
+        file="qwen3-reranker.gguf",
+    ),
+    Kind("causal reranker with pooling", Twin("My Reranker", pooling="last"), "prompt it was trained on"),
+    Kind("Qwen3-Embedding", Twin("Qwen3 Embedding 0.6B", pooling="last"), "cosine"),
+    Kind(
+        "Qwen3-Embedding's name with a rank head",
+        Twin("Qwen3 Embedding 0.6B", pooling="rank", head=TWO_ROWS),
+        "labels",
+    ),
+    Kind("unnamed causal embedding model", Twin("Model", "qwen2", pooling="last"), "cosine"),
+    Kind("bge-reranker-v2-gemma", Twin("bge-reranker-v2-gemma", "gemma", 18, 2048), "single token 'Yes'"),
+    Kind(
+        "bge-reranker-v2-minicpm-layerwise",
+        Twin("bge-reranker-v2-minicpm-layerwise", "minicpm"),
+        "layer chosen",
+    ),
+    Kind(
+        "bge-reranker-v2.5-gemma2-lightweight",
+        Twin("bge-reranker-v2.5-gemma2-lightweight", "gemma2"),
+        "layers chosen",
+    ),
+    Kind("jina-reranker-v3", Twin("Jina Reranker v3", tokens=JINA_TOKENS), "listwise"),
+    Kind("jina-reranker-v3.5", Twin("Jina Reranker v3.5", tokens=JINA_TOKENS), "listwise"),
+    Kind(
+        "jina-reranker-v3 under another name, with pooling",
+        Twin("Model", tokens=JINA_TOKENS, pooling="last"),
+        "listwise",
+    ),
+    Kind("jina-reranker-m0", Twin("Jina Reranker m0", "qwen2vl", 28, 1536), "small network"),
+    Kind(
+        "llama-nemotron-rerank",
+        Twin("Llama Nemotron Rerank 1b v2", "llama-embed", 16, 2048, pooling="mean"),
+        "both directions",
+    ),
+    Kind(
+        "nemotron reranker under another name",
+        Twin("Model", "llama-embed", 16, 2048, pooling="mean"),
+        "nothing in it says",
+    ),
+    Kind(
+        "nemotron reranker as a llama without causal attention",
+        Twin("Model", "llama", 16, 2048, pooling="mean", extra={"llama.attention.causal": False}),
+        "nothing in it says",
+    ),
+    Kind(
+        "llama-nemotron-embed",
+        Twin("Llama Nemotron Embed 1b v2", "llama-embed", 16, 2048, pooling="mean"),
+        "cosine",
+    ),
+    # XLM-R and BERT
+    Kind("bge-reranker-v2-m3", Twin("Bge Reranker v2 M3", **XLMR, head=head_of(1024)), "head"),
+    Kind("bge-reranker-v2-m3 called Bge M3", Twin("Bge M3", **XLMR, head=head_of(1024)), "head"),
+    Kind(
+        "bge-reranker-v2-m3 without its head", Twin("Bge Reranker v2 M3", **XLMR, pooling="cls"), "not whole"
+    ),
+    Kind(
+        "the same of a size that is not known",
+        Twin("Bge Reranker v2 M3", "bert", 8, pooling="cls"),
+        "no rank head",
+    ),
+    Kind(
+        "headless reranker called Bge M3, by its file name",
+        Twin("Bge M3", **XLMR, pooling="cls"),
+        "no rank head",
+        file="bge-reranker-v2-m3-Q8_0.gguf",
+    ),
+    Kind(
+        "headless reranker called Bge M3, by its tags",
+        Twin("Bge M3", **XLMR, pooling="cls", tags=("text-ranking",)),
+        "no rank head",
+    ),
+    Kind(
+        "headless reranker made from one, by its base model",
+        Twin("Model", **XLMR, pooling="cls", extra={"general.base_model.0.name": "Bge Reranker v2 M3"}),
+        "no rank head",
+    ),
+    Kind("bge-m3", Twin("Bge M3", **XLMR, pooling="cls"), "cosine"),
+    Kind(
+        "bge-m3 in a file of its own name",
+        Twin("Bge M3", **XLMR, pooling="cls", tags=("sentence-similarity",)),
+        "cosine",
+        file="bge-m3-Q8_0.gguf",
+    ),
+    Kind("multilingual-e5-small", Twin("multilingual-e5-small", "bert", 12, 384), "cosine"),
+    Kind("unnamed embedding model with its pooling", Twin("Model", **XLMR, pooling="mean"), "cosine"),
+    Kind("unnamed encoder without pooling", Twin("Model", **XLMR), "names no pooling"),
+    Kind("unnamed encoder with rank pooling and no head", Twin("Model", **XLMR, pooling="rank"), "not whole"),
+    Kind(
+        "mmarco-mMiniLMv2 with its head",
+        Twin("mmarco mMiniLMv2 L12 H384 v1", "bert", 12, 384, head=head_of(384)),
+        "head",
+    ),
+    Kind(
+        "mmarco-mMiniLMv2 without its head",
+        Twin("mmarco mMiniLMv2 L12 H384 v1", "bert", 12, 384, pooling="mean"),
+        "no rank head",
+    ),
+    Kind(
+        "two-label head", Twin("Model", **XLMR, head={"cls.weight": 1024, "cls.output.weight": 2}), "2 labels"
+    ),
+    Kind(
+        "ms-marco-MiniLM as GGUF",
+        Twin(
+            "ms-marco-MiniLM-L6-v2", "bert", 6, 384, tokenizer="bert", types=2, head={"cls.output.weight": 1}
+        ),
+        "pooler",
+    ),
+    Kind(
+        "ms-marco-MiniLM as GGUF, no head, with pooling",
+        Twin("Cross Encoder MiniLM", "bert", 6, 384, tokenizer="bert", types=2, pooling="mean"),
+        "no rank head",
+    ),
+    Kind(
+        "jina-reranker-v2, merged attn_qkv",
+        Twin(
+            "Jina Reranker v2 Base Multilingual",
+            "bert",
+            12,
+            768,
+            head=head_of(768),
+            tensors={"blk.0.attn_qkv.weight": (2304, 768)},
+        ),
+        "head",
+    ),
+    Kind(
+        "jina-reranker-v1-tiny",
+        Twin("Jina Reranker v1 Tiny En", "jina-bert-v2", 4, 384, head={"cls.weight": 1}),
+        "pooler",
+    ),
+    Kind("gte-multilingual-reranker", Twin("Gte Multilingual Reranker Base", "new", 12, 768), "mGTE"),
+    # ModernBERT
+    Kind(
+        "gte-reranker-modernbert-base, older converter",
+        Twin("Gte Reranker Modernbert Base", **MODERN, head=MODERN_HEAD),
+        "head",
+    ),
+    Kind(
+        "granite reranker",
+        Twin("Granite Embedding Reranker English R2", **MODERN, head=MODERN_HEAD, extra=CLS),
+        "head",
+    ),
+    Kind(
+        "granite reranker, older converter",
+        Twin("Granite Embedding Reranker English R2", **MODERN, head=MODERN_HEAD),
+        "takes the mean",
+    ),
+    Kind("unnamed ModernBERT, pooling cls", Twin("Model", **MODERN, head=MODERN_HEAD, extra=CLS), "head"),
+    Kind("unnamed ModernBERT, pooling mean", Twin("Model", **MODERN, head=MODERN_HEAD, extra=MEAN), "head"),
+    Kind(
+        "unnamed ModernBERT, older converter",
+        Twin("Model", **MODERN, head=MODERN_HEAD),
+        "does not say which state",
+    ),
+    Kind(
+        "ModernBERT head without its norm",
+        Twin("Model", **MODERN, head=head_of(768), extra=MEAN),
+        "cls.norm.weight",
+    ),
+    Kind(
+        "ModernBERT head whose norm has a bias",
+        Twin("Model", **MODERN, head=MODERN_HEAD | {"cls.norm.bias": 0}, extra=MEAN),
+        "cls.norm.bias",
+    ),
+    Kind(
+        "ModernBERT head that reads the last token",
+        Twin("Model", **MODERN, head=MODERN_HEAD, extra={"modern-bert.classifier.pooling_type": 3}),
+        "'last'",
+    ),
+    Kind(
+        "ModernBERT with SiLU",
+        Twin("Model", **MODERN, head=MODERN_HEAD, extra=MEAN | {"modern-bert.hidden_activation": "silu"}),
+        "head",
+    ),
+    Kind(
+        "ModernBERT of another activation",
+        Twin("Model", **MODERN, head=MODERN_HEAD, extra=MEAN | {"modern-bert.hidden_activation": "relu"}),
+        "'relu'",
+    ),
+    Kind(
+        "ModernBERT decision model",
+        Twin("Laya", **MODERN, head=MODERN_HEAD, extra=MEAN | {"modern-bert.decision.block_count": 2}),
+        "decision model",
+    ),
+    Kind(
+        "ModernBERT classifier with 3 labels",
+        Twin("Model", **MODERN, head=MODERN_HEAD | {"cls.output.weight": 3}, extra=MEAN),
+        "3 labels",
+    ),
+    Kind(
+        "ettin-reranker, plain conversion",
+        Twin("Ettin Reranker 150m v1", **MODERN, pooling="cls"),
+        "no rank head",
+    ),
+    # Late interaction
+    Kind(
+        "colbertv2.0 with pooling",
+        Twin("colbertv2.0", "bert", 12, 768, tokenizer="bert", types=2, pooling="cls"),
+        "late interaction",
+    ),
+    Kind(
+        "GTE-ModernColBERT with pooling, by its markers",
+        Twin("Model", **MODERN, tokens=(*PIECES, "[Q] ", "[D] "), pooling="mean"),
+        "late interaction",
+    ),
+    Kind(
+        "jina-colbert-v2 with pooling, by its markers",
+        Twin("Model", **XLMR, tokens=(*PIECES, "[QueryMarker]", "[DocumentMarker]"), pooling="cls"),
+        "late interaction",
+    ),
+    Kind(
+        "LFM2-ColBERT, by its projection",
+        Twin("Model", "lfm2", 16, 1024, pooling="mean", tensors={"dense_2_out.weight": (128, 1024)}),
+        "late interaction",
+    ),
+    Kind(
+        "ColBERT by its tags", Twin("Model", **MODERN, pooling="cls", tags=("ColBERT",)), "late interaction"
+    ),
+    # Parts of models, and damage
+    Kind("LoRA adapter", Twin("My adapter", extra={"general.type": "adapter"}), "part of one (adapter)"),
+    Kind(
+        "mmproj",
+        Twin("Qwen3 VL Reranker 2B", "clip", extra={"general.type": "mmproj"}),
+        "part of one (mmproj)",
+    ),
+    Kind("older mmproj, without its type", Twin("Qwen3 VL Reranker 2B", "clip"), "part of one (mmproj)"),
+    Kind(
+        "vocabulary of more tokens than the matrix has rows",
+        Twin("Qwen3 Reranker 0.6B", tensors={"token_embd.weight": (4, 1024)}),
+        "another model",
+    ),
+    # Safetensors
+    Kind("BERT cross-encoder, safetensors", _checkpoint("bert-pairs"), "head"),
+    Kind("XLM-R cross-encoder, safetensors", _checkpoint("xlmr-head"), "head"),
+    Kind("ModernBERT cross-encoder, safetensors", _checkpoint("modernbert-head"), "head"),
+    Kind("jina-reranker-v2, safetensors", _jina_v2, "no tensor token_embd_norm.weight"),
+    Kind("modules.json of another head than the class", _with_modules, "modules.json"),
+    Kind("git-LFS pointer as tokenizer.json", _pointer("tokenizer.json"), "git-LFS pointer"),
+    Kind("git-LFS pointer as model.safetensors", _pointer("model.safetensors"), "git-LFS pointer"),
+    Kind("git-LFS pointer as config.json", _pointer("config.json"), "git-LFS pointer"),
+    Kind("tokenizer of another model", _foreign_tokenizer, "belongs to another model"),
+    Kind(
+        "Qwen3-Reranker in safetensors",
+        _checkpoint("bert-pairs", architectures=["Qwen3ForCausalLM"], model_type="qwen3"),
+        "Qwen3ForCausalLM",
+    ),
+    Kind(
+        "embedding model in safetensors", _checkpoint("bert-pairs", architectures=["BertModel"]), "BertModel"
+    ),
+    Kind("MLX quantisation", _checkpoint("bert-pairs", quantization={"group_size": 64, "bits": 4}), "MLX"),
+    Kind(
+        "FP8 quantisation in safetensors",
+        _checkpoint("bert-pairs", quantization_config={"quant_method": "fp8"}),
+        "quantised",
+    ),
+)

@@ -1,0 +1,178 @@
+"""No model is given another one's recipe: every kind of file that is met in the wild, as a tiny file; and
+every model of the catalog, as a twin, is served as its entry says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import twins
+from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
+from rerankd import config
+from rerankd.errors import ModelFileError
+from rerankd.models import catalog, checkpoint, modelfile
+from rerankd.models.catalog import Entry
+from rerankd.models.inspect import describe, describe_json
+from rerankd.models.verdict import ScoringOverrides, Verdict, decide
+from support import rerankd
+from twins import Twin
+
+# Their recipe is for the checkpoint: a GGUF file can't hold the model.
+FOLDERS = ("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2")
+ENTRIES = catalog.known().entries
+
+
+def judged(path: Path, overrides: ScoringOverrides | None = None) -> Verdict:
+    return decide(modelfile.read(path), catalog.known(), overrides or ScoringOverrides())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
+def test_each_kind_of_file_is_scored_by_its_own_recipe_or_refused(kind: Kind, tmp_path: Path) -> None:
+    path = kind.write(tmp_path)
+    if not kind.is_served:
+        with pytest.raises(ModelFileError, match=re.escape(kind.becomes)):
+            judged(path).require()
+        return
+    scoring = judged(path).require()
+    assert scoring.way == kind.becomes
+    if kind.becomes == "judge":
+        entry = catalog.known().find(kind.asked)
+        assert scoring.template == (entry.template if entry is not None else "") or not kind.asked
+        assert not kind.asked or scoring.instruction == (entry.instruction if entry is not None else "")
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tmp_path: Path) -> None:
+    for at, name in enumerate(entry.match.names):
+        folder = tmp_path / str(at)
+        if entry.name in FOLDERS:
+            sizes = entry.match.block_count, entry.match.embedding_length
+            path = twins.write_bert_folder(folder / name, *sizes)
+        else:
+            folder.mkdir()
+            path = twins.of_entry(entry, name).write(folder / "model.gguf")
+        verdict = judged(path)
+        assert verdict.entry is not None and verdict.entry.name in _namesakes(entry), name
+        if entry.refused:
+            assert verdict.scoring is None and verdict.entry.refused in verdict.reason
+            continue
+        scoring = verdict.require()
+        said = (scoring.way, scoring.template, scoring.labels, scoring.instruction, scoring.transform)
+        assert said == (entry.way, entry.template, entry.labels, entry.instruction, entry.transform)
+        prefixes = (scoring.query_prefix, scoring.document_prefix)
+        assert prefixes == (entry.query_prefix, entry.document_prefix)
+        assert scoring.pooling == ("rank" if entry.way == "head" else entry.pooling)
+
+
+def _namesakes(entry: Entry) -> set[str]:
+    """Entries that a file of that name and size may be taken for: the ones of the same sizes."""
+    return {other.name for other in ENTRIES if other.match.names[-1] in entry.match.names} | {entry.name}
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.way], ids=lambda entry: entry.name)
+def test_a_namesake_of_another_size_is_not_known(entry: Entry, tmp_path: Path) -> None:
+    twin = twins.of_entry(entry)
+    other = Twin(twin.name, twin.arch, twin.blocks + 1, twin.width, head=twin.head)
+    assert judged(other.write(tmp_path / "model.gguf")).entry in (None, *_refused(entry))
+
+
+def _refused(entry: Entry) -> list[Entry]:
+    return [
+        other for other in ENTRIES if other.refused and other.match.architectures == entry.match.architectures
+    ]
+
+
+REFUSED_FOR_A_RECIPE = [kind for kind in KINDS if not kind.is_served and isinstance(kind.twin, Twin)]
+
+
+@pytest.mark.parametrize("kind", REFUSED_FOR_A_RECIPE, ids=lambda kind: kind.what)
+def test_the_lines_that_a_refusal_prints_serve_the_model(kind: Kind, tmp_path: Path) -> None:
+    """Filled in with what a model card would say, they are a settings file under which the model is
+    served."""
+    path = kind.write(tmp_path)
+    refusal = judged(path)
+    lines = refusal.settings()
+    if not lines:
+        return
+    assert lines in describe(modelfile.read(path), refusal)
+    assert describe_json(modelfile.read(path), refusal)["settings"] == lines
+    unfilled = _scoring(lines)
+    filled = {
+        **unfilled,
+        **{key: value for key, value in _CARD.items() if key in unfilled and not any(unfilled[key])},
+    }
+    with pytest.raises(ModelFileError, match=re.escape(lines)):
+        refusal.require()
+    assert judged(path, ScoringOverrides(**_tuples(filled))).require().way == filled["way"]
+
+
+# What the user fills in.
+_CARD = {"template": "{query} {document}", "labels": ["yes", "no"], "pooling": "mean"}
+
+
+def _scoring(lines: str) -> dict[str, Any]:
+    """The scoring settings of the only section in the lines."""
+    (section,) = tomllib.loads(lines)["models"].values()
+    return {key: value for key, value in section.items() if key != "ref"}
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def test_the_lines_bring_back_what_rerankd_0_1_did(tmp_path: Path) -> None:
+    reranker = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
+    lines = judged(reranker).settings()
+    head, _, instead = lines.partition("# Or these instead")
+    before = head[: head.index("template = ")] + instead.partition("\n")[2].replace("# ", "")
+    loaded = config.load(before, {}, {}).models["lychee"]
+    overrides = ScoringOverrides(**_tuples({k: v for k, v in _scoring(before).items()}))
+    scoring = judged(reranker, overrides).require()
+    assert scoring.template.replace("{instruction}", scoring.instruction) == QWEN3_TEMPLATE
+    assert (scoring.labels, loaded.ref) == (YES_NO, str(reranker))
+    headless = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "bge-reranker-v2-m3.gguf")
+    scoring = judged(headless, ScoringOverrides(**_scoring(judged(headless).settings()))).require()
+    assert (scoring.way, scoring.pooling) == ("cosine", "cls")
+
+
+def test_lines_that_are_not_filled_in_serve_nothing(tmp_path: Path) -> None:
+    """The empty places are no recipe."""
+    reranker = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
+    overrides = ScoringOverrides(**_tuples(_scoring(judged(reranker).settings())))
+    with pytest.raises(config.ConfigError, match="exactly once"):
+        judged(reranker, overrides)
+    unpooled = Twin("Model", "bert", 24).write(tmp_path / "model.gguf")
+    with pytest.raises(config.ConfigError, match="pooling"):
+        config.load(judged(unpooled).settings(), {}, {})
+
+
+def test_a_safetensors_twin_of_a_refused_gguf_is_served(tmp_path: Path) -> None:
+    folder = twins.write_bert_folder(tmp_path / "ms-marco-TinyBERT-L2-v2", 2, 120)
+    assert decide(checkpoint.read(folder), catalog.known()).require().way == "head"
+
+
+def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path) -> None:
+    """The user copies it, fills it in, and asks again as before: by the path, or by the section's name."""
+    path = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
+    refused = rerankd("inspect", str(path), home=tmp_path)
+    assert refused.returncode == 3 and "refused: " in refused.stdout
+    section = refused.stdout.partition("# rerankd.toml\n")[2]
+    filled = section.replace('template = ""', 'template = "{query} {document}"')
+    settings = tmp_path / "rerankd.toml"
+    settings.write_text(filled.replace('labels = ["", ""]', 'labels = ["yes", "no"]'))
+    for model in (str(path), "lychee"):
+        served = rerankd("inspect", model, "--config", str(settings), home=tmp_path)
+        assert served.returncode == 0 and "scored as judge" in served.stdout, served.stderr
+
+
+def test_a_section_is_found_by_its_ref() -> None:
+    text = '[models.mine]\nref = "hf:org/repo"\nway = "cosine"\npooling = "cls"\n'
+    settings = config.load(text, {}, {"model": ["hf:org/repo"]})
+    (wanted,) = settings.wanted("")
+    assert (wanted.ref, wanted.names, wanted.scoring.pooling) == ("hf:org/repo", ("mine",), "cls")
+    assert settings.of("mine") == settings.of("hf:org/repo")
+    assert settings.of("other").scoring.pooling is None
