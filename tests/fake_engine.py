@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--delay-ms", type=float, default=0, help="milliseconds that a document takes")
     flags.add_argument("--grow-mib", type=int, default=0, help="memory that each call takes and keeps")
     flags.add_argument("--only-first", default="", help="a file: only the first to make it misbehaves")
+    flags.add_argument("--only-second", default="", help="a file: only the second to come by it misbehaves")
     return flags
 
 
@@ -156,13 +157,21 @@ def chatter() -> None:
         sys.stdout.write("x" * 199 + "\n")
 
 
+def _turn(path: str) -> int:
+    """How many have come by the file at `path`, this one included; 0 without a path."""
+    if not path:
+        return 0
+    with open(path, "a+") as stream:
+        stream.write(".")
+        stream.flush()
+        return os.fstat(stream.fileno()).st_size
+
+
 def main() -> int:
     options, _ = parser().parse_known_args()
-    if options.only_first:
-        try:
-            os.close(os.open(options.only_first, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            options = parser().parse_args(["--host", options.host])
+    turn = _turn(options.only_first or options.only_second)
+    if (options.only_first and turn != 1) or (options.only_second and turn != 2):
+        options = parser().parse_args(["--host", options.host])
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("fake engine: loading", flush=True)

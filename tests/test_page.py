@@ -356,7 +356,7 @@ def test_unload_load_and_reload(tab: Open, url: str) -> None:
     expect(page.locator("#summary")).to_contain_text("All is well")
     card.get_by_role("button", name="Load").click()
     expect(card.locator(".pill")).to_have_text("ready")
-    card.get_by_role("button", name="Reload").click()
+    card.get_by_role("button", name="Restart").click()
     expect(card.get_by_text("A new engine takes over")).to_be_visible()
     expect(card).to_contain_text(f"Starts{before['starts'] + 2}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -14,50 +16,62 @@ from typing import Any
 import pytest
 
 import fake_engine
+import support
 from rerankd.domain import Scoring, Transform
-from rerankd.engine import process, rundir
+from rerankd.engine import process, reasons, restart, rundir
 from rerankd.engine.base import Engine, EngineSpec
-from rerankd.engine.restart import End, GiveUp, Restart, decide
 from rerankd.engine.supervisor import State, Supervisor, Watch
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
 
-LONG, SHORT = End(61.0), End(3.0)
+
+@pytest.mark.parametrize(
+    ("losses", "delay_s"),
+    [(1, 0.2), (2, 0.4), (3, 0.8), (6, 6.4), (9, 51.2), (10, 60.0), (11, 60.0), (10**9, 60.0)],
+)
+def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, delay_s: float) -> None:
+    assert delay_s == pytest.approx(restart.delay_s(losses))
+    assert delay_s * (1 - restart.JITTER) <= restart.delay_s(losses, 0.999) < delay_s
 
 
 @pytest.mark.parametrize(
-    ("ends", "decision"),
+    ("code", "lines", "oom", "cause"),
     [
-        ([SHORT], Restart(0.2)),
-        ([SHORT] * 2, Restart(0.4)),
-        ([SHORT] * 3, Restart(0.8)),
-        ([SHORT] * 4, Restart(1.6)),
-        ([SHORT] * 5, GiveUp()),
-        ([End(0.0)] * 5, GiveUp()),
-        ([LONG], Restart(0.2)),
-        ([SHORT] * 4 + [LONG], Restart(0.2)),
-        ([SHORT] * 4 + [LONG, SHORT], Restart(0.2)),
-        ([SHORT] * 4 + [LONG] + [SHORT] * 4, Restart(1.6)),
-        ([SHORT] * 4 + [LONG] + [SHORT] * 5, GiveUp()),
-        ([End(59.9)] * 5, GiveUp()),
+        (-signal.SIGSEGV, [], False, "crash"),
+        (-signal.SIGABRT, ["GGML_ASSERT(x) failed"], False, "crash"),
+        (-signal.SIGILL, [], True, "crash"),
+        (-signal.SIGKILL, [], False, "killed"),
+        (-signal.SIGKILL, [], True, "memory"),
+        (-signal.SIGTERM, [], False, "killed"),
+        (1, [], False, "exit"),
+        (0, [], False, "exit"),
+        (-signal.SIGABRT, ["terminate called after throwing std::bad_alloc"], False, "memory"),
+        (1, ["CUDA error: out of memory"], False, "memory"),
     ],
 )
-def test_what_follows_a_history_of_ends(ends: list[End], decision: Restart | GiveUp) -> None:
-    assert decide(ends) == decision
+def test_why_an_engine_went(code: int, lines: list[str], oom: bool, cause: str) -> None:
+    assert reasons.cause(code, lines, out_of_memory=oom) == cause
 
 
 class Clock:
-    """Time that passes only in waits before a restart, and in lives as long as the test says."""
+    """Time that passes only in waits before a restart."""
 
     def __init__(self) -> None:
-        self.time = 0.0
         self.waits: list[float] = []
-
-    def now(self) -> float:
-        return self.time
 
     async def pause(self, seconds: float) -> None:
         self.waits.append(round(seconds, 3))
-        self.time += seconds
+
+
+class Gate(Clock):
+    """The waits last until the test opens them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = asyncio.Event()
+
+    async def pause(self, seconds: float) -> None:
+        await super().pause(seconds)
+        await self.opened.wait()
 
 
 class Bench:
@@ -76,6 +90,12 @@ class Bench:
         engine = engine or await self.supervisor.ensure_ready()
         return (await engine.score("q", ["a", "b"])).values
 
+    async def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the engine once it is ready, and wait until it has gone."""
+        state = await self.until(lambda state: state.engine is not None)
+        os.kill(state.pid or 0, sign)
+        await self.until(lambda now: now.engine is not state.engine)
+
 
 def spec(tmp_path: Path) -> EngineSpec:
     scoring = Scoring(way="head", window=256, transform=Transform("sigmoid"), pooling="rank")
@@ -85,17 +105,23 @@ def spec(tmp_path: Path) -> EngineSpec:
 @asynccontextmanager
 async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Bench]:
     program = fake_engine.install(tmp_path, *flags)
-    clock = Clock()
+    clock = options.pop("clock", None) or Clock()
     short = tempfile.mkdtemp(prefix="rd-", dir="/tmp")  # a socket's path may have 107 bytes
     run_dir = rundir.make(Path(short))
+    (tmp_path / "command").mkdir(exist_ok=True)
+
+    def command(path: Path) -> list[str]:
+        assert (tmp_path / "command").is_dir()
+        return [str(program), "--host", str(path)]
+
     made = Supervisor(
         spec(tmp_path),
-        lambda path: [str(program), "--host", str(path)],
+        command,
         run_dir=run_dir,
         log=tmp_path / "engine.log",
         start_timeout_s=options.pop("start_timeout_s", 10.0),
         stop_timeout_s=options.pop("stop_timeout_s", 10.0),
-        now=clock.now,
+        chance=lambda: 0.0,
         pause=clock.pause,
         watch=options.pop("watch", Watch()),
         **options,
@@ -113,56 +139,64 @@ async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Be
 RIGHT = [fake_engine.raw("q", "a"), fake_engine.raw("q", "b")]
 
 
-def test_an_engine_that_dies_is_started_again_and_the_waits_grow(tmp_path: Path) -> None:
+def test_an_engine_that_dies_is_started_again_and_an_answer_ends_the_growth(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path) as it:
-            engines = []
-            for life in range(1, 5):
-                state = await it.until(lambda state: state.engine is not None)
-                assert state.starts == life
-                assert await it.score(state.engine) == RIGHT
-                engines.append(state.engine)
-                it.clock.time += 1  # a short life
-                assert state.pid is not None
-                os.kill(state.pid, signal.SIGKILL)
-                await it.until(lambda state: state.engine is None)
-            assert await it.supervisor.ensure_ready() not in engines
+            for _ in range(4):  # it scores, but nobody says that a client had its answer
+                assert await it.score() == RIGHT
+                await it.kill()
+            engine = await it.supervisor.ensure_ready()
             assert it.clock.waits == [0.2, 0.4, 0.8, 1.6]
-            assert it.supervisor.state.lost == 4
-            it.clock.time += 61  # a long one: the count starts over
-            os.kill(it.supervisor.state.pid or 0, signal.SIGKILL)
-            await it.until(lambda state: state.starts == 6 and state.engine is not None)
+            assert (it.supervisor.state.lost, it.supervisor.state.starts) == (4, 5)
+            it.supervisor.answered(engine)
+            await it.kill()
+            await it.supervisor.ensure_ready()
             assert it.clock.waits[-1] == 0.2
 
     asyncio.run(story())
 
 
-def test_after_five_quick_deaths_it_is_failed_until_a_reload(tmp_path: Path) -> None:
+def test_an_engine_that_is_killed_each_time_it_is_ready_is_started_for_ever(tmp_path: Path) -> None:
     async def story() -> None:
-        async with bench(tmp_path, "--crash-after", "1") as it:
-            for _ in range(5):
-                engine = await it.supervisor.ensure_ready()
-                with pytest.raises(EngineUnavailable):
-                    await it.score(engine)
-                await it.until(lambda state: state.engine is None)
-            state = await it.until(lambda state: state.phase == "failed")
-            assert isinstance(state.error, EngineStartFailed)
-            assert "about to crash, as asked" in state.error.message
-            assert "SIGHUP" in state.error.message
-            with pytest.raises(EngineStartFailed) as caught:
-                await it.supervisor.ensure_ready()
-            assert caught.value is not state.error
-            assert it.clock.waits == [0.2, 0.4, 0.8, 1.6]
-            it.supervisor.reload()
-            state = await it.until(lambda state: state.engine is not None)
-            assert state.starts == 6
+        async with bench(tmp_path) as it:
+            for _ in range(12):
+                await it.kill()
+            assert await it.score() == RIGHT
+            assert it.clock.waits[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
+            assert it.clock.waits[-2:] == [60.0, 60.0]
 
     asyncio.run(story())
 
 
-def test_an_engine_that_never_loads_is_given_up_at_its_deadline(tmp_path: Path) -> None:
+def test_who_asks_during_a_long_delay_is_told_when_the_next_start_is(tmp_path: Path) -> None:
     async def story() -> None:
-        async with bench(tmp_path, "--slow-load", "60", start_timeout_s=0.5) as it:
+        gate = Gate()
+        gate.opened.set()
+        async with bench(tmp_path, clock=gate) as it:
+            for _ in range(9):
+                await it.kill(signal.SIGSEGV)
+            gate.opened.clear()
+            await it.kill(signal.SIGSEGV)
+            state = await it.until(lambda state: state.phase == "failed")
+            with pytest.raises(EngineStartFailed, match=r"again in 60 s.*rerankd reload fake") as caught:
+                await it.supervisor.ensure_ready()
+            assert caught.value is not state.error
+            assert caught.value.retry_after_s in (59, 60)
+            it.supervisor.reload()
+            await it.supervisor.ensure_ready()
+            await it.kill()
+            await it.until(lambda state: state.phase == "waiting")
+            assert it.clock.waits[-1] == 0.2  # who reloads has mended something
+            waiting = asyncio.create_task(it.supervisor.ensure_ready())
+            gate.opened.set()
+            assert await it.score(await waiting) == RIGHT
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_never_loads_is_reported_at_its_deadline(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with bench(tmp_path, "--slow-load", "60", start_timeout_s=0.5, clock=Gate()) as it:
             with pytest.raises(EngineStartFailed, match=r"within 0\.5 s.*\n(.*\n)*.*fake engine: loading"):
                 await it.supervisor.ensure_ready()
             assert it.supervisor.state.phase == "failed"
@@ -170,27 +204,80 @@ def test_an_engine_that_never_loads_is_given_up_at_its_deadline(tmp_path: Path) 
     asyncio.run(story())
 
 
-def test_an_engine_that_dies_at_its_first_start_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_first_start_that_fails_is_reported_at_once_and_tried_again(tmp_path: Path) -> None:
     async def story() -> None:
-        async with bench(tmp_path, "--die-at-start") as it:
-            with pytest.raises(EngineStartFailed, match=r"exit code 7[^|]*\| .*[^|]*\| .*no such tensor"):
+        gate = Gate()
+        flags = ("--die-at-start", "--only-first", str(tmp_path / "first"))
+        async with bench(tmp_path, *flags, clock=gate) as it:
+            with pytest.raises(
+                EngineStartFailed, match=r"exit code 7[^|]*\| .*[^|]*\| .*no such tensor"
+            ) as caught:
                 await it.supervisor.ensure_ready()
             assert it.supervisor.state.starts == 1
-            assert it.clock.waits == []
+            assert caught.value.retry_after_s == 1
+            gate.opened.set()
+            await it.until(lambda state: state.engine is not None)
+            assert await it.score() == RIGHT
 
     asyncio.run(story())
 
 
-def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_program_that_is_gone_for_a_while_is_named_and_started_when_it_is_back(tmp_path: Path) -> None:
     async def story() -> None:
-        async with bench(tmp_path) as it:
-            state = await it.until(lambda state: state.engine is not None)
-            (tmp_path / "fake-llama-server").unlink()
-            os.kill(state.pid or 0, signal.SIGKILL)
+        gate = Gate()
+        async with bench(tmp_path, clock=gate) as it:
+            program, away = tmp_path / "fake-llama-server", tmp_path / "away"
+            await it.supervisor.ensure_ready()
+            program.rename(away)
+            gate.opened.set()
+            await it.kill()
             state = await it.until(lambda state: state.phase == "failed")
             assert "fake-llama-server is not a program" in str(state.error)
+            away.rename(program)
+            await it.until(lambda state: state.engine is not None)
+            assert await it.score() == RIGHT
 
     asyncio.run(story())
+
+
+def test_a_system_that_starts_no_process_for_a_while_costs_a_wait(tmp_path: Path) -> None:
+    """fork fails: here because no descriptor is left for the pipe."""
+
+    async def story() -> None:
+        async with bench(tmp_path, clock=Gate()) as it:
+            await it.supervisor.ensure_ready()
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            try:
+                it.clock.opened.set()
+                await it.kill()
+                state = await it.until(lambda state: state.phase == "failed" or state.lost > 3)
+                assert "could not start the engine" in str(state.error)
+                assert "Too many open files" in str(state.error)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await it.until(lambda state: state.engine is not None)
+            assert await it.score() == RIGHT
+
+    asyncio.run(story())
+
+
+def test_a_fault_of_the_supervisor_itself_is_not_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with bench(tmp_path, clock=Gate()) as it:
+            await it.supervisor.ensure_ready()
+            shutil.rmtree(tmp_path / "command")
+            it.clock.opened.set()
+            await it.kill()
+            await it.until(lambda state: "failed to watch its engine" in str(state.error))
+            (tmp_path / "command").mkdir()
+            await it.until(lambda state: state.engine is not None)
+            assert await it.score() == RIGHT
+
+    asyncio.run(story())
+    assert "unexpected reason" in caplog.text
 
 
 def stop(pid: int) -> None:
@@ -248,18 +335,142 @@ def test_an_engine_that_works_is_not_replaced_for_a_passed_deadline(tmp_path: Pa
     asyncio.run(story())
 
 
-def test_an_engine_that_grows_is_replaced_between_requests(tmp_path: Path) -> None:
+GROWING = Watch(health_poll_s=0.05, max_engine_memory=100 * 2**20)
+
+
+def test_an_engine_that_grows_has_a_successor_before_it_goes(tmp_path: Path) -> None:
     async def story() -> None:
-        watch = Watch(health_poll_s=0.05, max_engine_memory=100 * 2**20)
-        async with bench(tmp_path, "--grow-mib", "60", watch=watch) as it:
+        async with bench(tmp_path, "--grow-mib", "60", watch=GROWING) as it:
             async with it.supervisor.lease() as engine:
+                pid = it.supervisor.state.pid or 0
                 assert await it.score(engine) == RIGHT  # the second call: 120 MiB
+                state = await it.until(lambda state: state.engine is not engine)
+                assert state.engine is not None  # nobody had to wait
+                assert process.identify(pid) is not None
+                assert await it.score(engine) == RIGHT  # it has the engine until it gives it back
+            async with asyncio.timeout(10):
+                while process.identify(pid) is not None:
+                    await asyncio.sleep(0.005)
+            assert it.clock.waits == []
+            assert (it.supervisor.state.lost, it.supervisor.state.starts) == (0, 2)
+
+    asyncio.run(story())
+
+
+def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_next_one_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    async def story() -> None:
+        room = {"watch": GROWING, "lacks_room": lambda pid: "1 MiB is free"}
+        async with bench(tmp_path, "--grow-mib", "60", **room) as it:
+            async with it.supervisor.lease() as engine:
+                assert await it.score(engine) == RIGHT
                 state = await it.until(lambda state: state.engine is None)
                 assert state.phase == "stopping"
-                assert await it.score(engine) == RIGHT  # it has the engine until it gives it back
+                assert await it.score(engine) == RIGHT
             assert await it.supervisor.ensure_ready() is not engine
             assert it.clock.waits == []
             assert it.supervisor.state.lost == 0
+
+    asyncio.run(story())
+    assert "1 MiB is free: the engine for fake.gguf ends before the next one starts" in caplog.text
+
+
+def test_a_successor_that_does_not_start_costs_no_request(tmp_path: Path) -> None:
+    async def story() -> None:
+        flags = ("--die-at-start", "--only-second", str(tmp_path / "second"))
+        async with bench(tmp_path, *flags) as it:
+            engine = await it.supervisor.ensure_ready()
+            it.supervisor.reload()
+            await it.until(lambda state: state.starts == 3 and state.engine is not None)
+            assert await it.supervisor.ensure_ready() is not engine
+            assert it.supervisor.state.lost == 0
+
+    asyncio.run(story())
+
+
+def test_a_service_that_stops_while_a_successor_starts_leaves_no_process(tmp_path: Path) -> None:
+    async def story() -> None:
+        flags = ("--slow-load", "60", "--only-second", str(tmp_path / "second"))
+        async with bench(tmp_path, *flags) as it:
+            await it.supervisor.ensure_ready()
+            it.supervisor.reload()
+            await it.until(lambda state: state.starts == 2)
+            while len(support.children(os.getpid())) < 2:
+                await asyncio.sleep(0.005)
+            await it.supervisor.stop()
+            assert support.children(os.getpid()) == []
+
+    asyncio.run(story())
+
+
+def test_a_call_that_wants_the_engine_alone_has_it_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with bench(tmp_path) as it:
+            supervisor, order, free = it.supervisor, [], asyncio.Event()
+
+            async def call(name: str, alone: bool) -> None:
+                async with supervisor.lease(alone=alone):
+                    order.append(name)
+                    await free.wait()
+                    order.append(f"{name} ends")
+
+            async with asyncio.TaskGroup() as group:
+                for name, alone in (("a", False), ("b", False), ("c", True), ("d", False)):
+                    group.create_task(call(name, alone))
+                    while len(order) < 2 and name == "b":
+                        await asyncio.sleep(0.001)
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                assert order == ["a", "b"]
+                free.set()
+            assert order == ["a", "b", "a ends", "b ends", "c", "c ends", "d", "d ends"]
+            assert supervisor.leases == 0
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_gives_only_errors_is_replaced_after_three(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        flags = ("--bad-scores", "error", "--bad-after", "1", "--only-first", str(tmp_path / "first"))
+
+        async def probe(engine: Engine) -> None:
+            await engine.score("known", ["pair"])
+
+        async with bench(tmp_path, *flags, probe=probe) as it:
+            engine = await it.supervisor.ensure_ready()
+            with pytest.raises(EngineError):
+                await it.score(engine)
+            it.supervisor.erred(engine, "something broke")
+            assert it.supervisor.state.phase == "checking"
+            assert await it.score(await it.supervisor.ensure_ready()) == RIGHT
+            assert await it.supervisor.fate(engine) == "errors"
+            assert it.supervisor.state.starts == 2
+
+    asyncio.run(story())
+    assert caplog.text.count("fails on a known pair") == 2
+    assert "3 errors in a row instead of scores and was replaced" in caplog.text
+
+
+def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp_path: Path) -> None:
+    async def story() -> None:
+        async def probe(engine: Engine) -> None:
+            await engine.score("known", ["pair"])
+
+        async with bench(tmp_path, probe=probe) as it:
+            engine = await it.supervisor.ensure_ready()
+            it.supervisor.erred(engine, "one bad document")
+            assert it.supervisor.state.engine is None
+            assert await it.supervisor.ensure_ready() is engine
+            it.supervisor.answered(engine)
+            for _ in range(2):
+                it.supervisor.erred(engine, "two more")
+                assert await it.supervisor.ensure_ready() is engine
+            assert it.supervisor.state.starts == 1
 
     asyncio.run(story())
 

@@ -263,7 +263,7 @@ class Settings(_Frozen):
         30, gt=0, description="seconds an engine gets to show a sign of work after a request's deadline"
     )
     stable_after_s: float = Field(
-        60, gt=0, description="seconds an engine must have run for its death not to count as a quick one"
+        60, gt=0, description="has no effect any more: an answered request makes the next delay a short one"
     )
     max_engine_memory: int | None = Field(
         None, ge=2**20, description="bytes of memory beyond which an engine is replaced between requests"

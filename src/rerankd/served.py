@@ -6,6 +6,7 @@ import asyncio
 import copy
 import logging
 import math
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +17,7 @@ from typing import TypeVar
 from rerankd import loadcheck
 from rerankd.cache import ScoreCache
 from rerankd.config import Settings
-from rerankd.engine import command, machine, process
+from rerankd.engine import command, machine, process, restart
 from rerankd.engine.base import Connection, Engine, EngineSpec, Shape
 from rerankd.engine.llama import LlamaClient
 from rerankd.engine.openvino import chosen
@@ -25,7 +26,7 @@ from rerankd.engine.openvino.precision import Choice as Precision
 from rerankd.engine.replicas import Replicas
 from rerankd.engine.rundir import RunDir
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
-from rerankd.errors import EngineUnavailable, ModelFileError, RerankdError, Unscorable
+from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError, Unscorable
 from rerankd.metrics import Metrics, Reading
 from rerankd.models import store
 from rerankd.prepare import Model, fingerprint
@@ -35,7 +36,8 @@ from rerankd.state import StateStore
 _log = logging.getLogger("rerankd")
 
 T = TypeVar("T")
-_RETRY_S = 30.0
+# A load that failed takes seconds; the machine is left alone for at least as long.
+_SHORTEST_RETRY_S = 1.0
 
 
 class Served:
@@ -66,7 +68,8 @@ class Served:
         self._is_choosing = False
         self._precision = Precision("f32", "")
         self._error: RerankdError | None = None
-        self._failed_at = 0.0
+        self._failures = 0
+        self._retry_at = 0.0
         self._gpu_bytes: int | None = None
         self._earlier = State("stopped")
 
@@ -89,7 +92,9 @@ class Served:
         if self._replicas is None:
             phase: Phase = "unloaded" if self._error is None else "failed"
             phase = "starting" if self._is_choosing else phase
-            return replace(self._earlier, phase=phase, error=self._error, engine=None, pid=None)
+            return replace(
+                self._earlier, phase=phase, error=self._error, engine=None, pid=None, until=self._retry_at
+            )
         state = self._replicas.state
         starts, lost = self._earlier.starts + state.starts, self._earlier.lost + state.lost
         return replace(state, starts=starts, lost=lost)
@@ -120,33 +125,41 @@ class Served:
     async def load(self) -> int | None:
         """Start the engines, and wait until they are ready. Returns the bytes that they hold.
 
-        Raises RerankdError where one can't be started. Whoever asks within `_RETRY_S` after that is told the
-        same at once, so that a broken model does not keep the machine busy with starts.
+        Raises RerankdError where none can be started. Whoever asks within a growing delay after that (see
+        restart.py) is told the same at once, so that a model that can't be loaded does not keep the machine
+        busy with starts.
         """
-        error = self._error
-        if error is not None and (left_s := self._failed_at + _RETRY_S - time.monotonic()) > 0:
-            error = copy.copy(error)
+        if self._error is not None and (left_s := self._retry_at - time.monotonic()) > 0:
+            error = copy.copy(self._error)
             error.retry_after_s = math.ceil(left_s)
             raise error
+        try:
+            await self._start()
+        except Exception as error:
+            await self.unload()
+            self._failures += 1
+            delay_s = max(restart.delay_s(self._failures, random.random()), _SHORTEST_RETRY_S)
+            self._retry_at = time.monotonic() + delay_s
+            if not isinstance(error, RerankdError):
+                raise
+            error.retry_after_s = math.ceil(delay_s)
+            self._error = error
+            raise
+        self._error, self._failures = None, 0
+        if not self.model.engine.on_cpu:
+            self._gpu_bytes = await asyncio.to_thread(machine.gpu_memory_bytes, self.pids)
+        return self.memory_bytes()
+
+    async def _start(self) -> None:
         self._precision = await self._choose_precision()
         self.cache.computed_by(self._computes())
         gpus = self.model.engine.gpus
         if gpus:  # what is free there changes with what is loaded; asking takes up to a second
             gpus = await asyncio.to_thread(machine.gpus)
-        replicas = self._replicas = Replicas(
-            [self._supervise(at, gpus) for at in range(self.model.wanted.replicas)]
-        )
-        replicas.start()
-        try:
-            await replicas.ensure_ready()
-        except RerankdError as error:
-            await self.unload()
-            self._error, self._failed_at = error, time.monotonic()
-            raise
-        self._error = None
-        if not self.model.engine.on_cpu:
-            self._gpu_bytes = await asyncio.to_thread(machine.gpu_memory_bytes, replicas.pids)
-        return self.memory_bytes()
+        replicas = [self._supervise(at, gpus) for at in range(self.model.wanted.replicas)]
+        self._replicas = Replicas(replicas)
+        self._replicas.start()
+        await self._replicas.ensure_ready()
 
     async def _choose_precision(self) -> Precision:
         """The precision of all replicas; of llama.cpp the file's types decide."""
@@ -184,7 +197,7 @@ class Served:
 
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests."""
-        self._error = None
+        self._error, self._failures = None, 0
         if self._replicas is not None:
             self._replicas.reload()
 
@@ -219,10 +232,13 @@ class Served:
         while True:
             async with self._running().lease(after=failed) as engine:
                 try:
-                    return await call(engine)
+                    answer = await call(engine)
                 except EngineUnavailable:
                     if failed is not None:
                         raise
+                else:
+                    self._running().answered(engine)
+                    return answer
             failed = engine
             self._metrics.retries.inc()
 
@@ -254,8 +270,8 @@ class Served:
         def argv(socket: Path) -> Sequence[str]:
             # Another file than the one that was judged may have to be scored another way.
             if self.is_changed():
-                raise ModelFileError(
-                    f"{model.path} has changed or is gone. Send rerankd SIGHUP to have it read anew."
+                raise EngineStartFailed(
+                    f"{model.path} has changed or is gone. To have it read anew: rerankd reload {model.name}"
                 )
             if runs_openvino:
                 return openvino.argv(spec, threads, self._precision, wanted.weights, socket)

@@ -122,20 +122,20 @@ def kills(it: Service, count: int, sign: signal.Signals, within_s: float) -> lis
 def test_a_real_engine_that_is_killed_under_load_costs_no_answer(
     tmp_path: Path, quiet: dict[str, Any]
 ) -> None:
-    with service(tmp_path, stable_after_s=1, cache_entries=0, **quiet) as it:
+    with service(tmp_path, cache_entries=0, **quiet) as it:
         kills(it, 3, signal.SIGKILL, within_s=10)
         assert it.get("/health").json()["engine"]["starts"] == 4
 
 
 def test_a_real_engine_that_is_stopped_is_replaced(tmp_path: Path, quiet: dict[str, Any]) -> None:
-    with service(tmp_path, health_poll_s=0.3, stable_after_s=1, cache_entries=0, **quiet) as it:
+    with service(tmp_path, health_poll_s=0.3, cache_entries=0, **quiet) as it:
         kills(it, 1, signal.SIGSTOP, within_s=15)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_twenty_kills_under_eight_clients(tmp_path: Path, quiet: dict[str, Any]) -> None:
-    with service(tmp_path, stable_after_s=1, cache_entries=0, **quiet) as it:
+    with service(tmp_path, cache_entries=0, **quiet) as it:
         kills(it, 20, signal.SIGKILL, within_s=3)
         (engine,) = it.engines()
         it.signal(signal.SIGKILL)
@@ -147,7 +147,7 @@ def test_twenty_kills_under_eight_clients(tmp_path: Path, quiet: dict[str, Any])
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_three_hangs_under_eight_clients(tmp_path: Path, quiet: dict[str, Any]) -> None:
-    with service(tmp_path, stable_after_s=1, cache_entries=0, **quiet) as it:
+    with service(tmp_path, cache_entries=0, **quiet) as it:
         kills(it, 3, signal.SIGSTOP, within_s=20)
 
 

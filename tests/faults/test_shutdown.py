@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import signal
 import threading
 import time
@@ -11,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from served import Service, raw_scores, right, service
+import pytest
+from served import MODEL, Service, raw_scores, right, service
 
+import support
 from rerankd.engine import process
 from support import until
 
@@ -108,20 +112,52 @@ def test_a_killed_service_leaves_no_engine_and_the_next_start_is_clean(tmp_path:
         assert it.rerank(["a"]).status_code == 200
 
 
-def test_sighup_has_a_failed_model_tried_again(tmp_path: Path) -> None:
-    with service(tmp_path, "--crash-on", "POISON", stable_after_s=1000) as it:
-        while it.get("/health").status_code == 200:
-            assert it.rerank(["POISON"]).status_code == 503
+def kill_until_failed(it: Service) -> None:
+    """Kill the engine each time it is ready, until the next start is too far away to wait for."""
+    while it.get("/health").status_code == 200:
+        for engine in it.engines():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["time", "sighup", "reload"])
+def test_a_model_that_has_failed_comes_back(tmp_path: Path, how: str) -> None:
+    """By itself when the delay is over, and at once when somebody asks for it. Neither needs admin_api."""
+    with service(tmp_path) as it:
+        kill_until_failed(it)
         health = it.get("/health").json()
         assert health["status"] == "failed"
-        assert "fake engine: loading" in health["engine"]["error"]
+        assert "was ended by signal 9" in health["engine"]["error"]
         answer = it.rerank(["a"])
         assert answer.status_code == 503
-        assert answer.headers["retry-after"] == "60"
-        assert "fake engine: loading" in answer.json()["message"]
+        wait_s = int(answer.headers["retry-after"])
+        assert 1 <= wait_s <= 7
+        assert "was ended by signal 9" in answer.json()["message"]
+        assert "rerankd reload xlmr-head" in answer.json()["message"]
         assert it.get("/ready").status_code == 503
-        it.signal(signal.SIGHUP)
-        until(lambda: it.get("/ready").status_code == 200)
+        if how == "sighup":
+            it.signal(signal.SIGHUP)
+        elif how == "reload":
+            port = it.url.rpartition(":")[2]
+            told = support.rerankd("reload", "xlmr-head", home=tmp_path / "home", RERANKD_PORT=port)
+            assert told.returncode == 0, told.stderr
+            assert "xlmr-head is being reloaded" in told.stderr
+            unknown = support.rerankd("reload", "who", home=tmp_path / "home", RERANKD_PORT=port)
+            assert (unknown.returncode, "There is no model 'who'" in unknown.stderr) == (1, True)
+        until(lambda: it.get("/ready").status_code == 200, timeout_s=wait_s + 5)
+        assert raw_scores(it.rerank(["a"])) == right(["a"])
+
+
+def test_a_model_file_that_is_gone_for_seconds_is_served_again_when_it_is_back(tmp_path: Path) -> None:
+    model, away = tmp_path / "model.gguf", tmp_path / "away"
+    shutil.copyfile(MODEL, model)
+    with service(tmp_path, model=model) as it:
+        model.rename(away)
+        (engine,) = it.engines()
+        os.kill(engine, signal.SIGKILL)
+        until(lambda: "has changed or is gone" in it.output)
+        away.rename(model)
+        until(lambda: it.get("/ready").status_code == 200, timeout_s=20)
         assert raw_scores(it.rerank(["a"])) == right(["a"])
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from rerankd import __version__
-from rerankd.cli import bench, doctor, engine, eval, key, models, rerank, serve, state, status
+from rerankd.cli import bench, doctor, engine, eval, key, models, reload, rerank, serve, state, status
 from rerankd.errors import RerankdError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app = typer.Typer(
 # In the order of the help.
 app.command()(serve.serve)
 app.command()(status.status)
+app.command()(reload.reload)
 app.command()(rerank.rerank)
 app.command()(models.inspect)
 app.command()(models.pull)

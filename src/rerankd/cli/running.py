@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rerankd.config import Settings
+from rerankd.errors import RerankdError
 
 if TYPE_CHECKING:
     import httpx
@@ -22,3 +23,11 @@ def client(settings: Settings) -> httpx.Client:
 
     headers = {b"authorization": f"Bearer {settings.api_key}".encode()} if settings.api_key else {}
     return httpx.Client(base_url=url(settings), headers=headers, trust_env=False)
+
+
+def no_server(settings: Settings, error: Exception) -> RerankdError:
+    """What to tell where nothing answers."""
+    return RerankdError(
+        f"No server answers at {url(settings)} ({type(error).__name__}). Start one with rerankd serve, or "
+        "name another place with RERANKD_HOST and RERANKD_PORT."
+    )

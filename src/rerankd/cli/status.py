@@ -44,10 +44,7 @@ def _ask(settings: config.Settings) -> dict[str, Any]:
             answer = client.get("/v1/status", timeout=_TIMEOUT_S)
             told = answer.json()
     except httpx.TransportError as error:
-        raise RerankdError(
-            f"No server answers at {place} ({type(error).__name__}). Start one with rerankd serve, or name "
-            "another place with RERANKD_HOST and RERANKD_PORT."
-        ) from None
+        raise running.no_server(settings, error) from None
     except ValueError:
         told = None
     if answer.status_code == 200 and isinstance(told, dict) and "models" in told:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rerankd.engine import reasons
 from rerankd.errors import EngineStartFailed
 
 _RING_LINES = 200
@@ -41,22 +42,25 @@ class Child:
     @classmethod
     async def start(cls, argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> Child:
         """Run `argv`; `environ` None is this process's environment. Raises EngineStartFailed where there is
-        no such program."""
+        no such program, or the system does not start it."""
         if not os.access(argv[0], os.X_OK):
             raise EngineStartFailed(
                 f"The engine {argv[0]} is not a program that can be run. Check LLAMA_PATH, or leave it "
                 "unset to use the bundled llama.cpp.",
                 retry_after_s=None,
             )
-        process = await asyncio.create_subprocess_exec(
-            *tethered(argv),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environ,
-            start_new_session=True,
-            limit=2**20,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *tethered(argv),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=environ,
+                start_new_session=True,
+                limit=2**20,
+            )
+        except OSError as error:
+            raise EngineStartFailed(reasons.not_started(argv[0], error)) from error
         return cls(process, log)
 
     @property

@@ -60,6 +60,28 @@ def read() -> Machine:
     return Machine(cores, memory)
 
 
+def available_bytes() -> int | None:
+    """Memory that another process may take now without others being moved out, the limits of a container
+    included; None where it can't be told."""
+    found = []
+    with contextlib.suppress(ValueError, StopIteration):
+        lines = _read(Path("/proc/meminfo")).splitlines()
+        words = next(line for line in lines if line.startswith("MemAvailable:")).split()
+        found.append(int(words[1]) * 1024)
+    with contextlib.suppress(ValueError):
+        found.append(int(_read(_CGROUP / "memory.max")) - int(_read(_CGROUP / "memory.current")))
+    return min(found, default=None)
+
+
+def lacks_room_beside(pid: int) -> str:
+    """Why no second process of the size of `pid` has room now, in words; "" where it has, or it can't be
+    told."""
+    held, available = process.memory_bytes(pid), available_bytes()
+    if held is None or available is None or held <= available:
+        return ""
+    return f"{available / 2**20:,.0f} MiB of memory are free, too few for a second {held / 2**20:,.0f} MiB"
+
+
 def gpus() -> tuple[Gpu, ...]:
     """The NVIDIA cards that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi; none where there is no such program.
     It may take a second."""

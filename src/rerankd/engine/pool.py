@@ -439,7 +439,10 @@ class Pool:
         self._forget(key)
 
     async def _unload(self, key: Key) -> None:
-        await self._acts[key].unload()
+        try:
+            await self._acts[key].unload()
+        except Exception:  # the crash boundary of this task
+            _log.exception("a model could not be unloaded for an unexpected reason")
         if not self._closed:
             self._carry_out(self._policy.unloaded(key, self._now()))
             self._forget(key)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _PS_TIMEOUT_S = 2.0
 
 
@@ -54,6 +55,17 @@ def memory_bytes(pid: int) -> int | None:
         return None
     words = _ps(pid, "rss=")
     return int(words[0]) * 1024 if words and words[0].isdigit() else None
+
+
+def memory_kills() -> int:
+    """How many processes the system has killed because memory ran out, in this container where it counts
+    them, else on this machine; 0 where it does not tell."""
+    for path, name in ((_CGROUP_EVENTS, "oom_kill"), (_PROC / "vmstat", "oom_kill")):
+        with contextlib.suppress(OSError, ValueError):
+            for line in path.read_text().splitlines():
+                if line.split()[:1] == [name]:
+                    return int(line.split()[1])
+    return 0
 
 
 def end_group(pid: int) -> None:

@@ -5,31 +5,32 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
+from typing import Literal
 
-from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
+from rerankd.errors import EngineStartFailed, RerankdError
 
 _QUOTED_LINES = 12
-_GAVE_UP = (
-    "It is not started again by itself: mend the cause, then send rerankd SIGHUP or "
-    "POST /v1/models/NAME/reload."
-)
-# Nothing changes until somebody does something.
-_RETRY_FAILED_S = 60
 _LESS_MEMORY = "Take a smaller quantisation or lower scoring.window."
 _NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
+Cause = Literal["crash", "exit", "hang", "memory", "killed", "errors", "start", "requested"]
+"""Why an engine went: a signal that a fault in it raises, an exit code, no sign of work, too little memory, a
+signal from outside, errors instead of scores, no start at all, or a planned replacement."""
+
+# What a fault in the program itself raises; any other signal comes from outside.
+_FAULTS = ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
+_MEMORY_SIGNS = ("failed to allocate", "out of memory", "bad_alloc", "memory allocation of")
 _SIGNS = (
     (
         "unknown model architecture",
         "This engine is too old for this model: take a newer llama.cpp (rerankd engine build --source …).",
     ),
-    ("failed to allocate", "It needs more memory than there is. " + _LESS_MEMORY),
-    ("out of memory", "It needs more memory than there is. " + _LESS_MEMORY),
-    ("bad_alloc", "It needs more memory than there is. " + _LESS_MEMORY),
-    ("memory allocation of", "It needs more memory than there is. " + _LESS_MEMORY),
+    *((sign, "It needs more memory than there is. " + _LESS_MEMORY) for sign in _MEMORY_SIGNS),
     ("error: argument", _NEWER),
     ("invalid argument", _NEWER),
 )
+_FAULT_NUMBERS = [getattr(signal, name) for name in _FAULTS if hasattr(signal, name)]
 _SIGNALS = {
     -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it, which "
     "engine = llama takes.",
@@ -63,6 +64,14 @@ def stuck(name: str, margin_s: float, lines: Sequence[str]) -> str:
     )
 
 
+def useless(name: str, errors: int, last: str, lines: Sequence[str]) -> str:
+    """It answers health polls, and errors instead of scores."""
+    return (
+        f"The engine for {name} gave {errors} errors in a row instead of scores and was replaced; try again. "
+        f"The last one: {last}\n{_quote(lines)}"
+    )
+
+
 def not_loaded(name: str, timeout_s: float, lines: Sequence[str]) -> str:
     """It was not ready in time."""
     return (
@@ -79,11 +88,35 @@ def too_large(name: str, held_bytes: int, most_bytes: int) -> str:
     )
 
 
-def final(error: RerankdError) -> RerankdError:
-    """The error of an engine that is not started again by itself: what happened, and what to do."""
-    if isinstance(error, EngineUnavailable):
-        return EngineStartFailed(f"{error.message}\n{_GAVE_UP}", retry_after_s=_RETRY_FAILED_S)
-    return error
+def cause(code: int, lines: Sequence[str], *, out_of_memory: bool) -> Cause:
+    """Why a process ended with this exit code, negative for a signal. `out_of_memory` says that the system
+    has killed a process for memory since it started."""
+    if (code == -signal.SIGKILL and out_of_memory) or says_memory("\n".join(lines)):
+        return "memory"
+    if code >= 0:
+        return "exit"
+    return "crash" if -code in _FAULT_NUMBERS else "killed"
+
+
+def says_memory(text: str) -> bool:
+    """Whether an engine's words say that memory was short."""
+    return any(sign in text.lower() for sign in _MEMORY_SIGNS)
+
+
+def not_started(program: str, error: OSError) -> str:
+    """The system did not start the process."""
+    why = error.strerror or repr(error)
+    if isinstance(error, BlockingIOError):
+        why += ": too many processes run (see ulimit -u, and TasksMax of a systemd unit)"
+    return f"The system could not start the engine {program}: {why}."
+
+
+def failing(name: str, error: RerankdError, delay_s: float) -> RerankdError:
+    """What to tell while an engine is not running and its next start is some time away."""
+    return EngineStartFailed(
+        f"{error.message}\nIt is started again in {delay_s:.0f} s, and then at least once a minute until it "
+        f"answers. To try at once: rerankd reload {name}"
+    )
 
 
 def _quote(lines: Sequence[str]) -> str:

@@ -9,10 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from rerankd.engine.base import Engine
+from rerankd.engine.reasons import Cause
 from rerankd.engine.supervisor import Phase, State, Supervisor
+from rerankd.errors import RerankdError
 
 # Whom to wait for where nobody is ready: the one that will be soonest.
-_SOONEST: tuple[Phase, ...] = ("ready", "starting", "waiting", "stopping", "failed", "stopped")
+_SOONEST: tuple[Phase, ...] = (
+    "ready", "checking", "starting", "waiting", "stopping", "failed", "stopped"
+)  # fmt: skip
 
 
 class Replicas:
@@ -40,19 +44,43 @@ class Replicas:
             supervisor.start()
 
     async def ensure_ready(self) -> None:
-        """Wait until all are ready. Raises what made one fail."""
-        await asyncio.gather(*(supervisor.ensure_ready() for supervisor in self._supervisors))
+        """Wait until each is ready or has failed. Raises what made the first one fail where none is ready:
+        the others go on trying."""
+        waits = (supervisor.ensure_ready() for supervisor in self._supervisors)
+        outcomes = await asyncio.gather(*waits, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        unexpected = [failure for failure in failures if not isinstance(failure, RerankdError)]
+        if unexpected or len(failures) == len(outcomes):
+            raise (unexpected or failures)[0]
 
-    def lease(self, *, after: Engine | None = None) -> AbstractAsyncContextManager[Engine]:
-        """An engine that is not replaced without need until the block ends. `after` is one that has failed
-        the caller: another one is taken where there is one."""
+    def lease(
+        self, *, after: Engine | None = None, alone: bool = False
+    ) -> AbstractAsyncContextManager[Engine]:
+        """An engine that is not replaced without need until the block ends; `alone`: no other call has it
+        meanwhile. `after` is one that has failed the caller: another one is taken where there is one."""
 
         def rank(supervisor: Supervisor) -> tuple[bool, int, int]:
             state = supervisor.state
             failed = after is not None and state.engine is after
             return failed, _SOONEST.index(state.phase), supervisor.leases
 
-        return min(self._supervisors, key=rank).lease(after=after)
+        return min(self._supervisors, key=rank).lease(after=after, alone=alone)
+
+    def answered(self, engine: Engine) -> None:
+        """Say that `engine` has scored what a client asked for."""
+        for supervisor in self._supervisors:
+            supervisor.answered(engine)
+
+    def erred(self, engine: Engine, message: str) -> None:
+        """Say that `engine` gave an error instead of scores."""
+        for supervisor in self._supervisors:
+            if supervisor.owns(engine):
+                supervisor.erred(engine, message)
+
+    async def fate(self, engine: Engine) -> Cause | None:
+        """Why `engine` went; None where it still runs, or it is not known any more."""
+        owner = next((one for one in self._supervisors if one.owns(engine)), None)
+        return await owner.fate(engine) if owner is not None else None
 
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests."""

@@ -1,16 +1,23 @@
 """Keeps one engine running: starts its child, waits until it is ready, and replaces it when it must.
 
-    stopped -> starting -> ready -> stopping -> waiting -> starting ...
-                  \\-> failed -(reload)-> starting      any -> stopping -> stopped
+    stopped -> starting -> ready <-> checking      ready -> stopping -> waiting | failed -> starting ...
+                    \\-> waiting | failed                         any -> stopping -> stopped
+
+No state is final: an engine that was lost is started again after a delay (see restart.py) for as long as the
+supervisor runs. `waiting` is a short delay, and requests wait with it. `failed` is a long one, or a model
+that has never loaded: requests are told at once what is wrong and when the next start is.
 
 One task is the only writer of the state; everybody else awaits `ensure_ready`, or holds a `lease` while it
-asks the engine something. An engine is replaced for one of four reasons, each found by a watcher of its own:
+asks the engine something. An engine is replaced for one of five reasons, each found by a watcher of its own:
 
 - it died;
 - it is silent: three health polls in a row were not answered;
 - it is stuck: a request passed its deadline, and in the margin after it the engine's own loop has shown no
   sign of work. (`/health` is answered by other threads of a llama-server than the one that computes.);
-- it holds more memory than it may, or a reload was asked for: then it is replaced when nobody holds a lease.
+- it is useless: three calls in a row ended in errors. After the first one nobody gets it before it has scored
+  a pair that is known to work;
+- it holds more memory than it may, or a reload was asked for: then it is replaced without a failed request.
+  The next one is started beside it where there is room for two, else after it.
 """
 
 from __future__ import annotations
@@ -19,26 +26,31 @@ import asyncio
 import contextlib
 import copy
 import logging
+import math
+import random
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rerankd.engine import process, reasons
+from rerankd.engine import machine, process, reasons, restart
 from rerankd.engine.base import Connection, Engine, EngineSpec
 from rerankd.engine.child import Child
+from rerankd.engine.leases import Leases
 from rerankd.engine.llama import LlamaClient
-from rerankd.engine.restart import STABLE_AFTER_S, End, GiveUp, decide, recent
+from rerankd.engine.reasons import Cause
 from rerankd.engine.rundir import RunDir
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable, RerankdError
 
 _log = logging.getLogger("rerankd.engine")
 
-Phase = Literal["unloaded", "stopped", "starting", "ready", "waiting", "failed", "stopping"]
+Phase = Literal["unloaded", "stopped", "starting", "ready", "checking", "waiting", "failed", "stopping"]
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
 _MOST_MISSES = 3
+_MOST_ERRORS = 3
 # A caller whose engine closed the connection learns within this time whether the engine has died.
 _DEATH_NOTICE_S = 1.0
 # Calls under way get so long to end before an engine is replaced all the same.
@@ -48,8 +60,8 @@ _LONGEST_LEASE_S = 60.0
 @dataclass(frozen=True, slots=True)
 class State:
     """What an engine is doing. `engine` is set when ready, `error` when failed or waiting, `until` (of the
-    monotonic clock) when waiting. `starts` counts the children, `lost` those that went without being asked
-    to."""
+    monotonic clock) when the next start follows these two. `starts` counts the children, `lost` those that
+    went without being asked to."""
 
     phase: Phase
     engine: Engine | None = None
@@ -59,6 +71,10 @@ class State:
     pid: int | None = None
     until: float = 0.0
 
+    def retry_after_s(self, now: float) -> int:
+        """Whole seconds until the next start, at least 1."""
+        return max(math.ceil(self.until - now), 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -66,17 +82,34 @@ class Watch:
 
     health_poll_s: float = 2.0
     hang_margin_s: float = 30.0
-    stable_after_s: float = STABLE_AFTER_S
     max_engine_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """Why an engine has to go; `kill` says that it won't listen to SIGTERM, `asked` that it did no wrong."""
+    """Why an engine has to go. `kill`: send SIGKILL, the process does not react to SIGTERM."""
 
     error: RerankdError
+    cause: Cause
     kill: bool = False
-    asked: bool = False
+
+
+@dataclass(eq=False)
+class _Life:
+    """One child from its start to its end."""
+
+    child: Child
+    client: Connection
+    socket: Path
+    note: Path
+    memory_kills: int
+    engine: Engine | None = None
+    leases: Leases = field(default_factory=Leases)
+    suspected: asyncio.Event = field(default_factory=asyncio.Event)
+    erred: asyncio.Event = field(default_factory=asyncio.Event)
+    unreachable: asyncio.Event = field(default_factory=asyncio.Event)
+    errors: int = 0
+    last_error: str = ""
 
 
 class Supervisor:
@@ -84,7 +117,9 @@ class Supervisor:
 
     `command` makes the child's command line for a socket path, and `connect` connects to it. `check` is run
     on each engine that has become ready, before anyone else gets it; what it raises makes the start a failed
-    one. `pause` waits before a restart and `now` tells the time by which a life is long or short.
+    one. `probe` scores one pair that is known to work, for an engine that gave an error; by default `check`
+    does. `lacks_room` says in words why there is no room for a second engine beside a process, "" where there
+    is. `pause` waits before a restart, and `chance` is a random number for its length (see restart.py).
     """
 
     def __init__(
@@ -99,7 +134,9 @@ class Supervisor:
         watch: Watch | None = None,
         connect: Callable[[Path], Connection] = LlamaClient,
         check: Callable[[Engine], Awaitable[None]] | None = None,
-        now: Callable[[], float] = time.monotonic,
+        probe: Callable[[Engine], Awaitable[None]] | None = None,
+        lacks_room: Callable[[int], str] = machine.lacks_room_beside,
+        chance: Callable[[], float] = random.random,
         pause: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         self.spec = spec
@@ -108,24 +145,27 @@ class Supervisor:
         self._command = command
         self._connect = connect
         self._check = check
+        self._probe = probe or check
+        self._lacks_room = lacks_room
         self._run_dir = run_dir
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._watch = watch or Watch()
-        self._now = now
+        self._chance = chance
         self._pause = pause
         self._state = State("stopped")
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._ending: asyncio.Task[None] | None = None
-        self._child: Child | None = None
-        self._suspected = asyncio.Event()
-        self._socket: Path | None = None
-        self._unreachable = asyncio.Event()
+        self._stopped: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._reload = asyncio.Event()
-        self._leases = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
+        self._life: _Life | None = None
+        # Every child that runs: beside the engine in use perhaps its successor, and its predecessor.
+        self._lives: set[_Life] = set()
+        self._ends: set[asyncio.Task[None]] = set()
+        self._fates: weakref.WeakKeyDictionary[Engine, Cause] = weakref.WeakKeyDictionary()
+        self._losses = 0
+        self._was_ready = False
 
     @property
     def state(self) -> State:
@@ -134,7 +174,7 @@ class Supervisor:
     @property
     def leases(self) -> int:
         """Calls that are under way."""
-        return self._leases
+        return self._life.leases.count if self._life is not None else 0
 
     def start(self) -> None:
         """Begin; returns at once. Must be called on the thread of the event loop that stays (see
@@ -148,25 +188,56 @@ class Supervisor:
 
     def suspect(self, engine: Engine) -> None:
         """Say that a call to `engine` was not answered in time; it is replaced if it is stuck."""
-        if self._state.engine is engine:
-            self._suspected.set()
+        if self._life is not None and self._life.engine is engine:
+            self._life.suspected.set()
+
+    def answered(self, engine: Engine) -> None:
+        """Say that `engine` has scored what a client asked for: it works."""
+        if self._life is not None and self._life.engine is engine:
+            self._losses = self._life.errors = 0
+
+    def erred(self, engine: Engine, message: str) -> None:
+        """Say that `engine` gave an error instead of scores. Nobody gets it until it has scored a known
+        pair; after three errors in a row it is replaced."""
+        _log.warning("the engine for %s gave an error instead of scores: %s", self._name, message)
+        if self._life is not None and self._life.engine is engine:
+            self._life.errors += 1
+            self._life.last_error = message
+            self._life.erred.set()
+            if self._state.engine is engine:
+                self._set("checking", pid=self._life.child.pid)
+
+    def owns(self, engine: Engine) -> bool:
+        """Whether `engine` is one of this supervisor's, also one that has gone."""
+        return engine in self._fates or any(life.engine is engine for life in self._lives)
+
+    async def fate(self, engine: Engine) -> Cause | None:
+        """Why `engine` went; None where it still runs a moment after it closed a connection."""
+        notice = time.monotonic() + _DEATH_NOTICE_S
+        while engine not in self._fates and (left_s := notice - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left_s)
+        return self._fates.get(engine)
 
     async def ensure_ready(self, *, after: Engine | None = None) -> Engine:
         """Wait for a ready engine, and return it. `after` is one that has failed its caller: if it does not
         turn out to be dead, it is returned again.
 
-        Raises what made the engine fail, or EngineUnavailable once it is stopped.
+        Raises what made the engine fail, with the time of the next start, or EngineUnavailable once it is
+        stopped.
         """
         notice = time.monotonic() + _DEATH_NOTICE_S
         while True:
             state = self._state
             is_reachable = state.engine is not None and self._is_reachable()
-            if state.engine is not None and not is_reachable:
-                self._unreachable.set()  # it is replaced
+            if self._life is not None and state.engine is not None and not is_reachable:
+                self._life.unreachable.set()  # it is replaced
             elif state.engine is not None and (state.engine is not after or time.monotonic() >= notice):
                 return state.engine
-            if state.phase == "failed" and state.error is not None:
-                raise copy.copy(state.error)  # one for each: a raised error collects tracebacks
+            if state.phase == "failed" and state.error is not None and not self._reload.is_set():
+                error = copy.copy(state.error)  # one for each: a raised error collects tracebacks
+                error.retry_after_s = state.retry_after_s(time.monotonic())
+                raise error
             if self._task is None:
                 raise EngineUnavailable("The engine is stopped.")
             timeout_s = max(notice - time.monotonic(), 0.0) if is_reachable else None
@@ -174,33 +245,40 @@ class Supervisor:
                 await asyncio.wait_for(self._changed.wait(), timeout_s)
 
     @contextlib.asynccontextmanager
-    async def lease(self, *, after: Engine | None = None) -> AsyncIterator[Engine]:
-        """A ready engine (see ensure_ready), which is not replaced without need until it is given back."""
-        engine = await self.ensure_ready(after=after)
-        self._leases += 1
-        self._unused.clear()
+    async def lease(self, *, after: Engine | None = None, alone: bool = False) -> AsyncIterator[Engine]:
+        """A ready engine (see ensure_ready), which is not replaced without need until it is given back;
+        `alone`: no other call has it meanwhile."""
+        while True:
+            engine = await self.ensure_ready(after=after)
+            assert self._life is not None
+            leases = self._life.leases
+            await leases.enter(alone=alone)
+            if self._state.engine is engine:
+                break
+            leases.leave()  # it went while this call waited
         try:
             yield engine
         finally:
-            self._leases -= 1
-            if self._leases == 0:
-                self._unused.set()
+            leases.leave()
 
     def _is_reachable(self) -> bool:
-        return self._socket is not None and self._socket.exists()
+        return self._life is not None and self._life.socket.exists()
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Stop the engine and its child; safe to call again, and with `at_once` to cut an earlier call
         short."""
+        self._stopping.set()
         if at_once:
             self._stop_timeout_s = 0.0
-            if self._child is not None:
-                self._child.kill()
+            for life in self._lives:
+                life.child.kill()
         if self._task is not None:
-            self._ending, self._task = self._task, None
-            self._ending.cancel()
-        if self._ending is not None:
-            await asyncio.wait([self._ending])
+            self._stopped, self._task = self._task, None
+            self._stopped.cancel()
+        if self._stopped is not None:
+            await asyncio.wait([self._stopped, *self._ends])
+            # A successor may have become ready at the moment of the cancellation.
+            await asyncio.gather(*self._ends, *(self._finish(life, kill=False) for life in self._lives))
         self._set("stopped")
 
     def _set(self, phase: Phase, **what: Any) -> None:
@@ -211,147 +289,255 @@ class Supervisor:
         self._changed = asyncio.Event()
 
     async def _run(self) -> None:
-        try:
-            await self._live()
-        except Exception as error:  # the crash boundary of this task
-            _log.exception("the supervisor of %s failed for an unexpected reason", self.spec.name)
-            self._set("failed", error=EngineUnavailable(f"rerankd failed to watch its engine: {error!r}."))
-
-    async def _live(self) -> None:
-        ends: list[End] = []
         while True:
-            loss, ready_for_s = await self._one_life()
-            if loss.asked:
-                continue
-            ends = [*recent(ends, self._watch.stable_after_s), End(ready_for_s or 0.0)]
-            decision = decide(ends, self._watch.stable_after_s)
-            lost = self._state.lost + 1
-            # A model that never loaded won't load the second time either.
-            never_ready = self._state.starts == 1 and ready_for_s is None
-            if never_ready or isinstance(decision, GiveUp):
-                error = loss.error if never_ready else reasons.final(loss.error)
-                if not never_ready:  # who waits for the first start is told, and tells it
-                    _log.error("%s", error.message)
-                self._set("failed", error=error, lost=lost)
-                await self._reload.wait()
-                ends = []
-            else:
-                _log.warning("%s\nIt is started again in %g s.", loss.error.message, decision.after_s)
-                self._set("waiting", error=loss.error, lost=lost, until=time.monotonic() + decision.after_s)
-                await _first(self._pause(decision.after_s), self._reload.wait())
-            self._reload.clear()
+            try:
+                loss = await self._live()
+            except RerankdError as error:
+                loss = _Loss(error, "start")
+            except Exception as error:  # the crash boundary of this task
+                _log.exception("the supervisor of %s failed for an unexpected reason", self.spec.name)
+                loss = _Loss(
+                    EngineUnavailable(f"rerankd failed to watch its engine: {error!r}. See its log."), "start"
+                )
+            if loss.cause != "requested":
+                await self._wait_after(loss)
 
-    async def _one_life(self) -> tuple[_Loss, float | None]:
-        """Start a child, and watch it until it has to go. Returns why, and for how long it was ready, if it
-        ever was."""
-        starts = self._state.starts + 1
-        self._set("starting", starts=starts)
-        try:
-            socket = self._socket = self._run_dir.socket()
-            child = self._child = await Child.start(self._command(socket), self.log)
-        except RerankdError as error:
-            return _Loss(error), None
-        client = self._connect(socket)
-        note = self._run_dir.note(child.pid)
-        ready_at: float | None = None
-        loss = _Loss(EngineUnavailable("The engine is stopped."))
-        try:
-            engine = await self._become_ready(child, client)
-            ready_at = self._now()
-            self._suspected.clear()
-            self._reload.clear()
-            self._set("ready", engine=engine, pid=child.pid)
-            loss = await _first(
-                self._until_dead(child),
-                self._until_silent(child, client),
-                self._until_stuck(child, client),
-                self._until_grown(child),
-                self._until_asked(),
-                self._until_unreachable(socket),
+    async def _wait_after(self, loss: _Loss) -> None:
+        """The delay before the next start; a reload ends it."""
+        self._losses += 1
+        delay_s = restart.delay_s(self._losses, self._chance())
+        until, lost = time.monotonic() + delay_s, self._state.lost + 1
+        if not self._was_ready:
+            # Who waits for the first load tells of it.
+            _log.log(
+                logging.WARNING if self._losses > 1 else logging.INFO,
+                "%s\nThe next try is in %.3g s.",
+                loss.error.message,
+                delay_s,
             )
-        except RerankdError as error:
-            loss = _Loss(error)
-        finally:
-            self._set("stopping")
-            if loss.asked:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._unused.wait(), _LONGEST_LEASE_S)
-            await child.stop(0.0 if loss.kill else self._stop_timeout_s)
-            await client.close()
-            socket.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
-            self._child = None
-        return loss, self._now() - ready_at if ready_at is not None else None
+            self._set("failed", error=loss.error, lost=lost, until=until)
+        elif delay_s > restart.PATIENCE_S:
+            error = reasons.failing(self.spec.name, loss.error, delay_s)
+            _log.error("%s", error.message)
+            self._set("failed", error=error, lost=lost, until=until)
+        else:
+            _log.warning("%s\nIt is started again in %.3g s.", loss.error.message, delay_s)
+            self._set("waiting", error=loss.error, lost=lost, until=until)
+        await _first(self._pause(delay_s), self._reload.wait())
+        if self._reload.is_set():  # somebody has mended something
+            self._losses = 0
+            self._reload.clear()
 
-    async def _until_dead(self, child: Child) -> _Loss:
-        return _Loss(EngineUnavailable(self._died(child, await child.wait())))
+    async def _live(self) -> _Loss:
+        """Start an engine and watch it, and its successors as long as they take over from each other. Returns
+        why the last one went."""
+        self._set("starting", starts=self._state.starts + 1)
+        life = await self._begin()
+        while True:
+            try:
+                self._take_over(life)
+                loss = await self._watch_over(life)
+                successor = None
+                if loss.cause == "requested":
+                    loss, successor = await self._succeed(life, loss)
+                if successor is None:
+                    if life.engine is not None:
+                        self._fates[life.engine] = loss.cause
+                    self._set("stopping")
+                    if loss.cause == "requested":
+                        await self._drain(life)
+            except BaseException:
+                self._set("stopping")
+                await self._end(life)
+                raise
+            if successor is None:
+                await self._end(life, kill=loss.kill)
+                return loss
+            self._retire(life)
+            life = successor
 
-    async def _until_silent(self, child: Child, client: Connection) -> _Loss:
+    def _take_over(self, life: _Life) -> None:
+        self._life = life
+        self._was_ready = True
+        self._reload.clear()
+        self._set("ready", engine=life.engine, pid=life.child.pid)
+
+    async def _succeed(self, life: _Life, loss: _Loss) -> tuple[_Loss, _Life | None]:
+        """A successor that is ready, started beside the engine that has to go; None where that one has to go
+        first, or has gone."""
+        lack = await asyncio.to_thread(self._lacks_room, life.child.pid)
+        if lack:
+            _log.info("%s: the engine for %s ends before the next one starts", lack, self._name)
+            return loss, None
+
+        async def begin() -> _Life | _Loss:
+            try:
+                self._state = replace(self._state, starts=self._state.starts + 1)
+                return await self._begin()
+            except RerankdError as error:
+                _log.warning("no engine could be started beside the old one: %s", error.message)
+                return loss
+
+        found: _Life | _Loss = await _first(begin(), self._until_dead(life))
+        return (loss, found) if isinstance(found, _Life) else (found, None)
+
+    async def _drain(self, life: _Life) -> None:
+        """Wait until no call uses the engine, for so long as calls may take."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_first(life.leases.unused(), _wait(self._stopping)), _LONGEST_LEASE_S)
+
+    def _retire(self, life: _Life) -> None:
+        """End an engine that has a successor when its last call has ended."""
+
+        async def retire() -> None:
+            await self._drain(life)
+            await self._finish(life, kill=False)
+
+        self._in_background(retire())
+
+    async def _begin(self) -> _Life:
+        """Start a child, and wait until it can score. Raises RerankdError."""
+        socket = self._run_dir.socket()
+        kills = process.memory_kills()
+        child = await Child.start(self._command(socket), self.log)
+        note = self._run_dir.note(child.pid)
+        life = _Life(child, self._connect(socket), socket, note, kills)
+        self._lives.add(life)
+        try:
+            life.engine = await self._become_ready(life)
+        except BaseException:
+            await self._end(life)
+            raise
+        return life
+
+    async def _end(self, life: _Life, *, kill: bool = False) -> None:
+        """End a child. It ends even if the caller is cancelled meanwhile: `stop` waits for it."""
+        await asyncio.shield(self._in_background(self._finish(life, kill=kill)))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"end an engine of {self.spec.name}")
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+        return task
+
+    async def _finish(self, life: _Life, *, kill: bool) -> None:
+        await life.child.stop(0.0 if kill else self._stop_timeout_s)
+        await life.client.close()
+        life.socket.unlink(missing_ok=True)
+        life.note.unlink(missing_ok=True)
+        self._lives.discard(life)
+        if self._life is life:
+            self._life = None
+
+    async def _watch_over(self, life: _Life) -> _Loss:
+        return await _first(
+            self._until_dead(life),
+            self._until_silent(life),
+            self._until_stuck(life),
+            self._until_useless(life),
+            self._until_grown(life),
+            self._until_asked(),
+            self._until_unreachable(life),
+        )
+
+    async def _until_dead(self, life: _Life) -> _Loss:
+        code = await life.child.wait()
+        return _Loss(EngineUnavailable(self._died(life, code)), self._cause(life, code))
+
+    async def _until_silent(self, life: _Life) -> _Loss:
         misses = 0
         while misses < _MOST_MISSES:
             await asyncio.sleep(self._watch.health_poll_s)
-            misses = 0 if await client.is_ready(self._watch.health_poll_s) else misses + 1
-        return _Loss(
-            EngineUnavailable(reasons.silent(self._name, misses, child.lines())),
-            kill=True,
-        )
+            misses = 0 if await life.client.is_ready(self._watch.health_poll_s) else misses + 1
+        text = reasons.silent(self._name, misses, life.child.lines())
+        return _Loss(EngineUnavailable(text), "hang", kill=True)
 
-    async def _until_unreachable(self, socket: Path) -> _Loss:
+    async def _until_unreachable(self, life: _Life) -> _Loss:
         """logind removes its user's folder at logout, and others clean /tmp: then open connections, and with
         them the health polls, work on, but no new one can be made."""
-        while socket.exists():
-            self._unreachable.clear()
+        while life.socket.exists():
+            life.unreachable.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._unreachable.wait(), self._watch.health_poll_s)
-        text = f"The engine's socket {socket} was removed by another program; the engine is replaced"
+                await asyncio.wait_for(life.unreachable.wait(), self._watch.health_poll_s)
+        text = f"The engine's socket {life.socket} was removed by another program; the engine is replaced"
         _log.warning("%s between requests", text)
-        return _Loss(EngineUnavailable(f"{text}; try again."), asked=True)
+        return _Loss(EngineUnavailable(f"{text}; try again."), "requested")
 
-    async def _until_stuck(self, child: Child, client: Connection) -> _Loss:
+    async def _until_stuck(self, life: _Life) -> _Loss:
         while True:
-            await self._suspected.wait()
-            self._suspected.clear()
-            if not await client.shows_work(self._watch.hang_margin_s):
-                return _Loss(
-                    EngineUnavailable(reasons.stuck(self._name, self._watch.hang_margin_s, child.lines())),
-                    kill=True,
-                )
+            await life.suspected.wait()
+            life.suspected.clear()
+            if not await life.client.shows_work(self._watch.hang_margin_s):
+                text = reasons.stuck(self._name, self._watch.hang_margin_s, life.child.lines())
+                return _Loss(EngineUnavailable(text), "hang", kill=True)
 
-    async def _until_grown(self, child: Child) -> _Loss:
+    async def _until_useless(self, life: _Life) -> _Loss:
+        while True:
+            await life.erred.wait()
+            life.erred.clear()
+            while life.errors < _MOST_ERRORS and not await self._scores(life):
+                pass
+            if life.errors >= _MOST_ERRORS:
+                text = reasons.useless(self._name, life.errors, life.last_error, life.child.lines())
+                return _Loss(EngineUnavailable(text), "errors")
+            if not life.erred.is_set():
+                self._set("ready", engine=life.engine, pid=life.child.pid)
+
+    async def _scores(self, life: _Life) -> bool:
+        """Whether the engine scores a pair that is known to work."""
+        assert life.engine is not None
+        if self._probe is None:
+            return True
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await self._probe(life.engine)
+        except TimeoutError:
+            life.suspected.set()
+            await asyncio.Event().wait()  # another watcher finds out
+        except EngineUnavailable:
+            await asyncio.Event().wait()  # it is dying
+        except RerankdError as error:
+            life.errors += 1
+            life.last_error = error.message
+            _log.warning("the engine for %s fails on a known pair: %s", self._name, error.message)
+            return False
+        return True
+
+    async def _until_grown(self, life: _Life) -> _Loss:
         most = self._watch.max_engine_memory
         if most is None:
             await asyncio.Event().wait()
         assert most is not None
         while True:
-            held = await asyncio.to_thread(process.memory_bytes, child.pid)
+            held = await asyncio.to_thread(process.memory_bytes, life.child.pid)
             if held is not None and held > most:
                 text = f"The engine held {held / 2**20:.0f} MiB, more than max_engine_memory, and is replaced"
                 _log.warning("%s between requests", text)
-                return _Loss(EngineUnavailable(f"{text}; try again."), asked=True)
+                return _Loss(EngineUnavailable(f"{text}; try again."), "requested")
             await asyncio.sleep(self._watch.health_poll_s)
 
     async def _until_asked(self) -> _Loss:
         await self._reload.wait()
         _log.info("a reload was asked for: the engine is replaced between requests")
-        return _Loss(EngineUnavailable("The engine is being replaced; try again."), asked=True)
+        return _Loss(EngineUnavailable("The engine is being replaced; try again."), "requested")
 
-    async def _become_ready(self, child: Child, client: Connection) -> Engine:
+    async def _become_ready(self, life: _Life) -> Engine:
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                return await self._load(child, client)
+                return await self._load(life)
         except TimeoutError:
-            text = reasons.not_loaded(self._name, self._start_timeout_s, child.lines())
+            text = reasons.not_loaded(self._name, self._start_timeout_s, life.child.lines())
             raise EngineStartFailed(text, retry_after_s=None) from None
 
-    async def _load(self, child: Child, client: Connection) -> Engine:
+    async def _load(self, life: _Life) -> Engine:
         poll_s = _FIRST_POLL_S
-        while not await client.is_ready():
-            if child.exit_code is not None:
-                code = await child.wait()
-                raise EngineStartFailed(self._died(child, code), retry_after_s=None)
+        while not await life.client.is_ready():
+            if life.child.exit_code is not None:
+                code = await life.child.wait()
+                raise EngineStartFailed(self._died(life, code), retry_after_s=None)
             await asyncio.sleep(poll_s)
             poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
-        engine = client.engine(self.spec)
+        engine = life.client.engine(self.spec)
         try:
             await engine.prepare()
             if self._check is not None:
@@ -359,14 +545,18 @@ class Supervisor:
         except EngineError as error:
             if isinstance(error, EngineUnavailable):
                 with contextlib.suppress(TimeoutError):
-                    code = await asyncio.wait_for(child.wait(), _DEATH_NOTICE_S)
-                    raise EngineStartFailed(self._died(child, code)) from None
+                    code = await asyncio.wait_for(life.child.wait(), _DEATH_NOTICE_S)
+                    raise EngineStartFailed(self._died(life, code)) from None
             raise
-        self._check_memory(child)
+        self._check_memory(life.child)
         return engine
 
-    def _died(self, child: Child, code: int) -> str:
-        return reasons.died(self._name, code, child.lines())
+    def _died(self, life: _Life, code: int) -> str:
+        return reasons.died(self._name, code, life.child.lines())
+
+    def _cause(self, life: _Life, code: int) -> Cause:
+        killed_for_memory = process.memory_kills() > life.memory_kills
+        return reasons.cause(code, life.child.lines(), out_of_memory=killed_for_memory)
 
     def _check_memory(self, child: Child) -> None:
         """Refuse a limit that no engine of this model can keep: it would be replaced for ever."""
@@ -376,6 +566,10 @@ class Supervisor:
 
 
 T = TypeVar("T")
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _first(*ways: Coroutine[Any, Any, T]) -> T:

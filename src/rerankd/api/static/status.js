@@ -122,7 +122,7 @@ function buttons(id) {
   };
   const load = make("Load", act("POST", "/load", "It is loaded."));
   const unload = make("Unload", act("POST", "/unload", "It is unloaded as soon as nobody uses it."));
-  const reload = make("Reload", act("POST", "/reload", "A new engine takes over between requests."));
+  const reload = make("Restart", act("POST", "/reload", "A new engine takes over between requests."));
   const remove = make("Delete", (button) => {
     if (button.dataset.sure) return act("DELETE", "", "It is gone.")(button);
     button.dataset.sure = "yes";
@@ -134,9 +134,10 @@ function buttons(id) {
   });
   const element = el("div", { class: "actions" }, load, unload, reload, remove, said);
   function show(state, admin) {
-    element.hidden = !admin;
-    load.hidden = !["unloaded", "failed"].includes(state);
-    unload.hidden = state === "unloaded";
+    // Restarting changes no model, so it needs no admin_api.
+    load.hidden = !admin || !["unloaded", "failed"].includes(state);
+    unload.hidden = !admin || state === "unloaded";
+    remove.hidden = !admin;
     reload.hidden = state === "unloaded";
   }
   return { element, show };
