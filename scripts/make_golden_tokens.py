@@ -2,13 +2,13 @@
 
 The texts are in no golden pair, so that no tokenizer was trained on them. The references are those of
 golden_tokenizers.py, trained anew (and checked to have the vocabulary of the golden files), and for the
-built-in model SentencePiece itself, with the pieces, scores and normalisation map of its GGUF.
+built-in model SentencePiece itself, with the pieces and scores of its GGUF, and the normalisation map of both.
 
 Left out is where SentencePiece and the library that people's models run on, `tokenizers`, part: U+0085 (a
 space for the library), and two cuts of the same score ("....", as one and three dots or as three and one). It
 needs tokenizers, sentencepiece, protobuf, gguf and numpy, but neither torch nor transformers:
 
-    python scripts/make_golden_tokens.py path/to/multilingual-e5-small-Q4_0-builtin-2.gguf
+    python scripts/make_golden_tokens.py path/to/multilingual-e5-small-Q4_0-builtin-3.gguf
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from golden_tokenizers import (
     corpus,
     encoder_of,
     modernbert_tokenizer,
+    qwen_tokenizer,
     sentencepiece_ids,
     train_sentencepiece,
 )
@@ -36,6 +37,7 @@ from golden_tokenizers import (
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from rerankd.gguf_header import parse
+from rerankd.models import charsmap
 
 GOLDEN = Path("tests/golden")
 SCRIPTS = {
@@ -83,6 +85,8 @@ def texts() -> Iterator[str]:
     names = list(SCRIPTS)
     for name, text in SCRIPTS.items():
         yield text
+        yield unicodedata.normalize("NFC", text)
+        yield unicodedata.normalize("NFD", text)
         yield unicodedata.normalize("NFD", text).upper()
         words = text.split()
         pick.shuffle(words)
@@ -91,8 +95,8 @@ def texts() -> Iterator[str]:
         yield f"  {pick.randrange(10**6)}{words[0].rstrip('.')}…{other[-1]}!?  \n{name}'s{words[-1]}\t "
 
 
-def built_in(path: Path, folder: Path) -> Encode:
-    """SentencePiece with what the GGUF holds."""
+def built_in(path: Path, own_map: bytes, folder: Path) -> Encode:
+    """SentencePiece with what the GGUF holds, and with the sequences of its own map of NMT_NFKC."""
     from sentencepiece import sentencepiece_model_pb2 as pb
 
     names = ("ggml.tokens", "ggml.scores", "ggml.precompiled_charsmap")
@@ -106,13 +110,28 @@ def built_in(path: Path, folder: Path) -> Encode:
     for piece, score in zip(pieces, values["tokenizer.ggml.scores"][4:-1], strict=True):
         model.pieces.add(piece=piece, score=score)
     model.trainer_spec.model_type = 1  # unigram
-    model.normalizer_spec.precompiled_charsmap = bytes(values["tokenizer.ggml.precompiled_charsmap"])
+    # The keys of one character are those of the model's makers, the sequences SentencePiece's own: only so can
+    # they tell whether the sequences of the file are right.
+    singles = charsmap.parse(bytes(values["tokenizer.ggml.precompiled_charsmap"]))
+    known = charsmap.parse(own_map)
+    model.normalizer_spec.precompiled_charsmap = charsmap.build(
+        {key: text for key, text in known.items() if len(key) > 1}
+        | {key: text for key, text in singles.items() if len(key) == 1}
+    )
     model.normalizer_spec.add_dummy_prefix = True
     model.normalizer_spec.remove_extra_whitespaces = True
     model.normalizer_spec.escape_whitespaces = True
     file = folder / "builtin.model"
     file.write_bytes(model.SerializeToString())
     return sentencepiece_ids(sentencepiece.SentencePieceProcessor(model_file=str(file)))
+
+
+def map_of(processor: sentencepiece.SentencePieceProcessor) -> bytes:
+    """The normalisation map of a model."""
+    from sentencepiece import sentencepiece_model_pb2 as pb
+
+    model = pb.ModelProto.FromString(processor.serialized_model_proto())
+    return bytes(model.normalizer_spec.precompiled_charsmap)
 
 
 def check(name: str, pieces: list[str]) -> None:
@@ -138,16 +157,20 @@ def main() -> None:
         unigram = train_sentencepiece(trained_on, folder)
         check("xlmr-head", [unigram.id_to_piece(at) for at in range(3, unigram.get_piece_size())])
         wordpiece, byte_level = bert_tokenizer(trained_on), modernbert_tokenizer(trained_on)
+        qwen = qwen_tokenizer(trained_on)
         check("bert-embedder", list(wordpiece.get_vocab()))
         check("modernbert-head", list(byte_level.get_vocab()))
+        check("qwen2-labels", list(qwen.get_vocab()))
         encoders: dict[str, Encode] = {
             "xlmr-head": sentencepiece_ids(unigram),
             "bert-embedder": encoder_of(wordpiece),
             "modernbert-head": encoder_of(byte_level),
-            "builtin": built_in(options.builtin, folder),
+            "qwen2-labels": encoder_of(qwen),
+            "builtin": built_in(options.builtin, map_of(unigram), folder),
         }
         rows = [
-            {"text": text, **{name: encode(text) for name, encode in encoders.items()}} for text in texts()
+            {"text": text, **{name: encode(text) for name, encode in encoders.items()}}
+            for text in dict.fromkeys(texts())
         ]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
     (GOLDEN / "tokens.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -43,6 +43,17 @@ def test_every_key_is_found_and_nothing_else(replacements: dict[str, str], other
         assert longest_match(data, text.encode()) == expected
 
 
+@given(st.dictionaries(texts.filter(bool), texts, max_size=40))
+def test_what_was_built_is_read(replacements: dict[str, str]) -> None:
+    assert charsmap.parse(charsmap.build(replacements)) == replacements
+
+
+@pytest.mark.parametrize("data", [b"", b"\4\0\0\0", b"\xff\xff\xff\xff", bytes(64)])
+def test_what_is_no_map_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="it is no normalisation map"):
+        charsmap.parse(data)
+
+
 @pytest.mark.parametrize("bad", [{"": "a"}, {"\0": "a"}, {"a": "\0"}])
 def test_what_the_format_cannot_hold_is_refused(bad: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="can't hold"):

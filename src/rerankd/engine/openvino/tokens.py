@@ -124,6 +124,8 @@ def of_file(path: Path, size: int) -> Vocabulary:
     if is_unigram:
         # Its vocabulary holds the control tokens as pieces, which texts would be cut into.
         tokenizer.model = _without(model, controls | {unknown})
+    if '"Precompiled"' in json.dumps(said.get("normalizer")):
+        tokenizer.normalizer = _composing(tokenizer.normalizer)
     # Told apart from the others only now, for the template's own must have been read.
     tokenizer.encode_special_tokens = True
     return Vocabulary(
@@ -155,6 +157,15 @@ def _without(model: Mapping[str, Any], hidden: Collection[int | None]) -> models
     return models.Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
 
 
+def _composing(map_of_sentencepiece: normalizers.Normalizer) -> normalizers.Normalizer:
+    """A normaliser that composes letters and marks as SentencePiece does.
+
+    The library takes a grapheme of six bytes or more character by character (`spm_precompiled`), and so leaves
+    Hangul and kana decomposed, of which the model has never seen anything.
+    """
+    return normalizers.Sequence([normalizers.NFC(), map_of_sentencepiece, normalizers.NFC()])
+
+
 def _unigram(values: Mapping[str, Any]) -> Tokenizer:
     pieces, kinds = _pieces(values)
     unknown = kinds.index(_UNKNOWN)
@@ -163,8 +174,9 @@ def _unigram(values: Mapping[str, Any]) -> Tokenizer:
             pieces[at] = _UNREACHABLE.format(at)
     scores = values["tokenizer.ggml.scores"]
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unknown))
-    folding = bytes(values["tokenizer.ggml.precompiled_charsmap"])
-    tokenizer.normalizer = normalizers.Precompiled(folding)
+    tokenizer.normalizer = _composing(
+        normalizers.Precompiled(bytes(values["tokenizer.ggml.precompiled_charsmap"]))
+    )
     # A space before each word, and no other: SentencePiece's dummy prefix and its removal of whitespace.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
