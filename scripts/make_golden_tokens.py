@@ -2,7 +2,8 @@
 
 The texts are in no golden pair, so that no tokenizer was trained on them. The references are those of
 golden_tokenizers.py, trained anew (and checked to have the vocabulary of the golden files), and for the
-built-in model SentencePiece itself, with the pieces and scores of its GGUF, and the normalisation map of both.
+built-in model SentencePiece itself, with the pieces and scores of its GGUF, and the normalisation map of
+both.
 
 Left out is where SentencePiece and the library that people's models run on, `tokenizers`, part: U+0085 (a
 space for the library), and two cuts of the same score ("....", as one and three dots or as three and one). It
@@ -110,8 +111,8 @@ def built_in(path: Path, own_map: bytes, folder: Path) -> Encode:
     for piece, score in zip(pieces, values["tokenizer.ggml.scores"][4:-1], strict=True):
         model.pieces.add(piece=piece, score=score)
     model.trainer_spec.model_type = 1  # unigram
-    # The keys of one character are those of the model's makers, the sequences SentencePiece's own: only so can
-    # they tell whether the sequences of the file are right.
+    # The keys of one character are those of the model's makers, the sequences SentencePiece's own: only so
+    # can they tell whether the sequences of the file are right.
     singles = charsmap.parse(bytes(values["tokenizer.ggml.precompiled_charsmap"]))
     known = charsmap.parse(own_map)
     model.normalizer_spec.precompiled_charsmap = charsmap.build(

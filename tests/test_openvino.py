@@ -25,6 +25,7 @@ from rerankd.engine.openvino.schedule import Schedule
 from rerankd.engine.openvino.tokens import Reading, of_file, of_header
 from rerankd.engine.openvino.weights import Weights
 from rerankd.errors import ModelFileError
+from rerankd.models import builtin
 from rerankd.prepare import prepare
 from rerankd.service import Reranker
 from rerankd.state import StateStore
@@ -326,7 +327,7 @@ def test_nothing_that_reports_usage_is_loaded() -> None:
 
 @pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder", "modernbert-head", "builtin"])
 def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, home: Path) -> None:
-    path = next((home / "models").glob("*builtin*.gguf")) if name == "builtin" else GOLDEN / f"{name}.gguf"
+    path = builtin.path_in(home / "models") if name == "builtin" else GOLDEN / f"{name}.gguf"
     vocabulary = of_header(Weights(path).values)
     rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
     assert len(rows) >= 126

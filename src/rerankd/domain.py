@@ -31,10 +31,10 @@ class Scoring:
 
     `window` is the number of tokens that one forward pass may hold, special tokens included: the pair for
     `head` and `judge`, a single text for `cosine`. `nfc` says that the model's tokenizer composes letters and
-    their marks first (Unicode NFC), which llama.cpp leaves out or does in part. `template` holds `{query}`, `{document}`
-    and perhaps `{instruction}` (judge); where the reference tokenises its parts apart, U+001E stands between
-    them. `labels` are the texts of the tokens that mean relevant and not relevant (judge only): raw =
-    logit(first) - logit(second).
+    their marks first (Unicode NFC), which llama.cpp leaves out or does in part. `template` holds `{query}`,
+    `{document}` and perhaps `{instruction}` (judge); where the reference tokenises its parts apart, U+001E
+    stands between them. `labels` are the texts of the tokens that mean relevant and not relevant (judge
+    only): raw = logit(first) - logit(second).
     """
 
     way: Way

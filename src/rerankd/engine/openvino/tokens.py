@@ -160,8 +160,8 @@ def _without(model: Mapping[str, Any], hidden: Collection[int | None]) -> models
 def _composing(map_of_sentencepiece: normalizers.Normalizer) -> normalizers.Normalizer:
     """A normaliser that composes letters and marks as SentencePiece does.
 
-    The library takes a grapheme of six bytes or more character by character (`spm_precompiled`), and so leaves
-    Hangul and kana decomposed, of which the model has never seen anything.
+    The library takes a grapheme of six bytes or more character by character (`spm_precompiled`), and so
+    leaves Hangul and kana decomposed, of which the model has never seen anything.
     """
     return normalizers.Sequence([normalizers.NFC(), map_of_sentencepiece, normalizers.NFC()])
 
