@@ -124,7 +124,7 @@ def of_file(path: Path, size: int) -> Vocabulary:
     if is_unigram:
         # Its vocabulary holds the control tokens as pieces, which texts would be cut into.
         tokenizer.model = _without(model, controls | {unknown})
-    if '"Precompiled"' in json.dumps(said.get("normalizer")):
+    if "'Precompiled'" in repr(said.get("normalizer")):
         tokenizer.normalizer = _composing(tokenizer.normalizer)
     # Told apart from the others only now, for the template's own must have been read.
     tokenizer.encode_special_tokens = True
