@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,48 @@ def strings(*texts: str) -> Strings:
         raw = text.encode()
         blob += len(raw).to_bytes(8, "little") + raw
     return Strings(blob, starts)
+
+
+def rewrite(
+    source: Path,
+    target: Path,
+    *,
+    keys: Mapping[str, Any] | None = None,
+    tensors: Callable[[dict[str, Any]], dict[str, Any]] = lambda held: held,
+) -> Path:
+    """A copy of a file with other values for some keys, and other tensors: `tensors` maps the file's own, by
+    name and rows first, to what is written. For files of F32 and F16."""
+    held = gguf.GGUFReader(source)
+    (architecture,) = (str(field.contents()) for name, field in held.fields.items() if name == _ARCHITECTURE)
+    out = gguf.GGUFWriter(target, architecture)
+    for name, field in held.fields.items():
+        if name.startswith("GGUF.") or name == _ARCHITECTURE:
+            continue
+        value = (keys or {}).get(name, field.contents())
+        inner = field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
+        out.add_key_value(name, value, field.types[0], inner)
+    own = {tensor.name: np.array(tensor.data) for tensor in held.tensors}
+    for name, data in tensors(own).items():
+        out.add_tensor(name, np.ascontiguousarray(data))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return target
+
+
+_ARCHITECTURE = "general.architecture"
+
+
+def merged_attention(held: dict[str, Any]) -> dict[str, Any]:
+    """The query, key and value matrices of each layer as the rows of one, as jina-reranker-v2's files have
+    them."""
+    merged = {name: data for name, data in held.items() if ".attn_q." not in name}
+    for name in held:
+        if ".attn_q." in name:
+            parts = [
+                merged.pop(name.replace("attn_q", other), held[name])
+                for other in ("attn_q", "attn_k", "attn_v")
+            ]
+            merged[name.replace("attn_q", "attn_qkv")] = np.concatenate(parts)
+    return merged

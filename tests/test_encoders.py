@@ -46,6 +46,7 @@ def test_encoders_run_on_openvino(model: Candidate) -> None:
         (replace(BERT, scoring=replace(COSINE, pooling="last")), "pooling last"),
         (replace(XLMR, scoring=replace(HEAD, template="{query}{document}")), "template"),
         (replace(XLMR, parts=3), "split"),
+        (replace(MODERN, activation="silu"), "activation silu"),
         (replace(XLMR, has_wheel=False), "not installed"),
     ],
 )

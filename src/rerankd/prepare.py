@@ -108,6 +108,7 @@ def _candidate(facts: Facts, scoring: Scoring, settings: Settings) -> encoders.C
         (facts.tokenizer_model, facts.tokenizer_pre),
         format=facts.format,
         parts=len(facts.parts),
+        activation=facts.hidden_activation,
         has_charsmap=facts.has_charsmap,
         named=bool(settings.llama_path or settings.engine_args or installed.Engines(settings.home).used()),
         has_wheel=all(find_spec(name) is not None for name in ("openvino", "tokenizers")),

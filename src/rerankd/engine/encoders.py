@@ -27,7 +27,8 @@ _POOLINGS = ("rank", "mean", "cls")
 class Candidate:
     """What has to be known of a model and its surroundings.
 
-    `tokenizer` is a GGUF file's model and pre-tokenizer, `parts` the number of its files. `has_charsmap` says
+    `tokenizer` is a GGUF file's model and pre-tokenizer, `parts` the number of its files, `activation` what
+    its header says of ModernBERT's ("" for GELU). `has_charsmap` says
     that it has a normalisation map, `named` that the user has chosen a llama.cpp or flags for it, `has_wheel`
     that OpenVINO and its tokenizers are installed.
     """
@@ -37,6 +38,7 @@ class Candidate:
     tokenizer: tuple[str, str]
     format: Format = "gguf"
     parts: int = 1
+    activation: str = ""
     has_charsmap: bool = True
     named: bool = False
     has_wheel: bool = True
@@ -86,6 +88,8 @@ def obstacle(model: Candidate) -> str:
         return f"OpenVINO's worker does not know the pooling {scoring.pooling}"
     if scoring.way == "head" and scoring.template:
         return "its pairs are made by a template"
+    if model.activation not in ("", "gelu"):
+        return f"OpenVINO's worker does not know the activation {model.activation}"
     if is_gguf and model.parts > 1:
         return "its file is split"
     if not model.has_wheel:

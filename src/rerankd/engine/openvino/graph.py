@@ -119,14 +119,14 @@ class _Encoder:
         said = self.weights.key("classifier.pooling_type", 0)
         return {1: "mean", 2: "cls"}.get(said, self.default_head_pooling)  # type: ignore[return-value]
 
-    def linear(self, x: Node, name: str, rows: int, columns: int) -> Node:
-        """x · weightᵀ + bias, where there is one."""
-        matrix = self.weights.array(f"{name}.weight", (rows, columns))
+    def linear(self, x: Node, name: str, rows: int, columns: int, part: slice = slice(None)) -> Node:
+        """x · weightᵀ + bias, where there is one, of all rows or a part of them."""
+        matrix = self.weights.array(f"{name}.weight", (rows, columns))[part]
         fits = self.compressed and rows > 1 and columns % _GROUP == 0
         product = op.matmul(x, _compressed(matrix) if fits else op.constant(matrix), False, True)
         if not self.weights.has(f"{name}.bias"):
             return product
-        return op.add(product, op.constant(self.weights.array(f"{name}.bias", (rows,))))
+        return op.add(product, op.constant(self.weights.array(f"{name}.bias", (rows,))[part]))
 
     def norm(self, x: Node, name: str) -> Node:
         """Layer normalisation over the last axis."""
@@ -158,7 +158,7 @@ class _Bert(_Encoder):
             # Nothing reads the other tokens' last states.
             asking = _first(x) if layer == self.layers - 1 and self.pooling == "cls" else x
             query, key, value = (
-                self.split_heads(self.linear(states, f"{name}.attn_{part}", self.width, self.width))
+                self.split_heads(self.projection(states, name, part))
                 for part, states in (("q", asking), ("k", x), ("v", x))
             )
             mixed = self.attention(query, key, value, mask)
@@ -168,6 +168,15 @@ class _Bert(_Encoder):
             outer = self.linear(inner, f"{name}.ffn_down", self.width, self.hidden)
             x = self.norm(op.add(x, outer), f"{name}.layer_output_norm")
         return x
+
+    def projection(self, x: Node, layer: str, part: str) -> Node:
+        """x · weightᵀ + bias of the query (q), key (k) or value (v); jina-reranker-v2's files hold the three
+        as the rows of one matrix."""
+        merged = f"{layer}.attn_qkv"
+        if not self.weights.has(f"{merged}.weight"):
+            return self.linear(x, f"{layer}.attn_{part}", self.width, self.width)
+        first = "qkv".index(part) * self.width
+        return self.linear(x, merged, 3 * self.width, self.width, slice(first, first + self.width))
 
     def head(self, row: Node) -> Node:
         if self.weights.has("cls.weight"):

@@ -1,0 +1,109 @@
+"""Makes the checkpoints of tests/golden/scaled and the scores that transformers gives them in float32.
+
+With random weights of the usual size a wrong attention window moves a state by some thousandths, so that a
+comparison passes whatever is computed. Here matrices are ten times as large, so each part of the model moves
+the score: tests/test_goldens_can_fail.py breaks one part at a time and sees each comparison fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+VOCABULARY, WINDOW = 96, 64
+SHAPE = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 48}
+# transformers initialises matrices with 0.02.
+STD = 0.2
+START, BETWEEN, END = 2, 3, 3
+
+
+def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Every weight anew: matrices of STD, norms about 1, biases about 0, the logit's row larger."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            values = torch.randn(weight.shape, generator=generator)
+            if weight.dim() > 1:
+                values *= STD * (5.0 if "embeddings" in name else 1.0)
+            else:
+                values = values * 0.3 + ("norm" in name.lower() and name.endswith("weight"))
+            weight.copy_(values)
+    return model.eval().float()
+
+
+def bert() -> tuple[torch.nn.Module, bool]:
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, **SHAPE, max_position_embeddings=WINDOW, num_labels=1, hidden_act="gelu"
+    )
+    return randomised(transformers.BertForSequenceClassification(config), 11), True
+
+
+def xlmr() -> tuple[torch.nn.Module, bool]:
+    config = transformers.XLMRobertaConfig(
+        vocab_size=VOCABULARY, **SHAPE, max_position_embeddings=WINDOW + 2, type_vocab_size=1, num_labels=1,
+        hidden_act="gelu", layer_norm_eps=1e-5, pad_token_id=1,
+    )  # fmt: skip
+    return randomised(transformers.XLMRobertaForSequenceClassification(config), 12), False
+
+
+def modernbert(pooling: str) -> Callable[[], tuple[torch.nn.Module, bool]]:
+    def made() -> tuple[torch.nn.Module, bool]:
+        config = transformers.ModernBertConfig(
+            vocab_size=VOCABULARY, **(SHAPE | {"num_hidden_layers": 4}), max_position_embeddings=WINDOW,
+            num_labels=1, local_attention=16, classifier_pooling=pooling, attn_implementation="eager",
+            layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            pad_token_id=0, cls_token_id=START, sep_token_id=END, bos_token_id=START, eos_token_id=END,
+        )  # fmt: skip
+        return randomised(transformers.ModernBertForSequenceClassification(config), 13), False
+
+    return made
+
+
+FAMILIES: dict[str, Callable[[], tuple[torch.nn.Module, bool]]] = {
+    "bert": bert,
+    "xlmr": xlmr,
+    "modernbert-mean": modernbert("mean"),
+    "modernbert-cls": modernbert("cls"),
+}
+
+
+def sequences() -> list[tuple[list[int], int]]:
+    """Ids of pairs of many lengths, and where the second text begins in each."""
+    chance = random.Random(5)
+    found = []
+    for first, second in ((1, 1), (1, 3), (4, 9), (7, 20), (9, 24), (3, 40), (20, 20), (30, 31), (2, 59)):
+        query, document = ([chance.randrange(5, VOCABULARY) for _ in range(n)] for n in (first, second))
+        found.append(([START, *query, BETWEEN, *document, END], first + 2))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("tests/golden/scaled"))
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    for name, build in FAMILIES.items():
+        model, typed = build()
+        folder = out / name
+        model.save_pretrained(folder)
+        cases = []
+        for ids, second in sequences():
+            given: dict[str, Any] = {"input_ids": torch.tensor([ids])}
+            if typed:
+                given["token_type_ids"] = torch.tensor([[0] * second + [1] * (len(ids) - second)])
+            raw = round(model(**given).logits[0, 0].item(), 6)
+            cases.append({"ids": ids, "second": second if typed else len(ids), "raw": raw})
+        (folder / "golden.json").write_text(json.dumps(cases).replace("}, ", "},\n ") + "\n")
+        print(name, [case["raw"] for case in cases])
+
+
+if __name__ == "__main__":
+    main()
