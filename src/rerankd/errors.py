@@ -21,7 +21,10 @@
     │   └── HubUnreachable      502  no answer from the hub at all
     ├── ModelFileError          422  the file is missing, not GGUF, cut short, or damaged
     │   ├── Unscorable          422  a sound file that can't be scored right; says why and the way out
-    │   └── DoesNotFit          507  it needs more memory than all engines together may hold
+    │   ├── DoesNotFit          507  it needs more memory than all engines together may hold
+    │   └── ModelRefused        422  a model of the settings that is not served, until a reload; says why
+    ├── ModelUnavailable        503  a model of the settings that is not served for now; says why
+    │   └── ModelPending        503  it is being fetched or read
     ├── Conflict                409  what is asked for can't be done with this model; says why
     ├── AdminOff                403  the admin API is not switched on
     ├── HostNotAllowed          403  the Host header is a name that the service is not served under
@@ -193,6 +196,20 @@ class Unscorable(ModelFileError):
 class DoesNotFit(ModelFileError):
     code = "does_not_fit"
     status_hint = 507
+
+
+class ModelRefused(ModelFileError):
+    code = "model_refused"
+
+
+class ModelUnavailable(RerankdError):
+    code = "model_unavailable"
+    status_hint = 503
+    exit_code = 3
+
+
+class ModelPending(ModelUnavailable):
+    code = "model_starting"
 
 
 class EngineError(RerankdError):

@@ -1,11 +1,16 @@
-"""The models that are served: which there are, by which names, and what a change of settings does to them."""
+"""The models that are served: which there are, by which names, and what a change of settings does to them.
+
+A model of the settings is an entry from the start on: `Pending` until its file is read, then `Served`. One
+that is refused stays `Pending` and never keeps the others from being served (see pending.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from rerankd import config
@@ -13,8 +18,18 @@ from rerankd import prepare as preparing
 from rerankd.config import Settings, Wanted
 from rerankd.engine import installed, machine, rundir
 from rerankd.engine.pool import Acts, Pool
-from rerankd.errors import ConfigError, Conflict, RerankdError, UnknownModel
+from rerankd.errors import (
+    ConfigError,
+    Conflict,
+    EngineError,
+    EngineUnavailable,
+    Overloaded,
+    RerankdError,
+    Stopping,
+    UnknownModel,
+)
 from rerankd.metrics import Metrics, Reading
+from rerankd.pending import Pending, Report
 from rerankd.prepare import Model
 from rerankd.served import Served, bounds
 from rerankd.state import StateStore
@@ -23,27 +38,53 @@ _log = logging.getLogger("rerankd")
 
 # What is left of the machine's memory is for the system, this service, and the caller's own programs.
 _SHARE_FOR_ENGINES = 0.8
+# Who waits for a download looks at its rate this often.
+_LOOK_S = 1.0
+
+Entry = Served | Pending
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
 
 
 class Fleet:
     """Owner of the served models and of the settings they are served by. Which of them are loaded is the
-    pool's affair (see engine/pool.py)."""
+    pool's affair (see engine/pool.py). `started` tells whether all models of the start have been read, and
+    loaded as far as they are wanted loaded; `is_closing` that no requests are taken any more."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
+        self.started = False
+        self.began_at = time.monotonic()
         self._metrics = metrics
         self._state = StateStore(settings.home)
         self._pool = Pool(_budget_bytes(settings), least_stay_s=settings.least_stay_s)
-        self._served: list[Served] = []
+        self._entries: list[Entry] = []
         self._pulled: list[Wanted] = []
+        self._default = ""
         self._run_dir: rundir.RunDir | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bringing: dict[Pending, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._waiting = 0
+        self.is_closing = False
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All models of the settings, in their order."""
+        return tuple(self._entries)
 
     @property
     def models(self) -> tuple[Served, ...]:
-        """The models that are served, in the order of the settings."""
-        return tuple(self._served)
+        """The models that can be asked, in the order of the settings."""
+        return tuple(entry for entry in self._entries if isinstance(entry, Served))
+
+    @property
+    def pending(self) -> tuple[Pending, ...]:
+        """The models that can't be asked, in the order of the settings: being read, or refused."""
+        return tuple(entry for entry in self._entries if isinstance(entry, Pending))
 
     @property
     def budget_bytes(self) -> int | None:
@@ -52,33 +93,130 @@ class Fleet:
 
     def begin_with(self, models: Sequence[Model]) -> None:
         """Serve these. Raises ConfigError where two have one name, and DoesNotFit."""
-        _check_names(models)
-        self._served = [self._add(model) for model in models]
+        for model in models:
+            if clash := self._clash(model.names, self._entries):
+                raise clash
+            self._entries.append(self._add(model))
 
-    async def start(self) -> None:
-        """Load the models that are wanted from the start, in order, as far as they fit. Raises what keeps the
-        only one, or all of them, from being loaded; else that is logged."""
-        if not self._served:
-            self.begin_with(await asyncio.to_thread(_prepare_all, self.settings))
+    async def begin(self, progress: Report = _silent) -> None:
+        """Begin to fetch and read the models of the settings; returns at once. From now on they can be asked
+        for. `progress` is told of what is fetched, from other threads."""
+        if not self._entries:
+            wanted = await asyncio.to_thread(preparing.wanted, self.settings)
+            self._default = wanted[0].ref
+            self._entries = [Pending(one, preparing.names_of(one)) for one in wanted]
         self._run_dir = await asyncio.to_thread(rundir.make)
-        wanted = [served for served in self._served if served.model.wanted.preload]
-        errors: list[RerankdError] = []
-        for served in wanted:
-            if self._pool.fits(served):
-                try:
-                    await self.load(served)
-                except RerankdError as error:
-                    errors.append(error)
-        if errors and len(errors) == len(wanted):
+        for pending in self.pending:
+            self._bring(pending, progress)
+
+    async def start(self, progress: Report = _silent) -> None:
+        """Read the models, and load those that are wanted from the start, in order, as far as they fit.
+        Raises the reason of the first where none of them can be served; else the reasons are logged."""
+        if self._run_dir is None:
+            await self.begin(progress)
+        failed: dict[Served, RerankdError | None] = {}
+        while True:
+            fresh = next((served for served in self.models if served not in failed), None)
+            starting = [one for one in self.pending if one.phase == "starting"]
+            if fresh is not None and not any(self._comes_soon(one, fresh) for one in starting):
+                failed[fresh] = await self._try(fresh, progress) if fresh.model.wanted.preload else None
+            elif starting:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await self._changed.wait()
+            else:
+                break
+        reasons = {
+            entry: entry.error if isinstance(entry, Pending) else failed[entry] for entry in self._entries
+        }
+        errors = [error for error in reasons.values() if error is not None]
+        if errors and len(errors) == len(reasons):
             raise errors[0]
-        for failure in errors:
-            _log.error("%s", failure.message)
+        for entry, error in reasons.items():
+            if error is not None:
+                _log.error("%s is not served: %s", entry.name, error.message)
+        self.started = True
+        self._notify()
+
+    def _comes_soon(self, pending: Pending, served: Served) -> bool:
+        """Whether a model before `served` will be read in no time, so that it may be loaded first."""
+        is_before = self._entries.index(pending) < self._entries.index(served)
+        return is_before and not pending.doing and time.monotonic() - pending.since < _LOOK_S
+
+    async def _try(self, served: Served, progress: Report) -> RerankdError | None:
+        """What keeps a model from being loaded at the start. What does not fit beside the others waits for
+        its first request."""
+        if self._pool.fits(served):
+            progress(f"loading {served.model.path.name}", 0, 0)
+            try:
+                await self.load(served)
+            except RerankdError as error:
+                return error
+        return None
+
+    def _bring(self, pending: Pending, progress: Report = _silent) -> None:
+        """Have a model read, and tried again, until it is served or not wanted any more."""
+
+        def report(what: str, done: int, total: int) -> None:
+            pending.report(what, done, total)
+            progress(what, done, total)
+
+        async def bring() -> None:
+            while True:
+                if pending.error is not None and await pending.wait_for_retry():
+                    pending.begin()
+                try:
+                    if clash := self._clash(preparing.names_of(pending.wanted), self._before(pending)):
+                        raise clash
+                    model = await asyncio.to_thread(preparing.prepare, self.settings, pending.wanted, report)
+                    return self._take(pending, model)
+                except RerankdError as error:
+                    self._refuse(pending, error)
+                except Exception as error:  # the crash boundary of this task
+                    _log.exception("%s could not be read for an unexpected reason", pending.name)
+                    self._refuse(pending, RerankdError(f"rerankd failed to read it: {error!r}."))
+
+        task = self._bringing[pending] = asyncio.get_running_loop().create_task(bring())
+        task.add_done_callback(lambda _: self._bringing.pop(pending, None))
+
+    def _take(self, pending: Pending, model: Model) -> None:
+        """A model has been read: serve it. Raises DoesNotFit."""
+        if pending in self._entries:
+            served = self._add(model)
+            self._entries[self._entries.index(pending)] = served
+            if self.started:
+                _log.info("%s is served now", served.name)
+                self._warm(served)
+            self._notify()
+
+    def _refuse(self, pending: Pending, error: RerankdError) -> None:
+        before = pending.error
+        taken = {name for entry in self._before(pending) for name in names(entry)}
+        free = [name for name in preparing.names_of(pending.wanted) if name not in taken]
+        pending.names = tuple(free) or (pending.wanted.ref,)
+        pending.refuse(error)
+        if self.started and (before is None or before.message != error.message):
+            _log.error("%s is not served: %s", pending.name, error.message)
+        self._notify()
+
+    def _before(self, pending: Pending) -> list[Entry]:
+        """The entries that come before this one, and so have their names first."""
+        return self._entries[: self._entries.index(pending)] if pending in self._entries else []
+
+    def _give_up(self, pending: Pending) -> None:
+        """Nobody wants the model any more."""
+        pending.is_dropped = True
+        if pending in self._bringing:
+            self._bringing[pending].cancel()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def drain(self) -> None:
         """Take no new requests, and wait for those under way, for up to `drain_timeout_s`."""
         everyone = self._everyone()
-        for served in everyone:
-            served.queue.close()
+        self._close_doors(everyone)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout_s):
                 await asyncio.gather(*(served.queue.wait_empty() for served in everyone))
@@ -87,8 +225,9 @@ class Fleet:
         """Stop the engines and remove what they left; safe to call again, and with `at_once` to cut an
         earlier call short."""
         everyone = self._everyone()
-        for served in everyone:
-            served.queue.close()
+        self._close_doors(everyone)
+        for pending in list(self._bringing):
+            self._give_up(pending)
         await self._pool.close()
         await asyncio.gather(*(served.unload(at_once=at_once) for served in everyone))
         if self._tasks:
@@ -96,27 +235,77 @@ class Fleet:
         if self._run_dir is not None:
             self._run_dir.remove()
 
-    def find(self, asked: str | None) -> Served:
-        """The model that is served under the name `asked`.
+    def _close_doors(self, everyone: Iterable[Served]) -> None:
+        self.is_closing = True
+        self._notify()
+        for served in everyone:
+            served.queue.close()
 
-        Where one model is served any name is it, unless strict_model_names is set: people's apps send the
-        name of the hosted model that they were made for. Raises UnknownModel, which lists the known names.
+    def entry(self, asked: str | None) -> Entry:
+        """What there is under the name `asked`.
+
+        Where the settings name one model any name is it, unless strict_model_names is set: people's apps send
+        the name of the hosted model that they were made for. Raises UnknownModel, which lists the known
+        names.
         """
-        if not asked or (len(self._served) == 1 and not self.settings.strict_model_names):
-            return self._served[0]
-        return self.named(asked)
+        if not self._entries:
+            raise EngineUnavailable("rerankd has not begun to read its models.")
+        if not asked or (len(self._entries) == 1 and not self.settings.strict_model_names):
+            return self._entries[0]
+        for entry in self._entries:
+            if asked in names(entry):
+                return entry
+        raise self.unknown(asked)
 
-    def named(self, name: str) -> Served:
+    def find(self, asked: str | None) -> Served:
+        """The model under the name `asked`, as `entry` has it. Raises UnknownModel, and for one that is being
+        read or was refused ModelPending, ModelUnavailable or ModelRefused with the reason."""
+        return _at_hand(self.entry(asked))
+
+    def named(self, name: str) -> Entry:
         """The model of exactly this name. Raises UnknownModel, which lists the known names."""
-        for served in self._served:
-            if name in served.model.names:
-                return served
+        for entry in self._entries:
+            if name in names(entry):
+                return entry
         raise self.unknown(name)
+
+    def served(self, name: str) -> Served:
+        """The model of exactly this name, where it can be asked. Raises what `find` does."""
+        return _at_hand(self.named(name))
 
     def unknown(self, name: str) -> UnknownModel:
         """The error of who asks for a model of this name; it lists the known ones."""
-        known = ", ".join(known for served in self._served for known in served.model.names)
+        known = ", ".join(known for entry in self._entries for known in names(entry))
         return UnknownModel(f"There is no model {name!r} here. Served under these names: {known}.")
+
+    async def until_read(self, asked: str | None, timeout_s: float) -> float:
+        """Wait while the model is being fetched or read. Returns what is left of `timeout_s`.
+
+        Raises UnknownModel; ModelPending past the time, or at once where a download's rate tells that it
+        takes longer; Overloaded where too many wait already; Stopping.
+        """
+        entry = self.entry(asked)
+        if not isinstance(entry, Pending) or entry.phase != "starting":
+            return timeout_s
+        if self._waiting >= self.settings.max_requests:
+            raise Overloaded(
+                f"{self._waiting} requests wait for models that are being made ready. Try again."
+            )
+        deadline = time.monotonic() + timeout_s
+        self._waiting += 1
+        try:
+            while isinstance(entry := self.entry(asked), Pending) and entry.phase == "starting":
+                if self.is_closing:
+                    raise Stopping("rerankd is stopping. Ask another one, or try again.")
+                left_s = deadline - time.monotonic()
+                if left_s <= (entry.left_s() or 0.0):
+                    raise entry.refusal()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left_s, _LOOK_S)):
+                        await self._changed.wait()
+        finally:
+            self._waiting -= 1
+        return max(deadline - time.monotonic(), 0.001)
 
     async def load(self, served: Served) -> None:
         """Have a model loaded, and wait for it. Raises what a request for it would be told."""
@@ -133,11 +322,14 @@ class Fleet:
         """Have a model unloaded as soon as nobody uses it."""
         self._pool.unload(served)
 
-    async def reload(self, served: Served) -> None:
-        """Try a failed engine again, or replace a running one between requests. A file that has changed is
-        read anew. Returns when that has begun. Raises what makes the new file one that can't be served."""
+    async def reload(self, entry: Entry) -> None:
+        """Try a refused model or a failed engine again, or replace a running one between requests. A file
+        that has changed is read anew. Returns when that has begun. Raises what makes the new file one that
+        can't be served."""
+        if isinstance(entry, Pending):
+            return entry.retry()
         async with self._changing:
-            await self._reload(served)
+            await self._reload(entry)
 
     async def _reload(self, served: Served) -> None:
         if await asyncio.to_thread(served.is_changed):
@@ -157,28 +349,39 @@ class Fleet:
         alone = self.settings.model_copy(update={"model": (ref,), "alias": ()})
         wanted = alone.wanted(ref)[0]
         model = await asyncio.to_thread(preparing.prepare, self.settings, wanted)
-        for served in self._served:
+        for served in self.models:
             if served.model.path == model.path:
                 await self._reload(served)
-                return self.named(served.name)
-        _check_names([*(served.model for served in self._served), model])
+                return self.find(served.name)
+        waited_for = next((one for one in self.pending if set(one.names) & set(model.names)), None)
+        if waited_for is not None:  # the settings name it, and it was missing until now
+            model = await asyncio.to_thread(preparing.prepare, self.settings, waited_for.wanted)
+            self._give_up(waited_for)
+            self._take(waited_for, model)
+            return self.find(model.name)
+        if clash := self._clash(model.names, self._entries):
+            raise clash
         self._pulled.append(wanted)
-        self._served.append(self._add(model))
-        return self._served[-1]
+        served = self._add(model)
+        self._entries.append(served)
+        return served
 
     def drop(self, served: Served) -> None:
         """Serve a model no more. Raises Conflict where it is the only one."""
-        if len(self._served) == 1:
+        if len(self.models) == 1:
             raise Conflict(f"{served.name} is the only model that is served, so it can't be removed here.")
-        self._served.remove(served)
+        self._entries.remove(served)
         self._pulled = [wanted for wanted in self._pulled if wanted != served.model.wanted]
+        if served.model.wanted.ref == self._default:
+            self._default = ""
         self._pool.retire(served)
 
     async def apply(self, settings: Settings) -> None:
         """Go on by other settings: what has changed is stopped and started, and nothing else is touched.
-        Models that have failed are tried again, and files that have changed are read anew.
+        Models that were refused or have failed are tried again, and files that have changed are read anew. A
+        model that can't be served as the new settings have it goes on as it was, or is listed as refused.
 
-        Raises what makes the new settings ones that can't be served; then nothing has changed.
+        Raises the first reason where none of the models could be served; then nothing has changed.
         """
         async with self._changing:
             await self._apply(settings)
@@ -188,45 +391,109 @@ class Fleet:
             name for name in config.FIXED if getattr(settings, name) != getattr(self.settings, name)
         )
         settings = settings.model_copy(update={name: getattr(self.settings, name) for name in fixed})
-        same = not config.engines_differ(self.settings, settings)
-        kept: dict[Wanted, Served] = {}
-        for served in self._served:
-            if same and not await asyncio.to_thread(served.is_changed):
-                kept[served.model.wanted] = served
-        wanted = [*await asyncio.to_thread(preparing.wanted, settings), *self._pulled]
-        models = {
-            one: await asyncio.to_thread(preparing.prepare, settings, one)
-            for one in wanted
-            if one not in kept
-        }
-        _check_names([kept[one].model if one in kept else models[one] for one in wanted])
-        before, self.settings = self.settings, settings
-        added: dict[Wanted, Served] = {}
-        try:
-            for one, model in models.items():
-                added[one] = self._add(model)
-        except RerankdError:
-            for served in added.values():
-                self._pool.retire(served)
-            self.settings = before
-            raise
-        old, self._served = self._served, [kept.get(one) or added[one] for one in wanted]
-        for served in old:
-            if served not in self._served:
-                self._pool.retire(served)
-        for served in self._served:
-            served.queue.line.bounds = bounds(settings)
-            if served not in old or served.state.phase == "failed":
-                served.reload_failed()
-                self._warm(served)
+        wanted = await self._wanted(settings)
+        kept = await self._kept(settings)
+        read = {one: await _read(settings, one) for one in wanted if one not in kept}
+        errors = [found for found in read.values() if isinstance(found, RerankdError)]
+        if errors and len(errors) == len(wanted):
+            raise errors[0]
+        self.settings = settings
+        entries = self._planned(wanted, kept, read)
+        old, self._entries = self._entries, entries
+        for entry in old:
+            if entry not in entries:
+                self._give_up(entry) if isinstance(entry, Pending) else self._pool.retire(entry)
+        for entry in entries:
+            if isinstance(entry, Pending):
+                entry.retry() if entry in old else self._bring(entry)
+            else:
+                entry.queue.line.bounds = bounds(settings)
+                if entry not in old or entry.state.phase == "failed":
+                    entry.reload_failed()
+                    self._warm(entry)
+        self._notify()
         if fixed:
             _log.warning("changed settings that need a restart of rerankd: %s", ", ".join(fixed))
-        changed = [served.name for served in self._served if served not in old]
+        changed = [entry.name for entry in entries if entry not in old]
         _log.info("the settings were read again; models that are new or changed: %s", changed or "none")
+
+    async def _wanted(self, settings: Settings) -> list[Wanted]:
+        """The models of the settings, and those that were pulled since the start and are not among them."""
+        wanted = await asyncio.to_thread(preparing.wanted, settings)
+        pulled = {one.ref for one in self._pulled}
+        if not settings.model and not settings.models and self._default and wanted[0].ref in pulled:
+            # It was pulled beside the model that is served by default, and did not replace it.
+            wanted = settings.wanted(self._default)
+        named = {one.ref for one in wanted}
+        return [*wanted, *(one for one in self._pulled if one.ref not in named)]
+
+    async def _kept(self, settings: Settings) -> dict[Wanted, Entry]:
+        """The entries that new settings and the files leave as they are."""
+        if config.engines_differ(self.settings, settings):
+            return {}
+        return {
+            wanted_of(entry): entry
+            for entry in self._entries
+            if isinstance(entry, Pending) or not await asyncio.to_thread(entry.is_changed)
+        }
+
+    def _planned(
+        self, wanted: Sequence[Wanted], kept: dict[Wanted, Entry], read: dict[Wanted, Model | RerankdError]
+    ) -> list[Entry]:
+        """The entries by new settings; the new ones are known to the pool."""
+        entries: list[Entry] = []
+        for one in wanted:
+            own = preparing.names_of(one)
+            found = kept.get(one) or read[one]
+            if isinstance(found, Model):
+                found = self._clash(found.names, entries) or self._add_or_error(found)
+            if isinstance(found, RerankdError):
+                was = next((old for old in self.models if old.name == own[0] and old not in entries), None)
+                if was is None or self._clash(was.model.names, entries):
+                    taken = {name for entry in entries for name in names(entry)}
+                    free = tuple(name for name in own if name not in taken)
+                    entries.append(Pending(one, free or (one.ref,), found))
+                    _log.error("%s is not served: %s", entries[-1].name, found.message)
+                else:
+                    _log.error("%s goes on as it was: %s", was.name, found.message)
+                    entries.append(was)
+            else:
+                entries.append(found)
+        return entries
+
+    def _add_or_error(self, model: Model) -> Served | RerankdError:
+        try:
+            return self._add(model)
+        except RerankdError as error:
+            return error
+
+    def _clash(self, wanted: Sequence[str], entries: Iterable[Entry]) -> ConfigError | None:
+        """Why these names can't be given away beside `entries`; None where they can."""
+        for entry in entries:
+            for name in wanted:
+                if name in names(entry):
+                    return ConfigError(
+                        f"Two models would answer to {name!r}; {wanted_of(entry).ref} is the first. Give one "
+                        "of them another name, as a [models.NAME] section or with aliases."
+                    )
+        return None
 
     def readings(self) -> list[Reading]:
         """What is read off for the metrics."""
-        return [reading for served in self._served for reading in served.readings()]
+        found = [reading for served in self.models for reading in served.readings()]
+        for entry in self._entries:
+            is_served = isinstance(entry, Served)
+            found.append(
+                Reading(
+                    "model_served",
+                    "1 where the model may be asked, 0 while it is read or refused",
+                    entry.name,
+                    is_served,
+                )
+            )
+            if not is_served:
+                found.append(Reading("engine_ready", "1 while the engine can answer", entry.name, 0))
+        return found
 
     def _add(self, model: Model) -> Served:
         """Make a model known to the pool. Raises DoesNotFit."""
@@ -236,7 +503,7 @@ class Fleet:
         return served
 
     def _replace(self, old: Served, new: Served) -> None:
-        self._served[self._served.index(old)] = new
+        self._entries[self._entries.index(old)] = new
         self._pool.retire(old)
         self._warm(new)
 
@@ -263,21 +530,27 @@ class Fleet:
         return self._run_dir
 
 
-def _prepare_all(settings: Settings) -> list[Model]:
-    return [preparing.prepare(settings, wanted) for wanted in preparing.wanted(settings)]
+def names(entry: Entry) -> tuple[str, ...]:
+    """All names that a model answers to, the shown one first."""
+    return entry.names if isinstance(entry, Pending) else entry.model.names
 
 
-def _check_names(models: Sequence[Model]) -> None:
-    """Raise ConfigError where two models would answer to one name."""
-    owners: dict[str, str] = {}
-    for model in models:
-        for name in dict.fromkeys(model.names):
-            if name in owners:
-                raise ConfigError(
-                    f"Two models would answer to {name!r}: {owners[name]} and {model.path}. Give one of them "
-                    "another name, as a [models.NAME] section or with aliases."
-                )
-            owners[name] = str(model.path)
+def _at_hand(entry: Entry) -> Served:
+    if isinstance(entry, Pending):
+        raise entry.refusal()
+    return entry
+
+
+def wanted_of(entry: Entry) -> Wanted:
+    """What the settings say of a model."""
+    return entry.wanted if isinstance(entry, Pending) else entry.model.wanted
+
+
+async def _read(settings: Settings, wanted: Wanted) -> Model | RerankdError:
+    try:
+        return await asyncio.to_thread(preparing.prepare, settings, wanted)
+    except RerankdError as error:
+        return error
 
 
 def _budget_bytes(settings: Settings) -> int | None:
@@ -285,6 +558,9 @@ def _budget_bytes(settings: Settings) -> int | None:
     if settings.memory_budget is not None:
         return settings.memory_budget
     # Where nothing is known of a GPU, what can be measured is the machine's own memory.
-    on_gpus = sum(gpu.total_bytes for gpu in installed.chosen(settings).gpus or ())
+    gpus: tuple[machine.Gpu, ...] = ()
+    with contextlib.suppress(EngineError):  # each model that needs llama.cpp says what is wrong with it
+        gpus = installed.chosen(settings).gpus or ()
+    on_gpus = sum(gpu.total_bytes for gpu in gpus)
     memory = on_gpus or machine.read().memory_bytes
     return int(memory * _SHARE_FOR_ENGINES) if memory is not None else None

@@ -16,7 +16,7 @@ from rerankd.domain import Scoring
 from rerankd.engine import encoders, installed, machine
 from rerankd.engine.choice import Choice
 from rerankd.engine.openvino.client import WORKER
-from rerankd.errors import ModelFileError
+from rerankd.errors import ModelFileError, UnknownModel
 from rerankd.models import builtin, catalog, modelfile, store, verdict
 from rerankd.models.facts import Facts
 
@@ -26,7 +26,8 @@ _HEADER_BYTES = 64 * 2**10
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that can be served: its names, its file or folder, how it is scored, and the engine that runs
-    it. `fingerprint` tells the file from another one at a glance (see cache.py)."""
+    it. `fingerprint` tells the file from another one at a glance (see cache.py). `changed_at` is when the
+    file was last written, in seconds since 1970."""
 
     name: str
     aliases: tuple[str, ...]
@@ -37,6 +38,7 @@ class Model:
     wanted: Wanted
     fingerprint: str
     engine: Choice
+    changed_at: int = 0
 
     @property
     def exact(self) -> bool:
@@ -97,8 +99,25 @@ def prepare(
             f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
             "memory this machine has. Take a smaller quantisation or a smaller model."
         )
-    names = model.names or (store.display_name(model.ref),)
-    return Model(names[0], names[1:], path, facts, decided, scoring, model, made, engine)
+    names = names_of(model)
+    return Model(
+        names[0], names[1:], path, facts, decided, scoring, model, made, engine, changed_at=_changed_at(path)
+    )
+
+
+def names_of(model: Wanted) -> tuple[str, ...]:
+    """All names it will answer to, the shown one first, whether or not there is a file."""
+    try:
+        return model.names or (store.display_name(model.ref),)
+    except UnknownModel:  # what it is called by names nothing: it will be refused, under these words
+        return (model.ref,)
+
+
+def _changed_at(path: Path) -> int:
+    try:
+        return int(path.stat().st_mtime)
+    except OSError:  # it went just now; `fingerprint` notices
+        return 0
 
 
 def _candidate(facts: Facts, scoring: Scoring, settings: Settings) -> encoders.Candidate:

@@ -99,6 +99,11 @@ class Served:
         starts, lost = self._earlier.starts + state.starts, self._earlier.lost + state.lost
         return replace(state, starts=starts, lost=lost)
 
+    def retry_after_s(self) -> int | None:
+        """Seconds until the engine is started again; None where that is not planned."""
+        left_s = self.state.until - time.monotonic()
+        return math.ceil(left_s) if left_s > 0 else None
+
     @property
     def pids(self) -> list[int]:
         """The processes of the engines that are ready."""

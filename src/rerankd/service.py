@@ -101,12 +101,12 @@ class Reranker:
     @property
     def model(self) -> Model:
         """The first model, which answers where a request names none."""
-        return self.fleet.models[0].model
+        return self.fleet.find(None).model
 
     @property
     def state(self) -> State:
         """What the engines of the first model do."""
-        return self.fleet.models[0].state
+        return self.fleet.find(None).state
 
     async def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
         """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields."""
@@ -121,9 +121,10 @@ class Reranker:
         score could be had.
         """
         started = time.perf_counter()
-        served = self.fleet.find(request.model)
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
+        timeout_s = await self.fleet.until_read(request.model, timeout_s)
+        served = self.fleet.find(request.model)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
         with served.queue.admit(len(request.documents), size_bytes) as place:
             try:

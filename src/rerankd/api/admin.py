@@ -81,7 +81,7 @@ _ERRORS = ops.errors(jina.ErrorAnswer, statuses=[401, 403, 404, 415])
 )
 async def load(request: Request, name: str) -> Response:
     reranker = _admin(request)
-    served = reranker.fleet.named(name)
+    served = reranker.fleet.served(name)
     try:
         async with asyncio.timeout(reranker.settings.request_timeout_s):
             await reranker.fleet.load(served)
@@ -100,7 +100,7 @@ async def load(request: Request, name: str) -> Response:
 )
 async def unload(request: Request, name: str) -> Response:
     reranker = _admin(request)
-    served = reranker.fleet.named(name)
+    served = reranker.fleet.served(name)
     reranker.fleet.unload(served)
     return json_response({"status": "unloading", "model": served.name}, 202)
 

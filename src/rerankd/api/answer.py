@@ -90,16 +90,20 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 
 def error_response(
-    request: Request, error: RerankdError, headers: Mapping[str, str] | None = None
+    request: Request,
+    error: RerankdError,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Response:
-    """An error as an answer in the caller's dialect, with Retry-After where waiting helps."""
+    """An error as an answer in the caller's dialect, with Retry-After where waiting helps. `more` are fields
+    beside the dialect's."""
     render: RenderError = getattr(request.state, "render_error", jina.render_error)
-    more = {**(headers or {}), "x-request-id": request_id(request)}
+    sent = {**(headers or {}), "x-request-id": request_id(request)}
     if error.retry_after_s is not None or error.status_hint in _WAIT:
-        more["retry-after"] = str(math.ceil(error.retry_after_s or 1))
+        sent["retry-after"] = str(math.ceil(error.retry_after_s or 1))
     if error.status_hint == 401:
-        more["www-authenticate"] = "Bearer"
-    return json_response(render(error), error.status_hint, more)
+        sent["www-authenticate"] = "Bearer"
+    return json_response({**render(error), **(more or {})}, error.status_hint, sent)
 
 
 def facts(model: str, *, total_s: float, queue_s: float, engine_s: float) -> dict[str, str]:

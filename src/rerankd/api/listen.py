@@ -1,18 +1,21 @@
-"""The socket to listen on; apart from the server, which takes half a second to import."""
+"""The sockets to listen on; apart from the server, which takes half a second to import."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 
 from rerankd.errors import AddressInUse
 
+_BACKLOG = 2048
+
 
 def bind(host: str, port: int) -> socket.socket:
-    """A TCP socket on `host`:`port`. Raises AddressInUse where somebody else has it or there is no such
-    address.
+    """A TCP socket on `host`:`port` that listens. Raises AddressInUse where somebody else has it or there is
+    no such address.
 
-    It does not listen yet: whoever connects before the engine is ready is refused, and not kept waiting.
+    Who connects from now on waits for the server, which accepts half a second later.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -21,6 +24,7 @@ def bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen(_BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(
@@ -32,3 +36,23 @@ def bind(host: str, port: int) -> socket.socket:
             "--port."
         ) from error
     return sock
+
+
+def url(sockets: Sequence[socket.socket]) -> str:
+    """The address of the first one, as people write it; of a UNIX socket its path."""
+    sock = sockets[0]
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+
+
+def url_for_others(sockets: Sequence[socket.socket]) -> str:
+    """The same for programs, which may run on other machines where all can connect."""
+    sock = sockets[0]
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    shown = "THIS-MACHINE" if host in ("0.0.0.0", "::") else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"

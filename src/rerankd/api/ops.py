@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Literal, NotRequired
 
@@ -11,11 +12,12 @@ from typing_extensions import TypedDict
 
 from rerankd import __version__
 from rerankd.api import jina
-from rerankd.api.answer import Route, json_response, reranker_of
+from rerankd.api.answer import Route, error_response, json_response, reranker_of
 from rerankd.api.auth import check_key
 from rerankd.api.origin import check_change
 from rerankd.errors import EngineUnavailable, NoSuchPath
-from rerankd.prepare import Model
+from rerankd.fleet import Entry, names
+from rerankd.pending import Pending
 from rerankd.served import Served
 
 router = APIRouter(route_class=Route)
@@ -31,13 +33,14 @@ _STATUSES = {
     409: "it can't be done with this model; the message says why",
     413: "the body is too large",
     415: "the content type or the encoding of the body is not read here; the message says which is",
+    422: "the model is not served, and the message says why; a reload tries it again",
     429: "too many requests wait; Retry-After says when to try again",
     502: "the engine answered something no score can be made of",
     503: "the engine is not ready; Retry-After says when to try again",
     504: "it took too long",
     507: "the model needs more memory than all engines together may hold",
 }
-_OF_SCORES = (400, 401, 404, 413, 429, 502, 503, 504, 507)
+_OF_SCORES = (400, 401, 404, 413, 422, 429, 502, 503, 504, 507)
 
 
 def errors(*kinds: Any, statuses: Sequence[int] = _OF_SCORES) -> dict[int | str, dict[str, Any]]:
@@ -70,44 +73,108 @@ class Health(TypedDict):
     "/health",
     summary="Whether the service runs, and what its engine does",
     responses={
-        200: {"model": Health, "description": "it runs; `status` is ok when a model can answer"},
-        503: {"model": Health, "description": "all engines have failed"},
+        200: {
+            "model": Health,
+            "description": "it runs; `status` is ok when a model can answer, starting until all are read",
+        },
+        503: {"model": Health, "description": "all engines have failed, or all models were refused"},
     },
 )
 async def health(request: Request) -> Response:
-    rows = [_health_of(served) for served in reranker_of(request).fleet.models]
+    fleet = reranker_of(request).fleet
+    rows = [_health_of(entry) for entry in fleet.entries]
     phases = [row["engine"]["state"] for row in rows]
     # One model that works is a service that works; one that is loaded on demand works, too.
-    if any(phase in _CAN_ANSWER for phase in phases):
+    if not fleet.started:
+        status = "starting"
+    elif any(phase in _CAN_ANSWER for phase in phases):
         status = "ok"
     else:
-        status = next((phase for phase in phases if phase != "failed"), "failed")
-    body: Health = {"status": status, **rows[0], "models": rows}
+        status = next((phase for phase in phases if phase not in ("failed", "refused")), "failed")
+    if fleet.is_closing and status != "failed":
+        status = "stopping"
+    first: ModelHealth = {"model": "", "engine": {"state": "starting", "starts": 0}}
+    body: Health = {"status": status, **(rows[0] if rows else first), "models": rows}
     return json_response(body, status=503 if status == "failed" else 200)
 
 
-def _health_of(served: Served) -> ModelHealth:
-    state = served.state
+def _health_of(entry: Entry) -> ModelHealth:
+    state = entry.state
     engine: EngineState = {"state": state.phase, "starts": state.starts}
     if state.error is not None:
         engine["error"] = state.error.message
-    return {"model": served.name, "engine": engine}
+    return {"model": entry.name, "engine": engine}
 
 
 class Ready(TypedDict):
     status: Literal["ready"]
 
 
+class Awaited(TypedDict):
+    """A model that can't be asked now: what it does, and for how many seconds by now."""
+
+    model: str
+    state: str
+    since_s: float
+    doing: NotRequired[str]
+    error: NotRequired[str]
+
+
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "not yet; `waiting_for` names each model, what it does and since when"}
+}
+
+
 @router.get(
     "/ready",
     summary="200 when requests can be answered, else 503",
-    responses={200: {"model": Ready}, **errors(jina.ErrorAnswer, statuses=[503])},
+    responses={200: {"model": Ready}, **_NOT_READY},
 )
 async def ready(request: Request) -> Response:
-    phases = [served.state.phase for served in reranker_of(request).fleet.models]
-    if not any(phase in _CAN_ANSWER for phase in phases):
-        raise EngineUnavailable(f"The engine is not ready: {', '.join(phases)}.")
-    return json_response({"status": "ready"})
+    fleet = reranker_of(request).fleet
+    phases = [entry.state.phase for entry in fleet.entries]
+    if fleet.started and any(phase in _CAN_ANSWER for phase in phases):
+        return json_response({"status": "ready"})
+    return _not_ready(request, fleet.entries)
+
+
+@router.get(
+    "/v1/models/{name:path}/ready",
+    summary="200 when this model can be asked, else 503",
+    responses={200: {"model": Ready}, **_NOT_READY, **errors(jina.ErrorAnswer, statuses=[404])},
+)
+async def model_ready(request: Request, name: str) -> Response:
+    entry = reranker_of(request).fleet.named(name)
+    if entry.state.phase in _CAN_ANSWER:
+        return json_response({"status": "ready"})
+    return _not_ready(request, [entry])
+
+
+def _not_ready(request: Request, entries: Sequence[Entry]) -> Response:
+    awaited = [_awaited(entry) for entry in entries if entry.state.phase != "ready"]
+    words = "; ".join(_in_words(one) for one in awaited) or "it has not begun to read its models"
+    waits = [wait_s for entry in entries if (wait_s := entry.retry_after_s())]
+    error = EngineUnavailable(f"Not ready: {words}.", retry_after_s=min(waits, default=1))
+    return error_response(request, error, more={"status": "not ready", "waiting_for": awaited})
+
+
+def _awaited(entry: Entry) -> Awaited:
+    state = entry.state
+    told: Awaited = {
+        "model": entry.name,
+        "state": state.phase,
+        "since_s": round(time.monotonic() - state.since, 1),
+    }
+    if isinstance(entry, Pending) and entry.doing:
+        told["doing"] = entry.doing
+    if state.error is not None:
+        told["error"] = state.error.message
+    return told
+
+
+def _in_words(one: Awaited) -> str:
+    doing = f" ({one['doing']})" if "doing" in one else ""
+    return f"{one['model']} is {one['state']}{doing} since {one['since_s']:.0f} s"
 
 
 class ModelRow(TypedDict):
@@ -119,9 +186,19 @@ class ModelRow(TypedDict):
     model_name: str
 
 
+class Unavailable(TypedDict):
+    """A model of the settings that can't be asked, and why."""
+
+    id: str
+    reason: str
+
+
 class ModelList(TypedDict):
+    """`data` holds what may be asked; `unavailable`, only where there is one, what was refused."""
+
     object: Literal["list"]
     data: list[ModelRow]
+    unavailable: NotRequired[list[Unavailable]]
 
 
 @router.get(
@@ -132,29 +209,42 @@ class ModelList(TypedDict):
 async def models(request: Request) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
-    rows = [_row(served.model, name) for served in reranker.fleet.models for name in served.model.names]
-    return json_response({"object": "list", "data": rows})
+    fleet = reranker.fleet
+    # A client may keep this list and offer all of it to people: what was refused is not among it.
+    refused = [one for one in fleet.pending if one.error is not None]
+    usable = [entry for entry in fleet.entries if entry not in refused]
+    body: ModelList = {
+        "object": "list",
+        "data": [_row(entry, name) for entry in usable for name in names(entry)],
+    }
+    if refused:
+        body["unavailable"] = [{"id": one.name, "reason": one.refusal().message} for one in refused]
+    return json_response(body)
 
 
 @router.get(
     "/v1/models/{name:path}",
     summary="One model, by any name it is taken for",
-    responses={200: {"model": ModelRow}, **errors(jina.ErrorAnswer, statuses=[401, 404])},
+    responses={200: {"model": ModelRow}, **errors(jina.ErrorAnswer, statuses=[401, 404, 422, 503])},
 )
 async def model(request: Request, name: str) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
-    return json_response(_row(reranker.fleet.find(name).model, name))
+    entry = reranker.fleet.entry(name)
+    if isinstance(entry, Pending) and entry.error is not None:
+        raise entry.refusal()
+    return json_response(_row(entry, name))
 
 
-def _row(model: Model, name: str) -> ModelRow:
+def _row(entry: Entry, name: str) -> ModelRow:
     return {
         "id": name,
         "object": "model",
-        "created": int(model.path.stat().st_mtime),
+        # As it was when it was read: the file may be gone by now.
+        "created": entry.model.changed_at if isinstance(entry, Served) else 0,
         "owned_by": "rerankd",
         "model_type": "rerank",
-        "model_name": model.name,
+        "model_name": entry.name,
     }
 
 
@@ -184,9 +274,9 @@ async def reload(request: Request, name: str) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
     check_change(request, reranker)
-    served = reranker.fleet.named(name)
-    await reranker.fleet.reload(served)
-    return json_response({"status": "reloading", "model": served.name}, 202)
+    entry = reranker.fleet.named(name)
+    await reranker.fleet.reload(entry)
+    return json_response({"status": "reloading", "model": entry.name}, 202)
 
 
 @router.get("/v1/cluster/auth", include_in_schema=False)

@@ -80,12 +80,17 @@ async def rerank(request: Request) -> Response:
     dialect, value = await _read(request, reranker, choose_dialect)
     timeout_s = limits.wanted_timeout_s(request)
     asked = dialect.parse(value)
-    served = reranker.fleet.find(asked.model)
-    request.state.model = served.name
+    entry = reranker.fleet.entry(asked.model)
+    request.state.model = entry.name
     result = await reranker.answer(asked, timeout_s=timeout_s)
     return json_response(
         dialect.render(result, request_id(request)),
-        headers=facts(served.name, total_s=result.total_s, queue_s=result.queue_s, engine_s=result.engine_s),
+        headers=facts(
+            entry.name,
+            total_s=result.total_s,
+            queue_s=result.queue_s,
+            engine_s=result.engine_s,
+        ),
     )
 
 
@@ -96,13 +101,13 @@ async def score(request: Request) -> Response:
     dialect, value = await _read(request, reranker, lambda *_: vllm)
     timeout_s = limits.wanted_timeout_s(request)
     requests = dialect.parse(value)
-    served = reranker.fleet.find(requests[0].model)
-    request.state.model = served.name
+    entry = reranker.fleet.entry(requests[0].model)
+    request.state.model = entry.name
     results = await reranker.answer_all(requests, timeout_s=timeout_s)
     return json_response(
         dialect.render(results, request_id(request)),
         headers=facts(
-            served.name,
+            entry.name,
             total_s=time.perf_counter() - started,
             queue_s=sum(result.queue_s for result in results),
             engine_s=sum(result.engine_s for result in results),

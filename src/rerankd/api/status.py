@@ -16,6 +16,7 @@ from rerankd import __version__
 from rerankd.api import jina, ops
 from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
+from rerankd.pending import Pending
 from rerankd.recent import Series
 from rerankd.served import Served
 
@@ -63,6 +64,20 @@ class ModelStatus(TypedDict):
     queue: QueueStatus
 
 
+class PendingStatus(TypedDict):
+    """A model of the settings that can't be asked: `starting` while it is fetched and read, or `refused`.
+    `retry_after_s` is None where only a reload has it tried again."""
+
+    id: str
+    aliases: list[str]
+    ref: str
+    state: str
+    since_s: float
+    doing: str
+    error: str | None
+    retry_after_s: int | None
+
+
 class RecentStatus(TypedDict):
     step_s: float
     requests: list[int]
@@ -78,6 +93,7 @@ class Status(TypedDict):
     admin: bool
     memory_budget_bytes: int | None
     models: list[ModelStatus]
+    unavailable: list[PendingStatus]
     recent: RecentStatus
 
 
@@ -97,6 +113,7 @@ async def status(request: Request) -> Response:
         "admin": reranker.settings.admin_api,
         "memory_budget_bytes": fleet.budget_bytes,
         "models": [await _model(served) for served in fleet.models],
+        "unavailable": [_pending(one, now) for one in fleet.pending],
         "recent": _recent(metrics.recent.read(now)),
     }
     return json_response(body)
@@ -126,6 +143,19 @@ async def _model(served: Served) -> ModelStatus:
             "size_bytes": line.size_bytes,
             "documents_per_second": round(line.rate, 2),
         },
+    }
+
+
+def _pending(one: Pending, now: float) -> PendingStatus:
+    return {
+        "id": one.name,
+        "aliases": list(one.names[1:]),
+        "ref": one.wanted.ref,
+        "state": one.phase,
+        "since_s": round(now - one.since, 1),
+        "doing": one.doing,
+        "error": one.error.message if one.error is not None else None,
+        "retry_after_s": one.retry_after_s(),
     }
 
 

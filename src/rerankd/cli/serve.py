@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rerankd import __version__, config
 from rerankd.cli.output import Config, progress, say
+from rerankd.pending import Pending
+
+if TYPE_CHECKING:
+    from rerankd.api.server import Server
+    from rerankd.served import Served
+    from rerankd.service import Reranker
 
 
 def serve(
@@ -67,6 +75,7 @@ def serve(
         "gpu_layers": gpu_layers,
         "force": force,
     }
+    early = _handle_early_signals()
     settings = config.from_machine(flags, config_file)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -75,59 +84,105 @@ def serve(
         for chatty in ("gguf", "httpx", "httpx2", "uvicorn"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        asyncio.run(_serve(settings, partial(config.from_machine, flags, config_file)))
+        asyncio.run(_serve(settings, partial(config.from_machine, flags, config_file), early))
     except asyncio.CancelledError:
         sys.exit(0)
 
 
-async def _serve(settings: config.Settings, reread: Callable[[], config.Settings]) -> None:
-    from rerankd.api.listen import bind
-    from rerankd.prepare import prepare, wanted
+def _handle_early_signals() -> list[int]:
+    """Signals that come before the event loop runs: SIGHUP is kept for it, SIGTERM ends at once and in order,
+    since nothing has been started."""
+    early: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _: early.append(number))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    return early
+
+
+async def _serve(
+    settings: config.Settings, reread: Callable[[], config.Settings], early: Sequence[int]
+) -> None:
+    from rerankd.api import listen
+    from rerankd.cli.lifecycle import Lifecycle
+    from rerankd.notify import Notifier, passed_sockets
     from rerankd.service import Reranker
 
-    # Until the server takes over, a signal ends the start, wherever it is, in order.
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
-    with bind(settings.host, settings.port) as sock:
-        async with contextlib.AsyncExitStack() as stack:
-            with progress() as report:
-                models = [
-                    await asyncio.to_thread(prepare, settings, one, report)
-                    for one in await asyncio.to_thread(wanted, settings)
-                ]
-                report(f"loading {', '.join(model.path.name for model in models)}", 0, 0)
-                # The web framework takes about as long to import as a small model to load.
-                threading.Thread(target=_import_web, daemon=True).start()
-                reranker = await stack.enter_async_context(Reranker(settings, prepared=models))
-            server, web = _import_web()
-            host, port = sock.getsockname()[:2]
-            started = partial(say, _greeting(reranker, host, port))
-            await server.serve(web.create_app(reranker=reranker), sock, started, reranker, reread)
+    notifier, passed = Notifier.of(os.environ), passed_sockets(os.environ)
+    sockets = passed or [listen.bind(settings.host, settings.port)]
+    with contextlib.ExitStack() as stack:
+        for sock in sockets:
+            stack.enter_context(sock)
+        reranker = Reranker(settings)
+        life = Lifecycle(reranker, reread, notifier, has_heirs=bool(passed))
+        life.handle_signals()
+        waiting = contextlib.ExitStack()
+        report = waiting.enter_context(progress())
+
+        def listening() -> None:
+            if not reranker.fleet.started:
+                say(_first_words(reranker, listen.url(sockets), passed=bool(passed)))
+
+        def started() -> None:
+            waiting.close()
+            say(_greeting(reranker, sockets))
+
+        if early:
+            life.reload()
+        with waiting:
+            await life.run(sockets, partial(_server, reranker, listening), started, report)
     say("rerankd has stopped.")
 
 
-def _import_web() -> tuple[Any, Any]:
-    from rerankd.api import app as web
-    from rerankd.api import server
+async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
+    """The web server. Its import takes about as long as a small model to load, which goes on meanwhile."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
 
-    return server, web
+    def hand_over(modules: Any) -> None:
+        if not done.done():
+            done.set_result(modules)
+
+    def import_web() -> None:
+        from rerankd.api import app, server
+
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+            loop.call_soon_threadsafe(hand_over, (app, server))
+
+    # A daemon: a start that fails does not wait for it.
+    threading.Thread(target=import_web, daemon=True).start()
+    app, server = await done
+    made: Server = server.Server(
+        app.create_app(reranker=reranker),
+        header_timeout_s=reranker.settings.header_timeout_s,
+        listening=listening,
+    )
+    return made
 
 
-def _greeting(reranker: Any, host: str, port: int) -> str:
+def _first_words(reranker: Reranker, url: str, *, passed: bool) -> str:
+    names = ", ".join(entry.name for entry in reranker.fleet.entries)
+    whence = ", on what the service manager passed" if passed else ""
+    return (
+        f"rerankd {__version__} listens at {url}{whence}\n"
+        f"  It is loading {names}; requests wait until that is done, and {url}/ready tells how far it is."
+    )
+
+
+def _greeting(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
     """All that a person needs after the start, in groups; the last line says where clients go."""
-    shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
-    fleet = reranker.fleet.models
+    from rerankd.api import listen
+
+    fleet, url = reranker.fleet, listen.url(sockets)
+    first = fleet.models[0]
     lines = [
-        f"rerankd {__version__} serves {', '.join(served.name for served in fleet)} at http://{shown}:{port}",
+        f"rerankd {__version__} serves {', '.join(served.name for served in fleet.models)} at {url}",
         "  Open that address in a browser to try it, see its state and connect programs.",
     ]
-    for served in fleet:
+    for served in fleet.models:
         lines += ["", *_of_model(served)]
-    lines.append(f"  logs     {_short(fleet[0].log.parent)}")
-    notes = _notes(reranker, host)
+    lines.append(f"  logs     {_short(first.log.parent)}")
+    for pending in fleet.pending:
+        lines += ["", *_of_pending(pending)]
+    notes = _notes(reranker, sockets[0])
     return "\n".join(
         [
             *lines,
@@ -135,13 +190,22 @@ def _greeting(reranker: Any, host: str, port: int) -> str:
             "",
             "  In Dify, add a model of the provider OpenAI-API-compatible:",
             "    Model Type        Rerank",
-            f"    Model Name        {reranker.model.name}",
-            f"    API endpoint URL  http://{_address_for_others(host)}:{port}/v1",
+            f"    Model Name        {first.name}",
+            f"    API endpoint URL  {listen.url_for_others(sockets)}/v1",
         ]
     )
 
 
-def _of_model(served: Any) -> list[str]:
+def _of_pending(pending: Pending) -> list[str]:
+    reason = pending.error.message.replace("\n", "\n           ") if pending.error is not None else ""
+    again = "by itself" if pending.retry_at is not None else "after a reload: kill -HUP PID"
+    return [
+        f"  model    {pending.name} is NOT served: {reason}",
+        f"           It is tried again {again}.",
+    ]
+
+
+def _of_model(served: Served) -> list[str]:
     lines = [
         f"  model    {served.name}, in {_short(served.model.path)}",
         f"  scoring  {served.model.verdict.explain}",
@@ -154,10 +218,11 @@ def _of_model(served: Any) -> list[str]:
     return lines
 
 
-def _notes(reranker: Any, host: str) -> list[str]:
+def _notes(reranker: Reranker, sock: socket.socket) -> list[str]:
     settings = reranker.settings
+    host = sock.getsockname()[0] if sock.family != socket.AF_UNIX else ""
     lines = []
-    if reranker.model.name.startswith("builtin:"):
+    if reranker.fleet.models[0].name.startswith("builtin:"):
         lines += [
             "  This is a small model for trying things out. For a real reranker, and then start again:",
             "    rerankd pull bge-reranker-v2-m3",
@@ -175,7 +240,3 @@ def _short(path: Path) -> str:
     """A path as people write it, from their own folder on."""
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
-
-
-def _address_for_others(host: str) -> str:
-    return "THIS-MACHINE" if host in ("0.0.0.0", "::") else host

@@ -27,10 +27,11 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
     if as_json:
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
     else:
-        print_rows(rows(told["models"]))
+        print_rows(rows(told["models"], told.get("unavailable", [])))
         for line in (*notes(told), f"the same as a page: {running.url(settings)}"):
             say(line)
-    if any(model["state"] not in ("ready", "unloaded") for model in told["models"]):
+    everything = [*told["models"], *told.get("unavailable", [])]
+    if any(model["state"] not in ("ready", "unloaded") for model in everything):
         raise typer.Exit(1)
 
 
@@ -57,9 +58,10 @@ def _ask(settings: config.Settings) -> dict[str, Any]:
     )
 
 
-def rows(models: list[dict[str, Any]]) -> list[list[str]]:
-    """The models as a table, the head first."""
-    return [["name", "state", "scored as", "window", "memory", "starts", "lost", "waiting", "engine"]] + [
+def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> list[list[str]]:
+    """The models as a table, the head first; those that can't be asked come last."""
+    head = [["name", "state", "scored as", "window", "memory", "starts", "lost", "waiting", "engine"]]
+    asked = [
         [
             model["id"],
             model["state"],
@@ -73,6 +75,7 @@ def rows(models: list[dict[str, Any]]) -> list[list[str]]:
         ]
         for model in models
     ]
+    return head + asked + [[one["id"], one["state"], *["-"] * (len(head[0]) - 2)] for one in unavailable]
 
 
 def notes(told: dict[str, Any]) -> list[str]:
@@ -82,6 +85,10 @@ def notes(told: dict[str, Any]) -> list[str]:
     asked, failed = sum(recent["requests"]), sum(recent["failed"])
     lines = [
         f"{model['id']}: {model['engine']['error']}" for model in told["models"] if "error" in model["engine"]
+    ]
+    lines += [
+        f"{one['id']}: {one['error'] or one['doing'] or 'it is being read'}"
+        for one in told.get("unavailable", [])
     ]
     text = f"{asked} requests in the last {minutes:g} minutes"
     slowest = max((ms for ms in recent["p95_ms"] if ms is not None), default=None)

@@ -59,9 +59,9 @@ _LONGEST_LEASE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an engine is doing. `engine` is set when ready, `error` when failed or waiting, `until` (of the
-    monotonic clock) when the next start follows these two. `starts` counts the children, `lost` those that
-    went without being asked to."""
+    """What an engine is doing, and `since` when. `engine` is set when ready, `error` when failed or waiting,
+    `until` when the next start follows these two; both times are of the monotonic clock. `starts` counts the
+    children, `lost` those that went without being asked to."""
 
     phase: Phase
     engine: Engine | None = None
@@ -70,6 +70,7 @@ class State:
     lost: int = 0
     pid: int | None = None
     until: float = 0.0
+    since: float = field(default_factory=time.monotonic)
 
     def retry_after_s(self, now: float) -> int:
         """Whole seconds until the next start, at least 1."""

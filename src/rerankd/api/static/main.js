@@ -46,9 +46,11 @@ export async function refresh() {
   }
 }
 
-function served({ models }) {
-  const worst = models.find((model) => !["ready", "unloaded"].includes(model.state)) ?? models.find((model) => model.state === "ready") ?? models[0];
-  const name = models.length === 1 ? models[0].id : t("{n} models", { n: models.length });
+function served({ models, unavailable }) {
+  const all = [...models, ...unavailable];
+  if (!all.length) return;
+  const worst = all.find((model) => !["ready", "unloaded"].includes(model.state)) ?? all.find((model) => model.state === "ready") ?? all[0];
+  const name = all.length === 1 ? all[0].id : t("{n} models", { n: all.length });
   $("served").replaceChildren(el("span", { class: `dot ${worst.state}` }), el("span", { class: "name" }, name), " ", el("span", { class: "muted" }, t(worst.state)));
 }
 

@@ -17,11 +17,12 @@ export function start(page) {
 }
 
 export function update(status) {
-  const { models, recent } = status;
+  const { models, unavailable, recent } = status;
+  const all = models.length + unavailable.length;
   const total = (value) => models.reduce((sum, model) => sum + value(model), 0);
   const well = models.filter((model) => ["ready", "unloaded"].includes(model.state)).length;
   const time = duration(status.uptime_s);
-  $("summary").textContent = well === models.length ? t("All is well. Up for {time}.", { time }) : t("{n} of {all} models can't answer now. Up for {time}.", { n: models.length - well, all: models.length, time });
+  $("summary").textContent = well === all ? t("All is well. Up for {time}.", { time }) : t("{n} of {all} models can't answer now. Up for {time}.", { n: all - well, all, time });
   const budget = status.memory_budget_bytes;
   $("figures").replaceChildren(
     figure(t("Requests under way"), format(total((model) => model.queue.requests))),
@@ -40,6 +41,7 @@ export function update(status) {
     if (!shown.has(model.id)) shown.set(model.id, card(model.id));
     shown.get(model.id).show(model, status.admin);
   }
+  $("unavailable").replaceChildren(...unavailable.map(pending));
   const cards = models.map((model) => shown.get(model.id).element);
   if ([...$("models").children].some((child, at) => child !== cards[at]) || cards.length !== $("models").children.length) $("models").replaceChildren(...cards);
 }
@@ -50,6 +52,18 @@ export function lost() {
 
 function figure(name, value, note = "") {
   return el("div", { class: "card figure" }, el("span", { class: "muted small" }, name), el("strong", {}, value), el("span", { class: "muted small" }, note));
+}
+
+/** What is told of a model that can't be asked: it is being read, or was refused. */
+function pending(model) {
+  const again = model.retry_after_s === null ? "" : t("It is tried again in {n} s.", { n: model.retry_after_s });
+  return el(
+    "article",
+    { class: "card model", "aria-label": model.id },
+    el("header", {}, el("h3", {}, model.id), el("span", { class: `pill ${model.state}` }, t(model.state))),
+    model.error ? el("p", { class: "wrong" }, model.error) : el("p", { class: "muted" }, model.doing || t("One moment …")),
+    model.state === "refused" ? el("p", { class: "small muted" }, again || t("It is tried again after a reload.")) : "",
+  );
 }
 
 /** A model's card; `show` brings it up to date and leaves open what a person has opened. */

@@ -1,0 +1,191 @@
+"""One run of the service, from its first signal handler to its end.
+
+    starting -(all read, some loaded)-> serving -(signal)-> stopping -> ended
+        \\-(none can be served)-> ended            a second signal -> ended at once
+
+It listens from the beginning. SIGTERM and SIGINT end it in order in every phase; SIGHUP always has the
+settings read again. The service manager is told of each phase (see notify.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rerankd.config import Settings
+from rerankd.errors import RerankdError
+from rerankd.fleet import Entry
+from rerankd.notify import Notifier
+from rerankd.pending import Pending, Report
+from rerankd.service import Reranker
+
+if TYPE_CHECKING:
+    from rerankd.api.server import Server
+
+_log = logging.getLogger("rerankd")
+
+# How often the service manager is told what is done, and that a start goes on.
+_TELL_EVERY_S = 2.0
+# A start may take longer than the manager's own limit; it is asked for this much more each time.
+_EXTEND_S = 30
+
+
+class Lifecycle:
+    """Owner of the phase of a run. `failure` is what kept all models from being served."""
+
+    def __init__(
+        self,
+        reranker: Reranker,
+        reread: Callable[[], Settings],
+        notifier: Notifier,
+        *,
+        has_heirs: bool = False,
+    ) -> None:
+        """`reread` reads the settings again. `has_heirs`: the sockets stay open after this process, for the
+        next one, so that it is better to leave new connections to that one than to refuse them."""
+        self._reranker = reranker
+        self._reread = reread
+        self._notifier = notifier
+        self._has_heirs = has_heirs
+        self._server: Server | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._stopping = False
+        self._at_once = False
+        self._status = ""
+        self.failure: RerankdError | None = None
+
+    def handle_signals(self) -> None:
+        """From now on signals are handled; nothing has begun yet."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    async def run(
+        self,
+        sockets: Sequence[socket.socket],
+        make_server: Callable[[], Coroutine[Any, Any, Server]],
+        started: Callable[[], None],
+        report: Report,
+    ) -> None:
+        """Read and load the models, and serve at the same time, until a signal comes or no model can be
+        served. `started` is called when the start is over. Raises `failure`."""
+        try:
+            await self._reranker.fleet.begin(report)
+            self._starting = self._begin(self._start(started, report))
+            if self._notifier:
+                self._begin(self._tell())
+            making = asyncio.ensure_future(make_server())
+            ended = asyncio.ensure_future(self._ended.wait())
+            await asyncio.wait({making, ended}, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            if not self._ended.is_set():
+                self._server = await making
+                await self._server.run_on(sockets)
+            else:
+                making.cancel()
+        finally:
+            self._notifier.send("STOPPING=1")
+            for task in self._tasks.copy():
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._reranker.close(at_once=self._at_once)
+            if self._server is not None:
+                await self._server.say_last_words()
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self) -> None:
+        """End in order; when called again, at once."""
+        if self._stopping:
+            self._at_once = True
+            self._begin(self._reranker.close(at_once=True))
+            self._end()
+            return
+        self._stopping = True
+        self._notifier.send("STOPPING=1", "STATUS=Finishing the requests under way")
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._server is not None and self._has_heirs:
+            self._server.accept_no_more()
+        self._begin(self._finish())
+
+    def reload(self) -> None:
+        """Read the settings again and go on by them."""
+        self._begin(self._reload())
+
+    async def _start(self, started: Callable[[], None], report: Report) -> None:
+        try:
+            await self._reranker.fleet.start(report)
+        except RerankdError as error:
+            self.failure = error
+            self._notifier.send(f"STATUS={_one_line(error.message)}")
+            self._end()
+        else:
+            self._notifier.send("READY=1", f"STATUS={self._describe()}")
+            started()
+
+    async def _finish(self) -> None:
+        await self._reranker.drain()
+        self._end()
+
+    async def _reload(self) -> None:
+        is_serving = self._reranker.fleet.started
+        if is_serving:  # before that the manager waits for READY=1 anyway
+            self._notifier.reloading()
+        try:
+            await self._reranker.apply(await asyncio.to_thread(self._reread))
+        except RerankdError as error:
+            _log.error("the settings were not taken over: %s", error.message)
+        if is_serving:
+            self._notifier.send("READY=1", f"STATUS={self._describe()}")
+
+    async def _tell(self) -> None:
+        """Tell the manager now and then that the service lives, and what it does."""
+        every_s = min(_TELL_EVERY_S, (self._notifier.watchdog_s or _TELL_EVERY_S * 2) / 2)
+        while True:
+            lines = ["WATCHDOG=1"] if self._notifier.watchdog_s else []
+            if not self._reranker.fleet.started:
+                lines.append(f"EXTEND_TIMEOUT_USEC={_EXTEND_S * 10**6}")
+            if (status := self._describe()) != self._status and not self._stopping:
+                self._status = status
+                lines.append(f"STATUS={status}")
+            if lines:
+                self._notifier.send(*lines)
+            await asyncio.sleep(every_s)
+
+    def _describe(self) -> str:
+        fleet = self._reranker.fleet
+        return describe(fleet.entries, started=fleet.started)
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._server is not None:
+            self._server.end(at_once=self._at_once)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def describe(entries: Sequence[Entry], *, started: bool) -> str:
+    """What the models do, in one line."""
+    groups: dict[str, list[str]] = {}
+    for entry in entries:
+        phase = entry.state.phase
+        doing = f" ({entry.doing})" if isinstance(entry, Pending) and entry.doing else ""
+        groups.setdefault(phase, []).append(entry.name + doing)
+    words = "; ".join(f"{phase}: {', '.join(names)}" for phase, names in groups.items())
+    return _one_line(("" if started else "Starting. ") + words)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
