@@ -47,7 +47,7 @@ def copied(family: str, folder: Path) -> Path:
 def distance(folder: Path, second: int = 0) -> float:
     """How far the worst score is from transformers', each pair alone and all in one padded batch."""
     cases = json.loads((folder / "golden.json").read_text())
-    encoder = Encoder(folder, "rank", threads=1, wanted="f32")
+    encoder = Encoder(folder, "rank", threads=1, precision="f32")
     texts = [Reading(case["ids"], case["second"] + second) for case in cases]
     wanted = np.array([case["raw"] for case in cases])
     alone = np.array([encoder.forward(*padded([text]))[0, 0] for text in texts])
@@ -183,7 +183,7 @@ def sampled(name: str) -> tuple[list[dict[str, Any]], Any]:
 def file_distance(path: Path, name: str) -> float:
     """How far OpenVINO's worst score of a GGUF file is from the golden ones of `name`."""
     cases, wanted = sampled(name)
-    encoder = Encoder(path, "rank", threads=1, wanted="f32")
+    encoder = Encoder(path, "rank", threads=1, precision="f32")
     found = [encoder.forward(*padded([Reading(case["ids"], len(case["ids"]))]))[0, 0] for case in cases]
     return float(np.abs(np.array(found) - wanted).max())
 
