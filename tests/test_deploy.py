@@ -60,6 +60,18 @@ def test_the_unit_with_a_gpu_is_valid(unit: Path) -> None:
     assert ran("systemd-analyze", "verify", "--man=no", unit) == ""
 
 
+@needs_systemd
+def test_the_socket_unit_is_valid(unit: Path) -> None:
+    shutil.copy(DEPLOY / "rerankd.socket", unit.with_name("rerankd.socket"))
+    assert ran("systemd-analyze", "verify", "--man=no", unit.with_name("rerankd.socket")) == ""
+
+
+def test_the_socket_unit_holds_the_default_address_and_the_unit_notifies() -> None:
+    settings = Settings()
+    assert f"\nListenStream={settings.host}:{settings.port}\n" in (DEPLOY / "rerankd.socket").read_text()
+    assert "\nType=notify\n" in (DEPLOY / "rerankd.service").read_text()
+
+
 def test_the_unit_waits_for_a_drain_and_a_stop() -> None:
     text = (DEPLOY / "rerankd.service").read_text()
     found = re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)

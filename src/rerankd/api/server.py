@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable, Generator, Sequence
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerankd.api.limits import protocol
 
@@ -17,6 +19,9 @@ _log = logging.getLogger("rerankd.api")
 
 # Connections that are still open when no request is under way any more get so long.
 _LAST_WORDS_S = 2
+# A client that has connected before a hand-over gets so long for its request.
+_FIRST_WORDS_S = 1.0
+_LOOK_S = 0.02
 
 
 class Server(uvicorn.Server):
@@ -40,10 +45,19 @@ class Server(uvicorn.Server):
         _allow_many_connections()
         await self.serve(sockets=list(sockets))
 
-    def accept_no_more(self) -> None:
-        """Leave new connections to whoever else has the sockets; what is connected goes on."""
+    async def hand_over(self) -> None:
+        """Leave new connections to whoever else has the sockets. Who has connected and not asked yet gets a
+        moment for that; connections end with the answer that is under way on them."""
         for server in self.servers:
             server.close()
+        deadline = time.monotonic() + _FIRST_WORDS_S
+        while time.monotonic() < deadline and any(one.cycle is None for one in self._connections()):
+            await asyncio.sleep(_LOOK_S)
+        for one in self._connections():
+            one.shutdown()
+
+    def _connections(self) -> list[H11Protocol]:
+        return [one for one in self.server_state.connections if isinstance(one, H11Protocol)]
 
     def end(self, *, at_once: bool = False) -> None:
         """Finish; with `at_once`, without waiting for answers."""

@@ -112,8 +112,6 @@ class Lifecycle:
         self._notifier.send("STOPPING=1", "STATUS=Finishing the requests under way")
         if self._starting is not None:
             self._starting.cancel()
-        if self._server is not None and self._has_heirs:
-            self._server.accept_no_more()
         self._begin(self._finish())
 
     def reload(self) -> None:
@@ -132,6 +130,8 @@ class Lifecycle:
             started()
 
     async def _finish(self) -> None:
+        if self._server is not None and self._has_heirs:
+            await self._server.hand_over()
         await self._reranker.drain()
         self._end()
 
