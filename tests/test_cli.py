@@ -128,6 +128,8 @@ def test_rerank_reads_standard_input_and_prints_plain_lines(home: Path) -> None:
     rows = [line.split("\t") for line in ended.stdout.splitlines()]
     assert [row[1:] for row in rows] == [["1", "它是一种熊"], ["0", "hi"]]
     assert float(rows[0][0]) > float(rows[1][0])
+    assert "no rerankd answers at http://127.0.0.1:9" in ended.stderr
+    assert "an engine of its own, with the model builtin:e5" in ended.stderr
 
 
 def test_rerank_asks_a_running_server(serve: Serve, home: Path, tmp_path: Path) -> None:
@@ -142,6 +144,7 @@ def test_rerank_asks_a_running_server(serve: Serve, home: Path, tmp_path: Path) 
     assert answer["model"] == "tiny"
     assert len(answer["results"]) == 1
     assert answer["results"][0]["text"] in ("a panda", "bread")
+    assert "engine of its own" not in ended.stderr
 
 
 @pytest.mark.parametrize(

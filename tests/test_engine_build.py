@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -16,6 +19,7 @@ from mini_tree import write as write_tree
 from rerankd.engine.build import cuda, faults, index, plan, run, source, tools
 from rerankd.engine.machine import Gpu
 from rerankd.errors import BuildFailed, FetchError
+from support import until, wait_until_gone
 
 TREE = source.Source(Path("/src/llama.cpp"), 11434, "abcdef0123456789", "a folder")
 TOOLS = tools.Tools("/usr/bin/cmake", "3.25.1", "/usr/bin/ninja", "", "/usr/bin/cc", "/usr/bin/c++", "GNU 12")
@@ -417,3 +421,29 @@ def test_a_file_that_the_index_does_not_have(tmp_path: Path, monkeypatch: pytest
     served(monkeypatch, Index(CONTENT))
     with pytest.raises(FetchError, match="--source"):
         index.fetch(replace(archive_of(CONTENT), file="b.tar.gz"), tmp_path, nothing)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_interrupted_leaves_no_compiler_behind(tmp_path: Path, number: int) -> None:
+    """A compiler of ninja's has a process group of its own, which a signal to ninja's does not reach."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\necho $$ > "{tmp_path}/pid.part"; mv "{tmp_path}/pid.part" "{tmp_path}/pid"\nsleep 300\n'
+    )
+    compiler.chmod(0o755)
+    # It does as ninja does, and does not look after its compilers: the worst case.
+    builder = (
+        "import subprocess, sys, time; subprocess.Popen([sys.argv[1]], process_group=0); time.sleep(300)"
+    )
+    program = (
+        "import signal, sys; from pathlib import Path; from rerankd.engine.build import run\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.signal(number, lambda number, _: sys.exit(128 + number))\n"
+        f"run.run([sys.executable, '-c', {builder!r}, {str(compiler)!r}], Path({str(tmp_path / 'log')!r}))\n"
+    )
+    building = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    until(lambda: (tmp_path / "pid").exists())
+    pid = int((tmp_path / "pid").read_text())
+    building.send_signal(number)
+    assert building.wait(20) != 0
+    wait_until_gone([pid])

@@ -74,9 +74,11 @@ def test_an_engine_that_is_too_old_is_refused_with_the_number_needed(offered: Of
     assert says in caught.value.message
 
 
-def test_an_engine_to_use_that_is_gone_is_said() -> None:
-    with pytest.raises(EngineUnknown, match="rerankd engine use auto"):
-        choose(offer(used="b9-cpu-0"))
+def test_an_engine_to_use_that_is_gone_is_passed_over_and_said() -> None:
+    chosen = choose(offer(used="b9-cpu-0"))
+    assert chosen.name == "bundled"
+    assert "b9-cpu-0, chosen with rerankd engine use, is not there any more" in chosen.reason
+    assert choose(offer(engine(1), used="b9-cpu-0")).name == engine(1).name
     with pytest.raises(EngineUnknown, match="LLAMA_PATH"):
         choose(offer(bundled=None))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -329,3 +330,28 @@ def test_a_pull_that_nobody_waits_for_ends_and_the_next_goes_on(admin: Service, 
     told = events(admin_call(admin, "POST", "pull", json={"model": f"hf:{BGE}:Q8_0"}))
     assert told[-1]["status"] == "success"
     assert admin_call(admin, "DELETE", f"hf:{BGE}:q8_0").status_code == 200
+
+
+def test_after_a_pull_a_reload_serves_the_pulled_model_and_the_default_one(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    # The model that is served by default is the one pulled last: at the start there is one.
+    first = tmp_path / "home" / "models" / "first"
+    first.mkdir(parents=True)
+    shutil.copy(path("modernbert-head"), first / "first.gguf")
+    file = settings_file(tmp_path, "admin_api = true\n")
+    with service(tmp_path, api_key="k", model="", config=file) as it:
+        pulled = events(admin_call(it, "POST", "pull", json={"model": "bge-reranker-v2-m3:q8_0"}))
+        assert pulled[-1]["status"] == "success"
+        for text in (
+            "admin_api = true\n",
+            'admin_api = true\nmodel = ["first", "bge-reranker-v2-m3:q8_0"]\n',
+        ):
+            it.lines.clear()
+            settings_file(tmp_path, text)
+            it.signal(signal.SIGHUP)
+            until(lambda: "the settings were read again" in it.output)
+            assert list(phases(it)) == ["first", "bge-reranker-v2-m3:q8_0"]
+            until(lambda: set(phases(it).values()) == {"ready"})

@@ -262,6 +262,24 @@ def phases_or_none(it: Service) -> Any:
     return None
 
 
+def test_rerank_waits_for_a_server_that_loads_and_starts_no_engine_beside_it(tmp_path: Path) -> None:
+    with service(tmp_path, "--slow-load", "3", wait=False) as it:
+        listening(it)
+        port = it.url.rpartition(":")[2]
+        ended = support.rerankd("rerank", "q", home=tmp_path, stdin="a\n", RERANKD_PORT=port)
+        assert ended.returncode == 0, ended.stderr
+        assert "engine of its own" not in ended.stderr
+
+
+def test_an_engine_to_use_that_is_gone_keeps_nothing_from_starting(tmp_path: Path) -> None:
+    engines = tmp_path / "home" / "engines"
+    engines.mkdir(parents=True)
+    (engines / "used").write_text("b9-cpu-0\n")
+    with service(tmp_path, real=True, engine="llama") as it:
+        assert "b9-cpu-0, chosen with rerankd engine use, is not there any more" in it.output
+        assert ask(it, None).status_code == 200
+
+
 async def test_the_library_starts_with_the_models_that_can_be_served(tmp_path: Path) -> None:
     program = fake_engine.install(tmp_path)
     models = (str(MODEL), str(UNSCORABLE), "/no/such.gguf")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -75,6 +77,9 @@ def build(
     """
     from rerankd.engine.build.builder import Builder, Request
 
+    # As Ctrl-C does, they end the compilers with it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     settings = config.from_machine({}, config_file)
     request = Request(
         source=source,

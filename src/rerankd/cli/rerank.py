@@ -15,7 +15,7 @@ from rerankd import config, textfile
 from rerankd.cli import running
 from rerankd.cli.output import Config, Json, progress, say
 from rerankd.domain import RerankResult
-from rerankd.errors import InvalidRequest
+from rerankd.errors import InvalidRequest, RerankdError
 
 
 def rerank(
@@ -34,7 +34,7 @@ def rerank(
 ) -> None:
     """Order documents, one a line, by how well they answer QUERY.
 
-    Asks the server on this machine when there is one, else starts an engine for this one call.
+    Asks the server on this machine when there is one, else says so and starts an engine for this one call.
     """
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     documents = [text for path in files or [Path("-")] for text in _documents(path, jsonl=jsonl)]
@@ -45,7 +45,7 @@ def rerank(
         body["top_n"] = top_n
     answer = None if model else _ask_server(settings, body)
     if answer is None:
-        answer = _ask_engine(settings, body)
+        answer = _ask_engine(settings, body, says_so=not model)
     if as_json:
         rows = [{**row, "text": documents[row["index"]]} for row in answer["results"]]
         typer.echo(json.dumps({**answer, "results": rows}, ensure_ascii=False, indent=2))
@@ -79,12 +79,14 @@ def _jsonl_text(line: str, place: str) -> str:
 
 
 def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, Any] | None:
-    """The running server's answer; None where there is no rerankd at the address of the settings."""
+    """The running server's answer; None where there is no rerankd at the address of the settings. One that
+    is loading its model is asked too: a second engine beside it would take its memory."""
     import httpx
 
     try:
         with running.client(settings) as client:
-            if client.get("/ready", timeout=2).status_code != 200:
+            told = client.get("/ready", timeout=2).json()
+            if not isinstance(told, dict) or "status" not in told:
                 return None
             answer = client.post("/v1/rerank", json=body, timeout=settings.request_timeout_s + 5)
             value = answer.json()
@@ -92,11 +94,12 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
         return None
     if answer.status_code != 200:
         message = value.get("message", answer.text) if isinstance(value, dict) else answer.text
-        raise InvalidRequest(f"The server at {running.url(settings)} says: {message}")
+        kind = RerankdError if answer.status_code >= 500 else InvalidRequest
+        raise kind(f"The server at {running.url(settings)} says: {message}")
     return value if isinstance(value, dict) and "results" in value else None
 
 
-def _ask_engine(settings: config.Settings, body: dict[str, Any]) -> dict[str, Any]:
+def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: bool) -> dict[str, Any]:
     from rerankd.api import jina
     from rerankd.prepare import prepare
     from rerankd.service import Reranker
@@ -104,6 +107,11 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     async def ask() -> RerankResult:
         with progress() as report:
             model = await asyncio.to_thread(prepare, settings, None, report)
+        if says_so:
+            say(
+                f"note: no rerankd answers at {running.url(settings)}. This call starts an engine of its "
+                f"own, with the model {model.name}."
+            )
         async with Reranker(settings, prepared=[model]) as reranker:
             return await reranker.answer(jina.parse(body))
 

@@ -8,7 +8,7 @@ where the user named it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -77,8 +77,9 @@ class Offer:
 def choose(offer: Offer, *, needs: int = 0) -> Choice:
     """The engine for a model that needs build `needs` of llama.cpp or a newer one.
 
-    Raises EngineTooOld where there is none, or the one the user named is older; EngineUnknown where the one
-    that was named with `engine use` is gone.
+    One that was named with `engine use` and is gone is passed over, and the reason says so. Raises
+    EngineTooOld where there is none new enough, or the one the user named is older; EngineUnknown where there
+    is none.
     """
     if offer.own is not None:
         _check(offer.own_build, needs, f"the llama-server {offer.own}", "Set LLAMA_PATH to a newer one")
@@ -91,6 +92,11 @@ def choose(offer: Offer, *, needs: int = 0) -> Choice:
         return _bundled(offer.bundled, "chosen with rerankd engine use")
     if offer.used and offer.used != BUNDLED:
         return _used(offer, needs)
+    return _best(offer, needs)
+
+
+def _best(offer: Offer, needs: int) -> Choice:
+    """The one that rerankd itself takes."""
     fitting = [one for one in offer.installed if runs_here(one, offer.instructions)]
     new_enough = [one for one in fitting if not one.manifest.build or one.manifest.build >= needs]
     if new_enough:
@@ -118,10 +124,9 @@ def runs_here(one: Installed, instructions: Sequence[str]) -> bool:
 def _used(offer: Offer, needs: int) -> Choice:
     found = next((one for one in offer.installed if one.name == offer.used), None)
     if found is None:
-        raise EngineUnknown(
-            f"The engine {offer.used}, chosen with `rerankd engine use`, is not there any more. Choose "
-            "another one (rerankd engine list), or let rerankd choose: rerankd engine use auto."
-        )
+        instead = _best(offer, needs)
+        gone = f"{offer.used}, chosen with rerankd engine use, is not there any more"
+        return replace(instead, reason=f"{gone}; {instead.reason}")
     _check(found.manifest.build, needs, f"the engine {found.name}", "Build a newer one: rerankd engine build")
     return _installed(found, offer.gpus, "chosen with rerankd engine use")
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 _PROC = Path("/proc")
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _PS_TIMEOUT_S = 2.0
+_LOOK_AGAIN_S = 0.01
+_MOST_LOOKS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,35 @@ def end_group(pid: int) -> None:
     if pid > 1:  # 0 is our own group, 1 is everybody
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def end_session(leader: int) -> None:
+    """SIGKILL to every process of the session that `leader` began, whatever its group is, and whether or not
+    the leader still runs. Where the system can't list them, SIGKILL to the leader's group."""
+    if not (_PROC / "self" / "stat").exists():
+        end_group(leader)
+        return
+    for _ in range(_MOST_LOOKS):
+        members = [pid for pid in _pids() if _session(pid) == leader]
+        if not members:
+            return
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        # One that was about to start another is gone now; the other is found by the next look.
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
+
+
+def _session(pid: int) -> int | None:
+    """The session of a process; None where it has ended."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[3])  # field 6; what is left begins at field 3
+    return None
 
 
 def output(argv: Sequence[str], timeout_s: float) -> str:

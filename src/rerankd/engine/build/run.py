@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import IO
 
 from rerankd.engine import child
+from rerankd.engine.process import end_session
 
 _PROGRESS = (re.compile(r"^\[(\d+)/(\d+)\]"), re.compile(r"^\[ *(\d+)(%)\]"))
 _KEPT_LINES = 400
+_LAST_WORDS_S = 3.0
 
 
 def run(
@@ -23,8 +25,8 @@ def run(
 ) -> tuple[int, list[str]]:
     """Run a program to its end; its exit code and its last lines. All it writes goes to the end of `log`.
 
-    Whatever ends this call early ends the program; a compiler that it started ends with its file. Raises
-    OSError where the log can't be written.
+    Whatever ends this call early ends the program and all that it started. Raises OSError where the log can't
+    be written.
     """
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     with log.open("a", encoding="utf-8") as out:
@@ -44,11 +46,23 @@ def run(
             _follow(process.stdout, out, last, on_progress)
             return process.wait(), list(last)
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End what still runs. Each compiler of ninja's has a process group of its own; when asked, ninja ends
+    them and removes what they have half written."""
+    try:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LAST_WORDS_S)
+    finally:
+        end_session(process.pid)
+        process.wait()
 
 
 def progress_in(line: str) -> tuple[int, int] | None:
