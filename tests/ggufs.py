@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +77,35 @@ def rewrite(
 ) -> Path:
     """A copy of a file with other values for some keys, and other tensors: `tensors` maps the file's own, by
     name and rows first, to what is written. For files of F32 and F16."""
-    held = gguf.GGUFReader(source)
-    (architecture,) = (str(field.contents()) for name, field in held.fields.items() if name == _ARCHITECTURE)
-    out = gguf.GGUFWriter(target, architecture)
-    for name, field in held.fields.items():
-        if name.startswith("GGUF.") or name == _ARCHITECTURE:
-            continue
-        value = (keys or {}).get(name, field.contents())
-        inner = field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
-        out.add_key_value(name, value, field.types[0], inner)
-    own = {tensor.name: np.array(tensor.data) for tensor in held.tensors}
-    for name, data in tensors(own).items():
+    said, own = _contents(source)
+    out = gguf.GGUFWriter(target, said[_ARCHITECTURE][0])
+    for name, (value, kind, inner) in said.items():
+        if name != _ARCHITECTURE:
+            out.add_key_value(name, (keys or {}).get(name, value), kind, inner)
+    for name, data in tensors(dict(own)).items():
         out.add_tensor(name, np.ascontiguousarray(data))
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
     return target
+
+
+@cache
+def _contents(source: Path) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Any]]:
+    """The keys of a file, each with its value, type and type of elements, and its tensors. The reader takes
+    seconds for a vocabulary."""
+    held = gguf.GGUFReader(source)
+    keys = {
+        name: (
+            field.contents(),
+            field.types[0],
+            field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None,
+        )
+        for name, field in held.fields.items()
+        if not name.startswith("GGUF.")
+    }
+    return keys, {tensor.name: np.array(tensor.data) for tensor in held.tensors}
 
 
 _ARCHITECTURE = "general.architecture"

@@ -80,6 +80,60 @@ def _with_modules(folder: Path) -> Path:
     return made
 
 
+def _folder(**files: str) -> Callable[[Path], Path]:
+    """A folder with these files, a dot written as __ and a slash as ___."""
+
+    def write(folder: Path) -> Path:
+        for name, text in files.items():
+            file = folder / "model" / name.replace("___", "/").replace("__", ".")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return folder / "model"
+
+    return write
+
+
+def _tensors(change: Callable[[dict[str, object]], None], **config: object) -> Callable[[Path], Path]:
+    """A BERT cross-encoder whose tensors are changed."""
+
+    def write(folder: Path) -> Path:
+        made = checkpoints.copy("bert-pairs", folder / "model", **config)
+        tensors = checkpoints.read(made / "model.safetensors")
+        change(tensors)
+        checkpoints.write(made / "model.safetensors", tensors)
+        return made
+
+    return write
+
+
+_LAYER = "bert.encoder.layer."
+
+
+def _more_layers(tensors: dict[str, object]) -> None:
+    tensors |= {
+        name.replace(f"{_LAYER}1.", f"{_LAYER}2."): one
+        for name, one in tensors.items()
+        if name.startswith(f"{_LAYER}1.")
+    }
+
+
+def _gate(tensors: dict[str, object]) -> None:
+    tensors[f"{_LAYER}0.attention.gate.weight"] = tensors[f"{_LAYER}0.attention.self.query.weight"]
+
+
+def _packed(kind: str) -> Callable[[dict[str, object]], None]:
+    """Matrices of a type that only a quantisation has."""
+
+    def change(tensors: dict[str, object]) -> None:
+        tensors[f"{_LAYER}0.attention.self.query.weight"] = kind, [64, 8], bytes(64 * 8 * 4)
+
+    return change
+
+
+def _no_bias(tensors: dict[str, object]) -> None:
+    del tensors[f"{_LAYER}1.output.dense.bias"]
+
+
 def _pointer(name: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         made = checkpoints.copy("bert-pairs", folder / "model")
@@ -421,10 +475,66 @@ KINDS = (
     Kind(
         "embedding model in safetensors", _checkpoint("bert-pairs", architectures=["BertModel"]), "BertModel"
     ),
-    Kind("MLX quantisation", _checkpoint("bert-pairs", quantization={"group_size": 64, "bits": 4}), "MLX"),
+    Kind("MLX quantisation", _tensors(_packed("U32"), quantization={"group_size": 64, "bits": 4}), "MLX"),
     Kind(
         "FP8 quantisation in safetensors",
-        _checkpoint("bert-pairs", quantization_config={"quant_method": "fp8"}),
+        _tensors(_packed("F8_E4M3"), quantization_config={"quant_method": "fp8"}),
         "quantised",
     ),
+    Kind("more layers than config.json says", _tensors(_more_layers), "says that it has 2 layers"),
+    Kind("a layer with a tensor that its class does not have", _tensors(_gate), "its class does not have"),
+    Kind("a layer without one of its biases", _tensors(_no_bias), "no tensor blk.1.ffn_down.bias"),
+    Kind(
+        "a matrix of another shape than config.json says",
+        _checkpoint("bert-pairs", intermediate_size=64),
+        "has the shape",
+    ),
+    Kind(
+        "DeBERTa cross-encoder",
+        _checkpoint("bert-pairs", architectures=["DebertaV2ForSequenceClassification"]),
+        "DebertaV2For",
+    ),
+    Kind(
+        "ettin-reranker, safetensors",
+        _checkpoint("modernbert-head", architectures=["ModernBertModel"]),
+        "ModernBertModel",
+    ),
+    Kind(
+        "ModernBERT with SiLU, safetensors",
+        _checkpoint("modernbert-head", hidden_activation="silu"),
+        "'silu'",
+    ),
+    # Folders that hold something else
+    Kind(
+        "LoRA adapter, safetensors",
+        _folder(adapter_config__json="{}", adapter_model__safetensors=""),
+        "adapter (LoRA)",
+    ),
+    Kind(
+        "adapter beside a config.json",
+        _folder(
+            config__json="{}", adapter_config__json="{}", adapter_model__safetensors="", tokenizer__json="{}"
+        ),
+        "adapter (LoRA)",
+    ),
+    Kind("folder with a GGUF file only", _folder(README__md="", model__gguf=""), "such as model.gguf"),
+    Kind("folder with a model in a folder", _folder(README__md="", best___config__json="{}"), "folder best"),
+    Kind("ONNX only", _folder(config__json="{}", tokenizer__json="{}", onnx___model__onnx=""), "ONNX"),
+    Kind("MLX only, .npz", _folder(config__json="{}", tokenizer__json="{}", weights__npz=""), "MLX"),
+    Kind(
+        "pickled weights only",
+        _folder(config__json="{}", tokenizer__json="{}", pytorch_model__bin=""),
+        "pickled",
+    ),
+    Kind(
+        "no fast tokenizer",
+        _folder(config__json="{}", vocab__txt="", model__safetensors=""),
+        "no tokenizer.json",
+    ),
+    Kind(
+        "a shard is missing",
+        _folder(**{"config__json": "{}", "tokenizer__json": "{}", "model-00001-of-00002__safetensors": ""}),
+        "weights are missing",
+    ),
+    Kind("an empty folder", _folder(README__md=""), "holds no weights"),
 )

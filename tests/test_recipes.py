@@ -3,6 +3,7 @@ every model of the catalog, as a twin, is served as its entry says."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 import twins
 from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
-from rerankd.errors import ModelFileError
+from rerankd.errors import ModelFileError, Unscorable
 from rerankd.models import catalog, checkpoint, modelfile
 from rerankd.models.catalog import Entry
 from rerankd.models.inspect import describe, describe_json
 from rerankd.models.verdict import ScoringOverrides, Verdict, decide
-from support import rerankd
+from rerankd.prepare import prepare
+from support import GOLDEN, rerankd
 from twins import Twin
 
 # Their recipe is for the checkpoint: a GGUF file can't hold the model.
@@ -176,3 +178,36 @@ def test_a_section_is_found_by_its_ref() -> None:
     assert (wanted.ref, wanted.names, wanted.scoring.pooling) == ("hf:org/repo", ("mine",), "cls")
     assert settings.of("mine") == settings.of("hf:org/repo")
     assert settings.of("other").scoring.pooling is None
+
+
+def test_force_is_no_recipe(tmp_path: Path) -> None:
+    """It is for a model that fails the check at load; what a model is asked comes from the settings."""
+    path = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
+    settings = config.load("", {}, {"model": [str(path)], "force": True, "home": tmp_path})
+    with pytest.raises(Unscorable, match="not say what it is asked"):
+        prepare(settings)
+
+
+def test_a_model_that_was_pulled_is_listed_by_its_section(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "hf--org--lychee-rerank"
+    folder.mkdir(parents=True)
+    Twin("Lychee Rerank").write(folder / "lychee.gguf")
+    (tmp_path / "rerankd.toml").write_text(
+        '[models.mine]\nref = "hf:org/lychee-rerank"\nway = "judge"\ntemplate = "{query} {document}"\n'
+        'labels = ["yes", "no"]\n'
+    )
+    told = rerankd("list", "--json", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
+    assert json.loads(told.stdout)[0]["scored_as"] == "judge"
+    shown = rerankd("show", "mine", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
+    assert "scored as judge" in shown.stdout
+    assert json.loads(rerankd("list", "--json", home=tmp_path).stdout)[0]["scored_as"] is None
+
+
+def test_each_kind_stands_in_the_table_of_results() -> None:
+    rows = (GOLDEN / "README.md").read_text().splitlines()
+    for kind in KINDS:
+        (row,) = [row for row in rows if row.startswith(f"| {kind.what} |")]
+        now = row.split("|")[3].strip()
+        assert now.startswith(kind.becomes if kind.is_served else "refused"), row
+        assert kind.asked in now
+    assert len({kind.what for kind in KINDS}) == len(KINDS)

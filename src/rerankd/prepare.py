@@ -139,6 +139,11 @@ def judge_file(facts: Facts, scoring: ScoringSettings) -> verdict.Verdict:
     return verdict.decide(facts, catalog.known(), verdict.ScoringOverrides(**scoring.model_dump()))
 
 
+def judge_model(settings: Settings, facts: Facts, model: str) -> verdict.Verdict:
+    """How a file is scored with what is set for the model that the user calls so."""
+    return judge_file(facts, settings.of(model).scoring)
+
+
 def fingerprint(path: Path) -> str:
     """What tells a model's file from another one at a glance, or a folder's; of no file, that there is
     none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -88,10 +88,11 @@ def list_models(
 ) -> None:
     """List the models on this machine, or those that can be pulled by name."""
     from rerankd.models import listing, store
+    from rerankd.prepare import judge_model
 
     settings = config.from_machine({}, config_file)
     folders = store.Store(settings.home)
-    rows = listing.pullable() if catalog else listing.present(folders, partial(_judge, settings))
+    rows = listing.pullable() if catalog else listing.present(folders, partial(judge_model, settings))
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
     elif rows:
@@ -107,9 +108,11 @@ def show(
 ) -> None:
     """Tell what is known of a model: its file and how it is scored, or where it can be pulled from."""
     from rerankd.models import listing, store
+    from rerankd.prepare import judge_model
 
     settings = config.from_machine({}, config_file)
-    told = listing.describe(store.Store(settings.home), model, partial(_judge, settings))
+    ref = settings.of(model).ref
+    told = listing.describe(store.Store(settings.home), ref, partial(judge_model, settings))
     if as_json:
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
     else:
@@ -131,9 +134,3 @@ def remove(
         raise UnknownModel(f"{model!r} is not a model that was pulled. Pulled are: {names}.")
     folders.remove(record)
     say(f"{record.name} is gone; {size_words(record.size_bytes)} are free again.")
-
-
-def _judge(settings: config.Settings, facts: Any) -> Any:
-    from rerankd.prepare import judge_file
-
-    return judge_file(facts, settings.scoring)

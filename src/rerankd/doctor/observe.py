@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     folders = store.Store(settings.home)
     wanted = {model.ref: model.scoring for model in prepare.wanted(settings)}
     found = []
-    for row in listing.present(folders, lambda facts: prepare.judge_file(facts, settings.scoring)):
+    for row in listing.present(folders, partial(prepare.judge_model, settings)):
         way = row["scored_as"]
         said = f"scored as {way}" if way else row["reason"]
         found.append(SeenModel(row["name"], row["size_bytes"], bool(way), said, row["name"] in wanted))

@@ -16,7 +16,8 @@ from rerankd.models.ref import parse
 from rerankd.models.store import Store
 from rerankd.models.verdict import CAUSAL_WINDOW, Verdict
 
-Judge = Callable[[Facts], Verdict]
+# The verdict on a model's facts, and what the user calls it.
+Judge = Callable[[Facts, str], Verdict]
 Row = dict[str, Any]
 
 
@@ -39,7 +40,7 @@ def present(store: Store, judge: Judge) -> list[Row]:
         size = path.stat().st_size
         rows.append({"name": builtin.NAME, "path": str(path), "size_bytes": size, "source": "builtin"})
     served = store.default()
-    return [{**row, **_scored(Path(row["path"]), judge), "default": row["name"] == served} for row in rows]
+    return [{**row, **_scored(row, judge), "default": row["name"] == served} for row in rows]
 
 
 def pullable() -> list[Row]:
@@ -56,12 +57,12 @@ def describe(store: Store, model: str, judge: Judge) -> Row:
         return {**row, "text": _entry_text(row)}
     path = store.locate(model, lambda *_: None)
     facts = modelfile.read(path)
-    decided = judge(facts)
-    text = describe_file(facts, decided)
+    decided = judge(facts, model)
+    text = describe_file(facts, decided, model)
     kept = next((row for row in present(store, judge) if row["path"] == str(path)), {})
     if kept.get("source"):
         text += f"\nfrom: {kept['source']}" + (f", pulled {kept['pulled_at']}" if "pulled_at" in kept else "")
-    return {**kept, **describe_json(facts, decided), "text": text}
+    return {**kept, **describe_json(facts, decided, model), "text": text}
 
 
 def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[str]]:
@@ -92,9 +93,9 @@ def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[st
     ]
 
 
-def _scored(path: Path, judge: Judge) -> Row:
+def _scored(row: Row, judge: Judge) -> Row:
     try:
-        decided = judge(modelfile.read(path))
+        decided = judge(modelfile.read(row["path"]), row["name"])
     except ModelFileError as error:
         return {"scored_as": None, "window": None, "reason": error.message}
     scoring = decided.scoring
