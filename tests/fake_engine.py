@@ -50,7 +50,13 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--die-at-start", action="store_true", help="end with code 7 before it listens")
     flags.add_argument("--die-after", type=float, help="end with code 8 so many seconds after it listens")
     flags.add_argument("--crash-after", type=int, help="SIGKILL itself in the call after so many")
-    flags.add_argument("--crash-on", default="", help="SIGKILL itself when a document holds this text")
+    flags.add_argument("--crash-on", default="", help="SIGSEGV when a document holds one of these words")
+    flags.add_argument("--crash-on-query", default="", help="SIGSEGV when the query holds this text")
+    flags.add_argument("--crash-on-count", default="", help="SIGSEGV when a text to tokenise holds this text")
+    flags.add_argument("--kill-on", default="", help="SIGKILL itself when a document holds this text")
+    flags.add_argument("--stall-on", default="", help="never answer a call with a document that holds this")
+    flags.add_argument("--error-on", default="", help="an error when a document holds this text")
+    flags.add_argument("--errors", default="", help="a file: errors for everything while it is there")
     flags.add_argument("--ignore-term", action="store_true")
     flags.add_argument("--bad-scores", choices=WAYS_TO_ANSWER_BADLY + WAYS_TO_SCORE_WRONG)
     flags.add_argument("--bad-after", type=int, default=CALLS_AT_LOAD, help="good calls before the bad ones")
@@ -62,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--only-first", default="", help="a file: only the first to make it misbehaves")
     flags.add_argument("--only-second", default="", help="a file: only the second to come by it misbehaves")
     return flags
+
+
+def end(sign: signal.Signals) -> None:
+    """Send a signal to itself; never returns."""
+    os.kill(os.getpid(), sign)
+    threading.Event().wait()  # a thread may run on for a moment after that
 
 
 class Fake:
@@ -83,6 +95,9 @@ class Fake:
         if path == "/tokenize":
             content = body["content"]
             parts = content if isinstance(content, list) else [content]
+            bad = self.options.crash_on_count
+            if bad and any(isinstance(part, str) and bad in part for part in parts):
+                end(signal.SIGSEGV)
             ids = [[part] if isinstance(part, int) else list(part.encode()) for part in parts]
             return 200, {"tokens": [token for part in ids for token in part]}
         if path == "/v1/rerank":
@@ -95,12 +110,23 @@ class Fake:
         self.calls += 1
         if options.crash_after is not None and self.calls > options.crash_after:
             print("about to crash, as asked", flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if options.crash_on and any(options.crash_on in document for document in documents):
-            os.kill(os.getpid(), signal.SIGKILL)
+            end(signal.SIGKILL)
+        text = "\n".join(documents)
+        if any(word in text for word in options.crash_on.split()) or (
+            options.crash_on_query and options.crash_on_query in query
+        ):
+            end(signal.SIGSEGV)
+        if options.kill_on and options.kill_on in text:
+            end(signal.SIGKILL)
+        if options.stall_on and options.stall_on in text:
+            self.stalled.set()
+            threading.Event().wait()
+        if (options.error_on and options.error_on in text) or (
+            options.errors and os.path.exists(options.errors)
+        ):
+            return 500, {"error": {"message": "CUDA error: something broke"}}
         if options.hang_after is not None and self.calls > options.hang_after:
-            os.kill(os.getpid(), signal.SIGSTOP)
-            threading.Event().wait()  # a thread may run on for a moment after that
+            end(signal.SIGSTOP)
         if options.stall_after is not None and self.calls > options.stall_after:
             self.stalled.set()
             threading.Event().wait()

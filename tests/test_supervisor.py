@@ -448,7 +448,7 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
             it.supervisor.erred(engine, "something broke")
             assert it.supervisor.state.phase == "checking"
             assert await it.score(await it.supervisor.ensure_ready()) == RIGHT
-            assert await it.supervisor.fate(engine) == "errors"
+            assert await it.supervisor.fate(engine) == "useless"
             assert it.supervisor.state.starts == 2
 
     asyncio.run(story())

@@ -2,7 +2,8 @@
 
     RerankdError
     ├── InvalidRequest          400  the request can't be meant; says which field and what to send
-    │   └── TooLong             400  a query, or an uncut document, that does not fit the window
+    │   ├── TooLong             400  a query, or an uncut document, that does not fit the window
+    │   └── QueryRefused        422  the engine ends on this query, whatever the text
     ├── PayloadTooLarge         413
     ├── BodyTimeout             408  the request's body came too slowly
     ├── Overloaded              429  the queue is full; says when to come again
@@ -69,6 +70,11 @@ class InvalidRequest(RerankdError):
 
 class TooLong(InvalidRequest):
     code = "too_long"
+
+
+class QueryRefused(InvalidRequest):
+    code = "query_refused"
+    status_hint = 422
 
 
 class PayloadTooLarge(RerankdError):

@@ -9,13 +9,14 @@ import math
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from rerankd import loadcheck
+from rerankd import loadcheck, scores
 from rerankd.cache import ScoreCache
+from rerankd.calls import Calls
 from rerankd.config import Settings
 from rerankd.engine import command, machine, process, restart
 from rerankd.engine.base import Connection, Engine, EngineSpec, Shape
@@ -64,6 +65,15 @@ class Served:
         self._metrics = metrics
         self._run_dir = run_dir
         self._learned = learned
+        self.calls = Calls(
+            model.name,
+            model.fingerprint,
+            self._running,
+            learned,
+            metrics,
+            log=self.log,
+            patience_s=settings.hang_margin_s,
+        )
         self._replicas: Replicas | None = None
         self._is_choosing = False
         self._precision = Precision("f32", "")
@@ -201,8 +211,10 @@ class Served:
             self.reload()
 
     def reload(self) -> None:
-        """Start failed engines again, replace running ones between requests."""
+        """Start failed engines again, replace running ones between requests, and ask texts in quarantine
+        again."""
         self._error, self._failures = None, 0
+        self.calls.forget()
         if self._replicas is not None:
             self._replicas.reload()
 
@@ -230,22 +242,6 @@ class Served:
         """What special tokens, prefixes and template take of the window."""
         async with self._running().lease() as engine:
             return engine.fixed_tokens
-
-    async def ask(self, call: Callable[[Engine], Awaitable[T]]) -> T:
-        """What `call` gets from an engine; once more from the next one, where the first died under it."""
-        failed: Engine | None = None
-        while True:
-            async with self._running().lease(after=failed) as engine:
-                try:
-                    answer = await call(engine)
-                except EngineUnavailable:
-                    if failed is not None:
-                        raise
-                else:
-                    self._running().answered(engine)
-                    return answer
-            failed = engine
-            self._metrics.retries.inc()
 
     def suspect(self) -> None:
         """Say that a call was not answered in time: engines that are stuck are replaced."""
@@ -292,7 +288,13 @@ class Served:
             watch=Watch(**settings.model_dump(include={field.name for field in fields(Watch)})),
             connect=connect,
             check=self._check,
+            probe=self._probe,
         )
+
+    async def _probe(self, engine: Engine) -> None:
+        """Score one pair that is known to work. Raises EngineError."""
+        answer = await engine.score(loadcheck.QUERY, loadcheck.TEXTS[:1], self.model.scoring.instruction)
+        scores.check_complete(answer.values, answer.errors)
 
     async def _check(self, engine: Engine) -> None:
         """The check at load (see loadcheck.py). Raises Unscorable where it fails, unless forced."""

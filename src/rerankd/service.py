@@ -194,10 +194,8 @@ class Reranker:
             return await self._score_fitted(served, await self._fit(served, request, exact=True), place)
 
     async def _fit(self, served: Served, request: RerankRequest, *, exact: bool = False) -> Fitted:
-        async def count(texts: Sequence[str]) -> list[int]:
-            return await served.ask(lambda engine: engine.count_tokens(texts))
-
         fixed_tokens = await served.fixed_tokens()
+        count = served.calls.count_tokens
         return await fit(request, served.model.scoring, fixed_tokens, count, exact=exact)
 
     async def _score_fitted(self, served: Served, fitted: Fitted, place: Place) -> Scored:
@@ -214,10 +212,7 @@ class Reranker:
         async def score(part: list[int]) -> int:
             batch = [texts[at] for at in part]
             async with place.turn(len(part)):
-                answer = await served.ask(
-                    lambda engine: engine.score(fitted.query, batch, fitted.instruction)
-                )
-            scores.check_complete(answer.values, answer.errors)
+                answer = await served.calls.score(fitted.query, batch, fitted.instruction)
             errors.update((part[at], reason) for at, reason in answer.errors.items())
             for at, value in zip(part, answer.values, strict=True):
                 raw[at] = value

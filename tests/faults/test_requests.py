@@ -216,14 +216,6 @@ def test_a_request_whose_engine_crashes_is_answered_by_the_next_one(tmp_path: Pa
         assert it.metric("rerankd_retries_total") >= 1
 
 
-def test_a_document_that_crashes_the_engine_does_not_take_others_with_it(tmp_path: Path) -> None:
-    with service(tmp_path, "--crash-on", "POISON") as it:
-        bad = it.rerank(["POISON"])
-        assert bad.status_code == 503
-        assert "retry-after" in bad.headers
-        assert raw_scores(it.rerank(["a"])) == right(["a"])
-
-
 def test_an_engine_that_hangs_costs_its_clients_a_wait_and_no_more(tmp_path: Path) -> None:
     calls = str(fake_engine.CALLS_AT_LOAD + 1)
     flags = ("--hang-after", calls, "--only-first", str(tmp_path / "first"))

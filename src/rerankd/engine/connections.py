@@ -58,17 +58,23 @@ class Connections:
             connection.abort()
 
     async def _call(self, request: bytes) -> Answer:
+        lost: ConnectionError | None = None
         while True:
             if self.is_closed:
                 raise ConnectionAbortedError("closed")
             reused = self._take_idle()
-            connection = reused or await self._connect()
+            try:
+                connection = reused or await self._connect()
+            except OSError as error:
+                # An engine that read the request and died of it is another thing than one that is not there.
+                raise lost or error from None
             try:
                 answer = await connection.ask(request)
-            except ConnectionError:
+            except ConnectionError as error:
                 # The engine may hang up on an idle connection at the moment that it is used again.
                 if reused is None or connection.has_answered:
                     raise
+                lost = error
                 continue
             except BaseException:
                 connection.abort()

@@ -14,9 +14,10 @@ from rerankd.errors import EngineStartFailed, RerankdError
 _QUOTED_LINES = 12
 _LESS_MEMORY = "Take a smaller quantisation or lower scoring.window."
 _NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
-Cause = Literal["crash", "exit", "hang", "memory", "killed", "errors", "start", "requested"]
+Cause = Literal["crash", "exit", "hang", "memory", "killed", "errors", "useless", "start", "requested"]
 """Why an engine went: a signal that a fault in it raises, an exit code, no sign of work, too little memory, a
-signal from outside, errors instead of scores, no start at all, or a planned replacement."""
+signal from outside, errors instead of scores for some texts or (useless) for a known pair, too, no start at
+all, or a planned replacement."""
 
 # What a fault in the program itself raises; any other signal comes from outside.
 _FAULTS = ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")

@@ -79,8 +79,21 @@ class Replicas:
 
     async def fate(self, engine: Engine) -> Cause | None:
         """Why `engine` went; None where it still runs, or it is not known any more."""
-        owner = next((one for one in self._supervisors if one.owns(engine)), None)
+        owner = self._owner(engine)
         return await owner.fate(engine) if owner is not None else None
+
+    def known_fate(self, engine: Engine) -> Cause | None:
+        """Why `engine` went, as far as that is known now."""
+        owner = self._owner(engine)
+        return owner.known_fate(engine) if owner is not None else None
+
+    async def verdict(self, engine: Engine) -> Cause | None:
+        """Why `engine` is replaced after an error; None where it scores a known pair, and goes on."""
+        owner = self._owner(engine)
+        return await owner.verdict(engine) if owner is not None else None
+
+    def _owner(self, engine: Engine) -> Supervisor | None:
+        return next((one for one in self._supervisors if one.owns(engine)), None)
 
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests."""

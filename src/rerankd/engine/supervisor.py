@@ -53,6 +53,8 @@ _MOST_MISSES = 3
 _MOST_ERRORS = 3
 # A caller whose engine closed the connection learns within this time whether the engine has died.
 _DEATH_NOTICE_S = 1.0
+# A process that crashes may take seconds to end on a busy machine, the more so where it writes a core file.
+_FATE_S = 5.0
 # Calls under way get so long to end before an engine is replaced all the same.
 _LONGEST_LEASE_S = 60.0
 
@@ -110,6 +112,7 @@ class _Life:
     erred: asyncio.Event = field(default_factory=asyncio.Event)
     unreachable: asyncio.Event = field(default_factory=asyncio.Event)
     errors: int = 0
+    fails_on_known: bool = False
     last_error: str = ""
 
 
@@ -213,11 +216,21 @@ class Supervisor:
         return engine in self._fates or any(life.engine is engine for life in self._lives)
 
     async def fate(self, engine: Engine) -> Cause | None:
-        """Why `engine` went; None where it still runs a moment after it closed a connection."""
-        notice = time.monotonic() + _DEATH_NOTICE_S
+        """Why `engine` went; None where it still runs some seconds after it closed a connection."""
+        notice = time.monotonic() + _FATE_S
         while engine not in self._fates and (left_s := notice - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left_s)
+        return self._fates.get(engine)
+
+    def known_fate(self, engine: Engine) -> Cause | None:
+        """Why `engine` went, as far as that is known now."""
+        return self._fates.get(engine)
+
+    async def verdict(self, engine: Engine) -> Cause | None:
+        """Why `engine` is replaced after an error; None where it scores a known pair, and goes on."""
+        while self._life is not None and self._life.engine is engine and self._state.phase == "checking":
+            await self._changed.wait()
         return self._fates.get(engine)
 
     async def ensure_ready(self, *, after: Engine | None = None) -> Engine:
@@ -480,7 +493,7 @@ class Supervisor:
                 pass
             if life.errors >= _MOST_ERRORS:
                 text = reasons.useless(self._name, life.errors, life.last_error, life.child.lines())
-                return _Loss(EngineUnavailable(text), "errors")
+                return _Loss(EngineUnavailable(text), "useless" if life.fails_on_known else "errors")
             if not life.erred.is_set():
                 self._set("ready", engine=life.engine, pid=life.child.pid)
 
@@ -499,9 +512,11 @@ class Supervisor:
             await asyncio.Event().wait()  # it is dying
         except RerankdError as error:
             life.errors += 1
+            life.fails_on_known = True
             life.last_error = error.message
             _log.warning("the engine for %s fails on a known pair: %s", self._name, error.message)
             return False
+        life.fails_on_known = False
         return True
 
     async def _until_grown(self, life: _Life) -> _Loss:
