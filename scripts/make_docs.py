@@ -1,7 +1,8 @@
 """Writes the parts of docs/ that say what the code says: `make docs`.
 
 The settings of docs/configuration.md come from their own descriptions, docs/cli.md from the commands' help,
-and the table of docs/models.md from the catalog. tests/test_documentation.py fails where one is behind.
+the table of docs/models.md from the catalog, and the options and paths of docs/api.md from the tables that
+the service reads. tests/test_documentation.py fails where one is behind.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from rerankd import config
+from rerankd.api import options, paths, routes
 from rerankd.cli import app
 from rerankd.models import listing
 
@@ -109,12 +111,69 @@ def catalog() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
+def request_options() -> str:
+    """The options of a request, under all their names."""
+    rows = []
+    for option in options.OPTIONS:
+        names = ", ".join(f"`{spelling.name}`" for spelling in option.spellings)
+        rows.append(f"| {names} | {option.meaning} | {'; '.join(_honoured(option))} |")
+    return "\n".join(["| names | meaning | dialects |", "|---|---|---|", *rows])
+
+
+def _honoured(option: options.Option) -> Iterator[str]:
+    if option.unused:
+        yield "none: a warning"
+        return
+    yield "all"
+    for said, of in (("refused by", "refused"), ("a warning from", "unused")):
+        names = [title for name, title in _DIALECTS.items() if option.name in getattr(_rules(name), of)]
+        if names:
+            yield f"{said} {', '.join(names)}"
+
+
+_DIALECTS = {
+    "jina": "Jina and Cohere",
+    "tei": "TEI",
+    "voyage": "Voyage",
+    "mixedbread": "Mixedbread",
+    "weaviate": "Weaviate",
+    "ollama": "Ollama",
+    "nvidia": "NVIDIA",
+    "dashscope": "DashScope",
+    "vllm": "vLLM score",
+}
+
+
+def _rules(name: str) -> options.Rules:
+    rules: options.Rules = getattr(routes, name).RULES
+    return rules
+
+
+def rerank_paths() -> str:
+    """The paths of rerank requests, and whose each is."""
+    rows = [f"| `POST {path}` | {whose} | any by its body |" for path, whose in paths.RERANK.items()]
+    for served, dialect in (
+        (paths.OLLAMA, "Ollama"),
+        (paths.NVIDIA, "NVIDIA"),
+        (paths.DASHSCOPE, "DashScope"),
+        (paths.SCORE, "vLLM score"),
+    ):
+        rows += [f"| `POST {path}` | {whose} | {dialect} |" for path, whose in served.items()]
+    for prefix, module in routes.NAMED.items():
+        title = _DIALECTS[module.__name__.rpartition(".")[2]]
+        below = ", ".join(f"`POST {path}`" for path in paths.prefixed(prefix))
+        rows.append(f"| {below} | where a body alone is ambiguous | {title} |")
+    return "\n".join(["| path | whose | dialect |", "|---|---|---|", *rows])
+
+
 MADE = {
     "settings": ("configuration.md", settings),
     "of-a-model": ("configuration.md", of_a_model),
     "scoring": ("configuration.md", scoring),
     "commands": ("cli.md", commands),
     "catalog": ("models.md", catalog),
+    "options": ("api.md", request_options),
+    "paths": ("api.md", rerank_paths),
 }
 """The name of each part that is made, the page it is in, and how it is made."""
 

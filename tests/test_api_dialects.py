@@ -12,7 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.api import jina, lenient, nvidia, ollama, tei, vllm, voyage
+from rerankd.api import (
+    dashscope,
+    jina,
+    lenient,
+    mixedbread,
+    nvidia,
+    ollama,
+    options,
+    paths,
+    tei,
+    vllm,
+    voyage,
+    weaviate,
+)
 from rerankd.api.answer import plain_path
 from rerankd.api.routes import choose_dialect
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
@@ -20,7 +33,8 @@ from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unau
 
 _FOLDER = Path(__file__).parent / "dialects"
 _MODULES = {
-    "jina": jina, "nvidia": nvidia, "ollama": ollama, "tei": tei, "vllm": vllm, "voyage": voyage,
+    "dashscope": dashscope, "jina": jina, "mixedbread": mixedbread, "nvidia": nvidia, "ollama": ollama,
+    "tei": tei, "vllm": vllm, "voyage": voyage, "weaviate": weaviate,
 }  # fmt: skip
 _CASES = [
     pytest.param(name, case, id=f"{name}: {case['name']}")
@@ -66,7 +80,7 @@ def _asks(request: RerankRequest) -> dict[str, Any]:
         for field in dataclasses.fields(RerankRequest)
         if getattr(request, field.name) != field.default
     }
-    return {**said, "documents": list(request.documents)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
 
 def _result(request: RerankRequest, given: dict[str, Any]) -> RerankResult:
@@ -97,6 +111,9 @@ _UNION = {
         ("tei", {"error": "Send a key.", "error_type": "Validation"}),
         ("voyage", {"detail": "Send a key."}),
         ("ollama", {"error": "Send a key."}),
+        ("mixedbread", _UNION),
+        ("dashscope", {"code": "unauthorized", "message": "Send a key."}),
+        ("weaviate", {"error": "Send a key."}),
         (
             "nvidia",
             {"object": "error", "message": "Send a key.", "detail": "Send a key.", "type": "unauthorized"},
@@ -119,6 +136,18 @@ def test_tei_names_an_error_by_its_kind() -> None:
         ("/v1/ranking", {}, nvidia),
         ("/v1/ranking", {"documents": []}, jina),
         ("/v1/reranking", {}, jina),
+        ("/v1/retrieval/nvidia/reranking", {}, nvidia),
+        ("/api/v1/services/rerank/text-rerank/text-rerank", {}, dashscope),
+        ("/v1/rerank", {"input": {"query": "q", "documents": []}}, dashscope),
+        ("/v1/rerank", {"input": []}, mixedbread),
+        ("/v1/rerank", {"input": [], "documents": ["a"]}, jina),
+        ("/rerank", {"documents": [], "property": ""}, weaviate),
+        ("/v2/rerank", {"truncation": None, "top_k": None, "documents": []}, jina),
+        ("/api/v1/rerank", {}, jina),
+        ("/voyage/v1/rerank", {"documents": []}, voyage),
+        ("/llm/voyage/rerank", {"texts": []}, voyage),
+        ("/cohere/v2/rerank", {"documents": [], "top_k": 1}, jina),
+        ("/tei/rerank", {"documents": []}, tei),
         ("/api/rerank", {"texts": []}, tei),
         ("/llm/api/rerank", {}, ollama),
         ("/v2/rerank", {"truncation": True}, voyage),
@@ -135,8 +164,8 @@ def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dial
     [
         ("/rerank", {"documents": ["a"]}, "'query' is missing. Send JSON like"),
         ("/rerank", {"query": "q"}, "'documents' is missing"),
-        ("/rerank", {"query": None, "documents": ["a"]}, "'query' is null, but must be a string"),
-        ("/rerank", {"query": "q", "documents": None}, "'documents' is null, but must be a list"),
+        ("/rerank", {"query": None, "documents": ["a"]}, "'query' is missing"),
+        ("/rerank", {"query": "q", "documents": None}, "'documents' is missing"),
         ("/rerank", {"query": "q", "documents": "a"}, "'documents' is the string 'a', but must be a list"),
         ("/rerank", {"query": "q", "documents": ["a", 5]}, "'documents.1' is the number 5, but must be a st"),
         ("/rerank", {"query": "q", "documents": ["a", None]}, "'documents.1' is null"),
@@ -206,12 +235,12 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-_FIELDS = sorted({name for module in _MODULES.values() for name in module.Body.model_fields})
+_FIELDS = sorted({name for module in _MODULES.values() for name in module.Body.model_fields} | options.NAMES)
 
 
 @settings(deadline=None)  # a busy machine is no bug
 @given(
-    path=st.sampled_from(["/rerank", "/v1/ranking", "/api/rerank", "/score"]),
+    path=st.sampled_from(["/rerank", "/v1/ranking", "/api/rerank", "/score", *paths.DASHSCOPE]),
     body=st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=5), _JSON, max_size=6),
 )
 def test_whatever_is_sent_parses_or_is_refused_in_words(path: str, body: dict[str, Any]) -> None:

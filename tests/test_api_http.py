@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from rerankd.api import paths, routes
 from rerankd.api.app import create_app
 from rerankd.api.routes import router
 from rerankd.config import Settings, load
@@ -75,15 +76,8 @@ def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
     return asyncio.run(send())
 
 
-_RERANK_PATHS = [
-    "/rerank",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/api/rerank",
-    "/reranking",
-    "/v1/reranking",
-    "/v1/ranking",
-    "/ranking",
+_RERANK_PATHS = [path for path in paths.ALL if path not in paths.SCORE] + [
+    path for prefix in routes.NAMED if prefix not in ("tei", "voyage") for path in paths.prefixed(prefix)
 ]
 
 
@@ -293,6 +287,29 @@ def test_an_unknown_path_says_where_to_go(model: Model) -> None:
     body = answer.json()
     assert answer.status_code == 404 and "POST /v1/rerank" in body["message"]
     assert body["detail"] == body["message"] == body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "says"),
+    [
+        ("POST", "/", "POST / is not served. Rerank is POST /v1/rerank"),
+        ("POST", "/v1/rerankings", "Did you mean POST /v1/reranking? "),
+        ("POST", "/llm/v1/rerank", "start rerankd with --api-prefix /llm."),
+        ("GET", "/v1/rerank", "GET /v1/rerank is not served. Rerank is POST /v1/rerank"),
+    ],
+)
+def test_a_wrong_path_is_told_the_right_one(method: str, path: str, says: str, model: Model) -> None:
+    answer = Service(model)(method, path, json=_BODY)
+    assert answer.status_code in (404, 405)
+    assert says in answer.json()["message"]
+
+
+def test_weaviate_asks_whether_the_service_is_there(model: Model) -> None:
+    service = Service(model)
+    assert service("GET", "/.well-known/live").status_code == 204
+    assert service("GET", "/meta").json()["model_name"] == service.reranker.model.name
+    # The scripted reranker was never entered, so it is not ready, here as in /ready.
+    assert service("GET", "/.well-known/ready").status_code == service("GET", "/ready").status_code == 503
 
 
 def test_another_method_says_which_is_served(model: Model) -> None:

@@ -59,6 +59,9 @@ class RerankRequest:
     overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
     that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
     `score_threshold` leaves out documents whose score in [0, 1] is lower, whatever value is shown.
+    `max_tokens_per_query` has a longer query cut, which is an error without it. `max_tokens_per_pair` is a
+    window smaller than the model's, special tokens included. `warnings` say what of the caller's request is
+    not in here; the answer repeats them.
     """
 
     query: str
@@ -73,6 +76,9 @@ class RerankRequest:
     truncate: bool = True
     raw_scores: bool = False
     score_threshold: float | None = None
+    max_tokens_per_query: int | None = None
+    max_tokens_per_pair: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ class RerankResult:
     `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
     when they did not). `warnings` says in words what the caller should know, such as which documents were
     cut, by index in `cut` too. `cached` counts the different texts whose score was known, and which the
-    engine did not read.
+    engine did not read; `cached_tokens` are the tokens of these, and of texts that the request repeats.
     """
 
     model: str
@@ -114,6 +120,12 @@ class RerankResult:
     blank: tuple[int, ...] = ()
     errors: tuple[DocumentError, ...] = ()
     cached: int = 0
+    cached_tokens: int = 0
     queue_s: float = 0.0
     engine_s: float = 0.0
     total_s: float = 0.0
+
+    @property
+    def asked_tokens(self) -> int:
+        """Tokens of all that was asked, whether or not it had to be read for this request."""
+        return self.tokens + self.cached_tokens

@@ -27,7 +27,8 @@ class Fitted:
     """What goes to the engine for a request, the documents that were cut, and the tokens each has room for.
     Blank documents (see plan.is_blank) don't go there.
 
-    `unused_instruction` says that one was sent which the model has no place for.
+    `unused_instruction` says that one was sent which the model has no place for, `query_cut` to how many
+    tokens the query was cut.
     """
 
     query: str
@@ -36,6 +37,7 @@ class Fitted:
     cut: tuple[int, ...]
     room: int
     unused_instruction: bool = False
+    query_cut: int | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -43,6 +45,8 @@ class Fitted:
         found = []
         if self.unused_instruction:
             found.append("This model takes no instruction: the one sent was not used.")
+        if self.query_cut:
+            found.append(f"The query was cut to {self.query_cut} tokens, as max_tokens_per_query asks.")
         if self.cut:
             found.append(
                 f"Too long to be read whole, with {self.room} tokens for a text: {plan.named(self.cut)}."
@@ -60,22 +64,23 @@ async def fit(
     Raises TooLong for a query that leaves no room, and for a document that must not be cut.
     """
     clean = partial(plan.clean, nfc=scoring.nfc)
-    query = clean(request.query)
+    query, query_cut = await _query(clean(request.query), request.max_tokens_per_query, count)
     takes_instruction = scoring.way == "judge" and "{instruction}" in scoring.template
     instruction = clean(request.instruction or scoring.instruction) if takes_instruction else ""
     documents = [clean(document) for document in request.documents]
     limit = request.max_tokens_per_doc
     # A bound that the caller named is kept to the token.
     fits = window.surely_fits if exact or limit else window.likely_fits
-    space = scoring.window - fixed_tokens
+    window_tokens = min(scoring.window, request.max_tokens_per_pair or scoring.window)
+    space = window_tokens - fixed_tokens
     room = _room(scoring, window.most_tokens(query + instruction), space)
     if room < _LEAST_ROOM or not all(fits(text, room) for text in documents):
         used = sum(await count([query, instruction]))
         room = _room(scoring, used, space)
         if used > space or room < _LEAST_ROOM:
             raise TooLong(
-                f"The query has {used} tokens (with the instruction, if any), too many for this model's "
-                f"window of {scoring.window}: a query is never cut. Shorten it."
+                f"The query has {used} tokens (with the instruction, if any), too many for a window of "
+                f"{window_tokens}: a query is only cut where max_tokens_per_query asks for it. Shorten it."
             )
     bound = min(room, limit or room)
     fitted: list[window.Chunks | None] = [
@@ -96,9 +101,19 @@ async def fit(
             f"Document {cut[0]} has {tokens} tokens and there is room for {bound} beside the query. "
             "Shorten it, or leave out truncate: false to have it cut."
         )
-    return Fitted(
-        query, instruction, plan.make(made), cut, bound, bool(request.instruction) and not takes_instruction
-    )
+    unused_instruction = bool(request.instruction) and not takes_instruction
+    return Fitted(query, instruction, plan.make(made), cut, bound, unused_instruction, query_cut)
+
+
+async def _query(query: str, limit: int | None, count: Count) -> tuple[str, int | None]:
+    """The query, cut to `limit` tokens where it has more; and the limit, if it was. Raises TooLong where
+    nothing would be left."""
+    if not limit or window.surely_fits(query, limit):
+        return query, None
+    (found,) = await _drive([window.chunks(query, limit)], count)
+    if plan.is_blank(found.texts[0]):
+        raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
+    return found.texts[0], limit if found.cut else None
 
 
 def _room(scoring: Scoring, used: int, space: int) -> int:

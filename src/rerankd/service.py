@@ -133,12 +133,14 @@ class Reranker:
             except TimeoutError:
                 raise self._too_late(served, timeout_s) from None
         fitted = scored.fitted
+        rows = ranked(request, fitted.plan.merge(scored.raw), served.model.scoring.transform)
+        none = ("No document reaches the score_threshold of the request.",) * (not rows)
         result = RerankResult(
             model=request.model or served.name,
-            results=ranked(request, fitted.plan.merge(scored.raw), served.model.scoring.transform),
+            results=rows,
             tokens=scored.tokens,
             transform="raw" if request.raw_scores else served.model.scoring.transform.name,
-            warnings=served.doubts + fitted.warnings + scored.warnings,
+            warnings=request.warnings + served.doubts + fitted.warnings + scored.warnings + none,
             cut=fitted.cut,
             blank=fitted.plan.blank,
             errors=scored.errors,

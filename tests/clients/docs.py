@@ -32,19 +32,24 @@ to be reached from other machines.
 _OUTRO = """\
 ## What rerankd understands
 
-The dialect is told by what only it sends, at every one of its paths; `/api/rerank` alone is told by the path.
+The dialect is told by what only it sends, at every one of its paths; where bodies are the same, the path
+tells. [api.md](api.md#paths) lists all paths, and the options that every dialect takes.
 
 | dialect | told by | paths | answers with |
 |---|---|---|---|
-| Jina, Cohere | `documents` | `/v1/rerank` `/rerank` `/v2/rerank` `/v1/reranking` `/reranking` | `results` |
-| Text Embeddings Inference | `texts` | the same; `GET /info` | a list of all texts |
-| Voyage | `top_k` without `top_n`, or `truncation` | the same | `data` |
+| Jina, Cohere | `documents` | `/v1/rerank` `/rerank` `/v2/rerank` …; `/jina/…` `/cohere/…` | `results` |
+| Text Embeddings Inference | `texts` | the same; `/tei/…`; `GET /info` | a list of all texts |
+| Voyage | `top_k` without `top_n`, or `truncation` | the same; `/voyage/…` | `data` |
+| Mixedbread | `input` beside `query` | the same | `data`, a document being `input` |
+| Weaviate | `property` | the same; `GET /.well-known/ready`, `/meta` | `scores`, in the order sent |
+| DashScope | `input`, an object | `/api/v1/services/rerank/text-rerank/text-rerank` | `output.results` |
 | Ollama | its path | `/api/rerank` | `results`, a document being a string |
-| NVIDIA NIM | `passages` | `/v1/ranking` `/ranking` | `rankings` with logits, which are raw values |
+| NVIDIA NIM | `passages` | `/v1/ranking` `/ranking` and others | `rankings` with logits (raw values) |
 | vLLM score | its path | `/v1/score` `/score` | `data`, in the order sent |
 
-A document may be a string, `{"text": …}`, `{"content": [{"type": "text", "text": …}]}`, or any object: then
-the fields that `rank_fields` names, or else all of them, are read as `key: value` lines. The content type
+A document may be a string, `{"text": …}`, `{"page_content": …}` (LangChain), `{"content": …}` with a string
+or text parts, or any object: then the fields that `rank_fields` names, or else all of them, are read as
+`key: value` lines. The content type
 does not matter. Errors come in the dialect of the request.
 
 Each answer has these headers:
@@ -55,6 +60,7 @@ Each answer has these headers:
 | `x-rerankd-model` | the model that answered, whatever name was asked for |
 | `x-rerankd-total-ms` | milliseconds from the parsed request to the scores |
 | `x-rerankd-engine-ms` | of these, milliseconds with the engine |
+| `x-rerankd-warnings` | where there are warnings: a JSON list of sentences |
 | `retry-after` | with 429 and 503: seconds to wait |
 """
 

@@ -304,7 +304,7 @@ def test_tei_clients_look_up_the_kind_and_the_limits_first(server: Server) -> No
 
 
 def test_maxkb_falls_back_when_a_path_is_a_plain_404(server: Server) -> None:
-    status, answer = _send(server, "/v3/rerank", _ASKED)
+    status, answer = _send(server, "/v9/rerank", _ASKED)
     assert status == 404 and "/v1/rerank" in answer["message"]
 
 

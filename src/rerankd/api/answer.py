@@ -2,7 +2,8 @@
 
 Every answer carries `x-request-id`: the caller's own where it is sane, else a new one. An answer with scores
 also carries `x-rerankd-model` and how long it took: `x-rerankd-total-ms` and, of it, what it waited
-(`x-rerankd-queue-ms`) and what the engine worked (`x-rerankd-engine-ms`).
+(`x-rerankd-queue-ms`) and what the engine worked (`x-rerankd-engine-ms`); and, where there are any, the
+warnings (`x-rerankd-warnings`), for which most dialects have no other place.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import math
 import re
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +30,9 @@ from rerankd.service import Reranker
 _log = logging.getLogger("rerankd.api")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# Proxies refuse headers of more than 4 to 8 KiB in all.
+_WARNINGS_CHARACTERS = 2000
+_WARNING_CHARACTERS = 300
 # Statuses after which waiting helps, and the caller is always told how long.
 _WAIT = (429, 503)
 
@@ -106,9 +110,26 @@ def error_response(
     return json_response({**render(error), **(more or {})}, error.status_hint, sent)
 
 
-def facts(model: str, *, total_s: float, queue_s: float, engine_s: float) -> dict[str, str]:
+def warnings_header(warnings: Sequence[str]) -> str:
+    """Warnings as a JSON list in ASCII, which a header can hold; of at most `_WARNINGS_CHARACTERS`, so the
+    last ones may be missing, and say so."""
+    most = _WARNING_CHARACTERS
+    shown = [text if len(text) <= most else f"{text[:most]}…" for text in warnings]
+    for kept in range(len(shown), -1, -1):
+        left_out = [f"{len(shown) - kept} more"] * (kept < len(shown))
+        text = json.dumps([*shown[:kept], *left_out])
+        if len(text) <= _WARNINGS_CHARACTERS:
+            break
+    return text
+
+
+def facts(
+    model: str, warnings: Sequence[str], *, total_s: float, queue_s: float, engine_s: float
+) -> dict[str, str]:
     """The headers of an answer with scores."""
+    told = {"x-rerankd-warnings": warnings_header(warnings)} if warnings else {}
     return {
+        **told,
         # A header can't hold every script that a file may be named in.
         "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
         "x-rerankd-total-ms": f"{total_s * 1000:.1f}",

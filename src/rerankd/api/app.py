@@ -15,8 +15,8 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from rerankd import __version__
-from rerankd.api import page
-from rerankd.api.answer import error_response
+from rerankd.api import page, paths
+from rerankd.api.answer import error_response, plain_path
 from rerankd.api.origin import Gate
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
@@ -85,12 +85,10 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if getattr(error, "status_code", 404) == 405:
         return error_response(
             request,
-            NoSuchMethod(f"{request.method} {path} is not served; /docs lists what is."),
+            NoSuchMethod(f"{request.method} {path} is not served. {paths.hint(plain_path(path))}"),
             getattr(error, "headers", None),  # Allow
         )
     return error_response(
         request,
-        NoSuchPath(
-            f"There is nothing at {path}. Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
-        ),
+        NoSuchPath(f"There is nothing at {path}. {paths.hint(plain_path(path))}"),
     )

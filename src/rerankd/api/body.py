@@ -44,25 +44,24 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
 
 
 def check(kind: type[Body], value: dict[str, Any]) -> Body:
-    """`value` as a `kind`. Raises InvalidRequest with a sentence for the first field that does not fit."""
+    """`value` as a `kind`; null is the same as not sent. Raises InvalidRequest with a sentence for the first
+    field that does not fit."""
     try:
-        return kind.model_validate(value)
+        return kind.model_validate({name: sent for name, sent in value.items() if sent is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(_sentence(first, _example(kind))) from None
+        example = getattr(kind, "EXAMPLE", None)
+        raise InvalidRequest(sentence(error, example=example)) from None
 
 
-def _example(kind: type[BaseModel]) -> str:
-    extra = kind.model_config.get("json_schema_extra")
-    return json.dumps(extra["example"], ensure_ascii=False) if isinstance(extra, dict) else EXAMPLE
-
-
-def _sentence(item: Any, example: str) -> str:
-    place = ".".join(str(part) for part in item["loc"])
+def sentence(error: ValidationError, *place: str, example: object = None) -> str:
+    """What is wrong, by the first of the errors; `place` is where the value stands in the body."""
+    item: Any = error.errors()[0]
+    name = ".".join(str(part) for part in (*place, *item["loc"]))
     if item["type"] == "missing":
-        return f"{place!r} is missing. Send JSON like {example}"
+        shown = json.dumps(example, ensure_ascii=False) if example else EXAMPLE
+        return f"{name!r} is missing. Send JSON like {shown}"
     wanted = _WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
-    return f"{place!r} is {_kind(item['input'])}, but {wanted}."
+    return f"{name!r} is {_kind(item['input'])}, but {wanted}."
 
 
 _WANTED = {
@@ -73,6 +72,8 @@ _WANTED = {
     "int_from_float": "must be a whole number",
     "finite_number": "must be a whole number",
     "greater_than_equal": "must not be negative; leave it out for the default",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
 }

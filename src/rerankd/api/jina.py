@@ -8,58 +8,39 @@ misses one that it does: `meta` (AI SDK), `usage` and `model` (Haystack, Infinit
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, NotRequired
+from typing import Any, ClassVar, Literal, NotRequired
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import lenient
+from rerankd.api import lenient, options
 from rerankd.api.body import check
-from rerankd.api.lenient import Count, Flag, Query, Texts
+from rerankd.api.lenient import Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
+RULES = options.Rules(own=("top_n", "return_documents", "instruction", "raw_scores", "truncate"))
+
 
 class Body(lenient.Body):
-    """What a client sends. Fields it does not know are ignored; null means not sent."""
+    """What a client sends, beside the options. Fields it does not know are ignored; null means not sent."""
 
-    model_config = ConfigDict(title="RerankBody", json_schema_extra={"example": {
+    model_config = ConfigDict(title="RerankBody")
+    EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "builtin:e5",
         "query": "什么是熊猫？",
         "top_n": 3,
         "documents": ["hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。"],
-    }})  # fmt: skip
+    }
 
-    query: Query = Field(description="the question")
-    documents: Texts = Field(description='texts, or objects with a "text" or with other fields')
-    rank_fields: list[str] | None = Field(None, description="the fields of a document object that count")
-    top_n: Count = Field(None, description="how many of the best to return; null or 0: all")
-    return_documents: Flag = Field(None, description="whether the texts come back with the scores")
-    instruction: str | None = Field(None, description="what the model should judge by, if it takes one")
-    max_tokens_per_doc: Count = Field(None, description="read at most so much of each document")
-    max_chunks_per_doc: Count = Field(None, description="read a long document in so many chunks")
-    overlap_tokens: Count = Field(None, description="tokens that a chunk shares with the one before")
-    truncate: Flag = Field(None, description="false: a document too long for the model is an error")
-    raw_scores: Flag = Field(None, description="true: the model's raw values, not 0 to 1")
-    normalize: Flag = Field(None, description="false is the same as raw_scores: true")
+    query: Query = Field(description="The question.")
+    documents: Texts = Field(description='Texts, or objects with a "text" or with other fields.')
 
 
 def parse(value: dict[str, Any]) -> RerankRequest:
     """The request in a JSON body. Raises InvalidRequest."""
     body = check(Body, value)
-    return RerankRequest(
-        query=lenient.text(body.query, "The query"),
-        documents=lenient.texts(body.documents, body.rank_fields or ()),
-        model=body.model or None,
-        top_n=body.top_n,
-        return_documents=bool(body.return_documents),
-        instruction=body.instruction or None,
-        max_tokens_per_doc=body.max_tokens_per_doc or None,
-        max_chunks_per_doc=body.max_chunks_per_doc or 1,
-        overlap_tokens=body.overlap_tokens or 0,
-        truncate=body.truncate is not False,
-        raw_scores=bool(body.raw_scores) or body.normalize is False,
-    )
+    return options.request(RULES, value, query=body.query, documents=body.documents, model=body.model)
 
 
 class Document(TypedDict):
@@ -72,10 +53,15 @@ class Row(TypedDict):
     document: NotRequired[Document]
 
 
+class Cached(TypedDict):
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: NotRequired[Cached]
 
 
 class Unscored(TypedDict):
@@ -105,18 +91,31 @@ class Answer(TypedDict):
     meta: Meta
 
 
-def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer; a document is in it only when it was asked for, and never as null."""
-    rows: list[Row] = []
+def usage(tokens: int, cached_tokens: int) -> Usage:
+    """`tokens` is what was asked for in all; of these, `cached_tokens` were not read again."""
+    found: Usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+    if cached_tokens:
+        found["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return found
+
+
+def rows(result: RerankResult) -> list[Row]:
+    """The rows of an answer; a document is in one only when it was asked for, and never as null."""
+    found: list[Row] = []
     for scored in result.results:
         row: Row = {"index": scored.index, "relevance_score": scored.score}
         if scored.text is not None:
             row["document"] = {"text": scored.text}
-        rows.append(row)
+        found.append(row)
+    return found
+
+
+def render(result: RerankResult, request_id: str) -> Answer:
+    """The JSON of an answer."""
     meta: Meta = {
         "api_version": {"version": "2"},
         "billed_units": {"search_units": 1},
-        "tokens": {"input_tokens": result.tokens, "output_tokens": 0},
+        "tokens": {"input_tokens": result.asked_tokens, "output_tokens": 0},
         "transform": result.transform,
     }
     if result.cached:
@@ -134,8 +133,8 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "object": "rerank",
         "created": int(time.time()),
         "model": result.model,
-        "results": rows,
-        "usage": {"prompt_tokens": result.tokens, "completion_tokens": 0, "total_tokens": result.tokens},
+        "results": rows(result),
+        "usage": usage(result.asked_tokens, result.cached_tokens),
         "meta": meta,
     }
 

@@ -1,6 +1,7 @@
 """What every dialect forgives, written once.
 
 A document, or a query, may be a string, or an object: of `{"text": …}` the text counts, of
+`{"page_content": …}` (LangChain) and `{"content": …}` likewise, of
 `{"content": [{"type": "text", "text": …}, …]}` the text parts, of any other its fields, as `key: value`
 lines. `rank_fields` names the fields that count. A flag may be spelled as a string ("true"), a count too;
 null, and an empty string in place of either, is the same as nothing.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel as _BaseModel
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -28,6 +29,12 @@ def _count(value: object) -> object:
     return _blank_is_null(value)
 
 
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
 def _string_or_object(value: object) -> object:
     if not isinstance(value, str | dict):
         raise ValueError('must be a string or an object like {"text": …}')
@@ -40,6 +47,8 @@ def _listed(value: object) -> object:
 
 Flag = Annotated[bool | None, BeforeValidator(_blank_is_null)]
 Count = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_count)]
+Whole = Annotated[Annotated[int, Field(ge=-1)], BeforeValidator(_count)]
+Number = Annotated[Annotated[float, Field(allow_inf_nan=False)], BeforeValidator(_number)]
 # What these say is for the reference: what is refused when it is empty has a better sentence elsewhere.
 _OBJECT = {"type": "object", "minProperties": 1}
 _TEXT = {"anyOf": [{"type": "string"}, _OBJECT]}
@@ -53,7 +62,9 @@ OneOrMore = Annotated[
 
 
 class Body(_BaseModel):
-    """What all bodies have. Fields that a dialect does not know are ignored."""
+    """What all bodies have, beside the options (see options.py). `EXAMPLE` is one that a client may send."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {}
 
     model: str | None = Field(None, description="any name, while one model is served")
 
@@ -67,8 +78,9 @@ def text(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[str] 
         return value
     if rank_fields:
         return _fields(value, place, rank_fields)
-    if isinstance(value.get("text"), str):
-        return str(value["text"])
+    for name in ("text", "page_content"):
+        if isinstance(value.get(name), str):
+            return str(value[name])
     match value.get("content"):
         case str(content):
             return content

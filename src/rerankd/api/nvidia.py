@@ -5,42 +5,42 @@ A logit is the model's raw value, so no transform is applied: a client that want
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import lenient
+from rerankd.api import lenient, options
 from rerankd.api.body import check
 from rerankd.api.lenient import Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
+RULES = options.Rules(
+    own=("truncate",),
+    unused={"raw_scores": "a logit is a raw value", "return_documents": options.NO_TEXTS},
+    defaults={"raw_scores": True},
+)
+
 
 class Body(lenient.Body):
-    """What a client sends."""
+    """What a client sends, beside the options."""
 
-    model_config = ConfigDict(title="RankingBody", json_schema_extra={"example": {
+    model_config = ConfigDict(title="RankingBody")
+    EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "nvidia/nv-rerankqa-mistral-4b-v3",
         "query": {"text": "which way did the traveler go?"},
         "passages": [{"text": "two roads diverged in a yellow wood"}, {"text": "then took the other"}],
-    }})  # fmt: skip
+    }
 
-    query: Query = Field(description='the question, {"text": …}')
-    passages: Texts = Field(description='the documents, each {"text": …}')
-    truncate: str | None = Field(None, description="NONE: a passage too long for the model is an error")
+    query: Query = Field(description='The question, {"text": …}.')
+    passages: Texts = Field(description='The documents, each {"text": …}.')
 
 
 def parse(value: dict[str, Any]) -> RerankRequest:
     """The request in a JSON body. Raises InvalidRequest."""
     body = check(Body, value)
-    return RerankRequest(
-        query=lenient.text(body.query, "The query"),
-        documents=lenient.texts(body.passages),
-        model=body.model or None,
-        truncate=(body.truncate or "").upper() != "NONE",
-        raw_scores=True,
-    )
+    return options.request(RULES, value, query=body.query, documents=body.passages, model=body.model)
 
 
 class Row(TypedDict):
@@ -62,7 +62,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
     """The JSON of an answer."""
     return {
         "rankings": [{"index": scored.index, "logit": scored.score} for scored in result.results],
-        "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
+        "usage": {"prompt_tokens": result.asked_tokens, "total_tokens": result.asked_tokens},
     }
 
 

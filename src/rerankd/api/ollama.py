@@ -14,6 +14,7 @@ from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 Body = jina.Body
+RULES = jina.RULES
 parse = jina.parse
 
 
@@ -37,7 +38,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         if scored.text is not None:
             row["document"] = scored.text
         rows.append(row)
-    return {"model": result.model, "results": rows, "prompt_eval_count": result.tokens}
+    return {"model": result.model, "results": rows, "prompt_eval_count": result.asked_tokens}
 
 
 class ErrorAnswer(TypedDict):

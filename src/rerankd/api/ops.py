@@ -177,6 +177,26 @@ def _in_words(one: Awaited) -> str:
     return f"{one['model']} is {one['state']}{doing} since {one['since_s']:.0f} s"
 
 
+@router.get("/.well-known/live", include_in_schema=False)
+async def weaviate_live(request: Request) -> Response:
+    """What Weaviate's module reranker-transformers asks: 204 while the service runs."""
+    return Response(status_code=204)
+
+
+@router.get("/.well-known/ready", include_in_schema=False)
+async def weaviate_ready(request: Request) -> Response:
+    """What Weaviate waits for at its start: 204 as soon as /ready is 200, else its 503."""
+    answer = await ready(request)
+    return Response(status_code=204) if answer.status_code == 200 else answer
+
+
+@router.get("/meta", include_in_schema=False)
+async def weaviate_meta(request: Request) -> Response:
+    """What Weaviate shows of the model in its own /v1/meta. It sends no key, so none is asked for here."""
+    model = reranker_of(request).model
+    return json_response({"model_name": model.name, "max_input_length": model.scoring.window})
+
+
 class ModelRow(TypedDict):
     id: str
     object: Literal["model"]

@@ -1,8 +1,7 @@
-"""The path table, the choice of a dialect, and the one rerank handler.
+"""The choice of a dialect, the one rerank handler, and the paths that it is served at (see paths.py).
 
 All paths speak all dialects that differ in their bodies, since apps that call one service by another's path
-are many: Cherry Studio sends TEI's body to /v1/rerank, Voyage's and Cohere's old SDKs use /rerank. Only where
-bodies are the same does the path tell: /api/rerank is Ollama's.
+are many: Cherry Studio sends TEI's body to /v1/rerank, Voyage's and Cohere's old SDKs use /rerank.
 """
 
 from __future__ import annotations
@@ -12,9 +11,25 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
-from rerankd.api import admin, jina, limits, nvidia, ollama, ops, status, tei, vllm, voyage
+from rerankd.api import (
+    admin,
+    dashscope,
+    jina,
+    lenient,
+    limits,
+    mixedbread,
+    nvidia,
+    ollama,
+    ops,
+    options,
+    paths,
+    status,
+    tei,
+    vllm,
+    voyage,
+    weaviate,
+)
 from rerankd.api.answer import (
     RenderError,
     Route,
@@ -53,24 +68,45 @@ class Dialect(Speaker, Protocol):
     """One way to ask and to answer; each is a pure module."""
 
     @property
-    def Body(self) -> type[BaseModel]: ...
+    def Body(self) -> type[lenient.Body]: ...
+    @property
+    def RULES(self) -> options.Rules: ...
     @property
     def parse(self) -> Callable[[dict[str, Any]], RerankRequest]: ...
     @property
     def render(self) -> Callable[[RerankResult, str], Any]: ...
 
 
+NAMED: dict[str, Dialect] = {"cohere": jina, "jina": jina, "tei": tei, "voyage": voyage}
+"""First parts of a path that name the dialect, such as /voyage/v1/rerank."""
+
+
 def choose_dialect(path: str, body: dict[str, Any]) -> Dialect:
-    """The dialect of a request, by what only that dialect sends; by the path where nothing tells."""
-    if body.get("documents") is None:
-        if "texts" in body:
+    """The dialect of a request: what the path names, else what only one dialect sends, else the path's own.
+    Null is the same as not sent."""
+    for part in path.split("/"):
+        if part in NAMED:
+            return NAMED[part]
+    sent = {name for name, value in body.items() if value is not None}
+    if isinstance(body.get("input"), dict):
+        return dashscope
+    if "documents" not in sent:
+        if "texts" in sent:
             return tei
-        if "passages" in body or path.endswith("/ranking"):
+        if "passages" in sent:
             return nvidia
-    if "truncation" in body or ("top_k" in body and "top_n" not in body):
-        return voyage
-    if path.endswith("/api/rerank"):
+        if "input" in sent:
+            return mixedbread
+        if path.endswith(tuple(paths.NVIDIA)):
+            return nvidia
+        if path.endswith(tuple(paths.DASHSCOPE)):
+            return dashscope
+    if "property" in sent:
+        return weaviate
+    if path.endswith(tuple(paths.OLLAMA)):
         return ollama
+    if "truncation" in sent or ("top_k" in sent and "top_n" not in sent):
+        return voyage
     return jina
 
 
@@ -87,6 +123,7 @@ async def rerank(request: Request) -> Response:
         dialect.render(result, request_id(request)),
         headers=facts(
             entry.name,
+            result.warnings,
             total_s=result.total_s,
             queue_s=result.queue_s,
             engine_s=result.engine_s,
@@ -108,6 +145,7 @@ async def score(request: Request) -> Response:
         dialect.render(results, request_id(request)),
         headers=facts(
             entry.name,
+            vllm.warnings(results),
             total_s=time.perf_counter() - started,
             queue_s=sum(result.queue_s for result in results),
             engine_s=sum(result.engine_s for result in results),
@@ -146,16 +184,16 @@ router.include_router(ops.router)
 router.include_router(status.router)
 
 
-def _add(paths: Sequence[str], handler: Handler, spoken: Sequence[Any], summary: str, answer: Any) -> None:
-    """Serve `handler` at all `paths`; only the first of them is in the reference."""
-    bodies = [dialect.Body.model_json_schema() for dialect in spoken]
-    for path in paths:
+def _add(served: Sequence[str], handler: Handler, spoken: Sequence[Any], summary: str, answer: Any) -> None:
+    """Serve `handler` at all paths of `served`; only the first of them is in the reference."""
+    bodies = [body_schema(dialect) for dialect in spoken]
+    for path in served:
         router.add_api_route(
             path,
             handler,
             methods=["POST"],
             summary=summary,
-            include_in_schema=path == paths[0],
+            include_in_schema=path == served[0],
             responses={
                 200: {"model": answer, "description": "the scores"},
                 **ops.errors(*(dialect.ErrorAnswer for dialect in spoken)),
@@ -171,13 +209,21 @@ def _add(paths: Sequence[str], handler: Handler, spoken: Sequence[Any], summary:
         )
 
 
+def body_schema(dialect: Dialect) -> dict[str, Any]:
+    """The JSON schema of a dialect's body, with the options and an example."""
+    schema = dialect.Body.model_json_schema()
+    schema["properties"] |= options.schema(dialect.RULES)
+    return {**schema, "example": dialect.Body.EXAMPLE}
+
+
 _add(
-    ("/v1/rerank", "/rerank", "/v2/rerank", "/v1/reranking", "/reranking"),
+    (*paths.RERANK, *(path for prefix in NAMED for path in paths.prefixed(prefix))),
     rerank,
-    (jina, tei, voyage),
+    (jina, tei, voyage, mixedbread, weaviate),
     "Order documents by how well they answer a query",
-    jina.Answer | list[tei.Row] | voyage.Answer,
+    jina.Answer | list[tei.Row] | voyage.Answer | mixedbread.Answer | weaviate.Answer,
 )
-_add(("/api/rerank",), rerank, (ollama,), "The same, shaped as Ollama's endpoints are", ollama.Answer)
-_add(("/v1/ranking", "/ranking"), rerank, (nvidia,), "The same as NVIDIA's NIM has it", nvidia.Answer)
-_add(("/v1/score", "/score"), score, (vllm,), "Scores of pairs, as vLLM has it", vllm.Answer)
+_add(tuple(paths.OLLAMA), rerank, (ollama,), "The same, shaped as Ollama's endpoints are", ollama.Answer)
+_add(tuple(paths.NVIDIA), rerank, (nvidia,), "The same as NVIDIA's NIM has it", nvidia.Answer)
+_add(tuple(paths.DASHSCOPE), rerank, (dashscope,), "The same as DashScope has it", dashscope.Answer)
+_add(tuple(paths.SCORE), score, (vllm,), "Scores of pairs, as vLLM has it", vllm.Answer)

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import Any, ClassVar, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import lenient
+from rerankd.api import lenient, options
 from rerankd.api.body import check
-from rerankd.api.lenient import Flag, Query, Texts
+from rerankd.api.lenient import Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
-from rerankd.errors import InvalidRequest, RerankdError
+from rerankd.errors import RerankdError
+
+RULES = options.Rules(
+    own=("raw_scores", "return_text", "truncate", "truncation_direction"),
+    unused={"top_n": "every text gets a row"},
+    refused={"score_threshold": options.ALL_ROWS},
+)
 
 
 class Body(lenient.Body):
-    """What a client sends. All texts are answered: its clients count the rows."""
+    """What a client sends, beside the options. All texts are answered: its clients count the rows."""
 
-    model_config = ConfigDict(title="TeiBody", json_schema_extra={"example": {
+    model_config = ConfigDict(title="TeiBody")
+    EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "What is Deep Learning?",
         "texts": ["Deep Learning is not...", "Deep learning is..."],
         "raw_scores": False,
-    }})  # fmt: skip
+    }
 
-    query: Query = Field(description="the question")
-    texts: Texts = Field(description="the documents")
-    raw_scores: Flag = Field(None, description="true: the model's raw values, not 0 to 1")
-    return_text: Flag = Field(None, description="whether the texts come back with the scores")
-    truncate: Flag = Field(None, description="false: a text too long for the model is an error")
-    truncation_direction: str | None = Field(None, description="Right; a text's start is what is kept")
+    query: Query = Field(description="The question.")
+    texts: Texts = Field(
+        description="The documents; below /tei also named documents.",
+        validation_alias=AliasChoices("texts", "documents"),
+    )
 
 
 def parse(value: dict[str, Any]) -> RerankRequest:
     """The request in a JSON body. Raises InvalidRequest."""
     body = check(Body, value)
-    if (body.truncation_direction or "").lower() == "left":
-        raise InvalidRequest(
-            "'truncation_direction' is Left, but rerankd keeps the start of a text that is too long. Leave "
-            "it out, or cut the texts before you send them."
-        )
-    return RerankRequest(
-        query=lenient.text(body.query, "The query"),
-        documents=lenient.texts(body.texts),
-        model=body.model or None,
-        return_documents=bool(body.return_text),
-        truncate=body.truncate is not False,
-        raw_scores=bool(body.raw_scores),
-    )
+    return options.request(RULES, value, query=body.query, documents=body.texts, model=body.model)
 
 
 class Row(TypedDict):

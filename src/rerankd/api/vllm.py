@@ -9,41 +9,43 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import jina, lenient
+from rerankd.api import jina, lenient, options
 from rerankd.api.body import check
-from rerankd.api.lenient import Flag, OneOrMore
+from rerankd.api.lenient import OneOrMore
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 
+RULES = options.Rules(
+    own=("instruction", "use_activation"),
+    unused={"top_n": "every pair gets a score", "return_documents": options.NO_TEXTS},
+    refused={"score_threshold": options.ALL_ROWS},
+)
+
 
 class Body(lenient.Body):
-    """What a client sends; the fields go by vLLM's other names too (data_1 and data_2, queries and
-    documents or items)."""
+    """What a client sends, beside the options; the fields go by vLLM's other names too (data_1 and data_2,
+    queries and documents or items)."""
 
-    model_config = ConfigDict(title="ScoreBody", json_schema_extra={"example": {
+    model_config = ConfigDict(title="ScoreBody")
+    EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "BAAI/bge-reranker-v2-m3",
         "text_1": "What is the capital of France?",
         "text_2": ["The capital of Brazil is Brasilia.", "The capital of France is Paris."],
-    }})  # fmt: skip
+    }
 
     text_1: OneOrMore = Field(
-        description="the query, or a list of them, one for each text_2",
+        description="The query, or a list of them, one for each text_2.",
         validation_alias=AliasChoices("text_1", "data_1", "queries"),
     )
     text_2: OneOrMore = Field(
-        description="the document, or a list of them",
+        description="The document, or a list of them.",
         validation_alias=AliasChoices("text_2", "data_2", "documents", "items"),
-    )
-    instruction: str | None = Field(None, description="what the model should judge by, if it takes one")
-    use_activation: Flag = Field(
-        None,
-        description="false: the model's raw values, not 0 to 1",
-        validation_alias=AliasChoices("use_activation", "activation"),
     )
 
 
@@ -51,7 +53,7 @@ def parse(value: dict[str, Any]) -> tuple[RerankRequest, ...]:
     """The requests in a JSON body, at least one. Raises InvalidRequest."""
     body = check(Body, value)
     queries = [lenient.text(query, f"Query {at}") for at, query in enumerate(body.text_1)]
-    documents = lenient.texts(body.text_2)
+    documents = body.text_2
     if len(queries) == 1:
         queries *= max(len(documents), 1)
     if not documents or len(queries) != len(documents):
@@ -59,17 +61,31 @@ def parse(value: dict[str, Any]) -> tuple[RerankRequest, ...]:
             f"There are {len(queries)} queries and {len(documents)} documents. Send one query, or one for "
             "each document."
         )
-    pairs = zip(queries, documents, strict=True)
+    whole = options.request(RULES, value, query=queries[0], documents=documents, model=body.model)
+    pairs = zip(queries, whole.documents, strict=True)
+    runs = itertools.groupby(pairs, key=lambda pair: pair[0])
     return tuple(
-        RerankRequest(
+        replace(
+            whole,
             query=query,
             documents=tuple(document for _, document in run),
-            model=body.model or None,
-            instruction=body.instruction or None,
-            raw_scores=body.use_activation is False,
+            warnings=() if at else whole.warnings,  # said once
         )
-        for query, run in itertools.groupby(pairs, key=lambda pair: pair[0])
+        for at, (query, run) in enumerate(runs)
     )
+
+
+def warnings(results: Sequence[RerankResult]) -> tuple[str, ...]:
+    """The warnings of all results. Where there are several, each says which pairs it is about, since each
+    result counts its documents from 0."""
+    if len(results) == 1:
+        return results[0].warnings
+    found, start = [], 0
+    for result in results:
+        end = start + len(result.results)
+        found += [f"Pairs {start} to {end - 1}: {warning}" for warning in result.warnings]
+        start = end
+    return tuple(found)
 
 
 class Row(TypedDict):
@@ -94,14 +110,15 @@ def render(results: Sequence[RerankResult], request_id: str) -> Answer:
         for result in results
         for scored in sorted(result.results, key=lambda scored: scored.index)
     ]
-    tokens = sum(result.tokens for result in results)
+    tokens = sum(result.asked_tokens for result in results)
+    cached = sum(result.cached_tokens for result in results)
     return {
         "id": request_id,
         "object": "list",
         "created": int(time.time()),
         "model": results[0].model,
         "data": [{"index": at, "object": "score", "score": value} for at, value in enumerate(values)],
-        "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
+        "usage": jina.usage(tokens, cached),
     }
 
 

@@ -1,47 +1,43 @@
-"""Voyage's dialect: `top_k` or `truncation` beside `documents` in, `data` out. Pure."""
+"""Voyage's dialect: `top_k` or `truncation` beside `documents` in, `data` out. Pure.
+
+Without these two a body can't be told from Jina's: a path below /voyage does.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
+from typing import Any, ClassVar, Literal, NotRequired
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import lenient
+from rerankd.api import lenient, options
 from rerankd.api.body import check
-from rerankd.api.lenient import Count, Flag, Query, Texts
+from rerankd.api.lenient import Query, Texts
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
+RULES = options.Rules(own=("top_k", "return_documents", "truncation"))
+
 
 class Body(lenient.Body):
-    """What a client sends."""
+    """What a client sends, beside the options."""
 
-    model_config = ConfigDict(title="VoyageBody", json_schema_extra={"example": {
+    model_config = ConfigDict(title="VoyageBody")
+    EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "When is Apple's conference call scheduled?",
         "documents": ["The Mediterranean diet emphasizes fish.", "Apple's conference call is on Thursday."],
         "model": "rerank-2.5",
         "top_k": 1,
-    }})  # fmt: skip
+    }
 
-    query: Query = Field(description="the question")
-    documents: Texts = Field(description="the documents")
-    top_k: Count = Field(None, description="how many of the best to return; null or 0: all")
-    return_documents: Flag = Field(None, description="whether the texts come back with the scores")
-    truncation: Flag = Field(None, description="false: a document too long for the model is an error")
+    query: Query = Field(description="The question.")
+    documents: Texts = Field(description="The documents.")
 
 
 def parse(value: dict[str, Any]) -> RerankRequest:
     """The request in a JSON body. Raises InvalidRequest."""
     body = check(Body, value)
-    return RerankRequest(
-        query=lenient.text(body.query, "The query"),
-        documents=lenient.texts(body.documents),
-        model=body.model or None,
-        top_n=body.top_k,
-        return_documents=bool(body.return_documents),
-        truncate=body.truncation is not False,
-    )
+    return options.request(RULES, value, query=body.query, documents=body.documents, model=body.model)
 
 
 class Row(TypedDict):
@@ -73,7 +69,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "object": "list",
         "data": rows,
         "model": result.model,
-        "usage": {"total_tokens": result.tokens},
+        "usage": {"total_tokens": result.asked_tokens},
     }
 
 

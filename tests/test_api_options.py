@@ -1,0 +1,308 @@
+"""Every option in every dialect: honoured, refused with a sentence, or named in a warning. Never dropped in
+silence. Made from the table of options, so a new option or dialect is in it without a change here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+
+from rerankd.api import options, routes
+from rerankd.api.answer import warnings_header
+from rerankd.api.app import create_app
+from rerankd.domain import RerankRequest
+from rerankd.errors import InvalidRequest
+from rerankd.service import Reranker
+from support import golden_settings
+
+QUERY = "which bear lives in china?"
+LONG = "a river runs through the mountain and the bread is fresh. " * 60
+TEXTS = ["bread", "the panda is a bear of china", LONG]
+
+# A dialect's name, path and smallest body.
+DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jina": ("/v1/rerank", {"query": QUERY, "documents": TEXTS}),
+    "tei": ("/rerank", {"query": QUERY, "texts": TEXTS}),
+    "voyage": ("/voyage/v1/rerank", {"query": QUERY, "documents": TEXTS}),
+    "mixedbread": ("/v1/reranking", {"query": QUERY, "input": TEXTS}),
+    "weaviate": ("/rerank", {"query": QUERY, "documents": TEXTS, "property": ""}),
+    "ollama": ("/api/rerank", {"query": QUERY, "documents": TEXTS}),
+    "nvidia": ("/v1/ranking", {"query": {"text": QUERY}, "passages": [{"text": text} for text in TEXTS]}),
+    "dashscope": (
+        "/api/v1/services/rerank/text-rerank/text-rerank",
+        {"input": {"query": QUERY, "documents": TEXTS}},
+    ),
+    "vllm": ("/v1/score", {"text_1": QUERY, "text_2": TEXTS}),
+}
+# What each name is sent as, and what that means.
+SENT: dict[str, tuple[Any, Any]] = {
+    **dict.fromkeys(("top_n", "top_k", "k", "limit"), (2, 2)),
+    **dict.fromkeys(("return_documents", "return_text", "return_input", "raw_scores", "raw"), (True, True)),
+    **dict.fromkeys(("normalize", "use_activation", "activation"), (False, True)),
+    **dict.fromkeys(("score_threshold", "min_score"), (0.5, 0.5)),
+    **dict.fromkeys(("instruction", "instruct", "task", "chat_template_kwargs.instruction"), ("i", "i")),
+    **dict.fromkeys(("truncate", "truncation"), (False, False)),
+    **dict.fromkeys(("truncation_side", "truncation_direction"), ("Left", InvalidRequest)),
+    **dict.fromkeys(
+        ("max_tokens_per_doc", "max_tokens_per_query", "max_chunks_per_doc", "overlap_tokens", "overlap"),
+        (9, 9),
+    ),
+    "truncate_prompt_tokens": (99, 99),
+    "rank_fields": (["title"], ["title"]),
+    "priority": (3, None),
+}
+# What a dialect can't do; everything else it does. `priority` nobody does.
+REFUSED = {(name, "score_threshold") for name in ("tei", "weaviate", "vllm")}
+WARNED = {
+    *((name, "top_n") for name in ("tei", "weaviate", "vllm")),
+    *((name, "return_documents") for name in ("nvidia", "vllm")),
+    *((name, "priority") for name in DIALECTS),
+}
+
+PAIRS = [
+    pytest.param(dialect, option, spelling.name, id=f"{dialect}-{spelling.name}")
+    for dialect in DIALECTS
+    for option in options.OPTIONS
+    for spelling in option.spellings
+]
+
+
+def body(dialect: str, name: str, value: Any) -> dict[str, Any]:
+    """The dialect's smallest body with one option."""
+    for part in reversed(name.split(".")[1:]):
+        value = {part: value}
+    return {**DIALECTS[dialect][1], name.split(".")[0]: value}
+
+
+def parsed(dialect: str, sent: dict[str, Any]) -> RerankRequest:
+    path, _ = DIALECTS[dialect]
+    if path.endswith("/score"):
+        (request,) = routes.vllm.parse(sent)
+        return request
+    found: Any = routes.choose_dialect(path, sent)
+    if dialect != "jina":  # `truncation` and `top_k` in Jina's body are what tells Voyage's
+        assert found.__name__.endswith(f".{dialect}")
+    request = found.parse(sent)
+    assert isinstance(request, RerankRequest)
+    return request
+
+
+def test_the_samples_cover_the_table() -> None:
+    assert set(SENT) == options.NAMES
+    spoken = [name for name, value in vars(routes).items() if isinstance(value, ModuleType)]
+    assert set(DIALECTS) == {name for name in spoken if hasattr(getattr(routes, name), "RULES")}
+
+
+@pytest.mark.parametrize(("dialect", "option", "name"), PAIRS)
+def test_an_option_is_honoured_refused_or_named(dialect: str, option: options.Option, name: str) -> None:
+    value, meaning = SENT[name]
+    sent = body(dialect, name, value)
+    if name == "rank_fields":
+        sent = json.loads(json.dumps(sent).replace('"bread"', '{"title": "bread", "other": "x"}'))
+        if dialect == "nvidia":
+            sent["passages"] = [{"title": "bread", "other": "x"}, "b"]
+    if meaning is InvalidRequest or (dialect, option.name) in REFUSED:
+        with pytest.raises(InvalidRequest) as caught:
+            parsed(dialect, sent)
+        said = caught.value.message
+        assert repr(name) in said or repr(value) in said
+        return
+    request = parsed(dialect, sent)
+    if (dialect, option.name) in WARNED:
+        assert any(warning.startswith(f"'{name}' is not used: ") for warning in request.warnings)
+    else:
+        assert request.warnings == ()
+        if name == "rank_fields":
+            assert request.documents[0] == "bread"
+        else:
+            assert getattr(request, option.name) == meaning
+
+
+@pytest.mark.parametrize(("dialect", "option", "name"), PAIRS)
+def test_null_is_the_same_as_not_sent(dialect: str, option: options.Option, name: str) -> None:
+    plain = parsed(dialect, DIALECTS[dialect][1])
+    assert parsed(dialect, body(dialect, name, None)) == plain
+    top = name.split(".")[0]
+    assert parsed(dialect, {**DIALECTS[dialect][1], top: None}) == plain
+    for spelling in option.spellings:  # a null name hides no other
+        if spelling.name != name:
+            sent = body(dialect, spelling.name, SENT[spelling.name][0])
+            try:
+                expected: Any = parsed(dialect, sent)
+            except InvalidRequest:
+                continue
+            assert parsed(dialect, {**sent, top: sent.get(top)}) == expected
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_names_that_disagree_are_named(dialect: str) -> None:
+    request = parsed(dialect, {**DIALECTS[dialect][1], "instruction": "a", "instruct": "b", "task": "a"})
+    assert request.instruction == "a"
+    assert request.warnings == ("'instruct' is not used: 'instruction' says otherwise.",)
+
+
+def test_a_default_that_a_library_always_sends_hides_no_other_name() -> None:
+    sent = {**DIALECTS["jina"][1], "raw_scores": False, "normalize": False, "top_n": 0, "limit": 3}
+    request = parsed("jina", sent)
+    assert (request.raw_scores, request.top_n, request.warnings) == (True, 3, ())
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_reference_has_every_option_once(dialect: str) -> None:
+    schema = routes.body_schema(getattr(routes, dialect))
+    for option in options.OPTIONS:
+        names = {spelling.name for spelling in option.spellings}
+        shown = [name for name in schema["properties"] if name in names]
+        assert len(shown) == 1
+        said = schema["properties"][shown[0]]["description"]
+        assert all(name in said for name in names - {shown[0]})
+        if (dialect, option.name) in REFUSED:
+            assert "Refused here" in said
+
+
+# The same on the wire, with a model that takes instructions: what each option does to the answer.
+
+
+@pytest.fixture(scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+    settings = golden_settings("qwen3-headless", tmp_path_factory.mktemp("home"))
+    async with Reranker(settings) as reranker:
+        transport = httpx.ASGITransport(create_app(reranker=reranker))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as opened:
+            yield opened
+
+
+Rows = list[tuple[float, str | None]]
+
+
+def rows(answer: Any) -> Rows:
+    """The score and the text of each row, whatever the dialect calls them."""
+    if isinstance(answer, dict):
+        answer = answer.get("output", answer)
+        answer = next(answer[key] for key in ("results", "data", "rankings", "scores") if key in answer)
+    found = []
+    for row in answer:
+        score = next(row[key] for key in ("relevance_score", "score", "logit") if key in row)
+        text = next((row[key] for key in ("document", "text", "input") if key in row), None)
+        found.append((score, text["text"] if isinstance(text, dict) else text))
+    return found
+
+
+async def ask(client: httpx.AsyncClient, dialect: str, **sent: Any) -> httpx.Response:
+    path, plain = DIALECTS[dialect]
+    return await client.post(path, json={**plain, **sent})
+
+
+def told(answer: httpx.Response) -> str:
+    """The warnings of an answer, in the place that every dialect has."""
+    return " ".join(json.loads(answer.headers.get("x-rerankd-warnings", "[]")))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, dialect: str) -> None:
+    plain = await ask(client, dialect)
+    base = rows(plain.json())
+    assert len(base) == len(TEXTS)
+    assert "Too long to be read whole" in told(plain)
+    scores = sorted(score for score, _ in base)
+
+    def does(option: str) -> bool:
+        return (dialect, option) not in WARNED | REFUSED
+
+    top = await ask(client, dialect, limit=1)
+    assert len(rows(top.json())) == (1 if does("top_n") else 3)
+    assert does("top_n") or "'limit' is not used" in told(top)
+
+    shown = await ask(client, dialect, return_documents=True)
+    texts = {text for _, text in rows(shown.json())}
+    assert texts == (set(TEXTS) if does("return_documents") else {None})
+    assert does("return_documents") or "'return_documents' is not used" in told(shown)
+
+    raw = await ask(client, dialect, normalize=False)
+    values = sorted(score for score, _ in rows(raw.json()))
+    jina = sorted(score for score, _ in rows((await ask(client, "jina", raw_scores=True)).json()))
+    assert values == pytest.approx(jina, abs=1e-3)
+    assert values != scores or dialect == "nvidia"
+
+    told_apart = await ask(client, dialect, instruct="Find what contradicts the claim")
+    assert sorted(score for score, _ in rows(told_apart.json())) != pytest.approx(scores, abs=1e-4)
+
+    normalized = sorted(score for score, _ in rows((await ask(client, "jina")).json()))
+    middle = (normalized[0] + normalized[-1]) / 2
+    some = await ask(client, dialect, min_score=middle)
+    if does("score_threshold"):
+        assert 0 < len(rows(some.json())) < 3
+        none = await ask(client, dialect, score_threshold=1.5)
+        assert rows(none.json()) == [] and "No document reaches" in told(none)
+    else:
+        assert some.status_code == 400 and "'min_score' can't be used" in some.text
+
+    whole = await ask(client, dialect, truncate="NONE")
+    assert whole.status_code == 400 and "Document 2 has" in whole.text
+    left = await ask(client, dialect, truncation_side="left")
+    assert left.status_code == 400 and "keeps the start" in left.text
+
+    short = await ask(client, dialect, max_tokens_per_doc=2)
+    assert "with 2 tokens for a text: document 0, 1, 2." in told(short)
+    small = await ask(client, dialect, max_tokens_per_query=2)
+    assert "The query was cut to 2 tokens" in told(small)
+    chunks = await ask(client, dialect, max_chunks_per_doc=200)
+    assert "Too long" not in told(chunks)
+    # As many chunks as just hold the text hold it no more when they overlap.
+    for most in range(2, 20):
+        if "Too long" not in told(await ask(client, dialect, max_chunks_per_doc=most)):
+            break
+    assert "Too long" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
+
+    pair = await ask(client, dialect, truncate_prompt_tokens=5)
+    assert pair.status_code == 400 and "window of 5" in pair.text
+    assert "'priority' is not used" in told(await ask(client, dialect, priority=1))
+
+
+async def test_warnings_are_in_the_body_too_where_it_has_a_place(client: httpx.AsyncClient) -> None:
+    answer = await ask(client, "jina", priority=1)
+    assert answer.json()["meta"]["warnings"] == json.loads(answer.headers["x-rerankd-warnings"])
+
+
+async def test_weaviate_is_told_that_the_service_is_ready(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/.well-known/ready")).status_code == 204
+
+
+async def test_an_answer_without_warnings_has_no_header(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/rerank", json={"query": "q", "documents": ["a"]})
+    assert answer.status_code == 200 and "x-rerankd-warnings" not in answer.headers
+
+
+async def test_warnings_about_pairs_of_several_queries_say_which(client: httpx.AsyncClient) -> None:
+    answer = await client.post(
+        "/score",
+        json={"text_1": ["a", "a", "b", "b"], "text_2": ["c", "d", "c", LONG], "top_n": 1, "priority": 9},
+    )
+    warnings = json.loads(answer.headers["x-rerankd-warnings"])
+    assert [warning.startswith("Pairs 0 to 1: '") for warning in warnings] == [True, True, False]
+    assert warnings[2].startswith("Pairs 2 to 3: Too long") and "document 1." in warnings[2]
+
+
+@pytest.mark.parametrize(
+    "warnings",
+    [[], ["熊猫 \n\x00"], ["x" * 10_000], ["熊" * 290] * 3, [f"{at} " + "x" * 200 for at in range(50)]],
+)
+def test_a_header_of_warnings_is_ascii_and_bounded(warnings: list[str]) -> None:
+    text = warnings_header(warnings)
+    assert text.isascii() and text.isprintable() and len(text) <= 2000
+    said = json.loads(text)
+    assert len(said) <= len(warnings)
+    if len(said) < len(warnings) or (said and said[-1] != warnings[-1]):
+        assert said[-1].endswith("…") or said[-1] == f"{len(warnings) - len(said) + 1} more"
+
+
+def test_the_table_names_what_the_service_knows() -> None:
+    """Each field of a request but its texts is an option's, or is made of one."""
+    fields = {field.name for field in dataclasses.fields(RerankRequest)}
+    known = {option.name for option in options.OPTIONS}
+    assert fields - known == {"query", "documents", "model", "warnings"}
