@@ -10,8 +10,8 @@ def one(cache: ScoreCache, query: str, text: str, instruction: str = "") -> byte
 
 def test_a_value_is_found_by_all_that_it_depends_on() -> None:
     cache = ScoreCache(10, "file a")
-    cache.put(one(cache, "q", "t"), 0.0)
-    assert cache.get(one(cache, "q", "t")) == 0.0
+    cache.put(one(cache, "q", "t"), 0.0, 7)
+    assert cache.get(one(cache, "q", "t")) == (0.0, 7)
     for other in (
         one(cache, "q", "T"),
         one(cache, "qt", ""),
@@ -25,9 +25,9 @@ def test_a_value_is_found_by_all_that_it_depends_on() -> None:
 def test_a_value_of_another_engine_build_or_precision_is_not_found() -> None:
     cache = ScoreCache(10, "m")
     cache.computed_by("openvino f32")
-    cache.put(one(cache, "q", "t"), 0.5)
+    cache.put(one(cache, "q", "t"), 0.5, 3)
     cache.computed_by("openvino f32")
-    assert cache.get(one(cache, "q", "t")) == 0.5, "loaded again as it was"
+    assert cache.get(one(cache, "q", "t")) == (0.5, 3), "loaded again as it was"
     cache.computed_by("openvino bf16")
     assert cache.get(one(cache, "q", "t")) is None
     cache.put(one(cache, "q", "t"), 0.51)
@@ -38,16 +38,16 @@ def test_a_value_of_another_engine_build_or_precision_is_not_found() -> None:
 def test_the_least_recently_used_goes_first() -> None:
     cache = ScoreCache(2, "m")
     first, second, third = cache.keys("q", "", ["1", "2", "3"])
-    cache.put(first, 1)
-    cache.put(second, 2)
-    assert cache.get(first) == 1
-    cache.put(third, 3)
-    assert (cache.get(first), cache.get(second), cache.get(third)) == (1, None, 3)
+    cache.put(first, 1, 1)
+    cache.put(second, 2, 1)
+    assert cache.get(first) == (1, 1)
+    cache.put(third, 3, 1)
+    assert (cache.get(first), cache.get(second), cache.get(third)) == ((1, 1), None, (3, 1))
     assert len(cache) == 2
 
 
 def test_without_entries_it_is_off() -> None:
     cache = ScoreCache(0, "m")
     assert cache.keys("q", "", ["1", "2"]) == []
-    cache.put(b"key", 1)
+    cache.put(b"key", 1, 1)
     assert len(cache) == 0

@@ -48,6 +48,15 @@ def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int], feed:
         assert len(batch) == 1 or sum(lengths[at] for at in batch) <= feed.characters
 
 
+@given(st.integers(0, 10_000), st.text(max_size=5), st.lists(st.text(max_size=9), min_size=1, max_size=9))
+def test_the_tokens_of_a_call_are_shared_out_to_the_last_one(
+    tokens: int, query: str, texts: list[str]
+) -> None:
+    query, texts = plan.clean(query) or "q", [plan.clean(text) for text in texts]
+    shares = plan.token_shares(tokens, query, texts)
+    assert sum(shares) == tokens and min(shares) >= 0 and len(shares) == len(texts)
+
+
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs"])))
 def test_clean_text_can_be_sent(text: str) -> None:
     cleaned = plan.clean(text)

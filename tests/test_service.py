@@ -16,6 +16,7 @@ import pytest
 
 import fake_engine
 from rerankd import plan, scores
+from rerankd.api import jina
 from rerankd.config import Settings
 from rerankd.domain import DocumentError, RerankRequest, RerankResult, Transform
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
@@ -240,13 +241,33 @@ def test_rows_are_in_the_order_of_raw_values(options: dict[str, Any], rows: list
 
 def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
     made = plan.make([Chunks(("a", "b"), cut=False), Chunks(("b",), cut=False), Chunks(("c",), cut=False)])
-    scored = Scored(Fitted("q", "", made, (), 9), [1.0, None, None], {1: "it crashed", 2: "it hung"}, 0, 0, 0)
+    scored = Scored(
+        Fitted("q", "", made, (), 9), [1.0, None, None], {1: "it crashed", 2: "it hung"}, 0, 0, 0, 0
+    )
     assert scored.errors == (DocumentError(1, "it crashed"), DocumentError(2, "it hung"))
     assert scored.warnings == (
         "Not scored and ranked last: document 1. Reason: it crashed.",
         "Not scored and ranked last: document 2. Reason: it hung.",
         "Scored without the parts that could not be scored: document 0.",
     )
+
+
+async def test_usage_counts_what_was_asked_and_says_what_was_known(tmp_path: Path) -> None:
+    """It was 0 when all scores were known."""
+    texts = [prose(12, seed) for seed in range(6)]
+    settings = golden_settings("xlmr-head", tmp_path)
+    async with Reranker(settings, cache_entries=1000) as reranker:
+        first = await reranker.rerank(QUERY, texts)
+        again = await reranker.rerank(QUERY, texts)
+        partly = await reranker.rerank(QUERY, [*texts, prose(12, 99)])
+        twice = await reranker.rerank(WORDS[0], [texts[0], texts[0]])
+    assert (first.asked_tokens, first.cached_tokens) == (first.tokens, 0)
+    assert (again.tokens, again.asked_tokens, again.cached_tokens) == (0, first.tokens, first.tokens)
+    assert partly.tokens > 0 and partly.cached_tokens == first.tokens
+    assert twice.cached_tokens == twice.tokens > 0
+    usage = jina.render(again, "id")["usage"]
+    assert usage["prompt_tokens"] == usage["total_tokens"] == first.tokens
+    assert usage["prompt_tokens_details"] == {"cached_tokens": first.tokens}
 
 
 async def test_requests_side_by_side_get_their_own_answers(reranker: Reranker) -> None:

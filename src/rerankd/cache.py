@@ -5,7 +5,8 @@ a key is a digest of these. The model's part of it stands for the file by path, 
 header: reading gigabytes at each start to tell apart two files that agree in all of those is not worth it,
 and a file that changes under a running service is refused at the next start of its engine.
 
-An entry is a digest and a number, about 200 bytes with what a dictionary takes for it, whatever the texts.
+An entry is a digest, a raw value and a number of tokens, about 300 bytes with what a dictionary takes for it,
+whatever the texts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class ScoreCache:
         self.most_entries = most_entries
         self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
         self._model = self._of_model
-        self._values: OrderedDict[bytes, float] = OrderedDict()
+        self._values: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
 
     def computed_by(self, engine: str) -> None:
         """Say in any words which engine computes the values from now on: its build, precision and device.
@@ -53,16 +54,17 @@ class ScoreCache:
             made.append(pair.digest())
         return made
 
-    def get(self, key: bytes) -> float | None:
+    def get(self, key: bytes) -> tuple[float, int] | None:
+        """The raw value, and the tokens that were read for it."""
         value = self._values.get(key)
         if value is not None:
             self._values.move_to_end(key)
         return value
 
-    def put(self, key: bytes, value: float) -> None:
+    def put(self, key: bytes, value: float, tokens: int) -> None:
         if not self.most_entries:
             return
-        self._values[key] = value
+        self._values[key] = (value, tokens)
         self._values.move_to_end(key)
         if len(self._values) > self.most_entries:
             self._values.popitem(last=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,15 @@ def clean(text: str, *, nfc: bool = False) -> str:
         return text
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return unicodedata.normalize("NFC", text) if nfc else text
+
+
+def token_shares(tokens: int, query: str, texts: Sequence[str]) -> list[int]:
+    """What each pair has of the tokens that a call read for all of them, by length in bytes. The sum is
+    exact, a share is an estimate: most engines only count the call."""
+    weights = itertools.accumulate(len(query.encode()) + len(text.encode()) for text in texts)
+    marks = [0, *weights]
+    whole = marks[-1] or 1
+    return [tokens * end // whole - tokens * start // whole for start, end in itertools.pairwise(marks)]
 
 
 def named(documents: Sequence[int]) -> str:

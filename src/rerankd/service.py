@@ -145,6 +145,7 @@ class Reranker:
             blank=fitted.plan.blank,
             errors=scored.errors,
             cached=scored.cached,
+            cached_tokens=scored.cached_tokens,
             queue_s=place.waited_s,
             engine_s=scored.engine_s,
             total_s=time.perf_counter() - started,
@@ -205,7 +206,9 @@ class Reranker:
         started = time.perf_counter()
         cache, texts = served.cache, fitted.plan.texts
         keys = cache.keys(fitted.query, fitted.instruction, texts)
-        raw = [cache.get(key) for key in keys] or [None] * len(texts)
+        known = [cache.get(key) for key in keys] or [None] * len(texts)
+        raw = [entry and entry[0] for entry in known]
+        tokens = [entry[1] if entry else 0 for entry in known]
         errors: dict[int, str] = {}
         missing = [at for at, value in enumerate(raw) if value is None]
 
@@ -216,10 +219,11 @@ class Reranker:
             async with place.turn(len(part)):
                 answer = await served.calls.score(fitted.query, batch, fitted.instruction)
             errors.update((part[at], reason) for at, reason in answer.errors.items())
-            for at, value in zip(part, answer.values, strict=True):
-                raw[at] = value
+            shares = plan.token_shares(answer.tokens, fitted.query, batch)
+            for at, value, share in zip(part, answer.values, shares, strict=True):
+                raw[at], tokens[at] = value, share
                 if keys and value is not None:
-                    cache.put(keys[at], value)
+                    cache.put(keys[at], value, share)
             return answer.tokens
 
         try:
@@ -234,7 +238,8 @@ class Reranker:
             fitted,
             raw=raw,
             text_errors=errors,
-            tokens=sum(task.result() for task in tasks),
+            tokens=(read := sum(task.result() for task in tasks)),
+            cached_tokens=sum(tokens[part] for parts in fitted.plan.parts for part in parts) - read,
             cached=len(texts) - len(missing),
             engine_s=time.perf_counter() - started - place.waited_s,
         )
@@ -284,6 +289,7 @@ class Scored:
     raw: Sequence[float | None]
     text_errors: Mapping[int, str]
     tokens: int
+    cached_tokens: int
     cached: int
     engine_s: float
 
