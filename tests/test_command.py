@@ -194,3 +194,14 @@ def test_cards_as_nvidia_smi_lists_them() -> None:
 def test_cards_that_the_environment_leaves(said: str | None, left: str) -> None:
     found = machine.visible((card(1, "a"), card(1, "b")), said)
     assert "".join(gpu.name for gpu in found) == left
+
+
+def test_one_card_of_several_is_named_and_only_its_memory_counts() -> None:
+    small, large = Gpu("small", 8 * GIB, 7 * GIB, "8.9"), Gpu("large", 24 * GIB, 23 * GIB, "8.9")
+    spec = QWEN_8B_Q4
+    options = replace(on(small, large), cards=("gpu1",))
+    words = list(command.argv(spec, options, Path("/s")))
+    assert words[words.index("--main-gpu") + 1] == "1" and words[words.index("--split-mode") + 1] == "none"
+    assert "all of it fits on large" in command.decide(spec, options).reason
+    assert "--main-gpu" not in command.argv(spec, on(small, large), Path("/s"))
+    assert "--main-gpu" not in command.argv(spec, replace(on(large), cards=("gpu0",)), Path("/s"))

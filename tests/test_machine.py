@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from rerankd.engine.machine import gpu_memory_bytes, parse_gpu_memory
+from rerankd.engine.machine import Gpu, gpu_memory, parse_gpu_memory, parse_gpus
+from rerankd.fleet import card_budgets
+
+CARDS = [
+    Gpu("A", 24 * 2**30, 23 * 2**30, "8.9", uuid="GPU-a"),
+    Gpu("B", 8 * 2**30, 2**30, "8.9", uuid="GPU-b"),
+]
+MIB = 2**20
 
 
-def test_a_process_holds_what_it_holds_on_all_cards() -> None:
-    text = "101, 500\n202, 40\n101, 24\n303, [N/A]\nno such line\n"
-    assert parse_gpu_memory(text, [101]) == 524 * 2**20
-    assert parse_gpu_memory(text, [101, 202]) == 564 * 2**20
+def test_a_process_holds_what_it_holds_on_each_card() -> None:
+    text = "GPU-a, 101, 500\nGPU-b, 202, 40\nGPU-b, 101, 24\nGPU-a, 303, [N/A]\nGPU-x, 101, 7\nno such line\n"
+    assert parse_gpu_memory(text, [101], CARDS) == {"gpu0": 500 * MIB, "gpu1": 24 * MIB}
+    assert parse_gpu_memory(text, [101, 202], CARDS) == {"gpu0": 500 * MIB, "gpu1": 64 * MIB}
     # In a container the numbers are other ones: then it is not known, which is not the same as nothing.
-    assert parse_gpu_memory(text, [9]) is None
-    assert parse_gpu_memory("", [101]) is None
+    assert parse_gpu_memory(text, [9], CARDS) is None
+    assert parse_gpu_memory("", [101], CARDS) is None
+
+
+def test_a_card_is_known_by_its_id_and_budgeted_by_what_others_leave_of_it() -> None:
+    (found,) = parse_gpus("RTX 4090, 24564, 24000, 8.9, 570.1, GPU-a\n")
+    assert (found.uuid, found.driver) == ("GPU-a", "570.1")
+    assert card_budgets(CARDS) == {"gpu0": int(24 * 2**30 * 0.8), "gpu1": 2**30}
 
 
 def test_without_nvidia_smi_nothing_is_known(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("PATH", "")
-    assert gpu_memory_bytes([1]) is None
+    assert gpu_memory([1], CARDS) is None

@@ -10,15 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerankd.engine.memory import MEMORY, Need, lacking, place
 from rerankd.engine.pool import Acts, Admit, Load, Policy, Pool, Refuse, Unload
 from rerankd.errors import DoesNotFit, EngineUnavailable, Unscorable
 
 
+def held(size: int) -> dict[str, int]:
+    """Bytes of the machine's memory."""
+    return {MEMORY: size}
+
+
 def policy(budget: int | None, *sizes: int, idle: float | None = None, stay: float = 5.0) -> Policy:
     """A policy that knows models a, b, c … of these sizes."""
-    made = Policy(budget, least_stay_s=stay)
+    made = Policy({} if budget is None else held(budget), least_stay_s=stay)
     for name, size in zip("abcdef", sizes, strict=False):
-        made.add(name, size, idle)
+        made.add(name, Need(size), idle)
     return made
 
 
@@ -26,24 +32,24 @@ def test_a_model_is_loaded_once_for_all_who_ask_and_then_admits_at_once() -> Non
     it = policy(None, 10)
     assert it.ask("a", 1, 0) == [Load("a")]
     assert it.ask("a", 2, 0) == []
-    assert it.loaded("a", 12, 1) == [Admit(1), Admit(2)]
+    assert it.loaded("a", held(12), 1) == [Admit(1), Admit(2)]
     assert it.ask("a", 3, 2) == [Admit(3)]
     assert it.held_bytes == 12
 
 
 def test_the_least_recently_used_idle_model_makes_room() -> None:
     it = policy(20, 10, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", 10, 0), it.leave("a", 1, 5)
-    it.ask("b", 2, 0), it.loaded("b", 10, 0), it.leave("b", 2, 4)
+    it.ask("a", 1, 0), it.loaded("a", held(10), 0), it.leave("a", 1, 5)
+    it.ask("b", 2, 0), it.loaded("b", held(10), 0), it.leave("b", 2, 4)
     assert it.ask("c", 3, 6) == [Unload("b")]
     assert it.unloaded("b", 7) == [Load("c")]
-    assert it.loaded("c", 10, 8) == [Admit(3)]
+    assert it.loaded("c", held(10), 8) == [Admit(3)]
     assert it.phase("a") == "in"
 
 
 def test_a_model_at_work_stays_its_least_time_then_finishes_and_goes() -> None:
     it = policy(10, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", 10, 0)
+    it.ask("a", 1, 0), it.loaded("a", held(10), 0)
     assert it.ask("b", 2, 1) == []
     assert it.ask("a", 3, 2) == [Admit(3)]
     assert it.wake_at() == 5
@@ -54,15 +60,15 @@ def test_a_model_at_work_stays_its_least_time_then_finishes_and_goes() -> None:
     assert it.leave("a", 1, 7) == []
     assert it.leave("a", 3, 8) == [Unload("a")]
     assert it.unloaded("a", 9) == [Load("b")]
-    assert it.loaded("b", 10, 10) == [Admit(2)]
+    assert it.loaded("b", held(10), 10) == [Admit(2)]
     assert it.leave("b", 2, 11) == [Unload("b")]
     assert it.unloaded("b", 12) == [Load("a")]
-    assert it.loaded("a", 10, 13) == [Admit(4)]
+    assert it.loaded("a", held(10), 13) == [Admit(4)]
 
 
 def test_who_asked_first_is_loaded_first_even_where_a_later_one_would_fit() -> None:
     it = policy(20, 15, 20, 5)
-    it.ask("a", 1, 0), it.loaded("a", 15, 0)
+    it.ask("a", 1, 0), it.loaded("a", held(15), 0)
     assert it.ask("b", 2, 1) == []
     assert it.ask("c", 3, 2) == []
     assert it.leave("a", 1, 3) == [Unload("a")]
@@ -71,7 +77,7 @@ def test_who_asked_first_is_loaded_first_even_where_a_later_one_would_fit() -> N
 
 def test_one_who_gives_up_waiting_is_forgotten() -> None:
     it = policy(10, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", 10, 0)
+    it.ask("a", 1, 0), it.loaded("a", held(10), 0)
     it.ask("b", 2, 1)
     it.leave("b", 2, 2)
     assert it.leave("a", 1, 3) == []
@@ -80,7 +86,7 @@ def test_one_who_gives_up_waiting_is_forgotten() -> None:
 
 def test_an_idle_model_goes_after_its_time() -> None:
     it = policy(None, 10, idle=60)
-    it.ask("a", 1, 0), it.loaded("a", 10, 1)
+    it.ask("a", 1, 0), it.loaded("a", held(10), 1)
     assert it.wake_at() is None
     it.leave("a", 1, 5)
     assert it.wake_at() == 65
@@ -91,20 +97,20 @@ def test_an_idle_model_goes_after_its_time() -> None:
 
 
 def test_what_never_fits_is_refused_by_its_file_and_by_what_it_took() -> None:
-    assert policy(10, 11).ask("a", 1, 0) == [Refuse("a", 1, 11)]
+    assert policy(10, 11).ask("a", 1, 0) == [Refuse("a", 1, Need(11))]
     it = policy(10, 5, 8)
-    it.ask("b", 1, 0), it.loaded("b", 8, 0), it.leave("b", 1, 0)
+    it.ask("b", 1, 0), it.loaded("b", held(8), 0), it.leave("b", 1, 0)
     it.ask("a", 2, 1), it.unloaded("b", 1)
-    assert it.loaded("a", 12, 2) == [Refuse("a", 2, 12), Unload("a")]
+    assert it.loaded("a", held(12), 2) == [Refuse("a", 2, Need(12)), Unload("a")]
     it.unloaded("a", 3)
-    assert it.ask("a", 3, 4) == [Refuse("a", 3, 12)]
+    assert it.ask("a", 3, 4) == [Refuse("a", 3, Need(12))]
 
 
 def test_a_model_that_took_more_than_its_file_pushes_idle_ones_out() -> None:
     it = policy(20, 8, 8)
-    it.ask("a", 1, 0), it.loaded("a", 8, 0), it.leave("a", 1, 0)
+    it.ask("a", 1, 0), it.loaded("a", held(8), 0), it.leave("a", 1, 0)
     assert it.ask("b", 2, 1) == [Load("b")]
-    assert it.loaded("b", 15, 2) == [Admit(2), Unload("a")]
+    assert it.loaded("b", held(15), 2) == [Admit(2), Unload("a")]
 
 
 def test_a_load_that_fails_is_told_to_all_and_tried_again_by_the_next() -> None:
@@ -118,13 +124,13 @@ def test_one_asked_to_go_while_it_loads_serves_those_who_waited() -> None:
     it = policy(None, 10)
     it.ask("a", 1, 0)
     assert it.unload("a", 1) == []
-    assert it.loaded("a", 10, 2) == [Admit(1)]
+    assert it.loaded("a", held(10), 2) == [Admit(1)]
     assert it.leave("a", 1, 3) == [Unload("a")]
 
 
 def test_a_retired_model_is_forgotten_when_the_last_one_has_left() -> None:
     it = policy(None, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", 10, 0)
+    it.ask("a", 1, 0), it.loaded("a", held(10), 0)
     assert it.retire("a", 1) == []
     assert it.leave("a", 1, 2) == [Unload("a")]
     it.unloaded("a", 3)
@@ -133,18 +139,92 @@ def test_a_retired_model_is_forgotten_when_the_last_one_has_left() -> None:
     assert it.phase("b") is None
 
 
+TWO_CARDS = {MEMORY: 100, "gpu0": 10, "gpu1": 20}
+
+
+def on_cards(**sizes: int) -> Policy:
+    """A policy of two cards that knows models that need this much of them."""
+    made = Policy(TWO_CARDS, least_stay_s=5)
+    for name, size in sizes.items():
+        made.add(name, Need(0, size))
+    return made
+
+
+def test_a_model_goes_to_the_card_with_the_most_free_memory() -> None:
+    it = on_cards(a=12, b=9, c=7)
+    assert it.ask("a", 1, 0) == [Load("a", ("gpu1",))]
+    assert it.ask("b", 2, 0) == [Load("b", ("gpu0",))]
+    assert it.ask("c", 3, 0) == [Load("c", ("gpu1",))]
+
+
+def test_a_model_too_large_for_one_card_is_spread_over_all() -> None:
+    it = on_cards(a=24)
+    assert it.ask("a", 1, 0) == [Load("a", ("gpu0", "gpu1"))]
+    assert place(Need(3, 24), TWO_CARDS) == {MEMORY: 3, "gpu0": 8, "gpu1": 16}
+
+
+def test_what_is_in_memory_makes_no_room_on_a_card_nor_the_other_way_round() -> None:
+    """One budget for both unloaded the CPU's model for the card's, and added what has nothing in common."""
+    it = on_cards(a=15, b=16)
+    it.add("cpu", Need(90))
+    it.ask("cpu", 1, 0), it.loaded("cpu", held(95), 0), it.leave("cpu", 1, 0)
+    it.ask("a", 2, 1), it.loaded("a", {MEMORY: 2, "gpu1": 15}, 1), it.leave("a", 2, 1)
+    assert it.ask("b", 3, 2) == [Unload("a")]
+    assert it.phase("cpu") == "in"
+    assert it.unloaded("a", 3) == [Load("b", ("gpu1",))]
+    it.loaded("b", {MEMORY: 2, "gpu1": 16}, 4)
+    it.add("more", Need(50))
+    assert it.ask("more", 4, 5) == [Unload("cpu")]
+    assert it.phase("b") == "in"
+
+
+def test_a_cards_engine_takes_its_share_of_the_machines_memory_too() -> None:
+    it = on_cards(a=5)
+    it.add("cpu", Need(95))
+    it.ask("a", 1, 0), it.loaded("a", {MEMORY: 8, "gpu1": 5}, 0), it.leave("a", 1, 0)
+    assert it.ask("cpu", 2, 1) == [Unload("a")]
+
+
+def test_what_the_cards_have_no_room_for_is_expected_in_memory() -> None:
+    assert Need(0, 45).within(TWO_CARDS) == Need(15, 30)
+    assert Need(0, 500).within(TWO_CARDS) == Need(100, 30)
+    pool = Pool(TWO_CARDS)
+    acts = Models(pool)._acts("x")
+    pool.add("fits", Need(0, 130), Need(0, 500), None, acts)
+    with pytest.raises(DoesNotFit):
+        pool.add("never", Need(0, 131), Need(0, 500), None, acts)
+
+
+def test_a_device_without_a_budget_has_no_bound() -> None:
+    assert lacking(Need(10**15, 10**15), {}) == frozenset()
+    assert lacking(Need(5, 10**15), {MEMORY: 4}) == {MEMORY}
+    assert place(Need(0, 7), {MEMORY: 4}) == {}
+
+
 _EVENTS = st.lists(
     st.tuples(st.sampled_from(["ask", "leave", "tick", "unload", "done", "fail"]), st.integers(0, 5)),
     max_size=80,
 )
 
 
-@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4), events=_EVENTS)
+_NEEDS = st.one_of(
+    st.builds(Need, st.integers(1, 12)), st.builds(Need, st.integers(0, 3), st.integers(1, 20))
+)
+
+
+@given(
+    sizes=st.lists(_NEEDS, min_size=1, max_size=4),
+    budgets=st.sampled_from([{MEMORY: 15}, {MEMORY: 15, "gpu0": 8}, {MEMORY: 15, "gpu0": 8, "gpu1": 13}]),
+    events=_EVENTS,
+)
 @settings(max_examples=300, deadline=None)
-def test_any_history_keeps_the_promises(sizes: list[int], events: list[tuple[str, int]]) -> None:
-    """Nobody who asked is lost, no model is loaded twice or unloaded under a user, and the budget holds."""
-    budget = 15
-    it = policy(budget, *sizes, idle=7, stay=3)
+def test_any_history_keeps_the_promises(
+    sizes: list[Need], budgets: dict[str, int], events: list[tuple[str, int]]
+) -> None:
+    """Nobody who asked is lost, no model is loaded twice or unloaded under a user, and the budgets hold."""
+    it = Policy(budgets, least_stay_s=3)
+    for name, need in zip("abcdef", sizes, strict=False):
+        it.add(name, need.within(budgets), 7)
     names = "abcdef"[: len(sizes)]
     waiting: dict[int, str] = {}
     using: dict[int, str] = {}
@@ -156,7 +236,7 @@ def test_any_history_keeps_the_promises(sizes: list[int], events: list[tuple[str
         for action in actions:
             match action:
                 case Load(key):
-                    assert key not in loaded and Load(key) not in under_way
+                    assert key not in loaded and not any(one.key == key for one in under_way)
                     under_way.append(action)
                 case Unload(key):
                     assert key in loaded and key not in using.values()
@@ -166,7 +246,7 @@ def test_any_history_keeps_the_promises(sizes: list[int], events: list[tuple[str
                     assert using[one] in loaded
                 case Refuse(_, one):
                     waiting.pop(one)
-        assert it.held_bytes <= budget
+        assert it.overfull() == frozenset()
 
     def finish(fails: bool = False) -> None:
         action = under_way.pop(0)
@@ -217,26 +297,26 @@ class Models:
         self.loaded: set[str] = set()
         self.error: Exception | None = None
         for name in names:
-            pool.add(name, size, 2 * size, None, self._acts(name))
+            pool.add(name, Need(size), Need(2 * size), None, self._acts(name))
 
     def _acts(self, name: str) -> Acts:
-        async def load() -> int:
+        async def load(cards: tuple[str, ...]) -> dict[str, int]:
             assert name not in self.loaded
             await asyncio.sleep(0)
             if self.error is not None:
                 raise self.error
             self.loaded.add(name)
             self.did[f"load {name}"] += 1
-            return 10
+            return held(10)
 
         async def unload() -> None:
             await asyncio.sleep(0)
             self.loaded.discard(name)
             self.did[f"unload {name}"] += 1
 
-        def measure() -> int:
+        def measure() -> dict[str, int]:
             self.did[f"measure {name}"] += 1
-            return 10
+            return held(10)
 
         return Acts(load, unload, measure)
 
@@ -250,7 +330,7 @@ class Models:
 
 def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
     async def story() -> None:
-        pool = Pool(20)
+        pool = Pool(held(20))
         it = Models(pool, "a", "b", "c")
         names = [name for _ in range(20) for name in "abc"]
         async with asyncio.timeout(10):
@@ -265,7 +345,7 @@ def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
 def test_memory_is_measured_now_and_then_and_not_after_each_request() -> None:
     async def story() -> None:
         now = 100.0
-        pool = Pool(None, now=lambda: now)
+        pool = Pool({}, now=lambda: now)
         it = Models(pool, "a")
         for _ in range(5):
             await it.use("a")
@@ -281,7 +361,7 @@ def test_memory_is_measured_now_and_then_and_not_after_each_request() -> None:
 
 def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
     async def story() -> None:
-        pool = Pool(None)
+        pool = Pool({})
         it = Models(pool, "a")
         it.error = Unscorable("no")
         errors = await asyncio.gather(*(it.use("a") for _ in range(2)), return_exceptions=True)
@@ -298,7 +378,7 @@ def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
-    pool = Pool(10 * 2**20)
+    pool = Pool(held(10 * 2**20))
     with pytest.raises(
         DoesNotFit, match="a needs 20 MiB of memory, and all engines together may hold 10 MiB"
     ):
@@ -307,7 +387,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
 
 def test_closing_tells_those_who_wait_and_begins_nothing() -> None:
     async def story() -> None:
-        pool = Pool(10)
+        pool = Pool(held(10))
         it = Models(pool, "a", "b")
         async with pool.use("a"):
             waiting = asyncio.ensure_future(it.use("b"))

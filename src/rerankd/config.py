@@ -220,7 +220,7 @@ class Settings(_Frozen):
         None,
         ge=2**20,
         description="bytes that all engines may hold together, of GPU memory where they work there; when "
-        "not set, four fifths of what the machine has",
+        "not set, four fifths of the machine's memory and of each card",
     )
     least_stay_s: float = Field(
         LEAST_STAY_S,

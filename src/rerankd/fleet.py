@@ -17,6 +17,7 @@ from rerankd import config
 from rerankd import prepare as preparing
 from rerankd.config import Settings, Wanted
 from rerankd.engine import installed, machine, rundir
+from rerankd.engine.memory import MEMORY, Bytes, Need, card
 from rerankd.engine.pool import Acts, Pool
 from rerankd.errors import (
     ConfigError,
@@ -59,7 +60,7 @@ class Fleet:
         self.began_at = time.monotonic()
         self._metrics = metrics
         self._state = StateStore(settings.home)
-        self._pool = Pool(_budget_bytes(settings), least_stay_s=settings.least_stay_s)
+        self._pool = Pool(_budgets(settings), least_stay_s=settings.least_stay_s)
         self._entries: list[Entry] = []
         self._pulled: list[Wanted] = []
         self._default = ""
@@ -87,9 +88,17 @@ class Fleet:
         return tuple(entry for entry in self._entries if isinstance(entry, Pending))
 
     @property
+    def budgets(self) -> Bytes:
+        """What all engines may hold together, by device. A device that is not named has no bound."""
+        return self._pool.budgets
+
+    @property
     def budget_bytes(self) -> int | None:
-        """What all engines may hold together; None where there is no bound."""
-        return self._pool.budget_bytes
+        """The same where models mostly lie: of the cards, or of the machine's memory without any; None where
+        there is no bound."""
+        return sum(size for device, size in self.budgets.items() if device != MEMORY) or self.budgets.get(
+            MEMORY
+        )
 
     def begin_with(self, models: Sequence[Model]) -> None:
         """Serve these. Raises ConfigError where two have one name, and DoesNotFit."""
@@ -498,8 +507,24 @@ class Fleet:
     def _add(self, model: Model) -> Served:
         """Make a model known to the pool. Raises DoesNotFit."""
         served = Served(model, self.settings, self._metrics, self._sockets, self._state)
-        acts = Acts(served.load, served.unload, served.memory_bytes)
-        self._pool.add(served, model.facts.size_bytes, model.memory_guess, model.wanted.idle_unload_s, acts)
+        has_cards = self.budgets.keys() - {MEMORY} != set()
+        on_cards = has_cards and not model.engine.on_cpu
+
+        def need(size_bytes: int) -> Need:
+            return Need(0, size_bytes) if on_cards else Need(size_bytes)
+
+        def held() -> Bytes | None:
+            if has_cards:
+                return served.held()
+            size_bytes = served.memory_bytes()  # wherever that is: there is one budget for all
+            return None if size_bytes is None else {MEMORY: size_bytes}
+
+        async def load(cards: tuple[str, ...]) -> Bytes | None:
+            await served.load(cards)
+            return held()
+
+        least, guess = need(model.facts.size_bytes), need(model.memory_guess)
+        self._pool.add(served, least, guess, model.wanted.idle_unload_s, Acts(load, served.unload, held))
         return served
 
     def _replace(self, old: Served, new: Served) -> None:
@@ -553,14 +578,23 @@ async def _read(settings: Settings, wanted: Wanted) -> Model | RerankdError:
         return error
 
 
-def _budget_bytes(settings: Settings) -> int | None:
-    """What all engines may hold together; None where it can't be told."""
+def _budgets(settings: Settings) -> Bytes:
+    """What all engines may hold together, by device: what is set, wherever they hold it; else four fifths of
+    the machine's memory and of each card, or what others leave of a card now."""
     if settings.memory_budget is not None:
-        return settings.memory_budget
-    # Where nothing is known of a GPU, what can be measured is the machine's own memory.
-    gpus: tuple[machine.Gpu, ...] = ()
+        return {MEMORY: settings.memory_budget}
+    total = machine.read().memory_bytes
+    found = {} if total is None else {MEMORY: int(total * _SHARE_FOR_ENGINES)}
     with contextlib.suppress(EngineError):  # each model that needs llama.cpp says what is wrong with it
-        gpus = installed.chosen(settings).gpus or ()
-    on_gpus = sum(gpu.total_bytes for gpu in gpus)
-    memory = on_gpus or machine.read().memory_bytes
-    return int(memory * _SHARE_FOR_ENGINES) if memory is not None else None
+        # Where nothing is known of a GPU, what can be measured is the machine's own memory.
+        found |= card_budgets(installed.chosen(settings).gpus or ())
+    return found
+
+
+def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:
+    """(pure) What engines may hold of each card."""
+    return {
+        card(at): min(int(gpu.total_bytes * _SHARE_FOR_ENGINES), gpu.free_bytes)
+        for at, gpu in enumerate(gpus)
+        if gpu.total_bytes
+    }

@@ -21,6 +21,7 @@ from rerankd.config import Settings
 from rerankd.engine import command, machine, process, restart
 from rerankd.engine.base import Connection, Engine, EngineSpec, Shape
 from rerankd.engine.llama import LlamaClient
+from rerankd.engine.memory import MEMORY, Bytes
 from rerankd.engine.openvino import chosen
 from rerankd.engine.openvino import client as openvino
 from rerankd.engine.openvino.precision import Choice as Precision
@@ -80,7 +81,8 @@ class Served:
         self._error: RerankdError | None = None
         self._failures = 0
         self._retry_at = 0.0
-        self._gpu_bytes: int | None = None
+        self._cards: tuple[str, ...] = ()
+        self._on_cards: Bytes | None = None
         self._earlier = State("stopped")
 
     def __str__(self) -> str:
@@ -132,13 +134,22 @@ class Served:
         """What the engines hold: of a GPU's memory, as far as it is seen that they use one (then what they
         held when they were loaded, since asking takes a while), else of the machine's. None where there are
         none, or it can't be told."""
-        if self.pids and self._gpu_bytes is not None:
-            return self._gpu_bytes
+        if self.pids and self._on_cards is not None:
+            return sum(self._on_cards.values())
         held = [size for pid in self.pids if (size := process.memory_bytes(pid)) is not None]
         return sum(held) if held else None
 
-    async def load(self) -> int | None:
-        """Start the engines, and wait until they are ready. Returns the bytes that they hold.
+    def held(self) -> Bytes | None:
+        """What the engines hold, by device; None where there are none, or it can't be told."""
+        if not self.pids or self._on_cards is None:
+            size = self.memory_bytes()
+            return None if size is None else {MEMORY: size}
+        # The file is mapped, and what of it is on a card need not stay in memory.
+        private = [process.private_bytes(pid) or 0 for pid in self.pids]
+        return {MEMORY: sum(private), **self._on_cards}
+
+    async def load(self, cards: tuple[str, ...] = ()) -> None:
+        """Start the engines, on these cards where they use any, and wait until they are ready.
 
         Raises RerankdError where none can be started. Whoever asks within a growing delay after that (see
         restart.py) is told the same at once, so that a model that can't be loaded does not keep the machine
@@ -148,6 +159,7 @@ class Served:
             error = copy.copy(self._error)
             error.retry_after_s = math.ceil(left_s)
             raise error
+        self._cards = cards
         try:
             await self._start()
         except Exception as error:
@@ -162,8 +174,7 @@ class Served:
             raise
         self._error, self._failures = None, 0
         if not self.model.engine.on_cpu:
-            self._gpu_bytes = await asyncio.to_thread(machine.gpu_memory_bytes, self.pids)
-        return self.memory_bytes()
+            self._on_cards = await asyncio.to_thread(_on_cards, self.pids)
 
     async def _start(self) -> None:
         self._precision = await self._choose_precision()
@@ -262,6 +273,7 @@ class Served:
             gpus=gpus,
             gpu_layers=wanted.gpu_layers,
             extra=settings.engine_args,
+            cards=self._cards,
         )
         shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
         spec = EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
@@ -314,6 +326,10 @@ class Served:
                 "all the same, with a warning in every answer, use --force."
             )
         self.doubts = tuple(f"This model failed the check at load: {text}." for text in fatal)
+
+
+def _on_cards(pids: Sequence[int]) -> Bytes | None:
+    return machine.gpu_memory(pids, machine.gpus())
 
 
 def threads_of(model: Model) -> int:

@@ -34,6 +34,7 @@ class EngineStatus(TypedDict):
     starts: int
     lost: int
     memory_bytes: int | None
+    memory: dict[str, int]
     error: NotRequired[str]
     log: str
     last_lines: list[str]
@@ -92,6 +93,7 @@ class Status(TypedDict):
     uptime_s: float
     admin: bool
     memory_budget_bytes: int | None
+    memory_budgets: dict[str, int]
     models: list[ModelStatus]
     unavailable: list[PendingStatus]
     recent: RecentStatus
@@ -112,6 +114,7 @@ async def status(request: Request) -> Response:
         "uptime_s": round(now - metrics.started, 1),
         "admin": reranker.settings.admin_api,
         "memory_budget_bytes": fleet.budget_bytes,
+        "memory_budgets": dict(fleet.budgets),
         "models": [await _model(served) for served in fleet.models],
         "unavailable": [_pending(one, now) for one in fleet.pending],
         "recent": _recent(metrics.recent.read(now)),
@@ -169,6 +172,7 @@ async def _engine(served: Served) -> EngineStatus:
         "starts": state.starts,
         "lost": state.lost,
         "memory_bytes": served.memory_bytes(),
+        "memory": dict(served.held() or {}),
         "log": str(served.log),
         "last_lines": await asyncio.to_thread(last_lines, served.log),
     }

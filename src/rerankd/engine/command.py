@@ -14,6 +14,7 @@ from typing import Literal
 
 from rerankd.engine.base import EngineSpec, Shape
 from rerankd.engine.machine import Gpu
+from rerankd.engine.memory import card
 
 # llama-server keeps one of its HTTP threads for each call under way; so many calls may compute, as many
 # tokenise, and two more threads answer health.
@@ -41,7 +42,8 @@ class EngineOptions:
     """What the user and the machine decide about a child.
 
     `gpus` are the cards that the program can use, () for none, None where it is not known whether there are
-    any; `gpu_layers` -1 leaves the choice to `decide`. `extra` are flags that replace the decided ones.
+    any; `cards` name the ones among them that it is to use (see memory.card), () for all. `gpu_layers` -1
+    leaves the choice to `decide`. `extra` are flags that replace the decided ones.
     """
 
     program: tuple[str, ...]
@@ -49,6 +51,14 @@ class EngineOptions:
     gpus: tuple[Gpu, ...] | None = ()
     gpu_layers: int = -1
     extra: tuple[str, ...] = ()
+    cards: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> tuple[Gpu, ...] | None:
+        """The cards that it is to use."""
+        if not self.gpus or not self.cards:
+            return self.gpus
+        return tuple(gpu for at, gpu in enumerate(self.gpus) if card(at) in self.cards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,9 @@ def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str
         flags |= {"--embedding": "", "--pooling": scoring.pooling}
     if decided.gpu_layers is not None:
         flags["--n-gpu-layers"] = str(decided.gpu_layers)
+    if len(options.cards) == 1 and options.gpus is not None and len(options.gpus) > 1:
+        only = next(at for at in range(len(options.gpus)) if card(at) in options.cards)
+        flags |= {"--split-mode": "none", "--main-gpu": str(only)}
     # llama-server complains of a flag that comes twice.
     for word in options.extra:
         flags.pop(word.partition("=")[0], None)
@@ -163,7 +176,7 @@ def _place(need: _Need, options: EngineOptions) -> tuple[int | None, int, str]:
     """Layers on the GPU (None: llama.cpp's choice), slots, and why."""
     on_cpu = 1 if need.judge or need.exact else 4
     on_gpu = _GPU_SLOTS if need.judge else (on_cpu,)
-    asked, gpus = options.gpu_layers, options.gpus
+    asked, gpus = options.gpu_layers, options.usable
     if gpus == () or asked == 0:
         return 0, on_cpu, "gpu_layers is 0" if asked == 0 else "this engine has no GPU to use"
     if gpus is None or not need.shape.layers or not all(gpu.total_bytes for gpu in gpus):

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerankd.engine import process
+from rerankd.engine import memory, process
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 _SMI_TIMEOUT_S = 10.0
-_SMI_QUERY = "name,memory.total,memory.free,compute_cap,driver_version"
+_SMI_QUERY = "name,memory.total,memory.free,compute_cap,driver_version,uuid"
 # What of a CPU's flags a compiler makes faster code of.
 _INSTRUCTIONS = (
     "avx", "avx2", "fma", "f16c", "bmi2", "sse4_2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq",
@@ -27,14 +27,15 @@ _INSTRUCTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One NVIDIA card: memory in bytes (0: it has none of its own), compute capability such as "8.9", and
-    the driver's version."""
+    """One NVIDIA card: memory in bytes (0: it has none of its own), compute capability such as "8.9", the
+    driver's version, and the card's own id."""
 
     name: str
     total_bytes: int
     free_bytes: int
     compute_capability: str
     driver: str = ""
+    uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ def read() -> Machine:
     """This machine without its GPUs, the limits of a container included."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = count_cores(_siblings(allowed), len(allowed), _read(_CGROUP / "cpu.max"))
-    memory = None
+    found = None
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(ValueError):
         limit = int(_read(_CGROUP / "memory.max"))
-        memory = limit if memory is None else min(memory, limit)
-    return Machine(cores, memory)
+        found = limit if found is None else min(found, limit)
+    return Machine(cores, found)
 
 
 def available_bytes() -> int | None:
@@ -106,14 +107,14 @@ def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
     return tuple(left)
 
 
-def gpu_memory_bytes(pids: Sequence[int]) -> int | None:
-    """GPU memory that these processes hold, by nvidia-smi; None where it does not tell of them, as in a
-    container with process numbers of its own."""
+def gpu_memory(pids: Sequence[int], gpus: Sequence[Gpu]) -> dict[str, int] | None:
+    """Bytes that these processes hold on each of these cards (see memory.card), by nvidia-smi; None where it
+    does not tell of them, as in a container with process numbers of its own. It may take a second."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    query = [program, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    return parse_gpu_memory(process.output(query, _SMI_TIMEOUT_S), pids)
+    query = [program, "--query-compute-apps=gpu_uuid,pid,used_memory", "--format=csv,noheader,nounits"]
+    return parse_gpu_memory(process.output(query, _SMI_TIMEOUT_S), pids, gpus)
 
 
 def cpu_name() -> str:
@@ -152,18 +153,23 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
         with contextlib.suppress(ValueError):
-            name, total, free, capability, driver = fields
+            name, total, free, capability, driver, *uuid = fields
             float(capability)  # what is no card has none
-            found.append(Gpu(name, _mebibytes(total), _mebibytes(free), capability, driver))
+            found.append(Gpu(name, _mebibytes(total), _mebibytes(free), capability, driver, "".join(uuid)))
     return tuple(found)
 
 
-def parse_gpu_memory(text: str, pids: Sequence[int]) -> int | None:
-    """(pure) The lines "pid, MiB" of nvidia-smi's CSV, one for each process and card, summed up for these
-    processes; None where there is none of them."""
-    rows = [[field.strip() for field in line.split(",")] for line in text.splitlines()]
-    held = [_mebibytes(row[1]) for row in rows if len(row) == 2 and row[0] in map(str, pids)]
-    return sum(held) or None
+def parse_gpu_memory(text: str, pids: Sequence[int], gpus: Sequence[Gpu]) -> dict[str, int] | None:
+    """(pure) The lines "card's id, pid, MiB" of nvidia-smi's CSV, summed up by card for these processes; None
+    where there is none of them."""
+    devices = {gpu.uuid: memory.card(at) for at, gpu in enumerate(gpus)}
+    held: dict[str, int] = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 3 and fields[1] in map(str, pids) and fields[0] in devices:
+            device = devices[fields[0]]
+            held[device] = held.get(device, 0) + _mebibytes(fields[2])
+    return held if any(held.values()) else None
 
 
 def _mebibytes(text: str) -> int:

@@ -6,8 +6,9 @@ used one first. Where all are in use, the one that was loaded first takes no new
 those it has, and makes room: else a model with steady work would keep the others out for ever. It may first
 stay for a while, so that two models in turn don't spend all their time on loading.
 
-What a model needs is measured when it is loaded. Before the first time, a guess by the size of its file
-stands in.
+What a model needs is measured when it is loaded, by device: the machine's memory and each card have budgets
+of their own (see memory.py), and only what holds something where room is lacking makes room. Before the first
+time, a guess by the size of its file stands in.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import contextlib
 import copy
 import itertools
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+from rerankd.engine.memory import MEMORY, Bytes, Need, lacking, left, place
 from rerankd.errors import DoesNotFit, EngineUnavailable, RerankdError
 
 _log = logging.getLogger("rerankd.engine")
@@ -32,13 +34,16 @@ _LOAD, _UNLOAD = "load a model", "unload a model"
 
 Key = Hashable
 Phase = Literal["out", "loading", "in", "leaving", "unloading"]
+_GOING: tuple[Phase, ...] = ("leaving", "unloading")
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load the model, and then tell `loaded` or `failed`."""
+    """Load the model, and then tell `loaded` or `failed`. `cards` are the ones that it is to use; none where
+    it uses none, or they have no budgets."""
 
     key: Key
+    cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,12 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The one who asked won't get the model. `needs_bytes` are too many for any budget of this pool; None
-    means that the load failed."""
+    """The one who asked won't get the model. `needs` is too much for the budgets of this pool; None means
+    that the load failed."""
 
     key: Key
     who: int
-    needs_bytes: int | None = None
+    needs: Need | None = None
 
 
 Action = Load | Unload | Admit | Refuse
@@ -71,9 +76,10 @@ Action = Load | Unload | Admit | Refuse
 @dataclass(slots=True)
 class _Entry:
     key: Key
-    needs_bytes: int
+    needs: Need
     idle_unload_s: float | None
     phase: Phase = "out"
+    held: Bytes = field(default_factory=dict)
     users: set[int] = field(default_factory=set)
     waiters: list[int] = field(default_factory=list)
     unwanted: bool = False  # to leave as soon as it is loaded
@@ -90,17 +96,17 @@ class Policy:
     """The policy. Its methods are the events, and return what is to be done. Who asks is a number that the
     caller makes up, larger than all before it."""
 
-    def __init__(self, budget_bytes: int | None, *, least_stay_s: float = 0.0) -> None:
-        """`budget_bytes` None sets no bound. `least_stay_s` is how long a model at work may stay when others
-        wait for its room."""
-        self._budget = math.inf if budget_bytes is None else budget_bytes
+    def __init__(self, budgets: Bytes, *, least_stay_s: float = 0.0) -> None:
+        """A device without a budget has no bound. `least_stay_s` is how long a model at work may stay when
+        others wait for its room."""
+        self._budgets = budgets
         self._least_stay_s = least_stay_s
         self._entries: dict[Key, _Entry] = {}
 
     @property
     def held_bytes(self) -> int:
-        """What the models hold that are loaded or about to be."""
-        return sum(entry.needs_bytes for entry in self._entries.values() if entry.phase != "out")
+        """What the models hold on all devices that are loaded or about to be."""
+        return sum(sum(entry.held.values()) for entry in self._entries.values())
 
     def phase(self, key: Key) -> Phase | None:
         """What it does; None when it is not known, or not any more."""
@@ -112,13 +118,17 @@ class Policy:
         entry = self._entries.get(key)
         return entry is not None and entry.is_idle
 
+    def overfull(self) -> frozenset[str]:
+        """The devices on which the models hold more than they may together."""
+        return frozenset(device for device, size in self._free().items() if size < 0)
+
     def fits(self, key: Key) -> bool:
         """Whether the model could be loaded without unloading another."""
-        return self.held_bytes + self._entries[key].needs_bytes <= self._budget
+        return not lacking(self._entries[key].needs, self._free())
 
-    def add(self, key: Key, size_bytes: int, idle_unload_s: float | None = None) -> None:
-        """A model that may be asked for from now on; `size_bytes` is what it may need."""
-        self._entries[key] = _Entry(key, size_bytes, idle_unload_s)
+    def add(self, key: Key, needs: Need, idle_unload_s: float | None = None) -> None:
+        """A model that may be asked for from now on; `needs` is what it may need."""
+        self._entries[key] = _Entry(key, needs, idle_unload_s)
 
     def retire(self, key: Key, now: float) -> list[Action]:
         """Nobody asks for the model any more: those who have asked still get it, then it is forgotten."""
@@ -129,8 +139,8 @@ class Policy:
 
     def ask(self, key: Key, who: int, now: float) -> list[Action]:
         entry = self._entries[key]
-        if entry.needs_bytes > self._budget:
-            return [Refuse(key, who, entry.needs_bytes)]
+        if lacking(entry.needs, self._budgets):
+            return [Refuse(key, who, entry.needs)]
         if entry.phase == "in":
             entry.users.add(who)
             return [Admit(who)]
@@ -150,15 +160,15 @@ class Policy:
         self._forget(entry)
         return self._decide(now)
 
-    def loaded(self, key: Key, size_bytes: int | None, now: float) -> list[Action]:
-        """The model is loaded and holds so many bytes; None where that can't be told."""
+    def loaded(self, key: Key, held: Bytes | None, now: float) -> list[Action]:
+        """The model is loaded and holds this; None where that can't be told."""
         entry = self._entries[key]
         entry.phase, entry.loaded_at, entry.last_used = "in", now, now
-        if size_bytes is not None:
-            entry.needs_bytes = size_bytes
+        if held is not None:
+            entry.held, entry.needs = held, Need.of(held)
         actions: list[Action] = []
-        if entry.needs_bytes > self._budget:
-            actions += [Refuse(key, who, entry.needs_bytes) for who in entry.waiters]
+        if lacking(entry.needs, self._budgets):
+            actions += [Refuse(key, who, entry.needs) for who in entry.waiters]
             entry.unwanted = True
         else:
             actions += [Admit(who) for who in entry.waiters]
@@ -186,16 +196,16 @@ class Policy:
 
     def unloaded(self, key: Key, now: float) -> list[Action]:
         entry = self._entries[key]
-        entry.phase, entry.unwanted = "out", False
+        entry.phase, entry.unwanted, entry.held = "out", False, {}
         self._forget(entry)
         return self._decide(now)
 
-    def measured(self, key: Key, size_bytes: int | None, now: float) -> list[Action]:
+    def measured(self, key: Key, held: Bytes | None, now: float) -> list[Action]:
         """What a loaded model holds by now."""
         entry = self._entries.get(key)
-        if entry is None or entry.phase != "in" or size_bytes is None:
+        if entry is None or entry.phase != "in" or held is None:
             return []
-        entry.needs_bytes = size_bytes
+        entry.held, entry.needs = held, Need.of(held)
         return self._decide(now)
 
     def tick(self, now: float) -> list[Action]:
@@ -211,7 +221,7 @@ class Policy:
             if entry.is_idle and entry.idle_unload_s is not None
         ]
         head = self._head(entries)
-        if head is not None and self._short(head, entries) > 0:
+        if head is not None and self._short_of(head):
             times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "in"]
         return min(times, default=None)
 
@@ -225,16 +235,15 @@ class Policy:
             over = entry.idle_unload_s is not None and now - entry.last_used >= entry.idle_unload_s
             if entry.is_idle and over:
                 entry.phase = "leaving"
-        staying = sum(entry.needs_bytes for entry in entries if entry.phase in ("loading", "in"))
-        self._make_room(staying - self._budget, entries)
+        self._make_room(entries, self._overfull)
         actions: list[Action] = []
         while head := self._head(entries):
             if not self.fits(head.key):
-                self._make_room(self._short(head, entries), entries)
-                self._ask_the_busy(self._short(head, entries), entries, now)
+                self._make_room(entries, partial(self._short_of, head))
+                self._ask_the_busy(entries, head, now)
                 break
-            head.phase = "loading"
-            actions.append(Load(head.key))
+            head.phase, head.held = "loading", place(head.needs, self._free())
+            actions.append(Load(head.key, tuple(device for device in head.held if device != MEMORY)))
         for entry in entries:
             if entry.phase == "leaving" and not entry.users:
                 entry.phase = "unloading"
@@ -246,38 +255,41 @@ class Policy:
         waiting = [entry for entry in entries if entry.phase == "out" and entry.waiters]
         return min(waiting, key=lambda entry: entry.waiters[0], default=None)
 
-    def _short(self, head: _Entry, entries: list[_Entry]) -> float:
-        """The bytes that `head` lacks even when those are gone that are about to go."""
-        going = sum(entry.needs_bytes for entry in entries if entry.phase in ("leaving", "unloading"))
-        return self.held_bytes - going + head.needs_bytes - self._budget
+    def _free(self, *, without: tuple[Phase, ...] = ()) -> dict[str, float]:
+        """What of the budgets is free, or would be without the models of these phases."""
+        return left(self._budgets, (one.held for one in self._entries.values() if one.phase not in without))
 
-    def _make_room(self, short: float, entries: list[_Entry]) -> None:
-        """Idle models go, the least recently used one first, until so many bytes are free."""
+    def _short_of(self, head: _Entry) -> frozenset[str]:
+        """The devices that `head` lacks room on even when those are gone that are about to go."""
+        return lacking(head.needs, self._free(without=_GOING))
+
+    def _overfull(self) -> frozenset[str]:
+        """The devices on which those that stay hold more than they may."""
+        return frozenset(device for device, size in self._free(without=_GOING).items() if size < 0)
+
+    def _make_room(self, entries: list[_Entry], short_of: Callable[[], frozenset[str]]) -> None:
+        """Idle models go, the least recently used one first, until no device is short of room."""
         for entry in sorted(filter(lambda entry: entry.is_idle, entries), key=lambda entry: entry.last_used):
-            if short <= 0:
-                return
-            entry.phase = "leaving"
-            short -= entry.needs_bytes
+            if short_of() & entry.held.keys():
+                entry.phase = "leaving"
 
-    def _ask_the_busy(self, short: float, entries: list[_Entry], now: float) -> None:
+    def _ask_the_busy(self, entries: list[_Entry], head: _Entry, now: float) -> None:
         """Models at work take nobody new, the one loaded first before the others; so do those with less than
         their least stay behind them, later."""
         for entry in sorted(entries, key=lambda entry: entry.loaded_at):
-            if short <= 0:
-                return
-            if entry.phase == "in" and now - entry.loaded_at >= self._least_stay_s:
+            has_stayed = entry.phase == "in" and now - entry.loaded_at >= self._least_stay_s
+            if has_stayed and self._short_of(head) & entry.held.keys():
                 entry.phase = "leaving"
-                short -= entry.needs_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Acts:
-    """What can be done with one model. `load` and `measure` return the bytes it holds, None where that can't
-    be told; `load` raises RerankdError, `unload` nothing."""
+    """What can be done with one model. `load`, which is given the cards to use, and `measure` return the
+    bytes it holds by device, None where that can't be told; `load` raises RerankdError, `unload` nothing."""
 
-    load: Callable[[], Coroutine[Any, Any, int | None]]
+    load: Callable[[tuple[str, ...]], Coroutine[Any, Any, Bytes | None]]
     unload: Callable[[], Coroutine[Any, Any, None]]
-    measure: Callable[[], int | None]
+    measure: Callable[[], Bytes | None]
 
 
 class Pool:
@@ -285,13 +297,13 @@ class Pool:
 
     def __init__(
         self,
-        budget_bytes: int | None,
+        budgets: Bytes,
         *,
         least_stay_s: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.budget_bytes = budget_bytes
-        self._policy = Policy(budget_bytes, least_stay_s=least_stay_s)
+        self.budgets = budgets
+        self._policy = Policy(budgets, least_stay_s=least_stay_s)
         self._now = now
         self._acts: dict[Key, Acts] = {}
         # Asking the system costs as much as a small request does.
@@ -314,18 +326,16 @@ class Pool:
     def phase(self, key: Key) -> Phase | None:
         return self._policy.phase(key)
 
-    def add(
-        self, key: Key, least_bytes: int, guess_bytes: int, idle_unload_s: float | None, acts: Acts
-    ) -> None:
-        """A model that may be used from now on. `least_bytes` is what it takes in any case, `guess_bytes`
-        what it may take, for as long as that has not been measured. Raises DoesNotFit where it never
-        could be loaded."""
-        if self.budget_bytes is not None:
-            if least_bytes > self.budget_bytes:
-                raise self._does_not_fit(key, least_bytes)
-            # Nothing is refused by a guess: it is tried, alone.
-            guess_bytes = min(guess_bytes, self.budget_bytes)
-        self._policy.add(key, guess_bytes, idle_unload_s)
+    def add(self, key: Key, least: Need, guess: Need, idle_unload_s: float | None, acts: Acts) -> None:
+        """A model that may be used from now on. `least` is what it takes in any case, `guess` what it may
+        take, for as long as that has not been measured. Raises DoesNotFit where it never could be loaded."""
+        if (
+            lacking(least.within(self.budgets), self.budgets)
+            or least.within(self.budgets).total < least.total
+        ):
+            raise self._does_not_fit(key, least)
+        # Nothing is refused by a guess: it is tried, alone.
+        self._policy.add(key, guess.within(self.budgets), idle_unload_s)
         self._acts[key] = acts
 
     def fits(self, key: Key) -> bool:
@@ -384,14 +394,14 @@ class Pool:
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Load(key):
-                    self._begin(self._load(key), _LOAD)
+                case Load(key, cards):
+                    self._begin(self._load(key, cards), _LOAD)
                 case Unload(key):
                     self._begin(self._unload(key), _UNLOAD)
                 case Admit(who):
                     self._settle(who, None)
-                case Refuse(key, who, needs_bytes) if needs_bytes is not None:
-                    self._settle(who, self._does_not_fit(key, needs_bytes))
+                case Refuse(key, who, needs) if needs is not None:
+                    self._settle(who, self._does_not_fit(key, needs))
         self._set_timer()
 
     def _settle(self, who: int, error: RerankdError | None) -> None:
@@ -403,11 +413,17 @@ class Pool:
         else:
             admission.set_exception(error)
 
-    def _does_not_fit(self, key: Key, needs_bytes: int) -> DoesNotFit:
-        assert self.budget_bytes is not None
+    def _does_not_fit(self, key: Key, needs: Need) -> DoesNotFit:
+        short = lacking(needs, self.budgets) or frozenset(self.budgets)
+        kind, size = "memory", needs.total
+        if short == {MEMORY}:
+            size = needs.memory
+        elif MEMORY not in short:
+            kind, size = "GPU memory", needs.cards
+        bound = sum(self.budgets[device] for device in short)
         return DoesNotFit(
-            f"{key} needs {needs_bytes / 2**20:,.0f} MiB of memory, and all engines together may hold "
-            f"{self.budget_bytes / 2**20:,.0f} MiB. Take a smaller quantisation or a smaller model, or raise "
+            f"{key} needs {size / 2**20:,.0f} MiB of {kind}, and all engines together may hold "
+            f"{bound / 2**20:,.0f} MiB. Take a smaller quantisation or a smaller model, or raise "
             "memory_budget."
         )
 
@@ -416,9 +432,9 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _load(self, key: Key) -> None:
+    async def _load(self, key: Key, cards: tuple[str, ...]) -> None:
         try:
-            size_bytes = await self._acts[key].load()
+            held = await self._acts[key].load(cards)
         except RerankdError as error:
             self._fail(key, error)
         except Exception as error:  # the crash boundary of this task
@@ -426,14 +442,14 @@ class Pool:
             self._fail(key, EngineUnavailable(f"rerankd failed to load the model: {error!r}."))
         else:
             if not self._closed:
-                self._carry_out(self._policy.loaded(key, size_bytes, self._now()))
+                self._carry_out(self._policy.loaded(key, held, self._now()))
 
     def _fail(self, key: Key, error: RerankdError) -> None:
         if self._closed:
             return
         actions = self._policy.failed(key, self._now())
         for action in actions:
-            if isinstance(action, Refuse) and action.needs_bytes is None:
+            if isinstance(action, Refuse) and action.needs is None:
                 self._settle(action.who, copy.copy(error))  # one each: a raised error collects tracebacks
         self._carry_out(actions)
         self._forget(key)

@@ -71,6 +71,15 @@ def memory_kills() -> int:
     return 0
 
 
+def private_bytes(pid: int) -> int | None:
+    """Memory of the process that is no file's: what an engine holds beside the file that it has mapped; None
+    where it can't be told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        _, resident, shared = (_PROC / str(pid) / "statm").read_text().split()[:3]
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
 def end_group(pid: int) -> None:
     """SIGKILL to the process group that `pid` leads; nothing happens where there is none."""
     if pid > 1:  # 0 is our own group, 1 is everybody
