@@ -30,7 +30,7 @@ def test_a_value_of_another_engine_build_or_precision_is_not_found() -> None:
     assert cache.get(one(cache, "q", "t")) == (0.5, 3), "loaded again as it was"
     cache.computed_by("openvino bf16")
     assert cache.get(one(cache, "q", "t")) is None
-    cache.put(one(cache, "q", "t"), 0.51)
+    cache.put(one(cache, "q", "t"), 0.51, 3)
     cache.computed_by("openvino f32")
     assert cache.get(one(cache, "q", "t")) is None, "an old value does not come back"
 
