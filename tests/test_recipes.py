@@ -171,6 +171,26 @@ def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path)
         assert served.returncode == 0 and "scored as judge" in served.stdout, served.stderr
 
 
+@pytest.mark.parametrize(
+    ("ref", "name"),
+    [
+        ("hf:org/My.Repo-GGUF:Q8_0", "my-repo-gguf"),
+        ("ms:org/repo", "repo"),
+        ("/models/My Model.gguf", "my-model"),
+        ("\u9e1f.gguf", "model"),
+    ],
+)
+def test_the_section_that_is_printed_can_be_read(ref: str, name: str, tmp_path: Path) -> None:
+    refusal = judged(Twin("Lychee Rerank").write(tmp_path / "model.gguf"))
+    ((section, own),) = tomllib.loads(refusal.settings(ref))["models"].items()
+    assert (section, own["ref"]) == (name, ref)
+
+
+def test_a_decision_model_is_no_reranker_whatever_is_set(tmp_path: Path) -> None:
+    (kind,) = [kind for kind in KINDS if kind.what == "ModernBERT decision model"]
+    assert judged(kind.write(tmp_path), ScoringOverrides(way="head")).scoring is None
+
+
 def test_a_section_is_found_by_its_ref() -> None:
     text = '[models.mine]\nref = "hf:org/repo"\nway = "cosine"\npooling = "cls"\n'
     settings = config.load(text, {}, {"model": ["hf:org/repo"]})

@@ -66,9 +66,11 @@ def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
 
 
 def labels_of(facts: Facts) -> tuple[str, str] | None:
-    """The two labels of the rank head, the relevant one first; None where the file names none."""
+    """The two labels of the rank head, the relevant one first; None where the file names none, or others than
+    tokens."""
     said = facts.output_labels
-    return (said[0], said[1]) if len(said) == 2 else None
+    fit = len(said) == 2 and all(facts.token_id(label) is not None for label in said)
+    return (said[0], said[1]) if fit else None
 
 
 def _of_entry(facts: Facts, entry: Entry) -> Prompt:

@@ -107,8 +107,7 @@ class Verdict:
         if not self.lines:
             return ""
         called = ref or str(self.path)
-        name = plain(Path(called.rpartition(":")[2]).name.removesuffix(".gguf")) or "model"
-        return prompts.section(name, called, self.lines)
+        return prompts.section(_section_name(called), called, self.lines)
 
     def require(self, ref: str = "") -> Scoring:
         """The scoring; raises Unscorable, with the reason, the way out and the settings that supply what is
@@ -117,6 +116,13 @@ class Verdict:
             lines = f"\n\n{said}" if (said := self.settings(ref)) else ""
             raise Unscorable(f"{ref or self.path}: {self.explain}{lines}")
         return self.scoring
+
+
+def _section_name(called: str) -> str:
+    """A name for the section of what the user calls so: a path, or hf:org/repo:quant."""
+    hub, _, rest = called.partition(":")
+    repo = rest.partition(":")[0] if hub in ("hf", "ms") else called
+    return plain(Path(repo).name.removesuffix(".gguf")) or "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +224,6 @@ def _check_head_pooling(case: _Case, way: Way) -> None:
 
 def _natural_way(case: _Case) -> Way | _Refusal:
     facts, entry, kind = case.facts, case.entry, kind_of(case.facts)
-    if kind == "decision":
-        return _Refusal("it is a decision model, which chooses among answers and does not score documents")
     if is_causal(facts):
         return _causal_way(case, kind)
     headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
@@ -281,7 +285,7 @@ def _missing_of_judge(facts: Facts) -> str:
     elif facts.architecture == "qwen3vl":
         lacks.append("its own prompt (the template in the file is the text model's)")
     if prompts.labels_of(facts) is None:
-        lacks.append("the two labels (classifier.output_labels)")
+        lacks.append("two labels that are tokens of its vocabulary (classifier.output_labels)")
     return " and ".join(lacks) + (" are missing" if len(lacks) > 1 else " is missing")
 
 
@@ -383,6 +387,9 @@ def _judge(case: _Case) -> Scoring | _Refusal:
     unfit = _unfit_vocabulary(facts, template if overrides.template is None else "", labels)
     if unfit and overrides.labels is not None:
         raise ConfigError(f"{facts.path}: {unfit}; set labels that are")
+    if unfit and case.entry is None:
+        lines = prompts.wanted_lines(facts, case.catalog, like_before=False)
+        return _Refusal(f"what its file says that it is asked does not fit it: {unfit}", _SAY_PROMPT, lines)
     if unfit:
         reason = f"{unfit}: the file is not what it says it is, or damaged"
         return _Refusal(reason, f"download it anew, or {_OTHERS}")
