@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rerankd.engine import machine, process, reasons, restart
+from rerankd.engine import growth, machine, process, reasons, restart
 from rerankd.engine.base import Connection, Engine, EngineSpec
 from rerankd.engine.child import Child
 from rerankd.engine.leases import Leases
@@ -169,6 +169,7 @@ class Supervisor:
         self._ends: set[asyncio.Task[None]] = set()
         self._fates: weakref.WeakKeyDictionary[Engine, Cause] = weakref.WeakKeyDictionary()
         self._losses = 0
+        self._outgrown = 0
         self._was_ready = False
 
     @property
@@ -520,15 +521,21 @@ class Supervisor:
         return True
 
     async def _until_grown(self, life: _Life) -> _Loss:
-        most = self._watch.max_engine_memory
+        most, by = self._watch.max_engine_memory, "max_engine_memory"
+        started = time.monotonic()
         if most is None:
-            await asyncio.Event().wait()
-        assert most is not None
+            held = await asyncio.to_thread(process.memory_bytes, life.child.pid)
+            if held is None:
+                await asyncio.Event().wait()
+            assert held is not None
+            most = growth.bound(held, self.spec.shape.weights_bytes, self._outgrown)
+            by = f"the {most / 2**20:.0f} MiB expected of one that held {held / 2**20:.0f} MiB at first"
         while True:
             held = await asyncio.to_thread(process.memory_bytes, life.child.pid)
             if held is not None and held > most:
-                text = f"The engine held {held / 2**20:.0f} MiB, more than max_engine_memory, and is replaced"
+                text = f"The engine held {held / 2**20:.0f} MiB, more than {by}, and is replaced"
                 _log.warning("%s between requests", text)
+                self._outgrown += time.monotonic() - started < growth.LONG_LIFE_S
                 return _Loss(EngineUnavailable(f"{text}; try again."), "requested")
             await asyncio.sleep(self._watch.health_poll_s)
 
