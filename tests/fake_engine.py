@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(allow_abbrev=False)
     flags.add_argument("--host", required=True)
     flags.add_argument("--slow-load", type=float, default=0, help="seconds until it is ready")
+    flags.add_argument("--load-gate", default="", help="a file: it is not ready before there is one")
     flags.add_argument("--die-at-start", action="store_true", help="end with code 7 before it listens")
     flags.add_argument("--die-after", type=float, help="end with code 8 so many seconds after it listens")
     flags.add_argument("--crash-after", type=int, help="SIGKILL itself in the call after so many")
@@ -207,6 +208,8 @@ def main() -> int:
     if options.chatter:
         threading.Thread(target=chatter, daemon=True).start()
     time.sleep(options.slow_load)
+    while options.load_gate and not os.path.exists(options.load_gate):
+        time.sleep(0.02)
     fake = Fake(options)
     server = socket.socket(socket.AF_UNIX)
     server.bind(options.host)

@@ -115,7 +115,12 @@ async def _serve(
         life = Lifecycle(reranker, reread, notifier, has_heirs=bool(passed))
         life.handle_signals()
         waiting = contextlib.ExitStack()
-        report = waiting.enter_context(progress())
+        shown = waiting.enter_context(progress())
+
+        def report(what: str, done: int, total: int) -> None:
+            # After the start nothing is shown any more, and a download that is tried again goes on.
+            with contextlib.suppress(KeyboardInterrupt):
+                shown(what, done, total)
 
         def listening() -> None:
             if not reranker.fleet.started:
