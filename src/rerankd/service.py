@@ -140,7 +140,14 @@ class Reranker:
             results=rows,
             tokens=scored.tokens,
             transform="raw" if request.raw_scores else served.model.scoring.transform.name,
-            warnings=request.warnings + served.doubts + fitted.warnings + scored.warnings + none,
+            warnings=(
+                request.warnings
+                + served.model.verdict.warnings
+                + served.doubts
+                + fitted.warnings
+                + scored.warnings
+                + none
+            ),
             cut=fitted.cut,
             blank=fitted.plan.blank,
             errors=scored.errors,

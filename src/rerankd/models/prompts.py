@@ -26,12 +26,14 @@ _SEAM = "\x1e"
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A judge's `template`, `labels` and `instruction` ("" where the template has no place for one). `note`
-    is what the user should know of where they come from."""
+    is what the user should know of where they come from; `assumed` says that nothing states the template, so
+    that every answer carries the note."""
 
     template: str
     labels: tuple[str, str]
     instruction: str = ""
     note: str = ""
+    assumed: bool = False
 
 
 def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
@@ -52,15 +54,22 @@ def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
         return None
     if facts.pooling == "rank" and labels == _QWEN3_LABELS:
         return Prompt(
-            qwen.template, labels, qwen.instruction, "asked as Qwen3-Reranker: its rank head has its labels"
+            qwen.template,
+            labels,
+            qwen.instruction,
+            "this model is asked as Qwen3-Reranker is, because its rank head has the labels yes and no; its "
+            "file "
+            "does not say the prompt. Set a template if its model card names another",
+            assumed=True,
         )
     if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(facts)):
         return Prompt(
             qwen.template,
             _QWEN3_LABELS,
             qwen.instruction,
-            "its name says that it is a Qwen3-Reranker, and its sizes are none of the known ones: it is "
-            "asked with that prompt. Set a template if its model card names another",
+            "this model is asked as Qwen3-Reranker is, because of its name; its sizes are none of the known "
+            "ones. Set a template if its model card names another prompt",
+            assumed=True,
         )
     return None
 

@@ -77,7 +77,8 @@ _ONLY_FOR: dict[Way, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """How a file is scored (`scoring`), or `reason` and `way_out` when not. `lines` are the settings that
-    supply what is missing, "" where no setting does. `notes` are for the user. `needs_build` is the oldest
+    supply what is missing, "" where no setting does. `notes` are for the user; `warnings` go
+    with every answer: the file does not say what is assumed. `needs_build` is the oldest
     build of llama.cpp that computes this model right, 0 where any does."""
 
     path: Path
@@ -88,6 +89,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     lines: str = ""
     needs_build: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def explain(self) -> str:
@@ -155,7 +157,10 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
     build = entry.needs_build if entry is not None else 0
     if facts.hidden_activation not in ("", "gelu"):
         build = max(build, HIDDEN_ACTIVATION_BUILD)
-    return Verdict(facts.path, found, entry, notes=_notes(case, found), needs_build=build)
+    known = case.prompt if found.way == "judge" and overrides.template is None else None
+    warnings = (f"{known.note[0].upper()}{known.note[1:]}.",) if known is not None and known.assumed else ()
+    notes = _notes(case, found)
+    return Verdict(facts.path, found, entry, notes=notes, needs_build=build, warnings=warnings)
 
 
 def _no_model(case: _Case) -> Refusal | None:
