@@ -87,7 +87,9 @@ def read(answer: Any, count: int) -> Scores:
             places[row["index"]] = place
             values[row["index"]] = float(row["relevance_score"] if "relevance_score" in row else row["score"])
         facts = answer if isinstance(answer, dict) else {}
-        tokens = facts["usage"]["prompt_tokens"] if facts.get("usage") else None
+        usage = facts.get("usage")
+        known = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) if usage else 0
+        tokens = usage["prompt_tokens"] - known if usage else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RemoteError(f"The answer has no scores that can be read ({error!r}).") from None
     if len(rows or ()) != count or any(math.isnan(value) for value in values):
