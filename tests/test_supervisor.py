@@ -19,7 +19,8 @@ import fake_engine
 import support
 from rerankd.domain import Scoring, Transform
 from rerankd.engine import growth, process, reasons, restart, rundir
-from rerankd.engine.base import Engine, EngineSpec
+from rerankd.engine.base import Engine, EngineSpec, Launch
+from rerankd.engine.llama import LlamaClient
 from rerankd.engine.supervisor import State, Supervisor, Watch
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
 
@@ -110,13 +111,13 @@ async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Be
     run_dir = rundir.make(Path(short))
     (tmp_path / "command").mkdir(exist_ok=True)
 
-    def command(path: Path) -> list[str]:
+    def launch(path: Path) -> Launch:
         assert (tmp_path / "command").is_dir()
-        return [str(program), "--host", str(path)]
+        return Launch([str(program), "--host", str(path)], LlamaClient)
 
     made = Supervisor(
         spec(tmp_path),
-        command,
+        launch,
         run_dir=run_dir,
         log=tmp_path / "engine.log",
         start_timeout_s=options.pop("start_timeout_s", 10.0),

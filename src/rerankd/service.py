@@ -219,7 +219,7 @@ class Reranker:
         errors: dict[int, str] = {}
         missing = [at for at, value in enumerate(raw) if value is None]
 
-        feed = served.model.engine.feed
+        feed = served.engine.feed
 
         async def score(part: list[int]) -> int:
             batch = [texts[at] for at in part]

@@ -214,7 +214,7 @@ def _of_model(served: Served) -> list[str]:
     lines = [
         f"  model    {served.name}, in {_short(served.model.path)}",
         f"  scoring  {served.model.verdict.explain}",
-        f"  engine   {served.engine_name}: {served.model.engine.reason}",
+        f"  engine   {served.engine_name}: {served.engine_reason}",
     ]
     if served.state.phase == "unloaded":
         lines.append("           It is loaded at the first request for it.")

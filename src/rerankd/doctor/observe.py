@@ -15,7 +15,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from rerankd import network, pip, prepare, served
+from rerankd import network, pip, prepare, safer, served
 from rerankd.api.listen import bind
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
@@ -62,6 +62,7 @@ def look(settings: Settings, report: Progress, *, online: bool = False, remeasur
         model_problem=model_problem,
         openvino=_openvino(),
         precisions=_precisions(settings, report, remeasure=remeasure),
+        safer=tuple(safer.told(StateStore(settings.home))),
         online=_online(report) if online else None,
     )
 
