@@ -4,41 +4,36 @@ It is read as the header that a GGUF file of the same model would have, with GGU
 tensors, so that whatever reads headers reads this too. What a converter loses is kept: BERT's pooler is
 `cls`, for it does what the dense layer of RoBERTa's head does, and both rows of token types are there.
 
-Sources: the format of safetensors (https://github.com/huggingface/safetensors), and of transformers
-BertForSequenceClassification, RobertaForSequenceClassification, XLMRobertaForSequenceClassification and
-ModernBertForSequenceClassification.
+Source: the format of safetensors (https://github.com/huggingface/safetensors).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from rerankd.checkpoint_classes import CONFIG as CONFIG
+from rerankd.checkpoint_classes import FAMILIES, LARGEST, Config, Fail, gguf_name, incomplete
 from rerankd.gguf_header import Header, Source, Tensor
 from rerankd.tokenizer_file import GIT_LFS, POINTER
 
-CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What sentence-transformers runs, in order.
 MODULES = "modules.json"
 SUFFIX = ".safetensors"
 # What is read of a model besides its weights' headers.
 DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES)
-Fail = Callable[[str], NoReturn]
 
 # The safetensors library's own bound on a header.
 _HEADER_LIMIT = 100_000_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _READABLE = ("F32", "F16", "BF16")
 _WEIGHTS = re.compile(r"model(?:-(?P<part>\d{5})-of-(?P<count>\d{5}))?\.safetensors")
-_LARGEST = 2**40
 _ADAPTER = "adapter_config.json"
-# Tensors of a layer that are no weights: tables that the classes make themselves.
-_BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
-_LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,43 +44,6 @@ class Checkpoint:
     header: Header
     files: Mapping[str, str]
     flaw: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """Where a model class keeps what: GGUF's name of each tensor, without its ending, -> the class's own;
-    those of a layer below `layers`. `keys` gives GGUF's keys of a configuration, `flaw` what it has that is
-    unknown here; `spare_positions` is whether the first rows of the positions belong to padding."""
-
-    architecture: str
-    tensors: Mapping[str, str]
-    layers: str
-    layer_tensors: Mapping[str, str]
-    keys: Callable[[_Config], dict[str, Any]]
-    flaw: Callable[[Mapping[str, Any]], str]
-    spare_positions: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Config:
-    """A config.json. `fail` is called where a key is missing or of the wrong type, and must raise."""
-
-    values: Mapping[str, Any]
-    fail: Fail
-
-    def size(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number."""
-        value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _LARGEST:
-            self.fail(f"its {CONFIG} should hold a size as {key}, and holds {value!r:.80}")
-        return value
-
-    def real(self, key: str, default: float, value: Any = None) -> float:
-        """A number above 0: of this key, or `value` where it stands elsewhere."""
-        value = self.values.get(key, default) if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LARGEST:
-            self.fail(f"its {CONFIG} should hold a number as {key}, and holds {value!r:.80}")
-        return float(value)
 
 
 def files(names: Iterable[str]) -> tuple[str, ...]:
@@ -204,17 +162,17 @@ def translate(
 ) -> Checkpoint:
     """A checkpoint from what its files hold: config.json and, where it is there, tokenizer_config.json, and
     the tensors of each file of weights. Pure; `name` is what the model is called."""
-    config = _Config(_object(described[CONFIG], CONFIG, fail), fail)
+    config = Config(_object(described[CONFIG], CONFIG, fail), fail)
     tokenizer = _object(described.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG, fail)
     classes = config.values.get("architectures")
     kind = str(classes[0]) if isinstance(classes, list) and classes else "a model of no class"
     found = {own: (file, tensor) for file, held in parts.items() for own, tensor in held.items()}
-    family = _FAMILIES.get(kind)
+    family = FAMILIES.get(kind)
     modules = _modules(described, fail)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
         return _unknown(kind, config.values, values, modules, {own: one for own, (_, one) in found.items()})
-    named = {gguf: place for own, place in found.items() if (gguf := _gguf_name(family, own))}
+    named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
     window = _window(config, tokenizer, spare)
     if "position_embd.weight" in named:
@@ -241,7 +199,7 @@ def translate(
         or _odd_types(tensors)
         or family.flaw(config.values)
         or _modules_flaw(modules)
-        or _incomplete(family, config, tensors, found)
+        or incomplete(family, config, tensors, found)
     )
     return Checkpoint(Header(0, values, tensors, 0), {gguf: file for gguf, (file, _) in named.items()}, flaw)
 
@@ -258,11 +216,11 @@ def _unknown(
     values["general.architecture"] = architecture
     sizes = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}
     for ours, own in sizes.items():
-        if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < _LARGEST:
+        if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
     flaw = _quantised(config)
     if not flaw:
-        known = " or ".join(sorted(_FAMILIES))
+        known = " or ".join(sorted(FAMILIES))
         flaw = f"its class is {kind}, and of this format only {known} can be computed"
         if len(modules) > 1:
             flaw += f" ({MODULES} says that it is {', '.join(modules)})"
@@ -306,61 +264,7 @@ def _odd_types(tensors: Mapping[str, Tensor]) -> str:
     return f"its weights are of the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
 
 
-def _incomplete(
-    family: _Family,
-    config: _Config,
-    tensors: Mapping[str, Tensor],
-    found: Mapping[str, Any],
-) -> str:
-    """What is wrong with the set of tensors: one that the class needs is missing or of another shape, or a
-    layer has one that the class does not know, so that more is computed than this engine knows."""
-    layers, width = config.size("num_hidden_layers"), config.size("hidden_size")
-    inner = config.size("intermediate_size")
-    own_code = (
-        f"; its {CONFIG} names code of its own (auto_map), which rerankd does not run"
-        if config.values.get("auto_map")
-        else ""
-    )
-    for name, shape in _needed(family, layers, width, inner):
-        tensor = tensors.get(name)
-        if tensor is None:
-            return f"it has no tensor {name} under the name that its class gives it{own_code}"
-        if shape and tensor.shape != shape:
-            return f"its tensor {name} has the shape {tensor.shape}, and {shape} is needed"
-    for own in found:
-        if not own.startswith(family.layers) or own.rpartition(".")[2] in _BUFFERS:
-            continue
-        at = own.removeprefix(family.layers).partition(".")[0]
-        if not at.isdigit() or int(at) >= layers:
-            return f"it has the tensor {own}, and its {CONFIG} says that it has {layers} layers"
-        if not _gguf_name(family, own):
-            return f"it has the tensor {own}, which its class does not have{own_code}"
-    return ""
-
-
-def _needed(family: _Family, layers: int, width: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors that the graph reads, but for the head, in GGUF's names, and their shapes, columns first;
-    () where the shape is told by the file."""
-    up = 2 * inner if family.architecture == "modern-bert" else inner
-    shapes = {
-        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (width, width)),
-        "attn_qkv": (width, 3 * width),
-        "ffn_up": (width, up),
-        "ffn_down": (inner, width),
-    }
-    outside = [name for name in family.tensors if not name.startswith("cls")]
-    inside = [f"blk.{layer}.{name}" for layer in range(layers) for name in family.layer_tensors]
-    for name in outside + inside:
-        if name == "blk.0.attn_norm":  # ModernBERT's first layer reads what the embeddings' norm gives
-            continue
-        shape = shapes.get(name.rpartition(".")[2])
-        is_table = name in ("token_embd", "position_embd", "token_types")
-        yield f"{name}.weight", () if is_table else shape or (width,)
-        if family.architecture == "bert" and not is_table:
-            yield f"{name}.bias", (shape[1],) if shape else (width,)
-
-
-def _window(config: _Config, tokenizer: Mapping[str, Any], spare: int) -> int:
+def _window(config: Config, tokenizer: Mapping[str, Any], spare: int) -> int:
     """Tokens of a pair: as many as there are positions for, or fewer where the tokenizer says so."""
     positions = config.size("max_position_embeddings") - spare
     if positions < 1:
@@ -379,22 +283,6 @@ def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else fail(f"its {name} holds no object: it is damaged")
 
 
-def _gguf_name(family: _Family, own: str) -> str:
-    """GGUF's name of a tensor; "" for one that is not needed."""
-    name, _, ending = own.rpartition(".")
-    # As TensorFlow's checkpoints call a normalisation's two.
-    ending = {"gamma": "weight", "beta": "bias"}.get(ending, ending)
-    before = ""
-    if name.startswith(family.layers):
-        match = _LAYER.match(name.removeprefix(family.layers))
-        if match is None:
-            return ""
-        before, name = f"blk.{match['at']}.", match["name"]
-    table = family.layer_tensors if before else family.tensors
-    found = next((gguf for gguf, known in table.items() if known == name), "")
-    return f"{before}{found}.{ending}" if found else ""
-
-
 def _rows(table: Tensor, first: int, count: int) -> Tensor:
     """So many of a table's rows, as far as they are there; what is no table stays, and is refused later."""
     if len(table.shape) != 2:
@@ -403,116 +291,3 @@ def _rows(table: Tensor, first: int, count: int) -> Tensor:
     count = max(min(count, rows - first), 0)
     row_bytes = table.size_bytes // max(rows, 1)
     return Tensor((width, count), table.type_name, count * row_bytes, table.offset + first * row_bytes)
-
-
-def _bert_keys(config: _Config) -> dict[str, Any]:
-    return {"attention.layer_norm_epsilon": config.real("layer_norm_eps", 1e-12)}
-
-
-def _bert_flaw(config: Mapping[str, Any]) -> str:
-    if config.get("hidden_act", "gelu") != "gelu":
-        return f"its activation is {config['hidden_act']!r}, not 'gelu'"
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        return "its positions are relative"
-    return "it is a decoder" if config.get("is_decoder") else ""
-
-
-def _modern_bert_keys(config: _Config) -> dict[str, Any]:
-    values = config.values
-    layers, each = config.size("num_hidden_layers"), config.size("global_attn_every_n_layers", 3)
-    kinds = values.get("layer_types") or ["" if at % each else "full_attention" for at in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        config.fail(f"its {CONFIG} should hold the kind of each layer as layer_types: it is damaged")
-    everywhere = _theta(config, "full_attention", "global_rope_theta", 160000.0)
-    return {
-        "attention.layer_norm_epsilon": config.real("norm_eps", 1e-5),
-        "attention.sliding_window": config.size("local_attention", 128),
-        "attention.sliding_window_pattern": tuple(kind != "full_attention" for kind in kinds),
-        "rope.freq_base": everywhere,
-        "rope.freq_base_swa": _theta(config, "sliding_attention", "local_rope_theta", 10000.0, everywhere),
-        "classifier.pooling_type": 1 if values.get("classifier_pooling") == "mean" else 2,
-    }
-
-
-def _theta(config: _Config, kind: str, older: str, default: float, unset: float | None = None) -> float:
-    """The base of the rotary positions; transformers 5 has a table of them. `unset` is what null means."""
-    said = config.values.get("rope_parameters")
-    found = said.get(kind) if isinstance(said, Mapping) else None
-    if isinstance(found, Mapping):
-        return config.real("rope_theta", default, found.get("rope_theta"))
-    if unset is not None and config.values.get(older, default) is None:
-        return unset
-    return config.real(older, default)
-
-
-def _modern_bert_flaw(config: Mapping[str, Any]) -> str:
-    for key in ("hidden_activation", "classifier_activation"):
-        if config.get(key, "gelu") != "gelu":
-            return f"its {key} is {config[key]!r}, not 'gelu'"
-    if config.get("classifier_pooling", "cls") not in ("mean", "cls"):
-        return f"its pooling is {config['classifier_pooling']!r}"
-    said = config.get("rope_parameters")
-    tables = [one for one in said.values() if isinstance(one, Mapping)] if isinstance(said, Mapping) else []
-    plain = all(one.get("rope_type", "default") == "default" for one in tables)
-    return "" if plain else "its rotary positions are scaled"
-
-
-def _bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -> _Family:
-    return _Family(
-        "bert",
-        {
-            "token_embd": f"{prefix}.embeddings.word_embeddings",
-            "position_embd": f"{prefix}.embeddings.position_embeddings",
-            "token_types": f"{prefix}.embeddings.token_type_embeddings",
-            "token_embd_norm": f"{prefix}.embeddings.LayerNorm",
-            **head,
-        },
-        f"{prefix}.encoder.layer.",
-        {
-            "attn_q": "attention.self.query",
-            "attn_k": "attention.self.key",
-            "attn_v": "attention.self.value",
-            "attn_output": "attention.output.dense",
-            "attn_output_norm": "attention.output.LayerNorm",
-            "ffn_up": "intermediate.dense",
-            "ffn_down": "output.dense",
-            "layer_output_norm": "output.LayerNorm",
-        },
-        _bert_keys,
-        _bert_flaw,
-        spare_positions,
-    )
-
-
-_ROBERTA = _bert_like(
-    "roberta", {"cls": "classifier.dense", "cls.output": "classifier.out_proj"}, spare_positions=True
-)
-_FAMILIES = {
-    "BertForSequenceClassification": _bert_like(
-        "bert", {"cls": "bert.pooler.dense", "cls.output": "classifier"}, spare_positions=False
-    ),
-    "RobertaForSequenceClassification": _ROBERTA,
-    "XLMRobertaForSequenceClassification": _ROBERTA,
-    "ModernBertForSequenceClassification": _Family(
-        "modern-bert",
-        {
-            "token_embd": "model.embeddings.tok_embeddings",
-            "token_embd_norm": "model.embeddings.norm",
-            "output_norm": "model.final_norm",
-            "cls": "head.dense",
-            "cls.norm": "head.norm",
-            "cls.output": "classifier",
-        },
-        "model.layers.",
-        {
-            "attn_norm": "attn_norm",
-            "attn_qkv": "attn.Wqkv",
-            "attn_output": "attn.Wo",
-            "ffn_norm": "mlp_norm",
-            "ffn_up": "mlp.Wi",
-            "ffn_down": "mlp.Wo",
-        },
-        _modern_bert_keys,
-        _modern_bert_flaw,
-    ),
-}
