@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,12 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "RERANKD_HOME": str(home), "PYTHONUNBUFFERED": "1", **more}
 
 
-def start_serving(home: Path, *arguments: str, **env: str) -> Program:
+def start_serving(home: Path, *arguments: str, inside: Sequence[str] = (), **env: str) -> Program:
     """Start `rerankd serve` with arguments and environment; returns once it says that it serves. The caller
-    ends it, and closes its standard error."""
+    ends it, and closes its standard error. `inside` is the start of a command line that runs it in something
+    (see sandbox.py)."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rerankd", "serve", "--port", "0", *arguments],
+        [*inside, sys.executable, "-m", "rerankd", "serve", "--port", "0", *arguments],
         env=environment(home, **env),
         stderr=subprocess.PIPE,
         text=True,

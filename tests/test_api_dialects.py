@@ -269,3 +269,10 @@ def test_a_plain_path_has_no_doubled_or_trailing_slashes(path: str) -> None:
     plain = plain_path(path)
     assert plain.startswith("/") and "//" not in plain and (plain == "/" or not plain.endswith("/"))
     assert plain_path(plain) == plain
+
+
+@pytest.mark.parametrize("name", ["text", "page_content", "content"])
+def test_an_object_with_a_text_of_a_known_name_is_this_text(name: str) -> None:
+    """LangChain's documents have page_content and metadata."""
+    document = {name: "a", "metadata": {"source": "x.pdf"}, "id": None, "type": "Document"}
+    assert lenient.text(document, "Document 0") == "a"

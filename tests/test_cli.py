@@ -135,7 +135,7 @@ def test_rerank_reads_standard_input_and_prints_plain_lines(home: Path) -> None:
 def test_rerank_asks_a_running_server(serve: Serve, home: Path, tmp_path: Path) -> None:
     program = serve(XLMR, "--alias", "tiny")
     file = tmp_path / "documents.jsonl"
-    file.write_text('{"text": "a panda"}\n"bread"\n')
+    file.write_text('{"page_content": "a panda", "metadata": {}}\n"bread"\n')
     port = program.url.rpartition(":")[2]
     ended = rerankd(
         "rerank", "q", str(file), "--jsonl", "--json", "--top-n", "1", home=home, RERANKD_PORT=port

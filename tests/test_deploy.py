@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import sandbox
 from rerankd.config import Settings
-from support import ROOT
+from support import ROOT, Program, children, post, start_serving
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.cuda"]
@@ -50,6 +54,47 @@ def test_the_unit_is_valid_and_hardened(unit: Path) -> None:
     found = re.search(r"exposure level for rerankd.service: ([\d.]+)", said)
     assert found is not None, said
     assert float(found[1]) <= MOST_EXPOSURE
+
+
+def test_the_unit_starts_the_default_model_under_its_own_restrictions(home: Path) -> None:
+    text = (DEPLOY / "rerankd.service").read_text()
+    section = text.partition("[Service]")[2].partition("[Install]")[0]
+    hardened = re.compile(r"Protect|Private|Restrict|Lock|Memory|NoNew|Remove|SystemCall|Capab|Ambient|UMask")
+    names = set(re.findall(r"^(\w+)=", section, re.MULTILINE))
+    assert {name for name in names if hardened.match(name)} <= sandbox.APPLIED | sandbox.NOT_APPLIED
+    with tempfile.TemporaryDirectory(prefix="rd-", dir="/var/tmp") as own:
+        state, runtime = Path(own) / "state", Path(own) / "run"
+        (state / "models").mkdir(parents=True)
+        runtime.mkdir(mode=0o700)
+        for file in (home / "models").glob("*.gguf"):
+            (state / "models" / file.name).symlink_to(file)
+        inside = sandbox.unit(text, state, runtime)
+        env = {"XDG_RUNTIME_DIR": str(runtime), "HF_HOME": str(state / "hf")}
+        answers_the_panda(start_serving(state, inside=inside, **env))
+        assert list(runtime.iterdir()) == []
+        assert (state / "logs").is_dir()
+
+
+def test_it_serves_in_a_container_with_a_read_only_home_and_a_user_of_its_own(home: Path) -> None:
+    """A private /tmp, no HOME, no entry in /etc/passwd, no /dev/shm."""
+    said = answers_the_panda(start_serving(home, inside=sandbox.container(home)))
+    assert "Traceback" not in said
+
+
+def answers_the_panda(program: Program) -> str:
+    """Ask the built-in model, and end it; what it has said."""
+    assert program.process.stderr is not None
+    try:
+        documents = ["hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。"]
+        answer = post(f"{program.url}/v1/rerank", {"query": "什么是熊猫？", "documents": documents})
+        assert [row["index"] for row in answer.json()["results"]] == [2, 1, 0]
+        (rerankd,) = children(program.process.pid)  # the sandbox itself would not hand it on
+        os.kill(rerankd, signal.SIGTERM)
+        assert program.process.wait(30) == 0
+        return "".join(program.said) + program.process.stderr.read()
+    finally:
+        program.process.kill()
+        program.process.stderr.close()
 
 
 @needs_systemd
@@ -120,6 +165,20 @@ def test_compose_is_beside_dify_and_says_what_to_type() -> None:
     for path in COMPOSE:
         built = yaml.safe_load(path.read_text())["services"]["rerankd"]["build"]
         assert (path.parent / built["context"] / built["dockerfile"]).is_file()
+
+
+def test_every_pod_that_is_shown_or_shipped_has_no_service_links() -> None:
+    texts = [path.read_text() for path in DEPLOY.glob("*.y*ml")]
+    for page in (ROOT / "docs").glob("*.md"):
+        texts += re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    documents = [value for text in texts for value in yaml.safe_load_all(text) if isinstance(value, dict)]
+    pods = [value["spec"]["template"]["spec"] for value in documents if value.get("kind") == "Deployment"]
+    assert pods
+    for pod in pods:
+        assert pod["enableServiceLinks"] is False
+        settings = Settings()
+        assert pod["terminationGracePeriodSeconds"] > settings.drain_timeout_s + settings.stop_timeout_s
+        assert pod["containers"][0]["ports"] == [{"containerPort": settings.port}]
 
 
 def test_every_setting_that_is_set_is_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rerankd.engine.build.smoke import Outcome
 from rerankd.engine.build.tools import Tools
 from rerankd.engine.choice import Choice
 from rerankd.engine.machine import Gpu, Machine
-from support import GOLDEN, rerankd
+from support import GOLDEN, ROOT, Program, rerankd
 
 GIB = 2**30
 CARD = Gpu("RTX 4090", 24 * GIB, 23 * GIB, "8.9", "570.133.07")
@@ -111,6 +112,7 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen) -> None:
         (replace(VM, home_problem="No room."), "disk", "fail", "No room", "RERANKD_HOME"),
         (replace(VM, free_bytes=GIB // 2), "disk", "warn", "0.5 GiB free", "make room"),
         (replace(VM, port_problem="Port 1 on h is in use. Stop it."), "port", "fail", "in use", "--port"),
+        (replace(VM, port_problem="Port 1 is in use.", serves=("a", "b")), "port", "ok", "serves a, b", ""),
         (
             replace(VM, engines=(SeenEngine("bundled", 1, outcome=Outcome(False, "it died", signal=4)),)),
             "engine bundled",
@@ -233,3 +235,12 @@ def test_people_get_a_line_for_each_check(home: Path) -> None:
     assert ended.returncode == 0, ended.stdout
     assert "rerankd can serve a model here" in ended.stderr
     assert any(line.startswith("ok    engine bundled") for line in ended.stdout.splitlines())
+
+
+def test_its_own_running_server_is_no_fault(serve: Callable[..., Program]) -> None:
+    program = serve(str(GOLDEN / "xlmr-head.gguf"))
+    port = program.url.rpartition(":")[2]
+    ended = rerankd("doctor", "--json", home=ROOT / ".test-home", RERANKD_PORT=port)
+    row = next(row for row in json.loads(ended.stdout)["checks"] if row["check"] == "port")
+    assert (row["verdict"], "serves xlmr-head" in row["says"]) == ("ok", True), row
+    assert ended.returncode == 0, ended.stdout

@@ -1,5 +1,33 @@
-"""`python -m rerankd`."""
+"""The `rerankd` program, also as `python -m rerankd`."""
 
-from rerankd.cli import main
+from __future__ import annotations
 
-main()
+import signal
+
+
+def main() -> None:
+    """Run the program; it ends the process."""
+    # The imports take up to half a second. Ctrl-C then ends the process at once, where Python would print the
+    # traceback of an import. In the background of a shell it is ignored, and stays so.
+    is_python_s = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_python_s:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    from rerankd import streams
+
+    streams.prepare()
+
+    from rerankd import cli
+
+    if is_python_s:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        cli.main()
+    finally:
+        # One more Ctrl-C while Python ends.
+        if is_python_s:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

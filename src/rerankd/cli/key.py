@@ -67,7 +67,7 @@ def _path(file: Path | None, config_file: Path | None) -> Path:
     path = file or config.from_machine({}, config_file).api_keys_file
     if path is None:
         raise ConfigError("No file of keys is set: name one with --file, or set api_keys_file.")
-    return path.expanduser()
+    return Path(os.path.expanduser(path))
 
 
 def _write(path: Path, text: str) -> None:

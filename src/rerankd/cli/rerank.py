@@ -72,9 +72,13 @@ def _jsonl_text(line: str, place: str) -> str:
         value = json.loads(line)
     except ValueError as error:
         raise InvalidRequest(f"{place}: not valid JSON: {error}.") from error
-    text = value.get("text") if isinstance(value, dict) else value
+    from rerankd.api import lenient
+
+    text = lenient.named_text(value) if isinstance(value, dict) else value
     if not isinstance(text, str):
-        raise InvalidRequest(f'{place}: neither a JSON string nor an object with a "text" string.')
+        raise InvalidRequest(
+            f'{place}: neither a JSON string nor an object with a "text", "page_content" or "content" string.'
+        )
     return text
 
 
@@ -90,7 +94,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
                 return None
             answer = client.post("/v1/rerank", json=body, timeout=settings.request_timeout_s + 5)
             value = answer.json()
-    except (httpx.HTTPError, ValueError):
+    except (httpx.TransportError, ValueError):
         return None
     if answer.status_code != 200:
         message = value.get("message", answer.text) if isinstance(value, dict) else answer.text

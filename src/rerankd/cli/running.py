@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 def url(settings: Settings) -> str:
     """Where the server of these settings is reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    return settings.local_url
 
 
 def client(settings: Settings) -> httpx.Client:

@@ -115,12 +115,7 @@ async def _serve(
         life = Lifecycle(reranker, reread, notifier, has_heirs=bool(passed))
         life.handle_signals()
         waiting = contextlib.ExitStack()
-        shown = waiting.enter_context(progress())
-
-        def report(what: str, done: int, total: int) -> None:
-            # After the start nothing is shown any more, and a download that is tried again goes on.
-            with contextlib.suppress(KeyboardInterrupt):
-                shown(what, done, total)
+        report = waiting.enter_context(progress())
 
         def listening() -> None:
             if not reranker.fleet.started:
@@ -214,7 +209,7 @@ def _of_model(served: Served) -> list[str]:
     lines = [
         f"  model    {served.name}, in {_short(served.model.path)}",
         f"  scoring  {served.model.verdict.explain}",
-        f"  engine   {served.engine_name}: {served.engine_reason}",
+        f"  engine   {served.engine_name}: {served.model.engine.reason}",
     ]
     if served.state.phase == "unloaded":
         lines.append("           It is loaded at the first request for it.")
@@ -243,5 +238,5 @@ def _notes(reranker: Reranker, sock: socket.socket) -> list[str]:
 
 def _short(path: Path) -> str:
     """A path as people write it, from their own folder on."""
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # "~" itself for a user without a home
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

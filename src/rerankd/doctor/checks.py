@@ -48,7 +48,6 @@ def diagnose(seen: Seen, mirror: str | None = None) -> list[Row]:
         *_engines(seen),
         _openvino(seen),
         *_precisions(seen),
-        *_safer(seen),
         *_models(seen),
         *_online(seen),
     ]
@@ -215,6 +214,10 @@ def _disk(seen: Seen) -> Row:
 
 
 def _port(seen: Seen) -> Row:
+    if seen.serves is not None:
+        return Row(
+            "port", "ok", f"rerankd runs at {seen.address} and serves {', '.join(seen.serves) or 'nothing'}"
+        )
     if seen.port_problem:
         return Row("port", "fail", seen.port_problem.partition(". ")[0], "choose another with --port")
     return Row("port", "ok", f"{seen.address} is free")
@@ -252,12 +255,6 @@ def _precisions(seen: Seen) -> Iterator[Row]:
         else:
             again = "again " * bool(one.before)
             yield Row(check, "ok", f"{again}{one.precision}: {one.why}")
-
-
-def _safer(seen: Seen) -> Iterator[Row]:
-    for name, words in seen.safer:
-        step = f"to try the better settings: rerankd reload {name}, or rerankd state clear safer_settings"
-        yield Row(f"settings of {name}", "warn", f"safer ones: {words}", step)
 
 
 def _engine(engine: SeenEngine, *, is_used: bool) -> Row:

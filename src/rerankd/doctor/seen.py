@@ -49,8 +49,7 @@ class SeenPrecision:
 class Seen:
     """All of it. `problem` texts are "" where there is none. `online` maps a place to what is wrong with
     reaching it, and is None when that was not asked for. `nvidia_card` says that the PCI bus has one;
-    `openvino` is its version, `safer` the models that run with safer settings after crashes, with these in
-    words."""
+    `openvino` is its version."""
 
     machine: Machine
     cpu: str
@@ -71,7 +70,8 @@ class Seen:
     choice_problem: str
     models: tuple[SeenModel, ...]
     model_problem: str = ""
+    # The models that a rerankd at `address` serves; None where no rerankd answers there.
+    serves: tuple[str, ...] | None = None
     openvino: str = ""
     precisions: tuple[SeenPrecision, ...] = ()
-    safer: tuple[tuple[str, str], ...] = ()
     online: Mapping[str, str] | None = field(default=None)

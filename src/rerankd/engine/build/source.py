@@ -61,7 +61,7 @@ def get(asked: str | None, folder: Path, tools: Tools, report: index.Progress) -
             archive = index.fetch(PINNED, folder, report)
             tree = _unpack(archive, folder / f"b{PINNED_BUILD}", report, inner=_INNER)
             return _source(tree, PINNED_BUILD, f"{PINNED.project} b{PINNED_BUILD} of the package index")
-        path = Path(asked).expanduser()
+        path = Path(os.path.expanduser(asked))
         if path.is_dir():
             return _source(path.resolve(), _number_of(path.resolve()), str(path))
         if path.is_file() and path.name.endswith(_ARCHIVES):

@@ -92,7 +92,7 @@ async def _try(subject: Subject, log: Path, timeout_s: float) -> Choice:
 
 def _argv(subject: Subject) -> Sequence[str]:
     return [
-        sys.executable, "-m", "rerankd.engine.openvino.trial",
+        sys.executable, "-P", "-m", "rerankd.engine.openvino.trial",
         "--model", str(subject.path),
         "--scoring", json.dumps(asdict(subject.scoring)),
         "--threads", str(subject.threads),

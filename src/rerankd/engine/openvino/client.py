@@ -17,7 +17,7 @@ from rerankd.plan import SHARED
 
 WORKER = Choice(
     "OpenVINO",
-    (sys.executable, "-m", "rerankd.engine.openvino"),
+    (sys.executable, "-P", "-m", "rerankd.engine.openvino"),
     "the fastest for an encoder on a CPU",
     kind="openvino",
     feed=SHARED,

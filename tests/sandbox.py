@@ -1,0 +1,79 @@
+"""Programs under bubblewrap, as a container or a systemd unit runs them, as far as it goes without these."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+# Everything is read-only, and the user has no entry in /etc/passwd.
+_ANYONE = ("--ro-bind", "/", "/", "--proc", "/proc", "--unshare-user", "--uid", "64999", "--gid", "64999")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+# PR_SET_MDWE of prctl(2), which systemd uses for MemoryDenyWriteExecute (Linux 6.3).
+_DENY_WRITE_EXECUTE = (
+    "import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True); "
+    "libc.prctl(65, 1, 0, 0, 0) and sys.exit(f'PR_SET_MDWE: {os.strerror(ctypes.get_errno())}'); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+# The unit's restrictions that `unit` applies (some by _ANYONE), and those that need systemd or seccomp.
+APPLIED = {
+    *("AmbientCapabilities", "CapabilityBoundingSet", "MemoryDenyWriteExecute", "NoNewPrivileges"),
+    *("PrivateDevices", "PrivateTmp", "PrivateUsers", "ProtectHome", "ProtectHostname", "ProtectSystem"),
+    *("RuntimeDirectory", "StateDirectory", "UMask", "User"),
+}
+NOT_APPLIED = {
+    *("LockPersonality", "ProtectClock", "ProtectControlGroups", "ProtectKernelLogs", "ProtectKernelModules"),
+    *("ProtectKernelTunables", "ProtectProc", "RemoveIPC", "RestrictAddressFamilies", "RestrictNamespaces"),
+    *("RestrictRealtime", "RestrictSUIDSGID", "RuntimeDirectoryMode", "StateDirectoryMode"),
+    *("SystemCallArchitectures", "SystemCallErrorNumber", "SystemCallFilter"),
+}
+
+
+def bubble(*options: str) -> list[str]:
+    """The start of the command line of a program in a sandbox. Skips the test where there can be none."""
+    if reason := _reason():
+        pytest.skip(reason)
+    return ["bwrap", *_ANYONE, "--die-with-parent", *options]
+
+
+@cache
+def _reason() -> str:
+    if shutil.which("bwrap") is None:
+        return "this test needs bubblewrap: apt install bubblewrap"
+    done = subprocess.run(["bwrap", *_ANYONE, "true"], capture_output=True, text=True)
+    return f"bubblewrap may not work here: {done.stderr.strip()}" if done.returncode else ""
+
+
+def container(home: Path) -> list[str]:
+    """A private /tmp, a data folder that can't be written, no HOME, no /dev/shm."""
+    devices = [word for name in _DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
+    return bubble("--tmpfs", "/dev", *devices, "--tmpfs", "/tmp", *_seen(home), "--unsetenv", "HOME")
+
+
+def unit(text: str, state: Path, runtime: Path) -> list[str]:
+    """What the unit of this text allows, with its StateDirectory and RuntimeDirectory."""
+    words = bubble("--dev", "/dev", "--unshare-uts", "--cap-drop", "ALL", "--chdir", str(state))
+    for hidden in ("/home", "/root", "/run/user", "/tmp", "/var/tmp"):
+        words += ["--tmpfs", hidden] if Path(hidden).is_dir() else []
+    words += _seen()
+    words += [word for folder in (state, runtime) for word in ("--bind", str(folder), str(folder))]
+    words += ["sh", "-c", 'umask 0077; exec "$@"', "sh"]
+    if re.search(r"^MemoryDenyWriteExecute=(yes|true|on|1)$", text, re.MULTILINE):
+        words += [sys.executable, "-c", _DENY_WRITE_EXECUTE]
+    return words
+
+
+def _seen(*more: Path) -> Sequence[str]:
+    """Where this project and its Python are, which may lie in a home or in /tmp."""
+    folders = (ROOT, Path(sys.prefix), Path(sys.base_prefix), *more)
+    hidden = [path for path in folders if path.is_relative_to("/home") or path.is_relative_to("/root")]
+    hidden += [path for path in folders if path.is_relative_to("/tmp")]
+    return [word for path in hidden for word in ("--ro-bind", str(path), str(path))]
