@@ -43,3 +43,15 @@ def test_an_idle_engine_without_its_socket_is_replaced(tmp_path: Path) -> None:
         until(lambda: it.get("/health").json()["engine"]["starts"] == 2)
         until(lambda: it.get("/ready").status_code == 200)
         assert it.metric("rerankd_engine_lost") == 0
+
+
+@pytest.mark.parametrize("how", ["removed", "rotated"])
+def test_a_log_that_was_taken_away_is_written_anew(tmp_path: Path, how: str) -> None:
+    with service(tmp_path, "--chatter") as it:
+        (log,) = (tmp_path / "home" / "logs").glob("*.log")
+        if how == "removed":
+            shutil.rmtree(log.parent)
+        else:
+            log.rename(log.with_suffix(".old"))
+        until(lambda: log.exists() and log.stat().st_size > 0)
+        assert raw_scores(it.rerank(["a"])) == right(["a"])

@@ -138,9 +138,21 @@ class _LogFile:
         self._stream = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._stream).st_size
 
+    def _is_elsewhere(self) -> bool:
+        """Whether somebody has removed or moved the open file, as logrotate does, or its folder."""
+        if self._stream is None:
+            return True
+        try:
+            return not os.path.samestat(os.fstat(self._stream), self._path.stat())
+        except FileNotFoundError:
+            return True
+
     def write(self, chunk: bytes) -> None:
         with contextlib.suppress(OSError):
-            if self._size > _LOG_BYTES:
+            if self._is_elsewhere():
+                self.__exit__()
+                self.__enter__()
+            elif self._size > _LOG_BYTES:
                 os.replace(self._path, self._path.with_suffix(".log.1"))
                 self.__exit__()
                 self._open()
