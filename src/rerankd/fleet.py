@@ -1,8 +1,4 @@
-"""The models that are served: which there are, by which names, and what a change of settings does to them.
-
-A model of the settings is an entry from the start on: `Pending` until its file is read, then `Served`. One
-that is refused stays `Pending` and never keeps the others from being served (see pending.py).
-"""
+"""The models that are served: how they come to be, and what a change of settings does to them."""
 
 from __future__ import annotations
 
@@ -16,52 +12,45 @@ from contextlib import AbstractAsyncContextManager
 from rerankd import config
 from rerankd import prepare as preparing
 from rerankd.config import Settings, Wanted
-from rerankd.engine import installed, machine, rundir
-from rerankd.engine.memory import MEMORY, Bytes, Need, card
+from rerankd.engine import rundir
+from rerankd.engine.budgets import budgets
+from rerankd.engine.memory import MEMORY, Bytes, Need
 from rerankd.engine.pool import Acts, Pool
 from rerankd.errors import (
-    ConfigError,
     Conflict,
-    EngineError,
-    EngineUnavailable,
     Overloaded,
     RerankdError,
     Stopping,
-    UnknownModel,
 )
 from rerankd.metrics import Metrics, Reading
 from rerankd.pending import Pending, Report
 from rerankd.prepare import Model
+from rerankd.roster import Entry, Roster, wanted_of
 from rerankd.served import Served, bounds
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
-# What is left of the machine's memory is for the system, this service, and the caller's own programs.
-_SHARE_FOR_ENGINES = 0.8
 # Who waits for a download looks at its rate this often.
 _LOOK_S = 1.0
-
-Entry = Served | Pending
 
 
 def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-class Fleet:
+class Fleet(Roster):
     """Owner of the served models and of the settings they are served by. Which of them are loaded is the
     pool's affair (see engine/pool.py). `started` tells whether all models of the start have been read, and
     loaded as far as they are wanted loaded; `is_closing` that no requests are taken any more."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.started = False
         self.began_at = time.monotonic()
         self._metrics = metrics
         self._state = StateStore(settings.home)
-        self._pool = Pool(_budgets(settings), least_stay_s=settings.least_stay_s)
-        self._entries: list[Entry] = []
+        self._pool = Pool(budgets(settings), least_stay_s=settings.least_stay_s)
         self._pulled: list[Wanted] = []
         self._default = ""
         self._run_dir: rundir.RunDir | None = None
@@ -71,21 +60,6 @@ class Fleet:
         self._changed = asyncio.Event()
         self._waiting = 0
         self.is_closing = False
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """All models of the settings, in their order."""
-        return tuple(self._entries)
-
-    @property
-    def models(self) -> tuple[Served, ...]:
-        """The models that can be asked, in the order of the settings."""
-        return tuple(entry for entry in self._entries if isinstance(entry, Served))
-
-    @property
-    def pending(self) -> tuple[Pending, ...]:
-        """The models that can't be asked, in the order of the settings: being read, or refused."""
-        return tuple(entry for entry in self._entries if isinstance(entry, Pending))
 
     @property
     def budgets(self) -> Bytes:
@@ -200,17 +174,11 @@ class Fleet:
 
     def _refuse(self, pending: Pending, error: RerankdError) -> None:
         before = pending.error
-        taken = {name for entry in self._before(pending) for name in names(entry)}
-        free = [name for name in preparing.names_of(pending.wanted) if name not in taken]
-        pending.names = tuple(free) or (pending.wanted.ref,)
+        pending.names = self._own_names(pending.wanted, self._before(pending))
         pending.refuse(error)
         if self.started and (before is None or before.message != error.message):
             _log.error("%s is not served: %s", pending.name, error.message)
         self._notify()
-
-    def _before(self, pending: Pending) -> list[Entry]:
-        """The entries that come before this one, and so have their names first."""
-        return self._entries[: self._entries.index(pending)] if pending in self._entries else []
 
     def _give_up(self, pending: Pending) -> None:
         """Nobody wants the model any more."""
@@ -249,43 +217,6 @@ class Fleet:
         self._notify()
         for served in everyone:
             served.queue.close()
-
-    def entry(self, asked: str | None) -> Entry:
-        """What there is under the name `asked`.
-
-        Where the settings name one model any name is it, unless strict_model_names is set: people's apps send
-        the name of the hosted model that they were made for. Raises UnknownModel, which lists the known
-        names.
-        """
-        if not self._entries:
-            raise EngineUnavailable("rerankd has not begun to read its models.")
-        if not asked or (len(self._entries) == 1 and not self.settings.strict_model_names):
-            return self._entries[0]
-        for entry in self._entries:
-            if asked in names(entry):
-                return entry
-        raise self.unknown(asked)
-
-    def find(self, asked: str | None) -> Served:
-        """The model under the name `asked`, as `entry` has it. Raises UnknownModel, and for one that is being
-        read or was refused ModelPending, ModelUnavailable or ModelRefused with the reason."""
-        return _at_hand(self.entry(asked))
-
-    def named(self, name: str) -> Entry:
-        """The model of exactly this name. Raises UnknownModel, which lists the known names."""
-        for entry in self._entries:
-            if name in names(entry):
-                return entry
-        raise self.unknown(name)
-
-    def served(self, name: str) -> Served:
-        """The model of exactly this name, where it can be asked. Raises what `find` does."""
-        return _at_hand(self.named(name))
-
-    def unknown(self, name: str) -> UnknownModel:
-        """The error of who asks for a model of this name; it lists the known ones."""
-        known = ", ".join(known for entry in self._entries for known in names(entry))
-        return UnknownModel(f"There is no model {name!r} here. Served under these names: {known}.")
 
     async def until_read(self, asked: str | None, timeout_s: float) -> float:
         """Wait while the model is being fetched or read. Returns what is left of `timeout_s`.
@@ -459,9 +390,7 @@ class Fleet:
             if isinstance(found, RerankdError):
                 was = next((old for old in self.models if old.name == own[0] and old not in entries), None)
                 if was is None or self._clash(was.model.names, entries):
-                    taken = {name for entry in entries for name in names(entry)}
-                    free = tuple(name for name in own if name not in taken)
-                    entries.append(Pending(one, free or (one.ref,), found))
+                    entries.append(Pending(one, self._own_names(one, entries), found))
                     _log.error("%s is not served: %s", entries[-1].name, found.message)
                 else:
                     _log.error("%s goes on as it was: %s", was.name, found.message)
@@ -475,17 +404,6 @@ class Fleet:
             return self._add(model)
         except RerankdError as error:
             return error
-
-    def _clash(self, wanted: Sequence[str], entries: Iterable[Entry]) -> ConfigError | None:
-        """Why these names can't be given away beside `entries`; None where they can."""
-        for entry in entries:
-            for name in wanted:
-                if name in names(entry):
-                    return ConfigError(
-                        f"Two models would answer to {name!r}; {wanted_of(entry).ref} is the first. Give one "
-                        "of them another name, as a [models.NAME] section or with aliases."
-                    )
-        return None
 
     def readings(self) -> list[Reading]:
         """What is read off for the metrics."""
@@ -555,46 +473,8 @@ class Fleet:
         return self._run_dir
 
 
-def names(entry: Entry) -> tuple[str, ...]:
-    """All names that a model answers to, the shown one first."""
-    return entry.names if isinstance(entry, Pending) else entry.model.names
-
-
-def _at_hand(entry: Entry) -> Served:
-    if isinstance(entry, Pending):
-        raise entry.refusal()
-    return entry
-
-
-def wanted_of(entry: Entry) -> Wanted:
-    """What the settings say of a model."""
-    return entry.wanted if isinstance(entry, Pending) else entry.model.wanted
-
-
 async def _read(settings: Settings, wanted: Wanted) -> Model | RerankdError:
     try:
         return await asyncio.to_thread(preparing.prepare, settings, wanted)
     except RerankdError as error:
         return error
-
-
-def _budgets(settings: Settings) -> Bytes:
-    """What all engines may hold together, by device: what is set, wherever they hold it; else four fifths of
-    the machine's memory and of each card, or what others leave of a card now."""
-    if settings.memory_budget is not None:
-        return {MEMORY: settings.memory_budget}
-    total = machine.read().memory_bytes
-    found = {} if total is None else {MEMORY: int(total * _SHARE_FOR_ENGINES)}
-    with contextlib.suppress(EngineError):  # each model that needs llama.cpp says what is wrong with it
-        # Where nothing is known of a GPU, what can be measured is the machine's own memory.
-        found |= card_budgets(installed.chosen(settings).gpus or ())
-    return found
-
-
-def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:
-    """(pure) What engines may hold of each card."""
-    return {
-        card(at): min(int(gpu.total_bytes * _SHARE_FOR_ENGINES), gpu.free_bytes)
-        for at, gpu in enumerate(gpus)
-        if gpu.total_bytes
-    }

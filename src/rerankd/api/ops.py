@@ -16,8 +16,8 @@ from rerankd.api.answer import Route, error_response, json_response, reranker_of
 from rerankd.api.auth import check_key
 from rerankd.api.origin import check_change
 from rerankd.errors import EngineUnavailable, NoSuchPath
-from rerankd.fleet import Entry, names
 from rerankd.pending import Pending
+from rerankd.roster import Entry, names
 from rerankd.served import Served
 
 router = APIRouter(route_class=Route)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from rerankd.config import Settings
 from rerankd.errors import RerankdError
-from rerankd.fleet import Entry
 from rerankd.notify import Notifier
 from rerankd.pending import Pending, Report
+from rerankd.roster import Entry
 from rerankd.service import Reranker
 
 if TYPE_CHECKING:
