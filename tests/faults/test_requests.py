@@ -145,11 +145,19 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 DOCUMENTS = [f"document {number}" for number in range(50)]
 
 
-def test_past_its_deadline_a_request_is_dropped(slow: Service) -> None:
+@pytest.fixture(scope="module")
+def whole_s(slow: Service) -> float:
+    """Seconds that DOCUMENTS take on this machine, as busy as it is: what ends earlier was not all done."""
+    started = time.monotonic()
+    assert slow.rerank(DOCUMENTS).status_code == 200
+    return time.monotonic() - started
+
+
+def test_past_its_deadline_a_request_is_dropped(slow: Service, whole_s: float) -> None:
     started = time.monotonic()
     answer = slow.rerank(DOCUMENTS, **{"x-request-timeout": "0.2"})
     assert answer.status_code == 504
-    assert time.monotonic() - started < 0.8
+    assert time.monotonic() - started < whole_s
     assert slow.metric("rerankd_queue_requests") == 0
     assert slow.metric("rerankd_deadlines_passed_total") == 1
     # What was not begun is not done: the engine is free for others.
@@ -172,14 +180,14 @@ def test_over_its_bounds_it_says_when_to_come_again(slow: Service) -> None:
         assert raw_scores(first.result()) == right(DOCUMENTS)
 
 
-def test_a_client_that_hangs_up_frees_its_place(slow: Service) -> None:
+def test_a_client_that_hangs_up_frees_its_place(slow: Service, whole_s: float) -> None:
     body = json.dumps({"query": "q", "documents": DOCUMENTS}).encode()
     with connect(slow) as client:
         client.sendall(
             b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         until(lambda: slow.metric("rerankd_queue_requests") == 1)
-    until(lambda: slow.metric("rerankd_queue_requests") == 0, 0.5)
+    until(lambda: slow.metric("rerankd_queue_requests") == 0, 0.9 * whole_s)
     assert 'status="499"' in slow.get("/metrics").text
     assert slow.rerank(["a"]).status_code == 200
 
