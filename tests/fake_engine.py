@@ -47,12 +47,15 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(allow_abbrev=False)
     flags.add_argument("--host", required=True)
     flags.add_argument("--slow-load", type=float, default=0, help="seconds until it is ready")
+    flags.add_argument("--load-gate", default="", help="a file: it is not ready before there is one")
     flags.add_argument("--die-at-start", action="store_true", help="end with code 7 before it listens")
     flags.add_argument("--die-after", type=float, help="end with code 8 so many seconds after it listens")
     flags.add_argument("--crash-after", type=int, help="SIGKILL itself in the call after so many")
     flags.add_argument("--crash-on", default="", help="SIGSEGV when a document holds one of these words")
     flags.add_argument("--crash-on-query", default="", help="SIGSEGV when the query holds this text")
     flags.add_argument("--crash-on-count", default="", help="SIGSEGV when a text to tokenise holds this text")
+    flags.add_argument("--crash-with", default="", help="SIGSEGV at load when the flags hold these words")
+    flags.add_argument("--crash-with-after", type=int, default=0, help="the same in the call after so many")
     flags.add_argument("--kill-on", default="", help="SIGKILL itself when a document holds this text")
     flags.add_argument("--stall-on", default="", help="never answer a call with a document that holds this")
     flags.add_argument("--error-on", default="", help="an error when a document holds this text")
@@ -112,6 +115,8 @@ class Fake:
             print("about to crash, as asked", flush=True)
             end(signal.SIGKILL)
         text = "\n".join(documents)
+        if options.crash_with and self.calls > options.crash_with_after:
+            end(signal.SIGSEGV)
         if any(word in text for word in options.crash_on.split()) or (
             options.crash_on_query and options.crash_on_query in query
         ):
@@ -195,18 +200,26 @@ def _turn(path: str) -> int:
 
 def main() -> int:
     options, _ = parser().parse_known_args()
+    # The flags of the service come last.
+    is_bad = options.crash_with and options.crash_with in " ".join(sys.argv).partition(" --model ")[2]
+    if not is_bad:
+        options.crash_with = ""
     turn = _turn(options.only_first or options.only_second)
     if (options.only_first and turn != 1) or (options.only_second and turn != 2):
         options = parser().parse_args(["--host", options.host])
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("fake engine: loading", flush=True)
+    if options.crash_with and not options.crash_with_after:
+        end(signal.SIGSEGV)
     if options.die_at_start:
         print("fake engine: no such tensor, as asked", flush=True)
         return 7
     if options.chatter:
         threading.Thread(target=chatter, daemon=True).start()
     time.sleep(options.slow_load)
+    while options.load_gate and not os.path.exists(options.load_gate):
+        time.sleep(0.02)
     fake = Fake(options)
     server = socket.socket(socket.AF_UNIX)
     server.bind(options.host)

@@ -34,6 +34,11 @@ class FakeHub:
     range_status: int = 0  # the answer to each request for a range that does not begin at 0
     hang: threading.Event | None = None  # bodies wait for this before their last byte
     needs_token: str = ""
+    busy_listings: int = 0  # how many listings are answered with 429 first
+    busy_s: str = "7"  # the Retry-After of what is refused
+    is_circle: bool = False  # bytes are redirected to themselves
+    encoding: str = ""  # the content encoding that bodies claim to have
+    is_portal: bool = False  # a network's log-in page answers for it
     commit: str = COMMIT
     asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
@@ -89,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
         hub.asked.append((self.path, self.headers.get("range", "")))
+        if hub.is_portal:
+            return self._answer(200, {"content-type": "text/html"}, b"<html>Welcome! Please log in.</html>")
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         parts = unquote(url.path).strip("/").split("/")
         if hub.needs_token and f"Bearer {hub.needs_token}" != self.headers.get("authorization"):
@@ -110,9 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _listing(self, repo: str, render: object) -> None:
         files = self.hub.repos.get(repo)
         status = 404 if files is None and self.hub.list_status == 200 else self.hub.list_status
+        if self.hub.busy_listings:
+            self.hub.busy_listings, status = self.hub.busy_listings - 1, 429
         if status != 200:
             extra = {"X-Error-Code": "GatedRepo"} if status == 403 else {}
-            extra |= {"Retry-After": "7"} if status == 429 else {}
+            extra |= {"Retry-After": self.hub.busy_s} if status == 429 else {}
             self._json(status, {"error": "no", "Code": status, "Message": "no", "Success": False}, extra)
         else:
             self._json(200, render(repo, files or {}), {})  # type: ignore[operator]
@@ -157,7 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[:-9] + b"something"
         status = hub.file_status if _is_header(span) or not hub.statuses else hub.statuses.pop(0)
         if status != 200:
-            return self._answer(status, {"retry-after": "7"}, b"no")
+            return self._answer(status, {"retry-after": hub.busy_s}, b"no")
+        if hub.is_circle:
+            return self._answer(302, {"location": self.path}, b"")
         start, end = 0, len(data) - 1
         if span and not hub.no_ranges:
             first, _, last = span.removeprefix("bytes=").partition("-")
@@ -173,6 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, status: int, headers: dict[str, str], body: bytes, *, header: bool) -> None:
         hub = self.hub
         cut = None if header or hub.cuts <= 0 else hub.cut_after
+        headers |= {"content-encoding": hub.encoding} if hub.encoding else {}
         self._head(status, {**headers, "content-length": str(len(body))})
         if cut is not None and cut < len(body):
             hub.cuts -= 1

@@ -299,6 +299,16 @@ KINDS = (
         "no rank head",
     ),
     Kind(
+        "headless reranker called Bge M3, tagged as a classifier",
+        Twin("Bge M3", **XLMR, pooling="cls", tags=("text-classification",)),
+        "no rank head",
+    ),
+    Kind(
+        "rerank template with labels that are no tokens",
+        Twin("My Reranker", template=OTHER_TEMPLATE, labels=("LABEL_0", "LABEL_1"), head=TWO_ROWS),
+        "tokens of its vocabulary",
+    ),
+    Kind(
         "headless reranker made from one, by its base model",
         Twin("Model", **XLMR, pooling="cls", extra={"general.base_model.0.name": "Bge Reranker v2 M3"}),
         "no rank head",

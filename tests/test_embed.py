@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi.security import APIKeyHeader, HTTPBasic, HTTPBearer
 
 import rerankd
 from rerankd.errors import EngineUnavailable
@@ -44,6 +46,124 @@ def test_the_notes_own_app(tmp_path: Path) -> None:
         assert len(post(f"{url}/v1/rerank", BODY).json()["results"]) == 2
         assert post(f"{url}/v1/rerank", {}).status_code == 400
     assert events == ["start", "stop"]
+
+
+def needs_tenant(x_tenant: Annotated[str, Header(min_length=2)]) -> str:
+    return x_tenant
+
+
+def limited() -> None:
+    raise HTTPException(429, "slow down", headers={"Retry-After": "7"})
+
+
+def forbidden() -> None:
+    raise HTTPException(403, "not you")
+
+
+def closed() -> None:
+    raise HTTPException(404, "no such tenant")
+
+
+class TheirsError(Exception):
+    pass
+
+
+def theirs() -> None:
+    raise TheirsError
+
+
+def broken() -> None:
+    raise ZeroDivisionError("a fault of theirs")
+
+
+@pytest.fixture(scope="module")
+def entered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rerankd.Settings]:
+    yield golden_settings("xlmr-head", tmp_path_factory.mktemp("home"))
+
+
+def test_the_apps_own_auth_validation_and_limits_keep_their_meaning(entered: rerankd.Settings) -> None:
+    """401, 403, 422 and 429 of a dependency became 500 with a traceback."""
+    cases: list[tuple[Any, dict[str, str], int, str]] = [
+        (HTTPBearer(), {}, 401, "Not authenticated"),
+        (APIKeyHeader(name="x-key"), {}, 401, "Not authenticated"),
+        (HTTPBasic(), {}, 401, "Not authenticated"),
+        (forbidden, {}, 403, "not you"),
+        (needs_tenant, {}, 422, "x-tenant"),
+        (needs_tenant, {"x-tenant": "a"}, 422, "at least 2"),
+        (needs_tenant, {"x-tenant": "acme"}, 200, "results"),
+        (limited, {}, 429, "slow down"),
+        (closed, {}, 404, "no such tenant"),
+        (theirs, {}, 418, "theirs"),
+    ]
+    app = FastAPI(lifespan=rerankd.lifespan(entered))
+    for at, (dependency, *_) in enumerate(cases):
+        app.include_router(rerankd.router, prefix=f"/{at}", dependencies=[Depends(dependency)])
+
+    @app.exception_handler(TheirsError)
+    async def handle(request: Request, error: TheirsError) -> Response:
+        return Response("theirs", 418)
+
+    with running(app) as url:
+        for at, (dependency, headers, status, says) in enumerate(cases):
+            answer = httpx.post(f"{url}/{at}/v1/rerank", json=BODY, headers=headers, trust_env=False)
+            assert (answer.status_code, says in answer.text) == (status, True), (dependency, answer.text)
+            if status == 429:
+                assert answer.headers["retry-after"] == "7"
+
+
+def test_dependencies_of_the_whole_app_keep_their_meaning_too(entered: rerankd.Settings) -> None:
+    app = FastAPI(lifespan=rerankd.lifespan(entered), dependencies=[Depends(needs_tenant)])
+    app.include_router(rerankd.router)
+    with running(app) as url:
+        assert post(f"{url}/v1/rerank", BODY).status_code == 422
+
+
+def test_a_fault_of_the_apps_own_dependency_is_the_apps(entered: rerankd.Settings) -> None:
+    app = FastAPI(lifespan=rerankd.lifespan(entered))
+    app.include_router(rerankd.router, dependencies=[Depends(broken)])
+
+    @app.exception_handler(ZeroDivisionError)
+    async def handle(request: Request, error: ZeroDivisionError) -> Response:
+        return Response("reported", 503)
+
+    with running(app) as url:
+        assert post(f"{url}/v1/rerank", BODY).text == "reported"
+
+
+def test_a_fault_of_rerankds_own_is_told_as_such(
+    entered: rerankd.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = FastAPI(lifespan=rerankd.lifespan(entered))
+    app.include_router(rerankd.router)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    with running(app) as url:
+        monkeypatch.setattr(app.state.rerankd, "answer", fail)
+        answer = post(f"{url}/v1/rerank", BODY)
+        assert answer.status_code == 500
+        assert "failed for an unexpected reason" in answer.json()["message"]
+
+
+def test_create_app_mounted_in_an_app_with_the_lifespan_works(entered: rerankd.Settings) -> None:
+    outer, middle = FastAPI(lifespan=rerankd.lifespan(entered)), FastAPI()
+    middle.mount("/deep", rerankd.create_app(entered))
+    outer.mount("/ml", rerankd.create_app(entered))
+    outer.mount("/middle", middle)
+    with running(outer) as url:
+        for path in ("/ml/v1/rerank", "/ml/rerank/", "/middle/deep/v1/rerank"):
+            answer = post(f"{url}{path}", BODY)
+            assert answer.status_code == 200, answer.text
+
+
+def test_create_app_mounted_without_a_lifespan_says_what_to_do(entered: rerankd.Settings) -> None:
+    outer = FastAPI()
+    outer.mount("/ml", rerankd.create_app(entered))
+    with running(outer) as url:
+        answer = post(f"{url}/ml/v1/rerank", BODY)
+        assert answer.status_code == 500
+        assert "give it to the outermost app" in answer.json()["message"]
 
 
 def test_create_app_is_a_whole_app(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rerankd.engine.budgets import card_budgets
-from rerankd.engine.machine import Gpu, gpu_memory, parse_gpu_memory, parse_gpus
+from rerankd.engine.machine import Gpu, gpu_memory, lack, parse_gpu_memory, parse_gpus
 
 CARDS = [
     Gpu("A", 24 * 2**30, 23 * 2**30, "8.9", uuid="GPU-a"),
@@ -30,3 +30,11 @@ def test_a_card_is_known_by_its_id_and_budgeted_by_what_others_leave_of_it() -> 
 def test_without_nvidia_smi_nothing_is_known(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("PATH", "")
     assert gpu_memory([1], CARDS) is None
+
+
+def test_a_second_engine_needs_room_on_each_device() -> None:
+    held = {"memory": 100 * MIB, "gpu0": 500 * MIB}
+    assert lack(held, {"memory": 200 * MIB, "gpu0": 500 * MIB, "gpu1": 0}) == ""
+    assert lack(held, {"memory": 200 * MIB}) == ""  # what is not known is no obstacle
+    assert lack(held, {"memory": 99 * MIB}) == "99 MiB of memory are free, too few for a second 100 MiB"
+    assert "10 MiB of gpu0" in lack(held, {"memory": 200 * MIB, "gpu0": 10 * MIB})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from ggufs import write
 from rerankd import served
 from rerankd.domain import Scoring, Transform
 from rerankd.engine import machine
-from rerankd.engine.openvino import chosen, precision, trial
+from rerankd.engine.openvino import chosen, precision, shapes, trial
 from rerankd.engine.openvino.encoder import Encoder
 from rerankd.engine.openvino.runner import Runner, padded
 from rerankd.engine.openvino.schedule import Schedule
@@ -68,7 +69,7 @@ def test_jobs_take_turns_and_others_ride_along() -> None:
     schedule = Schedule(100)
     schedule.add(1, [100] * 5 + [20])
     assert [row.job for row in schedule.next()] == [1]
-    schedule.add(2, [20, 21])
+    schedule.add(2, [20, 21, 19])
     schedule.add(3, [90])
     turns = [{row.job for row in schedule.next()} for _ in range(7)]
     # The second job's texts take the first one's short text along.
@@ -81,6 +82,34 @@ def test_the_jobs_of_one_owner_share_its_turns() -> None:
     schedule.add(2, [100] * 3, owner="bulk")
     schedule.add(3, [100] * 3, owner="small")
     assert [schedule.next()[0].job for _ in range(9)] == [1, 1, 3, 3, 1, 3, 2, 2, 2]
+
+
+def test_calls_have_few_shapes_whatever_lengths_come() -> None:
+    schedule, pick = Schedule(512), random.Random(3)
+    seen = set()
+    for number in range(400):
+        schedule.add(number, [pick.randint(1, 512) for _ in range(pick.randint(1, 60))])
+        while call := schedule.next():
+            longest = max(row.tokens for row in call)
+            seen.add((shapes.texts(len(call)), shapes.tokens(longest, 512)))
+    assert len(seen) < 120, "OpenVINO keeps memory for each"
+
+
+@given(st.integers(1, 40_000), st.integers(1, 40_000))
+def test_a_text_is_padded_a_little_and_never_beyond_the_window(longest: int, most: int) -> None:
+    padded_to = shapes.tokens(longest, most)
+    assert longest <= padded_to <= max(longest, most)
+    assert padded_to <= longest + max(7, longest // 8)
+
+
+@given(st.integers(1, 2000), st.integers(1, 512), st.integers(1, 256))
+def test_a_call_is_cut_to_a_power_of_two_where_it_is_large_enough(
+    count: int, longest: int, enough: int
+) -> None:
+    taken = shapes.whole(count, longest, enough)
+    assert 1 <= taken <= count <= shapes.texts(count) < 2 * count
+    if taken < count:
+        assert taken == shapes.texts(taken) and taken * longest >= enough and 2 * taken > count
 
 
 def test_who_comes_waits_for_the_call_under_way_and_has_two_turns_together() -> None:

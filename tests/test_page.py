@@ -361,6 +361,25 @@ def test_unload_load_and_reload(tab: Open, url: str) -> None:
     expect(card).to_contain_text(f"Starts{before['starts'] + 2}")
 
 
+def test_a_model_that_is_not_served_is_shown_with_its_reason(tab: Open, started: Any, tmp_path: Path) -> None:
+    late = tmp_path / "late.gguf"
+    page = tab(started(XLMR, str(late)).url).open()
+    page.get_by_role("link", name="Status").click()
+    expect(page.locator("#served")).to_have_text("2 models refused")
+    expect(page.locator("#summary")).to_contain_text("1 of 2 models can't answer now")
+    card = page.get_by_role("article", name="late")
+    expect(card.locator(".pill")).to_have_text("refused")
+    expect(card).to_contain_text(f"There is no file {late}")
+    expect(card).to_contain_text("It is tried again in")
+    # What can't answer is not offered.
+    page.get_by_role("link", name="Try it").click()
+    expect(page.locator("#model option")).to_have_text(["xlmr-head"])
+    late.write_bytes(Path(XLMR).read_bytes())
+    page.get_by_role("link", name="Status").click()
+    expect(page.locator("#summary")).to_contain_text("All is well")
+    expect(page.get_by_role("article", name="late").locator(".pill")).to_have_text("ready")
+
+
 def test_a_model_that_was_not_pulled_is_not_deleted(tab: Open) -> None:
     shown = tab()
     card = shown.open("status").get_by_role("article", name="tiny")
@@ -409,8 +428,9 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> N
     assert clipboard(page) == "a secret"
     page.get_by_role("link", name="Status").click()
     expect(page.locator(".model .facts dd").first).to_be_visible()
-    # Without the admin API nothing can be changed.
-    assert not page.locator("#pull").is_visible() and not page.locator(".actions").is_visible()
+    # Without the admin API an engine can be restarted, and nothing else.
+    assert not page.locator("#pull").is_visible()
+    assert page.locator(".actions button:visible").all_inner_texts() == ["Restart"]
     other = shown.context.new_page()
     other.goto(f"{url}/")
     expect(other.get_by_role("dialog")).to_be_visible()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import subprocess
@@ -62,10 +63,13 @@ class Pulls:
     store: Store
     said: list[str]
     timeout_s: float = 10
+    slept: list[float] = dataclasses.field(default_factory=list)
+    told: list[str] = dataclasses.field(default_factory=list)
 
     def __call__(self, text: str, hub: FakeHub | str, ms: FakeHub | str = NOWHERE, **more: Any) -> Path:
         urls = [one.url if isinstance(one, FakeHub) else one for one in (hub, ms)]
-        with Transfer(Patience(self.timeout_s, pause_s=0)) as transfer:
+        patience = Patience(self.timeout_s, pause_s=0, sleep=self.slept.append)
+        with Transfer(patience, lambda what, done, total: self.told.append(what)) as transfer:
             puller = Puller(
                 store=self.store,
                 hubs={"hf": HuggingFace(urls[0]), "ms": ModelScope(urls[1])},
@@ -169,6 +173,61 @@ def test_no_network(pulls: Pulls, kind: str) -> None:
     with pytest.raises(HubUnreachable, match="can't be reached at") as caught:
         pulls(f"{kind}:{REPO}", NOWHERE)
     assert "HTTPS_PROXY" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"is_circle": True}, "circle of redirects"),
+        ({"encoding": "gzip"}, "says that it is compressed and is not"),
+        ({"is_portal": True}, "a web page came from"),
+    ],
+)
+def test_a_proxy_that_spoils_answers_is_told(
+    hub: FakeHub, pulls: Pulls, kind: str, fault: dict[str, Any], says: str
+) -> None:
+    """Each ended in a traceback."""
+    for name, value in fault.items():
+        setattr(hub, name, value)
+    with pytest.raises(FetchError) as caught:
+        pulls(f"{kind}:{REPO}", hub, hub)
+    assert says in str(caught.value)
+    assert pulls.shown == []
+
+
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+def test_a_busy_hub_is_waited_for_as_long_as_it_asks(hub: FakeHub, pulls: Pulls, kind: str) -> None:
+    hub.busy_listings, hub.statuses, hub.busy_s = 2, [429, 503], "9"
+    assert pulls(f"{kind}:{REPO}", hub, hub).read_bytes() == XLMR
+    assert sum(pulls.slept) == 4 * 9
+    assert "waiting 9 s, as the hub asks" in pulls.told
+
+
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+def test_a_hub_that_asks_for_more_than_five_minutes_is_not_waited_for(
+    hub: FakeHub, pulls: Pulls, kind: str
+) -> None:
+    hub.busy_listings, hub.busy_s = 9, "301"
+    with pytest.raises(FetchError, match="Try again in 301 s"):
+        pulls(f"{kind}:{REPO}", hub, hub)
+    hub.busy_s = "120"
+    with pytest.raises(FetchError, match="Try again in 120 s"):
+        pulls(f"{kind}:{REPO}", hub, hub)
+    assert sum(pulls.slept) == 2 * 120
+
+
+def test_a_file_system_without_locks_is_written_to(
+    hub: FakeHub, pulls: Pulls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NFS without its lock service; no file system here refuses them, so the system call does."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
+    assert "has no locks" in caplog.text
 
 
 def test_a_gated_model_comes_with_a_token(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import ggufs
 import twins
 from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
@@ -20,6 +21,7 @@ from rerankd.models.catalog import Entry
 from rerankd.models.inspect import describe, describe_json
 from rerankd.models.verdict import ScoringOverrides, Verdict, decide
 from rerankd.prepare import prepare
+from rerankd.service import Reranker
 from support import GOLDEN, rerankd
 from twins import Twin
 
@@ -171,6 +173,26 @@ def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path)
         assert served.returncode == 0 and "scored as judge" in served.stdout, served.stderr
 
 
+@pytest.mark.parametrize(
+    ("ref", "name"),
+    [
+        ("hf:org/My.Repo-GGUF:Q8_0", "my-repo-gguf"),
+        ("ms:org/repo", "repo"),
+        ("/models/My Model.gguf", "my-model"),
+        ("\u9e1f.gguf", "model"),
+    ],
+)
+def test_the_section_that_is_printed_can_be_read(ref: str, name: str, tmp_path: Path) -> None:
+    refusal = judged(Twin("Lychee Rerank").write(tmp_path / "model.gguf"))
+    ((section, own),) = tomllib.loads(refusal.settings(ref))["models"].items()
+    assert (section, own["ref"]) == (name, ref)
+
+
+def test_a_decision_model_is_no_reranker_whatever_is_set(tmp_path: Path) -> None:
+    (kind,) = [kind for kind in KINDS if kind.what == "ModernBERT decision model"]
+    assert judged(kind.write(tmp_path), ScoringOverrides(way="head")).scoring is None
+
+
 def test_a_section_is_found_by_its_ref() -> None:
     text = '[models.mine]\nref = "hf:org/repo"\nway = "cosine"\npooling = "cls"\n'
     settings = config.load(text, {}, {"model": ["hf:org/repo"]})
@@ -178,6 +200,32 @@ def test_a_section_is_found_by_its_ref() -> None:
     assert (wanted.ref, wanted.names, wanted.scoring.pooling) == ("hf:org/repo", ("mine",), "cls")
     assert settings.of("mine") == settings.of("hf:org/repo")
     assert settings.of("other").scoring.pooling is None
+
+
+async def test_an_answer_says_that_the_prompt_was_assumed(tmp_path: Path) -> None:
+    """A Qwen3-Reranker by its name only: served as before, and every answer says why."""
+    path = ggufs.rewrite(
+        GOLDEN / "qwen3-headless.gguf", tmp_path / "m.gguf", keys={"general.name": "My Qwen3-Reranker"}
+    )
+    settings = config.load("", {}, {"model": [str(path)], "home": tmp_path})
+    async with Reranker(settings) as reranker:
+        result = await reranker.rerank("panda", ["a bear"])
+        assert any("because of its name" in warning for warning in result.warnings)
+    own = {"scoring": {"template": "{query}|{document}"}}
+    async with Reranker(config.load("", {}, {"model": [str(path)], "home": tmp_path, **own})) as reranker:
+        assert (await reranker.rerank("panda", ["a bear"])).warnings == ()
+
+
+async def test_a_template_without_control_tokens_is_asked(tmp_path: Path) -> None:
+    """Every request failed: llama-server does not take a prompt of strings alone."""
+    scoring = {"template": "{query}|{document}", "labels": ["yes", "no"]}
+    text = {"model": [str(GOLDEN / "qwen3-headless.gguf")], "home": tmp_path, "scoring": scoring}
+    async with Reranker(config.load("", {}, text)) as reranker:
+        result = await reranker.rerank("panda", ["a bear", "a train"], raw_scores=True)
+        assert result.warnings == () and len({row.score for row in result.results}) == 2
+        engine: Any = reranker.state.engine
+        asked = await engine._prompt("panda", "a bear", "")
+        assert asked == await engine._client.tokenize("panda|a bear", special=True)
 
 
 def test_force_is_no_recipe(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import pytest
 import fake_engine
 import support
 from rerankd.domain import Scoring, Transform
-from rerankd.engine import process, reasons, restart, rundir
-from rerankd.engine.base import Engine, EngineSpec
+from rerankd.engine import growth, process, reasons, restart, rundir
+from rerankd.engine.base import Engine, EngineSpec, Launch
+from rerankd.engine.llama import LlamaClient
 from rerankd.engine.supervisor import State, Supervisor, Watch
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
 
@@ -110,13 +111,13 @@ async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Be
     run_dir = rundir.make(Path(short))
     (tmp_path / "command").mkdir(exist_ok=True)
 
-    def command(path: Path) -> list[str]:
+    def launch(path: Path) -> Launch:
         assert (tmp_path / "command").is_dir()
-        return [str(program), "--host", str(path)]
+        return Launch([str(program), "--host", str(path)], LlamaClient)
 
     made = Supervisor(
         spec(tmp_path),
-        command,
+        launch,
         run_dir=run_dir,
         log=tmp_path / "engine.log",
         start_timeout_s=options.pop("start_timeout_s", 10.0),
@@ -355,6 +356,40 @@ def test_an_engine_that_grows_has_a_successor_before_it_goes(tmp_path: Path) -> 
             assert (it.supervisor.state.lost, it.supervisor.state.starts) == (0, 2)
 
     asyncio.run(story())
+
+
+def test_an_engine_that_grows_without_end_is_replaced_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The default leaves a gigabyte, which takes long to fill.
+    monkeypatch.setattr(growth, "ROOM", 50 * 2**20)
+
+    async def story() -> None:
+        async with bench(tmp_path, "--grow-mib", "60", watch=Watch(health_poll_s=0.05)) as it:
+            sizes = []
+            for _ in range(2):
+                async with it.supervisor.lease() as engine:
+                    calls = 0
+                    while it.supervisor.state.engine is engine:
+                        assert await it.score(engine) == RIGHT  # no call fails meanwhile
+                        calls += 1
+                        assert calls < 50, "it was never replaced"
+                        await asyncio.sleep(0.1)
+                    sizes.append(calls)
+            # It grew beyond its bound at once, so the next one may hold twice as much: perhaps it needs that.
+            assert sizes[1] > sizes[0]
+            assert it.supervisor.state.lost == 0
+
+    asyncio.run(story())
+    assert "MiB expected of one that held" in caplog.text
+
+
+def test_the_default_bound_grows_with_what_was_held_and_with_each_short_life() -> None:
+    mib = 2**20
+    assert growth.bound(500 * mib, 0, 0) == 1000 * mib + growth.ROOM
+    # llama.cpp has not read all pages of its file yet.
+    assert growth.bound(100 * mib, 4000 * mib, 0) == 4100 * mib + growth.ROOM
+    assert growth.bound(500 * mib, 0, 2) == 4 * growth.bound(500 * mib, 0, 0)
 
 
 def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_next_one_starts(

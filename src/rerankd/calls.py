@@ -35,6 +35,8 @@ _MOST_GIVEN_UP = 100
 _REMEMBERED_S = 300.0
 # What a connection to an engine raises that had died before.
 _NOT_REACHED = (ConnectionRefusedError, ConnectionAbortedError, FileNotFoundError)
+# Texts that are blamed, where fewer than so many times as many were scored: it is not the texts.
+_MANY = 5
 # Engines in a row that gave errors for a known pair, too: then it is none of the texts.
 _MOST_USELESS = 2
 
@@ -83,6 +85,7 @@ class Calls:
         self._patience_s = patience_s
         self._quarantine = Quarantine(fingerprint)
         self._given_up: list[_GivenUp] = []
+        self._answered = 0
         self._recall()
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -118,6 +121,21 @@ class Calls:
         values = [pair[0] if pair is not None else None for pair in pairs]
         errors |= {at: pair[1] for at, pair in enumerate(pairs) if pair is not None and pair[1] is not None}
         return RawScores(values, tokens, errors)
+
+    def blames_engine(self) -> bool:
+        """Whether an engine that just crashed under load did so by itself.
+
+        That is so where nobody was asking it, where no text explained an earlier crash, and where so many
+        texts are blamed beside those that were scored that it must be the engine. These are then asked again.
+        """
+        quarantine = self._quarantine
+        is_broken = quarantine.blamed >= _MANY and self._answered < _MANY * quarantine.blamed
+        if is_broken:
+            self.forget()
+        if is_broken or quarantine.unexplained or not quarantine.has_suspects:
+            quarantine.unexplained = self._answered = 0
+            return True
+        return False
 
     def forget(self) -> None:
         """Ask every text again."""
@@ -173,6 +191,7 @@ class Calls:
             done = set(part)
             left = [at for at in left if at not in done]
             if scores_texts:  # counting says nothing of what scoring does
+                self._answered += len(part)
                 self._running().answered(engine)
                 if not self._quarantine.is_empty:
                     self._quarantine.answered(self._quarantine.digests(asked))

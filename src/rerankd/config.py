@@ -296,7 +296,10 @@ class Settings(_Frozen):
         60, gt=0, description="has no effect any more: an answered request makes the next delay a short one"
     )
     max_engine_memory: int | None = Field(
-        None, ge=2**20, description="bytes of memory beyond which an engine is replaced between requests"
+        None,
+        ge=2**20,
+        description="bytes of memory beyond which an engine is replaced between requests; when not set, "
+        "twice what it held after its load, and 1 GiB",
     )
     cache_entries: int = Field(100_000, ge=0, description="scores kept for texts that come again; 0 is off")
     open_metrics: bool = Field(False, description="answer /metrics without the API key")

@@ -27,7 +27,8 @@ _HEADER_BYTES = 64 * 2**10
 class Model:
     """A model that can be served: its names, its file or folder, how it is scored, and the engine that runs
     it. `fingerprint` tells the file from another one at a glance (see cache.py). `changed_at` is when the
-    file was last written, in seconds since 1970."""
+    file was last written, in seconds since 1970. `other_engine` can run the
+    same file."""
 
     name: str
     aliases: tuple[str, ...]
@@ -39,6 +40,7 @@ class Model:
     fingerprint: str
     engine: Choice
     changed_at: int = 0
+    other_engine: Choice | None = None
 
     @property
     def exact(self) -> bool:
@@ -88,12 +90,9 @@ def prepare(
     scoring = decided.require(model.ref)
     memory = machine.read().memory_bytes
     its_own = settings.model_copy(update={"gpu_layers": model.gpu_layers})
-    engine = encoders.choose(
-        model.engine,
-        _candidate(facts, scoring, settings),
-        WORKER,
-        partial(installed.chosen, its_own, needs=decided.needs_build),
-    )
+    candidate = _candidate(facts, scoring, settings)
+    llama = partial(installed.chosen, its_own, needs=decided.needs_build)
+    engine = encoders.choose(model.engine, candidate, WORKER, llama)
     if memory is not None and facts.size_bytes > memory and engine.on_cpu:
         raise ModelFileError(
             f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
@@ -101,7 +100,17 @@ def prepare(
         )
     names = names_of(model)
     return Model(
-        names[0], names[1:], path, facts, decided, scoring, model, made, engine, changed_at=_changed_at(path)
+        names[0],
+        names[1:],
+        path,
+        facts,
+        decided,
+        scoring,
+        model,
+        made,
+        engine,
+        changed_at=_changed_at(path),
+        other_engine=encoders.other(model.engine, candidate, engine, WORKER, llama),
     )
 
 

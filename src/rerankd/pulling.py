@@ -33,7 +33,7 @@ def pull(
         logging.getLogger(client).setLevel(logging.ERROR)
     wanted = settings.of(model)
     ref.parse(wanted.ref)
-    with transfer.Transfer() as bytes_from:
+    with transfer.Transfer(progress=progress) as bytes_from:
         return Puller(
             store=Store(settings.home),
             hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},

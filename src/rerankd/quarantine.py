@@ -57,13 +57,26 @@ class _Suspicion:
 
 
 class Quarantine:
-    """The suspects and the blamed texts of one model. Times are seconds of any one clock."""
+    """The suspects and the blamed texts of one model. Times are seconds of any one clock.
+
+    `unexplained` counts deaths after which every suspect was cleared: no text was the reason.
+    """
 
     def __init__(self, model: str) -> None:
         """`model` tells the model's file from another one."""
         self._model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=16)
         self._suspects: dict[str, _Suspicion] = {}
         self._blamed: dict[str, tuple[str, float]] = {}
+        self._found = 0
+        self.unexplained = 0
+
+    @property
+    def has_suspects(self) -> bool:
+        return bool(self._suspects)
+
+    @property
+    def blamed(self) -> int:
+        return len(self._blamed)
 
     @property
     def is_empty(self) -> bool:
@@ -100,6 +113,8 @@ class Quarantine:
     def died(self, digests: Sequence[str], fault: Fault, now: float, *, alone: bool) -> dict[str, str]:
         """An engine went with a call of these texts. Returns those not to be asked again, with the reason."""
         found: dict[str, str] = {}
+        if not self._suspects:
+            self._found = 0
         for digest in digests:
             known = self._suspects.setdefault(digest, _Suspicion(len(digests), now + TTL_S))
             known.size = min(known.size, len(digests))
@@ -107,6 +122,7 @@ class Quarantine:
             known.alone += alone and len(digests) == 1
             if known.alone >= _DEATHS_ALONE:
                 del self._suspects[digest]
+                self._found += 1
                 found[digest] = REASONS[fault]
                 if fault != "memory":
                     self.blame(digest, REASONS[fault], now + TTL_S)
@@ -116,8 +132,11 @@ class Quarantine:
 
     def answered(self, digests: Iterable[str]) -> None:
         """These texts were scored: nothing is wrong with them."""
+        had_suspects = bool(self._suspects)
         for digest in digests:
             self._suspects.pop(digest, None)
+        if had_suspects and not self._suspects and not self._found:
+            self.unexplained += 1
 
     def blame(self, digest: str, reason: str, until: float = _FOREVER_S) -> None:
         """Don't ask this text before `until`."""

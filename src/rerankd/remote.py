@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from rerankd import network
 from rerankd.errors import RemoteError
 
 _PROBE = ("what is a panda?", ("a bear of China", "a kind of bread"))
@@ -86,7 +87,9 @@ def read(answer: Any, count: int) -> Scores:
             places[row["index"]] = place
             values[row["index"]] = float(row["relevance_score"] if "relevance_score" in row else row["score"])
         facts = answer if isinstance(answer, dict) else {}
-        tokens = facts["usage"]["prompt_tokens"] if facts.get("usage") else None
+        usage = facts.get("usage")
+        known = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) if usage else 0
+        tokens = usage["prompt_tokens"] - known if usage else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RemoteError(f"The answer has no scores that can be read ({error!r}).") from None
     if len(rows or ()) != count or any(math.isnan(value) for value in values):
@@ -107,12 +110,16 @@ class Remote:
         self.shape = SHAPES[0]
         # TEI takes so many texts in a request; a client of it sends the rest in others at the same time.
         self.most_documents: int | None = None
-        self._http = httpx.AsyncClient(
-            headers={b"authorization": f"Bearer {api_key}".encode()} if api_key else {},
-            timeout=timeout_s,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=False,
-        )
+        try:
+            self._http = network.async_client(
+                headers={b"authorization": f"Bearer {api_key}".encode()} if api_key else {},
+                timeout=timeout_s,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                # A proxy of the environment is for the hosts of other networks.
+                trust_env=not network.is_near(httpx.URL(self.url).host),
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise RemoteError(f"{self.url} can't be asked: {error}.") from error
 
     async def __aenter__(self) -> Remote:
         try:
@@ -158,7 +165,7 @@ class Remote:
     async def _tei_bound(self) -> int | None:
         try:
             answer = (await self._http.get(httpx.URL(self.url).join("/info"))).json()
-        except (httpx.HTTPError, ValueError):
+        except network.ERRORS:
             return None
         bound = answer.get("max_client_batch_size") if isinstance(answer, dict) else None
         return bound if isinstance(bound, int) and bound > 0 else None
@@ -167,8 +174,8 @@ class Remote:
         url = httpx.URL(self.url).copy_with(path=shape.path)
         try:
             answer = await self._http.post(url, json=body(shape, query, documents, self.model))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RemoteError(f"{self.url} did not answer: {error or type(error).__name__}.") from None
+        except network.ERRORS as error:
+            raise RemoteError(f"{self.url} did not answer: {network.explain(error)}.") from None
         if answer.status_code != 200:
             raise RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:300]}")
         try:

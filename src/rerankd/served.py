@@ -18,13 +18,15 @@ from rerankd import loadcheck, scores
 from rerankd.cache import ScoreCache
 from rerankd.calls import Calls
 from rerankd.config import Settings
-from rerankd.engine import command, machine, process, restart
-from rerankd.engine.base import Connection, Engine, EngineSpec, Shape
+from rerankd.engine import command, ladder, machine, process, restart
+from rerankd.engine.base import Engine, EngineSpec, Launch, Shape
+from rerankd.engine.choice import Choice
 from rerankd.engine.llama import LlamaClient
 from rerankd.engine.memory import MEMORY, Bytes
 from rerankd.engine.openvino import chosen
 from rerankd.engine.openvino import client as openvino
 from rerankd.engine.openvino.precision import Choice as Precision
+from rerankd.engine.reasons import Cause
 from rerankd.engine.replicas import Replicas
 from rerankd.engine.rundir import RunDir
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
@@ -33,6 +35,7 @@ from rerankd.metrics import Metrics, Reading
 from rerankd.models import store
 from rerankd.prepare import Model, fingerprint
 from rerankd.queue import Bounds, FairQueue, Line
+from rerankd.safer import SaferSettings
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -75,6 +78,7 @@ class Served:
             log=self.log,
             patience_s=settings.hang_margin_s,
         )
+        self._safer = SaferSettings(learned, model.name, model.fingerprint, _build(model))
         self._replicas: Replicas | None = None
         self._is_choosing = False
         self._precision = Precision("f32", "")
@@ -91,6 +95,18 @@ class Served:
     @property
     def name(self) -> str:
         return self.model.name
+
+    @property
+    def engine(self) -> Choice:
+        """The engine in use: the one that was chosen for the model, or the one it fell back to."""
+        if "other_backend" in self._safer.steps and self.model.other_engine is not None:
+            return self.model.other_engine
+        return self.model.engine
+
+    @property
+    def engine_reason(self) -> str:
+        """Why it is this engine, and with which settings after crashes."""
+        return "; ".join(filter(None, (self.model.engine.reason, self._safer.words)))
 
     @property
     def state(self) -> State:
@@ -124,7 +140,7 @@ class Served:
     @property
     def engine_name(self) -> str:
         """What runs the model, in words; with OpenVINO the precision of its arithmetic and why."""
-        engine, ready = self.model.engine, self.state.engine
+        engine, ready = self.engine, self.state.engine
         if engine.kind == "openvino":
             return ready.about if ready is not None else engine.name
         number = f" (b{engine.build})" if engine.build and f"b{engine.build}" not in engine.name else ""
@@ -173,7 +189,7 @@ class Served:
             self._error = error
             raise
         self._error, self._failures = None, 0
-        if not self.model.engine.on_cpu:
+        if not self.engine.on_cpu:
             self._on_cards = await asyncio.to_thread(_on_cards, self.pids)
 
     async def _start(self) -> None:
@@ -182,10 +198,33 @@ class Served:
         gpus = self.model.engine.gpus
         if gpus:  # what is free there changes with what is loaded; asking takes up to a second
             gpus = await asyncio.to_thread(machine.gpus)
-        replicas = [self._supervise(at, gpus) for at in range(self.model.wanted.replicas)]
+        spec, options = self._spec(), self._options(gpus)
+        self._safer.begin(ladder.steps(self._setup(spec, options)))
+        replicas = [self._supervise(at, spec, options) for at in range(self.model.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()
         await self._replicas.ensure_ready()
+
+    def _spec(self) -> EngineSpec:
+        model, facts = self.model, self.model.facts
+        shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
+        return EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
+
+    def _options(self, gpus: tuple[machine.Gpu, ...] | None) -> command.EngineOptions:
+        return command.EngineOptions(
+            program=self.model.engine.program,
+            threads=threads_of(self.model),
+            gpus=gpus,
+            gpu_layers=self.model.wanted.gpu_layers,
+            extra=self.settings.engine_args,
+            cards=self._cards,
+        )
+
+    def _setup(self, spec: EngineSpec, options: command.EngineOptions) -> ladder.Setup:
+        other = self.model.other_engine.name if self.model.other_engine is not None else ""
+        if self.model.engine.kind == "openvino":
+            return ladder.Setup("openvino", precision=self._precision.precision, other=other)
+        return command.setup(spec, options, other)
 
     async def _choose_precision(self) -> Precision:
         """The precision of all replicas; of llama.cpp the file's types decide."""
@@ -201,10 +240,11 @@ class Served:
 
     def _computes(self) -> str:
         """What the values depend on beside model and texts: the engine's build, its precision and device."""
-        engine, wanted = self.model.engine, self.model.wanted
+        engine, wanted = self.engine, self.model.wanted
+        steps = f" {self._safer.steps}" if self._safer.taken else ""
         if engine.kind == "openvino":
-            return f"openvino {chosen.version()} {self._precision.precision} {wanted.weights}"
-        return f"{engine.program} {engine.build} {wanted.gpu_layers} {self.settings.engine_args}"
+            return f"openvino {chosen.version()} {self._precision.precision} {wanted.weights}{steps}"
+        return f"{engine.program} {engine.build} {wanted.gpu_layers} {self.settings.engine_args}{steps}"
 
     async def unload(self, *, at_once: bool = False) -> None:
         """Stop the engines; safe to call again, and with `at_once` to cut an earlier call short."""
@@ -226,6 +266,7 @@ class Served:
         again."""
         self._error, self._failures = None, 0
         self.calls.forget()
+        self._safer.forget()
         if self._replicas is not None:
             self._replicas.reload()
 
@@ -264,44 +305,59 @@ class Served:
             raise EngineUnavailable("The engine is stopped.")
         return self._replicas
 
-    def _supervise(self, at: int, gpus: tuple[machine.Gpu, ...] | None) -> Supervisor:
-        settings, model, wanted, facts = self.settings, self.model, self.model.wanted, self.model.facts
-        threads = threads_of(model)
-        options = command.EngineOptions(
-            program=model.engine.program,
-            threads=threads,
-            gpus=gpus,
-            gpu_layers=wanted.gpu_layers,
-            extra=settings.engine_args,
-            cards=self._cards,
-        )
-        shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
-        spec = EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
-        runs_openvino = model.engine.kind == "openvino"
-        connect: Callable[[Path], Connection] = openvino.OpenVinoClient if runs_openvino else LlamaClient
+    def _supervise(self, at: int, spec: EngineSpec, options: command.EngineOptions) -> Supervisor:
+        settings, safer = self.settings, self._safer
+        begun_with = safer.taken
 
-        def argv(socket: Path) -> Sequence[str]:
+        def launch(socket: Path) -> Launch:
+            nonlocal begun_with
             # Another file than the one that was judged may have to be scored another way.
             if self.is_changed():
                 raise EngineStartFailed(
-                    f"{model.path} has changed or is gone. To have it read anew: rerankd reload {model.name}"
+                    f"{self.model.path} has changed or is gone. To have it read anew: "
+                    f"rerankd reload {self.name}"
                 )
-            if runs_openvino:
-                return openvino.argv(spec, threads, self._precision, wanted.weights, socket)
-            return command.argv(spec, options, socket)
+            begun_with = safer.taken
+            self.cache.computed_by(self._computes())
+            return self._launch(spec, options, socket)
+
+        def lost(cause: Cause, loaded: bool) -> bool:
+            if begun_with != safer.taken:  # another replica was quicker
+                return True
+            # Memory is never a text's fault; a crash may be.
+            if loaded and (cause not in ("crash", "exit", "memory") or not self._blames_engine(cause)):
+                return False
+            return safer.lost(cause, loaded=loaded)
 
         return Supervisor(
             spec,
-            argv,
+            launch,
             run_dir=self._run_dir(),
             log=self.log if at == 0 else self.log.with_name(f"{self.log.stem}-{at + 1}.log"),
             start_timeout_s=settings.start_timeout_s,
             stop_timeout_s=settings.stop_timeout_s,
             watch=Watch(**settings.model_dump(include={field.name for field in fields(Watch)})),
-            connect=connect,
+            safer=lost,
             check=self._check,
             probe=self._probe,
         )
+
+    def _blames_engine(self, cause: Cause) -> bool:
+        return cause == "memory" or self.calls.blames_engine()
+
+    def _launch(self, spec: EngineSpec, options: command.EngineOptions, socket: Path) -> Launch:
+        """How an engine is started with the steps that are taken."""
+        engine, steps = self.engine, self._safer.steps
+        if engine.kind == "openvino":
+            precision = Precision("f32", "") if "float32" in steps else self._precision
+            weights = self.model.wanted.weights
+            argv = openvino.argv(spec, options.threads, precision, weights, socket)
+            return Launch(argv, openvino.OpenVinoClient)
+        if engine is not self.model.engine:
+            options = replace(options, program=engine.program, gpus=engine.gpus)
+        else:
+            options = replace(options, safer=steps)
+        return Launch(command.argv(spec, options, socket), LlamaClient, command.ENVIRONMENT)
 
     async def _probe(self, engine: Engine) -> None:
         """Score one pair that is known to work. Raises EngineError."""
@@ -326,6 +382,13 @@ class Served:
                 "all the same, with a warning in every answer, use --force."
             )
         self.doubts = tuple(f"This model failed the check at load: {text}." for text in fatal)
+        await asyncio.to_thread(self._safer.is_ready)
+
+
+def _build(model: Model) -> str:
+    """The engine of a model and its build; another one is tried with the better settings again."""
+    engine = model.engine
+    return f"openvino {chosen.version()}" if engine.kind == "openvino" else f"{engine.name} {engine.build}"
 
 
 def _on_cards(pids: Sequence[int]) -> Bytes | None:

@@ -140,7 +140,14 @@ class Reranker:
             results=rows,
             tokens=scored.tokens,
             transform="raw" if request.raw_scores else served.model.scoring.transform.name,
-            warnings=request.warnings + served.doubts + fitted.warnings + scored.warnings + none,
+            warnings=(
+                request.warnings
+                + served.model.verdict.warnings
+                + served.doubts
+                + fitted.warnings
+                + scored.warnings
+                + none
+            ),
             cut=fitted.cut,
             blank=fitted.plan.blank,
             errors=scored.errors,
@@ -212,7 +219,7 @@ class Reranker:
         errors: dict[int, str] = {}
         missing = [at for at, value in enumerate(raw) if value is None]
 
-        feed = served.model.engine.feed
+        feed = served.engine.feed
 
         async def score(part: list[int]) -> int:
             batch = [texts[at] for at in part]

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd.errors import DataFolderError
+from rerankd.locks import NO_FLOCK
 
 _log = logging.getLogger("rerankd")
 
@@ -46,7 +47,6 @@ _LOCK_LEFT_S = 10.0
 # Clocks of machines that share a folder differ by less. An entry from the future has no age to trust.
 _CLOCK_SKEW_S = 300.0
 _SECTION = re.compile(r"[a-z][a-z0-9_]{0,40}")
-_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 # What reading JSON of any content may raise.
 _NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -287,7 +287,7 @@ def _locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno in _NO_FLOCK:
+                if error.errno in NO_FLOCK:
                     break
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
                     raise

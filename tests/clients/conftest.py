@@ -41,7 +41,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
                 **_environ(),
                 **environ,
                 "RERANKD_HOME": str(home),
-                "RERANKD_API_KEY": key,
+                **({"RERANKD_API_KEY": key} if key else {}),
                 # What comes from the cache counts no tokens, and the tests repeat themselves.
                 "RERANKD_CACHE_ENTRIES": "0",
             },

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ from live import DOCUMENTS, QUERY, Server
 Rows = list[tuple[int, float]]
 _ASKED = {"model": "my-model", "query": QUERY, "documents": DOCUMENTS}
 _ALL = len(DOCUMENTS)
+_PLAIN = {"query": QUERY, "documents": DOCUMENTS}
+_RANKING = {"model": "m", "query": {"text": QUERY}, "passages": [{"text": text} for text in DOCUMENTS]}
 _TEI = {"query": QUERY, "texts": DOCUMENTS}
 _NO_KEY = {"Authorization": "Bearer "}
 
@@ -105,6 +108,23 @@ def openrouter(answer: Any) -> Rows:
         assert type(index) is int and 0 <= index < _ALL
         assert type(score) in (int, float)
     return results(answer)
+
+
+def weaviate(answer: Any) -> Rows:
+    """Takes the scores by position."""
+    assert [row["document"] for row in answer["scores"]] == DOCUMENTS
+    return [(index, row["score"]) for index, row in enumerate(answer["scores"])]
+
+
+def nvidia(answer: Any) -> Rows:
+    """Reads logits, raw values: the model's is a sigmoid."""
+    return [(row["index"], 1 / (1 + math.exp(-row["logit"]))) for row in answer["rankings"]]
+
+
+def mixedbread(answer: Any) -> Rows:
+    for row in answer["data"]:
+        assert row["input"] == DOCUMENTS[row["index"]]
+    return [(row["index"], row["score"]) for row in answer["data"]]
 
 
 _ROWS = {row["name"]: row for row in venvs.TABLE["clients"]}
@@ -231,6 +251,33 @@ APPS = [
     App("voyage", {**_ASKED, "top_k": 2, "return_documents": True}, voyage, top=2),
     App("ollama", {**_ASKED, "top_n": _ALL, "return_documents": True}, string_if_any),
     App("openrouter", {**_ASKED, "top_n": _ALL}, openrouter),
+    App(
+        "openai_api_compatible: early 2026, with a threshold that every document reaches",
+        {**_ASKED, "top_n": _ALL, "return_documents": True, "score_threshold": 1e-6},
+        with_text,
+        {"Authorization": ""},
+    ),
+    App("Weaviate, reranker-transformers", {**_PLAIN, "property": ""}, weaviate),
+    App("Weaviate, reranker-nvidia", _RANKING, nvidia),
+    App("KServe, OpenAI routes", _ASKED),
+    App("OpenVINO Model Server's clients", {**_ASKED, "top_n": 2}, top=2),
+    App(
+        "mixedbread, plugin",
+        {"model": "my-model", "query": QUERY, "input": DOCUMENTS, "top_k": 2, "return_input": True},
+        mixedbread,
+        top=2,
+    ),
+    App(
+        "tongyi",
+        {
+            "model": "gte-rerank",
+            "input": {"query": QUERY, "documents": DOCUMENTS},
+            "parameters": {"top_n": 2, "return_documents": True},
+        },
+        lambda answer: with_text(answer["output"]),
+        top=2,
+    ),
+    App("LangChain4j, VoyageAiScoringModel", _ASKED, voyage),
 ]
 
 
@@ -262,7 +309,7 @@ def test_an_app_gets_what_it_reads(app: App, server: Server) -> None:
 def test_an_app_without_the_key_reads_why(app: App, guarded: Server) -> None:
     status, answer = _send(guarded, app.posts(), app.body, app.headers)
     assert status == 401
-    message = answer.get("detail") or answer["error"]
+    message = answer.get("detail") or answer.get("message") or answer["error"]
     assert message.startswith("The API key is missing or wrong.")
 
 
@@ -287,6 +334,22 @@ def test_dify_validates_with_three_documents_and_keeps_raw_scores(server: Server
     _, answer = _send(server, "/v1/rerank", body, {"Authorization": ""})
     # The plugin compares these with its threshold as they are.
     assert all(0 <= score <= 1 for _, score in results(answer))
+
+
+def test_a_threshold_that_nothing_reaches_is_an_empty_list(server: Server) -> None:
+    """The version of Dify's openai_api_compatible that sends a threshold sorts and filters the rows again,
+    and takes an empty list. The older class of Dify's SDK fails on one, but sends no threshold: it gets all
+    rows and applies its own (see test_clients_dify.py)."""
+    sent = {**_ASKED, "top_n": _ALL, "return_documents": True, "score_threshold": 1.0}
+    status, answer = _send(server, "/v1/rerank", sent, {"Authorization": ""})
+    assert (status, answer["results"]) == (200, [])
+    assert answer["meta"]["warnings"] == ["No document reaches the score_threshold of the request."]
+
+
+def test_weaviate_waits_until_the_service_is_ready(server: Server) -> None:
+    with server.client() as http:
+        assert http.get("/.well-known/ready").status_code == 204
+        assert http.get("/meta").json()["model_name"]
 
 
 def test_xinference_clients_look_up_any_model_first(server: Server) -> None:

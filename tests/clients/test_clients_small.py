@@ -62,6 +62,25 @@ def test_rerankers(either: Server, run: Run) -> None:
         assert rows == _rows(either), provider
 
 
+def test_mixedbread(either: Server, run: Run) -> None:
+    answer = run("mixedbread_sdk.py", either)
+    assert answer["all"] == _rows(either)
+    assert answer["top 2"] == [
+        [*row, text] for row, text in zip(_rows(either)[:2], _texts(either)[:2], strict=True)
+    ]
+    assert answer["said"][:3] == [2, True, "list"] and answer["said"][3] > 0
+    assert answer["refused"][0] == 400 and "query is empty" in answer["refused"][1]
+
+
+def test_dashscope(either: Server, run: Run) -> None:
+    answer = run("dashscope_sdk.py", either)
+    assert answer["all"] == _rows(either)
+    assert answer["top 2"] == _rows(either)[:2]
+    assert answer["documents"] == _texts(either)[:2]
+    assert answer["tokens"] > 0 and answer["request_id"].startswith("rerank-")
+    assert answer["refused"][:2] == [400, "invalid_request"] and "query is empty" in answer["refused"][2]
+
+
 def test_voyage(either: Server, run: Run) -> None:
     answer = run("voyage.py", either)
     rows = [[*row, text] for row, text in zip(_rows(either), _texts(either), strict=True)]

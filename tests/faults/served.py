@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,15 @@ class Service:
 
 @contextlib.contextmanager
 def service(
-    folder: Path, *flags: str, real: bool = False, wait: bool = True, **settings: Any
+    folder: Path,
+    *flags: str,
+    real: bool = False,
+    wait: bool = True,
+    under: Sequence[str] = (),
+    **settings: Any,
 ) -> Iterator[Service]:
-    """The service with settings by name, over the fake engine with these flags, or over the real one."""
+    """The service with settings by name, over the fake engine with these flags, or over the real one; `under`
+    is a program that starts it."""
     runtime = _runtime(folder)
     runtime.mkdir(mode=0o700, exist_ok=True)
     settings = {"model": MODEL, "home": folder / "home", "port": 0, **settings}
@@ -101,7 +107,7 @@ def service(
     environ |= {f"RERANKD_{name.upper()}": str(value) for name, value in settings.items()}
     environ["XDG_RUNTIME_DIR"] = str(runtime)
     process = subprocess.Popen(
-        [sys.executable, "-m", "rerankd", "serve"],
+        [*under, sys.executable, "-m", "rerankd", "serve"],
         env=environ,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

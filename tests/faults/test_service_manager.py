@@ -65,11 +65,14 @@ def test_systemd_is_told_of_each_phase(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
-    with service(tmp_path, "--slow-load", "2", model=f"{MODEL},/no/such.gguf", wait=False) as it:
+    gate = tmp_path / "gate"
+    flags = ("--load-gate", str(gate))
+    with service(tmp_path, *flags, model=f"{MODEL},/no/such.gguf", wait=False) as it:
         until(lambda: manager.lines("STATUS=Starting."))
         until(lambda: any("starting: xlmr-head" in line for line in manager.lines("STATUS=")))
         assert manager.lines("EXTEND_TIMEOUT_USEC=")
         assert not manager.lines("READY=1")
+        gate.touch()
         it.wait_up()
         until(lambda: manager.lines("READY=1"))
         assert manager.lines("STATUS=")[-1] == "STATUS=ready: xlmr-head; refused: such"

@@ -120,6 +120,10 @@ def test_a_failed_download_keeps_no_other_from_starting(
         assert phases(it) == {"builtin:e5": "refused", "xlmr-head": "ready"}
         assert "could not be fetched" in ask(it, "builtin:e5").json()["message"]
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
+        # It is tried again beside them, which ends nothing.
+        retry = it.get("/v1/status").json()["unavailable"][0]["retry_after_s"]
+        until(lambda: it.get("/v1/status").json()["unavailable"][0]["retry_after_s"] > retry)
+        assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
 
 
 def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Path) -> None:
@@ -153,7 +157,8 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
 
 
 def test_it_listens_at_once_and_tells_what_it_waits_for(tmp_path: Path) -> None:
-    with service(tmp_path, "--slow-load", "4", wait=False) as it:
+    gate = tmp_path / "gate"
+    with service(tmp_path, "--load-gate", str(gate), wait=False) as it:
         listening(it)
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(ask(it, None)))
@@ -171,6 +176,7 @@ def test_it_listens_at_once_and_tells_what_it_waits_for(tmp_path: Path) -> None:
         hurried = ask(it, None, **{"x-request-timeout": "0.3"})
         assert hurried.status_code == 503 and int(hurried.headers["retry-after"]) >= 1
         assert " serves " not in it.output
+        gate.touch()
         thread.join()
         assert raw_scores(answers[0]) == right(["a"])  # it waited
         it.wait_up()
@@ -209,12 +215,14 @@ def test_while_a_model_is_fetched_the_port_is_open_and_the_others_answer(
 def test_sighup_while_a_model_loads_ends_nothing(tmp_path: Path) -> None:
     file = tmp_path / "rerankd.toml"
     file.write_text(f'[models.one]\nref = "{MODEL}"\n')
-    with service(tmp_path, "--slow-load", "2", model="", config=file, wait=False) as it:
+    gate = tmp_path / "gate"
+    with service(tmp_path, "--load-gate", str(gate), model="", config=file, wait=False) as it:
         until(lambda: it.engines() != [])
         (engine,) = it.engines()
         file.write_text(f'max_documents = 3\n[models.one]\nref = "{MODEL}"\n')
         it.signal(signal.SIGHUP)
         until(lambda: "the settings were read again" in it.output)
+        gate.touch()
         it.wait_up()
         assert it.engines() == [engine]
         assert it.rerank(["a", "b", "c", "d"]).status_code == 400
@@ -263,10 +271,20 @@ def phases_or_none(it: Service) -> Any:
 
 
 def test_rerank_waits_for_a_server_that_loads_and_starts_no_engine_beside_it(tmp_path: Path) -> None:
-    with service(tmp_path, "--slow-load", "3", wait=False) as it:
+    gate = tmp_path / "gate"
+    with service(tmp_path, "--load-gate", str(gate), wait=False) as it:
         listening(it)
         port = it.url.rpartition(":")[2]
+
+        def open_the_gate() -> None:
+            until(lambda: it.get("/ready").status_code == 503 and it.process.poll() is None)
+            until(lambda: it.metric("rerankd_queue_requests") == 1)
+            gate.touch()
+
+        thread = threading.Thread(target=open_the_gate)
+        thread.start()
         ended = support.rerankd("rerank", "q", home=tmp_path, stdin="a\n", RERANKD_PORT=port)
+        thread.join()
         assert ended.returncode == 0, ended.stderr
         assert "engine of its own" not in ended.stderr
 

@@ -8,6 +8,7 @@ warnings (`x-rerankd-warnings`), for which most dialects have no other place.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -40,8 +41,14 @@ RenderError = Callable[[RerankdError], Mapping[str, Any]]
 
 
 class Route(APIRoute):
-    """A route that takes its path with doubled and trailing slashes too, and turns errors into answers; here
-    and not in the app, so that the router also works in somebody else's."""
+    """A route that takes its path with doubled and trailing slashes too, and turns rerankd's errors into
+    answers; here and not in the app, so that the router also works in somebody else's.
+
+    Whatever the dependencies of that app raise is the app's: its statuses and exception handlers hold.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, _bounded(endpoint), **options)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] == "http":
@@ -58,15 +65,30 @@ class Route(APIRoute):
                 return error_response(request, error)
             except ClientDisconnect:
                 return Response(status_code=499)
-            except Exception:  # the crash boundary of a request
-                _log.exception("request %s failed for an unexpected reason", request_id(request))
-                return error_response(
-                    request, RerankdError("rerankd failed for an unexpected reason; its log says more.")
-                )
             response.headers["x-request-id"] = request_id(request)
             return response
 
         return limits.guard(answer)
+
+
+def _bounded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """An endpoint with the crash boundary of a request; the same one where it has it already, since a router
+    that is included in another one has its routes made again."""
+    if hasattr(endpoint, "is_bounded"):
+        return endpoint
+
+    @functools.wraps(endpoint)
+    async def bounded(request: Request, **parameters: Any) -> Any:
+        try:
+            return await endpoint(request=request, **parameters)
+        except (RerankdError, ClientDisconnect):
+            raise
+        except Exception:  # the crash boundary of a request
+            _log.exception("request %s failed for an unexpected reason", request_id(request))
+            raise RerankdError("rerankd failed for an unexpected reason; its log says more.") from None
+
+    bounded.is_bounded = True  # type: ignore[attr-defined]
+    return bounded
 
 
 def plain_path(path: str) -> str:
@@ -144,6 +166,8 @@ def reranker_of(request: Request) -> Reranker:
     if reranker is None:
         raise RerankdError(
             "rerankd is not running in this app: give the app lifespan=rerankd.lifespan(settings), see the "
-            "README."
+            "README. The lifespan of a mounted app does not run: give it to the outermost app, as in "
+            "FastAPI(lifespan=rerankd.lifespan(settings, your_own_lifespan)); or mount "
+            "create_app(reranker=…) with a Reranker that you have entered."
         )
     return reranker

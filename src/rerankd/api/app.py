@@ -8,11 +8,16 @@ app.include_router(rerankd.router)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Mount
 
 from rerankd import __version__
 from rerankd.api import page, paths
@@ -30,13 +35,15 @@ def lifespan(settings: Settings | None = None, inner: Lifespan | None = None) ->
     """A lifespan for a FastAPI app: the engine is ready before the first request and stopped after the last.
 
     `settings` None reads the environment and the settings file. `inner` is a lifespan that the app already
-    has; it runs inside, and what it yields is passed on.
+    has; it runs inside, and what it yields is passed on. Apps that are mounted in the app by then, such as
+    `create_app()`, whose own lifespan does not run there, have the same engine.
     """
 
     @contextlib.asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Any]:
         async with Reranker(settings or from_machine()) as reranker:
-            app.state.rerankd = reranker
+            for one in _with_mounted(app):
+                one.state.rerankd = reranker
             if inner is None:
                 yield None
                 return
@@ -44,6 +51,14 @@ def lifespan(settings: Settings | None = None, inner: Lifespan | None = None) ->
                 yield state
 
     return run
+
+
+def _with_mounted(app: Starlette) -> Iterator[Starlette]:
+    """The app, and the apps that are mounted in it, at any depth."""
+    yield app
+    for route in app.routes:
+        if isinstance(route, Mount) and isinstance(route.app, Starlette):
+            yield from _with_mounted(route.app)
 
 
 def create_app(settings: Settings | None = None, *, reranker: Reranker | None = None) -> FastAPI:
@@ -71,7 +86,6 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
     app.include_router(router)
     app.include_router(page.router())
     app.add_middleware(Gate)
-    app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(404, _not_routed)
     app.add_exception_handler(405, _not_routed)
     # FastAPI makes its routes ready when one is first looked up, which takes 0.3 s: no request should wait.
@@ -81,8 +95,11 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    if isinstance(error, HTTPException) and error.detail != HTTPStatus(status).phrase:
+        return await http_exception_handler(request, error)  # of a dependency that somebody added
     path = request.scope["path"]
-    if getattr(error, "status_code", 404) == 405:
+    if status == 405:
         return error_response(
             request,
             NoSuchMethod(f"{request.method} {path} is not served. {paths.hint(plain_path(path))}"),

@@ -166,7 +166,7 @@ async def _engine(served: Served) -> EngineStatus:
     state = served.state
     told: EngineStatus = {
         "program": served.engine_name,
-        "why": served.model.engine.reason,
+        "why": served.engine_reason,
         "replicas": served.model.wanted.replicas,
         "pids": served.pids,
         "starts": state.starts,

@@ -37,7 +37,7 @@ def _ask(settings: config.Settings, model: str) -> dict[str, Any]:
         with running.client(settings) as client:
             answer = client.post(f"/v1/models/{quote(model, safe='')}/reload", json={}, timeout=_TIMEOUT_S)
             told = answer.json()
-    except httpx.TransportError as error:
+    except httpx.HTTPError as error:
         raise running.no_server(settings, error) from None
     except ValueError:
         told = None

@@ -94,7 +94,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
                 return None
             answer = client.post("/v1/rerank", json=body, timeout=settings.request_timeout_s + 5)
             value = answer.json()
-    except (httpx.TransportError, ValueError):
+    except (httpx.HTTPError, ValueError):
         return None
     if answer.status_code != 200:
         message = value.get("message", answer.text) if isinstance(value, dict) else answer.text

@@ -115,7 +115,12 @@ async def _serve(
         life = Lifecycle(reranker, reread, notifier, has_heirs=bool(passed))
         life.handle_signals()
         waiting = contextlib.ExitStack()
-        report = waiting.enter_context(progress())
+        shown = waiting.enter_context(progress())
+
+        def report(what: str, done: int, total: int) -> None:
+            # After the start nothing is shown any more, and a download that is tried again goes on.
+            with contextlib.suppress(KeyboardInterrupt):
+                shown(what, done, total)
 
         def listening() -> None:
             if not reranker.fleet.started:
@@ -209,7 +214,7 @@ def _of_model(served: Served) -> list[str]:
     lines = [
         f"  model    {served.name}, in {_short(served.model.path)}",
         f"  scoring  {served.model.verdict.explain}",
-        f"  engine   {served.engine_name}: {served.model.engine.reason}",
+        f"  engine   {served.engine_name}: {served.engine_reason}",
     ]
     if served.state.phase == "unloaded":
         lines.append("           It is loaded at the first request for it.")

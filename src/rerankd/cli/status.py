@@ -44,7 +44,7 @@ def _ask(settings: config.Settings) -> dict[str, Any]:
         with running.client(settings) as client:
             answer = client.get("/v1/status", timeout=_TIMEOUT_S)
             told = answer.json()
-    except httpx.TransportError as error:
+    except httpx.HTTPError as error:
         raise running.no_server(settings, error) from None
     except ValueError:
         told = None

@@ -48,6 +48,7 @@ def diagnose(seen: Seen, mirror: str | None = None) -> list[Row]:
         *_engines(seen),
         _openvino(seen),
         *_precisions(seen),
+        *_safer(seen),
         *_models(seen),
         *_online(seen),
     ]
@@ -255,6 +256,12 @@ def _precisions(seen: Seen) -> Iterator[Row]:
         else:
             again = "again " * bool(one.before)
             yield Row(check, "ok", f"{again}{one.precision}: {one.why}")
+
+
+def _safer(seen: Seen) -> Iterator[Row]:
+    for name, words in seen.safer:
+        step = f"to try the better settings: rerankd reload {name}, or rerankd state clear safer_settings"
+        yield Row(f"settings of {name}", "warn", f"safer ones: {words}", step)
 
 
 def _engine(engine: SeenEngine, *, is_used: bool) -> Row:

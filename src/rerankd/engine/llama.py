@@ -206,6 +206,7 @@ class JudgeEngine(LlamaEngine):
                 self._pieces += await self._client.tokenize(piece)
             else:
                 self._pieces.append(piece)
+        self._is_plain = not any(isinstance(piece, int) for piece in self._pieces)
         empty = await self._prompt("", "", "")
         words = [part for part in empty if isinstance(part, str)]
         # One more for the token that /completion wants to have room for.
@@ -238,8 +239,9 @@ class JudgeEngine(LlamaEngine):
                 continue
             text = judge.fill(piece, instruction=instruction, query=query, document=document)
             # /completion reads control tokens out of a string, and puts the vocabulary's first token before a
-            # string that comes first. Where a text spells a control token, send ids instead.
-            if self._control.search(text):
+            # string that comes first. Where a text spells a control token, send ids instead; also where the
+            # template has none, for a prompt of strings alone is not taken.
+            if self._is_plain or self._control.search(text):
                 prompt += await self._client.tokenize(text, special=position == 0)
             else:
                 prompt.append(text)

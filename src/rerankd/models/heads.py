@@ -47,6 +47,8 @@ def head_flaw(facts: Facts, pooling: Pooling | None = None) -> str:
     `pooling` is what a ModernBERT's head is known to read, None where only the file can say it.
     """
     arch = facts.architecture
+    if facts.decision_blocks:
+        return "it is a decision model, which chooses among answers and does not score documents"
     if arch == "jina-bert-v2":
         return (
             "llama.cpp computes another score than a jina-bert-v2 reranker: its converter drops the pooler "

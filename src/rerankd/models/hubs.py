@@ -8,6 +8,7 @@ from there. The bytes themselves come through `transfer.py`.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import huggingface_hub
 import modelscope_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from rerankd import network
 from rerankd.errors import FetchError
 from rerankd.models.choose import RemoteFile
 from rerankd.models.transfer import Origin, Source
@@ -67,16 +69,17 @@ class HuggingFace:
     def listing(self, repo: str) -> Listing:
         origin = self.origin(repo)
         try:
-            info = self._api.model_info(repo, files_metadata=True, timeout=_TIMEOUT_S)
+            with network.environment():
+                info = self._api.model_info(repo, files_metadata=True, timeout=_TIMEOUT_S)
         except HfHubHTTPError as error:
             answer = error.response
             raise origin.refused(answer.status_code, answer.headers.get("retry-after", "")) from error
-        except (httpx2.HTTPError, OSError) as error:
-            raise origin.unreachable(error) from error
         except HFValidationError as error:
             raise FetchError(f"{origin.ref} is no name on Hugging Face: {error}.") from error
-        except ValueError as error:  # something between here and the hub answered with another page
-            raise origin.unreachable(error) from error
+        except json.JSONDecodeError as error:
+            raise origin.web_page(origin.endpoint) from error
+        except _CLIENT_ERRORS as error:
+            raise _failed(origin, error) from error
         return Listing(
             revision=info.sha or "main",
             files=tuple(
@@ -132,15 +135,40 @@ class ModelScope:
     @contextlib.contextmanager
     def _translated(self, repo: str) -> Iterator[None]:
         try:
-            yield
+            with network.environment():
+                yield
         except modelscope_hub.APIError as error:
             if error.status_code is None:
                 raise self.origin(repo).unreachable(error) from error
             retry_after = getattr(error, "retry_after", None)
             after = f"{retry_after:.0f}" if isinstance(retry_after, (int, float)) else ""
             raise self.origin(repo).refused(error.status_code, after) from error
-        except (modelscope_hub.HubError, OSError, ValueError) as error:
-            raise self.origin(repo).unreachable(error) from error
+        except json.JSONDecodeError as error:
+            raise self.origin(repo).web_page(str(self._config.endpoint)) from error
+        except (modelscope_hub.HubError, *_CLIENT_ERRORS) as error:
+            raise _failed(self.origin(repo), error) from error
 
 
 _MASTER = "master"
+# All that making a client, asking and reading can raise: httpx2's of huggingface_hub, requests' of
+# modelscope-hub, which are OSError, and those of proxies that can't be used.
+_CLIENT_ERRORS = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    httpx2.CookieConflict,
+    httpx2.StreamError,
+    ImportError,
+    OSError,
+    ValueError,
+)
+
+
+def _failed(origin: Origin, error: Exception) -> FetchError:
+    """The error of a request that failed, or of a client that could not be made."""
+    if isinstance(error, (httpx2.HTTPError, httpx2.StreamError)):
+        return origin.unreachable(error)
+    try:
+        network.client().close()
+    except ValueError as fault:
+        return FetchError(f"{origin.ref} can't be fetched: {fault}.")
+    return origin.unreachable(error)

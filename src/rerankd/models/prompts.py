@@ -26,12 +26,14 @@ _SEAM = "\x1e"
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A judge's `template`, `labels` and `instruction` ("" where the template has no place for one). `note`
-    is what the user should know of where they come from."""
+    is what the user should know of where they come from; `assumed` says that nothing states the template, so
+    that every answer carries the note."""
 
     template: str
     labels: tuple[str, str]
     instruction: str = ""
     note: str = ""
+    assumed: bool = False
 
 
 def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
@@ -52,23 +54,32 @@ def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
         return None
     if facts.pooling == "rank" and labels == _QWEN3_LABELS:
         return Prompt(
-            qwen.template, labels, qwen.instruction, "asked as Qwen3-Reranker: its rank head has its labels"
+            qwen.template,
+            labels,
+            qwen.instruction,
+            "this model is asked as Qwen3-Reranker is, because its rank head has the labels yes and no; its "
+            "file "
+            "does not say the prompt. Set a template if its model card names another",
+            assumed=True,
         )
     if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(facts)):
         return Prompt(
             qwen.template,
             _QWEN3_LABELS,
             qwen.instruction,
-            "its name says that it is a Qwen3-Reranker, and its sizes are none of the known ones: it is "
-            "asked with that prompt. Set a template if its model card names another",
+            "this model is asked as Qwen3-Reranker is, because of its name; its sizes are none of the known "
+            "ones. Set a template if its model card names another prompt",
+            assumed=True,
         )
     return None
 
 
 def labels_of(facts: Facts) -> tuple[str, str] | None:
-    """The two labels of the rank head, the relevant one first; None where the file names none."""
+    """The two labels of the rank head, the relevant one first; None where the file names none, or others than
+    tokens."""
     said = facts.output_labels
-    return (said[0], said[1]) if len(said) == 2 else None
+    fit = len(said) == 2 and all(facts.token_id(label) is not None for label in said)
+    return (said[0], said[1]) if fit else None
 
 
 def _of_entry(facts: Facts, entry: Entry) -> Prompt:

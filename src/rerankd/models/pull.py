@@ -88,7 +88,7 @@ class Puller:
     def _pull_from(self, place: ModelRef, default: str, folder: str) -> Record:
         hub = self.hubs[place.kind]
         self.progress(f"asking {HUB_NAMES[place.kind]} for {place.name}", 0, 1)  # type: ignore[index]
-        listing = hub.listing(place.name)
+        listing = self.transfer.asked(lambda: hub.listing(place.name))
         where = f"{place.kind}:{place.name}"
         choice = choose(
             listing.files,

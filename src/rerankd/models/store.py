@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rerankd import checkpoint
+from rerankd import checkpoint, locks
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
 from rerankd.models import builtin, catalog, modelfile
 from rerankd.models.ref import ModelRef, parse
@@ -152,11 +151,12 @@ class Store:
             (self.models / _PARTIAL).mkdir(parents=True, exist_ok=True)
             lock = (self.models / _PARTIAL / f"{folder}.lock").open("a")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with self._writing():
+                try:
+                    locks.take(lock.fileno(), str(self.models), wait=False)
+                except BlockingIOError:
+                    waiting()
+                    locks.take(lock.fileno(), str(self.models), wait=True)
             yield
 
     def check_writable(self) -> None:

@@ -20,20 +20,24 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import httpx
 
+from rerankd import network
 from rerankd.errors import DataFolderError, FetchError, HubUnreachable
 from rerankd.models.choose import RemoteFile
 from rerankd.models.inspect import size_words
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 _ATTEMPTS = 5
 # One request's share of a header: most headers are 1 to 16 MiB, nearly all of it the vocabulary.
 _HEADER_BYTES = 8 * 2**20
 _BUSY = (408, 429, 500, 502, 503, 504)
+# What a hub may ask to wait for, of one file or listing altogether.
+_LONGEST_WAIT_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class Origin:
     mirror: str
 
     def refused(self, status: int, retry_after: str = "") -> FetchError:
-        """The error of an answer with this HTTP status."""
+        """The error of an answer with this HTTP status; its `retry_after_s` is what the hub asks to wait."""
+        wait_s = network.retry_after_s(retry_after) if status in _BUSY else None
         token = f"make a token there and set {self.token_variable} to it"
         if status == 401:
             why = "does not give it without a token (401): it is gated or private, or there is no such thing"
@@ -61,22 +66,27 @@ class Origin:
             way_out = f"Check the name at {self.page}."
         elif status == 429:
             why = "has had too many requests from here (429)"
-            when = f"in {retry_after} s" if retry_after.isdigit() else "in some minutes"
+            when = "in some minutes" if wait_s is None else f"in {wait_s} s"
             way_out = f"Try again {when}; who sends a token ({self.token_variable}) may ask for more."
         else:
             why = f"answers with an error ({status})"
-            way_out = f"Try again later, or {self.mirror}."
-        return FetchError(f"{self.ref} can't be fetched: {self.hub} {why}. {way_out}")
+            way_out = f"Try again {'later' if wait_s is None else f'in {wait_s} s'}, or {self.mirror}."
+        return FetchError(f"{self.ref} can't be fetched: {self.hub} {why}. {way_out}", retry_after_s=wait_s)
 
     def unreachable(self, error: Exception) -> HubUnreachable:
         """The error of no answer at all."""
-        cause: BaseException = error
-        while inner := cause.__cause__ or cause.__context__:
-            cause = inner  # the clients wrap it several times
-        said = (str(cause) or type(cause).__name__).splitlines()[0][:200]
         return HubUnreachable(
-            f"{self.ref} can't be fetched: {self.hub} can't be reached at {self.endpoint} ({said}). Check "
-            f"the network, and HTTPS_PROXY where a proxy is in the way, or {self.mirror}."
+            f"{self.ref} can't be fetched: {self.hub} can't be reached at {self.endpoint} "
+            f"({network.explain(error)}). Check the network, and HTTPS_PROXY where a proxy is in the way, or "
+            f"{self.mirror}."
+        )
+
+    def web_page(self, host: str) -> HubUnreachable:
+        """The error of a page for people where data should be."""
+        return HubUnreachable(
+            f"{self.ref} can't be fetched: a web page came from {host} instead of what {self.hub} has. The "
+            "network may ask you to log in first (open any page in a browser), or a proxy blocks the hub; "
+            f"else {self.mirror}."
         )
 
 
@@ -92,20 +102,30 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait: for an answer or the next byte (`timeout_s`), and between attempts that bring nothing
-    (`pause_s`, doubled each time)."""
+    (`pause_s`, doubled each time, or what the hub asks for). `sleep` waits so many seconds."""
 
     timeout_s: float = 30
     pause_s: float = 1
+    sleep: Callable[[float], None] = time.sleep
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    pass
 
 
 class Transfer:
-    """Fetches files; a context manager that holds the connections."""
+    """Fetches files; a context manager that holds the connections. `progress` is told of waits that a hub
+    asked for. Raises FetchError where the environment's proxy or certificates can't be used."""
 
-    def __init__(self, patience: Patience = Patience()) -> None:
+    def __init__(self, patience: Patience = Patience(), progress: Progress = _quiet) -> None:
         self._patience = patience
-        self._client = httpx.Client(
-            follow_redirects=True, timeout=patience.timeout_s, headers={"accept-encoding": "identity"}
-        )
+        self._progress = progress
+        try:
+            self._client = network.client(
+                follow_redirects=True, timeout=patience.timeout_s, headers={"accept-encoding": "identity"}
+            )
+        except ValueError as error:
+            raise FetchError(f"Nothing can be fetched: {error}.") from error
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +146,7 @@ class Transfer:
 
     def _pieces(self, source: Source, file: RemoteFile) -> Pieces:
         at = fruitless = 0
+        waits = _Waits(self._patience, self._progress)
         while at < file.size_bytes:
             end = min(at + _HEADER_BYTES, file.size_bytes) - 1
             before = at
@@ -144,7 +165,20 @@ class Transfer:
                 cause = error.refusal
             fruitless = fruitless + 1 if at == before else 0
             if fruitless:
-                self._pause(fruitless, cause or _cut(source, file, at, "the hub sends no more of it"))
+                waits.pause(fruitless, cause or _cut(source, file, at, "the hub sends no more of it"))
+
+    def asked(self, ask: Callable[[], T]) -> T:
+        """What `ask` gets from a hub; asked again after the time that the hub names where it is busy. Raises
+        what `ask` raises."""
+        waits, fruitless = _Waits(self._patience, self._progress), 0
+        while True:
+            try:
+                return ask()
+            except FetchError as error:
+                if error.retry_after_s is None:
+                    raise
+                fruitless += 1
+                waits.pause(fruitless, error)
 
     def fetch(self, source: Source, file: RemoteFile, part: Path, progress: Progress) -> None:
         """Bring `part` to the whole of the file, from where it is, and verify it.
@@ -152,6 +186,7 @@ class Transfer:
         Raises FetchError, after which the part holds what can be resumed, or nothing; and DataFolderError.
         """
         what = f"downloading {file.name}"
+        waits = _Waits(self._patience, self._progress)
         if _size(part) > file.size_bytes:
             part.unlink()
         fruitless = 0
@@ -163,13 +198,13 @@ class Transfer:
                 self._append(source, file, part, lambda at: progress(what, at, file.size_bytes))
                 said = "the connection was closed"
             except httpx.TransportError as error:
-                said = str(error) or type(error).__name__
+                said = network.explain(error)
                 cause = source.origin.unreachable(error) if isinstance(error, httpx.ConnectError) else None
             except _BusyError as error:
                 said, cause = "", error.refusal
             fruitless = fruitless + 1 if _size(part) <= done else 0
             if fruitless:
-                self._pause(fruitless, cause or _cut(source, file, _size(part), said))
+                waits.pause(fruitless, cause or _cut(source, file, _size(part), said))
         progress(what, file.size_bytes, file.size_bytes)
         verify(part, file, source.origin, progress)
 
@@ -198,18 +233,23 @@ class Transfer:
 
     @contextlib.contextmanager
     def _get(self, source: Source, byte_range: str) -> Iterator[httpx.Response]:
+        """Ask for bytes. Raises FetchError, _BusyError, and TransportError, after which another attempt may
+        help; so does the block, while it reads the answer."""
         headers = source.headers | ({"range": byte_range} if byte_range else {})
-        with self._client.stream("GET", source.url, headers=headers) as answer:
-            if answer.status_code >= 400 and not (answer.status_code == 416 and byte_range):
-                refusal = source.origin.refused(answer.status_code, answer.headers.get("retry-after", ""))
-                raise _BusyError(refusal) if answer.status_code in _BUSY else refusal
-            yield answer
-
-    def _pause(self, fruitless: int, cause: FetchError) -> None:
-        """Wait before the next attempt. Raises `cause` where there have been enough."""
-        if fruitless >= _ATTEMPTS:
-            raise cause
-        time.sleep(self._patience.pause_s * 2 ** (fruitless - 1))
+        try:
+            with self._client.stream("GET", source.url, headers=headers) as answer:
+                if answer.status_code >= 400 and not (answer.status_code == 416 and byte_range):
+                    refusal = source.origin.refused(answer.status_code, answer.headers.get("retry-after", ""))
+                    raise _BusyError(refusal) if answer.status_code in _BUSY else refusal
+                if answer.headers.get("content-type", "").startswith("text/html"):
+                    raise source.origin.web_page(answer.url.host)
+                yield answer
+        except httpx.UnsupportedProtocol as error:
+            raise source.origin.unreachable(error) from error
+        except httpx.TransportError:
+            raise
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError) as error:
+            raise source.origin.unreachable(error) from error
 
     @staticmethod
     def _check_space(part: Path, needed: int) -> None:
@@ -220,6 +260,29 @@ class Transfer:
                 "to come. Free some space, or name another folder with RERANKD_HOME; a second pull goes on "
                 "from here."
             )
+
+
+class _Waits:
+    """The pauses between attempts at one thing, which together take no longer than a person would wait."""
+
+    def __init__(self, patience: Patience, progress: Progress) -> None:
+        self._patience, self._progress = patience, progress
+        self._asked_s = 0
+
+    def pause(self, fruitless: int, cause: FetchError) -> None:
+        """Wait before the next attempt: as long as the hub asks in `cause`, else longer each time. Raises
+        `cause` where there have been enough."""
+        asked_s = cause.retry_after_s
+        if fruitless >= _ATTEMPTS or self._asked_s + (asked_s or 0) > _LONGEST_WAIT_S:
+            raise cause
+        if asked_s is None:
+            self._patience.sleep(self._patience.pause_s * 2 ** (fruitless - 1))
+            return
+        self._asked_s += asked_s
+        for second in range(asked_s):
+            self._progress(f"waiting {asked_s} s, as the hub asks", second, asked_s)
+            self._patience.sleep(1)
+        self._progress(f"waiting {asked_s} s, as the hub asks", asked_s, asked_s or 1)
 
 
 class _BusyError(Exception):

@@ -25,10 +25,11 @@ from rerankd.domain import Pooling, Scoring, Transform, TransformName, Way
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.models import prompts
 from rerankd.models.catalog import Catalog, Entry, template_flaw
-from rerankd.models.evidence import Kind, is_called_embedder, kind_of, plain
+from rerankd.models.evidence import plain
 from rerankd.models.facts import Facts
 from rerankd.models.heads import HIDDEN_ACTIVATION_BUILD, head_flaw, is_causal
 from rerankd.models.prompts import Prompt
+from rerankd.models.scoring_method import OTHERS, QWEN3, SAY_PROMPT, Refusal, another_file, natural
 
 # A causal model's window by default. Its KV cache is allocated for the whole window (Qwen3-0.6B at its full
 # 40,960 tokens: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference reads 8,192.
@@ -36,16 +37,10 @@ CAUSAL_WINDOW = 8192
 SMALLEST_WINDOW = 32
 _UNSAID_WINDOW = 512
 
-_QWEN3 = ("qwen3", "qwen3vl")
 # Byte-level BPE vocabularies whose reference tokenizer normalises to NFC first; llama.cpp does not do it for
 # them.
 _NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
 _MARKER = re.compile(r"<\|\w+\|>")
-_OTHERS = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
-_SAY_PROMPT = f"say in rerankd.toml what it is asked, as its model card has it, or {_OTHERS}"
-_SAY_POOLING = f"if it is an embedding model, say so in rerankd.toml; else {_OTHERS}"
-# Encoders whose converter (LlamaBidirectionalModel) makes the same file of embedding models and of rerankers.
-_EITHER = ("llama", "llama-embed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +77,8 @@ _ONLY_FOR: dict[Way, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """How a file is scored (`scoring`), or `reason` and `way_out` when not. `lines` are the settings that
-    supply what is missing, "" where no setting does. `notes` are for the user. `needs_build` is the oldest
+    supply what is missing, "" where no setting does. `notes` are for the user; `warnings` go
+    with every answer: the file does not say what is assumed. `needs_build` is the oldest
     build of llama.cpp that computes this model right, 0 where any does."""
 
     path: Path
@@ -93,6 +89,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     lines: str = ""
     needs_build: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def explain(self) -> str:
@@ -107,8 +104,7 @@ class Verdict:
         if not self.lines:
             return ""
         called = ref or str(self.path)
-        name = plain(Path(called.rpartition(":")[2]).name.removesuffix(".gguf")) or "model"
-        return prompts.section(name, called, self.lines)
+        return prompts.section(_section_name(called), called, self.lines)
 
     def require(self, ref: str = "") -> Scoring:
         """The scoring; raises Unscorable, with the reason, the way out and the settings that supply what is
@@ -119,11 +115,11 @@ class Verdict:
         return self.scoring
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    reason: str
-    way_out: str = _OTHERS
-    lines: str = ""
+def _section_name(called: str) -> str:
+    """A name for the section of what the user calls so: a path, or hf:org/repo:quant."""
+    hub, _, rest = called.partition(":")
+    repo = rest.partition(":")[0] if hub in ("hf", "ms") else called
+    return plain(Path(repo).name.removesuffix(".gguf")) or "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +149,7 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
         entry = None
     case = _Case(facts, entry, catalog, overrides)
     found = _no_model(case) or _score(case)
-    if isinstance(found, _Refusal):
+    if isinstance(found, Refusal):
         return Verdict(facts.path, None, entry, found.reason, found.way_out, lines=found.lines)
     # SentencePiece's maps compose as well, but only marks in the order of Unicode, and not all sequences.
     is_unigram = facts.tokenizer_model == "t5" and facts.has_charsmap
@@ -161,35 +157,38 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
     build = entry.needs_build if entry is not None else 0
     if facts.hidden_activation not in ("", "gelu"):
         build = max(build, HIDDEN_ACTIVATION_BUILD)
-    return Verdict(facts.path, found, entry, notes=_notes(case, found), needs_build=build)
+    known = case.prompt if found.way == "judge" and overrides.template is None else None
+    warnings = (f"{known.note[0].upper()}{known.note[1:]}.",) if known is not None and known.assumed else ()
+    notes = _notes(case, found)
+    return Verdict(facts.path, found, entry, notes=notes, needs_build=build, warnings=warnings)
 
 
-def _no_model(case: _Case) -> _Refusal | None:
+def _no_model(case: _Case) -> Refusal | None:
     facts = case.facts
     if facts.flaw:
-        return _Refusal(facts.flaw, _another_file(case))
+        return Refusal(facts.flaw, another_file(case.facts, case.entry))
     if facts.kind != "model" or facts.architecture == "clip":
         part = "mmproj" if facts.architecture == "clip" else facts.kind
-        return _Refusal(f"it is not a whole model but a part of one ({part})", "give the model's own file")
+        return Refusal(f"it is not a whole model but a part of one ({part})", "give the model's own file")
     if not facts.parameters:
-        return _Refusal("it holds no weights, only a vocabulary", "give the model's own file")
+        return Refusal("it holds no weights, only a vocabulary", "give the model's own file")
     if not facts.vocabulary_size:
-        return _Refusal("it holds no vocabulary", "download a complete conversion of the model")
+        return Refusal("it holds no vocabulary", "download a complete conversion of the model")
     if facts.hidden_activation not in ("", "gelu", "silu"):
-        return _Refusal(f"its activation {facts.hidden_activation!r} is not known")
+        return Refusal(f"its activation {facts.hidden_activation!r} is not known")
     return None
 
 
-def _score(case: _Case) -> Scoring | _Refusal:
+def _score(case: _Case) -> Scoring | Refusal:
     overrides, entry = case.overrides, case.entry
-    way: Way | _Refusal | None = overrides.way
+    way: Way | Refusal | None = overrides.way
     if way is None and (overrides.template is not None or overrides.labels is not None):
         way = "judge"
     # What the catalog refuses is what llama.cpp computes wrong.
     if entry is not None and entry.refused and way != "judge" and case.facts.format == "gguf":
-        return _Refusal(f"this is {entry.name}: {entry.refused}")
-    way = way or _natural_way(case)
-    if isinstance(way, _Refusal):
+        return Refusal(f"this is {entry.name}: {entry.refused}")
+    way = way or natural(case.facts, case.entry, case.catalog)
+    if isinstance(way, Refusal):
         return way
     if case.facts.format != "gguf" and way != "head":
         raise ConfigError(f"{case.facts.path}: a model in safetensors is scored by its head: remove {way}")
@@ -216,111 +215,7 @@ def _check_head_pooling(case: _Case, way: Way) -> None:
         )
 
 
-def _natural_way(case: _Case) -> Way | _Refusal:
-    facts, entry, kind = case.facts, case.entry, kind_of(case.facts)
-    if kind == "decision":
-        return _Refusal("it is a decision model, which chooses among answers and does not score documents")
-    if is_causal(facts):
-        return _causal_way(case, kind)
-    headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
-    if headed or (entry is not None and entry.way == "head"):
-        return "head"
-    if kind is not None:
-        return _headless(case, kind)
-    if entry is not None and entry.way:
-        return entry.way
-    if facts.pooling not in ("mean", "cls", "last"):
-        return _Refusal(
-            f"it is a {facts.architecture} encoder with no rank head, and its header names no pooling",
-            "if it was a reranker, its head was lost in conversion, and another file is needed; if it is an "
-            "embedding model, say so in rerankd.toml, with the pooling that its model card names",
-            _cosine_lines(""),
-        )
-    if facts.architecture in _EITHER and not is_called_embedder(facts):
-        return _Refusal(
-            f"it is a {facts.architecture} encoder without a rank head, and nothing in it says whether it "
-            "is an embedding model, or a reranker such as llama-nemotron-rerank whose head was lost in "
-            "conversion",
-            _SAY_POOLING,
-            _cosine_lines(facts.pooling),
-        )
-    return "cosine"
-
-
-def _causal_way(case: _Case, kind: Kind | None) -> Way | _Refusal:
-    facts, entry = case.facts, case.entry
-    if kind in ("listwise", "late interaction"):
-        return _headless(case, kind)
-    if case.prompt is not None:
-        return "judge"
-    if kind == "reranker" or facts.has_cls_output:
-        return _Refusal(
-            f"it is a {facts.architecture} reranker that the catalog does not know, and its file does not "
-            f"say what it is asked: {_missing_of_judge(facts)}",
-            _SAY_PROMPT,
-            prompts.wanted_lines(facts, case.catalog, like_before=facts.architecture in _QWEN3),
-        )
-    if entry is not None and entry.way:
-        return entry.way
-    if facts.pooling in ("mean", "cls", "last"):
-        return "cosine"
-    return _Refusal(
-        "it is a plain language model (chat or base), not trained to score documents",
-        _SAY_PROMPT,
-        prompts.wanted_lines(facts, case.catalog, like_before=False),
-    )
-
-
-def _missing_of_judge(facts: Facts) -> str:
-    """What of a judge's recipe the file does not say."""
-    lacks = []
-    if not facts.rerank_template:
-        lacks.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
-    elif flaw := template_flaw(facts.rerank_template):
-        lacks.append(f"a rerank template that can be filled in ({flaw})")
-    elif facts.architecture == "qwen3vl":
-        lacks.append("its own prompt (the template in the file is the text model's)")
-    if prompts.labels_of(facts) is None:
-        lacks.append("the two labels (classifier.output_labels)")
-    return " and ".join(lacks) + (" are missing" if len(lacks) > 1 else " is missing")
-
-
-def _headless(case: _Case, kind: Kind) -> _Refusal:
-    """A reranker, by what it says of itself, without what would score."""
-    facts = case.facts
-    pooling = facts.pooling if facts.pooling in ("mean", "cls", "last") else ""
-    lines = _cosine_lines(pooling)
-    if kind == "listwise":
-        return _Refusal(
-            "it is a listwise model (it has the marker tokens of jina-reranker-v3): it reads all documents "
-            "in one prompt and compares hidden states of those tokens, which rerankd does not do yet"
-        )
-    if kind == "late interaction":
-        return _Refusal(
-            "it is a late interaction model (ColBERT): it compares each token of a query with each of a "
-            "document, which rerankd does not do yet; one vector for each text gives other scores",
-            _OTHERS,
-            lines,
-        )
-    return _Refusal(
-        "it is called a reranker and has no rank head (cls.weight and cls.output.weight missing): the head "
-        "was lost in conversion, or is of a kind that a GGUF file can't hold",
-        _another_file(case),
-        lines,
-    )
-
-
-def _cosine_lines(pooling: str) -> str:
-    """The lines that make an embedding model of an encoder."""
-    return "\n".join(
-        [
-            'way = "cosine"  # only if it is an embedding model; rerankd 0.1 assumed it',
-            f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card says",
-        ]
-    )
-
-
-def _head(case: _Case) -> Scoring | _Refusal:
+def _head(case: _Case) -> Scoring | Refusal:
     facts = case.facts
     if is_causal(facts):
         raise ConfigError(f"{facts.path}: a causal model ({facts.architecture}) judges: remove way = head")
@@ -332,7 +227,7 @@ def _head(case: _Case) -> Scoring | _Refusal:
         and case.overrides.pooling is None
         and facts.has_cls_output
     ):
-        return _Refusal(
+        return Refusal(
             "its file does not say which state its head reads, the first token's or the mean "
             "(modern-bert.classifier.pooling_type is missing): it was converted by an older llama.cpp",
             "if its config.json says classifier_pooling = mean, say so in rerankd.toml; else take a newer "
@@ -341,7 +236,7 @@ def _head(case: _Case) -> Scoring | _Refusal:
         )
     flaw = head_flaw(facts, case.overrides.pooling or known)
     if flaw:
-        return _Refusal(flaw, _another_file(case))
+        return Refusal(flaw, another_file(case.facts, case.entry))
     return Scoring(
         way="head",
         window=_window(case),
@@ -352,21 +247,7 @@ def _head(case: _Case) -> Scoring | _Refusal:
     )
 
 
-def _another_file(case: _Case) -> str:
-    """What to do where a conversion can't score right, and the model itself can."""
-    entry = case.entry
-    if case.facts.cls_output_rows > 1:
-        return _OTHERS
-    if entry is not None and entry.refs:
-        return f"pull the model as rerankd knows it: rerankd pull {entry.name.lower()}"
-    if case.facts.format == "safetensors":
-        return f"take a GGUF file of the model, if there is one, or {_OTHERS}"
-    if case.facts.architecture in ("bert", "modern-bert"):
-        return f"serve the model from its own safetensors (rerankd pull hf:ORG/REPO), or {_OTHERS}"
-    return _OTHERS
-
-
-def _judge(case: _Case) -> Scoring | _Refusal:
+def _judge(case: _Case) -> Scoring | Refusal:
     facts, overrides = case.facts, case.overrides
     if not is_causal(facts):
         raise ConfigError(
@@ -375,17 +256,20 @@ def _judge(case: _Case) -> Scoring | _Refusal:
         )
     template, labels, instruction = _prompt(case)
     if _lost_output(facts):
-        return _Refusal(
+        return Refusal(
             "its language model head (output.weight) was lost in conversion: llama.cpp's converter leaves it "
             "out of large Qwen3 rerankers when it writes a rank head",
-            f"use a conversion without a rank head, which keeps output.weight, or {_OTHERS}",
+            f"use a conversion without a rank head, which keeps output.weight, or {OTHERS}",
         )
     unfit = _unfit_vocabulary(facts, template if overrides.template is None else "", labels)
     if unfit and overrides.labels is not None:
         raise ConfigError(f"{facts.path}: {unfit}; set labels that are")
+    if unfit and case.entry is None:
+        lines = prompts.wanted_lines(facts, case.catalog, like_before=False)
+        return Refusal(f"what its file says that it is asked does not fit it: {unfit}", SAY_PROMPT, lines)
     if unfit:
         reason = f"{unfit}: the file is not what it says it is, or damaged"
-        return _Refusal(reason, f"download it anew, or {_OTHERS}")
+        return Refusal(reason, f"download it anew, or {OTHERS}")
     return Scoring(
         way="judge",
         window=_window(case),
@@ -427,7 +311,7 @@ def _lost_output(facts: Facts) -> bool:
     Qwen3 shares it with the embedding matrix up to 4B; from 8B on (4,096 wide) it is a tensor of its own, and
     without it llama.cpp silently takes the embedding matrix, which makes noise of the judge's answer.
     """
-    return facts.architecture in _QWEN3 and facts.embedding_length >= 4096 and not facts.has_output
+    return facts.architecture in QWEN3 and facts.embedding_length >= 4096 and not facts.has_output
 
 
 def _unfit_vocabulary(facts: Facts, template: str, labels: tuple[str, str]) -> str:
@@ -443,14 +327,14 @@ def _unfit_vocabulary(facts: Facts, template: str, labels: tuple[str, str]) -> s
     return ""
 
 
-def _cosine(case: _Case) -> Scoring | _Refusal:
+def _cosine(case: _Case) -> Scoring | Refusal:
     facts, overrides = case.facts, case.overrides
     entry = case.entry if case.entry is not None and case.entry.way == "cosine" else None
     pooling = overrides.pooling or (entry.pooling if entry is not None else facts.pooling)
     if pooling not in ("mean", "cls", "last"):
-        return _Refusal(
+        return Refusal(
             "an embedding model needs a pooling, and neither its header nor the catalog names it",
-            f"set pooling to mean, cls or last, as its model card says, or {_OTHERS}",
+            f"set pooling to mean, cls or last, as its model card says, or {OTHERS}",
         )
 
     def prefix(own: str | None, known: str) -> str:

@@ -12,7 +12,6 @@ A failure at any step leaves the engines that were there as they were.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import shutil
@@ -23,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from rerankd import locks
 from rerankd.engine import machine, manifest
 from rerankd.engine.build import cuda, faults, plan, run, smoke, source, tools
 from rerankd.engine.choice import Installed
@@ -256,7 +256,7 @@ class Builder:
             raise DataFolderError(f"{self._folder} can't be written: {error.strerror}.") from error
         try:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.take(lock, str(self._folder), wait=False)
             except BlockingIOError:
                 raise BuildFailed(
                     f"Another build is under way in {self._folder}. Wait for its end."

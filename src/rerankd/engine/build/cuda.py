@@ -12,13 +12,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rerankd import pip
 from rerankd.engine import process
 from rerankd.engine.machine import Gpu
 from rerankd.errors import BuildFailed, DataFolderError, FetchError
@@ -212,12 +212,18 @@ def _library(root: Path, name: str) -> Path | None:
 
 def _download(requirement: str, folder: Path) -> None:
     command = [
-        sys.executable, "-P", "-m", "pip", "download", requirement, "--no-deps", "--only-binary=:all:",
+        *pip.command(), "download", requirement, "--no-deps", "--only-binary=:all:",
         "--no-cache-dir", "--disable-pip-version-check", "--quiet", "--progress-bar=off", "--no-input",
         f"--dest={folder}",
     ]  # fmt: skip
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        command,
+        env=pip.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if done.returncode:
         said = "\n".join(f"  pip: {line}" for line in done.stderr.splitlines()[-3:])

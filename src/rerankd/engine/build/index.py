@@ -14,12 +14,14 @@ import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 import httpx
 
+from rerankd import network, pip
 from rerankd.engine import process
 from rerankd.errors import FetchError
 
@@ -60,10 +62,11 @@ def fetch(archive: Archive, folder: Path, report: Progress) -> Path:
             try:
                 _receive(client, address, part, archive, report)
                 break
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 if attempt == _ATTEMPTS - 1:
                     raise FetchError(
-                        f"{archive.file} could not be fetched: {error}. What came is kept. {_OTHERWISE}"
+                        f"{archive.file} could not be fetched: {network.explain(error)}. What came is kept. "
+                        f"{_OTHERWISE}"
                     ) from error
     found = _sha256(part)
     if found != archive.sha256:
@@ -91,6 +94,7 @@ def index_urls(
     environ: Mapping[str, str], config: Mapping[str, str], default: Callable[[], str]
 ) -> list[str]:
     """The indexes that pip asks, in its order, `default` being its own; folders are left out."""
+    environ = pip.environment(environ)
     first = environ.get("PIP_INDEX_URL") or config.get("global.index-url") or default()
     more = environ.get("PIP_EXTRA_INDEX_URL") or config.get("global.extra-index-url", "")
     return [url.rstrip("/") for url in (first, *more.split()) if url.startswith(("http://", "https://"))]
@@ -113,8 +117,16 @@ def address_in(page: Any, archive: Archive, url: str) -> str | None:
 
 def _client(config: Mapping[str, str]) -> httpx.Client:
     certificate = os.environ.get("PIP_CERT") or config.get("global.cert")
-    context = ssl.create_default_context(cafile=certificate)
-    return httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S, verify=context)
+    try:
+        verify = ssl.create_default_context(cafile=certificate) if certificate else True
+        return network.client(follow_redirects=True, timeout=_TIMEOUT_S, verify=verify)
+    except ValueError as error:
+        raise FetchError(f"The package index can't be asked: {error}.") from error
+    except OSError as error:
+        raise FetchError(
+            f"pip's certificates can't be read: {certificate}: {network.explain(error)}. Correct PIP_CERT, "
+            "or cert in pip's configuration."
+        ) from error
 
 
 def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
@@ -125,8 +137,8 @@ def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
             answer = client.get(page, headers={"accept": f"{_JSON}, text/html;q=0.1"})
             found = _found(answer, archive) if answer.is_success else None
             said = f"it answered {answer.status_code}" if found is None else ""
-        except (httpx.HTTPError, ValueError) as error:
-            found, said = None, f"no answer ({error})"
+        except network.ERRORS as error:
+            found, said = None, f"no answer ({network.explain(error)})"
         if found is not None:
             return found
     raise FetchError(f"{archive.file} is not on the package index that pip uses: {said}. {_OTHERWISE}")
@@ -160,8 +172,10 @@ def _sha256(path: Path) -> str:
 
 
 def _pip_config() -> dict[str, str]:
-    return parse_config(process.output([sys.executable, "-P", "-m", "pip", "config", "list"], _PIP_TIMEOUT_S))
+    return parse_config(process.output([*pip.command(), "config", "list"], _PIP_TIMEOUT_S))
 
 
 def _default_index() -> str:
-    return process.output([sys.executable, "-P", "-c", _DEFAULT], _PIP_TIMEOUT_S).strip()
+    wheel = pip.bundled() if find_spec("pip") is None else None
+    program = f"import sys; sys.path.insert(0, {str(wheel)!r}); {_DEFAULT}" if wheel else _DEFAULT
+    return process.output([sys.executable, "-P", "-c", program], _PIP_TIMEOUT_S).strip()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.domain import Pooling
-from rerankd.engine.openvino import graph
+from rerankd.engine.openvino import graph, shapes
 from rerankd.engine.openvino.precision import Precision
 from rerankd.engine.openvino.runner import Integers
 from rerankd.engine.openvino.runtime import config, ov
@@ -46,10 +46,16 @@ class Encoder:
             self._embed = graph.embedder(weights)
             self.vocabulary: Vocabulary = building.result()
         self._request = compiled.create_infer_request()
+        self._most: int = weights.key("context_length", 2**20)
 
     def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> NDArray[np.float32]:
         """Ids [texts, tokens], padded with any, the texts' lengths, and where the second token type begins in
         each -> [texts, values]. One thread at a time."""
+        count = len(ids)
+        rows = shapes.texts(count)
+        ids = np.pad(ids, ((0, rows - count), (0, shapes.tokens(ids.shape[1], self._most) - ids.shape[1])))
+        # A text that nobody asked for has one token, so that it has a mean.
+        lengths, seconds = (np.pad(one, (0, rows - count), constant_values=1) for one in (lengths, seconds))
         padding = np.arange(ids.shape[1]) >= lengths[:, None]
         mask = np.where(padding, np.float32(graph.MASKED), np.float32(0))[:, None, None, :]
         # The arrays live until the call has ended: a Tensor does not keep its own alive.
@@ -57,7 +63,7 @@ class Encoder:
         self._request.set_tensor("embeddings", ov.Tensor(embeddings))
         self._request.set_tensor("mask", ov.Tensor(np.ascontiguousarray(mask)))
         self._request.infer()
-        return np.array(self._request.get_output_tensor(0).data)
+        return np.array(self._request.get_output_tensor(0).data[:count])
 
 
 def _vocabulary(weights: Weights) -> Vocabulary:

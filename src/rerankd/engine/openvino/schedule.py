@@ -3,7 +3,8 @@
 A call holds up to 1,024 tokens in bf16, padding included, of texts of about one length: there is nothing to
 gain beyond (15 pairs/s of BERT-large's shape with 512 to 1,024 tokens a call, 11.6 one by one, 5.9 in one
 padded batch of 64; AMX), and what has just come has to wait for no more than that. In f32 it holds 512: there
-a call gains nothing from its size (2,700 tokens/s of MiniLM's shape in calls of 130 as of 1,040; AVX2).
+a call gains nothing from its size (2,700 tokens/s of MiniLM's shape in calls of 130 as of 1,040; AVX2). So
+calls of a quarter of that or more have a power of two of texts, which keeps shapes few (see shapes.py).
 
 The owners of jobs take turns (a job is a call of the service, its owner the question it is about: a
 request's calls have one in common). The one whose last turn is longest ago is next, and who has just come
@@ -19,6 +20,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from rerankd.engine.openvino import shapes
 
 TOKENS_A_CALL: Mapping[str, int] = {"bf16": 1024, "f32": 512}
 _FIRST_TURNS = 2
@@ -83,6 +86,8 @@ class Schedule:
         own = [job for job in self._jobs.values() if job.owner == owner]
         longest = max(job.rows[-1].tokens for job in own)
         room = max(self._most // longest, 1)
+        waiting = sum(_fitting(job, longest) for job in self._jobs.values())
+        room = shapes.whole(min(room, waiting), longest, self._most // 4)
         call: list[Row] = []
         for job in (*own, *(job for job in self._jobs.values() if job.owner != owner)):
             call += _take(job, longest, room - len(call))
@@ -98,10 +103,21 @@ class Schedule:
         self._owners = {owner: served for owner, served in self._owners.items() if owner in waiting}
 
 
+def _fitting(job: _Job, longest: int) -> int:
+    """How many of the job's texts have nearly `longest` tokens and no more."""
+    start, end = _span(job, longest)
+    return end - start
+
+
+def _span(job: _Job, longest: int) -> tuple[int, int]:
+    end = bisect_right(job.rows, longest, key=lambda row: row.tokens)
+    return bisect_left(job.rows, longest * _NEARLY, key=lambda row: row.tokens), end
+
+
 def _take(job: _Job, longest: int, most: int) -> list[Row]:
     """The job's longest texts, up to `most` of them, of nearly `longest` tokens and no more."""
-    end = bisect_right(job.rows, longest, key=lambda row: row.tokens)
-    start = max(bisect_left(job.rows, longest * _NEARLY, key=lambda row: row.tokens), end - most)
+    start, end = _span(job, longest)
+    start = max(start, end - most)
     taken = job.rows[start:end]
     del job.rows[start:end]
     return taken

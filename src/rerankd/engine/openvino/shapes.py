@@ -1,0 +1,29 @@
+"""(pure) The shapes that a call may have: few, because OpenVINO keeps memory for each one it has seen.
+
+With every shape its own, the built-in model's worker grew from 636 to 742 MiB over 500 documents of 1 to 430
+tokens (231 shapes), and went on growing; with these it stays between 632 and 639 MiB (59 shapes), for 2 to
+4 % more CPU time there and 8 % with documents of 1 to 60 tokens.
+"""
+
+from __future__ import annotations
+
+
+def tokens(longest: int, most: int) -> int:
+    """The length that texts of up to `longest` tokens are padded to: at most an eighth more from 64 tokens
+    on, and never more than `most`."""
+    step = 8 if longest <= 128 else 16
+    while longest > 32 * step:
+        step *= 2
+    return max(min(-(-longest // step) * step, most), longest)
+
+
+def texts(count: int) -> int:
+    """The number of texts that a call of `count` is padded to."""
+    return 1 << (count - 1).bit_length()
+
+
+def whole(count: int, longest: int, enough: int) -> int:
+    """How many of `count` texts go into the next call: a power of two where these hold `enough` tokens,
+    since a call then gains nothing from more; else all, which are padded."""
+    fewer = 1 << (count.bit_length() - 1)
+    return fewer if fewer * longest >= enough else count

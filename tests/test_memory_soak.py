@@ -1,0 +1,52 @@
+"""An engine's memory under documents of every length: `make test-soak`, or this file with -m soak -s.
+
+Lengths are drawn from 1 word to what fills the window, so that OpenVINO sees all the shapes there are.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from rerankd.config import Settings
+from rerankd.engine import process
+from rerankd.service import Reranker
+from support import golden_settings
+
+WORDS = "panda bear river mountain bread ticket weather library guitar pizza of the in and a to".split()  # noqa: SIM905
+_A_REQUEST = 50
+_TENTHS = 10
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["openvino", "llama"])
+@pytest.mark.parametrize(("name", "documents"), [("xlmr-head", 20_000), ("builtin:e5", 3_000)])
+async def test_memory_stays_where_it_was_after_the_first_tenth(
+    kind: str, name: str, documents: int, home: Path, tmp_path: Path
+) -> None:
+    if name == "builtin:e5":  # it is fetched once, for all tests
+        settings = Settings.model_validate({"model": name, "home": home, "cache_entries": 0, "engine": kind})
+    else:
+        settings = golden_settings(name, tmp_path, engine=kind)
+    pick = random.Random(7)
+    held: list[int] = []
+    async with Reranker(settings) as reranker:
+        window = reranker.model.scoring.window
+        starts = reranker.state.starts
+        for tenth in range(_TENTHS):
+            for _ in range(documents // _TENTHS // _A_REQUEST):
+                texts = [" ".join(pick.choices(WORDS, k=pick.randint(1, window))) for _ in range(_A_REQUEST)]
+                result = await reranker.rerank(f"which bear {tenth}", texts)
+                assert len(result.results) == _A_REQUEST
+            pid = reranker.state.pid
+            assert pid is not None
+            memory = process.memory_bytes(pid)
+            assert memory is not None
+            held.append(memory)
+        assert reranker.state.starts == starts, "it was not replaced meanwhile"
+    curve = ", ".join(f"{size / 2**20:.0f}" for size in held)
+    print(f"\n{kind} {name}: MiB after each tenth of {documents} documents: {curve}")
+    assert held[-1] < 1.05 * held[0], curve
