@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ggufs import strings
 from rerankd.domain import Transform
@@ -449,3 +451,47 @@ def test_describe_json_is_json(tmp_path: Path) -> None:
 )
 def test_size_words(size: int, words: str) -> None:
     assert size_words(size) == words
+
+
+_NAMES = ["", "Model", "My Reranker", *(name for e in catalog.known().entries for name in e.match.names)]
+_ARCHITECTURES = [
+    "bert",
+    "modern-bert",
+    "neo-bert",
+    "jina-bert-v2",
+    "nomic-bert",
+    "llama-embed",
+    "qwen2",
+    "qwen3",
+]
+
+
+@given(data=st.data())
+def test_a_file_without_settings_gets_a_verdict_and_never_an_error(data: st.DataObject) -> None:
+    """And what is served names all that an engine needs."""
+    entry = data.draw(st.sampled_from([None, *catalog.known().entries]))
+    sizes = (entry.match.block_count, entry.match.embedding_length) if entry is not None else (12, 384)
+    choose = {
+        "name": _NAMES, "finetune": _NAMES, "block_count": [sizes[0], 7], "embedding_length": [sizes[1], 64],
+        "pooling": [None, "none", "mean", "cls", "last", "rank"],
+        "classifier_pooling": [None, "none", "mean", "cls", "last", "rank"],
+        "output_labels": [(), ("yes", "no"), ("LABEL_0",), ("a", "b", "c")],
+        "rerank_template": ["", QWEN3_FILE_TEMPLATE, "{query}{document}", "{query}"],
+        "causal_attention": [None, False, True], "has_cls": [False, True], "has_cls_output": [False, True],
+        "cls_output_rows": [0, 1, 2, 3], "has_cls_norm": [False, True], "decision_blocks": [0, 2],
+        "hidden_activation": ["", "gelu", "silu", "relu"], "token_type_count": [0, 1, 2],
+        "tokenizer_model": ["", "t5", "bert", "gpt2"], "format": ["gguf", "safetensors"],
+        "kind": ["model", "adapter"], "tags": [(), ("reranker",), ("sentence-similarity",)],
+        "control_tokens": [SPECIAL, {}],
+    }  # fmt: skip
+    drawn = {key: data.draw(st.sampled_from(values), key) for key, values in choose.items()}
+    verdict = judged(facts(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
+    scoring = verdict.scoring
+    if scoring is None:
+        assert verdict.reason and verdict.way_out
+    elif scoring.way == "judge":
+        assert scoring.template and all(scoring.labels)
+    elif scoring.way == "cosine":
+        assert scoring.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
+    else:
+        assert drawn["has_cls"] and drawn["cls_output_rows"] == 1 and not drawn["decision_blocks"]

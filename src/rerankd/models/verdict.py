@@ -187,11 +187,16 @@ def _score(case: _Case) -> Scoring | Refusal:
     # What the catalog refuses is what llama.cpp computes wrong.
     if entry is not None and entry.refused and way != "judge" and case.facts.format == "gguf":
         return Refusal(f"this is {entry.name}: {entry.refused}")
+    if case.facts.format != "gguf" and way not in (None, "head"):
+        raise ConfigError(f"{case.facts.path}: a model in safetensors is scored by its head: remove {way}")
     way = way or natural(case.facts, case.entry, case.catalog)
     if isinstance(way, Refusal):
         return way
     if case.facts.format != "gguf" and way != "head":
-        raise ConfigError(f"{case.facts.path}: a model in safetensors is scored by its head: remove {way}")
+        return Refusal(
+            "it has no rank head, and a model in safetensors is scored by its head",
+            another_file(case.facts, case.entry),
+        )
     if overrides.pooling is not None and way != "cosine":
         _check_head_pooling(case, way)
     for other, names in _ONLY_FOR.items():
