@@ -55,13 +55,15 @@ SENT: dict[str, tuple[Any, Any]] = {
     "truncate_prompt_tokens": (99, 99),
     "rank_fields": (["title"], ["title"]),
     "priority": (3, None),
+    "keep_alive": ("5m", None),
 }
-# What a dialect can't do; everything else it does. `priority` nobody does.
+# What a dialect can't do; everything else it does. `priority` and `keep_alive` nobody does.
 REFUSED = {(name, "score_threshold") for name in ("tei", "weaviate", "vllm")}
 WARNED = {
     *((name, "top_n") for name in ("tei", "weaviate", "vllm")),
     *((name, "return_documents") for name in ("nvidia", "vllm")),
     *((name, "priority") for name in DIALECTS),
+    *((name, "keep_alive") for name in DIALECTS),
 }
 
 PAIRS = [
@@ -262,6 +264,21 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     pair = await ask(client, dialect, truncate_prompt_tokens=5)
     assert pair.status_code == 400 and "window of 5" in pair.text
     assert "'priority' is not used" in told(await ask(client, dialect, priority=1))
+
+
+async def test_images_are_named_as_not_read(client: httpx.AsyncClient) -> None:
+    parts = [{"type": "text", "text": "a panda"}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    documents = ["bread", {"content": parts}, {"text": "a bear", "image": "https://here/a.png"}]
+    answer = await client.post("/v1/rerank", json={"query": {"content": parts}, "documents": documents})
+    assert told(answer) == "Images are not read: the query has one. Images are not read: document 1, 2."
+
+
+async def test_ollamas_clients_find_the_models(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/version")).json()["version"]
+    (row,) = (await client.get("/api/tags")).json()["models"]
+    assert row["model"] == row["name"] == "qwen3-headless" and row["size"] > 0
+    (loaded,) = (await client.get("/api/ps")).json()["models"]
+    assert loaded["name"] == row["name"] and loaded["size"] > row["size"]
 
 
 async def test_warnings_are_in_the_body_too_where_it_has_a_place(client: httpx.AsyncClient) -> None:

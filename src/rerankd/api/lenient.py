@@ -45,6 +45,9 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+# The type of a part, or the name of a field, that is an image.
+_IMAGES = ("image", "image_url", "images")
+
 Flag = Annotated[bool | None, BeforeValidator(_blank_is_null)]
 Count = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_count)]
 Whole = Annotated[Annotated[int, Field(ge=-1)], BeforeValidator(_count)]
@@ -92,6 +95,15 @@ def named_text(value: Mapping[str, Any]) -> str | None:
     """The text of an object that has one under a name that is known: `text`, LangChain's `page_content`, or
     `content`."""
     return next((value[name] for name in _TEXT_NAMES if isinstance(value.get(name), str)), None)
+
+
+def has_image(value: str | Mapping[str, Any]) -> bool:
+    """Whether an object holds an image beside its text; `text` leaves it out."""
+    if isinstance(value, str):
+        return False
+    parts = value.get("content")
+    kinds = [part.get("type") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return any(kind in _IMAGES for kind in kinds) or any(value.get(name) for name in _IMAGES)
 
 
 def texts(values: Sequence[str | Mapping[str, Any]], rank_fields: Sequence[str] = ()) -> tuple[str, ...]:

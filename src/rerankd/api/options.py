@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
+from rerankd import plan
 from rerankd.api import lenient
 from rerankd.api.body import sentence
 from rerankd.api.lenient import Count, Flag, Number, Whole
@@ -87,6 +88,7 @@ class Option:
 _TRUNCATE = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["NONE", "END"]}]})]
 _SIDE = Annotated[str, WithJsonSchema({"enum": ["right", "left"]})]
 _ANY_WHOLE = Annotated[Any, WithJsonSchema({"type": "integer"})]
+_ANY = Annotated[Any, WithJsonSchema({"type": ["string", "number"]})]
 
 OPTIONS = (
     Option(
@@ -181,6 +183,13 @@ OPTIONS = (
         (Spelling("priority", _ANY_WHOLE),),
         unused="requests take turns, none goes before the others",
     ),
+    Option(
+        "keep_alive",
+        None,
+        "Not used: the setting idle_unload_s says how long a model stays loaded.",
+        (Spelling("keep_alive", _ANY),),
+        unused="the setting idle_unload_s says how long a model stays loaded",
+    ),
 )
 NAMES = frozenset(spelling.name for option in OPTIONS for spelling in option.spellings)
 """All names of all options."""
@@ -216,6 +225,11 @@ def request(
     """The request of a JSON body `value` whose query and documents the dialect has read. Raises
     InvalidRequest."""
     asked, warnings = read(rules, value)
+    unread = [at for at, document in enumerate(documents) if lenient.has_image(document)]
+    if lenient.has_image(query):
+        warnings += ("Images are not read: the query has one.",)
+    if unread:
+        warnings += (f"Images are not read: {plan.named(unread)}.",)
     found = RerankRequest(
         query=lenient.text(query, "The query"),
         documents=lenient.texts(documents, asked.pop("rank_fields", ())),

@@ -21,6 +21,7 @@ from rerankd.api import (
     mixedbread,
     nvidia,
     ollama,
+    ollama_models,
     ops,
     options,
     paths,
@@ -181,6 +182,7 @@ async def _read(
 router = APIRouter(route_class=Route)
 router.include_router(admin.router)
 router.include_router(ops.router)
+router.include_router(ollama_models.router)
 router.include_router(status.router)
 
 

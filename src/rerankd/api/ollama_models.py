@@ -1,0 +1,79 @@
+"""What Ollama's clients ask before they rerank: which version this is, and which models there are."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import NotRequired
+
+from fastapi import APIRouter, Request, Response
+from typing_extensions import TypedDict
+
+from rerankd import __version__
+from rerankd.api.answer import Route, json_response, reranker_of
+from rerankd.api.auth import check_key
+from rerankd.served import Served
+
+router = APIRouter(route_class=Route, include_in_schema=False)
+
+
+class Details(TypedDict):
+    format: str
+    family: str
+    families: list[str]
+
+
+class ModelRow(TypedDict):
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+    size_vram: NotRequired[int]
+
+
+@router.get("/api/version")
+async def version(request: Request) -> Response:
+    """rerankd's version: there is no Ollama here whose features a client could count on."""
+    return json_response({"version": __version__})
+
+
+@router.get("/api/tags")
+async def tags(request: Request) -> Response:
+    """The models that are served, by each name that they are taken for."""
+    reranker = reranker_of(request)
+    check_key(request, reranker.keys)
+    rows = [_row(served, name) for served in reranker.fleet.models for name in served.model.names]
+    return json_response({"models": rows})
+
+
+@router.get("/api/ps")
+async def loaded(request: Request) -> Response:
+    """The models whose engines run."""
+    reranker = reranker_of(request)
+    check_key(request, reranker.keys)
+    rows: list[ModelRow] = []
+    for served in reranker.fleet.models:
+        if served.state.engine is not None:
+            held = served.memory_bytes() or 0
+            rows.append({**_row(served, served.name), "size": held, "size_vram": 0})
+    return json_response({"models": rows})
+
+
+def _row(served: Served, name: str) -> ModelRow:
+    model = served.model
+    family = model.facts.architecture
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": datetime.fromtimestamp(model.changed_at, UTC).isoformat(),
+        "size": model.facts.tensor_bytes,
+        # Ollama's is the file's digest; reading gigabytes to tell two files apart is not worth it here.
+        "digest": hashlib.sha256(model.fingerprint.encode("utf-8", "replace")).hexdigest(),
+        "details": {
+            "format": model.path.suffix.lstrip(".") or "folder",
+            "family": family,
+            "families": [family],
+        },
+    }
