@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 from rerankd import config
 from rerankd import prepare as preparing
@@ -24,7 +23,6 @@ from rerankd.errors import (
     Stopping,
 )
 from rerankd.metrics import Metrics, Reading
-from rerankd.owner import Owner
 from rerankd.pending import Pending, Report
 from rerankd.prepare import Model
 from rerankd.roster import Entry, Roster, wanted_of
@@ -62,7 +60,6 @@ class Fleet(Roster):
         self._changed = asyncio.Event()
         self._waiting = 0
         self.is_closing = False
-        self.owner: Owner | None = None
 
     @property
     def budgets(self) -> Bytes:
@@ -91,7 +88,6 @@ class Fleet(Roster):
             wanted = await asyncio.to_thread(preparing.wanted, self.settings)
             self._default = wanted[0].ref
             self._entries = [Pending(one, preparing.names_of(one)) for one in wanted]
-        self.owner = Owner.here()
         self._run_dir = await asyncio.to_thread(rundir.make)
         for pending in self.pending:
             self._bring(pending, progress)
@@ -429,7 +425,6 @@ class Fleet(Roster):
     def _add(self, model: Model) -> Served:
         """Make a model known to the pool. Raises DoesNotFit."""
         served = Served(model, self.settings, self._metrics, self._sockets, self._state)
-        served.on_changed_file = lambda: self._read_anew(served)
         has_cards = self.budgets.keys() - {MEMORY} != set()
         on_cards = has_cards and not model.engine.on_cpu
 
@@ -465,24 +460,9 @@ class Fleet(Roster):
                 _log.error("%s: %s", served.name, error.message)
 
         if served.model.wanted.preload:
-            self._in_background(load())
-
-    def _read_anew(self, served: Served) -> None:
-        """The model's file was found to be another one at the start of an engine."""
-
-        async def reload() -> None:
-            try:
-                if served in self._entries:
-                    await self.reload(served)
-            except RerankdError as error:  # it is looked at again with the next start
-                _log.warning("%s: %s", served.name, error.message)
-
-        self._in_background(reload())
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            task = asyncio.get_running_loop().create_task(load())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _everyone(self) -> list[Served]:
         """All models, those that are served no more but still at work among them."""

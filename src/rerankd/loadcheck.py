@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from rerankd import scores
 from rerankd.domain import Transform
@@ -30,6 +31,56 @@ TOLERANCE = 1e-3
 # Quantised weights move a score by a few thousandths more (0.003 seen, between a prompt read whole and one
 # whose prefix was kept), which no ranking minds; a head that is not there moves it by far more.
 BROKEN = 0.02
+
+
+# How far the scores of two engines may be apart, by the bits that the weights keep: each rounds the
+# arithmetic around quantised weights in its own way, and llama.cpp's GELU of `bert` is the tanh form.
+_APART_EXACT, _APART_8_BIT, _APART_LESS = 0.02, 0.05, 0.1
+# From here on the two have nothing in common, and the file is not served without --force.
+DISAGREE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two engines' scores of the same pairs: how far they are apart at most, how far they may be, and the
+    share of pairs of documents that they order in opposite ways."""
+
+    apart: float
+    tolerance: float
+    disagreement: float
+
+    @property
+    def passed(self) -> bool:
+        return self.apart <= self.tolerance
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether no trust is left: scores half the scale apart, or the order rather reversed than kept."""
+        return not self.passed and (self.apart > DISAGREE or self.disagreement > DISAGREE)
+
+
+def compare(
+    values: Sequence[float | None], other: Sequence[float | None], transform: Transform, quantisation: str
+) -> Comparison:
+    """Compare two engines' raw values of TEXTS. `quantisation` is the file's, such as F16 or Q4_K."""
+    both = [
+        (one, two)
+        for one, two in zip(values, other, strict=True)
+        if one is not None and two is not None and math.isfinite(one) and math.isfinite(two)
+    ]
+    if len(both) < len(values):
+        return Comparison(1.0, tolerance(quantisation), 1.0)
+    apart = max(abs(scores.transform(one, transform) - scores.transform(two, transform)) for one, two in both)
+    pairs = list(combinations(both, 2))
+    opposite = sum((a - b) * (c - d) < 0 for (a, c), (b, d) in pairs)
+    return Comparison(apart, tolerance(quantisation), opposite / len(pairs))
+
+
+def tolerance(quantisation: str) -> float:
+    """How far the scores of two engines may be apart."""
+    if quantisation in ("F32", "F16", "BF16"):
+        return _APART_EXACT
+    return _APART_8_BIT if quantisation.startswith("Q8") else _APART_LESS
 
 
 @dataclass(frozen=True, slots=True)

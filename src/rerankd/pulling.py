@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rerankd import config
@@ -13,7 +14,7 @@ from rerankd.engine import installed, machine
 from rerankd.models import hubs, ref, transfer
 from rerankd.models.pull import Puller
 from rerankd.models.store import Record, Store
-from rerankd.prepare import judge_file
+from rerankd.prepare import judge_file, prepare
 from rerankd.service import Reranker
 
 Progress = Callable[[str, int, int], None]
@@ -44,6 +45,26 @@ def pull(
             progress=progress,
             memory_bytes=machine.read().memory_bytes if installed.chosen(settings).on_cpu else None,
         ).pull(wanted.ref)
+
+
+def check(settings: Settings, wanted: config.Wanted) -> tuple[str, ...]:
+    """Start an engine, check its scores, and have a second engine score the same pairs where one can,
+    whatever was found earlier. Returns in words what was checked. Blocks; raises what a start raises."""
+    model = prepare(settings, replace(wanted, replicas=1, preload=True))
+
+    async def run() -> tuple[str, ...]:
+        reranker = Reranker(settings, prepared=[model])
+        served = reranker.fleet.models[0]
+        served.retests = True
+        async with reranker:
+            if served.doubts:
+                return served.doubts
+            second = "no second engine can run it, or none has room"
+            if served.self_test is not None:
+                second = f"it {served.self_test.words}"
+            return ("check at load: passed", f"self-test: {second}")
+
+    return asyncio.run(run())
 
 
 def start_once(settings: Settings, path: Path, scoring: config.ScoringSettings) -> None:

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from rerankd import loadcheck, scores
+from rerankd import loadcheck, scores, self_test
 from rerankd.cache import ScoreCache
 from rerankd.calls import Calls
 from rerankd.config import Settings
@@ -32,7 +32,7 @@ from rerankd.engine.rundir import RunDir
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
 from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError, Unscorable
 from rerankd.metrics import Metrics, Reading
-from rerankd.models import store
+from rerankd.models import builtin, store
 from rerankd.prepare import Model, fingerprint
 from rerankd.queue import Bounds, FairQueue, Line
 from rerankd.safer import SaferSettings
@@ -65,6 +65,9 @@ class Served:
         self.queue = FairQueue(Line(bounds(settings), model.engine.feed, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
         self.doubts: tuple[str, ...] = ()
+        self.self_test: self_test.Passed | None = None
+        self.retests = False
+        self._testing = asyncio.Lock()
         self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
         self._metrics = metrics
         self._run_dir = run_dir
@@ -82,7 +85,6 @@ class Served:
         self._replicas: Replicas | None = None
         self._is_choosing = False
         self._precision = Precision("f32", "")
-        self.on_changed_file: Callable[[], None] = lambda: None
         self._error: RerankdError | None = None
         self._failures = 0
         self._retry_at = 0.0
@@ -199,17 +201,12 @@ class Served:
         gpus = self.model.engine.gpus
         if gpus:  # what is free there changes with what is loaded; asking takes up to a second
             gpus = await asyncio.to_thread(machine.gpus)
-        spec, options = self._spec(), self._options(gpus)
+        spec, options = engine_spec(self.model), self._options(gpus)
         self._safer.begin(ladder.steps(self._setup(spec, options)))
         replicas = [self._supervise(at, spec, options) for at in range(self.model.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()
         await self._replicas.ensure_ready()
-
-    def _spec(self) -> EngineSpec:
-        model, facts = self.model, self.model.facts
-        shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
-        return EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
 
     def _options(self, gpus: tuple[machine.Gpu, ...] | None) -> command.EngineOptions:
         return command.EngineOptions(
@@ -314,10 +311,10 @@ class Served:
             nonlocal begun_with
             # Another file than the one that was judged may have to be scored another way.
             if self.is_changed():
-                if self.model.path.exists():
-                    self.on_changed_file()
-                    raise EngineStartFailed(f"{self.model.path} has changed and is read anew.")
-                raise EngineStartFailed(f"{self.model.path} is gone. Put it back, or serve another one.")
+                raise EngineStartFailed(
+                    f"{self.model.path} has changed or is gone. To have it read anew: "
+                    f"rerankd reload {self.name}"
+                )
             begun_with = safer.taken
             self.cache.computed_by(self._computes())
             return self._launch(spec, options, socket)
@@ -383,7 +380,44 @@ class Served:
                 "all the same, with a warning in every answer, use --force."
             )
         self.doubts = tuple(f"This model failed the check at load: {text}." for text in fatal)
+        await self._compare(runs[0].values)
         await asyncio.to_thread(self._safer.is_ready)
+
+    async def _compare(self, values: Sequence[float | None]) -> None:
+        """The self-test by a second engine (see self_test.py), where none is kept. Raises Unscorable where
+        the two have nothing in common, unless forced."""
+        model, spec = self.model, engine_spec(self.model)
+        async with self._testing:
+            # The built-in file is checked by its checksum; what runs with safer settings is known to fail
+            # with others; and what a llama.cpp of the user's computes is compared when it is asked for.
+            asked = self.retests or not (
+                model.wanted.ref == builtin.NAME or self._safer.taken or self.settings.llama_path
+            )
+            other = self_test.second(model, spec, self._precision.precision, threads_of(model))
+            if other is None or not asked:
+                return
+            key = self_test.key(model, self._computes(), other)
+            self.self_test = None if self.retests else self_test.kept(self._learned, key)
+            if self.self_test is None:
+                log = self.log.with_name(f"{self.log.stem}-self-test.log")
+                found = await self_test.run(model, spec, values, other, self._run_dir().socket(), log)
+                if found is None:
+                    return
+                self.self_test = await asyncio.to_thread(
+                    self_test.keep, self._learned, key, model, other, found
+                )
+            self.retests = False
+        if self.self_test.comparison.passed:
+            return
+        words = f"It {self.self_test.words}"
+        _log.warning("%s: %s.", self.name, words)
+        if self.self_test.comparison.is_fatal and not model.wanted.force:
+            raise Unscorable(
+                f"{model.path.name} loads, but its scores can't be trusted: {words}. The file may be "
+                "damaged, or one of the engines does not know this model: try another file, or --engine. "
+                "To serve it all the same, with a warning in every answer, use --force."
+            )
+        self.doubts += (f"This model failed the self-test by a second engine. {words}.",)
 
 
 def _build(model: Model) -> str:
@@ -394,6 +428,13 @@ def _build(model: Model) -> str:
 
 def _on_cards(pids: Sequence[int]) -> Bytes | None:
     return machine.gpu_memory(pids, machine.gpus())
+
+
+def engine_spec(model: Model) -> EngineSpec:
+    """All that an engine must know of the model."""
+    facts = model.facts
+    shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
+    return EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
 
 
 def threads_of(model: Model) -> int:

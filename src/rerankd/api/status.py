@@ -138,7 +138,7 @@ async def _model(served: Served) -> ModelStatus:
         "window": scoring.window,
         "transform": scoring.transform.name,
         "explain": model.verdict.explain,
-        "notes": [*model.verdict.notes, *served.doubts],
+        "notes": [*model.verdict.notes, *served.doubts, *_tested(served)],
         "engine": await _engine(served),
         "queue": {
             "requests": len(line),
@@ -147,6 +147,11 @@ async def _model(served: Served) -> ModelStatus:
             "documents_per_second": round(line.rate, 2),
         },
     }
+
+
+def _tested(served: Served) -> tuple[str, ...]:
+    """What a second engine says of the scores."""
+    return (f"Self-test: {served.self_test.words}.",) if served.self_test is not None else ()
 
 
 def _pending(one: Pending, now: float) -> PendingStatus:

@@ -18,6 +18,10 @@ def inspect(
     model: Annotated[
         str, typer.Argument(help="A GGUF file, a folder of safetensors, or a name of `rerankd list`.")
     ],
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Score a few pairs, and have a second engine score them where one can."),
+    ] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
@@ -25,9 +29,11 @@ def inspect(
 
     Exit code 0 when it can be scored, 3 when it can't.
     """
+    from rerankd import self_test
     from rerankd.models import inspect as words
     from rerankd.models import modelfile, store
-    from rerankd.prepare import judge_file
+    from rerankd.prepare import fingerprint, judge_file
+    from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
     wanted = settings.of(model)
@@ -35,10 +41,18 @@ def inspect(
         path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
     facts = modelfile.read(path)
     decided = judge_file(facts, wanted.scoring)
-    if as_json:
-        typer.echo(json.dumps(words.describe_json(facts, decided, wanted.ref), ensure_ascii=False, indent=2))
+    if check and decided.scoring is not None:
+        from rerankd import pulling
+
+        checks = pulling.check(settings, wanted)
     else:
-        typer.echo(words.describe(facts, decided, wanted.ref))
+        earlier = self_test.of_file(StateStore(settings.home), path, fingerprint(path))
+        checks = tuple(f"self-test: it {one.words}" for one in earlier)
+    if as_json:
+        told = {**words.describe_json(facts, decided, wanted.ref), "checks": list(checks)}
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+    else:
+        typer.echo("\n".join((words.describe(facts, decided, wanted.ref), *checks)))
     if decided.scoring is None:
         raise typer.Exit(3)
 

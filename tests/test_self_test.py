@@ -1,0 +1,109 @@
+"""The self-test by a second engine: what it finds, what it does about it, and that it is made once."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rerankd import loadcheck, self_test, served
+from rerankd.domain import Transform
+from rerankd.engine.openvino import chosen
+from rerankd.errors import Unscorable
+from rerankd.prepare import prepare
+from rerankd.service import Reranker
+from rerankd.state import StateStore
+from support import GOLDEN, golden_settings, rerankd
+
+SIGMOID = Transform("sigmoid")
+RAW = [3.0, 2.0, -3.0, -4.0, -2.0]
+
+
+def test_a_little_apart_passes_by_what_the_weights_keep() -> None:
+    moved = [value + 0.3 for value in RAW]
+    found = loadcheck.compare(RAW, moved, SIGMOID, "Q4_K")
+    assert (found.passed, found.tolerance, found.disagreement) == (True, 0.1, 0.0)
+    exact = loadcheck.compare(RAW, moved, SIGMOID, "F16")
+    assert not exact.passed and not exact.is_fatal, "worth a warning, and no more"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [[-value for value in RAW], [0.0, 2.0, 3.0, 4.0, 2.0], [*RAW[:4], math.nan], [*RAW[:4], None]],
+    ids=["reversed", "nothing in common", "not a number", "no value"],
+)
+def test_engines_that_have_nothing_in_common_are_fatal(other: list[float | None]) -> None:
+    assert loadcheck.compare(RAW, other, SIGMOID, "F16").is_fatal
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "against"),
+    [
+        ("xlmr-head", "openvino", "llama.cpp b"),
+        ("xlmr-head", "llama", "OpenVINO 20"),
+        ("bert-embedder", "openvino", "llama.cpp b"),
+        ("modernbert-head", "llama", "OpenVINO 20"),
+        ("roberta-head", "openvino", None),
+        ("qwen3-headless", "llama", None),
+    ],
+)
+async def test_a_model_is_compared_with_the_other_engine_that_can_run_it_once(
+    name: str, kind: str, against: str | None, tmp_path: Path
+) -> None:
+    settings = golden_settings(name, tmp_path, engine=kind, precision="f32")
+    state = StateStore(tmp_path)
+    async with Reranker(settings) as reranker:
+        found = reranker.fleet.models[0].self_test
+        assert len(reranker.fleet.models[0].pids) == 1
+    if against is None:
+        assert found is None and not state.entries(self_test.SECTION)
+        return
+    assert found is not None and found.against.startswith(against)
+    assert found.comparison.passed and found.comparison.apart < 0.01
+    (kept,) = state.entries(self_test.SECTION).values()
+    async with Reranker(settings) as reranker:
+        assert reranker.fleet.models[0].self_test == self_test.Passed(
+            found.against, found.comparison, kept.at
+        )
+    assert list(state.entries(self_test.SECTION).values()) == [kept], "it was not made again"
+
+
+async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused(tmp_path: Path) -> None:
+    settings = golden_settings("xlmr-head", tmp_path, engine="openvino", precision="f32")
+    model, state = prepare(settings), StateStore(tmp_path)
+    spec = served.engine_spec(model)
+    other = self_test.second(model, spec, "f32", 1)
+    assert other is not None
+    key = self_test.key(model, f"openvino {chosen.version()} f32 full", other)
+    # The other engine really computes; what is wrong are the values it is compared with.
+    log, socket = tmp_path / "log", tmp_path / "s.sock"
+    wrong = await self_test.run(model, spec, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
+    assert wrong is not None and wrong.is_fatal
+    self_test.keep(state, key, model, other, wrong)
+    with pytest.raises(Unscorable, match=r"DIFFERS from llama\.cpp b.*--force"):
+        async with Reranker(settings):
+            pass
+    forced = settings.model_copy(update={"force": True})
+    async with Reranker(forced) as reranker:
+        (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
+    assert "failed the self-test by a second engine" in warning
+    self_test.keep(state, key, model, other, loadcheck.Comparison(0.1, 0.02, 0.0))
+    async with Reranker(settings) as reranker:
+        (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
+    assert "scores 0.1 apart, 0.02 allowed" in warning
+
+
+def test_inspect_says_which_check_passed_and_makes_it_on_demand(tmp_path: Path) -> None:
+    model = str(GOLDEN / "xlmr-head.gguf")
+    assert "self-test" not in rerankd("inspect", model, home=tmp_path).stdout
+    checked = rerankd("inspect", "--check", model, home=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    assert "check at load: passed\nself-test: it agrees with llama.cpp b" in checked.stdout
+    assert "self-test: it agrees with llama.cpp b" in rerankd("inspect", model, home=tmp_path).stdout
+    (state_before,) = StateStore(tmp_path).entries(self_test.SECTION).values()
+    told = json.loads(rerankd("inspect", "--check", "--json", model, home=tmp_path).stdout)
+    assert told["checks"][0] == "check at load: passed"
+    (state_after,) = StateStore(tmp_path).entries(self_test.SECTION).values()
+    assert state_after.at > state_before.at, "asked for, it is made again"
