@@ -55,7 +55,7 @@ def _reason() -> str:
 def container(home: Path) -> list[str]:
     """A private /tmp, a data folder that can't be written, no HOME, no /dev/shm."""
     devices = [word for name in _DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
-    return bubble("--tmpfs", "/dev", *devices, "--tmpfs", "/tmp", *_seen(home), "--unsetenv", "HOME")
+    return bubble("--tmpfs", "/dev", *devices, "--tmpfs", "/tmp", *seen(home), "--unsetenv", "HOME")
 
 
 def unit(text: str, state: Path, runtime: Path) -> list[str]:
@@ -63,7 +63,7 @@ def unit(text: str, state: Path, runtime: Path) -> list[str]:
     words = bubble("--dev", "/dev", "--unshare-uts", "--cap-drop", "ALL", "--chdir", str(state))
     for hidden in ("/home", "/root", "/run/user", "/tmp", "/var/tmp"):
         words += ["--tmpfs", hidden] if Path(hidden).is_dir() else []
-    words += _seen()
+    words += seen()
     words += [word for folder in (state, runtime) for word in ("--bind", str(folder), str(folder))]
     words += ["sh", "-c", 'umask 0077; exec "$@"', "sh"]
     if re.search(r"^MemoryDenyWriteExecute=(yes|true|on|1)$", text, re.MULTILINE):
@@ -71,7 +71,7 @@ def unit(text: str, state: Path, runtime: Path) -> list[str]:
     return words
 
 
-def _seen(*more: Path) -> Sequence[str]:
+def seen(*more: Path) -> Sequence[str]:
     """Where this project and its Python are, which may lie in a home or in /tmp."""
     folders = (ROOT, Path(sys.prefix), Path(sys.base_prefix), *more)
     hidden = [path for path in folders if path.is_relative_to("/home") or path.is_relative_to("/root")]

@@ -89,6 +89,27 @@ def test_a_user_without_a_home_is_served_from_rerankd_home(tmp_path: Path, argum
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("model", ["hf:org/x", "ms:org/x"])
+def test_a_user_without_a_home_may_pull(model: str) -> None:
+    hub = "http://127.0.0.1:9"
+    done = subprocess.run(
+        [
+            *sandbox.bubble("--tmpfs", "/tmp", *sandbox.seen(), "--unsetenv", "HOME"),
+            sys.executable,
+            "-m",
+            "rerankd",
+            "pull",
+            model,
+        ],
+        env=environment(Path("/tmp/home"), HF_ENDPOINT=hub, MODELSCOPE_ENDPOINT=hub),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, f"can't be reached at {hub}" in done.stderr) == (5, True), done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["list"], ["inspect", "~/model"], ["serve", "--port", "0"]])
 def test_without_any_folder_the_sentence_names_the_setting(tmp_path: Path, arguments: list[str]) -> None:
     done = sandboxed(*arguments, home=None)

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import httpx2
+
+# The clients look for the user's home when they are imported, and ModelScope's fails without one. It is then
+# what Debian gives to users without a home, and no folder in which somebody else could put a token.
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = "/nonexistent"
+
 import huggingface_hub
 import modelscope_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
