@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -23,7 +24,8 @@ import support
 from rerankd.errors import AddressInUse
 from rerankd.notify import Notifier, passed_sockets
 
-until = partial(support.until, timeout_s=30)
+# An engine is started in most of them.
+until = partial(support.until, timeout_s=60)
 
 
 class Manager:
@@ -112,7 +114,10 @@ _SERVE = ("-m", "rerankd", "serve", str(MODEL))
 _PASS = 'exec 3<&"$1"; shift; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
 
 
-def started_on(sock: socket.socket, folder: Path, program: Path) -> tuple[subprocess.Popen[bytes], Path]:
+@contextlib.contextmanager
+def started_on(
+    sock: socket.socket, folder: Path, program: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """`rerankd serve` on a descriptor that it is given, as systemd gives it; and what it writes."""
     log = folder / f"{time.monotonic_ns()}.log"
     with log.open("wb") as out:
@@ -122,7 +127,11 @@ def started_on(sock: socket.socket, folder: Path, program: Path) -> tuple[subpro
             pass_fds=[sock.fileno()],
             stderr=out,
         )
-    return process, log
+    try:
+        yield process, log
+    finally:
+        process.kill()
+        process.wait()
 
 
 def ready(log: Path) -> str:
@@ -137,8 +146,6 @@ def test_a_restart_on_a_passed_socket_refuses_no_connection(tmp_path: Path) -> N
     program = fake_engine.install(tmp_path, "--delay-ms", "20")
     with socket.create_server(("127.0.0.1", 0), backlog=128) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}/v1/rerank"
-        first, log = started_on(sock, tmp_path, program)
-        assert ready(log) == f"http://localhost:{sock.getsockname()[1]}"
         wrong: list[object] = []
         count = 0
         over = threading.Event()
@@ -158,20 +165,25 @@ def test_a_restart_on_a_passed_socket_refuses_no_connection(tmp_path: Path) -> N
                     wrong.append(answer.text)
 
         clients = [threading.Thread(target=client, args=[number]) for number in range(4)]
-        for thread in clients:
-            thread.start()
-        until(lambda: count > 20)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(30) == 0
-        second, log = started_on(sock, tmp_path, program)
-        ready(log)
-        after = count
-        until(lambda: count > after + 20)
-        over.set()
-        for thread in clients:
-            thread.join()
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(30) == 0
+        with contextlib.ExitStack() as stack:
+            first, log = stack.enter_context(started_on(sock, tmp_path, program))
+            assert ready(log) == f"http://localhost:{sock.getsockname()[1]}"
+            stack.callback(lambda: [thread.join() for thread in clients])
+            stack.callback(over.set)
+            for thread in clients:
+                thread.start()
+            until(lambda: count > 20)
+            first.send_signal(signal.SIGTERM)
+            assert first.wait(60) == 0
+            second, log = stack.enter_context(started_on(sock, tmp_path, program))
+            ready(log)
+            after = count
+            until(lambda: count > after + 20)
+            over.set()
+            for thread in clients:
+                thread.join()
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(60) == 0
     assert wrong == []
 
 
@@ -180,17 +192,21 @@ def test_a_unix_socket_may_be_passed(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind(str(path))
         sock.listen()
-        it, log = started_on(sock, tmp_path, fake_engine.install(tmp_path))
-        assert ready(log) == f"unix:{path}"
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://here") as client:
-            body = {"query": "q", "documents": ["a"], "raw_scores": True}
-            assert raw_scores(client.post("/v1/rerank", json=body)) == right(["a"])
-        it.send_signal(signal.SIGTERM)
-        assert it.wait(30) == 0
+        with started_on(sock, tmp_path, fake_engine.install(tmp_path)) as (it, log):
+            assert ready(log) == f"unix:{path}"
+            with httpx.Client(
+                transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost"
+            ) as client:
+                body = {"query": "q", "documents": ["a"], "raw_scores": True}
+                assert raw_scores(client.post("/v1/rerank", json=body, timeout=60)) == right(["a"])
+            it.send_signal(signal.SIGTERM)
+            assert it.wait(60) == 0
 
 
 def test_a_passed_descriptor_that_does_not_listen_is_named(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        it, log = started_on(sock, tmp_path, tmp_path)
-        assert it.wait(30) == AddressInUse.exit_code
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock,
+        started_on(sock, tmp_path, tmp_path) as (it, log),
+    ):
+        assert it.wait(60) == AddressInUse.exit_code
         assert "passed the descriptor 3" in log.read_text()

@@ -28,7 +28,7 @@ from rerankd import Reranker, Settings
 from rerankd.engine import process
 from rerankd.errors import ModelFileError, ModelRefused, ModelUnavailable
 
-until = partial(support.until, timeout_s=30)
+until = partial(support.until, timeout_s=60)
 OTHER = GOLDEN / "modernbert-head.gguf"
 # A judge without a template: sound, and no right score can come of it.
 UNSCORABLE = GOLDEN / "qwen2-labels.gguf"
