@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from rerankd import textfile
 from rerankd.errors import ConfigError
+from rerankd.logs import LogFormat
 
 _log = logging.getLogger("rerankd")
 
@@ -283,6 +284,15 @@ class Settings(_Frozen):
     )
     header_timeout_s: float = Field(10, gt=0, description="seconds a client may take to send its headers")
     body_timeout_s: float = Field(60, gt=0, description="seconds a client may take to send its body")
+    send_timeout_s: float = Field(
+        60, gt=0, description="seconds an answer may wait for a client that does not read it"
+    )
+    keep_alive_s: float = Field(
+        75, gt=0, description="seconds a connection stays open for the client's next request"
+    )
+    max_connections: int | None = Field(
+        None, ge=1, description="open connections; when not set, what the limit of open files leaves room for"
+    )
     drain_timeout_s: float = Field(
         30, ge=0, description="seconds that requests under way get to finish after SIGTERM"
     )
@@ -303,6 +313,10 @@ class Settings(_Frozen):
     )
     cache_entries: int = Field(100_000, ge=0, description="scores kept for texts that come again; 0 is off")
     open_metrics: bool = Field(False, description="answer /metrics without the API key")
+    access_log: bool = Field(False, description="log each request: method, path, status, time, model and key")
+    log_format: LogFormat = Field(
+        "text", description="how log lines are written: text, or json, one object a line"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
 
     @property
@@ -352,13 +366,14 @@ class Settings(_Frozen):
 
 # What a running service can't take over from a file that was read again.
 FIXED = frozenset(
-    {"host", "port", "api_prefix", "home", "header_timeout_s", "least_stay_s", "log_level"}
-    | {"memory_budget"}
+    {"host", "port", "api_prefix", "home", "header_timeout_s", "keep_alive_s", "least_stay_s"}
+    | {"log_format", "log_level", "max_connections", "memory_budget", "send_timeout_s"}
 )
 # What it takes over without touching an engine. All else decides how engines run, with what `wanted` tells of
 # each model.
 LIVE = frozenset(
     {
+        "access_log",
         "admin_api",
         "allowed_hosts",
         "allowed_origins",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -73,6 +73,11 @@ class Metrics:
         )
         self.retries = Counter(
             "rerankd_retries", "calls made again because the engine died under them", registry=registry
+        )
+        self.held_bytes = Gauge(
+            "rerankd_held_bytes",
+            "bytes of request bodies that are being read, and of answers that are being sent",
+            registry=registry,
         )
         self.deadlines = Counter("rerankd_deadlines_passed", "requests that took too long", registry=registry)
         registry.register(_AtTheMoment(readings))

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
+from rerankd import logs
 from rerankd.api import jina, limits
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
@@ -59,6 +60,7 @@ class Route(APIRoute):
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            logs.belongs_to(request_id(request), getattr(request.state, "key", None) or "")
             try:
                 response = await handle(request)
             except RerankdError as error:

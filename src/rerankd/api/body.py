@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from rerankd.api.limits import check_structure
-from rerankd.errors import InvalidRequest, PayloadTooLarge
+from rerankd.api.limits import check_structure, parsed
+from rerankd.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
 Body = TypeVar("Body", bound=BaseModel)
+
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\"';,\s]+)", re.IGNORECASE)
+# Those of Python's codecs that are an encoding of text and are in use.
+_CHARSETS = re.compile(
+    r"(us-)?ascii|latin-?1|iso-?8859-\d{1,2}|(windows-|cp)125\d|gbk|gb2312|gb18030|big5(-hkscs)?|shift[_-]jis|"
+    r"euc-(jp|kr)|koi8-[ru]"
+)
 
 EXAMPLE = '{"query": "what is a panda?", "documents": ["a bear of China", "a kind of bread"]}'
 
@@ -19,7 +27,8 @@ EXAMPLE = '{"query": "what is a panda?", "documents": ["a bear of China", "a kin
 async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
     """The JSON object in the body, whatever content type it claims (plain `curl -d` says it is a form).
 
-    Raises PayloadTooLarge over `most_bytes`, InvalidRequest for anything but a JSON object.
+    Raises PayloadTooLarge over `most_bytes`, UnsupportedMediaType for a charset that is not known, and
+    InvalidRequest for anything but a JSON object.
     """
     data = bytearray()
     async for chunk in request.stream():
@@ -33,14 +42,29 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
         raise InvalidRequest(f"The request body is empty. Send JSON like {EXAMPLE}")
     check_structure(data)
     try:
-        value = json.loads(data)
+        value = json.loads(_text(data, request.headers.get("content-type", "")))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(
             f"The request body is not valid JSON: {error}. Send JSON like {EXAMPLE}"
         ) from None
+    parsed(request)
     if not isinstance(value, dict):
         raise InvalidRequest(f"The request body is {_kind(value)}, not an object. Send JSON like {EXAMPLE}")
     return value
+
+
+def _text(data: bytearray, content_type: str) -> str | bytearray:
+    """A body in the charset of its content type. Without one it is JSON's own: UTF-8, UTF-16 or UTF-32."""
+    found = _CHARSET.search(content_type)
+    name = found[1].lower() if found else "utf-8"
+    if name.startswith("utf"):
+        return data  # JSON tells which of them
+    try:
+        if _CHARSETS.fullmatch(name):
+            return data.decode(name)
+    except LookupError:
+        pass
+    raise UnsupportedMediaType(f"The charset {name[:40]!r} of the request body is not known. Send UTF-8.")
 
 
 def check(kind: type[Body], value: dict[str, Any]) -> Body:

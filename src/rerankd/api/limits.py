@@ -1,27 +1,32 @@
-"""What a client may cost: time for headers and bodies, memory for JSON, and no work once it has gone.
+"""Limits per request: time and memory for its body and its answer, and no work once its client has gone.
 
-Each request runs in a `guard`: it reads the body under a deadline and within what all bodies may hold
-together, and it watches the connection, so that a client that hangs up frees its place in the queue.
+Each request runs in a `guard`: it reads the body under a deadline and within its client's share of the memory
+for bodies (see shares.py), and it watches the connection, so that a client that hangs up frees its place in
+the queue. Limits per connection are in protocol.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import re
 import time
+import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
-from starlette.types import Message, Receive
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import Message, Receive, Scope, Send
 
 from rerankd.api.auth import key_name
-from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded
+from rerankd.api.shares import SMALL_BYTES, Hold, Shares
+from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded, UnsupportedMediaType
 from rerankd.service import Reranker
 
 TIMEOUT_HEADER = "x-request-timeout"
+# What is unpacked or sent at a time.
+PIECE_BYTES = 2**16
 # A value in JSON takes up to 64 bytes when read, for the 2 that it may have as text: 32 MiB of "[[],[],…"
 # would take 700 MB. So many values take 64 MB; ten thousand documents with a hundred fields have as many.
 _MOST_VALUES = 1_000_000
@@ -71,8 +76,11 @@ def guard(answer: Answer) -> Answer:
         if reranker is None:
             return await answer(request)
         started = time.perf_counter()
-        body = _Body(request, reranker)
+        key = key_name(request, reranker.keys)
+        body = _Body(request, reranker, client=f"key {key}" if key else _peer(request))
         inner = Request(request.scope, body.receive)
+        inner.state.rerankd_body = body
+        inner.state.key = key
         work = asyncio.ensure_future(answer(inner))
         gone = asyncio.ensure_future(body.wait_gone())
         try:
@@ -94,33 +102,60 @@ def guard(answer: Answer) -> Answer:
                 response.status_code,
                 time.perf_counter() - started,
                 model=getattr(inner.state, "model", ""),
-                key=key_name(request, reranker.keys) or "",
+                key=key or "",
             )
-        return response
+        return body.counted(response)
 
     return guarded
 
 
-class _Reading:
-    """Bytes of all bodies of an app that are being read."""
+def parsed(request: Request) -> None:
+    """The bytes of the request's body are not kept any more: what was read from them counts in the queue."""
+    body = getattr(request.state, "rerankd_body", None)
+    if isinstance(body, _Body):
+        body.release()
 
-    def __init__(self) -> None:
-        self.size_bytes = 0
+
+def _peer(request: Request) -> str:
+    """The address that a request comes from; of IPv6 the network, since a machine may have all of its
+    addresses."""
+    host = request.client.host if request.client is not None else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
+
+
+def _shares(request: Request, reranker: Reranker) -> Shares:
+    """What all bodies and answers of the request's app hold."""
+    state = request.app.state
+    if not hasattr(state, "rerankd_shares"):
+        loop = asyncio.get_running_loop()
+        state.rerankd_shares = Shares(0, loop.time, reranker.metrics.held_bytes.set)
+    shares: Shares = state.rerankd_shares
+    shares.most_bytes = reranker.settings.max_queue_bytes
+    return shares
 
 
 class _Body:
-    """One request's body on its way in."""
+    """One request's body on its way in, and its answer on its way out."""
 
-    def __init__(self, request: Request, reranker: Reranker) -> None:
-        if not hasattr(request.app.state, "rerankd_reading"):
-            request.app.state.rerankd_reading = _Reading()
-        self._all: _Reading = request.app.state.rerankd_reading
+    def __init__(self, request: Request, reranker: Reranker, *, client: str) -> None:
+        settings = reranker.settings
+        self._shares = _shares(request, reranker)
+        self._now = asyncio.get_running_loop().time
         self._receive: Receive = request.receive
-        self._most_bytes = reranker.settings.max_queue_bytes
-        self._timeout_s = reranker.settings.body_timeout_s
-        self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+        self._headers = request.headers
+        self._most_bytes = settings.max_body_bytes
+        self._timeout_s = settings.body_timeout_s
+        self._send_timeout_s = settings.send_timeout_s
+        self._deadline = self._now() + self._timeout_s
+        self._hold = Hold(client, self._deadline)
         self._size_bytes = 0
         self._read = asyncio.Event()
+        self._next: Receive = self._raw
+        self._is_sized = self._declared_bytes() > 0
         self.is_begun = False
 
     @property
@@ -128,8 +163,30 @@ class _Body:
         return self._read.is_set()
 
     async def receive(self) -> Message:
-        """The next message. Raises BodyTimeout, and Overloaded where all bodies together are too large."""
-        self.is_begun = True
+        """The next message, unpacked where the body is compressed.
+
+        Raises BodyTimeout, Overloaded where too much is held already, UnsupportedMediaType for an encoding
+        that is not read, and InvalidRequest for a damaged one.
+        """
+        if not self.is_begun:
+            self.is_begun = True
+            encoding = self._headers.get("content-encoding", "").strip().lower()
+            if encoding in ("gzip", "x-gzip"):
+                self._next, self._is_sized = gunzip(self._raw), False
+            elif encoding in ("", "identity"):
+                await self._take(min(self._declared_bytes(), self._most_bytes))
+            else:
+                raise UnsupportedMediaType(
+                    f"The request body has the encoding {encoding[:40]!r}. Send it as it is, or with "
+                    "'Content-Encoding: gzip'."
+                )
+        message = await self._next()
+        if message["type"] == "http.request":
+            self._size_bytes += len(message.get("body", b""))
+            await self._take(self._size_bytes)
+        return message
+
+    async def _raw(self) -> Message:
         if self.is_read:
             return await self._receive()
         try:
@@ -140,24 +197,46 @@ class _Body:
                 f"The request body did not come within {self._timeout_s:g} s. Send it faster or in parts, or "
                 "raise body_timeout_s."
             ) from None
-        if message["type"] == "http.request":
-            self._take(len(message.get("body", b"")))
-            if not message.get("more_body", False):
-                self._read.set()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._read.set()
         return message
 
-    def _take(self, size_bytes: int) -> None:
-        if self._all.size_bytes + size_bytes > max(self._most_bytes, size_bytes):
+    def _declared_bytes(self) -> int:
+        declared = self._headers.get("content-length", "")
+        return int(declared) if declared.isdecimal() else 0
+
+    async def _take(self, size_bytes: int) -> None:
+        """Hold so many bytes in all. Where it is not known how large a body gets, it is counted as the
+        largest that may come, or two of them could wait for each other."""
+        if size_bytes > SMALL_BYTES and not self._is_sized:
+            size_bytes = max(size_bytes, self._most_bytes)
+        more_bytes = size_bytes - self._hold.size_bytes
+        if more_bytes <= 0:
+            return
+        asked = self._now()
+        if not await self._shares.take(self._hold, more_bytes, self._timeout_s):
+            wait_s = self._shares.retry_after_s(self._hold, more_bytes)
             raise Overloaded(
-                f"rerankd is reading {self._all.size_bytes / 2**20:.0f} MiB of other requests; try again."
+                f"rerankd holds {self._shares.size_bytes / 2**20:.0f} MiB of requests and answers, and this "
+                f"one found no room for {self._timeout_s:g} s. Send fewer large requests at a time; try "
+                f"again in {wait_s} s.",
+                retry_after_s=wait_s,
             )
-        self._size_bytes += size_bytes
-        self._all.size_bytes += size_bytes
+        self._deadline += self._now() - asked  # waiting for others is not the client's time
+        self._hold.until = self._deadline
 
     def release(self) -> None:
         """The body is not kept any more."""
-        self._all.size_bytes -= self._size_bytes
-        self._size_bytes = 0
+        self._shares.release(self._hold)
+
+    def counted(self, response: Response) -> Response:
+        """The response, whose body counts until it is sent."""
+        body = getattr(response, "body", b"")  # one that streams has none
+        if len(body) <= PIECE_BYTES:
+            return response
+        self._hold.until = self._now() + self._send_timeout_s
+        self._shares.grow(self._hold, len(body))
+        return _Sending(response, self.release)
 
     async def wait_gone(self) -> None:
         """Wait until the client has hung up after it has sent its body."""
@@ -166,51 +245,62 @@ class _Body:
             pass
 
 
-class TimedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, that closes a connection on which a request's headers take too long.
+class _Sending(Response):
+    """A large answer on its way: in pieces, each when the one before has been taken."""
 
-    uvicorn itself only closes one that is idle after a request: one that never sends any, or sends a byte now
-    and then, would stay for ever.
+    def __init__(self, response: Response, sent: Callable[[], None]) -> None:
+        self._response = response
+        self._sent = sent
+        self.status_code = response.status_code
+        self.raw_headers = response.raw_headers
+        self.background = response.background
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def in_pieces(message: Message) -> None:
+            body = message.get("body", b"")
+            if message["type"] != "http.response.body" or len(body) <= PIECE_BYTES:
+                return await send(message)
+            view = memoryview(body)
+            for at in range(0, len(view), PIECE_BYTES):
+                piece = bytes(view[at : at + PIECE_BYTES])
+                more = at + PIECE_BYTES < len(view) or message.get("more_body", False)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+        try:
+            await self._response(scope, receive, in_pieces)
+        finally:
+            self._sent()
+
+
+def gunzip(receive: Receive) -> Receive:
+    """The messages of a body that is packed by gzip, unpacked in pieces of bounded size.
+
+    Raises InvalidRequest for what is not gzip. How large it gets is for the caller to bound.
     """
+    unpack = zlib.decompressobj(wbits=31)
+    packed, is_last = b"", False
 
-    header_timeout_s = 10.0
-    _timer: asyncio.TimerHandle | None = None
+    async def unpacked() -> Message:
+        nonlocal unpack, packed, is_last
+        while True:
+            if not packed and not is_last:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return message
+                packed, is_last = message.get("body", b""), not message.get("more_body", False)
+            elif unpack.eof and not packed:
+                return await receive()  # all of it was given out
+            try:
+                piece = unpack.decompress(packed, PIECE_BYTES)
+            except zlib.error as error:
+                raise InvalidRequest(f"The request body is not valid gzip: {error}.") from None
+            packed = unpack.unconsumed_tail
+            if unpack.eof and unpack.unused_data:  # a file may have several parts
+                packed, unpack = unpack.unused_data, zlib.decompressobj(wbits=31)
+            is_done = is_last and not packed and len(piece) < PIECE_BYTES
+            if is_done and not unpack.eof:
+                raise InvalidRequest("The request body is not valid gzip: it ends too early.")
+            if piece or is_done:
+                return {"type": "http.request", "body": piece, "more_body": not is_done}
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._look()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._look()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._look()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_timer()
-
-    def _look(self) -> None:
-        """The timer runs while a request is awaited, from its first byte or none on."""
-        awaits = self.cycle is None or self.cycle.response_complete
-        if not awaits:
-            self._stop_timer()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        self._timer = None
-        if not self.transport.is_closing():
-            self.transport.close()
-
-
-def protocol(header_timeout_s: float) -> type[Any]:
-    """The protocol with this time-out."""
-    return type("TimedProtocol", (TimedProtocol,), {"header_timeout_s": header_timeout_s})
+    return unpacked

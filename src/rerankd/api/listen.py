@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rerankd.errors import AddressInUse
 
+# Descriptors for engines, logs, model files and the like.
+_RESERVED = 64
 _BACKLOG = 2048
 
 
@@ -56,3 +60,34 @@ def url_for_others(sockets: Sequence[socket.socket]) -> str:
     host, port = sock.getsockname()[:2]
     shown = "THIS-MACHINE" if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many connections may be open, and how many the system may keep for us before we look."""
+
+    most: int
+    backlog: int
+
+
+def connections_allowed(wanted: int | None) -> Room:
+    """The room for connections under the limit of open files, which is raised as far as this user may.
+
+    The event loop accepts a whole backlog before it looks at the first of them, so all of it must fit, too.
+    """
+    limit = _open_files()
+    free = max(limit - _RESERVED, 16)
+    backlog = min(max(free // 4, 8), _BACKLOG)
+    return Room(min(free - backlog, wanted or free), backlog)
+
+
+def _open_files() -> int:
+    """The limit of open files, often 1,024; raised to what this user may have."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        if most != resource.RLIM_INFINITY:
+            return most
+    return 2**20

@@ -16,19 +16,24 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import logging
 import re
 import socket
+import time
 from collections.abc import Mapping, Sequence
 
 from fastapi import Request
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rerankd.api.answer import error_response
+from rerankd import logs
+from rerankd.api.answer import error_response, request_id
 from rerankd.api.limits import reranker_in
 from rerankd.config import Settings
 from rerankd.errors import HostNotAllowed, OriginNotAllowed, RerankdError, UnsupportedMediaType
 from rerankd.service import Reranker
+
+_access = logging.getLogger("rerankd.access")
 
 # Docker's and Podman's names for the host machine, which containers use to reach it.
 _OF_CONTAINERS = ("host.docker.internal", "host.containers.internal")
@@ -163,10 +168,16 @@ class Gate:
         reranker = reranker_in(request) if request is not None else None
         if request is None or reranker is None:
             return await self._app(scope, receive, send)
+        logs.belongs_to(request_id(request))
+        level = logging.INFO if reranker.settings.access_log else logging.DEBUG
+        if _access.isEnabledFor(level):
+            send = _logged(request, send, level)
         refused = _refusal(request, reranker)
         if refused is not None:
             answer = error_response(request, refused, {"connection": "close"})
             return await answer(scope, receive, send)
+        if scope["method"] == "HEAD":  # the server leaves the body out
+            scope = {**scope, "method": "GET"}
         await self._for(reranker.settings.allowed_origins)(scope, receive, send)
 
     def _for(self, allowed: tuple[str, ...]) -> ASGIApp:
@@ -182,6 +193,32 @@ class Gate:
             )
             self._cors = (allowed, app)
         return self._cors[1] if allowed else self._app
+
+
+def _logged(request: Request, send: Send, level: int) -> Send:
+    """`send`, with a line in the log when the answer is on its way. Without the query, which may hold a
+    key."""
+    started = time.perf_counter()
+
+    async def logged(message: Message) -> None:
+        await send(message)
+        if message["type"] != "http.response.start":
+            return
+        state, status = request.state, message["status"]
+        model, key = getattr(state, "model", ""), getattr(state, "key", None) or ""
+        path = request.scope.get("raw_path", b"").decode("latin-1").partition("?")[0][:200]
+        duration_ms = round((time.perf_counter() - started) * 1000, 1)
+        logs.belongs_to(request_id(request), key)
+        fields = {"method": request.method, "path": path, "status": status, "duration_ms": duration_ms}
+        _access.log(
+            level,
+            "%s %s %d %s ms %s",
+            *fields.values(),
+            model,
+            extra={"fields": {**fields, **({"model": model} if model else {})}},
+        )
+
+    return logged
 
 
 def _refusal(request: Request, reranker: Reranker) -> RerankdError | None:

@@ -13,7 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rerankd.api.limits import protocol
+from rerankd.api.listen import connections_allowed
+from rerankd.api.protocol import MOST_HEADER_BYTES, Times, protocol
+from rerankd.config import Settings
 
 _log = logging.getLogger("rerankd.api")
 
@@ -27,13 +29,18 @@ _LOOK_S = 0.02
 class Server(uvicorn.Server):
     """Serves until `end`. Signals are the caller's affair."""
 
-    def __init__(self, app: FastAPI, *, header_timeout_s: float, listening: Callable[[], None]) -> None:
+    def __init__(self, app: FastAPI, *, settings: Settings, listening: Callable[[], None]) -> None:
         """`listening` is called when it accepts connections."""
+        room = connections_allowed(settings.max_connections)
+        times = Times(settings.header_timeout_s, settings.send_timeout_s, settings.keep_alive_s, room.most)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol(header_timeout_s),
-                access_log=logging.getLogger("uvicorn").isEnabledFor(logging.INFO),
+                http=protocol(times),
+                ws="none",
+                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+                backlog=room.backlog,
+                access_log=False,  # see origin.Gate
                 log_config=None,
                 timeout_graceful_shutdown=_LAST_WORDS_S,
             )
@@ -42,7 +49,6 @@ class Server(uvicorn.Server):
 
     async def run_on(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on these until the end."""
-        _allow_many_connections()
         await self.serve(sockets=list(sockets))
 
     async def hand_over(self) -> None:
@@ -82,12 +88,3 @@ class Server(uvicorn.Server):
         # uvicorn's own raises the signal again when it is done, which would end the process before the engine
         # has been stopped.
         yield
-
-
-def _allow_many_connections() -> None:
-    """Raise the limit of open files, often 1,024, to what this user may have: each connection is one."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

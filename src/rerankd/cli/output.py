@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rerankd import logs
+
 Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML) instead of ./rerankd.toml.")
 ]
@@ -81,4 +83,7 @@ class progress:
 
 
 def say(text: str) -> None:
-    typer.echo(text, err=True)
+    if logs.is_json():
+        logs.tell(text)
+    else:
+        typer.echo(text, err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rerankd import __version__, config
+from rerankd import __version__, config, logs
 from rerankd.cli.output import Config, progress, say
 from rerankd.pending import Pending
 
@@ -77,12 +76,7 @@ def serve(
     }
     early = _handle_early_signals()
     settings = config.from_machine(flags, config_file)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    if settings.log_level != "debug":
-        for chatty in ("gguf", "httpx", "httpx2", "uvicorn"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
     try:
         asyncio.run(_serve(settings, partial(config.from_machine, flags, config_file), early))
     except asyncio.CancelledError:
@@ -157,7 +151,7 @@ async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
     app, server = await done
     made: Server = server.Server(
         app.create_app(reranker=reranker),
-        header_timeout_s=reranker.settings.header_timeout_s,
+        settings=reranker.settings,
         listening=listening,
     )
     return made

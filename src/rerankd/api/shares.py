@@ -1,0 +1,135 @@
+"""How much of the memory for request bodies and answers each client may hold. Decides; keeps no time of its
+own.
+
+A body is held from its first byte until it has been parsed, an answer until it has been sent. Together they
+stay within `most_bytes`:
+
+- A body of up to SMALL_BYTES is taken wherever there is room.
+- Larger ones leave a quarter of the room to small ones, and one client's larger bodies and answers hold an
+  eighth of it at a time. So the next one of that client waits, and nobody else does.
+- An answer is never refused, for its work is done; it counts against what its client sends next.
+- Whatever its size, a body is taken where nothing else is held, and one larger body of a client where it has
+  no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+SMALL_BYTES = 2**20
+_FOR_LARGE = 3 / 4
+_FOR_ONE_CLIENT = 1 / 8
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """What one request holds. `until` is when it ends at the latest, by the clock of the Shares."""
+
+    client: str
+    until: float
+    size_bytes: int = 0
+
+    @property
+    def is_large(self) -> bool:
+        return self.size_bytes > SMALL_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    hold: Hold
+    size_bytes: int
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Shares:
+    """All holds of a service, and who waits for room."""
+
+    def __init__(
+        self, most_bytes: int, now: Callable[[], float], changed: Callable[[int], object] = lambda _: None
+    ) -> None:
+        """`changed` is told the bytes held, each time that they change."""
+        self.most_bytes = most_bytes
+        self.size_bytes = 0
+        self._now = now
+        self._changed = changed
+        self._holds: set[Hold] = set()
+        self._large: Counter[str] = Counter()
+        self._waiting: deque[_Waiting] = deque()
+
+    def has_room(self, hold: Hold, size_bytes: int) -> bool:
+        """Whether `hold` may have so many bytes more."""
+        own = hold.size_bytes + size_bytes
+        all_of_them = self.size_bytes + size_bytes
+        if all_of_them == own:
+            return True
+        if own <= SMALL_BYTES:
+            return all_of_them <= self.most_bytes
+        of_client = self._large[hold.client] - (hold.size_bytes if hold.is_large else 0)
+        if of_client and of_client + own > self.most_bytes * _FOR_ONE_CLIENT:
+            return False
+        return all_of_them <= self.most_bytes * _FOR_LARGE
+
+    def grow(self, hold: Hold, size_bytes: int) -> None:
+        """Count so many more bytes, whether there is room or not."""
+        self._set(hold, hold.size_bytes + size_bytes)
+
+    async def take(self, hold: Hold, size_bytes: int, timeout_s: float) -> bool:
+        """Wait until `hold` may have so many bytes more, and count them. False, and nothing counted, where
+        that takes longer than `timeout_s`."""
+        if self.has_room(hold, size_bytes):
+            self.grow(hold, size_bytes)
+            return True
+        waiting = _Waiting(hold, size_bytes)
+        self._waiting.append(waiting)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await waiting.turn
+        finally:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+        return waiting.turn.done() and not waiting.turn.cancelled()
+
+    def release(self, hold: Hold) -> None:
+        """The hold has nothing any more; safe to call again."""
+        self._set(hold, 0)
+        for waiting in list(self._waiting):
+            if self.has_room(waiting.hold, waiting.size_bytes) and not waiting.turn.done():
+                self._waiting.remove(waiting)
+                self.grow(waiting.hold, waiting.size_bytes)
+                waiting.turn.set_result(None)
+
+    def retry_after_s(self, hold: Hold, size_bytes: int) -> int:
+        """Seconds after which enough holds have ended for `hold` to get so many bytes, even if all of them
+        take their longest."""
+        own = [one for one in self._holds if one.client == hold.client and one.is_large and one is not hold]
+        is_small = hold.size_bytes + size_bytes <= SMALL_BYTES
+        most = self.most_bytes * (1 if is_small else _FOR_LARGE)
+        over = self.size_bytes + size_bytes - most
+        rows = sorted((one for one in self._holds if one is not hold), key=lambda one: one.until)
+        until = self._now()
+        for one in rows:
+            if over <= 0:
+                break
+            over -= one.size_bytes
+            until = one.until
+        if own and not is_small:
+            until = max(until, max(one.until for one in own))
+        return max(math.ceil(until - self._now()), 1)
+
+    def _set(self, hold: Hold, size_bytes: int) -> None:
+        if hold.is_large:
+            self._large[hold.client] -= hold.size_bytes
+        self.size_bytes += size_bytes - hold.size_bytes
+        hold.size_bytes = size_bytes
+        if hold.is_large:
+            self._large[hold.client] += size_bytes
+        elif not self._large[hold.client]:
+            del self._large[hold.client]
+        (self._holds.add if size_bytes else self._holds.discard)(hold)
+        self._changed(self.size_bytes)

@@ -1,0 +1,66 @@
+"""Log lines: the request they belong to, JSON, and none without end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from rerankd import logs
+
+sys.path.append(str(Path(__file__).parent / "faults"))
+from served import service
+
+
+def record(message: str, line: int = 1) -> logging.LogRecord:
+    return logging.LogRecord("rerankd.test", logging.WARNING, "file.py", line, message, (), None)
+
+
+def test_a_line_that_repeats_itself_is_left_out_and_counted() -> None:
+    now = [0.0]
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger = logging.getLogger("rerankd.test")
+    keep = Keep()
+    logger.addHandler(keep)
+    try:
+        alike = logs.Alike(lambda: now[0])
+        passed = [alike.filter(record(f"number {number}")) for number in range(1000)]
+        assert sum(passed) == 20 and all(passed[:20])
+        assert alike.filter(record("another place", line=2))
+        now[0] = 11.0
+        assert alike.filter(record("again"))
+        assert said == ["980 more log lines like these were left out"]
+    finally:
+        logger.removeHandler(keep)
+
+
+def test_every_line_is_json_and_names_its_request(tmp_path: Path) -> None:
+    flags = ("--bad-scores", "garbage")
+    with service(tmp_path, *flags, wait=False, log_format="json", log_level="debug", api_key="k") as it:
+        while "serves" not in it.output:
+            assert it.process.poll() is None
+        port = json.loads(next(line for line in it.lines if "serves" in line))["message"]
+        it.url = port.split(" at ")[1].splitlines()[0].replace("localhost", "127.0.0.1")
+        headers = {"x-request-id": "my-request", "authorization": "Bearer k"}
+        assert it.rerank(["a"], **headers).status_code == 502
+        it.process.terminate()
+        it.ended()
+        lines = [json.loads(line) for line in it.lines]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    mine = [line for line in lines if line.get("request_id") == "my-request"]
+    assert mine and all(line["key"] == "default" for line in mine)
+    assert any("POST /v1/rerank" in line["message"] and "502" in line["message"] for line in mine)
+
+
+def test_lines_of_text_name_their_request(tmp_path: Path) -> None:
+    with service(tmp_path, log_level="debug") as it:
+        it.rerank(["a"], **{"x-request-id": "my-request"})
+        it.process.terminate()
+        it.ended()
+        assert any("POST /v1/rerank" in line and line.endswith("[my-request]\n") for line in it.lines)

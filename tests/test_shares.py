@@ -1,0 +1,112 @@
+"""Who may hold memory for bodies and answers: the policy, under a clock that the tests move."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd.api.shares import SMALL_BYTES, Hold, Shares
+
+MIB = 2**20
+MOST = 256 * MIB
+
+
+def shares(now: float = 0.0) -> Shares:
+    return Shares(MOST, lambda: now)
+
+
+def hold(client: str, until: float = 60.0) -> Hold:
+    return Hold(client, until)
+
+
+def test_a_second_large_body_of_a_client_waits_and_nobody_else_does() -> None:
+    it = shares()
+    it.grow(hold("a"), 32 * MIB)
+    assert not it.has_room(hold("a"), 2 * MIB)
+    assert it.has_room(hold("a"), SMALL_BYTES)
+    assert it.has_room(hold("b"), 32 * MIB)
+
+
+def test_large_bodies_leave_room_for_small_ones() -> None:
+    it = shares()
+    for client in "abcdef":
+        assert it.has_room(hold(client), 32 * MIB)
+        it.grow(hold(client), 32 * MIB)
+    assert not it.has_room(hold("g"), 32 * MIB)
+    for number in range(64):
+        assert it.has_room(hold(f"small {number}"), SMALL_BYTES)
+        it.grow(hold(f"small {number}"), SMALL_BYTES)
+    assert not it.has_room(hold("h"), SMALL_BYTES)
+
+
+def test_whatever_its_size_a_body_is_taken_where_nothing_else_is_held() -> None:
+    assert shares().has_room(hold("a"), 10 * MOST)
+
+
+def test_what_waits_is_taken_when_there_is_room_and_the_next_may_pass() -> None:
+    async def story() -> None:
+        it = Shares(MOST, asyncio.get_running_loop().time)
+        first = hold("a")
+        it.grow(first, 32 * MIB)
+        second = asyncio.ensure_future(it.take(hold("a"), 32 * MIB, 5))
+        await asyncio.sleep(0)
+        assert await it.take(hold("b"), 32 * MIB, 0)
+        assert not second.done()
+        it.release(first)
+        assert await second
+        assert it.size_bytes == 64 * MIB
+
+    asyncio.run(story())
+
+
+def test_who_waits_too_long_or_hangs_up_leaves_nothing_behind() -> None:
+    async def story() -> None:
+        it = Shares(MOST, asyncio.get_running_loop().time)
+        first = hold("a")
+        it.grow(first, 32 * MIB)
+        assert not await it.take(hold("a"), 32 * MIB, 0.001)
+        gone = asyncio.ensure_future(it.take(hold("a"), 32 * MIB, 5))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        it.release(first)
+        it.release(first)
+        assert it.size_bytes == 0
+        assert it.has_room(hold("a"), 32 * MIB)
+
+    asyncio.run(story())
+
+
+def test_retry_after_is_when_enough_has_ended() -> None:
+    it = shares(now=10.0)
+    it.grow(hold("a", until=40.2), 32 * MIB)
+    assert it.retry_after_s(hold("a"), 32 * MIB) == 31
+    for number, client in enumerate("bcdef"):
+        it.grow(hold(client, until=50.0 + number), 32 * MIB)
+    assert it.retry_after_s(hold("g"), 32 * MIB) == 31
+    assert it.retry_after_s(hold("g"), 64 * MIB) == 40
+
+
+_events = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 40 * MIB), st.booleans()), min_size=1, max_size=60
+)
+
+
+@given(_events)
+def test_together_they_stay_within_the_bound_and_end_at_nothing(events: list[tuple[str, int, bool]]) -> None:
+    it = Shares(64 * MIB, lambda: 0.0)
+    holds: list[Hold] = []
+    for client, size_bytes, ends in events:
+        new = hold(client)
+        if it.has_room(new, size_bytes):
+            it.grow(new, size_bytes)
+            holds.append(new)
+        assert it.size_bytes == sum(one.size_bytes for one in holds)
+        assert it.size_bytes <= 64 * MIB
+        if ends and holds:
+            it.release(holds.pop(0))
+    for one in holds:
+        it.release(one)
+    assert it.size_bytes == 0 and it.has_room(hold("a"), 64 * MIB)
