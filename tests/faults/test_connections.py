@@ -32,7 +32,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def connect(it: Service, client: str = "127.0.0.1") -> socket.socket:
     address = urlsplit(it.url)
-    return socket.create_connection((address.hostname, address.port), 10, source_address=(client, 0))
+    return socket.create_connection((address.hostname, address.port), 30, source_address=(client, 0))
 
 
 def post(body: bytes, *headers: str, size_bytes: int | None = None) -> bytes:
@@ -118,17 +118,18 @@ def test_answers_that_nobody_reads_are_counted_and_let_go(tmp_path: Path) -> Non
         body = question(*documents, return_documents=True)
         before = memory(it)
         clients = []
-        for _ in range(15):
+        for _ in range(24):
             client = stack.enter_context(connect(it))
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             clients.append(client)
         with ThreadPoolExecutor(len(clients)) as pool:
-            for _ in pool.map(lambda client: client.sendall(post(body)), clients):
-                assert memory(it) - before < 100 * MIB
+            list(pool.map(lambda client: client.sendall(post(body)), clients))
         until(lambda: it.metric("rerankd_held_bytes") > 9 * MIB)
         for client in clients:
             assert client.recv(12) == b"HTTP/1.1 200"
-            assert memory(it) - before < 100 * MIB
+            assert it.metric("rerankd_held_bytes") < 32 * MIB + 2 * len(body)
+        # All answers together have 200 MiB; what is held is a client's share, and a few copies on the way.
+        assert memory(it) - before < 160 * MIB
         until(lambda: it.metric("rerankd_held_bytes") == 0, 20)
         assert it.rerank(["a"]).status_code == 200
         assert "did not read its answer" in it.output
@@ -353,11 +354,12 @@ def test_a_body_that_gets_too_large_when_unpacked_is_refused_within_bounds(plain
     ("data", "encoding", "status", "says"),
     [
         (b"{}", "gzip", 400, "not valid gzip"),
-        (gzip.compress(question("a"))[:-9], "gzip", 400, "ends too early"),
+        (gzip.compress(question("a"), mtime=0)[:-9], "gzip", 400, "ends too early"),
         (b"", "gzip", 400, "ends too early"),
         (b"{}", "br", 415, "Content-Encoding: gzip"),
         (b"{}", "gzip, gzip", 415, "Content-Encoding: gzip"),
     ],
+    ids=["no gzip", "cut short", "empty", "br", "twice"],
 )
 def test_a_packed_body_that_can_not_be_read_says_why(
     data: bytes, encoding: str, status: int, says: str, plain: Service
