@@ -194,3 +194,15 @@ def test_the_chinese_readme_keeps_step() -> None:
 def test_the_pictures_are_small() -> None:
     pictures = list((ROOT / "docs" / "pictures").glob("*.png"))
     assert pictures and sum(picture.stat().st_size for picture in pictures) < 300_000
+
+
+def test_the_tests_that_the_threat_model_names_are_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "security.md").read_text())
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+    rows = [
+        line for line in (ROOT / "docs" / "security.md").read_text().splitlines() if line.startswith("| ")
+    ]
+    heads = [row for row in rows if row.endswith("| held by |")]
+    assert [row for row in rows if "::" not in row and row not in heads] == []

@@ -64,3 +64,25 @@ def test_lines_of_text_name_their_request(tmp_path: Path) -> None:
         it.process.terminate()
         it.ended()
         assert any("POST /v1/rerank" in line and line.endswith("[my-request]\n") for line in it.lines)
+
+
+def test_no_text_of_a_request_is_in_a_log(tmp_path: Path) -> None:
+    for flags in ((), ("--bad-scores", "garbage"), ("--crash-on", "SECRET")):
+        folder = tmp_path / str(len(flags) and flags[0])
+        folder.mkdir()
+        with service(folder, *flags, log_level="debug") as it:
+            it.rerank(["SECRET document"], "SECRET query")
+            it.process.terminate()
+            it.ended()
+            assert "POST /v1/rerank" in it.output
+            logs_of_engine = "".join(path.read_text() for path in (folder / "home" / "logs").iterdir())
+            assert "SECRET" not in it.output + logs_of_engine.replace("--crash-on SECRET", "")
+
+
+def test_a_request_id_adds_no_lines_to_a_log(tmp_path: Path) -> None:
+    with service(tmp_path, log_level="debug") as it:
+        it.rerank(["a"], **{"x-request-id": "evil 2026-01-01 INFO forged"})
+        it.get("/nothing%0A2026-01-01%20INFO%20forged")
+        it.process.terminate()
+        it.ended()
+        assert "INFO forged" not in it.output

@@ -242,3 +242,9 @@ def test_a_service_for_a_network_is_reached_under_any_name(tmp_path: Path) -> No
         port = urlsplit(it.url).port
         answer = httpx.get(f"http://127.0.0.1:{port}/health", headers={"host": "rerankd"}, trust_env=False)
         assert answer.status_code == 200
+
+
+def test_by_default_only_this_machine_is_listened_on(plain: Service) -> None:
+    port = urlsplit(plain.url).port
+    inode = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
+    assert f"0100007F:{port:04X}" in inode and f"00000000:{port:04X}" not in inode
