@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from rerankd import config
 from rerankd import prepare as preparing
@@ -425,6 +426,7 @@ class Fleet(Roster):
     def _add(self, model: Model) -> Served:
         """Make a model known to the pool. Raises DoesNotFit."""
         served = Served(model, self.settings, self._metrics, self._sockets, self._state)
+        served.on_changed_file = lambda: self._read_anew(served)
         has_cards = self.budgets.keys() - {MEMORY} != set()
         on_cards = has_cards and not model.engine.on_cpu
 
@@ -460,9 +462,24 @@ class Fleet(Roster):
                 _log.error("%s: %s", served.name, error.message)
 
         if served.model.wanted.preload:
-            task = asyncio.get_running_loop().create_task(load())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._in_background(load())
+
+    def _read_anew(self, served: Served) -> None:
+        """The model's file was found to be another one at the start of an engine."""
+
+        async def reload() -> None:
+            try:
+                if served in self._entries:
+                    await self.reload(served)
+            except RerankdError as error:  # it is looked at again with the next start
+                _log.warning("%s: %s", served.name, error.message)
+
+        self._in_background(reload())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _everyone(self) -> list[Served]:
         """All models, those that are served no more but still at work among them."""

@@ -85,6 +85,7 @@ class Served:
         self._replicas: Replicas | None = None
         self._is_choosing = False
         self._precision = Precision("f32", "")
+        self.on_changed_file: Callable[[], None] = lambda: None
         self._error: RerankdError | None = None
         self._failures = 0
         self._retry_at = 0.0
@@ -311,10 +312,10 @@ class Served:
             nonlocal begun_with
             # Another file than the one that was judged may have to be scored another way.
             if self.is_changed():
-                raise EngineStartFailed(
-                    f"{self.model.path} has changed or is gone. To have it read anew: "
-                    f"rerankd reload {self.name}"
-                )
+                if self.model.path.exists():
+                    self.on_changed_file()
+                    raise EngineStartFailed(f"{self.model.path} has changed and is read anew.")
+                raise EngineStartFailed(f"{self.model.path} is gone. Put it back, or serve another one.")
             begun_with = safer.taken
             self.cache.computed_by(self._computes())
             return self._launch(spec, options, socket)

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from served import GOLDEN, Service, service
 from served import raw_scores as scores
 
-from rerankd.engine import process
+from rerankd.engine import process, restart
 
 CASES = {
     case["id"]: 1 / (1 + math.exp(-case["raw"]))
@@ -50,6 +50,7 @@ class Client:
 
     def __init__(self, it: Service, number: int) -> None:
         self._it = it
+        self._number = number
         self._random = random.Random(number)
         self.statuses: Counter[int] = Counter()
         self.wrong: list[str] = []
@@ -61,7 +62,8 @@ class Client:
                 pair = self._random.choice(PAIRS)
                 # The same query, several documents: the right value of the first is known.
                 others = [self._random.choice(PAIRS)["document"] for _ in range(self._random.randrange(12))]
-                documents = [pair["document"], *others]
+                # One that is not in the cache, so that each request needs the engine.
+                documents = [pair["document"], *others, f"{self._number} {self.statuses.total()}"]
                 body = {"query": pair["query"], "documents": documents}
                 answer = http.post("/v1/rerank", json=body)
                 self.statuses[answer.status_code] += 1
@@ -142,6 +144,78 @@ def test_twenty_kills_under_eight_clients(tmp_path: Path, quiet: dict[str, Any])
         it.ended()
         time.sleep(0.2)
         assert process.identify(engine) is None
+
+
+class Loads:
+    """How long each load of the engine took, as /health tells; until the block ends."""
+
+    def __init__(self, it: Service) -> None:
+        self.took = [0.0]
+        self._it = it
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        began = None
+        with self._it.client() as http:
+            while not self._stop.wait(0.02):
+                state = http.get("/health").json()["engine"]["state"]
+                now = time.monotonic()
+                if state == "starting":
+                    began = began or now
+                elif began is not None:
+                    self.took.append(now - began)
+                    began = None
+
+    def __enter__(self) -> Loads:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["llama", "openvino"])
+def test_an_engine_that_is_killed_each_time_it_is_ready(tmp_path: Path, kind: str) -> None:
+    """Fifty times in a row, with the product's defaults, under six clients. (float32, since the right values
+    are of it.) An outage lasts as long as was announced, and a load."""
+    with service(tmp_path, real=True, engine=kind, precision="f32") as it:
+        outages: list[tuple[float, int]] = []
+        with load(it, 6) as clients, it.client() as http, Loads(it) as loads:
+            for number in range(50):
+                while it.get("/ready").status_code != 200:
+                    time.sleep(0.002)
+                (engine,) = it.engines()
+                killed, announced = time.monotonic(), 0
+                os.kill(engine, signal.SIGKILL)
+                while True:
+                    fresh = {"query": "q", "documents": [f"after kill {number} {time.monotonic()}"]}
+                    answer = http.post("/v1/rerank", json=fresh)
+                    if answer.status_code == 200:
+                        break
+                    assert answer.status_code in (429, 503), answer.text
+                    announced = max(announced, int(answer.headers["retry-after"]))
+                    time.sleep(int(answer.headers["retry-after"]))
+                outages.append((time.monotonic() - killed, announced))
+        statuses = sum((client.statuses for client in clients), Counter[int]())
+        print(
+            f"\n50 kills, {kind}: statuses {dict(statuses)}; outage median "
+            f"{statistics.median(took for took, _ in outages):.2f} s, longest {max(outages)[0]:.2f} s, "
+            f"announced then {max(outages)[1]} s; longest load {max(loads.took):.2f} s"
+        )
+        assert [wrong for client in clients for wrong in client.wrong] == []
+        assert set(statuses) <= {200, 429, 503}
+        # Nothing is announced where the next start is so near that requests wait for it.
+        longest = max(loads.took)
+        assert [
+            outage for outage in outages if outage[0] > max(outage[1], restart.PATIENCE_S) + longest
+        ] == []
+        # No document and no setting was blamed for it.
+        assert not (tmp_path / "home" / "state" / "quarantine.json").exists()
+        assert not (tmp_path / "home" / "state" / "safer_settings.json").exists()
 
 
 @pytest.mark.soak

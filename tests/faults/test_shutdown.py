@@ -148,17 +148,22 @@ def test_a_model_that_has_failed_comes_back(tmp_path: Path, how: str) -> None:
         assert raw_scores(it.rerank(["a"])) == right(["a"])
 
 
-def test_a_model_file_that_is_gone_for_seconds_is_served_again_when_it_is_back(tmp_path: Path) -> None:
-    model, away = tmp_path / "model.gguf", tmp_path / "away"
+@pytest.mark.parametrize("new", [MODEL, MODEL.with_name("modernbert-head.gguf")])
+def test_a_model_file_that_is_gone_for_seconds_is_served_again_when_it_is_back(
+    tmp_path: Path, new: Path
+) -> None:
+    """Also where another file has its name by then: it is read anew."""
+    model = tmp_path / "model.gguf"
     shutil.copyfile(MODEL, model)
     with service(tmp_path, model=model) as it:
-        model.rename(away)
+        model.unlink()
         (engine,) = it.engines()
         os.kill(engine, signal.SIGKILL)
-        until(lambda: "has changed or is gone" in it.output)
-        away.rename(model)
+        until(lambda: "model.gguf is gone" in it.output)
+        shutil.copyfile(new, model)
         until(lambda: it.get("/ready").status_code == 200, timeout_s=20)
         assert raw_scores(it.rerank(["a"])) == right(["a"])
+        assert it.get("/v1/status").json()["models"][0]["size_bytes"] == new.stat().st_size
 
 
 def test_a_reload_by_http_replaces_the_engine(tmp_path: Path) -> None:
