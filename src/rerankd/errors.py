@@ -27,6 +27,7 @@
     │   └── ModelRefused        422  a model of the settings that is not served, until a reload; says why
     ├── ModelUnavailable        503  a model of the settings that is not served for now; says why
     │   └── ModelPending        503  it is being fetched or read
+    ├── Misuse                  503  a Reranker that is not started, closed, or another process's or loop's
     ├── Conflict                409  what is asked for can't be done with this model; says why
     ├── AdminOff                403  the admin API is not switched on
     ├── HostNotAllowed          403  the Host header is a name that the service is not served under
@@ -113,6 +114,11 @@ class UnknownModel(RerankdError):
     code = "model_not_found"
     status_hint = 404
     exit_code = 3
+
+
+class Misuse(RerankdError):
+    code = "misuse"
+    status_hint = 503
 
 
 class Conflict(RerankdError):

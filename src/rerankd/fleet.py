@@ -24,6 +24,7 @@ from rerankd.errors import (
     Stopping,
 )
 from rerankd.metrics import Metrics, Reading
+from rerankd.owner import Owner
 from rerankd.pending import Pending, Report
 from rerankd.prepare import Model
 from rerankd.roster import Entry, Roster, wanted_of
@@ -61,6 +62,7 @@ class Fleet(Roster):
         self._changed = asyncio.Event()
         self._waiting = 0
         self.is_closing = False
+        self.owner: Owner | None = None
 
     @property
     def budgets(self) -> Bytes:
@@ -89,6 +91,7 @@ class Fleet(Roster):
             wanted = await asyncio.to_thread(preparing.wanted, self.settings)
             self._default = wanted[0].ref
             self._entries = [Pending(one, preparing.names_of(one)) for one in wanted]
+        self.owner = Owner.here()
         self._run_dir = await asyncio.to_thread(rundir.make)
         for pending in self.pending:
             self._bring(pending, progress)

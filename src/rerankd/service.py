@@ -26,6 +26,7 @@ from rerankd.errors import (
     EngineUnavailable,
     InputTooLong,
     InvalidRequest,
+    Misuse,
 )
 from rerankd.fit import Fitted, fit
 from rerankd.fleet import Fleet
@@ -34,12 +35,20 @@ from rerankd.prepare import Model
 from rerankd.queue import Place
 from rerankd.served import Served
 
+NOT_STARTED = (
+    "This Reranker is not started. Use it as `async with Reranker() as reranker:`, or call "
+    "`await reranker.start()` first and `await reranker.close()` at the end."
+)
+
 
 class Reranker:
     """Scores documents against a query with the models of its settings, whose engines it starts, keeps
     running and stops.
 
     Use it as an async context manager; entering waits until those are ready that are loaded at the start.
+    Where there is no block to put it around, `start` and `close` do the same. It belongs to the process and
+    the event loop that started it, and is started once: its methods raise Misuse elsewhere, before, and
+    after.
     """
 
     def __init__(
@@ -60,19 +69,29 @@ class Reranker:
         self.metrics = Metrics(lambda: self.fleet.readings())
         self.fleet = Fleet(settings, self.metrics)
         self.fleet.begin_with(prepared)
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
-        try:
-            await self.fleet.start()
-        except BaseException:
-            await self.close()
-            raise
+        await self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def start(self) -> None:
+        """Start the engines, and wait until those are ready that are loaded at the start. Raises Misuse where
+        it was started before, and what keeps all models from being served."""
+        if self._is_closed:
+            raise Misuse("This Reranker is closed, and can't be started again. Make a new one.")
+        if self.fleet.owner is not None:
+            raise Misuse("This Reranker is started already: enter it once, and share it.")
+        try:
+            await self.fleet.start()
+        except BaseException:
+            await self.close()
+            raise
 
     async def drain(self) -> None:
         """Take no new requests, let those under way finish for up to `drain_timeout_s`, then close."""
@@ -81,8 +100,13 @@ class Reranker:
 
     async def close(self, *, at_once: bool = False) -> None:
         """Stop the engines and remove what they left; safe to call again, and with `at_once` to cut an
-        earlier call short."""
+        earlier call short. In a forked process it does nothing: the engines are the other's."""
+        if self.fleet.owner is not None:
+            if not self.fleet.owner.is_this_process:
+                return
+            self.fleet.owner.check()
         await self.fleet.close(at_once=at_once)
+        self._is_closed = True
 
     async def apply(self, settings: Settings) -> None:
         """Go on by other settings, and by the keys that are in the file now: one that was removed is refused
@@ -101,12 +125,17 @@ class Reranker:
     @property
     def model(self) -> Model:
         """The first model, which answers where a request names none."""
-        return self.fleet.find(None).model
+        return self._first().model
 
     @property
     def state(self) -> State:
         """What the engines of the first model do."""
-        return self.fleet.find(None).state
+        return self._first().state
+
+    def _first(self) -> Served:
+        if not self.fleet.entries:
+            raise Misuse(NOT_STARTED)
+        return self.fleet.find(None)
 
     async def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
         """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields."""
@@ -121,6 +150,7 @@ class Reranker:
         score could be had.
         """
         started = time.perf_counter()
+        self._check_started()
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.fleet.until_read(request.model, timeout_s)
@@ -174,6 +204,13 @@ class Reranker:
                 return [await self.answer(request) for request in requests]
         except TimeoutError:
             raise self._too_late(self.fleet.find(requests[0].model), timeout_s) from None
+
+    def _check_started(self) -> None:
+        if self.fleet.owner is None:
+            raise Misuse(NOT_STARTED)
+        self.fleet.owner.check()
+        if self._is_closed:
+            raise Misuse("This Reranker is closed. Ask it inside its block, or make a new one.")
 
     def _check_request(self, request: RerankRequest) -> None:
         if plan.is_blank(request.query):

@@ -1,0 +1,138 @@
+"""The library used by mistake, and in process models that it was not made for: a sentence, never a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rerankd import Reranker, SyncReranker
+from rerankd.errors import Misuse
+from support import GOLDEN, environment, golden_settings
+
+DOCUMENTS = ["a bear of China", "a kind of bread"]
+
+
+def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
+    settings = golden_settings("xlmr-head", tmp_path)
+    reranker = SyncReranker(settings)
+    with pytest.raises(Misuse, match=r"not started. Use it as `with SyncReranker\(\) as reranker:`, or call"):
+        reranker.rerank("panda?", DOCUMENTS)
+    with pytest.raises(TypeError, match="start one in each"):
+        pickle.dumps(reranker)
+    reranker.start()
+    assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
+    with pytest.raises(Misuse, match="started already"), reranker:
+        pass
+    assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
+    reranker.close()
+    reranker.close()
+    with pytest.raises(Misuse, match="Ask it inside its block"):
+        reranker.rerank("panda?", DOCUMENTS)
+    with pytest.raises(Misuse, match="Make a new one"), reranker:
+        pass
+    never = SyncReranker(settings)
+    never.close()
+    with pytest.raises(Misuse, match="closed"):
+        never.start()
+
+
+async def test_a_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
+    reranker = Reranker(golden_settings("xlmr-head", tmp_path))
+    with pytest.raises(Misuse, match="not started"):
+        await reranker.rerank("panda?", DOCUMENTS)
+    with pytest.raises(Misuse, match="not started"):
+        _ = reranker.model
+    await reranker.start()
+    with pytest.raises(Misuse, match="started already"):
+        async with reranker:
+            pass
+    assert len((await reranker.rerank("panda?", DOCUMENTS)).results) == 2
+    await reranker.close()
+    await reranker.close()
+    with pytest.raises(Misuse, match="closed"):
+        await reranker.rerank("panda?", DOCUMENTS)
+    with pytest.raises(Misuse, match="Make a new one"):
+        await reranker.start()
+
+
+def test_a_reranker_on_another_event_loop(tmp_path: Path) -> None:
+    """It waited for ever."""
+    reranker = Reranker(golden_settings("xlmr-head", tmp_path))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(reranker.start(), loop).result(60)
+        for call in (lambda: reranker.rerank("panda?", DOCUMENTS), reranker.close):
+            with pytest.raises(Misuse, match="another event loop"):
+                asyncio.run(asyncio.wait_for(call(), 10))
+        there = asyncio.run_coroutine_threadsafe(reranker.rerank("panda?", DOCUMENTS), loop)
+        assert len(there.result(60).results) == 2
+    finally:
+        asyncio.run_coroutine_threadsafe(reranker.close(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+FORKS = """
+import multiprocessing, os, sys
+from rerankd import SyncReranker
+from rerankd.errors import Misuse
+
+DOCUMENTS = ["a bear of China", "a kind of bread"]
+
+def ask(query):
+    try:
+        return len(inherited.rerank(query, DOCUMENTS).results)
+    except Misuse as error:
+        return str(error)
+
+def start_own():
+    global own
+    own = SyncReranker(model=sys.argv[1])
+    own.start()
+
+def ask_own(query):
+    return len(own.rerank(query, DOCUMENTS).results)
+
+with SyncReranker(model=sys.argv[1]) as inherited:
+    print("parent", ask("panda?"), flush=True)
+    if os.fork() == 0:
+        print("child", ask("panda?"), flush=True)
+        inherited.__exit__(None, None, None)
+        os._exit(0)
+    os.wait()
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as pool:
+        print("pool", pool.map_async(ask, ["panda?"]).get(30)[0], flush=True)
+    with context.Pool(1, initializer=start_own) as pool:
+        print("own", pool.map_async(ask_own, ["panda?"]).get(60)[0], flush=True)
+    print("again", ask("pandas?"), flush=True)
+"""
+
+
+def test_a_forked_process_is_told_and_leaves_the_engines_alone(tmp_path: Path) -> None:
+    """As under `gunicorn --preload` and in multiprocessing.Pool: all of them waited for ever."""
+    program = tmp_path / "forks.py"
+    program.write_text(FORKS)
+    ended = subprocess.run(
+        [sys.executable, str(program), str(GOLDEN / "xlmr-head.gguf")],
+        env=environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    said = dict(line.split(" ", 1) for line in ended.stdout.splitlines())
+    assert (said["parent"], said["own"], said["again"]) == ("2", "2", "2")
+    for name in ("child", "pool"):
+        assert "was started in process" in said[name]
+        assert "gunicorn: in post_fork" in said[name]
