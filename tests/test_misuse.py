@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rerankd import Reranker, SyncReranker
-from rerankd.errors import Misuse
+from rerankd.errors import Misuse, Stopping
 from support import GOLDEN, environment, golden_settings
 
 DOCUMENTS = ["a bear of China", "a kind of bread"]
@@ -55,7 +55,7 @@ async def test_a_reranker_before_its_start_after_its_end_and_started_twice(tmp_p
     assert len((await reranker.rerank("panda?", DOCUMENTS)).results) == 2
     await reranker.close()
     await reranker.close()
-    with pytest.raises(Misuse, match="closed"):
+    with pytest.raises(Stopping, match="closed"):
         await reranker.rerank("panda?", DOCUMENTS)
     with pytest.raises(Misuse, match="Make a new one"):
         await reranker.start()

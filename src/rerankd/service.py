@@ -27,6 +27,7 @@ from rerankd.errors import (
     InputTooLong,
     InvalidRequest,
     Misuse,
+    Stopping,
 )
 from rerankd.fit import Fitted, fit
 from rerankd.fleet import Fleet
@@ -47,8 +48,8 @@ class Reranker:
 
     Use it as an async context manager; entering waits until those are ready that are loaded at the start.
     Where there is no block to put it around, `start` and `close` do the same. It belongs to the process and
-    the event loop that started it, and is started once: its methods raise Misuse elsewhere, before, and
-    after.
+    the event loop that started it, and is started once: its methods raise Misuse elsewhere and before, and
+    Stopping after.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class Reranker:
             raise Misuse(NOT_STARTED)
         self.fleet.owner.check()
         if self._is_closed:
-            raise Misuse("This Reranker is closed. Ask it inside its block, or make a new one.")
+            raise Stopping("This Reranker is closed. Ask it inside its block, or make a new one.")
 
     def _check_request(self, request: RerankRequest) -> None:
         if plan.is_blank(request.query):
