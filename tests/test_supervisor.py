@@ -577,13 +577,19 @@ def test_who_learns_of_a_closed_connection_gets_the_same_engine_if_it_lives(tmp_
     asyncio.run(story())
 
 
-def test_what_check_raises_fails_the_start(tmp_path: Path) -> None:
+def test_an_engine_that_gives_an_error_for_a_known_pair_fails_the_start_in_our_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def refuse(engine: Engine) -> None:
-        raise EngineError("it scores nonsense")
+        raise EngineError("CUDA error: it scores nonsense")
 
     async def story() -> None:
         async with bench(tmp_path, check=refuse) as it:
-            with pytest.raises(EngineError, match="it scores nonsense"):
+            with pytest.raises(
+                EngineStartFailed, match="an error instead of scores for a known pair"
+            ) as caught:
                 await it.supervisor.ensure_ready()
+            assert "CUDA" not in caught.value.message
 
     asyncio.run(story())
+    assert "CUDA error: it scores nonsense" in caplog.text

@@ -128,6 +128,7 @@ def test_an_engine_that_gives_only_errors_is_replaced_and_the_client_is_told_in_
         errors.touch()
         answer = it.rerank(["b"])
         assert answer.status_code in (502, 503)
+        assert "error" in answer.text and "CUDA" not in answer.text
         assert "CUDA error: something broke" in it.output
         errors.unlink()
         until(lambda: it.get("/ready").status_code == 200, timeout_s=20)

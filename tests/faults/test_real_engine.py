@@ -54,7 +54,7 @@ class Client:
         self._random = random.Random(number)
         self.statuses: Counter[int] = Counter()
         self.wrong: list[str] = []
-        self.answered_at: list[float] = []
+        self.spans: list[tuple[float, float]] = []  # when an answer was asked for, and when it came
 
     def run(self, stop: threading.Event) -> None:
         with self._it.client() as http:
@@ -65,10 +65,11 @@ class Client:
                 # One that is not in the cache, so that each request needs the engine.
                 documents = [pair["document"], *others, f"{self._number} {self.statuses.total()}"]
                 body = {"query": pair["query"], "documents": documents}
+                asked = time.monotonic()
                 answer = http.post("/v1/rerank", json=body)
                 self.statuses[answer.status_code] += 1
                 if answer.status_code == 200:
-                    self.answered_at.append(time.monotonic())
+                    self.spans.append((asked, time.monotonic()))
                     got = scores(answer)
                     if len(got) != len(documents) or abs(got[0] - CASES[pair["id"]]) > TOLERANCE:
                         self.wrong.append(f"{pair['id']}: {got.get(0)} for {CASES[pair['id']]}")
@@ -183,7 +184,8 @@ def test_an_engine_that_is_killed_each_time_it_is_ready(tmp_path: Path, kind: st
     """Fifty times in a row, with the product's defaults, under six clients. (float32, since the right values
     are of it.) An outage lasts as long as was announced, and a load."""
     with service(tmp_path, real=True, engine=kind, precision="f32") as it:
-        outages: list[tuple[float, int]] = []
+        kills: list[tuple[float, int]] = []
+        mine: list[tuple[float, float]] = []
         with load(it, 6) as clients, it.client() as http, Loads(it) as loads:
             for number in range(50):
                 while it.get("/ready").status_code != 200:
@@ -192,14 +194,22 @@ def test_an_engine_that_is_killed_each_time_it_is_ready(tmp_path: Path, kind: st
                 killed, announced = time.monotonic(), 0
                 os.kill(engine, signal.SIGKILL)
                 while True:
-                    fresh = {"query": "q", "documents": [f"after kill {number} {time.monotonic()}"]}
+                    asked = time.monotonic()
+                    fresh = {"query": "q", "documents": [f"after kill {number} {asked}"]}
                     answer = http.post("/v1/rerank", json=fresh)
                     if answer.status_code == 200:
                         break
                     assert answer.status_code in (429, 503), answer.text
                     announced = max(announced, int(answer.headers["retry-after"]))
                     time.sleep(int(answer.headers["retry-after"]))
-                outages.append((time.monotonic() - killed, announced))
+                mine.append((asked, time.monotonic()))
+                kills.append((killed, announced))
+        # An outage ends with the first answer to anyone who asked after the kill.
+        spans = mine + [span for client in clients for span in client.spans]
+        outages = [
+            (min(came for asked, came in spans if asked > killed) - killed, announced)
+            for killed, announced in kills
+        ]
         statuses = sum((client.statuses for client in clients), Counter[int]())
         print(
             f"\n50 kills, {kind}: statuses {dict(statuses)}; outage median "

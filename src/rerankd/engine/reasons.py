@@ -65,12 +65,20 @@ def stuck(name: str, margin_s: float, lines: Sequence[str]) -> str:
     )
 
 
-def useless(name: str, errors: int, last: str, lines: Sequence[str]) -> str:
+def useless(name: str, errors: int) -> str:
     """It answers health polls, and errors instead of scores."""
     return (
         f"The engine for {name} gave {errors} errors in a row instead of scores and was replaced; try again. "
-        f"The last one: {last}\n{_quote(lines)}"
+        "Its own words are in rerankd's log."
     )
+
+
+def fails_at_load(name: str) -> str:
+    """It has loaded, and gives an error for the pairs of the check at load."""
+    return (
+        f"The engine loaded {name}, but gives an error instead of scores for a known pair. Its own words are "
+        "in rerankd's log. If memory is short: "
+    ) + _LESS_MEMORY
 
 
 def not_loaded(name: str, timeout_s: float, lines: Sequence[str]) -> str:

@@ -113,7 +113,6 @@ class _Life:
     unreachable: asyncio.Event = field(default_factory=asyncio.Event)
     errors: int = 0
     fails_on_known: bool = False
-    last_error: str = ""
 
 
 class Supervisor:
@@ -210,7 +209,6 @@ class Supervisor:
         _log.warning("the engine for %s gave an error instead of scores: %s", self._name, message)
         if self._life is not None and self._life.engine is engine:
             self._life.errors += 1
-            self._life.last_error = message
             self._life.erred.set()
             if self._state.engine is engine:
                 self._set("checking", pid=self._life.child.pid)
@@ -506,7 +504,7 @@ class Supervisor:
             while life.errors < _MOST_ERRORS and not await self._scores(life):
                 pass
             if life.errors >= _MOST_ERRORS:
-                text = reasons.useless(self._name, life.errors, life.last_error, life.child.lines())
+                text = reasons.useless(self._name, life.errors)
                 return _Loss(EngineUnavailable(text), "useless" if life.fails_on_known else "errors")
             if not life.erred.is_set():
                 self._set("ready", engine=life.engine, pid=life.child.pid)
@@ -527,7 +525,6 @@ class Supervisor:
         except RerankdError as error:
             life.errors += 1
             life.fails_on_known = True
-            life.last_error = error.message
             _log.warning("the engine for %s fails on a known pair: %s", self._name, error.message)
             return False
         life.fails_on_known = False
@@ -585,8 +582,13 @@ class Supervisor:
                     code = await asyncio.wait_for(life.child.wait(), _FATE_S)
                     self._start_cause = self._cause(life, code)
                     raise EngineStartFailed(self._died(life, code)) from None
-            elif reasons.says_memory(error.message):
-                self._start_cause = "memory"
+            elif type(error) is EngineError:
+                _log.warning(
+                    "the engine for %s gives an error for a known pair: %s", self._name, error.message
+                )
+                if reasons.says_memory(error.message):
+                    self._start_cause = "memory"
+                raise EngineStartFailed(reasons.fails_at_load(self._name)) from error
             raise
         self._check_memory(life.child)
         return engine
