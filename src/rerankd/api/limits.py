@@ -27,6 +27,8 @@ from rerankd.service import Reranker
 TIMEOUT_HEADER = "x-request-timeout"
 # What is unpacked or sent at a time.
 PIECE_BYTES = 2**16
+# How long a body waits for room before its client is told when to come again.
+_LONGEST_WAIT_S = 10.0
 # A value in JSON takes up to 64 bytes when read, for the 2 that it may have as text: 32 MiB of "[[],[],…"
 # would take 700 MB. So many values take 64 MB; ten thousand documents with a hundred fields have as many.
 _MOST_VALUES = 1_000_000
@@ -214,11 +216,12 @@ class _Body:
         if more_bytes <= 0:
             return
         asked = self._now()
-        if not await self._shares.take(self._hold, more_bytes, self._timeout_s):
+        longest_s = min(self._timeout_s, _LONGEST_WAIT_S)
+        if not await self._shares.take(self._hold, more_bytes, longest_s):
             wait_s = self._shares.retry_after_s(self._hold, more_bytes)
             raise Overloaded(
                 f"rerankd holds {self._shares.size_bytes / 2**20:.0f} MiB of requests and answers, and this "
-                f"one found no room for {self._timeout_s:g} s. Send fewer large requests at a time; try "
+                f"one found no room for {longest_s:g} s. Send fewer large requests at a time; try "
                 f"again in {wait_s} s.",
                 retry_after_s=wait_s,
             )

@@ -10,6 +10,7 @@ settings read again. The service manager is told of each phase (see notify.py).
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -87,6 +88,7 @@ class Lifecycle:
             ended.cancel()
             if not self._ended.is_set():
                 self._server = await making
+                _freeze()
                 await self._server.run_on(sockets)
             else:
                 making.cancel()
@@ -128,6 +130,7 @@ class Lifecycle:
         else:
             self._notifier.send("READY=1", f"STATUS={self._describe()}")
             started()
+            _freeze()
 
     async def _finish(self) -> None:
         if self._server is not None and self._has_heirs:
@@ -189,3 +192,10 @@ def describe(entries: Sequence[Entry], *, started: bool) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _freeze() -> None:
+    """Leave what the start has made, and what stays for good, out of later garbage collections: each full one
+    would look at all of it again, and no request is answered meanwhile (bench/pauses.py)."""
+    gc.collect()
+    gc.freeze()
