@@ -98,11 +98,19 @@ def test_no_room_in_time_is_a_429_that_says_when_there_is(plain: Service) -> Non
     with connect(plain) as first, connect(plain) as second:
         first.sendall(post(b"{", size_bytes=32 * MIB))
         until(lambda: plain.metric("rerankd_held_bytes") >= 32 * MIB)
-        second.sendall(post(b"{", size_bytes=31 * MIB))
+        second.sendall(post(b"{" * 31 * MIB))  # all of it: the answer must not be lost in a reset
         status, headers, body = answer(second)
         assert status == 429 and "found no room for 10 s" in json.loads(body)["message"]
         # The first one has a minute in all, of which the second has waited 10 s.
         assert 30 <= int(headers["retry-after"]) <= 50
+
+
+@pytest.mark.parametrize("key", ["wrong", "right"])
+def test_who_is_refused_while_it_sends_gets_its_answer(key: str, tmp_path: Path) -> None:
+    with service(tmp_path, api_key="right") as it, connect(it) as client:
+        client.sendall(post(b"x" * (60 if key == "right" else 31) * MIB, f"x-api-key: {key}"))
+        status, headers, _ = answer(client)
+        assert (status, headers["connection"]) == (413 if key == "right" else 401, "close")
 
 
 def memory(it: Service) -> int:

@@ -8,6 +8,7 @@ the queue. Limits per connection are in protocol.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import math
 import re
@@ -29,6 +30,7 @@ TIMEOUT_HEADER = "x-request-timeout"
 PIECE_BYTES = 2**16
 # How long a body waits for room before its client is told when to come again.
 _LONGEST_WAIT_S = 10.0
+_DISCARD_S = 2.0
 # A value in JSON takes up to 64 bytes when read, for the 2 that it may have as text: 32 MiB of "[[],[],…"
 # would take 700 MB. So many values take 64 MB; ten thousand documents with a hundred fields have as many.
 _MOST_VALUES = 1_000_000
@@ -97,6 +99,8 @@ def guard(answer: Answer) -> Answer:
         if body.is_begun and not body.is_read:
             # What is left of the body would be taken for the next request.
             response.headers["connection"] = "close"
+            if response.status_code != 408:
+                await body.discard()
         dialect = getattr(inner.state, "dialect", None)
         if dialect is not None:
             reranker.metrics.ended(
@@ -227,6 +231,20 @@ class _Body:
             )
         self._deadline += self._now() - asked  # waiting for others is not the client's time
         self._hold.until = self._deadline
+
+    async def discard(self) -> None:
+        """Read what is left of a refused body, for a moment. A connection that is closed with unread bytes is
+        reset, and then a client that still sends never sees its answer."""
+        left_bytes = self._most_bytes
+        if "expect" in self._headers:  # it waits for our word, and then sends nothing
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_S):
+                while left_bytes > 0 and not self.is_read:
+                    message = await self._receive()
+                    left_bytes -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        self._read.set()
 
     def release(self) -> None:
         """The body is not kept any more."""
