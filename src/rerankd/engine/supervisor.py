@@ -447,6 +447,10 @@ class Supervisor:
         return task
 
     async def _finish(self, life: _Life, *, kill: bool) -> None:
+        if life.engine is not None and life.engine not in self._fates:  # who asks it learns so at once
+            self._fates[life.engine] = "requested"
+            self._changed.set()
+            self._changed = asyncio.Event()
         await life.child.stop(0.0 if kill else self._stop_timeout_s)
         await life.client.close()
         life.socket.unlink(missing_ok=True)
