@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,6 +110,30 @@ def _tensors(change: Callable[[dict[str, object]], None], **config: object) -> C
 _LAYER = "bert.encoder.layer."
 
 
+def _without(model: str, tensor: str) -> Callable[[Path], Path]:
+    """A checkpoint that has lost a tensor."""
+
+    def write(folder: Path) -> Path:
+        made = checkpoints.copy(model, folder / "model")
+        tensors = checkpoints.read(made / "model.safetensors")
+        del tensors[tensor]
+        checkpoints.write(made / "model.safetensors", tensors)
+        return made
+
+    return write
+
+
+def _more_head(tensors: dict[str, object]) -> None:
+    tensors["classifier.1.weight"] = tensors["classifier.weight"]
+
+
+def _default_prompt(folder: Path) -> Path:
+    made = checkpoints.copy("bert-pairs", folder / "model")
+    said = {"prompts": {"web": "Query: "}, "default_prompt_name": "web"}
+    (made / "config_sentence_transformers.json").write_text(json.dumps(said))
+    return made
+
+
 def _more_layers(tensors: dict[str, object]) -> None:
     tensors |= {
         name.replace(f"{_LAYER}1.", f"{_LAYER}2."): one
@@ -183,6 +208,27 @@ KINDS = (
         "judge",
     ),
     Kind("rerank template of its own, no labels", Twin("My Reranker", template=OTHER_TEMPLATE), "labels"),
+    Kind(
+        "rerank template of its own in Jinja",
+        Twin("My Reranker", template="Query: {{query}} {{ document }}", labels=YES_NO, head=TWO_ROWS),
+        "written in Jinja",
+    ),
+    Kind(
+        "rerank template of its own that wants an instruction",
+        Twin("My Reranker", template=f"{{instruction}} {OTHER_TEMPLATE}", labels=YES_NO, head=TWO_ROWS),
+        "which {instruction} it wants",
+    ),
+    Kind(
+        "rerank template of its own, labels no and yes",
+        Twin("My Reranker", template=OTHER_TEMPLATE, labels=("no", "yes"), head=TWO_ROWS),
+        "the relevant one first",
+    ),
+    Kind(
+        "Qwen3-Reranker with another rerank template",
+        Twin("Qwen3 Reranker 0.6B", template=OTHER_TEMPLATE, labels=YES_NO, head=TWO_ROWS),
+        "judge",
+        "Qwen3-Reranker-0.6B",
+    ),
     Kind("KURE-Reranker-base", Twin("KURE Reranker Base", width=2048), "judge", "Qwen3-Reranker-0.6B"),
     Kind("PIXIE-Spell-Reranker", Twin("PIXIE-Spell-Reranker-Preview-0.6B"), "judge", "Qwen3-Reranker-0.6B"),
     Kind("MemReranker-4B", Twin("MemReranker 4B", blocks=36, width=2560), "judge", "Qwen3-Reranker-0.6B"),
@@ -320,6 +366,33 @@ KINDS = (
         "cosine",
         file="bge-m3-Q8_0.gguf",
     ),
+    Kind("bge-m3 whose file says mean pooling", Twin("Bge M3", **XLMR, pooling="mean"), "that it has mean"),
+    Kind(
+        "EmbeddingGemma without its dense layers",
+        Twin("embeddinggemma-300m", "gemma-embedding", 24, 768, pooling="mean"),
+        "dense layers",
+    ),
+    Kind(
+        "EmbeddingGemma with its dense layers",
+        Twin(
+            "embeddinggemma-300m",
+            "gemma-embedding",
+            24,
+            768,
+            pooling="mean",
+            tensors={"dense_2.weight": (3072, 768), "dense_3.weight": (768, 3072)},
+        ),
+        "cosine",
+    ),
+    Kind(
+        "SPLADE with pooling",
+        Twin("splade-v3", "bert", 12, 768, tokenizer="bert", types=2, pooling="cls"),
+        "sparse",
+    ),
+    Kind(
+        "sparse encoder by its tags", Twin("Model", **XLMR, pooling="cls", tags=("sparse-encoder",)), "sparse"
+    ),
+    Kind("RankLLaMA", Twin("RankLLaMA 7b", "llama", 32, 2048, pooling="last"), "prompt it was trained on"),
     Kind("multilingual-e5-small", Twin("multilingual-e5-small", "bert", 12, 384), "cosine"),
     Kind("unnamed embedding model with its pooling", Twin("Model", **XLMR, pooling="mean"), "cosine"),
     Kind("unnamed encoder without pooling", Twin("Model", **XLMR), "names no pooling"),
@@ -494,6 +567,45 @@ KINDS = (
     Kind("more layers than config.json says", _tensors(_more_layers), "says that it has 2 layers"),
     Kind("a layer with a tensor that its class does not have", _tensors(_gate), "its class does not have"),
     Kind("a layer without one of its biases", _tensors(_no_bias), "no tensor blk.1.ffn_down.bias"),
+    Kind(
+        "BERT head without its bias", _without("bert-pairs", "classifier.bias"), "no tensor cls.output.bias"
+    ),
+    Kind(
+        "BERT pooler without its bias", _without("bert-pairs", "bert.pooler.dense.bias"), "no tensor cls.bias"
+    ),
+    Kind(
+        "XLM-R head without its bias",
+        _without("xlmr-head", "classifier.out_proj.bias"),
+        "no tensor cls.output.b",
+    ),
+    Kind(
+        "ModernBERT head without its norm, safetensors",
+        _without("modernbert-head", "head.norm.weight"),
+        "no tensor cls.norm.weight",
+    ),
+    Kind("a head with one more layer", _tensors(_more_head), "its head has the tensor"),
+    Kind(
+        "ModernBERT that wants biases it does not have",
+        _checkpoint("modernbert-head", attention_bias=True),
+        "no tensor blk.0.attn_qkv.bias",
+    ),
+    Kind(
+        "ModernBERT with scaled positions, older config.json",
+        _checkpoint("modernbert-head", rope_scaling={"type": "yarn", "factor": 4.0}),
+        "positions are scaled",
+    ),
+    Kind(
+        "ModernBERT with one table of positions for all layers",
+        _checkpoint("modernbert-head", rope_parameters={"rope_theta": 5000.0, "rope_type": "default"}),
+        "positions of each kind of layer",
+    ),
+    Kind(
+        "attention heads that do not divide the width",
+        _checkpoint("bert-pairs", num_attention_heads=3),
+        "3 att",
+    ),
+    Kind("a prompt before each query by default", _default_prompt, "before each query"),
+    Kind("no class in config.json", _checkpoint("bert-pairs", architectures=None), "names no class"),
     Kind(
         "a matrix of another shape than config.json says",
         _checkpoint("bert-pairs", intermediate_size=64),

@@ -304,6 +304,13 @@ def test_a_wrong_path_is_told_the_right_one(method: str, path: str, says: str, m
     assert says in answer.json()["message"]
 
 
+# GET /v1/models/rerank asks for the model of that name.
+@pytest.mark.parametrize("path", [path for path in paths.ALL if path != "/v1/models/rerank"])
+def test_a_right_path_with_a_wrong_method_is_no_matter_of_a_proxy(path: str, model: Model) -> None:
+    message = Service(model)("GET", path).json()["message"]
+    assert "is not served. Rerank is POST" in message and "--api-prefix" not in message
+
+
 def test_weaviate_asks_whether_the_service_is_there(model: Model) -> None:
     service = Service(model)
     assert service("GET", "/.well-known/live").status_code == 204

@@ -147,7 +147,7 @@ def test_a_tokenizers_length_bounds_the_window(tmp_path: Path) -> None:
     [
         ("bert-pairs", {"architectures": ["DebertaV2ForSequenceClassification"]}, "class is DebertaV2For"),
         ("bert-pairs", {"architectures": ["BertModel"]}, "class is BertModel"),
-        ("bert-pairs", {"architectures": None}, "class is a model of no class"),
+        ("bert-pairs", {"architectures": None}, "names no class"),
         ("bert-pairs", {"hidden_act": "relu"}, "activation is 'relu'"),
         ("bert-pairs", {"position_embedding_type": "relative_key"}, "positions are relative"),
         ("bert-pairs", {"is_decoder": True}, "decoder"),

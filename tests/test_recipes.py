@@ -216,6 +216,30 @@ async def test_an_answer_says_that_the_prompt_was_assumed(tmp_path: Path) -> Non
         assert (await reranker.rerank("panda", ["a bear"])).warnings == ()
 
 
+def test_an_embedding_model_that_is_not_known_warns_that_no_prefix_is_used(tmp_path: Path) -> None:
+    """An e5 or a nomic under another name had worse scores, and only `inspect` said why."""
+    path = Twin("Snowflake Arctic Embed L", "bert", 24, pooling="cls").write(tmp_path / "model.gguf")
+    assert any("want a prefix" in warning for warning in judged(path).warnings)
+    for prefix in ("", "query: "):
+        assert judged(path, ScoringOverrides(query_prefix=prefix)).warnings == ()
+    known = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "known.gguf")
+    assert judged(known).warnings == ()
+
+
+def test_a_prompt_that_the_file_contradicts_is_in_every_answer(tmp_path: Path) -> None:
+    (kind,) = [kind for kind in KINDS if kind.what == "Qwen3-Reranker with another rerank template"]
+    assert any("another rerank template" in warning for warning in judged(kind.write(tmp_path)).warnings)
+
+
+def test_a_known_model_is_asked_with_the_instruction_in_its_file(tmp_path: Path) -> None:
+    """A fine-tune under Qwen3-Reranker's name was asked with the instruction of the catalog."""
+    qwen = catalog.known().find("Qwen3-Reranker-0.6B")
+    assert qwen is not None
+    own = qwen.template.replace("{instruction}", "Find the tool that the user needs")
+    path = Twin("Qwen3 Reranker 0.6B", template=own).write(tmp_path / "model.gguf")
+    assert judged(path).require().instruction == "Find the tool that the user needs"
+
+
 async def test_a_template_without_control_tokens_is_asked(tmp_path: Path) -> None:
     """Every request failed: llama-server does not take a prompt of strings alone."""
     scoring = {"template": "{query}|{document}", "labels": ["yes", "no"]}

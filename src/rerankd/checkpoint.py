@@ -24,9 +24,10 @@ from rerankd.tokenizer_file import GIT_LFS, POINTER
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What sentence-transformers runs, in order.
 MODULES = "modules.json"
+PROMPTS = "config_sentence_transformers.json"
 SUFFIX = ".safetensors"
 # What is read of a model besides its weights' headers.
-DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES)
+DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS)
 
 # The safetensors library's own bound on a header.
 _HEADER_LIMIT = 100_000_000
@@ -53,7 +54,7 @@ def files(names: Iterable[str]) -> tuple[str, ...]:
     if not {CONFIG, TOKENIZER} <= there:
         return ()
     found = _weights(there)
-    more = [name for name in (TOKENIZER_CONFIG, MODULES) if name in there]
+    more = [name for name in (TOKENIZER_CONFIG, MODULES, PROMPTS) if name in there]
     return (CONFIG, TOKENIZER, *more, *found) if found else ()
 
 
@@ -165,7 +166,7 @@ def translate(
     config = Config(_object(described[CONFIG], CONFIG, fail), fail)
     tokenizer = _object(described.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG, fail)
     classes = config.values.get("architectures")
-    kind = str(classes[0]) if isinstance(classes, list) and classes else "a model of no class"
+    kind = str(classes[0]) if isinstance(classes, list) and classes else ""
     found = {own: (file, tensor) for file, held in parts.items() for own, tensor in held.items()}
     family = FAMILIES.get(kind)
     modules = _modules(described, fail)
@@ -199,6 +200,7 @@ def translate(
         or _odd_types(tensors)
         or family.flaw(config.values)
         or _modules_flaw(modules)
+        or _prompt_flaw(_object(described.get(PROMPTS, b"{}"), PROMPTS, fail))
         or incomplete(family, config, tensors, found)
     )
     return Checkpoint(Header(0, values, tensors, 0), {gguf: file for gguf, (file, _) in named.items()}, flaw)
@@ -212,7 +214,7 @@ def _unknown(
     tensors: Mapping[str, Tensor],
 ) -> Checkpoint:
     """The checkpoint of a class that can't be computed here; its sizes tell which model it is."""
-    architecture = str(config.get("model_type") or kind)
+    architecture = str(config.get("model_type") or kind or "unknown")
     values["general.architecture"] = architecture
     sizes = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}
     for ours, own in sizes.items():
@@ -221,7 +223,8 @@ def _unknown(
     flaw = _quantised(config)
     if not flaw:
         known = " or ".join(sorted(FAMILIES))
-        flaw = f"its class is {kind}, and of this format only {known} can be computed"
+        said = f"its class is {kind}" if kind else f"its {CONFIG} names no class (architectures)"
+        flaw = f"{said}, and of this format only {known} can be computed"
         if len(modules) > 1:
             flaw += f" ({MODULES} says that it is {', '.join(modules)})"
     return Checkpoint(Header(0, values, dict(tensors), 0), {}, flaw)
@@ -246,6 +249,17 @@ def _modules_flaw(modules: Sequence[str]) -> str:
         return ""
     said = ", ".join(modules)
     return f"its {MODULES} says that it is scored by {said}, and not by the head of its class"
+
+
+def _prompt_flaw(said: Mapping[str, Any]) -> str:
+    """What sentence-transformers puts before each query unless the caller says otherwise."""
+    prompts, name = said.get("prompts"), said.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
+    return (
+        f"its {PROMPTS} puts the prompt {prompt!r} before each query, which rerankd does not do"
+        if prompt
+        else ""
+    )
 
 
 def _quantised(config: Mapping[str, Any]) -> str:

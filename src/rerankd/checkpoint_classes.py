@@ -21,6 +21,8 @@ Fail = Callable[[str], NoReturn]
 LARGEST = 2**40
 # Tensors of a layer that are no weights: tables that the classes make themselves.
 _BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
+# What the names of the tensors of each class's head begin with, but for BERT's pooler.
+_HEADS = ("classifier.", "head.")
 _LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
 
 
@@ -92,13 +94,20 @@ def incomplete(
         if config.values.get("auto_map")
         else ""
     )
-    for name, shape in _needed(family, layers, width, inner):
+    heads = config.size("num_attention_heads")
+    if width % heads:
+        return (
+            f"its {CONFIG} divides a width of {width} among {heads} attention heads, which does not work out"
+        )
+    for name, shape in _needed(family, layers, width, inner, config.values):
         tensor = tensors.get(name)
         if tensor is None:
             return f"it has no tensor {name} under the name that its class gives it{own_code}"
         if shape and tensor.shape != shape:
             return f"its tensor {name} has the shape {tensor.shape}, and {shape} is needed"
     for own in found:
+        if own.startswith(_HEADS) and not gguf_name(family, own):
+            return f"its head has the tensor {own}, which its class does not have{own_code}"
         if not own.startswith(family.layers) or own.rpartition(".")[2] in _BUFFERS:
             continue
         at = own.removeprefix(family.layers).partition(".")[0]
@@ -109,9 +118,11 @@ def incomplete(
     return ""
 
 
-def _needed(family: Family, layers: int, width: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors that the graph reads, but for the head, in GGUF's names, and their shapes, columns first;
-    () where the shape is told by the file."""
+def _needed(
+    family: Family, layers: int, width: int, inner: int, config: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that the graph reads, but for the matrices of the head, in GGUF's names, and their shapes,
+    columns first; () where the shape is told by the file."""
     up = 2 * inner if family.architecture == "modern-bert" else inner
     shapes = {
         **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (width, width)),
@@ -127,8 +138,28 @@ def _needed(family: Family, layers: int, width: int, inner: int) -> Iterator[tup
         shape = shapes.get(name.rpartition(".")[2])
         is_table = name in ("token_embd", "position_embd", "token_types")
         yield f"{name}.weight", () if is_table else shape or (width,)
-        if family.architecture == "bert" and not is_table:
+        if not is_table and _has_bias(family.architecture, name, config):
             yield f"{name}.bias", (shape[1],) if shape else (width,)
+    yield "cls.output.bias", ()
+    if family.architecture == "bert" or config.get("classifier_bias"):
+        yield "cls.bias", (width,)
+    if "cls.norm" in family.tensors:
+        yield "cls.norm.weight", (width,)
+        if config.get("norm_bias"):
+            yield "cls.norm.bias", (width,)
+
+
+def _has_bias(architecture: str, name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a matrix or a norm of the body has a bias."""
+    if architecture == "bert":
+        return True
+    part = name.rpartition(".")[2]
+    key = (
+        "norm_bias"
+        if part.endswith("norm")
+        else {"attn_qkv": "attention_bias", "attn_output": "attention_bias"}.get(part, "mlp_bias")
+    )
+    return bool(config.get(key))
 
 
 def _bert_keys(config: Config) -> dict[str, Any]:
@@ -178,9 +209,13 @@ def _modern_bert_flaw(config: Mapping[str, Any]) -> str:
     if config.get("classifier_pooling", "cls") not in ("mean", "cls"):
         return f"its pooling is {config['classifier_pooling']!r}"
     said = config.get("rope_parameters")
-    tables = [one for one in said.values() if isinstance(one, Mapping)] if isinstance(said, Mapping) else []
-    plain = all(one.get("rope_type", "default") == "default" for one in tables)
-    return "" if plain else "its rotary positions are scaled"
+    tables = [*said.values()] if isinstance(said, Mapping) else []
+    # One table for all layers holds values where a table for each kind of layer is needed.
+    if not all(one is None or isinstance(one, Mapping) for one in tables):
+        return "its rope_parameters do not say the rotary positions of each kind of layer"
+    scaled = [*tables, config.get("rope_scaling")]
+    kinds = (one.get("rope_type", one.get("type", "default")) for one in scaled if isinstance(one, Mapping))
+    return "" if all(kind == "default" for kind in kinds) else "its rotary positions are scaled"
 
 
 def _bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -> Family:

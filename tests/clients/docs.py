@@ -39,7 +39,7 @@ tells. [api.md](api.md#paths) lists all paths, and the options that every dialec
 |---|---|---|---|
 | Jina, Cohere | `documents` | `/v1/rerank` `/rerank` `/v2/rerank` …; `/jina/…` `/cohere/…` | `results` |
 | Text Embeddings Inference | `texts` | the same; `/tei/…`; `GET /info` | a list of all texts |
-| Voyage | `top_k` without `top_n`, or `truncation` | the same; `/voyage/…` | `data` |
+| Voyage | `top_k` or `truncation`, without `top_n` | the same; `/voyage/…` | `data` |
 | Mixedbread | `input` beside `query` | the same | `data`, a document being `input` |
 | Weaviate | `property` | the same; `GET /.well-known/ready`, `/meta` | `scores`, in the order sent |
 | DashScope | `input`, an object | `/api/v1/services/rerank/text-rerank/text-rerank` | `output.results` |

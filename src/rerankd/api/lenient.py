@@ -30,7 +30,7 @@ def _count(value: object) -> object:
 
 
 def _number(value: object) -> object:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or str(value).strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
         raise ValueError("must be a number")
     return value
 

@@ -42,6 +42,8 @@ def prefixed(prefix: str) -> tuple[str, ...]:
 def hint(path: str) -> str:
     """Where a request should have gone that was sent to `path`, as a sentence."""
     usual = "Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
+    if path in ALL:  # another method than POST
+        return usual
     for served in sorted(ALL, key=len, reverse=True):
         before = path.removesuffix(served)
         if before not in (path, ""):

@@ -106,7 +106,7 @@ def choose_dialect(path: str, body: dict[str, Any]) -> Dialect:
         return weaviate
     if path.endswith(tuple(paths.OLLAMA)):
         return ollama
-    if "truncation" in sent or ("top_k" in sent and "top_n" not in sent):
+    if "top_n" not in sent and sent & {"truncation", "top_k"}:
         return voyage
     return jina
 

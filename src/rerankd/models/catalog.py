@@ -19,6 +19,8 @@ from rerankd.models.evidence import header_names, plain
 from rerankd.models.facts import Facts
 
 _PLACEHOLDERS = re.compile(r"\{(instruction|query|document)\}")
+# `{{ query }}` holds `{query}`, and the model would read its other braces.
+_JINJA = re.compile(r"\{%|\{\{-?\s*(?:instruction|query|document)\b")
 _SIGMOID = Transform("sigmoid")
 
 
@@ -105,6 +107,11 @@ class Catalog:
 
 def template_flaw(template: str) -> str:
     """What is wrong with a judge's template, "" when nothing is."""
+    if match := _JINJA.search(template):
+        return (
+            f"the template is written in Jinja ({match[0]!r}), which rerankd does not run: write {{query}} "
+            "and {document} with single braces"
+        )
     found = [match[1] for match in _PLACEHOLDERS.finditer(template)]
     for name in ("query", "document"):
         if found.count(name) != 1:

@@ -12,18 +12,20 @@ from typing import Literal
 
 from rerankd.models.facts import Facts
 
-Kind = Literal["reranker", "late interaction", "listwise"]
+Kind = Literal["reranker", "late interaction", "listwise", "sparse"]
 
 # Patterns for names in lower case, all that is not a letter or a digit written as one hyphen.
 _RERANKER = re.compile(
     r"re-?rank|cross-?encoder|ranker(?:-|$)|zerank|(?:^|-)ms-marco-(?:minilm|tinybert|electra)"
-    r"|mmarco-mminilm|mono(?:bert|t5)|(?:^|-)lamar(?:-|$)"
+    r"|mmarco-mminilm|mono(?:bert|t5)|(?:^|-)lamar(?:-|$)|(?:^|-)rank-?(?:llama|zephyr|vicuna|gpt|t5)(?:-|$)"
 )
 _LATE = re.compile(r"colbert|late-interaction|(?:^|-)m?lateon(?:-|$)|embed-v1-late|colmodernvbert|colqwen")
+_SPARSE = re.compile(r"splade|(?:^|-)sparse(?:-|$)")
 _RERANKER_TAGS = frozenset(("reranker", "reranking", "text-ranking", "cross-encoder"))
 _EMBEDDER_TAGS = frozenset(("sentence-similarity", "feature-extraction"))
 # What older cards of cross-encoders say.
 _CLASSIFIER_TAG = "text-classification"
+_SPARSE_TAGS = frozenset(("splade", "sparse-encoder"))
 _LATE_TAGS = frozenset(("colbert", "late-interaction", "multi-vector", "pylate"))
 # Tokens that stand before the texts of late interaction, and those whose states jina-reranker-v3 compares.
 _LATE_MARKERS = (("[Q] ", "[D] "), ("[QueryMarker]", "[DocumentMarker]"))
@@ -53,7 +55,9 @@ def kind_of(facts: Facts) -> Kind | None:
         return "late interaction"
     tagged = tags & _RERANKER_TAGS or (_CLASSIFIER_TAG in tags and not tags & _EMBEDDER_TAGS)
     named = facts.pooling == "rank" or bool(facts.rerank_template) or bool(tagged)
-    return "reranker" if named or any(map(_RERANKER.search, names)) else None
+    if named or any(map(_RERANKER.search, names)):
+        return "reranker"
+    return "sparse" if tags & _SPARSE_TAGS or any(map(_SPARSE.search, names)) else None
 
 
 def is_called_embedder(facts: Facts) -> bool:

@@ -47,8 +47,8 @@ class Facts:
     `tags` and `base_models` are what the model's card said at the conversion. `hidden_activation` is
     ModernBERT's, "" where the header has no such key; `decision_blocks` is above 0 for a decision model,
     which shares a reranker's tensor names; `has_late_projection` says that the file projects each token's
-    state, as late interaction does. `has_cls_norm` and `has_cls_norm_bias` are about the norm in ModernBERT's
-    head.
+    state, as late interaction does; `has_dense` that it has both of EmbeddingGemma's dense layers.
+    `has_cls_norm` and `has_cls_norm_bias` are about the norm in ModernBERT's head.
     """
 
     path: Path
@@ -81,6 +81,7 @@ class Facts:
     hidden_activation: str = ""
     decision_blocks: int = 0
     has_late_projection: bool = False
+    has_dense: bool = False
     has_output: bool = False
     has_charsmap: bool = False
     tokenizer_model: str = ""
@@ -234,6 +235,7 @@ def facts_of(
         hidden_activation=text(f"{arch}.hidden_activation"),
         decision_blocks=number(f"{arch}.decision.block_count"),
         has_late_projection="dense_2_out.weight" in tensors,
+        has_dense={"dense_2.weight", "dense_3.weight"} <= tensors.keys(),
         has_output="output.weight" in tensors,
         has_charsmap="tokenizer.ggml.precompiled_charsmap" in values,
         tokenizer_model=text("tokenizer.ggml.model"),

@@ -19,6 +19,7 @@ from rerankd.models.facts import Facts
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
 _QWEN3_NAME = "qwen3-reranker"
 _QWEN3_LABELS = ("yes", "no")
+_NEGATIVE = frozenset(("no", "false", "0", "irrelevant", "negative", "\u5426"))
 # Between parts that the reference tokenises apart; not in a file's own template.
 _SEAM = "\x1e"
 
@@ -45,7 +46,7 @@ def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
     assert qwen is not None, "the catalog has the prompt of Qwen3-Reranker"
     instruction = _instruction_in(facts.rerank_template, qwen.template)
     if facts.rerank_template and instruction is None:
-        flawed = template_flaw(facts.rerank_template)
+        flawed = own_template_flaw(facts.rerank_template)
         return None if flawed or labels is None else Prompt(facts.rerank_template, labels)
     if instruction is not None and facts.architecture != "qwen3vl":
         # llama.cpp's converter gives the vision model the text model's template, which is not its own.
@@ -74,19 +75,38 @@ def known(facts: Facts, entry: Entry | None, catalog: Catalog) -> Prompt | None:
     return None
 
 
+def own_template_flaw(template: str) -> str:
+    """Why a file's rerank template can't be filled in, "" where it can."""
+    if flaw := template_flaw(template):
+        return flaw
+    return "the file does not say which {instruction} it wants" if "{instruction}" in template else ""
+
+
 def labels_of(facts: Facts) -> tuple[str, str] | None:
-    """The two labels of the rank head, the relevant one first; None where the file names none, or others than
-    tokens."""
+    """The two labels of the rank head, the relevant one first; None where the file names none, others than
+    tokens, or one that means not relevant first: its order may be wrong, or its question be turned around."""
     said = facts.output_labels
     fit = len(said) == 2 and all(facts.token_id(label) is not None for label in said)
-    return (said[0], said[1]) if fit else None
+    if not fit or _word(said[0]) in _NEGATIVE:
+        return None
+    return said[0], said[1]
+
+
+def _word(label: str) -> str:
+    return label.strip().lower()
 
 
 def _of_entry(facts: Facts, entry: Entry) -> Prompt:
     own = facts.rerank_template
-    differs = own and _instruction_in(own, entry.template) is None
-    note = "the file has another rerank template, which is not used" if differs else ""
-    return Prompt(entry.template, entry.labels, entry.instruction, note)
+    instruction = _instruction_in(own, entry.template)
+    if not own or instruction is not None:
+        return Prompt(entry.template, entry.labels, instruction or entry.instruction)
+    note = (
+        f"this model is asked as {entry.name} is, because of its name and its sizes; its file has another "
+        "rerank template, which is not used. Set a template if its model card names another prompt"
+    )
+    # llama.cpp's converter gives the vision model the text model's template, which is not its own.
+    return Prompt(entry.template, entry.labels, entry.instruction, note, facts.architecture != "qwen3vl")
 
 
 def _instruction_in(template: str, known: str) -> str | None:
@@ -103,11 +123,14 @@ def wanted_lines(facts: Facts, catalog: Catalog, *, like_before: bool) -> str:
     """The lines that make a judge of a model whose prompt is not known: what its file says is filled in, the
     rest is for the user. `like_before` adds what rerankd 0.1 asked."""
     own = facts.rerank_template if not template_flaw(facts.rerank_template) else ""
+    slot = "{instruction}" in own
     lines = [
         'way = "judge"',
         f"template = {toml(own)}  # the prompt of its model card, with {{query}} and {{document}} in it",
         f"labels = {toml(labels_of(facts) or ('', ''))}  # the tokens that mean relevant and not relevant",
     ]
+    if slot:
+        lines.insert(2, 'instruction = ""  # what its model card puts there')
     qwen = catalog.find(QWEN3_RERANKER)
     if like_before and qwen is not None:
         said: dict[str, str | Sequence[str]] = {

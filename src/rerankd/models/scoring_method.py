@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rerankd.domain import Way
 from rerankd.models import prompts
-from rerankd.models.catalog import Catalog, Entry, template_flaw
+from rerankd.models.catalog import Catalog, Entry
 from rerankd.models.evidence import Kind, is_called_embedder, kind_of
 from rerankd.models.facts import Facts
 from rerankd.models.heads import is_causal
@@ -48,6 +48,13 @@ def natural(facts: Facts, entry: Entry | None, catalog: Catalog) -> Way | Refusa
             "embedding model, say so in rerankd.toml, with the pooling that its model card names",
             _cosine_lines(""),
         )
+    if facts.architecture == "gemma-embedding" and not facts.has_dense:
+        return Refusal(
+            "it is an EmbeddingGemma without its two dense layers (dense_2.weight and dense_3.weight "
+            "missing): it was converted without them, and gives other cosines than the model",
+            f"take a conversion that has them, or {OTHERS}",
+            _cosine_lines(facts.pooling),
+        )
     if facts.architecture in _EITHER and not is_called_embedder(facts):
         return Refusal(
             f"it is a {facts.architecture} encoder without a rank head, and nothing in it says whether it "
@@ -60,7 +67,7 @@ def natural(facts: Facts, entry: Entry | None, catalog: Catalog) -> Way | Refusa
 
 
 def _causal(facts: Facts, entry: Entry | None, catalog: Catalog, kind: Kind | None) -> Way | Refusal:
-    if kind in ("listwise", "late interaction"):
+    if kind in ("listwise", "late interaction", "sparse"):
         return _headless(facts, entry, kind)
     if prompts.known(facts, entry, catalog) is not None:
         return "judge"
@@ -87,12 +94,14 @@ def _missing_of_judge(facts: Facts) -> str:
     lacks = []
     if not facts.rerank_template:
         lacks.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
-    elif flaw := template_flaw(facts.rerank_template):
+    elif flaw := prompts.own_template_flaw(facts.rerank_template):
         lacks.append(f"a rerank template that can be filled in ({flaw})")
     elif facts.architecture == "qwen3vl":
         lacks.append("its own prompt (the template in the file is the text model's)")
     if prompts.labels_of(facts) is None:
-        lacks.append("two labels that are tokens of its vocabulary (classifier.output_labels)")
+        lacks.append(
+            "two labels that are tokens of its vocabulary, the relevant one first (classifier.output_labels)"
+        )
     return " and ".join(lacks) + (" are missing" if len(lacks) > 1 else " is missing")
 
 
@@ -109,6 +118,13 @@ def _headless(facts: Facts, entry: Entry | None, kind: Kind) -> Refusal:
         return Refusal(
             "it is a late interaction model (ColBERT): it compares each token of a query with each of a "
             "document, which rerankd does not do yet; one vector for each text gives other scores",
+            OTHERS,
+            lines,
+        )
+    if kind == "sparse":
+        return Refusal(
+            "it is a sparse model (SPLADE): its score comes from weights of words, which its language model "
+            "head gives and rerankd does not compute; one vector for each text gives other scores",
             OTHERS,
             lines,
         )

@@ -157,10 +157,8 @@ def decide(facts: Facts, catalog: Catalog, overrides: ScoringOverrides = NO_OVER
     build = entry.needs_build if entry is not None else 0
     if facts.hidden_activation not in ("", "gelu"):
         build = max(build, HIDDEN_ACTIVATION_BUILD)
-    known = case.prompt if found.way == "judge" and overrides.template is None else None
-    warnings = (f"{known.note[0].upper()}{known.note[1:]}.",) if known is not None and known.assumed else ()
     notes = _notes(case, found)
-    return Verdict(facts.path, found, entry, notes=notes, needs_build=build, warnings=warnings)
+    return Verdict(facts.path, found, entry, notes=notes, needs_build=build, warnings=_warnings(case, found))
 
 
 def _no_model(case: _Case) -> Refusal | None:
@@ -342,6 +340,19 @@ def _cosine(case: _Case) -> Scoring | Refusal:
             f"set pooling to mean, cls or last, as its model card says, or {OTHERS}",
         )
 
+    said = facts.pooling
+    if (
+        entry is not None
+        and overrides.pooling is None
+        and said in ("mean", "cls", "last")
+        and said != pooling
+    ):
+        return Refusal(
+            f"it is called {entry.name}, whose pooling is {pooling}, and its file says that it has {said}",
+            "say in rerankd.toml which one is right, as its model card has it",
+            f'way = "cosine"\npooling = {prompts.toml(said)}  # or {prompts.toml(pooling)}',
+        )
+
     def prefix(own: str | None, known: str) -> str:
         return known if own is None else own
 
@@ -395,6 +406,20 @@ def _transform(overrides: ScoringOverrides, default: Transform) -> Transform:
     if not low < high:
         raise ConfigError(f"low = {low} must be less than high = {high}")
     return Transform("affine", low, high)
+
+
+def _warnings(case: _Case, scoring: Scoring) -> tuple[str, ...]:
+    """What is assumed and nothing states, for every answer."""
+    overrides, known = case.overrides, case.prompt
+    if scoring.way == "judge" and overrides.template is None and known is not None and known.assumed:
+        return (f"{known.note[0].upper()}{known.note[1:]}.",)
+    if scoring.way == "cosine" and case.entry is None and overrides.query_prefix is None:
+        return (
+            "This embedding model is not in the catalog, and its file does not say whether queries and "
+            'documents want a prefix; none is put before them. Set query_prefix and document_prefix ("" for '
+            "none).",
+        )
+    return ()
 
 
 def _notes(case: _Case, scoring: Scoring) -> tuple[str, ...]:
