@@ -85,7 +85,8 @@ def test_an_engine_to_use_that_is_gone_is_passed_over_and_said() -> None:
 
 def test_the_catalog_may_name_the_oldest_build() -> None:
     table = '[[model]]\nname = "A"\nway = "head"\nneeds_build = 12000\n'
-    entry = catalog.load(table + 'match = { architectures = ["bert"], names = ["a-b"] }').entries[0]
+    match = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
+    entry = catalog.load(table + match).entries[0]
     assert entry.needs_build == 12000
 
 
@@ -93,9 +94,10 @@ def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = golden_settings("qwen3-headed", tmp_path)
-    name = catalog.plain(gguf.read(settings.model[0]).name)
+    facts = gguf.read(settings.model[0])
+    sizes = f"block_count = {facts.block_count}, embedding_length = {facts.embedding_length}"
     prompt = 'way = "judge"\nlabels = ["y", "n"]\ntemplate = "{query}{document}"\nneeds_build = 99999\n'
-    match = f'match = {{ architectures = ["qwen3"], names = ["{name}"] }}'
+    match = f'match = {{ architectures = ["qwen3"], names = ["{catalog.plain(facts.name)}"], {sizes} }}'
     table = catalog.load(f'[[model]]\nname = "A"\n{prompt}{match}')
     monkeypatch.setattr(catalog, "known", lambda: table)
     with pytest.raises(

@@ -273,7 +273,8 @@ class Fleet(Roster):
         if isinstance(entry, Pending):
             return entry.retry()
         async with self._changing:
-            await self._reload(entry)
+            if entry in self._entries:  # else another reload has replaced it meanwhile, or it was removed
+                await self._reload(entry)
 
     async def _reload(self, served: Served) -> None:
         if await asyncio.to_thread(served.is_changed):
