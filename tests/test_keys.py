@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
 import stat
 import sys
@@ -100,6 +101,12 @@ def test_a_file_of_keys_that_can_not_be_trusted_ends_the_start(
     with pytest.raises(ConfigError, match=says) as caught:
         Reranker(Settings(api_keys_file=path, home=tmp_path))
     assert "rk-secret" not in caught.value.message
+
+
+def test_a_pipe_as_file_of_keys_holds_nothing_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "keys", 0o600)
+    with pytest.raises(ConfigError, match="not a plain file"):
+        keys.read(Settings(api_keys_file=tmp_path / "keys"))
 
 
 def test_a_file_of_keys_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,20 @@ async def test_a_trial_that_fails_leaves_the_model_in_float32(
     late = subject(GOLDEN / "xlmr-head.gguf", broken.scoring)
     choice = await chosen.choose(late, StateStore(tmp_path), tmp_path / "log", 0.01)
     assert choice == precision.Choice("f32", "a trial of bf16 did not end within 0.01 s")
+
+
+@pytest.mark.anyio
+async def test_what_made_a_trial_fail_once_does_not_slow_the_model_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
+    model = subject(GOLDEN / "xlmr-head.gguf", Scoring("head", 512, Transform("sigmoid"), "rank"))
+    failed = await chosen.choose(model, StateStore(tmp_path), tmp_path / "log", 0.01)
+    # The scores stay the same over restarts for a day, and are tried anew after it.
+    assert chosen.known(model, StateStore(tmp_path)) == failed
+    next_day = StateStore(tmp_path, now=lambda: time.time() + 24 * 3600 + 60)
+    assert chosen.known(model, next_day) is None
+    assert "a trial of bf16" not in (await chosen.choose(model, next_day, tmp_path / "log", 120)).why
 
 
 def test_the_trial_s_speed_does_not_depend_on_what_else_the_machine_does() -> None:

@@ -7,7 +7,9 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ import support
 from rerankd.domain import Scoring, Transform
 from rerankd.engine import growth, process, reasons, restart, rundir
 from rerankd.engine.base import Engine, EngineSpec, Launch
+from rerankd.engine.child import Child
 from rerankd.engine.llama import LlamaClient
 from rerankd.engine.supervisor import State, Supervisor, Watch
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
@@ -47,6 +50,9 @@ def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, 
         (0, [], False, "exit"),
         (-signal.SIGABRT, ["terminate called after throwing std::bad_alloc"], False, "memory"),
         (1, ["CUDA error: out of memory"], False, "memory"),
+        (1, ["error: Unable to allocate 2.25 MiB for an array"], False, "memory"),
+        (1, ["OSError: [Errno 12] Cannot allocate memory"], False, "memory"),
+        (1, ["MemoryError"], False, "memory"),
     ],
 )
 def test_why_an_engine_went(code: int, lines: list[str], oom: bool, cause: str) -> None:
@@ -261,6 +267,21 @@ def test_a_system_that_starts_no_process_for_a_while_costs_a_wait(tmp_path: Path
             assert await it.score() == RIGHT
 
     asyncio.run(story())
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="there asyncio needs no thread to watch a child")
+def test_a_child_that_no_thread_can_watch_is_not_left_running(tmp_path: Path) -> None:
+    async def story() -> None:
+        usual = threading.stack_size(2**46)  # more than an address space has: no thread can start
+        try:
+            with pytest.raises(EngineStartFailed, match="too many processes"):
+                await Child.start(["/bin/sleep", "60"], tmp_path / "log")
+        finally:
+            threading.stack_size(usual)
+        while support.children(os.getpid()):
+            await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(story(), 20))
 
 
 def test_a_fault_of_the_supervisor_itself_is_not_the_end(

@@ -65,6 +65,8 @@ def read_file(path: Path) -> dict[str, str]:
     which may be a key."""
     try:
         mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe gives its keys once, and then holds up whoever reads it
+            raise ConfigError(f"The file of API keys {path} is not a plain file. Name one in api_keys_file.")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The file of API keys {path} can't be read: {error}.") from error

@@ -115,12 +115,13 @@ class StateStore:
         than MOST_VALUE_BYTES with its key."""
         self._change(section, {key: self._made(section, key, value, ttl_s)})
 
-    def setdefault(self, section: str, key: str, value: Any) -> Any:
-        """Keep a value for good where there is none yet. Returns the one that is kept: of several processes
-        that find out the same at once, the first one's. Raises ValueError as `put`."""
+    def setdefault(self, section: str, key: str, value: Any, ttl_s: float | None = None) -> Any:
+        """Keep a value, for `ttl_s` seconds or for good, where there is none yet. Returns the one
+        that is kept: of several processes that find out the same at once, the first one's. Raises ValueError
+        as `put`."""
         with self._mutex:
             if self.get(section, key) is None:
-                self._change(section, {key: self._made(section, key, value)}, unless_there=True)
+                self._change(section, {key: self._made(section, key, value, ttl_s)}, unless_there=True)
             return self.get(section, key)
 
     def remove(self, section: str, key: str) -> None:

@@ -56,6 +56,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "start new thread" not in str(error):
+            raise
+        typer.echo(
+            "rerankd: the system has no memory left (see ulimit -v), or allows no more processes and threads "
+            "(see ulimit -u, and TasksMax of a systemd unit). Raise the limit and start again.",
+            err=True,
+        )
+        sys.exit(1)
 
 
 def _version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -49,19 +50,22 @@ class Child:
                 "unset to use the bundled llama.cpp.",
                 retry_after_s=None,
             )
+        loop = asyncio.get_running_loop()
+        streams = _Streams(limit=2**20, loop=loop)
         try:
-            process = await asyncio.create_subprocess_exec(
+            transport, _ = await loop.subprocess_exec(
+                lambda: streams,
                 *tethered(argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=environ,
                 start_new_session=True,
-                limit=2**20,
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            streams.is_given_up = True
             raise EngineStartFailed(reasons.not_started(argv[0], error)) from error
-        return cls(process, log)
+        return cls(asyncio.subprocess.Process(transport, streams, loop), log)
 
     @property
     def pid(self) -> int:
@@ -113,6 +117,20 @@ class Child:
                 self._ring.extend(line[:1000].decode(errors="replace") for line in lines[-_RING_LINES:])
         if rest:
             self._ring.append(rest.decode(errors="replace"))
+
+
+class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
+    """asyncio's streams of a child. It starts the child first and then what watches it, a thread or a
+    descriptor: where the system has none left, the child would run on, unknown to anybody."""
+
+    is_given_up = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.is_given_up:
+            transport.close()  # which kills it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                transport.get_extra_info("subprocess").wait(_LAST_OUTPUT_S)
 
 
 class _LogFile:

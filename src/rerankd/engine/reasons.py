@@ -21,7 +21,11 @@ all, or a planned replacement."""
 
 # What a fault in the program itself raises; any other signal comes from outside.
 _FAULTS = ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
-_MEMORY_SIGNS = ("failed to allocate", "out of memory", "bad_alloc", "memory allocation of")
+# Of llama.cpp, CUDA, C++, Rust, numpy, Python and the system.
+_MEMORY_SIGNS = (
+    "failed to allocate", "out of memory", "bad_alloc", "memory allocation of", "unable to allocate",
+    "memoryerror", "cannot allocate memory", "not enough memory",
+)  # fmt: skip
 _SIGNS = (
     (
         "unknown model architecture",
@@ -35,7 +39,8 @@ _FAULT_NUMBERS = [getattr(signal, name) for name in _FAULTS if hasattr(signal, n
 _SIGNALS = {
     -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it, which "
     "engine = llama takes.",
-    -9: "It was killed, most likely because memory ran out. " + _LESS_MEMORY,
+    -9: "It was killed from outside, which the system does where memory runs out. If that is why: "
+    + _LESS_MEMORY,
     -11: "It crashed: the file may be damaged, or the engine is broken on this machine: another one "
     "may work (engine = llama or openvino).",
 }
@@ -112,10 +117,10 @@ def says_memory(text: str) -> bool:
     return any(sign in text.lower() for sign in _MEMORY_SIGNS)
 
 
-def not_started(program: str, error: OSError) -> str:
-    """The system did not start the process."""
-    why = error.strerror or repr(error)
-    if isinstance(error, BlockingIOError):
+def not_started(program: str, error: OSError | RuntimeError) -> str:
+    """The system did not start the process, or a thread to watch it (RuntimeError)."""
+    why = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, BlockingIOError) or "new thread" in why:
         why += ": too many processes run (see ulimit -u, and TasksMax of a systemd unit)"
     return f"The system could not start the engine {program}: {why}."
 

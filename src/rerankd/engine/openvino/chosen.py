@@ -27,6 +27,9 @@ from rerankd.state import StateStore
 _log = logging.getLogger("rerankd.engine")
 
 SECTION = "precision"
+# What made a trial fail (a busy machine, too little memory, a sandbox) passes; the model does not change its
+# scores with each start meanwhile.
+_FAILED_TTL_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +70,30 @@ async def choose(subject: Subject, state: StateStore, log: Path, timeout_s: floa
     if found is not None:
         return found
     _log.info("%s: trying whether bf16 is faster here and keeps the order, once", subject.path.name)
-    made = await _try(subject, log, timeout_s)
+    made, ttl_s = await _try(subject, log, timeout_s)
+    if ttl_s is not None:
+        _log.warning("%s: it is computed in float32: %s", subject.path.name, made.why)
     value = {**asdict(made), "model": str(subject.path), "cpu": machine.cpu_name(), "openvino": version()}
     # Of two services that chose at the same time, both take what was kept first.
-    first = await asyncio.to_thread(state.setdefault, SECTION, subject.key, value)
+    first = await asyncio.to_thread(state.setdefault, SECTION, subject.key, value, ttl_s)
     return _kept(first) or made
 
 
-async def _try(subject: Subject, log: Path, timeout_s: float) -> Choice:
+async def _try(subject: Subject, log: Path, timeout_s: float) -> tuple[Choice, float | None]:
+    """What a trial tells, and for how many seconds that counts; None: for good."""
     child = await Child.start(_argv(subject), log)
     try:
         async with asyncio.timeout(timeout_s):
             code = await child.wait()
     except TimeoutError:
-        return Choice("f32", f"a trial of bf16 did not end within {timeout_s:g} s")
+        return Choice("f32", f"a trial of bf16 did not end within {timeout_s:g} s"), _FAILED_TTL_S
     finally:
         await child.stop(0)
     said = _last_object(child.lines())
     if "ratio" in said:
-        return precision.after(Trial(said["ratio"], said["gap"]), machine.instructions())
+        return precision.after(Trial(said["ratio"], said["gap"]), machine.instructions()), None
     why = said.get("error") or f"it ended with {code}"
-    return Choice("f32", f"a trial of bf16 failed: {why}")
+    return Choice("f32", f"a trial of bf16 failed: {why}"), _FAILED_TTL_S
 
 
 def _argv(subject: Subject) -> Sequence[str]:
