@@ -53,6 +53,11 @@ def test_serve_says_which_llama_cpp_runs_and_why(serve: Serve) -> None:
     assert "llama.cpp bundled (b11549): no other was built" in said
 
 
+def test_serve_computes_in_the_precision_that_is_named(serve: Serve) -> None:
+    program = serve(XLMR, "--engine", "openvino", "--precision", "f32")
+    assert "f32 (as the settings say)" in "".join(program.said)
+
+
 def test_the_engine_dies_with_a_service_that_is_killed(serve: Serve) -> None:
     program = serve(XLMR)
     engines = children(program.process.pid)

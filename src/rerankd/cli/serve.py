@@ -50,6 +50,13 @@ def serve(
         config.EngineKind | None,
         typer.Option(help="What runs the model; auto takes the fastest that can.", show_default="auto"),
     ] = None,
+    precision: Annotated[
+        config.Precision | None,
+        typer.Option(
+            help="OpenVINO's arithmetic; auto takes bf16 where it is faster here and keeps the order.",
+            show_default="auto",
+        ),
+    ] = None,
     gpu_layers: Annotated[
         int | None, typer.Option(help="Layers on the GPU; -1 for as many as fit there.", show_default="-1")
     ] = None,
@@ -71,6 +78,7 @@ def serve(
         "api_key": api_key,
         "api_prefix": api_prefix,
         "engine": engine,
+        "precision": precision,
         "gpu_layers": gpu_layers,
         "force": force,
     }
