@@ -104,6 +104,13 @@ def test_what_was_cut_is_said() -> None:
     assert "and 5 more" in warning
 
 
+def test_an_overlap_that_is_held_back_is_said() -> None:
+    asked = {"max_chunks_per_doc": 9, "overlap_tokens": 10_000}
+    warnings = run("panda", ["bear " * 300], **asked).warnings
+    assert any("Chunks share" in warning and "overlap_tokens" in warning for warning in warnings)
+    assert run("panda", ["bear"], **asked).warnings == ()
+
+
 def test_blank_documents_are_named_and_not_counted() -> None:
     fitted = run("panda", ["bear", " " * 5000, "\ufeff\0"])
     assert (fitted.plan.texts, fitted.plan.blank, fitted.cut) == (("bear",), (1, 2), ())

@@ -89,6 +89,14 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
         cli(tmp_path, "remove", "bge-reranker-v2-m4")
 
 
+def test_show_tells_of_the_built_in_model_what_list_does(tmp_path: Path, home: Path) -> None:
+    """It was "not on this machine" while `list` had it, and was to be pulled by a name with blanks."""
+    absent = cli(tmp_path, "show", "builtin:e5")
+    assert "not on this machine; rerankd pull builtin:e5" in absent
+    for name in ("builtin:e5", "e5"):
+        assert "scored as cosine: " in cli(home, "show", name)
+
+
 def test_the_catalog_is_listed_with_what_one_must_know_before_a_pull(tmp_path: Path) -> None:
     listed = cli(tmp_path, "list", "--catalog").splitlines()
     assert "qwen3-reranker-0.6b\t639 MB\tmulti\tApache-2.0\t8192\tjudge" in listed

@@ -173,6 +173,22 @@ def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path)
         assert served.returncode == 0 and "scored as judge" in served.stdout, served.stderr
 
 
+def test_a_section_that_was_printed_for_a_relative_path_holds_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It named the file as the user did, and was passed over for any other spelling of the path."""
+    path = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
+    monkeypatch.chdir(tmp_path)
+    lines = judged(Path("lychee.gguf")).settings("lychee.gguf")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    settings = config.load(lines.replace('""', '"x"'), {}, {})
+    for spelled in (str(path), "../lychee.gguf", "lychee"):
+        assert settings.of(spelled).names == ("lychee",)
+        assert settings.of(spelled).ref == str(path)
+    assert settings.of("lychee.gguf").names == ()  # of this folder: another file
+
+
 @pytest.mark.parametrize(
     ("ref", "name"),
     [

@@ -423,7 +423,12 @@ class Settings(_Frozen):
         """The name of the section that is about a model; what it is called where there is none."""
         if model in self.models:
             return model
-        return next((name for name, own in self.models.items() if own.ref == model), model)
+        # A path is the same one however it is written.
+        wanted = os.path.abspath(model)
+        return next(
+            (name for name, own in self.models.items() if own.ref and os.path.abspath(own.ref) == wanted),
+            model,
+        )
 
     def _wanted(self, name: str, *, first: bool) -> Wanted:
         own = self.models.get(name, ModelSettings())

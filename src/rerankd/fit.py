@@ -28,7 +28,7 @@ class Fitted:
     Blank documents (see plan.is_blank) don't go there.
 
     `unused_instruction` says that one was sent which the model has no place for, `query_cut` to how many
-    tokens the query was cut.
+    tokens the query was cut, `overlap` how many tokens chunks share where more were asked for.
     """
 
     query: str
@@ -38,6 +38,7 @@ class Fitted:
     room: int
     unused_instruction: bool = False
     query_cut: int | None = None
+    overlap: int | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -47,6 +48,11 @@ class Fitted:
             found.append("This model takes no instruction: the one sent was not used.")
         if self.query_cut:
             found.append(f"The query was cut to {self.query_cut} tokens, as max_tokens_per_query asks.")
+        if self.overlap is not None:
+            found.append(
+                f"Chunks share {self.overlap} tokens, half of what there is room for, and not the "
+                "overlap_tokens of the request."
+            )
         if self.cut:
             found.append(
                 f"Too long to be read whole, with {self.room} tokens for a text: {plan.named(self.cut)}."
@@ -102,7 +108,10 @@ async def fit(
             "Shorten it, or leave out truncate: false to have it cut."
         )
     unused_instruction = bool(request.instruction) and not takes_instruction
-    return Fitted(query, instruction, plan.make(made), cut, bound, unused_instruction, query_cut)
+    is_chunked = any(len(chunks.texts) > 1 for chunks in made)
+    most_overlap = window.most_overlap(room)
+    overlap = most_overlap if is_chunked and request.overlap_tokens > most_overlap else None
+    return Fitted(query, instruction, plan.make(made), cut, bound, unused_instruction, query_cut, overlap)
 
 
 async def _query(query: str, limit: int | None, count: Count) -> tuple[str, int | None]:

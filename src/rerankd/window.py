@@ -73,8 +73,13 @@ def chunks(
         end = start + len(chunk)
         if end >= len(text) or len(found) == most:
             return Chunks(tuple(found), cut=bool(whole[end:].strip()))
-        back = len(chunk) * min(overlap, room // 2) // max(tokens, 1)
+        back = len(chunk) * min(overlap, most_overlap(room)) // max(tokens, 1)
         start = max(_word_start(text, end - back, end), start + 1)
+
+
+def most_overlap(room: int) -> int:
+    """How many tokens two chunks of `room` tokens may share, so that each has as many new ones."""
+    return room // 2
 
 
 def _longest_prefix(text: str, room: int) -> Generator[str, int, tuple[str, int]]:

@@ -91,6 +91,7 @@ def sentence(error: ValidationError, *place: str, example: object = None) -> str
 _WANTED = {
     "string_type": "must be a string",
     "list_type": "must be a list",
+    "dict_type": "must be an object",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",

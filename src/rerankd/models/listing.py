@@ -52,6 +52,8 @@ def describe(store: Store, model: str, judge: Judge) -> Row:
     """All that is known of one model, with `text` for people. Raises UnknownModel and ModelFileError."""
     entry = catalog.known().find(parse(model).name)
     record = store.find(model)
+    if entry is not None and builtin.NAME in entry.refs and builtin.path_in(store.models).is_file():
+        model, entry = builtin.NAME, None
     if record is None and entry is not None and not modelfile.exists(Path(model)):
         row = _entry_row(entry)
         return {**row, "text": _entry_text(row)}
@@ -130,8 +132,9 @@ def _entry_text(row: Row) -> str:
     if row["refused"]:
         return f"{row['name']} can't be scored right: {row['refused']}."
     places = "  ".join(row["refs"]) or "no place is known; if you know one: rerankd pull hf:ORG/REPO"
+    called = builtin.NAME if builtin.NAME in row["refs"] else row["name"]
     lines = [
-        f"{row['name']}: not on this machine" + (f"; rerankd pull {row['name']}" if row["refs"] else ""),
+        f"{row['name']}: not on this machine" + (f"; rerankd pull {called}" if row["refs"] else ""),
         f"scored as {row['scored_as']}, window {row['window'] or '?'} tokens, licence {row['licence']}, "
         f"languages {' '.join(row['languages'])}",
         f"from: {places}",

@@ -104,6 +104,8 @@ class Verdict:
         if not self.lines:
             return ""
         called = ref or str(self.path)
+        if called == str(self.path):  # the settings are read in other folders too
+            called = str(self.path.absolute())
         return prompts.section(_section_name(called), called, self.lines)
 
     def require(self, ref: str = "") -> Scoring:
