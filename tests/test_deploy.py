@@ -17,6 +17,7 @@ import yaml
 
 import sandbox
 from rerankd.config import Settings
+from rerankd.errors import ConfigError, EngineError, FetchError, ModelFileError
 from support import ROOT, Program, children, post, start_serving
 
 DEPLOY = ROOT / "deploy"
@@ -45,6 +46,15 @@ def unit(tmp_path: Path) -> Path:
     path = tmp_path / "rerankd.service"
     path.write_text(text.replace("/opt/rerankd/bin/rerankd", "/bin/true"))
     return path
+
+
+def test_a_network_that_comes_late_does_not_end_the_unit_for_good() -> None:
+    """systemd gives a unit up after StartLimitBurst failures, which an unreachable hub makes in seconds."""
+    lines = (DEPLOY / "rerankd.service").read_text().splitlines()
+    assert "StartLimitIntervalSec=0" in lines and "Restart=on-failure" in lines
+    assert f"RestartPreventExitStatus={ConfigError.exit_code}" in lines
+    passing = {FetchError.exit_code, ModelFileError.exit_code, EngineError.exit_code}
+    assert ConfigError.exit_code not in passing
 
 
 @needs_systemd

@@ -476,6 +476,7 @@ class Fleet(Roster):
                 if served in self._entries:
                     await self.reload(served)
             except RerankdError as error:  # it is looked at again with the next start
+                served.why_not_read = error.message
                 _log.warning("%s: %s", served.name, error.message)
 
         self._in_background(reload())

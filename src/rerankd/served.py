@@ -86,6 +86,8 @@ class Served:
         self._is_choosing = False
         self._precision = Precision("f32", "")
         self.on_changed_file: Callable[[], None] = lambda: None
+        # Why the file that has taken the model's place can't be served.
+        self.why_not_read = ""
         self._error: RerankdError | None = None
         self._failures = 0
         self._retry_at = 0.0
@@ -110,7 +112,7 @@ class Served:
     @property
     def engine_reason(self) -> str:
         """Why it is this engine, and with which settings after crashes."""
-        return "; ".join(filter(None, (self.model.engine.reason, self._safer.words)))
+        return "; ".join(filter(None, (self.engine.reason, self._safer.words)))
 
     @property
     def state(self) -> State:
@@ -314,7 +316,9 @@ class Served:
             if self.is_changed():
                 if self.model.path.exists():
                     self.on_changed_file()
-                    raise EngineStartFailed(f"{self.model.path} has changed and is read anew.")
+                    why = f"can't be served as it is now: {self.why_not_read}"
+                    why = why if self.why_not_read else "is read anew."
+                    raise EngineStartFailed(f"{self.model.path} has changed and {why}")
                 raise EngineStartFailed(f"{self.model.path} is gone. Put it back, or serve another one.")
             begun_with = safer.taken
             self.cache.computed_by(self._computes())

@@ -89,6 +89,7 @@ def test_where_openvino_can_t_write_code_llama_cpp_takes_over(tmp_path: Path) ->
     with service(tmp_path, real=True, under=[sys.executable, "-c", code]) as it:
         assert it.rerank(["a", "b"]).status_code == 200
         assert it.get("/v1/status").json()["models"][0]["engine"]["program"].startswith("llama.cpp")
+        assert why(it).startswith("OpenVINO can't run it here; ")
         assert "ended by itself while it loaded" in why(it)
     ((*_, last),) = kept(tmp_path)
     assert last == "other_backend"

@@ -166,6 +166,21 @@ def test_a_model_file_that_is_gone_for_seconds_is_served_again_when_it_is_back(
         assert it.get("/v1/status").json()["models"][0]["size_bytes"] == new.stat().st_size
 
 
+def test_a_model_file_that_was_replaced_by_a_damaged_one_is_told_as_damaged(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    shutil.copyfile(MODEL, model)
+    with service(tmp_path, model=model) as it:
+        model.write_bytes(MODEL.read_bytes()[:3000])
+        (engine,) = it.engines()
+        os.kill(engine, signal.SIGKILL)
+        until(lambda: "it is damaged" in it.get("/health").text, timeout_s=20)
+        refused = it.rerank(["a"])
+        assert refused.status_code == 503 and "it is damaged" in refused.json()["error"]["message"]
+        shutil.copyfile(MODEL, model)
+        until(lambda: it.get("/ready").status_code == 200, timeout_s=20)
+        assert raw_scores(it.rerank(["a"])) == right(["a"])
+
+
 def test_a_reload_by_http_replaces_the_engine(tmp_path: Path) -> None:
     with service(tmp_path, alias="mine,other/name", api_key="secret") as it:
         (engine,) = it.engines()
