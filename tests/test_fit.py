@@ -104,6 +104,11 @@ def test_what_was_cut_is_said() -> None:
     assert "and 5 more" in warning
 
 
+def test_a_bound_of_0_is_none() -> None:
+    text = "bear " * 100
+    assert run("panda", [text], max_tokens_per_doc=0).plan.texts == run("panda", [text]).plan.texts
+
+
 def test_an_overlap_that_is_held_back_is_said() -> None:
     asked = {"max_chunks_per_doc": 9, "overlap_tokens": 10_000}
     warnings = run("panda", ["bear " * 300], **asked).warnings

@@ -8,14 +8,51 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rerankd import Reranker, SyncReranker
-from rerankd.errors import Misuse, Stopping
+from rerankd.domain import RerankRequest
+from rerankd.errors import InvalidRequest, Misuse, Stopping
 from support import GOLDEN, environment, golden_settings
 
 DOCUMENTS = ["a bear of China", "a kind of bread"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"top_n": -1}, "top_n is -1, but must be a whole number"),
+        ({"top_n": "2"}, "top_n is '2'"),
+        ({"top_n": True}, "top_n is True"),
+        ({"max_tokens_per_doc": -3}, "max_tokens_per_doc is -3"),
+        ({"max_chunks_per_doc": 1.5}, "max_chunks_per_doc is 1.5"),
+        ({"overlap_tokens": -1}, "overlap_tokens is -1"),
+        ({"score_threshold": float("nan")}, "score_threshold is nan"),
+        ({"score_threshold": "x"}, "score_threshold is 'x'"),
+        ({"instruction": 5}, "instruction is 5"),
+        ({"query": None}, "The query is None"),
+        ({"documents": ["a", None]}, "Document 1 is None"),
+        ({"documents": [{"text": "a"}]}, "Document 0 is {'text': 'a'}"),
+        ({"documents": "abc"}, "The documents are a str"),
+        ({"documents": {"a": "b"}}, "The documents are a dict"),
+    ],
+    ids=str,
+)
+async def test_an_option_of_another_kind_is_a_sentence(options: dict[str, Any], says: str) -> None:
+    """top_n = -1 left out the last document, a negative bound gave each document 0, and a string was its
+    letters."""
+    with pytest.raises(InvalidRequest) as caught:
+        await Reranker(model=str(GOLDEN / "xlmr-head.gguf")).rerank(
+            **{"query": "panda?", "documents": DOCUMENTS, **options}
+        )
+    assert says in caught.value.message
+
+
+def test_no_bound_may_be_spelled_0() -> None:
+    zeros = dict.fromkeys(("top_n", "max_tokens_per_doc", "max_chunks_per_doc", "max_tokens_per_query"), 0)
+    assert RerankRequest("q", ("a",), **zeros).top_n == 0
 
 
 def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:

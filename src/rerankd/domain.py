@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from rerankd.errors import InvalidRequest
 
 Way = Literal["head", "judge", "cosine"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
@@ -62,6 +65,8 @@ class RerankRequest:
     `max_tokens_per_query` has a longer query cut, which is an error without it. `max_tokens_per_pair` is a
     window smaller than the model's, special tokens included. `warnings` say what of the caller's request is
     not in here; the answer repeats them.
+
+    Raises InvalidRequest for a value of another type or out of its bounds.
     """
 
     query: str
@@ -79,6 +84,37 @@ class RerankRequest:
     max_tokens_per_query: int | None = None
     max_tokens_per_pair: int | None = None
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.query, str):
+            raise InvalidRequest(f"The query is {self.query!r:.80}, but must be a string.")
+        for at, text in enumerate(self.documents):
+            if not isinstance(text, str):
+                raise InvalidRequest(f"Document {at} is {text!r:.80}, but must be a string.")
+        for name in _COUNTS:
+            count = getattr(self, name)
+            if count is not None and (type(count) is bool or not isinstance(count, int) or count < 0):
+                raise InvalidRequest(f"{name} is {count!r:.80}, but must be a whole number, 0 or more.")
+        for name in _TEXTS:
+            text = getattr(self, name)
+            if text is not None and not isinstance(text, str):
+                raise InvalidRequest(f"{name} is {text!r:.80}, but must be a string.")
+        bound = self.score_threshold
+        if bound is None:
+            return
+        if type(bound) is bool or not isinstance(bound, int | float) or not math.isfinite(bound):
+            raise InvalidRequest(f"score_threshold is {bound!r:.80}, but must be a number.")
+
+
+_COUNTS = (
+    "top_n",
+    "max_tokens_per_doc",
+    "max_chunks_per_doc",
+    "overlap_tokens",
+    "max_tokens_per_query",
+    "max_tokens_per_pair",
+)
+_TEXTS = ("model", "instruction")
 
 
 @dataclass(frozen=True, slots=True)

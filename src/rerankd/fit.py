@@ -74,7 +74,7 @@ async def fit(
     takes_instruction = scoring.way == "judge" and "{instruction}" in scoring.template
     instruction = clean(request.instruction or scoring.instruction) if takes_instruction else ""
     documents = [clean(document) for document in request.documents]
-    limit = request.max_tokens_per_doc
+    limit = request.max_tokens_per_doc or None
     # A bound that the caller named is kept to the token.
     fits = window.surely_fits if exact or limit else window.likely_fits
     window_tokens = min(scoring.window, request.max_tokens_per_pair or scoring.window)

@@ -139,7 +139,11 @@ class Reranker:
         return self.fleet.find(None)
 
     async def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
-        """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields."""
+        """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields. Raises
+        InvalidRequest for what can't be meant, and what `answer` raises."""
+        if isinstance(documents, str | bytes | Mapping):  # whose parts would be taken for documents
+            kind = type(documents).__name__
+            raise InvalidRequest(f"The documents are a {kind}, but must be a list of strings.")
         return await self.answer(RerankRequest(query, tuple(documents), **options))
 
     async def answer(self, request: RerankRequest, *, timeout_s: float | None = None) -> RerankResult:
