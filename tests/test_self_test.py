@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import ggufs
 from rerankd import loadcheck, self_test, served
 from rerankd.domain import Transform
 from rerankd.engine.openvino import chosen
@@ -68,6 +69,18 @@ async def test_a_model_is_compared_with_the_other_engine_that_can_run_it_once(
             found.against, found.comparison, kept.at
         )
     assert list(state.entries(self_test.SECTION).values()) == [kept], "it was not made again"
+
+
+def test_a_model_that_openvino_computes_otherwise_is_not_compared_with_it(tmp_path: Path) -> None:
+    """A ModernBERT with SiLU runs on llama.cpp, and was refused because OpenVINO's GELU gave other scores."""
+    path = ggufs.rewrite(
+        GOLDEN / "modernbert-head.gguf",
+        tmp_path / "silu.gguf",
+        keys={"modern-bert.hidden_activation": "silu"},
+    )
+    model = prepare(golden_settings("modernbert-head", tmp_path, model=[str(path)]))
+    assert model.engine.kind == "llama"
+    assert self_test.second(model, served.engine_spec(model), "f32", 1) is None
 
 
 async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused(tmp_path: Path) -> None:

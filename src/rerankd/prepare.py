@@ -90,7 +90,8 @@ def prepare(
     scoring = decided.require(model.ref)
     memory = machine.read().memory_bytes
     its_own = settings.model_copy(update={"gpu_layers": model.gpu_layers})
-    candidate = _candidate(facts, scoring, settings)
+    named = settings.llama_path or settings.engine_args or installed.Engines(settings.home).used()
+    candidate = openvino_candidate(facts, scoring, named=bool(named))
     llama = partial(installed.chosen, its_own, needs=decided.needs_build)
     engine = encoders.choose(model.engine, candidate, WORKER, llama)
     if memory is not None and facts.size_bytes > memory and engine.on_cpu:
@@ -129,7 +130,8 @@ def _changed_at(path: Path) -> int:
         return 0
 
 
-def _candidate(facts: Facts, scoring: Scoring, settings: Settings) -> encoders.Candidate:
+def openvino_candidate(facts: Facts, scoring: Scoring, *, named: bool = False) -> encoders.Candidate:
+    """What tells whether OpenVINO's worker can run a model; `named` says that the user chose a llama.cpp."""
     return encoders.Candidate(
         scoring,
         facts.architecture,
@@ -138,7 +140,7 @@ def _candidate(facts: Facts, scoring: Scoring, settings: Settings) -> encoders.C
         parts=len(facts.parts),
         activation=facts.hidden_activation,
         has_charsmap=facts.has_charsmap,
-        named=bool(settings.llama_path or settings.engine_args or installed.Engines(settings.home).used()),
+        named=named,
         has_wheel=all(find_spec(name) is not None for name in ("openvino", "tokenizers")),
     )
 

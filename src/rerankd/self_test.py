@@ -32,7 +32,7 @@ from rerankd.engine.openvino import client as openvino
 from rerankd.engine.openvino.precision import Choice
 from rerankd.errors import RerankdError
 from rerankd.loadcheck import Comparison
-from rerankd.prepare import Model
+from rerankd.prepare import Model, openvino_candidate
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -86,17 +86,7 @@ def second(model: Model, spec: EngineSpec, precision: str, threads: int) -> Seco
         return Second(
             f"llama.cpp b{bundled.build}", lambda socket: command.argv(spec, options, socket), LlamaClient
         )
-    facts = model.facts
-    candidate = encoders.Candidate(
-        model.scoring,
-        facts.architecture,
-        (facts.tokenizer_model, facts.tokenizer_pre),
-        format=facts.format,
-        parts=len(facts.parts),
-        has_charsmap=facts.has_charsmap,
-        has_wheel=bool(chosen.version()),
-    )
-    return None if encoders.obstacle(candidate) else in_float32
+    return None if encoders.obstacle(openvino_candidate(model.facts, model.scoring)) else in_float32
 
 
 def key(model: Model, computes: str, other: Second) -> str:

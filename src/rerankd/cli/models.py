@@ -41,10 +41,13 @@ def inspect(
         path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
     facts = modelfile.read(path)
     decided = judge_file(facts, wanted.scoring)
-    if check and decided.scoring is not None:
+    checks: tuple[str, ...] = ()
+    if decided.scoring is None:
+        pass  # what was checked is another recipe
+    elif check:
         from rerankd import pulling
 
-        checks = pulling.check(settings, wanted)
+        checks = tuple(pulling.check(settings, wanted))
     else:
         earlier = self_test.of_file(StateStore(settings.home), path, fingerprint(path))
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
