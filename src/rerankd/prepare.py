@@ -3,6 +3,7 @@ scored."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rerankd.domain import Scoring
 from rerankd.engine import encoders, installed, machine
 from rerankd.engine.choice import Choice
 from rerankd.engine.openvino.client import WORKER
-from rerankd.errors import ModelFileError, UnknownModel
+from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
 from rerankd.models import builtin, catalog, modelfile, store, verdict
 from rerankd.models.facts import Facts
 
@@ -82,7 +83,9 @@ def prepare(
     """
     model = model or wanted(settings)[0]
     folders = store.Store(settings.home)
-    folders.check_writable()
+    # A model that is there is served from a read-only folder, too. Who has to write says why that fails.
+    with contextlib.suppress(DataFolderError):
+        folders.check_writable()
     path = folders.locate(model.ref, progress, settings.builtin_wheel)
     made = fingerprint(path)
     facts = modelfile.read(path)

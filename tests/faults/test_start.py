@@ -310,3 +310,10 @@ async def test_the_library_starts_with_the_models_that_can_be_served(tmp_path: P
     with pytest.raises(ModelFileError, match="template"):
         async with Reranker(Settings(model=models[1:], home=tmp_path, llama_path=program)):
             pass
+
+
+def test_a_data_folder_that_can_not_be_made_keeps_no_model_from_being_served(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with service(tmp_path, home=tmp_path / "file" / "home") as it:
+        assert raw_scores(it.rerank(["a"])) == right(["a"])
+        assert "Traceback" not in it.output
