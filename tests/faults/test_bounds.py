@@ -105,6 +105,17 @@ def test_no_room_in_time_is_a_429_that_says_when_there_is(plain: Service) -> Non
         assert 30 <= int(headers["retry-after"]) <= 50
 
 
+@pytest.mark.parametrize("header", ["Host: evil.example", "Origin: http://evil.example"])
+def test_a_page_or_name_that_is_refused_while_it_sends_gets_its_answer(plain: Service, header: str) -> None:
+    lines = ["POST /v1/rerank HTTP/1.1", "Host: localhost", header, f"Content-Length: {31 * MIB}", "", ""]
+    if header.startswith("Host"):
+        del lines[1]
+    with connect(plain) as client:
+        client.sendall("\r\n".join(lines).encode() + b"x" * 31 * MIB)
+        status, headers, _ = answer(client)
+        assert (status, headers["connection"]) == (403, "close")
+
+
 @pytest.mark.parametrize("key", ["wrong", "right"])
 def test_who_is_refused_while_it_sends_gets_its_answer(key: str, tmp_path: Path) -> None:
     with service(tmp_path, api_key="right") as it, connect(it) as client:

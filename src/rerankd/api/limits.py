@@ -14,7 +14,7 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -144,6 +144,21 @@ def _shares(request: Request, reranker: Reranker) -> Shares:
     return shares
 
 
+async def discard(receive: Receive, headers: Mapping[str, str], most_bytes: int) -> bool:
+    """Read the body of a refused request, for a moment. A connection that is closed with unread bytes is
+    reset, and then a client that still sends never sees its answer. Returns whether the body has ended."""
+    if "expect" in headers:  # it waits for our word, and then sends nothing
+        return False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while most_bytes > 0:
+                message = await receive()
+                most_bytes -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return True
+    return False
+
+
 class _Body:
     """One request's body on its way in, and its answer on its way out."""
 
@@ -233,18 +248,9 @@ class _Body:
         self._hold.until = self._deadline
 
     async def discard(self) -> None:
-        """Read what is left of a refused body, for a moment. A connection that is closed with unread bytes is
-        reset, and then a client that still sends never sees its answer."""
-        left_bytes = self._most_bytes
-        if "expect" in self._headers:  # it waits for our word, and then sends nothing
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DISCARD_S):
-                while left_bytes > 0 and not self.is_read:
-                    message = await self._receive()
-                    left_bytes -= len(message.get("body", b""))
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        self._read.set()
+        """Read what is left of a refused body, for a moment."""
+        if await discard(self._receive, self._headers, self._most_bytes):
+            self._read.set()
 
     def release(self) -> None:
         """The body is not kept any more."""

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rerankd import logs
 from rerankd.api.answer import error_response, request_id
-from rerankd.api.limits import reranker_in
+from rerankd.api.limits import discard, reranker_in
 from rerankd.config import Settings
 from rerankd.errors import HostNotAllowed, OriginNotAllowed, RerankdError, UnsupportedMediaType
 from rerankd.service import Reranker
@@ -174,6 +174,7 @@ class Gate:
             send = _logged(request, send, level)
         refused = _refusal(request, reranker)
         if refused is not None:
+            await discard(receive, request.headers, reranker.settings.max_body_bytes)
             answer = error_response(request, refused, {"connection": "close"})
             return await answer(scope, receive, send)
         if scope["method"] == "HEAD":  # the server leaves the body out
