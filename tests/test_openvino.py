@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufs import write
+from ggufs import rewrite, write
 from rerankd import served
 from rerankd.domain import Scoring, Transform
 from rerankd.engine import machine
@@ -341,6 +341,31 @@ def test_the_trial_asks_in_both_languages() -> None:
     asked = trial.questions(4, 20)
     assert [len(documents) for _, documents in asked] == [20] * 4
     assert {query.isascii() for query, _ in asked} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("xlmr-head", "cls.bias"),
+        ("xlmr-head", "cls.output.bias"),
+        ("xlmr-head", "blk.0.attn_q.bias"),
+        ("xlmr-head", "blk.1.layer_output_norm.bias"),
+        ("xlmr-head", "token_embd_norm.bias"),
+        ("xlmr-head", "token_types.weight"),
+        ("xlmr-head", "position_embd.weight"),
+        ("modernbert-head", "blk.1.attn_norm.weight"),
+        ("modernbert-head", "output_norm.weight"),
+    ],
+)
+def test_a_file_that_has_lost_a_tensor_is_not_scored_without_it(name: str, lost: str, tmp_path: Path) -> None:
+    """Raw scores were off by up to 3.4, and nobody was told."""
+    path = rewrite(
+        GOLDEN / f"{name}.gguf",
+        tmp_path / "m.gguf",
+        tensors=lambda held: {own: data for own, data in held.items() if own != lost},
+    )
+    with pytest.raises(ModelFileError, match=f"it has no tensor {lost}"):
+        Encoder(path, "rank", threads=1, precision="f32")
 
 
 def test_weights_that_are_missing_or_misshapen_are_named() -> None:

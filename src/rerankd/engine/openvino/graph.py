@@ -58,10 +58,11 @@ def embedder(weights: Weights) -> Embedder:
     vocabulary = len(named) if named is not None else weights.rows("token_embd.weight")
     width = weights.key("embedding_length")
     tokens = weights.table("token_embd.weight", vocabulary, width)
-    if not weights.has("position_embd.weight"):
+    if weights.architecture == "modern-bert":
         return Embedder(tokens, None)
     positions = weights.array("position_embd.weight", (weights.key("context_length"), width))
-    if weights.has("token_types.weight"):
+    # DistilBERT has none, and a vocabulary of word pieces.
+    if weights.has("token_types.weight") or weights.values.get("tokenizer.ggml.model") != "bert":
         count = weights.rows("token_types.weight")
         types = weights.array("token_types.weight", (count, width))
         return Embedder(tokens, positions + types[0], types[1] - types[0] if count > 1 else None)
@@ -90,6 +91,8 @@ class _Encoder:
     """What the architectures share."""
 
     default_head_pooling: Pooling = "cls"
+    always_biased = False
+    """Whether each matrix and norm has a bias. One that is missing was lost then."""
 
     def __init__(self, weights: Weights, pooling: Pooling, *, compressed: bool) -> None:
         self.weights = weights
@@ -124,7 +127,7 @@ class _Encoder:
         matrix = self.weights.array(f"{name}.weight", (rows, columns))[part]
         fits = self.compressed and rows > 1 and columns % _GROUP == 0
         product = op.matmul(x, _compressed(matrix) if fits else op.constant(matrix), False, True)
-        if not self.weights.has(f"{name}.bias"):
+        if not self._has_bias(name):
             return product
         return op.add(product, op.constant(self.weights.array(f"{name}.bias", (rows,))[part]))
 
@@ -132,9 +135,12 @@ class _Encoder:
         """Layer normalisation over the last axis."""
         normed = op.mvn(x, _ints(-1), True, self.epsilon, "inside_sqrt")
         scaled = op.multiply(normed, op.constant(self.weights.array(f"{name}.weight", (self.width,))))
-        if not self.weights.has(f"{name}.bias"):
+        if not self._has_bias(name):
             return scaled
         return op.add(scaled, op.constant(self.weights.array(f"{name}.bias", (self.width,))))
+
+    def _has_bias(self, name: str) -> bool:
+        return self.always_biased or self.weights.has(f"{name}.bias")
 
     def split_heads(self, x: Node) -> Node:
         """[texts, tokens, width] -> [texts, heads, tokens, width / heads]."""
@@ -150,6 +156,8 @@ class _Encoder:
 class _Bert(_Encoder):
     """BERT and XLM-R: normalisation after each part; the head is RoBERTa's (dense, tanh, output), and so are
     BERT's pooler and classifier."""
+
+    always_biased = True
 
     def body(self, embeddings: Node, mask: Node) -> Node:
         x = self.norm(embeddings, "token_embd_norm")
@@ -201,7 +209,9 @@ class _ModernBert(_Encoder):
         for layer in range(self.layers):
             name = f"blk.{layer}"
             is_global = self._is_global(layer)
-            normed = self.norm(x, f"{name}.attn_norm") if self.weights.has(f"{name}.attn_norm.weight") else x
+            # The first layer has none: it reads what the embeddings' norm gives.
+            is_normed = layer > 0 or self.weights.has(f"{name}.attn_norm.weight")
+            normed = self.norm(x, f"{name}.attn_norm") if is_normed else x
             qkv = self.linear(normed, f"{name}.attn_qkv", 3 * self.width, self.width)
             query, key, value = map(self.split_heads, op.split(qkv, _ints(-1, scalar=True), 3).outputs())
             rotation = rotations["global" if is_global else "local"]

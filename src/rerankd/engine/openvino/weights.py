@@ -75,8 +75,9 @@ class Weights:
         return name in self._header.tensors
 
     def rows(self, name: str) -> int:
-        """Rows of a tensor that is there."""
-        return self._header.tensors[name].rows
+        """Rows of a tensor. Raises ModelFileError where it is missing."""
+        found = self._header.tensors.get(name)
+        return found.rows if found is not None else self._fail(f"it has no tensor {name}")
 
     def array(self, name: str, shape: Sequence[int]) -> Floats:
         """A whole tensor of this shape (rows first), in float32."""
