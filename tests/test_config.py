@@ -159,3 +159,9 @@ def test_each_setting_is_fixed_or_live_or_stops_engines_once() -> None:
     assert not config.FIXED & config.LIVE
     assert config.engines_differ(Settings(), Settings(start_timeout_s=1))
     assert not config.engines_differ(Settings(), Settings(port=1, api_key="k", threads=3, model=("a",)))
+
+
+@pytest.mark.parametrize("key", ["scoring", "models"])
+def test_a_section_in_the_environment_is_told_where_it_belongs(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"can't hold \[{key}\]. Write it into a settings file"):
+        config.load("", {f"RERANKD_{key.upper()}": "{}"}, {})

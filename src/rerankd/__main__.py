@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 
 def main() -> None:
@@ -12,6 +13,10 @@ def main() -> None:
     is_python_s = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_python_s:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    if sys.argv[1:2] == ["serve"]:
+        # A reload that comes before the settings were read has nothing to do, and must not end the process.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     from rerankd import streams
 

@@ -592,7 +592,9 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
             or not (value or key in _NEVER_BLANK)
         ):
             continue
-        if key not in Settings.model_fields or key in ("models", "scoring"):
+        if key in ("models", "scoring"):
+            raise ConfigError(f"{name}: the environment can't hold [{key}]. Write it into a settings file.")
+        if key not in Settings.model_fields:
             raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
         names[name] = key
     return names

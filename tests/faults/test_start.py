@@ -228,6 +228,21 @@ def test_sighup_while_a_model_loads_ends_nothing(tmp_path: Path) -> None:
         assert it.rerank(["a", "b", "c", "d"]).status_code == 400
 
 
+def test_sighup_while_the_program_is_still_imported_ends_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        name == 'rerankd.cli' and os.kill(os.getpid(), signal.SIGHUP)\n"
+        "sys.meta_path.insert(0, Hook())\n"
+        "sys.argv = ['rerankd', 'serve', '--help']\n"
+        "from rerankd.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and "Usage" in done.stdout
+
+
 def test_sighup_on_a_terminal_reloads(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     environ = support.environment(tmp_path, RERANKD_LLAMA_PATH=str(fake_engine.install(tmp_path)))
