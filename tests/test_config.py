@@ -163,5 +163,5 @@ def test_each_setting_is_fixed_or_live_or_stops_engines_once() -> None:
 
 @pytest.mark.parametrize("key", ["scoring", "models"])
 def test_a_section_in_the_environment_is_told_where_it_belongs(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"can't hold \[{key}\]. Write it into a settings file"):
+    with pytest.raises(ConfigError, match=rf"is not a setting. Write \[{key}\] into a settings file"):
         config.load("", {f"RERANKD_{key.upper()}": "{}"}, {})

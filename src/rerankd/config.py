@@ -593,7 +593,7 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
         ):
             continue
         if key in ("models", "scoring"):
-            raise ConfigError(f"{name}: the environment can't hold [{key}]. Write it into a settings file.")
+            raise ConfigError(f"{name} is not a setting. Write [{key}] into a settings file.")
         if key not in Settings.model_fields:
             raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
         names[name] = key
