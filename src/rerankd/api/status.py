@@ -61,6 +61,7 @@ class ModelStatus(TypedDict):
     transform: str
     explain: str
     notes: list[str]
+    self_test: str | None
     engine: EngineStatus
     queue: QueueStatus
 
@@ -138,7 +139,8 @@ async def _model(served: Served) -> ModelStatus:
         "window": scoring.window,
         "transform": scoring.transform.name,
         "explain": model.verdict.explain,
-        "notes": [*model.verdict.notes, *served.doubts, *_tested(served)],
+        "notes": [*model.verdict.notes, *served.doubts],
+        "self_test": served.self_test.words if served.self_test is not None else None,
         "engine": await _engine(served),
         "queue": {
             "requests": len(line),
@@ -147,11 +149,6 @@ async def _model(served: Served) -> ModelStatus:
             "documents_per_second": round(line.rate, 2),
         },
     }
-
-
-def _tested(served: Served) -> tuple[str, ...]:
-    """What a second engine says of the scores."""
-    return (f"Self-test: {served.self_test.words}.",) if served.self_test is not None else ()
 
 
 def _pending(one: Pending, now: float) -> PendingStatus:

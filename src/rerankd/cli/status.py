@@ -86,6 +86,7 @@ def notes(told: dict[str, Any]) -> list[str]:
     lines = [
         f"{model['id']}: {model['engine']['error']}" for model in told["models"] if "error" in model["engine"]
     ]
+    lines += [f"{model['id']}: it {said}" for model in told["models"] if (said := model.get("self_test"))]
     lines += [
         f"{one['id']}: {one['error'] or one['doing'] or 'it is being read'}"
         for one in told.get("unavailable", [])

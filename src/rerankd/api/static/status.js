@@ -93,6 +93,7 @@ function card(id) {
       ...fact(t("Window"), t("{n} tokens", { n: format(model.window) })),
       ...fact(t("Engine"), engine.pids.length ? `${engine.program}, pid ${engine.pids.join(", ")}` : engine.program),
       ...fact(t("Chosen as"), engine.why),
+      ...(model.self_test ? fact(t("Self-test"), model.self_test) : []),
       ...fact(t("Memory"), engine.memory_bytes ? size(engine.memory_bytes) : "–"),
       ...fact(t("Starts"), engine.lost ? t("{n}, lost: {lost}", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
       ...fact(t("Speed"), t("{n} documents a second while it works", { n: format(model.queue.documents_per_second) })),

@@ -91,6 +91,7 @@ const ZH = {
   Window: "窗口",
   Engine: "引擎",
   "Chosen as": "选用理由",
+  "Self-test": "自检",
   Memory: "内存",
   Starts: "启动次数",
   "{n}, lost: {lost}": "{n} 次，其中异常退出 {lost} 次",
