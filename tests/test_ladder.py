@@ -42,6 +42,7 @@ def test_crashes_take_all_steps_one_after_the_other(loaded: bool) -> None:
         ("memory", False, 5, 5),  # never another engine for memory
         ("exit", False, 0, 6),  # it can't run the file here
         ("exit", True, 0, 1),
+        ("file", False, 0, 0),  # another engine might not notice
         ("killed", True, 0, 0),
         ("hang", True, 0, 0),
         ("useless", True, 0, 0),

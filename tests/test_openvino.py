@@ -26,6 +26,7 @@ from rerankd.engine.openvino.runner import Runner, padded
 from rerankd.engine.openvino.schedule import Schedule
 from rerankd.engine.openvino.tokens import Reading, of_file, of_header
 from rerankd.engine.openvino.weights import Weights
+from rerankd.engine.reasons import DAMAGED_FILE
 from rerankd.errors import ModelFileError
 from rerankd.models import builtin
 from rerankd.prepare import prepare
@@ -442,4 +443,5 @@ def test_a_file_without_a_whole_vocabulary_says_so(tmp_path: Path) -> None:
     flags = f"--model {path} --socket {tmp_path}/s --pooling mean --window 9 --threads 1".split()
     program = [sys.executable, "-m", "rerankd.engine.openvino", *flags]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, "error: " in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
+    said = ended.returncode, "error: " in ended.stderr, "Traceback" in ended.stderr
+    assert said == (DAMAGED_FILE, True, False)

@@ -12,13 +12,14 @@ import ggufs
 from rerankd import loadcheck, self_test, served
 from rerankd.domain import Transform
 from rerankd.engine.openvino import chosen
-from rerankd.errors import Unscorable
+from rerankd.errors import EngineStartFailed, Unscorable
 from rerankd.prepare import prepare
 from rerankd.service import Reranker
 from rerankd.state import StateStore
 from support import GOLDEN, golden_settings, rerankd
 
 SIGMOID = Transform("sigmoid")
+LOST = "token_types.weight"
 RAW = [3.0, 2.0, -3.0, -4.0, -2.0]
 
 
@@ -120,3 +121,33 @@ def test_inspect_says_which_check_passed_and_makes_it_on_demand(tmp_path: Path) 
     assert told["checks"][0] == "check at load: passed"
     (state_after,) = StateStore(tmp_path).entries(self_test.SECTION).values()
     assert state_after.at > state_before.at, "asked for, it is made again"
+
+
+@pytest.fixture
+def without_token_types(tmp_path: Path) -> str:
+    """A file that has lost a tensor: llama.cpp takes it for optional, and its raw values are off by 3.4."""
+    return str(
+        ggufs.rewrite(
+            GOLDEN / "xlmr-head.gguf",
+            tmp_path / "m.gguf",
+            tensors=lambda held: {name: data for name, data in held.items() if name != LOST},
+        )
+    )
+
+
+async def test_a_file_that_has_lost_a_tensor_is_not_handed_to_the_engine_that_does_not_notice(
+    without_token_types: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineStartFailed, match=rf"(?s)a part of it was lost.*it has no tensor {LOST}"):
+        async with Reranker(model=without_token_types, home=tmp_path):
+            pass
+
+
+async def test_a_file_that_only_the_other_engine_finds_damaged_is_served_with_a_warning(
+    without_token_types: str, tmp_path: Path
+) -> None:
+    async with Reranker(model=without_token_types, home=tmp_path, engine="llama") as reranker:
+        result = await reranker.rerank("q", ["a", "b"])
+    assert any(
+        f"file is damaged: {without_token_types}: it has no tensor {LOST}" in one for one in result.warnings
+    )

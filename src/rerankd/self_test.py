@@ -30,7 +30,8 @@ from rerankd.engine.llama import LlamaClient
 from rerankd.engine.openvino import chosen
 from rerankd.engine.openvino import client as openvino
 from rerankd.engine.openvino.precision import Choice
-from rerankd.errors import RerankdError
+from rerankd.engine.reasons import DAMAGED_FILE
+from rerankd.errors import ModelFileError, RerankdError
 from rerankd.loadcheck import Comparison
 from rerankd.prepare import Model, openvino_candidate
 from rerankd.state import StateStore
@@ -119,13 +120,15 @@ async def run(
     model: Model, spec: EngineSpec, values: Sequence[float | None], other: Second, socket: Path, log: Path
 ) -> Comparison | None:
     """Have the other engine score the pairs of the check at load, whose raw values are `values`. None where
-    it has no room, or can't."""
+    it has no room, or can't. Raises ModelFileError where it says that the file is damaged."""
     available = machine.available_bytes()
     if available is not None and available < model.memory_guess:
         _log.info("%s: no room for a second engine, so no self-test by one", model.name)
         return None
     try:
         found = await _scores(spec, other, socket, log)
+    except ModelFileError:
+        raise
     except (RerankdError, TimeoutError) as error:
         _log.info("%s: %s can't make the self-test: %r", model.name, other.name, error)
         return None
@@ -138,6 +141,9 @@ async def _scores(spec: EngineSpec, other: Second, socket: Path, log: Path) -> l
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             while not await client.is_ready():
+                if child.exit_code == DAMAGED_FILE:
+                    await child.wait()
+                    raise ModelFileError(child.lines()[-1].removeprefix("error: ").rstrip("."))
                 if child.exit_code is not None:
                     raise TimeoutError(f"it ended with {child.exit_code}")
                 await asyncio.sleep(_POLL_S)

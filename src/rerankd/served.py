@@ -30,7 +30,7 @@ from rerankd.engine.reasons import Cause
 from rerankd.engine.replicas import Replicas
 from rerankd.engine.rundir import RunDir
 from rerankd.engine.supervisor import Phase, State, Supervisor, Watch
-from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError, Unscorable
+from rerankd.errors import EngineStartFailed, EngineUnavailable, ModelFileError, RerankdError, Unscorable
 from rerankd.metrics import Metrics, Reading
 from rerankd.models import builtin, store
 from rerankd.prepare import Model, fingerprint
@@ -405,7 +405,12 @@ class Served:
             self.self_test = None if self.retests else self_test.kept(self._learned, key)
             if self.self_test is None:
                 log = self.log.with_name(f"{self.log.stem}-self-test.log")
-                found = await self_test.run(model, spec, values, other, self._run_dir().socket(), log)
+                try:
+                    found = await self_test.run(model, spec, values, other, self._run_dir().socket(), log)
+                except ModelFileError as error:
+                    self.doubts += (f"{other.name} says that this model's file is damaged: {error}.",)
+                    _log.warning("%s: %s", self.name, self.doubts[-1])
+                    return
                 if found is None:
                     return
                 self.self_test = await asyncio.to_thread(

@@ -14,10 +14,16 @@ from rerankd.errors import EngineStartFailed, RerankdError
 _QUOTED_LINES = 12
 _LESS_MEMORY = "Take a smaller quantisation or lower scoring.window."
 _NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
-Cause = Literal["crash", "exit", "hang", "memory", "killed", "errors", "useless", "start", "requested"]
-"""Why an engine went: a signal that a fault in it raises, an exit code, no sign of work, too little memory, a
-signal from outside, errors instead of scores for some texts or (useless) for a known pair, too, no start at
-all, or a planned replacement."""
+Cause = Literal[
+    "crash", "exit", "file", "hang", "memory", "killed", "errors", "useless", "start", "requested"
+]
+"""Why an engine went: a signal that a fault in it raises, an exit code, a model file that is not whole (see
+DAMAGED_FILE), no sign of work, too little memory, a signal from outside, errors instead of scores for some
+texts or (useless) for a known pair, too, no start at all, or a planned replacement."""
+
+DAMAGED_FILE = 65
+"""The exit code (EX_DATAERR of sysexits.h) with which our own workers say that the model file is damaged or
+lacks a part. Another engine might compute something else of it and say nothing, so none is tried."""
 
 # What a fault in the program itself raises; any other signal comes from outside.
 _FAULTS = ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
@@ -36,7 +42,9 @@ _SIGNS = (
     ("invalid argument", _NEWER),
 )
 _FAULT_NUMBERS = [getattr(signal, name) for name in _FAULTS if hasattr(signal, name)]
-_SIGNALS = {
+_CODES = {
+    DAMAGED_FILE: "The model file is damaged, or a part of it was lost in conversion: take another "
+    "file of the same model.",
     -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it, which "
     "engine = llama takes.",
     -9: "It was killed from outside, which the system does where memory runs out. If that is why: "
@@ -50,7 +58,7 @@ def died(name: str, code: int, lines: Sequence[str]) -> str:
     """It ended with this exit code, negative for a signal."""
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     output = "\n".join(lines).lower()
-    advice = next((text for sign, text in _SIGNS if sign in output), _SIGNALS.get(code, ""))
+    advice = next((text for sign, text in _SIGNS if sign in output), _CODES.get(code, ""))
     return f"The engine for {name} {how}. {advice}\n{_quote(lines)}"
 
 
@@ -107,6 +115,8 @@ def cause(code: int, lines: Sequence[str], *, out_of_memory: bool) -> Cause:
     has killed a process for memory since it started."""
     if (code == -signal.SIGKILL and out_of_memory) or says_memory("\n".join(lines)):
         return "memory"
+    if code == DAMAGED_FILE:
+        return "file"
     if code >= 0:
         return "exit"
     return "crash" if -code in _FAULT_NUMBERS else "killed"

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from rerankd.engine.reasons import DAMAGED_FILE
 from rerankd.errors import ModelFileError
 
 
@@ -26,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal ends the process. Returns 1 where the model does not load."""
+    """Serve until a signal ends the process. Returns 1 where the model does not load, and DAMAGED_FILE where
+    that is the file's fault."""
     # Nothing here needs an orderly end: the default action, at once, also in the middle of a load.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     options = parser().parse_args(arguments)
@@ -45,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
             why=options.why,
             compressed=options.weights == "compressed",
         )
-    except (ModelFileError, MemoryError, RuntimeError) as error:  # the last one is OpenVINO's for anything
+    except ModelFileError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return DAMAGED_FILE
+    except (MemoryError, RuntimeError) as error:  # the last one is OpenVINO's for anything
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
     scorer = Scorer(encoder, options.window, is_head=options.pooling == "rank")
