@@ -70,6 +70,7 @@ def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tm
         prefixes = (scoring.query_prefix, scoring.document_prefix)
         assert prefixes == (entry.query_prefix, entry.document_prefix)
         assert scoring.pooling == ("rank" if entry.way == "head" else entry.pooling)
+        assert verdict.warnings == ()
 
 
 def _namesakes(entry: Entry) -> set[str]:

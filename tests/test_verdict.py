@@ -160,6 +160,24 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: Facts) -
     assert any("rank head is not used" in note for note in verdict.notes) == found.has_cls_output
 
 
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({"name": "Acme Qwen3 Reranker 0.6B Legal"}, "acme legal"),
+        ({"name": "Model", "basename": "Qwen3-Reranker", "finetune": "medical-ko"}, "medical ko"),
+        ({"name": "Qwen3 Reranker 0.6B"}, ""),
+        ({"name": "Models Qwen Qwen3 Reranker 0.6B Hf"}, ""),
+        ({"name": "Qwen3-Reranker-0.6B-Q4_K_M.gguf"}, ""),
+        ({"name": "Qwen3-Reranker-0.6B-seq-cls", "basename": "my-qwen3-reranker"}, ""),
+    ],
+)
+def test_a_fine_tune_under_a_known_name_says_so_in_every_answer(named: dict[str, str], says: str) -> None:
+    """It may be asked something else, and was served as the known model without a word."""
+    verdict = judged(qwen(**named))
+    assert verdict.require().way == "judge"
+    assert [f"its name also says '{says}'" in warning for warning in verdict.warnings] == [True] * bool(says)
+
+
 @pytest.mark.parametrize(("blocks", "width", "size"), [(24, 896, "base"), (28, 1536, "large")])
 def test_mxbai_judges_with_ones_and_zeros(blocks: int, width: int, size: str) -> None:
     found = qwen("qwen2", blocks, width, name=f"Mxbai Rerank {size.title()} v2", context_length=32768)

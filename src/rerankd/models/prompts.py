@@ -9,17 +9,22 @@ Qwen3-Reranker.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rerankd.models.catalog import Catalog, Entry, template_flaw
-from rerankd.models.evidence import header_names
+from rerankd.models.evidence import header_names, plain
 from rerankd.models.facts import Facts
 
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
 _QWEN3_NAME = "qwen3-reranker"
 _QWEN3_LABELS = ("yes", "no")
 _NEGATIVE = frozenset(("no", "false", "0", "irrelevant", "negative", "\u5426"))
+# Words of a name that tell nothing of how a model is asked: sizes, versions of a file, its quantisation.
+_NEUTRAL = re.compile(
+    r"[\dv.]+|\d+[bm]|i?q\d\w*|[kmslx]{1,2}|xx?s|(b?f|fp|int)\d+|i1|imatrix|gguf|ggml|hf|llama|cpp|seq|cls|quanti[sz]ed|models?"
+)
 # Between parts that the reference tokenises apart; not in a file's own template.
 _SEAM = "\x1e"
 
@@ -99,6 +104,13 @@ def _word(label: str) -> str:
 def _of_entry(facts: Facts, entry: Entry) -> Prompt:
     own = facts.rerank_template
     instruction = _instruction_in(own, entry.template)
+    if not own and (more := _more_words(facts, entry)):
+        note = (
+            f"this model is asked as {entry.name} is, because of its name and its sizes; but its name also "
+            f"says {more!r}, and its file does not say the prompt. Set a template if its model card names "
+            "another one"
+        )
+        return Prompt(entry.template, entry.labels, entry.instruction, note, assumed=True)
     if not own or instruction is not None:
         return Prompt(entry.template, entry.labels, instruction or entry.instruction)
     note = (
@@ -107,6 +119,22 @@ def _of_entry(facts: Facts, entry: Entry) -> Prompt:
     )
     # llama.cpp's converter gives the vision model the text model's template, which is not its own.
     return Prompt(entry.template, entry.labels, entry.instruction, note, facts.architecture != "qwen3vl")
+
+
+def _more_words(facts: Facts, entry: Entry) -> str:
+    """What the file's names say beside the model's name, its publisher, sizes and quantisations: a fine-tune
+    may be asked something else. "" where one of the names says no more."""
+    publishers = {word for alias in entry.aliases if "/" in alias for word in plain(alias).split("-")}
+    left: list[str] = []
+    for name in header_names(facts):
+        for own in entry.match.names:
+            before, found, after = f"-{name}-".partition(f"-{own}-")
+            words = [word for word in f"{before}-{after}".split("-") if word]
+            more = [word for word in words if word not in publishers and not _NEUTRAL.fullmatch(word)]
+            if found and not more:
+                return ""
+            left += [" ".join(more)] if found else []
+    return max(left, key=len, default="")
 
 
 def _instruction_in(template: str, known: str) -> str | None:
