@@ -250,7 +250,7 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     assert left.status_code == 400 and "keeps the start" in left.text
 
     short = await ask(client, dialect, max_tokens_per_doc=2)
-    assert "with 2 tokens for a text: document 0, 1, 2." in told(short)
+    assert "with 2 tokens for a text: documents 0, 1, 2." in told(short)
     small = await ask(client, dialect, max_tokens_per_query=2)
     assert "The query was cut to 2 tokens" in told(small)
     chunks = await ask(client, dialect, max_chunks_per_doc=200)
@@ -270,7 +270,7 @@ async def test_images_are_named_as_not_read(client: httpx.AsyncClient) -> None:
     parts = [{"type": "text", "text": "a panda"}, {"type": "image_url", "image_url": {"url": "data:"}}]
     documents = ["bread", {"content": parts}, {"text": "a bear", "image": "https://here/a.png"}]
     answer = await client.post("/v1/rerank", json={"query": {"content": parts}, "documents": documents})
-    assert told(answer) == "Images are not read: the query has one. Images are not read: document 1, 2."
+    assert told(answer) == "Images are not read: the query has one. Images are not read: documents 1, 2."
 
 
 async def test_ollamas_clients_find_the_models(client: httpx.AsyncClient) -> None:

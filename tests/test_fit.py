@@ -100,7 +100,7 @@ def test_an_instruction_goes_only_where_it_has_a_place() -> None:
 def test_what_was_cut_is_said() -> None:
     assert run("panda", ["bear"] * 3).warnings == ()
     (warning,) = run("panda", [f"{at} " + "bear " * 100 for at in range(25)]).warnings
-    assert "document 0, 1, 2" in warning
+    assert "documents 0, 1, 2" in warning
     assert "and 5 more" in warning
 
 
@@ -119,4 +119,4 @@ def test_an_overlap_that_is_held_back_is_said() -> None:
 def test_blank_documents_are_named_and_not_counted() -> None:
     fitted = run("panda", ["bear", " " * 5000, "\ufeff\0"])
     assert (fitted.plan.texts, fitted.plan.blank, fitted.cut) == (("bear",), (1, 2), ())
-    assert fitted.warnings == ("Blank, ranked last with score 0: document 1, 2.",)
+    assert fitted.warnings == ("Blank, ranked last: documents 1, 2.",)

@@ -183,7 +183,7 @@ async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_
     assert [scored.index for scored in result.results][2:] == [0, 2, 4]
     assert result.results[-1].text == texts[4]
     assert result.blank == (0, 2, 4)
-    assert result.warnings == ("Blank, ranked last with score 0: document 0, 2, 4.",)
+    assert result.warnings == ("Blank, ranked last: documents 0, 2, 4.",)
     shown = [scored.score for scored in result.results]
     assert shown == sorted(shown, reverse=True)
     if raw_scores:

@@ -58,7 +58,7 @@ class Fitted:
                 f"Too long to be read whole, with {self.room} tokens for a text: {plan.named(self.cut)}."
             )
         if self.plan.blank:
-            found.append(f"Blank, ranked last with score 0: {plan.named(self.plan.blank)}.")
+            found.append(f"Blank, ranked last: {plan.named(self.plan.blank)}.")
         return tuple(found)
 
 

@@ -104,6 +104,6 @@ def token_shares(tokens: int, query: str, texts: Sequence[str]) -> list[int]:
 
 
 def named(documents: Sequence[int]) -> str:
-    """Documents by their places, the first 20 of them: document 1, 4, 7."""
+    """Documents by their indexes, the first 20 of them: document 1; documents 1, 4, 7."""
     more = f" and {len(documents) - 20} more" if len(documents) > 20 else ""
-    return f"document {', '.join(map(str, documents[:20]))}{more}"
+    return f"document{'s' * (len(documents) > 1)} {', '.join(map(str, documents[:20]))}{more}"
