@@ -140,7 +140,7 @@ class Reranker:
 
     async def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
         """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields. Raises
-        InvalidRequest for what can't be meant, and what `answer` raises."""
+        InvalidRequest for an invalid request, and what `answer` raises."""
         if isinstance(documents, str | bytes | Mapping):  # whose parts would be taken for documents
             kind = type(documents).__name__
             raise InvalidRequest(f"The documents are a {kind}, but must be a list of strings.")

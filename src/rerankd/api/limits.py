@@ -227,8 +227,8 @@ class _Body:
         return int(declared) if declared.isdecimal() else 0
 
     async def _take(self, size_bytes: int) -> None:
-        """Hold so many bytes in all. Where it is not known how large a body gets, it is counted as the
-        largest that may come, or two of them could wait for each other."""
+        """Hold `size_bytes` in all. A body of unknown size counts as the largest one allowed, or two of
+        them could wait for each other."""
         if size_bytes > SMALL_BYTES and not self._is_sized:
             size_bytes = max(size_bytes, self._most_bytes)
         more_bytes = size_bytes - self._hold.size_bytes

@@ -62,7 +62,7 @@ class Shares:
         self._waiting: deque[_Waiting] = deque()
 
     def has_room(self, hold: Hold, size_bytes: int) -> bool:
-        """Whether `hold` may have so many bytes more."""
+        """Whether `hold` may grow by `size_bytes`."""
         own = hold.size_bytes + size_bytes
         all_of_them = self.size_bytes + size_bytes
         if all_of_them == own:
@@ -75,11 +75,11 @@ class Shares:
         return all_of_them <= self.most_bytes * _FOR_LARGE
 
     def grow(self, hold: Hold, size_bytes: int) -> None:
-        """Count so many more bytes, whether there is room or not."""
+        """Count `size_bytes` more, whether there is room or not."""
         self._set(hold, hold.size_bytes + size_bytes)
 
     async def take(self, hold: Hold, size_bytes: int, timeout_s: float) -> bool:
-        """Wait until `hold` may have so many bytes more, and count them. False, and nothing counted, where
+        """Wait until `hold` may grow by `size_bytes`, and count them. Returns False, and counts nothing, if
         that takes longer than `timeout_s`."""
         if self.has_room(hold, size_bytes):
             self.grow(hold, size_bytes)
@@ -105,8 +105,8 @@ class Shares:
                 waiting.turn.set_result(None)
 
     def retry_after_s(self, hold: Hold, size_bytes: int) -> int:
-        """Seconds after which enough holds have ended for `hold` to get so many bytes, even if all of them
-        take their longest."""
+        """Seconds until enough holds have ended for `hold` to grow by `size_bytes`, if each of them takes as
+        long as it may."""
         own = [one for one in self._holds if one.client == hold.client and one.is_large and one is not hold]
         is_small = hold.size_bytes + size_bytes <= SMALL_BYTES
         most = self.most_bytes * (1 if is_small else _FOR_LARGE)

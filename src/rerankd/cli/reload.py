@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
@@ -10,7 +10,6 @@ import typer
 from rerankd import config
 from rerankd.cli import running
 from rerankd.cli.output import Config, say
-from rerankd.errors import RerankdError
 
 _TIMEOUT_S = 60
 
@@ -25,27 +24,9 @@ def reload(
     model file that has changed is read anew. The server needs no admin_api for this.
     """
     settings = config.from_machine({}, config_file)
-    told = _ask(settings, model)
-    say(f"{told.get('model', model)} is being reloaded. To see when it is ready: rerankd status")
-
-
-def _ask(settings: config.Settings, model: str) -> dict[str, Any]:
-    """The server's answer. Raises RerankdError where there is no server, or it refuses."""
-    import httpx
-
-    try:
-        with running.client(settings) as client:
-            answer = client.post(f"/v1/models/{quote(model, safe='')}/reload", json={}, timeout=_TIMEOUT_S)
-            told = answer.json()
-    except httpx.HTTPError as error:
-        raise running.no_server(settings, error) from None
-    except ValueError:
-        told = None
-    if answer.status_code == 202 and isinstance(told, dict):
-        return told
-    message = told.get("message") if isinstance(told, dict) else None
-    raise RerankdError(
-        f"The server at {running.url(settings)} says: {message}"
-        if isinstance(message, str)
-        else f"What answers at {running.url(settings)} is not a rerankd that knows how to reload a model."
+    path = f"/v1/models/{quote(model, safe='')}/reload"
+    knows = "how to reload a model"
+    told = running.ask(
+        settings, "POST", path, status=202, has="model", knows=knows, timeout_s=_TIMEOUT_S, json={}
     )
+    say(f"{told['model']} is being reloaded. To see when it is ready: rerankd status")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rerankd.config import Settings
 from rerankd.errors import RerankdError
@@ -29,4 +29,39 @@ def no_server(settings: Settings, error: Exception) -> RerankdError:
     return RerankdError(
         f"No server answers at {url(settings)} ({type(error).__name__}). Start one with rerankd serve, or "
         "name another place with RERANKD_HOST and RERANKD_PORT."
+    )
+
+
+def ask(
+    settings: Settings,
+    method: str,
+    path: str,
+    *,
+    status: int,
+    has: str,
+    knows: str,
+    timeout_s: float,
+    **body: Any,
+) -> dict[str, Any]:
+    """The JSON object that the server answers with this status and this key in it; `body` goes to the client.
+
+    Raises RerankdError where there is no server, it refuses, or what answers does not know `knows`.
+    """
+    import httpx
+
+    try:
+        with client(settings) as asked:
+            answer = asked.request(method, path, timeout=timeout_s, **body)
+            told = answer.json()
+    except httpx.HTTPError as error:
+        raise no_server(settings, error) from None
+    except ValueError:
+        told = None
+    if answer.status_code == status and isinstance(told, dict) and has in told:
+        return told
+    message = told.get("message") if isinstance(told, dict) else None
+    raise RerankdError(
+        f"The server at {url(settings)} says: {message}"
+        if isinstance(message, str)
+        else f"What answers at {url(settings)} is not a rerankd that knows {knows}."
     )

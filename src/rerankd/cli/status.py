@@ -10,7 +10,6 @@ import typer
 from rerankd import config
 from rerankd.cli import running
 from rerankd.cli.output import Config, Json, print_rows, say
-from rerankd.errors import RerankdError
 from rerankd.models.inspect import size_words
 
 _TIMEOUT_S = 10
@@ -23,7 +22,8 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
     every model can answer, 1 when one can't, or when there is no server.
     """
     settings = config.from_machine({}, config_file)
-    told = _ask(settings)
+    path = "/v1/status"
+    told = running.ask(settings, "GET", path, status=200, has="models", knows=path, timeout_s=_TIMEOUT_S)
     if as_json:
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
     else:
@@ -33,29 +33,6 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
     everything = [*told["models"], *told.get("unavailable", [])]
     if any(model["state"] not in ("ready", "unloaded") for model in everything):
         raise typer.Exit(1)
-
-
-def _ask(settings: config.Settings) -> dict[str, Any]:
-    """The answer of /v1/status. Raises RerankdError where there is no server, or it says something else."""
-    import httpx
-
-    place = running.url(settings)
-    try:
-        with running.client(settings) as client:
-            answer = client.get("/v1/status", timeout=_TIMEOUT_S)
-            told = answer.json()
-    except httpx.HTTPError as error:
-        raise running.no_server(settings, error) from None
-    except ValueError:
-        told = None
-    if answer.status_code == 200 and isinstance(told, dict) and "models" in told:
-        return told
-    message = told.get("message") if isinstance(told, dict) else None
-    raise RerankdError(
-        f"The server at {place} says: {message}"
-        if isinstance(message, str)
-        else f"What answers at {place} is not a rerankd that knows /v1/status."
-    )
 
 
 def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> list[list[str]]:

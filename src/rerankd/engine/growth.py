@@ -14,6 +14,6 @@ LONG_LIFE_S = 600.0
 
 
 def bound(held_bytes: int, weights_bytes: int, short_lives: int) -> int:
-    """Bytes that an engine may hold that held `held_bytes` when it had just loaded weights of so many bytes.
+    """Bytes that an engine may hold which held `held_bytes` right after it loaded its `weights_bytes`.
     `short_lives` counts the engines before it that reached their bound soon: each doubles it."""
     return (2 * held_bytes + max(weights_bytes - held_bytes, 0) + ROOM) << min(short_lives, 10)

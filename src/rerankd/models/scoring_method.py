@@ -1,4 +1,4 @@
-"""(pure) Which scoring method a file has by what it says and by the catalog, or why none is known."""
+"""(pure) The scoring method of a file, from its own metadata and the catalog, or why it is not known."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _missing_of_judge(facts: Facts) -> str:
 
 
 def _headless(facts: Facts, entry: Entry | None, kind: Kind) -> Refusal:
-    """A reranker, by what it says of itself, without what would score."""
+    """The refusal of a file that calls itself a reranker and lacks the part that scores."""
     pooling = facts.pooling if facts.pooling in ("mean", "cls", "last") else ""
     lines = _cosine_lines(pooling)
     if kind == "listwise":

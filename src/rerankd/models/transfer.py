@@ -102,7 +102,7 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait: for an answer or the next byte (`timeout_s`), and between attempts that bring nothing
-    (`pause_s`, doubled each time, or what the hub asks for). `sleep` waits so many seconds."""
+    (`pause_s`, doubled each time, or what the hub asks for). `sleep` waits for a number of seconds."""
 
     timeout_s: float = 30
     pause_s: float = 1
