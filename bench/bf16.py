@@ -2,8 +2,8 @@
 
 Prints a table of the built-in model over the whole collection that comes with rerankd (each query's 20 best
 documents by float32), and of the golden models over their golden pairs and the queries of the trial at the
-first start (see engine/openvino/trial.py). A swap is the largest difference of two documents' float32 scores
-that change places; bf16 is taken where it is at most 0.01.
+first start (see backends/openvino/trial.py). A swap is the largest difference of two documents' float32
+scores that change places; bf16 is taken where it is at most 0.01.
 
 On a CPU with AMX or AVX512_BF16 the figures are of its own arithmetic. On others, and with `--emulate`, the
 graph is built with every input, weight and output of its products, normalisations and activations rounded to
@@ -29,15 +29,15 @@ from scipy.stats import kendalltau
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from rerankd import scores
+from rerankd import machine
+from rerankd.backends.openvino import graph, precision, trial
+from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.openvino.precision import Precision
+from rerankd.backends.openvino.runtime import op
 from rerankd.config import Settings
-from rerankd.engine import machine
-from rerankd.engine.openvino import graph, precision, trial
-from rerankd.engine.openvino.encoder import Encoder
-from rerankd.engine.openvino.precision import Precision
-from rerankd.engine.openvino.runtime import op
 from rerankd.evaluation.collection import EVERYDAY, read
-from rerankd.prepare import Model, prepare
+from rerankd.scoring import normalize
+from rerankd.serving.prepare import Model, prepare
 from support import GOLDEN, golden, golden_settings
 
 _BEST = 20
@@ -101,7 +101,7 @@ def best(exact: Values, rough: Values) -> tuple[Values, Values]:
 
 def line(name: str, model: Model, exact: Values, rough: Values) -> float:
     """Print a row of the table; returns the largest swap."""
-    transform = model.scoring.transform
+    normalization = model.scoring.normalization
 
     def moved(change: Callable[[float], float]) -> float:
         pairs = zip((v for row in exact for v in row), (v for row in rough for v in row), strict=True)
@@ -109,10 +109,10 @@ def line(name: str, model: Model, exact: Values, rough: Values) -> float:
 
     flat = [value for row in exact for value in row]
     raw = moved(float)
-    score = moved(lambda value: scores.transform(value, transform))
+    score = moved(lambda value: normalize.transform(value, normalization))
     whole = [(one, other) for one, other in zip(exact, rough, strict=True) if len(one) > 1]
     taus = [float(kendalltau(one, other).statistic) for one, other in whole]
-    swap = max(precision.largest_swap(one, other, transform) for one, other in whole)
+    swap = max(precision.largest_swap(one, other, normalization) for one, other in whole)
     span = max(flat) - min(flat)
     print(
         f"| {name} | {len(whole)} × {len(whole[0][0])} | {raw:.2g} ({100 * raw / span:.2g} %) | {score:.2g} "

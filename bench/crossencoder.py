@@ -34,7 +34,7 @@ import engines
 
 import checkpoints
 from rerankd.config import Settings
-from rerankd.prepare import prepare
+from rerankd.serving.prepare import prepare
 
 Ask = Callable[[str, list[str]], Awaitable[list[float]]]
 """The raw scores of documents for a query."""

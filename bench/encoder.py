@@ -25,7 +25,7 @@ class Shape:
     width: int
     feed_forward: int
     heads: int
-    window: int
+    max_length: int
     kind: gguf.GGMLQuantizationType
     file_type: gguf.LlamaFileType
 
@@ -47,7 +47,7 @@ def make(folder: Path, name: str = "small") -> Path:
         "bert.embedding_length": shape.width,
         "bert.feed_forward_length": shape.feed_forward,
         "bert.attention.head_count": shape.heads,
-        "bert.context_length": shape.window,
+        "bert.context_length": shape.max_length,
         "general.file_type": int(shape.file_type),
     }
     target = folder / f"xlmr-head-{shape.layers}x{shape.width}-{shape.kind.name.lower()}.gguf"
@@ -62,7 +62,7 @@ def make(folder: Path, name: str = "small") -> Path:
             inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, sizes.get(field.name, field.contents()), kind, inner)
     random = np.random.default_rng(1)
-    grown = {64: shape.width, 128: shape.feed_forward, 256: shape.window}
+    grown = {64: shape.width, 128: shape.feed_forward, 256: shape.max_length}
     for tensor in reader.tensors:
         _, _, rest = tensor.name.partition("blk.0.")
         if tensor.name.startswith("blk.") and not rest:

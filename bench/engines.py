@@ -32,15 +32,15 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import encoder
 from served import service
 
+from rerankd.backends.base import EngineSpec
+from rerankd.backends.llama import launch
+from rerankd.backends.llama.client import LlamaClient
+from rerankd.backends.openvino.precision import Choice
+from rerankd.backends.worker import client as openvino
 from rerankd.config import Settings
-from rerankd.engine import command
-from rerankd.engine.base import EngineSpec
-from rerankd.engine.child import Child
-from rerankd.engine.llama import LlamaClient
-from rerankd.engine.openvino import client as openvino
-from rerankd.engine.openvino.precision import Choice
-from rerankd.engine.openvino.weights import Weights
-from rerankd.prepare import Model, prepare
+from rerankd.formats.weights import Weights
+from rerankd.process.child import Child
+from rerankd.serving.prepare import Model, prepare
 
 Ask = Callable[[str, list[str]], Awaitable[int]]
 """Scores texts for a query; gives the tokens that were read."""
@@ -65,12 +65,10 @@ async def start(child: Child, client: Any, log: Path) -> float:
 
 async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
     named = os.environ.get("LLAMA_SERVER")
-    program = (named,) if named else (sys.executable, "-m", "rerankd.engine.bundled")
+    program = (named,) if named else (sys.executable, "-m", "rerankd.backends.llama.bundled")
     spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, False)
     socket, log = folder / "l.sock", folder / "llama.log"
-    child = await Child.start(
-        command.argv(spec, command.EngineOptions(program, options.threads), socket), log
-    )
+    child = await Child.start(launch.argv(spec, launch.EngineOptions(program, options.threads), socket), log)
     stack.push_async_callback(child.stop, 2)
     client = LlamaClient(socket)
     stack.push_async_callback(client.close)
@@ -87,7 +85,7 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
         answer = await client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
         return int(answer["usage"]["prompt_tokens"])
 
-    return rerank if model.scoring.way == "head" else embed
+    return rerank if model.scoring.method == "cross_encoder" else embed
 
 
 async def started_worker(
@@ -104,7 +102,7 @@ async def started_worker(
     client = openvino.OpenVinoClient(socket)
     stack.push_async_callback(client.close)
     ready_s = await start(child, client, log)
-    engine = client.engine(spec)
+    engine = openvino.OpenVinoEngine(spec, client)
     await engine.prepare()
     print(f"{engine.about}: ready after {ready_s:.1f} s", flush=True)
     return engine

@@ -31,12 +31,12 @@ import encoder
 from served import service
 
 import fake_engine
+from rerankd.backends.base import EngineSpec
+from rerankd.backends.llama import launch
+from rerankd.backends.llama.client import LlamaClient
 from rerankd.config import Settings
-from rerankd.engine import command
-from rerankd.engine.base import EngineSpec
-from rerankd.engine.child import Child
-from rerankd.engine.llama import LlamaClient
-from rerankd.prepare import prepare
+from rerankd.process.child import Child
+from rerankd.serving.prepare import prepare
 
 Ask = Callable[[int], Awaitable[None]]
 _WORDS = (
@@ -116,11 +116,11 @@ async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[s
     """llama-server's own endpoint."""
     model = prepare(Settings(model=str(path), home=folder))
     spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
-    program = (sys.executable, "-m", "rerankd.engine.bundled")
+    program = (sys.executable, "-m", "rerankd.backends.llama.bundled")
     if options.fake_ms:
         program = (str(fake_engine.install(folder, "--delay-ms", str(options.fake_ms))),)
     socket = folder / "p.sock"
-    argv = command.argv(spec, command.EngineOptions(program, options.threads), socket)
+    argv = launch.argv(spec, launch.EngineOptions(program, options.threads), socket)
     child = await Child.start(argv, folder / "plain.log")
     client = LlamaClient(socket)
     while not await client.is_ready():

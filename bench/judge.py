@@ -25,12 +25,13 @@ from typing import Any
 import models
 from programs import text
 
+from rerankd import machine
+from rerankd.backends.base import EngineSpec
+from rerankd.backends.llama import launch
+from rerankd.backends.llama.client import LlamaClient
 from rerankd.config import Settings
-from rerankd.domain import Scoring, Transform
-from rerankd.engine import command, machine
-from rerankd.engine.base import EngineSpec
-from rerankd.engine.child import Child
-from rerankd.engine.llama import LlamaClient
+from rerankd.domain import Normalization, Recipe
+from rerankd.process.child import Child
 from rerankd.service import Reranker
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +46,11 @@ async def start_plain(
     model: Path, program: tuple[str, ...], slots: int, folder: Path
 ) -> tuple[Child, LlamaClient]:
     """llama.cpp's own rerank server as its manual starts it, with `slots` slots."""
-    spec = EngineSpec("plain", model, Scoring("head", 2048, Transform("sigmoid"), pooling="rank"), {})
+    spec = EngineSpec(
+        "plain", model, Recipe("cross_encoder", 2048, Normalization("sigmoid"), pooling="rank"), {}
+    )
     argv = list(
-        command.argv(spec, command.EngineOptions(program, machine.read().cores), folder / f"{slots}.sock")
+        launch.argv(spec, launch.EngineOptions(program, machine.read().cores), folder / f"{slots}.sock")
     )
     argv[argv.index("--parallel") + 1] = str(slots)
     argv[argv.index("--ctx-size") + 1] = str(slots * 2048)
@@ -69,7 +72,9 @@ async def main(options: argparse.Namespace) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     headed, headless = (models.qwen3(options.folder, headed=has) for has in (True, False))
     program = (
-        (options.llama_server,) if options.llama_server else (sys.executable, "-m", "rerankd.engine.bundled")
+        (options.llama_server,)
+        if options.llama_server
+        else (sys.executable, "-m", "rerankd.backends.llama.bundled")
     )
     documents = [text(WORDS, options.words, f"document {at}") for at in range(options.documents)]
     prompt = json.loads((ROOT / "tests" / "golden" / "qwen3-headless.json").read_text())
@@ -84,7 +89,7 @@ async def main(options: argparse.Namespace) -> None:
             "scoring": {key: prompt[key] for key in ("template", "labels", "instruction")} | {"window": 2048},
         }
     )
-    took: dict[str, list[float]] = {"rerank": [], "judge": []}
+    took: dict[str, list[float]] = {"rerank": [], "causal_lm": []}
     with tempfile.TemporaryDirectory(prefix="rb-") as folder:
         child, client = await start_plain(headed, program, options.slots, Path(folder))
         async with Reranker(settings) as reranker:
@@ -101,14 +106,14 @@ async def main(options: argparse.Namespace) -> None:
                     )
                     continue
                 took["rerank"].append(plain_s)
-                took["judge"].append(judge_s)
+                took["causal_lm"].append(judge_s)
         await client.close()
         await child.stop(5)
-    for name, label in (("rerank", "llama.cpp /v1/rerank"), ("judge", "rerankd, judge")):
+    for name, label in (("rerank", "llama.cpp /v1/rerank"), ("causal_lm", "rerankd, judge")):
         median = statistics.median(took[name])
         each = ", ".join(f"{seconds:.2f}" for seconds in took[name])
         print(f"{label:22} {len(documents) / median:6.2f} pairs/s   {median:6.2f} s   ({each})")
-    ratios = [plain / judge for plain, judge in zip(took["rerank"], took["judge"], strict=True)]
+    ratios = [plain / judge for plain, judge in zip(took["rerank"], took["causal_lm"], strict=True)]
     print(
         f"ratio                  {statistics.median(ratios):6.2f}   (min {min(ratios):.2f}, max "
         f"{max(ratios):.2f})"

@@ -34,7 +34,7 @@ async def main(options: argparse.Namespace) -> None:
         size = 400
         engine = reranker.state.engine
         assert engine is not None
-        room = reranker.model.scoring.window - engine.fixed_tokens
+        room = reranker.model.scoring.max_length - engine.fixed_tokens
         while (await engine.count_tokens([" ".join(whole[0].split()[: size + 1])]))[0] <= room:
             size += 1
         cut = [" ".join(document.split()[:size]) for document in whole]

@@ -25,21 +25,21 @@ POOLING = {"head": 4, "cosine": 1}  # LLAMA_POOLING_TYPE_RANK, _MEAN
 
 
 @contextlib.contextmanager
-def engine(model: Path, way: str, window: int, flash: bool, f32_cache: bool) -> Iterator[httpx.Client]:
+def engine(model: Path, method: str, max_length: int, flash: bool, f32_cache: bool) -> Iterator[httpx.Client]:
     """A client of llama.cpp's server for this model."""
     folder = Path(tempfile.mkdtemp(prefix="g-"))
     p = xllamacpp.CommonParams()
     p.model.path = str(model)
     p.hostnames = [str(folder / "s.sock")]
-    p.n_ctx = p.n_batch = p.n_ubatch = window
+    p.n_ctx = p.n_batch = p.n_ubatch = max_length
     p.n_parallel = 1
     p.cache_ram_mib = 0
     p.warmup = False
     p.verbosity = -1
     p.cpuparams.n_threads = 2
-    if way in POOLING:
+    if method in POOLING:
         p.embedding = True
-        p.pooling_type = xllamacpp.llama_pooling_type(POOLING[way])
+        p.pooling_type = xllamacpp.llama_pooling_type(POOLING[method])
     if not flash:
         p.flash_attn_type = xllamacpp.llama_flash_attn_type(0)
     if f32_cache:
@@ -128,10 +128,10 @@ def engine_score(client: httpx.Client, golden: dict, pair: dict, ids: list) -> f
 
 
 def check(golden: dict, pairs: dict[str, dict], folder: Path, flash: bool, f32_cache: bool) -> None:
-    way, name = golden["way"], golden["model"]
+    method, name = golden["way"], golden["model"]
     deltas: list[tuple[float, str]] = []
     moved: list[str] = []
-    with engine(folder / name, way, golden["window"], flash, f32_cache) as client:
+    with engine(folder / name, method, golden["window"], flash, f32_cache) as client:
         for case in golden["cases"]:
             if not case["fits"]:
                 continue
@@ -140,7 +140,7 @@ def check(golden: dict, pairs: dict[str, dict], folder: Path, flash: bool, f32_c
             if found != case["ids"]:
                 shift = engine_score(client, golden, pair, found) - case["raw"]
                 moved.append(f"{case['id']} {shift:+.4f}")
-            if found == case["ids"] or way != "head":
+            if found == case["ids"] or method != "head":
                 delta = abs(engine_score(client, golden, pair, case["ids"]) - case["raw"])
                 deltas.append((delta, case["id"]))
     worst, where = max(deltas)

@@ -19,7 +19,7 @@ from typer.main import get_command
 from rerankd import config
 from rerankd.api import options, paths, routes
 from rerankd.cli import app
-from rerankd.models import listing
+from rerankd.hub import listing
 
 DOCS = Path(__file__).parents[1] / "docs"
 

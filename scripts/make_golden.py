@@ -142,13 +142,13 @@ def head_score(model: torch.nn.Module) -> Callable[[list], float]:
 
 
 def xlmr_head(texts: list[str], folder: Path) -> Built:
-    window, half = 256, False
+    max_length, half = 256, False
     sp = train_sentencepiece(texts, folder)
     tok = xlmr_tokenizer(sp)
     config = transformers.XLMRobertaConfig(
         vocab_size=tok.get_vocab_size(),
         **SMALL,
-        max_position_embeddings=window + 2,
+        max_position_embeddings=max_length + 2,
         type_vocab_size=1,
         num_labels=1,
         hidden_act="gelu",
@@ -162,11 +162,11 @@ def xlmr_head(texts: list[str], folder: Path) -> Built:
     )  # fmt: skip
 
     ids = roberta_ids(sentencepiece_ids(sp))
-    return Built(folder, half, "default", {"way": "head", "window": window}, ids, head_score(model))
+    return Built(folder, half, "default", {"way": "head", "window": max_length}, ids, head_score(model))
 
 
 def modernbert_head(texts: list[str], folder: Path) -> Built:
-    window, half = 256, False
+    max_length, half = 256, False
     tok = modernbert_tokenizer(texts)
     cls, sep, pad = (tok.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]"))
     config = transformers.ModernBertConfig(
@@ -175,7 +175,7 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=96,
-        max_position_embeddings=window,
+        max_position_embeddings=max_length,
         num_labels=1,
         local_attention=16,
         layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
@@ -199,18 +199,18 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
     save_tokenizer(
         tok, folder, **BERT_TOKENS,
     )  # fmt: skip
-    about = {"way": "head", "window": window}
+    about = {"way": "head", "window": max_length}
     return Built(folder, half, "modern-bert", about, bert_ids(tok), head_score(model))
 
 
 def bert_pairs(texts: list[str], folder: Path) -> Built:
     """A BERT cross-encoder as the ms-marco-MiniLM family: a pooler, two token types, and BF16 weights."""
-    window = 128
+    max_length = 128
     tok = bert_tokenizer(texts)
     config = transformers.BertConfig(
         vocab_size=tok.get_vocab_size(),
         **SMALL,
-        max_position_embeddings=window,
+        max_position_embeddings=max_length,
         num_labels=1,
         hidden_act="gelu",
     )
@@ -221,7 +221,7 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
     save_model(model, folder, **ONE_LABEL)
     model = model.float()
     save_tokenizer(
-        tok, folder, **BERT_TOKENS, do_lower_case=True, model_max_length=window,
+        tok, folder, **BERT_TOKENS, do_lower_case=True, model_max_length=max_length,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     sep = tok.token_to_id("[SEP]")
@@ -231,17 +231,17 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
         types = [0] * first + [1] * (len(ids) - first)
         return model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0, 0].item()
 
-    return Built(folder, False, "", {"way": "head", "window": window}, bert_ids(tok), score)
+    return Built(folder, False, "", {"way": "head", "window": max_length}, bert_ids(tok), score)
 
 
 def roberta_head(texts: list[str], folder: Path) -> Built:
     """RoBERTa: XLM-R's graph and a byte-level BPE, positions that begin after the padding's."""
-    window = 128
+    max_length = 128
     tok = roberta_tokenizer(texts)
     config = transformers.RobertaConfig(
         vocab_size=tok.get_vocab_size(),
         **SMALL,
-        max_position_embeddings=window + 2,
+        max_position_embeddings=max_length + 2,
         type_vocab_size=1,
         num_labels=1,
         pad_token_id=1,
@@ -255,10 +255,10 @@ def roberta_head(texts: list[str], folder: Path) -> Built:
     save_model(model.half(), folder, **ONE_LABEL)
     model = model.float()
     save_tokenizer(
-        tok, folder, **ROBERTA_TOKENS, model_max_length=window,
+        tok, folder, **ROBERTA_TOKENS, model_max_length=max_length,
     )  # fmt: skip
     ids = roberta_ids(encoder_of(tok))
-    return Built(folder, True, "", {"way": "head", "window": window}, ids, head_score(model))
+    return Built(folder, True, "", {"way": "head", "window": max_length}, ids, head_score(model))
 
 
 def judge(
@@ -285,11 +285,11 @@ def judge(
 
 
 def about_judge(
-    window: int, pieces: list[str], labels: list[str], instruction: str | None, tok: Tokenizer
+    max_length: int, pieces: list[str], labels: list[str], instruction: str | None, tok: Tokenizer
 ) -> dict[str, object]:
     return {
         "way": "judge",
-        "window": window,
+        "window": max_length,
         "template": "".join(pieces),
         "pieces": pieces,
         "instruction": instruction,
@@ -302,7 +302,7 @@ def qwen(
     texts: list[str], folder: Path, kind: str, seed: int, half: bool, pieces: list[str], labels: list[str],
     instruction: str | None,
 ) -> Built:  # fmt: skip
-    window = 512
+    max_length = 512
     tok = qwen_tokenizer(texts)
     end, begin = tok.token_to_id("<|im_end|>"), tok.token_to_id("<|endoftext|>")
     shape = {
@@ -312,7 +312,7 @@ def qwen(
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "intermediate_size": 128,
-        "max_position_embeddings": window,
+        "max_position_embeddings": max_length,
         "tie_word_embeddings": True,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
@@ -331,7 +331,7 @@ def qwen(
         tok, folder, eos_token="<|im_end|>", pad_token="<|endoftext|>", add_bos_token=False, bos_token=None
     )
     ids, score = judge(tok, model, pieces, labels, instruction)
-    about = about_judge(window, pieces, labels, instruction, tok)
+    about = about_judge(max_length, pieces, labels, instruction, tok)
     return Built(folder, half, "qwen2", about, ids, score)
 
 
@@ -344,12 +344,12 @@ def qwen2_labels(texts: list[str], folder: Path) -> Built:
 
 
 def bert_embedder(texts: list[str], folder: Path) -> Built:
-    window, half = 128, True
+    max_length, half = 128, True
     tok = bert_tokenizer(texts)
     config = transformers.BertConfig(
         vocab_size=tok.get_vocab_size(),
         **SMALL,
-        max_position_embeddings=window,
+        max_position_embeddings=max_length,
         hidden_act="gelu",
     )
     model = randomise(transformers.BertModel(config, add_pooling_layer=False), 5, half, 0.15, {"value": 2.0})
@@ -376,7 +376,7 @@ def bert_embedder(texts: list[str], folder: Path) -> Built:
 
     about = {
         "way": "cosine",
-        "window": window,
+        "window": max_length,
         "query_prefix": QUERY_PREFIX,
         "document_prefix": DOCUMENT_PREFIX,
     }
@@ -401,11 +401,11 @@ KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safeten
 
 
 def cases(built: Built, pairs: list[dict[str, str]]) -> Iterator[Case]:
-    window = built.about["window"]
+    max_length = built.about["window"]
     for pair in pairs:
         ids = built.ids(pair["query"], pair["document"])
         lengths = [len(i) for i in ids] if isinstance(ids[0], list) else [len(ids)]
-        if max(lengths) > window:
+        if max(lengths) > max_length:
             yield {"id": pair["id"], "fits": False, "tokens": max(lengths)}
         else:
             yield {"id": pair["id"], "fits": True, "ids": ids, "raw": round(built.score(ids), 6)}

@@ -37,8 +37,8 @@ from golden_tokenizers import (
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from rerankd.gguf_header import parse
-from rerankd.models import charsmap
+from rerankd.formats import charsmap
+from rerankd.formats.gguf_header import parse
 
 GOLDEN = Path("tests/golden")
 SCRIPTS = {

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rerankd.engine import manifest
-from rerankd.engine.choice import Installed
+from rerankd.backends.llama import manifest
+from rerankd.backends.llama.binaries import Installed
 
 CPU = ("avx2", "fma")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from rerankd.models import builtin
+from rerankd.hub import builtin
 from support import ROOT, Program, start_serving
 
 # A shell that runs them in the background ignores SIGINT, and so would the programs that tests interrupt.

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from rerankd.gguf_header import Strings
+from rerankd.formats.gguf_header import Strings
 
 VOCABULARY = ("<s>", "</s>", "<|im_start|>", "yes", "no", "Ġyes", "<think>", "ðŁĺĢ", "\u2581the", "x")
 CONTROL, USER_DEFINED = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED

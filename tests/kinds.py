@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoints
-from rerankd.models import catalog
+from rerankd.recipes import catalog
 from support import GOLDEN
 from twins import JINA_TOKENS, PIECES, Twin, head_of
 
@@ -44,7 +44,7 @@ class Kind:
 
     @property
     def is_served(self) -> bool:
-        return self.becomes in ("head", "judge", "cosine")
+        return self.becomes in ("cross_encoder", "causal_lm", "embedding")
 
     def write(self, folder: Path) -> Path:
         """The file, or the folder, in a folder of its own."""
@@ -176,36 +176,36 @@ def _foreign_tokenizer(folder: Path) -> Path:
 
 KINDS = (
     # Qwen3-Reranker and its kin
-    Kind("Qwen3-Reranker, plain conversion", Twin("Qwen3 Reranker 0.6B"), "judge", "Qwen3-Reranker-0.6B"),
+    Kind("Qwen3-Reranker, plain conversion", Twin("Qwen3 Reranker 0.6B"), "causal_lm", "Qwen3-Reranker-0.6B"),
     Kind(
         "Qwen3-Reranker with rank head and template",
         Twin("Qwen3 Reranker 0.6B", pooling="rank", labels=YES_NO, template=QWEN3_TEMPLATE, head=TWO_ROWS),
-        "judge",
+        "causal_lm",
         "Qwen3-Reranker-0.6B",
     ),
     Kind(
         "Qwen3-Reranker named so, of another size",
         Twin("Qwen3-Reranker-0.6B pruned", blocks=20),
-        "judge",
+        "causal_lm",
         "Qwen3-Reranker-0.6B",
     ),
     Kind(
         "unnamed, with Qwen3-Reranker's template",
         Twin("Model", blocks=12, template=QWEN3_TEMPLATE),
-        "judge",
+        "causal_lm",
         "Qwen3-Reranker-0.6B",
     ),
     Kind(
         "unnamed, rank head with labels yes and no",
         Twin("Model", pooling="rank", labels=YES_NO, head=TWO_ROWS),
-        "judge",
+        "causal_lm",
         "Qwen3-Reranker-0.6B",
     ),
     Kind("unnamed, rank head without labels", Twin("Model", pooling="rank", head=TWO_ROWS), "labels"),
     Kind(
         "rerank template of its own, with labels",
         Twin("My Reranker", template=OTHER_TEMPLATE, labels=YES_NO, head=TWO_ROWS),
-        "judge",
+        "causal_lm",
     ),
     Kind("rerank template of its own, no labels", Twin("My Reranker", template=OTHER_TEMPLATE), "labels"),
     Kind(
@@ -226,12 +226,14 @@ KINDS = (
     Kind(
         "Qwen3-Reranker with another rerank template",
         Twin("Qwen3 Reranker 0.6B", template=OTHER_TEMPLATE, labels=YES_NO, head=TWO_ROWS),
-        "judge",
+        "causal_lm",
         "Qwen3-Reranker-0.6B",
     ),
-    Kind("KURE-Reranker-base", Twin("KURE Reranker Base", width=2048), "judge", "Qwen3-Reranker-0.6B"),
-    Kind("PIXIE-Spell-Reranker", Twin("PIXIE-Spell-Reranker-Preview-0.6B"), "judge", "Qwen3-Reranker-0.6B"),
-    Kind("MemReranker-4B", Twin("MemReranker 4B", blocks=36, width=2560), "judge", "Qwen3-Reranker-0.6B"),
+    Kind("KURE-Reranker-base", Twin("KURE Reranker Base", width=2048), "causal_lm", "Qwen3-Reranker-0.6B"),
+    Kind(
+        "PIXIE-Spell-Reranker", Twin("PIXIE-Spell-Reranker-Preview-0.6B"), "causal_lm", "Qwen3-Reranker-0.6B"
+    ),
+    Kind("MemReranker-4B", Twin("MemReranker 4B", blocks=36, width=2560), "causal_lm", "Qwen3-Reranker-0.6B"),
     Kind("SkillRouter-Reranker", Twin("SkillRouter Reranker 0.6B"), "prompt it was trained on"),
     Kind(
         "Prism-Qwen3-Reranker-4B-exp",
@@ -250,7 +252,7 @@ KINDS = (
             template=QWEN3_TEMPLATE,
             head=TWO_ROWS,
         ),
-        "judge",
+        "causal_lm",
         "Qwen3-VL-Reranker-2B",
     ),
     Kind(
@@ -261,7 +263,7 @@ KINDS = (
     Kind(
         "mxbai-rerank-base-v2",
         Twin("Mxbai Rerank Base v2", "qwen2", 24, 896),
-        "judge",
+        "causal_lm",
         "mxbai-rerank-base-v2",
     ),
     Kind("ctxl-rerank-v2", Twin("Ctxl Rerank v2 Instruct Multilingual 1b", width=2048), "single token '!'"),
@@ -276,13 +278,13 @@ KINDS = (
         file="qwen3-reranker.gguf",
     ),
     Kind("causal reranker with pooling", Twin("My Reranker", pooling="last"), "prompt it was trained on"),
-    Kind("Qwen3-Embedding", Twin("Qwen3 Embedding 0.6B", pooling="last"), "cosine"),
+    Kind("Qwen3-Embedding", Twin("Qwen3 Embedding 0.6B", pooling="last"), "embedding"),
     Kind(
         "Qwen3-Embedding's name with a rank head",
         Twin("Qwen3 Embedding 0.6B", pooling="rank", head=TWO_ROWS),
         "labels",
     ),
-    Kind("unnamed causal embedding model", Twin("Model", "qwen2", pooling="last"), "cosine"),
+    Kind("unnamed causal embedding model", Twin("Model", "qwen2", pooling="last"), "embedding"),
     Kind("bge-reranker-v2-gemma", Twin("bge-reranker-v2-gemma", "gemma", 18, 2048), "single token 'Yes'"),
     Kind(
         "bge-reranker-v2-minicpm-layerwise",
@@ -320,11 +322,11 @@ KINDS = (
     Kind(
         "llama-nemotron-embed",
         Twin("Llama Nemotron Embed 1b v2", "llama-embed", 16, 2048, pooling="mean"),
-        "cosine",
+        "embedding",
     ),
     # XLM-R and BERT
-    Kind("bge-reranker-v2-m3", Twin("Bge Reranker v2 M3", **XLMR, head=head_of(1024)), "head"),
-    Kind("bge-reranker-v2-m3 called Bge M3", Twin("Bge M3", **XLMR, head=head_of(1024)), "head"),
+    Kind("bge-reranker-v2-m3", Twin("Bge Reranker v2 M3", **XLMR, head=head_of(1024)), "cross_encoder"),
+    Kind("bge-reranker-v2-m3 called Bge M3", Twin("Bge M3", **XLMR, head=head_of(1024)), "cross_encoder"),
     Kind(
         "bge-reranker-v2-m3 without its head", Twin("Bge Reranker v2 M3", **XLMR, pooling="cls"), "not whole"
     ),
@@ -359,11 +361,11 @@ KINDS = (
         Twin("Model", **XLMR, pooling="cls", extra={"general.base_model.0.name": "Bge Reranker v2 M3"}),
         "no rank head",
     ),
-    Kind("bge-m3", Twin("Bge M3", **XLMR, pooling="cls"), "cosine"),
+    Kind("bge-m3", Twin("Bge M3", **XLMR, pooling="cls"), "embedding"),
     Kind(
         "bge-m3 in a file of its own name",
         Twin("Bge M3", **XLMR, pooling="cls", tags=("sentence-similarity",)),
-        "cosine",
+        "embedding",
         file="bge-m3-Q8_0.gguf",
     ),
     Kind("bge-m3 whose file says mean pooling", Twin("Bge M3", **XLMR, pooling="mean"), "that it has mean"),
@@ -382,7 +384,7 @@ KINDS = (
             pooling="mean",
             tensors={"dense_2.weight": (3072, 768), "dense_3.weight": (768, 3072)},
         ),
-        "cosine",
+        "embedding",
     ),
     Kind(
         "SPLADE with pooling",
@@ -393,14 +395,14 @@ KINDS = (
         "sparse encoder by its tags", Twin("Model", **XLMR, pooling="cls", tags=("sparse-encoder",)), "sparse"
     ),
     Kind("RankLLaMA", Twin("RankLLaMA 7b", "llama", 32, 2048, pooling="last"), "prompt it was trained on"),
-    Kind("multilingual-e5-small", Twin("multilingual-e5-small", "bert", 12, 384), "cosine"),
-    Kind("unnamed embedding model with its pooling", Twin("Model", **XLMR, pooling="mean"), "cosine"),
+    Kind("multilingual-e5-small", Twin("multilingual-e5-small", "bert", 12, 384), "embedding"),
+    Kind("unnamed embedding model with its pooling", Twin("Model", **XLMR, pooling="mean"), "embedding"),
     Kind("unnamed encoder without pooling", Twin("Model", **XLMR), "names no pooling"),
     Kind("unnamed encoder with rank pooling and no head", Twin("Model", **XLMR, pooling="rank"), "not whole"),
     Kind(
         "mmarco-mMiniLMv2 with its head",
         Twin("mmarco mMiniLMv2 L12 H384 v1", "bert", 12, 384, head=head_of(384)),
-        "head",
+        "cross_encoder",
     ),
     Kind(
         "mmarco-mMiniLMv2 without its head",
@@ -432,7 +434,7 @@ KINDS = (
             head=head_of(768),
             tensors={"blk.0.attn_qkv.weight": (2304, 768)},
         ),
-        "head",
+        "cross_encoder",
     ),
     Kind(
         "jina-reranker-v1-tiny",
@@ -444,20 +446,28 @@ KINDS = (
     Kind(
         "gte-reranker-modernbert-base, older converter",
         Twin("Gte Reranker Modernbert Base", **MODERN, head=MODERN_HEAD),
-        "head",
+        "cross_encoder",
     ),
     Kind(
         "granite reranker",
         Twin("Granite Embedding Reranker English R2", **MODERN, head=MODERN_HEAD, extra=CLS),
-        "head",
+        "cross_encoder",
     ),
     Kind(
         "granite reranker, older converter",
         Twin("Granite Embedding Reranker English R2", **MODERN, head=MODERN_HEAD),
         "takes the mean",
     ),
-    Kind("unnamed ModernBERT, pooling cls", Twin("Model", **MODERN, head=MODERN_HEAD, extra=CLS), "head"),
-    Kind("unnamed ModernBERT, pooling mean", Twin("Model", **MODERN, head=MODERN_HEAD, extra=MEAN), "head"),
+    Kind(
+        "unnamed ModernBERT, pooling cls",
+        Twin("Model", **MODERN, head=MODERN_HEAD, extra=CLS),
+        "cross_encoder",
+    ),
+    Kind(
+        "unnamed ModernBERT, pooling mean",
+        Twin("Model", **MODERN, head=MODERN_HEAD, extra=MEAN),
+        "cross_encoder",
+    ),
     Kind(
         "unnamed ModernBERT, older converter",
         Twin("Model", **MODERN, head=MODERN_HEAD),
@@ -481,7 +491,7 @@ KINDS = (
     Kind(
         "ModernBERT with SiLU",
         Twin("Model", **MODERN, head=MODERN_HEAD, extra=MEAN | {"modern-bert.hidden_activation": "silu"}),
-        "head",
+        "cross_encoder",
     ),
     Kind(
         "ModernBERT of another activation",
@@ -541,9 +551,9 @@ KINDS = (
         "another model",
     ),
     # Safetensors
-    Kind("BERT cross-encoder, safetensors", _checkpoint("bert-pairs"), "head"),
-    Kind("XLM-R cross-encoder, safetensors", _checkpoint("xlmr-head"), "head"),
-    Kind("ModernBERT cross-encoder, safetensors", _checkpoint("modernbert-head"), "head"),
+    Kind("BERT cross-encoder, safetensors", _checkpoint("bert-pairs"), "cross_encoder"),
+    Kind("XLM-R cross-encoder, safetensors", _checkpoint("xlmr-head"), "cross_encoder"),
+    Kind("ModernBERT cross-encoder, safetensors", _checkpoint("modernbert-head"), "cross_encoder"),
     Kind("jina-reranker-v2, safetensors", _jina_v2, "no tensor token_embd_norm.weight"),
     Kind("modules.json of another head than the class", _with_modules, "modules.json"),
     Kind("git-LFS pointer as tokenizer.json", _pointer("tokenizer.json"), "git-LFS pointer"),

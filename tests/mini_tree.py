@@ -30,7 +30,7 @@ int main(int argc, char **argv) {
         return 0;
     }
 @NATIVE@
-    std::vector<char *> words{(char *)"@PYTHON@", (char *)"-m", (char *)"rerankd.engine.bundled"};
+    std::vector<char *> words{(char *)"@PYTHON@", (char *)"-m", (char *)"rerankd.backends.llama.bundled"};
     words.insert(words.end(), argv + 1, argv + argc);
     words.push_back(nullptr);
     execv(words[0], words.data());

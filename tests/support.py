@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import uvicorn
 
+from rerankd.backends.llama import installed
 from rerankd.config import Settings
-from rerankd.engine import installed
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

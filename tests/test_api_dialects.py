@@ -12,21 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.api import (
+from rerankd.api import options, paths
+from rerankd.api.answer import plain_path
+from rerankd.api.dialects import (
     dashscope,
     jina,
     lenient,
     mixedbread,
     nvidia,
     ollama,
-    options,
-    paths,
     tei,
     vllm,
     voyage,
     weaviate,
 )
-from rerankd.api.answer import plain_path
 from rerankd.api.routes import choose_dialect
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
@@ -91,7 +90,7 @@ def _result(request: RerankRequest, given: dict[str, Any]) -> RerankResult:
             for index, score in given["scores"]
         ),
         tokens=given["tokens"],
-        transform=given.get("transform", "sigmoid"),
+        normalization=given.get("transform", "sigmoid"),
         warnings=tuple(given.get("warnings", ())),
     )
 

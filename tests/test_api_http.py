@@ -16,8 +16,8 @@ from rerankd.api.routes import router
 from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
-from rerankd.prepare import Model, prepare
 from rerankd.service import Reranker
+from rerankd.serving.prepare import Model, prepare
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 _BODY = {"query": "q", "documents": ["a", "bb"]}
@@ -40,7 +40,7 @@ class Scripted(Reranker):
             model=request.model or self.model.name,
             results=tuple(ScoredDocument(at, 1 - 1 / (2 + len(request.documents[at]))) for at in order),
             tokens=3,
-            transform="sigmoid",
+            normalization="sigmoid",
             engine_s=0.002,
             total_s=0.003,
         )

@@ -16,13 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.worker.client import WORKER
 from rerankd.benchmark import engines, figures, flops, hardware, load, report
 from rerankd.benchmark.drive import Driven
 from rerankd.config import Settings
-from rerankd.engine.choice import Choice
-from rerankd.engine.openvino.client import WORKER
 from rerankd.errors import ConfigError
-from rerankd.models import gguf
+from rerankd.formats import gguf
 from support import GOLDEN, Program, environment, rerankd
 
 XLMR = GOLDEN / "xlmr-head.gguf"
@@ -70,12 +70,14 @@ def test_word_ranges(value: str) -> None:
 
 def test_flops_of_known_shapes() -> None:
     # 12 layers of 384 with a feed-forward of 1536: 4 * 384^2 + 2 * 384 * 1536 weights each.
-    facts = gguf.Facts(Path("x"), "bert", block_count=12, block_weights=12 * 1_769_472, attention_width=384)
+    facts = gguf.ModelMetadata(
+        Path("x"), "bert", block_count=12, block_weights=12 * 1_769_472, attention_width=384
+    )
     assert flops.per_token(facts, 100, causal=False) == 2 * 12 * 1_769_472 + 4 * 12 * 384 * 100
     assert flops.per_token(facts, 100, causal=True) == 2 * 12 * 1_769_472 + 2 * 12 * 384 * 100
     took = flops.share(facts, causal=False, pairs_per_s=10, tokens_per_pair=100, peak_flops=1e11)
     assert took == pytest.approx(flops.per_token(facts, 100, causal=False) * 1000 / 1e11)
-    nothing = gguf.Facts(Path("x"), "moe")
+    nothing = gguf.ModelMetadata(Path("x"), "moe")
     assert flops.share(nothing, causal=True, pairs_per_s=1, tokens_per_pair=9, peak_flops=1e9) is None
 
 
@@ -106,7 +108,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 def test_the_report_shows_what_there_is() -> None:
     here = hardware.Hardware("a chip", ("avx2",), 2, 2**34, "an OS", 5.0, {"rerankd": "1"}, 1e11)
-    facts = gguf.Facts(Path("x"), "bert", block_count=1, block_weights=10**6, attention_width=10)
+    facts = gguf.ModelMetadata(Path("x"), "bert", block_count=1, block_weights=10**6, attention_width=10)
     ours, theirs = series("ours", 0.5, 0.5, tokens=100), series("theirs", 1, 1.5, tokens=100)
     empty = [figures.Series(name, load.Case(99, 1, 5, 5)) for name in ("ours", "theirs")]
     driven = Driven([ours, theirs, *empty], {"ours": 0.25}, {"ours": 0.001}, complete=False)
@@ -155,7 +157,7 @@ def test_engines_at_hand() -> None:
 # The program that rerankd starts takes the path of a socket only.
 _LLAMA_OVER_TCP = """
 import signal, sys, xllamacpp
-from rerankd.engine import bundled
+from rerankd.backends.llama import bundled
 params = bundled.params(bundled.parser().parse_args(sys.argv[2:]))
 params.port = int(sys.argv[1])
 server = xllamacpp.Server(params)
@@ -214,7 +216,7 @@ def test_the_command_beside_a_real_llama_server(tmp_path: Path, home: Path) -> N
 
 def test_every_engine_at_hand_is_compared(tmp_path: Path, home: Path) -> None:
     program = tmp_path / "llama-server"
-    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m rerankd.engine.bundled \"$@\"\n")
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m rerankd.backends.llama.bundled \"$@\"\n")
     program.chmod(0o755)
     env = {"LLAMA_PATH": str(program), "RERANKD_THREADS": "1"}
     ended = rerankd("bench", str(XLMR), "--compare-engines", *QUICK, "--json", home=home, **env)

@@ -10,7 +10,8 @@ import pytest
 
 from rerankd.config import Settings
 from rerankd.errors import DataFolderError, FetchError
-from rerankd.models import builtin, gguf
+from rerankd.formats import gguf
+from rerankd.hub import builtin
 from rerankd.service import Reranker
 from support import rerankd
 

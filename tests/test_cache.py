@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rerankd.cache import ScoreCache
+from rerankd.scoring.cache import ScoreCache
 
 
 def one(cache: ScoreCache, query: str, text: str, instruction: str = "") -> bytes:

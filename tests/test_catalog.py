@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 
 from rerankd.errors import ConfigError
-from rerankd.models import catalog
-from rerankd.models.catalog import load, template_flaw
-from rerankd.models.evidence import plain
+from rerankd.recipes import catalog
+from rerankd.recipes.catalog import load, template_flaw
+from rerankd.recipes.evidence import plain
 
 MATCH = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
-HEAD = f'[[model]]\nname = "A"\nway = "head"\n{MATCH}\n'
+HEAD = f'[[model]]\nname = "A"\nmethod = "cross_encoder"\n{MATCH}\n'
 PROMPT = 'labels = ["y", "n"]\ntemplate = "{query}{document}"'
-JUDGE = f'[[model]]\nname = "A"\nway = "judge"\n{PROMPT}\n{MATCH}\n'
-COSINE = f'[[model]]\nname = "A"\nway = "cosine"\npooling = "mean"\nlow = 0.1\nhigh = 0.9\n{MATCH}\n'
+JUDGE = f'[[model]]\nname = "A"\nmethod = "causal_lm"\n{PROMPT}\n{MATCH}\n'
+COSINE = f'[[model]]\nname = "A"\nmethod = "embedding"\npooling = "mean"\nlow = 0.1\nhigh = 0.9\n{MATCH}\n'
 
 
 def test_the_catalog_that_comes_with_rerankd_is_sound() -> None:
@@ -46,9 +46,9 @@ def test_the_qwen3_family_shares_one_prompt() -> None:
 
 def test_sound_tables_load() -> None:
     assert load("").entries == ()
-    assert load(HEAD).entries[0].transform.name == "sigmoid"
+    assert load(HEAD).entries[0].normalization.name == "sigmoid"
     assert load(JUDGE).entries[0].labels == ("y", "n")
-    assert load(COSINE).entries[0].transform.low == 0.1
+    assert load(COSINE).entries[0].normalization.low == 0.1
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_sound_tables_load() -> None:
         ("model = [1]", "tables only"),
         ("[[model]]\n", "name is missing"),
         ('[[model]]\nname = "A"\n', "catalog, A: match is missing"),
-        (HEAD.replace('"head"', '"best"'), "way should be one of head, judge, cosine, and is 'best'"),
-        (HEAD.replace('way = "head"\n', ""), "either way or refused"),
-        (HEAD + 'refused = "why"\n', "either way or refused"),
+        (HEAD.replace('"cross_encoder"', '"best"'), "method should be one of cross_encoder, causal_lm,"),
+        (HEAD.replace('method = "cross_encoder"\n', ""), "either method or refused"),
+        (HEAD + 'refused = "why"\n', "either method or refused"),
         (HEAD.replace('"A"', "1"), "name should be of type str, and is 1"),
-        (HEAD + "window = true\n", "window should be of type int"),
+        (HEAD + "max_length = true\n", "max_length should be of type int"),
         (HEAD + "wndow = 5\n", "unknown field 'wndow'"),
         (HEAD.replace("names", "nams"), "names is missing"),
         (HEAD.replace("8 }", "8, layers = 1 }"), "unknown field 'layers'"),
@@ -73,7 +73,7 @@ def test_sound_tables_load() -> None:
         (HEAD.replace("block_count = 1, ", ""), "known exactly"),
         (HEAD.replace(", embedding_length = 8", ""), "known exactly"),
         (HEAD + 'aliases = [1]\n', "list of texts"),
-        (HEAD + 'template = "{query}{document}"\n', "are a judge's"),
+        (HEAD + 'template = "{query}{document}"\n', "are for causal_lm"),
         (HEAD + 'query_prefix = "q"\n', "are an embedding model's"),
         (HEAD + HEAD, "'A' is already A"),
         (HEAD + 'aliases = ["a"]\n', "'a' is already A"),
@@ -82,7 +82,7 @@ def test_sound_tables_load() -> None:
         (JUDGE + 'instruction = "i"\n', "go together"),
         (JUDGE.replace("{query}", "{query}{instruction}"), "go together"),
         (JUDGE + 'prompt_of = "B"\n', "does not stand before it"),
-        (COSINE.replace('"mean"', '"rank"'), "cosine needs pooling"),
+        (COSINE.replace('"mean"', '"rank"'), "embedding needs pooling"),
         (COSINE.replace("low = 0.1\n", ""), "low is missing"),
         (COSINE.replace("0.1", "0.9"), "low the smaller"),
         (COSINE.replace("0.9", "9"), "should be cosines"),

@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import checkpoints
-from rerankd.engine.openvino.encoder import Encoder
-from rerankd.engine.openvino.runner import padded
-from rerankd.engine.openvino.tokens import Reading, of_file
+from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.worker.runner import padded
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
-from rerankd.models import catalog, checkpoint, gguf, modelfile
-from rerankd.models.inspect import describe
-from rerankd.models.store import Store, display_name
-from rerankd.models.verdict import ScoringOverrides, decide
+from rerankd.formats import gguf, modelfile, safetensors_metadata
+from rerankd.formats.tokenizer import Reading, of_file
+from rerankd.hub.inspect import describe
+from rerankd.hub.store import Store, display_name
+from rerankd.recipes import catalog
+from rerankd.recipes.resolve import ScoringOverrides, decide
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings
 
@@ -53,7 +54,7 @@ def sample(name: str) -> tuple[list[dict[str, Any]], Any]:
 
 def test_a_folder_is_read_as_the_file_of_the_same_model() -> None:
     for name in ("xlmr-head", "modernbert-head"):
-        folder, file = checkpoint.read(GOLDEN / name), gguf.read(GOLDEN / f"{name}.gguf")
+        folder, file = safetensors_metadata.read(GOLDEN / name), gguf.read(GOLDEN / f"{name}.gguf")
         assert folder.format == "safetensors" and file.format == "gguf"
         for said in (
             "architecture", "context_length", "embedding_length", "block_count", "vocabulary_size", "has_cls",
@@ -63,18 +64,18 @@ def test_a_folder_is_read_as_the_file_of_the_same_model() -> None:
 
 
 def test_a_bert_cross_encoder_is_scored_from_its_folder_only() -> None:
-    facts = checkpoint.read(GOLDEN / "bert-pairs")
+    facts = safetensors_metadata.read(GOLDEN / "bert-pairs")
     decided = decide(facts, catalog.known())
     scoring = decided.require()
-    assert (scoring.way, scoring.window, scoring.pooling) == ("head", 128, "rank")
+    assert (scoring.method, scoring.max_length, scoring.pooling) == ("cross_encoder", 128, "rank")
     assert "bert-pairs: BF16 in safetensors, 0.195 million parameters" in describe(facts, decided)
 
 
 def test_what_the_catalog_refuses_as_gguf_is_scored_from_safetensors(tmp_path: Path) -> None:
     folder = checkpoints.copy("bert-pairs", tmp_path / "ms-marco-TinyBERT-L2-v2")
-    decided = decide(checkpoint.read(folder), catalog.known())
+    decided = decide(safetensors_metadata.read(folder), catalog.known())
     assert decided.entry is not None and decided.entry.refused
-    assert decided.require().way == "head"
+    assert decided.require().method == "cross_encoder"
 
 
 async def test_the_second_token_type_counts(tmp_path: Path) -> None:
@@ -135,11 +136,11 @@ def test_how_a_tokenizer_was_saved_does_not_matter(tmp_path: Path) -> None:
 def test_a_tokenizers_length_bounds_the_window(tmp_path: Path) -> None:
     folder = checkpoints.copy("bert-pairs", tmp_path / "short")
     checkpoints.edit(folder / "tokenizer_config.json", model_max_length=100)
-    assert decide(checkpoint.read(folder), catalog.known()).require().window == 100
+    assert decide(safetensors_metadata.read(folder), catalog.known()).require().max_length == 100
     checkpoints.edit(folder / "tokenizer_config.json", model_max_length=10**30)
-    assert decide(checkpoint.read(folder), catalog.known()).require().window == 128
+    assert decide(safetensors_metadata.read(folder), catalog.known()).require().max_length == 128
     (folder / "tokenizer_config.json").unlink()
-    assert decide(checkpoint.read(folder), catalog.known()).require().window == 128
+    assert decide(safetensors_metadata.read(folder), catalog.known()).require().max_length == 128
 
 
 @pytest.mark.parametrize(
@@ -182,9 +183,9 @@ def test_a_head_that_is_no_rerankers_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_its_head_scores_it() -> None:
-    facts = checkpoint.read(GOLDEN / "bert-pairs")
+    facts = safetensors_metadata.read(GOLDEN / "bert-pairs")
     with pytest.raises(ConfigError, match="scored by its head"):
-        decide(facts, catalog.known(), ScoringOverrides(way="cosine", pooling="mean"))
+        decide(facts, catalog.known(), ScoringOverrides(method="embedding", pooling="mean"))
 
 
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -294,7 +295,9 @@ def test_no_configuration_ends_in_another_error(name: str, data: st.DataObject) 
     }
     weights = folder / "model.safetensors"
     with weights.open("rb") as stream, contextlib.suppress(ModelFileError):
-        facts = checkpoint.read_streams(Path("x"), described, [(stream, weights.stat().st_size, weights)])
+        facts = safetensors_metadata.read_streams(
+            Path("x"), described, [(stream, weights.stat().st_size, weights)]
+        )
         decide(facts, catalog.known()).require()
 
 
@@ -311,7 +314,7 @@ def test_no_header_ends_in_another_error(data: st.DataObject) -> None:
     stream = io.BytesIO(len(header).to_bytes(8, "little") + header + bytes(8))
     described = {"config.json": (GOLDEN / "bert-pairs" / "config.json").read_bytes()}
     with contextlib.suppress(ModelFileError):
-        facts = checkpoint.read_streams(Path("x"), described, [(stream, len(whole), Path("model"))])
+        facts = safetensors_metadata.read_streams(Path("x"), described, [(stream, len(whole), Path("model"))])
         decide(facts, catalog.known()).require()
 
 
@@ -352,8 +355,8 @@ def test_the_beginning_of_a_remote_file_is_enough() -> None:
     described = {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer_config.json")}
     size = weights.stat().st_size
     begun = io.BytesIO(weights.read_bytes()[:10_000])
-    remote = checkpoint.read_streams(Path("org/bert-pairs"), described, [(begun, size, weights)])
-    local = checkpoint.read(folder)
+    remote = safetensors_metadata.read_streams(Path("org/bert-pairs"), described, [(begun, size, weights)])
+    local = safetensors_metadata.read(folder)
     assert remote.name == local.name and remote.parameters == local.parameters
 
 

@@ -4,19 +4,20 @@ from typing import Any
 
 import pytest
 
-from rerankd.domain import Pooling, Scoring, Transform, Way
-from rerankd.engine import bundled, command, machine
-from rerankd.engine.base import EngineSpec, Shape
-from rerankd.engine.machine import Gpu
+from rerankd import machine
+from rerankd.backends.base import EngineSpec, Shape
+from rerankd.backends.llama import bundled, launch
+from rerankd.domain import Method, Normalization, Pooling, Recipe
+from rerankd.machine import Gpu
 
 SOCKET = Path("/run/e.sock")
 GIB = 2**30
 
 
 def spec(
-    way: Way, pooling: Pooling, *, exact: bool, window: int = 512, shape: Shape | None = None
+    method: Method, pooling: Pooling, *, exact: bool, max_length: int = 512, shape: Shape | None = None
 ) -> EngineSpec:
-    scoring = Scoring(way, window, Transform("sigmoid"), pooling=pooling)
+    scoring = Recipe(method, max_length, Normalization("sigmoid"), pooling=pooling)
     return EngineSpec("m", Path("/m.gguf"), scoring, {}, exact, shape or Shape())
 
 
@@ -33,17 +34,19 @@ def card(free_gib: float, name: str = "RTX") -> Gpu:
     return Gpu(name, 24 * GIB, int(free_gib * GIB), "8.9", "570.1")
 
 
-def on(*gpus: Gpu, threads: int = 8, **more: Any) -> command.EngineOptions:
-    return command.EngineOptions(("llama-server",), threads, gpus, **more)
+def on(*gpus: Gpu, threads: int = 8, **more: Any) -> launch.EngineOptions:
+    return launch.EngineOptions(("llama-server",), threads, gpus, **more)
 
 
-E5 = spec("cosine", "mean", exact=False, shape=Shape(80 * 2**20, 12, 384, 768))
-BGE_M3 = spec("head", "rank", exact=False, window=8192, shape=Shape(606 * 2**20, 24, 1024, 2048))
+E5 = spec("embedding", "mean", exact=False, shape=Shape(80 * 2**20, 12, 384, 768))
+BGE_M3 = spec("cross_encoder", "rank", exact=False, max_length=8192, shape=Shape(606 * 2**20, 24, 1024, 2048))
 BGE_M3_F16 = replace(BGE_M3, exact=True, shape=Shape(1130 * 2**20, 24, 1024, 2048))
-QWEN_06B = spec("judge", "none", exact=False, window=8192, shape=Shape(610 * 2**20, 28, 1024, 2048))
+QWEN_06B = spec("causal_lm", "none", exact=False, max_length=8192, shape=Shape(610 * 2**20, 28, 1024, 2048))
 QWEN_06B_F32 = replace(QWEN_06B, exact=True, shape=Shape(int(2.4 * GIB), 28, 1024, 2048))
-QWEN_8B_Q4 = spec("judge", "none", exact=False, window=8192, shape=Shape(int(4.7 * GIB), 36, 4096, 2048))
-UNKNOWN = spec("judge", "none", exact=False, window=8192)
+QWEN_8B_Q4 = spec(
+    "causal_lm", "none", exact=False, max_length=8192, shape=Shape(int(4.7 * GIB), 36, 4096, 2048)
+)
+UNKNOWN = spec("causal_lm", "none", exact=False, max_length=8192)
 
 CPU_2 = on(threads=2)
 LAPTOP = on(threads=8)
@@ -54,7 +57,7 @@ SHARED_MEMORY = on(Gpu("GB10", 0, 0, "12.1"))
 CARD_6 = on(card(5.8))
 TWO_CARDS = on(card(7.8), card(7.8))
 BIG_CARD = on(card(139), threads=16)
-UNSEEN = command.EngineOptions(("llama-server",), 8, None)
+UNSEEN = launch.EngineOptions(("llama-server",), 8, None)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +69,13 @@ UNSEEN = command.EngineOptions(("llama-server",), 8, None)
         (QWEN_06B, CPU_2, 1, 0),
         (QWEN_06B_F32, LAPTOP, 1, 0),
         (QWEN_8B_Q4, LAPTOP, 1, 0),
-        (QWEN_8B_Q4, CARD_24, 4, command.ALL_LAYERS),
-        (QWEN_8B_Q4, CARD_8, 1, command.ALL_LAYERS),
-        (QWEN_8B_Q4, TWO_CARDS, 4, command.ALL_LAYERS),
-        (QWEN_8B_Q4, BIG_CARD, 4, command.ALL_LAYERS),
-        (QWEN_06B, CARD_8, 4, command.ALL_LAYERS),
-        (BGE_M3, CARD_8, 4, command.ALL_LAYERS),
-        (BGE_M3_F16, CARD_8, 1, command.ALL_LAYERS),
+        (QWEN_8B_Q4, CARD_24, 4, launch.ALL_LAYERS),
+        (QWEN_8B_Q4, CARD_8, 1, launch.ALL_LAYERS),
+        (QWEN_8B_Q4, TWO_CARDS, 4, launch.ALL_LAYERS),
+        (QWEN_8B_Q4, BIG_CARD, 4, launch.ALL_LAYERS),
+        (QWEN_06B, CARD_8, 4, launch.ALL_LAYERS),
+        (BGE_M3, CARD_8, 4, launch.ALL_LAYERS),
+        (BGE_M3_F16, CARD_8, 1, launch.ALL_LAYERS),
         (QWEN_8B_Q4, CARD_8_BUSY, 1, 0),
         (BGE_M3, CARD_8_BUSY, 4, 0),
         (QWEN_8B_Q4, UNSEEN, 4, None),
@@ -84,14 +87,14 @@ UNSEEN = command.EngineOptions(("llama-server",), 8, None)
     ],
 )
 def test_slots_and_layers(
-    model: EngineSpec, machine: command.EngineOptions, slots: int, layers: int | None
+    model: EngineSpec, machine: launch.EngineOptions, slots: int, layers: int | None
 ) -> None:
-    decided = command.decide(model, machine)
+    decided = launch.decide(model, machine)
     assert (decided.slots, decided.gpu_layers) == (slots, layers), decided.reason
 
 
 def test_as_many_layers_as_fit() -> None:
-    decided = command.decide(QWEN_8B_Q4, CARD_6)
+    decided = launch.decide(QWEN_8B_Q4, CARD_6)
     assert decided.gpu_layers is not None
     assert 20 < decided.gpu_layers < 36
     assert decided.slots == 1
@@ -102,7 +105,7 @@ def test_as_many_layers_as_fit() -> None:
 
 
 def test_more_free_memory_never_means_fewer_layers_or_slots() -> None:
-    found = [command.decide(QWEN_8B_Q4, on(card(gib / 4))) for gib in range(2, 100)]
+    found = [launch.decide(QWEN_8B_Q4, on(card(gib / 4))) for gib in range(2, 100)]
     layers = [decided.gpu_layers or 0 for decided in found]
     slots = [decided.slots for decided in found]
     assert layers == sorted(layers)
@@ -115,7 +118,7 @@ def test_more_free_memory_never_means_fewer_layers_or_slots() -> None:
     [
         (E5, CPU_2, {"--pooling": "mean", "--parallel": "4", "--ctx-size": "2048", "--ubatch-size": "512"}),
         (
-            spec("head", "rank", exact=True),
+            spec("cross_encoder", "rank", exact=True),
             CPU_2,
             {"--pooling": "rank", "--parallel": "1", "--ctx-size": "512", "--flash-attn": "off"},
         ),
@@ -131,27 +134,29 @@ def test_more_free_memory_never_means_fewer_layers_or_slots() -> None:
         ),
     ],
 )
-def test_command_line(made_for: EngineSpec, options: command.EngineOptions, expected: dict[str, str]) -> None:
-    made = flags(command.argv(made_for, options, SOCKET))
+def test_command_line(made_for: EngineSpec, options: launch.EngineOptions, expected: dict[str, str]) -> None:
+    made = flags(launch.argv(made_for, options, SOCKET))
     assert expected.items() <= made.items()
     assert made["--cache-ram"] == "0"
-    assert ("--embedding" in made) == (made_for.scoring.way != "judge")
+    assert ("--embedding" in made) == (made_for.scoring.method != "causal_lm")
     assert ("--flash-attn" in made) == made_for.exact
 
 
 def test_what_the_user_adds_replaces_what_was_decided() -> None:
     extra = ("--threads", "3", "--ctx-size=64", "--mlock")
-    made = list(command.argv(E5, replace(CPU_2, extra=extra), SOCKET))
+    made = list(launch.argv(E5, replace(CPU_2, extra=extra), SOCKET))
     assert made[-4:] == list(extra)
     assert made.count("--threads") == 1
     assert "2048" not in made
 
 
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize(("way", "pooling"), [("head", "rank"), ("cosine", "cls"), ("judge", "none")])
-def test_the_bundled_program_knows_every_flag(way: Way, pooling: Pooling, exact: bool) -> None:
+@pytest.mark.parametrize(
+    ("method", "pooling"), [("cross_encoder", "rank"), ("embedding", "cls"), ("causal_lm", "none")]
+)
+def test_the_bundled_program_knows_every_flag(method: Method, pooling: Pooling, exact: bool) -> None:
     for options in (CPU_2, CARD_24):
-        words = list(command.argv(spec(way, pooling, exact=exact), options, SOCKET))
+        words = list(launch.argv(spec(method, pooling, exact=exact), options, SOCKET))
         assert bundled.parser().parse_args(words[1:]).host == str(SOCKET)
 
 
@@ -200,8 +205,8 @@ def test_one_card_of_several_is_named_and_only_its_memory_counts() -> None:
     small, large = Gpu("small", 8 * GIB, 7 * GIB, "8.9"), Gpu("large", 24 * GIB, 23 * GIB, "8.9")
     spec = QWEN_8B_Q4
     options = replace(on(small, large), cards=("gpu1",))
-    words = list(command.argv(spec, options, Path("/s")))
+    words = list(launch.argv(spec, options, Path("/s")))
     assert words[words.index("--main-gpu") + 1] == "1" and words[words.index("--split-mode") + 1] == "none"
-    assert "all of it fits on large" in command.decide(spec, options).reason
-    assert "--main-gpu" not in command.argv(spec, on(small, large), Path("/s"))
-    assert "--main-gpu" not in command.argv(spec, replace(on(large), cards=("gpu0",)), Path("/s"))
+    assert "all of it fits on large" in launch.decide(spec, options).reason
+    assert "--main-gpu" not in launch.argv(spec, on(small, large), Path("/s"))
+    assert "--main-gpu" not in launch.argv(spec, replace(on(large), cards=("gpu0",)), Path("/s"))

@@ -126,10 +126,10 @@ def test_a_section_says_what_is_special_about_a_model() -> None:
     fast, bge = config.load(_SECTIONS, {}, {}).wanted("the-default")
     assert (fast.ref, fast.names) == ("builtin:e5", ("fast", "small"))
     assert (fast.threads, fast.preload, fast.replicas, fast.idle_unload_s) == (1, False, 1, 60)
-    assert (fast.scoring.window, fast.scoring.instruction) == (512, "for all")
+    assert (fast.scoring.max_length, fast.scoring.instruction) == (512, "for all")
     assert (bge.ref, bge.names) == ("bge-reranker-v2-m3", ("bge-reranker-v2-m3",))
     assert (bge.threads, bge.preload, bge.replicas) == (4, True, 2)
-    assert (bge.scoring.window, bge.scoring.instruction) == (1024, "for all")
+    assert (bge.scoring.max_length, bge.scoring.instruction) == (1024, "for all")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankd.engine.connections import Answer, Connections
+from rerankd.process.http import Answer, Connections
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 Respond = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]

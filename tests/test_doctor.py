@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.llama.build.cuda import Toolkit
+from rerankd.backends.llama.build.smoke import Outcome
+from rerankd.backends.llama.build.tools import Tools
 from rerankd.doctor import apt, checks
 from rerankd.doctor.checks import Row, diagnose
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel
-from rerankd.engine.build.cuda import Toolkit
-from rerankd.engine.build.smoke import Outcome
-from rerankd.engine.build.tools import Tools
-from rerankd.engine.choice import Choice
-from rerankd.engine.machine import Gpu, Machine
+from rerankd.machine import Gpu, Machine
 from support import GOLDEN, ROOT, Program, rerankd
 
 GIB = 2**30

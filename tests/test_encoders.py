@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from rerankd.domain import Scoring, Transform
-from rerankd.engine.choice import Choice
-from rerankd.engine.encoders import Candidate, Wanted, choose
-from rerankd.engine.machine import Gpu
-from rerankd.engine.openvino.client import WORKER
+from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.select import Candidate, Wanted, choose
+from rerankd.backends.worker.client import WORKER
+from rerankd.domain import Normalization, Recipe
 from rerankd.errors import ConfigError, EngineUnknown
+from rerankd.machine import Gpu
 
-HEAD = Scoring("head", 512, Transform("sigmoid"), pooling="rank")
-COSINE = Scoring("cosine", 512, Transform("affine"), pooling="mean")
-JUDGE = Scoring("judge", 8192, Transform("sigmoid"), template="{query}{document}", labels=("yes", "no"))
+HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
+COSINE = Recipe("embedding", 512, Normalization("affine"), pooling="mean")
+JUDGE = Recipe(
+    "causal_lm", 8192, Normalization("sigmoid"), template="{query}{document}", labels=("yes", "no")
+)
 XLMR = Candidate(HEAD, "bert", ("t5", "default"))
 BERT = Candidate(COSINE, "bert", ("bert", "jina-v2-en"))
 MODERN = Candidate(HEAD, "modern-bert", ("gpt2", "modern-bert"))

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from mini_tree import write as write_tree
-from rerankd.engine.build import cuda, faults, index, plan, run, source, tools
-from rerankd.engine.machine import Gpu
+from rerankd.backends.llama.build import cuda, faults, index, plan, run, source, tools
 from rerankd.errors import BuildFailed, FetchError
+from rerankd.machine import Gpu
 from support import until, wait_until_gone
 
 TREE = source.Source(Path("/src/llama.cpp"), 11434, "abcdef0123456789", "a folder")
@@ -436,7 +436,7 @@ def test_a_build_that_is_interrupted_leaves_no_compiler_behind(tmp_path: Path, n
         "import subprocess, sys, time; subprocess.Popen([sys.argv[1]], process_group=0); time.sleep(300)"
     )
     program = (
-        "import signal, sys; from pathlib import Path; from rerankd.engine.build import run\n"
+        "import signal, sys; from pathlib import Path; from rerankd.backends.llama.build import run\n"
         "for number in (signal.SIGTERM, signal.SIGHUP):\n"
         "    signal.signal(number, lambda number, _: sys.exit(128 + number))\n"
         f"run.run([sys.executable, '-c', {builder!r}, {str(compiler)!r}], Path({str(tmp_path / 'log')!r}))\n"

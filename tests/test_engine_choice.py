@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from built import CPU, engine, put
-from rerankd import prepare
+from rerankd.backends.llama import installed, manifest
+from rerankd.backends.llama.binaries import Bundled, Installed, Offer, choose
 from rerankd.config import Settings
-from rerankd.engine import installed, manifest
-from rerankd.engine.choice import Bundled, Installed, Offer, choose
-from rerankd.engine.machine import Gpu
 from rerankd.errors import EngineTooOld, EngineUnknown
-from rerankd.models import catalog, gguf
+from rerankd.formats import gguf
+from rerankd.machine import Gpu
+from rerankd.recipes import catalog
+from rerankd.serving import prepare
 from support import golden_settings
 
 GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
@@ -84,7 +85,7 @@ def test_an_engine_to_use_that_is_gone_is_passed_over_and_said() -> None:
 
 
 def test_the_catalog_may_name_the_oldest_build() -> None:
-    table = '[[model]]\nname = "A"\nway = "head"\nneeds_build = 12000\n'
+    table = '[[model]]\nname = "A"\nmethod = "cross_encoder"\nneeds_build = 12000\n'
     match = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
     entry = catalog.load(table + match).entries[0]
     assert entry.needs_build == 12000
@@ -96,7 +97,9 @@ def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
     settings = golden_settings("qwen3-headed", tmp_path)
     facts = gguf.read(settings.model[0])
     sizes = f"block_count = {facts.block_count}, embedding_length = {facts.embedding_length}"
-    prompt = 'way = "judge"\nlabels = ["y", "n"]\ntemplate = "{query}{document}"\nneeds_build = 99999\n'
+    prompt = (
+        'method = "causal_lm"\nlabels = ["y", "n"]\ntemplate = "{query}{document}"\nneeds_build = 99999\n'
+    )
     match = f'match = {{ architectures = ["qwen3"], names = ["{catalog.plain(facts.name)}"], {sizes} }}'
     table = catalog.load(f'[[model]]\nname = "A"\n{prompt}{match}')
     monkeypatch.setattr(catalog, "known", lambda: table)

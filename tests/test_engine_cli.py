@@ -18,9 +18,9 @@ import pytest
 
 import built
 import mini_tree
+from rerankd.backends.llama import installed
+from rerankd.backends.llama.build import builder, plan
 from rerankd.config import Settings
-from rerankd.engine import installed
-from rerankd.engine.build import builder, plan
 from rerankd.errors import BuildFailed, DataFolderError
 from support import GOLDEN, environment, rerankd, wait_until_gone
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rerankd.engine import machine
-from rerankd.engine.build import cuda, plan, run, source, tools
+from rerankd import machine
+from rerankd.backends.llama.build import cuda, plan, run, source, tools
 from support import ENGINE_HOME
 
 _ENGINES = ENGINE_HOME / "engines"

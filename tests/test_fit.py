@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.domain import RerankRequest, Scoring, Transform, Way
+from rerankd.domain import Method, Normalization, Recipe, RerankRequest
 from rerankd.errors import TooLong
-from rerankd.fit import Fitted, fit
+from rerankd.scoring.inputs import Fitted, fit
 
 FIXED = 4
 WORDS = ("panda", "bear", "熊猫", "of", "China.", "{document}", "<|im_end|>")
@@ -30,19 +30,25 @@ async def count(asked: Sequence[str]) -> list[int]:
     return [tokens(text) for text in asked]
 
 
-def run(query: str, documents: Sequence[str], way: Way = "head", window: int = 64, **more: Any) -> Fitted:
-    template = "{instruction} {query} {document}" if way == "judge" else ""
-    scoring = Scoring(way, window, Transform("sigmoid"), template=template, instruction="usual")
+def run(
+    query: str, documents: Sequence[str], method: Method = "cross_encoder", max_length: int = 64, **more: Any
+) -> Fitted:
+    template = "{instruction} {query} {document}" if method == "causal_lm" else ""
+    scoring = Recipe(method, max_length, Normalization("sigmoid"), template=template, instruction="usual")
     exact = more.pop("exact", True)
     request = RerankRequest(query, tuple(documents), **more)
     return asyncio.run(fit(request, scoring, FIXED, count, exact=exact))
 
 
-@given(short, st.lists(texts, min_size=1, max_size=6), st.sampled_from(["head", "judge", "cosine"]))
-def test_documents_are_cut_and_queries_never(query: str, documents: list[str], way: Way) -> None:
-    fitted = run(query, documents, way)
+@given(
+    short,
+    st.lists(texts, min_size=1, max_size=6),
+    st.sampled_from(["cross_encoder", "causal_lm", "embedding"]),
+)
+def test_documents_are_cut_and_queries_never(query: str, documents: list[str], method: Method) -> None:
+    fitted = run(query, documents, method)
     assert fitted.query == query
-    room = 64 - FIXED - (0 if way == "cosine" else tokens(query) + (way == "judge"))
+    room = 64 - FIXED - (0 if method == "embedding" else tokens(query) + (method == "causal_lm"))
     for at, (document, parts) in enumerate(zip(documents, fitted.plan.parts, strict=True)):
         if not document:
             assert at in fitted.plan.blank
@@ -67,10 +73,10 @@ def test_equal_documents_are_one_text_and_chunks_join_again(
     assert once.plan.merge(raw) == [max(map(float, parts), default=None) for parts in once.plan.parts]
 
 
-@pytest.mark.parametrize("way", ["head", "judge", "cosine"])
-def test_a_query_that_leaves_no_room_is_refused(way: Way) -> None:
+@pytest.mark.parametrize("method", ["cross_encoder", "causal_lm", "embedding"])
+def test_a_query_that_leaves_no_room_is_refused(method: Method) -> None:
     with pytest.raises(TooLong, match=r"The query has \d+ tokens"):
-        run("panda " * 61, ["bear"], way)
+        run("panda " * 61, ["bear"], method)
 
 
 def test_a_document_that_must_not_be_cut_is_named() -> None:
@@ -82,17 +88,17 @@ def test_nothing_is_counted_where_length_cannot_matter() -> None:
     async def forbidden(asked: Sequence[str]) -> list[int]:
         raise AssertionError(asked)
 
-    scoring = Scoring("head", 512, Transform("sigmoid"))
+    scoring = Recipe("cross_encoder", 512, Normalization("sigmoid"))
     request = RerankRequest("what is a panda?", ("a bear " * 100, "", "熊猫"))
     fitted = asyncio.run(fit(request, scoring, FIXED, forbidden))
     assert fitted.cut == ()
 
 
 def test_an_instruction_goes_only_where_it_has_a_place() -> None:
-    told = run("panda", ["bear"], "judge", instruction="mine")
+    told = run("panda", ["bear"], "causal_lm", instruction="mine")
     assert (told.instruction, told.warnings) == ("mine", ())
-    assert run("panda", ["bear"], "judge").instruction == "usual"
-    unused = run("panda", ["bear"], "head", instruction="mine")
+    assert run("panda", ["bear"], "causal_lm").instruction == "usual"
+    unused = run("panda", ["bear"], "cross_encoder", instruction="mine")
     assert unused.instruction == ""
     assert "takes no instruction" in unused.warnings[0]
 

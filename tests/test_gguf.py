@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ggufs import VOCABULARY, strings, write
 from rerankd.errors import ModelFileError
-from rerankd.gguf_header import HEADER_LIMIT, TENSOR_TYPES
-from rerankd.models import gguf
+from rerankd.formats import gguf
+from rerankd.formats.gguf_header import HEADER_LIMIT, TENSOR_TYPES
 
 
 @pytest.fixture(scope="module")

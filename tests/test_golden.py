@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from rerankd import plan
-from rerankd.engine.openvino.client import OpenVinoEngine
-from rerankd.models import catalog
+from rerankd.backends.worker.client import OpenVinoEngine
+from rerankd.recipes import catalog
+from rerankd.scoring import plan
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings, native_engine
 
@@ -135,14 +135,14 @@ async def ids_of(engine: Any, query: str, document: str) -> list[Any]:
     """The ids that the engine's model reads for a pair."""
     if isinstance(engine, OpenVinoEngine):
         return await engine.ids(query, document)
-    if engine.scoring.way == "judge":
+    if engine.scoring.method == "causal_lm":
         prompt = await engine._prompt(query, document, engine.scoring.instruction)
         pieces = [
             [piece] if isinstance(piece, int) else await as_engine_reads(engine, piece) for piece in prompt
         ]
         return [*flat(pieces)]
     tokenize = partial(engine._client.tokenize, special=True)
-    if engine.scoring.way == "cosine":
+    if engine.scoring.method == "embedding":
         prefixed = (engine.scoring.query_prefix + query, engine.scoring.document_prefix + document)
         return [await tokenize(text) for text in prefixed]
     first, second = await tokenize(query), await tokenize(document)

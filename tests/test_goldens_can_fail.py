@@ -18,9 +18,9 @@ import pytest
 
 import checkpoints
 import ggufs
-from rerankd.engine.openvino.encoder import Encoder
-from rerankd.engine.openvino.runner import padded
-from rerankd.engine.openvino.tokens import Reading
+from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.worker.runner import padded
+from rerankd.formats.tokenizer import Reading
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings
 from test_golden import BOUNDS, PAIRS

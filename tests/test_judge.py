@@ -4,31 +4,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.engine import judge
+from rerankd.scoring import prompt
 
 CONTROL = {"<|im_start|>": 1, "<|im_end|>": 2, "<|im|>": 3, "": 4}
 TEMPLATE = "<|im_start|>user\n{instruction} Q: {query} D: {document}<|im_end|>\n"
 
 
 def test_a_template_is_cut_at_its_control_tokens() -> None:
-    assert judge.split(TEMPLATE, CONTROL) == [1, "user\n{instruction} Q: {query} D: {document}", 2, "\n"]
-    assert judge.split("a\x1eb<|im_end|>\x1ec", CONTROL) == ["a", "b", 2, "c"]
-    assert judge.split("plain", {}) == ["plain"]
+    assert prompt.split(TEMPLATE, CONTROL) == [1, "user\n{instruction} Q: {query} D: {document}", 2, "\n"]
+    assert prompt.split("a\x1eb<|im_end|>\x1ec", CONTROL) == ["a", "b", 2, "c"]
+    assert prompt.split("plain", {}) == ["plain"]
 
 
 def test_the_longest_control_token_wins() -> None:
-    assert judge.split("<|a|><|a|>b", {"<|a|>": 1, "<|a|>b": 2}) == [1, 2]
+    assert prompt.split("<|a|><|a|>b", {"<|a|>": 1, "<|a|>b": 2}) == [1, 2]
 
 
 @given(st.text(), st.text())
 def test_texts_are_put_in_once_and_as_they_are(query: str, document: str) -> None:
-    filled = judge.fill("{instruction}|{query}|{document}", instruction="i", query=query, document=document)
+    filled = prompt.fill("{instruction}|{query}|{document}", instruction="i", query=query, document=document)
     assert filled == f"i|{query}|{document}"
 
 
 @pytest.mark.parametrize("text", ["{document}", "{query}", "{{query}}", "\\1", "{instruction}"])
 def test_a_query_that_names_a_placeholder_keeps_it(text: str) -> None:
-    assert judge.fill("{query}/{document}", instruction="", query=text, document="d") == f"{text}/d"
+    assert prompt.fill("{query}/{document}", instruction="", query=text, document="d") == f"{text}/d"
 
 
 def answer(relevant: float, irrelevant: float) -> dict[str, object]:
@@ -39,11 +39,13 @@ def answer(relevant: float, irrelevant: float) -> dict[str, object]:
 @given(st.floats(-80, 80))
 def test_log_odds_undo_the_softmax(raw: float) -> None:
     relevant = 1 / (1 + math.exp(-raw))
-    assert judge.log_odds(answer(relevant, math.exp(-raw) * relevant), (7, 8)) == pytest.approx(raw, abs=1e-9)
+    assert prompt.log_odds(answer(relevant, math.exp(-raw) * relevant), (7, 8)) == pytest.approx(
+        raw, abs=1e-9
+    )
 
 
 def test_log_odds_stay_finite_where_a_probability_is_gone() -> None:
-    assert judge.log_odds(answer(1.0, 0.0), (7, 8)) == 87.0
-    assert judge.log_odds(answer(0.0, 1.0), (7, 8)) == -87.0
+    assert prompt.log_odds(answer(1.0, 0.0), (7, 8)) == 87.0
+    assert prompt.log_odds(answer(0.0, 1.0), (7, 8)) == -87.0
     with pytest.raises(KeyError):
-        judge.log_odds(answer(0.5, 0.5), (7, 9))
+        prompt.log_odds(answer(0.5, 0.5), (7, 9))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rerankd.engine.ladder import Setup, after, steps, words
-from rerankd.engine.reasons import Cause
-from rerankd.safer import SECTION, SaferSettings, told
+from rerankd.backends.ladder import Setup, after, steps, words
+from rerankd.process.reasons import Cause
+from rerankd.serving.safer_settings import SECTION, SaferSettings, told
 from rerankd.state import StateStore
 
 GPU = Setup("llama", slots=4, layers=28, sets_flash_attention=True, splits_prompts=True, other="OpenVINO")

@@ -2,19 +2,19 @@ import math
 
 import pytest
 
-from rerankd import loadcheck
-from rerankd.domain import Transform
+from rerankd.domain import Normalization
+from rerankd.scoring import self_test
 
-SIGMOID = Transform("sigmoid")
+SIGMOID = Normalization("sigmoid")
 GOOD = [3.0, 2.0, -3.0, -4.0, -2.0]
 
 
 def runs(values: list[float]) -> list[list[float]]:
-    return [[values[at] for at in order] for order in loadcheck.ARRANGEMENTS]
+    return [[values[at] for at in order] for order in self_test.ARRANGEMENTS]
 
 
 def test_a_sound_model_passes() -> None:
-    assert loadcheck.judge(runs(GOOD), SIGMOID) == []
+    assert self_test.judge(runs(GOOD), SIGMOID) == []
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,23 @@ def test_a_sound_model_passes() -> None:
     ],
 )
 def test_a_broken_model_is_found_out(broken: list[list[float]], says: str) -> None:
-    (finding,) = loadcheck.judge(broken, SIGMOID)
+    (finding,) = self_test.judge(broken, SIGMOID)
     assert says in finding.text
     assert finding.fatal
 
 
 def test_a_wrong_order_is_only_a_warning() -> None:
-    (finding,) = loadcheck.judge(runs([-3.0, 2.0, 1.0, 0.0, -4.0]), SIGMOID)
+    (finding,) = self_test.judge(runs([-3.0, 2.0, 1.0, 0.0, -4.0]), SIGMOID)
     assert not finding.fatal
 
 
 def test_a_few_thousandths_are_only_a_warning() -> None:
     noisy = [runs(GOOD)[0], [value + 0.03 for value in runs(GOOD)[1]], [GOOD[0]]]
-    (finding,) = loadcheck.judge(noisy, SIGMOID)
+    (finding,) = self_test.judge(noisy, SIGMOID)
     assert "its place" in finding.text
     assert not finding.fatal
 
 
 def test_noise_within_the_contract_is_no_finding() -> None:
     noisy = [runs(GOOD)[0], [value + 1e-4 for value in runs(GOOD)[1]], [GOOD[0]]]
-    assert loadcheck.judge(noisy, SIGMOID) == []
+    assert self_test.judge(noisy, SIGMOID) == []

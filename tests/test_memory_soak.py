@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rerankd import processes
 from rerankd.config import Settings
-from rerankd.engine import process
 from rerankd.service import Reranker
 from support import golden_settings
 
@@ -42,16 +42,18 @@ async def test_memory_stays_where_it_was_after_the_first_tenth(
     pick = random.Random(7)
     held: list[int] = []
     async with Reranker(settings) as reranker:
-        window = reranker.model.scoring.window
+        max_length = reranker.model.scoring.max_length
         starts = reranker.state.starts
         for tenth in range(_TENTHS):
             for _ in range(documents // _TENTHS // _A_REQUEST):
-                texts = [" ".join(pick.choices(WORDS, k=pick.randint(1, window))) for _ in range(_A_REQUEST)]
+                texts = [
+                    " ".join(pick.choices(WORDS, k=pick.randint(1, max_length))) for _ in range(_A_REQUEST)
+                ]
                 result = await reranker.rerank(f"which bear {tenth}", texts)
                 assert len(result.results) == _A_REQUEST
             pid = reranker.state.pid
             assert pid is not None
-            memory = process.memory_bytes(pid)
+            memory = processes.memory_bytes(pid)
             assert memory is not None
             held.append(memory)
         assert reranker.state.starts == starts, "it was not replaced meanwhile"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fake_hub import FakeHub, fake_hub
 from rerankd.cli import app
 from rerankd.errors import UnknownModel
-from rerankd.models.store import Store
+from rerankd.hub.store import Store
 from support import GOLDEN, Program, environment, post, rerankd
 from test_cli import Serve
 from test_store import put
@@ -73,12 +73,12 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(cli(tmp_path, "list", "--json"))}
     assert set(rows) == {"bge-reranker-v2-m3", "bge-reranker-v2-m3:f16", f"hf:{BGE}:q4_k_m"}
     assert [name for name, row in rows.items() if row["default"]] == ["bge-reranker-v2-m3"]
-    assert rows["bge-reranker-v2-m3"]["scored_as"] == "head"
+    assert rows["bge-reranker-v2-m3"]["scored_as"] == "cross_encoder"
     assert "bge-reranker-v2-m3:f16\t832 KiB\t" in cli(tmp_path, "list")
 
     shown = cli(tmp_path, "show", "BAAI/bge-reranker-v2-m3")
     assert "from: hf:org/repo" in shown
-    assert "scored as head" in shown
+    assert "scored as cross_encoder" in shown
     assert json.loads(cli(tmp_path, "show", "bge-reranker-v2-m3", "--json"))["scorable"]
     assert "rerankd pull bge-m3" in cli(tmp_path, "show", "bge-m3")
     assert "can't be scored right" in cli(tmp_path, "show", "zerank-2")
@@ -94,12 +94,12 @@ def test_show_tells_of_the_built_in_model_what_list_does(tmp_path: Path, home: P
     absent = cli(tmp_path, "show", "builtin:e5")
     assert "not on this machine; rerankd pull builtin:e5" in absent
     for name in ("builtin:e5", "e5"):
-        assert "scored as cosine: " in cli(home, "show", name)
+        assert "scored as embedding: " in cli(home, "show", name)
 
 
 def test_the_catalog_is_listed_with_what_one_must_know_before_a_pull(tmp_path: Path) -> None:
     listed = cli(tmp_path, "list", "--catalog").splitlines()
-    assert "qwen3-reranker-0.6b\t639 MB\tmulti\tApache-2.0\t8192\tjudge" in listed
+    assert "qwen3-reranker-0.6b\t639 MB\tmulti\tApache-2.0\t8192\tcausal_lm" in listed
     rows = json.loads(cli(tmp_path, "list", "--catalog", "--json"))
     assert all(row["quant"] and row["window"] and row["licence"] and row["languages"] for row in rows)
 

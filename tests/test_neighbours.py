@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rerankd.engine import machine
+from rerankd import machine
 from rerankd.service import Reranker
 from support import golden_settings
 

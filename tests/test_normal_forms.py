@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from rerankd import plan
 from rerankd.config import Settings
-from rerankd.engine.openvino.tokens import of_file
-from rerankd.engine.openvino.weights import Weights
-from rerankd.models import builtin, charsmap
+from rerankd.formats import charsmap
+from rerankd.formats.tokenizer import of_file
+from rerankd.formats.weights import Weights
+from rerankd.hub import builtin
+from rerankd.scoring import plan
 from rerankd.service import Reranker
 from support import GOLDEN, golden_settings
 

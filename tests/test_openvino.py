@@ -17,20 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufs import rewrite, write
-from rerankd import served
-from rerankd.domain import Scoring, Transform
-from rerankd.engine import machine
-from rerankd.engine.openvino import chosen, precision, shapes, trial
-from rerankd.engine.openvino.encoder import Encoder
-from rerankd.engine.openvino.runner import Runner, padded
-from rerankd.engine.openvino.schedule import Schedule
-from rerankd.engine.openvino.tokens import Reading, of_file, of_header
-from rerankd.engine.openvino.weights import Weights
-from rerankd.engine.reasons import DAMAGED_FILE
+from rerankd import machine
+from rerankd.backends.openvino import chosen, precision, shapes, trial
+from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.worker.runner import Runner, padded
+from rerankd.backends.worker.schedule import Schedule
+from rerankd.domain import Normalization, Recipe
 from rerankd.errors import ModelFileError
-from rerankd.models import builtin
-from rerankd.prepare import prepare
+from rerankd.formats.tokenizer import Reading, of_file, of_header
+from rerankd.formats.weights import Weights
+from rerankd.hub import builtin
+from rerankd.process.reasons import DAMAGED_FILE
 from rerankd.service import Reranker
+from rerankd.serving import served_model
+from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, golden, golden_settings
 
@@ -245,7 +245,7 @@ def test_bf16_that_swaps_documents_is_not_taken_however_fast_it_is() -> None:
 
 
 def test_the_largest_swap_is_that_of_scores_or_of_raw_values_where_scores_are_saturated() -> None:
-    sigmoid, affine = Transform("sigmoid"), Transform("affine", 0.7, 0.9)
+    sigmoid, affine = Normalization("sigmoid"), Normalization("affine", 0.7, 0.9)
     assert precision.largest_swap([3.0, 1.0, -2.0], [2.9, 1.2, -1.9], sigmoid) == 0
     assert precision.largest_swap([0.9, 0.8, 0.2], [0.8, 0.85, 0.2], affine) == pytest.approx(0.5)
     assert precision.largest_swap([1.0, 1.0, 0.0], [0.9, 1.1, 0.0], sigmoid) == 0, "equal ones have no order"
@@ -253,7 +253,7 @@ def test_the_largest_swap_is_that_of_scores_or_of_raw_values_where_scores_are_sa
     assert precision.largest_swap([-8.0, -9.0, -12.0], [-9.0, -8.0, -12.0], sigmoid) == pytest.approx(0.125)
 
 
-def subject(path: Path, scoring: Scoring, fingerprint: str = "1", **more: Any) -> chosen.Subject:
+def subject(path: Path, scoring: Recipe, fingerprint: str = "1", **more: Any) -> chosen.Subject:
     told: dict[str, Any] = {"wanted": "auto", "weights": "full", "threads": 1, **more}
     return chosen.Subject(path, fingerprint, scoring, **told)
 
@@ -262,7 +262,7 @@ def subject(path: Path, scoring: Scoring, fingerprint: str = "1", **more: Any) -
 async def test_a_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Any CPU may say that it has bf16: what it computes is right, only slow.
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_bf16"))
-    model = subject(GOLDEN / "xlmr-head.gguf", Scoring("head", 512, Transform("sigmoid"), "rank"))
+    model = subject(GOLDEN / "xlmr-head.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
     state = StateStore(tmp_path)
     first = await chosen.choose(model, state, tmp_path / "log", 120)
     (entry,) = state.entries(chosen.SECTION).values()
@@ -291,12 +291,14 @@ async def test_all_replicas_and_all_starts_compute_in_the_precision_that_was_kep
     for kept in ("bf16", "f32"):
         model = prepare(settings)
         state = StateStore(tmp_path)
-        state.put(chosen.SECTION, served.subject(model).key, {"precision": kept, "why": "kept"})
+        state.put(chosen.SECTION, served_model.subject(model).key, {"precision": kept, "why": "kept"})
         for _ in range(2):
             async with Reranker(settings) as reranker:
-                lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in reranker.fleet.models[0].pids]
+                lines = [
+                    Path(f"/proc/{pid}/cmdline").read_bytes() for pid in reranker.registry.models[0].pids
+                ]
                 assert [f"--precision\0{kept}\0".encode() in line for line in lines] == [True, True]
-                assert f"{kept} (kept)" in reranker.fleet.models[0].engine_name
+                assert f"{kept} (kept)" in reranker.registry.models[0].engine_name
                 assert (await reranker.rerank("q", ["a", "b"])).results
 
 
@@ -305,7 +307,7 @@ async def test_a_trial_that_fails_leaves_the_model_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
-    broken = subject(tmp_path / "none.gguf", Scoring("head", 512, Transform("sigmoid"), "rank"))
+    broken = subject(tmp_path / "none.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
     choice = await chosen.choose(broken, StateStore(tmp_path), tmp_path / "log", 120)
     assert choice.precision == "f32" and "a trial of bf16 failed: " in choice.why
     late = subject(GOLDEN / "xlmr-head.gguf", broken.scoring)
@@ -318,7 +320,7 @@ async def test_what_made_a_trial_fail_once_does_not_slow_the_model_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
-    model = subject(GOLDEN / "xlmr-head.gguf", Scoring("head", 512, Transform("sigmoid"), "rank"))
+    model = subject(GOLDEN / "xlmr-head.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
     failed = await chosen.choose(model, StateStore(tmp_path), tmp_path / "log", 0.01)
     # The scores stay the same over restarts for a day, and are tried anew after it.
     assert chosen.known(model, StateStore(tmp_path)) == failed
@@ -388,7 +390,7 @@ def test_rows_of_a_table_are_those_of_the_whole() -> None:
 
 def test_nothing_that_reports_usage_is_loaded() -> None:
     program = (
-        "import sys; import rerankd.engine.openvino.encoder; "
+        "import sys; import rerankd.backends.openvino.encoder; "
         "print([name for name in sys.modules if 'telemetry' in name or name == 'openvino.tools.ovc.convert'])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -440,8 +442,8 @@ def test_a_file_without_a_whole_vocabulary_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", arch="bert", tensors=shapes, extra=extra)
     with pytest.raises(ModelFileError, match=r"no key bert\.attention\.layer_norm_epsilon"):
         Encoder(path, "mean", threads=1)
-    flags = f"--model {path} --socket {tmp_path}/s --pooling mean --window 9 --threads 1".split()
-    program = [sys.executable, "-m", "rerankd.engine.openvino", *flags]
+    flags = f"--model {path} --socket {tmp_path}/s --pooling mean --max-length 9 --threads 1".split()
+    program = [sys.executable, "-m", "rerankd.backends.openvino", *flags]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=60)
     said = ended.returncode, "error: " in ended.stderr, "Traceback" in ended.stderr
     assert said == (DAMAGED_FILE, True, False)

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.domain import Scoring, Transform
-from rerankd.engine.base import EngineSpec
-from rerankd.engine.openvino.client import OpenVinoClient
-from rerankd.engine.openvino.scorer import Scorer
-from rerankd.engine.openvino.server import Server
-from rerankd.engine.openvino.tokens import Reading
+from rerankd.backends.base import EngineSpec
+from rerankd.backends.worker.client import OpenVinoClient, OpenVinoEngine
+from rerankd.backends.worker.scorer import Scorer
+from rerankd.backends.worker.server import Server
+from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
+from rerankd.formats.tokenizer import Reading
 
-HEAD = Scoring("head", 16, Transform("sigmoid"), pooling="rank")
+HEAD = Recipe("cross_encoder", 16, Normalization("sigmoid"), pooling="rank")
 
 
 class Letters:
@@ -92,7 +92,7 @@ def total(query: str, text: str) -> float:
 async def test_values_come_in_order_and_tokens_are_counted(socket: Path) -> None:
     client = OpenVinoClient(socket)
     assert await client.is_ready()
-    engine = client.engine(spec())
+    engine = OpenVinoEngine(spec(), client)
     await engine.prepare()
     assert (engine.about, engine.fixed_tokens) == ("a sum", 3)
     texts = ["abc", "", "熊猫", "a much-longer"[:9]]
@@ -106,7 +106,7 @@ async def test_values_come_in_order_and_tokens_are_counted(socket: Path) -> None
 
 async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
     client = OpenVinoClient(socket)
-    engine = client.engine(spec())
+    engine = OpenVinoEngine(spec(), client)
     with pytest.raises(InputTooLong, match="17 tokens, and the window is 16"):
         await engine.score("q", ["ok", "x" * 13])
     with pytest.raises(EngineError, match=r"Check failed at brgemm\.cpp"):
@@ -128,7 +128,7 @@ async def jobs(scorer: Scorer, count: int) -> None:
 
 async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scorer, model: Sum) -> None:
     client = OpenVinoClient(socket)
-    engine = client.engine(spec())
+    engine = OpenVinoEngine(spec(), client)
     under_way = asyncio.create_task(engine.score("a", ["#"]))
     await asyncio.to_thread(model.at_gate.wait, 10)
     dropped = asyncio.create_task(engine.score("b", ["x" * 9] * 500))
@@ -146,7 +146,7 @@ async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scor
 async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path, model: Sum) -> None:
     client = OpenVinoClient(socket)
     assert await client.shows_work(5)
-    hung = asyncio.create_task(client.engine(spec()).score("a", ["#"]))
+    hung = asyncio.create_task(OpenVinoEngine(spec(), client).score("a", ["#"]))
     await asyncio.to_thread(model.at_gate.wait, 10)
     assert await client.is_ready()
     assert not await client.shows_work(0.3)

@@ -304,7 +304,7 @@ def test_status_shows_the_model_its_engine_and_what_was_asked(tab: Open, url: st
     card = page.get_by_role("article", name="tiny")
     running = engine(url)
     said = (f"{running['program']}, pid {running['pids'][0]}", running["why"], running["last_lines"][-1])
-    for text in ("ready", "head → sigmoid", "256 tokens", "MiB", "its sigmoid", *said):
+    for text in ("ready", "cross_encoder → sigmoid", "256 tokens", "MiB", "its sigmoid", *said):
         expect(card).to_contain_text(text)
     card.get_by_text("Last lines of the engine").click()
     expect(card.locator(".log")).to_be_visible()
@@ -461,8 +461,8 @@ def test_every_part_is_accessible_and_fits(
             summary.click()
         shown.picture(PICTURES, f"{name}-{part}")
         assert "[object" not in page.locator("main").inner_text()
-        width, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert width <= window, f"{part} is {width} pixels wide"
+        width, max_length = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert width <= max_length, f"{part} is {width} pixels wide"
         faults = [
             f"{fault['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
             for fault in Axe().run(page).response["violations"]

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 import rerankd
 from rerankd.config import Settings
-from rerankd.prepare import Model, prepare
+from rerankd.serving.prepare import Model, prepare
 from support import GOLDEN, ROOT
 from test_api_http import Service, ask
 
@@ -97,10 +97,10 @@ def test_the_status_tells_what_it_is_asked_for(model: Model) -> None:
     assert (told["id"], told["aliases"], told["way"], told["transform"]) == (
         "bge",
         ["the/other"],
-        "head",
+        "cross_encoder",
         "sigmoid",
     )
-    assert told["explain"] == model.verdict.explain and told["window"] == model.scoring.window
+    assert told["explain"] == model.verdict.explain and told["window"] == model.scoring.max_length
     assert (sum(status["recent"]["requests"]), sum(status["recent"]["failed"])) == (2, 1)
     assert len(status["recent"]["median_ms"]) == 120
     assert told["queue"]["requests"] == 0 and told["state"] == "unloaded" and status["admin"] is False

@@ -17,7 +17,7 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.pending import Pending, delay_s, left_s, may_pass
+from rerankd.serving.pending import Pending, delay_s, left_s, may_pass
 
 
 def pending(error: RerankdError | None = None) -> Pending:

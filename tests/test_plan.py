@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd import plan
-from rerankd.window import Chunks
+from rerankd.scoring import plan
+from rerankd.scoring.truncate import Chunks
 
 texts = st.text(max_size=3)
 documents = st.lists(st.lists(texts, min_size=1, max_size=4), min_size=1, max_size=20)
@@ -40,7 +40,7 @@ def test_text_that_can_be_seen_is_not_blank(text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 70_000), max_size=200), st.sampled_from([plan.IN_TURN, plan.SHARED]))
-def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int], feed: plan.Feed) -> None:
+def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int], feed: plan.BatchPolicy) -> None:
     batches = list(plan.micro_batches(["x" * length for length in lengths], feed))
     assert [at for batch in batches for at in batch] == list(range(len(lengths)))
     for batch in batches:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.engine.memory import MEMORY, Need, lacking, place
-from rerankd.engine.pool import Acts, Admit, Load, Policy, Pool, Refuse, Unload
 from rerankd.errors import DoesNotFit, EngineUnavailable, Unscorable
+from rerankd.memory import MEMORY, Need, lacking, place
+from rerankd.serving.loader import Acts, Admit, EvictionPolicy, Load, Loader, Refuse, Unload
 
 
 def held(size: int) -> dict[str, int]:
@@ -20,9 +20,9 @@ def held(size: int) -> dict[str, int]:
     return {MEMORY: size}
 
 
-def policy(budget: int | None, *sizes: int, idle: float | None = None, stay: float = 5.0) -> Policy:
+def policy(budget: int | None, *sizes: int, idle: float | None = None, stay: float = 5.0) -> EvictionPolicy:
     """A policy that knows models a, b, c … of these sizes."""
-    made = Policy({} if budget is None else held(budget), least_stay_s=stay)
+    made = EvictionPolicy({} if budget is None else held(budget), least_stay_s=stay)
     for name, size in zip("abcdef", sizes, strict=False):
         made.add(name, Need(size), idle)
     return made
@@ -142,9 +142,9 @@ def test_a_retired_model_is_forgotten_when_the_last_one_has_left() -> None:
 TWO_CARDS = {MEMORY: 100, "gpu0": 10, "gpu1": 20}
 
 
-def on_cards(**sizes: int) -> Policy:
+def on_cards(**sizes: int) -> EvictionPolicy:
     """A policy of two cards that knows models that need this much of them."""
-    made = Policy(TWO_CARDS, least_stay_s=5)
+    made = EvictionPolicy(TWO_CARDS, least_stay_s=5)
     for name, size in sizes.items():
         made.add(name, Need(0, size))
     return made
@@ -188,7 +188,7 @@ def test_a_cards_engine_takes_its_share_of_the_machines_memory_too() -> None:
 def test_what_the_cards_have_no_room_for_is_expected_in_memory() -> None:
     assert Need(0, 45).within(TWO_CARDS) == Need(15, 30)
     assert Need(0, 500).within(TWO_CARDS) == Need(100, 30)
-    pool = Pool(TWO_CARDS)
+    pool = Loader(TWO_CARDS)
     acts = Models(pool)._acts("x")
     pool.add("fits", Need(0, 130), Need(0, 500), None, acts)
     with pytest.raises(DoesNotFit):
@@ -222,7 +222,7 @@ def test_any_history_keeps_the_promises(
     sizes: list[Need], budgets: dict[str, int], events: list[tuple[str, int]]
 ) -> None:
     """Nobody who asked is lost, no model is loaded twice or unloaded under a user, and the budgets hold."""
-    it = Policy(budgets, least_stay_s=3)
+    it = EvictionPolicy(budgets, least_stay_s=3)
     for name, need in zip("abcdef", sizes, strict=False):
         it.add(name, need.within(budgets), 7)
     names = "abcdef"[: len(sizes)]
@@ -291,7 +291,7 @@ def test_any_history_keeps_the_promises(
 class Models:
     """Models of one pool, which take no time and count what is done with them."""
 
-    def __init__(self, pool: Pool, *names: str, size: int = 10) -> None:
+    def __init__(self, pool: Loader, *names: str, size: int = 10) -> None:
         self.pool = pool
         self.did: Counter[str] = Counter()
         self.loaded: set[str] = set()
@@ -330,7 +330,7 @@ class Models:
 
 def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
     async def story() -> None:
-        pool = Pool(held(20))
+        pool = Loader(held(20))
         it = Models(pool, "a", "b", "c")
         names = [name for _ in range(20) for name in "abc"]
         async with asyncio.timeout(10):
@@ -345,7 +345,7 @@ def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
 def test_memory_is_measured_now_and_then_and_not_after_each_request() -> None:
     async def story() -> None:
         now = 100.0
-        pool = Pool({}, now=lambda: now)
+        pool = Loader({}, now=lambda: now)
         it = Models(pool, "a")
         for _ in range(5):
             await it.use("a")
@@ -361,7 +361,7 @@ def test_memory_is_measured_now_and_then_and_not_after_each_request() -> None:
 
 def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
     async def story() -> None:
-        pool = Pool({})
+        pool = Loader({})
         it = Models(pool, "a")
         it.error = Unscorable("no")
         errors = await asyncio.gather(*(it.use("a") for _ in range(2)), return_exceptions=True)
@@ -378,7 +378,7 @@ def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
-    pool = Pool(held(10 * 2**20))
+    pool = Loader(held(10 * 2**20))
     with pytest.raises(
         DoesNotFit, match="a needs 20 MiB of memory, and all engines together may hold 10 MiB"
     ):
@@ -387,7 +387,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
 
 def test_closing_tells_those_who_wait_and_begins_nothing() -> None:
     async def story() -> None:
-        pool = Pool(held(10))
+        pool = Loader(held(10))
         it = Models(pool, "a", "b")
         async with pool.use("a"):
             waiting = asyncio.ensure_future(it.use("b"))

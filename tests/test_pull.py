@@ -25,12 +25,13 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.models import catalog, gguf, verdict
-from rerankd.models.hubs import HuggingFace, ModelScope
-from rerankd.models.inspect import size_words
-from rerankd.models.pull import Puller
-from rerankd.models.store import Store
-from rerankd.models.transfer import Patience, Transfer
+from rerankd.formats import gguf
+from rerankd.hub.hubs import HuggingFace, ModelScope
+from rerankd.hub.inspect import size_words
+from rerankd.hub.pull import Puller
+from rerankd.hub.store import Store
+from rerankd.hub.transfer import Patience, Transfer
+from rerankd.recipes import catalog, resolve
 from support import GOLDEN, environment, until
 
 XLMR = (GOLDEN / "xlmr-head.gguf").read_bytes()
@@ -75,7 +76,7 @@ class Pulls:
                 hubs={"hf": HuggingFace(urls[0]), "ms": ModelScope(urls[1])},
                 transfer=transfer,
                 **{
-                    "judge": lambda facts: verdict.decide(facts, catalog.known()),
+                    "judge": lambda facts: resolve.decide(facts, catalog.known()),
                     "check": lambda path: None,
                     "say": self.said.append,
                     "progress": lambda what, done, total: None,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.quarantine import TTL_S, Quarantine
+from rerankd.serving.quarantine import TTL_S, Quarantine
 
 
 class Engine:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.errors import Overloaded, Stopping
-from rerankd.plan import IN_TURN, Feed
-from rerankd.queue import Bounds, FairQueue, Line, Place
+from rerankd.scoring.plan import IN_TURN, BatchPolicy
+from rerankd.serving.queue import Bounds, FairQueue, Line, Place
 
 WIDE = Bounds(requests=100, documents=10_000, size_bytes=10**9)
 # The order of turns alone: an engine that takes all there is.
@@ -151,7 +151,7 @@ def test_the_rate_forgets() -> None:
 class Bench:
     """A queue whose engine finishes when the test says so."""
 
-    def __init__(self, bounds: Bounds = WIDE, feed: Feed = IN_TURN) -> None:
+    def __init__(self, bounds: Bounds = WIDE, feed: BatchPolicy = IN_TURN) -> None:
         self.queue = FairQueue(Line(bounds, feed))
         self.at_engine: list[tuple[str, asyncio.Event]] = []
         self.done: list[str] = []
@@ -209,7 +209,7 @@ def test_a_small_request_waits_for_what_is_with_the_engine_and_no_more() -> None
 
 def test_an_engine_that_shares_its_time_has_a_little_of_everybody() -> None:
     async def story() -> None:
-        it = Bench(feed=Feed(texts=64, characters=1000, at_engine=5, of_one=2, first_turns=1))
+        it = Bench(feed=BatchPolicy(texts=64, characters=1000, at_engine=5, of_one=2, first_turns=1))
         bulk = it.request("B", 50)
         assert await it.settle() == "BB"
         small = it.request("s", 1)

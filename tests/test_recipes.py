@@ -16,12 +16,13 @@ import twins
 from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
 from rerankd.errors import ModelFileError, Unscorable
-from rerankd.models import catalog, checkpoint, modelfile
-from rerankd.models.catalog import Entry
-from rerankd.models.inspect import describe, describe_json
-from rerankd.models.verdict import ScoringOverrides, Verdict, decide
-from rerankd.prepare import prepare
+from rerankd.formats import modelfile, safetensors_metadata
+from rerankd.hub.inspect import describe, describe_json
+from rerankd.recipes import catalog
+from rerankd.recipes.catalog import Entry
+from rerankd.recipes.resolve import ScoringOverrides, Verdict, decide
 from rerankd.service import Reranker
+from rerankd.serving.prepare import prepare
 from support import GOLDEN, rerankd
 from twins import Twin
 
@@ -42,8 +43,8 @@ def test_each_kind_of_file_is_scored_by_its_own_recipe_or_refused(kind: Kind, tm
             judged(path).require()
         return
     scoring = judged(path).require()
-    assert scoring.way == kind.becomes
-    if kind.becomes == "judge":
+    assert scoring.method == kind.becomes
+    if kind.becomes == "causal_lm":
         entry = catalog.known().find(kind.asked)
         assert scoring.template == (entry.template if entry is not None else "") or not kind.asked
         assert not kind.asked or scoring.instruction == (entry.instruction if entry is not None else "")
@@ -65,11 +66,11 @@ def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tm
             assert verdict.scoring is None and verdict.entry.refused in verdict.reason
             continue
         scoring = verdict.require()
-        said = (scoring.way, scoring.template, scoring.labels, scoring.instruction, scoring.transform)
-        assert said == (entry.way, entry.template, entry.labels, entry.instruction, entry.transform)
+        said = (scoring.method, scoring.template, scoring.labels, scoring.instruction, scoring.normalization)
+        assert said == (entry.method, entry.template, entry.labels, entry.instruction, entry.normalization)
         prefixes = (scoring.query_prefix, scoring.document_prefix)
         assert prefixes == (entry.query_prefix, entry.document_prefix)
-        assert scoring.pooling == ("rank" if entry.way == "head" else entry.pooling)
+        assert scoring.pooling == ("rank" if entry.method == "cross_encoder" else entry.pooling)
         assert verdict.warnings == ()
 
 
@@ -78,7 +79,7 @@ def _namesakes(entry: Entry) -> set[str]:
     return {other.name for other in ENTRIES if other.match.names[-1] in entry.match.names} | {entry.name}
 
 
-@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.way], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.method], ids=lambda entry: entry.name)
 def test_a_namesake_of_another_size_is_not_known(entry: Entry, tmp_path: Path) -> None:
     twin = twins.of_entry(entry)
     other = Twin(twin.name, twin.arch, twin.blocks + 1, twin.width, head=twin.head)
@@ -112,7 +113,7 @@ def test_the_lines_that_a_refusal_prints_serve_the_model(kind: Kind, tmp_path: P
     }
     with pytest.raises(ModelFileError, match=re.escape(lines)):
         refusal.require()
-    assert judged(path, ScoringOverrides(**_tuples(filled))).require().way == filled["way"]
+    assert judged(path, ScoringOverrides(**_tuples(filled))).require().method == filled["method"]
 
 
 # What the user fills in.
@@ -141,7 +142,7 @@ def test_the_lines_bring_back_what_rerankd_0_1_did(tmp_path: Path) -> None:
     assert (scoring.labels, loaded.ref) == (YES_NO, str(reranker))
     headless = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "bge-reranker-v2-m3.gguf")
     scoring = judged(headless, ScoringOverrides(**_scoring(judged(headless).settings()))).require()
-    assert (scoring.way, scoring.pooling) == ("cosine", "cls")
+    assert (scoring.method, scoring.pooling) == ("embedding", "cls")
 
 
 def test_lines_that_are_not_filled_in_serve_nothing(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_lines_that_are_not_filled_in_serve_nothing(tmp_path: Path) -> None:
 
 def test_a_safetensors_twin_of_a_refused_gguf_is_served(tmp_path: Path) -> None:
     folder = twins.write_bert_folder(tmp_path / "ms-marco-TinyBERT-L2-v2", 2, 120)
-    assert decide(checkpoint.read(folder), catalog.known()).require().way == "head"
+    assert decide(safetensors_metadata.read(folder), catalog.known()).require().method == "cross_encoder"
 
 
 def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path)
     settings.write_text(filled.replace('labels = ["", ""]', 'labels = ["yes", "no"]'))
     for model in (str(path), "lychee"):
         served = rerankd("inspect", model, "--config", str(settings), home=tmp_path)
-        assert served.returncode == 0 and "scored as judge" in served.stdout, served.stderr
+        assert served.returncode == 0 and "scored as causal_lm" in served.stdout, served.stderr
 
 
 def test_a_section_that_was_printed_for_a_relative_path_holds_in_every_folder(
@@ -207,11 +208,11 @@ def test_the_section_that_is_printed_can_be_read(ref: str, name: str, tmp_path: 
 
 def test_a_decision_model_is_no_reranker_whatever_is_set(tmp_path: Path) -> None:
     (kind,) = [kind for kind in KINDS if kind.what == "ModernBERT decision model"]
-    assert judged(kind.write(tmp_path), ScoringOverrides(way="head")).scoring is None
+    assert judged(kind.write(tmp_path), ScoringOverrides(method="cross_encoder")).scoring is None
 
 
 def test_a_section_is_found_by_its_ref() -> None:
-    text = '[models.mine]\nref = "hf:org/repo"\nway = "cosine"\npooling = "cls"\n'
+    text = '[models.mine]\nref = "hf:org/repo"\nmethod = "embedding"\npooling = "cls"\n'
     settings = config.load(text, {}, {"model": ["hf:org/repo"]})
     (wanted,) = settings.wanted("")
     assert (wanted.ref, wanted.names, wanted.scoring.pooling) == ("hf:org/repo", ("mine",), "cls")
@@ -282,13 +283,13 @@ def test_a_model_that_was_pulled_is_listed_by_its_section(tmp_path: Path) -> Non
     folder.mkdir(parents=True)
     Twin("Lychee Rerank").write(folder / "lychee.gguf")
     (tmp_path / "rerankd.toml").write_text(
-        '[models.mine]\nref = "hf:org/lychee-rerank"\nway = "judge"\ntemplate = "{query} {document}"\n'
+        '[models.mine]\nref = "hf:org/lychee-rerank"\nmethod = "causal_lm"\ntemplate = "{query} {document}"\n'
         'labels = ["yes", "no"]\n'
     )
     told = rerankd("list", "--json", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
-    assert json.loads(told.stdout)[0]["scored_as"] == "judge"
+    assert json.loads(told.stdout)[0]["scored_as"] == "causal_lm"
     shown = rerankd("show", "mine", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
-    assert "scored as judge" in shown.stdout
+    assert "scored as causal_lm" in shown.stdout
     assert json.loads(rerankd("list", "--json", home=tmp_path).stdout)[0]["scored_as"] is None
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.errors import UnknownModel
-from rerankd.models.choose import RemoteFile, choose, quant_of
-from rerankd.models.ref import ModelRef, parse
+from rerankd.hub.ref import ModelRef, parse
+from rerankd.hub.repository_files import RemoteFile, choose, quant_of
 
 GB = 10**9
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from rerankd.engine import process, rundir
+from rerankd import processes
 from rerankd.errors import DataFolderError
+from rerankd.process import rundir
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def orphan(base: Path) -> Any:
         child.kill()
 
 
-def dead_service(base: Path, engine: process.Identity) -> Path:
+def dead_service(base: Path, engine: processes.Identity) -> Path:
     """What a service that was killed left behind."""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
@@ -55,7 +56,7 @@ def dead_service(base: Path, engine: process.Identity) -> Path:
 
 
 def test_an_engine_of_an_earlier_run_is_ended_at_start(base: Path, orphan: subprocess.Popen[bytes]) -> None:
-    engine = process.identify(orphan.pid)
+    engine = processes.identify(orphan.pid)
     assert engine is not None
     folder = dead_service(base, engine)
     made = rundir.make(base)
@@ -65,7 +66,7 @@ def test_an_engine_of_an_earlier_run_is_ended_at_start(base: Path, orphan: subpr
 
 
 def test_a_stranger_under_an_old_pid_is_left_alone(base: Path, orphan: subprocess.Popen[bytes]) -> None:
-    engine = process.identify(orphan.pid)
+    engine = processes.identify(orphan.pid)
     assert engine is not None
     folder = dead_service(base, replace(engine, started="long ago"))
     rundir.make(base)
@@ -83,7 +84,7 @@ def test_the_folder_of_a_service_that_runs_is_left_alone(base: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"pid": "x", "started": 1}', "\x00"])
 def test_a_damaged_note_does_no_harm(base: Path, text: str, orphan: subprocess.Popen[bytes]) -> None:
-    engine = process.identify(orphan.pid)
+    engine = processes.identify(orphan.pid)
     assert engine is not None
     folder = dead_service(base, engine)
     for path in folder.glob("*.json"):
@@ -93,22 +94,22 @@ def test_a_damaged_note_does_no_harm(base: Path, text: str, orphan: subprocess.P
 
 
 def test_a_process_is_known_by_its_start(orphan: subprocess.Popen[bytes]) -> None:
-    engine = process.identify(orphan.pid)
+    engine = processes.identify(orphan.pid)
     assert engine is not None
     assert "time.sleep(600)" in engine.command
-    assert process.identify(orphan.pid) == engine
-    assert (process.memory_bytes(orphan.pid) or 0) > 2**20
-    process.end_group(orphan.pid)
+    assert processes.identify(orphan.pid) == engine
+    assert (processes.memory_bytes(orphan.pid) or 0) > 2**20
+    processes.end_group(orphan.pid)
     orphan.wait(5)
-    assert process.identify(orphan.pid) is None
-    assert process.memory_bytes(orphan.pid) is None
-    process.end_group(orphan.pid)
+    assert processes.identify(orphan.pid) is None
+    assert processes.memory_bytes(orphan.pid) is None
+    processes.end_group(orphan.pid)
 
 
 def test_a_service_in_another_pid_namespace_is_not_taken_for_dead(base: Path) -> None:
     """Two containers that share /tmp."""
     mine = rundir.make(base)
-    code = "import pathlib, sys, rerankd.engine.rundir as it; it.make(pathlib.Path(sys.argv[1])).remove()"
+    code = "import pathlib, sys, rerankd.process.rundir as it; it.make(pathlib.Path(sys.argv[1])).remove()"
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code, str(base)],
         capture_output=True,
@@ -124,7 +125,7 @@ def test_a_service_in_another_pid_namespace_is_not_taken_for_dead(base: Path) ->
 def test_the_folder_of_a_service_of_0_1_that_runs_is_left_alone(base: Path) -> None:
     """It took no lock, but wrote who it is."""
     with subprocess.Popen(["sleep", "60"]) as old:
-        identity = process.identify(old.pid)
+        identity = processes.identify(old.pid)
         assert identity is not None
         folder = base / f"rerankd-{old.pid}-abc"
         folder.mkdir(mode=0o700)

@@ -9,25 +9,26 @@ from pathlib import Path
 import pytest
 
 import ggufs
-from rerankd import loadcheck, self_test, served
-from rerankd.domain import Transform
-from rerankd.engine.openvino import chosen
+from rerankd.backends.openvino import chosen
+from rerankd.domain import Normalization
 from rerankd.errors import EngineStartFailed, Unscorable
-from rerankd.prepare import prepare
+from rerankd.scoring import self_test
 from rerankd.service import Reranker
+from rerankd.serving import second_engine, served_model
+from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, golden_settings, rerankd
 
-SIGMOID = Transform("sigmoid")
+SIGMOID = Normalization("sigmoid")
 LOST = "token_types.weight"
 RAW = [3.0, 2.0, -3.0, -4.0, -2.0]
 
 
 def test_a_little_apart_passes_by_what_the_weights_keep() -> None:
     moved = [value + 0.3 for value in RAW]
-    found = loadcheck.compare(RAW, moved, SIGMOID, "Q4_K")
+    found = self_test.compare(RAW, moved, SIGMOID, "Q4_K")
     assert (found.passed, found.tolerance, found.disagreement) == (True, 0.1, 0.0)
-    exact = loadcheck.compare(RAW, moved, SIGMOID, "F16")
+    exact = self_test.compare(RAW, moved, SIGMOID, "F16")
     assert not exact.passed and not exact.is_fatal, "worth a warning, and no more"
 
 
@@ -37,7 +38,7 @@ def test_a_little_apart_passes_by_what_the_weights_keep() -> None:
     ids=["reversed", "nothing in common", "not a number", "no value"],
 )
 def test_engines_that_have_nothing_in_common_are_fatal(other: list[float | None]) -> None:
-    assert loadcheck.compare(RAW, other, SIGMOID, "F16").is_fatal
+    assert self_test.compare(RAW, other, SIGMOID, "F16").is_fatal
 
 
 @pytest.mark.parametrize(
@@ -57,19 +58,19 @@ async def test_a_model_is_compared_with_the_other_engine_that_can_run_it_once(
     settings = golden_settings(name, tmp_path, engine=kind, precision="f32")
     state = StateStore(tmp_path)
     async with Reranker(settings) as reranker:
-        found = reranker.fleet.models[0].self_test
-        assert len(reranker.fleet.models[0].pids) == 1
+        found = reranker.registry.models[0].self_test
+        assert len(reranker.registry.models[0].pids) == 1
     if against is None:
-        assert found is None and not state.entries(self_test.SECTION)
+        assert found is None and not state.entries(second_engine.SECTION)
         return
     assert found is not None and found.against.startswith(against)
     assert found.comparison.passed and found.comparison.apart < 0.01
-    (kept,) = state.entries(self_test.SECTION).values()
+    (kept,) = state.entries(second_engine.SECTION).values()
     async with Reranker(settings) as reranker:
-        assert reranker.fleet.models[0].self_test == self_test.Passed(
+        assert reranker.registry.models[0].self_test == second_engine.Passed(
             found.against, found.comparison, kept.at
         )
-    assert list(state.entries(self_test.SECTION).values()) == [kept], "it was not made again"
+    assert list(state.entries(second_engine.SECTION).values()) == [kept], "it was not made again"
 
 
 def test_a_model_that_openvino_computes_otherwise_is_not_compared_with_it(tmp_path: Path) -> None:
@@ -81,21 +82,21 @@ def test_a_model_that_openvino_computes_otherwise_is_not_compared_with_it(tmp_pa
     )
     model = prepare(golden_settings("modernbert-head", tmp_path, model=[str(path)]))
     assert model.engine.kind == "llama"
-    assert self_test.second(model, served.engine_spec(model), "f32", 1) is None
+    assert second_engine.second(model, served_model.engine_spec(model), "f32", 1) is None
 
 
 async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path, engine="openvino", precision="f32")
     model, state = prepare(settings), StateStore(tmp_path)
-    spec = served.engine_spec(model)
-    other = self_test.second(model, spec, "f32", 1)
+    spec = served_model.engine_spec(model)
+    other = second_engine.second(model, spec, "f32", 1)
     assert other is not None
-    key = self_test.key(model, f"openvino {chosen.version()} f32 full", other)
+    key = second_engine.key(model, f"openvino {chosen.version()} f32 full", other)
     # The other engine really computes; what is wrong are the values it is compared with.
     log, socket = tmp_path / "log", tmp_path / "s.sock"
-    wrong = await self_test.run(model, spec, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
+    wrong = await second_engine.run(model, spec, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
     assert wrong is not None and wrong.is_fatal
-    self_test.keep(state, key, model, other, wrong)
+    second_engine.keep(state, key, model, other, wrong)
     with pytest.raises(Unscorable, match=r"DIFFERS from llama\.cpp b.*--force"):
         async with Reranker(settings):
             pass
@@ -103,7 +104,7 @@ async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused
     async with Reranker(forced) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
     assert "failed the self-test by a second engine" in warning
-    self_test.keep(state, key, model, other, loadcheck.Comparison(0.1, 0.02, 0.0))
+    second_engine.keep(state, key, model, other, self_test.Comparison(0.1, 0.02, 0.0))
     async with Reranker(settings) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
     assert "scores 0.1 apart, 0.02 allowed" in warning
@@ -116,10 +117,10 @@ def test_inspect_says_which_check_passed_and_makes_it_on_demand(tmp_path: Path) 
     assert checked.returncode == 0, checked.stderr
     assert "check at load: passed\nself-test: it agrees with llama.cpp b" in checked.stdout
     assert "self-test: it agrees with llama.cpp b" in rerankd("inspect", model, home=tmp_path).stdout
-    (state_before,) = StateStore(tmp_path).entries(self_test.SECTION).values()
+    (state_before,) = StateStore(tmp_path).entries(second_engine.SECTION).values()
     told = json.loads(rerankd("inspect", "--check", "--json", model, home=tmp_path).stdout)
     assert told["checks"][0] == "check at load: passed"
-    (state_after,) = StateStore(tmp_path).entries(self_test.SECTION).values()
+    (state_after,) = StateStore(tmp_path).entries(second_engine.SECTION).values()
     assert state_after.at > state_before.at, "asked for, it is made again"
 
 

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 import fake_engine
-from rerankd import plan, scores
-from rerankd.api import jina
+from rerankd.api.dialects import jina
 from rerankd.config import Settings
-from rerankd.domain import DocumentError, RerankRequest, RerankResult, Transform
+from rerankd.domain import DocumentError, Normalization, RerankRequest, RerankResult
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
-from rerankd.fit import Fitted
-from rerankd.prepare import prepare
+from rerankd.scoring import normalize, plan
+from rerankd.scoring.inputs import Fitted
+from rerankd.scoring.truncate import Chunks
 from rerankd.service import Reranker, Scored, ranked
-from rerankd.window import Chunks
+from rerankd.serving.prepare import prepare
 from support import GOLDEN, golden_settings
 
 WORDS = ["panda", "bear", "river", "mountain", "bread", "ticket", "weather", "library", "guitar", "pizza"]
@@ -59,8 +59,8 @@ async def room(reranker: Reranker) -> int:
     engine = reranker.state.engine
     assert engine is not None
     scoring = reranker.model.scoring
-    used = sum(await tokens(reranker, QUERY, scoring.instruction)) if scoring.way != "cosine" else 0
-    return scoring.window - engine.fixed_tokens - used
+    used = sum(await tokens(reranker, QUERY, scoring.instruction)) if scoring.method != "embedding" else 0
+    return scoring.max_length - engine.fixed_tokens - used
 
 
 async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker) -> None:
@@ -187,7 +187,9 @@ async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_
     shown = [scored.score for scored in result.results]
     assert shown == sorted(shown, reverse=True)
     if raw_scores:
-        assert all(scores.transform(value, reranker.model.scoring.transform) < 1e-37 for value in shown[2:])
+        assert all(
+            normalize.transform(value, reranker.model.scoring.normalization) < 1e-37 for value in shown[2:]
+        )
     else:
         assert shown[2:] == [0, 0, 0]
     alone = await reranker.rerank(QUERY, ["a panda is a bear", "bread"], raw_scores=raw_scores)
@@ -234,7 +236,7 @@ LOGITS = (48.0, 76.0, None, 52.0, -1.0)
 def test_rows_are_in_the_order_of_raw_values(options: dict[str, Any], rows: list[tuple[int, float]]) -> None:
     """Logits above 37 all have the score 1, and keep their order."""
     request = RerankRequest("q", tuple("abcde"), **options)
-    found = ranked(request, LOGITS, Transform("sigmoid"))
+    found = ranked(request, LOGITS, Normalization("sigmoid"))
     assert [row.index for row in found] == [index for index, _ in rows]
     assert [row.score for row in found] == pytest.approx([score for _, score in rows], abs=1e-4)
 

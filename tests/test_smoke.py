@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import tiny_reference
-from rerankd.engine import installed
-from rerankd.engine.build import smoke, tiny
+from rerankd.backends.llama import installed
+from rerankd.backends.llama.build import smoke, tiny
 
 
 def test_the_known_answers_are_those_of_the_weights() -> None:

@@ -28,7 +28,7 @@ def test_it_tells_what_the_server_does(serve: Serve, home: Path) -> None:
     place = {"RERANKD_PORT": port, "RERANKD_API_KEY": "secret"}
     told = rerankd("status", home=home, **place)
     assert told.returncode == 0, told.stderr
-    assert told.stdout.split("\t")[:4] == ["tiny", "ready", "head", "256"]
+    assert told.stdout.split("\t")[:4] == ["tiny", "ready", "cross_encoder", "256"]
     assert "1 requests in the last 10 minutes" in told.stderr
     assert "tiny: it agrees with llama.cpp b" in told.stderr  # the self-test
     as_json = rerankd("status", "--json", home=home, **place)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.errors import ModelFileError, UnknownModel
-from rerankd.models import builtin
-from rerankd.models.ref import parse
-from rerankd.models.store import Record, Store, folder_of, name_of
+from rerankd.hub import builtin
+from rerankd.hub.ref import parse
+from rerankd.hub.store import Record, Store, folder_of, name_of
 
 _WORDS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,8}", fullmatch=True)
 

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import pytest
 
 import fake_engine
 import support
-from rerankd.domain import Scoring, Transform
-from rerankd.engine import growth, process, reasons, restart, rundir
-from rerankd.engine.base import Engine, EngineSpec, Launch
-from rerankd.engine.child import Child
-from rerankd.engine.llama import LlamaClient
-from rerankd.engine.supervisor import State, Supervisor, Watch
+from rerankd import processes
+from rerankd.backends.base import Engine, EngineSpec
+from rerankd.backends.llama.client import LlamaEngine, connect
+from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
+from rerankd.process import growth, reasons, restart, rundir
+from rerankd.process.child import Child, Launch
+from rerankd.process.supervisor import State, Supervisor, Watch
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,9 @@ class Bench:
 
 
 def spec(tmp_path: Path) -> EngineSpec:
-    scoring = Scoring(way="head", window=256, transform=Transform("sigmoid"), pooling="rank")
+    scoring = Recipe(
+        method="cross_encoder", max_length=256, normalization=Normalization("sigmoid"), pooling="rank"
+    )
     return EngineSpec("fake", tmp_path / "fake.gguf", scoring, {"</s>": 2})
 
 
@@ -118,13 +122,14 @@ async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Be
     run_dir = rundir.make(Path(short))
     (tmp_path / "command").mkdir(exist_ok=True)
 
-    def launch(path: Path) -> Launch:
+    def launch(path: Path) -> Launch[LlamaEngine]:
         assert (tmp_path / "command").is_dir()
-        return Launch([str(program), "--host", str(path)], LlamaClient)
+        return Launch([str(program), "--host", str(path)], partial(connect, spec(tmp_path)))
 
     made = Supervisor(
-        spec(tmp_path),
+        "fake",
         launch,
+        file_name="fake.gguf",
         run_dir=run_dir,
         log=tmp_path / "engine.log",
         start_timeout_s=options.pop("start_timeout_s", 10.0),
@@ -324,7 +329,7 @@ def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signa
                 await it.score(engine)
             assert await it.score(await it.supervisor.ensure_ready(after=engine)) == RIGHT
             assert it.supervisor.state.starts == 2
-            assert process.identify(pid) is None
+            assert processes.identify(pid) is None
 
     asyncio.run(story())
 
@@ -370,10 +375,10 @@ def test_an_engine_that_grows_has_a_successor_before_it_goes(tmp_path: Path) -> 
                 assert await it.score(engine) == RIGHT  # the second call: 120 MiB
                 state = await it.until(lambda state: state.engine is not engine)
                 assert state.engine is not None  # nobody had to wait
-                assert process.identify(pid) is not None
+                assert processes.identify(pid) is not None
                 assert await it.score(engine) == RIGHT  # it has the engine until it gives it back
             async with asyncio.timeout(10):
-                while process.identify(pid) is not None:
+                while processes.identify(pid) is not None:
                     await asyncio.sleep(0.005)
             assert it.clock.waits == []
             assert (it.supervisor.state.lost, it.supervisor.state.starts) == (0, 2)
@@ -550,7 +555,7 @@ def test_an_engine_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
             await it.supervisor.ensure_ready()
             pid = it.supervisor.state.pid or 0
             await it.supervisor.stop()
-            assert process.identify(pid) is None
+            assert processes.identify(pid) is None
 
     asyncio.run(story())
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rerankd import config, textfile
-from rerankd.engine.openvino import tokens
 from rerankd.errors import ConfigError
+from rerankd.formats import tokenizer
 from support import GOLDEN, rerankd
 
 
@@ -50,7 +50,7 @@ def test_a_tokenizer_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     original = GOLDEN / "bert-pairs" / "tokenizer.json"
     path.write_bytes(codecs.BOM_UTF8 + original.read_bytes())
     size = len(json.loads(original.read_bytes())["model"]["vocab"])
-    assert tokens.of_file(path, size).ids(["a bear"]) == tokens.of_file(original, size).ids(["a bear"])
+    assert tokenizer.of_file(path, size).ids(["a bear"]) == tokenizer.of_file(original, size).ids(["a bear"])
 
 
 def test_a_checkpoint_whose_json_files_have_byte_order_marks_is_judged_as_without(tmp_path: Path) -> None:

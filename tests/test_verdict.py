@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufs import strings
-from rerankd.domain import Transform
+from rerankd.domain import Normalization
 from rerankd.errors import ConfigError, Unscorable
-from rerankd.models import catalog
-from rerankd.models.facts import Facts
-from rerankd.models.inspect import describe, describe_json, size_words
-from rerankd.models.verdict import CAUSAL_WINDOW, ScoringOverrides, Verdict, decide
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.hub.inspect import describe, describe_json, size_words
+from rerankd.recipes import catalog
+from rerankd.recipes.resolve import CAUSAL_WINDOW, ScoringOverrides, Verdict, decide
 
 QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
 SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
@@ -26,7 +26,7 @@ HEAD_OUT = {"has_cls_output": True, "cls_output_rows": 1}
 PAIR_HEAD = {"has_cls_output": True, "cls_output_rows": 2, "pooling": "rank"}
 
 
-def facts(arch: str, **more: Any) -> Facts:
+def facts(arch: str, **more: Any) -> ModelMetadata:
     given: dict[str, Any] = {
         "context_length": 512,
         "embedding_length": 1024,
@@ -35,18 +35,18 @@ def facts(arch: str, **more: Any) -> Facts:
         "parameters": 1000,
         "tokens": QWEN,
     }
-    return Facts(path=Path("m.gguf"), architecture=arch, **(given | more))
+    return ModelMetadata(path=Path("m.gguf"), architecture=arch, **(given | more))
 
 
-def xlmr(**more: Any) -> Facts:
+def xlmr(**more: Any) -> ModelMetadata:
     return facts("bert", **({"tokenizer_model": "t5", "token_type_count": 1} | more))
 
 
-def wordpiece(**more: Any) -> Facts:
+def wordpiece(**more: Any) -> ModelMetadata:
     return facts("bert", **({"tokenizer_model": "bert", "token_type_count": 2} | more))
 
 
-def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) -> Facts:
+def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) -> ModelMetadata:
     given: dict[str, Any] = {
         "block_count": blocks,
         "embedding_length": width,
@@ -57,7 +57,7 @@ def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) 
     return facts(arch, **(given | more))
 
 
-def judged(found: Facts, overrides: ScoringOverrides | None = None) -> Verdict:
+def judged(found: ModelMetadata, overrides: ScoringOverrides | None = None) -> Verdict:
     return decide(found, catalog.known(), overrides or ScoringOverrides())
 
 
@@ -90,8 +90,12 @@ def test_cross_encoders_with_their_head(name: str) -> None:
     verdict = judged(found)
     assert (verdict.entry.name if verdict.entry else "") == name
     scoring = verdict.require()
-    assert (scoring.way, scoring.pooling, scoring.transform) == ("head", "rank", Transform("sigmoid"))
-    assert scoring.window == found.context_length
+    assert (scoring.method, scoring.pooling, scoring.normalization) == (
+        "cross_encoder",
+        "rank",
+        Normalization("sigmoid"),
+    )
+    assert scoring.max_length == found.context_length
     assert (scoring.template, scoring.labels, scoring.query_prefix) == ("", ("", ""), "")
 
 
@@ -104,8 +108,8 @@ def test_cross_encoders_with_their_head(name: str) -> None:
     ],
     ids=lambda found: found.architecture,
 )
-def test_unnamed_cross_encoders_with_their_head(found: Facts) -> None:
-    assert judged(found).require().way == "head"
+def test_unnamed_cross_encoders_with_their_head(found: ModelMetadata) -> None:
+    assert judged(found).require().method == "cross_encoder"
 
 
 def test_a_head_keeps_the_template_of_its_file() -> None:
@@ -150,13 +154,13 @@ QWEN3_FILE_TEMPLATE = QWEN3_PROMPT.replace("{instruction}", INSTRUCTION)
         ("MemReranker-4B", qwen(basename="MemReranker", blocks=36, width=2560)),
     ],
 )
-def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: Facts) -> None:
+def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMetadata) -> None:
     verdict = judged(found)
     assert (verdict.entry.name if verdict.entry else "") == name
     scoring = verdict.require()
-    assert (scoring.way, scoring.template, scoring.labels) == ("judge", QWEN3_PROMPT, ("yes", "no"))
-    assert (scoring.instruction, scoring.transform) == (INSTRUCTION, Transform("sigmoid"))
-    assert (scoring.window, scoring.pooling) == (CAUSAL_WINDOW, "none")
+    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", QWEN3_PROMPT, ("yes", "no"))
+    assert (scoring.instruction, scoring.normalization) == (INSTRUCTION, Normalization("sigmoid"))
+    assert (scoring.max_length, scoring.pooling) == (CAUSAL_WINDOW, "none")
     assert any("rank head is not used" in note for note in verdict.notes) == found.has_cls_output
 
 
@@ -174,7 +178,7 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: Facts) -
 def test_a_fine_tune_under_a_known_name_says_so_in_every_answer(named: dict[str, str], says: str) -> None:
     """It may be asked something else, and was served as the known model without a word."""
     verdict = judged(qwen(**named))
-    assert verdict.require().way == "judge"
+    assert verdict.require().method == "causal_lm"
     assert [f"its name also says '{says}'" in warning for warning in verdict.warnings] == [True] * bool(says)
 
 
@@ -185,12 +189,12 @@ def test_mxbai_judges_with_ones_and_zeros(blocks: int, width: int, size: str) ->
     assert verdict.entry is not None
     assert verdict.entry.name == f"mxbai-rerank-{size}-v2"
     scoring = verdict.require()
-    assert (scoring.way, scoring.template, scoring.labels) == ("judge", MXBAI_PROMPT, ("1", "0"))
+    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", MXBAI_PROMPT, ("1", "0"))
     assert scoring.instruction == ""
 
 
-E5 = ("mean", "query: ", "passage: ", Transform("affine", 0.70, 0.95))
-QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Transform("affine", 0.10, 0.85))
+E5 = ("mean", "query: ", "passage: ", Normalization("affine", 0.70, 0.95))
+QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Normalization("affine", 0.10, 0.85))
 
 
 @pytest.mark.parametrize(
@@ -211,13 +215,13 @@ QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Transform("af
         (
             "multilingual-e5-large-instruct",
             xlmr(name="Multilingual E5 Large Instruct"),
-            ("mean", f"Instruct: {INSTRUCTION}\nQuery: ", "", Transform("affine", 0.70, 0.95)),
+            ("mean", f"Instruct: {INSTRUCTION}\nQuery: ", "", Normalization("affine", 0.70, 0.95)),
         ),
-        ("bge-m3", xlmr(name="bge-m3", pooling="cls"), ("cls", "", "", Transform("affine", 0.30, 0.85))),
+        ("bge-m3", xlmr(name="bge-m3", pooling="cls"), ("cls", "", "", Normalization("affine", 0.30, 0.85))),
         (
             "nomic-embed-text-v1.5",
             facts("nomic-bert", name="nomic-embed-text-v1.5", block_count=12, embedding_length=768),
-            ("mean", "search_query: ", "search_document: ", Transform("affine", 0.40, 0.90)),
+            ("mean", "search_query: ", "search_document: ", Normalization("affine", 0.40, 0.90)),
         ),
         ("Qwen3-Embedding-0.6B", qwen(name="Qwen3 Embedding 0.6B", add_eos=True), QWEN3_EMBEDDING),
         (
@@ -228,18 +232,18 @@ QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Transform("af
         (
             "all-MiniLM-L6-v2",
             wordpiece(name="all-MiniLM-L6-v2", block_count=6, embedding_length=384),
-            ("mean", "", "", Transform("affine", 0.0, 0.85)),
+            ("mean", "", "", Normalization("affine", 0.0, 0.85)),
         ),
-        ("", wordpiece(name="Snowflake", pooling="cls"), ("cls", "", "", Transform("affine", 0.0, 1.0))),
-        ("", qwen(pooling="last"), ("last", "", "", Transform("affine", 0.0, 1.0))),
+        ("", wordpiece(name="Snowflake", pooling="cls"), ("cls", "", "", Normalization("affine", 0.0, 1.0))),
+        ("", qwen(pooling="last"), ("last", "", "", Normalization("affine", 0.0, 1.0))),
     ],
 )
-def test_embedding_models_give_cosines(name: str, found: Facts, expected: tuple[Any, ...]) -> None:
+def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected: tuple[Any, ...]) -> None:
     verdict = judged(found)
     assert (verdict.entry.name if verdict.entry else "") == name
     scoring = verdict.require()
-    got = (scoring.pooling, scoring.query_prefix, scoring.document_prefix, scoring.transform)
-    assert (scoring.way, got) == ("cosine", expected)
+    got = (scoring.pooling, scoring.query_prefix, scoring.document_prefix, scoring.normalization)
+    assert (scoring.method, got) == ("embedding", expected)
     assert any("not in the catalog" in note for note in verdict.notes) == (not name)
     assert any("end token" in note for note in verdict.notes) == (not name and scoring.pooling == "last")
 
@@ -289,7 +293,7 @@ def test_embedding_models_give_cosines(name: str, found: Facts, expected: tuple[
         (facts("bert", vocabulary_size=0), "no vocabulary"),
     ],
 )
-def test_refusals_say_why_and_what_to_do(found: Facts, reason: str) -> None:
+def test_refusals_say_why_and_what_to_do(found: ModelMetadata, reason: str) -> None:
     verdict = judged(found)
     assert verdict.scoring is None
     with pytest.raises(
@@ -301,7 +305,7 @@ def test_refusals_say_why_and_what_to_do(found: Facts, reason: str) -> None:
 
 def test_an_embedding_models_name_does_not_hide_a_head() -> None:
     verdict = judged(xlmr(name="bge-m3", **HEAD))
-    assert (verdict.require().way, verdict.entry) == ("head", None)
+    assert (verdict.require().method, verdict.entry) == ("cross_encoder", None)
 
 
 def test_the_sizes_tell_namesakes_apart() -> None:
@@ -323,8 +327,8 @@ ASK = ScoringOverrides(template="Q: {query}\nD: {document}\nRelevant?", labels=(
 
 def test_a_users_template_and_labels_make_any_causal_model_a_judge() -> None:
     scoring = judged(CHAT, ASK).require()
-    assert (scoring.way, scoring.template, scoring.labels) == ("judge", ASK.template, ("Yes", "No"))
-    assert (scoring.instruction, scoring.window) == ("", CAUSAL_WINDOW)
+    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", ASK.template, ("Yes", "No"))
+    assert (scoring.instruction, scoring.max_length) == ("", CAUSAL_WINDOW)
     spaced = judged(
         CHAT.__class__(**_fields(CHAT, tokenizer_model="gpt2")), replace(ASK, labels=(" maybe", "No"))
     )
@@ -333,8 +337,8 @@ def test_a_users_template_and_labels_make_any_causal_model_a_judge() -> None:
     assert judged(zerank, ASK).require().labels == ("Yes", "No")
 
 
-def _fields(found: Facts, **more: Any) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in Facts.__dataclass_fields__} | more
+def _fields(found: ModelMetadata, **more: Any) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in ModelMetadata.__dataclass_fields__} | more
 
 
 def test_a_known_judge_takes_a_users_instruction_or_template() -> None:
@@ -361,62 +365,68 @@ E5_FACTS = xlmr(name="multilingual-e5-large")
         (CHAT, replace(ASK, labels=("Yes", "")), "two different"),
         (CHAT, replace(ASK, labels=None), "labels of this judge"),
         (CHAT, replace(ASK, template=None), "template of this judge"),
-        (CHAT, ScoringOverrides(way="judge"), "template and labels of this judge"),
-        (qwen(name="Jina Reranker v3"), ScoringOverrides(way="judge"), "template and labels of this judge"),
-        (CHAT, ScoringOverrides(way="head"), "remove way = head"),
+        (CHAT, ScoringOverrides(method="causal_lm"), "template and labels of this judge"),
+        (
+            qwen(name="Jina Reranker v3"),
+            ScoringOverrides(method="causal_lm"),
+            "template and labels of this judge",
+        ),
+        (CHAT, ScoringOverrides(method="cross_encoder"), "remove method = cross_encoder"),
         (CHAT, replace(ASK, instruction="x"), "no {instruction}"),
-        (CHAT, replace(ASK, pooling="last"), "pooling is for way = cosine"),
+        (CHAT, replace(ASK, pooling="last"), "pooling is for method = embedding"),
         (BGE, ASK, "is an encoder"),
-        (BGE, ScoringOverrides(instruction="x"), "instruction is for way = judge"),
-        (BGE, ScoringOverrides(query_prefix="x"), "query_prefix is for way = cosine"),
-        (BGE, ScoringOverrides(window=8193), "from 32 to 8192"),
-        (BGE, ScoringOverrides(window=31), "from 32 to 8192"),
+        (BGE, ScoringOverrides(instruction="x"), "instruction is for method = causal_lm"),
+        (BGE, ScoringOverrides(query_prefix="x"), "query_prefix is for method = embedding"),
+        (BGE, ScoringOverrides(max_length=8193), "from 32 to 8192"),
+        (BGE, ScoringOverrides(max_length=31), "from 32 to 8192"),
         (BGE, ScoringOverrides(low=0.1), "low and high are for"),
-        (E5_FACTS, ScoringOverrides(transform="sigmoid"), "squeezes"),
+        (E5_FACTS, ScoringOverrides(normalization="sigmoid"), "squeezes"),
         (E5_FACTS, ScoringOverrides(low=0.95), "must be less"),
     ],
 )
-def test_settings_that_do_not_fit_name_the_fix(found: Facts, overrides: ScoringOverrides, words: str) -> None:
+def test_settings_that_do_not_fit_name_the_fix(
+    found: ModelMetadata, overrides: ScoringOverrides, words: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         judged(found, overrides)
     assert words in str(raised.value)
 
 
 def test_windows() -> None:
-    assert judged(BGE, ScoringOverrides(window=512)).require().window == 512
+    assert judged(BGE, ScoringOverrides(max_length=512)).require().max_length == 512
     reranker = qwen(name="Qwen3 Reranker 0.6B")
-    assert judged(reranker, ScoringOverrides(window=40960)).require().window == 40960
-    assert "window 8192 of the 40960 tokens" in " ".join(judged(reranker).notes)
+    assert judged(reranker, ScoringOverrides(max_length=40960)).require().max_length == 40960
+    assert "max_length 8192 of the 40960 tokens" in " ".join(judged(reranker).notes)
     small = wordpiece(name="all-MiniLM-L6-v2", block_count=6, embedding_length=384)
-    assert judged(small).require().window == 256
-    assert judged(small, ScoringOverrides(window=512)).require().window == 512
-    assert judged(xlmr(context_length=0, **HEAD)).require().window == 512
+    assert judged(small).require().max_length == 256
+    assert judged(small, ScoringOverrides(max_length=512)).require().max_length == 512
+    assert judged(xlmr(context_length=0, **HEAD)).require().max_length == 512
     assert (
         judged(facts("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
         .require()
-        .window
+        .max_length
         == 16384
     )
-    assert judged(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().window == 2048
+    assert judged(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().max_length == 2048
 
 
 def test_cosine_settings() -> None:
     own = ScoringOverrides(pooling="cls", query_prefix="", document_prefix="d: ", low=0.5)
     scoring = judged(E5_FACTS, own).require()
     assert (scoring.pooling, scoring.query_prefix, scoring.document_prefix) == ("cls", "", "d: ")
-    assert scoring.transform == Transform("affine", 0.5, 0.95)
+    assert scoring.normalization == Normalization("affine", 0.5, 0.95)
     unsaid = facts("bert")
-    assert judged(unsaid, ScoringOverrides(way="cosine", pooling="mean")).require().pooling == "mean"
-    assert "set pooling" in judged(unsaid, ScoringOverrides(way="cosine")).way_out
-    assert judged(E5_FACTS, ScoringOverrides(transform="identity")).require().transform == Transform(
-        "identity"
-    )
+    assert judged(unsaid, ScoringOverrides(method="embedding", pooling="mean")).require().pooling == "mean"
+    assert "set pooling" in judged(unsaid, ScoringOverrides(method="embedding")).way_out
+    assert judged(
+        E5_FACTS, ScoringOverrides(normalization="identity")
+    ).require().normalization == Normalization("identity")
 
 
 def test_no_setting_but_a_judges_overrules_a_refusal() -> None:
     minilm = wordpiece(name="ms-marco-MiniLM-L6-v2", **HEAD_OUT)
-    assert judged(minilm, ScoringOverrides(way="head")).scoring is None
-    assert judged(minilm, ScoringOverrides(way="cosine", pooling="cls")).scoring is None
+    assert judged(minilm, ScoringOverrides(method="cross_encoder")).scoring is None
+    assert judged(minilm, ScoringOverrides(method="embedding", pooling="cls")).scoring is None
 
 
 def test_descriptions() -> None:
@@ -430,10 +440,10 @@ def test_descriptions() -> None:
         "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
         "qwen3 causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for "
         "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
-        "scored as judge: a causal reranker asked for one token after the prompt: the score is the "
+        "scored as causal_lm: a causal reranker asked for one token after the prompt: the score is the "
         "probability of 'yes' against 'no'",
-        "window: 8,192 tokens for query and document together; transform: sigmoid",
-        "note: window 8192 of the 40960 tokens it can read; set window for more",
+        "max_length: 8,192 tokens for query and document together; normalization: sigmoid",
+        "note: max_length 8192 of the 40960 tokens it can read; set max_length for more",
     ]
     told = describe_json(found, judged(found))
     assert (told["model"], told["scorable"], told["scoring"]["labels"]) == (
@@ -448,7 +458,9 @@ def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
     assert "refused: it is a plain language model" in chat
     assert "what to do: say in rerankd.toml what it is asked" in chat
     assert describe_json(CHAT, judged(CHAT))["scoring"] is None
-    assert "512 tokens for text; transform: affine from 0.7 to 0.95" in describe(E5_FACTS, judged(E5_FACTS))
+    assert "512 tokens for text; normalization: affine from 0.7 to 0.95" in describe(
+        E5_FACTS, judged(E5_FACTS)
+    )
     assert "encoder with a rank head" in describe(BGE, judged(BGE))
     headed = qwen(**PAIR_HEAD)
     assert "causal model with a rank head" in describe(headed, judged(headed))
@@ -458,7 +470,7 @@ def test_describe_json_is_json(tmp_path: Path) -> None:
     import json
 
     from ggufs import write
-    from rerankd.models import gguf
+    from rerankd.formats import gguf
 
     found = gguf.read(write(tmp_path / "m.gguf"))
     assert json.loads(json.dumps(describe_json(found, judged(found))))["facts"]["architecture"] == "qwen3"
@@ -507,9 +519,9 @@ def test_a_file_without_settings_gets_a_verdict_and_never_an_error(data: st.Data
     scoring = verdict.scoring
     if scoring is None:
         assert verdict.reason and verdict.way_out
-    elif scoring.way == "judge":
+    elif scoring.method == "causal_lm":
         assert scoring.template and all(scoring.labels)
-    elif scoring.way == "cosine":
+    elif scoring.method == "embedding":
         assert scoring.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
     else:
         assert drawn["has_cls"] and drawn["cls_output_rows"] == 1 and not drawn["decision_blocks"]

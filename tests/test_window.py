@@ -6,8 +6,8 @@ from collections.abc import Generator
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rerankd import window
-from rerankd.window import Chunks
+from rerankd.scoring import truncate
+from rerankd.scoring.truncate import Chunks
 
 TOKEN = re.compile(r"[\u4e00-\u9fff]|\s*[^\s\u4e00-\u9fff]+|\s+")
 words = st.lists(
@@ -33,7 +33,7 @@ def run(cutter: Generator[str, int, Chunks]) -> tuple[Chunks, int]:
 
 @given(documents, st.integers(1, 60))
 def test_a_chunk_is_a_prefix_that_fits_and_wastes_little(text: str, room: int) -> None:
-    chunks, asked = run(window.chunks(text, room))
+    chunks, asked = run(truncate.chunks(text, room))
     (chunk,) = chunks.texts
     assert text.startswith(chunk)
     assert count(chunk) <= room
@@ -47,7 +47,7 @@ def test_a_chunk_is_a_prefix_that_fits_and_wastes_little(text: str, room: int) -
 
 @given(documents, st.integers(4, 40), st.integers(2, 6), st.integers(0, 10))
 def test_chunks_cover_the_text_without_gaps(text: str, room: int, most: int, overlap: int) -> None:
-    chunks, _ = run(window.chunks(text, room, most, overlap))
+    chunks, _ = run(truncate.chunks(text, room, most, overlap))
     assert 1 <= len(chunks.texts) <= most
     assert all(count(chunk) <= room for chunk in chunks.texts)
     covered = 0
@@ -64,7 +64,7 @@ def test_chunks_cover_the_text_without_gaps(text: str, room: int, most: int, ove
 
 @given(documents, st.integers(4, 40), st.integers(1, 6), st.integers(1, 80))
 def test_no_more_is_read_than_the_limit(text: str, room: int, most: int, limit: int) -> None:
-    chunks, _ = run(window.chunks(text, room, most, limit=limit))
+    chunks, _ = run(truncate.chunks(text, room, most, limit=limit))
     read = "".join(chunks.texts)
     assert count(read) <= min(limit, room * most) + len(chunks.texts)
     assert all(count(chunk) <= min(room, limit) for chunk in chunks.texts)
@@ -74,19 +74,19 @@ def test_no_more_is_read_than_the_limit(text: str, room: int, most: int, limit: 
 @given(documents, st.integers(8, 60))
 def test_a_cut_is_at_the_end_of_a_word_where_one_is_near(text: str, room: int) -> None:
     assume("x" * 30 not in text and "熊" not in text)
-    (chunk,) = run(window.chunks(text, room))[0].texts
+    (chunk,) = run(truncate.chunks(text, room))[0].texts
     rest = text[len(chunk) :]
     assert not rest or rest[0].isspace() or chunk[-1].isspace() or chunk[-1] in ".!。"
 
 
 def test_a_cut_prefers_the_end_of_a_sentence() -> None:
     text = "one two three four five six seven. eight nine ten eleven twelve"
-    assert run(window.chunks(text, 8))[0] == Chunks(("one two three four five six seven.",), cut=True)
+    assert run(truncate.chunks(text, 8))[0] == Chunks(("one two three four five six seven.",), cut=True)
 
 
 @given(st.text())
 def test_a_text_that_surely_fits_has_no_more_tokens_than_bytes(text: str) -> None:
-    room = window.most_tokens(text)
-    assert window.surely_fits(text, room) or len(text) >= room
-    assert not window.surely_fits(text, room - 1)
-    assert window.likely_fits(text, room)
+    room = truncate.most_tokens(text)
+    assert truncate.surely_fits(text, room) or len(text) >= room
+    assert not truncate.surely_fits(text, room - 1)
+    assert truncate.likely_fits(text, room)

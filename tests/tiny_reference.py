@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from rerankd.engine.build import tiny
+from rerankd.backends.llama.build import tiny
 
 
 def answers() -> list[float]:

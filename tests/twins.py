@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 
 import checkpoints
-from rerankd.models.catalog import Entry
+from rerankd.recipes.catalog import Entry
 
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "yes", "no", "1", "0", "Yes", "No", "<think>")
 JINA_TOKENS = (*QWEN_TOKENS, "<|embed_token|>", "<|rerank_token|>")
@@ -99,7 +99,7 @@ def of_entry(entry: Entry, name: str = "") -> Twin:
     """The GGUF twin of an entry of the catalog: its first architecture, its sizes, one of its names."""
     arch = entry.match.architectures[0]
     width = entry.match.embedding_length or 1024
-    headed = entry.way == "head"
+    headed = entry.method == "cross_encoder"
     return Twin(
         name or entry.match.names[0],
         arch,
@@ -119,11 +119,11 @@ _WORDPIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c")
 def write_bert_folder(folder: Path, blocks: int, width: int, **config: Any) -> Path:
     """A BertForSequenceClassification of these sizes, as transformers saves it; its weights are a hole."""
     folder.mkdir(parents=True)
-    inner, vocabulary, window = 4 * width, len(_WORDPIECES), 512
+    inner, vocabulary, max_length = 4 * width, len(_WORDPIECES), 512
     values = {
         "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_act": "gelu",
         "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": blocks,
-        "num_attention_heads": 12, "max_position_embeddings": window, "type_vocab_size": 2,
+        "num_attention_heads": 12, "max_position_embeddings": max_length, "type_vocab_size": 2,
         "vocab_size": vocabulary, "layer_norm_eps": 1e-12, "id2label": {"0": "LABEL_0"}, **config,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(values))
@@ -136,7 +136,7 @@ def write_bert_folder(folder: Path, blocks: int, width: int, **config: Any) -> P
     def norm(name: str) -> None:
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = [width]
 
-    for table, rows in (("word", vocabulary), ("position", window), ("token_type", 2)):
+    for table, rows in (("word", vocabulary), ("position", max_length), ("token_type", 2)):
         shapes[f"bert.embeddings.{table}_embeddings.weight"] = [rows, width]
     norm("bert.embeddings.LayerNorm")
     for layer in range(blocks):

@@ -142,29 +142,48 @@ class _Frozen(BaseModel):
         return value
 
 
+# The names of 0.1.
+_RENAMED = {"way": "method", "window": "max_length", "transform": "normalization"}
+_RENAMED_METHODS = {"head": "cross_encoder", "judge": "causal_lm", "cosine": "embedding"}
+
+
 class ScoringSettings(_Frozen):
     """How a model is scored, where the user knows better than the file and the catalog."""
 
-    way: Literal["head", "judge", "cosine"] | None = Field(None, description="how the model scores")
-    template: str | None = Field(None, description="judge: the prompt, with {query} and {document} in it")
-    labels: tuple[str, str] | None = Field(
-        None, description="judge: the tokens for relevant and not relevant"
+    method: Literal["cross_encoder", "causal_lm", "embedding"] | None = Field(
+        None, description="how the model scores"
     )
-    instruction: str | None = Field(None, description="judge: what {instruction} becomes when none is sent")
-    window: int | None = Field(
+    template: str | None = Field(None, description="causal_lm: the prompt, with {query} and {document} in it")
+    labels: tuple[str, str] | None = Field(
+        None, description="causal_lm: the tokens for relevant and not relevant"
+    )
+    instruction: str | None = Field(
+        None, description="causal_lm: what {instruction} becomes when none is sent"
+    )
+    max_length: int | None = Field(
         None, ge=16, le=2**20, description="tokens that one pair may use; lower it to save memory"
     )
     pooling: Literal["mean", "cls", "last"] | None = Field(
         None,
-        description="cosine: how tokens are pooled; a ModernBERT head: what it reads, if its file is silent",
+        description="embedding: how tokens are pooled; ModernBERT: what its head reads",
     )
-    query_prefix: str | None = Field(None, description="cosine: text put before a query")
-    document_prefix: str | None = Field(None, description="cosine: text put before a document")
-    transform: Literal["sigmoid", "affine", "identity"] | None = Field(
+    query_prefix: str | None = Field(None, description="embedding: text put before a query")
+    document_prefix: str | None = Field(None, description="embedding: text put before a document")
+    normalization: Literal["sigmoid", "affine", "identity"] | None = Field(
         None, description="how a raw value becomes a score"
     )
     low: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 0")
     high: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 1")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_old_names(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
+        if "method" in renamed:
+            renamed["method"] = _RENAMED_METHODS.get(renamed["method"], renamed["method"])
+        return renamed
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
@@ -195,7 +214,7 @@ class ModelSettings(ScoringSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EffectiveModelSettings:
     """One model that is to be served, with all that is set for it. `names` is empty where the user gave it
     none; the first one is shown."""
 
@@ -410,12 +429,12 @@ class Settings(_Frozen):
                 )
         return self
 
-    def wanted(self, default: str) -> tuple[Wanted, ...]:
+    def wanted(self, default: str) -> tuple[EffectiveModelSettings, ...]:
         """The models to serve, in order; `default` is what is served where none is named."""
         names = dict.fromkeys(self.model or tuple(self.models) or (default,))
         return tuple(self._wanted(self._section(name), first=at == 0) for at, name in enumerate(names))
 
-    def of(self, model: str) -> Wanted:
+    def of(self, model: str) -> EffectiveModelSettings:
         """What is set for one model, by the name of its section or by what the section's `ref` says."""
         return self._wanted(self._section(model), first=False)
 
@@ -430,11 +449,11 @@ class Settings(_Frozen):
             model,
         )
 
-    def _wanted(self, name: str, *, first: bool) -> Wanted:
+    def _wanted(self, name: str, *, first: bool) -> EffectiveModelSettings:
         own = self.models.get(name, ModelSettings())
         scoring = {key: getattr(own, key) for key in ScoringSettings.model_fields}
         given = {key: value for key, value in scoring.items() if value is not None}
-        return Wanted(
+        return EffectiveModelSettings(
             ref=own.ref or name,
             names=(
                 *(self.alias if first else ()),

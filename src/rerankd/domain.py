@@ -8,14 +8,14 @@ from typing import Literal
 
 from rerankd.errors import InvalidRequest
 
-Way = Literal["head", "judge", "cosine"]
+Method = Literal["cross_encoder", "causal_lm", "embedding"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
-TransformName = Literal["sigmoid", "affine", "identity"]
+NormalizationName = Literal["sigmoid", "affine", "identity"]
 
 
 @dataclass(frozen=True, slots=True)
-class Transform:
+class Normalization:
     """raw -> score in [0, 1].
 
     `sigmoid`: 1 / (1 + exp(-raw)), for logits and log-odds (softmax over two labels is the sigmoid of their
@@ -23,13 +23,13 @@ class Transform:
     value, clipped.
     """
 
-    name: TransformName
+    name: NormalizationName
     low: float = 0.0
     high: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
+class Recipe:
     """How one model is scored: the verdict's answer, and all that an engine must know.
 
     `window` is the number of tokens that one forward pass may hold, special tokens included: the pair for
@@ -40,9 +40,9 @@ class Scoring:
     only): raw = logit(first) - logit(second).
     """
 
-    way: Way
-    window: int
-    transform: Transform
+    method: Method
+    max_length: int
+    normalization: Normalization
     pooling: Pooling = "none"
     query_prefix: str = ""
     document_prefix: str = ""
@@ -150,7 +150,7 @@ class RerankResult:
     model: str
     results: tuple[ScoredDocument, ...]
     tokens: int
-    transform: str
+    normalization: str
     warnings: tuple[str, ...] = ()
     cut: tuple[int, ...] = ()
     blank: tuple[int, ...] = ()

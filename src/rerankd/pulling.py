@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rerankd import config
+from rerankd import config, machine
+from rerankd.backends.llama import installed
 from rerankd.config import Settings
-from rerankd.engine import installed, machine
-from rerankd.models import hubs, ref, transfer
-from rerankd.models.pull import Puller
-from rerankd.models.store import Record, Store
-from rerankd.prepare import judge_file, prepare
+from rerankd.hub import hubs, ref, transfer
+from rerankd.hub.pull import Puller
+from rerankd.hub.store import Record, Store
 from rerankd.service import Reranker
+from rerankd.serving.prepare import judge_file, prepare
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,14 +47,14 @@ def pull(
         ).pull(wanted.ref)
 
 
-def check(settings: Settings, wanted: config.Wanted) -> tuple[str, ...]:
+def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[str, ...]:
     """Start an engine, check its scores, and have a second engine score the same pairs where one can,
     whatever was found earlier. Returns in words what was checked. Blocks; raises what a start raises."""
     model = prepare(settings, replace(wanted, replicas=1, preload=True))
 
     async def run() -> tuple[str, ...]:
         reranker = Reranker(settings, prepared=[model])
-        served = reranker.fleet.models[0]
+        served = reranker.registry.models[0]
         served.retests = True
         async with reranker:
             if served.doubts:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from rerankd import config, keys, plan, scores
+from rerankd import config, keys
+from rerankd.backends.base import Engine
 from rerankd.config import Settings
-from rerankd.domain import DocumentError, RerankRequest, RerankResult, ScoredDocument, Transform
-from rerankd.engine.supervisor import State
+from rerankd.domain import DocumentError, Normalization, RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import (
     ConfigError,
     EngineError,
@@ -29,12 +29,14 @@ from rerankd.errors import (
     Misuse,
     Stopping,
 )
-from rerankd.fit import Fitted, fit
-from rerankd.fleet import Fleet
 from rerankd.metrics import Metrics
-from rerankd.prepare import Model
-from rerankd.queue import Place
-from rerankd.served import Served
+from rerankd.process.supervisor import State
+from rerankd.scoring import normalize, plan
+from rerankd.scoring.inputs import Fitted, fit
+from rerankd.serving.prepare import Model
+from rerankd.serving.queue import Place
+from rerankd.serving.registry import ModelRegistry
+from rerankd.serving.served_model import ServedModel
 
 NOT_STARTED = (
     "This Reranker is not started. Use it as `async with Reranker() as reranker:`, or call "
@@ -67,9 +69,9 @@ class Reranker:
                 f"The file of API keys {settings.api_keys_file} holds no key. Make one with "
                 "`rerankd key new NAME`."
             )
-        self.metrics = Metrics(lambda: self.fleet.readings())
-        self.fleet = Fleet(settings, self.metrics)
-        self.fleet.begin_with(prepared)
+        self.metrics = Metrics(lambda: self.registry.readings())
+        self.registry = ModelRegistry(settings, self.metrics)
+        self.registry.begin_with(prepared)
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -86,27 +88,27 @@ class Reranker:
         it was started before, and what keeps all models from being served."""
         if self._is_closed:
             raise Misuse("This Reranker is closed, and can't be started again. Make a new one.")
-        if self.fleet.owner is not None:
+        if self.registry.owner is not None:
             raise Misuse("This Reranker is started already: enter it once, and share it.")
         try:
-            await self.fleet.start()
+            await self.registry.start()
         except BaseException:
             await self.close()
             raise
 
     async def drain(self) -> None:
         """Take no new requests, let those under way finish for up to `drain_timeout_s`, then close."""
-        await self.fleet.drain()
+        await self.registry.drain()
         await self.close()
 
     async def close(self, *, at_once: bool = False) -> None:
         """Stop the engines and remove what they left; safe to call again, and with `at_once` to cut an
         earlier call short. In a forked process it does nothing: the engines are the other's."""
-        if self.fleet.owner is not None:
-            if not self.fleet.owner.is_this_process:
+        if self.registry.owner is not None:
+            if not self.registry.owner.is_this_process:
                 return
-            self.fleet.owner.check()
-        await self.fleet.close(at_once=at_once)
+            self.registry.owner.check()
+        await self.registry.close(at_once=at_once)
         self._is_closed = True
 
     async def apply(self, settings: Settings) -> None:
@@ -116,12 +118,12 @@ class Reranker:
         Raises ConfigError, and what `Fleet.apply` raises; then the other settings have not changed.
         """
         self.keys = await asyncio.to_thread(keys.read, settings)
-        await self.fleet.apply(settings)
+        await self.registry.apply(settings)
 
     @property
     def settings(self) -> Settings:
         """What it works by; a reload may change it."""
-        return self.fleet.settings
+        return self.registry.settings
 
     @property
     def model(self) -> Model:
@@ -129,14 +131,14 @@ class Reranker:
         return self._first().model
 
     @property
-    def state(self) -> State:
+    def state(self) -> State[Engine]:
         """What the engines of the first model do."""
         return self._first().state
 
-    def _first(self) -> Served:
-        if not self.fleet.entries:
+    def _first(self) -> ServedModel:
+        if not self.registry.entries:
             raise Misuse(NOT_STARTED)
-        return self.fleet.find(None)
+        return self.registry.find(None)
 
     async def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
         """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields. Raises
@@ -158,23 +160,23 @@ class Reranker:
         self._check_started()
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
-        timeout_s = await self.fleet.until_read(request.model, timeout_s)
-        served = self.fleet.find(request.model)
+        timeout_s = await self.registry.until_read(request.model, timeout_s)
+        served = self.registry.find(request.model)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
         with served.queue.admit(len(request.documents), size_bytes) as place:
             try:
-                async with asyncio.timeout(timeout_s), self.fleet.use(served):
+                async with asyncio.timeout(timeout_s), self.registry.use(served):
                     scored = await self._score(served, request, place)
             except TimeoutError:
                 raise self._too_late(served, timeout_s) from None
         fitted = scored.fitted
-        rows = ranked(request, fitted.plan.merge(scored.raw), served.model.scoring.transform)
+        rows = ranked(request, fitted.plan.merge(scored.raw), served.model.scoring.normalization)
         none = ("No document reaches the score_threshold of the request.",) * (not rows)
         result = RerankResult(
             model=request.model or served.name,
             results=rows,
             tokens=scored.tokens,
-            transform="raw" if request.raw_scores else served.model.scoring.transform.name,
+            normalization="raw" if request.raw_scores else served.model.scoring.normalization.name,
             warnings=(
                 request.warnings
                 + served.model.verdict.warnings
@@ -208,12 +210,12 @@ class Reranker:
             async with asyncio.timeout(timeout_s):
                 return [await self.answer(request) for request in requests]
         except TimeoutError:
-            raise self._too_late(self.fleet.find(requests[0].model), timeout_s) from None
+            raise self._too_late(self.registry.find(requests[0].model), timeout_s) from None
 
     def _check_started(self) -> None:
-        if self.fleet.owner is None:
+        if self.registry.owner is None:
             raise Misuse(NOT_STARTED)
-        self.fleet.owner.check()
+        self.registry.owner.check()
         if self._is_closed:
             raise Stopping("This Reranker is closed. Ask it inside its block, or make a new one.")
 
@@ -239,18 +241,18 @@ class Reranker:
                 "parts, or raise max_documents."
             )
 
-    async def _score(self, served: Served, request: RerankRequest, place: Place) -> Scored:
+    async def _score(self, served: ServedModel, request: RerankRequest, place: Place) -> Scored:
         try:
             return await self._score_fitted(served, await self._fit(served, request), place)
         except InputTooLong:
             return await self._score_fitted(served, await self._fit(served, request, exact=True), place)
 
-    async def _fit(self, served: Served, request: RerankRequest, *, exact: bool = False) -> Fitted:
+    async def _fit(self, served: ServedModel, request: RerankRequest, *, exact: bool = False) -> Fitted:
         fixed_tokens = await served.fixed_tokens()
         count = served.calls.count_tokens
         return await fit(request, served.model.scoring, fixed_tokens, count, exact=exact)
 
-    async def _score_fitted(self, served: Served, fitted: Fitted, place: Place) -> Scored:
+    async def _score_fitted(self, served: ServedModel, fitted: Fitted, place: Place) -> Scored:
         """The raw value of each text: from the cache, else in micro-batches from the engine."""
         started = time.perf_counter()
         cache, texts = served.cache, fitted.plan.texts
@@ -293,7 +295,7 @@ class Reranker:
             engine_s=time.perf_counter() - started - place.waited_s,
         )
 
-    def _too_late(self, served: Served, timeout_s: float) -> EngineError:
+    def _too_late(self, served: ServedModel, timeout_s: float) -> EngineError:
         """The error of a request that passed its deadline; the engine, if it had one, is looked at."""
         self.metrics.deadlines.inc()
         state = served.state
@@ -314,15 +316,15 @@ class Reranker:
 
 
 def ranked(
-    request: RerankRequest, values: Sequence[float | None], how: Transform
+    request: RerankRequest, values: Sequence[float | None], how: Normalization
 ) -> tuple[ScoredDocument, ...]:
     """The answer's rows for one raw value a document (None: it has none): in the order of these, of which
     `score_threshold` and then `top_n` leave the first ones."""
-    order = scores.rank(values)
+    order = normalize.rank(values)
     if request.score_threshold is not None:
-        normalized = scores.shown(values, how, raw=False)
+        normalized = normalize.shown(values, how, raw=False)
         order = [index for index in order if normalized[index] >= request.score_threshold]
-    shown = scores.shown(values, how, raw=request.raw_scores)
+    shown = normalize.shown(values, how, raw=request.raw_scores)
     return tuple(
         ScoredDocument(index, shown[index], request.documents[index] if request.return_documents else None)
         for index in order[: request.top_n or None]

@@ -17,8 +17,8 @@ from rerankd.config import Settings
 from rerankd.domain import RerankResult
 from rerankd.errors import Misuse
 from rerankd.owner import check_process
-from rerankd.prepare import Model
 from rerankd.service import Reranker
+from rerankd.serving.prepare import Model
 
 T = TypeVar("T")
 

@@ -40,13 +40,13 @@ def test_a_file_that_changes_is_not_served_before_it_has_been_read_anew(tmp_path
         shutil.copy(MODEL, path)
         async with reranker(tmp_path, model=str(path)) as it:
             await ask(it, "a")
-            before = it.fleet.models[0]
+            before = it.registry.models[0]
             os.utime(path, (1, 1))
             os.kill(it.state.pid or 0, signal.SIGKILL)
             await until(lambda: "has changed" in str(before.state.error))
             # Reloads that come while it is replaced find nothing to do.
-            await asyncio.gather(it.fleet.reload(before), it.fleet.reload(before))
-            await until(lambda: it.fleet.models[0] is not before)
+            await asyncio.gather(it.registry.reload(before), it.registry.reload(before))
+            await until(lambda: it.registry.models[0] is not before)
             assert (await ask(it, "a")).cached == 0
             assert it.state.starts == 1
 

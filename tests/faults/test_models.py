@@ -19,7 +19,7 @@ from served import GOLDEN, Service, raw_scores, right, service
 
 import support
 from fake_hub import FakeHub, fake_hub
-from rerankd.engine import process
+from rerankd import processes
 
 NAMES = ("xlmr-head", "modernbert-head", "qwen3-headed")
 # An engine is started in most of them.
@@ -194,7 +194,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         assert raw_scores(answers[0]) == right(many, "what is a panda?")
         assert pid(it, "one") == before["one"]
         assert pid(it, "two") != before["two"]
-        until(lambda: process.identify(before["two"]) is None)
+        until(lambda: processes.identify(before["two"]) is None)
         assert ask(it, "one", [*many, "six"]).status_code == 200
         # What can't be read changes nothing, and says why.
         for text, says in (

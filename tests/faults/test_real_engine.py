@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from served import GOLDEN, Service, service
 from served import raw_scores as scores
 
-from rerankd.engine import process, restart
+from rerankd import processes
+from rerankd.process import restart
 
 CASES = {
     case["id"]: 1 / (1 + math.exp(-case["raw"]))
@@ -144,7 +145,7 @@ def test_twenty_kills_under_eight_clients(tmp_path: Path, quiet: dict[str, Any])
         it.signal(signal.SIGKILL)
         it.ended()
         time.sleep(0.2)
-        assert process.identify(engine) is None
+        assert processes.identify(engine) is None
 
 
 class Loads:
@@ -254,9 +255,9 @@ def test_ten_thousand_requests_leave_memory_and_descriptors_as_they_were(
                     answer = http.post("/v1/rerank", json={"query": "q", "documents": documents})
                     assert answer.status_code == 200
             at = (
-                process.memory_bytes(pid),
+                processes.memory_bytes(pid),
                 open_files(pid),
-                process.memory_bytes(engine),
+                processes.memory_bytes(engine),
                 open_files(engine),
             )
             figures.append([value or 0 for value in at])

@@ -21,8 +21,8 @@ from served import MODEL, raw_scores, right, service
 
 import fake_engine
 import support
+from rerankd.api.notify import Notifier, passed_sockets
 from rerankd.errors import AddressInUse
-from rerankd.notify import Notifier, passed_sockets
 
 # An engine is started in most of them.
 until = partial(support.until, timeout_s=60)

@@ -17,7 +17,7 @@ import pytest
 from served import MODEL, Service, raw_scores, right, service
 
 import support
-from rerankd.engine import process
+from rerankd import processes
 from support import until
 
 DOCUMENTS = [f"document {number}" for number in range(40)]
@@ -51,7 +51,7 @@ def test_sigterm_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path
         thread.join()
         assert raw_scores(answers[0]) == right(DOCUMENTS)
         assert it.ended() == 0
-        assert process.identify(engine) is None
+        assert processes.identify(engine) is None
         assert list(it.runtime.iterdir()) == []
 
 
@@ -85,7 +85,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         it.ended()
         assert time.monotonic() - started < 5
         thread.join()
-        assert process.identify(engine) is None
+        assert processes.identify(engine) is None
         assert list(it.runtime.iterdir()) == []
 
 
@@ -95,7 +95,7 @@ def test_a_signal_during_the_start_ends_it_in_order(tmp_path: Path) -> None:
         (engine,) = it.engines()
         it.signal(signal.SIGTERM)
         assert it.ended() == 0
-        assert process.identify(engine) is None
+        assert processes.identify(engine) is None
         assert list(it.runtime.iterdir()) == []
 
 
@@ -104,7 +104,7 @@ def test_a_killed_service_leaves_no_engine_and_the_next_start_is_clean(tmp_path:
         (engine,) = it.engines()
         it.signal(signal.SIGKILL)
         it.ended()
-        until(lambda: process.identify(engine) is None)
+        until(lambda: processes.identify(engine) is None)
         left = list(it.runtime.iterdir())
         assert len(left) == 1
     with service(tmp_path) as it:
@@ -188,7 +188,7 @@ def test_a_reload_by_http_replaces_the_engine(tmp_path: Path) -> None:
         assert it.post("/v1/models/mine/reload", None).status_code == 401
         assert it.post("/v1/models/who/reload", None, **key).status_code == 404
         assert it.post("/v1/models/other/name/reload", None, **key).status_code == 202
-        until(lambda: process.identify(engine) is None)
+        until(lambda: processes.identify(engine) is None)
         until(lambda: it.get("/ready").status_code == 200)
         assert it.rerank(["a"], **key).status_code == 200
         assert it.get("/metrics").status_code == 401

@@ -24,8 +24,7 @@ from served import GOLDEN, MODEL, Service, raw_scores, right, service
 
 import fake_engine
 import support
-from rerankd import Reranker, Settings
-from rerankd.engine import process
+from rerankd import Reranker, Settings, processes
 from rerankd.errors import ModelFileError, ModelRefused, ModelUnavailable
 
 until = partial(support.until, timeout_s=60)
@@ -131,9 +130,9 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
     shutil.copy(OTHER, path)
     file = tmp_path / "rerankd.toml"
 
-    def write(window: int, *, second: bool) -> None:
+    def write(max_length: int, *, second: bool) -> None:
         more = f'[models.two]\nref = "{MODEL}"\n' if second else ""
-        file.write_text(f'[models.one]\nref = "{path}"\nwindow = {window}\n{more}')
+        file.write_text(f'[models.one]\nref = "{path}"\nwindow = {max_length}\n{more}')
 
     write(100, second=False)
     with service(tmp_path, model="", config=file) as it:
@@ -274,7 +273,7 @@ def test_a_second_signal_while_a_model_loads_ends_at_once(tmp_path: Path) -> Non
         it.signal(signal.SIGINT)
         assert it.ended() == 0
         assert time.monotonic() - started < 10
-        assert process.identify(engine) is None
+        assert processes.identify(engine) is None
         assert list(it.runtime.iterdir()) == []
 
 

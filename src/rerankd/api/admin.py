@@ -12,10 +12,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
-from rerankd.api import jina, ops
+from rerankd.api import health
 from rerankd.api.answer import Route, json_response, request_id, reranker_of
 from rerankd.api.auth import check_key
 from rerankd.api.body import read_json
+from rerankd.api.dialects import jina
 from rerankd.api.origin import check_change
 from rerankd.errors import (
     AdminOff,
@@ -25,7 +26,7 @@ from rerankd.errors import (
     Overloaded,
     RerankdError,
 )
-from rerankd.models.store import Record, Store
+from rerankd.hub.store import Record, Store
 from rerankd.service import Reranker
 
 router = APIRouter(route_class=Route)
@@ -71,20 +72,20 @@ def _admin(request: Request) -> Reranker:
     return reranker
 
 
-_ERRORS = ops.errors(jina.ErrorAnswer, statuses=[401, 403, 404, 415])
+_ERRORS = health.errors(jina.ErrorAnswer, statuses=[401, 403, 404, 415])
 
 
 @router.post(
     "/v1/models/{name:path}/load",
     summary="Load a model, and wait until it is ready (admin_api)",
-    responses={200: {"model": Done}, **_ERRORS, **ops.errors(jina.ErrorAnswer, statuses=[503, 507])},
+    responses={200: {"model": Done}, **_ERRORS, **health.errors(jina.ErrorAnswer, statuses=[503, 507])},
 )
 async def load(request: Request, name: str) -> Response:
     reranker = _admin(request)
-    served = reranker.fleet.served(name)
+    served = reranker.registry.served(name)
     try:
         async with asyncio.timeout(reranker.settings.request_timeout_s):
-            await reranker.fleet.load(served)
+            await reranker.registry.load(served)
     except TimeoutError:
         raise EngineUnavailable(
             f"{served.name} is not loaded yet after {reranker.settings.request_timeout_s:g} s; try again."
@@ -100,30 +101,30 @@ async def load(request: Request, name: str) -> Response:
 )
 async def unload(request: Request, name: str) -> Response:
     reranker = _admin(request)
-    served = reranker.fleet.served(name)
-    reranker.fleet.unload(served)
+    served = reranker.registry.served(name)
+    reranker.registry.unload(served)
     return json_response({"status": "unloading", "model": served.name}, 202)
 
 
 @router.delete(
     "/v1/models/{name:path}",
     summary="Serve a pulled model no more, and delete its files (admin_api)",
-    responses={200: {"model": Done}, **_ERRORS, **ops.errors(jina.ErrorAnswer, statuses=[409])},
+    responses={200: {"model": Done}, **_ERRORS, **health.errors(jina.ErrorAnswer, statuses=[409])},
 )
 async def delete(request: Request, name: str) -> Response:
     reranker = _admin(request)
     store = Store(reranker.settings.home)
-    served = next((one for one in reranker.fleet.models if name in one.model.names), None)
+    served = next((one for one in reranker.registry.models if name in one.model.names), None)
     if served is None:
         record = await asyncio.to_thread(store.find, name)
         if record is None:
-            raise reranker.fleet.unknown(name)
+            raise reranker.registry.unknown(name)
     else:
         records = await asyncio.to_thread(store.records)
         record = next((one for one in records if store.path(one) == served.model.path), None)
         if record is None:
             raise Conflict(f"{served.name} was not pulled by rerankd, so its file is left alone.")
-        reranker.fleet.drop(served)
+        reranker.registry.drop(served)
     await asyncio.to_thread(store.remove, record)
     return json_response({"status": "deleted", "model": record.name, "freed_bytes": record.size_bytes})
 
@@ -137,7 +138,7 @@ async def delete(request: Request, name: str) -> Response:
             "content": {"text/event-stream": {}},
             "description": "one event after the other; with `stream` false, the last one alone",
         },
-        **ops.errors(jina.ErrorAnswer, statuses=[400, 401, 403, 413, 415, 429, 502]),
+        **health.errors(jina.ErrorAnswer, statuses=[400, 401, 403, 413, 415, 429, 502]),
     },
     openapi_extra={
         "requestBody": {
@@ -230,8 +231,8 @@ class _Pull:
         try:
             record = await asyncio.to_thread(self._fetch)
             self._put({"status": f"loading {record.name}"})
-            served = await self._reranker.fleet.add(record.name)
-            await self._reranker.fleet.load(served)
+            served = await self._reranker.registry.add(record.name)
+            await self._reranker.registry.load(served)
             self._put({"status": "success", "model": served.name})
         except RerankdError as error:
             self._put({"status": "error", "code": error.code, "message": error.message})

@@ -25,7 +25,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from rerankd import logs
-from rerankd.api import jina, limits
+from rerankd.api import limits
+from rerankd.api.dialects import jina
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 

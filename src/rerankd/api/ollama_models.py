@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from rerankd import __version__
 from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.served import Served
+from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route, include_in_schema=False)
 
@@ -44,7 +44,7 @@ async def tags(request: Request) -> Response:
     """The models that are served, by each name that they are taken for."""
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
-    rows = [_row(served, name) for served in reranker.fleet.models for name in served.model.names]
+    rows = [_row(served, name) for served in reranker.registry.models for name in served.model.names]
     return json_response({"models": rows})
 
 
@@ -54,14 +54,14 @@ async def loaded(request: Request) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
     rows: list[ModelRow] = []
-    for served in reranker.fleet.models:
+    for served in reranker.registry.models:
         if served.state.engine is not None:
             held = served.memory_bytes() or 0
             rows.append({**_row(served, served.name), "size": held, "size_vram": 0})
     return json_response({"models": rows})
 
 
-def _row(served: Served, name: str) -> ModelRow:
+def _row(served: ServedModel, name: str) -> ModelRow:
     model = served.model
     family = model.facts.architecture
     return {

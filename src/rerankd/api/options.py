@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError, WithJsonSchema
 
-from rerankd import plan
-from rerankd.api import lenient
 from rerankd.api.body import sentence
-from rerankd.api.lenient import Count, Flag, Number, Whole
+from rerankd.api.dialects import lenient
+from rerankd.api.dialects.lenient import Count, Flag, Number, Whole
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
+from rerankd.scoring import plan
 
 
 def _same(value: Any) -> Any:

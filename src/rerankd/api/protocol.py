@@ -15,7 +15,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rerankd.api import jina
+from rerankd.api.dialects import jina
 from rerankd.errors import InvalidRequest
 
 _log = logging.getLogger("rerankd.api")

@@ -12,25 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from rerankd.api import (
-    admin,
-    dashscope,
-    jina,
-    lenient,
-    limits,
-    mixedbread,
-    nvidia,
-    ollama,
-    ollama_models,
-    ops,
-    options,
-    paths,
-    status,
-    tei,
-    vllm,
-    voyage,
-    weaviate,
-)
+from rerankd.api import admin, health, limits, ollama_models, options, paths, status
 from rerankd.api.answer import (
     RenderError,
     Route,
@@ -43,6 +25,18 @@ from rerankd.api.answer import (
 )
 from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
+from rerankd.api.dialects import (
+    dashscope,
+    jina,
+    lenient,
+    mixedbread,
+    nvidia,
+    ollama,
+    tei,
+    vllm,
+    voyage,
+    weaviate,
+)
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
@@ -117,7 +111,7 @@ async def rerank(request: Request) -> Response:
     dialect, value = await _read(request, reranker, choose_dialect)
     timeout_s = limits.wanted_timeout_s(request)
     asked = dialect.parse(value)
-    entry = reranker.fleet.entry(asked.model)
+    entry = reranker.registry.entry(asked.model)
     request.state.model = entry.name
     result = await reranker.answer(asked, timeout_s=timeout_s)
     return json_response(
@@ -139,7 +133,7 @@ async def score(request: Request) -> Response:
     dialect, value = await _read(request, reranker, lambda *_: vllm)
     timeout_s = limits.wanted_timeout_s(request)
     requests = dialect.parse(value)
-    entry = reranker.fleet.entry(requests[0].model)
+    entry = reranker.registry.entry(requests[0].model)
     request.state.model = entry.name
     results = await reranker.answer_all(requests, timeout_s=timeout_s)
     return json_response(
@@ -181,7 +175,7 @@ async def _read(
 
 router = APIRouter(route_class=Route)
 router.include_router(admin.router)
-router.include_router(ops.router)
+router.include_router(health.router)
 router.include_router(ollama_models.router)
 router.include_router(status.router)
 
@@ -198,7 +192,7 @@ def _add(served: Sequence[str], handler: Handler, spoken: Sequence[Any], summary
             include_in_schema=path == served[0],
             responses={
                 200: {"model": answer, "description": "the scores"},
-                **ops.errors(*(dialect.ErrorAnswer for dialect in spoken)),
+                **health.errors(*(dialect.ErrorAnswer for dialect in spoken)),
             },
             openapi_extra={
                 "requestBody": {

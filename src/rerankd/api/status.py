@@ -13,12 +13,13 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api import jina, ops
+from rerankd.api import health
 from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.pending import Pending
+from rerankd.api.dialects import jina
 from rerankd.recent import Series
-from rerankd.served import Served
+from rerankd.serving.pending import Pending
+from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
 
@@ -103,27 +104,27 @@ class Status(TypedDict):
 @router.get(
     "/v1/status",
     summary="Models, engines, queues and the last ten minutes",
-    responses={200: {"model": Status}, **ops.errors(jina.ErrorAnswer, statuses=[401])},
+    responses={200: {"model": Status}, **health.errors(jina.ErrorAnswer, statuses=[401])},
 )
 async def status(request: Request) -> Response:
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
-    fleet, metrics = reranker.fleet, reranker.metrics
+    registry, metrics = reranker.registry, reranker.metrics
     now = time.monotonic()
     body: Status = {
         "version": __version__,
         "uptime_s": round(now - metrics.started, 1),
         "admin": reranker.settings.admin_api,
-        "memory_budget_bytes": fleet.budget_bytes,
-        "memory_budgets": dict(fleet.budgets),
-        "models": [await _model(served) for served in fleet.models],
-        "unavailable": [_pending(one, now) for one in fleet.pending],
+        "memory_budget_bytes": registry.budget_bytes,
+        "memory_budgets": dict(registry.budgets),
+        "models": [await _model(served) for served in registry.models],
+        "unavailable": [_pending(one, now) for one in registry.pending],
         "recent": _recent(metrics.recent.read(now)),
     }
     return json_response(body)
 
 
-async def _model(served: Served) -> ModelStatus:
+async def _model(served: ServedModel) -> ModelStatus:
     model, scoring, line = served.model, served.model.scoring, served.queue.line
     facts, entry = model.facts, model.verdict.entry
     return {
@@ -135,9 +136,9 @@ async def _model(served: Served) -> ModelStatus:
         "quantisation": facts.file_type or facts.quantisation or None,
         "licence": entry.licence if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
-        "way": scoring.way,
-        "window": scoring.window,
-        "transform": scoring.transform.name,
+        "way": scoring.method,
+        "window": scoring.max_length,
+        "transform": scoring.normalization.name,
         "explain": model.verdict.explain,
         "notes": [*model.verdict.notes, *served.doubts],
         "self_test": served.self_test.words if served.self_test is not None else None,
@@ -164,7 +165,7 @@ def _pending(one: Pending, now: float) -> PendingStatus:
     }
 
 
-async def _engine(served: Served) -> EngineStatus:
+async def _engine(served: ServedModel) -> EngineStatus:
     state = served.state
     told: EngineStatus = {
         "program": served.engine_name,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rerankd.backends.llama.binaries import BUNDLED, Choice
 from rerankd.config import Settings
-from rerankd.engine.choice import BUNDLED, Choice
 
 _BUNDLED = "llama.cpp (bundled)"
 # What chooses the engine, and llama.cpp's program; taken away where another one is to run.

@@ -12,10 +12,10 @@ out. Where attention is local in some blocks (ModernBERT), that term is an upper
 
 from __future__ import annotations
 
-from rerankd.models.facts import Facts
+from rerankd.formats.metadata import ModelMetadata
 
 
-def per_token(facts: Facts, tokens: float, *, causal: bool) -> float:
+def per_token(facts: ModelMetadata, tokens: float, *, causal: bool) -> float:
     """FLOPs for one token of a text of `tokens` tokens; 0 where the file does not tell."""
     if not facts.block_weights:
         return 0.0
@@ -24,7 +24,7 @@ def per_token(facts: Facts, tokens: float, *, causal: bool) -> float:
 
 
 def share(
-    facts: Facts, *, causal: bool, pairs_per_s: float, tokens_per_pair: float, peak_flops: float
+    facts: ModelMetadata, *, causal: bool, pairs_per_s: float, tokens_per_pair: float, peak_flops: float
 ) -> float | None:
     """The share of the peak that so many pairs a second take; None where it can't be told.
 

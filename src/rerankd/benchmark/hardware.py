@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from rerankd.engine import machine
+from rerankd import machine
 
 # What decides how fast products of matrices are, in the names that Linux gives them.
 _FLAGS = (

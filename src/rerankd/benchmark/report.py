@@ -10,7 +10,7 @@ from rerankd.benchmark import flops
 from rerankd.benchmark.drive import Driven
 from rerankd.benchmark.figures import Series, ratio
 from rerankd.benchmark.hardware import Hardware
-from rerankd.models.facts import Facts
+from rerankd.formats.metadata import ModelMetadata
 
 # As few rounds as a median may be taken for one.
 ENOUGH_ROUNDS = 5
@@ -37,7 +37,7 @@ class Benchmark:
 
     hardware: Hardware
     model: str
-    facts: Facts | None
+    facts: ModelMetadata | None
     causal: bool
     known: frozenset[str]
     start_s: dict[str, float]

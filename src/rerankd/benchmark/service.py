@@ -10,8 +10,8 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from rerankd.engine.child import Child
 from rerankd.errors import EngineStartFailed
+from rerankd.process.child import Child
 
 _SERVES = re.compile(r"\bserves \S.* at (http://\S+)$")
 _LOOK_S = 0.05

@@ -134,8 +134,8 @@ async def _run(
     to start, None for none."""
     from rerankd.benchmark import drive, engines, hardware, service
     from rerankd.benchmark.report import Benchmark
-    from rerankd.prepare import prepare
     from rerankd.remote import Remote
+    from rerankd.serving.prepare import prepare
 
     tell("measuring the machine", 0, 1)
     here = await asyncio.to_thread(hardware.read)
@@ -176,7 +176,7 @@ async def _run(
         hardware=here,
         model=prepared.name if prepared else targets[0].server.served or name or "not told",
         facts=prepared.facts if prepared else None,
-        causal=prepared is not None and prepared.scoring.way == "judge",
+        causal=prepared is not None and prepared.scoring.method == "causal_lm",
         known=frozenset(row.name for row in chosen),
         start_s={target.name: target.start_s for target in targets if target.start_s is not None},
         driven=driven,

@@ -75,7 +75,7 @@ def build(
 
     A build that was cut goes on where it stopped. When it fails, the engine in use stays.
     """
-    from rerankd.engine.build.builder import Builder, Request
+    from rerankd.backends.llama.build.builder import Builder, Request
 
     # As Ctrl-C does, they end the compilers with it.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -104,9 +104,9 @@ def build(
 @app.command("list")
 def list_engines(as_json: Json = False, config_file: Config = None) -> None:
     """List the engines on this machine, and which one is used."""
-    from rerankd.engine import installed
-    from rerankd.engine.choice import BUNDLED, runs_here
-    from rerankd.engine.machine import instructions
+    from rerankd.backends.llama import installed
+    from rerankd.backends.llama.binaries import BUNDLED, runs_here
+    from rerankd.machine import instructions
 
     settings = config.from_machine({}, config_file)
     engines = installed.Engines(settings.home)
@@ -144,7 +144,7 @@ def use(
     config_file: Config = None,
 ) -> None:
     """Use this engine from the next start on; auto has rerankd choose."""
-    from rerankd.engine import installed
+    from rerankd.backends.llama import installed
 
     settings = config.from_machine({}, config_file)
     installed.Engines(settings.home).use(name)
@@ -156,7 +156,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="A name of `rerankd engine list`.")], config_file: Config = None
 ) -> None:
     """Delete an engine that was built here."""
-    from rerankd.engine import installed
+    from rerankd.backends.llama import installed
 
     settings = config.from_machine({}, config_file)
     one = installed.Engines(settings.home).remove(name)
@@ -167,13 +167,13 @@ def remove(
 @app.command()
 def path(config_file: Config = None) -> None:
     """Print the path of the program that is used."""
-    from rerankd.engine import installed
+    from rerankd.backends.llama import installed
 
     typer.echo(" ".join(installed.chosen(config.from_machine({}, config_file)).program))
 
 
 def _say_choice(settings: config.Settings) -> None:
-    from rerankd.engine import installed
+    from rerankd.backends.llama import installed
 
     choice = installed.chosen(settings)
     say(f"rerankd serve uses {choice.name}: {choice.reason}.")

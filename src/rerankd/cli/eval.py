@@ -133,8 +133,8 @@ async def _asked(
 ) -> AsyncIterator[tuple[str, Ask]]:
     """Who reranks, by name, and how to ask: the server, or an engine where there is none."""
     from rerankd.errors import RemoteError
-    from rerankd.prepare import prepare
     from rerankd.service import Reranker
+    from rerankd.serving.prepare import prepare
 
     async with contextlib.AsyncExitStack() as stack:
         if server is not None:

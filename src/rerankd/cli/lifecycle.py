@@ -17,12 +17,12 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rerankd.api.notify import Notifier
 from rerankd.config import Settings
 from rerankd.errors import RerankdError
-from rerankd.notify import Notifier
-from rerankd.pending import Pending, Report
-from rerankd.roster import Entry
 from rerankd.service import Reranker
+from rerankd.serving.pending import Pending, Report
+from rerankd.serving.roster import Entry
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
@@ -78,7 +78,7 @@ class Lifecycle:
         """Read and load the models, and serve at the same time, until a signal comes or no model can be
         served. `started` is called when the start is over. Raises `failure`."""
         try:
-            await self._reranker.fleet.begin(report)
+            await self._reranker.registry.begin(report)
             self._starting = self._begin(self._start(started, report))
             if self._notifier:
                 self._begin(self._tell())
@@ -122,7 +122,7 @@ class Lifecycle:
 
     async def _start(self, started: Callable[[], None], report: Report) -> None:
         try:
-            await self._reranker.fleet.start(report)
+            await self._reranker.registry.start(report)
         except RerankdError as error:
             self.failure = error
             self._notifier.send(f"STATUS={_one_line(error.message)}")
@@ -139,7 +139,7 @@ class Lifecycle:
         self._end()
 
     async def _reload(self) -> None:
-        is_serving = self._reranker.fleet.started
+        is_serving = self._reranker.registry.started
         if is_serving:  # before that the manager waits for READY=1 anyway
             self._notifier.reloading()
         try:
@@ -154,7 +154,7 @@ class Lifecycle:
         every_s = min(_TELL_EVERY_S, (self._notifier.watchdog_s or _TELL_EVERY_S * 2) / 2)
         while True:
             lines = ["WATCHDOG=1"] if self._notifier.watchdog_s else []
-            if not self._reranker.fleet.started:
+            if not self._reranker.registry.started:
                 lines.append(f"EXTEND_TIMEOUT_USEC={_EXTEND_S * 10**6}")
             if (status := self._describe()) != self._status and not self._stopping:
                 self._status = status
@@ -164,8 +164,8 @@ class Lifecycle:
             await asyncio.sleep(every_s)
 
     def _describe(self) -> str:
-        fleet = self._reranker.fleet
-        return describe(fleet.entries, started=fleet.started)
+        registry = self._reranker.registry
+        return describe(registry.entries, started=registry.started)
 
     def _end(self) -> None:
         self._ended.set()

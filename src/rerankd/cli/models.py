@@ -29,10 +29,11 @@ def inspect(
 
     Exit code 0 when it can be scored, 3 when it can't.
     """
-    from rerankd import self_test
-    from rerankd.models import inspect as words
-    from rerankd.models import modelfile, store
-    from rerankd.prepare import fingerprint, judge_file
+    from rerankd.formats import modelfile
+    from rerankd.hub import inspect as words
+    from rerankd.hub import store
+    from rerankd.serving import second_engine
+    from rerankd.serving.prepare import fingerprint, judge_file
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
@@ -49,7 +50,7 @@ def inspect(
 
         checks = tuple(pulling.check(settings, wanted))
     else:
-        earlier = self_test.of_file(StateStore(settings.home), path, fingerprint(path))
+        earlier = second_engine.of_file(StateStore(settings.home), path, fingerprint(path))
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
     if as_json:
         told = {**words.describe_json(facts, decided, wanted.ref), "checks": list(checks)}
@@ -75,7 +76,7 @@ def pull(
     A download that was cut goes on where it stopped. Before it begins, the file's header tells whether and
     how the model can be scored.
     """
-    from rerankd.models import builtin, store
+    from rerankd.hub import builtin, store
 
     settings = config.from_machine({}, config_file)
     folders = store.Store(settings.home)
@@ -104,8 +105,8 @@ def list_models(
     config_file: Config = None,
 ) -> None:
     """List the models on this machine, or those that can be pulled by name."""
-    from rerankd.models import listing, store
-    from rerankd.prepare import judge_model
+    from rerankd.hub import listing, store
+    from rerankd.serving.prepare import judge_model
 
     settings = config.from_machine({}, config_file)
     folders = store.Store(settings.home)
@@ -124,8 +125,8 @@ def show(
     config_file: Config = None,
 ) -> None:
     """Tell what is known of a model: its file and how it is scored, or where it can be pulled from."""
-    from rerankd.models import listing, store
-    from rerankd.prepare import judge_model
+    from rerankd.hub import listing, store
+    from rerankd.serving.prepare import judge_model
 
     settings = config.from_machine({}, config_file)
     ref = settings.of(model).ref
@@ -141,8 +142,8 @@ def remove(
     config_file: Config = None,
 ) -> None:
     """Delete a pulled model from this machine."""
-    from rerankd.models import store
-    from rerankd.models.inspect import size_words
+    from rerankd.hub import store
+    from rerankd.hub.inspect import size_words
 
     folders = store.Store(config.from_machine({}, config_file).home)
     record = folders.find(model)

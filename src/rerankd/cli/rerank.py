@@ -72,7 +72,7 @@ def _jsonl_text(line: str, place: str) -> str:
         value = json.loads(line)
     except ValueError as error:
         raise InvalidRequest(f"{place}: not valid JSON: {error}.") from error
-    from rerankd.api import lenient
+    from rerankd.api.dialects import lenient
 
     text = lenient.named_text(value) if isinstance(value, dict) else value
     if not isinstance(text, str):
@@ -104,9 +104,9 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
 
 
 def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: bool) -> dict[str, Any]:
-    from rerankd.api import jina
-    from rerankd.prepare import prepare
+    from rerankd.api.dialects import jina
     from rerankd.service import Reranker
+    from rerankd.serving.prepare import prepare
 
     async def ask() -> RerankResult:
         with progress() as report:

@@ -18,12 +18,12 @@ import typer
 
 from rerankd import __version__, config, logs
 from rerankd.cli.output import Config, progress, say
-from rerankd.pending import Pending
+from rerankd.serving.pending import Pending
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
-    from rerankd.served import Served
     from rerankd.service import Reranker
+    from rerankd.serving.served_model import ServedModel
 
 
 def serve(
@@ -104,8 +104,8 @@ async def _serve(
     settings: config.Settings, reread: Callable[[], config.Settings], early: Sequence[int]
 ) -> None:
     from rerankd.api import listen
+    from rerankd.api.notify import Notifier, passed_sockets
     from rerankd.cli.lifecycle import Lifecycle
-    from rerankd.notify import Notifier, passed_sockets
     from rerankd.service import Reranker
 
     notifier, passed = Notifier.of(os.environ), passed_sockets(os.environ)
@@ -125,7 +125,7 @@ async def _serve(
                 shown(what, done, total)
 
         def listening() -> None:
-            if not reranker.fleet.started:
+            if not reranker.registry.started:
                 say(_first_words(reranker, listen.url(sockets), passed=bool(passed)))
 
         def started() -> None:
@@ -166,7 +166,7 @@ async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
 
 
 def _first_words(reranker: Reranker, url: str, *, passed: bool) -> str:
-    names = ", ".join(entry.name for entry in reranker.fleet.entries)
+    names = ", ".join(entry.name for entry in reranker.registry.entries)
     whence = ", on what the service manager passed" if passed else ""
     return (
         f"rerankd {__version__} listens at {url}{whence}\n"
@@ -178,16 +178,16 @@ def _greeting(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
     """All that a person needs after the start, in groups; the last line says where clients go."""
     from rerankd.api import listen
 
-    fleet, url = reranker.fleet, listen.url(sockets)
-    first = fleet.models[0]
+    registry, url = reranker.registry, listen.url(sockets)
+    first = registry.models[0]
     lines = [
-        f"rerankd {__version__} serves {', '.join(served.name for served in fleet.models)} at {url}",
+        f"rerankd {__version__} serves {', '.join(served.name for served in registry.models)} at {url}",
         "  Open that address in a browser to try it, see its state and connect programs.",
     ]
-    for served in fleet.models:
+    for served in registry.models:
         lines += ["", *_of_model(served)]
     lines.append(f"  logs     {_short(first.log.parent)}")
-    for pending in fleet.pending:
+    for pending in registry.pending:
         lines += ["", *_of_pending(pending)]
     notes = _notes(reranker, sockets[0])
     return "\n".join(
@@ -212,7 +212,7 @@ def _of_pending(pending: Pending) -> list[str]:
     ]
 
 
-def _of_model(served: Served) -> list[str]:
+def _of_model(served: ServedModel) -> list[str]:
     lines = [
         f"  model    {served.name}, in {_short(served.model.path)}",
         f"  scoring  {served.model.verdict.explain}",
@@ -229,7 +229,7 @@ def _notes(reranker: Reranker, sock: socket.socket) -> list[str]:
     settings = reranker.settings
     host = sock.getsockname()[0] if sock.family != socket.AF_UNIX else ""
     lines = []
-    if reranker.fleet.models[0].name.startswith("builtin:"):
+    if reranker.registry.models[0].name.startswith("builtin:"):
         lines += [
             "  This is a small model for trying things out. For a real reranker, and then start again:",
             "    rerankd pull bge-reranker-v2-m3",

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rerankd.backends.llama.binaries import BUNDLED
+from rerankd.backends.llama.build import cuda, tools
 from rerankd.doctor import apt
 from rerankd.doctor.seen import Seen, SeenEngine
-from rerankd.engine.build import cuda, tools
-from rerankd.engine.choice import BUNDLED
-from rerankd.engine.machine import Gpu
+from rerankd.machine import Gpu
 
 Verdict = Literal["ok", "warn", "fail"]
 _GIB = 2**30

@@ -17,17 +17,19 @@ from pathlib import Path
 
 import httpx
 
-from rerankd import network, pip, prepare, safer, served
+from rerankd import machine, network, pip
 from rerankd.api.listen import bind
+from rerankd.backends.llama import installed
+from rerankd.backends.llama.binaries import BUNDLED, Choice, runs_here
+from rerankd.backends.llama.build import cuda, index, smoke, tools
+from rerankd.backends.llama.build.source import PINNED
+from rerankd.backends.openvino import chosen
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
-from rerankd.engine import installed, machine
-from rerankd.engine.build import cuda, index, smoke, tools
-from rerankd.engine.build.source import PINNED
-from rerankd.engine.choice import BUNDLED, Choice, runs_here
-from rerankd.engine.openvino import chosen
 from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
-from rerankd.models import builtin, hubs, listing, modelfile, store
+from rerankd.formats import modelfile
+from rerankd.hub import builtin, hubs, listing, store
+from rerankd.serving import prepare, safer_settings, served_model
 from rerankd.state import StateStore
 
 Progress = Callable[[str, int, int], None]
@@ -66,7 +68,7 @@ def look(settings: Settings, report: Progress, *, online: bool = False, remeasur
         model_problem=model_problem,
         openvino=_openvino(),
         precisions=_precisions(settings, report, remeasure=remeasure),
-        safer=tuple(safer.told(StateStore(settings.home))),
+        safer=tuple(safer_settings.told(StateStore(settings.home))),
         online=_online(report) if online else None,
     )
 
@@ -162,9 +164,9 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     wanted = {model.ref: model.scoring for model in prepare.wanted(settings)}
     found = []
     for row in listing.present(folders, partial(prepare.judge_model, settings)):
-        way = row["scored_as"]
-        said = f"scored as {way}" if way else row["reason"]
-        found.append(SeenModel(row["name"], row["size_bytes"], bool(way), said, row["name"] in wanted))
+        method = row["scored_as"]
+        said = f"scored as {method}" if method else row["reason"]
+        found.append(SeenModel(row["name"], row["size_bytes"], bool(method), said, row["name"] in wanted))
     known = {builtin.NAME, *(model.name for model in found)}  # the built-in one is fetched when it is served
     try:
         is_fetched = builtin.path_in(folders.models).exists() or settings.builtin_wheel is not None
@@ -194,7 +196,7 @@ def _precisions(settings: Settings, report: Progress, *, remeasure: bool) -> tup
             continue  # the checks of the models tell
         if model.engine.kind != "openvino":
             continue
-        subject = served.subject(model)
+        subject = served_model.subject(model)
         before = after = chosen.known(subject, state)
         if remeasure:
             report(f"choosing the precision of {model.name}", 0, 1)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerankd.engine.build.cuda import Toolkit
-from rerankd.engine.build.smoke import Outcome
-from rerankd.engine.build.tools import Tools
-from rerankd.engine.choice import Choice
-from rerankd.engine.machine import Machine
+from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.llama.build.cuda import Toolkit
+from rerankd.backends.llama.build.smoke import Outcome
+from rerankd.backends.llama.build.tools import Tools
+from rerankd.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)

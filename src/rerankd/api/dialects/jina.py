@@ -1,0 +1,161 @@
+"""Jina's and Cohere's dialect (v1 and v2): `documents` in, `results` out. Pure.
+
+The answer carries the fields of all their SDKs, since no SDK minds one that it does not know, and each
+misses one that it does: `meta` (AI SDK), `usage` and `model` (Haystack, Infinity), `object` "rerank" or none
+(Infinity). Errors likewise.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, Literal, NotRequired
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from rerankd.api import options
+from rerankd.api.body import check
+from rerankd.api.dialects import lenient
+from rerankd.api.dialects.lenient import Query, Texts
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.errors import RerankdError
+
+RULES = options.Rules(own=("top_n", "return_documents", "instruction", "raw_scores", "truncate"))
+
+
+class Body(lenient.Body):
+    """What a client sends, beside the options. Fields it does not know are ignored; null means not sent."""
+
+    model_config = ConfigDict(title="RerankBody")
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "model": "builtin:e5",
+        "query": "什么是熊猫？",
+        "top_n": 3,
+        "documents": ["hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。"],
+    }
+
+    query: Query = Field(description="The question.")
+    documents: Texts = Field(description='Texts, or objects with a "text" or with other fields.')
+
+
+def parse(value: dict[str, Any]) -> RerankRequest:
+    """The request in a JSON body. Raises InvalidRequest."""
+    body = check(Body, value)
+    return options.request(RULES, value, query=body.query, documents=body.documents, model=body.model)
+
+
+class Document(TypedDict):
+    text: str
+
+
+class Row(TypedDict):
+    index: int
+    relevance_score: float
+    document: NotRequired[Document]
+
+
+class Cached(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: NotRequired[Cached]
+
+
+class Unscored(TypedDict):
+    index: int
+    reason: str
+
+
+class Meta(TypedDict):
+    api_version: dict[str, str]
+    billed_units: dict[str, int]
+    tokens: dict[str, int]
+    transform: str
+    cached: NotRequired[int]
+    cut: NotRequired[list[int]]
+    blank: NotRequired[list[int]]
+    errors: NotRequired[list[Unscored]]
+    warnings: NotRequired[list[str]]
+
+
+class Answer(TypedDict):
+    id: str
+    object: Literal["rerank"]
+    created: int
+    model: str
+    results: list[Row]
+    usage: Usage
+    meta: Meta
+
+
+def usage(tokens: int, cached_tokens: int) -> Usage:
+    """`tokens` is what was asked for in all; of these, `cached_tokens` were not read again."""
+    found: Usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+    if cached_tokens:
+        found["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return found
+
+
+def rows(result: RerankResult) -> list[Row]:
+    """The rows of an answer; a document is in one only when it was asked for, and never as null."""
+    found: list[Row] = []
+    for scored in result.results:
+        row: Row = {"index": scored.index, "relevance_score": scored.score}
+        if scored.text is not None:
+            row["document"] = {"text": scored.text}
+        found.append(row)
+    return found
+
+
+def render(result: RerankResult, request_id: str) -> Answer:
+    """The JSON of an answer."""
+    meta: Meta = {
+        "api_version": {"version": "2"},
+        "billed_units": {"search_units": 1},
+        "tokens": {"input_tokens": result.asked_tokens, "output_tokens": 0},
+        "transform": result.normalization,
+    }
+    if result.cached:
+        meta["cached"] = result.cached
+    if result.cut:
+        meta["cut"] = list(result.cut)
+    if result.blank:
+        meta["blank"] = list(result.blank)
+    if result.errors:
+        meta["errors"] = [{"index": error.index, "reason": error.reason} for error in result.errors]
+    if result.warnings:
+        meta["warnings"] = list(result.warnings)
+    return {
+        "id": request_id,
+        "object": "rerank",
+        "created": int(time.time()),
+        "model": result.model,
+        "results": rows(result),
+        "usage": usage(result.asked_tokens, result.cached_tokens),
+        "meta": meta,
+    }
+
+
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    code: int
+
+
+class ErrorAnswer(TypedDict):
+    error: ErrorDetail
+    detail: str
+    message: str
+
+
+def render_error(error: RerankdError) -> ErrorAnswer:
+    """An error in a shape that every one of these clients finds its sentence in."""
+    return {
+        "error": {"message": error.message, "type": error.code, "code": error.status_hint},
+        "detail": error.message,
+        "message": error.message,
+    }

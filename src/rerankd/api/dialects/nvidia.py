@@ -1,0 +1,79 @@
+"""NVIDIA's dialect (NIM, /v1/ranking): `passages` in, `rankings` with logits out. Pure.
+
+A logit is the model's raw value, so no transform is applied: a client that wants 0 to 1 makes it itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from rerankd.api import options
+from rerankd.api.body import check
+from rerankd.api.dialects import lenient
+from rerankd.api.dialects.lenient import Query, Texts
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.errors import RerankdError
+
+RULES = options.Rules(
+    own=("truncate",),
+    unused={"raw_scores": "a logit is a raw value", "return_documents": options.NO_TEXTS},
+    defaults={"raw_scores": True},
+)
+
+
+class Body(lenient.Body):
+    """What a client sends, beside the options."""
+
+    model_config = ConfigDict(title="RankingBody")
+    EXAMPLE: ClassVar[dict[str, Any]] = {
+        "model": "nvidia/nv-rerankqa-mistral-4b-v3",
+        "query": {"text": "which way did the traveler go?"},
+        "passages": [{"text": "two roads diverged in a yellow wood"}, {"text": "then took the other"}],
+    }
+
+    query: Query = Field(description='The question, {"text": …}.')
+    passages: Texts = Field(description='The documents, each {"text": …}.')
+
+
+def parse(value: dict[str, Any]) -> RerankRequest:
+    """The request in a JSON body. Raises InvalidRequest."""
+    body = check(Body, value)
+    return options.request(RULES, value, query=body.query, documents=body.passages, model=body.model)
+
+
+class Row(TypedDict):
+    index: int
+    logit: float
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Answer(TypedDict):
+    rankings: list[Row]
+    usage: Usage
+
+
+def render(result: RerankResult, request_id: str) -> Answer:
+    """The JSON of an answer."""
+    return {
+        "rankings": [{"index": scored.index, "logit": scored.score} for scored in result.results],
+        "usage": {"prompt_tokens": result.asked_tokens, "total_tokens": result.asked_tokens},
+    }
+
+
+class ErrorAnswer(TypedDict):
+    object: Literal["error"]
+    message: str
+    detail: str
+    type: str
+
+
+def render_error(error: RerankdError) -> ErrorAnswer:
+    """An error as NIM says it."""
+    return {"object": "error", "message": error.message, "detail": error.message, "type": error.code}

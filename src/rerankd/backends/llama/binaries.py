@@ -1,0 +1,156 @@
+"""(pure) Which llama.cpp runs a model, and why.
+
+The user's own (`llama_path`), else the one that `rerankd engine use` named, else the best of those that were
+built here, else the bundled one. An engine that is older than the model needs is passed over, or refused
+where the user named it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rerankd.backends.llama.manifest import Manifest
+from rerankd.errors import EngineTooOld, EngineUnknown
+from rerankd.machine import Gpu
+from rerankd.scoring.plan import IN_TURN, BatchPolicy
+
+BUNDLED = "bundled"
+Kind = Literal["llama", "openvino"]
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """An engine that was built here, and its program."""
+
+    program: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    """The llama.cpp that comes with rerankd: how it is run, and its build number."""
+
+    program: tuple[str, ...]
+    build: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The engine that runs. `gpus` are the cards it can use, () for none, None where that is not known.
+    `feed` is how it gets its work."""
+
+    name: str
+    program: tuple[str, ...]
+    reason: str
+    build: int = 0
+    gpus: tuple[Gpu, ...] | None = ()
+    kind: Kind = "llama"
+    feed: BatchPolicy = IN_TURN
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether nothing of a model runs on a GPU."""
+        return self.gpus == ()
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """All that there is to choose from. `own` is the user's program, `own_build` its number (0: unknown);
+    `used` the name that `engine use` left; `instructions` those of this CPU."""
+
+    own: Path | None
+    own_build: int
+    used: str
+    installed: Sequence[Installed]
+    bundled: Bundled | None
+    gpus: tuple[Gpu, ...]
+    instructions: Sequence[str]
+
+
+def choose(offer: Offer, *, needs: int = 0) -> Choice:
+    """The engine for a model that needs build `needs` of llama.cpp or a newer one.
+
+    One that was named with `engine use` and is gone is passed over, and the reason says so. Raises
+    EngineTooOld where there is none new enough, or the one the user named is older; EngineUnknown where there
+    is none.
+    """
+    if offer.own is not None:
+        _check(offer.own_build, needs, f"the llama-server {offer.own}", "Set LLAMA_PATH to a newer one")
+        # A program of the user's may use a GPU that rerankd can't see.
+        return Choice(
+            str(offer.own), (str(offer.own),), "it is set as llama_path", offer.own_build, offer.gpus or None
+        )
+    if offer.used == BUNDLED and offer.bundled is not None:
+        _check(offer.bundled.build, needs, "the bundled llama.cpp", "Build one: rerankd engine build")
+        return _bundled(offer.bundled, "chosen with rerankd engine use")
+    if offer.used and offer.used != BUNDLED:
+        return _used(offer, needs)
+    return _best(offer, needs)
+
+
+def _best(offer: Offer, needs: int) -> Choice:
+    """The one that rerankd itself takes."""
+    fitting = [one for one in offer.installed if runs_here(one, offer.instructions)]
+    new_enough = [one for one in fitting if not one.manifest.build or one.manifest.build >= needs]
+    if new_enough:
+        best = max(new_enough, key=lambda one: _rank(one, offer.gpus))
+        more = ", the newest of those built here" if len(new_enough) > 1 else ", and it was built here"
+        return _installed(best, offer.gpus, f"it is made for this machine{more}")
+    if offer.bundled is None:
+        raise EngineUnknown(
+            "There is no engine: llama.cpp comes with rerankd on Linux and macOS only. Set LLAMA_PATH to a "
+            "llama-server, or build one: rerankd engine build."
+        )
+    _check(offer.bundled.build, needs, "the bundled llama.cpp", "Build a newer one: rerankd engine build")
+    if fitting:
+        return _bundled(offer.bundled, f"those built here are older than b{needs}, which this model needs")
+    if offer.installed:
+        return _bundled(offer.bundled, "those built here are made for another CPU")
+    return _bundled(offer.bundled, "no other was built: rerankd engine build makes a faster one")
+
+
+def runs_here(one: Installed, instructions: Sequence[str]) -> bool:
+    """Whether this CPU has all instruction sets that the engine may use."""
+    return set(one.manifest.instructions) <= set(instructions)
+
+
+def _used(offer: Offer, needs: int) -> Choice:
+    found = next((one for one in offer.installed if one.name == offer.used), None)
+    if found is None:
+        instead = _best(offer, needs)
+        gone = f"{offer.used}, chosen with rerankd engine use, is not there any more"
+        return replace(instead, reason=f"{gone}; {instead.reason}")
+    _check(found.manifest.build, needs, f"the engine {found.name}", "Build a newer one: rerankd engine build")
+    return _installed(found, offer.gpus, "chosen with rerankd engine use")
+
+
+def _rank(one: Installed, gpus: Sequence[Gpu]) -> tuple[bool, int, str]:
+    """What uses the GPU there is comes first, and without one what does not ask for one; then the newest."""
+    manifest = one.manifest
+    fits = (manifest.backend == "cpu") != bool(gpus) if manifest.backend in ("cpu", "cuda") else True
+    return fits, manifest.build, manifest.made_at
+
+
+def _installed(one: Installed, gpus: tuple[Gpu, ...], reason: str) -> Choice:
+    backend = one.manifest.backend
+    usable = {"cpu": (), "cuda": gpus}.get(backend)  # of the others nothing tells how much memory there is
+    return Choice(one.name, (str(one.program),), reason, one.manifest.build, usable)
+
+
+def _bundled(bundled: Bundled, reason: str) -> Choice:
+    return Choice(BUNDLED, bundled.program, reason, bundled.build)
+
+
+def _check(build: int, needs: int, what: str, way_out: str) -> None:
+    """A build number of 0 is not known, and not held against the engine."""
+    if build and build < needs:
+        raise EngineTooOld(
+            f"This model needs llama.cpp b{needs} or newer, and {what} is b{build}. {way_out}."
+        )

@@ -1,0 +1,274 @@
+"""The story of a build: source, tools, plan, compile, smoke test, and only then a name.
+
+    engines/.source/            source trees
+    engines/.toolkit/           what the CUDA toolkit lacked
+    engines/.build/NAME/        the compiler's folder; a build that was cut goes on there
+    engines/.new-NAME/          the engine while it is tested
+    engines/NAME/               the engine: the program, its manifest, its log
+
+A failure at any step leaves the engines that were there as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from rerankd import locks, machine
+from rerankd.backends.llama import manifest
+from rerankd.backends.llama.binaries import Installed
+from rerankd.backends.llama.build import cuda, faults, plan, run, smoke, source, tools
+from rerankd.backends.llama.installed import Engines, free_bytes
+from rerankd.backends.llama.launch import ALL_LAYERS
+from rerankd.backends.llama.manifest import Backend, Manifest
+from rerankd.errors import BuildFailed, DataFolderError
+
+Progress = Callable[[str, int, int], None]
+_LOG = "build.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for. `source` and `cuda_arch` as on the command line; `jobs` None: all cores."""
+
+    source: str | None = None
+    backend: Backend | Literal["auto"] = "auto"
+    cuda_arch: str | None = None
+    cuda_home: Path | None = None
+    cuda_wheels: bool = False
+    jobs: int | None = None
+    portable: bool = False
+    again: bool = False
+
+
+class Builder:
+    """Builds engines into a data folder. `report` shows progress, `say` tells what a person should know."""
+
+    def __init__(
+        self, home: Path, *, report: Progress, say: Callable[[str], None], environ: Mapping[str, str]
+    ) -> None:
+        self._engines = Engines(home)
+        self._folder = self._engines.folder
+        self._report = report
+        self._say = say
+        self._environ = environ
+
+    def build(self, request: Request) -> Installed:
+        """The engine that was asked for: built, tested and named, or found where it is there already.
+
+        Raises BuildFailed, FetchError and DataFolderError; the engines that were there stay as they were.
+        """
+        found = tools.check(tools.find(self._environ))
+        with self._alone():
+            tree = source.get(request.source, self._folder / ".source", found, self._report)
+            made = self.decide(request, tree, found)
+            existing = [one for one in self._engines.all() if one.manifest.source_digest == tree.digest]
+            # A first build that failed its test left one of the careful kind.
+            careful = plan.careful(made, made.instructions)
+            for one in existing:
+                if one.name in (made.name, careful.name) and not request.again:
+                    self._say(f"{one.name} is there already. To build it once more: --again")
+                    return one
+            try:
+                return self._make(made, request)
+            except _DiedInTest as died:
+                if careful.name == made.name:
+                    raise BuildFailed(f"{made.name} fails its smoke test: {died.text}") from None
+                self._say(f"{made.name}: {died.text}")
+                self._say("It is built again without the CPU's AMX, its other instructions named one by one.")
+            try:
+                note = "built without AMX, since the first build died in its smoke test"
+                return self._make(careful, request, notes=(note,))
+            except _DiedInTest as died:
+                raise BuildFailed(
+                    f"{careful.name} fails its smoke test as well: {died.text}\nThe engine in use has not "
+                    "changed. A newer compiler or another source may do better."
+                ) from None
+
+    def decide(self, request: Request, tree: source.Source, found: tools.Tools) -> plan.Plan:
+        """What would be built. Raises BuildFailed, and FetchError for a toolkit that can't be completed."""
+        gpus = machine.gpus() if request.backend in ("auto", "cuda") else ()
+        wants_cuda = request.backend == "cuda" or (request.backend == "auto" and bool(gpus))
+        toolkit = cuda.find(self._environ, request.cuda_home) if wants_cuda else None
+        if request.backend == "auto":
+            backend = plan.backend_here(gpus, toolkit, sys.platform, platform.machine())
+            if gpus and backend != "cuda" and not request.cuda_wheels:
+                self._say(
+                    f"{gpus[0].name} is not used: there is no nvcc to build for it. rerankd doctor tells how "
+                    "to get it, or add --cuda-toolkit wheels."
+                )
+            backend = "cuda" if gpus and request.cuda_wheels else backend
+        else:
+            backend = request.backend
+        architectures = ""
+        if backend == "cuda":
+            toolkit = self._whole(toolkit, request)
+            architectures = cuda.architectures(request.cuda_arch, gpus)
+        here = machine.instructions()
+        return plan.make(
+            tree,
+            backend,
+            found,
+            plan.portable(here) if request.portable else here,
+            toolkit=toolkit,
+            architectures=architectures,
+            has_driver=bool(gpus),
+            native=not request.portable,
+        )
+
+    def _whole(self, toolkit: cuda.Toolkit | None, request: Request) -> cuda.Toolkit:
+        lacking = cuda.lacks(toolkit)
+        if lacking and request.cuda_wheels:
+            return cuda.complete(toolkit, self._folder / ".toolkit", self._report)
+        if toolkit is None or lacking:
+            what = f"{toolkit.name} in {toolkit.root} lacks" if toolkit is not None else "There is no"
+            raise BuildFailed(
+                f"{what} {' and '.join(lacking)}. Install the CUDA toolkit (rerankd doctor prints the "
+                "commands), name its folder with --cuda-home, or have what is missing taken from the package "
+                "index: --cuda-toolkit wheels."
+            )
+        return toolkit
+
+    def _make(self, made: plan.Plan, request: Request, notes: Sequence[str] = ()) -> Installed:
+        folder = self._folder / ".build" / made.name
+        log = folder / _LOG
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._check_disk(made.backend, folder)
+            self._compile(made, folder, log, request.jobs)
+            engine = self._publish(made, folder, log, notes)
+        except OSError as error:
+            raise DataFolderError(
+                f"The build could not be written to {self._folder}: {error.strerror or error}. Free some "
+                "space and run the same command again: it goes on where it stopped. The engine in use has "
+                "not changed."
+            ) from error
+        shutil.rmtree(folder, ignore_errors=True)
+        return engine
+
+    def _check_disk(self, backend: Backend, folder: Path) -> None:
+        free, needed = free_bytes(folder), plan.DISK_BYTES[backend]
+        if free < needed:
+            raise DataFolderError(
+                f"A build takes about {needed / 2**30:.0f} GiB in {self._folder}, and {free / 2**30:.1f} GiB "
+                "are free. Make room there, or name another folder with RERANKD_HOME. The engine in use has "
+                "not changed."
+            )
+
+    def _compile(self, made: plan.Plan, folder: Path, log: Path, asked_jobs: int | None) -> None:
+        here = machine.read()
+        jobs = plan.jobs(made.backend, here.cores, here.memory_bytes, asked_jobs)
+        self._say(f"Building {made.name} from {made.source.origin} with {jobs} at a time. Log: {log}")
+        what = f"building {made.name}"
+        self._report(f"configuring {made.name}", 0, 1)
+        code, lines = run.run(made.configure(folder), log)
+        if code:
+            raise BuildFailed(faults.failed("configure", lines, log))
+        self._report(f"configuring {made.name}", 1, 1)
+        self._report(what, 0, 0)
+        code, lines = run.run(
+            made.compile(folder, jobs), log, lambda done, total: self._report(what, done, total)
+        )
+        if code:
+            raise BuildFailed(faults.failed("compile", lines, log))
+
+    def _publish(self, made: plan.Plan, folder: Path, log: Path, notes: Sequence[str]) -> Installed:
+        """Test what was built; only what passes gets its name."""
+        new = self._folder / f".new-{made.name}"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        try:
+            shutil.copy2(folder / "bin" / plan.TARGET, new / manifest.PROGRAM)
+            told = self._manifest(made, *self._test(made, new / manifest.PROGRAM, log), notes)
+            (new / manifest.FILE).write_text(manifest.render(told), encoding="utf-8")
+            shutil.copy2(log, new / _LOG)
+            target = self._folder / made.name
+            if target.exists():  # --again
+                old = self._folder / f".old-{made.name}"
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(target, old)
+                os.rename(new, target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(new, target)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return Installed(target / manifest.PROGRAM, told)
+
+    def _manifest(
+        self, made: plan.Plan, outcome: smoke.Outcome, more: Sequence[str], notes: Sequence[str]
+    ) -> Manifest:
+        """What is written of a build that passed. Raises BuildFailed, or _DiedInTest, for another one."""
+        if outcome.signal is not None:
+            raise _DiedInTest(outcome.text)
+        if not outcome.passed:
+            raise BuildFailed(
+                f"{made.name} was built, and fails its smoke test: {outcome.text}\nIt is not used; the "
+                "engine in use has not changed."
+            )
+        return Manifest(
+            name=made.name,
+            build=made.source.build,
+            backend=made.backend,
+            source=made.source.origin,
+            source_digest=made.source.digest,
+            flags=made.flags,
+            compiler=made.tools.compiler,
+            cpu=machine.cpu_name(),
+            instructions=made.instructions,
+            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            smoke=outcome.text,
+            notes=(*notes, *more),
+        )
+
+    def _test(self, made: plan.Plan, program: Path, log: Path) -> tuple[smoke.Outcome, tuple[str, ...]]:
+        """The smoke test, on the CPU, and on the GPU where the engine is for one."""
+        self._report(f"testing {made.name}", 0, 1)
+        version = smoke.version(program)
+        if not version:
+            return smoke.Outcome(False, "it does not tell its version"), ()
+        outcome = smoke.run([str(program)], log)
+        notes: tuple[str, ...] = ()
+        if outcome.passed and made.backend == "cuda" and not machine.gpus():
+            notes = ("tested on the CPU only: there is no NVIDIA card here",)
+        elif outcome.passed and made.backend != "cpu":
+            on_gpu = smoke.run([str(program)], log, gpu_layers=ALL_LAYERS)
+            # Other instructions of the CPU would not mend what fails on the GPU.
+            outcome = replace(on_gpu, text=f"on the GPU, {on_gpu.text}", signal=None)
+        self._report(f"testing {made.name}", 1, 1)
+        return outcome, notes
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One build at a time in a data folder."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DataFolderError(f"{self._folder} can't be written: {error.strerror}.") from error
+        try:
+            try:
+                locks.take(lock, str(self._folder), wait=False)
+            except BlockingIOError:
+                raise BuildFailed(
+                    f"Another build is under way in {self._folder}. Wait for its end."
+                ) from None
+            yield
+        finally:
+            os.close(lock)
+
+
+class _DiedInTest(Exception):
+    """A program that its smoke test ended by a signal."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text

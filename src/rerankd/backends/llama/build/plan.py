@@ -1,0 +1,199 @@
+"""(pure) Source, backend, tools and CPU -> what cmake is told, and the engine's name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerankd.backends.llama.build.cuda import Toolkit
+from rerankd.backends.llama.build.source import Source
+from rerankd.backends.llama.build.tools import Tools
+from rerankd.backends.llama.manifest import Backend
+from rerankd.errors import BuildFailed
+from rerankd.machine import Gpu
+
+TARGET = "llama-server"
+# Only the server, in one file, without the web page, HTTPS and what would fetch something while it builds.
+_ALWAYS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_CURL": "OFF",
+}
+_BACKEND: dict[Backend, dict[str, str]] = {
+    "cpu": {"GGML_METAL": "OFF", "GGML_BLAS": "OFF"},
+    "cuda": {"GGML_CUDA": "ON", "GGML_CUDA_NCCL": "OFF"},
+    "vulkan": {"GGML_VULKAN": "ON"},
+    "metal": {"GGML_METAL": "ON", "GGML_METAL_EMBED_LIBRARY": "ON"},
+    "hip": {"GGML_HIP": "ON"},
+}
+# llama.cpp's option -> the instruction sets, by Linux's names, that it lets the compiler use.
+_X86 = {
+    "GGML_SSE42": ("sse4_2",),
+    "GGML_AVX": ("avx",),
+    "GGML_AVX2": ("avx2",),
+    "GGML_FMA": ("fma",),
+    "GGML_F16C": ("f16c",),
+    "GGML_BMI2": ("bmi2",),
+    "GGML_AVX_VNNI": ("avx_vnni",),
+    "GGML_AVX512": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"),
+    "GGML_AVX512_VBMI": ("avx512vbmi",),
+    "GGML_AVX512_VNNI": ("avx512_vnni",),
+    "GGML_AVX512_BF16": ("avx512_bf16",),
+}
+# x86-64-v3 (Intel since 2013, AMD since 2015), and nothing beyond the least of arm64.
+_PORTABLE = ("avx", "avx2", "fma", "f16c", "bmi2", "sse4_2")
+_GIB = 2**30
+# What a build folder and the program take, and what a compiler takes of memory for one file.
+DISK_BYTES: dict[Backend, int] = {
+    "cpu": _GIB, "cuda": 4 * _GIB, "vulkan": 2 * _GIB, "metal": _GIB, "hip": 4 * _GIB,
+}  # fmt: skip
+_JOB_BYTES: dict[Backend, int] = {
+    "cpu": _GIB, "cuda": 2 * _GIB, "vulkan": _GIB, "metal": _GIB, "hip": 2 * _GIB,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One build: the engine's `name`, which tells it from every other build, the options that cmake gets,
+    and the instruction sets of the CPU that the program may use."""
+
+    name: str
+    backend: Backend
+    source: Source
+    tools: Tools
+    options: tuple[tuple[str, str], ...]
+    instructions: tuple[str, ...]
+    toolkit: Toolkit | None = None
+    architectures: str = ""
+    has_driver: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return tuple(f"-D{name}={value}" for name, value in self.options)
+
+    def configure(self, folder: Path) -> list[str]:
+        """The command that prepares `folder`."""
+        return [
+            self.tools.cmake, "-G", self.tools.generator, "-S", str(self.source.tree), "-B", str(folder),
+            *self.flags,
+        ]  # fmt: skip
+
+    def compile(self, folder: Path, jobs: int) -> list[str]:
+        """The command that builds the server there. Not `cmake --build`: what it starts outlives it."""
+        return [self.tools.ninja or self.tools.make, "-C", str(folder), f"-j{jobs}", TARGET]
+
+
+def backend_here(gpus: Sequence[Gpu], toolkit: Toolkit | None, platform: str, machine: str) -> Backend:
+    """What `--backend auto` means: cuda where there are a card and an nvcc, metal on Apple's own CPUs, else
+    cpu."""
+    if gpus and toolkit is not None:
+        return "cuda"
+    return "metal" if (platform, machine) == ("darwin", "arm64") else "cpu"
+
+
+def portable(instructions: Sequence[str]) -> tuple[str, ...]:
+    """Those of the instruction sets that nearly every CPU of its kind has."""
+    return tuple(name for name in instructions if name in _PORTABLE)
+
+
+def make(
+    source: Source,
+    backend: Backend,
+    tools: Tools,
+    instructions: Sequence[str],
+    *,
+    toolkit: Toolkit | None = None,
+    architectures: str = "",
+    has_driver: bool = False,
+    native: bool = True,
+) -> Plan:
+    """The plan of a build. `native` leaves the CPU's instruction sets to the compiler (-march=native);
+    without it they are named one by one, AMX left out. `has_driver` False makes a CUDA build that starts
+    where there is no driver.
+    """
+    options = {**_ALWAYS, **_BACKEND[backend]}
+    options["LLAMA_BUILD_NUMBER"] = str(source.build)
+    options["LLAMA_BUILD_COMMIT"] = source.digest[:7]
+    options["CMAKE_C_COMPILER"], options["CMAKE_CXX_COMPILER"] = tools.cc, tools.cxx
+    options["GGML_CCACHE"] = "ON" if tools.ccache else "OFF"
+    options["GGML_NATIVE"] = "ON" if native else "OFF"
+    if not native:
+        options |= named_instructions(instructions)
+        instructions = [name for name in instructions if not name.startswith("amx")]
+    if backend == "cuda":
+        if toolkit is None:
+            raise BuildFailed("A CUDA build needs nvcc, and there is none.")
+        options |= _cuda(toolkit, architectures, has_driver)
+    # ccache changes nothing of what is built, and paths differ between machines.
+    told = {name: value for name, value in options.items() if "/" not in value and name != "GGML_CCACHE"}
+    release = toolkit.name if toolkit is not None and backend == "cuda" else ""
+    parts = [source.digest, told, tools.compiler, release, list(instructions)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    return Plan(
+        name=f"b{source.build}-{backend}-{digest}",
+        backend=backend,
+        source=source,
+        tools=tools,
+        options=tuple(options.items()),
+        instructions=tuple(instructions),
+        toolkit=toolkit,
+        architectures=architectures,
+        has_driver=has_driver,
+    )
+
+
+def careful(made: Plan, instructions: Sequence[str]) -> Plan:
+    """The same build with the CPU's instruction sets named one by one, without AMX."""
+    return make(
+        made.source,
+        made.backend,
+        made.tools,
+        instructions,
+        toolkit=made.toolkit,
+        architectures=made.architectures,
+        has_driver=made.has_driver,
+        native=False,
+    )
+
+
+def named_instructions(instructions: Sequence[str]) -> dict[str, str]:
+    """llama.cpp's options for these instruction sets, AMX off. On another CPU than x86 they mean nothing."""
+    have = set(instructions)
+    named = {option: "ON" if have >= set(needed) else "OFF" for option, needed in _X86.items()}
+    named |= {f"GGML_AMX_{kind}": "OFF" for kind in ("TILE", "INT8", "BF16")}
+    if "asimddp" in have:
+        named["GGML_CPU_ARM_ARCH"] = "armv8.2-a+dotprod" + ("+i8mm" if "i8mm" in have else "")
+    return named
+
+
+def jobs(backend: Backend, cores: int, memory_bytes: int | None, asked: int | None = None) -> int:
+    """Compilers that run side by side: all cores, as far as memory lets them."""
+    most = cores if memory_bytes is None else min(cores, memory_bytes // _JOB_BYTES[backend])
+    return asked or max(1, most)
+
+
+def _cuda(toolkit: Toolkit, architectures: str, has_driver: bool) -> dict[str, str]:
+    options = {
+        "CMAKE_CUDA_COMPILER": str(toolkit.nvcc),
+        "CUDAToolkit_ROOT": str(toolkit.root),
+        "CMAKE_CUDA_ARCHITECTURES": architectures,
+        # Virtual memory calls are the driver's own: they need its stub now and its library at every start.
+        "GGML_CUDA_NO_VMM": "OFF" if toolkit.stub is not None and has_driver else "ON",
+    }
+    if toolkit.cublas is not None and not toolkit.cublas.is_relative_to(toolkit.root):
+        folder = toolkit.cublas.parent
+        options["CUDA_cublas_LIBRARY"] = str(toolkit.cublas)
+        options["CUDA_cublasLt_LIBRARY"] = str(folder / "libcublasLt.so")
+        includes = " ".join(f"-I{include}" for include in toolkit.includes)
+        options["CMAKE_CUDA_FLAGS"] = options["CMAKE_CXX_FLAGS"] = includes
+        options["CMAKE_BUILD_RPATH"] = str(folder)
+    return options

@@ -1,0 +1,82 @@
+"""The one place where a build's programs run: output to a log, progress out of it, an end with rerankd's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from rerankd.process import child
+from rerankd.processes import end_session
+
+_PROGRESS = (re.compile(r"^\[(\d+)/(\d+)\]"), re.compile(r"^\[ *(\d+)(%)\]"))
+_KEPT_LINES = 400
+_LAST_WORDS_S = 3.0
+
+
+def run(
+    argv: Sequence[str], log: Path, on_progress: Callable[[int, int], None] = lambda *_: None
+) -> tuple[int, list[str]]:
+    """Run a program to its end; its exit code and its last lines. All it writes goes to the end of `log`.
+
+    Whatever ends this call early ends the program and all that it started. Raises OSError where the log can't
+    be written.
+    """
+    last: deque[str] = deque(maxlen=_KEPT_LINES)
+    with log.open("a", encoding="utf-8") as out:
+        out.write(f"\n$ {' '.join(argv)}\n")
+        process = subprocess.Popen(
+            child.tethered(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        try:
+            assert process.stdout is not None
+            _follow(process.stdout, out, last, on_progress)
+            return process.wait(), list(last)
+        finally:
+            _end(process)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End what still runs. Each compiler of ninja's has a process group of its own; when asked, ninja ends
+    them and removes what they have half written."""
+    try:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LAST_WORDS_S)
+    finally:
+        end_session(process.pid)
+        process.wait()
+
+
+def progress_in(line: str) -> tuple[int, int] | None:
+    """(pure) How much is done, and of how much, by a line of ninja or make."""
+    for pattern in _PROGRESS:
+        if match := pattern.match(line):
+            return int(match[1]), 100 if match[2] == "%" else int(match[2])
+    return None
+
+
+def _follow(stream: IO[str], out: IO[str], last: deque[str], on_progress: Callable[[int, int], None]) -> None:
+    for line in stream:
+        out.write(line)
+        out.flush()
+        last.append(line.rstrip())
+        if found := progress_in(line):
+            on_progress(*found)

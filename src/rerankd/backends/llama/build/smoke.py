@@ -1,0 +1,111 @@
+"""Does this llama.cpp start, load a quantised model, and compute the right numbers here?
+
+A build for a CPU's every instruction can be broken on that very CPU: `--version` and loading a file pass, and
+the first matrix product with quantised weights ends the process or gives a wrong number. So a tiny quantised
+model is scored through the same child, flags and client that serve requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerankd import processes
+from rerankd.backends.base import EngineSpec
+from rerankd.backends.llama import launch
+from rerankd.backends.llama.build import tiny
+from rerankd.backends.llama.client import LlamaClient
+from rerankd.domain import Normalization, Recipe
+from rerankd.errors import EngineError
+from rerankd.process import rundir
+from rerankd.process.child import Child
+from rerankd.scoring import prompt
+
+START_TIMEOUT_S = 120.0
+_POLL_S = 0.05
+_STOP_S = 5.0
+_VERSION_TIMEOUT_S = 20.0
+_QUOTED_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`passed`, or what was wrong in `text`; `signal` is the one that ended the program, if one did. `error`
+    is the largest difference from the known answers, None where there was no answer."""
+
+    passed: bool
+    text: str
+    signal: int | None = None
+    error: float | None = None
+
+
+def run(program: Sequence[str], log: Path, *, gpu_layers: int = 0) -> Outcome:
+    """Test the program; its output goes to `log`. Blocks for a second or two. Raises DataFolderError where
+    there is no room for the model or the socket."""
+    folder = rundir.make()
+    try:
+        model = folder.make() / "tiny.gguf"
+        tiny.write(model)
+        return asyncio.run(_run(program, model, folder.socket(), log, gpu_layers))
+    finally:
+        folder.remove()
+
+
+def version(program: Path) -> str:
+    """What the program says of its version, in one line; "" where it can't be run."""
+    lines = processes.output([str(program), "--version"], _VERSION_TIMEOUT_S).splitlines()
+    return next((line.strip() for line in lines if line.startswith("version")), "")
+
+
+def compare(found: Sequence[float]) -> Outcome:
+    """(pure) What the answers say of an engine."""
+    error = max(abs(one - known) for one, known in zip(found, tiny.ANSWERS, strict=True))
+    shown = ", ".join(f"{value:.3f}" for value in found)
+    known = ", ".join(f"{value:.3f}" for value in tiny.ANSWERS)
+    if error <= tiny.TOLERANCE:
+        return Outcome(True, f"passed: {shown} where {known} is right", error=error)
+    return Outcome(False, f"it computes wrong numbers: {shown} where {known} is right", error=error)
+
+
+def ended(code: int, lines: Sequence[str]) -> Outcome:
+    """(pure) What the end of the program in the test says of it."""
+    said = "".join(f"\n  | {line}" for line in lines[-_QUOTED_LINES:])
+    if code < 0:
+        name = signal.Signals(-code).name
+        return Outcome(False, f"it was ended by {name} when it ran a quantised model{said}", signal=-code)
+    return Outcome(False, f"it ended with exit code {code}{said}")
+
+
+async def _run(program: Sequence[str], model: Path, socket: Path, log: Path, gpu_layers: int) -> Outcome:
+    scoring = Recipe("causal_lm", tiny.WINDOW, Normalization("sigmoid"))
+    options = launch.EngineOptions(tuple(program), threads=2, gpus=None, gpu_layers=gpu_layers)
+    spec = EngineSpec("smoke-test", model, scoring, {})
+    child = await Child.start(launch.argv(spec, options, socket), log)
+    client = LlamaClient(socket)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not await client.is_ready():
+                if child.exit_code is not None:
+                    return ended(await child.wait(), child.lines())
+                await asyncio.sleep(_POLL_S)
+            return compare([await _score(client, ids) for ids in tiny.PROMPTS])
+    except TimeoutError:
+        return Outcome(False, f"it gave no answer within {START_TIMEOUT_S:g} s")
+    except EngineError as error:
+        # It may be about to die of what it was asked.
+        await asyncio.wait([asyncio.ensure_future(child.wait())], timeout=_STOP_S)
+        if child.exit_code is not None:
+            return ended(child.exit_code, child.lines())
+        return Outcome(False, error.message)
+    finally:
+        await child.stop(_STOP_S)
+        await client.close()
+
+
+async def _score(client: LlamaClient, ids: list[int]) -> float:
+    answer = await client.compute("/completion", prompt.completion_body([ids], tiny.LABELS))
+    rows = answer if isinstance(answer, list) else [answer]
+    return prompt.log_odds(rows[0], tiny.LABELS)

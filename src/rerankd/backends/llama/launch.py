@@ -1,0 +1,237 @@
+"""(pure) A model, the settings and the machine -> how the child runs, and its command line.
+
+Memory of a GPU is reckoned as: the weights, the keys and values of each slot's window, what one micro-batch
+takes while it is computed, and what the driver keeps for itself. All of the model goes there if it fits, with
+fewer slots if it must; else as many layers as fit; else none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rerankd.backends.base import EngineSpec, Shape
+from rerankd.backends.ladder import Setup, Step
+from rerankd.machine import Gpu
+from rerankd.memory import card
+
+# llama-server keeps one of its HTTP threads for each call under way; so many calls may compute, as many
+# tokenise, and two more threads answer health.
+CALLS = 4
+HTTP_THREADS = 2 * CALLS + 2
+# A judge reads its prompt in pieces, so a piece need not hold all of it.
+_JUDGE_UBATCH = 512
+_LEAST_UBATCH = 128
+# CUDA graphs: with them, llama.cpp crashed on an H200 with F16 encoders; it updates a graph for each shape.
+# Arenas: glibc gives each HTTP thread one, and they fill one after the other: a tiny model's engine grew by a
+# fifth over 4,000 documents, and with one arena by 2 %. The computing threads allocate nothing.
+ENVIRONMENT = {"GGML_CUDA_DISABLE_GRAPHS": "1", "MALLOC_ARENA_MAX": "1"}
+# More layers than any model has: all of them, with what comes after the last.
+ALL_LAYERS = 999
+_GPU_SLOTS = (4, 2, 1)
+# What CUDA's context and cuBLAS's workspace take of each card.
+_PER_GPU_BYTES = 600 * 2**20
+# A causal model's logits for a micro-batch of 512 and a vocabulary of 152,000 take 300 MiB.
+_LOGITS_BYTES = 300 * 2**20
+# Numbers of 4 bytes that a token holds at a time while a layer is computed, in widths of the model: the
+# feed-forward network's inner ones count most.
+_WIDTHS_AT_WORK = 12
+_HEAD_WIDTH = 64
+
+CacheType = Literal["f16", "f32"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the user and the machine decide about a child.
+
+    `gpus` are the cards that the program can use, () for none, None where it is not known whether there are
+    any; `cards` name the ones among them that it is to use (see memory.card), () for all. `gpu_layers` -1
+    leaves the choice to `decide`. `extra` are flags that replace the decided ones, `safer` the steps that
+    were taken after crashes (see backends/ladder.py).
+    """
+
+    program: tuple[str, ...]
+    threads: int
+    gpus: tuple[Gpu, ...] | None = ()
+    gpu_layers: int = -1
+    extra: tuple[str, ...] = ()
+    safer: tuple[Step, ...] = ()
+    cards: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> tuple[Gpu, ...] | None:
+        """The cards that it is to use."""
+        if not self.gpus or not self.cards:
+            return self.gpus
+        return tuple(gpu for at, gpu in enumerate(self.gpus) if card(at) in self.cards)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a child runs: `slots` texts side by side, `gpu_layers` (None leaves it to llama.cpp), batch and
+    micro-batch in tokens, flash attention "auto" or "off", and the type of keys and values. `reason` says why
+    the model is where it is, for a person."""
+
+    slots: int
+    gpu_layers: int | None
+    batch: int
+    ubatch: int
+    flash_attention: Literal["auto", "off"]
+    cache_type: CacheType
+    reason: str
+
+
+def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
+    """How `spec` runs with these options.
+
+    Slots: an encoder with flash attention gains a little from four (2.0 against 2.2 s of CPU time for 16
+    texts of 100 words, built-in model); without it each slot pays for the others' tokens too (3.7 against
+    2.5 s). A judge on a CPU gains nothing, and each slot would compute the prompt's prefix and keep a KV
+    cache of its own.
+
+    Flash attention rounds keys and values to F16, which moves raw values by up to 0.006. Where the weights
+    are quantised that is nothing; where they are not, it is most of the error.
+    """
+    judge = spec.scoring.method == "causal_lm"
+    # An encoder reads a text in one go: its (micro-)batch must hold the longest one, and no more, for compute
+    # memory grows with it.
+    ubatch = min(_JUDGE_UBATCH, spec.scoring.max_length) if judge else spec.scoring.max_length
+    cache_type: CacheType = "f32" if spec.exact and judge else "f16"
+    need = _Need(
+        spec.shape, spec.scoring.max_length, ubatch, judge, spec.exact, 4 if cache_type == "f32" else 2
+    )
+    layers, slots, reason = _place(need, options)
+    decided = Decision(
+        slots=slots,
+        gpu_layers=layers,
+        batch=max(ubatch, 2048) if judge else ubatch,
+        ubatch=ubatch,
+        flash_attention="off" if spec.exact else "auto",
+        cache_type=cache_type,
+        reason=reason,
+    )
+    for step in options.safer:
+        decided = _safer(decided, step, spec.shape.layers)
+    return decided
+
+
+def _safer(decided: Decision, step: Step, layers: int) -> Decision:
+    if step == "flash_attention":
+        return replace(decided, flash_attention="auto")
+    if step == "slots":
+        return replace(decided, slots=1)
+    if step == "batches":
+        ubatch = max(decided.ubatch // 4, _LEAST_UBATCH)
+        return replace(decided, batch=ubatch, ubatch=ubatch)
+    if step == "half_on_gpu":
+        return replace(decided, gpu_layers=layers // 2, reason="it is safer after a crash")
+    return replace(decided, gpu_layers=0, reason="it is safer after a crash") if step == "cpu" else decided
+
+
+def setup(spec: EngineSpec, options: EngineOptions, other: str) -> Setup:
+    """How `spec` runs without any safer step, for the ladder."""
+    decided = decide(spec, replace(options, safer=()))
+    uses_gpu = decided.gpu_layers != 0 and options.gpus != ()
+    judge = spec.scoring.method == "causal_lm"
+    return Setup(
+        "llama",
+        slots=decided.slots,
+        layers=spec.shape.layers if uses_gpu else 0,
+        sets_flash_attention=decided.flash_attention == "off",
+        splits_prompts=judge and decided.ubatch > _LEAST_UBATCH,
+        other=other,
+    )
+
+
+def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str]:
+    """The child's command line; the same flags for llama-server and for the bundled program."""
+    scoring = spec.scoring
+    decided = decide(spec, options)
+    flags = {
+        "--model": str(spec.path),
+        "--host": str(socket),
+        "--alias": spec.name,
+        "--ctx-size": str(decided.slots * scoring.max_length),
+        "--parallel": str(decided.slots),
+        "--batch-size": str(decided.batch),
+        "--ubatch-size": str(decided.ubatch),
+        "--threads": str(options.threads),
+        "--threads-http": str(HTTP_THREADS),
+        # Prompts of idle slots would be kept in up to 8 GiB of memory, and rerank has no use for them.
+        "--cache-ram": "0",
+        "--no-webui": "",
+    }
+    if decided.flash_attention == "off":
+        flags["--flash-attn"] = "off"
+    if decided.cache_type == "f32":
+        flags |= {"--cache-type-k": "f32", "--cache-type-v": "f32"}
+    if scoring.method != "causal_lm":
+        flags |= {"--embedding": "", "--pooling": scoring.pooling}
+    if decided.gpu_layers is not None:
+        flags["--n-gpu-layers"] = str(decided.gpu_layers)
+    if len(options.cards) == 1 and options.gpus is not None and len(options.gpus) > 1:
+        only = next(at for at in range(len(options.gpus)) if card(at) in options.cards)
+        flags |= {"--split-mode": "none", "--main-gpu": str(only)}
+    # llama-server complains of a flag that comes twice.
+    for word in options.extra:
+        flags.pop(word.partition("=")[0], None)
+    words = [word for flag, value in flags.items() for word in (flag, value) if word]
+    return [*options.program, *words, *options.extra]
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What decides how much memory a model takes on a GPU, in bytes."""
+
+    shape: Shape
+    max_length: int
+    ubatch: int
+    judge: bool
+    exact: bool
+    cache_bytes: int
+
+    def per_layer(self, slots: int) -> int:
+        return self.shape.weights_bytes // (self.shape.layers + 1) + self._cache(slots)
+
+    def at_work(self) -> int:
+        """While one micro-batch is computed."""
+        width = self.shape.width
+        bytes_ = self.ubatch * width * 4 * _WIDTHS_AT_WORK
+        if self.exact:  # without flash attention, each head's scores of all tokens against all tokens
+            against = self.max_length if self.judge else self.ubatch
+            bytes_ += max(width // _HEAD_WIDTH, 1) * self.ubatch * against * 4
+        return bytes_ + (_LOGITS_BYTES if self.judge else 0)
+
+    def whole(self, slots: int) -> int:
+        return self.shape.weights_bytes + self.shape.layers * self._cache(slots) + self.at_work()
+
+    def _cache(self, slots: int) -> int:
+        """Keys and values of one layer; an encoder keeps none."""
+        return slots * self.max_length * self.shape.kv_width * self.cache_bytes if self.judge else 0
+
+
+def _place(need: _Need, options: EngineOptions) -> tuple[int | None, int, str]:
+    """Layers on the GPU (None: llama.cpp's choice), slots, and why."""
+    on_cpu = 1 if need.judge or need.exact else 4
+    on_gpu = _GPU_SLOTS if need.judge else (on_cpu,)
+    asked, gpus = options.gpu_layers, options.usable
+    if gpus == () or asked == 0:
+        return 0, on_cpu, "gpu_layers is 0" if asked == 0 else "this engine has no GPU to use"
+    if gpus is None or not need.shape.layers or not all(gpu.total_bytes for gpu in gpus):
+        if asked > 0:
+            return asked, on_gpu[0], f"gpu_layers is {asked}"
+        return None, on_gpu[0], "llama.cpp decides what goes to a GPU"
+    free = sum(max(gpu.free_bytes - _PER_GPU_BYTES, 0) for gpu in gpus)
+    where = f"{gpus[0].name}" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+    fitting = [slots for slots in on_gpu if need.whole(slots) <= free]
+    if asked > 0:
+        return asked, fitting[0] if fitting else on_gpu[-1], f"gpu_layers is {asked}"
+    if fitting:
+        return ALL_LAYERS, fitting[0], f"all of it fits on {where}"
+    slots = on_gpu[-1]
+    layers = max(0, free - need.at_work()) // need.per_layer(slots)
+    room = f"{where} has room for {layers} of its {need.shape.layers} layers"
+    return (layers, slots, room) if layers > 0 else (0, on_cpu, f"{where} has no room for it")

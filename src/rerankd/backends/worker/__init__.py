@@ -1,0 +1,1 @@
+"""What our own worker programs share: server, protocol, job thread. It knows no backend."""

@@ -1,0 +1,106 @@
+"""Texts -> raw values: a cross-encoder's logits, or the cosines of an embedding model."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.worker.runner import Job, Runner
+from rerankd.backends.worker.schedule import TOKENS_A_CALL
+from rerankd.formats.tokenizer import Reading
+
+_QUERIES_KEPT = 64
+Vectors = NDArray[np.float32]
+
+
+class TextTooLong(ValueError):
+    """A text, or a pair, has more tokens than the window."""
+
+
+class Scorer:
+    """What the worker does, from any thread. `is_head` says that pairs are read, else single texts."""
+
+    def __init__(self, encoder: Encoder, max_length: int, *, is_head: bool) -> None:
+        self.vocabulary = encoder.vocabulary
+        self.runner = Runner(encoder.forward, TOKENS_A_CALL[encoder.precision])
+        self._about = encoder.about
+        self._window = max_length
+        self._is_head = is_head
+        # One request's question comes in several calls, and often comes again later.
+        self._queries: OrderedDict[str, Vectors] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def info(self) -> dict[str, Any]:
+        """What the service has to know of this worker."""
+        return {
+            "about": self._about,
+            "around_pair": self.vocabulary.around_pair,
+            "around_text": self.vocabulary.around_text,
+            "window": self._window,
+        }
+
+    def read(self, query: str, text: str) -> list[Any]:
+        """The ids that the model reads: of the pair, or of the query and of the text."""
+        first, second = self.vocabulary.ids([query, text])
+        if self._is_head:
+            return self.vocabulary.pair(first, second).ids
+        return [self.vocabulary.text(ids).ids for ids in (first, second)]
+
+    def score(self, query: str, texts: Sequence[str], wait: Callable[[Job], None]) -> tuple[list[float], int]:
+        """Raw values in order, and the tokens read for them. `wait` returns when a job is done.
+
+        Raises TextTooLong, and whatever OpenVINO raises.
+        """
+        if not texts:
+            return [], 0
+        return self._logits(query, texts, wait) if self._is_head else self._cosines(query, texts, wait)
+
+    def _logits(
+        self, query: str, texts: Sequence[str], wait: Callable[[Job], None]
+    ) -> tuple[list[float], int]:
+        asked, *found = self.vocabulary.ids([query, *texts])
+        pairs = [self.vocabulary.pair(asked, ids) for ids in found]
+        return [float(value) for value in self._run(pairs, query, wait)[:, 0]], _tokens(pairs)
+
+    def _cosines(
+        self, query: str, texts: Sequence[str], wait: Callable[[Job], None]
+    ) -> tuple[list[float], int]:
+        with self._lock:
+            known = self._queries.get(query)
+        inputs = [*texts] if known is not None else [query, *texts]
+        rows = [self.vocabulary.text(ids) for ids in self.vocabulary.ids(inputs)]
+        vectors = _unit(self._run(rows, query, wait))
+        if known is None:
+            known, vectors = vectors[0], vectors[1:]
+            with self._lock:
+                self._queries[query] = known
+                if len(self._queries) > _QUERIES_KEPT:
+                    self._queries.popitem(last=False)
+        return [float(value) for value in vectors @ known], _tokens(rows)
+
+    def _run(self, rows: list[Reading], query: str, wait: Callable[[Job], None]) -> Vectors:
+        longest = max(len(row.ids) for row in rows)
+        if longest > self._window:
+            raise TextTooLong(f"a text has {longest} tokens, and the window is {self._window}")
+        job = self.runner.submit(rows, owner=query)
+        try:
+            wait(job)
+        finally:
+            self.runner.drop(job)
+        return job.result.result()
+
+
+def _tokens(rows: Sequence[Reading]) -> int:
+    return sum(len(row.ids) for row in rows)
+
+
+def _unit(rows: Vectors) -> Vectors:
+    """Rows of length 1."""
+    scaled: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    return scaled

@@ -1,1 +1,0 @@
-"""Engines: child processes that turn pairs into raw values, and what keeps them alive."""

@@ -1,0 +1,314 @@
+"""A model in transformers' format: a folder with config.json, tokenizer.json and the weights as safetensors.
+
+It is read as the header that a GGUF file of the same model would have, with GGUF's names for keys and
+tensors, so that whatever reads headers reads this too. What a converter loses is kept: BERT's pooler is
+`cls`, for it does what the dense layer of RoBERTa's head does, and both rows of token types are there.
+
+Source: the format of safetensors (https://github.com/huggingface/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rerankd.formats.checkpoint_classes import CONFIG as CONFIG
+from rerankd.formats.checkpoint_classes import (
+    FAMILIES,
+    LARGEST,
+    Config,
+    Fail,
+    gguf_name,
+    incomplete,
+)
+from rerankd.formats.gguf_header import Header, Source, Tensor
+from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+# What sentence-transformers runs, in order.
+MODULES = "modules.json"
+PROMPTS = "config_sentence_transformers.json"
+SUFFIX = ".safetensors"
+# What is read of a model besides its weights' headers.
+DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS)
+
+# The safetensors library's own bound on a header.
+_HEADER_LIMIT = 100_000_000
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_READABLE = ("F32", "F16", "BF16")
+_WEIGHTS = re.compile(r"model(?:-(?P<part>\d{5})-of-(?P<count>\d{5}))?\.safetensors")
+_ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model without its weights. Each tensor's offset is its place in the file of that name in `files`;
+    `flaw` says what of the model can't be computed here, "" for nothing."""
+
+    header: Header
+    files: Mapping[str, str]
+    flaw: str
+
+
+def files(names: Iterable[str]) -> tuple[str, ...]:
+    """Which of a folder's or a repository's files are the checkpoint, those that describe it first; () where
+    a part of it is missing."""
+    there = set(names)
+    if not {CONFIG, TOKENIZER} <= there:
+        return ()
+    found = _weights(there)
+    more = [name for name in (TOKENIZER_CONFIG, MODULES, PROMPTS) if name in there]
+    return (CONFIG, TOKENIZER, *more, *found) if found else ()
+
+
+def _weights(names: Iterable[str]) -> tuple[str, ...]:
+    """The files that hold the weights, in order; () where one is missing."""
+    matches = sorted((match[0], match) for name in names if (match := _WEIGHTS.fullmatch(name)))
+    whole = [name for name, match in matches if match["part"] is None]
+    if whole:
+        return tuple(whole)
+    counts = {int(match["count"]) for _, match in matches}
+    return tuple(name for name, _ in matches) if counts == {len(matches)} else ()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a folder that holds a model's configuration."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
+    """The checkpoint in a folder, and the files of its weights. Calls `fail`, which must raise, with what is
+    wrong; raises OSError."""
+    names = files(path.name for path in folder.iterdir())
+    if not names:
+        fail(missing(paths_in(folder)))
+    held = [folder / name for name in names if name.endswith(SUFFIX)]
+    described = {name: (folder / name).read_bytes() for name in names if name in DESCRIBING}
+    parts = {}
+    for path in held:
+        with path.open("rb") as stream:
+            parts[path.name] = parse(stream, path.stat().st_size, fail)
+    # A pulled model's folder is called by its whole reference, the repository's name last (see
+    # hub/store.py).
+    return translate(folder.name.rpartition("--")[2], described, parts, fail), tuple(held)
+
+
+def paths_in(folder: Path) -> tuple[str, ...]:
+    """The files of a folder and of the folders in it, by their paths below it. Raises OSError."""
+    found = (*folder.iterdir(), *folder.glob("*/*"))
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in found if path.is_file()))
+
+
+def missing(paths: Iterable[str]) -> str:
+    """Why a folder or a repository with these files is not a whole checkpoint, and which file to take
+    instead."""
+    paths = tuple(paths)
+    there = [path for path in paths if "/" not in path]
+    ggufs = [path for path in paths if path.lower().endswith(".gguf")]
+    nested = [path.rpartition("/")[0] for path in paths if path.endswith(f"/{CONFIG}")]
+    if ggufs:
+        return f"give the path of the .gguf file in it, such as {ggufs[0]}"
+    if _ADAPTER in there and not _weights(there):
+        return (
+            "it holds an adapter (LoRA) and not the model: merge it into its base model "
+            "(merge_and_unload of peft) and save that model"
+        )
+    if nested and CONFIG not in there:
+        return f"the model is in its folder {nested[0]}: give that"
+    if any(name.endswith(SUFFIX) for name in there) and CONFIG in there and TOKENIZER in there:
+        return "files of its weights are missing; download it again"
+    if CONFIG in there and TOKENIZER not in there:
+        return f"it holds no {TOKENIZER}; save the model's fast tokenizer into it, which writes that file"
+    if any(name.endswith(".bin") for name in there):
+        return "its weights are pickled (.bin), which could run code; give a model with safetensors"
+    if any(path.endswith(".onnx") for path in paths):
+        return f"its weights are ONNX, which rerankd does not read; take its model{SUFFIX}, or a GGUF file"
+    if any(name.endswith(".npz") for name in there):
+        return (
+            f"its weights are MLX's (.npz), which rerankd does not read; take model{SUFFIX}, or a GGUF file"
+        )
+    return f"it holds no weights: there is no model{SUFFIX}"
+
+
+def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by their own names, from the start of a stream that is `size_bytes`
+    long in all. Shapes are in ggml's order, columns first."""
+    start = stream.read(8)
+    if start == GIT_LFS.encode()[:8]:
+        fail(f"its weights can't be read: {POINTER}")
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_HEADER_LIMIT, size_bytes - 8):
+        fail("it is no safetensors file, or damaged; download it again")
+    try:
+        table = json.loads(stream.read(length))
+        found = {name: _tensor(info, 8 + length) for name, info in table.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        fail("its header can't be read: it is damaged; download it again")
+    for tensor in found.values():
+        if tensor.elements * _BYTES.get(tensor.type_name, 0) not in (0, tensor.size_bytes):
+            fail("its header names a tensor of an impossible size: it is damaged; download it again")
+    end = max((tensor.offset + tensor.size_bytes for tensor in found.values()), default=0)
+    if end > size_bytes:
+        fail(f"it is cut short: {end - size_bytes:,} of {end:,} bytes are missing; download it again")
+    return found
+
+
+def _tensor(info: Mapping[str, Any], data_start: int) -> Tensor:
+    begin, end = info["data_offsets"]
+    shape = tuple(int(length) for length in reversed(info["shape"]))
+    if not 0 <= begin <= end or any(length < 0 for length in shape):
+        raise ValueError
+    return Tensor(shape, str(info["dtype"]), end - begin, data_start + begin)
+
+
+def translate(
+    name: str, described: Mapping[str, bytes], parts: Mapping[str, Mapping[str, Tensor]], fail: Fail
+) -> Checkpoint:
+    """A checkpoint from what its files hold: config.json and, where it is there, tokenizer_config.json, and
+    the tensors of each file of weights. Pure; `name` is what the model is called."""
+    config = Config(_object(described[CONFIG], CONFIG, fail), fail)
+    tokenizer = _object(described.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG, fail)
+    classes = config.values.get("architectures")
+    kind = str(classes[0]) if isinstance(classes, list) and classes else ""
+    found = {own: (file, tensor) for file, held in parts.items() for own, tensor in held.items()}
+    family = FAMILIES.get(kind)
+    modules = _modules(described, fail)
+    values: dict[str, Any] = {"general.name": name, "general.type": "model"}
+    if family is None:
+        return _unknown(kind, config.values, values, modules, {own: one for own, (_, one) in found.items()})
+    named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
+    spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
+    max_length = _window(config, tokenizer, spare)
+    if "position_embd.weight" in named:
+        file, table = named["position_embd.weight"]
+        named["position_embd.weight"] = file, _rows(table, spare, max_length)
+    keys = {
+        "context_length": max_length,
+        "embedding_length": config.size("hidden_size"),
+        "feed_forward_length": config.size("intermediate_size"),
+        "block_count": config.size("num_hidden_layers"),
+        "attention.head_count": config.size("num_attention_heads"),
+        "attention.causal": False,
+        "pooling_type": 4,  # rank
+        **family.keys(config),
+    }
+    values |= {f"{family.architecture}.{key}": value for key, value in keys.items()}
+    values |= {
+        "general.architecture": family.architecture,
+        "tokenizer.ggml.token_type_count": config.size("type_vocab_size", 1),
+    }
+    tensors = {gguf: tensor for gguf, (_, tensor) in named.items()}
+    flaw = (
+        _quantised(config.values)
+        or _odd_types(tensors)
+        or family.flaw(config.values)
+        or _modules_flaw(modules)
+        or _prompt_flaw(_object(described.get(PROMPTS, b"{}"), PROMPTS, fail))
+        or incomplete(family, config, tensors, found)
+    )
+    return Checkpoint(Header(0, values, tensors, 0), {gguf: file for gguf, (file, _) in named.items()}, flaw)
+
+
+def _unknown(
+    kind: str,
+    config: Mapping[str, Any],
+    values: dict[str, Any],
+    modules: Sequence[str],
+    tensors: Mapping[str, Tensor],
+) -> Checkpoint:
+    """The checkpoint of a class that can't be computed here; its sizes tell which model it is."""
+    architecture = str(config.get("model_type") or kind or "unknown")
+    values["general.architecture"] = architecture
+    sizes = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}
+    for ours, own in sizes.items():
+        if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
+            values[f"{architecture}.{ours}"] = int(config[own])
+    flaw = _quantised(config)
+    if not flaw:
+        known = " or ".join(sorted(FAMILIES))
+        said = f"its class is {kind}" if kind else f"its {CONFIG} names no class (architectures)"
+        flaw = f"{said}, and of this format only {known} can be computed"
+        if len(modules) > 1:
+            flaw += f" ({MODULES} says that it is {', '.join(modules)})"
+    return Checkpoint(Header(0, values, dict(tensors), 0), {}, flaw)
+
+
+def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
+    """What modules sentence-transformers runs, by the last part of their classes; () where it does not
+    say."""
+    if MODULES not in described:
+        return ()
+    data = described[MODULES]
+    if data.startswith(GIT_LFS.encode()):
+        fail(f"its {MODULES} can't be read: {POINTER}")
+    try:
+        return tuple(str(one["type"]).rpartition(".")[2] for one in json.loads(data))
+    except (ValueError, TypeError, KeyError):
+        fail(f"its {MODULES} can't be read: it is damaged; download it again")
+
+
+def _modules_flaw(modules: Sequence[str]) -> str:
+    if modules in ((), ("Transformer",)):
+        return ""
+    said = ", ".join(modules)
+    return f"its {MODULES} says that it is scored by {said}, and not by the head of its class"
+
+
+def _prompt_flaw(said: Mapping[str, Any]) -> str:
+    """What sentence-transformers puts before each query unless the caller says otherwise."""
+    prompts, name = said.get("prompts"), said.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
+    return (
+        f"its {PROMPTS} puts the prompt {prompt!r} before each query, which rerankd does not do"
+        if prompt
+        else ""
+    )
+
+
+def _quantised(config: Mapping[str, Any]) -> str:
+    plain = f"take its unquantised model{SUFFIX}, or a GGUF file"
+    if isinstance(config.get("quantization"), Mapping):
+        return f"its weights are quantised for MLX, which rerankd does not read: {plain}"
+    said = config.get("quantization_config")
+    if isinstance(said, Mapping):
+        method = said.get("quant_method", "unknown")
+        return f"its weights are quantised ({method}), which rerankd does not read: {plain}"
+    return ""
+
+
+def _odd_types(tensors: Mapping[str, Tensor]) -> str:
+    odd = {tensor.type_name for tensor in tensors.values()} - {*_READABLE}
+    return f"its weights are of the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
+
+
+def _window(config: Config, tokenizer: Mapping[str, Any], spare: int) -> int:
+    """Tokens of a pair: as many as there are positions for, or fewer where the tokenizer says so."""
+    positions = config.size("max_position_embeddings") - spare
+    if positions < 1:
+        config.fail(f"its {CONFIG} says that it reads no token: it is damaged")
+    longest = tokenizer.get("model_max_length")
+    return longest if isinstance(longest, int) and 0 < longest < positions else positions
+
+
+def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
+    if data.startswith(GIT_LFS.encode()):
+        fail(f"its {name} can't be read: {POINTER}")
+    try:
+        value = json.loads(data)
+    except ValueError:
+        fail(f"its {name} can't be read: it is damaged; download it again")
+    return value if isinstance(value, dict) else fail(f"its {name} holds no object: it is damaged")
+
+
+def _rows(table: Tensor, first: int, count: int) -> Tensor:
+    """So many of a table's rows, as far as they are there; what is no table stays, and is refused later."""
+    if len(table.shape) != 2:
+        return table
+    width, rows = table.shape
+    count = max(min(count, rows - first), 0)
+    row_bytes = table.size_bytes // max(rows, 1)
+    return Tensor((width, count), table.type_name, count * row_bytes, table.offset + first * row_bytes)

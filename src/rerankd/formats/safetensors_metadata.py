@@ -1,0 +1,63 @@
+"""A folder in transformers' format -> `Facts`; and the same of a repository, before its weights are
+fetched."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+from rerankd.formats import safetensors, tokenizer_file
+from rerankd.formats.gguf_header import Source
+from rerankd.formats.metadata import ModelMetadata, facts_of, refuse
+
+
+def read(folder: Path) -> ModelMetadata:
+    """The facts of the model in a folder. Raises ModelFileError for one that is damaged or not whole."""
+
+    try:
+        found, held = safetensors.read(folder, partial(refuse, folder))
+        size = sum(path.stat().st_size for path in held)
+        status = (folder / safetensors.TOKENIZER).stat()
+    except OSError as error:
+        refuse(folder, f"it can't be read: {error}")
+    embedding = found.header.tensors.get("token_embd.weight")
+    if not found.flaw and embedding is not None:
+        _check_tokenizer(folder / safetensors.TOKENIZER, embedding.rows, status.st_mtime_ns, status.st_size)
+    return _facts(folder, found, size, held)
+
+
+# A vocabulary of 250,000 pieces takes a second, and a file is looked at more than once.
+@cache
+def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) -> None:
+    """Raises ModelFileError where the engine could not read the tokenizer. Without the library nothing is
+    checked: then there is no engine for the model either."""
+    with contextlib.suppress(ImportError):
+        try:
+            tokenizer, _ = tokenizer_file.read(path, rows)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            refuse(path, f"its tokenizer can't be read: {error}")
+        if not {0, 1} <= set(tokenizer.encode("a", "b").sequence_ids):
+            refuse(path, "its tokenizer can't be read: it does not put two texts together")
+
+
+def read_streams(
+    where: Path, described: Mapping[str, bytes], parts: Iterable[tuple[Source, int, Path]]
+) -> ModelMetadata:
+    """As `read`, from the files that describe the model and the beginnings of those that hold its weights:
+    (stream, its size in bytes, its path). `where` names the model."""
+    fail = partial(refuse, where)
+    tensors, size, held = {}, 0, []
+    for stream, size_bytes, path in parts:
+        tensors[path.name] = safetensors.parse(stream, size_bytes, fail)
+        size += size_bytes
+        held.append(path)
+    return _facts(where, safetensors.translate(where.name, described, tensors, fail), size, tuple(held))
+
+
+def _facts(
+    path: Path, found: safetensors.Checkpoint, size_bytes: int, held: tuple[Path, ...]
+) -> ModelMetadata:
+    header = found.header
+    return facts_of(path, header, header.tensors, size_bytes, held, format="safetensors", flaw=found.flaw)

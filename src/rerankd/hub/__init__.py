@@ -1,0 +1,1 @@
+"""Model names, hubs, downloads, and the store on this disk."""

@@ -1,0 +1,181 @@
+"""Hugging Face and ModelScope: what a repository holds, and where its files are to be had.
+
+Both are asked through their makers' own clients, which know the user's token, mirror (HF_ENDPOINT,
+MODELSCOPE_ENDPOINT) and cache. A file that another program already fetched into a client's cache is taken
+from there. The bytes themselves come through `transfer.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx2
+
+# The clients look for the user's home when they are imported, and ModelScope's fails without one. It is then
+# what Debian gives to users without a home, and no folder in which somebody else could put a token.
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = "/nonexistent"
+
+import huggingface_hub
+import modelscope_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from rerankd import network
+from rerankd.errors import FetchError
+from rerankd.hub.repository_files import RemoteFile
+from rerankd.hub.transfer import Origin, Source
+
+_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds at a revision: a commit where the hub tells it, else a branch."""
+
+    revision: str
+    files: tuple[RemoteFile, ...]
+
+
+class Hub(Protocol):
+    """One hub. Every method but `origin` and `cached` raises FetchError in words for the user."""
+
+    def origin(self, repo: str) -> Origin: ...
+
+    def listing(self, repo: str) -> Listing:
+        """What `repo` (org/repo) holds now."""
+
+    def source(self, repo: str, revision: str, path: str) -> Source:
+        """Where a file of it is; asks nobody."""
+
+    def cached(self, repo: str, revision: str, path: str) -> Path | None:
+        """The file in the client's own cache, where it is there."""
+
+
+class HuggingFace:
+    """huggingface.co, or the mirror that HF_ENDPOINT names."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self._api = huggingface_hub.HfApi(endpoint=endpoint, library_name="rerankd")
+
+    def origin(self, repo: str) -> Origin:
+        return Origin(
+            ref=f"hf:{repo}",
+            hub="Hugging Face",
+            page=f"https://huggingface.co/{repo}",
+            token_variable="HF_TOKEN",
+            endpoint=self._api.endpoint,
+            mirror="name a mirror with HF_ENDPOINT",
+        )
+
+    def listing(self, repo: str) -> Listing:
+        origin = self.origin(repo)
+        try:
+            with network.environment():
+                info = self._api.model_info(repo, files_metadata=True, timeout=_TIMEOUT_S)
+        except HfHubHTTPError as error:
+            answer = error.response
+            raise origin.refused(answer.status_code, answer.headers.get("retry-after", "")) from error
+        except HFValidationError as error:
+            raise FetchError(f"{origin.ref} is no name on Hugging Face: {error}.") from error
+        except json.JSONDecodeError as error:
+            raise origin.web_page(origin.endpoint) from error
+        except _CLIENT_ERRORS as error:
+            raise _failed(origin, error) from error
+        return Listing(
+            revision=info.sha or "main",
+            files=tuple(
+                RemoteFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs is not None else "")
+                for one in info.siblings or ()
+            ),
+        )
+
+    def source(self, repo: str, revision: str, path: str) -> Source:
+        url = huggingface_hub.hf_hub_url(repo, path, revision=revision, endpoint=self._api.endpoint)
+        token = huggingface_hub.get_token()
+        return Source(self.origin(repo), url, {"authorization": f"Bearer {token}"} if token else {})
+
+    def cached(self, repo: str, revision: str, path: str) -> Path | None:
+        found = huggingface_hub.try_to_load_from_cache(repo, path, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+
+class ModelScope:
+    """modelscope.cn, or the server that MODELSCOPE_ENDPOINT (or MODELSCOPE_DOMAIN) names."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self._config = modelscope_hub.HubConfig(endpoint=endpoint)
+        self._api = modelscope_hub.HubApi(self._config)
+
+    def origin(self, repo: str) -> Origin:
+        return Origin(
+            ref=f"ms:{repo}",
+            hub="ModelScope",
+            page=f"https://modelscope.cn/models/{repo}",
+            token_variable="MODELSCOPE_API_TOKEN",
+            endpoint=str(self._config.endpoint),
+            mirror="name another server with MODELSCOPE_ENDPOINT",
+        )
+
+    def listing(self, repo: str) -> Listing:
+        with self._translated(repo):
+            found = self._api.list_repo_files(repo, "model", revision=_MASTER)
+        files = (RemoteFile(one.path, one.size, one.sha256 or "") for one in found if not one.is_dir)
+        return Listing(_MASTER, tuple(files))
+
+    def source(self, repo: str, revision: str, path: str) -> Source:
+        url = self._api.legacy.get_download_url(repo, "model", path, revision)
+        token = self._config.token
+        headers = {"authorization": f"Bearer {token}", "cookie": f"m_session_id={token}"} if token else {}
+        return Source(self.origin(repo), url, headers)
+
+    def cached(self, repo: str, revision: str, path: str) -> Path | None:
+        with contextlib.suppress(modelscope_hub.HubError):
+            return self._api.download_file(repo, "model", path, revision=revision, local_files_only=True)
+        return None
+
+    @contextlib.contextmanager
+    def _translated(self, repo: str) -> Iterator[None]:
+        try:
+            with network.environment():
+                yield
+        except modelscope_hub.APIError as error:
+            if error.status_code is None:
+                raise self.origin(repo).unreachable(error) from error
+            retry_after = getattr(error, "retry_after", None)
+            after = f"{retry_after:.0f}" if isinstance(retry_after, (int, float)) else ""
+            raise self.origin(repo).refused(error.status_code, after) from error
+        except json.JSONDecodeError as error:
+            raise self.origin(repo).web_page(str(self._config.endpoint)) from error
+        except (modelscope_hub.HubError, *_CLIENT_ERRORS) as error:
+            raise _failed(self.origin(repo), error) from error
+
+
+_MASTER = "master"
+# All that making a client, asking and reading can raise: httpx2's of huggingface_hub, requests' of
+# modelscope-hub, which are OSError, and those of proxies that can't be used.
+_CLIENT_ERRORS = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    httpx2.CookieConflict,
+    httpx2.StreamError,
+    ImportError,
+    OSError,
+    ValueError,
+)
+
+
+def _failed(origin: Origin, error: Exception) -> FetchError:
+    """The error of a request that failed, or of a client that could not be made."""
+    if isinstance(error, (httpx2.HTTPError, httpx2.StreamError)):
+        return origin.unreachable(error)
+    try:
+        network.client().close()
+    except ValueError as fault:
+        return FetchError(f"{origin.ref} can't be fetched: {fault}.")
+    return origin.unreachable(error)

@@ -1,0 +1,240 @@
+"""`rerankd pull`: from what a user typed to a model on this disk that is known to score right.
+
+Reference -> places it may be had from -> the repository's listing -> the choice among its files -> the
+header, over the network, and the verdict on it -> the bytes, resumed and verified -> the header again, from
+the disk, and the caller's own check -> its place in the store. Where a place is out of reach or does not have
+it, the next one that the catalog knows is tried, and said. Two pulls of one model take turns; the second
+finds it done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerankd.errors import (
+    DataFolderError,
+    FetchError,
+    HubUnreachable,
+    ModelFileError,
+    RerankdError,
+    UnknownModel,
+    Unscorable,
+)
+from rerankd.formats import gguf, modelfile, safetensors
+from rerankd.formats import safetensors_metadata as folders
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.hub.hubs import Hub, Listing
+from rerankd.hub.inspect import size_words
+from rerankd.hub.ref import HUB_NAMES, ModelRef, parse
+from rerankd.hub.repository_files import Choice, RemoteFile, choose
+from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
+from rerankd.hub.transfer import Beginning, Progress, Transfer, verify
+from rerankd.recipes import catalog
+from rerankd.recipes.resolve import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Puller:
+    """What pulls need besides a reference.
+
+    `judge` is the verdict on a header. `check` is the last word on the file before it has its place; what it
+    raises, the pull raises. `say` takes sentences for the user. `memory_bytes` is what a model may weigh,
+    None where that is not known.
+    """
+
+    store: Store
+    hubs: Mapping[str, Hub]
+    transfer: Transfer
+    judge: Callable[[ModelMetadata], Verdict]
+    check: Callable[[Path], None]
+    say: Callable[[str], None]
+    progress: Progress
+    memory_bytes: int | None = None
+
+    def pull(self, text: str) -> Record:
+        """Fetch the model that `text` names. Raises UnknownModel, ModelFileError (Unscorable), FetchError or
+        DataFolderError; what was fetched until then is kept for the next pull, out of sight."""
+        ref = parse(text)
+        places, default = _places(ref)
+        folder = folder_of(ref)
+        with self.store.locked(folder, lambda: self.say(f"waiting for another pull of {name_of(folder)} …")):
+            return self._pull_first(places, default, folder)
+
+    def _pull_first(self, places: Sequence[ModelRef], default: str, folder: str) -> Record:
+        errors: list[RerankdError] = []
+        left = list(places)
+        while left:
+            place = left.pop(0)
+            try:
+                return self._pull_from(place, default, folder)
+            except (FetchError, UnknownModel) as error:
+                errors.append(error)
+                if isinstance(error, HubUnreachable):
+                    left = [other for other in left if other.kind != place.kind]
+                if left:
+                    self.say(f"{error.message}\ntrying {left[0]} instead")
+        known = next((record for record in self.store.records() if record.folder == folder), None)
+        if known is not None and all(isinstance(error, FetchError) for error in errors):
+            self.say(f"{errors[0].message}\n{known.name} is on this machine already, and stays as it is.")
+            return known
+        raise errors[-1]  # the ones before it were said
+
+    def _pull_from(self, place: ModelRef, default: str, folder: str) -> Record:
+        hub = self.hubs[place.kind]
+        self.progress(f"asking {HUB_NAMES[place.kind]} for {place.name}", 0, 1)  # type: ignore[index]
+        listing = self.transfer.asked(lambda: hub.listing(place.name))
+        where = f"{place.kind}:{place.name}"
+        choice = choose(
+            listing.files,
+            where,
+            quant=place.quant,
+            file=place.file,
+            default=default,
+            memory_bytes=self.memory_bytes,
+        )
+        self.progress(f"asking {HUB_NAMES[place.kind]} for {place.name}", 1, 1)  # type: ignore[index]
+        record = self._record(folder, where, listing, choice)
+        known = next((one for one in self.store.records() if one.folder == folder), None)
+        if known is not None and _is_same(known, record):
+            self.say(f"{known.name} is on this machine already, as it is on {hub.origin(place.name).hub}.")
+            return known
+        names = ", ".join(file.name for file in choice.files if not file.name.endswith(".json"))
+        self.say(f"{where}: {names} ({size_words(choice.size_bytes)}), {choice.why}")
+        self._check_memory(choice)
+        self._judge_remote(hub, place.name, listing, choice)
+        staged = self.store.staging(folder)
+        with _folder_errors(staged):
+            staged.mkdir(parents=True, exist_ok=True)
+            for file in choice.files:
+                self._fetch(hub, place.name, listing, file, staged)
+            self._settle(staged, record)
+        return record
+
+    def _record(self, folder: str, where: str, listing: Listing, choice: Choice) -> Record:
+        return Record(
+            name=name_of(folder),
+            folder=folder,
+            files=tuple(file.name for file in choice.files),
+            size_bytes=choice.size_bytes,
+            pulled_at=time.time(),
+            source=where,
+            revision=listing.revision,
+            sha256=tuple(file.sha256 for file in choice.files),
+        )
+
+    def _check_memory(self, choice: Choice) -> None:
+        if self.memory_bytes is not None and choice.size_bytes > self.memory_bytes:
+            raise ModelFileError(
+                f"{max(choice.files, key=lambda file: file.size_bytes).name} has "
+                f"{size_words(choice.size_bytes)}, more than the "
+                f"{size_words(self.memory_bytes)} of memory this machine has. Take a smaller quantisation or "
+                "a smaller model."
+            )
+
+    def _judge_remote(self, hub: Hub, repo: str, listing: Listing, choice: Choice) -> None:
+        """Say how the model will be scored. Raises Unscorable or ModelFileError before it is fetched."""
+        with contextlib.ExitStack() as streams:
+
+            def opened(file: RemoteFile) -> Beginning:
+                source = hub.source(repo, listing.revision, file.path)
+                return streams.enter_context(self.transfer.beginning(source, file))
+
+            def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
+                for file in choice.files:
+                    if file.name.lower().endswith(ending):
+                        # The repository's name is a part of what the file says that it is (evidence.py).
+                        yield opened(file), file.size_bytes, Path(repo.replace("/", "--"), file.path)
+
+            described = {
+                file.name: opened(file).read() for file in choice.files if file.name in safetensors.DESCRIBING
+            }
+            if described:
+                facts = folders.read_streams(Path(repo), described, parts(safetensors.SUFFIX))
+            else:
+                facts = gguf.read_streams(parts(".gguf"))
+            decided = self.judge(facts)
+        decided.require(hub.origin(repo).ref)
+        self.say(f"scored as {decided.explain}")
+
+    def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
+        target = staged / file.name
+        source = hub.source(repo, listing.revision, file.path)
+        if target.exists() and file.sha256:
+            # From an earlier pull that ended after the download: it may be of another revision.
+            with contextlib.suppress(FetchError):
+                verify(target, file, source.origin, self.progress)
+                return
+        cached = hub.cached(repo, listing.revision, file.path)
+        if cached is not None and cached.stat().st_size == file.size_bytes:
+            self.say(f"{file.name} is in the cache of {source.origin.hub} already")
+            shutil.copyfile(cached, target)
+            with contextlib.suppress(FetchError):
+                verify(target, file, source.origin, self.progress)
+                return
+        part = staged / f"{file.name}.{file.sha256[:16] or listing.revision}.part"
+        self.transfer.fetch(source, file, part, self.progress)
+        os.replace(part, target)
+
+    def _settle(self, staged: Path, record: Record) -> None:
+        model = within(staged, record)
+        try:
+            self.judge(modelfile.read(model)).require()
+            self.check(model)
+        except Unscorable:
+            shutil.rmtree(staged)
+            raise
+        for path in staged.iterdir():
+            if path.name not in record.files:
+                path.unlink()
+        self.store.add(record, staged)
+
+
+def _is_same(known: Record, found: Record) -> bool:
+    """Whether a repository holds what was pulled. Small files may have no checksum: then the revision
+    tells."""
+    same = (known.files, known.sha256) == (found.files, found.sha256)
+    return same and (all(found.sha256) or known.revision == found.revision)
+
+
+def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:
+    """Where a reference may be had from, the first choice first, and the catalog's default quantisation."""
+    if ref.kind in ("hf", "ms"):
+        return [ref], ""
+    if ref.kind != "name":
+        raise UnknownModel(
+            f"{str(ref)!r} is nothing that is pulled. Name a model of `rerankd list --catalog`, or a "
+            "repository as in hf:org/repo."
+        )
+    entry = catalog.known().find(ref.name)
+    if entry is None:
+        also = f" A repository of Hugging Face is named hf:{ref}" if "/" in ref.name else ""
+        raise UnknownModel(f"rerankd knows no model {ref.name!r}.{nearest(ref.name)}{also}")
+    if entry.refused:
+        raise Unscorable(f"{entry.name} can't be scored right: {entry.refused}. Take another model.")
+    places = [parse(text) for text in entry.refs]
+    places = [place for place in places if place.kind in HUB_NAMES]
+    if not places:
+        raise UnknownModel(
+            f"rerankd knows {entry.name}, but no place that has it as GGUF. If you know one, name it: "
+            "rerankd pull hf:ORG/REPO"
+        )
+    if ref.quant:
+        places = [ModelRef(place.kind, place.name, ref.quant) for place in places]
+    return places, entry.quant
+
+
+@contextlib.contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataFolderError(
+            f"{folder} can't be written: {error.strerror or error}. Free some space, or name another folder "
+            "with RERANKD_HOME."
+        ) from error

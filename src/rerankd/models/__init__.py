@@ -1,1 +1,0 @@
-"""Model files: what they are, where they come from, and how each is scored."""

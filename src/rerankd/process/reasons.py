@@ -1,0 +1,149 @@
+"""(pure) What is said of an engine that went: the cause, its last lines, and the next step.
+
+`name` is the model file's name, `lines` what the engine wrote, the last line last.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Literal
+
+from rerankd.errors import EngineStartFailed, RerankdError
+
+_QUOTED_LINES = 12
+_LESS_MEMORY = "Take a smaller quantisation or lower scoring.max_length."
+_NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
+Cause = Literal[
+    "crash", "exit", "file", "hang", "memory", "killed", "errors", "useless", "start", "requested"
+]
+"""Why an engine went: a signal that a fault in it raises, an exit code, a model file that is not whole (see
+DAMAGED_FILE), no sign of work, too little memory, a signal from outside, errors instead of scores for some
+texts or (useless) for a known pair, too, no start at all, or a planned replacement."""
+
+DAMAGED_FILE = 65
+"""The exit code (EX_DATAERR of sysexits.h) with which our own workers say that the model file is damaged or
+lacks a part. Another engine might compute something else of it and say nothing, so none is tried."""
+
+# What a fault in the program itself raises; any other signal comes from outside.
+_FAULTS = ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
+# Of llama.cpp, CUDA, C++, Rust, numpy, Python and the system.
+_MEMORY_SIGNS = (
+    "failed to allocate", "out of memory", "bad_alloc", "memory allocation of", "unable to allocate",
+    "memoryerror", "cannot allocate memory", "not enough memory",
+)  # fmt: skip
+_SIGNS = (
+    (
+        "unknown model architecture",
+        "This engine is too old for this model: take a newer llama.cpp (rerankd engine build --source …).",
+    ),
+    *((sign, "It needs more memory than there is. " + _LESS_MEMORY) for sign in _MEMORY_SIGNS),
+    ("error: argument", _NEWER),
+    ("invalid argument", _NEWER),
+)
+_FAULT_NUMBERS = [getattr(signal, name) for name in _FAULTS if hasattr(signal, name)]
+_CODES = {
+    DAMAGED_FILE: "The model file is damaged, or a part of it was lost in conversion: take another "
+    "file of the same model.",
+    -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it, which "
+    "engine = llama takes.",
+    -9: "It was killed from outside, which the system does where memory runs out. If that is why: "
+    + _LESS_MEMORY,
+    -11: "It crashed: the file may be damaged, or the engine is broken on this machine: another one "
+    "may work (engine = llama or openvino).",
+}
+
+
+def died(name: str, code: int, lines: Sequence[str]) -> str:
+    """It ended with this exit code, negative for a signal."""
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    output = "\n".join(lines).lower()
+    advice = next((text for sign, text in _SIGNS if sign in output), _CODES.get(code, ""))
+    return f"The engine for {name} {how}. {advice}\n{_quote(lines)}"
+
+
+def silent(name: str, misses: int, lines: Sequence[str]) -> str:
+    """It did not answer so many health polls."""
+    return (
+        f"The engine for {name} did not answer {misses} health polls in a row and was replaced; try again."
+        f"\n{_quote(lines)}"
+    )
+
+
+def stuck(name: str, margin_s: float, lines: Sequence[str]) -> str:
+    """It answers health polls and does nothing else."""
+    return (
+        f"The engine for {name} did no work for {margin_s:g} s after a request's deadline and was replaced; "
+        f"try again.\n{_quote(lines)}"
+    )
+
+
+def useless(name: str, errors: int) -> str:
+    """It answers health polls, and errors instead of scores."""
+    return (
+        f"The engine for {name} gave {errors} errors in a row instead of scores and was replaced; try again. "
+        "Its own words are in rerankd's log."
+    )
+
+
+def fails_at_load(name: str) -> str:
+    """It has loaded, and gives an error for the pairs of the check at load."""
+    return (
+        f"The engine loaded {name}, but gives an error instead of scores for a known pair. Its own words are "
+        "in rerankd's log. If memory is short: "
+    ) + _LESS_MEMORY
+
+
+def not_loaded(name: str, timeout_s: float, lines: Sequence[str]) -> str:
+    """It was not ready in time."""
+    return (
+        f"The engine did not load {name} within {timeout_s:g} s. Raise start_timeout_s if the disk is slow."
+        f"\n{_quote(lines)}"
+    )
+
+
+def too_large(name: str, held_bytes: int, most_bytes: int) -> str:
+    """It holds more memory than it may as soon as it has loaded."""
+    return (
+        f"The engine for {name} holds {held_bytes / 2**20:.0f} MiB when it has just loaded, more than "
+        f"max_engine_memory allows ({most_bytes / 2**20:.0f} MiB). Raise it, or: {_LESS_MEMORY}"
+    )
+
+
+def cause(code: int, lines: Sequence[str], *, out_of_memory: bool) -> Cause:
+    """Why a process ended with this exit code, negative for a signal. `out_of_memory` says that the system
+    has killed a process for memory since it started."""
+    if (code == -signal.SIGKILL and out_of_memory) or says_memory("\n".join(lines)):
+        return "memory"
+    if code == DAMAGED_FILE:
+        return "file"
+    if code >= 0:
+        return "exit"
+    return "crash" if -code in _FAULT_NUMBERS else "killed"
+
+
+def says_memory(text: str) -> bool:
+    """Whether an engine's words say that memory was short."""
+    return any(sign in text.lower() for sign in _MEMORY_SIGNS)
+
+
+def not_started(program: str, error: OSError | RuntimeError) -> str:
+    """The system did not start the process, or a thread to watch it (RuntimeError)."""
+    why = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, BlockingIOError) or "new thread" in why:
+        why += ": too many processes run (see ulimit -u, and TasksMax of a systemd unit)"
+    return f"The system could not start the engine {program}: {why}."
+
+
+def failing(name: str, error: RerankdError, delay_s: float) -> RerankdError:
+    """What to tell while an engine is not running and its next start is some time away."""
+    return EngineStartFailed(
+        f"{error.message}\nIt is started again in {delay_s:.0f} s, and then at least once a minute until it "
+        f"answers. To try at once: rerankd reload {name}"
+    )
+
+
+def _quote(lines: Sequence[str]) -> str:
+    if not lines:
+        return "It wrote nothing."
+    return "\n".join(("Its last lines:", *(f"  | {line}" for line in lines[-_QUOTED_LINES:])))

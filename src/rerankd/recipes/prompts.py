@@ -1,0 +1,184 @@
+"""(pure) What a causal reranker is asked, as far as that is known; and the lines of rerankd.toml that say it.
+
+A prompt is known from the catalog (name, architecture and sizes agree), or from the file: a rerank template
+that names {query} and {document}, with the labels of its rank head. Qwen3-Reranker's is taken for a text
+model that says it is one: by that template, by the labels yes and no of a rank head, or by the name
+Qwen3-Reranker.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.recipes.catalog import Catalog, Entry, template_flaw
+from rerankd.recipes.evidence import header_names, plain
+
+QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
+_QWEN3_NAME = "qwen3-reranker"
+_QWEN3_LABELS = ("yes", "no")
+_NEGATIVE = frozenset(("no", "false", "0", "irrelevant", "negative", "\u5426"))
+# Words of a name that tell nothing of how a model is asked: sizes, versions of a file, its quantisation.
+_NEUTRAL = re.compile(
+    r"[\dv.]+|\d+[bm]|i?q\d\w*|[kmslx]{1,2}|xx?s|(b?f|fp|int)\d+|i1|imatrix|gguf|ggml|hf|llama|cpp|seq|cls|quanti[sz]ed|models?"
+)
+# Between parts that the reference tokenises apart; not in a file's own template.
+_SEAM = "\x1e"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A judge's `template`, `labels` and `instruction` ("" where the template has no place for one). `note`
+    is what the user should know of where they come from; `assumed` says that nothing states the template, so
+    that every answer carries the note."""
+
+    template: str
+    labels: tuple[str, str]
+    instruction: str = ""
+    note: str = ""
+    assumed: bool = False
+
+
+def known(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Prompt | None:
+    """The prompt of a causal reranker; None where nothing says it."""
+    labels = labels_of(facts)
+    if entry is not None:
+        return _of_entry(facts, entry) if entry.method == "causal_lm" else None
+    qwen = catalog.find(QWEN3_RERANKER)
+    assert qwen is not None, "the catalog has the prompt of Qwen3-Reranker"
+    instruction = _instruction_in(facts.rerank_template, qwen.template)
+    if facts.rerank_template and instruction is None:
+        flawed = own_template_flaw(facts.rerank_template)
+        return None if flawed or labels is None else Prompt(facts.rerank_template, labels)
+    if instruction is not None and facts.architecture != "qwen3vl":
+        # llama.cpp's converter gives the vision model the text model's template, which is not its own.
+        return Prompt(qwen.template, labels or _QWEN3_LABELS, instruction)
+    if facts.architecture != "qwen3":
+        return None
+    if facts.pooling == "rank" and labels == _QWEN3_LABELS:
+        return Prompt(
+            qwen.template,
+            labels,
+            qwen.instruction,
+            "this model is asked as Qwen3-Reranker is, because its rank head has the labels yes and no; its "
+            "file "
+            "does not say the prompt. Set a template if its model card names another",
+            assumed=True,
+        )
+    if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(facts)):
+        return Prompt(
+            qwen.template,
+            _QWEN3_LABELS,
+            qwen.instruction,
+            "this model is asked as Qwen3-Reranker is, because of its name; its sizes are none of the known "
+            "ones. Set a template if its model card names another prompt",
+            assumed=True,
+        )
+    return None
+
+
+def own_template_flaw(template: str) -> str:
+    """Why a file's rerank template can't be filled in, "" where it can."""
+    if flaw := template_flaw(template):
+        return flaw
+    return "the file does not say which {instruction} it wants" if "{instruction}" in template else ""
+
+
+def labels_of(facts: ModelMetadata) -> tuple[str, str] | None:
+    """The two labels of the rank head, the relevant one first; None where the file names none, others than
+    tokens, or one that means not relevant first: its order may be wrong, or its question be turned around."""
+    said = facts.output_labels
+    fit = len(said) == 2 and all(facts.token_id(label) is not None for label in said)
+    if not fit or _word(said[0]) in _NEGATIVE:
+        return None
+    return said[0], said[1]
+
+
+def _word(label: str) -> str:
+    return label.strip().lower()
+
+
+def _of_entry(facts: ModelMetadata, entry: Entry) -> Prompt:
+    own = facts.rerank_template
+    instruction = _instruction_in(own, entry.template)
+    if not own and (more := _more_words(facts, entry)):
+        note = (
+            f"this model is asked as {entry.name} is, because of its name and its sizes; but its name also "
+            f"says {more!r}, and its file does not say the prompt. Set a template if its model card names "
+            "another one"
+        )
+        return Prompt(entry.template, entry.labels, entry.instruction, note, assumed=True)
+    if not own or instruction is not None:
+        return Prompt(entry.template, entry.labels, instruction or entry.instruction)
+    note = (
+        f"this model is asked as {entry.name} is, because of its name and its sizes; its file has another "
+        "rerank template, which is not used. Set a template if its model card names another prompt"
+    )
+    # llama.cpp's converter gives the vision model the text model's template, which is not its own.
+    return Prompt(entry.template, entry.labels, entry.instruction, note, facts.architecture != "qwen3vl")
+
+
+def _more_words(facts: ModelMetadata, entry: Entry) -> str:
+    """What the file's names say beside the model's name, its publisher, sizes and quantisations: a fine-tune
+    may be asked something else. "" where one of the names says no more."""
+    publishers = {word for alias in entry.aliases if "/" in alias for word in plain(alias).split("-")}
+    left: list[str] = []
+    for name in header_names(facts):
+        for own in entry.match.names:
+            before, found, after = f"-{name}-".partition(f"-{own}-")
+            words = [word for word in f"{before}-{after}".split("-") if word]
+            more = [word for word in words if word not in publishers and not _NEUTRAL.fullmatch(word)]
+            if found and not more:
+                return ""
+            left += [" ".join(more)] if found else []
+    return max(left, key=len, default="")
+
+
+def _instruction_in(template: str, known: str) -> str | None:
+    """The instruction that makes the known template equal to this one; None where none does."""
+    before, slot, after = known.replace(_SEAM, "").partition("{instruction}")
+    if not slot:
+        return "" if template == before else None
+    whole = template.startswith(before) and template.endswith(after)
+    middle = template[len(before) : len(template) - len(after)]
+    return middle if whole and len(template) >= len(before) + len(after) and "{" not in middle else None
+
+
+def wanted_lines(facts: ModelMetadata, catalog: Catalog, *, like_before: bool) -> str:
+    """The lines that make a judge of a model whose prompt is not known: what its file says is filled in, the
+    rest is for the user. `like_before` adds what rerankd 0.1 asked."""
+    own = facts.rerank_template if not template_flaw(facts.rerank_template) else ""
+    slot = "{instruction}" in own
+    lines = [
+        'method = "causal_lm"',
+        f"template = {toml(own)}  # the prompt of its model card, with {{query}} and {{document}} in it",
+        f"labels = {toml(labels_of(facts) or ('', ''))}  # the tokens that mean relevant and not relevant",
+    ]
+    if slot:
+        lines.insert(2, 'instruction = ""  # what its model card puts there')
+    qwen = catalog.find(QWEN3_RERANKER)
+    if like_before and qwen is not None:
+        said: dict[str, str | Sequence[str]] = {
+            "template": qwen.template,
+            "labels": qwen.labels,
+            "instruction": qwen.instruction,
+        }
+        lines += [
+            "# Or these instead, only if it is asked as Qwen3-Reranker is; rerankd 0.1 assumed it:",
+            *(f"# {name} = {toml(value)}" for name, value in said.items()),
+        ]
+    return "\n".join(lines)
+
+
+def toml(value: str | Sequence[str]) -> str:
+    """A text or a list of texts in TOML."""
+    # JSON's strings are TOML's basic ones, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def section(name: str, ref: str, lines: str) -> str:
+    """A model's section of rerankd.toml."""
+    return f"[models.{name}]\nref = {toml(ref)}\n{lines}"

@@ -1,0 +1,161 @@
+"""(pure) The scoring method of a file, from its own metadata and the catalog, or why it is not known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rerankd.backends.llama.heads import is_causal
+from rerankd.domain import Method
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.recipes import prompts
+from rerankd.recipes.catalog import Catalog, Entry
+from rerankd.recipes.evidence import Kind, is_called_embedder, kind_of
+
+QWEN3 = ("qwen3", "qwen3vl")
+OTHERS = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
+SAY_PROMPT = f"say in rerankd.toml what it is asked, as its model card has it, or {OTHERS}"
+_SAY_POOLING = f"if it is an embedding model, say so in rerankd.toml; else {OTHERS}"
+# Encoders whose converter (LlamaBidirectionalModel) makes the same file of embedding models and of rerankers.
+_EITHER = ("llama", "llama-embed")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a file can't be scored, what to do, and the settings that supply what is missing ("" where none
+    does)."""
+
+    reason: str
+    way_out: str = OTHERS
+    lines: str = ""
+
+
+def natural(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Method | Refusal:
+    """The scoring method of a file for which the user sets none."""
+    kind = kind_of(facts)
+    if is_causal(facts):
+        return _causal(facts, entry, catalog, kind)
+    headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
+    if headed or (entry is not None and entry.method == "cross_encoder"):
+        return "cross_encoder"
+    if kind is not None:
+        return _headless(facts, entry, kind)
+    if entry is not None and entry.method:
+        return entry.method
+    if facts.pooling not in ("mean", "cls", "last"):
+        return Refusal(
+            f"it is a {facts.architecture} encoder with no rank head, and its header names no pooling",
+            "if it was a reranker, its head was lost in conversion, and another file is needed; if it is an "
+            "embedding model, say so in rerankd.toml, with the pooling that its model card names",
+            _cosine_lines(""),
+        )
+    if facts.architecture == "gemma-embedding" and not facts.has_dense:
+        return Refusal(
+            "it is an EmbeddingGemma without its two dense layers (dense_2.weight and dense_3.weight "
+            "missing): it was converted without them, and gives other cosines than the model",
+            f"take a conversion that has them, or {OTHERS}",
+            _cosine_lines(facts.pooling),
+        )
+    if facts.architecture in _EITHER and not is_called_embedder(facts):
+        return Refusal(
+            f"it is a {facts.architecture} encoder without a rank head, and nothing in it says whether it "
+            "is an embedding model, or a reranker such as llama-nemotron-rerank whose head was lost in "
+            "conversion",
+            _SAY_POOLING,
+            _cosine_lines(facts.pooling),
+        )
+    return "embedding"
+
+
+def _causal(
+    facts: ModelMetadata, entry: Entry | None, catalog: Catalog, kind: Kind | None
+) -> Method | Refusal:
+    if kind in ("listwise", "late interaction", "sparse"):
+        return _headless(facts, entry, kind)
+    if prompts.known(facts, entry, catalog) is not None:
+        return "causal_lm"
+    if kind == "reranker" or facts.has_cls_output:
+        return Refusal(
+            f"it is a {facts.architecture} reranker that the catalog does not know, and its file does not "
+            f"say what it is asked: {_missing_of_judge(facts)}",
+            SAY_PROMPT,
+            prompts.wanted_lines(facts, catalog, like_before=facts.architecture in QWEN3),
+        )
+    if entry is not None and entry.method:
+        return entry.method
+    if facts.pooling in ("mean", "cls", "last"):
+        return "embedding"
+    return Refusal(
+        "it is a plain language model (chat or base), not trained to score documents",
+        SAY_PROMPT,
+        prompts.wanted_lines(facts, catalog, like_before=False),
+    )
+
+
+def _missing_of_judge(facts: ModelMetadata) -> str:
+    """What of a judge's recipe the file does not say."""
+    lacks = []
+    if not facts.rerank_template:
+        lacks.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
+    elif flaw := prompts.own_template_flaw(facts.rerank_template):
+        lacks.append(f"a rerank template that can be filled in ({flaw})")
+    elif facts.architecture == "qwen3vl":
+        lacks.append("its own prompt (the template in the file is the text model's)")
+    if prompts.labels_of(facts) is None:
+        lacks.append(
+            "two labels that are tokens of its vocabulary, the relevant one first (classifier.output_labels)"
+        )
+    return " and ".join(lacks) + (" are missing" if len(lacks) > 1 else " is missing")
+
+
+def _headless(facts: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
+    """The refusal of a file that calls itself a reranker and lacks the part that scores."""
+    pooling = facts.pooling if facts.pooling in ("mean", "cls", "last") else ""
+    lines = _cosine_lines(pooling)
+    if kind == "listwise":
+        return Refusal(
+            "it is a listwise model (it has the marker tokens of jina-reranker-v3): it reads all documents "
+            "in one prompt and compares hidden states of those tokens, which rerankd does not do yet"
+        )
+    if kind == "late interaction":
+        return Refusal(
+            "it is a late interaction model (ColBERT): it compares each token of a query with each of a "
+            "document, which rerankd does not do yet; one vector for each text gives other scores",
+            OTHERS,
+            lines,
+        )
+    if kind == "sparse":
+        return Refusal(
+            "it is a sparse model (SPLADE): its score comes from weights of words, which its language model "
+            "head gives and rerankd does not compute; one vector for each text gives other scores",
+            OTHERS,
+            lines,
+        )
+    return Refusal(
+        "it is called a reranker and has no rank head (cls.weight and cls.output.weight missing): the head "
+        "was lost in conversion, or is of a kind that a GGUF file can't hold",
+        another_file(facts, entry),
+        lines,
+    )
+
+
+def _cosine_lines(pooling: str) -> str:
+    """The lines that make an embedding model of an encoder."""
+    return "\n".join(
+        [
+            'method = "embedding"  # only if it is an embedding model; rerankd 0.1 assumed it',
+            f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card says",
+        ]
+    )
+
+
+def another_file(facts: ModelMetadata, entry: Entry | None) -> str:
+    """What to do where a conversion can't score right, and the model itself can."""
+    if facts.cls_output_rows > 1:
+        return OTHERS
+    if entry is not None and entry.refs:
+        return f"pull the model as rerankd knows it: rerankd pull {entry.name.lower()}"
+    if facts.format == "safetensors":
+        return f"take a GGUF file of the model, if there is one, or {OTHERS}"
+    if facts.architecture in ("bert", "modern-bert"):
+        return f"serve the model from its own safetensors (rerankd pull hf:ORG/REPO), or {OTHERS}"
+    return OTHERS

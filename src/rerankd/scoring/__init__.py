@@ -1,0 +1,1 @@
+"""From texts to scores: inputs, prompts, truncation, normalization. No I/O."""

@@ -1,0 +1,111 @@
+"""Several engines of one model that share its requests: each call goes to the ready one that has the
+fewest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+
+from rerankd.backends.base import Engine
+from rerankd.errors import RerankdError
+from rerankd.process.reasons import Cause
+from rerankd.process.supervisor import Phase, State, Supervisor
+
+# Whom to wait for where nobody is ready: the one that will be soonest.
+_SOONEST: tuple[Phase, ...] = (
+    "ready", "checking", "starting", "waiting", "stopping", "failed", "stopped"
+)  # fmt: skip
+
+
+class Replicas:
+    """The supervisors of one model, used as if they were one."""
+
+    def __init__(self, supervisors: Sequence[Supervisor[Engine]]) -> None:
+        self._supervisors = tuple(supervisors)
+
+    @property
+    def state(self) -> State[Engine]:
+        """The state of the one that is best off, with the starts and losses of all."""
+        states = [supervisor.state for supervisor in self._supervisors]
+        best = min(states, key=lambda state: _SOONEST.index(state.phase))
+        starts, lost = sum(state.starts for state in states), sum(state.lost for state in states)
+        return replace(best, starts=starts, lost=lost)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the engines that are ready."""
+        return [pid for supervisor in self._supervisors if (pid := supervisor.state.pid) is not None]
+
+    def start(self) -> None:
+        """Begin; returns at once. Must be called on the thread of the event loop that stays."""
+        for supervisor in self._supervisors:
+            supervisor.start()
+
+    async def ensure_ready(self) -> None:
+        """Wait until each is ready or has failed. Raises what made the first one fail where none is ready:
+        the others go on trying."""
+        waits = (supervisor.ensure_ready() for supervisor in self._supervisors)
+        outcomes = await asyncio.gather(*waits, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        unexpected = [failure for failure in failures if not isinstance(failure, RerankdError)]
+        if unexpected or len(failures) == len(outcomes):
+            raise (unexpected or failures)[0]
+
+    def lease(
+        self, *, after: Engine | None = None, alone: bool = False
+    ) -> AbstractAsyncContextManager[Engine]:
+        """An engine that is not replaced without need until the block ends; `alone`: no other call has it
+        meanwhile. `after` is one that has failed the caller: another one is taken where there is one."""
+
+        def rank(supervisor: Supervisor[Engine]) -> tuple[bool, int, int]:
+            state = supervisor.state
+            failed = after is not None and state.engine is after
+            return failed, _SOONEST.index(state.phase), supervisor.leases
+
+        return min(self._supervisors, key=rank).lease(after=after, alone=alone)
+
+    def answered(self, engine: Engine) -> None:
+        """Say that `engine` has scored what a client asked for."""
+        for supervisor in self._supervisors:
+            supervisor.answered(engine)
+
+    def erred(self, engine: Engine, message: str) -> None:
+        """Say that `engine` gave an error instead of scores."""
+        for supervisor in self._supervisors:
+            if supervisor.owns(engine):
+                supervisor.erred(engine, message)
+
+    async def fate(self, engine: Engine) -> Cause | None:
+        """Why `engine` went; None where it still runs, or it is not known any more."""
+        owner = self._owner(engine)
+        return await owner.fate(engine) if owner is not None else None
+
+    def known_fate(self, engine: Engine) -> Cause | None:
+        """Why `engine` went, as far as that is known now."""
+        owner = self._owner(engine)
+        return owner.known_fate(engine) if owner is not None else None
+
+    async def verdict(self, engine: Engine) -> Cause | None:
+        """Why `engine` is replaced after an error; None where it scores a known pair, and goes on."""
+        owner = self._owner(engine)
+        return await owner.verdict(engine) if owner is not None else None
+
+    def _owner(self, engine: Engine) -> Supervisor[Engine] | None:
+        return next((one for one in self._supervisors if one.owns(engine)), None)
+
+    def reload(self) -> None:
+        """Start failed engines again, replace running ones between requests."""
+        for supervisor in self._supervisors:
+            supervisor.reload()
+
+    def suspect(self) -> None:
+        """Say that a call was not answered in time: the engines that are stuck are replaced."""
+        for supervisor in self._supervisors:
+            if supervisor.state.engine is not None:
+                supervisor.suspect(supervisor.state.engine)
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Stop all; safe to call again, and with `at_once` to cut an earlier call short."""
+        await asyncio.gather(*(supervisor.stop(at_once=at_once) for supervisor in self._supervisors))
