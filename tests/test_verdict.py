@@ -300,7 +300,7 @@ def test_refusals_say_why_and_what_to_do(found: ModelMetadata, reason: str) -> N
         Unscorable, match=f"^m.gguf: can't be scored right: .*{reason.replace('|', '[|]')}.*; .+"
     ):
         verdict.require()
-    assert verdict.way_out
+    assert verdict.next_step
 
 
 def test_an_embedding_models_name_does_not_hide_a_head() -> None:
@@ -417,7 +417,7 @@ def test_cosine_settings() -> None:
     assert scoring.normalization == Normalization("affine", 0.5, 0.95)
     unsaid = facts("bert")
     assert judged(unsaid, ScoringOverrides(method="embedding", pooling="mean")).require().pooling == "mean"
-    assert "set pooling" in judged(unsaid, ScoringOverrides(method="embedding")).way_out
+    assert "set pooling" in judged(unsaid, ScoringOverrides(method="embedding")).next_step
     assert judged(
         E5_FACTS, ScoringOverrides(normalization="identity")
     ).require().normalization == Normalization("identity")
@@ -518,7 +518,7 @@ def test_a_file_without_settings_gets_a_verdict_and_never_an_error(data: st.Data
     verdict = judged(facts(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
     scoring = verdict.scoring
     if scoring is None:
-        assert verdict.reason and verdict.way_out
+        assert verdict.reason and verdict.next_step
     elif scoring.method == "causal_lm":
         assert scoring.template and all(scoring.labels)
     elif scoring.method == "embedding":

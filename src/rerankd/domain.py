@@ -54,6 +54,16 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something is not done, and what to do next: a file is damaged, a model's recipe is not known, a
+    backend can't run it. `lines` are the settings that supply what is missing, "" where none do."""
+
+    reason: str
+    next_step: str
+    lines: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RerankRequest:
     """One question and the documents to order by how well they answer it.
 

@@ -21,7 +21,7 @@ def describe(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> str:
     scoring = verdict.scoring
     if scoring is None:
         lines.append(f"refused: {verdict.reason}")
-        lines.append(f"what to do: {verdict.way_out}")
+        lines.append(f"what to do: {verdict.next_step}")
         if said := verdict.settings(ref):
             lines += ["", "# rerankd.toml", said]
         return "\n".join(lines)
@@ -58,7 +58,7 @@ def describe_json(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> dict
         "scorable": scoring is not None,
         "scoring": asdict(scoring) | {"labels": list(scoring.labels)} if scoring is not None else None,
         "reason": verdict.reason,
-        "way_out": verdict.way_out,
+        "next_step": verdict.next_step,
         "settings": verdict.settings(ref),
         "notes": list(verdict.notes),
     }

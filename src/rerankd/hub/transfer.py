@@ -57,21 +57,21 @@ class Origin:
         token = f"make a token there and set {self.token_variable} to it"
         if status == 401:
             why = "does not give it without a token (401): it is gated or private, or there is no such thing"
-            way_out = f"Check the name at {self.page}, accept its terms there if it has some, and {token}."
+            next_step = f"Check the name at {self.page}, accept its terms there if it has some, and {token}."
         elif status == 403:
             why = "does not give it to this account (403): it is gated"
-            way_out = f"Accept its terms at {self.page}, then {token}."
+            next_step = f"Accept its terms at {self.page}, then {token}."
         elif status == 404:
             why = "has no such thing (404)"
-            way_out = f"Check the name at {self.page}."
+            next_step = f"Check the name at {self.page}."
         elif status == 429:
             why = "has had too many requests from here (429)"
             when = "in some minutes" if wait_s is None else f"in {wait_s} s"
-            way_out = f"Try again {when}; who sends a token ({self.token_variable}) may ask for more."
+            next_step = f"Try again {when}; who sends a token ({self.token_variable}) may ask for more."
         else:
             why = f"answers with an error ({status})"
-            way_out = f"Try again {'later' if wait_s is None else f'in {wait_s} s'}, or {self.mirror}."
-        return FetchError(f"{self.ref} can't be fetched: {self.hub} {why}. {way_out}", retry_after_s=wait_s)
+            next_step = f"Try again {'later' if wait_s is None else f'in {wait_s} s'}, or {self.mirror}."
+        return FetchError(f"{self.ref} can't be fetched: {self.hub} {why}. {next_step}", retry_after_s=wait_s)
 
     def unreachable(self, error: Exception) -> HubUnreachable:
         """The error of no answer at all."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerankd.backends.llama.heads import HIDDEN_ACTIVATION_BUILD, head_flaw, is_causal
-from rerankd.domain import Method, Normalization, NormalizationName, Pooling, Recipe
+from rerankd.domain import Method, Normalization, NormalizationName, Pooling, Recipe, Refusal
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes import prompts
@@ -33,7 +33,6 @@ from rerankd.recipes.scoring_method import (
     OTHERS,
     QWEN3,
     SAY_PROMPT,
-    Refusal,
     another_file,
     natural,
 )
@@ -83,7 +82,7 @@ _ONLY_FOR: dict[Method, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a file is scored (`scoring`), or `reason` and `way_out` when not. `lines` are the settings that
+    """How a file is scored (`scoring`), or `reason` and `next_step` when not. `lines` are the settings that
     supply what is missing, "" where no setting does. `notes` are for the user; `warnings` go
     with every answer: the file does not say what is assumed. `needs_build` is the oldest
     build of llama.cpp that computes this model right, 0 where any does."""
@@ -92,7 +91,7 @@ class Verdict:
     scoring: Recipe | None
     entry: Entry | None = None
     reason: str = ""
-    way_out: str = ""
+    next_step: str = ""
     notes: tuple[str, ...] = ()
     lines: str = ""
     needs_build: int = 0
@@ -102,7 +101,7 @@ class Verdict:
     def explain(self) -> str:
         """The verdict in one sentence for the user."""
         if self.scoring is None:
-            return f"can't be scored right: {self.reason}; {self.way_out}"
+            return f"can't be scored right: {self.reason}; {self.next_step}"
         return self.scoring.reason
 
     def settings(self, ref: str = "") -> str:
@@ -159,7 +158,7 @@ def decide(facts: ModelMetadata, catalog: Catalog, overrides: ScoringOverrides =
     case = _Case(facts, entry, catalog, overrides)
     found = _no_model(case) or _score(case)
     if isinstance(found, Refusal):
-        return Verdict(facts.path, None, entry, found.reason, found.way_out, lines=found.lines)
+        return Verdict(facts.path, None, entry, found.reason, found.next_step, lines=found.lines)
     # SentencePiece's maps compose as well, but only marks in the order of Unicode, and not all sequences.
     is_unigram = facts.tokenizer_model == "t5" and facts.has_charsmap
     found = replace(found, nfc=is_unigram or facts.tokenizer_pre in _NFC_TOKENIZERS)
@@ -182,7 +181,7 @@ def _no_model(case: _Case) -> Refusal | None:
     if not facts.vocabulary_size:
         return Refusal("it holds no vocabulary", "download a complete conversion of the model")
     if facts.hidden_activation not in ("", "gelu", "silu"):
-        return Refusal(f"its activation {facts.hidden_activation!r} is not known")
+        return Refusal(f"its activation {facts.hidden_activation!r} is not known", OTHERS)
     return None
 
 
@@ -193,7 +192,7 @@ def _score(case: _Case) -> Recipe | Refusal:
         method = "causal_lm"
     # What the catalog refuses is what llama.cpp computes wrong.
     if entry is not None and entry.refused and method != "causal_lm" and case.facts.format == "gguf":
-        return Refusal(f"this is {entry.name}: {entry.refused}")
+        return Refusal(f"this is {entry.name}: {entry.refused}", OTHERS)
     if case.facts.format != "gguf" and method not in (None, "cross_encoder"):
         raise ConfigError(f"{case.facts.path}: a model in safetensors is scored by its head: remove {method}")
     method = method or natural(case.facts, case.entry, case.catalog)

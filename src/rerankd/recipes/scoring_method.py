@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rerankd.backends.llama.heads import is_causal
-from rerankd.domain import Method
+from rerankd.domain import Method, Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes import prompts
 from rerankd.recipes.catalog import Catalog, Entry
@@ -17,16 +15,6 @@ SAY_PROMPT = f"say in rerankd.toml what it is asked, as its model card has it, o
 _SAY_POOLING = f"if it is an embedding model, say so in rerankd.toml; else {OTHERS}"
 # Encoders whose converter (LlamaBidirectionalModel) makes the same file of embedding models and of rerankers.
 _EITHER = ("llama", "llama-embed")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a file can't be scored, what to do, and the settings that supply what is missing ("" where none
-    does)."""
-
-    reason: str
-    way_out: str = OTHERS
-    lines: str = ""
 
 
 def natural(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Method | Refusal:
@@ -114,7 +102,8 @@ def _headless(facts: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
     if kind == "listwise":
         return Refusal(
             "it is a listwise model (it has the marker tokens of jina-reranker-v3): it reads all documents "
-            "in one prompt and compares hidden states of those tokens, which rerankd does not do yet"
+            "in one prompt and compares hidden states of those tokens, which rerankd does not do yet",
+            OTHERS,
         )
     if kind == "late interaction":
         return Refusal(

@@ -1,0 +1,21 @@
+"""The settings that only OpenVINO has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rerankd.backends.options import Options, per_model
+
+
+class OpenVinoOptions(Options):
+    """See the settings of these names."""
+
+    precision: Literal["auto", "f32", "bf16"] = per_model(
+        "auto",
+        description="openvino: the arithmetic; auto takes bf16 where this CPU is faster with it and it keeps "
+        "the model's order",
+    )
+    weights: Literal["full", "compressed"] = per_model(
+        "full",
+        description="openvino: compressed keeps 8 bits of each: a third of the memory, scores move a little",
+    )
