@@ -43,7 +43,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 class ModelRegistry(Roster):
     """Owner of the served models and of the settings they are served by. Which of them are loaded is the
-    pool's affair (see serving/loader.py). `started` tells whether all models of the start have been read, and
+    loader's affair (see loader.py). `started` tells whether all models of the start have been read, and
     loaded as far as they are wanted loaded; `is_closing` that no requests are taken any more."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -52,7 +52,7 @@ class ModelRegistry(Roster):
         self.began_at = time.monotonic()
         self._metrics = metrics
         self._state = StateStore(settings.home)
-        self._pool = Loader(budgets(settings), least_stay_s=settings.least_stay_s)
+        self._loader = Loader(budgets(settings), least_stay_s=settings.least_stay_s)
         self._pulled: list[EffectiveModelSettings] = []
         self._default = ""
         self._run_dir: rundir.RunDir | None = None
@@ -67,7 +67,7 @@ class ModelRegistry(Roster):
     @property
     def budgets(self) -> Bytes:
         """What all engines may hold together, by device. A device that is not named has no bound."""
-        return self._pool.budgets
+        return self._loader.budgets
 
     @property
     def budget_bytes(self) -> int | None:
@@ -133,7 +133,7 @@ class ModelRegistry(Roster):
     async def _try(self, served: ServedModel, progress: Report) -> RerankdError | None:
         """What keeps a model from being loaded at the start. What does not fit beside the others waits for
         its first request."""
-        if self._pool.fits(served):
+        if self._loader.fits(served):
             progress(f"loading {served.model.path.name}", 0, 0)
             try:
                 await self.load(served)
@@ -209,7 +209,7 @@ class ModelRegistry(Roster):
         self._close_doors(everyone)
         for pending in list(self._bringing):
             self._give_up(pending)
-        await self._pool.close()
+        await self._loader.close()
         await asyncio.gather(*(served.unload(at_once=at_once) for served in everyone))
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -260,11 +260,11 @@ class ModelRegistry(Roster):
     def use(self, served: ServedModel) -> AbstractAsyncContextManager[None]:
         """Wait until a model is loaded, and keep it so until the block ends. Raises DoesNotFit, and what
         keeps its engine from being ready."""
-        return self._pool.use(served)
+        return self._loader.use(served)
 
     def unload(self, served: ServedModel) -> None:
         """Have a model unloaded as soon as nobody uses it."""
-        self._pool.unload(served)
+        self._loader.unload(served)
 
     async def reload(self, entry: Entry) -> None:
         """Try a refused model or a failed engine again, or replace a running one between requests. A file
@@ -319,7 +319,7 @@ class ModelRegistry(Roster):
         self._pulled = [wanted for wanted in self._pulled if wanted != served.model.wanted]
         if served.model.wanted.ref == self._default:
             self._default = ""
-        self._pool.retire(served)
+        self._loader.retire(served)
 
     async def apply(self, settings: Settings) -> None:
         """Go on by other settings: what has changed is stopped and started, and nothing else is touched.
@@ -347,7 +347,7 @@ class ModelRegistry(Roster):
         old, self._entries = self._entries, entries
         for entry in old:
             if entry not in entries:
-                self._give_up(entry) if isinstance(entry, Pending) else self._pool.retire(entry)
+                self._give_up(entry) if isinstance(entry, Pending) else self._loader.retire(entry)
         for entry in entries:
             if isinstance(entry, Pending):
                 entry.retry() if entry in old else self._bring(entry)
@@ -388,7 +388,7 @@ class ModelRegistry(Roster):
         kept: dict[EffectiveModelSettings, Entry],
         read: dict[EffectiveModelSettings, Model | RerankdError],
     ) -> list[Entry]:
-        """The entries by new settings; the new ones are known to the pool."""
+        """The entries by new settings; the new ones are known to the loader."""
         entries: list[Entry] = []
         for one in wanted:
             own = preparing.names_of(one)
@@ -431,7 +431,7 @@ class ModelRegistry(Roster):
         return found
 
     def _add(self, model: Model) -> ServedModel:
-        """Make a model known to the pool. Raises DoesNotFit."""
+        """Make a model known to the loader. Raises DoesNotFit."""
         served = ServedModel(model, self.settings, self._metrics, self._sockets, self._state)
         served.on_changed_file = lambda: self._read_anew(served)
         has_cards = self.budgets.keys() - {MEMORY} != set()
@@ -451,12 +451,12 @@ class ModelRegistry(Roster):
             return held()
 
         least, guess = need(model.facts.size_bytes), need(model.memory_guess)
-        self._pool.add(served, least, guess, model.wanted.idle_unload_s, Acts(load, served.unload, held))
+        self._loader.add(served, least, guess, model.wanted.idle_unload_s, Acts(load, served.unload, held))
         return served
 
     def _replace(self, old: ServedModel, new: ServedModel) -> None:
         self._entries[self._entries.index(old)] = new
-        self._pool.retire(old)
+        self._loader.retire(old)
         self._warm(new)
 
     def _warm(self, served: ServedModel) -> None:
@@ -491,7 +491,7 @@ class ModelRegistry(Roster):
 
     def _everyone(self) -> list[ServedModel]:
         """All models, those that are served no more but still at work among them."""
-        return [key for key in self._pool.keys if isinstance(key, ServedModel)]
+        return [key for key in self._loader.keys if isinstance(key, ServedModel)]
 
     def _sockets(self) -> rundir.RunDir:
         assert self._run_dir is not None, "start the fleet first"

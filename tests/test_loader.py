@@ -1,4 +1,4 @@
-"""The pool's policy as histories, and the pool that carries it out."""
+"""The eviction policy as histories, and the loader that carries it out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rerankd.errors import DoesNotFit, EngineUnavailable, Unscorable
 from rerankd.memory import MEMORY, Need, lacking, place
-from rerankd.serving.loader import Acts, Admit, EvictionPolicy, Load, Loader, Refuse, Unload
+from rerankd.serving.eviction import Admit, EvictionPolicy, Load, Refuse, Unload
+from rerankd.serving.loader import Acts, Loader
 
 
 def held(size: int) -> dict[str, int]:
@@ -188,11 +189,11 @@ def test_a_cards_engine_takes_its_share_of_the_machines_memory_too() -> None:
 def test_what_the_cards_have_no_room_for_is_expected_in_memory() -> None:
     assert Need(0, 45).within(TWO_CARDS) == Need(15, 30)
     assert Need(0, 500).within(TWO_CARDS) == Need(100, 30)
-    pool = Loader(TWO_CARDS)
-    acts = Models(pool)._acts("x")
-    pool.add("fits", Need(0, 130), Need(0, 500), None, acts)
+    loader = Loader(TWO_CARDS)
+    acts = Models(loader)._acts("x")
+    loader.add("fits", Need(0, 130), Need(0, 500), None, acts)
     with pytest.raises(DoesNotFit):
-        pool.add("never", Need(0, 131), Need(0, 500), None, acts)
+        loader.add("never", Need(0, 131), Need(0, 500), None, acts)
 
 
 def test_a_device_without_a_budget_has_no_bound() -> None:
@@ -289,15 +290,15 @@ def test_any_history_keeps_the_promises(
 
 
 class Models:
-    """Models of one pool, which take no time and count what is done with them."""
+    """Models of one loader, which take no time and count what is done with them."""
 
-    def __init__(self, pool: Loader, *names: str, size: int = 10) -> None:
-        self.pool = pool
+    def __init__(self, loader: Loader, *names: str, size: int = 10) -> None:
+        self.loader = loader
         self.did: Counter[str] = Counter()
         self.loaded: set[str] = set()
         self.error: Exception | None = None
         for name in names:
-            pool.add(name, Need(size), Need(2 * size), None, self._acts(name))
+            loader.add(name, Need(size), Need(2 * size), None, self._acts(name))
 
     def _acts(self, name: str) -> Acts:
         async def load(cards: tuple[str, ...]) -> dict[str, int]:
@@ -321,7 +322,7 @@ class Models:
         return Acts(load, unload, measure)
 
     async def use(self, name: str, turns: int = 3) -> str:
-        async with self.pool.use(name):
+        async with self.loader.use(name):
             for _ in range(turns):
                 assert name in self.loaded and len(self.loaded) <= 2
                 await asyncio.sleep(0)
@@ -330,14 +331,14 @@ class Models:
 
 def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
     async def story() -> None:
-        pool = Loader(held(20))
-        it = Models(pool, "a", "b", "c")
+        loader = Loader(held(20))
+        it = Models(loader, "a", "b", "c")
         names = [name for _ in range(20) for name in "abc"]
         async with asyncio.timeout(10):
             assert await asyncio.gather(*(it.use(name) for name in names)) == names
         # Each came in a bunch that was served together, not one by one.
         assert sum(it.did[f"load {name}"] for name in "abc") < 10
-        await pool.close()
+        await loader.close()
 
     asyncio.run(story())
 
@@ -345,8 +346,8 @@ def test_three_models_share_room_for_two_and_no_request_is_lost() -> None:
 def test_memory_is_measured_now_and_then_and_not_after_each_request() -> None:
     async def story() -> None:
         now = 100.0
-        pool = Loader({}, now=lambda: now)
-        it = Models(pool, "a")
+        loader = Loader({}, now=lambda: now)
+        it = Models(loader, "a")
         for _ in range(5):
             await it.use("a")
         assert it.did["measure a"] == 1
@@ -354,15 +355,15 @@ def test_memory_is_measured_now_and_then_and_not_after_each_request() -> None:
         for _ in range(5):
             await it.use("a")
         assert it.did["measure a"] == 2
-        await pool.close()
+        await loader.close()
 
     asyncio.run(story())
 
 
 def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
     async def story() -> None:
-        pool = Loader({})
-        it = Models(pool, "a")
+        loader = Loader({})
+        it = Models(loader, "a")
         it.error = Unscorable("no")
         errors = await asyncio.gather(*(it.use("a") for _ in range(2)), return_exceptions=True)
         assert [type(error) for error in errors] == [Unscorable, Unscorable]
@@ -372,27 +373,27 @@ def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
             await it.use("a")
         it.error = None
         assert await it.use("a") == "a"
-        await pool.close()
+        await loader.close()
 
     asyncio.run(story())
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
-    pool = Loader(held(10 * 2**20))
+    loader = Loader(held(10 * 2**20))
     with pytest.raises(
         DoesNotFit, match="a needs 20 MiB of memory, and all engines together may hold 10 MiB"
     ):
-        Models(pool, "a", size=20 * 2**20)
+        Models(loader, "a", size=20 * 2**20)
 
 
 def test_closing_tells_those_who_wait_and_begins_nothing() -> None:
     async def story() -> None:
-        pool = Loader(held(10))
-        it = Models(pool, "a", "b")
-        async with pool.use("a"):
+        loader = Loader(held(10))
+        it = Models(loader, "a", "b")
+        async with loader.use("a"):
             waiting = asyncio.ensure_future(it.use("b"))
             await asyncio.sleep(0)
-            await pool.close()
+            await loader.close()
             with pytest.raises(EngineUnavailable):
                 await waiting
         with pytest.raises(EngineUnavailable):

@@ -1,0 +1,269 @@
+"""(pure) Which models are loaded: on demand, within a budget of memory, and fair to those that wait.
+
+A model that is asked for is loaded when it fits beside the others. Where it doesn't, models that nobody uses
+make room, the least recently used one first. Where all are in use, the one that was loaded first takes no new
+requests any more, finishes those it has, and makes room: else a model with steady work would keep the others
+out for ever. It may first stay for a while, so that two models in turn don't spend all their time on loading.
+
+What a model needs is measured when it is loaded, by device: the machine's memory and each card have budgets
+of their own (see memory.py), and only what holds something where room is lacking makes room. Before the first
+time, a guess by the size of its file stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from rerankd.memory import MEMORY, Bytes, Need, lacking, left, place
+
+Key = Hashable
+Phase = Literal["out", "loading", "in", "leaving", "unloading"]
+_GOING: tuple[Phase, ...] = ("leaving", "unloading")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load the model, and then tell `loaded` or `failed`. `cards` are the ones that it is to use; none where
+    it uses none, or they have no budgets."""
+
+    key: Key
+    cards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Unload the model, which nobody uses, and then tell `unloaded`."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The one who asked may use the model now, until `leave`."""
+
+    who: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The one who asked won't get the model. `needs` is too much for the budgets; None means
+    that the load failed."""
+
+    key: Key
+    who: int
+    needs: Need | None = None
+
+
+Action = Load | Unload | Admit | Refuse
+
+
+@dataclass(slots=True)
+class _Entry:
+    key: Key
+    needs: Need
+    idle_unload_s: float | None
+    phase: Phase = "out"
+    held: Bytes = field(default_factory=dict)
+    users: set[int] = field(default_factory=set)
+    waiters: list[int] = field(default_factory=list)
+    unwanted: bool = False  # to leave as soon as it is loaded
+    retired: bool = False
+    loaded_at: float = 0.0
+    last_used: float = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        return self.phase == "in" and not self.users
+
+
+class EvictionPolicy:
+    """The policy. Its methods are the events, and return what is to be done. Who asks is a number that the
+    caller makes up, larger than all before it."""
+
+    def __init__(self, budgets: Bytes, *, least_stay_s: float = 0.0) -> None:
+        """A device without a budget has no bound. `least_stay_s` is how long a model at work may stay when
+        others wait for its room."""
+        self._budgets = budgets
+        self._least_stay_s = least_stay_s
+        self._entries: dict[Key, _Entry] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """What the models hold on all devices that are loaded or about to be."""
+        return sum(sum(entry.held.values()) for entry in self._entries.values())
+
+    def phase(self, key: Key) -> Phase | None:
+        """What it does; None when it is not known, or not any more."""
+        entry = self._entries.get(key)
+        return entry.phase if entry is not None else None
+
+    def is_idle(self, key: Key) -> bool:
+        """Whether the model is loaded and nobody uses it."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.is_idle
+
+    def overfull(self) -> frozenset[str]:
+        """The devices on which the models hold more than they may together."""
+        return frozenset(device for device, size in self._free().items() if size < 0)
+
+    def fits(self, key: Key) -> bool:
+        """Whether the model could be loaded without unloading another."""
+        return not lacking(self._entries[key].needs, self._free())
+
+    def add(self, key: Key, needs: Need, idle_unload_s: float | None = None) -> None:
+        """A model that may be asked for from now on; `needs` is what it may need."""
+        self._entries[key] = _Entry(key, needs, idle_unload_s)
+
+    def retire(self, key: Key, now: float) -> list[Action]:
+        """Nobody asks for the model any more: those who have asked still get it, then it is forgotten."""
+        entry = self._entries[key]
+        entry.retired = True
+        self._forget(entry)
+        return self.unload(key, now) if key in self._entries else []
+
+    def ask(self, key: Key, who: int, now: float) -> list[Action]:
+        entry = self._entries[key]
+        if lacking(entry.needs, self._budgets):
+            return [Refuse(key, who, entry.needs)]
+        if entry.phase == "in":
+            entry.users.add(who)
+            return [Admit(who)]
+        entry.waiters.append(who)
+        return self._decide(now)
+
+    def leave(self, key: Key, who: int, now: float) -> list[Action]:
+        """The one who asked has what it wanted, or does not want it any more."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return []
+        if who in entry.users:
+            entry.users.discard(who)
+            entry.last_used = now
+        elif who in entry.waiters:
+            entry.waiters.remove(who)
+        self._forget(entry)
+        return self._decide(now)
+
+    def loaded(self, key: Key, held: Bytes | None, now: float) -> list[Action]:
+        """The model is loaded and holds this; None where that can't be told."""
+        entry = self._entries[key]
+        entry.phase, entry.loaded_at, entry.last_used = "in", now, now
+        if held is not None:
+            entry.held, entry.needs = held, Need.of(held)
+        actions: list[Action] = []
+        if lacking(entry.needs, self._budgets):
+            actions += [Refuse(key, who, entry.needs) for who in entry.waiters]
+            entry.unwanted = True
+        else:
+            actions += [Admit(who) for who in entry.waiters]
+            entry.users.update(entry.waiters)
+        entry.waiters.clear()
+        if entry.unwanted or entry.retired:
+            entry.phase = "leaving"
+        return actions + self._decide(now)
+
+    def failed(self, key: Key, now: float) -> list[Action]:
+        """The model could not be loaded. Who asks next has it tried again."""
+        entry = self._entries[key]
+        refused: list[Action] = [Refuse(key, who) for who in entry.waiters]
+        entry.waiters.clear()
+        return refused + self.unloaded(key, now)
+
+    def unload(self, key: Key, now: float) -> list[Action]:
+        """Somebody wants the model gone, as soon as those who use it have finished."""
+        entry = self._entries[key]
+        if entry.phase == "in":
+            entry.phase = "leaving"
+        elif entry.phase == "loading":
+            entry.unwanted = True
+        return self._decide(now)
+
+    def unloaded(self, key: Key, now: float) -> list[Action]:
+        entry = self._entries[key]
+        entry.phase, entry.unwanted, entry.held = "out", False, {}
+        self._forget(entry)
+        return self._decide(now)
+
+    def measured(self, key: Key, held: Bytes | None, now: float) -> list[Action]:
+        """What a loaded model holds by now."""
+        entry = self._entries.get(key)
+        if entry is None or entry.phase != "in" or held is None:
+            return []
+        entry.held, entry.needs = held, Need.of(held)
+        return self._decide(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed."""
+        return self._decide(now)
+
+    def wake_at(self) -> float | None:
+        """When `tick` will have something to do, if nothing else happens before."""
+        entries = list(self._entries.values())
+        times = [
+            entry.last_used + entry.idle_unload_s
+            for entry in entries
+            if entry.is_idle and entry.idle_unload_s is not None
+        ]
+        head = self._head(entries)
+        if head is not None and self._short_of(head):
+            times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "in"]
+        return min(times, default=None)
+
+    def _forget(self, entry: _Entry) -> None:
+        if entry.retired and entry.phase == "out" and not entry.waiters:
+            self._entries.pop(entry.key, None)
+
+    def _decide(self, now: float) -> list[Action]:
+        entries = list(self._entries.values())
+        for entry in entries:
+            over = entry.idle_unload_s is not None and now - entry.last_used >= entry.idle_unload_s
+            if entry.is_idle and over:
+                entry.phase = "leaving"
+        self._make_room(entries, self._overfull)
+        actions: list[Action] = []
+        while head := self._head(entries):
+            if not self.fits(head.key):
+                self._make_room(entries, partial(self._short_of, head))
+                self._ask_the_busy(entries, head, now)
+                break
+            head.phase, head.held = "loading", place(head.needs, self._free())
+            actions.append(Load(head.key, tuple(device for device in head.held if device != MEMORY)))
+        for entry in entries:
+            if entry.phase == "leaving" and not entry.users:
+                entry.phase = "unloading"
+                actions.append(Unload(entry.key))
+        return actions
+
+    def _head(self, entries: list[_Entry]) -> _Entry | None:
+        """The model that is out and was asked for first: no other is loaded before it."""
+        waiting = [entry for entry in entries if entry.phase == "out" and entry.waiters]
+        return min(waiting, key=lambda entry: entry.waiters[0], default=None)
+
+    def _free(self, *, without: tuple[Phase, ...] = ()) -> dict[str, float]:
+        """What of the budgets is free, or would be without the models of these phases."""
+        return left(self._budgets, (one.held for one in self._entries.values() if one.phase not in without))
+
+    def _short_of(self, head: _Entry) -> frozenset[str]:
+        """The devices that `head` lacks room on even when those are gone that are about to go."""
+        return lacking(head.needs, self._free(without=_GOING))
+
+    def _overfull(self) -> frozenset[str]:
+        """The devices on which those that stay hold more than they may."""
+        return frozenset(device for device, size in self._free(without=_GOING).items() if size < 0)
+
+    def _make_room(self, entries: list[_Entry], short_of: Callable[[], frozenset[str]]) -> None:
+        """Idle models go, the least recently used one first, until no device is short of room."""
+        for entry in sorted(filter(lambda entry: entry.is_idle, entries), key=lambda entry: entry.last_used):
+            if short_of() & entry.held.keys():
+                entry.phase = "leaving"
+
+    def _ask_the_busy(self, entries: list[_Entry], head: _Entry, now: float) -> None:
+        """Models at work take nobody new, the one loaded first before the others; so do those with less than
+        their least stay behind them, later."""
+        for entry in sorted(entries, key=lambda entry: entry.loaded_at):
+            has_stayed = entry.phase == "in" and now - entry.loaded_at >= self._least_stay_s
+            if has_stayed and self._short_of(head) & entry.held.keys():
+                entry.phase = "leaving"
