@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rerankd.scoring.cache import ScoreCache
+from rerankd.scoring.cache import QueryVectors, ScoreCache
 
 
 def one(cache: ScoreCache, query: str, text: str, instruction: str = "") -> bytes:
@@ -51,3 +51,11 @@ def test_without_entries_it_is_off() -> None:
     assert cache.keys("q", "", ["1", "2"]) == []
     cache.put(b"key", 1, 1)
     assert len(cache) == 0
+
+
+def test_the_newest_queries_keep_their_vectors() -> None:
+    vectors = QueryVectors[str]()
+    for number in range(100):
+        vectors.put(f"query {number}", f"vector {number}")
+    kept = [number for number in range(100) if vectors.get(f"query {number}") == f"vector {number}"]
+    assert kept == list(range(36, 100))

@@ -1,4 +1,6 @@
-"""Raw scores of pairs that were scored before, bounded, the least recently used one gone first.
+"""What was computed before: raw scores of pairs, and the vectors of queries. Both are bounded.
+
+Of the scores the least recently used one goes first.
 
 A raw value depends on the pair, the model, how it is scored, and the engine's build, precision and device, so
 a key is a digest of these. The model's part of it stands for the file by path, size, time of change and
@@ -12,11 +14,16 @@ whatever the texts.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
 
 _DIGEST_BYTES = 16
 _SEPARATOR = b"\0"  # texts come here without NUL (see plan.clean)
+_QUERIES_KEPT = 64
 
 
 class ScoreCache:
@@ -68,3 +75,22 @@ class ScoreCache:
         self._values.move_to_end(key)
         if len(self._values) > self.most_entries:
             self._values.popitem(last=False)
+
+
+class QueryVectors(Generic[V]):
+    """The vectors of the newest queries: one request's query comes in several calls, and often comes again
+    later. To be used from any thread."""
+
+    def __init__(self) -> None:
+        self._vectors: OrderedDict[str, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, query: str) -> V | None:
+        with self._lock:
+            return self._vectors.get(query)
+
+    def put(self, query: str, vector: V) -> None:
+        with self._lock:
+            self._vectors[query] = vector
+            if len(self._vectors) > _QUERIES_KEPT:
+                self._vectors.popitem(last=False)

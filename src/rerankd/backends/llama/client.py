@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from rerankd.domain import Method
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong, Unscorable
 from rerankd.process.protocol import Wire
 from rerankd.scoring import prompt
+from rerankd.scoring.cache import QueryVectors
 
-_QUERIES_KEPT = 64
 # A text that is tokenised together with a prefix or a template may take a token more than alone.
 _SLACK = 2
 # How llama.cpp says that a text is longer than its micro-batch, its context or a slot of it.
@@ -155,8 +154,7 @@ class CosineEngine(LlamaEngine):
 
     def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
         super().__init__(spec, client)
-        # One request's question comes in several calls, and often comes again later.
-        self._queries: OrderedDict[str, Vector] = OrderedDict()
+        self._queries = QueryVectors[Vector]()
 
     async def prepare(self) -> None:
         prefixes = (self.scoring.query_prefix, self.scoring.document_prefix)
@@ -171,9 +169,7 @@ class CosineEngine(LlamaEngine):
         vectors, tokens = await self._embed(inputs)
         if known is None:
             known, vectors = vectors[0], vectors[1:]
-            self._queries[query] = known
-            if len(self._queries) > _QUERIES_KEPT:
-                self._queries.popitem(last=False)
+            self._queries.put(query, known)
         return RawScores((vectors @ known).tolist(), tokens)
 
     async def _embed(self, texts: list[str]) -> tuple[Vector, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +12,8 @@ from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.worker.runner import Job, Runner
 from rerankd.backends.worker.schedule import TOKENS_A_CALL
 from rerankd.formats.tokenizer import Reading
+from rerankd.scoring.cache import QueryVectors
 
-_QUERIES_KEPT = 64
 Vectors = NDArray[np.float32]
 
 
@@ -32,9 +30,7 @@ class Scorer:
         self._about = encoder.about
         self._window = max_length
         self._is_head = is_head
-        # One request's question comes in several calls, and often comes again later.
-        self._queries: OrderedDict[str, Vectors] = OrderedDict()
-        self._lock = threading.Lock()
+        self._queries = QueryVectors[Vectors]()
 
     def info(self) -> dict[str, Any]:
         """What the service has to know of this worker."""
@@ -71,17 +67,13 @@ class Scorer:
     def _cosines(
         self, query: str, texts: Sequence[str], wait: Callable[[Job], None]
     ) -> tuple[list[float], int]:
-        with self._lock:
-            known = self._queries.get(query)
+        known = self._queries.get(query)
         inputs = [*texts] if known is not None else [query, *texts]
         rows = [self.vocabulary.text(ids) for ids in self.vocabulary.ids(inputs)]
         vectors = _unit(self._run(rows, query, wait))
         if known is None:
             known, vectors = vectors[0], vectors[1:]
-            with self._lock:
-                self._queries[query] = known
-                if len(self._queries) > _QUERIES_KEPT:
-                    self._queries.popitem(last=False)
+            self._queries.put(query, known)
         return [float(value) for value in vectors @ known], _tokens(rows)
 
     def _run(self, rows: list[Reading], query: str, wait: Callable[[Job], None]) -> Vectors:

@@ -44,8 +44,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(path, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exception() if sys.version_info >= (3, 11) else sys.exc_info()[1]
-        if not isinstance(error, ConnectionError):  # whoever asked has gone
+        if not isinstance(sys.exception(), ConnectionError):  # whoever asked has gone
             traceback.print_exc()
 
 
