@@ -62,6 +62,28 @@ def test_why_an_engine_went(code: int, lines: list[str], oom: bool, cause: str) 
     assert reasons.cause(code, lines, out_of_memory=oom) == cause
 
 
+@pytest.mark.parametrize(
+    ("code", "lines", "step"),
+    [
+        (1, ["ERROR: argument 7"], "Take a newer one."),
+        (1, ["error: argument 7: out of memory"], "It needs more memory than there is."),
+        (7, ["argument 7, code 127"], "Its lock is taken."),
+        (-signal.SIGILL, [], "Build it for this CPU."),
+        (-signal.SIGSEGV, [], "the file may be damaged"),
+    ],
+)
+def test_the_next_step_is_the_backends_or_the_general_one(code: int, lines: list[str], step: str) -> None:
+    advice: reasons.Advice = {
+        "error: argument": "Take a newer one.",
+        reasons.NO_PROGRAM: "Install it.",
+        7: "Its lock is taken.",
+        -signal.SIGILL: "Build it for this CPU.",
+    }
+    said = reasons.died("m.gguf", code, lines, advice)
+    assert step in said
+    assert not any(other in said for other in advice.values() if other != step)
+
+
 class Clock:
     """Time that passes only in waits before a restart."""
 

@@ -55,11 +55,12 @@ EngineT = TypeVar("EngineT", bound=Running)
 @dataclass(frozen=True, slots=True)
 class Launch(Generic[EngineT]):
     """How a child is started, and the engine behind its socket. `environment` is set beside that of this
-    process, where a variable that the user has set wins."""
+    process, where a variable that the user has set wins. `advice` is for those whose engine went."""
 
     argv: Sequence[str]
     connect: Callable[[Path], EngineT]
     environment: Mapping[str, str] = field(default_factory=dict)
+    advice: reasons.Advice = field(default_factory=dict)
 
 
 class Child:
@@ -72,15 +73,19 @@ class Child:
         self._drain = asyncio.create_task(self._read_output(), name=f"drain {process.pid}")
 
     @classmethod
-    async def start(cls, argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> Child:
+    async def start(
+        cls,
+        argv: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        advice: reasons.Advice | None = None,
+    ) -> Child:
         """Run `argv`; `environ` None is this process's environment. Raises EngineStartFailed where there is
         no such program, or the system does not start it."""
         if not os.access(argv[0], os.X_OK):
-            raise EngineStartFailed(
-                f"The engine {argv[0]} is not a program that can be run. Check LLAMA_PATH, or leave it "
-                "unset to use the bundled llama.cpp.",
-                retry_after_s=None,
-            )
+            step = (advice or {}).get(reasons.NO_PROGRAM, "")
+            text = f"The engine {argv[0]} is not a program that can be run. {step}"
+            raise EngineStartFailed(text.rstrip(), retry_after_s=None)
         loop = asyncio.get_running_loop()
         streams = _Streams(limit=2**20, loop=loop)
         try:

@@ -1,8 +1,8 @@
 """(pure) How much memory an engine may hold where `max_engine_memory` does not say.
 
-An engine holds the most when it works on its largest call. With the built-in model OpenVINO's worker went
-from 524 to 640 MiB, with a tiny one from 88 to 112; llama.cpp maps the file's pages as it reads them. What
-grows beyond twice that, and a gigabyte, is not a call's buffers.
+An engine holds the most when it works on its largest call. With the built-in model one went from 524 to 640
+MiB, with a tiny model from 88 to 112; another kind maps the file's pages as it reads them. What grows beyond
+twice that, and a gigabyte, is not a call's buffers.
 """
 
 from __future__ import annotations

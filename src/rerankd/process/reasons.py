@@ -1,19 +1,19 @@
 """(pure) What is said of an engine that went: the cause, its last lines, and the next step.
 
-`name` is the model file's name, `lines` what the engine wrote, the last line last.
+`name` is the model file's name, `lines` what the engine wrote, the last line last. What only a backend can
+tell is its `Advice`.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from rerankd.errors import EngineStartFailed, RerankdError
 
 _QUOTED_LINES = 12
 _LESS_MEMORY = "Take a smaller quantisation or lower scoring.max_length."
-_NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
 Cause = Literal[
     "crash", "exit", "file", "hang", "memory", "killed", "errors", "useless", "start", "requested"
 ]
@@ -25,41 +25,41 @@ DAMAGED_FILE = 65
 """The exit code (EX_DATAERR of sysexits.h) with which our own workers say that the model file is damaged or
 lacks a part. Another engine might compute something else of it and say nothing, so none is tried."""
 
+Advice = Mapping[str | int, str]
+"""The next step, by words that the engine writes (in lower case), or by its exit code as a shell tells it:
+negative for a signal, NO_PROGRAM where it could not be run."""
+NO_PROGRAM = 127
+
 # What a fault in the program itself raises; any other signal comes from outside.
 _FAULTS = ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
-# Of llama.cpp, CUDA, C++, Rust, numpy, Python and the system.
+# Of engines, CUDA, C++, Rust, numpy, Python and the system.
 _MEMORY_SIGNS = (
     "failed to allocate", "out of memory", "bad_alloc", "memory allocation of", "unable to allocate",
     "memoryerror", "cannot allocate memory", "not enough memory",
 )  # fmt: skip
-_SIGNS = (
-    (
-        "unknown model architecture",
-        "This engine is too old for this model: take a newer llama.cpp (rerankd engine build --source …).",
-    ),
-    *((sign, "It needs more memory than there is. " + _LESS_MEMORY) for sign in _MEMORY_SIGNS),
-    ("error: argument", _NEWER),
-    ("invalid argument", _NEWER),
-)
 _FAULT_NUMBERS = [getattr(signal, name) for name in _FAULTS if hasattr(signal, name)]
 _CODES = {
     DAMAGED_FILE: "The model file is damaged, or a part of it was lost in conversion: take another "
     "file of the same model.",
-    -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it, which "
-    "engine = llama takes.",
+    -4: "It met an instruction that this CPU does not have: another engine may work (see the setting "
+    "engine).",
     -9: "It was killed from outside, which the system does where memory runs out. If that is why: "
     + _LESS_MEMORY,
     -11: "It crashed: the file may be damaged, or the engine is broken on this machine: another one "
-    "may work (engine = llama or openvino).",
+    "may work (see the setting engine).",
 }
 
 
-def died(name: str, code: int, lines: Sequence[str]) -> str:
+def died(name: str, code: int, lines: Sequence[str], advice: Advice) -> str:
     """It ended with this exit code, negative for a signal."""
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     output = "\n".join(lines).lower()
-    advice = next((text for sign, text in _SIGNS if sign in output), _CODES.get(code, ""))
-    return f"The engine for {name} {how}. {advice}\n{_quote(lines)}"
+    if says_memory(output):
+        step = "It needs more memory than there is. " + _LESS_MEMORY
+    else:
+        by_words = (text for sign, text in advice.items() if isinstance(sign, str) and sign in output)
+        step = next(by_words, (_CODES | dict(advice)).get(code, ""))
+    return f"The engine for {name} {how}. {step}\n{_quote(lines)}"
 
 
 def silent(name: str, misses: int, lines: Sequence[str]) -> str:

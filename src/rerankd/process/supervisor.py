@@ -13,7 +13,7 @@ asks the engine something. An engine is replaced for one of five reasons, each f
 - it died;
 - it is silent: three health polls in a row were not answered;
 - it is stuck: a request passed its deadline, and in the margin after it the engine's own loop has shown no
-  sign of work. (`/health` is answered by other threads of a llama-server than the one that computes.);
+  sign of work. (An engine may answer health polls in other threads than the one that computes.);
 - it is useless: three calls in a row ended in errors. After the first one nobody gets it before it has scored
   a pair that is known to work;
 - it holds more memory than it may, or a reload was asked for: then it is replaced without a failed request.
@@ -106,6 +106,7 @@ class _Life(Generic[EngineT]):
     socket: Path
     note: Path
     memory_kills: int
+    advice: reasons.Advice
     engine: EngineT | None = None
     leases: Leases = field(default_factory=Leases)
     suspected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -429,9 +430,9 @@ class Supervisor(Generic[EngineT]):
         kills = processes.memory_kills()
         self._start_cause = "start"
         launch = self._launch(socket)
-        child = await Child.start(launch.argv, self.log, {**launch.environment, **os.environ})
+        child = await Child.start(launch.argv, self.log, {**launch.environment, **os.environ}, launch.advice)
         note = self._run_dir.note(child.pid)
-        life = _Life(child, launch.connect(socket), socket, note, kills)
+        life = _Life(child, launch.connect(socket), socket, note, kills, launch.advice)
         self._lives.add(life)
         try:
             life.engine = await self._become_ready(life)
@@ -602,7 +603,7 @@ class Supervisor(Generic[EngineT]):
         return engine
 
     def _died(self, life: _Life[EngineT], code: int) -> str:
-        return reasons.died(self._file_name, code, life.child.lines())
+        return reasons.died(self._file_name, code, life.child.lines(), life.advice)
 
     def _cause(self, life: _Life[EngineT], code: int) -> Cause:
         killed_for_memory = processes.memory_kills() > life.memory_kills

@@ -368,7 +368,8 @@ class ServedModel:
             options = replace(options, program=engine.program, gpus=engine.gpus)
         else:
             options = replace(options, safer=steps)
-        return Launch(launch.argv(spec, options, socket), partial(llama.connect, spec), launch.ENVIRONMENT)
+        argv = launch.argv(spec, options, socket)
+        return Launch(argv, partial(llama.connect, spec), launch.ENVIRONMENT, launch.ADVICE)
 
     async def _probe(self, engine: Engine) -> None:
         """Score one pair that is known to work. Raises EngineError."""

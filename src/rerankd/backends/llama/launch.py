@@ -16,6 +16,7 @@ from rerankd.backends.base import EngineSpec, Shape
 from rerankd.backends.ladder import Setup, Step
 from rerankd.machine import Gpu
 from rerankd.memory import card
+from rerankd.process import reasons
 
 # llama-server keeps one of its HTTP threads for each call under way; so many calls may compute, as many
 # tokenise, and two more threads answer health.
@@ -28,6 +29,15 @@ _LEAST_UBATCH = 128
 # Arenas: glibc gives each HTTP thread one, and they fill one after the other: a tiny model's engine grew by a
 # fifth over 4,000 documents, and with one arena by 2 %. The computing threads allocate nothing.
 ENVIRONMENT = {"GGML_CUDA_DISABLE_GRAPHS": "1", "MALLOC_ARENA_MAX": "1"}
+_NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
+ADVICE: reasons.Advice = {
+    reasons.NO_PROGRAM: "Check LLAMA_PATH, or leave it unset to use the bundled llama.cpp.",
+    -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it.",
+    "unknown model architecture": "This engine is too old for this model: take a newer llama.cpp (rerankd "
+    "engine build --source …).",
+    "error: argument": _NEWER,
+    "invalid argument": _NEWER,
+}
 # More layers than any model has: all of them, with what comes after the last.
 ALL_LAYERS = 999
 _GPU_SLOTS = (4, 2, 1)
