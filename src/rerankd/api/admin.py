@@ -54,11 +54,6 @@ class Pulled(TypedDict):
     message: NotRequired[str]
 
 
-class PullBody(TypedDict):
-    model: str
-    stream: NotRequired[bool]
-
-
 def _admin(request: Request) -> Reranker:
     """The reranker, for one who may change it. Raises Unauthorized and AdminOff."""
     reranker = reranker_of(request)
