@@ -11,9 +11,11 @@ import pytest
 from built import CPU, engine, put
 from rerankd.backends.llama import installed, manifest
 from rerankd.backends.llama.binaries import Bundled, Installed, Offer, choose
+from rerankd.backends.llama.heads import needed_build
 from rerankd.config import Settings
 from rerankd.errors import EngineTooOld, EngineUnknown
 from rerankd.formats import gguf
+from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
 from rerankd.recipes import catalog
 from rerankd.serving import prepare
@@ -89,6 +91,14 @@ def test_the_catalog_may_name_the_oldest_build() -> None:
     match = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
     entry = catalog.load(table + match).entries[0]
     assert entry.needs_build == 12000
+
+
+@pytest.mark.parametrize(("activation", "build"), [("", 0), ("gelu", 0), ("silu", 11434)])
+def test_a_modern_bert_with_another_activation_needs_a_build_that_reads_it(
+    activation: str, build: int
+) -> None:
+    facts = ModelMetadata(Path("m.gguf"), "modern-bert", hidden_activation=activation)
+    assert needed_build(facts) == build
 
 
 def test_a_model_that_needs_a_newer_llama_cpp_is_refused(

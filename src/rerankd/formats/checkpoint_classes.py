@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from rerankd.formats.checkpoint_files import CONFIG
 from rerankd.formats.gguf_header import Tensor
 
-CONFIG = "config.json"
 Fail = Callable[[str], NoReturn]
 
 LARGEST = 2**40
@@ -29,15 +29,16 @@ _LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
 @dataclass(frozen=True, slots=True)
 class Family:
     """Where a model class keeps what: GGUF's name of each tensor, without its ending, -> the class's own;
-    those of a layer below `layers`. `keys` gives GGUF's keys of a configuration, `flaw` what it has that is
-    unknown here; `spare_positions` is whether the first rows of the positions belong to padding."""
+    those of a layer below `layers`. `keys` gives GGUF's keys of a configuration, `unsupported` what it has
+    that can't be computed here, "" for nothing; `spare_positions` is whether the first rows of the positions
+    belong to padding."""
 
     architecture: str
     tensors: Mapping[str, str]
     layers: str
     layer_tensors: Mapping[str, str]
     keys: Callable[[Config], dict[str, Any]]
-    flaw: Callable[[Mapping[str, Any]], str]
+    unsupported: Callable[[Mapping[str, Any]], str]
     spare_positions: bool = False
 
 
@@ -166,7 +167,7 @@ def _bert_keys(config: Config) -> dict[str, Any]:
     return {"attention.layer_norm_epsilon": config.real("layer_norm_eps", 1e-12)}
 
 
-def _bert_flaw(config: Mapping[str, Any]) -> str:
+def _bert_unsupported(config: Mapping[str, Any]) -> str:
     if config.get("hidden_act", "gelu") != "gelu":
         return f"its activation is {config['hidden_act']!r}, not 'gelu'"
     if config.get("position_embedding_type", "absolute") != "absolute":
@@ -202,7 +203,7 @@ def _theta(config: Config, kind: str, older: str, default: float, unset: float |
     return config.real(older, default)
 
 
-def _modern_bert_flaw(config: Mapping[str, Any]) -> str:
+def _modern_bert_unsupported(config: Mapping[str, Any]) -> str:
     for key in ("hidden_activation", "classifier_activation"):
         if config.get(key, "gelu") != "gelu":
             return f"its {key} is {config[key]!r}, not 'gelu'"
@@ -240,7 +241,7 @@ def _bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -
             "layer_output_norm": "output.LayerNorm",
         },
         _bert_keys,
-        _bert_flaw,
+        _bert_unsupported,
         spare_positions,
     )
 
@@ -274,6 +275,6 @@ FAMILIES = {
             "ffn_down": "mlp.Wo",
         },
         _modern_bert_keys,
-        _modern_bert_flaw,
+        _modern_bert_unsupported,
     ),
 }

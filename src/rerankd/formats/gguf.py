@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from rerankd.formats import safetensors
+from rerankd.formats import checkpoint_files
 from rerankd.formats.gguf_header import Header, Source, Tensor, parse
-from rerankd.formats.metadata import ModelMetadata, facts_of, refuse, whole_number
+from rerankd.formats.header_metadata import facts_of, refuse, whole_number
+from rerankd.formats.metadata import ModelMetadata
 
 _KEEP = (
     "tokenizer.ggml.tokens",
@@ -71,8 +72,8 @@ def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
 def _read_part(path: Path) -> tuple[Header, int]:
     try:
         if path.is_dir():
-            why = safetensors.missing(safetensors.paths_in(path))
-            refuse(path, f"this is a folder with no {safetensors.CONFIG}; {why}")
+            why = checkpoint_files.missing(checkpoint_files.paths_in(path))
+            refuse(path, f"this is a folder with no {checkpoint_files.CONFIG}; {why}")
         if path.exists() and not path.is_file():
             refuse(path, "this is not a plain file; give the path of a .gguf file")
         with open(path, "rb") as stream:

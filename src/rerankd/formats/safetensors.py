@@ -10,74 +10,42 @@ Source: the format of safetensors (https://github.com/huggingface/safetensors).
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerankd.formats.checkpoint_classes import CONFIG as CONFIG
-from rerankd.formats.checkpoint_classes import (
-    FAMILIES,
-    LARGEST,
-    Config,
-    Fail,
-    gguf_name,
-    incomplete,
+from rerankd.domain import Refusal
+from rerankd.formats.checkpoint_classes import FAMILIES, LARGEST, Config, Fail, gguf_name, incomplete
+from rerankd.formats.checkpoint_files import (
+    CONFIG,
+    DESCRIBING,
+    MODULES,
+    PROMPTS,
+    SUFFIX,
+    TOKENIZER_CONFIG,
+    files,
+    missing,
+    paths_in,
 )
 from rerankd.formats.gguf_header import Header, Source, Tensor
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
-
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-# What sentence-transformers runs, in order.
-MODULES = "modules.json"
-PROMPTS = "config_sentence_transformers.json"
-SUFFIX = ".safetensors"
-# What is read of a model besides its weights' headers.
-DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS)
 
 # The safetensors library's own bound on a header.
 _HEADER_LIMIT = 100_000_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _READABLE = ("F32", "F16", "BF16")
-_WEIGHTS = re.compile(r"model(?:-(?P<part>\d{5})-of-(?P<count>\d{5}))?\.safetensors")
-_ADAPTER = "adapter_config.json"
+TAKE_GGUF = "take a GGUF file of the model, if there is one"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model without its weights. Each tensor's offset is its place in the file of that name in `files`;
-    `flaw` says what of the model can't be computed here, "" for nothing."""
+    `refusal` says what of the model can't be computed here."""
 
     header: Header
     files: Mapping[str, str]
-    flaw: str
-
-
-def files(names: Iterable[str]) -> tuple[str, ...]:
-    """Which of a folder's or a repository's files are the checkpoint, those that describe it first; () where
-    a part of it is missing."""
-    there = set(names)
-    if not {CONFIG, TOKENIZER} <= there:
-        return ()
-    found = _weights(there)
-    more = [name for name in (TOKENIZER_CONFIG, MODULES, PROMPTS) if name in there]
-    return (CONFIG, TOKENIZER, *more, *found) if found else ()
-
-
-def _weights(names: Iterable[str]) -> tuple[str, ...]:
-    """The files that hold the weights, in order; () where one is missing."""
-    matches = sorted((match[0], match) for name in names if (match := _WEIGHTS.fullmatch(name)))
-    whole = [name for name, match in matches if match["part"] is None]
-    if whole:
-        return tuple(whole)
-    counts = {int(match["count"]) for _, match in matches}
-    return tuple(name for name, _ in matches) if counts == {len(matches)} else ()
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether it is a folder that holds a model's configuration."""
-    return path.is_dir() and (path / CONFIG).is_file()
+    refusal: Refusal | None
 
 
 def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
@@ -95,43 +63,6 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
     # A pulled model's folder is called by its whole reference, the repository's name last (see
     # hub/store.py).
     return translate(folder.name.rpartition("--")[2], described, parts, fail), tuple(held)
-
-
-def paths_in(folder: Path) -> tuple[str, ...]:
-    """The files of a folder and of the folders in it, by their paths below it. Raises OSError."""
-    found = (*folder.iterdir(), *folder.glob("*/*"))
-    return tuple(sorted(path.relative_to(folder).as_posix() for path in found if path.is_file()))
-
-
-def missing(paths: Iterable[str]) -> str:
-    """Why a folder or a repository with these files is not a whole checkpoint, and which file to take
-    instead."""
-    paths = tuple(paths)
-    there = [path for path in paths if "/" not in path]
-    ggufs = [path for path in paths if path.lower().endswith(".gguf")]
-    nested = [path.rpartition("/")[0] for path in paths if path.endswith(f"/{CONFIG}")]
-    if ggufs:
-        return f"give the path of the .gguf file in it, such as {ggufs[0]}"
-    if _ADAPTER in there and not _weights(there):
-        return (
-            "it holds an adapter (LoRA) and not the model: merge it into its base model "
-            "(merge_and_unload of peft) and save that model"
-        )
-    if nested and CONFIG not in there:
-        return f"the model is in its folder {nested[0]}: give that"
-    if any(name.endswith(SUFFIX) for name in there) and CONFIG in there and TOKENIZER in there:
-        return "files of its weights are missing; download it again"
-    if CONFIG in there and TOKENIZER not in there:
-        return f"it holds no {TOKENIZER}; save the model's fast tokenizer into it, which writes that file"
-    if any(name.endswith(".bin") for name in there):
-        return "its weights are pickled (.bin), which could run code; give a model with safetensors"
-    if any(path.endswith(".onnx") for path in paths):
-        return f"its weights are ONNX, which rerankd does not read; take its model{SUFFIX}, or a GGUF file"
-    if any(name.endswith(".npz") for name in there):
-        return (
-            f"its weights are MLX's (.npz), which rerankd does not read; take model{SUFFIX}, or a GGUF file"
-        )
-    return f"it holds no weights: there is no model{SUFFIX}"
 
 
 def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
@@ -202,15 +133,16 @@ def translate(
         "tokenizer.ggml.token_type_count": config.size("type_vocab_size", 1),
     }
     tensors = {gguf: tensor for gguf, (_, tensor) in named.items()}
-    flaw = (
-        _quantised(config.values)
-        or _odd_types(tensors)
-        or family.flaw(config.values)
-        or _modules_flaw(modules)
-        or _prompt_flaw(_object(described.get(PROMPTS, b"{}"), PROMPTS, fail))
+    reason = (
+        _odd_types(tensors)
+        or family.unsupported(config.values)
+        or _other_modules(modules)
+        or _default_prompt(_object(described.get(PROMPTS, b"{}"), PROMPTS, fail))
         or incomplete(family, config, tensors, found)
     )
-    return Checkpoint(Header(0, values, tensors, 0), {gguf: file for gguf, (file, _) in named.items()}, flaw)
+    refusal = _quantised(config.values) or (Refusal(reason, TAKE_GGUF) if reason else None)
+    files_of = {gguf: file for gguf, (file, _) in named.items()}
+    return Checkpoint(Header(0, values, tensors, 0), files_of, refusal)
 
 
 def _unknown(
@@ -227,14 +159,13 @@ def _unknown(
     for ours, own in sizes.items():
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
-    flaw = _quantised(config)
-    if not flaw:
-        known = " or ".join(sorted(FAMILIES))
-        said = f"its class is {kind}" if kind else f"its {CONFIG} names no class (architectures)"
-        flaw = f"{said}, and of this format only {known} can be computed"
-        if len(modules) > 1:
-            flaw += f" ({MODULES} says that it is {', '.join(modules)})"
-    return Checkpoint(Header(0, values, dict(tensors), 0), {}, flaw)
+    known = " or ".join(sorted(FAMILIES))
+    said = f"its class is {kind}" if kind else f"its {CONFIG} names no class (architectures)"
+    reason = f"{said}, and of this format only {known} can be computed"
+    if len(modules) > 1:
+        reason += f" ({MODULES} says that it is {', '.join(modules)})"
+    refusal = _quantised(config) or Refusal(reason, TAKE_GGUF)
+    return Checkpoint(Header(0, values, dict(tensors), 0), {}, refusal)
 
 
 def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
@@ -251,14 +182,14 @@ def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
         fail(f"its {MODULES} can't be read: it is damaged; download it again")
 
 
-def _modules_flaw(modules: Sequence[str]) -> str:
+def _other_modules(modules: Sequence[str]) -> str:
     if modules in ((), ("Transformer",)):
         return ""
     said = ", ".join(modules)
     return f"its {MODULES} says that it is scored by {said}, and not by the head of its class"
 
 
-def _prompt_flaw(said: Mapping[str, Any]) -> str:
+def _default_prompt(said: Mapping[str, Any]) -> str:
     """What sentence-transformers puts before each query unless the caller says otherwise."""
     prompts, name = said.get("prompts"), said.get("default_prompt_name")
     prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
@@ -269,15 +200,15 @@ def _prompt_flaw(said: Mapping[str, Any]) -> str:
     )
 
 
-def _quantised(config: Mapping[str, Any]) -> str:
+def _quantised(config: Mapping[str, Any]) -> Refusal | None:
     plain = f"take its unquantised model{SUFFIX}, or a GGUF file"
     if isinstance(config.get("quantization"), Mapping):
-        return f"its weights are quantised for MLX, which rerankd does not read: {plain}"
+        return Refusal("its weights are quantised for MLX, which rerankd does not read", plain)
     said = config.get("quantization_config")
     if isinstance(said, Mapping):
         method = said.get("quant_method", "unknown")
-        return f"its weights are quantised ({method}), which rerankd does not read: {plain}"
-    return ""
+        return Refusal(f"its weights are quantised ({method}), which rerankd does not read", plain)
+    return None
 
 
 def _odd_types(tensors: Mapping[str, Tensor]) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
-from rerankd.formats import safetensors, tokenizer_file
+from rerankd.formats import checkpoint_files, safetensors, tokenizer_file
 from rerankd.formats.gguf_header import Source
-from rerankd.formats.metadata import ModelMetadata, facts_of, refuse
+from rerankd.formats.header_metadata import facts_of, refuse
+from rerankd.formats.metadata import ModelMetadata
 
 
 def read(folder: Path) -> ModelMetadata:
@@ -19,12 +20,14 @@ def read(folder: Path) -> ModelMetadata:
     try:
         found, held = safetensors.read(folder, partial(refuse, folder))
         size = sum(path.stat().st_size for path in held)
-        status = (folder / safetensors.TOKENIZER).stat()
+        status = (folder / checkpoint_files.TOKENIZER).stat()
     except OSError as error:
         refuse(folder, f"it can't be read: {error}")
     embedding = found.header.tensors.get("token_embd.weight")
-    if not found.flaw and embedding is not None:
-        _check_tokenizer(folder / safetensors.TOKENIZER, embedding.rows, status.st_mtime_ns, status.st_size)
+    if found.refusal is None and embedding is not None:
+        _check_tokenizer(
+            folder / checkpoint_files.TOKENIZER, embedding.rows, status.st_mtime_ns, status.st_size
+        )
     return _facts(folder, found, size, held)
 
 
@@ -60,4 +63,6 @@ def _facts(
     path: Path, found: safetensors.Checkpoint, size_bytes: int, held: tuple[Path, ...]
 ) -> ModelMetadata:
     header = found.header
-    return facts_of(path, header, header.tensors, size_bytes, held, format="safetensors", flaw=found.flaw)
+    return facts_of(
+        path, header, header.tensors, size_bytes, held, format="safetensors", refusal=found.refusal
+    )

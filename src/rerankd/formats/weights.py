@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.errors import ModelFileError
-from rerankd.formats import safetensors
+from rerankd.formats import checkpoint_files, safetensors
 from rerankd.formats.gguf_header import Header, Tensor, parse
 
 Floats = NDArray[np.float32]
@@ -40,7 +40,7 @@ class Weights:
         self.path = path
         self._header: Header
         self._files: Mapping[str, str] = {}
-        if safetensors.is_checkpoint(path):
+        if checkpoint_files.is_checkpoint(path):
             found, held = safetensors.read(path, self._fail)
             self._header, self._files = found.header, found.files
         else:
@@ -69,7 +69,7 @@ class Weights:
     @property
     def tokenizer(self) -> Path | None:
         """The file of a checkpoint's tokenizer; None where the header has the vocabulary."""
-        return self.path / safetensors.TOKENIZER if self._files else None
+        return self.path / checkpoint_files.TOKENIZER if self._files else None
 
     def has(self, name: str) -> bool:
         return name in self._header.tensors

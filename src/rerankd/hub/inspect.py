@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from rerankd.backends.llama.heads import is_causal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.resolve import Verdict
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 # Texts of many thousand characters, and things only the engine needs
-_LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts")
+_LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts", "refusal")
 
 
 def describe(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> str:
@@ -51,6 +50,7 @@ def describe_json(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> dict
             **said,
             "output_labels": list(facts.output_labels),
             "has_chat_template": bool(facts.chat_template),
+            "flaw": facts.refusal.reason if facts.refusal is not None else "",
         },
         "model": entry.name if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
@@ -90,7 +90,7 @@ def _model_line(facts: ModelMetadata, verdict: Verdict) -> str:
 def _kind(facts: ModelMetadata, verdict: Verdict) -> str:
     headed = facts.has_cls or facts.has_cls_output
     method = verdict.scoring.method if verdict.scoring is not None else None
-    if not is_causal(facts):
+    if not facts.is_causal:
         return "encoder with a rank head" if headed else "encoder"
     if headed:
         return "causal model with a rank head"

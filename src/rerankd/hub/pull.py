@@ -26,7 +26,7 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.formats import gguf, modelfile, safetensors
+from rerankd.formats import checkpoint_files, gguf, modelfile
 from rerankd.formats import safetensors_metadata as folders
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.hubs import Hub, Listing
@@ -152,10 +152,12 @@ class Puller:
                         yield opened(file), file.size_bytes, Path(repo.replace("/", "--"), file.path)
 
             described = {
-                file.name: opened(file).read() for file in choice.files if file.name in safetensors.DESCRIBING
+                file.name: opened(file).read()
+                for file in choice.files
+                if file.name in checkpoint_files.DESCRIBING
             }
             if described:
-                facts = folders.read_streams(Path(repo), described, parts(safetensors.SUFFIX))
+                facts = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX))
             else:
                 facts = gguf.read_streams(parts(".gguf"))
             decided = self.judge(facts)

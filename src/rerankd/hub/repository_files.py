@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rerankd.errors import UnknownModel
-from rerankd.formats import safetensors
+from rerankd.formats import checkpoint_files
 from rerankd.hub.inspect import size_words
 
 # fmt: off
@@ -112,12 +112,12 @@ def choose(
 
 def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
     by_path = {file.path: file for file in files}
-    names = safetensors.files(by_path)
+    names = checkpoint_files.files(by_path)
     if not names:
         raise UnknownModel(
-            f"{where} holds no GGUF file, and no whole model in safetensors (with {safetensors.CONFIG} and "
-            f"{safetensors.TOKENIZER}): {safetensors.missing(by_path)}. Name a repository that holds one of "
-            f"them."
+            f"{where} holds no GGUF file, and no whole model in safetensors (with {checkpoint_files.CONFIG} "
+            f"and {checkpoint_files.TOKENIZER}): {checkpoint_files.missing(by_path)}. Name a repository that "
+            "holds one of them."
         )
     if asked:
         raise UnknownModel(

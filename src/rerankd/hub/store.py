@@ -25,7 +25,7 @@ from typing import Any
 
 from rerankd import locks
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
-from rerankd.formats import modelfile, safetensors
+from rerankd.formats import checkpoint_files, modelfile
 from rerankd.hub import builtin
 from rerankd.hub.ref import ModelRef, parse
 from rerankd.recipes import catalog
@@ -214,7 +214,7 @@ def nearest(name: str, more: list[str] | None = None) -> str:
 def within(folder: Path, record: Record) -> Path:
     """What the engine is given of a model in this folder: its file, or the first part of it; for a checkpoint
     the folder itself."""
-    return folder if safetensors.CONFIG in record.files else folder / record.files[0]
+    return folder if checkpoint_files.CONFIG in record.files else folder / record.files[0]
 
 
 def folder_of(ref: ModelRef) -> str:
@@ -251,7 +251,7 @@ def display_name(model: str) -> str:
 def _scan(folder: Path) -> Record | None:
     files = sorted(path for path in folder.glob("*.gguf") if path.is_file())
     if not files:
-        files = [folder / name for name in safetensors.files(path.name for path in folder.iterdir())]
+        files = [folder / name for name in checkpoint_files.files(path.name for path in folder.iterdir())]
     if not files:
         return None
     status = [path.stat() for path in files]

@@ -21,11 +21,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rerankd.backends.llama.heads import HIDDEN_ACTIVATION_BUILD, head_flaw, is_causal
 from rerankd.domain import Method, Normalization, NormalizationName, Pooling, Recipe, Refusal
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes import prompts
+from rerankd.recipes import heads, prompts
 from rerankd.recipes.catalog import Catalog, Entry, template_flaw
 from rerankd.recipes.evidence import plain
 from rerankd.recipes.prompts import Prompt
@@ -84,8 +83,7 @@ _ONLY_FOR: dict[Method, tuple[str, ...]] = {
 class Verdict:
     """How a file is scored (`scoring`), or `reason` and `next_step` when not. `lines` are the settings that
     supply what is missing, "" where no setting does. `notes` are for the user; `warnings` go
-    with every answer: the file does not say what is assumed. `needs_build` is the oldest
-    build of llama.cpp that computes this model right, 0 where any does."""
+    with every answer: the file does not say what is assumed."""
 
     path: Path
     scoring: Recipe | None
@@ -94,7 +92,6 @@ class Verdict:
     next_step: str = ""
     notes: tuple[str, ...] = ()
     lines: str = ""
-    needs_build: int = 0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -153,7 +150,7 @@ def decide(facts: ModelMetadata, catalog: Catalog, overrides: ScoringOverrides =
     entry = catalog.recognise(facts)
     if entry is not None and entry.method == "embedding" and facts.has_cls_output:
         entry = None  # a cross-encoder made from an embedding model, under its name
-    if entry is not None and entry.method == "causal_lm" and not is_causal(facts):
+    if entry is not None and entry.method == "causal_lm" and not facts.is_causal:
         entry = None
     case = _Case(facts, entry, catalog, overrides)
     found = _no_model(case) or _score(case)
@@ -162,17 +159,14 @@ def decide(facts: ModelMetadata, catalog: Catalog, overrides: ScoringOverrides =
     # SentencePiece's maps compose as well, but only marks in the order of Unicode, and not all sequences.
     is_unigram = facts.tokenizer_model == "t5" and facts.has_charsmap
     found = replace(found, nfc=is_unigram or facts.tokenizer_pre in _NFC_TOKENIZERS)
-    build = entry.needs_build if entry is not None else 0
-    if facts.hidden_activation not in ("", "gelu"):
-        build = max(build, HIDDEN_ACTIVATION_BUILD)
-    notes = _notes(case, found)
-    return Verdict(facts.path, found, entry, notes=notes, needs_build=build, warnings=_warnings(case, found))
+    notes, warnings = _notes(case, found), _warnings(case, found)
+    return Verdict(facts.path, found, entry, notes=notes, warnings=warnings)
 
 
 def _no_model(case: _Case) -> Refusal | None:
     facts = case.facts
-    if facts.flaw:
-        return Refusal(facts.flaw, another_file(case.facts, case.entry))
+    if facts.refusal is not None:
+        return Refusal(facts.refusal.reason, another_file(facts, case.entry))
     if facts.kind != "model" or facts.architecture == "clip":
         part = "mmproj" if facts.architecture == "clip" else facts.kind
         return Refusal(f"it is not a whole model but a part of one ({part})", "give the model's own file")
@@ -230,7 +224,7 @@ def _check_head_pooling(case: _Case, method: Method) -> None:
 
 def _head(case: _Case) -> Recipe | Refusal:
     facts = case.facts
-    if is_causal(facts):
+    if facts.is_causal:
         raise ConfigError(
             f"{facts.path}: a causal model ({facts.architecture}) is scored by its labels: "
             "remove method = cross_encoder"
@@ -251,9 +245,8 @@ def _head(case: _Case) -> Recipe | Refusal:
             'method = "cross_encoder"\n'
             'pooling = "mean"  # only if its config.json says so; rerankd 0.1 assumed it',
         )
-    flaw = head_flaw(facts, case.overrides.pooling or known)
-    if flaw:
-        return Refusal(flaw, another_file(case.facts, case.entry))
+    if reason := heads.why_not(facts, case.overrides.pooling or known):
+        return Refusal(reason, another_file(facts, case.entry))
     return Recipe(
         method="cross_encoder",
         max_length=_window(case),
@@ -266,7 +259,7 @@ def _head(case: _Case) -> Recipe | Refusal:
 
 def _judge(case: _Case) -> Recipe | Refusal:
     facts, overrides = case.facts, case.overrides
-    if not is_causal(facts):
+    if not facts.is_causal:
         raise ConfigError(
             f"{facts.path}: a judge answers with a next token, and {facts.architecture} is an encoder, which "
             "gives none: remove template, labels and method = causal_lm"
@@ -405,7 +398,7 @@ def _window(case: _Case) -> int:
             )
         return wanted
     known = case.entry.max_length if case.entry is not None else 0
-    return min(most, known or most, CAUSAL_WINDOW if is_causal(case.facts) else most)
+    return min(most, known or most, CAUSAL_WINDOW if case.facts.is_causal else most)
 
 
 def _transform(overrides: ScoringOverrides, default: Normalization) -> Normalization:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rerankd.backends.llama.heads import is_causal
 from rerankd.domain import Method, Refusal
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.formats.safetensors import TAKE_GGUF
 from rerankd.recipes import prompts
 from rerankd.recipes.catalog import Catalog, Entry
 from rerankd.recipes.evidence import Kind, is_called_embedder, kind_of
@@ -20,7 +20,7 @@ _EITHER = ("llama", "llama-embed")
 def natural(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Method | Refusal:
     """The scoring method of a file for which the user sets none."""
     kind = kind_of(facts)
-    if is_causal(facts):
+    if facts.is_causal:
         return _causal(facts, entry, catalog, kind)
     headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
     if headed or (entry is not None and entry.method == "cross_encoder"):
@@ -143,8 +143,10 @@ def another_file(facts: ModelMetadata, entry: Entry | None) -> str:
         return OTHERS
     if entry is not None and entry.refs:
         return f"pull the model as rerankd knows it: rerankd pull {entry.name.lower()}"
+    if facts.refusal is not None:
+        return f"{facts.refusal.next_step}, or {OTHERS}"
     if facts.format == "safetensors":
-        return f"take a GGUF file of the model, if there is one, or {OTHERS}"
+        return f"{TAKE_GGUF}, or {OTHERS}"
     if facts.architecture in ("bert", "modern-bert"):
         return f"serve the model from its own safetensors (rerankd pull hf:ORG/REPO), or {OTHERS}"
     return OTHERS

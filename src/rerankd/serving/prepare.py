@@ -15,11 +15,12 @@ from rerankd import machine
 from rerankd.backends import select
 from rerankd.backends.llama import installed
 from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.llama.heads import needed_build
 from rerankd.backends.worker.client import WORKER
 from rerankd.config import EffectiveModelSettings, ScoringSettings, Settings
 from rerankd.domain import Recipe
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
-from rerankd.formats import modelfile, safetensors
+from rerankd.formats import checkpoint_files, modelfile
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import builtin, store
 from rerankd.recipes import catalog, resolve
@@ -99,7 +100,8 @@ def prepare(
     its_own = settings.model_copy(update={"gpu_layers": model.gpu_layers})
     named = settings.llama_path or settings.engine_args or installed.Engines(settings.home).used()
     candidate = openvino_candidate(facts, scoring, named=bool(named))
-    llama = partial(installed.chosen, its_own, needs=decided.needs_build)
+    build = max(needed_build(facts), decided.entry.needs_build if decided.entry is not None else 0)
+    llama = partial(installed.chosen, its_own, needs=build)
     engine = select.choose(model.engine, candidate, WORKER, llama)
     if memory is not None and facts.size_bytes > memory and engine.on_cpu:
         raise ModelFileError(
@@ -167,7 +169,8 @@ def fingerprint(path: Path) -> str:
     none."""
     if path.is_dir():
         return (
-            " ".join(fingerprint(path / name) for name in safetensors.files(os.listdir(path))) or f"no {path}"
+            " ".join(fingerprint(path / name) for name in checkpoint_files.files(os.listdir(path)))
+            or f"no {path}"
         )
     try:
         status = path.stat()
