@@ -17,6 +17,7 @@ import pytest
 
 import ggufs
 from fake_hub import COMMIT, FakeHub, fake_hub
+from rerankd.download import Downloader, Patience
 from rerankd.errors import (
     DataFolderError,
     FetchError,
@@ -27,10 +28,9 @@ from rerankd.errors import (
 )
 from rerankd.formats import gguf
 from rerankd.hub.hubs import HuggingFace, ModelScope
-from rerankd.hub.inspect import size_words
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Store
-from rerankd.hub.transfer import Patience, Transfer
+from rerankd.progress import size_words
 from rerankd.recipes import catalog, resolve
 from support import GOLDEN, environment, until
 
@@ -70,11 +70,11 @@ class Pulls:
     def __call__(self, text: str, hub: FakeHub | str, ms: FakeHub | str = NOWHERE, **more: Any) -> Path:
         urls = [one.url if isinstance(one, FakeHub) else one for one in (hub, ms)]
         patience = Patience(self.timeout_s, pause_s=0, sleep=self.slept.append)
-        with Transfer(patience, lambda what, done, total: self.told.append(what)) as transfer:
+        with Downloader(patience, lambda what, done, total: self.told.append(what)) as downloader:
             puller = Puller(
                 store=self.store,
                 hubs={"hf": HuggingFace(urls[0]), "ms": ModelScope(urls[1])},
-                transfer=transfer,
+                downloader=downloader,
                 **{
                     "judge": lambda facts: resolve.decide(facts, catalog.known()),
                     "check": lambda path: None,

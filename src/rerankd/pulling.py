@@ -11,13 +11,13 @@ from pathlib import Path
 from rerankd import config, machine
 from rerankd.backends.llama import installed
 from rerankd.config import Settings
-from rerankd.hub import hubs, ref, transfer
+from rerankd.download import Downloader
+from rerankd.hub import hubs, ref
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Record, Store
+from rerankd.progress import Progress
 from rerankd.service import Reranker
 from rerankd.serving.prepare import judge_file, prepare
-
-Progress = Callable[[str, int, int], None]
 
 
 def pull(
@@ -34,11 +34,11 @@ def pull(
         logging.getLogger(client).setLevel(logging.ERROR)
     wanted = settings.of(model)
     ref.parse(wanted.ref)
-    with transfer.Transfer(progress=progress) as bytes_from:
+    with Downloader(progress=progress) as downloader:
         return Puller(
             store=Store(settings.home),
             hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
-            transfer=bytes_from,
+            downloader=downloader,
             judge=lambda facts: judge_file(facts, wanted.scoring),
             check=check,
             say=say,

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,14 +16,13 @@ import typer
 from rerankd import config, textfile
 from rerankd.cli.output import Config, Json, progress, say
 from rerankd.errors import ConfigError
+from rerankd.progress import Progress
 
 if TYPE_CHECKING:
     from rerankd.benchmark.drive import Target
     from rerankd.benchmark.engines import EngineRow
     from rerankd.benchmark.load import Case
     from rerankd.benchmark.report import Benchmark
-
-Progress = Callable[[str, int, int], None]
 
 
 def bench(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +15,11 @@ from rerankd import config
 from rerankd.cli import running
 from rerankd.cli.output import Config, Json, progress, say
 from rerankd.errors import ConfigError
+from rerankd.progress import Progress
 
 if TYPE_CHECKING:
     from rerankd.evaluation.second_stage import Ask
     from rerankd.remote import Remote
-
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate(

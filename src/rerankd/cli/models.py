@@ -143,7 +143,7 @@ def remove(
 ) -> None:
     """Delete a pulled model from this machine."""
     from rerankd.hub import store
-    from rerankd.hub.inspect import size_words
+    from rerankd.progress import size_words
 
     folders = store.Store(config.from_machine({}, config_file).home)
     record = folders.find(model)

@@ -10,7 +10,7 @@ import typer
 from rerankd import config
 from rerankd.cli import running
 from rerankd.cli.output import Config, Json, print_rows, say
-from rerankd.hub.inspect import size_words
+from rerankd.progress import size_words
 
 _TIMEOUT_S = 10
 

@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -29,10 +28,10 @@ from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
 from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
 from rerankd.formats import modelfile
 from rerankd.hub import builtin, hubs, listing, store
+from rerankd.progress import Progress, silent
 from rerankd.serving import prepare, safer_settings, served_model
 from rerankd.state import StateStore
 
-Progress = Callable[[str, int, int], None]
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA = "0x10de"
 _DISPLAY = ("0x0300", "0x0302")
@@ -174,7 +173,7 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
             pip.command()  # what will fetch it
         for ref, scoring in wanted.items():
             if ref not in known:
-                facts = modelfile.read(folders.locate(ref, lambda *_: None))
+                facts = modelfile.read(folders.locate(ref, silent))
                 decided = prepare.judge_file(facts, scoring)
                 scorable = decided.scoring is not None
                 found.append(SeenModel(ref, facts.size_bytes, scorable, decided.explain, True))
@@ -216,7 +215,7 @@ def _online(report: Progress) -> dict[str, str]:
     report("asking the network", 0, 1)
     found = {"package index": index.problem(PINNED)}
     for hub in (hubs.HuggingFace(), hubs.ModelScope()):
-        name, endpoint = hub.origin("").hub, hub.origin("").endpoint
+        name, endpoint = hub.origin("").server, hub.origin("").endpoint
         try:
             with network.client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
                 client.head(endpoint)

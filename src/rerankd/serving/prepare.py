@@ -22,7 +22,8 @@ from rerankd.domain import Recipe
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
 from rerankd.formats import checkpoint_files, modelfile
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.hub import builtin, store
+from rerankd.hub import store
+from rerankd.progress import Progress, silent
 from rerankd.recipes import catalog, resolve
 
 _HEADER_BYTES = 64 * 2**10
@@ -77,7 +78,7 @@ def wanted(settings: Settings) -> tuple[EffectiveModelSettings, ...]:
 def prepare(
     settings: Settings,
     model: EffectiveModelSettings | None = None,
-    progress: builtin.Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Model:
     """Find a model, fetch it if it is the built-in one, and decide how it is scored. None is the first one
     that the settings want.

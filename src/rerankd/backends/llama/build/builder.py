@@ -30,8 +30,8 @@ from rerankd.backends.llama.installed import Engines, free_bytes
 from rerankd.backends.llama.launch import ALL_LAYERS
 from rerankd.backends.llama.manifest import Backend, Manifest
 from rerankd.errors import BuildFailed, DataFolderError
+from rerankd.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 _LOG = "build.log"
 
 

