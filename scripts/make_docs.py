@@ -18,6 +18,8 @@ from typer.main import get_command
 
 from rerankd import config
 from rerankd.api import options, paths, routes
+from rerankd.backends.options import traits
+from rerankd.backends.table import BACKENDS
 from rerankd.cli import app
 from rerankd.hub import listing
 
@@ -26,9 +28,15 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def settings() -> str:
     """All settings but the sections, a row each."""
+    fields = config.Settings.model_fields
+    # What a model may have of its own, and what is a backend's, come last.
+    last = [
+        *config.ServingSettings.model_fields,
+        *(name for one in BACKENDS for name in one.Options.model_fields),
+    ]
     rows = [
-        f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(name)} |"
-        for name, field in config.Settings.model_fields.items()
+        f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(field)} |"
+        for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)
         if name not in ("models", "scoring")
     ]
     return "\n".join(["| setting | default | meaning | on SIGHUP |", "|---|---|---|---|", *rows])
@@ -63,10 +71,9 @@ def _default(name: str, field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _on_reload(name: str) -> str:
-    if name in config.FIXED:
-        return "needs a restart"
-    return "at once" if name in config.LIVE else "restarts engines"
+def _on_reload(field: FieldInfo) -> str:
+    said = {"live": "at once", "engine": "restarts engines", "restart": "needs a restart"}
+    return said[traits(field).needs]
 
 
 def commands() -> str:

@@ -1,10 +1,15 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rerankd import config
+from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.table import BACKENDS
 from rerankd.config import Settings
 from rerankd.errors import ConfigError
+from support import ROOT
 
 
 def test_flags_beat_environment_beats_file_beats_defaults() -> None:
@@ -154,11 +159,75 @@ def test_a_path_with_a_comma_is_one_model() -> None:
     assert config.load("", {"LLAMA_RANK_GGUF": "/m/a,b.gguf"}, {}).model == ("/m/a,b.gguf",)
 
 
-def test_each_setting_is_fixed_or_live_or_stops_engines_once() -> None:
-    assert set(Settings.model_fields) >= config.FIXED | config.LIVE
-    assert not config.FIXED & config.LIVE
+def test_a_setting_says_what_a_change_of_it_needs() -> None:
+    other = Settings(port=1, api_key="k", start_timeout_s=1, threads=3)
+    assert config.changed(Settings(), other, "restart") == ["port"]
+    assert config.changed(Settings(), other, "live") == ["api_key"]
+    assert config.changed(Settings(), other, "engine") == ["start_timeout_s", "threads"]
+
+
+def test_what_is_set_for_a_model_stops_only_the_engines_of_models_that_it_is_new_to() -> None:
     assert config.engines_differ(Settings(), Settings(start_timeout_s=1))
-    assert not config.engines_differ(Settings(), Settings(port=1, api_key="k", threads=3, model=("a",)))
+    before = config.load("gpu_layers = 1\n[models.a]\ngpu_layers = 2\n[models.b]", {}, {})
+    after = config.override(before, {"port": 1, "api_key": "k", "gpu_layers": 3})
+    assert not config.engines_differ(before, after)
+    assert [one in after.wanted("") for one in before.wanted("")] == [True, False]
+
+
+def test_a_backend_gets_its_options_and_what_is_set_for_a_model_wins() -> None:
+    text = 'gpu_layers = 1\nengine_args = "--mlock"\n[models.a]\ngpu_layers = 2'
+    settings = config.load(text, {}, {})
+    assert settings.options(LlamaOptions) == LlamaOptions(gpu_layers=1, engine_args=("--mlock",))
+    own = settings.of("a").options(LlamaOptions)
+    assert own == LlamaOptions(gpu_layers=2, engine_args=("--mlock",))
+
+
+def test_no_setting_is_written_twice() -> None:
+    groups = [config.ServingSettings, *(row.Options for row in BACKENDS)]
+    names = [name for group in groups for name in group.model_fields]
+    assert len(set(names)) == len(names)
+
+
+_ONE_MORE = """
+from rerankd.backends import table
+from rerankd.backends.options import Options, per_model, setting
+
+class Other(Options):
+    speed: int = per_model(3, ge=1, le=9, description="how fast it is")
+    tool: str = setting("", environment="OTHER_TOOL", description="what it is")
+
+class Row:
+    name, title, summary, Options = "other", "Other", "all models", Other
+
+table.BACKENDS.append(Row())
+"""
+
+
+def test_a_row_of_the_table_is_all_that_a_backends_settings_need(tmp_path: Path) -> None:
+    code = (
+        _ONE_MORE
+        + """
+import sys
+from rerankd import config
+sys.path.append("scripts")
+import make_docs
+text = 'speed = 4\\n[models.a]\\nengine = "other"\\nspeed = 5\\n[models.b]'
+settings = config.load(text, {"OTHER_TOOL": "t"}, {"engine": "auto"})
+assert [one.options(Other) for one in settings.wanted("")] == [Other(speed=5, tool="t"), Other(speed=4, tool="t")]
+assert config.load("", {"RERANKD_SPEED": "9", "RERANKD_TOOL": "x"}, {}).options(Other) == Other(speed=9, tool="x")
+assert "| `speed` | `3` | how fast it is | restarts engines |" in make_docs.settings()
+assert "other (all models)" in make_docs.settings()
+assert "| `--speed` | How fast it is. Default: 3. |" in make_docs.commands()
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_settings_load_without_what_engines_need() -> None:
+    code = "import sys, rerankd.cli; print(*{'numpy', 'httptools', 'openvino'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 @pytest.mark.parametrize("key", ["scoring", "models"])

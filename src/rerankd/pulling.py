@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from rerankd import config, machine
@@ -50,7 +49,7 @@ def pull(
 def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[str, ...]:
     """Start an engine, check its scores, and have a second engine score the same pairs where one can,
     whatever was found earlier. Returns in words what was checked. Blocks; raises what a start raises."""
-    model = prepare(settings, replace(wanted, replicas=1, preload=True))
+    model = prepare(settings, wanted.model_copy(update={"replicas": 1, "preload": True}))
 
     async def run() -> tuple[str, ...]:
         reranker = Reranker(settings, prepared=[model])

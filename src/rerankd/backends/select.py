@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from rerankd.backends.llama.binaries import Choice
 from rerankd.domain import Format, Recipe
 from rerankd.errors import ConfigError, EngineTooOld, EngineUnknown
 
-Wanted = Literal["auto", "llama", "openvino"]
+Wanted = str
 
 # Architecture -> the tokenizers that the worker knows for it: (tokenizer.ggml.model, .pre); None: any.
 _TOKENIZERS: Mapping[str, Sequence[tuple[str, str | None]]] = {

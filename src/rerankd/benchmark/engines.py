@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rerankd.backends.llama.binaries import BUNDLED, Choice
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.config import Settings
 
 _BUNDLED = "llama.cpp (bundled)"
@@ -38,9 +39,9 @@ def all_of(settings: Settings, unnamed: Choice) -> list[EngineRow]:
     rows = [EngineRow(_BUNDLED, _CHOICE, {"RERANKD_ENGINE": "llama"})]
     if unnamed.kind == "openvino":
         rows.insert(0, EngineRow(_name(unnamed), _CHOICE, {"RERANKD_ENGINE": "openvino"}))
-    if settings.llama_path:
-        own = {"RERANKD_ENGINE": "llama", "LLAMA_PATH": str(settings.llama_path)}
-        rows.append(EngineRow(str(settings.llama_path), _CHOICE, own))
+    if program := settings.options(LlamaOptions).llama_path:
+        own = {"RERANKD_ENGINE": "llama", "LLAMA_PATH": str(program)}
+        rows.append(EngineRow(str(program), _CHOICE, own))
     return rows
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config, textfile
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.cli.output import Config, Json, progress, say
 from rerankd.errors import ConfigError
 from rerankd.progress import Progress
@@ -113,7 +114,7 @@ def bench(
 def _file_names_a_program(config_file: Path | None) -> bool:
     path = config_file or config.find(os.environ)
     text = textfile.read(path) if path else ""
-    return config.load(text, {}, {}).llama_path is not None
+    return config.load(text, {}, {}).options(LlamaOptions).llama_path is not None
 
 
 async def _run(

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.cli.output import Config, Json, print_rows, progress, say
 
 app = typer.Typer(
@@ -128,8 +129,8 @@ def list_engines(as_json: Json = False, config_file: Config = None) -> None:
         rows.append(
             {"name": BUNDLED, "build": bundled.build, "backend": "cpu", "runs_here": True, "used": used}
         )
-    if settings.llama_path:
-        rows.append({"name": str(settings.llama_path), "backend": "", "runs_here": True, "used": True})
+    if program := settings.options(LlamaOptions).llama_path:
+        rows.append({"name": str(program), "backend": "", "runs_here": True, "used": True})
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
         return

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rerankd import __version__, config, logs
+from rerankd.cli.flags import of_backends, takes
 from rerankd.cli.output import Config, progress, say
 from rerankd.serving.pending import Pending
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rerankd.serving.served_model import ServedModel
 
 
+@takes("host", "port", "alias", "api_key", "api_prefix", "engine", "force", *of_backends())
 def serve(
     models: Annotated[
         list[str] | None,
@@ -35,53 +37,17 @@ def serve(
             show_default="the settings', or the one pulled last, or builtin:e5",
         ),
     ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port; 0 picks a free one.", show_default="11440", min=0, max=65535)
-    ] = None,
-    alias: Annotated[
-        list[str] | None, typer.Option(help="Name to serve the model under; may be repeated.")
-    ] = None,
-    api_key: Annotated[str | None, typer.Option(help="Ask for this key. Better set RERANKD_API_KEY.")] = None,
-    api_prefix: Annotated[str | None, typer.Option(help="Serve all paths under this one too.")] = None,
-    engine: Annotated[
-        config.EngineKind | None,
-        typer.Option(help="What runs the model; auto takes the fastest that can.", show_default="auto"),
-    ] = None,
-    precision: Annotated[
-        config.Precision | None,
-        typer.Option(
-            help="OpenVINO's arithmetic; auto takes bf16 where it is faster here and keeps the order.",
-            show_default="auto",
-        ),
-    ] = None,
-    gpu_layers: Annotated[
-        int | None, typer.Option(help="Layers on the GPU; -1 for as many as fit there.", show_default="-1")
-    ] = None,
-    force: Annotated[
-        bool | None, typer.Option("--force", help="Serve a model even if it fails the check at load.")
-    ] = None,
     config_file: Config = None,
+    **flags: Any,
 ) -> None:
     """Serve rerankers over HTTP until Ctrl-C.
 
     Without MODEL it serves the one that was pulled last; where none was, the small built-in one, which is
     fetched at the first start. With several, a request's "model" picks one.
     """
-    flags = {
-        "model": tuple(models) if models else None,
-        "host": host,
-        "port": port,
-        "alias": tuple(alias) if alias else None,
-        "api_key": api_key,
-        "api_prefix": api_prefix,
-        "engine": engine,
-        "precision": precision,
-        "gpu_layers": gpu_layers,
-        "force": force,
-    }
+    flags["model"] = models
+    # What may be repeated is empty where it is not given.
+    flags = {name: tuple(one) if isinstance(one, list) else one for name, one in flags.items() if one != []}
     early = _handle_early_signals()
     settings = config.from_machine(flags, config_file)
     logs.configure(settings.log_level, settings.log_format)

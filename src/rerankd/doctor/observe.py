@@ -22,6 +22,7 @@ from rerankd.backends.llama import installed
 from rerankd.backends.llama.binaries import BUNDLED, Choice, runs_here
 from rerankd.backends.llama.build import cuda, index, smoke, tools
 from rerankd.backends.llama.build.source import PINNED
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.openvino import chosen
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
@@ -130,8 +131,9 @@ def _engines(settings: Settings, choice: Choice | None, report: Progress) -> tup
     instructions = machine.instructions()
     found: list[SeenEngine] = []
     programs: list[tuple[str, ...]] = []
-    if choice is not None and settings.llama_path:
-        found.append(SeenEngine(choice.name, installed.build_number(settings.llama_path)))
+    own = settings.options(LlamaOptions).llama_path
+    if choice is not None and own:
+        found.append(SeenEngine(choice.name, installed.build_number(own)))
         programs.append(choice.program)
     for one in installed.Engines(settings.home).all():
         found.append(SeenEngine(one.name, one.manifest.build, runs_here(one, instructions)))

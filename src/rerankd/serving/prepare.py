@@ -16,6 +16,8 @@ from rerankd.backends import select
 from rerankd.backends.llama import installed
 from rerankd.backends.llama.binaries import Choice
 from rerankd.backends.llama.heads import needed_build
+from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.worker.client import WORKER
 from rerankd.config import EffectiveModelSettings, ScoringSettings, Settings
 from rerankd.domain import Recipe
@@ -61,7 +63,9 @@ class Model:
         """
         per_engine = self.facts.size_bytes
         if self.engine.kind == "openvino":
-            per_engine += self.facts.block_weights * (3 if self.wanted.weights == "compressed" else 8)
+            per_engine += self.facts.block_weights * (
+                3 if self.wanted.options(OpenVinoOptions).weights == "compressed" else 8
+            )
         return per_engine * self.wanted.replicas
 
     @property
@@ -98,8 +102,9 @@ def prepare(
     decided = judge_file(facts, model.scoring)
     scoring = decided.require(model.ref)
     memory = machine.read().memory_bytes
-    its_own = settings.model_copy(update={"gpu_layers": model.gpu_layers})
-    named = settings.llama_path or settings.engine_args or installed.Engines(settings.home).used()
+    options = model.options(LlamaOptions)
+    its_own = settings.model_copy(update={"gpu_layers": options.gpu_layers})
+    named = options.llama_path or options.engine_args or installed.Engines(settings.home).used()
     candidate = openvino_candidate(facts, scoring, named=bool(named))
     build = max(needed_build(facts), decided.entry.needs_build if decided.entry is not None else 0)
     llama = partial(installed.chosen, its_own, needs=build)

@@ -53,7 +53,7 @@ class ModelRegistry(Roster):
         self._metrics = metrics
         self._state = StateStore(settings.home)
         self._loader = Loader(budgets(settings), least_stay_s=settings.least_stay_s)
-        self._pulled: list[EffectiveModelSettings] = []
+        self._pulled: list[str] = []
         self._default = ""
         self._run_dir: rundir.RunDir | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -291,8 +291,7 @@ class ModelRegistry(Roster):
             return await self._add_ref(ref)
 
     async def _add_ref(self, ref: str) -> ServedModel:
-        alone = self.settings.model_copy(update={"model": (ref,), "alias": ()})
-        wanted = alone.wanted(ref)[0]
+        wanted = self.settings.of(ref)
         model = await asyncio.to_thread(preparing.prepare, self.settings, wanted)
         for served in self.models:
             if served.model.path == model.path:
@@ -306,7 +305,7 @@ class ModelRegistry(Roster):
             return self.find(model.name)
         if clash := self._clash(model.names, self._entries):
             raise clash
-        self._pulled.append(wanted)
+        self._pulled.append(wanted.ref)
         served = self._add(model)
         self._entries.append(served)
         return served
@@ -316,7 +315,7 @@ class ModelRegistry(Roster):
         if len(self.models) == 1:
             raise Conflict(f"{served.name} is the only model that is served, so it can't be removed here.")
         self._entries.remove(served)
-        self._pulled = [wanted for wanted in self._pulled if wanted != served.model.wanted]
+        self._pulled = [ref for ref in self._pulled if ref != served.model.wanted.ref]
         if served.model.wanted.ref == self._default:
             self._default = ""
         self._loader.retire(served)
@@ -332,9 +331,7 @@ class ModelRegistry(Roster):
             await self._apply(settings)
 
     async def _apply(self, settings: Settings) -> None:
-        fixed = sorted(
-            name for name in config.FIXED if getattr(settings, name) != getattr(self.settings, name)
-        )
+        fixed = config.changed(self.settings, settings, "restart")
         settings = settings.model_copy(update={name: getattr(self.settings, name) for name in fixed})
         wanted = await self._wanted(settings)
         kept = await self._kept(settings)
@@ -365,12 +362,11 @@ class ModelRegistry(Roster):
     async def _wanted(self, settings: Settings) -> list[EffectiveModelSettings]:
         """The models of the settings, and those that were pulled since the start and are not among them."""
         wanted = await asyncio.to_thread(preparing.wanted, settings)
-        pulled = {one.ref for one in self._pulled}
-        if not settings.model and not settings.models and self._default and wanted[0].ref in pulled:
+        if not settings.model and not settings.models and self._default and wanted[0].ref in self._pulled:
             # It was pulled beside the model that is served by default, and did not replace it.
             wanted = settings.wanted(self._default)
         named = {one.ref for one in wanted}
-        return [*wanted, *(one for one in self._pulled if one.ref not in named)]
+        return [*wanted, *(settings.of(ref) for ref in self._pulled if ref not in named)]
 
     async def _kept(self, settings: Settings) -> dict[EffectiveModelSettings, Entry]:
         """The entries that new settings and the files leave as they are."""

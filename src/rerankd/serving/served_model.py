@@ -21,7 +21,9 @@ from rerankd.backends.base import Engine, EngineSpec, Shape
 from rerankd.backends.llama import client as llama
 from rerankd.backends.llama import launch
 from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.openvino import chosen
+from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice as Precision
 from rerankd.backends.worker import client as openvino
 from rerankd.config import Settings
@@ -88,6 +90,7 @@ class ServedModel:
             patience_s=settings.hang_margin_s,
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, _build(model))
+        self._llama = model.wanted.options(LlamaOptions)
         self._replicas: Replicas | None = None
         self._is_choosing = False
         self._precision = Precision("f32", "")
@@ -222,8 +225,8 @@ class ServedModel:
             program=self.model.engine.program,
             threads=threads_of(self.model),
             gpus=gpus,
-            gpu_layers=self.model.wanted.gpu_layers,
-            extra=self.settings.engine_args,
+            gpu_layers=self._llama.gpu_layers,
+            extra=self._llama.engine_args,
             cards=self._cards,
         )
 
@@ -247,11 +250,11 @@ class ServedModel:
 
     def _computes(self) -> str:
         """What the values depend on beside model and texts: the engine's build, its precision and device."""
-        engine, wanted = self.engine, self.model.wanted
+        engine, weights = self.engine, self.model.wanted.options(OpenVinoOptions).weights
         steps = f" {self._safer.steps}" if self._safer.taken else ""
         if engine.kind == "openvino":
-            return f"openvino {chosen.version()} {self._precision.precision} {wanted.weights}{steps}"
-        return f"{engine.program} {engine.build} {wanted.gpu_layers} {self.settings.engine_args}{steps}"
+            return f"openvino {chosen.version()} {self._precision.precision} {weights}{steps}"
+        return f"{engine.program} {engine.build} {self._llama.gpu_layers} {self._llama.engine_args}{steps}"
 
     async def unload(self, *, at_once: bool = False) -> None:
         """Stop the engines; safe to call again, and with `at_once` to cut an earlier call short."""
@@ -361,7 +364,7 @@ class ServedModel:
         engine, steps = self.engine, self._safer.steps
         if engine.kind == "openvino":
             precision = Precision("f32", "") if "float32" in steps else self._precision
-            weights = self.model.wanted.weights
+            weights = self.model.wanted.options(OpenVinoOptions).weights
             argv = openvino.argv(spec, options.threads, precision, weights, socket)
             return Launch(argv, partial(openvino.connect, spec))
         if engine is not self.model.engine:
@@ -405,7 +408,7 @@ class ServedModel:
             # The built-in file is checked by its checksum; what runs with safer settings is known to fail
             # with others; and what a llama.cpp of the user's computes is compared when it is asked for.
             asked = self.retests or not (
-                model.wanted.ref == builtin.NAME or self._safer.taken or self.settings.llama_path
+                model.wanted.ref == builtin.NAME or self._safer.taken or self._llama.llama_path
             )
             other = second_engine.second(model, spec, self._precision.precision, threads_of(model))
             if other is None or not asked:
@@ -463,7 +466,7 @@ def threads_of(model: Model) -> int:
 
 def subject(model: Model) -> chosen.Subject:
     """The model as one that a precision is chosen for."""
-    wanted = model.wanted
+    wanted = model.wanted.options(OpenVinoOptions)
     return chosen.Subject(
         model.path, model.fingerprint, model.scoring, wanted.precision, wanted.weights, threads_of(model)
     )

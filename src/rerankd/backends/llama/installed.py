@@ -17,6 +17,7 @@ from pathlib import Path
 from rerankd import machine, processes
 from rerankd.backends.llama import manifest
 from rerankd.backends.llama.binaries import BUNDLED, Bundled, Choice, Installed, Offer, choose
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.config import Settings
 from rerankd.errors import DataFolderError, EngineUnknown
 
@@ -110,8 +111,9 @@ def offer(settings: Settings, *, needs: int = 0) -> Offer:
     they matter: that takes about a second."""
     engines = Engines(settings.home)
     found = engines.all()
-    own = settings.llama_path
-    asks = settings.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
+    options = settings.options(LlamaOptions)
+    own = options.llama_path
+    asks = options.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
     return Offer(
         own=own,
         own_build=build_number(own) if own and needs else 0,
@@ -126,7 +128,7 @@ def offer(settings: Settings, *, needs: int = 0) -> Offer:
 def chosen(settings: Settings, *, needs: int = 0) -> Choice:
     """The engine that runs a model which needs build `needs` of llama.cpp: see choice.choose."""
     choice = choose(offer(settings, needs=needs), needs=needs)
-    if settings.gpu_layers == 0:
+    if settings.options(LlamaOptions).gpu_layers == 0:
         return Choice(choice.name, choice.program, choice.reason, choice.build)
     return choice
 

@@ -12,10 +12,10 @@ class OpenVinoOptions(Options):
 
     precision: Literal["auto", "f32", "bf16"] = per_model(
         "auto",
-        description="openvino: the arithmetic; auto takes bf16 where this CPU is faster with it and it keeps "
+        description="OpenVINO: the arithmetic; auto takes bf16 where this CPU is faster with it and it keeps "
         "the model's order",
     )
     weights: Literal["full", "compressed"] = per_model(
         "full",
-        description="openvino: compressed keeps 8 bits of each: a third of the memory, scores move a little",
+        description="OpenVINO: compressed keeps 8 bits of each: a third of the memory, scores move a little",
     )

@@ -1,0 +1,26 @@
+"""Settings: one frozen value, from flags over environment over `rerankd.toml` over defaults.
+
+Every setting's name, default and meaning is written once, in settings.py, models.py and scoring.py or in a
+backend's options.py; its environment name is `RERANKD_` and the name in capitals.
+"""
+
+from rerankd.config.models import EffectiveModelSettings, ModelSettings, ServingSettings
+from rerankd.config.scoring import ScoringSettings
+from rerankd.config.settings import Settings, changed, engines_differ
+from rerankd.config.sources import FILE_NAME, find, from_machine, load, override, service_links
+
+__all__ = [
+    "FILE_NAME",
+    "EffectiveModelSettings",
+    "ModelSettings",
+    "ScoringSettings",
+    "ServingSettings",
+    "Settings",
+    "changed",
+    "engines_differ",
+    "find",
+    "from_machine",
+    "load",
+    "override",
+    "service_links",
+]

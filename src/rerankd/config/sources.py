@@ -1,0 +1,189 @@
+"""Where settings come from: flags over environment over the settings file over defaults.
+
+`load` is pure: it takes the file's text, an environment and the flags as values. `find` alone looks at the
+disk.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from pydantic import BaseModel, ValidationError
+
+from rerankd import textfile
+from rerankd.backends.options import traits
+from rerankd.config import folders
+from rerankd.config.models import ModelSettings
+from rerankd.config.scoring import ScoringSettings
+from rerankd.config.settings import Settings
+from rerankd.errors import ConfigError
+
+_log = logging.getLogger("rerankd")
+
+FILE_NAME = "rerankd.toml"
+_PREFIX = "RERANKD_"
+# Names of variables that Kubernetes and Docker make, and how their values begin.
+_LINKS = (
+    (r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|ENV_\w+", ""),
+    ("PORT", r"(tcp|udp|sctp)://"),  # with a number, it is the setting
+    ("NAME", "/"),
+)
+_TRAITS = {name: traits(field) for name, field in Settings.model_fields.items()}
+# What decides which programs run; `home` holds the engines that were built.
+_PROGRAMS = [name for name, said in _TRAITS.items() if said.names_program]
+# Names in the environment that other programs read, too, and how they begin.
+_ELSEWHERE = {said.environment: name for name, said in _TRAITS.items() if said.environment}
+_PREFIXES = "|".join({_PREFIX, *(name.partition("_")[0] + "_" for name in _ELSEWHERE)})
+# Where a variable that was left empty would open the server.
+_NEVER_BLANK = ("api_key", "api_keys_file")
+
+
+def find(environ: Mapping[str, str]) -> Path | None:
+    """The settings file: the one RERANKD_CONFIG names, else ./rerankd.toml, else the user's, else None."""
+    if named := environ.get(_PREFIX + "CONFIG"):
+        return Path(named)
+    candidates = (Path(FILE_NAME), _user_file())
+    return next((path for path in candidates if path is not None and path.is_file()), None)
+
+
+def _user_file() -> Path | None:
+    folder = folders.of_user(platformdirs.user_config_dir)
+    return folder / FILE_NAME if folder is not None else None
+
+
+def _is_own_word(path: Path) -> bool:
+    """Whether a file that nobody named is the user's own, and not one that lies where rerankd was called: a
+    folder may come from elsewhere."""
+    own = _user_file()
+    return path != Path(FILE_NAME) or (own is not None and own.is_file() and path.samefile(own))
+
+
+def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Settings:
+    """Settings from this process's environment and settings file. Raises ConfigError."""
+    is_named = path is not None or bool(os.environ.get(_PREFIX + "CONFIG"))
+    path = path or find(os.environ)
+    if links := service_links(os.environ):
+        _log.warning(
+            "ignored, since Kubernetes or Docker set them for a service of this name: %s", ", ".join(links)
+        )
+    try:
+        text = textfile.read(path) if path else ""
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
+    return load(
+        text,
+        os.environ,
+        overrides or {},
+        file_name=str(path or FILE_NAME),
+        may_name_programs=is_named or path is None or _is_own_word(path),
+    )
+
+
+def load(
+    text: str,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    file_name: str = FILE_NAME,
+    *,
+    may_name_programs: bool = True,
+) -> Settings:
+    """Settings from a file's text, an environment and flags (None means not given). Raises ConfigError, also
+    where the file names a program and may not."""
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file_name} is not valid TOML: {error}.") from error
+    if not may_name_programs and (named := [name for name in values if name in _PROGRAMS]):
+        raise ConfigError(
+            f"{file_name} in the current folder sets {' and '.join(named)}, which decides what program runs. "
+            "A folder may come from somebody else, so rerankd takes this setting from such a file only if "
+            f"you name the file: --config {file_name}, or RERANKD_CONFIG={file_name}. Or move the setting to "
+            f"{_user_file() or 'the environment'}."
+        )
+    sources = dict.fromkeys(values, file_name)
+    for name, key in _environment_names(environ).items():
+        # A path may have commas, and the names from elsewhere only ever held one.
+        values[key] = [environ[name]] if key == "model" and name in _ELSEWHERE else environ[name]
+        sources[key] = name
+    for key, value in overrides.items():
+        if value is not None:
+            values[key] = value
+            sources[key] = f"--{key.replace('_', '-')}"
+    return _validated(values, sources)
+
+
+def override(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """`settings` with other values for some of them. Raises ConfigError."""
+    return _validated({**settings.model_dump(), **values}, {}) if values else settings
+
+
+def _validated(values: Mapping[str, Any], sources: Mapping[str, str]) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(item, sources) for item in error.errors())) from error
+
+
+def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
+    links = service_links(environ)
+    names = {name: key for name, key in _ELSEWHERE.items() if environ.get(name) and name not in links}
+    for name, value in environ.items():
+        key = name.removeprefix(_PREFIX).lower()
+        if (
+            not name.startswith(_PREFIX)
+            or name in links
+            or key == "config"
+            or not (value or key in _NEVER_BLANK)
+        ):
+            continue
+        if key in ("models", "scoring"):
+            raise ConfigError(f"{name} is not a setting. Write [{key}] into a settings file.")
+        if key not in Settings.model_fields:
+            raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
+        names[name] = key
+    return names
+
+
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """The variables that nobody typed: for a Service whose name is, or begins with, the first word of a
+    setting's variable, Kubernetes gives its address to every container of the namespace, and so does
+    `docker run --link`.
+
+    https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+    """
+    return sorted(name for name, value in environ.items() if value and _is_service_link(name, value))
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return any(
+        re.fullmatch(rf"({_PREFIXES})(\w+_)?({names})", name) and re.match(start, value)
+        for names, start in _LINKS
+    )
+
+
+def _sentence(item: Any, sources: Mapping[str, str]) -> str:
+    location = item["loc"]
+    if not location:
+        return f"The settings do not fit together: {item['msg'].removeprefix('Value error, ')}."
+    key = ".".join(str(part) for part in location)
+    source = sources.get(str(location[0]), "settings")
+    if item["type"] == "extra_forbidden":
+        owner = {"scoring": ScoringSettings, "models": ModelSettings}.get(str(location[0]), Settings)
+        return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
+    shown = key if key == "api_key" else f"{key} = {item['input']!r}"  # a secret
+    return f"{source}: {shown} can't be used: {item['msg'].removeprefix('Value error, ').lower()}."
+
+
+def _nearest(key: str, owner: type[BaseModel], prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, owner.model_fields, n=1, cutoff=0.5)
+    if not close:
+        return " Known ones: " + ", ".join(sorted(owner.model_fields)) + "."
+    return f" Did you mean {prefix + close[0].upper() if prefix else close[0]}?"
