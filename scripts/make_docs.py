@@ -19,8 +19,7 @@ from typer.main import get_command
 from rerankd import config
 from rerankd.api import options, paths, routes
 from rerankd.backends.options import traits
-from rerankd.backends.table import BACKENDS
-from rerankd.cli import app
+from rerankd.cli import app, flags
 from rerankd.hub import listing
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -30,10 +29,7 @@ def settings() -> str:
     """All settings but the sections, a row each."""
     fields = config.Settings.model_fields
     # What a model may have of its own, and what is a backend's, come last.
-    last = [
-        *config.ServingSettings.model_fields,
-        *(name for one in BACKENDS for name in one.Options.model_fields),
-    ]
+    last = [*config.ServingSettings.model_fields, *flags.of_backends()]
     rows = [
         f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(field)} |"
         for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)

@@ -213,8 +213,10 @@ sys.path.append("scripts")
 import make_docs
 text = 'speed = 4\\n[models.a]\\nengine = "other"\\nspeed = 5\\n[models.b]'
 settings = config.load(text, {"OTHER_TOOL": "t"}, {"engine": "auto"})
-assert [one.options(Other) for one in settings.wanted("")] == [Other(speed=5, tool="t"), Other(speed=4, tool="t")]
-assert config.load("", {"RERANKD_SPEED": "9", "RERANKD_TOOL": "x"}, {}).options(Other) == Other(speed=9, tool="x")
+own = [one.options(Other) for one in settings.wanted("")]
+assert own == [Other(speed=5, tool="t"), Other(speed=4, tool="t")]
+settings = config.load("", {"RERANKD_SPEED": "9", "RERANKD_TOOL": "x"}, {})
+assert settings.options(Other) == Other(speed=9, tool="x")
 assert "| `speed` | `3` | how fast it is | restarts engines |" in make_docs.settings()
 assert "other (all models)" in make_docs.settings()
 assert "| `--speed` | How fast it is. Default: 3. |" in make_docs.commands()

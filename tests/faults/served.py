@@ -55,9 +55,9 @@ class Service:
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str, **headers: str) -> httpx.Response:
         with self.client() as client:
-            return client.get(path)
+            return client.get(path, headers=headers)
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         with self.client() as client:

@@ -222,7 +222,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
 
 def pid(it: Service, name: str) -> int:
     """The process of a model's engine."""
-    rows = it.get("/v1/status").json()["models"]
+    rows = it.get("/v1/status", **KEY).json()["models"]
     (found,) = next(row["engine"]["pids"] for row in rows if row["id"] == name)
     return int(found)
 
@@ -355,3 +355,10 @@ def test_after_a_pull_a_reload_serves_the_pulled_model_and_the_default_one(
             until(lambda: "the settings were read again" in it.output)
             assert list(phases(it)) == ["first", "bge-reranker-v2-m3:q8_0"]
             until(lambda: set(phases(it).values()) == {"ready"})
+        # The pulled one takes over what the settings say now, too.
+        before = pid(it, "bge-reranker-v2-m3:q8_0")
+        settings_file(tmp_path, "admin_api = true\nthreads = 1\n")
+        it.signal(signal.SIGHUP)
+        until(lambda: processes.identify(before) is None)
+        until(lambda: set(phases(it).values()) == {"ready"})
+        assert list(phases(it)) == ["first", "bge-reranker-v2-m3:q8_0"]
