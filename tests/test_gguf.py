@@ -100,7 +100,7 @@ def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Pa
             self.at += len(data)
             return data
 
-    from_stream = gguf.read_stream(Pipe(), len(whole), tiny)
+    from_stream = gguf.read_streams([(Pipe(), len(whole), tiny)])
     assert from_stream == gguf.read(tiny)
 
 
@@ -294,14 +294,14 @@ def test_a_last_token_longer_than_one_fetch() -> None:
     long = b"x" * (3 << 20)
     array = struct.pack("<IQ", 8, 2) + text(b"short") + text(long)
     data = header(ARCH, pair(b"tokenizer.ggml.tokens", 9, array))
-    tokens = gguf.read_stream(io.BytesIO(data), len(data)).tokens
+    tokens = gguf.read_streams([(io.BytesIO(data), len(data), Path())]).tokens
     assert (tokens[0], len(tokens[1])) == ("short", len(long))
 
 
 def read_bytes(data: bytes) -> None:
     """Reading may succeed or raise ModelFileError; anything else is a bug."""
     try:
-        facts = gguf.read_stream(io.BytesIO(data), len(data))
+        facts = gguf.read_streams([(io.BytesIO(data), len(data), Path())])
     except ModelFileError as error:
         assert len(str(error)) < 1000
     else:

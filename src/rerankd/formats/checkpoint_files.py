@@ -15,7 +15,9 @@ SUFFIX = ".safetensors"
 # What is read of a model besides its weights' headers.
 DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS)
 
-_WEIGHTS = re.compile(r"model(?:-(?P<part>\d{5})-of-(?P<count>\d{5}))?\.safetensors")
+# What the name of one file of a model has before its ending, where the model is split into several.
+PART = r"-(?P<part>\d{5})-of-(?P<count>\d{5})"
+_WEIGHTS = re.compile(rf"model(?:{PART})?\.safetensors")
 _ADAPTER = "adapter_config.json"
 
 

@@ -23,7 +23,7 @@ _KEEP = (
     ".classifier.output_labels",
     "general.tags",
 )
-_SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
+_SPLIT_NAME = re.compile(rf"^(?P<stem>.*){checkpoint_files.PART}\.gguf$", re.DOTALL)
 
 
 def read(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -47,17 +47,12 @@ def read(path: str | os.PathLike[str]) -> ModelMetadata:
     return facts_of(path, first, tensors, total, parts)
 
 
-def read_stream(stream: Source, size_bytes: int, path: str | os.PathLike[str] = "") -> ModelMetadata:
-    """The facts of one part, read from the start of a stream that is `size_bytes` long in all.
+def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
+    """The facts of a file, read from the starts of its parts in order: (stream, its size in bytes, its path).
 
     For headers fetched over a network: only the header and a little more is read, so the weights are not
-    checked beyond their length. `path` names the file in errors.
+    checked beyond their length. The paths name the files in errors.
     """
-    return read_streams([(stream, size_bytes, Path(path))])
-
-
-def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
-    """As `read_stream`, for all parts of a split file in order: (stream, its size in bytes, its path)."""
     first, tensors, total, paths = None, dict[str, Tensor](), 0, []
     for stream, size_bytes, path in parts:
         header = _parse(stream, size_bytes, path)

@@ -18,8 +18,8 @@ POINTER = "it is a git-LFS pointer, not the file: run `git lfs pull` in its fold
 
 def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer of a model with `rows` rows of embeddings, and what its file holds. Raises OSError,
-    ValueError where it is damaged or does not fit the model, and ImportError without the `tokenizers`
-    library."""
+    ValueError where it is damaged, does not fit the model or does not read pairs, and ImportError without the
+    `tokenizers` library."""
     from tokenizers import Tokenizer
 
     text = textfile.read(path)
@@ -33,6 +33,8 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     count = max(tokenizer.get_vocab_size(), _largest_id(said) + 1)
     if count > rows:
         raise ValueError(f"it has {count} tokens, and the model knows {rows}: it belongs to another model")
+    if not {0, 1} <= set(tokenizer.encode("a", "b").sequence_ids):
+        raise ValueError("it does not put two texts together")
     return tokenizer, said
 
 

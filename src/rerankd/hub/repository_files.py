@@ -29,7 +29,7 @@ _QUANT = re.compile(
     r"(?:^|[-._])(?P<quant>I?Q\d(?:_[A-Z0-9]+)*|BF16|FP?16|FP?32|MXFP4|NVFP4|TQ\d_\d)(?=$|[-._])",
     re.IGNORECASE,
 )
-_PART = re.compile(r"^(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})$")
+_PART = re.compile(rf"^(?P<stem>.*){checkpoint_files.PART}$")
 _NO_MODEL = re.compile(r"(?:^|[-._/])(?:mmproj|imatrix)(?:$|[-._])", re.IGNORECASE)
 
 

@@ -17,8 +17,8 @@ from rerankd.domain import Method, Normalization, Pooling
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.evidence import header_names, plain
+from rerankd.scoring.prompt import INSTRUCTION, placeholders
 
-_PLACEHOLDERS = re.compile(r"\{(instruction|query|document)\}")
 # `{{ query }}` holds `{query}`, and the model would read its other braces.
 _JINJA = re.compile(r"\{%|\{\{-?\s*(?:instruction|query|document)\b")
 _SIGMOID = Normalization("sigmoid")
@@ -112,7 +112,7 @@ def template_flaw(template: str) -> str:
             f"the template is written in Jinja ({match[0]!r}), which rerankd does not run: write {{query}} "
             "and {document} with single braces"
         )
-    found = [match[1] for match in _PLACEHOLDERS.finditer(template)]
+    found = placeholders(template)
     for name in ("query", "document"):
         if found.count(name) != 1:
             return f"the template must hold {{{name}}} exactly once, and holds it {found.count(name)} times"
@@ -252,7 +252,7 @@ class _Fields:
             flaw = "causal_lm needs two labels"
         elif entry.method == "causal_lm":
             flaw = template_flaw(entry.template)
-            if not flaw and ("{instruction}" in entry.template) != bool(entry.instruction):
+            if not flaw and (INSTRUCTION in entry.template) != bool(entry.instruction):
                 flaw = "instruction and {instruction} in the template go together"
         elif entry.template or any(entry.labels) or entry.instruction:
             flaw = "template, labels and instruction are for causal_lm"

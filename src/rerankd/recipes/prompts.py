@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.catalog import Catalog, Entry, template_flaw
 from rerankd.recipes.evidence import header_names, plain
+from rerankd.scoring.prompt import INSTRUCTION
 
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
 _QWEN3_NAME = "qwen3-reranker"
@@ -84,7 +85,7 @@ def own_template_flaw(template: str) -> str:
     """Why a file's rerank template can't be filled in, "" where it can."""
     if flaw := template_flaw(template):
         return flaw
-    return "the file does not say which {instruction} it wants" if "{instruction}" in template else ""
+    return "the file does not say which {instruction} it wants" if INSTRUCTION in template else ""
 
 
 def labels_of(facts: ModelMetadata) -> tuple[str, str] | None:
@@ -139,7 +140,7 @@ def _more_words(facts: ModelMetadata, entry: Entry) -> str:
 
 def _instruction_in(template: str, known: str) -> str | None:
     """The instruction that makes the known template equal to this one; None where none does."""
-    before, slot, after = known.replace(_SEAM, "").partition("{instruction}")
+    before, slot, after = known.replace(_SEAM, "").partition(INSTRUCTION)
     if not slot:
         return "" if template == before else None
     whole = template.startswith(before) and template.endswith(after)
@@ -151,7 +152,7 @@ def wanted_lines(facts: ModelMetadata, catalog: Catalog, *, like_before: bool) -
     """The lines that make a judge of a model whose prompt is not known: what its file says is filled in, the
     rest is for the user. `like_before` adds what rerankd 0.1 asked."""
     own = facts.rerank_template if not template_flaw(facts.rerank_template) else ""
-    slot = "{instruction}" in own
+    slot = INSTRUCTION in own
     lines = [
         'method = "causal_lm"',
         f"template = {toml(own)}  # the prompt of its model card, with {{query}} and {{document}} in it",

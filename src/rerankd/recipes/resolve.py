@@ -35,6 +35,7 @@ from rerankd.recipes.scoring_method import (
     another_file,
     natural,
 )
+from rerankd.scoring.prompt import INSTRUCTION
 
 # A causal model's window by default. Its KV cache is allocated for the whole window (Qwen3-0.6B at its full
 # 40,960 tokens: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference reads 8,192.
@@ -307,7 +308,7 @@ def _prompt(case: _Case) -> tuple[str, tuple[str, str], str]:
     flaw = template_flaw(template)
     if flaw:
         raise ConfigError(f"{path}: {flaw}")
-    if "{instruction}" in template:
+    if INSTRUCTION in template:
         own = known.instruction if known is not None else ""
         return template, labels, own if overrides.instruction is None else overrides.instruction
     if overrides.instruction is not None:

@@ -12,6 +12,7 @@ from functools import partial
 from rerankd.domain import Recipe, RerankRequest
 from rerankd.errors import TooLong
 from rerankd.scoring import plan, truncate
+from rerankd.scoring.prompt import INSTRUCTION
 
 # A window leaves a document at least so many tokens, or the query is too long for it.
 _LEAST_ROOM = 8
@@ -71,7 +72,7 @@ async def fit(
     """
     clean = partial(plan.clean, nfc=scoring.nfc)
     query, query_cut = await _query(clean(request.query), request.max_tokens_per_query, count)
-    takes_instruction = scoring.method == "causal_lm" and "{instruction}" in scoring.template
+    takes_instruction = scoring.method == "causal_lm" and INSTRUCTION in scoring.template
     instruction = clean(request.instruction or scoring.instruction) if takes_instruction else ""
     documents = [clean(document) for document in request.documents]
     limit = request.max_tokens_per_doc or None

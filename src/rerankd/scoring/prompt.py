@@ -19,6 +19,7 @@ Piece = int | str
 """A control token's id, or text to be tokenised whole."""
 
 PART_MARK = "\x1e"
+INSTRUCTION = "{instruction}"
 _PLACEHOLDER = re.compile(r"\{(instruction|query|document)\}")
 # Beyond it float32 has no probability left: exp(-87) is the smallest one that is not denormal.
 _LARGEST_LOG_ODDS = 87.0
@@ -43,9 +44,9 @@ def split(template: str, control_tokens: Mapping[str, int]) -> list[Piece]:
     return [piece for piece in pieces if piece != ""]
 
 
-def has_placeholder(text: str) -> bool:
-    """Whether a piece of a template takes a text of the request."""
-    return _PLACEHOLDER.search(text) is not None
+def placeholders(text: str) -> list[str]:
+    """Which texts of a request a template, or a piece of one, takes; in order."""
+    return _PLACEHOLDER.findall(text)
 
 
 def fill(text: str, *, instruction: str, query: str, document: str) -> str:

@@ -200,7 +200,7 @@ class JudgeEngine(LlamaEngine):
         self._labels = (relevant, irrelevant)
         self._pieces = []
         for piece in prompt.split(self.scoring.template, self._control_tokens):
-            if isinstance(piece, str) and not prompt.has_placeholder(piece) and self._pieces:
+            if isinstance(piece, str) and not prompt.placeholders(piece) and self._pieces:
                 self._pieces += await self._client.tokenize(piece)
             else:
                 self._pieces.append(piece)
