@@ -27,7 +27,9 @@ from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
 from rerankd.process import growth, reasons, restart, rundir
 from rerankd.process.child import Child, Launch
-from rerankd.process.supervisor import State, Supervisor, Watch
+from rerankd.process.life import Plan, Watch
+from rerankd.process.states import Status
+from rerankd.process.supervisor import Supervisor
 
 
 @pytest.mark.parametrize(
@@ -112,11 +114,11 @@ class Bench:
     def __init__(self, folder: Path, clock: Clock, supervisor: Supervisor) -> None:
         self.folder, self.clock, self.supervisor = folder, clock, supervisor
 
-    async def until(self, true: Callable[[State], bool]) -> State:
+    async def until(self, true: Callable[[Status], bool]) -> Status:
         async with asyncio.timeout(20):
-            while not true(self.supervisor.state):
+            while not true(self.supervisor.status):
                 await asyncio.sleep(0.005)
-        return self.supervisor.state
+        return self.supervisor.status
 
     async def score(self, engine: Engine | None = None) -> list[float]:
         engine = engine or await self.supervisor.ensure_ready()
@@ -148,19 +150,22 @@ async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Be
         assert (tmp_path / "command").is_dir()
         return Launch([str(program), "--host", str(path)], partial(connect, spec(tmp_path)))
 
-    made = Supervisor(
-        "fake",
-        launch,
+    async def works(engine: Engine) -> None:
+        pass
+
+    plan = Plan(
+        name="fake",
         file_name="fake.gguf",
+        launch=launch,
+        check=options.pop("check", works),
+        probe=options.pop("probe", works),
         run_dir=run_dir,
         log=tmp_path / "engine.log",
         start_timeout_s=options.pop("start_timeout_s", 10.0),
         stop_timeout_s=options.pop("stop_timeout_s", 10.0),
-        chance=lambda: 0.0,
-        pause=clock.pause,
         watch=options.pop("watch", Watch()),
-        **options,
     )
+    made = Supervisor(plan, chance=lambda: 0.0, pause=clock.pause, **options)
     made.start()
     try:
         yield Bench(tmp_path, clock, made)
@@ -182,7 +187,7 @@ def test_an_engine_that_dies_is_started_again_and_an_answer_ends_the_growth(tmp_
                 await it.kill()
             engine = await it.supervisor.ensure_ready()
             assert it.clock.waits == [0.2, 0.4, 0.8, 1.6]
-            assert (it.supervisor.state.lost, it.supervisor.state.starts) == (4, 5)
+            assert (it.supervisor.status.lost, it.supervisor.status.starts) == (4, 5)
             it.supervisor.answered(engine)
             await it.kill()
             await it.supervisor.ensure_ready()
@@ -234,7 +239,7 @@ def test_an_engine_that_never_loads_is_reported_at_its_deadline(tmp_path: Path) 
         async with bench(tmp_path, "--slow-load", "60", start_timeout_s=0.5, clock=Gate()) as it:
             with pytest.raises(EngineStartFailed, match=r"within 0\.5 s.*\n(.*\n)*.*fake engine: loading"):
                 await it.supervisor.ensure_ready()
-            assert it.supervisor.state.phase == "failed"
+            assert it.supervisor.status.phase == "failed"
 
     asyncio.run(story())
 
@@ -248,7 +253,7 @@ def test_a_first_start_that_fails_is_reported_at_once_and_tried_again(tmp_path: 
                 EngineStartFailed, match=r"exit code 7[^|]*\| .*[^|]*\| .*no such tensor"
             ) as caught:
                 await it.supervisor.ensure_ready()
-            assert it.supervisor.state.starts == 1
+            assert it.supervisor.status.starts == 1
             assert caught.value.retry_after_s == 1
             gate.opened.set()
             await it.until(lambda state: state.engine is not None)
@@ -344,13 +349,13 @@ def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signa
         flags = ["--hang-after", "1", "--only-first", str(tmp_path / "first")] if sign == "hang" else []
         async with bench(tmp_path, *flags, watch=Watch(health_poll_s=0.3)) as it:
             engine = await it.supervisor.ensure_ready()
-            pid = it.supervisor.state.pid or 0
+            pid = it.supervisor.status.pid or 0
             if isinstance(sign, signal.Signals):
                 stop(pid)
             with pytest.raises(EngineUnavailable):  # the call that was under way learns of it
                 await it.score(engine)
             assert await it.score(await it.supervisor.ensure_ready(after=engine)) == RIGHT
-            assert it.supervisor.state.starts == 2
+            assert it.supervisor.status.starts == 2
             assert processes.identify(pid) is None
 
     asyncio.run(story())
@@ -365,8 +370,8 @@ def test_an_engine_that_is_stuck_in_a_request_is_replaced_though_its_health_is_f
             call = asyncio.create_task(it.score(engine))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(call), 0.6)
-            assert it.supervisor.state.engine is engine  # no deadline has passed: it may be a long text
-            it.supervisor.suspect(engine)
+            assert it.supervisor.status.engine is engine  # no deadline has passed: it may be a long text
+            it.supervisor.suspect()
             with pytest.raises(EngineUnavailable):
                 await call
             state = await it.until(lambda state: state.starts == 2 and state.engine is not None)
@@ -379,9 +384,9 @@ def test_an_engine_that_works_is_not_replaced_for_a_passed_deadline(tmp_path: Pa
     async def story() -> None:
         async with bench(tmp_path, watch=Watch(health_poll_s=0.05, hang_margin_s=0.2)) as it:
             engine = await it.supervisor.ensure_ready()
-            it.supervisor.suspect(engine)
+            it.supervisor.suspect()
             await asyncio.sleep(0.4)  # twice the margin
-            assert it.supervisor.state.engine is engine
+            assert it.supervisor.status.engine is engine
 
     asyncio.run(story())
 
@@ -393,7 +398,7 @@ def test_an_engine_that_grows_has_a_successor_before_it_goes(tmp_path: Path) -> 
     async def story() -> None:
         async with bench(tmp_path, "--grow-mib", "60", watch=GROWING) as it:
             async with it.supervisor.lease() as engine:
-                pid = it.supervisor.state.pid or 0
+                pid = it.supervisor.status.pid or 0
                 assert await it.score(engine) == RIGHT  # the second call: 120 MiB
                 state = await it.until(lambda state: state.engine is not engine)
                 assert state.engine is not None  # nobody had to wait
@@ -403,7 +408,7 @@ def test_an_engine_that_grows_has_a_successor_before_it_goes(tmp_path: Path) -> 
                 while processes.identify(pid) is not None:
                     await asyncio.sleep(0.005)
             assert it.clock.waits == []
-            assert (it.supervisor.state.lost, it.supervisor.state.starts) == (0, 2)
+            assert (it.supervisor.status.lost, it.supervisor.status.starts) == (0, 2)
 
     asyncio.run(story())
 
@@ -420,7 +425,7 @@ def test_an_engine_that_grows_without_end_is_replaced_by_default(
             for _ in range(2):
                 async with it.supervisor.lease() as engine:
                     calls = 0
-                    while it.supervisor.state.engine is engine:
+                    while it.supervisor.status.engine is engine:
                         assert await it.score(engine) == RIGHT  # no call fails meanwhile
                         calls += 1
                         assert calls < 50, "it was never replaced"
@@ -428,7 +433,7 @@ def test_an_engine_that_grows_without_end_is_replaced_by_default(
                     sizes.append(calls)
             # It grew beyond its bound at once, so the next one may hold twice as much: perhaps it needs that.
             assert sizes[1] > sizes[0]
-            assert it.supervisor.state.lost == 0
+            assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
     assert "MiB expected of one that held" in caplog.text
@@ -457,7 +462,7 @@ def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_nex
                 assert await it.score(engine) == RIGHT
             assert await it.supervisor.ensure_ready() is not engine
             assert it.clock.waits == []
-            assert it.supervisor.state.lost == 0
+            assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
     assert "1 MiB is free: the engine for fake.gguf ends before the next one starts" in caplog.text
@@ -471,7 +476,7 @@ def test_a_successor_that_does_not_start_costs_no_request(tmp_path: Path) -> Non
             it.supervisor.reload()
             await it.until(lambda state: state.starts == 3 and state.engine is not None)
             assert await it.supervisor.ensure_ready() is not engine
-            assert it.supervisor.state.lost == 0
+            assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
 
@@ -532,10 +537,9 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
             with pytest.raises(EngineError):
                 await it.score(engine)
             it.supervisor.erred(engine, "something broke")
-            assert it.supervisor.state.phase == "checking"
             assert await it.score(await it.supervisor.ensure_ready()) == RIGHT
             assert await it.supervisor.fate(engine) == "useless"
-            assert it.supervisor.state.starts == 2
+            assert it.supervisor.status.starts == 2
 
     asyncio.run(story())
     assert caplog.text.count("fails on a known pair") == 2
@@ -544,19 +548,27 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
 
 def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp_path: Path) -> None:
     async def story() -> None:
+        works = asyncio.Event()
+
         async def probe(engine: Engine) -> None:
+            await works.wait()
             await engine.score("known", ["pair"])
 
         async with bench(tmp_path, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()
             it.supervisor.erred(engine, "one bad document")
-            assert it.supervisor.state.engine is None
-            assert await it.supervisor.ensure_ready() is engine
+            next_call = asyncio.create_task(it.supervisor.ensure_ready())
+            await it.until(lambda status: status.phase == "checking")
+            assert it.supervisor.status.engine is None
+            assert not next_call.done()
+            works.set()
+            assert await next_call is engine
+            assert await it.supervisor.verdict(engine) is None
             it.supervisor.answered(engine)
             for _ in range(2):
                 it.supervisor.erred(engine, "two more")
                 assert await it.supervisor.ensure_ready() is engine
-            assert it.supervisor.state.starts == 1
+            assert it.supervisor.status.starts == 1
 
     asyncio.run(story())
 
@@ -575,7 +587,7 @@ def test_an_engine_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path, "--ignore-term", stop_timeout_s=0.2) as it:
             await it.supervisor.ensure_ready()
-            pid = it.supervisor.state.pid or 0
+            pid = it.supervisor.status.pid or 0
             await it.supervisor.stop()
             assert processes.identify(pid) is None
 

@@ -30,7 +30,7 @@ from rerankd.errors import (
     Stopping,
 )
 from rerankd.metrics import Metrics
-from rerankd.process.supervisor import State
+from rerankd.process.states import Status
 from rerankd.scoring import normalize, plan
 from rerankd.scoring.inputs import Fitted, fit
 from rerankd.serving.prepare import Model
@@ -131,7 +131,7 @@ class Reranker:
         return self._first().model
 
     @property
-    def state(self) -> State[Engine]:
+    def state(self) -> Status[Engine]:
         """What the engines of the first model do."""
         return self._first().state
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from rerankd.process.waiting import Changes
 
 
 class Leases:
@@ -13,7 +13,7 @@ class Leases:
         self.count = 0
         self._is_alone = False
         self._waiting_alone = 0
-        self._changed = asyncio.Event()
+        self._changes = Changes()
 
     async def enter(self, *, alone: bool = False) -> None:
         """Wait for a lease, and have it until `leave`."""
@@ -21,13 +21,13 @@ class Leases:
             self._waiting_alone += 1
             try:
                 while self.count:
-                    await self._changed.wait()
+                    await self._changes.wait()
             finally:
                 self._waiting_alone -= 1
-                self._notify()
+                self._changes.tell()
         else:
             while self._is_alone or self._waiting_alone:
-                await self._changed.wait()
+                await self._changes.wait()
         self.count += 1
         self._is_alone = alone
 
@@ -35,13 +35,9 @@ class Leases:
         """Give a lease back."""
         self.count -= 1
         self._is_alone = False
-        self._notify()
+        self._changes.tell()
 
     async def unused(self) -> None:
         """Wait until no call is under way."""
         while self.count:
-            await self._changed.wait()
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+            await self._changes.wait()

@@ -1,4 +1,4 @@
-"""(pure) How long to wait before an engine that was lost is started again.
+"""(pure) How long to wait before an engine that was lost is started again, and what is told meanwhile.
 
 The delay doubles from 0.2 s to 60 s and never ends: what made the engine fail may pass (a file system that
 comes back, memory that others give back). One answered request starts the count over. A quiet minute does
@@ -6,6 +6,13 @@ not: an engine that dies at each request would look healthy between two of them.
 """
 
 from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from rerankd.errors import RerankdError
+from rerankd.process import reasons
+from rerankd.process.states import Failed, Waiting
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 60.0
@@ -20,3 +27,26 @@ def delay_s(losses: int, chance: float = 0.0) -> float:
     random number in [0, 1)."""
     doublings = min(losses - 1, 16)  # 2**1023 is the last power that a float can hold
     return min(FIRST_DELAY_S * 2.0**doublings, LONGEST_DELAY_S) * (1 - JITTER * chance)
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """How an engine's start is waited for: the state until then, and what the log says of it, how loudly."""
+
+    state: Waiting | Failed
+    level: int
+    text: str
+
+
+def delay(name: str, error: RerankdError, losses: int, delay_s: float, now: float, loaded: bool) -> Delay:
+    """What to do for `delay_s` seconds after `losses` engines in a row, the last for `error`. `loaded`: the
+    model `name` has been ready before."""
+    until = now + delay_s
+    if not loaded:  # who waits for the first load tells of it
+        text = f"{error.message}\nThe next try is in {delay_s:.3g} s."
+        return Delay(Failed(error, until), logging.WARNING if losses > 1 else logging.INFO, text)
+    if delay_s > PATIENCE_S:
+        error = reasons.failing(name, error, delay_s)
+        return Delay(Failed(error, until), logging.ERROR, error.message)
+    text = f"{error.message}\nIt is started again in {delay_s:.3g} s."
+    return Delay(Waiting(error, until), logging.WARNING, text)

@@ -11,7 +11,8 @@ from dataclasses import replace
 from rerankd.backends.base import Engine
 from rerankd.errors import RerankdError
 from rerankd.process.reasons import Cause
-from rerankd.process.supervisor import Phase, State, Supervisor
+from rerankd.process.states import Phase, Status
+from rerankd.process.supervisor import Supervisor
 
 # Whom to wait for where nobody is ready: the one that will be soonest.
 _SOONEST: tuple[Phase, ...] = (
@@ -26,17 +27,16 @@ class Replicas:
         self._supervisors = tuple(supervisors)
 
     @property
-    def state(self) -> State[Engine]:
-        """The state of the one that is best off, with the starts and losses of all."""
-        states = [supervisor.state for supervisor in self._supervisors]
-        best = min(states, key=lambda state: _SOONEST.index(state.phase))
-        starts, lost = sum(state.starts for state in states), sum(state.lost for state in states)
-        return replace(best, starts=starts, lost=lost)
+    def status(self) -> Status[Engine]:
+        """That of the one that is best off, with the starts and losses of all."""
+        found = [supervisor.status for supervisor in self._supervisors]
+        best = min(found, key=lambda status: _SOONEST.index(status.phase))
+        return replace(best, starts=sum(one.starts for one in found), lost=sum(one.lost for one in found))
 
     @property
     def pids(self) -> list[int]:
         """The processes of the engines that are ready."""
-        return [pid for supervisor in self._supervisors if (pid := supervisor.state.pid) is not None]
+        return [pid for supervisor in self._supervisors if (pid := supervisor.status.pid) is not None]
 
     def start(self) -> None:
         """Begin; returns at once. Must be called on the thread of the event loop that stays."""
@@ -60,9 +60,9 @@ class Replicas:
         meanwhile. `after` is one that has failed the caller: another one is taken where there is one."""
 
         def rank(supervisor: Supervisor[Engine]) -> tuple[bool, int, int]:
-            state = supervisor.state
-            failed = after is not None and state.engine is after
-            return failed, _SOONEST.index(state.phase), supervisor.leases
+            status = supervisor.status
+            failed = after is not None and status.engine is after
+            return failed, _SOONEST.index(status.phase), supervisor.leases
 
         return min(self._supervisors, key=rank).lease(after=after, alone=alone)
 
@@ -103,8 +103,7 @@ class Replicas:
     def suspect(self) -> None:
         """Say that a call was not answered in time: the engines that are stuck are replaced."""
         for supervisor in self._supervisors:
-            if supervisor.state.engine is not None:
-                supervisor.suspect(supervisor.state.engine)
+            supervisor.suspect()
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Stop all; safe to call again, and with `at_once` to cut an earlier call short."""

@@ -33,9 +33,11 @@ from rerankd.memory import MEMORY, Bytes
 from rerankd.metrics import Metrics, Reading
 from rerankd.process import restart
 from rerankd.process.child import Launch
+from rerankd.process.life import Plan, Watch
 from rerankd.process.reasons import Cause
 from rerankd.process.rundir import RunDir
-from rerankd.process.supervisor import Phase, State, Supervisor, Watch
+from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
+from rerankd.process.supervisor import Supervisor
 from rerankd.scoring import normalize, self_test
 from rerankd.scoring.cache import ScoreCache
 from rerankd.serving import second_engine
@@ -102,7 +104,7 @@ class ServedModel:
         self._retry_at = 0.0
         self._cards: tuple[str, ...] = ()
         self._on_cards: Bytes | None = None
-        self._earlier: State[Engine] = State("stopped")
+        self._earlier: Status[Engine] = Status()
 
     def __str__(self) -> str:
         return self.name
@@ -124,23 +126,20 @@ class ServedModel:
         return "; ".join(filter(None, (self.engine.reason, self._safer.words)))
 
     @property
-    def state(self) -> State[Engine]:
+    def state(self) -> Status[Engine]:
         """What the engines do; `stopping` from the moment on that no request is taken any more."""
         state = self._state()
         if not self.queue.is_closed:
             return state
-        return replace(state, phase="stopped" if self._replicas is None else "stopping", engine=None)
+        return replace(state, state=Stopped() if self._replicas is None else Stopping())
 
-    def _state(self) -> State[Engine]:
+    def _state(self) -> Status[Engine]:
         if self._replicas is None:
-            phase: Phase = "unloaded" if self._error is None else "failed"
-            phase = "starting" if self._is_choosing else phase
-            return replace(
-                self._earlier, phase=phase, error=self._error, engine=None, pid=None, until=self._retry_at
-            )
-        state = self._replicas.state
-        starts, lost = self._earlier.starts + state.starts, self._earlier.lost + state.lost
-        return replace(state, starts=starts, lost=lost)
+            state: State[Engine] = Unloaded() if self._error is None else Failed(self._error, self._retry_at)
+            return replace(self._earlier, state=Starting() if self._is_choosing else state)
+        status = self._replicas.status
+        starts, lost = self._earlier.starts + status.starts, self._earlier.lost + status.lost
+        return replace(status, starts=starts, lost=lost)
 
     def retry_after_s(self) -> int | None:
         """Seconds until the engine is started again; None where that is not planned."""
@@ -263,7 +262,7 @@ class ServedModel:
             return
         await replicas.stop(at_once=at_once)
         if self._replicas is replicas:
-            self._earlier = replace(self._state(), engine=None)
+            self._earlier = self._state()
             self._replicas = None
 
     def reload_failed(self) -> None:
@@ -341,20 +340,20 @@ class ServedModel:
                 return False
             return safer.lost(cause, loaded=loaded)
 
-        return Supervisor(
-            spec.name,
-            launch_child,
+        plan = Plan(
+            name=spec.name,
             file_name=spec.path.name,
-            weights_bytes=spec.shape.weights_bytes,
+            launch=launch_child,
+            check=self._check,
+            probe=self._probe,
             run_dir=self._run_dir(),
             log=self.log if at == 0 else self.log.with_name(f"{self.log.stem}-{at + 1}.log"),
             start_timeout_s=settings.start_timeout_s,
             stop_timeout_s=settings.stop_timeout_s,
+            weights_bytes=spec.shape.weights_bytes,
             watch=Watch(**settings.model_dump(include={field.name for field in fields(Watch)})),
-            safer=lost,
-            check=self._check,
-            probe=self._probe,
         )
+        return Supervisor(plan, safer=lost)
 
     def _blames_engine(self, cause: Cause) -> bool:
         return cause == "memory" or self.calls.blames_engine()

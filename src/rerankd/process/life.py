@@ -1,0 +1,151 @@
+"""One child of an engine, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic
+
+from rerankd import processes
+from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable, RerankdError
+from rerankd.process import reasons
+from rerankd.process.child import Child, EngineT, Launch
+from rerankd.process.leases import Leases
+from rerankd.process.reasons import Cause
+from rerankd.process.rundir import RunDir
+
+_log = logging.getLogger("rerankd.engine")
+
+_FIRST_POLL_S = 0.02
+_LONGEST_POLL_S = 0.25
+# A process that crashes may take seconds to end on a busy machine, the more so where it writes a core file.
+FATE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """When an engine is replaced: see the settings of these names."""
+
+    health_poll_s: float = 2.0
+    hang_margin_s: float = 30.0
+    max_engine_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Generic[EngineT]):
+    """How the children of one engine are started, and what they are held to.
+
+    `name` is the model's, `file_name` its file's, and the weights in it have `weights_bytes`. `launch` says
+    how to start a child for a socket path. `check` is run on each engine that has become ready, before
+    anyone else gets it; what it raises makes it a failed start. `probe` scores one pair that is known to
+    work, for an engine that gave an error.
+    """
+
+    name: str
+    file_name: str
+    launch: Callable[[Path], Launch[EngineT]]
+    check: Callable[[EngineT], Awaitable[None]]
+    probe: Callable[[EngineT], Awaitable[None]]
+    run_dir: RunDir
+    log: Path
+    start_timeout_s: float
+    stop_timeout_s: float
+    weights_bytes: int = 0
+    watch: Watch = Watch()
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why an engine has to go. `kill`: send SIGKILL, the process does not react to SIGTERM. `outgrew`: it
+    reached its bound of memory soon, so it needs more."""
+
+    error: RerankdError
+    cause: Cause
+    kill: bool = False
+    outgrew: bool = False
+
+
+@dataclass(eq=False)
+class Life(Generic[EngineT]):
+    """A child, the engine behind its socket, and what its callers say of it: that one of them had no answer
+    in time (`suspected`), or an error (`erred`, and `errors` in a row), or no connection (`unreachable`)."""
+
+    plan: Plan[EngineT]
+    child: Child
+    engine: EngineT
+    socket: Path
+    note: Path
+    advice: reasons.Advice
+    memory_kills: int
+    leases: Leases = field(default_factory=Leases)
+    suspected: asyncio.Event = field(default_factory=asyncio.Event)
+    erred: asyncio.Event = field(default_factory=asyncio.Event)
+    unreachable: asyncio.Event = field(default_factory=asyncio.Event)
+    errors: int = 0
+
+    @classmethod
+    async def start(cls, plan: Plan[EngineT]) -> Life[EngineT]:
+        """Start a child. Raises RerankdError."""
+        socket = plan.run_dir.socket()
+        kills = processes.memory_kills()
+        launch = plan.launch(socket)
+        child = await Child.start(launch.argv, plan.log, {**launch.environment, **os.environ}, launch.advice)
+        note = plan.run_dir.note(child.pid)
+        return cls(plan, child, launch.connect(socket), socket, note, launch.advice, kills)
+
+    async def become_ready(self) -> Loss | None:
+        """Wait until the engine can score; else why it can't."""
+        try:
+            async with asyncio.timeout(self.plan.start_timeout_s):
+                return await self._load()
+        except TimeoutError:
+            text = reasons.not_loaded(self.plan.file_name, self.plan.start_timeout_s, self.child.lines())
+            return Loss(EngineStartFailed(text), "start")
+        except RerankdError as error:
+            return Loss(error, "start")
+
+    async def _load(self) -> Loss | None:
+        poll_s = _FIRST_POLL_S
+        while not await self.engine.is_ready():
+            if self.child.exit_code is not None:
+                return await self.ended(EngineStartFailed)
+            await asyncio.sleep(poll_s)
+            poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
+        try:
+            await self.engine.prepare()
+            await self.plan.check(self.engine)
+        except EngineUnavailable:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self.ended(EngineStartFailed), FATE_S)
+            raise
+        except EngineError as error:
+            if type(error) is not EngineError:
+                raise
+            file_name, said = self.plan.file_name, error.message
+            _log.warning("the engine for %s gives an error for a known pair: %s", file_name, said)
+            failed = EngineStartFailed(reasons.fails_at_load(file_name))
+            return Loss(failed, "memory" if reasons.says_memory(said) else "start")
+        most, held = self.plan.watch.max_engine_memory, processes.memory_bytes(self.child.pid)
+        if most is not None and held is not None and held > most:  # it would be replaced for ever
+            return Loss(EngineStartFailed(reasons.too_large(self.plan.file_name, held, most)), "start")
+        return None
+
+    async def ended(self, error: type[EngineUnavailable] = EngineUnavailable) -> Loss:
+        """Wait for the child's end; why it went."""
+        code = await self.child.wait()
+        lines = self.child.lines()
+        killed_for_memory = processes.memory_kills() > self.memory_kills
+        cause = reasons.cause(code, lines, out_of_memory=killed_for_memory)
+        return Loss(error(reasons.died(self.plan.file_name, code, lines, self.advice)), cause)
+
+    async def end(self, grace_s: float) -> None:
+        """End the child, and remove what it left; safe to call again."""
+        await self.child.stop(grace_s)
+        await self.engine.close()
+        self.socket.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
