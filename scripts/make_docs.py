@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from rerankd import config
-from rerankd.api import options, paths, routes
+from rerankd.api.dialects import options, table
 from rerankd.backends.options import traits
 from rerankd.cli import app, flags
 from rerankd.hub import listing
@@ -129,43 +129,19 @@ def _honoured(option: options.Option) -> Iterator[str]:
         return
     yield "all"
     for said, of in (("refused by", "refused"), ("a warning from", "unused")):
-        names = [title for name, title in _DIALECTS.items() if option.name in getattr(_rules(name), of)]
+        names = [one.title for one in table.shown() if option.name in getattr(one.rules, of)]
         if names:
             yield f"{said} {', '.join(names)}"
 
 
-_DIALECTS = {
-    "jina": "Jina and Cohere",
-    "tei": "TEI",
-    "voyage": "Voyage",
-    "mixedbread": "Mixedbread",
-    "weaviate": "Weaviate",
-    "ollama": "Ollama",
-    "nvidia": "NVIDIA",
-    "dashscope": "DashScope",
-    "vllm": "vLLM score",
-}
-
-
-def _rules(name: str) -> options.Rules:
-    rules: options.Rules = getattr(routes, name).RULES
-    return rules
-
-
 def rerank_paths() -> str:
     """The paths of rerank requests, and whose each is."""
-    rows = [f"| `POST {path}` | {whose} | any by its body |" for path, whose in paths.RERANK.items()]
-    for served, dialect in (
-        (paths.OLLAMA, "Ollama"),
-        (paths.NVIDIA, "NVIDIA"),
-        (paths.DASHSCOPE, "DashScope"),
-        (paths.SCORE, "vLLM score"),
-    ):
-        rows += [f"| `POST {path}` | {whose} | {dialect} |" for path, whose in served.items()]
-    for prefix, module in routes.NAMED.items():
-        title = _DIALECTS[module.__name__.rpartition(".")[2]]
-        below = ", ".join(f"`POST {path}`" for path in paths.prefixed(prefix))
-        rows.append(f"| {below} | where a body alone is ambiguous | {title} |")
+    rows = [f"| `POST {path}` | {whose} | any by its body |" for path, whose in table.SHARED.items()]
+    for dialect in table.shown():
+        rows += [f"| `POST {path}` | {whose} | {dialect.title} |" for path, whose in dialect.paths.items()]
+    for dialect in table.shown():
+        if below := ", ".join(f"`POST {path}`" for path in dialect.named_paths):
+            rows.append(f"| {below} | where a body alone is ambiguous | {dialect.title} |")
     return "\n".join(["| path | whose | dialect |", "|---|---|---|", *rows])
 
 

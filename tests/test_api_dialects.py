@@ -5,67 +5,40 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.api import options, paths
 from rerankd.api.answer import plain_path
-from rerankd.api.dialects import (
-    dashscope,
-    jina,
-    lenient,
-    mixedbread,
-    nvidia,
-    ollama,
-    tei,
-    vllm,
-    voyage,
-    weaviate,
-)
-from rerankd.api.routes import choose_dialect
+from rerankd.api.dialects import lenient, options, table
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
 
 _FOLDER = Path(__file__).parent / "dialects"
-_MODULES = {
-    "dashscope": dashscope, "jina": jina, "mixedbread": mixedbread, "nvidia": nvidia, "ollama": ollama,
-    "tei": tei, "vllm": vllm, "voyage": voyage, "weaviate": weaviate,
-}  # fmt: skip
+_DIALECTS = {dialect.name: dialect for dialect in table.DIALECTS}
 _CASES = [
     pytest.param(name, case, id=f"{name}: {case['name']}")
-    for name in _MODULES
+    for name in _DIALECTS
     for case in json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 ]
 
 
-def _dialect(path: str, body: dict[str, Any]) -> ModuleType:
-    return vllm if path.endswith("/score") else choose_dialect(path, body)
-
-
 @pytest.mark.parametrize(("name", "case"), _CASES)
 def test_a_request_asks_for_this(name: str, case: dict[str, Any]) -> None:
-    dialect = _dialect(case["path"], case["request"])
-    assert dialect is _MODULES[name]
+    dialect = table.choose(case["path"], case["request"])
+    assert dialect.name == name
     parsed = dialect.parse(case["request"])
-    if name == "vllm":
-        assert [_asks(one) for one in parsed] == case["asks"]
-    else:
-        assert _asks(parsed) == case["asks"]
+    assert [_asks(one) for one in parsed] == (case["asks"] if name == "vllm" else [case["asks"]])
 
 
 @pytest.mark.parametrize(("name", "case"), _CASES)
 def test_a_result_is_answered_so(name: str, case: dict[str, Any]) -> None:
-    dialect = _MODULES[name]
-    parsed = dialect.parse(case["request"])
-    if name == "vllm":
-        result = [_result(one, given) for one, given in zip(parsed, case["result"], strict=True)]
-    else:
-        result = _result(parsed, case["result"])
-    answer = dialect.render(result, "the-id")
+    dialect = _DIALECTS[name]
+    given = case["result"] if name == "vllm" else [case["result"]]
+    results = [_result(*pair) for pair in zip(dialect.parse(case["request"]), given, strict=True)]
+    answer = dialect.render(results, "the-id")
     if isinstance(answer, dict) and "created" in answer:
         assert answer["created"] > 1_700_000_000
         answer["created"] = 0
@@ -120,43 +93,48 @@ _UNION = {
     ],
 )
 def test_an_error_has_the_dialects_shape(name: str, answer: dict[str, Any]) -> None:
-    assert _MODULES[name].render_error(Unauthorized("Send a key.")) == answer
+    assert _DIALECTS[name].render_error(Unauthorized("Send a key.")) == answer
 
 
 def test_tei_names_an_error_by_its_kind() -> None:
-    assert tei.render_error(EngineUnavailable("Wait."))["error_type"] == "Unhealthy"
+    assert _DIALECTS["tei"].render_error(EngineUnavailable("Wait."))["error_type"] == "Unhealthy"
 
 
 @pytest.mark.parametrize(
     ("path", "body", "dialect"),
     [
-        ("/v1/rerank", {"documents": [], "top_k": 3, "top_n": 3}, jina),
-        ("/v1/rerank", {"passages": []}, nvidia),
-        ("/v1/ranking", {}, nvidia),
-        ("/v1/ranking", {"documents": []}, jina),
-        ("/v1/reranking", {}, jina),
-        ("/v1/retrieval/nvidia/reranking", {}, nvidia),
-        ("/api/v1/services/rerank/text-rerank/text-rerank", {}, dashscope),
-        ("/v1/rerank", {"input": {"query": "q", "documents": []}}, dashscope),
-        ("/v1/rerank", {"input": []}, mixedbread),
-        ("/v1/rerank", {"input": [], "documents": ["a"]}, jina),
-        ("/rerank", {"documents": [], "property": ""}, weaviate),
-        ("/v2/rerank", {"truncation": None, "top_k": None, "documents": []}, jina),
-        ("/api/v1/rerank", {}, jina),
-        ("/voyage/v1/rerank", {"documents": []}, voyage),
-        ("/llm/voyage/rerank", {"texts": []}, voyage),
-        ("/cohere/v2/rerank", {"documents": [], "top_k": 1}, jina),
-        ("/tei/rerank", {"documents": []}, tei),
-        ("/api/rerank", {"texts": []}, tei),
-        ("/llm/api/rerank", {}, ollama),
-        ("/v2/rerank", {"truncation": True}, voyage),
-        ("/v1/rerank", {"documents": ["a"], "truncation": True, "top_n": 3}, jina),
-        ("/rerank", {"documents": ["a"], "texts": None, "passages": None}, jina),
-        ("/rerank", {"documents": None, "texts": ["a"]}, tei),
+        ("/v1/rerank", {"documents": [], "top_k": 3, "top_n": 3}, "jina"),
+        ("/v1/rerank", {"passages": []}, "nvidia"),
+        ("/v1/ranking", {}, "nvidia"),
+        ("/v1/ranking", {"documents": []}, "jina"),
+        ("/v1/reranking", {}, "jina"),
+        ("/v1/retrieval/nvidia/reranking", {}, "nvidia"),
+        ("/api/v1/services/rerank/text-rerank/text-rerank", {}, "dashscope"),
+        ("/v1/rerank", {"input": {"query": "q", "documents": []}}, "dashscope"),
+        ("/v1/rerank", {"input": []}, "mixedbread"),
+        ("/v1/rerank", {"input": [], "documents": ["a"]}, "jina"),
+        ("/rerank", {"documents": [], "property": ""}, "weaviate"),
+        ("/v2/rerank", {"truncation": None, "top_k": None, "documents": []}, "jina"),
+        ("/api/v1/rerank", {}, "jina"),
+        ("/voyage/v1/rerank", {"documents": []}, "voyage"),
+        ("/llm/voyage/rerank", {"texts": []}, "voyage"),
+        ("/cohere/v2/rerank", {"documents": [], "top_k": 1}, "jina"),
+        ("/tei/rerank", {"documents": []}, "tei"),
+        ("/api/rerank", {"texts": []}, "tei"),
+        ("/llm/api/rerank", {}, "ollama"),
+        ("/v2/rerank", {"truncation": True}, "voyage"),
+        ("/v1/rerank", {"documents": ["a"], "truncation": True, "top_n": 3}, "jina"),
+        ("/rerank", {"documents": ["a"], "texts": None, "passages": None}, "jina"),
+        ("/rerank", {"documents": None, "texts": ["a"]}, "tei"),
+        ("/v1/ranking", {"input": []}, "mixedbread"),
+        ("/v1/ranking", {"input": {}}, "dashscope"),
+        ("/ranking", {"texts": []}, "tei"),
+        ("/score", {"documents": [], "top_k": 1}, "vllm"),
+        ("/voyage/score", {}, "vllm"),
     ],
 )
-def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dialect: ModuleType) -> None:
-    assert choose_dialect(path, body) is dialect
+def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dialect: str) -> None:
+    assert table.choose(path, body).name == dialect
 
 
 @pytest.mark.parametrize(
@@ -205,23 +183,28 @@ def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dial
 )
 def test_what_cannot_be_meant_is_a_sentence(path: str, body: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        _dialect(path, body).parse(body)
+        table.choose(path, body).parse(body)
     assert says in caught.value.message
+
+
+def _asked(**sent: Any) -> RerankRequest:
+    (request,) = table.DEFAULT.parse({"query": "q", "documents": ["a"], **sent})
+    return request
 
 
 @pytest.mark.parametrize("spelled", [None, 0, "0", "", 0.0])
 def test_no_top_n_is_spelled_in_many_ways(spelled: object) -> None:
-    assert not jina.parse({"query": "q", "documents": ["a"], "top_n": spelled}).top_n
+    assert not _asked(top_n=spelled).top_n
 
 
 @pytest.mark.parametrize("spelled", [True, "true", "True", 1, "1"])
 def test_yes_is_spelled_in_many_ways(spelled: object) -> None:
-    assert jina.parse({"query": "q", "documents": ["a"], "return_documents": spelled}).return_documents
+    assert _asked(return_documents=spelled).return_documents
 
 
 @pytest.mark.parametrize("spelled", [False, "false", "False", 0, "0", None, ""])
 def test_no_is_spelled_in_many_ways(spelled: object) -> None:
-    assert not jina.parse({"query": "q", "documents": ["a"], "return_documents": spelled}).return_documents
+    assert not _asked(return_documents=spelled).return_documents
 
 
 def test_a_document_that_is_nested_too_deeply_is_refused() -> None:
@@ -229,7 +212,7 @@ def test_a_document_that_is_nested_too_deeply_is_refused() -> None:
     for _ in range(10_000):
         deep = [deep]
     with pytest.raises(InvalidRequest, match="nested too deeply"):
-        jina.parse({"query": "q", "documents": [{"a": deep}]})
+        _asked(documents=[{"a": deep}])
 
 
 _JSON = st.recursive(
@@ -237,22 +220,22 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-_FIELDS = sorted({name for module in _MODULES.values() for name in module.Body.model_fields} | options.NAMES)
+_OPTIONS = {spelling.name for option in options.OPTIONS for spelling in option.spellings}
+_FIELDS = sorted(_OPTIONS.union(*(dialect.schema()["properties"] for dialect in table.DIALECTS)))
 
 
 @settings(deadline=None)  # a busy machine is no bug
 @given(
-    path=st.sampled_from(["/rerank", "/v1/ranking", "/api/rerank", "/score", *paths.DASHSCOPE]),
+    path=st.sampled_from(["/rerank", *(path for dialect in table.DIALECTS for path in dialect.paths)]),
     body=st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=5), _JSON, max_size=6),
 )
 def test_whatever_is_sent_parses_or_is_refused_in_words(path: str, body: dict[str, Any]) -> None:
-    dialect = _dialect(path, body)
     try:
-        parsed = dialect.parse(body)
+        parsed = table.choose(path, body).parse(body)
     except RerankdError as error:
         assert error.status_hint == 400 and error.message
     else:
-        for one in parsed if isinstance(parsed, tuple) else [parsed]:
+        for one in parsed:
             assert isinstance(one.query, str) and all(isinstance(text, str) for text in one.documents)
 
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from rerankd.api import paths, routes
 from rerankd.api.app import create_app
+from rerankd.api.dialects import table
 from rerankd.api.routes import router
 from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
@@ -76,8 +76,8 @@ def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
     return asyncio.run(send())
 
 
-_RERANK_PATHS = [path for path in paths.ALL if path not in paths.SCORE] + [
-    path for prefix in routes.NAMED if prefix not in ("tei", "voyage") for path in paths.prefixed(prefix)
+_RERANK_PATHS = [path for path in table.served() if not path.endswith("/score")] + [
+    path for path in table.DEFAULT.named_paths
 ]
 
 
@@ -305,7 +305,7 @@ def test_a_wrong_path_is_told_the_right_one(method: str, path: str, says: str, m
 
 
 # GET /v1/models/rerank asks for the model of that name.
-@pytest.mark.parametrize("path", [path for path in paths.ALL if path != "/v1/models/rerank"])
+@pytest.mark.parametrize("path", [path for path in table.served() if path != "/v1/models/rerank"])
 def test_a_right_path_with_a_wrong_method_is_no_matter_of_a_proxy(path: str, model: Model) -> None:
     message = Service(model)("GET", path).json()["message"]
     assert "is not served. Rerank is POST" in message and "--api-prefix" not in message

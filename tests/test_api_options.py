@@ -6,15 +6,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import AsyncIterator
-from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 
-from rerankd.api import options, routes
 from rerankd.api.answer import warnings_header
 from rerankd.api.app import create_app
+from rerankd.api.dialects import options, table
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
 from rerankd.service import Reranker
@@ -82,22 +81,16 @@ def body(dialect: str, name: str, value: Any) -> dict[str, Any]:
 
 
 def parsed(dialect: str, sent: dict[str, Any]) -> RerankRequest:
-    path, _ = DIALECTS[dialect]
-    if path.endswith("/score"):
-        (request,) = routes.vllm.parse(sent)
-        return request
-    found: Any = routes.choose_dialect(path, sent)
+    found = table.choose(DIALECTS[dialect][0], sent)
     if dialect != "jina":  # `truncation` and `top_k` in Jina's body are what tells Voyage's
-        assert found.__name__.endswith(f".{dialect}")
-    request = found.parse(sent)
-    assert isinstance(request, RerankRequest)
+        assert found.name == dialect
+    (request,) = found.parse(sent)
     return request
 
 
 def test_the_samples_cover_the_table() -> None:
-    assert set(SENT) == options.NAMES
-    spoken = [name for name, value in vars(routes).items() if isinstance(value, ModuleType)]
-    assert set(DIALECTS) == {name for name in spoken if hasattr(getattr(routes, name), "RULES")}
+    assert set(SENT) == {spelling.name for option in options.OPTIONS for spelling in option.spellings}
+    assert set(DIALECTS) == {dialect.name for dialect in table.DIALECTS}
 
 
 @pytest.mark.parametrize(("dialect", "option", "name"), PAIRS)
@@ -156,7 +149,7 @@ def test_a_default_that_a_library_always_sends_hides_no_other_name() -> None:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_reference_has_every_option_once(dialect: str) -> None:
-    schema = routes.body_schema(getattr(routes, dialect))
+    (schema,) = (one.schema() for one in table.DIALECTS if one.name == dialect)
     for option in options.OPTIONS:
         names = {spelling.name for spelling in option.spellings}
         shown = [name for name in schema["properties"] if name in names]
@@ -165,6 +158,17 @@ def test_the_reference_has_every_option_once(dialect: str) -> None:
         assert all(name in said for name in names - {shown[0]})
         if (dialect, option.name) in REFUSED:
             assert "Refused here" in said
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_line_of_the_table_is_an_option_of_all_dialects(
+    dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = options.Option("max_tokens_per_doc", None, "As many.", (options.Spelling("most", int),))
+    monkeypatch.setattr(options, "OPTIONS", (*options.OPTIONS, new))
+    assert parsed(dialect, body(dialect, "most", 7)).max_tokens_per_doc == 7
+    (schema,) = (one.schema() for one in table.DIALECTS if one.name == dialect)
+    assert schema["properties"]["most"] == {"type": "integer", "description": "As many."}
 
 
 # The same on the wire, with a model that takes instructions: what each option does to the answer.

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fake_engine
-from rerankd.api.dialects import jina
+from rerankd.api.dialects.table import DEFAULT
 from rerankd.config import Settings
 from rerankd.domain import DocumentError, Normalization, RerankRequest, RerankResult
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
@@ -267,7 +267,7 @@ async def test_usage_counts_what_was_asked_and_says_what_was_known(tmp_path: Pat
     assert (again.tokens, again.asked_tokens, again.cached_tokens) == (0, first.tokens, first.tokens)
     assert partly.tokens > 0 and partly.cached_tokens == first.tokens
     assert twice.cached_tokens == twice.tokens > 0
-    usage = jina.render(again, "id")["usage"]
+    usage = DEFAULT.render([again], "id")["usage"]
     assert usage["prompt_tokens"] == usage["total_tokens"] == first.tokens
     assert usage["prompt_tokens_details"] == {"cached_tokens": first.tokens}
 

@@ -204,6 +204,8 @@ class Reranker:
     ) -> list[RerankResult]:
         """The answers of several requests to one model, one after the other. They are bound together by what
         one request is: so many documents, and one deadline. Raises what `answer` raises."""
+        if len(requests) == 1:
+            return [await self.answer(requests[0], timeout_s=timeout_s)]
         self._check_count(sum(len(request.documents) for request in requests))
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         try:

@@ -7,6 +7,8 @@ from typing import Any
 
 from venvs import HERE, TABLE
 
+from rerankd.api.dialects import table
+
 PAGE = HERE.parent.parent / "docs" / "clients.md"
 CONNECT = HERE.parent.parent / "src" / "rerankd" / "api" / "static" / "clients.json"
 
@@ -37,15 +39,7 @@ tells. [api.md](api.md#paths) lists all paths, and the options that every dialec
 
 | dialect | told by | paths | answers with |
 |---|---|---|---|
-| Jina, Cohere | `documents` | `/v1/rerank` `/rerank` `/v2/rerank` …; `/jina/…` `/cohere/…` | `results` |
-| Text Embeddings Inference | `texts` | the same; `/tei/…`; `GET /info` | a list of all texts |
-| Voyage | `top_k` or `truncation`, without `top_n` | the same; `/voyage/…` | `data` |
-| Mixedbread | `input` beside `query` | the same | `data`, a document being `input` |
-| Weaviate | `property` | the same; `GET /.well-known/ready`, `/meta` | `scores`, in the order sent |
-| DashScope | `input`, an object | `/api/v1/services/rerank/text-rerank/text-rerank` | `output.results` |
-| Ollama | its path | `/api/rerank` | `results`, a document being a string |
-| NVIDIA NIM | `passages` | `/v1/ranking` `/ranking` and others | `rankings` with logits (raw values) |
-| vLLM score | its path | `/v1/score` `/score` | `data`, in the order sent |
+{dialects}
 
 A document may be a string, `{"text": …}`, `{"page_content": …}` (LangChain), `{"content": …}` with a string
 or text parts, or any object: then the fields that `rank_fields` names, or else all of them, are read as
@@ -73,7 +67,19 @@ def page() -> str:
         parts.append(f"## {section}\n\n| client | type this | tested with |\n|---|---|---|\n" + _lines(rows))
     elsewhere = "\n".join(f"- {name}: {why}." for name, why in TABLE["elsewhere"].items())
     parts.append(f"## What can't be pointed here\n\n{elsewhere}\n")
-    return "\n".join([*parts, _OUTRO])
+    return "\n".join([*parts, _OUTRO.replace("{dialects}", _dialects())])
+
+
+def _dialects() -> str:
+    usual = " ".join(f"`{path}`" for path in list(table.SHARED)[:3])
+    rows = []
+    for one in table.shown():
+        paths = [f"`{path}`" for path in one.paths] or [
+            f"{usual} …",
+            *(f"`/{part}/…`" for part in one.prefixes),
+        ]
+        rows.append(f"| {one.title} | {one.told_by} | {' '.join(paths)} | {one.answers_with} |")
+    return "\n".join(rows)
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

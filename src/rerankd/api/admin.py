@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
-from rerankd.api import health
+from rerankd.api import reference
 from rerankd.api.answer import Route, json_response, request_id, reranker_of
 from rerankd.api.auth import check_key
 from rerankd.api.body import read_json
-from rerankd.api.dialects import jina
 from rerankd.api.origin import check_change
+from rerankd.api.reference import errors
 from rerankd.errors import (
     AdminOff,
     Conflict,
@@ -67,13 +67,13 @@ def _admin(request: Request) -> Reranker:
     return reranker
 
 
-_ERRORS = health.errors(jina.ErrorAnswer, statuses=[401, 403, 404, 415])
+_ERRORS = errors(401, 403, 404, 415)
 
 
 @router.post(
     "/v1/models/{name:path}/load",
     summary="Load a model, and wait until it is ready (admin_api)",
-    responses={200: {"model": Done}, **_ERRORS, **health.errors(jina.ErrorAnswer, statuses=[503, 507])},
+    responses={200: {"model": Done}, **_ERRORS, **errors(503, 507)},
 )
 async def load(request: Request, name: str) -> Response:
     reranker = _admin(request)
@@ -104,7 +104,7 @@ async def unload(request: Request, name: str) -> Response:
 @router.delete(
     "/v1/models/{name:path}",
     summary="Serve a pulled model no more, and delete its files (admin_api)",
-    responses={200: {"model": Done}, **_ERRORS, **health.errors(jina.ErrorAnswer, statuses=[409])},
+    responses={200: {"model": Done}, **_ERRORS, **errors(409)},
 )
 async def delete(request: Request, name: str) -> Response:
     reranker = _admin(request)
@@ -133,25 +133,18 @@ async def delete(request: Request, name: str) -> Response:
             "content": {"text/event-stream": {}},
             "description": "one event after the other; with `stream` false, the last one alone",
         },
-        **health.errors(jina.ErrorAnswer, statuses=[400, 401, 403, 413, 415, 429, 502]),
+        **errors(400, 401, 403, 413, 415, 429, 502),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["model"],
-                        "properties": {
-                            "model": {"type": "string", "description": "what `rerankd pull` takes"},
-                            "stream": {"type": "boolean", "default": True},
-                        },
-                    }
-                }
+    openapi_extra=reference.body(
+        {
+            "type": "object",
+            "required": ["model"],
+            "properties": {
+                "model": {"type": "string", "description": "what `rerankd pull` takes"},
+                "stream": {"type": "boolean", "default": True},
             },
         }
-    },
+    ),
 )
 async def pull(request: Request) -> Response:
     reranker = _admin(request)

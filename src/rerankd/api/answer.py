@@ -26,7 +26,9 @@ from starlette.types import Scope
 
 from rerankd import logs
 from rerankd.api import limits
-from rerankd.api.dialects import jina
+from rerankd.api.dialects.dialect import Dialect
+from rerankd.api.dialects.table import DEFAULT
+from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
@@ -38,8 +40,6 @@ _WARNINGS_CHARACTERS = 2000
 _WARNING_CHARACTERS = 300
 # Statuses after which waiting helps, and the caller is always told how long.
 _WAIT = (429, 503)
-
-RenderError = Callable[[RerankdError], Mapping[str, Any]]
 
 
 class Route(APIRoute):
@@ -99,9 +99,9 @@ def plain_path(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part)
 
 
-def speaks(request: Request, render_error: RenderError) -> None:
+def speaks(request: Request, dialect: Dialect) -> None:
     """From here on, this request's errors are rendered so."""
-    request.state.render_error = render_error
+    request.state.spoken = dialect
 
 
 def request_id(request: Request) -> str:
@@ -126,13 +126,13 @@ def error_response(
 ) -> Response:
     """An error as an answer in the caller's dialect, with Retry-After where waiting helps. `more` are fields
     beside the dialect's."""
-    render: RenderError = getattr(request.state, "render_error", jina.render_error)
+    spoken: Dialect = getattr(request.state, "spoken", DEFAULT)
     sent = {**(headers or {}), "x-request-id": request_id(request)}
     if error.retry_after_s is not None or error.status_hint in _WAIT:
         sent["retry-after"] = str(math.ceil(error.retry_after_s or 1))
     if error.status_hint == 401:
         sent["www-authenticate"] = "Bearer"
-    return json_response({**render(error), **(more or {})}, error.status_hint, sent)
+    return json_response({**spoken.render_error(error), **(more or {})}, error.status_hint, sent)
 
 
 def warnings_header(warnings: Sequence[str]) -> str:
@@ -148,18 +148,30 @@ def warnings_header(warnings: Sequence[str]) -> str:
     return text
 
 
-def facts(
-    model: str, warnings: Sequence[str], *, total_s: float, queue_s: float, engine_s: float
-) -> dict[str, str]:
+def warnings_of(results: Sequence[RerankResult]) -> tuple[str, ...]:
+    """The warnings of all results. Where there are several, each says which pairs it is about, since each
+    result counts its documents from 0."""
+    if len(results) == 1:
+        return results[0].warnings
+    found, start = [], 0
+    for result in results:
+        end = start + len(result.results)
+        found += [f"Pairs {start} to {end - 1}: {warning}" for warning in result.warnings]
+        start = end
+    return tuple(found)
+
+
+def facts(model: str, results: Sequence[RerankResult]) -> dict[str, str]:
     """The headers of an answer with scores."""
+    warnings = warnings_of(results)
     told = {"x-rerankd-warnings": warnings_header(warnings)} if warnings else {}
     return {
         **told,
         # A header can't hold every script that a file may be named in.
         "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
-        "x-rerankd-total-ms": f"{total_s * 1000:.1f}",
-        "x-rerankd-queue-ms": f"{queue_s * 1000:.1f}",
-        "x-rerankd-engine-ms": f"{engine_s * 1000:.1f}",
+        "x-rerankd-total-ms": f"{sum(result.total_s for result in results) * 1000:.1f}",
+        "x-rerankd-queue-ms": f"{sum(result.queue_s for result in results) * 1000:.1f}",
+        "x-rerankd-engine-ms": f"{sum(result.engine_s for result in results) * 1000:.1f}",
     }
 
 

@@ -20,8 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 from rerankd import __version__
-from rerankd.api import page, paths
+from rerankd.api import page
 from rerankd.api.answer import error_response, plain_path
+from rerankd.api.dialects.table import hint
 from rerankd.api.origin import Gate
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
@@ -102,10 +103,10 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if status == 405:
         return error_response(
             request,
-            NoSuchMethod(f"{request.method} {path} is not served. {paths.hint(plain_path(path))}"),
+            NoSuchMethod(f"{request.method} {path} is not served. {hint(plain_path(path))}"),
             getattr(error, "headers", None),  # Allow
         )
     return error_response(
         request,
-        NoSuchPath(f"There is nothing at {path}. {paths.hint(plain_path(path))}"),
+        NoSuchPath(f"There is nothing at {path}. {hint(plain_path(path))}"),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rerankd.api.dialects import jina
+from rerankd.api.dialects.table import DEFAULT
 from rerankd.errors import InvalidRequest
 
 _log = logging.getLogger("rerankd.api")
@@ -163,7 +163,7 @@ class Protocol(H11Protocol):
         if status == 431:
             most = MOST_HEADER_BYTES // 1024
             text = f"The request's headers are larger than {most} KiB. Send fewer or shorter ones."
-        body = json.dumps(jina.render_error(InvalidRequest(text))).encode()
+        body = json.dumps(DEFAULT.render_error(InvalidRequest(text))).encode()
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),

@@ -13,10 +13,9 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api import health
 from rerankd.api.answer import Route, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.api.dialects import jina
+from rerankd.api.reference import errors
 from rerankd.recent import Series
 from rerankd.serving.pending import Pending
 from rerankd.serving.served_model import ServedModel
@@ -104,7 +103,7 @@ class Status(TypedDict):
 @router.get(
     "/v1/status",
     summary="Models, engines, queues and the last ten minutes",
-    responses={200: {"model": Status}, **health.errors(jina.ErrorAnswer, statuses=[401])},
+    responses={200: {"model": Status}, **errors(401)},
 )
 async def status(request: Request) -> Response:
     reranker = reranker_of(request)

@@ -104,7 +104,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
 
 
 def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: bool) -> dict[str, Any]:
-    from rerankd.api.dialects import jina
+    from rerankd.api.dialects.table import DEFAULT
     from rerankd.service import Reranker
     from rerankd.serving.prepare import prepare
 
@@ -117,9 +117,10 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: boo
                 f"own, with the model {model.name}."
             )
         async with Reranker(settings, prepared=[model]) as reranker:
-            return await reranker.answer(jina.parse(body))
+            (asked,) = DEFAULT.parse(body)
+            return await reranker.answer(asked)
 
-    return dict(jina.render(asyncio.run(ask()), "rerank-local"))
+    return dict(DEFAULT.render([asyncio.run(ask())], "rerank-local"))
 
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import options
-from rerankd.api.body import check
-from rerankd.api.dialects import jina, lenient
+from rerankd.api.dialects import jina, voyage
+from rerankd.api.dialects.dialect import Body, Dialect, one
 from rerankd.api.dialects.lenient import Query, Texts
+from rerankd.api.dialects.rules import Rules, request
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
-
-RULES = options.Rules(own=("top_n", "return_documents", "instruct"))
 
 
 class Input(BaseModel):
@@ -24,10 +23,9 @@ class Input(BaseModel):
     documents: Texts = Field(description="The documents.")
 
 
-class Body(lenient.Body):
+class DashScopeBody(Body):
     """What a client sends. The options stand in `parameters`, or beside it."""
 
-    model_config = ConfigDict(title="DashScopeBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "qwen3-rerank",
         "input": {"query": "什么是熊猫？", "documents": ["hi", "它是一种熊"]},
@@ -37,27 +35,19 @@ class Body(lenient.Body):
     input: Input = Field(description="The question and the documents.")
     parameters: dict[str, Any] | None = Field(None, description="The options.")
 
-
-def parse(value: dict[str, Any]) -> RerankRequest:
-    """The request in a JSON body. Raises InvalidRequest."""
-    body = check(Body, value)
-    sent = {**value, **(body.parameters or {})}
-    return options.request(
-        RULES, sent, query=body.input.query, documents=body.input.documents, model=body.model
-    )
+    def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
+        sent = {**value, **(self.parameters or {})}
+        asked = self.input
+        return (request(rules, sent, query=asked.query, documents=asked.documents, model=self.model),)
 
 
 class Output(TypedDict):
     results: list[jina.Row]
 
 
-class Usage(TypedDict):
-    total_tokens: int
-
-
 class Answer(TypedDict):
     output: Output
-    usage: Usage
+    usage: voyage.Usage
     request_id: str
 
 
@@ -78,3 +68,19 @@ class ErrorAnswer(TypedDict):
 def render_error(error: RerankdError) -> ErrorAnswer:
     """An error as DashScope says it."""
     return {"code": error.code, "message": error.message}
+
+
+DIALECT = Dialect(
+    name="dashscope",
+    title="DashScope",
+    told_by="`input`, an object",
+    answers_with="`output.results`",
+    recognises=(
+        lambda sent, at_home: isinstance(sent.get("input"), dict) or (at_home and "documents" not in sent)
+    ),
+    paths={"/api/v1/services/rerank/text-rerank/text-rerank": "DashScope"},
+    body=DashScopeBody,
+    rules=Rules(own=("top_n", "return_documents", "instruct")),
+    render=one(render),
+    render_error=render_error,
+)

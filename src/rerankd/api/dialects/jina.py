@@ -13,18 +13,15 @@ from typing import Any, ClassVar, Literal, NotRequired
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import options
-from rerankd.api.body import check
-from rerankd.api.dialects import lenient
-from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.api.dialects.dialect import Dialect, Question, one
+from rerankd.api.dialects.lenient import Texts
+from rerankd.api.dialects.rules import Rules
+from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
-RULES = options.Rules(own=("top_n", "return_documents", "instruction", "raw_scores", "truncate"))
 
-
-class Body(lenient.Body):
-    """What a client sends, beside the options. Fields it does not know are ignored; null means not sent."""
+class Body(Question):
+    """What a client sends, beside the options."""
 
     model_config = ConfigDict(title="RerankBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
@@ -34,14 +31,7 @@ class Body(lenient.Body):
         "documents": ["hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。"],
     }
 
-    query: Query = Field(description="The question.")
     documents: Texts = Field(description='Texts, or objects with a "text" or with other fields.')
-
-
-def parse(value: dict[str, Any]) -> RerankRequest:
-    """The request in a JSON body. Raises InvalidRequest."""
-    body = check(Body, value)
-    return options.request(RULES, value, query=body.query, documents=body.documents, model=body.model)
 
 
 class Document(TypedDict):
@@ -159,3 +149,17 @@ def render_error(error: RerankdError) -> ErrorAnswer:
         "detail": error.message,
         "message": error.message,
     }
+
+
+DIALECT = Dialect(
+    name="jina",
+    title="Jina and Cohere",
+    told_by="`documents`",
+    answers_with="`results`",
+    recognises=lambda sent, at_home: True,
+    prefixes=("jina", "cohere"),
+    body=Body,
+    rules=Rules(own=("top_n", "return_documents", "instruction", "raw_scores", "truncate")),
+    render=one(render),
+    render_error=render_error,
+)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel as _BaseModel
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from rerankd.errors import InvalidRequest
@@ -63,14 +62,6 @@ Texts = Annotated[list[Text], WithJsonSchema(_MANY)]
 OneOrMore = Annotated[
     list[Text], BeforeValidator(_listed), WithJsonSchema({"anyOf": [{"type": "string"}, _OBJECT, _MANY]})
 ]
-
-
-class Body(_BaseModel):
-    """What all bodies have, beside the options (see options.py). `EXAMPLE` is one that a client may send."""
-
-    EXAMPLE: ClassVar[dict[str, Any]] = {}
-
-    model: str | None = Field(None, description="any name, while one model is served")
 
 
 def text(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[str] = ()) -> str:

@@ -7,16 +7,14 @@ from typing import Any, ClassVar, Literal, NotRequired
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import options
-from rerankd.api.body import check
-from rerankd.api.dialects import jina, lenient
-from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.domain import RerankRequest, RerankResult
-
-RULES = options.Rules(own=("top_k", "return_input"))
+from rerankd.api.dialects import jina
+from rerankd.api.dialects.dialect import Dialect, Question, one, rows
+from rerankd.api.dialects.lenient import Texts
+from rerankd.api.dialects.rules import Rules
+from rerankd.domain import RerankResult
 
 
-class Body(lenient.Body):
+class Body(Question):
     """What a client sends, beside the options."""
 
     model_config = ConfigDict(title="MixedbreadBody")
@@ -27,14 +25,7 @@ class Body(lenient.Body):
         "top_k": 1,
     }
 
-    query: Query = Field(description="The question.")
-    input: Texts = Field(description="The documents.")
-
-
-def parse(value: dict[str, Any]) -> RerankRequest:
-    """The request in a JSON body. Raises InvalidRequest."""
-    body = check(Body, value)
-    return options.request(RULES, value, query=body.query, documents=body.input, model=body.model)
+    documents: Texts = Field(description="The documents.", validation_alias="input")
 
 
 class Row(TypedDict):
@@ -55,21 +46,29 @@ class Answer(TypedDict):
 
 def render(result: RerankResult, request_id: str) -> Answer:
     """The JSON of an answer. Mixedbread's own client reads `top_k` and `return_input`, too."""
-    rows: list[Row] = []
-    for scored in result.results:
-        row: Row = {"index": scored.index, "score": scored.score, "object": "rank_result"}
-        if scored.text is not None:
-            row["input"] = scored.text
-        rows.append(row)
+    found = rows(result, score="score", text="input")
     return {
         "object": "list",
         "model": result.model,
-        "data": rows,
+        "data": [row | {"object": "rank_result"} for row in found],
         "usage": jina.usage(result.asked_tokens, result.cached_tokens),
-        "top_k": len(rows),
-        "return_input": any("input" in row for row in rows),
+        "top_k": len(found),
+        "return_input": any("input" in row for row in found),
     }
 
 
-ErrorAnswer = jina.ErrorAnswer
-render_error = jina.render_error
+DIALECT = Dialect(
+    name="mixedbread",
+    title="Mixedbread",
+    told_by="`input` beside `query`",
+    answers_with="`data`, a document being `input`",
+    recognises=(
+        lambda sent, at_home: (
+            "input" in sent and "documents" not in sent and not isinstance(sent["input"], dict)
+        )
+    ),
+    body=Body,
+    rules=Rules(own=("top_k", "return_input")),
+    render=one(render),
+    render_error=jina.render_error,
+)

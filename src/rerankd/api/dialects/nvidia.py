@@ -10,21 +10,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import options
-from rerankd.api.body import check
-from rerankd.api.dialects import lenient
+from rerankd.api.dialects.dialect import Dialect, Question, one
 from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.api.dialects.rules import NO_TEXTS, Rules
+from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
-RULES = options.Rules(
-    own=("truncate",),
-    unused={"raw_scores": "a logit is a raw value", "return_documents": options.NO_TEXTS},
-    defaults={"raw_scores": True},
-)
 
-
-class Body(lenient.Body):
+class Body(Question):
     """What a client sends, beside the options."""
 
     model_config = ConfigDict(title="RankingBody")
@@ -35,13 +28,7 @@ class Body(lenient.Body):
     }
 
     query: Query = Field(description='The question, {"text": …}.')
-    passages: Texts = Field(description='The documents, each {"text": …}.')
-
-
-def parse(value: dict[str, Any]) -> RerankRequest:
-    """The request in a JSON body. Raises InvalidRequest."""
-    body = check(Body, value)
-    return options.request(RULES, value, query=body.query, documents=body.passages, model=body.model)
+    documents: Texts = Field(description='The documents, each {"text": …}.', validation_alias="passages")
 
 
 class Row(TypedDict):
@@ -77,3 +64,29 @@ class ErrorAnswer(TypedDict):
 def render_error(error: RerankdError) -> ErrorAnswer:
     """An error as NIM says it."""
     return {"object": "error", "message": error.message, "detail": error.message, "type": error.code}
+
+
+DIALECT = Dialect(
+    name="nvidia",
+    title="NVIDIA NIM",
+    told_by="`passages`",
+    answers_with="`rankings` with logits (raw values)",
+    recognises=(
+        lambda sent, at_home: (
+            "documents" not in sent and ("passages" in sent or (at_home and "input" not in sent))
+        )
+    ),
+    paths={
+        "/v1/ranking": "NVIDIA NIM",
+        "/ranking": "NVIDIA NIM",
+        "/v1/retrieval/nvidia/reranking": "NVIDIA's API catalog, Weaviate's reranker-nvidia",
+    },
+    body=Body,
+    rules=Rules(
+        own=("truncate",),
+        unused={"raw_scores": "a logit is a raw value", "return_documents": NO_TEXTS},
+        defaults={"raw_scores": True},
+    ),
+    render=one(render),
+    render_error=render_error,
+)

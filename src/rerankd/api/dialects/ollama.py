@@ -5,40 +5,23 @@ The request is Jina's; in the answer a document is a string, and so is an error.
 
 from __future__ import annotations
 
-from typing import NotRequired
-
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects import jina
+from rerankd.api.dialects import jina, voyage
+from rerankd.api.dialects.dialect import Dialect, one, rows
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
-
-Body = jina.Body
-RULES = jina.RULES
-parse = jina.parse
-
-
-class Row(TypedDict):
-    index: int
-    relevance_score: float
-    document: NotRequired[str]
 
 
 class Answer(TypedDict):
     model: str
-    results: list[Row]
+    results: list[voyage.Row]
     prompt_eval_count: int
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
     """The JSON of an answer."""
-    rows: list[Row] = []
-    for scored in result.results:
-        row: Row = {"index": scored.index, "relevance_score": scored.score}
-        if scored.text is not None:
-            row["document"] = scored.text
-        rows.append(row)
-    return {"model": result.model, "results": rows, "prompt_eval_count": result.asked_tokens}
+    return {"model": result.model, "results": rows(result), "prompt_eval_count": result.asked_tokens}
 
 
 class ErrorAnswer(TypedDict):
@@ -48,3 +31,17 @@ class ErrorAnswer(TypedDict):
 def render_error(error: RerankdError) -> ErrorAnswer:
     """An error as Ollama says it."""
     return {"error": error.message}
+
+
+DIALECT = Dialect(
+    name="ollama",
+    title="Ollama",
+    told_by="its path",
+    answers_with="`results`, a document being a string",
+    recognises=lambda sent, at_home: at_home,
+    paths={"/api/rerank": "Ollama"},
+    body=jina.Body,
+    rules=jina.DIALECT.rules,
+    render=one(render),
+    render_error=render_error,
+)

@@ -7,21 +7,14 @@ from typing import Any, ClassVar, NotRequired
 from pydantic import AliasChoices, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import options
-from rerankd.api.body import check
-from rerankd.api.dialects import lenient
-from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.api.dialects.dialect import Dialect, Question, one, rows
+from rerankd.api.dialects.lenient import Texts
+from rerankd.api.dialects.rules import ALL_ROWS, Rules
+from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
-RULES = options.Rules(
-    own=("raw_scores", "return_text", "truncate", "truncation_direction"),
-    unused={"top_n": "every text gets a row"},
-    refused={"score_threshold": options.ALL_ROWS},
-)
 
-
-class Body(lenient.Body):
+class Body(Question):
     """What a client sends, beside the options. All texts are answered: its clients count the rows."""
 
     model_config = ConfigDict(title="TeiBody")
@@ -31,17 +24,10 @@ class Body(lenient.Body):
         "raw_scores": False,
     }
 
-    query: Query = Field(description="The question.")
-    texts: Texts = Field(
+    documents: Texts = Field(
         description="The documents; below /tei also named documents.",
         validation_alias=AliasChoices("texts", "documents"),
     )
-
-
-def parse(value: dict[str, Any]) -> RerankRequest:
-    """The request in a JSON body. Raises InvalidRequest."""
-    body = check(Body, value)
-    return options.request(RULES, value, query=body.query, documents=body.texts, model=body.model)
 
 
 class Row(TypedDict):
@@ -52,13 +38,7 @@ class Row(TypedDict):
 
 def render(result: RerankResult, request_id: str) -> list[Row]:
     """The JSON of an answer."""
-    rows: list[Row] = []
-    for scored in result.results:
-        row: Row = {"index": scored.index, "score": scored.score}
-        if scored.text is not None:
-            row["text"] = scored.text
-        rows.append(row)
-    return rows
+    return rows(result, score="score", text="text")
 
 
 class ErrorAnswer(TypedDict):
@@ -73,3 +53,21 @@ _TYPES = {429: "Overloaded", 502: "Backend", 503: "Unhealthy", 504: "Backend", 5
 def render_error(error: RerankdError) -> ErrorAnswer:
     """An error as TEI says it."""
     return {"error": error.message, "error_type": _TYPES.get(error.status_hint, "Validation")}
+
+
+DIALECT = Dialect(
+    name="tei",
+    title="Text Embeddings Inference",
+    told_by="`texts`",
+    answers_with="a list of all texts",
+    recognises=lambda sent, at_home: "texts" in sent and "documents" not in sent,
+    prefixes=("tei",),
+    body=Body,
+    rules=Rules(
+        own=("raw_scores", "return_text", "truncate", "truncation_direction"),
+        unused={"top_n": "every text gets a row"},
+        refused={"score_threshold": ALL_ROWS},
+    ),
+    render=one(render),
+    render_error=render_error,
+)

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from rerankd.api import options
-from rerankd.api.body import check
-from rerankd.api.dialects import lenient
-from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.api.dialects.dialect import Dialect, Question, one, rows
+from rerankd.api.dialects.rules import Rules
+from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
-RULES = options.Rules(own=("top_k", "return_documents", "truncation"))
 
-
-class Body(lenient.Body):
+class Body(Question):
     """What a client sends, beside the options."""
 
     model_config = ConfigDict(title="VoyageBody")
@@ -30,15 +26,6 @@ class Body(lenient.Body):
         "model": "rerank-2.5",
         "top_k": 1,
     }
-
-    query: Query = Field(description="The question.")
-    documents: Texts = Field(description="The documents.")
-
-
-def parse(value: dict[str, Any]) -> RerankRequest:
-    """The request in a JSON body. Raises InvalidRequest."""
-    body = check(Body, value)
-    return options.request(RULES, value, query=body.query, documents=body.documents, model=body.model)
 
 
 class Row(TypedDict):
@@ -60,15 +47,9 @@ class Answer(TypedDict):
 
 def render(result: RerankResult, request_id: str) -> Answer:
     """The JSON of an answer; a document is a string in it."""
-    rows: list[Row] = []
-    for scored in result.results:
-        row: Row = {"relevance_score": scored.score, "index": scored.index}
-        if scored.text is not None:
-            row["document"] = scored.text
-        rows.append(row)
     return {
         "object": "list",
-        "data": rows,
+        "data": rows(result),
         "model": result.model,
         "usage": {"total_tokens": result.asked_tokens},
     }
@@ -81,3 +62,17 @@ class ErrorAnswer(TypedDict):
 def render_error(error: RerankdError) -> ErrorAnswer:
     """An error as Voyage says it."""
     return {"detail": error.message}
+
+
+DIALECT = Dialect(
+    name="voyage",
+    title="Voyage",
+    told_by="`top_k` or `truncation`, without `top_n`",
+    answers_with="`data`",
+    recognises=lambda sent, at_home: "top_n" not in sent and bool(sent.keys() & {"truncation", "top_k"}),
+    prefixes=("voyage",),
+    body=Body,
+    rules=Rules(own=("top_k", "return_documents", "truncation")),
+    render=one(render),
+    render_error=render_error,
+)

@@ -6,25 +6,20 @@ but asks first whether the service is there (see api/health.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api import options
-from rerankd.api.body import check
-from rerankd.api.dialects import lenient
-from rerankd.api.dialects.lenient import Query, Texts
+from rerankd.api.dialects.dialect import Dialect, Question, one
+from rerankd.api.dialects.rules import ALL_ROWS, Rules
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
-RULES = options.Rules(
-    unused={"top_n": "every document gets a row"}, refused={"score_threshold": options.ALL_ROWS}
-)
 
-
-class Body(lenient.Body):
+class Body(Question):
     """What Weaviate sends."""
 
     model_config = ConfigDict(title="WeaviateBody")
@@ -34,17 +29,11 @@ class Body(lenient.Body):
         "property": "",
     }
 
-    query: Query = Field(description="The question.")
-    documents: Texts = Field(description="The documents.")
     property: str = Field("", description="Always empty; it tells this dialect from others.")
 
-
-def parse(value: dict[str, Any]) -> RerankRequest:
-    """The request in a JSON body. Raises InvalidRequest."""
-    body = check(Body, value)
-    found = options.request(RULES, value, query=body.query, documents=body.documents, model=body.model)
-    # The answer names each document by its text.
-    return replace(found, return_documents=True)
+    def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
+        # The answer names each document by its text.
+        return tuple(replace(one, return_documents=True) for one in super().requests(rules, value))
 
 
 class Row(TypedDict):
@@ -69,3 +58,16 @@ class ErrorAnswer(TypedDict):
 def render_error(error: RerankdError) -> ErrorAnswer:
     """An error as Weaviate reads it."""
     return {"error": error.message}
+
+
+DIALECT = Dialect(
+    name="weaviate",
+    title="Weaviate",
+    told_by="`property`",
+    answers_with="`scores`, in the order sent",
+    recognises=lambda sent, at_home: "property" in sent,
+    body=Body,
+    rules=Rules(unused={"top_n": "every document gets a row"}, refused={"score_threshold": ALL_ROWS}),
+    render=one(render),
+    render_error=render_error,
+)

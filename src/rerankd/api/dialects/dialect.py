@@ -1,0 +1,111 @@
+"""What a dialect is, and what most of them have in common. Pure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_type_hints
+
+from pydantic import BaseModel, Field
+
+from rerankd.api.body import check
+from rerankd.api.dialects.lenient import Query, Texts
+from rerankd.api.dialects.rules import Rules, request, schema
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.errors import RerankdError
+
+Render = Callable[[Sequence[RerankResult], str], Any]
+
+
+class Body(BaseModel):
+    """What a client sends, beside the options (see options.py). Fields that it does not know are ignored;
+    null means not sent. `EXAMPLE` is one that a client may send."""
+
+    EXAMPLE: ClassVar[dict[str, Any]] = {}
+
+    model: str | None = Field(None, description="any name, while one model is served")
+
+    def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
+        """The requests that were sent, all to one model; most dialects send one. `value` is the whole body,
+        with the options. Raises InvalidRequest."""
+        raise NotImplementedError
+
+
+class Question(Body):
+    """A body with query, documents and options side by side."""
+
+    query: Query = Field(description="The question.")
+    documents: Texts = Field(description="The documents.")
+
+    def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
+        return (request(rules, value, query=self.query, documents=self.documents, model=self.model),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One way to ask and to answer. Routes, docs and the reference are made from these values."""
+
+    name: str
+    """The metrics' label."""
+    title: str
+    """Whose it is, for people; so are the next two."""
+    told_by: str
+    answers_with: str
+    recognises: Callable[[Mapping[str, Any], bool], bool]
+    """Whether it is asked: by a body's fields that are not null, and whether it came to one of `paths`."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Paths of its own -> whose they are; other bodies are taken there, too."""
+    prefixes: Sequence[str] = ()
+    """First parts of a path that name the dialect, such as voyage in /voyage/v1/rerank."""
+    body: type[Body]
+    rules: Rules
+    render: Render
+    """The JSON of an answer: of the results in the order of the requests, and the request's id."""
+    render_error: Callable[[RerankdError], Mapping[str, Any]]
+
+    @property
+    def answer(self) -> Any:
+        """The type of an answer."""
+        return get_type_hints(self.render)["return"]
+
+    @property
+    def error(self) -> Any:
+        """The type of an error."""
+        return get_type_hints(self.render_error)["return"]
+
+    @property
+    def named_paths(self) -> tuple[str, ...]:
+        """The paths that name this dialect, whatever the body."""
+        return tuple(
+            f"/{prefix}{path}" for prefix in self.prefixes for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+        )
+
+    def parse(self, value: dict[str, Any]) -> tuple[RerankRequest, ...]:
+        """The requests in a JSON body. Raises InvalidRequest."""
+        return check(self.body, value).requests(self.rules, value)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of the body, with the options and an example."""
+        found = self.body.model_json_schema()
+        found["properties"] |= schema(self.rules)
+        return {**found, "example": self.body.EXAMPLE}
+
+
+def one(render: Callable[[RerankResult, str], Any]) -> Render:
+    """Renders the result of the one request that there is."""
+
+    @functools.wraps(render)
+    def of_one(results: Sequence[RerankResult], request_id: str) -> Any:
+        return render(results[0], request_id)
+
+    return of_one
+
+
+def rows(result: RerankResult, *, score: str = "relevance_score", text: str = "document") -> list[Any]:
+    """The rows of an answer, the best first; a document is in one only when it was asked for, and never as
+    null."""
+    return [
+        {"index": scored.index, score: scored.score, **({} if scored.text is None else {text: scored.text})}
+        for scored in result.results
+    ]
