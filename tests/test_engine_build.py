@@ -62,7 +62,7 @@ def test_a_native_build_leaves_the_instructions_to_the_compiler() -> None:
 
 
 def test_a_careful_build_names_all_instructions_but_amx() -> None:
-    made = plan.careful(plan.make(TREE, "cpu", TOOLS, SERVER), SERVER)
+    made = plan.careful(plan.make(TREE, "cpu", TOOLS, SERVER))
     said = options(made)
     assert said["GGML_NATIVE"] == "OFF"
     assert (said["GGML_AVX512"], said["GGML_AVX512_VNNI"], said["GGML_AVX2"]) == ("ON",) * 3
@@ -77,7 +77,7 @@ def test_a_portable_build_uses_what_nearly_every_cpu_has() -> None:
     said = options(made)
     assert (said["GGML_NATIVE"], said["GGML_AVX2"], said["GGML_AVX512"]) == ("OFF", "ON", "OFF")
     assert set(made.instructions) == set(AVX2)
-    assert plan.careful(made, made.instructions).name == made.name
+    assert plan.careful(made).name == made.name
 
 
 def test_a_name_tells_builds_apart_and_not_machines_alike() -> None:

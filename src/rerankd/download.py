@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import httpx
 
 from rerankd import network
-from rerankd.errors import DataFolderError, FetchError
+from rerankd.errors import DataFolderError, FetchError, disk_errors
 from rerankd.progress import Progress, silent, size_words
 
 T = TypeVar("T")
@@ -57,7 +56,7 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
 
-class Downloader:
+class Downloader(contextlib.AbstractContextManager["Downloader"]):
     """Fetches files; a context manager that holds `client` with its connections. `progress` is told of waits
     that a server asked for. Raises FetchError where the environment's proxy or certificates can't be used."""
 
@@ -79,12 +78,7 @@ class Downloader:
         except ValueError as error:
             raise FetchError(f"Nothing can be fetched: {error}.") from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.client.close()
 
     @contextlib.contextmanager
@@ -117,17 +111,19 @@ class Downloader:
             done = 0
         _check_space(part, source.size_bytes - done)
         progress(what, done, source.size_bytes)
-        try:
-            with part.open("ab") as stream, contextlib.closing(self._pieces(source, done)) as pieces:
-                for piece in pieces:
-                    stream.write(piece)
-                    done += len(piece)
-                    progress(what, done, source.size_bytes)
-        except OSError as error:
-            raise DataFolderError(
-                f"{source.name} can't be written to {part.parent}: {error.strerror or error}. Free some "
-                "space, or name another folder with RERANKD_HOME; the next attempt goes on from here."
-            ) from error
+        with (
+            disk_errors(
+                f"{source.name} can't be written to {part.parent}",
+                "Free some space, or name another folder with RERANKD_HOME; the next attempt goes on from "
+                "here.",
+            ),
+            part.open("ab") as stream,
+            contextlib.closing(self._pieces(source, done)) as pieces,
+        ):
+            for piece in pieces:
+                stream.write(piece)
+                done += len(piece)
+                progress(what, done, source.size_bytes)
         verify(part, source, progress)
 
     def _pieces(self, source: Source, at: int, share: int | None = None) -> Pieces:

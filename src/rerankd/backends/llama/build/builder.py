@@ -29,7 +29,8 @@ from rerankd.backends.llama.build import cuda, faults, plan, run, smoke, source,
 from rerankd.backends.llama.installed import Engines, free_bytes
 from rerankd.backends.llama.launch import ALL_LAYERS
 from rerankd.backends.llama.manifest import Backend, Manifest
-from rerankd.errors import BuildFailed, DataFolderError
+from rerankd.errors import BuildFailed, DataFolderError, disk_errors
+from rerankd.files import move_folder
 from rerankd.progress import Progress
 
 _LOG = "build.log"
@@ -72,7 +73,7 @@ class Builder:
             made = self.decide(request, tree, found)
             existing = [one for one in self._engines.all() if one.manifest.source_digest == tree.digest]
             # A first build that failed its test left one of the careful kind.
-            careful = plan.careful(made, made.instructions)
+            careful = plan.careful(made)
             for one in existing:
                 if one.name in (made.name, careful.name) and not request.again:
                     self._say(f"{one.name} is there already. To build it once more: --again")
@@ -140,17 +141,15 @@ class Builder:
     def _make(self, made: plan.Plan, request: Request, notes: Sequence[str] = ()) -> Installed:
         folder = self._folder / ".build" / made.name
         log = folder / _LOG
-        try:
+        with disk_errors(
+            f"The build could not be written to {self._folder}",
+            "Free some space and run the same command again: it goes on where it stopped. The engine in use "
+            "has not changed.",
+        ):
             folder.mkdir(parents=True, exist_ok=True)
             self._check_disk(made.backend, folder)
             self._compile(made, folder, log, request.jobs)
             engine = self._publish(made, folder, log, notes)
-        except OSError as error:
-            raise DataFolderError(
-                f"The build could not be written to {self._folder}: {error.strerror or error}. Free some "
-                "space and run the same command again: it goes on where it stopped. The engine in use has "
-                "not changed."
-            ) from error
         shutil.rmtree(folder, ignore_errors=True)
         return engine
 
@@ -191,14 +190,7 @@ class Builder:
             (new / manifest.FILE).write_text(manifest.render(told), encoding="utf-8")
             shutil.copy2(log, new / _LOG)
             target = self._folder / made.name
-            if target.exists():  # --again
-                old = self._folder / f".old-{made.name}"
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(target, old)
-                os.rename(new, target)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.rename(new, target)
+            move_folder(new, target)
         finally:
             shutil.rmtree(new, ignore_errors=True)
         return Installed(target / manifest.PROGRAM, told)
@@ -249,11 +241,9 @@ class Builder:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One build at a time in a data folder."""
-        try:
+        with disk_errors(f"{self._folder} can't be written"):
             self._folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DataFolderError(f"{self._folder} can't be written: {error.strerror}.") from error
         try:
             try:
                 locks.take(lock, str(self._folder), wait=False)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerankd import pip, processes
-from rerankd.errors import BuildFailed, DataFolderError
+from rerankd.errors import BuildFailed, disk_errors
 from rerankd.machine import Gpu
 from rerankd.progress import Progress
 
@@ -127,7 +127,7 @@ def complete(toolkit: Toolkit | None, folder: Path, report: Progress) -> Toolkit
     release, requirements = wheels(toolkit)
     root = folder / f"cuda-{release[0]}.{release[1]}-{len(requirements)}"
     if not root.is_dir():
-        try:
+        with disk_errors(f"The CUDA toolkit could not be written to {folder}", "It takes about 2 GB there."):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
                 found: list[Path] = []
@@ -136,11 +136,6 @@ def complete(toolkit: Toolkit | None, folder: Path, report: Progress) -> Toolkit
                     found.append(pip.download(requirement, Path(tempfile.mkdtemp(dir=scratch))))
                 unpack(found, Path(scratch) / "root")
                 os.rename(Path(scratch) / "root", root)
-        except OSError as error:
-            raise DataFolderError(
-                f"The CUDA toolkit could not be written to {folder}: {error.strerror or error}. It takes "
-                "about 2 GB there."
-            ) from error
     if toolkit is None or len(requirements) > 1:
         whole = _read(root / "bin" / "nvcc")
         if whole is None or lacks(whole):

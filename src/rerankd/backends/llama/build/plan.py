@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerankd.backends.llama.build.cuda import Toolkit
@@ -63,18 +63,25 @@ _JOB_BYTES: dict[Backend, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One build: the engine's `name`, which tells it from every other build, the options that cmake gets,
-    and the instruction sets of the CPU that the program may use."""
+    """One build: the options that cmake gets, and the instruction sets of the CPU that the program may use.
+    `toolkit` is that of a CUDA build."""
 
-    name: str
     backend: Backend
     source: Source
     tools: Tools
     options: tuple[tuple[str, str], ...]
     instructions: tuple[str, ...]
-    toolkit: Toolkit | None = None
-    architectures: str = ""
-    has_driver: bool = False
+    toolkit: Toolkit | None
+
+    @property
+    def name(self) -> str:
+        """The engine's name, which tells it from every other build."""
+        # ccache changes nothing of what is built, and paths differ between machines.
+        told = {key: value for key, value in self.options if "/" not in value and key != "GGML_CCACHE"}
+        release = self.toolkit.name if self.toolkit is not None else ""
+        parts = [self.source.digest, told, self.tools.compiler, release, self.instructions]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+        return f"b{self.source.build}-{self.backend}-{digest}"
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -125,44 +132,21 @@ def make(
     options["LLAMA_BUILD_COMMIT"] = source.digest[:7]
     options["CMAKE_C_COMPILER"], options["CMAKE_CXX_COMPILER"] = tools.cc, tools.cxx
     options["GGML_CCACHE"] = "ON" if tools.ccache else "OFF"
-    options["GGML_NATIVE"] = "ON" if native else "OFF"
-    if not native:
-        options |= named_instructions(instructions)
-        instructions = [name for name in instructions if not name.startswith("amx")]
+    options["GGML_NATIVE"] = "ON"
     if backend == "cuda":
         if toolkit is None:
             raise BuildFailed("A CUDA build needs nvcc, and there is none.")
         options |= _cuda(toolkit, architectures, has_driver)
-    # ccache changes nothing of what is built, and paths differ between machines.
-    told = {name: value for name, value in options.items() if "/" not in value and name != "GGML_CCACHE"}
-    release = toolkit.name if toolkit is not None and backend == "cuda" else ""
-    parts = [source.digest, told, tools.compiler, release, list(instructions)]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-    return Plan(
-        name=f"b{source.build}-{backend}-{digest}",
-        backend=backend,
-        source=source,
-        tools=tools,
-        options=tuple(options.items()),
-        instructions=tuple(instructions),
-        toolkit=toolkit,
-        architectures=architectures,
-        has_driver=has_driver,
-    )
+    toolkit = toolkit if backend == "cuda" else None
+    made = Plan(backend, source, tools, tuple(options.items()), tuple(instructions), toolkit)
+    return made if native else careful(made)
 
 
-def careful(made: Plan, instructions: Sequence[str]) -> Plan:
+def careful(made: Plan) -> Plan:
     """The same build with the CPU's instruction sets named one by one, without AMX."""
-    return make(
-        made.source,
-        made.backend,
-        made.tools,
-        instructions,
-        toolkit=made.toolkit,
-        architectures=made.architectures,
-        has_driver=made.has_driver,
-        native=False,
-    )
+    options = dict(made.options) | {"GGML_NATIVE": "OFF"} | named_instructions(made.instructions)
+    left = tuple(name for name in made.instructions if not name.startswith("amx"))
+    return replace(made, options=tuple(options.items()), instructions=left)
 
 
 def named_instructions(instructions: Sequence[str]) -> dict[str, str]:

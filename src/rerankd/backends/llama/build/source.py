@@ -22,7 +22,7 @@ from rerankd import processes
 from rerankd.backends.llama.build import index
 from rerankd.backends.llama.build.tools import Tools
 from rerankd.download import sha256_of
-from rerankd.errors import BuildFailed, DataFolderError
+from rerankd.errors import BuildFailed, disk_errors
 from rerankd.progress import Progress
 
 PINNED_BUILD = 11434
@@ -58,7 +58,7 @@ def get(asked: str | None, folder: Path, tools: Tools, report: Progress) -> Sour
 
     Raises BuildFailed, FetchError and DataFolderError.
     """
-    try:
+    with disk_errors(f"The source could not be unpacked in {folder}", "It takes about 250 MB there."):
         if asked is None:
             archive = index.fetch(PINNED, folder, report)
             tree = _unpack(archive, folder / f"b{PINNED_BUILD}", report, inner=_INNER)
@@ -71,11 +71,6 @@ def get(asked: str | None, folder: Path, tools: Tools, report: Progress) -> Sour
             return _source(tree, number_in(path.name) or number_in(tree.name), str(path))
         if _GIT.search(asked):
             return _clone(asked, folder, tools, report)
-    except OSError as error:
-        raise DataFolderError(
-            f"The source could not be unpacked in {folder}: {error.strerror or error}. It takes about 250 MB "
-            "there."
-        ) from error
     raise BuildFailed(
         f"{asked} is no source of llama.cpp: it is neither a folder, nor an archive "
         f"({', '.join(_ARCHIVES)}), nor the address of a git repository."
