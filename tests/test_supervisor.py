@@ -25,10 +25,10 @@ from rerankd.backends.base import Engine, EngineSpec
 from rerankd.backends.llama.client import LlamaEngine, connect
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
-from rerankd.process import growth, reasons, restart, rundir
+from rerankd.process import growth, reasons, restart, rundir, states
 from rerankd.process.child import Child, Launch
 from rerankd.process.life import Plan, Watch
-from rerankd.process.states import Status
+from rerankd.process.states import State, Status
 from rerankd.process.supervisor import Supervisor
 
 
@@ -165,7 +165,7 @@ async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Be
         stop_timeout_s=options.pop("stop_timeout_s", 10.0),
         watch=options.pop("watch", Watch()),
     )
-    made = Supervisor(plan, chance=lambda: 0.0, pause=clock.pause, **options)
+    made = options.pop("kind", Supervisor)(plan, chance=lambda: 0.0, pause=clock.pause, **options)
     made.start()
     try:
         yield Bench(tmp_path, clock, made)
@@ -174,6 +174,96 @@ async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Be
         assert list(run_dir.make().iterdir()) == []
         run_dir.remove()
         os.rmdir(short)
+
+
+FAILED = EngineStartFailed("it fails")
+STATES: dict[type, State[Any]] = {
+    kind: kind() for kind in (states.Stopped, states.Starting, states.Stopping)
+} | {
+    states.Ready: states.Ready("an engine", 7),
+    states.Checking: states.Checking(7),
+    states.Waiting: states.Waiting(FAILED, 9.0),
+    states.Failed: states.Failed(FAILED, 9.0),
+}
+
+
+@pytest.mark.parametrize("before", STATES)
+def test_a_state_is_followed_by_those_that_the_table_has_and_by_no_other(before: type) -> None:
+    status = Status(STATES[before], starts=3, lost=2)
+    for kind, state in STATES.items():
+        if kind in states.TRANSITIONS[before]:
+            assert (status.after(state).state, status.after(state).starts) == (state, 3)
+        else:
+            with pytest.raises(ValueError, match=f"{status.phase} can't be {state.phase} next"):
+                status.after(state)
+
+
+def test_every_change_of_state_that_the_table_has_does_happen(tmp_path: Path) -> None:
+    seen: set[tuple[type, type]] = set()
+
+    class Noted(Supervisor[LlamaEngine]):
+        def _set(self, state: State[LlamaEngine]) -> None:
+            before = type(self.status.state)
+            super()._set(state)
+            seen.add((before, type(state)))
+
+    async def a_long_life(folder: Path) -> None:
+        works, lack = True, ""
+
+        async def probe(engine: Engine) -> None:
+            if not works:
+                raise EngineError("it never does")
+
+        async with bench(folder, kind=Noted, probe=probe, lacks_room=lambda pid: lack) as it:
+            supervisor = it.supervisor
+            engine = await supervisor.ensure_ready()
+            supervisor.erred(engine, "once")
+            assert await supervisor.ensure_ready() is engine
+            supervisor.reload()
+            await it.until(lambda status: status.engine not in (None, engine))
+            works = False
+            supervisor.erred(await supervisor.ensure_ready(), "for ever")
+            await it.until(lambda status: status.starts == 3)
+            lack = "no room"
+            await supervisor.ensure_ready()
+            supervisor.reload()
+            await it.until(lambda status: status.starts == 4)
+            for _ in range(5):
+                await it.kill()  # the last delay is a long one
+            program = folder / "fake-llama-server"
+            await it.until(lambda status: status.engine is not None)
+            supervisor.answered(await supervisor.ensure_ready())
+            program.rename(folder / "away")
+            await it.kill()
+            await it.until(lambda status: (states.Starting, states.Waiting) in seen)
+            (folder / "away").rename(program)
+            await it.until(lambda status: status.engine is not None)
+            async with supervisor.lease():
+                supervisor.reload()
+                await it.until(lambda status: status.phase == "stopping")
+                await supervisor.stop()
+
+    async def no_life(folder: Path) -> None:
+        steps = iter([True])
+        safer = {"safer": lambda cause, loaded: next(steps, False)}
+        async with bench(folder, "--die-at-start", kind=Noted, clock=Gate(), **safer) as it:
+            await it.until(lambda status: status.phase == "failed")
+            assert (it.supervisor.status.starts, it.supervisor.status.lost) == (2, 2)
+
+    async def an_end_before_the_start(folder: Path) -> None:
+        async with bench(folder, "--slow-load", "60", kind=Noted) as it:
+            await it.until(lambda status: status.phase == "starting")
+
+    async def an_end_in_a_wait(folder: Path) -> None:
+        async with bench(folder, kind=Noted, clock=Gate()) as it:
+            await it.kill()
+            await it.until(lambda status: status.phase == "waiting")
+
+    for story in (a_long_life, no_life, an_end_before_the_start, an_end_in_a_wait):
+        folder = tmp_path / story.__name__
+        folder.mkdir()
+        asyncio.run(story(folder))
+    assert seen == {(before, after) for before, allowed in states.TRANSITIONS.items() for after in allowed}
 
 
 RIGHT = [fake_engine.raw("q", "a"), fake_engine.raw("q", "b")]
@@ -493,6 +583,24 @@ def test_a_service_that_stops_while_a_successor_starts_leaves_no_process(tmp_pat
                 await asyncio.sleep(0.005)
             await it.supervisor.stop()
             assert set(support.children(os.getpid())) <= others
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_errs_while_its_successor_starts_is_given_to_nobody(tmp_path: Path) -> None:
+    async def story() -> None:
+        flags = ("--slow-load", "60", "--only-second", str(tmp_path / "second"))
+        async with bench(tmp_path, *flags) as it:
+            engine = await it.supervisor.ensure_ready()
+            it.supervisor.reload()
+            await it.until(lambda status: status.starts == 2)
+            it.supervisor.erred(engine, "something broke")
+            next_call = asyncio.create_task(it.supervisor.ensure_ready())
+            await it.until(lambda status: status.phase == "checking")
+            assert not next_call.done()
+            await it.supervisor.stop()
+            with pytest.raises(EngineUnavailable, match="stopped"):
+                await next_call
 
     asyncio.run(story())
 
