@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import platform
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,11 +97,7 @@ def lack(held: memory.Bytes, free: memory.Bytes) -> str:
 def gpus() -> tuple[Gpu, ...]:
     """The NVIDIA cards that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi; none where there is no such program.
     It may take a second."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    query = [program, f"--query-gpu={_SMI_QUERY}", "--format=csv,noheader,nounits"]
-    found = parse_gpus(processes.output(query, _SMI_TIMEOUT_S))
+    found = parse_gpus(_smi(f"--query-gpu={_SMI_QUERY}"))
     return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
@@ -122,11 +117,12 @@ def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
 def gpu_memory(pids: Sequence[int], gpus: Sequence[Gpu]) -> dict[str, int] | None:
     """Bytes that these processes hold on each of these cards (see memory.card), by nvidia-smi; None where it
     does not tell of them, as in a container with process numbers of its own. It may take a second."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-compute-apps=gpu_uuid,pid,used_memory", "--format=csv,noheader,nounits"]
-    return parse_gpu_memory(processes.output(query, _SMI_TIMEOUT_S), pids, gpus)
+    return parse_gpu_memory(_smi("--query-compute-apps=gpu_uuid,pid,used_memory"), pids, gpus)
+
+
+def _smi(query: str) -> str:
+    """What nvidia-smi answers, as CSV; "" where there is no such program."""
+    return processes.output(["nvidia-smi", query, "--format=csv,noheader,nounits"], _SMI_TIMEOUT_S)
 
 
 def cpu_name() -> str:

@@ -35,14 +35,10 @@ class Identity:
 def identify(pid: int) -> Identity | None:
     """Who runs under this pid; None where nobody does, or nobody that still runs."""
     if (_PROC / "self" / "stat").exists():
-        with contextlib.suppress(OSError, ValueError):
-            # The second field is the program's name in parentheses, which may hold spaces and parentheses.
-            fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            command = (
-                (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            )
-            # The start time is field 22; what is left begins at field 3. Z: it has ended.
-            return None if fields[0] in "ZX" else Identity(pid, fields[19], command.strip())
+        with contextlib.suppress(OSError):
+            command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ")
+            started = _stat(pid, 22)
+            return Identity(pid, started, command.decode(errors="replace").strip()) if started else None
         return None
     words = _ps(pid, "lstart=", "command=")
     # lstart has five words: Mon Nov 23 01:45:31 2026
@@ -94,7 +90,7 @@ def end_session(leader: int) -> None:
         end_group(leader)
         return
     for _ in range(_MOST_LOOKS):
-        members = [pid for pid in _pids() if _session(pid) == leader]
+        members = [pid for pid in _pids() if _stat(pid, 6) == str(leader)]
         if not members:
             return
         for pid in members:
@@ -108,12 +104,13 @@ def _pids() -> list[int]:
     return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
 
 
-def _session(pid: int) -> int | None:
-    """The session of a process; None where it has ended."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
+def _stat(pid: int, field: int) -> str:
+    """A field of what Linux tells of a process, by its number from 1; "" where it has ended."""
+    with contextlib.suppress(OSError, IndexError, UnicodeDecodeError):
+        # The second field is the program's name in parentheses, which may hold spaces and parentheses.
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[3])  # field 6; what is left begins at field 3
-    return None
+        return "" if fields[0] in "ZX" else fields[field - 3]
+    return ""
 
 
 def output(argv: Sequence[str], timeout_s: float) -> str:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -56,10 +57,10 @@ def look(settings: Settings, report: Progress, *, online: bool = False, remeasur
         toolkit=cuda.find(os.environ),
         tools=tools.find(os.environ),
         home=settings.home,
-        home_problem=_home_problem(settings),
+        home_problem=_problem(store.Store(settings.home).check_writable, DataFolderError),
         free_bytes=installed.free_bytes(settings.home),
         address=f"{settings.host}:{settings.port}",
-        port_problem=_port_problem(settings),
+        port_problem=_problem(lambda: bind(settings.host, settings.port).close(), AddressInUse),
         serves=_serves(settings),
         engines=_engines(settings, choice, report),
         choice=choice,
@@ -96,18 +97,11 @@ def _has_nvidia_card() -> bool:
     return False
 
 
-def _home_problem(settings: Settings) -> str:
+def _problem(act: Callable[[], object], kind: type[RerankdError]) -> str:
+    """What is wrong with doing something; "" where nothing is."""
     try:
-        store.Store(settings.home).check_writable()
-    except DataFolderError as error:
-        return error.message
-    return ""
-
-
-def _port_problem(settings: Settings) -> str:
-    try:
-        bind(settings.host, settings.port).close()
-    except AddressInUse as error:
+        act()
+    except kind as error:
         return error.message
     return ""
 

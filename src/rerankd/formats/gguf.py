@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,14 +33,14 @@ def read(path: str | os.PathLike[str]) -> ModelMetadata:
     cut short, and for a split file of which a part is missing.
     """
     path = Path(path)
-    header, size = _read_part(path)
+    header, size = header_of(path, _KEEP)
     count = whole_number(header.values, "split.count", 1, path)
     if count <= 1:
         return facts_of(path, header, header.tensors, size, (path,))
     parts = _parts(path, count)
     first, tensors, total = header, dict[str, Tensor](), 0
     for index, part in enumerate(parts):
-        header, size = _read_part(part)
+        header, size = header_of(part, _KEEP)
         first = header if index == 0 else first
         tensors.update(header.tensors)
         total += size
@@ -55,7 +55,7 @@ def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
     """
     first, tensors, total, paths = None, dict[str, Tensor](), 0, []
     for stream, size_bytes, path in parts:
-        header = _parse(stream, size_bytes, path)
+        header = _parse(stream, size_bytes, path, _KEEP)
         first = first or header
         tensors.update(header.tensors)
         total += size_bytes
@@ -64,7 +64,9 @@ def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
     return facts_of(paths[0], first, tensors, total, tuple(paths))
 
 
-def _read_part(path: Path) -> tuple[Header, int]:
+def header_of(path: Path, keep: Collection[str]) -> tuple[Header, int]:
+    """The header of one file, with the arrays whose names end so, and the file's size in bytes. Raises
+    ModelFileError as `read` does."""
     try:
         if path.is_dir():
             why = checkpoint_files.missing(checkpoint_files.paths_in(path))
@@ -73,7 +75,7 @@ def _read_part(path: Path) -> tuple[Header, int]:
             refuse(path, "this is not a plain file; give the path of a .gguf file")
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            return _parse(stream, size, path), size
+            return _parse(stream, size, path, keep), size
     except FileNotFoundError:
         refuse(path, "no such file; check the path, or pull the model again")
     except PermissionError:
@@ -82,14 +84,14 @@ def _read_part(path: Path) -> tuple[Header, int]:
         refuse(path, f"it can't be read: {error}")
 
 
-def _parse(stream: Source, size: int, path: Path) -> Header:
+def _parse(stream: Source, size: int, path: Path, keep: Collection[str]) -> Header:
     def fail(what: str) -> NoReturn:
         refuse(path, what)
 
     start = stream.read(64)
     if start[:4] != b"GGUF":
         fail(_looks_like(start))
-    header = parse(_Again(start, stream), size, _KEEP, fail)
+    header = parse(stream, size, keep, fail, start)
     missing = header.end_of_data - size
     if missing > 0:
         fail(
@@ -97,17 +99,6 @@ def _parse(stream: Source, size: int, path: Path) -> Header:
             "(or wait for its download to end)"
         )
     return header
-
-
-class _Again:
-    """A stream with its first bytes, already read, put back; so that a stream need not seek."""
-
-    def __init__(self, start: bytes, stream: Source) -> None:
-        self._start, self._stream = start, stream
-
-    def read(self, count: int = -1) -> bytes:
-        head, self._start = self._start[:count], self._start[count:]
-        return head + self._stream.read(count - len(head))
 
 
 def _looks_like(start: bytes) -> str:

@@ -228,14 +228,16 @@ class _Cursor:
         return values
 
 
-def parse(stream: Source, size_bytes: int, keep: Collection[str], fail: Callable[[str], NoReturn]) -> Header:
-    """Read a header from the start of `stream`, whose whole length is `size_bytes`.
+def parse(
+    stream: Source, size_bytes: int, keep: Collection[str], fail: Callable[[str], NoReturn], start: bytes
+) -> Header:
+    """Read a header from a stream whose whole length is `size_bytes`, and of which `start` was read already.
 
     `keep` ends the names of the arrays to keep (`"tokenizer.ggml.tokens"`, `".output_labels"`). `fail` is
     called with what is wrong and must raise. No more of the stream is read than the header and about as much
     again, so a stream over a network works too.
     """
-    cursor = _Cursor(stream, size_bytes, fail)
+    cursor = _Cursor(stream, size_bytes, fail, data=bytearray(start))
     cursor.need(8)
     cursor.at = 4
     version = cursor.scalar("I")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from rerankd.errors import ModelFileError
 from rerankd.formats import checkpoint_files, safetensors
-from rerankd.formats.gguf_header import Header, Tensor, parse
+from rerankd.formats.gguf import header_of
+from rerankd.formats.gguf_header import Header, Tensor
 
 Floats = NDArray[np.float32]
 _KEEP = (
@@ -44,11 +45,8 @@ class Weights:
             found, held = safetensors.read(path, self._fail)
             self._header, self._files = found.header, found.files
         else:
+            self._header, _ = header_of(path, _KEEP)
             held = (path,)
-            with path.open("rb") as stream:
-                self._header = parse(stream, path.stat().st_size, _KEEP, self._fail)
-            if self._header.end_of_data > path.stat().st_size:
-                self._fail("it is cut short; download it again")
         self._bytes = {file.name: np.memmap(file, np.uint8, mode="r") for file in held}
 
     @property

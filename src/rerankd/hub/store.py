@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from rerankd import locks
 from rerankd.errors import ModelFileError, UnknownModel, disk_errors
 from rerankd.files import move_folder
@@ -49,6 +51,9 @@ class Record:
     source: str = ""
     revision: str = ""
     sha256: tuple[str, ...] = ()
+
+
+_RECORD = TypeAdapter(Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,11 +282,6 @@ def _read_index(path: Path) -> dict[str, Record]:
 
 
 def _record(entry: Any) -> Record | None:
-    try:
-        record = Record(**{**entry, "files": tuple(entry["files"]), "sha256": tuple(entry.get("sha256", ()))})
-    except (TypeError, KeyError, AttributeError):
-        return None
-    texts = (record.name, record.folder, record.source, record.revision, *record.files, *record.sha256)
-    numbers = (record.size_bytes, record.pulled_at)
-    sound = all(isinstance(text, str) for text in texts) and all(isinstance(n, (int, float)) for n in numbers)
-    return record if sound else None
+    with contextlib.suppress(ValidationError):
+        return _RECORD.validate_python(entry)
+    return None
