@@ -21,6 +21,7 @@ from rerankd.api.dialects import options, table
 from rerankd.backends.options import traits
 from rerankd.cli import app, flags
 from rerankd.hub import listing
+from rerankd.renamed import RENAMED
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -145,10 +146,17 @@ def rerank_paths() -> str:
     return "\n".join(["| path | whose | dialect |", "|---|---|---|", *rows])
 
 
+def renamed() -> str:
+    """The names of 0.1 that are others now."""
+    rows = [f"| {one.kind} in `{one.of}` | `{one.old}` | `{one.new}` |" for one in RENAMED]
+    return "\n".join(["| what | in 0.1 | now |", "|---|---|---|", *rows])
+
+
 MADE = {
     "settings": ("configuration.md", settings),
     "of-a-model": ("configuration.md", of_a_model),
     "scoring": ("configuration.md", scoring),
+    "renamed": ("upgrading.md", renamed),
     "commands": ("cli.md", commands),
     "catalog": ("models.md", catalog),
     "options": ("api.md", request_options),

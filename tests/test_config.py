@@ -115,14 +115,14 @@ threads = 4
 idle_unload_s = 60
 [scoring]
 instruction = "for all"
-window = 512
+max_length = 512
 [models.fast]
 ref = "builtin:e5"
 aliases = ["small"]
 threads = 1
 preload = false
 [models."bge-reranker-v2-m3"]
-window = 1024
+max_length = 1024
 replicas = 2
 """
 

@@ -186,7 +186,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         thread.start()
         until(lambda: it.metric("rerankd_queue_requests") >= 1)
         # `two` gets another window, `three` is new, and the limit is another one.
-        changed = section("two", "modernbert-head", "window = 200")
+        changed = section("two", "modernbert-head", "max_length = 200")
         settings_file(tmp_path, "max_documents = 6\n" + one + changed + section("three", "xlmr-head"))
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready", "two": "ready", "three": "ready"})

@@ -132,7 +132,7 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
 
     def write(max_length: int, *, second: bool) -> None:
         more = f'[models.two]\nref = "{MODEL}"\n' if second else ""
-        file.write_text(f'[models.one]\nref = "{path}"\nwindow = {max_length}\n{more}')
+        file.write_text(f'[models.one]\nref = "{path}"\nmax_length = {max_length}\n{more}')
 
     write(100, second=False)
     with service(tmp_path, model="", config=file) as it:

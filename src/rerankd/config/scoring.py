@@ -7,10 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rerankd.backends.options import Options
-
-# The names of 0.1.
-_RENAMED = {"way": "method", "window": "max_length", "transform": "normalization"}
-_RENAMED_METHODS = {"head": "cross_encoder", "judge": "causal_lm", "cosine": "embedding"}
+from rerankd.renamed import renewed
 
 
 class ScoringSettings(Options):
@@ -44,12 +41,7 @@ class ScoringSettings(Options):
     @model_validator(mode="before")
     @classmethod
     def _takes_old_names(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
-        if "method" in renamed:
-            renamed["method"] = _RENAMED_METHODS.get(renamed["method"], renamed["method"])
-        return renamed
+        return renewed("scoring", values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rerankd.config.models import ModelSettings
 from rerankd.config.scoring import ScoringSettings
 from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError
+from rerankd.renamed import met
 
 _log = logging.getLogger("rerankd")
 
@@ -78,13 +79,17 @@ def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None =
         text = textfile.read(path) if path else ""
     except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
-    return load(
+    values, sources = _gathered(
         text,
         os.environ,
         overrides or {},
-        file_name=str(path or FILE_NAME),
+        str(path or FILE_NAME),
         may_name_programs=is_named or path is None or _is_own_word(path),
     )
+    settings = _validated(values, sources)
+    if old := list(_old_names(values, sources)):
+        _log.warning("these names of 0.1 will not be known to the next release: %s", "; ".join(old))
+    return settings
 
 
 def load(
@@ -97,6 +102,18 @@ def load(
 ) -> Settings:
     """Settings from a file's text, an environment and flags (None means not given). Raises ConfigError, also
     where the file names a program and may not."""
+    return _validated(*_gathered(text, environ, overrides, file_name, may_name_programs=may_name_programs))
+
+
+def _gathered(
+    text: str,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    file_name: str,
+    *,
+    may_name_programs: bool,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """All that is set, and where each of it comes from."""
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -117,7 +134,15 @@ def load(
         if value is not None:
             values[key] = value
             sources[key] = f"--{key.replace('_', '-')}"
-    return _validated(values, sources)
+    return values, sources
+
+
+def _old_names(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
+    sections = {"scoring": values.get("scoring", {})}
+    sections |= {f"models.{name}": own for name, own in values.get("models", {}).items()}
+    for name, section in sections.items():
+        if isinstance(section, Mapping) and (found := [str(one) for one in met("scoring", section)]):
+            yield f"{sources[name.partition('.')[0]]} in [{name}]: {', '.join(found)}"
 
 
 def override(settings: Settings, values: Mapping[str, Any]) -> Settings:
