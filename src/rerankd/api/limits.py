@@ -1,26 +1,25 @@
 """Limits per request: time and memory for its body and its answer, and no work once its client has gone.
 
 Each request runs in a `guard`: it reads the body under a deadline and within its client's share of the memory
-for bodies (see shares.py), and it watches the connection, so that a client that hangs up frees its place in
-the queue. Limits per connection are in protocol.py.
+for bodies (see shares.py), and it watches the connection (see disconnect.py), so that a client that hangs up
+frees its place in the queue. Limits per connection are in protocol.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import math
-import re
 import time
 import zlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from rerankd.api.auth import key_name
+from rerankd.api.disconnect import discard, unless_gone
 from rerankd.api.shares import SMALL_BYTES, Hold, Shares
 from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded, UnsupportedMediaType
 from rerankd.service import Reranker
@@ -30,11 +29,6 @@ TIMEOUT_HEADER = "x-request-timeout"
 PIECE_BYTES = 2**16
 # How long a body waits for room before its client is told when to come again.
 _LONGEST_WAIT_S = 10.0
-_DISCARD_S = 2.0
-# A value in JSON takes up to 64 bytes when read, for the 2 that it may have as text: 32 MiB of "[[],[],…"
-# would take 700 MB. So many values take 64 MB; ten thousand documents with a hundred fields have as many.
-_MOST_VALUES = 1_000_000
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 Answer = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -51,19 +45,6 @@ def wanted_timeout_s(request: Request) -> float | None:
     if not 0 < seconds < math.inf:
         raise InvalidRequest(f"The header {TIMEOUT_HEADER} is {text[:40]!r}, but must be seconds, like 2.5.")
     return seconds
-
-
-def check_structure(data: bytes | bytearray) -> None:
-    """Raise InvalidRequest for JSON of so many values that reading them would take far more memory than the
-    text has."""
-    if _values(data) > _MOST_VALUES and _values(_STRING.sub(b"", data)) > _MOST_VALUES:
-        raise InvalidRequest(
-            f"The request body holds more than {_MOST_VALUES} JSON values. Send fewer documents at a time."
-        )
-
-
-def _values(data: bytes | bytearray) -> int:
-    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def reranker_in(request: Request) -> Reranker | None:
@@ -85,16 +66,9 @@ def guard(answer: Answer) -> Answer:
         inner = Request(request.scope, body.receive)
         inner.state.rerankd_body = body
         inner.state.key = key
-        work = asyncio.ensure_future(answer(inner))
-        gone = asyncio.ensure_future(body.wait_gone())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            # 499 is nginx' word for it; nobody reads it but the metrics.
-            response = work.result() if work.done() else Response(status_code=499)
+            response = await unless_gone(answer(inner), body.wait_gone())
         finally:
-            work.cancel()
-            gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
             body.release()
         if body.is_begun and not body.is_read:
             # What is left of the body would be taken for the next request.
@@ -142,21 +116,6 @@ def _shares(request: Request, reranker: Reranker) -> Shares:
     shares: Shares = state.rerankd_shares
     shares.most_bytes = reranker.settings.max_queue_bytes
     return shares
-
-
-async def discard(receive: Receive, headers: Mapping[str, str], most_bytes: int) -> bool:
-    """Read the body of a refused request, for a moment. A connection that is closed with unread bytes is
-    reset, and then a client that still sends never sees its answer. Returns whether the body has ended."""
-    if "expect" in headers:  # it waits for our word, and then sends nothing
-        return False
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_S):
-            while most_bytes > 0:
-                message = await receive()
-                most_bytes -= len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return True
-    return False
 
 
 class _Body:

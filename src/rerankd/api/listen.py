@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankd.errors import AddressInUse
@@ -44,21 +44,19 @@ def bind(host: str, port: int) -> socket.socket:
 
 def url(sockets: Sequence[socket.socket]) -> str:
     """The address of the first one, as people write it; of a UNIX socket its path."""
-    sock = sockets[0]
-    if sock.family == socket.AF_UNIX:
-        return f"unix:{sock.getsockname()}"
-    host, port = sock.getsockname()[:2]
-    shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+    return _url(sockets[0], dict.fromkeys(("127.0.0.1", "0.0.0.0", "::", "::1"), "localhost"))
 
 
 def url_for_others(sockets: Sequence[socket.socket]) -> str:
     """The same for programs, which may run on other machines where all can connect."""
-    sock = sockets[0]
+    return _url(sockets[0], dict.fromkeys(("0.0.0.0", "::"), "THIS-MACHINE"))
+
+
+def _url(sock: socket.socket, names: Mapping[str, str]) -> str:
     if sock.family == socket.AF_UNIX:
         return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
-    shown = "THIS-MACHINE" if host in ("0.0.0.0", "::") else host
+    shown = names.get(host, host)
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rerankd.api.dialects.dialect import Dialect
@@ -28,7 +30,7 @@ _OF_SCORES = (400, 401, 404, 413, 422, 429, 502, 503, 504, 507)
 
 def errors(*statuses: int, spoken: Sequence[Dialect] = (DEFAULT,)) -> dict[int | str, dict[str, Any]]:
     """The entry of each status that may come instead of an answer, in the shapes of these dialects."""
-    shape = _either([dialect.error for dialect in spoken])
+    shape = _either(dialect.error for dialect in spoken)
     return {status: {"model": shape, "description": _STATUSES[status]} for status in statuses}
 
 
@@ -40,15 +42,12 @@ def body(*schemas: dict[str, Any]) -> dict[str, Any]:
 
 def scores(spoken: Sequence[Dialect]) -> dict[str, Any]:
     """The entries of a rerank request in these dialects, as options of a route."""
-    answer = {"model": _either([dialect.answer for dialect in spoken]), "description": "the scores"}
+    answer = {"model": _either(dialect.answer for dialect in spoken), "description": "the scores"}
     return {
         "responses": {200: answer, **errors(*_OF_SCORES, spoken=spoken)},
         "openapi_extra": body(*(dialect.schema() for dialect in spoken)),
     }
 
 
-def _either(kinds: Sequence[Any]) -> Any:
-    shape = kinds[0]
-    for kind in kinds[1:]:
-        shape = shape | kind
-    return shape
+def _either(kinds: Iterable[Any]) -> Any:
+    return functools.reduce(operator.or_, kinds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import typer
 
 from rerankd import config, textfile
 from rerankd.backends.llama.options import LlamaOptions
-from rerankd.cli.output import Config, Json, progress, say
+from rerankd.cli.output import Config, Json, print_json, progress, say
 from rerankd.errors import ConfigError
 from rerankd.progress import Progress
 
@@ -106,7 +105,7 @@ def bench(
     with progress() as tell:
         found = asyncio.run(run(tell))
     if as_json:
-        typer.echo(json.dumps(report.as_json(found), ensure_ascii=False, indent=2))
+        print_json(report.as_json(found))
     else:
         _print(found)
 

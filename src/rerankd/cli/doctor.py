@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, progress, say
+from rerankd.cli.output import Config, Json, print_json, progress, say
 
 if TYPE_CHECKING:
     from rerankd.doctor.checks import Row
@@ -47,7 +46,7 @@ def doctor(
     able = checks.can_run(rows)
     if as_json:
         value = {"ok": able, "checks": [asdict(row) for row in rows]}
-        typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+        print_json(value)
     else:
         _print(rows)
         say(

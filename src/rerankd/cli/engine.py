@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ import typer
 
 from rerankd import config
 from rerankd.backends.llama.options import LlamaOptions
-from rerankd.cli.output import Config, Json, print_rows, progress, say
+from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 
 app = typer.Typer(
     help="Build llama.cpp for this machine, and choose which one runs the models.",
@@ -132,7 +131,7 @@ def list_engines(as_json: Json = False, config_file: Config = None) -> None:
     if program := settings.options(LlamaOptions).llama_path:
         rows.append({"name": str(program), "backend": "", "runs_here": True, "used": True})
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        print_json(rows)
         return
     head = ("", "name", "backend", "made", "size", "")
     print_rows([head, *(_columns(row) for row in rows)])

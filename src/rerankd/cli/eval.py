@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config
-from rerankd.cli import running
-from rerankd.cli.output import Config, Json, progress, say
+from rerankd.cli.output import Config, Json, print_json, progress, say
 from rerankd.errors import ConfigError
 from rerankd.progress import Progress
 
@@ -94,7 +92,7 @@ def evaluate(
 
     server = Remote(url, api_key=api_key, model=remote_model) if url else None
     if server is None and not model:
-        server = Remote(running.url(settings), api_key=settings.api_key)
+        server = Remote(settings.local_url, api_key=settings.api_key)
 
     async def reranked(
         found: dict[str, tuple[str, ...]], report: Progress
@@ -121,7 +119,7 @@ def evaluate(
         save_run.write_text("\n".join(report.run_lines(after.ranking, name)) + "\n", encoding="utf-8")
         say(f"The new order is in {save_run}.")
     if as_json:
-        typer.echo(json.dumps(report.as_json(found), ensure_ascii=False, indent=2))
+        print_json(report.as_json(found))
     else:
         typer.echo(report.text(found, shown))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, print_rows, progress, say
+from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 from rerankd.errors import UnknownModel
 
 
@@ -54,7 +53,7 @@ def inspect(
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
     if as_json:
         told = {**words.describe_json(facts, decided, wanted.ref), "checks": list(checks)}
-        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        print_json(told)
     else:
         typer.echo("\n".join((words.describe(facts, decided, wanted.ref), *checks)))
     if decided.scoring is None:
@@ -112,7 +111,7 @@ def list_models(
     folders = store.Store(settings.home)
     rows = listing.pullable() if catalog else listing.present(folders, partial(judge_model, settings))
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        print_json(rows)
     elif rows:
         print_rows(listing.columns(rows, catalog=catalog))
     else:
@@ -132,7 +131,7 @@ def show(
     ref = settings.of(model).ref
     told = listing.describe(store.Store(settings.home), ref, partial(judge_model, settings))
     if as_json:
-        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        print_json(told)
     else:
         typer.echo(told["text"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,11 @@ Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML) instead of ./rerankd.toml.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def print_json(value: Any) -> None:
+    """A value for programs."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:

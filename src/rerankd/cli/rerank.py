@@ -13,7 +13,7 @@ import typer
 
 from rerankd import config, textfile
 from rerankd.cli import running
-from rerankd.cli.output import Config, Json, progress, say
+from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 from rerankd.domain import RerankResult
 from rerankd.errors import InvalidRequest, RerankdError
 
@@ -48,7 +48,7 @@ def rerank(
         answer = _ask_engine(settings, body, says_so=not model)
     if as_json:
         rows = [{**row, "text": documents[row["index"]]} for row in answer["results"]]
-        typer.echo(json.dumps({**answer, "results": rows}, ensure_ascii=False, indent=2))
+        print_json({**answer, "results": rows})
     else:
         _print_table(answer, documents)
 
@@ -99,7 +99,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     if answer.status_code != 200:
         message = value.get("message", answer.text) if isinstance(value, dict) else answer.text
         kind = RerankdError if answer.status_code >= 500 else InvalidRequest
-        raise kind(f"The server at {running.url(settings)} says: {message}")
+        raise kind(f"The server at {settings.local_url} says: {message}")
     return value if isinstance(value, dict) and "results" in value else None
 
 
@@ -113,7 +113,7 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: boo
             model = await asyncio.to_thread(prepare, settings, None, report)
         if says_so:
             say(
-                f"note: no rerankd answers at {running.url(settings)}. This call starts an engine of its "
+                f"note: no rerankd answers at {settings.local_url}. This call starts an engine of its "
                 f"own, with the model {model.name}."
             )
         async with Reranker(settings, prepared=[model]) as reranker:
@@ -124,20 +124,9 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: boo
 
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:
-    rows = [
-        (f"{row['relevance_score']:.4f}", row["index"], documents[row["index"]]) for row in answer["results"]
-    ]
-    if not sys.stdout.isatty():
-        for score, index, text in rows:
-            typer.echo(f"{score}\t{index}\t{text}")
-    else:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table("score", "line", "document", box=None, pad_edge=False)
-        for score, index, text in rows:
-            table.add_row(score, str(index + 1), escape(text))
-        Console().print(table)
+    first = 1 if sys.stdout.isatty() else 0  # people count from 1, programs from 0
+    places = [(row["relevance_score"], row["index"]) for row in answer["results"]]
+    rows = [(f"{score:.4f}", str(index + first), documents[index]) for score, index in places]
+    print_rows([("score", "line", "document"), *rows])
     for warning in answer["meta"].get("warnings", ()):
         say(f"note: {warning}")

@@ -11,25 +11,12 @@ if TYPE_CHECKING:
     import httpx
 
 
-def url(settings: Settings) -> str:
-    """Where the server of these settings is reached from this machine."""
-    return settings.local_url
-
-
 def client(settings: Settings) -> httpx.Client:
     """A client that asks it, with the key if there is one."""
     import httpx
 
     headers = {b"authorization": f"Bearer {settings.api_key}".encode()} if settings.api_key else {}
-    return httpx.Client(base_url=url(settings), headers=headers, trust_env=False)
-
-
-def no_server(settings: Settings, error: Exception) -> RerankdError:
-    """What to tell where nothing answers."""
-    return RerankdError(
-        f"No server answers at {url(settings)} ({type(error).__name__}). Start one with rerankd serve, or "
-        "name another place with RERANKD_HOST and RERANKD_PORT."
-    )
+    return httpx.Client(base_url=settings.local_url, headers=headers, trust_env=False)
 
 
 def ask(
@@ -54,14 +41,17 @@ def ask(
             answer = asked.request(method, path, timeout=timeout_s, **body)
             told = answer.json()
     except httpx.HTTPError as error:
-        raise no_server(settings, error) from None
+        raise RerankdError(
+            f"No server answers at {settings.local_url} ({type(error).__name__}). Start one with rerankd "
+            "serve, or name another place with RERANKD_HOST and RERANKD_PORT."
+        ) from None
     except ValueError:
         told = None
     if answer.status_code == status and isinstance(told, dict) and has in told:
         return told
     message = told.get("message") if isinstance(told, dict) else None
     raise RerankdError(
-        f"The server at {url(settings)} says: {message}"
+        f"The server at {settings.local_url} says: {message}"
         if isinstance(message, str)
-        else f"What answers at {url(settings)} is not a rerankd that knows {knows}."
+        else f"What answers at {settings.local_url} is not a rerankd that knows {knows}."
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, print_rows, say
+from rerankd.cli.output import Config, Json, print_json, print_rows, say
 
 app = typer.Typer(
     help="Show or clear what rerankd has learned: precisions, self-tests, and the like.",
@@ -41,7 +41,7 @@ def state(context: typer.Context, as_json: Json = False, config_file: Config = N
                 for name, entries in sections.items()
             },
         }
-        typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+        print_json(value)
         return
     rows = [
         (name, key, json.dumps(entry.value, ensure_ascii=False), _day(entry.at), _day(entry.until))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import typer
 
 from rerankd import config
 from rerankd.cli import running
-from rerankd.cli.output import Config, Json, print_rows, say
+from rerankd.cli.output import Config, Json, print_json, print_rows, say
 from rerankd.progress import size_words
 
 _TIMEOUT_S = 10
@@ -25,10 +24,10 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
     path = "/v1/status"
     told = running.ask(settings, "GET", path, status=200, has="models", knows=path, timeout_s=_TIMEOUT_S)
     if as_json:
-        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        print_json(told)
     else:
         print_rows(rows(told["models"], told.get("unavailable", [])))
-        for line in (*notes(told), f"the same as a page: {running.url(settings)}"):
+        for line in (*notes(told), f"the same as a page: {settings.local_url}"):
             say(line)
     everything = [*told["models"], *told.get("unavailable", [])]
     if any(model["state"] not in ("ready", "unloaded") for model in everything):
