@@ -33,6 +33,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import engines
 
 import checkpoints
+from rerankd.backends.base import Batch
 from rerankd.config import Settings
 from rerankd.serving.prepare import prepare
 
@@ -111,7 +112,7 @@ async def worker(model: Path, options: argparse.Namespace, folder: Path, stack: 
     engine = await engines.started_worker(found, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> list[float]:
-        return (await engine.score(query, documents)).values
+        return (await engine.score(Batch.pairs(query, documents))).values
 
     return ask
 

@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import encoder
 from served import service
 
-from rerankd.backends.base import EngineSpec
+from rerankd.backends.base import Batch, EngineSpec
 from rerankd.backends.llama import launch
 from rerankd.backends.llama.client import LlamaClient
 from rerankd.backends.openvino.precision import Choice
@@ -90,7 +90,7 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
 
 async def started_worker(
     model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack
-) -> openvino.OpenVinoEngine:
+) -> openvino.WorkerEngine:
     """OpenVINO's worker with a model; the stack stops it."""
     spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens)
     socket, log = folder / "o.sock", folder / "openvino.log"
@@ -99,10 +99,10 @@ async def started_worker(
     )
     child = await Child.start(argv, log)
     stack.push_async_callback(child.stop, 2)
-    client = openvino.OpenVinoClient(socket)
+    client = openvino.WorkerClient(socket)
     stack.push_async_callback(client.close)
     ready_s = await start(child, client, log)
-    engine = openvino.OpenVinoEngine(spec, client)
+    engine = openvino.WorkerEngine(spec, client)
     await engine.prepare()
     print(f"{engine.about}: ready after {ready_s:.1f} s", flush=True)
     return engine
@@ -112,7 +112,7 @@ async def worker(model: Model, options: argparse.Namespace, folder: Path, stack:
     engine = await started_worker(model, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> int:
-        return (await engine.score(query, documents)).tokens
+        return (await engine.score(Batch.pairs(query, documents))).tokens
 
     return ask
 

@@ -10,10 +10,10 @@ import pytest
 
 from built import CPU, engine, put
 from rerankd.backends.llama import installed, manifest
-from rerankd.backends.llama.binaries import Bundled, Installed, Offer, choose
+from rerankd.backends.llama.binaries import Binaries, Bundled, Installed, choose
 from rerankd.backends.llama.heads import needed_build
-from rerankd.config import Settings
-from rerankd.errors import EngineTooOld, EngineUnknown
+from rerankd.backends.llama.options import LlamaOptions
+from rerankd.errors import ConfigError, EngineTooOld, EngineUnknown
 from rerankd.formats import gguf
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
@@ -25,8 +25,8 @@ GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
 BUNDLED = Bundled(("python", "-m", "bundled"), 11549)
 
 
-def offer(*engines: Installed, **more: Any) -> Offer:
-    plain = Offer(None, 0, "", engines, BUNDLED, (), CPU)
+def offer(*engines: Installed, **more: Any) -> Binaries:
+    plain = Binaries(None, 0, "", engines, BUNDLED, (), CPU)
     return replace(plain, **more)
 
 
@@ -48,7 +48,7 @@ def offer(*engines: Installed, **more: Any) -> Offer:
         (offer(engine(12000)), 11600, "b12000-cpu-0", "built here"),
     ],
 )
-def test_choice(offered: Offer, needs: int, name: str, says: str) -> None:
+def test_choice(offered: Binaries, needs: int, name: str, says: str) -> None:
     choice = choose(offered, needs=needs)
     assert choice.name == name
     assert says in choice.reason
@@ -71,7 +71,7 @@ def test_what_a_choice_may_use_of_the_gpus() -> None:
         (offer(used="bundled"), "rerankd engine build"),
     ],
 )
-def test_an_engine_that_is_too_old_is_refused_with_the_number_needed(offered: Offer, says: str) -> None:
+def test_an_engine_that_is_too_old_is_refused_with_the_number_needed(offered: Binaries, says: str) -> None:
     with pytest.raises(EngineTooOld) as caught:
         choose(offered, needs=12000)
     assert says in caught.value.message
@@ -114,7 +114,7 @@ def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
     table = catalog.load(f'[[model]]\nname = "A"\n{prompt}{match}')
     monkeypatch.setattr(catalog, "known", lambda: table)
     with pytest.raises(
-        EngineTooOld, match=r"needs llama\.cpp b99999 or newer, and the bundled llama\.cpp is b1"
+        ConfigError, match=r"needs llama\.cpp b99999 or newer, and the bundled llama\.cpp is b1"
     ):
         prepare.prepare(settings)
 
@@ -141,13 +141,13 @@ def test_engines_on_disk(tmp_path: Path) -> None:
 
 def test_settings_choose(tmp_path: Path) -> None:
     name = put(tmp_path, 11434, instructions=())
-    assert installed.chosen(Settings(home=tmp_path)).name == name
+    assert installed.chosen(LlamaOptions(), tmp_path).name == name
     program = tmp_path / "engines" / name / manifest.PROGRAM
-    own = Settings(home=tmp_path, llama_path=program)
-    assert installed.chosen(own, needs=11000).build == 11434
+    own = LlamaOptions(llama_path=program)
+    assert choose(installed.survey(own, tmp_path, 11000), needs=11000).build == 11434
     with pytest.raises(EngineTooOld):
-        installed.chosen(own, needs=11435)
-    assert installed.chosen(own.model_copy(update={"gpu_layers": 0})).on_cpu
+        choose(installed.survey(own, tmp_path, 11435), needs=11435)
+    assert installed.chosen(own.model_copy(update={"gpu_layers": 0}), tmp_path).on_cpu
 
 
 def test_the_bundled_engines_number() -> None:

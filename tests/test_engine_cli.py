@@ -20,7 +20,7 @@ import built
 import mini_tree
 from rerankd.backends.llama import installed
 from rerankd.backends.llama.build import builder, plan
-from rerankd.config import Settings
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.errors import BuildFailed, DataFolderError
 from support import GOLDEN, environment, rerankd, wait_until_gone
 
@@ -113,7 +113,7 @@ def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
     assert "build.log" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert (engines(home), left_over(home)) == (before, [])
-    assert installed.chosen(Settings(home=home)).name == before[0]
+    assert installed.chosen(LlamaOptions(), home).name == before[0]
 
 
 def test_a_source_that_cmake_refuses(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from rerankd.backends.worker.client import OpenVinoEngine
+from rerankd.backends.worker.client import WorkerEngine
 from rerankd.recipes import catalog
 from rerankd.scoring import plan
 from rerankd.service import Reranker
@@ -133,7 +133,7 @@ async def test_token_ids_are_those_of_the_reference(run: Run, opened: Any) -> No
 
 async def ids_of(engine: Any, query: str, document: str) -> list[Any]:
     """The ids that the engine's model reads for a pair."""
-    if isinstance(engine, OpenVinoEngine):
+    if isinstance(engine, WorkerEngine):
         return await engine.ids(query, document)
     if engine.scoring.method == "causal_lm":
         prompt = await engine._prompt(query, document, engine.scoring.instruction)

@@ -6,27 +6,47 @@ from pathlib import Path
 
 import pytest
 
-from rerankd.backends.ladder import Setup, after, steps, words
+from rerankd.backends.base import EngineSpec, Shape
+from rerankd.backends.ladder import OTHER_BACKEND, Step, after, words
+from rerankd.backends.llama.launch import EngineOptions, steps
+from rerankd.domain import Normalization, Recipe
+from rerankd.machine import Gpu
 from rerankd.process.reasons import Cause
 from rerankd.serving.safer_settings import SECTION, SaferSettings, told
 from rerankd.state import StateStore
 
-GPU = Setup("llama", slots=4, layers=28, sets_flash_attention=True, splits_prompts=True, other="OpenVINO")
+HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
+JUDGE = Recipe("causal_lm", 8192, Normalization("sigmoid"), template="{query}{document}", labels=("y", "n"))
+CARD = Gpu("card", 2**36, 2**36, "9.0")
+
+
+def names(recipe: Recipe, *, exact: bool = False, gpus: tuple[Gpu, ...] = ()) -> tuple[str, ...]:
+    """The steps of a model of 28 layers on llama.cpp."""
+    spec = EngineSpec("m", Path("m.gguf"), recipe, {}, exact, Shape(2**30, 28, 1024, 1024))
+    return tuple(step.name for step in steps(spec, EngineOptions(("x",), 4, gpus=gpus)))
+
+
+GPU = (
+    Step("flash_attention", "llama.cpp's default for flash attention"),
+    Step("slots", "one text at a time", saves_memory=True),
+    Step("batches", "smaller batches", saves_memory=True),
+    Step("half_on_gpu", "half of its layers on the GPU", saves_memory=True),
+    Step("cpu", "no layers on the GPU", saves_memory=True),
+    OTHER_BACKEND,
+)
 
 
 def test_the_steps_of_a_model_are_those_that_change_anything() -> None:
-    assert steps(GPU) == (
-        "flash_attention", "slots", "batches", "half_on_gpu", "cpu", "other_backend"
-    )  # fmt: skip
-    assert steps(Setup("llama")) == ()
-    assert steps(Setup("llama", slots=4, other="OpenVINO")) == ("slots", "other_backend")
-    assert steps(Setup("openvino", precision="bf16", other="bundled")) == ("float32", "other_backend")
-    assert steps(Setup("openvino")) == ()
+    everything = tuple(step.name for step in GPU[:-1])
+    assert names(JUDGE, exact=True, gpus=(CARD,)) == everything
+    assert names(HEAD) == ("slots",)
+    assert names(HEAD, exact=True) == ("flash_attention",)
+    assert names(JUDGE) == ("batches",)
 
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_crashes_take_all_steps_one_after_the_other(loaded: bool) -> None:
-    found, taken = steps(GPU), 0
+    found, taken = GPU, 0
     seen = []
     while (following := after(found, taken, "crash", loaded=loaded)) != taken:
         seen.append(found[taken])
@@ -50,16 +70,16 @@ def test_crashes_take_all_steps_one_after_the_other(loaded: bool) -> None:
     ],
 )
 def test_what_follows_each_cause(cause: Cause, loaded: bool, taken: int, following: int) -> None:
-    assert after(steps(GPU), taken, cause, loaded=loaded) == following
+    assert after(GPU, taken, cause, loaded=loaded) == following
 
 
 def test_an_exit_without_another_engine_changes_nothing() -> None:
-    assert after(("slots",), 0, "exit", loaded=False) == 0
+    assert after(GPU[1:2], 0, "exit", loaded=False) == 0
 
 
 def settings(folder: Path, build: str = "b1") -> SaferSettings:
     made = SaferSettings(StateStore(folder), "model", "file 1", build)
-    made.begin(steps(GPU))
+    made.begin(GPU)
     return made
 
 
@@ -70,7 +90,7 @@ def test_what_worked_is_kept_for_the_file_and_the_build(tmp_path: Path) -> None:
     assert settings(tmp_path).taken == 0  # nothing has worked yet
     first.is_ready()
     again = settings(tmp_path)
-    assert again.steps == ("flash_attention", "slots")
+    assert again.steps == GPU[:2]
     assert told(StateStore(tmp_path)) == [
         (
             "model",
@@ -104,4 +124,4 @@ def test_a_kept_value_that_is_damaged_counts_for_nothing(tmp_path: Path) -> None
 
 
 def test_words_name_another_engine_alone() -> None:
-    assert words(steps(GPU)) == "another engine"
+    assert words(GPU) == "another engine"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rerankd import machine
+from rerankd.backends.base import Batch
 from rerankd.service import Reranker
 from support import golden_settings
 
@@ -51,7 +52,7 @@ async def test_a_score_is_the_same_at_every_place_and_in_every_company(
             texts = [TEXT if at in places else f"{OTHERS[at % len(OTHERS)]} {at}" for at in range(count)]
 
             # Asked of the engine itself: the service scores equal texts of a request once.
-            answer = await engine.score(QUERY, texts, reranker.model.scoring.instruction)
+            answer = await engine.score(Batch.pairs(QUERY, texts, reranker.model.scoring.instruction))
             values = answer.values
             found |= {(count, place): values[place] for place in places}
     apart = max(found.values()) - min(found.values())

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ggufs import rewrite, write
 from rerankd import machine
-from rerankd.backends.openvino import chosen, precision, shapes, trial
+from rerankd.backends.openvino import backend, chosen, precision, shapes, trial
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.worker.runner import Runner, padded
 from rerankd.backends.worker.schedule import Schedule
@@ -29,7 +29,6 @@ from rerankd.formats.weights import Weights
 from rerankd.hub import builtin
 from rerankd.process.reasons import DAMAGED_FILE
 from rerankd.service import Reranker
-from rerankd.serving import served_model
 from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, golden, golden_settings
@@ -46,7 +45,7 @@ lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=40)
 
 @given(st.lists(lengths, max_size=6), st.integers(64, 1024))
 def test_each_text_is_in_one_call_and_no_call_is_too_large(jobs: list[list[int]], most: int) -> None:
-    schedule = Schedule(most)
+    schedule = schedule_of(most)
     for number, texts in enumerate(jobs):
         schedule.add(number, texts)
     seen = []
@@ -60,7 +59,7 @@ def test_each_text_is_in_one_call_and_no_call_is_too_large(jobs: list[list[int]]
 
 
 def test_texts_of_one_length_go_together_the_longest_first() -> None:
-    schedule = Schedule(100)
+    schedule = schedule_of(100)
     schedule.add(1, [10, 50, 11, 49, 12])
     assert [row.at for row in schedule.next()] == [3, 1]
     assert [row.at for row in schedule.next()] == [0, 2, 4]
@@ -68,7 +67,7 @@ def test_texts_of_one_length_go_together_the_longest_first() -> None:
 
 
 def test_jobs_take_turns_and_others_ride_along() -> None:
-    schedule = Schedule(100)
+    schedule = schedule_of(100)
     schedule.add(1, [100] * 5 + [20])
     assert [row.job for row in schedule.next()] == [1]
     schedule.add(2, [20, 21, 19])
@@ -79,7 +78,7 @@ def test_jobs_take_turns_and_others_ride_along() -> None:
 
 
 def test_the_jobs_of_one_owner_share_its_turns() -> None:
-    schedule = Schedule(100)
+    schedule = schedule_of(100)
     schedule.add(1, [100] * 3, owner="bulk")
     schedule.add(2, [100] * 3, owner="bulk")
     schedule.add(3, [100] * 3, owner="small")
@@ -87,7 +86,7 @@ def test_the_jobs_of_one_owner_share_its_turns() -> None:
 
 
 def test_calls_have_few_shapes_whatever_lengths_come() -> None:
-    schedule, pick = Schedule(512), random.Random(3)
+    schedule, pick = schedule_of(512), random.Random(3)
     seen = set()
     for number in range(400):
         schedule.add(number, [pick.randint(1, 512) for _ in range(pick.randint(1, 60))])
@@ -115,7 +114,7 @@ def test_a_call_is_cut_to_a_power_of_two_where_it_is_large_enough(
 
 
 def test_who_comes_waits_for_the_call_under_way_and_has_two_turns_together() -> None:
-    schedule = Schedule(100)
+    schedule = schedule_of(100)
     schedule.add(1, [100] * 9)
     for _ in range(3):
         schedule.next()
@@ -124,7 +123,7 @@ def test_who_comes_waits_for_the_call_under_way_and_has_two_turns_together() -> 
 
 
 def test_a_job_that_is_dropped_waits_no_longer() -> None:
-    schedule = Schedule(1000)
+    schedule = schedule_of(1000)
     schedule.add(1, [5, 5])
     schedule.add(2, [500])
     schedule.drop(1)
@@ -133,7 +132,7 @@ def test_a_job_that_is_dropped_waits_no_longer() -> None:
 
 
 def test_a_new_job_waits_for_one_turn_of_each_that_was_there() -> None:
-    schedule = Schedule(10)
+    schedule = schedule_of(10)
     for job in range(4):
         schedule.add(job, [10] * 50)
     for _ in range(10):
@@ -143,6 +142,11 @@ def test_a_new_job_waits_for_one_turn_of_each_that_was_there() -> None:
     while (call := schedule.next()) and call[0].job != 9:
         before += 1
     assert before <= 4
+
+
+def schedule_of(tokens: int) -> Schedule:
+    """The schedule as OpenVINO's worker has it."""
+    return Schedule(tokens, lambda count, longest: shapes.whole(count, longest, tokens // 4))
 
 
 def readings(texts: list[list[int]]) -> list[Reading]:
@@ -291,7 +295,7 @@ async def test_all_replicas_and_all_starts_compute_in_the_precision_that_was_kep
     for kept in ("bf16", "f32"):
         model = prepare(settings)
         state = StateStore(tmp_path)
-        state.put(chosen.SECTION, served_model.subject(model).key, {"precision": kept, "why": "kept"})
+        state.put(chosen.SECTION, backend.subject(model.engine).key, {"precision": kept, "why": "kept"})
         for _ in range(2):
             async with Reranker(settings) as reranker:
                 lines = [

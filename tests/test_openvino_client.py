@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.backends.base import EngineSpec
-from rerankd.backends.worker.client import OpenVinoClient, OpenVinoEngine
+from rerankd.backends.base import Batch, EngineSpec
+from rerankd.backends.worker.client import WorkerClient, WorkerEngine
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
 from rerankd.domain import Normalization, Recipe
@@ -41,13 +41,16 @@ class Sum:
     """A model whose logit is the sum of the ids; it stops at a `#` until the test lets it go on."""
 
     vocabulary = Letters()
-    precision = "f32"
+    tokens_a_call = 512
     about = "a sum"
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.at_gate = threading.Event()
         self.calls = 0
+
+    def whole(self, count: int, longest: int) -> int:
+        return count
 
     def forward(self, ids: Any, lengths: Any, seconds: Any) -> Any:
         self.calls += 1
@@ -90,33 +93,33 @@ def total(query: str, text: str) -> float:
 
 
 async def test_values_come_in_order_and_tokens_are_counted(socket: Path) -> None:
-    client = OpenVinoClient(socket)
+    client = WorkerClient(socket)
     assert await client.is_ready()
-    engine = OpenVinoEngine(spec(), client)
+    engine = WorkerEngine(spec(), client)
     await engine.prepare()
     assert (engine.about, engine.fixed_tokens) == ("a sum", 3)
     texts = ["abc", "", "熊猫", "a much-longer"[:9]]
-    scored = await engine.score("q", texts)
+    scored = await engine.score(Batch.pairs("q", texts))
     assert scored.values == [total("q", text) for text in texts]
     assert scored.tokens == sum(len(text) + 4 for text in texts)
     assert await engine.count_tokens(texts) == [len(text) for text in texts]
-    assert (await engine.score("q", [])).values == []
+    assert (await engine.score(Batch.pairs("q", []))).values == []
     await client.close()
 
 
 async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
-    client = OpenVinoClient(socket)
-    engine = OpenVinoEngine(spec(), client)
+    client = WorkerClient(socket)
+    engine = WorkerEngine(spec(), client)
     with pytest.raises(InputTooLong, match="17 tokens, and the window is 16"):
-        await engine.score("q", ["ok", "x" * 13])
+        await engine.score(Batch.pairs("q", ["ok", "x" * 13]))
     with pytest.raises(EngineError, match=r"Check failed at brgemm\.cpp"):
-        await engine.score("q", ["!"])
+        await engine.score(Batch.pairs("q", ["!"]))
     with pytest.raises(EngineError, match="can't be read"):
         await client._post("/score", {"texts": 5})
-    assert (await engine.score("q", ["ok"])).values == [total("q", "ok")]
+    assert (await engine.score(Batch.pairs("q", ["ok"]))).values == [total("q", "ok")]
     await client.close()
     with pytest.raises(EngineUnavailable):
-        await engine.score("q", ["ok"])
+        await engine.score(Batch.pairs("q", ["ok"]))
 
 
 async def jobs(scorer: Scorer, count: int) -> None:
@@ -127,12 +130,12 @@ async def jobs(scorer: Scorer, count: int) -> None:
 
 
 async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scorer, model: Sum) -> None:
-    client = OpenVinoClient(socket)
-    engine = OpenVinoEngine(spec(), client)
-    under_way = asyncio.create_task(engine.score("a", ["#"]))
+    client = WorkerClient(socket)
+    engine = WorkerEngine(spec(), client)
+    under_way = asyncio.create_task(engine.score(Batch.pairs("a", ["#"])))
     await asyncio.to_thread(model.at_gate.wait, 10)
-    dropped = asyncio.create_task(engine.score("b", ["x" * 9] * 500))
-    waiting = asyncio.create_task(engine.score("c", ["x"]))
+    dropped = asyncio.create_task(engine.score(Batch.pairs("b", ["x" * 9] * 500)))
+    waiting = asyncio.create_task(engine.score(Batch.pairs("c", ["x"])))
     await jobs(scorer, 3)
     dropped.cancel()
     await jobs(scorer, 2)
@@ -144,9 +147,9 @@ async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scor
 
 
 async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path, model: Sum) -> None:
-    client = OpenVinoClient(socket)
+    client = WorkerClient(socket)
     assert await client.shows_work(5)
-    hung = asyncio.create_task(OpenVinoEngine(spec(), client).score("a", ["#"]))
+    hung = asyncio.create_task(WorkerEngine(spec(), client).score(Batch.pairs("a", ["#"])))
     await asyncio.to_thread(model.at_gate.wait, 10)
     assert await client.is_ready()
     assert not await client.shows_work(0.3)
@@ -157,7 +160,7 @@ async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path
 
 
 async def test_a_worker_that_is_gone_is_not_ready(tmp_path: Path) -> None:
-    client = OpenVinoClient(tmp_path / "nobody.sock")
+    client = WorkerClient(tmp_path / "nobody.sock")
     assert not await client.is_ready()
     assert await client.shows_work(1)  # its death is seen elsewhere
     with pytest.raises(EngineUnavailable):

@@ -14,7 +14,7 @@ from rerankd.domain import Normalization
 from rerankd.errors import EngineStartFailed, Unscorable
 from rerankd.scoring import self_test
 from rerankd.service import Reranker
-from rerankd.serving import second_engine, served_model
+from rerankd.serving import second_engine
 from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, golden_settings, rerankd
@@ -81,20 +81,19 @@ def test_a_model_that_openvino_computes_otherwise_is_not_compared_with_it(tmp_pa
         keys={"modern-bert.hidden_activation": "silu"},
     )
     model = prepare(golden_settings("modernbert-head", tmp_path, model=[str(path)]))
-    assert model.engine.kind == "llama"
-    assert second_engine.second(model, served_model.engine_spec(model), "f32", 1) is None
+    assert model.engine.backend.name == "llama"
+    assert second_engine.second(model, model.engine) is None
 
 
 async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path, engine="openvino", precision="f32")
     model, state = prepare(settings), StateStore(tmp_path)
-    spec = served_model.engine_spec(model)
-    other = second_engine.second(model, spec, "f32", 1)
+    other = second_engine.second(model, model.engine)
     assert other is not None
     key = second_engine.key(model, f"openvino {chosen.version()} f32 full", other)
     # The other engine really computes; what is wrong are the values it is compared with.
     log, socket = tmp_path / "log", tmp_path / "s.sock"
-    wrong = await second_engine.run(model, spec, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
+    wrong = await second_engine.run(model, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
     assert wrong is not None and wrong.is_fatal
     second_engine.keep(state, key, model, other, wrong)
     with pytest.raises(Unscorable, match=r"DIFFERS from llama\.cpp b.*--force"):

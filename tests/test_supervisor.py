@@ -21,7 +21,7 @@ import pytest
 import fake_engine
 import support
 from rerankd import processes
-from rerankd.backends.base import Engine, EngineSpec
+from rerankd.backends.base import Batch, Engine, EngineSpec
 from rerankd.backends.llama.client import LlamaEngine, connect
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
@@ -122,7 +122,7 @@ class Bench:
 
     async def score(self, engine: Engine | None = None) -> list[float]:
         engine = engine or await self.supervisor.ensure_ready()
-        return (await engine.score("q", ["a", "b"])).values
+        return (await engine.score(Batch.pairs("q", ["a", "b"]))).values
 
     async def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the engine once it is ready, and wait until it has gone."""
@@ -638,7 +638,7 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
         flags = ("--bad-scores", "error", "--bad-after", "1", "--only-first", str(tmp_path / "first"))
 
         async def probe(engine: Engine) -> None:
-            await engine.score("known", ["pair"])
+            await engine.score(Batch.pairs("known", ["pair"]))
 
         async with bench(tmp_path, *flags, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()
@@ -660,7 +660,7 @@ def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp
 
         async def probe(engine: Engine) -> None:
             await works.wait()
-            await engine.score("known", ["pair"])
+            await engine.score(Batch.pairs("known", ["pair"]))
 
         async with bench(tmp_path, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()

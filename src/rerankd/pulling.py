@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rerankd import config, machine
-from rerankd.backends.llama import installed
 from rerankd.config import Settings
 from rerankd.download import Downloader
 from rerankd.hub import hubs, ref
@@ -16,6 +15,7 @@ from rerankd.hub.pull import Puller
 from rerankd.hub.store import Record, Store
 from rerankd.progress import Progress
 from rerankd.service import Reranker
+from rerankd.serving import offers
 from rerankd.serving.prepare import judge_file, prepare
 
 
@@ -42,7 +42,7 @@ def pull(
             check=check,
             say=say,
             progress=progress,
-            memory_bytes=machine.read().memory_bytes if installed.chosen(settings).on_cpu else None,
+            memory_bytes=machine.read().memory_bytes if offers.cards(settings) == () else None,
         ).pull(wanted.ref)
 
 

@@ -265,7 +265,7 @@ class Reranker:
         errors: dict[int, str] = {}
         missing = [at for at, value in enumerate(raw) if value is None]
 
-        feed = served.engine.feed
+        policy = served.engine.policy
 
         async def score(part: list[int]) -> int:
             batch = [texts[at] for at in part]
@@ -283,7 +283,7 @@ class Reranker:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(score(missing[batch.start : batch.stop]))
-                    for batch in plan.micro_batches([texts[at] for at in missing], feed)
+                    for batch in plan.micro_batches([texts[at] for at in missing], policy)
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None

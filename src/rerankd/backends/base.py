@@ -1,18 +1,98 @@
-"""What an engine is to the rest of the house.
+"""What a backend is to the rest of the house: it says what it can run, and how.
 
-An engine scores pairs and nothing else: it never sorts, normalises or cuts; it raises only EngineError; it
-may be called concurrently. Its raw values depend on the pair alone, not on its neighbours in a call.
+A backend makes engines from a model's files; an engine scores. Nothing outside a backend's folder knows its
+name: the registry, the loader, doctor and the benchmark walk the table (table.py).
+
+The contract was walked through five cases before it was written. llama.cpp with a prompt prefix that is kept:
+inputs of one query come in one batch. OpenVINO's cross-encoder: `settle` waits for the trial of bf16. A
+listwise model: an input holds a block of documents, and has one value for each of them. Late interaction:
+document vectors that are kept are the engine's own affair. A remote server that counts no tokens: an
+`Engine` without a backend, a file or a child, whose capabilities say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
-from rerankd.domain import Recipe
-from rerankd.process.child import Running
+from rerankd.backends.ladder import Step
+from rerankd.backends.options import Options
+from rerankd.domain import Recipe, Refusal
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.machine import Gpu
+from rerankd.process.child import Launch, Running
+from rerankd.scoring.plan import BatchPolicy
+from rerankd.state import StateStore
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One input of an engine call: a query, and the document that is read beside it, or a block of them."""
+
+    query: str
+    documents: tuple[str, ...]
+    instruction: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one engine call gets."""
+
+    inputs: tuple[Content, ...]
+
+    @classmethod
+    def pairs(cls, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
+        """One query beside each of these documents."""
+        return cls(tuple(Content(query, (text,), instruction) for text in documents))
+
+    def by_query(self) -> Iterator[tuple[str, str, list[str]]]:
+        """Query, instruction and documents of consecutive inputs that have the first two in common."""
+        group: list[str] = []
+        asked: tuple[str, str] | None = None
+        for one in self.inputs:
+            if asked not in (None, (one.query, one.instruction)):
+                assert asked is not None
+                yield *asked, group
+                group = []
+            asked = (one.query, one.instruction)
+            group.extend(one.documents)
+        if asked is not None:
+            yield *asked, group
+
+
+@dataclass(frozen=True, slots=True)
+class RawScores:
+    """Raw values, one per document in the order of the batch, and the number of tokens read for them.
+
+    A value is None where `errors` says why that document has none, as a clause: "the engine crashed on it".
+    """
+
+    values: Sequence[float | None]
+    tokens: int
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[RawScores]) -> RawScores:
+        """The scores of several calls as those of one."""
+        if len(parts) == 1:
+            return parts[0]
+        values: list[float | None] = []
+        errors: dict[int, str] = {}
+        for part in parts:
+            errors |= {len(values) + at: reason for at, reason in part.errors.items()}
+            values += part.values
+        return cls(values, sum(part.tokens for part in parts), errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine does. `scope`: a value depends on its pair alone, or on the whole block that it was
+    scored in. `counts_tokens`: without it, texts are sent as they are, and nothing is truncated here."""
+
+    scope: Literal["pair", "block"] = "pair"
+    counts_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +109,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """All that an engine must know of the model it runs.
+    """All that a backend must know of the model it runs: its recipe and its files.
 
     `control_tokens` maps the text of each control token of the vocabulary to its id. `exact` says that the
-    weights are not quantised, so that the arithmetic around them is the largest error left.
+    weights are not quantised, so that the arithmetic around them is the largest error left. `metadata` is
+    what the files say, `fingerprint` tells them from others (see serving/prepare.py). `needs_build` is the
+    oldest build of an engine with numbered builds that computes the model right. Each of `replicas` engines
+    has `threads`.
     """
 
     name: str
@@ -41,23 +124,72 @@ class EngineSpec:
     control_tokens: Mapping[str, int]
     exact: bool = False
     shape: Shape = Shape()
+    metadata: ModelMetadata | None = None
+    fingerprint: str = ""
+    needs_build: int = 0
+    threads: int = 1
+    replicas: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """How a backend would run a model. Of several backends the one with the highest `rank` does; `reason`
+    says why, as a clause. `is_named`: the user has named what is to run, so nothing else takes its place;
+    `is_own_program`: it is a program of the user's, which may compute what it likes.
+
+    `name` is the engine's, `build` tells its builds apart. `memory_bytes` is what its engines may hold, for
+    as long as that has not been measured. `on_cpu`: nothing of it is on a GPU.
+    """
+
+    backend: Backend
+    spec: EngineSpec
+    name: str
+    build: str
+    title: str
+    reason: str
+    rank: int
+    memory_bytes: int
+    policy: BatchPolicy
+    capabilities: Capabilities = Capabilities()
+    on_cpu: bool = True
+    is_named: bool = False
+    is_own_program: bool = False
+
+
+class Rank:
+    """What an offer's rank means."""
+
+    CPU, BEST_ON_CPU, GPU, NAMED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
-class RawScores:
-    """Raw values, one per text in the order of the call, and the number of tokens read for them.
+class Installation:
+    """An engine on this machine that a backend can use, for lists and comparisons. `environment` are the
+    settings that make a service use it; `details` are for programs that read."""
 
-    A value is None where `errors` says why that text has none, as a clause: "the engine crashed on it".
-    """
+    name: str
+    environment: Mapping[str, str]
+    details: Mapping[str, Any] = field(default_factory=dict)
 
-    values: Sequence[float | None]
-    tokens: int
-    errors: Mapping[int, str] = field(default_factory=dict)
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of doctor. `step` is what to do next, "" where nothing needs doing; it may have several
+    lines."""
+
+    check: str
+    verdict: Literal["ok", "warn", "fail"]
+    says: str
+    step: str = ""
 
 
 class Engine(Running, Protocol):
-    """One running engine. `fixed_tokens` is what special tokens, prefixes and template take of the window,
-    `about` what it is in words."""
+    """One running engine. It scores and nothing else: it never sorts, normalises or truncates; it raises only
+    EngineError; it may be called concurrently; a call that is cancelled frees it.
+
+    `fixed_tokens` is what special tokens, prefixes and template take of max_length; `about` what computes,
+    in words, "" where the offer's title says all.
+    """
 
     fixed_tokens: int
     about: str
@@ -65,8 +197,47 @@ class Engine(Running, Protocol):
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without any special tokens around it."""
 
-    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
-        """The raw value of each (query, text) pair.
+    async def score(self, batch: Batch) -> RawScores:
+        """The raw value of each document of the batch.
 
-        Raises InputTooLong where a pair does not fit the window, else another EngineError.
+        Raises InputTooLong where an input does not fit max_length, else another EngineError.
         """
+
+
+class Backend(Protocol):
+    """How to make an engine from files. All is pure but `survey`, `settle` and what `launch` connects to.
+    `title` is its name in sentences, `summary` what it is good for, `Options` are its own settings."""
+
+    name: str
+    title: str
+    summary: str
+
+    @property
+    def Options(self) -> type[Options]: ...
+
+    def survey(self, options: Any, home: Path, spec: EngineSpec | None = None) -> Any:
+        """What this machine has for the backend, and for a model where one is given: a value that `offer`
+        decides by. Takes up to a second."""
+
+    def cards(self, survey: Any, options: Any) -> tuple[Gpu, ...] | None:
+        """The cards that its engines can use; None where that is not known."""
+
+    def offer(self, spec: EngineSpec, options: Any, survey: Any) -> Offer | Refusal:
+        """How it would run the model, or why it can't."""
+
+    async def settle(self, offer: Any, learned: StateStore, log: Path, timeout_s: float) -> Any:
+        """The offer with what is only known before a load: what was tried, what is free on the cards now."""
+
+    def steps(self, offer: Any, cards: Sequence[str]) -> tuple[Step, ...]:
+        """Safer settings for an engine that crashes, one after the other; those that would change nothing for
+        this model are left out."""
+
+    def identity(self, offer: Any, taken: Sequence[Step]) -> str:
+        """What the values depend on beside model and texts: build, precision, device."""
+
+    def launch(self, offer: Any, taken: Sequence[Step], cards: Sequence[str], socket: Path) -> Launch[Engine]:
+        """How an engine is started with the steps that are taken. `cards` are those that it may use (see
+        memory.card), none for all."""
+
+    def reference(self, spec: EngineSpec, running: Offer) -> Offer | None:
+        """A second computation to compare what runs with; None where the backend has none that differs."""

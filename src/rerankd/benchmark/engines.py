@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rerankd.backends.llama.binaries import BUNDLED, Choice
+from rerankd.backends.base import Offer
+from rerankd.backends.llama.binaries import BUNDLED
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.config import Settings
 
@@ -28,16 +29,16 @@ class EngineRow:
         return {**kept, **self.settings}
 
 
-def as_set(chosen: Choice) -> EngineRow:
+def as_set(chosen: Offer) -> EngineRow:
     """The engine that rerankd has chosen for the model."""
     return EngineRow(_name(chosen), (), {})
 
 
-def all_of(settings: Settings, unnamed: Choice) -> list[EngineRow]:
+def all_of(settings: Settings, unnamed: Offer) -> list[EngineRow]:
     """Every engine at hand: OpenVINO where it can run the model, the bundled llama.cpp, and the llama-server
     that the settings name. `unnamed` is what rerankd chooses where the settings name none."""
     rows = [EngineRow(_BUNDLED, _CHOICE, {"RERANKD_ENGINE": "llama"})]
-    if unnamed.kind == "openvino":
+    if unnamed.backend.name == "openvino":
         rows.insert(0, EngineRow(_name(unnamed), _CHOICE, {"RERANKD_ENGINE": "openvino"}))
     if program := settings.options(LlamaOptions).llama_path:
         own = {"RERANKD_ENGINE": "llama", "LLAMA_PATH": str(program)}
@@ -45,5 +46,5 @@ def all_of(settings: Settings, unnamed: Choice) -> list[EngineRow]:
     return rows
 
 
-def _name(chosen: Choice) -> str:
+def _name(chosen: Offer) -> str:
     return _BUNDLED if chosen.name == BUNDLED else chosen.name

@@ -110,7 +110,7 @@ def list_engines(as_json: Json = False, config_file: Config = None) -> None:
 
     settings = config.from_machine({}, config_file)
     engines = installed.Engines(settings.home)
-    choice = installed.chosen(settings)
+    choice = installed.chosen(settings.options(LlamaOptions), settings.home)
     here = instructions()
     rows: list[dict[str, Any]] = []
     for one in engines.all():
@@ -169,13 +169,14 @@ def path(config_file: Config = None) -> None:
     """Print the path of the program that is used."""
     from rerankd.backends.llama import installed
 
-    typer.echo(" ".join(installed.chosen(config.from_machine({}, config_file)).program))
+    settings = config.from_machine({}, config_file)
+    typer.echo(" ".join(installed.chosen(settings.options(LlamaOptions), settings.home).program))
 
 
 def _say_choice(settings: config.Settings) -> None:
     from rerankd.backends.llama import installed
 
-    choice = installed.chosen(settings)
+    choice = installed.chosen(settings.options(LlamaOptions), settings.home)
     say(f"rerankd serve uses {choice.name}: {choice.reason}.")
 
 

@@ -20,18 +20,20 @@ import httpx
 from rerankd import machine, network, pip
 from rerankd.api.listen import bind
 from rerankd.backends.llama import installed
-from rerankd.backends.llama.binaries import BUNDLED, Choice, runs_here
+from rerankd.backends.llama.binaries import BUNDLED, Binary, runs_here
 from rerankd.backends.llama.build import cuda, index, smoke, tools
 from rerankd.backends.llama.build.source import PINNED
 from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.openvino import backend as openvino
 from rerankd.backends.openvino import chosen
+from rerankd.backends.openvino.backend import OpenVinoOffer
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
 from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
 from rerankd.formats import modelfile
 from rerankd.hub import builtin, hubs, listing, store
 from rerankd.progress import Progress, silent
-from rerankd.serving import prepare, safer_settings, served_model
+from rerankd.serving import prepare, safer_settings
 from rerankd.state import StateStore
 
 _PCI = Path("/sys/bus/pci/devices")
@@ -114,14 +116,14 @@ def _serves(settings: Settings) -> tuple[str, ...] | None:
     return None
 
 
-def _choice(settings: Settings) -> tuple[Choice | None, str]:
+def _choice(settings: Settings) -> tuple[Binary | None, str]:
     try:
-        return installed.chosen(settings), ""
+        return installed.chosen(settings.options(LlamaOptions), settings.home), ""
     except EngineError as error:
         return None, error.message
 
 
-def _engines(settings: Settings, choice: Choice | None, report: Progress) -> tuple[SeenEngine, ...]:
+def _engines(settings: Settings, choice: Binary | None, report: Progress) -> tuple[SeenEngine, ...]:
     instructions = machine.instructions()
     found: list[SeenEngine] = []
     programs: list[tuple[str, ...]] = []
@@ -189,9 +191,9 @@ def _precisions(settings: Settings, report: Progress, *, remeasure: bool) -> tup
             model = prepare.prepare(settings, wanted)
         except RerankdError:
             continue  # the checks of the models tell
-        if model.engine.kind != "openvino":
+        if not isinstance(model.engine, OpenVinoOffer):
             continue
-        subject = served_model.subject(model)
+        subject = openvino.subject(model.engine)
         before = after = chosen.known(subject, state)
         if remeasure:
             report(f"choosing the precision of {model.name}", 0, 1)

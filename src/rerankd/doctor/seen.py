@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.llama.binaries import Binary
 from rerankd.backends.llama.build.cuda import Toolkit
 from rerankd.backends.llama.build.smoke import Outcome
 from rerankd.backends.llama.build.tools import Tools
@@ -67,7 +67,7 @@ class Seen:
     address: str
     port_problem: str
     engines: tuple[SeenEngine, ...]
-    choice: Choice | None
+    choice: Binary | None
     choice_problem: str
     models: tuple[SeenModel, ...]
     model_problem: str = ""

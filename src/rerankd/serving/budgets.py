@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 from rerankd import machine
-from rerankd.backends.llama import installed
 from rerankd.config import Settings
-from rerankd.errors import EngineError
 from rerankd.memory import MEMORY, Bytes, card
+from rerankd.serving import offers
 
 # What is left of the machine's memory is for the system, this service, and the caller's own programs.
 _SHARE_FOR_ENGINES = 0.8
@@ -22,10 +20,8 @@ def budgets(settings: Settings) -> Bytes:
         return {MEMORY: settings.memory_budget}
     total = machine.read().memory_bytes
     found = {} if total is None else {MEMORY: int(total * _SHARE_FOR_ENGINES)}
-    with contextlib.suppress(EngineError):  # each model that needs llama.cpp says what is wrong with it
-        # Where nothing is known of a GPU, what can be measured is the machine's own memory.
-        found |= card_budgets(installed.chosen(settings).gpus or ())
-    return found
+    # Where nothing is known of a GPU, what can be measured is the machine's own memory.
+    return {**found, **card_budgets(offers.cards(settings) or ())}
 
 
 def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:

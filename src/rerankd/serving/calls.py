@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rerankd.backends.base import Engine, RawScores
+from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong, QueryRefused
 from rerankd.metrics import Metrics
 from rerankd.process import reasons
@@ -109,7 +109,7 @@ class Calls:
 
         async def each(engine: Engine, part: Sequence[str]) -> Sequence[tuple[float | None, str | None]]:
             nonlocal tokens
-            answer = await engine.score(query, part, instruction)
+            answer = await engine.score(Batch.pairs(query, part, instruction))
             normalize.check_complete(answer.values, answer.errors)
             tokens += answer.tokens
             return [(value, answer.errors.get(at)) for at, value in enumerate(answer.values)]

@@ -7,18 +7,12 @@ import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from rerankd import machine
 from rerankd.backends import select
-from rerankd.backends.llama import installed
-from rerankd.backends.llama.binaries import Choice
-from rerankd.backends.llama.heads import needed_build
-from rerankd.backends.llama.options import LlamaOptions
-from rerankd.backends.openvino.options import OpenVinoOptions
-from rerankd.backends.worker.client import WORKER
+from rerankd.backends.base import EngineSpec, Offer
+from rerankd.backends.select import Selection
 from rerankd.config import EffectiveModelSettings, ScoringSettings, Settings
 from rerankd.domain import Recipe
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
@@ -27,6 +21,7 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import store
 from rerankd.progress import Progress, silent
 from rerankd.recipes import catalog, resolve
+from rerankd.serving import offers
 
 _HEADER_BYTES = 64 * 2**10
 
@@ -35,7 +30,7 @@ _HEADER_BYTES = 64 * 2**10
 class Model:
     """A model that can be served: its names, its file or folder, how it is scored, and the engine that runs
     it. `fingerprint` tells the file from another one at a glance (see scoring/cache.py). `changed_at` is when
-    the file was last written, in seconds since 1970. `other_engine` can run the same file."""
+    the file was last written, in seconds since 1970. `selection` is what runs it."""
 
     name: str
     aliases: tuple[str, ...]
@@ -45,28 +40,19 @@ class Model:
     scoring: Recipe
     wanted: EffectiveModelSettings
     fingerprint: str
-    engine: Choice
+    spec: EngineSpec
+    selection: Selection
     changed_at: int = 0
-    other_engine: Choice | None = None
 
     @property
-    def exact(self) -> bool:
-        """Whether its weights are not quantised."""
-        return self.facts.quantisation in ("F32", "F16", "BF16")
+    def engine(self) -> Offer:
+        """How it runs."""
+        return self.selection.offer
 
     @property
-    def memory_guess(self) -> int:
-        """Bytes that its engines may take, for as long as that has not been measured.
-
-        llama.cpp maps the file. OpenVINO's worker also holds the matrices of the blocks: measured on
-        BERT-large's shape, 8 bytes a weight, or 2.6 when they are compressed.
-        """
-        per_engine = self.facts.size_bytes
-        if self.engine.kind == "openvino":
-            per_engine += self.facts.block_weights * (
-                3 if self.wanted.options(OpenVinoOptions).weights == "compressed" else 8
-            )
-        return per_engine * self.wanted.replicas
+    def other_engine(self) -> Offer | None:
+        """What can run the same file where that crashes."""
+        return self.selection.fallback
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,19 +88,15 @@ def prepare(
     decided = judge_file(facts, model.scoring)
     scoring = decided.require(model.ref)
     memory = machine.read().memory_bytes
-    options = model.options(LlamaOptions)
-    its_own = settings.model_copy(update={"gpu_layers": options.gpu_layers})
-    named = options.llama_path or options.engine_args or installed.Engines(settings.home).used()
-    candidate = openvino_candidate(facts, scoring, named=bool(named))
-    build = max(needed_build(facts), decided.entry.needs_build if decided.entry is not None else 0)
-    llama = partial(installed.chosen, its_own, needs=build)
-    engine = select.choose(model.engine, candidate, WORKER, llama)
-    if memory is not None and facts.size_bytes > memory and engine.on_cpu:
+    names = names_of(model)
+    needs_build = decided.entry.needs_build if decided.entry is not None else 0
+    spec = offers.spec(names[0], path, facts, scoring, model, made, needs_build)
+    selection = select.choose(model.engine, offers.all_of(spec, model, settings.home))
+    if memory is not None and facts.size_bytes > memory and selection.offer.on_cpu:
         raise ModelFileError(
             f"{path.name} has {facts.size_bytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of "
             "memory this machine has. Take a smaller quantisation or a smaller model."
         )
-    names = names_of(model)
     return Model(
         names[0],
         names[1:],
@@ -124,9 +106,9 @@ def prepare(
         scoring,
         model,
         made,
-        engine,
+        spec,
+        selection,
         changed_at=_changed_at(path),
-        other_engine=select.other(model.engine, candidate, engine, WORKER, llama),
     )
 
 
@@ -143,21 +125,6 @@ def _changed_at(path: Path) -> int:
         return int(path.stat().st_mtime)
     except OSError:  # it went just now; `fingerprint` notices
         return 0
-
-
-def openvino_candidate(facts: ModelMetadata, scoring: Recipe, *, named: bool = False) -> select.Candidate:
-    """What tells whether OpenVINO's worker can run a model; `named` says that the user chose a llama.cpp."""
-    return select.Candidate(
-        scoring,
-        facts.architecture,
-        (facts.tokenizer_model, facts.tokenizer_pre),
-        format=facts.format,
-        parts=len(facts.parts),
-        activation=facts.hidden_activation,
-        has_charsmap=facts.has_charsmap,
-        named=named,
-        has_wheel=all(find_spec(name) is not None for name in ("openvino", "tokenizers")),
-    )
 
 
 def judge_file(facts: ModelMetadata, scoring: ScoringSettings) -> resolve.Verdict:

@@ -446,7 +446,7 @@ class ModelRegistry(Roster):
             await served.load(cards)
             return held()
 
-        least, guess = need(model.facts.size_bytes), need(model.memory_guess)
+        least, guess = need(model.facts.size_bytes), need(model.engine.memory_bytes)
         self._loader.add(served, least, guess, model.wanted.idle_unload_s, Acts(load, served.unload, held))
         return served
 

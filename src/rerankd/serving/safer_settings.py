@@ -21,9 +21,9 @@ def told(learned: StateStore) -> list[tuple[str, str]]:
     found = []
     for entry in learned.entries(SECTION).values():
         value = entry.value if isinstance(entry.value, dict) else {}
-        steps = [step for step in ladder.WORDS if step in value.get("steps", ())]
-        if steps:
-            words = f"{ladder.words(steps)}, since {value.get('build', 'its engine')} {value.get('why', '')}"
+        if value.get("steps"):
+            steps = value.get("words") or ", ".join(map(str, value["steps"]))  # 0.1 kept no words
+            words = f"{steps}, since {value.get('build', 'its engine')} {value.get('why', '')}"
             found.append((str(value.get("name", "")), words))
     return found
 
@@ -53,7 +53,7 @@ class SaferSettings:
         said = self._learned.get(SECTION, self._key)
         known = said if isinstance(said, dict) else {}
         kept = known.get("steps", ())
-        taken = [at + 1 for at, step in enumerate(self._steps) if step in kept]
+        taken = [at + 1 for at, step in enumerate(self._steps) if step.name in kept]
         self._kept = self.taken = max(taken, default=0)
         if self.taken:
             self._why = str(known.get("why", ""))
@@ -97,7 +97,8 @@ class SaferSettings:
             self._learned.remove(SECTION, self._key)
         else:
             value = {
-                "steps": list(self.steps),
+                "steps": [step.name for step in self.steps],
+                "words": ladder.words(self.steps),
                 "why": self._why,
                 "name": self._name,
                 "model": self._model,

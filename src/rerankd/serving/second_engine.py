@@ -1,14 +1,10 @@
 """The self-test by a second computation: another engine scores the same pairs.
 
 A check by one engine alone (see scoring/self_test.py) does not see that a tokenizer or an activation is
-another one than the model's, since all its values are wrong alike. Where a second engine can run the same
-file, both score the same pairs, once for a file and the engines' builds, and only where both have room in
-memory:
-
-    the model runs on          it is compared with
-    OpenVINO, a GGUF file      the bundled llama.cpp
-    OpenVINO in bf16, a folder OpenVINO in float32
-    llama.cpp, an encoder      OpenVINO in float32, where it knows the architecture and tokenizer
+another one than the model's, since all its values are wrong alike. Where a backend offers a second
+computation of the same file, both score the same pairs, once for a file and the engines' builds, and only
+where both have room in memory. Another backend's comes first, then the same backend's in its most exact
+arithmetic.
 """
 
 from __future__ import annotations
@@ -17,26 +13,22 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rerankd import machine
-from rerankd.backends import select
-from rerankd.backends.base import Engine, EngineSpec
-from rerankd.backends.llama import client as llama
-from rerankd.backends.llama import installed, launch
-from rerankd.backends.openvino import chosen
-from rerankd.backends.openvino.precision import Choice
-from rerankd.backends.worker import client as openvino
+from rerankd.backends.base import Batch, Offer
+from rerankd.backends.table import BACKENDS
 from rerankd.errors import ModelFileError, RerankdError
 from rerankd.process.child import Child
 from rerankd.process.reasons import DAMAGED_FILE
 from rerankd.scoring import self_test
 from rerankd.scoring.self_test import Comparison
-from rerankd.serving.prepare import Model, openvino_candidate
+from rerankd.serving.prepare import Model
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -44,16 +36,6 @@ _log = logging.getLogger("rerankd")
 SECTION = "self_test"
 _TIMEOUT_S = 120.0
 _POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Second:
-    """Another engine for a model: its name with its build, its command line, and how it is spoken to."""
-
-    name: str
-    argv: Callable[[Path], Sequence[str]]
-    connect: Callable[[EngineSpec, Path], Engine]
-    precision: str = "f32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +55,19 @@ class Passed:
         return f"{said} {self.against} (scores {apart:.2g} apart, {tolerance:g} allowed; {day})"
 
 
-def second(model: Model, spec: EngineSpec, precision: str, threads: int) -> Second | None:
-    """Another engine that can run the model; None where there is none."""
-
-    def by_openvino(socket: Path) -> Sequence[str]:
-        return openvino.argv(spec, threads, Choice("f32", "for the self-test"), "full", socket)
-
-    in_float32 = Second(f"OpenVINO {chosen.version()} in f32", by_openvino, openvino.connect)
-    if model.engine.kind == "openvino" and model.facts.format == "safetensors":
-        return in_float32 if precision != "f32" else None
-    if model.engine.kind == "openvino":
-        bundled = installed.bundled()
-        if bundled is None:
-            return None
-        options = launch.EngineOptions(bundled.program, threads, gpus=(), gpu_layers=0)
-        return Second(
-            f"llama.cpp b{bundled.build}", lambda socket: launch.argv(spec, options, socket), llama.connect
-        )
-    return None if select.obstacle(openvino_candidate(model.facts, model.scoring)) else in_float32
+def second(model: Model, running: Offer) -> Offer | None:
+    """A second computation of the model that runs so; None where there is none."""
+    others = [backend for backend in BACKENDS if backend is not running.backend]
+    for backend in (*others, running.backend):
+        offer = backend.reference(model.spec, running)
+        if offer is not None:
+            return offer
+    return None
 
 
-def key(model: Model, computes: str, other: Second) -> str:
+def key(model: Model, computes: str, other: Offer) -> str:
     """What a result is kept under: the file, and the builds of both engines."""
-    words = "\n".join((model.fingerprint, repr(model.scoring), computes, other.name))
+    words = "\n".join((model.fingerprint, repr(model.scoring), computes, other.title))
     return f"{model.path.name} {hashlib.blake2b(words.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
 
 
@@ -120,27 +92,28 @@ def of_file(state: StateStore, path: Path, fingerprint: str) -> list[Passed]:
 
 
 async def run(
-    model: Model, spec: EngineSpec, values: Sequence[float | None], other: Second, socket: Path, log: Path
+    model: Model, values: Sequence[float | None], other: Offer, socket: Path, log: Path
 ) -> Comparison | None:
     """Have the other engine score the pairs of the check at load, whose raw values are `values`. None where
     it has no room, or can't. Raises ModelFileError where it says that the file is damaged."""
     available = machine.available_bytes()
-    if available is not None and available < model.memory_guess:
+    if available is not None and available < other.memory_bytes:
         _log.info("%s: no room for a second engine, so no self-test by one", model.name)
         return None
     try:
-        found = await _scores(spec, other, socket, log)
+        found = await _scores(other, socket, log)
     except ModelFileError:
         raise
     except (RerankdError, TimeoutError) as error:
-        _log.info("%s: %s can't make the self-test: %r", model.name, other.name, error)
+        _log.info("%s: %s can't make the self-test: %r", model.name, other.title, error)
         return None
     return self_test.compare(values, found, model.scoring.normalization, model.facts.quantisation)
 
 
-async def _scores(spec: EngineSpec, other: Second, socket: Path, log: Path) -> list[float | None]:
-    child = await Child.start(other.argv(socket), log)
-    engine = other.connect(spec, socket)
+async def _scores(other: Offer, socket: Path, log: Path) -> list[float | None]:
+    launch = other.backend.launch(other, (), (), socket)
+    child = await Child.start(launch.argv, log, {**launch.environment, **os.environ})
+    engine = launch.connect(socket)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             while not await engine.is_ready():
@@ -151,7 +124,8 @@ async def _scores(spec: EngineSpec, other: Second, socket: Path, log: Path) -> l
                     raise TimeoutError(f"it ended with {child.exit_code}")
                 await asyncio.sleep(_POLL_S)
             await engine.prepare()
-            answer = await engine.score(self_test.QUERY, self_test.TEXTS, spec.scoring.instruction)
+            asked = Batch.pairs(self_test.QUERY, self_test.TEXTS, other.spec.scoring.instruction)
+            answer = await engine.score(asked)
             return list(answer.values)
     finally:
         await child.stop(0)
@@ -159,14 +133,14 @@ async def _scores(spec: EngineSpec, other: Second, socket: Path, log: Path) -> l
         socket.unlink(missing_ok=True)
 
 
-def keep(state: StateStore, key: str, model: Model, other: Second, found: Comparison) -> Passed:
+def keep(state: StateStore, key: str, model: Model, other: Offer, found: Comparison) -> Passed:
     """Remember a result."""
     value: dict[str, Any] = {
         "passed": found.passed,
-        "against": other.name,
+        "against": other.title,
         **asdict(found),
         "model": str(model.path),
         "fingerprint": model.fingerprint,
     }
     state.put(SECTION, key, value)
-    return Passed(other.name, found, time.time())
+    return Passed(other.title, found, time.time())

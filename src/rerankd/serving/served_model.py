@@ -11,21 +11,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from rerankd import machine, processes
-from rerankd.backends import ladder
-from rerankd.backends.base import Engine, EngineSpec, Shape
-from rerankd.backends.llama import client as llama
-from rerankd.backends.llama import launch
-from rerankd.backends.llama.binaries import Choice
-from rerankd.backends.llama.options import LlamaOptions
-from rerankd.backends.openvino import chosen
-from rerankd.backends.openvino.options import OpenVinoOptions
-from rerankd.backends.openvino.precision import Choice as Precision
-from rerankd.backends.worker import client as openvino
+from rerankd.backends.base import Batch, Engine, Offer, RawScores
+from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
 from rerankd.errors import EngineStartFailed, EngineUnavailable, ModelFileError, RerankdError, Unscorable
 from rerankd.hub import builtin, store
@@ -72,7 +63,7 @@ class ServedModel:
     ) -> None:
         self.model = model
         self.settings = settings
-        self.queue = FairQueue(Line(bounds(settings), model.engine.feed, engines=model.wanted.replicas))
+        self.queue = FairQueue(Line(bounds(settings), model.engine.policy, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
         self.doubts: tuple[str, ...] = ()
         self.self_test: second_engine.Passed | None = None
@@ -91,11 +82,10 @@ class ServedModel:
             log=self.log,
             patience_s=settings.hang_margin_s,
         )
-        self._safer = SaferSettings(learned, model.name, model.fingerprint, _build(model))
-        self._llama = model.wanted.options(LlamaOptions)
+        self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
         self._replicas: Replicas | None = None
-        self._is_choosing = False
-        self._precision = Precision("f32", "")
+        self._is_settling = False
+        self._settled = model.engine
         self.on_changed_file: Callable[[], None] = lambda: None
         # Why the file that has taken the model's place can't be served.
         self.why_not_read = ""
@@ -114,11 +104,16 @@ class ServedModel:
         return self.model.name
 
     @property
-    def engine(self) -> Choice:
-        """The engine in use: the one that was chosen for the model, or the one it fell back to."""
-        if "other_backend" in self._safer.steps and self.model.other_engine is not None:
+    def engine(self) -> Offer:
+        """How it runs: as it was chosen for the model, or what it fell back to."""
+        if OTHER_BACKEND in self._safer.steps and self.model.other_engine is not None:
             return self.model.other_engine
-        return self.model.engine
+        return self._settled
+
+    @property
+    def _steps(self) -> tuple[Step, ...]:
+        """The safer settings that the engine in use has."""
+        return () if OTHER_BACKEND in self._safer.steps else self._safer.steps
 
     @property
     def engine_reason(self) -> str:
@@ -136,7 +131,7 @@ class ServedModel:
     def _state(self) -> Status[Engine]:
         if self._replicas is None:
             state: State[Engine] = Unloaded() if self._error is None else Failed(self._error, self._retry_at)
-            return replace(self._earlier, state=Starting() if self._is_choosing else state)
+            return replace(self._earlier, state=Starting() if self._is_settling else state)
         status = self._replicas.status
         starts, lost = self._earlier.starts + status.starts, self._earlier.lost + status.lost
         return replace(status, starts=starts, lost=lost)
@@ -153,12 +148,9 @@ class ServedModel:
 
     @property
     def engine_name(self) -> str:
-        """What runs the model, in words; with OpenVINO the precision of its arithmetic and why."""
-        engine, ready = self.engine, self.state.engine
-        if engine.kind == "openvino":
-            return ready.about if ready is not None else engine.name
-        number = f" (b{engine.build})" if engine.build and f"b{engine.build}" not in engine.name else ""
-        return f"llama.cpp {engine.name}{number}"
+        """What runs the model, in words: the engine's own where it has some."""
+        ready = self.state.engine
+        return (ready.about if ready is not None else "") or self.engine.title
 
     def memory_bytes(self) -> int | None:
         """What the engines hold: of a GPU's memory, as far as it is seen that they use one (then what they
@@ -207,53 +199,28 @@ class ServedModel:
             self._on_cards = await asyncio.to_thread(_on_cards, self.pids)
 
     async def _start(self) -> None:
-        self._precision = await self._choose_precision()
+        self._settled = await self._settle(self.model.engine)
         self.cache.computed_by(self._computes())
-        gpus = self.model.engine.gpus
-        if gpus:  # what is free there changes with what is loaded; asking takes up to a second
-            gpus = await asyncio.to_thread(machine.gpus)
-        spec, options = engine_spec(self.model), self._options(gpus)
-        self._safer.begin(ladder.steps(self._setup(spec, options)))
-        replicas = [self._supervise(at, spec, options) for at in range(self.model.wanted.replicas)]
+        steps = self._settled.backend.steps(self._settled, self._cards)
+        self._safer.begin((*steps, OTHER_BACKEND) if self.model.other_engine is not None else steps)
+        replicas = [self._supervise(at) for at in range(self.model.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()
         await self._replicas.ensure_ready()
 
-    def _options(self, gpus: tuple[machine.Gpu, ...] | None) -> launch.EngineOptions:
-        return launch.EngineOptions(
-            program=self.model.engine.program,
-            threads=threads_of(self.model),
-            gpus=gpus,
-            gpu_layers=self._llama.gpu_layers,
-            extra=self._llama.engine_args,
-            cards=self._cards,
-        )
-
-    def _setup(self, spec: EngineSpec, options: launch.EngineOptions) -> ladder.Setup:
-        other = self.model.other_engine.name if self.model.other_engine is not None else ""
-        if self.model.engine.kind == "openvino":
-            return ladder.Setup("openvino", precision=self._precision.precision, other=other)
-        return launch.setup(spec, options, other)
-
-    async def _choose_precision(self) -> Precision:
-        """The precision of all replicas; of llama.cpp the file's types decide."""
-        if self.model.engine.kind != "openvino":
-            return Precision("f32", "")
-        self._is_choosing = True
+    async def _settle(self, offer: Offer) -> Offer:
+        """The offer with what all replicas have in common."""
+        self._is_settling = True
         try:
-            return await chosen.choose(
-                subject(self.model), self._learned, self.log, self.settings.start_timeout_s
-            )
+            timeout_s = self.settings.start_timeout_s
+            settled: Offer = await offer.backend.settle(offer, self._learned, self.log, timeout_s)
+            return settled
         finally:
-            self._is_choosing = False
+            self._is_settling = False
 
     def _computes(self) -> str:
         """What the values depend on beside model and texts: the engine's build, its precision and device."""
-        engine, weights = self.engine, self.model.wanted.options(OpenVinoOptions).weights
-        steps = f" {self._safer.steps}" if self._safer.taken else ""
-        if engine.kind == "openvino":
-            return f"openvino {chosen.version()} {self._precision.precision} {weights}{steps}"
-        return f"{engine.program} {engine.build} {self._llama.gpu_layers} {self._llama.engine_args}{steps}"
+        return self.engine.backend.identity(self.engine, self._steps)
 
     async def unload(self, *, at_once: bool = False) -> None:
         """Stop the engines; safe to call again, and with `at_once` to cut an earlier call short."""
@@ -314,8 +281,8 @@ class ServedModel:
             raise EngineUnavailable("The engine is stopped.")
         return self._replicas
 
-    def _supervise(self, at: int, spec: EngineSpec, options: launch.EngineOptions) -> Supervisor[Engine]:
-        settings, safer = self.settings, self._safer
+    def _supervise(self, at: int) -> Supervisor[Engine]:
+        settings, safer, spec = self.settings, self._safer, self.model.spec
         begun_with = safer.taken
 
         def launch_child(socket: Path) -> Launch[Engine]:
@@ -330,7 +297,7 @@ class ServedModel:
                 raise EngineStartFailed(f"{self.model.path} is gone. Put it back, or serve another one.")
             begun_with = safer.taken
             self.cache.computed_by(self._computes())
-            return self._launch(spec, options, socket)
+            return self.engine.backend.launch(self.engine, self._steps, self._cards, socket)
 
         def lost(cause: Cause, loaded: bool) -> bool:
             if begun_with != safer.taken:  # another replica was quicker
@@ -358,32 +325,20 @@ class ServedModel:
     def _blames_engine(self, cause: Cause) -> bool:
         return cause == "memory" or self.calls.blames_engine()
 
-    def _launch(self, spec: EngineSpec, options: launch.EngineOptions, socket: Path) -> Launch[Engine]:
-        """How an engine is started with the steps that are taken."""
-        engine, steps = self.engine, self._safer.steps
-        if engine.kind == "openvino":
-            precision = Precision("f32", "") if "float32" in steps else self._precision
-            weights = self.model.wanted.options(OpenVinoOptions).weights
-            argv = openvino.argv(spec, options.threads, precision, weights, socket)
-            return Launch(argv, partial(openvino.connect, spec))
-        if engine is not self.model.engine:
-            options = replace(options, program=engine.program, gpus=engine.gpus)
-        else:
-            options = replace(options, safer=steps)
-        argv = launch.argv(spec, options, socket)
-        return Launch(argv, partial(llama.connect, spec), launch.ENVIRONMENT, launch.ADVICE)
+    async def _ask(self, engine: Engine, texts: Sequence[str]) -> RawScores:
+        """Score texts of the self-test. Raises EngineError."""
+        return await engine.score(Batch.pairs(self_test.QUERY, texts, self.model.scoring.instruction))
 
     async def _probe(self, engine: Engine) -> None:
         """Score one pair that is known to work. Raises EngineError."""
-        answer = await engine.score(self_test.QUERY, self_test.TEXTS[:1], self.model.scoring.instruction)
+        answer = await self._ask(engine, self_test.TEXTS[:1])
         normalize.check_complete(answer.values, answer.errors)
 
     async def _check(self, engine: Engine) -> None:
         """The check at load (see scoring/self_test.py). Raises Unscorable where it fails, unless forced."""
         scoring = self.model.scoring
         runs = [
-            await engine.score(self_test.QUERY, [self_test.TEXTS[at] for at in order], scoring.instruction)
-            for order in self_test.ARRANGEMENTS
+            await self._ask(engine, [self_test.TEXTS[at] for at in order]) for order in self_test.ARRANGEMENTS
         ]
         findings = self_test.judge([run.values for run in runs], scoring.normalization)
         fatal = [finding.text for finding in findings if finding.fatal]
@@ -402,14 +357,14 @@ class ServedModel:
     async def _compare(self, values: Sequence[float | None]) -> None:
         """The self-test by a second engine (second_engine.py), where none is kept. Raises Unscorable where
         the two have nothing in common, unless forced."""
-        model, spec = self.model, engine_spec(self.model)
+        model = self.model
         async with self._testing:
             # The built-in file is checked by its checksum; what runs with safer settings is known to fail
             # with others; and what a llama.cpp of the user's computes is compared when it is asked for.
             asked = self.retests or not (
-                model.wanted.ref == builtin.NAME or self._safer.taken or self._llama.llama_path
+                model.wanted.ref == builtin.NAME or self._safer.taken or self.engine.is_own_program
             )
-            other = second_engine.second(model, spec, self._precision.precision, threads_of(model))
+            other = second_engine.second(model, self.engine)
             if other is None or not asked:
                 return
             key = second_engine.key(model, self._computes(), other)
@@ -417,9 +372,9 @@ class ServedModel:
             if self.self_test is None:
                 log = self.log.with_name(f"{self.log.stem}-self-test.log")
                 try:
-                    found = await second_engine.run(model, spec, values, other, self._run_dir().socket(), log)
+                    found = await second_engine.run(model, values, other, self._run_dir().socket(), log)
                 except ModelFileError as error:
-                    self.doubts += (f"{other.name} says that this model's file is damaged: {error}.",)
+                    self.doubts += (f"{other.title} says that this model's file is damaged: {error}.",)
                     _log.warning("%s: %s", self.name, self.doubts[-1])
                     return
                 if found is None:
@@ -441,34 +396,8 @@ class ServedModel:
         self.doubts += (f"This model failed the self-test by a second engine. {words}.",)
 
 
-def _build(model: Model) -> str:
-    """The engine of a model and its build; another one is tried with the better settings again."""
-    engine = model.engine
-    return f"openvino {chosen.version()}" if engine.kind == "openvino" else f"{engine.name} {engine.build}"
-
-
 def _on_cards(pids: Sequence[int]) -> Bytes | None:
     return machine.gpu_memory(pids, machine.gpus())
-
-
-def engine_spec(model: Model) -> EngineSpec:
-    """All that an engine must know of the model."""
-    facts = model.facts
-    shape = Shape(facts.tensor_bytes, facts.block_count, facts.embedding_length, facts.kv_width)
-    return EngineSpec(model.name, model.path, model.scoring, facts.control_tokens, model.exact, shape)
-
-
-def threads_of(model: Model) -> int:
-    """Threads of each of a model's engines."""
-    return model.wanted.threads or max(machine.read().cores // model.wanted.replicas, 1)
-
-
-def subject(model: Model) -> chosen.Subject:
-    """The model as one that a precision is chosen for."""
-    wanted = model.wanted.options(OpenVinoOptions)
-    return chosen.Subject(
-        model.path, model.fingerprint, model.scoring, wanted.precision, wanted.weights, threads_of(model)
-    )
 
 
 def bounds(settings: Settings) -> Bounds:

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rerankd import machine
+from rerankd.backends.base import Engine, EngineSpec, Offer, Rank
+from rerankd.backends.ladder import Step
+from rerankd.backends.llama import binaries, installed, launch
+from rerankd.backends.llama.binaries import Binaries, Binary
+from rerankd.backends.llama.heads import needed_build
 from rerankd.backends.llama.options import LlamaOptions
+from rerankd.domain import Refusal
+from rerankd.errors import EngineTooOld, EngineUnknown
+from rerankd.machine import Gpu
+from rerankd.process.child import Launch
+from rerankd.scoring.plan import IN_TURN
+from rerankd.state import StateStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaOffer(Offer):
+    """`gpus` are the cards with what is free on them now; None: it is not known whether there are any."""
+
+    options: LlamaOptions
+    binary: Binary
+    gpus: tuple[Gpu, ...] | None
 
 
 class LlamaBackend:
@@ -12,3 +39,114 @@ class LlamaBackend:
     title = "llama.cpp"
     summary = "llama.cpp"
     Options = LlamaOptions
+
+    def survey(self, options: LlamaOptions, home: Path, spec: EngineSpec | None = None) -> Binaries:
+        return installed.survey(options, home, _needs(spec) if spec is not None else 0)
+
+    def cards(self, survey: Binaries, options: LlamaOptions) -> tuple[Gpu, ...] | None:
+        try:
+            return installed.without_gpu(binaries.choose(survey), options).gpus
+        except EngineUnknown:  # each model that needs it says so
+            return ()
+
+    def offer(self, spec: EngineSpec, options: LlamaOptions, survey: Binaries) -> LlamaOffer | Refusal:
+        if spec.metadata is not None and spec.metadata.format != "gguf":
+            return Refusal("llama.cpp reads GGUF files only", "pull the model as GGUF, if there is one")
+        try:
+            binary = installed.without_gpu(binaries.choose(survey, needs=_needs(spec)), options)
+        except (EngineTooOld, EngineUnknown) as error:
+            reason, _, step = error.message.partition(". ")
+            return Refusal(reason[:1].lower() + reason[1:], (step[:1].lower() + step[1:]).rstrip("."))
+        is_named = bool(options.llama_path or options.engine_args or survey.used)
+        rank = Rank.CPU if binary.on_cpu else Rank.GPU
+        return self._offer(
+            spec,
+            options,
+            binary,
+            reason=binary.reason if binary.on_cpu or is_named else f"a GPU does the work; {binary.reason}",
+            rank=Rank.NAMED if is_named else rank,
+            is_named=is_named,
+        )
+
+    def _offer(
+        self,
+        spec: EngineSpec,
+        options: LlamaOptions,
+        binary: Binary,
+        *,
+        reason: str,
+        rank: int,
+        is_named: bool = False,
+    ) -> LlamaOffer:
+        number = f" (b{binary.build})" if binary.build and f"b{binary.build}" not in binary.name else ""
+        return LlamaOffer(
+            backend=self,
+            spec=spec,
+            name=binary.name,
+            build=f"{binary.name} {binary.build}",
+            title=f"{self.title} {binary.name}{number}",
+            reason=reason,
+            rank=rank,
+            # The file is mapped.
+            memory_bytes=(spec.metadata.size_bytes if spec.metadata is not None else 0) * spec.replicas,
+            policy=IN_TURN,
+            on_cpu=binary.on_cpu,
+            is_named=is_named,
+            is_own_program=options.llama_path is not None,
+            options=options,
+            binary=binary,
+            gpus=binary.gpus,
+        )
+
+    async def settle(self, offer: LlamaOffer, learned: StateStore, log: Path, timeout_s: float) -> LlamaOffer:
+        if not offer.gpus:
+            return offer
+        # What is free there changes with what is loaded; asking takes up to a second.
+        return replace(offer, gpus=await asyncio.to_thread(machine.gpus))
+
+    def steps(self, offer: LlamaOffer, cards: Sequence[str]) -> tuple[Step, ...]:
+        return launch.steps(offer.spec, _options(offer, (), cards))
+
+    def identity(self, offer: LlamaOffer, taken: Sequence[Step]) -> str:
+        binary, options = offer.binary, offer.options
+        return (
+            f"{binary.program} {binary.build} {options.gpu_layers} {options.engine_args} "
+            f"{[step.name for step in taken]}"
+        )
+
+    def launch(
+        self, offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
+    ) -> Launch[Engine]:
+        # Its libraries take as long to import as all of the command line's.
+        from rerankd.backends.llama import client
+
+        argv = launch.argv(offer.spec, _options(offer, taken, cards), socket)
+        return Launch(argv, partial(client.connect, offer.spec), launch.ENVIRONMENT, launch.ADVICE)
+
+    def reference(self, spec: EngineSpec, running: Offer) -> LlamaOffer | None:
+        """The bundled llama.cpp on the CPU, for what another backend runs."""
+        bundled = installed.bundled()
+        if isinstance(running, LlamaOffer) or bundled is None or spec.metadata is None:
+            return None
+        if spec.metadata.format != "gguf":
+            return None
+        binary = Binary(binaries.BUNDLED, bundled.program, "it comes with rerankd", bundled.build)
+        offer = self._offer(spec, LlamaOptions(gpu_layers=0), binary, reason=binary.reason, rank=Rank.CPU)
+        return replace(offer, title=f"{self.title} b{bundled.build}")
+
+
+def _needs(spec: EngineSpec) -> int:
+    """The oldest build that computes the model right."""
+    return max(spec.needs_build, needed_build(spec.metadata) if spec.metadata is not None else 0)
+
+
+def _options(offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str]) -> launch.EngineOptions:
+    return launch.EngineOptions(
+        program=offer.binary.program,
+        threads=offer.spec.threads,
+        gpus=offer.gpus,
+        gpu_layers=offer.options.gpu_layers,
+        extra=offer.options.engine_args,
+        safer=tuple(step.name for step in taken),
+        cards=tuple(cards),
+    )

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from rerankd.backends.llama.manifest import Manifest
 from rerankd.errors import EngineTooOld, EngineUnknown
 from rerankd.machine import Gpu
-from rerankd.scoring.plan import IN_TURN, BatchPolicy
 
 BUNDLED = "bundled"
-Kind = Literal["llama", "openvino"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +39,14 @@ class Bundled:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The engine that runs. `gpus` are the cards it can use, () for none, None where that is not known.
-    `feed` is how it gets its work."""
+class Binary:
+    """The program that runs. `gpus` are the cards it can use, () for none, None where that is not known."""
 
     name: str
     program: tuple[str, ...]
     reason: str
     build: int = 0
     gpus: tuple[Gpu, ...] | None = ()
-    kind: Kind = "llama"
-    feed: BatchPolicy = IN_TURN
 
     @property
     def on_cpu(self) -> bool:
@@ -61,7 +55,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Binaries:
     """All that there is to choose from. `own` is the user's program, `own_build` its number (0: unknown);
     `used` the name that `engine use` left; `instructions` those of this CPU."""
 
@@ -74,46 +68,46 @@ class Offer:
     instructions: Sequence[str]
 
 
-def choose(offer: Offer, *, needs: int = 0) -> Choice:
+def choose(found: Binaries, *, needs: int = 0) -> Binary:
     """The engine for a model that needs build `needs` of llama.cpp or a newer one.
 
     One that was named with `engine use` and is gone is passed over, and the reason says so. Raises
     EngineTooOld where there is none new enough, or the one the user named is older; EngineUnknown where there
     is none.
     """
-    if offer.own is not None:
-        _check(offer.own_build, needs, f"the llama-server {offer.own}", "Set LLAMA_PATH to a newer one")
+    if found.own is not None:
+        _check(found.own_build, needs, f"the llama-server {found.own}", "Set LLAMA_PATH to a newer one")
         # A program of the user's may use a GPU that rerankd can't see.
-        return Choice(
-            str(offer.own), (str(offer.own),), "it is set as llama_path", offer.own_build, offer.gpus or None
+        return Binary(
+            str(found.own), (str(found.own),), "it is set as llama_path", found.own_build, found.gpus or None
         )
-    if offer.used == BUNDLED and offer.bundled is not None:
-        _check(offer.bundled.build, needs, "the bundled llama.cpp", "Build one: rerankd engine build")
-        return _bundled(offer.bundled, "chosen with rerankd engine use")
-    if offer.used and offer.used != BUNDLED:
-        return _used(offer, needs)
-    return _best(offer, needs)
+    if found.used == BUNDLED and found.bundled is not None:
+        _check(found.bundled.build, needs, "the bundled llama.cpp", "Build one: rerankd engine build")
+        return _bundled(found.bundled, "chosen with rerankd engine use")
+    if found.used and found.used != BUNDLED:
+        return _used(found, needs)
+    return _best(found, needs)
 
 
-def _best(offer: Offer, needs: int) -> Choice:
+def _best(found: Binaries, needs: int) -> Binary:
     """The one that rerankd itself takes."""
-    fitting = [one for one in offer.installed if runs_here(one, offer.instructions)]
+    fitting = [one for one in found.installed if runs_here(one, found.instructions)]
     new_enough = [one for one in fitting if not one.manifest.build or one.manifest.build >= needs]
     if new_enough:
-        best = max(new_enough, key=lambda one: _rank(one, offer.gpus))
+        best = max(new_enough, key=lambda one: _rank(one, found.gpus))
         more = ", the newest of those built here" if len(new_enough) > 1 else ", and it was built here"
-        return _installed(best, offer.gpus, f"it is made for this machine{more}")
-    if offer.bundled is None:
+        return _installed(best, found.gpus, f"it is made for this machine{more}")
+    if found.bundled is None:
         raise EngineUnknown(
             "There is no engine: llama.cpp comes with rerankd on Linux and macOS only. Set LLAMA_PATH to a "
             "llama-server, or build one: rerankd engine build."
         )
-    _check(offer.bundled.build, needs, "the bundled llama.cpp", "Build a newer one: rerankd engine build")
+    _check(found.bundled.build, needs, "the bundled llama.cpp", "Build a newer one: rerankd engine build")
     if fitting:
-        return _bundled(offer.bundled, f"those built here are older than b{needs}, which this model needs")
-    if offer.installed:
-        return _bundled(offer.bundled, "those built here are made for another CPU")
-    return _bundled(offer.bundled, "no other was built: rerankd engine build makes a faster one")
+        return _bundled(found.bundled, f"those built here are older than b{needs}, which this model needs")
+    if found.installed:
+        return _bundled(found.bundled, "those built here are made for another CPU")
+    return _bundled(found.bundled, "no other was built: rerankd engine build makes a faster one")
 
 
 def runs_here(one: Installed, instructions: Sequence[str]) -> bool:
@@ -121,14 +115,14 @@ def runs_here(one: Installed, instructions: Sequence[str]) -> bool:
     return set(one.manifest.instructions) <= set(instructions)
 
 
-def _used(offer: Offer, needs: int) -> Choice:
-    found = next((one for one in offer.installed if one.name == offer.used), None)
-    if found is None:
-        instead = _best(offer, needs)
-        gone = f"{offer.used}, chosen with rerankd engine use, is not there any more"
+def _used(found: Binaries, needs: int) -> Binary:
+    one = next((one for one in found.installed if one.name == found.used), None)
+    if one is None:
+        instead = _best(found, needs)
+        gone = f"{found.used}, chosen with rerankd engine use, is not there any more"
         return replace(instead, reason=f"{gone}; {instead.reason}")
-    _check(found.manifest.build, needs, f"the engine {found.name}", "Build a newer one: rerankd engine build")
-    return _installed(found, offer.gpus, "chosen with rerankd engine use")
+    _check(one.manifest.build, needs, f"the engine {one.name}", "Build a newer one: rerankd engine build")
+    return _installed(one, found.gpus, "chosen with rerankd engine use")
 
 
 def _rank(one: Installed, gpus: Sequence[Gpu]) -> tuple[bool, int, str]:
@@ -138,14 +132,14 @@ def _rank(one: Installed, gpus: Sequence[Gpu]) -> tuple[bool, int, str]:
     return fits, manifest.build, manifest.made_at
 
 
-def _installed(one: Installed, gpus: tuple[Gpu, ...], reason: str) -> Choice:
+def _installed(one: Installed, gpus: tuple[Gpu, ...], reason: str) -> Binary:
     backend = one.manifest.backend
     usable = {"cpu": (), "cuda": gpus}.get(backend)  # of the others nothing tells how much memory there is
-    return Choice(one.name, (str(one.program),), reason, one.manifest.build, usable)
+    return Binary(one.name, (str(one.program),), reason, one.manifest.build, usable)
 
 
-def _bundled(bundled: Bundled, reason: str) -> Choice:
-    return Choice(BUNDLED, bundled.program, reason, bundled.build)
+def _bundled(bundled: Bundled, reason: str) -> Binary:
+    return Binary(BUNDLED, bundled.program, reason, bundled.build)
 
 
 def _check(build: int, needs: int, what: str, way_out: str) -> None:

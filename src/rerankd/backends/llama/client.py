@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.backends.base import Engine, EngineSpec, RawScores
+from rerankd.backends.base import Batch, Engine, EngineSpec, RawScores
 from rerankd.backends.llama.launch import CALLS
 from rerankd.domain import Method
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong, Unscorable
@@ -105,7 +105,7 @@ class LlamaEngine(Engine):
     """What the three ways share."""
 
     fixed_tokens = 0
-    about = "llama.cpp"
+    about = ""
 
     def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
         self.scoring = spec.scoring
@@ -127,7 +127,10 @@ class LlamaEngine(Engine):
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in await self._client.tokenize_all(texts, self._separator)]
 
-    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+    async def score(self, batch: Batch) -> RawScores:
+        return RawScores.joined([await self._score(*asked) for asked in batch.by_query()])
+
+    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
         raise NotImplementedError
 
 
@@ -137,9 +140,9 @@ class HeadEngine(LlamaEngine):
     async def prepare(self) -> None:
         # What stands around a pair differs by vocabulary: <s> q </s></s> d </s>, [CLS] q [SEP] d [SEP].
         (one,) = await self.count_tokens(["x"])
-        self.fixed_tokens = (await self.score("x", ["x"])).tokens - 2 * one
+        self.fixed_tokens = (await self._score("x", "", ["x"])).tokens - 2 * one
 
-    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
         # Only the keys it knows: a key like `texts` would change the answer's shape.
         answer = await self._client.compute("/v1/rerank", {"query": query, "documents": list(texts)})
         with _in_shape():
@@ -161,7 +164,7 @@ class CosineEngine(LlamaEngine):
         around = len(await self._client.tokenize("x", special=True)) - len(await self._client.tokenize("x"))
         self.fixed_tokens = around + max(await self.count_tokens(prefixes)) + _SLACK
 
-    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
         inputs = [self.scoring.document_prefix + text for text in texts]
         known = self._queries.get(query)
         if known is None:
@@ -210,7 +213,7 @@ class JudgeEngine(LlamaEngine):
         # One more for the token that /completion wants to have room for.
         self.fixed_tokens = len(empty) - len(words) + sum(await self.count_tokens(words)) + _SLACK + 1
 
-    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
+    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
         prompts = await asyncio.gather(*(self._prompt(query, text, instruction) for text in texts))
         answer = await self._client.compute("/completion", prompt.completion_body(prompts, self._labels))
         with _in_shape():

@@ -11,14 +11,14 @@ import re
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from rerankd import machine, processes
 from rerankd.backends.llama import manifest
-from rerankd.backends.llama.binaries import BUNDLED, Bundled, Choice, Installed, Offer, choose
+from rerankd.backends.llama.binaries import BUNDLED, Binaries, Binary, Bundled, Installed, choose
 from rerankd.backends.llama.options import LlamaOptions
-from rerankd.config import Settings
 from rerankd.errors import EngineUnknown, disk_errors
 from rerankd.files import write_whole
 
@@ -103,15 +103,14 @@ def build_number(program: Path) -> int:
     return int(next(filter(None, match.groups()))) if match else 0
 
 
-def offer(settings: Settings, *, needs: int = 0) -> Offer:
-    """What there is to choose from. The GPUs and the number of a user's program are only looked at where
-    they matter: that takes about a second."""
-    engines = Engines(settings.home)
+def survey(options: LlamaOptions, home: Path, needs: int = 0) -> Binaries:
+    """What there is to choose from, for a model that needs build `needs`. The GPUs and the number of a user's
+    program are only looked at where they matter: that takes about a second."""
+    engines = Engines(home)
     found = engines.all()
-    options = settings.options(LlamaOptions)
     own = options.llama_path
     asks = options.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
-    return Offer(
+    return Binaries(
         own=own,
         own_build=build_number(own) if own and needs else 0,
         used=engines.used(),
@@ -122,12 +121,14 @@ def offer(settings: Settings, *, needs: int = 0) -> Offer:
     )
 
 
-def chosen(settings: Settings, *, needs: int = 0) -> Choice:
-    """The engine that runs a model which needs build `needs` of llama.cpp: see choice.choose."""
-    choice = choose(offer(settings, needs=needs), needs=needs)
-    if settings.options(LlamaOptions).gpu_layers == 0:
-        return Choice(choice.name, choice.program, choice.reason, choice.build)
-    return choice
+def chosen(options: LlamaOptions, home: Path) -> Binary:
+    """The program that runs the models. Raises EngineUnknown where there is none."""
+    return without_gpu(choose(survey(options, home)), options)
+
+
+def without_gpu(binary: Binary, options: LlamaOptions) -> Binary:
+    """The program as the settings let it run: without a GPU where no layer may go there."""
+    return replace(binary, gpus=()) if options.gpu_layers == 0 else binary
 
 
 def folder_bytes(folder: Path) -> int:

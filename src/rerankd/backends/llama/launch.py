@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from rerankd.backends.base import EngineSpec, Shape
-from rerankd.backends.ladder import Setup, Step
+from rerankd.backends.ladder import Step
 from rerankd.machine import Gpu
 from rerankd.memory import card
 from rerankd.process import reasons
@@ -68,7 +68,7 @@ class EngineOptions:
     gpus: tuple[Gpu, ...] | None = ()
     gpu_layers: int = -1
     extra: tuple[str, ...] = ()
-    safer: tuple[Step, ...] = ()
+    safer: tuple[str, ...] = ()
     cards: tuple[str, ...] = ()
 
     @property
@@ -128,7 +128,7 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     return decided
 
 
-def _safer(decided: Decision, step: Step, layers: int) -> Decision:
+def _safer(decided: Decision, step: str, layers: int) -> Decision:
     if step == "flash_attention":
         return replace(decided, flash_attention="auto")
     if step == "slots":
@@ -141,19 +141,20 @@ def _safer(decided: Decision, step: Step, layers: int) -> Decision:
     return replace(decided, gpu_layers=0, reason="it is safer after a crash") if step == "cpu" else decided
 
 
-def setup(spec: EngineSpec, options: EngineOptions, other: str) -> Setup:
-    """How `spec` runs without any safer step, for the ladder."""
+def steps(spec: EngineSpec, options: EngineOptions) -> tuple[Step, ...]:
+    """The safer settings that change anything for `spec`, in their order."""
     decided = decide(spec, replace(options, safer=()))
-    uses_gpu = decided.gpu_layers != 0 and options.gpus != ()
-    judge = spec.scoring.method == "causal_lm"
-    return Setup(
-        "llama",
-        slots=decided.slots,
-        layers=spec.shape.layers if uses_gpu else 0,
-        sets_flash_attention=decided.flash_attention == "off",
-        splits_prompts=judge and decided.ubatch > _LEAST_UBATCH,
-        other=other,
-    )
+    found = []
+    if decided.flash_attention == "off":
+        found.append(Step("flash_attention", "llama.cpp's default for flash attention"))
+    if decided.slots > 1:
+        found.append(Step("slots", "one text at a time", saves_memory=True))
+    if spec.scoring.method == "causal_lm" and decided.ubatch > _LEAST_UBATCH:
+        found.append(Step("batches", "smaller batches", saves_memory=True))
+    if decided.gpu_layers != 0 and options.gpus != () and spec.shape.layers:
+        found.append(Step("half_on_gpu", "half of its layers on the GPU", saves_memory=True))
+        found.append(Step("cpu", "no layers on the GPU", saves_memory=True))
+    return tuple(found)
 
 
 def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str]:

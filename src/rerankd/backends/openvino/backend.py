@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from rerankd.backends.base import Engine, EngineSpec, Offer, Rank
+from rerankd.backends.ladder import Step
+from rerankd.backends.openvino import chosen
 from rerankd.backends.openvino.options import OpenVinoOptions
+from rerankd.backends.openvino.precision import Choice
+from rerankd.domain import Recipe, Refusal
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.machine import Gpu
+from rerankd.process.child import Launch
+from rerankd.scoring.plan import SHARED
+from rerankd.state import StateStore
+
+# Architecture -> the tokenizers that the worker knows for it: (tokenizer.ggml.model, .pre); None: any.
+_TOKENIZERS: Mapping[str, Sequence[tuple[str, str | None]]] = {
+    "bert": (("t5", None), ("bert", None)),
+    "modern-bert": (("gpt2", "modern-bert"),),
+}
+_POOLINGS = ("rank", "mean", "cls")
+_UNSETTLED = Choice("f32", "")
+_FLOAT32 = Step("float32", "float32 arithmetic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVinoOffer(Offer):
+    """`precision` is that of the arithmetic, as far as it is settled."""
+
+    options: OpenVinoOptions
+    precision: Choice = _UNSETTLED
 
 
 class OpenVinoBackend:
@@ -12,3 +46,119 @@ class OpenVinoBackend:
     title = "OpenVINO"
     summary = "encoders on a CPU"
     Options = OpenVinoOptions
+
+    def survey(self, options: OpenVinoOptions, home: Path, spec: EngineSpec | None = None) -> bool:
+        """Whether OpenVINO and its tokenizers are installed."""
+        return all(find_spec(name) is not None for name in ("openvino", "tokenizers"))
+
+    def cards(self, survey: bool, options: OpenVinoOptions) -> tuple[Gpu, ...]:
+        return ()
+
+    def offer(self, spec: EngineSpec, options: OpenVinoOptions, survey: bool) -> OpenVinoOffer | Refusal:
+        if refusal := refused(spec.scoring, spec.metadata, is_installed=survey):
+            return refusal
+        return self._offer(spec, options)
+
+    def _offer(self, spec: EngineSpec, options: OpenVinoOptions) -> OpenVinoOffer:
+        assert spec.metadata is not None
+        # Beside the file the worker holds the matrices of the blocks: measured on BERT-large's shape, 8 bytes
+        # a weight, or 2.6 when they are compressed.
+        held = spec.metadata.block_weights * (3 if options.weights == "compressed" else 8)
+        return OpenVinoOffer(
+            backend=self,
+            spec=spec,
+            name=self.title,
+            build=f"{self.name} {chosen.version()}",
+            title=self.title,
+            reason="the fastest for an encoder on a CPU",
+            rank=Rank.BEST_ON_CPU,
+            memory_bytes=(spec.metadata.size_bytes + held) * spec.replicas,
+            policy=SHARED,
+            options=options,
+        )
+
+    async def settle(
+        self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float
+    ) -> OpenVinoOffer:
+        """The precision of all replicas, chosen once for a model on a machine."""
+        return replace(offer, precision=await chosen.choose(subject(offer), learned, log, timeout_s))
+
+    def steps(self, offer: OpenVinoOffer, cards: Sequence[str]) -> tuple[Step, ...]:
+        return (_FLOAT32,) if offer.precision.precision != "f32" else ()
+
+    def identity(self, offer: OpenVinoOffer, taken: Sequence[Step]) -> str:
+        precision = "f32" if _FLOAT32 in taken else offer.precision.precision
+        return f"{offer.build} {precision} {offer.options.weights}"
+
+    def launch(
+        self, offer: OpenVinoOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
+    ) -> Launch[Engine]:
+        from rerankd.backends.worker import client  # see the table: it imports what takes long
+
+        spec = offer.spec
+        precision = _UNSETTLED if _FLOAT32 in taken else offer.precision
+        argv = [
+            sys.executable, "-P", "-m", "rerankd.backends.openvino",
+            "--model", str(spec.path),
+            "--socket", str(socket),
+            "--pooling", spec.scoring.pooling,
+            "--max-length", str(spec.scoring.max_length),
+            "--threads", str(spec.threads),
+            "--precision", precision.precision,
+            "--why", precision.why,
+            "--weights", offer.options.weights,
+        ]  # fmt: skip
+        return Launch(argv, partial(client.connect, spec))
+
+    def reference(self, spec: EngineSpec, running: Offer) -> OpenVinoOffer | None:
+        """Float32, for what another backend runs, and for bf16 of a model that no other backend can run."""
+        if isinstance(running, OpenVinoOffer):
+            is_exact = running.precision.precision == "f32"
+            if is_exact or spec.metadata is None or spec.metadata.format == "gguf":
+                return None
+        if refused(spec.scoring, spec.metadata, is_installed=self.survey(OpenVinoOptions(), Path())):
+            return None
+        offer = self._offer(spec, OpenVinoOptions())
+        title = f"{self.title} {chosen.version()} in f32"
+        return replace(offer, title=title, precision=Choice("f32", "for the self-test"))
+
+
+def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: bool) -> Refusal | None:
+    """Why the worker can't run a model; None where it can."""
+    why = _obstacle(recipe, metadata) if metadata is not None else "nothing is known of its files"
+    if why:
+        return Refusal(why, "")
+    if not is_installed:
+        return Refusal("OpenVINO is not installed", "install it: pip install 'rerankd[openvino]'")
+    return None
+
+
+def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
+    if recipe.method == "causal_lm":
+        return "OpenVINO's worker runs no causal model"
+    known = _TOKENIZERS.get(metadata.architecture)
+    if known is None:
+        return f"OpenVINO's worker does not know the architecture {metadata.architecture}"
+    kind, pre = metadata.tokenizer_model, metadata.tokenizer_pre
+    is_gguf = metadata.format == "gguf"
+    if is_gguf and not any(kind == one and other in (None, pre) for one, other in known):
+        return f"OpenVINO's worker does not know the tokenizer {kind} {pre}".rstrip()
+    if is_gguf and kind == "t5" and not metadata.has_charsmap:
+        return "the file lacks the normalisation map of its tokenizer"
+    if recipe.pooling not in _POOLINGS:
+        return f"OpenVINO's worker does not know the pooling {recipe.pooling}"
+    if recipe.method == "cross_encoder" and recipe.template:
+        return "its pairs are made by a template"
+    if metadata.hidden_activation not in ("", "gelu"):
+        return f"OpenVINO's worker does not know the activation {metadata.hidden_activation}"
+    if is_gguf and len(metadata.parts) > 1:
+        return "its file is split"
+    return ""
+
+
+def subject(offer: OpenVinoOffer) -> chosen.Subject:
+    """The model as one that a precision is chosen for."""
+    spec, options = offer.spec, offer.options
+    return chosen.Subject(
+        spec.path, spec.fingerprint, spec.scoring, options.precision, options.weights, spec.threads
+    )

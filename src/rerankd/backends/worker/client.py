@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rerankd.backends.base import Engine, EngineSpec, RawScores
-from rerankd.backends.llama.binaries import Choice
-from rerankd.backends.openvino import precision
+from rerankd.backends.base import Batch, Engine, EngineSpec, RawScores
 from rerankd.errors import EngineError, InputTooLong
 from rerankd.process.protocol import Wire
-from rerankd.scoring.plan import SHARED
 
-WORKER = Choice(
-    "OpenVINO",
-    (sys.executable, "-P", "-m", "rerankd.backends.openvino"),
-    "the fastest for an encoder on a CPU",
-    kind="openvino",
-    feed=SHARED,
-)
 # Calls that only tokenise, side by side; the others are held back by the queue.
 _COUNTS = 4
 # A text that is tokenised together with a prefix may take a token more than alone.
 _SLACK = 2
 
 
-def argv(
-    spec: EngineSpec, threads: int, chosen: precision.Choice, weights: str, socket: Path
-) -> Sequence[str]:
-    """The worker's command line."""
-    return [
-        *WORKER.program,
-        "--model", str(spec.path),
-        "--socket", str(socket),
-        "--pooling", spec.scoring.pooling,
-        "--max-length", str(spec.scoring.max_length),
-        "--threads", str(threads),
-        "--precision", chosen.precision,
-        "--why", chosen.why,
-        "--weights", weights,
-    ]  # fmt: skip
-
-
-class OpenVinoClient:
+class WorkerClient:
     """One worker's HTTP (see server.py). Raises EngineError only."""
 
     def __init__(self, socket: Path) -> None:
@@ -103,12 +75,13 @@ class OpenVinoClient:
         return found
 
 
-class OpenVinoEngine(Engine):
+class WorkerEngine(Engine):
     """A cross-encoder with a rank head (raw: its logit) or an embedding model (raw: the cosine)."""
 
-    def __init__(self, spec: EngineSpec, client: OpenVinoClient) -> None:
+    def __init__(self, spec: EngineSpec, client: WorkerClient) -> None:
         self.scoring = spec.scoring
-        self.about = "OpenVINO"
+        self.about = ""
+        self.fixed_tokens = 0
         self._client = client
 
     async def is_ready(self, timeout_s: float = 2.0) -> bool:
@@ -135,9 +108,12 @@ class OpenVinoEngine(Engine):
         """What the model reads of a pair: its ids; for an embedding model those of each."""
         return await self._client.ids(*self._prefixed(query, [text]))
 
-    async def score(self, query: str, texts: Sequence[str], instruction: str = "") -> RawScores:
-        query, *prefixed = self._prefixed(query, texts)
-        return await self._client.score(query, prefixed)
+    async def score(self, batch: Batch) -> RawScores:
+        parts = []
+        for asked, _, texts in batch.by_query():
+            query, *prefixed = self._prefixed(asked, texts)
+            parts.append(await self._client.score(query, prefixed))
+        return RawScores.joined(parts)
 
     def _prefixed(self, query: str, texts: Sequence[str]) -> tuple[str, ...]:
         if self.scoring.method != "embedding":
@@ -146,6 +122,6 @@ class OpenVinoEngine(Engine):
         return (self.scoring.query_prefix + query, *(before + text for text in texts))
 
 
-def connect(spec: EngineSpec, socket: Path) -> OpenVinoEngine:
+def connect(spec: EngineSpec, socket: Path) -> WorkerEngine:
     """The engine behind a worker's socket."""
-    return OpenVinoEngine(spec, OpenVinoClient(socket))
+    return WorkerEngine(spec, WorkerClient(socket))

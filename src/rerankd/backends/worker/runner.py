@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.backends.worker.schedule import Row, Schedule
+from rerankd.backends.worker.schedule import Row, Schedule, Whole, as_they_come
 from rerankd.formats.tokenizer import Reading
 
 Integers = NDArray[np.int64]
@@ -34,9 +34,9 @@ class Job:
 class Runner:
     """Runs `forward` on what is handed in, from any thread, as the schedule has it."""
 
-    def __init__(self, forward: Forward, tokens_a_call: int) -> None:
+    def __init__(self, forward: Forward, tokens_a_call: int, whole: Whole = as_they_come) -> None:
         self._forward = forward
-        self._schedule = Schedule(tokens_a_call)
+        self._schedule = Schedule(tokens_a_call, whole)
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count()
         self._steps = 0
@@ -85,7 +85,7 @@ class Runner:
     def _step(self, call: list[Row], texts: list[Reading]) -> None:
         try:
             values = self._forward(*padded(texts))
-        except Exception as error:  # the crash boundary of this thread: OpenVINO raises what it likes
+        except Exception as error:  # the crash boundary of this thread: a library raises what it likes
             self._fail(call, error)
             return
         with self._changed:

@@ -1,10 +1,7 @@
 """(pure) Which of the waiting texts go through the model together next.
 
-A call holds up to 1,024 tokens in bf16, padding included, of texts of about one length: there is nothing to
-gain beyond (15 pairs/s of BERT-large's shape with 512 to 1,024 tokens a call, 11.6 one by one, 5.9 in one
-padded batch of 64; AMX), and what has just come has to wait for no more than that. In f32 it holds 512: there
-a call gains nothing from its size (2,700 tokens/s of MiniLM's shape in calls of 130 as of 1,040; AVX2). So
-calls of a quarter of that or more have a power of two of texts, which keeps shapes few (see shapes.py).
+A call holds up to a number of tokens, padding included, of texts of about one length: what has just come has
+to wait for no more than that.
 
 The owners of jobs take turns (a job is a call of the service, its owner the question it is about: a
 request's calls have one in common). The one whose last turn is longest ago is next, and who has just come
@@ -17,13 +14,19 @@ its own texts of nearly that length go along, then those of others, for whom it 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rerankd.backends.openvino import shapes
+Whole = Callable[[int, int], int]
+"""How many of some texts, the longest of so many tokens, go into one call."""
 
-TOKENS_A_CALL: Mapping[str, int] = {"bf16": 1024, "f32": 512}
+
+def as_they_come(count: int, longest: int) -> int:
+    """All of the texts go into one call."""
+    return count
+
+
 _FIRST_TURNS = 2
 # A text of at least this share of the longest one's tokens may be padded to it.
 _NEARLY = 0.75
@@ -55,8 +58,9 @@ class _Owner:
 class Schedule:
     """What waits. Its methods are the events; a job is a number that the caller makes up."""
 
-    def __init__(self, tokens_a_call: int) -> None:
+    def __init__(self, tokens_a_call: int, whole: Whole = as_they_come) -> None:
         self._most = tokens_a_call
+        self._whole = whole
         self._jobs: dict[int, _Job] = {}
         self._owners: dict[Hashable, _Owner] = {}
         self._turn = 0
@@ -87,7 +91,7 @@ class Schedule:
         longest = max(job.rows[-1].tokens for job in own)
         room = max(self._most // longest, 1)
         waiting = sum(_fitting(job, longest) for job in self._jobs.values())
-        room = shapes.whole(min(room, waiting), longest, self._most // 4)
+        room = self._whole(min(room, waiting), longest)
         call: list[Row] = []
         for job in (*own, *(job for job in self._jobs.values() if job.owner != owner)):
             call += _take(job, longest, room - len(call))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.backends.openvino.encoder import Encoder
-from rerankd.backends.worker.runner import Job, Runner
-from rerankd.backends.worker.schedule import TOKENS_A_CALL
-from rerankd.formats.tokenizer import Reading
+from rerankd.backends.worker.runner import Integers, Job, Runner
+from rerankd.formats.tokenizer import Reading, Vocabulary
 from rerankd.scoring.cache import QueryVectors
 
 Vectors = NDArray[np.float32]
@@ -21,13 +19,28 @@ class TextTooLong(ValueError):
     """A text, or a pair, has more tokens than the window."""
 
 
+class Network(Protocol):
+    """A model that is loaded. A call of `forward` is best with `tokens_a_call`, and with `whole` of the texts
+    that wait; `about` says what computes, in words."""
+
+    vocabulary: Vocabulary
+    about: str
+    tokens_a_call: int
+
+    def whole(self, count: int, longest: int) -> int:
+        """How many of `count` texts, the longest of so many tokens, go into one call."""
+
+    def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> Vectors:
+        """See runner.Forward."""
+
+
 class Scorer:
     """What the worker does, from any thread. `is_head` says that pairs are read, else single texts."""
 
-    def __init__(self, encoder: Encoder, max_length: int, *, is_head: bool) -> None:
-        self.vocabulary = encoder.vocabulary
-        self.runner = Runner(encoder.forward, TOKENS_A_CALL[encoder.precision])
-        self._about = encoder.about
+    def __init__(self, network: Network, max_length: int, *, is_head: bool) -> None:
+        self.vocabulary = network.vocabulary
+        self.runner = Runner(network.forward, network.tokens_a_call, network.whole)
+        self._about = network.about
         self._window = max_length
         self._is_head = is_head
         self._queries = QueryVectors[Vectors]()
@@ -51,7 +64,7 @@ class Scorer:
     def score(self, query: str, texts: Sequence[str], wait: Callable[[Job], None]) -> tuple[list[float], int]:
         """Raw values in order, and the tokens read for them. `wait` returns when a job is done.
 
-        Raises TextTooLong, and whatever OpenVINO raises.
+        Raises TextTooLong, and whatever the network raises.
         """
         if not texts:
             return [], 0

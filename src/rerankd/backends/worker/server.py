@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(413, {"error": str(error)})
         except (KeyError, TypeError, ValueError) as error:
             self._answer(400, {"error": f"the request can't be read: {error!r}"})
-        except Exception as error:  # the crash boundary of a request; what OpenVINO raises among it
+        except Exception as error:  # the crash boundary of a request; what the network raises among it
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
         else:

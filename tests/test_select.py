@@ -1,0 +1,182 @@
+"""Which backend runs a model, and why the others do not: every recipe on every kind of machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rerankd.backends import select
+from rerankd.backends.base import Backend, EngineSpec, Offer, Rank
+from rerankd.backends.llama.backend import LlamaBackend
+from rerankd.backends.llama.binaries import Binaries, Bundled
+from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.openvino.backend import OpenVinoBackend, refused
+from rerankd.backends.openvino.options import OpenVinoOptions
+from rerankd.backends.select import Selection
+from rerankd.domain import Normalization, Recipe, Refusal
+from rerankd.errors import ConfigError
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.machine import Gpu
+
+OPENVINO, LLAMA = OpenVinoBackend(), LlamaBackend()
+HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
+COSINE = Recipe("embedding", 512, Normalization("affine"), pooling="mean")
+JUDGE = Recipe(
+    "causal_lm", 8192, Normalization("sigmoid"), template="{query}{document}", labels=("yes", "no")
+)
+CARD = Gpu("card", 2**34, 2**34, "9.0")
+CPU_ONLY = Binaries(None, 0, "", (), Bundled(("bundled",), 11549), (), ())
+
+
+def spec(recipe: Recipe, architecture: str, tokenizer: tuple[str, str], **more: object) -> EngineSpec:
+    model, pre = tokenizer
+    said = {
+        "architecture": architecture,
+        "tokenizer_model": model,
+        "tokenizer_pre": pre,
+        "has_charsmap": True,
+    }
+    metadata = ModelMetadata(path=Path("m.gguf"), **(said | more))  # type: ignore[arg-type]
+    return EngineSpec("m", Path("m.gguf"), recipe, {}, metadata=metadata)
+
+
+XLMR = spec(HEAD, "bert", ("t5", "default"))
+BERT = spec(COSINE, "bert", ("bert", "jina-v2-en"))
+MODERN = spec(HEAD, "modern-bert", ("gpt2", "modern-bert"))
+QWEN = spec(JUDGE, "qwen3", ("gpt2", "qwen2"))
+FOLDER = spec(HEAD, "bert", ("", ""), format="safetensors", parts=(Path("a"), Path("b")), has_charsmap=False)
+
+
+def chosen(
+    wanted: str,
+    model: EngineSpec,
+    *,
+    found: Binaries = CPU_ONLY,
+    options: LlamaOptions | None = None,
+    has_wheel: bool = True,
+) -> Selection:
+    said: list[tuple[Backend, Offer | Refusal]] = [
+        (OPENVINO, OPENVINO.offer(model, OpenVinoOptions(), has_wheel)),
+        (LLAMA, LLAMA.offer(model, options or LlamaOptions(), found)),
+    ]
+    return select.choose(wanted, said)
+
+
+@pytest.mark.parametrize("model", [XLMR, BERT, MODERN])
+def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) -> None:
+    found = chosen("auto", model)
+    assert found.offer.backend is OPENVINO and "fastest for an encoder" in found.offer.reason
+    assert found.fallback is not None and found.fallback.backend is LLAMA
+    assert found.fallback.reason == "OpenVINO can't run it here"
+    assert found.refusals == {}
+    for wanted, backend in (("openvino", OPENVINO), ("llama", LLAMA)):
+        named = chosen(wanted, model)
+        assert named.offer.backend is backend and named.fallback is None
+        assert named.offer.reason.startswith("it is set as engine")
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (QWEN, "no causal model"),
+        (spec(HEAD, "nomic-bert", ("t5", "default")), "architecture nomic-bert"),
+        (spec(HEAD, "bert", ("llama", "default")), "tokenizer llama"),
+        (spec(HEAD, "modern-bert", ("gpt2", "jina-v2-code")), "tokenizer gpt2 jina-v2-code"),
+        (spec(HEAD, "bert", ("t5", "default"), has_charsmap=False), "normalisation map"),
+        (spec(replace(COSINE, pooling="last"), "bert", ("bert", "")), "pooling last"),
+        (spec(replace(HEAD, template="{query}{document}"), "bert", ("t5", "")), "template"),
+        (spec(HEAD, "bert", ("t5", "default"), parts=(Path("1"), Path("2"), Path("3"))), "split"),
+        (spec(HEAD, "modern-bert", ("gpt2", "modern-bert"), hidden_activation="silu"), "activation silu"),
+    ],
+)
+def test_what_openvino_cannot_run_goes_to_llama_cpp_and_says_why(model: EngineSpec, why: str) -> None:
+    found = chosen("auto", model)
+    assert found.offer.backend is LLAMA and found.fallback is None
+    assert why in found.offer.reason and "no other was built" in found.offer.reason
+    assert why in found.refusals["OpenVINO"].reason
+    with pytest.raises(ConfigError, match=why):
+        chosen("openvino", model)
+
+
+def test_without_the_extra_encoders_run_on_llama_cpp() -> None:
+    found = chosen("auto", XLMR, has_wheel=False)
+    assert found.offer.backend is LLAMA and "not installed" in found.offer.reason
+    with pytest.raises(ConfigError, match=r"pip install 'rerankd\[openvino\]'"):
+        chosen("openvino", XLMR, has_wheel=False)
+
+
+def test_a_llama_server_that_the_user_names_is_used_and_nothing_takes_its_place() -> None:
+    for options, found in (
+        (LlamaOptions(llama_path=Path("/my/server")), replace(CPU_ONLY, own=Path("/my/server"))),
+        (LlamaOptions(engine_args=("--mlock",)), CPU_ONLY),
+        (LlamaOptions(), replace(CPU_ONLY, used="bundled")),
+    ):
+        selection = chosen("auto", XLMR, options=options, found=found)
+        assert selection.offer.backend is LLAMA and selection.fallback is None
+        assert selection.offer.rank == Rank.NAMED
+        assert chosen("openvino", XLMR, options=options, found=found).offer.backend is OPENVINO
+
+
+def test_a_gpu_does_the_work_where_an_engine_can_use_it() -> None:
+    own = replace(CPU_ONLY, own=Path("/my/server"), gpus=(CARD,))
+    on_card = LLAMA.offer(XLMR, LlamaOptions(), own)
+    assert isinstance(on_card, Offer) and not on_card.on_cpu and "a GPU" in on_card.reason
+    found = select.choose(
+        "auto", [(OPENVINO, OPENVINO.offer(XLMR, OpenVinoOptions(), True)), (LLAMA, on_card)]
+    )
+    assert found.offer.backend is LLAMA
+    assert found.fallback is not None and found.fallback.backend is OPENVINO
+
+
+def test_safetensors_run_on_openvino_whatever_else_there_is() -> None:
+    named = LlamaOptions(llama_path=Path("/my/server"))
+    for wanted, options in (("auto", None), ("openvino", None), ("auto", named)):
+        found = chosen(wanted, FOLDER, options=options, found=replace(CPU_ONLY, gpus=(CARD,)))
+        assert found.offer.backend is OPENVINO and found.fallback is None
+    with pytest.raises(ConfigError, match="reads GGUF files only"):
+        chosen("llama", FOLDER)
+    with pytest.raises(ConfigError, match=r"not installed.*GGUF files only"):
+        chosen("auto", FOLDER, has_wheel=False)
+
+
+def test_an_encoder_needs_no_llama_cpp() -> None:
+    nothing = replace(CPU_ONLY, bundled=None)
+    assert chosen("auto", XLMR, found=nothing).offer.backend is OPENVINO
+    with pytest.raises(ConfigError, match=r"no causal model.*LLAMA_PATH"):
+        chosen("auto", QWEN, found=nothing)
+
+
+def test_an_engine_that_is_too_old_is_refused_with_the_number_needed() -> None:
+    said = LLAMA.offer(replace(QWEN, needs_build=99999), LlamaOptions(), CPU_ONLY)
+    assert isinstance(said, Refusal) and "needs llama.cpp b99999 or newer" in said.reason
+    assert said.next_step == "build a newer one: rerankd engine build"
+
+
+def test_openvino_has_nothing_to_say_of_a_file_that_is_not_known() -> None:
+    assert refused(HEAD, None, is_installed=True) is not None
+
+
+def test_each_backend_gets_its_work_in_its_own_way() -> None:
+    found = chosen("auto", XLMR)
+    assert found.fallback is not None and found.offer.policy.texts > found.fallback.policy.texts
+
+
+def test_memory_grows_with_the_replicas_and_with_what_is_held_beside_the_file() -> None:
+    one = spec(HEAD, "bert", ("t5", "default"), size_bytes=100, block_weights=10)
+    held = {backend: backend_offer(backend, one).memory_bytes for backend in (OPENVINO, LLAMA)}
+    assert held == {OPENVINO: 180, LLAMA: 100}
+    assert backend_offer(OPENVINO, replace(one, replicas=3)).memory_bytes == 540
+    compressed = OPENVINO.offer(one, OpenVinoOptions(weights="compressed"), True)
+    assert isinstance(compressed, Offer) and compressed.memory_bytes == 130
+
+
+def backend_offer(backend: OpenVinoBackend | LlamaBackend, model: EngineSpec) -> Offer:
+    said = (
+        backend.offer(model, OpenVinoOptions(), True)
+        if isinstance(backend, OpenVinoBackend)
+        else backend.offer(model, LlamaOptions(), CPU_ONLY)
+    )
+    assert isinstance(said, Offer)
+    return said
