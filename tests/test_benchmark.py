@@ -16,14 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rerankd.backends.llama.binaries import Choice
-from rerankd.backends.worker.client import WORKER
 from rerankd.benchmark import engines, figures, flops, hardware, load, report
 from rerankd.benchmark.drive import Driven
-from rerankd.config import Settings
 from rerankd.errors import ConfigError
 from rerankd.formats import gguf
-from support import GOLDEN, Program, environment, rerankd
+from rerankd.serving import offers
+from rerankd.serving.prepare import prepare
+from support import GOLDEN, Program, environment, golden_settings, rerankd
 
 XLMR = GOLDEN / "xlmr-head.gguf"
 QUICK = ("--documents", "2,4", "--concurrency", "1,2", "--words", "5-9", "--rounds", "2")
@@ -142,16 +141,22 @@ def test_a_matrix_product_has_a_peak() -> None:
     assert 1e8 < hardware.gemm_peak() < 1e14
 
 
-def test_engines_at_hand() -> None:
-    llama = Choice("bundled", ("bundled",), "no other was built")
-    assert engines.as_set(llama).name == "llama.cpp (bundled)"
-    assert [row.name for row in engines.all_of(Settings(), llama)] == ["llama.cpp (bundled)"]
-    openvino, bundled, own = engines.all_of(Settings(llama_path=Path("/x/llama-server")), WORKER)
+def test_engines_at_hand(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    own = prepare(golden_settings("xlmr-head", tmp_path, llama_path=program))
+    assert engines.as_set(own.engine).name == f"llama.cpp {program}"
+    openvino, bundled, mine = engines.all_of(
+        offers.all_of(own.spec, own.wanted, tmp_path), own.wanted, tmp_path
+    )
     environ = {"LLAMA_PATH": "/y", "RERANKD_LLAMA_PATH": "/x/llama-server", "HOME": "/h"}
+    assert openvino.name == "OpenVINO" and bundled.name == "llama.cpp (bundled)"
     assert openvino.environment(environ) == {"HOME": "/h", "RERANKD_ENGINE": "openvino"}
     assert bundled.environment(environ) == {"HOME": "/h", "RERANKD_ENGINE": "llama"}
-    assert own.environment(environ)["LLAMA_PATH"] == "/x/llama-server"
-    assert "RERANKD_LLAMA_PATH" not in own.environment(environ)
+    assert mine.environment(environ)["LLAMA_PATH"] == mine.name == str(program)
+    assert "RERANKD_LLAMA_PATH" not in mine.environment(environ)
+    causal = prepare(golden_settings("qwen3-headed", tmp_path))
+    rows = engines.all_of(offers.all_of(causal.spec, causal.wanted, tmp_path), causal.wanted, tmp_path)
+    assert [row.name for row in rows] == ["llama.cpp (bundled)"]
 
 
 # The program that rerankd starts takes the path of a socket only.

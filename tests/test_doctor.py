@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rerankd.backends.llama.binaries import Choice
+from rerankd.backends.llama.binaries import Binary
 from rerankd.backends.llama.build.cuda import Toolkit
 from rerankd.backends.llama.build.smoke import Outcome
 from rerankd.backends.llama.build.tools import Tools
@@ -35,9 +35,9 @@ CUDA = Toolkit(
     Path("/usr/local/cuda/lib64/libcudart.so"),
     Path("/usr/local/cuda/lib64/libcublas.so"),
 )
-BUNDLED = Choice("bundled", ("python",), "no other was built", 11549)
-NATIVE = Choice("b11434-cpu-0", ("/e",), "it is made for this machine", 11434)
-ON_CARD = Choice("b11434-cuda-0", ("/e",), "it is made for this machine", 11434, (CARD,))
+BUNDLED = Binary("bundled", ("python",), "no other was built", 11549)
+NATIVE = Binary("b11434-cpu-0", ("/e",), "it is made for this machine", 11434)
+ON_CARD = Binary("b11434-cuda-0", ("/e",), "it is made for this machine", 11434, (CARD,))
 VM = Seen(
     machine=Machine(2, 8 * GIB),
     cpu="a CPU",

@@ -61,7 +61,9 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     assert "is there already" in again.stderr
     assert rerankd("engine", "path", home=tmp_path).stdout.strip() == str(folder / "llama-server")
     rows = json.loads(rerankd("engine", "list", "--json", home=tmp_path).stdout)
-    assert [(row["name"], row["used"]) for row in rows] == [(name, True), ("bundled", False)]
+    assert [(row["name"], row["used"]) for row in rows] == [
+        ("openvino", True), (name, True), ("bundled", False)
+    ]  # fmt: skip
 
     scored = rerankd(
         "rerank", "q", "--model", str(GOLDEN / "xlmr-head.gguf"), "--json", home=tmp_path, stdin="a\nb\n"

@@ -164,11 +164,15 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """An engine on this machine that a backend can use, for lists and comparisons. `environment` are the
-    settings that make a service use it; `details` are for programs that read."""
+    """An engine on this machine, for lists and comparisons: `label` is its name in a table of several
+    backends' engines, `environment` makes a service use it, `used` says that models of the backend run on it,
+    and `runs_here` that this CPU can. `details` are more for programs that read."""
 
     name: str
+    label: str
     environment: Mapping[str, str]
+    used: bool
+    runs_here: bool = True
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -218,6 +222,9 @@ class Backend(Protocol):
     def survey(self, options: Any, home: Path, spec: EngineSpec | None = None) -> Any:
         """What this machine has for the backend, and for a model where one is given: a value that `offer`
         decides by. Takes up to a second."""
+
+    def installations(self, options: Any, home: Path) -> Sequence[Installation]:
+        """Its engines on this machine. Takes up to a second."""
 
     def cards(self, survey: Any, options: Any) -> tuple[Gpu, ...] | None:
         """The cards that its engines can use; None where that is not known."""

@@ -1,18 +1,16 @@
-"""(pure) The engines that can run here, each as a name and the environment that makes a service use it."""
+"""The engines that can run a model here, each as a name and the environment that makes a service use it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from rerankd.backends.base import Offer
-from rerankd.backends.llama.binaries import BUNDLED
-from rerankd.backends.llama.options import LlamaOptions
-from rerankd.config import Settings
-
-_BUNDLED = "llama.cpp (bundled)"
-# What chooses the engine, and llama.cpp's program; taken away where another one is to run.
-_CHOICE = ("RERANKD_ENGINE", "LLAMA_PATH", "RERANKD_LLAMA_PATH")
+from rerankd.backends.base import Backend, Offer
+from rerankd.backends.options import traits
+from rerankd.backends.table import BACKENDS
+from rerankd.config import EffectiveModelSettings
+from rerankd.domain import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +18,7 @@ class EngineRow:
     """`without` are environment names that are taken away, `settings` those that are set."""
 
     name: str
-    without: tuple[str, ...]
+    without: frozenset[str]
     settings: Mapping[str, str]
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
@@ -31,20 +29,29 @@ class EngineRow:
 
 def as_set(chosen: Offer) -> EngineRow:
     """The engine that rerankd has chosen for the model."""
-    return EngineRow(_name(chosen), (), {})
+    return EngineRow(chosen.title, frozenset(), {})
 
 
-def all_of(settings: Settings, unnamed: Offer) -> list[EngineRow]:
-    """Every engine at hand: OpenVINO where it can run the model, the bundled llama.cpp, and the llama-server
-    that the settings name. `unnamed` is what rerankd chooses where the settings name none."""
-    rows = [EngineRow(_BUNDLED, _CHOICE, {"RERANKD_ENGINE": "llama"})]
-    if unnamed.backend.name == "openvino":
-        rows.insert(0, EngineRow(_name(unnamed), _CHOICE, {"RERANKD_ENGINE": "openvino"}))
-    if program := settings.options(LlamaOptions).llama_path:
-        own = {"RERANKD_ENGINE": "llama", "LLAMA_PATH": str(program)}
-        rows.append(EngineRow(str(program), _CHOICE, own))
-    return rows
+def all_of(
+    said: Sequence[tuple[Backend, Offer | Refusal]], wanted: EffectiveModelSettings, home: Path
+) -> list[EngineRow]:
+    """Every engine at hand of the backends that can run the model; `said` is what each says of it. Looks at
+    the machine."""
+    without = frozenset(choosing())
+    return [
+        EngineRow(one.label, without, one.environment)
+        for backend, offer in said
+        if isinstance(offer, Offer)
+        for one in backend.installations(wanted.options(backend.Options), home)
+        if one.runs_here
+    ]
 
 
-def _name(chosen: Offer) -> str:
-    return _BUNDLED if chosen.name == BUNDLED else chosen.name
+def choosing() -> list[str]:
+    """The names in the environment that choose the engine and its program."""
+    names = ["RERANKD_ENGINE"]
+    for backend in BACKENDS:
+        for name, field in backend.Options.model_fields.items():
+            if traits(field).environment:
+                names += [f"RERANKD_{name.upper()}", traits(field).environment]
+    return names

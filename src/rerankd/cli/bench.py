@@ -134,6 +134,7 @@ async def _run(
     from rerankd.benchmark import drive, engines, hardware, service
     from rerankd.benchmark.report import Benchmark
     from rerankd.remote import Remote
+    from rerankd.serving import offers
     from rerankd.serving.prepare import prepare
 
     tell("measuring the machine", 0, 1)
@@ -143,8 +144,8 @@ async def _run(
     prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
     chosen: list[EngineRow] = []
     if prepared is not None and compare:
-        unnamed = config.override(settings, {"llama_path": None, "engine": "auto"})
-        chosen = engines.all_of(settings, (await asyncio.to_thread(prepare, unnamed)).engine)
+        said = await asyncio.to_thread(offers.all_of, prepared.spec, prepared.wanted, settings.home)
+        chosen = engines.all_of(said, prepared.wanted, settings.home)
     elif prepared is not None:
         chosen = [engines.as_set(prepared.engine)]
     if compare and len(chosen) == 1:

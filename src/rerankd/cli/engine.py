@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,36 +104,21 @@ def build(
 def list_engines(as_json: Json = False, config_file: Config = None) -> None:
     """List the engines on this machine, and which one is used."""
     from rerankd.backends.llama import installed
-    from rerankd.backends.llama.binaries import BUNDLED, runs_here
-    from rerankd.machine import instructions
+    from rerankd.backends.table import BACKENDS
 
     settings = config.from_machine({}, config_file)
-    engines = installed.Engines(settings.home)
-    choice = installed.chosen(settings.options(LlamaOptions), settings.home)
-    here = instructions()
-    rows: list[dict[str, Any]] = []
-    for one in engines.all():
-        rows.append(
-            {
-                **asdict(one.manifest),
-                "path": str(one.program),
-                "size_bytes": installed.folder_bytes(one.program.parent),
-                "runs_here": runs_here(one, here),
-                "used": one.name == choice.name,
-            }
-        )
-    if (bundled := installed.bundled()) is not None:
-        used = choice.name == BUNDLED
-        rows.append(
-            {"name": BUNDLED, "build": bundled.build, "backend": "cpu", "runs_here": True, "used": used}
-        )
-    if program := settings.options(LlamaOptions).llama_path:
-        rows.append({"name": str(program), "backend": "", "runs_here": True, "used": True})
+    found = [
+        one
+        for backend in BACKENDS
+        for one in backend.installations(settings.options(backend.Options), settings.home)
+    ]
+    rows = [{"name": one.name, **one.details, "runs_here": one.runs_here, "used": one.used} for one in found]
     if as_json:
         print_json(rows)
         return
     head = ("", "name", "backend", "made", "size", "")
     print_rows([head, *(_columns(row) for row in rows)])
+    choice = installed.chosen(settings.options(LlamaOptions), settings.home)
     say(f"Used: {choice.name}, because {choice.reason}.")
 
 
@@ -184,5 +168,6 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     size = f"{row['size_bytes'] / 2**20:.0f} MB" if "size_bytes" in row else ""
     made = str(row.get("made_at", "")).partition("T")[0]
     foreign = "" if row["runs_here"] else "made for another CPU"
-    number = f" (b{row['build']})" if row["name"] == "bundled" and row.get("build") else ""
+    build = f"b{row['build']}" if row.get("build") else row.get("version", "")
+    number = f" ({build})" if build and build not in row["name"] else ""
     return ("*" if row["used"] else "", row["name"] + number, row["backend"], made, size, foreign)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rerankd import machine
-from rerankd.backends.base import Engine, EngineSpec, Offer, Rank
+from rerankd.backends.base import Engine, EngineSpec, Installation, Offer, Rank
 from rerankd.backends.ladder import Step
 from rerankd.backends.llama import binaries, installed, launch
 from rerankd.backends.llama.binaries import Binaries, Binary
@@ -42,6 +42,9 @@ class LlamaBackend:
 
     def survey(self, options: LlamaOptions, home: Path, spec: EngineSpec | None = None) -> Binaries:
         return installed.survey(options, home, _needs(spec) if spec is not None else 0)
+
+    def installations(self, options: LlamaOptions, home: Path) -> list[Installation]:
+        return installed.installations(options, home)
 
     def cards(self, survey: Binaries, options: LlamaOptions) -> tuple[Gpu, ...] | None:
         try:

@@ -11,13 +11,24 @@ import re
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rerankd import machine, processes
+from rerankd.backends.base import Installation
 from rerankd.backends.llama import manifest
-from rerankd.backends.llama.binaries import BUNDLED, Binaries, Binary, Bundled, Installed, choose
+from rerankd.backends.llama.binaries import (
+    BUNDLED,
+    Binaries,
+    Binary,
+    Bundled,
+    Installed,
+    choose,
+    runs_here,
+)
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.errors import EngineUnknown, disk_errors
 from rerankd.files import write_whole
@@ -129,6 +140,30 @@ def chosen(options: LlamaOptions, home: Path) -> Binary:
 def without_gpu(binary: Binary, options: LlamaOptions) -> Binary:
     """The program as the settings let it run: without a GPU where no layer may go there."""
     return replace(binary, gpus=()) if options.gpu_layers == 0 else binary
+
+
+def installations(options: LlamaOptions, home: Path) -> list[Installation]:
+    """Every llama.cpp on this machine. Raises EngineUnknown where there is none."""
+    used, here = chosen(options, home).name, machine.instructions()
+
+    def made(
+        name: str, label: str, program: str, details: Mapping[str, Any], *, is_able: bool = True
+    ) -> Installation:
+        environment = {"RERANKD_ENGINE": "llama"} | ({"LLAMA_PATH": program} if program else {})
+        return Installation(name, label, environment, name == used, is_able, details)
+
+    found = []
+    for one in Engines(home).all():
+        program = str(one.program)
+        size = {"path": program, "size_bytes": folder_bytes(one.program.parent)}
+        details = asdict(one.manifest) | size
+        found.append(made(one.name, f"llama.cpp {one.name}", program, details, is_able=runs_here(one, here)))
+    if (own := bundled()) is not None:
+        found.append(made(BUNDLED, "llama.cpp (bundled)", "", {"build": own.build, "backend": "cpu"}))
+    if options.llama_path:
+        path = str(options.llama_path)
+        found.append(made(path, path, path, {"backend": ""}))
+    return found
 
 
 def folder_bytes(folder: Path) -> int:

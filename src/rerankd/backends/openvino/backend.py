@@ -9,7 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from rerankd.backends.base import Engine, EngineSpec, Offer, Rank
+from rerankd.backends.base import Engine, EngineSpec, Installation, Offer, Rank
 from rerankd.backends.ladder import Step
 from rerankd.backends.openvino import chosen
 from rerankd.backends.openvino.options import OpenVinoOptions
@@ -50,6 +50,13 @@ class OpenVinoBackend:
     def survey(self, options: OpenVinoOptions, home: Path, spec: EngineSpec | None = None) -> bool:
         """Whether OpenVINO and its tokenizers are installed."""
         return all(find_spec(name) is not None for name in ("openvino", "tokenizers"))
+
+    def installations(self, options: OpenVinoOptions, home: Path) -> list[Installation]:
+        if not self.survey(options, home):
+            return []
+        details = {"backend": "cpu", "version": chosen.version()}
+        environment = {"RERANKD_ENGINE": self.name}
+        return [Installation(self.name, self.title, environment, used=True, details=details)]
 
     def cards(self, survey: bool, options: OpenVinoOptions) -> tuple[Gpu, ...]:
         return ()
