@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Literal, NotRequired
+from collections.abc import AsyncIterator
+from typing import Literal, NotRequired
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
 from rerankd.api import reference
-from rerankd.api.answer import Route, json_response, request_id, reranker_of
-from rerankd.api.auth import check_key
+from rerankd.api.answer import Route, json_response, request_id, reranker_with_key
 from rerankd.api.body import read_json
 from rerankd.api.origin import check_change
 from rerankd.api.reference import errors
@@ -56,8 +55,7 @@ class Pulled(TypedDict):
 
 def _admin(request: Request) -> Reranker:
     """The reranker, for one who may change it. Raises Unauthorized and AdminOff."""
-    reranker = reranker_of(request)
-    check_key(request, reranker.keys)
+    reranker = reranker_with_key(request)
     if not reranker.settings.admin_api:
         raise AdminOff(
             "Models can't be changed over HTTP here. To allow it, set admin_api = true (RERANKD_ADMIN_API) "
@@ -218,14 +216,14 @@ class _Pull:
     async def _run(self) -> None:
         try:
             record = await asyncio.to_thread(self._fetch)
-            self._put({"status": f"loading {record.name}"})
+            self._tell({"status": f"loading {record.name}"})
             served = await self._reranker.registry.add(record.name)
             await self._reranker.registry.load(served)
-            self._put({"status": "success", "model": served.name})
+            self._tell({"status": "success", "model": served.name})
         except RerankdError as error:
-            self._put({"status": "error", "code": error.code, "message": error.message})
+            self._tell({"status": "error", "code": error.code, "message": error.message})
         finally:
-            self._events.put_nowait(None)
+            self._tell(None)
 
     def _fetch(self) -> Record:
         # The hubs' clients take a quarter of a second to import, which every start would have to wait for.
@@ -237,7 +235,7 @@ class _Pull:
         return pulling.pull(settings, self._ref, say=self._say, progress=self._progress)
 
     def _say(self, text: str) -> None:
-        self._soon(self._put, {"status": text})
+        self._tell({"status": text})
 
     def _progress(self, what: str, done: int, total: int) -> None:
         if not self._wanted:
@@ -246,10 +244,8 @@ class _Pull:
         now = time.monotonic()
         if what != told or done >= total or now - at >= _TELL_EVERY_S:
             self._told = (what, now)
-            self._soon(self._put, {"status": what, "completed": done, "total": total})
+            self._tell({"status": what, "completed": done, "total": total})
 
-    def _soon(self, call: Callable[[Pulled], None], event: Any) -> None:
-        self._loop.call_soon_threadsafe(call, event)
-
-    def _put(self, event: Pulled) -> None:
-        self._events.put_nowait(event)
+    def _tell(self, event: Pulled | None) -> None:
+        """Also from the thread of the pull. None is the end."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)

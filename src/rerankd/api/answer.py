@@ -26,6 +26,7 @@ from starlette.types import Scope
 
 from rerankd import logs
 from rerankd.api import limits
+from rerankd.api.auth import check_key
 from rerankd.api.dialects.dialect import Dialect
 from rerankd.api.dialects.table import DEFAULT
 from rerankd.domain import RerankResult
@@ -173,6 +174,13 @@ def facts(model: str, results: Sequence[RerankResult]) -> dict[str, str]:
         "x-rerankd-queue-ms": f"{sum(result.queue_s for result in results) * 1000:.1f}",
         "x-rerankd-engine-ms": f"{sum(result.engine_s for result in results) * 1000:.1f}",
     }
+
+
+def reranker_with_key(request: Request) -> Reranker:
+    """The app's reranker, for whoever may ask it. Raises Unauthorized, and what `reranker_of` does."""
+    reranker = reranker_of(request)
+    check_key(request, reranker.keys)
+    return reranker
 
 
 def reranker_of(request: Request) -> Reranker:

@@ -8,8 +8,7 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_of
-from rerankd.api.auth import check_key
+from rerankd.api.answer import Route, json_response, reranker_of, reranker_with_key
 from rerankd.api.origin import check_change
 from rerankd.api.reference import errors
 from rerankd.errors import NoSuchPath
@@ -50,8 +49,7 @@ class ModelList(TypedDict):
     responses={200: {"model": ModelList}, **errors(401)},
 )
 async def models(request: Request) -> Response:
-    reranker = reranker_of(request)
-    check_key(request, reranker.keys)
+    reranker = reranker_with_key(request)
     registry = reranker.registry
     # A client may keep this list and offer all of it to people: what was refused is not among it.
     refused = [one for one in registry.pending if one.error is not None]
@@ -71,8 +69,7 @@ async def models(request: Request) -> Response:
     responses={200: {"model": ModelRow}, **errors(401, 404, 422, 503)},
 )
 async def model(request: Request, name: str) -> Response:
-    reranker = reranker_of(request)
-    check_key(request, reranker.keys)
+    reranker = reranker_with_key(request)
     entry = reranker.registry.entry(name)
     if isinstance(entry, Pending) and entry.error is not None:
         raise entry.refusal()
@@ -101,8 +98,7 @@ def _row(entry: Entry, name: str) -> ModelRow:
     },
 )
 async def reload(request: Request, name: str) -> Response:
-    reranker = reranker_of(request)
-    check_key(request, reranker.keys)
+    reranker = reranker_with_key(request)
     check_change(request, reranker)
     entry = reranker.registry.named(name)
     await reranker.registry.reload(entry)

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_of
-from rerankd.api.auth import check_key
+from rerankd.api.answer import Route, json_response, reranker_with_key
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route, include_in_schema=False)
@@ -42,8 +41,7 @@ async def version(request: Request) -> Response:
 @router.get("/api/tags")
 async def tags(request: Request) -> Response:
     """The models that are served, by each name that they are taken for."""
-    reranker = reranker_of(request)
-    check_key(request, reranker.keys)
+    reranker = reranker_with_key(request)
     rows = [_row(served, name) for served in reranker.registry.models for name in served.model.names]
     return json_response({"models": rows})
 
@@ -51,13 +49,12 @@ async def tags(request: Request) -> Response:
 @router.get("/api/ps")
 async def loaded(request: Request) -> Response:
     """The models whose engines run."""
-    reranker = reranker_of(request)
-    check_key(request, reranker.keys)
-    rows: list[ModelRow] = []
-    for served in reranker.registry.models:
-        if served.state.engine is not None:
-            held = served.memory_bytes() or 0
-            rows.append({**_row(served, served.name), "size": held, "size_vram": 0})
+    reranker = reranker_with_key(request)
+    rows: list[ModelRow] = [
+        {**_row(served, served.name), "size": served.memory_bytes() or 0, "size_vram": 0}
+        for served in reranker.registry.models
+        if served.state.engine is not None
+    ]
     return json_response({"models": rows})
 
 

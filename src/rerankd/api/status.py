@@ -13,8 +13,7 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_of
-from rerankd.api.auth import check_key
+from rerankd.api.answer import Route, json_response, reranker_with_key
 from rerankd.api.reference import errors
 from rerankd.recent import Series
 from rerankd.serving.pending import Pending
@@ -106,8 +105,7 @@ class Status(TypedDict):
     responses={200: {"model": Status}, **errors(401)},
 )
 async def status(request: Request) -> Response:
-    reranker = reranker_of(request)
-    check_key(request, reranker.keys)
+    reranker = reranker_with_key(request)
     registry, metrics = reranker.registry, reranker.metrics
     now = time.monotonic()
     body: Status = {

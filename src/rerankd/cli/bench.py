@@ -88,8 +88,8 @@ def bench(
     )
     arguments = [*([model] if model else ()), *(("--config", str(config_file)) if config_file else ())]
 
-    async def run(tell: Progress) -> Benchmark:
-        return await _run(
+    with progress() as tell:
+        run = _run(
             settings,
             [one for one in (url, *(against or ())) if one],
             arguments=None if url else arguments,
@@ -101,9 +101,7 @@ def bench(
             seed=seed,
             tell=tell,
         )
-
-    with progress() as tell:
-        found = asyncio.run(run(tell))
+        found = asyncio.run(run)
     if as_json:
         print_json(report.as_json(found))
     else:

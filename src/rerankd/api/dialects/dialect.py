@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
 from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 from rerankd.api.body import check
 from rerankd.api.dialects.lenient import Query, Texts
@@ -100,6 +101,15 @@ def one(render: Callable[[RerankResult, str], Any]) -> Render:
         return render(results[0], request_id)
 
     return of_one
+
+
+class PlainError(TypedDict):
+    error: str
+
+
+def plain_error(error: RerankdError) -> PlainError:
+    """An error as a string, as several services say it."""
+    return {"error": error.message}
 
 
 def rows(result: RerankResult, *, score: str = "relevance_score", text: str = "document") -> list[Any]:

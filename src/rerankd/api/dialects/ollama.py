@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects import jina, voyage
-from rerankd.api.dialects.dialect import Dialect, one, rows
+from rerankd.api.dialects.dialect import Dialect, one, plain_error, rows
 from rerankd.domain import RerankResult
-from rerankd.errors import RerankdError
 
 
 class Answer(TypedDict):
@@ -24,15 +23,6 @@ def render(result: RerankResult, request_id: str) -> Answer:
     return {"model": result.model, "results": rows(result), "prompt_eval_count": result.asked_tokens}
 
 
-class ErrorAnswer(TypedDict):
-    error: str
-
-
-def render_error(error: RerankdError) -> ErrorAnswer:
-    """An error as Ollama says it."""
-    return {"error": error.message}
-
-
 DIALECT = Dialect(
     name="ollama",
     title="Ollama",
@@ -43,5 +33,5 @@ DIALECT = Dialect(
     body=jina.Body,
     rules=jina.DIALECT.rules,
     render=one(render),
-    render_error=render_error,
+    render_error=plain_error,
 )

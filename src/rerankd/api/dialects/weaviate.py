@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, one
+from rerankd.api.dialects.dialect import Dialect, Question, one, plain_error
 from rerankd.api.dialects.rules import ALL_ROWS, Rules
 from rerankd.domain import RerankRequest, RerankResult
-from rerankd.errors import RerankdError
 
 
 class Body(Question):
@@ -51,15 +50,6 @@ def render(result: RerankResult, request_id: str) -> Answer:
     return {"scores": [{"document": scored.text or "", "score": scored.score} for scored in rows]}
 
 
-class ErrorAnswer(TypedDict):
-    error: str
-
-
-def render_error(error: RerankdError) -> ErrorAnswer:
-    """An error as Weaviate reads it."""
-    return {"error": error.message}
-
-
 DIALECT = Dialect(
     name="weaviate",
     title="Weaviate",
@@ -69,5 +59,5 @@ DIALECT = Dialect(
     body=Body,
     rules=Rules(unused={"top_n": "every document gets a row"}, refused={"score_threshold": ALL_ROWS}),
     render=one(render),
-    render_error=render_error,
+    render_error=plain_error,
 )
