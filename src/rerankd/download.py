@@ -22,7 +22,7 @@ import httpx
 
 from rerankd import network
 from rerankd.errors import DataFolderError, FetchError, disk_errors
-from rerankd.progress import Progress, silent, size_words
+from rerankd.progress import Progress, silent, size_words, step
 
 T = TypeVar("T")
 
@@ -152,22 +152,21 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
             except httpx.TransportError as error:
                 said = network.explain(error)
                 cause = source.origin.unreachable(error) if isinstance(error, httpx.ConnectError) else None
-            except _BusyError as error:
-                cause = error.refusal
+            except network.Busy as error:
+                cause = error
             fruitless = fruitless + 1 if at == before else 0
             if fruitless:
                 waits.pause(fruitless, cause or _cut(source, at, said))
 
     @contextlib.contextmanager
     def _get(self, source: Source, byte_range: str) -> Iterator[httpx.Response]:
-        """Ask for bytes. Raises FetchError, _BusyError, and TransportError, after which another attempt may
+        """Ask for bytes. Raises FetchError, and TransportError and Busy, after which another attempt may
         help; so does the block, while it reads the answer."""
         headers = source.headers | ({"range": byte_range} if byte_range else {})
         try:
             with self.client.stream("GET", source.url, headers=headers) as answer:
                 if answer.status_code >= 400 and not (answer.status_code == 416 and byte_range):
-                    refusal = source.origin.refused(answer.status_code, answer.headers.get("retry-after", ""))
-                    raise _BusyError(refusal) if answer.status_code in network.BUSY else refusal
+                    raise source.origin.refused(answer.status_code, answer.headers.get("retry-after", ""))
                 if answer.headers.get("content-type", "").startswith("text/html"):
                     raise source.origin.web_page(answer.url.host)
                 yield answer
@@ -202,14 +201,6 @@ class _Waits:
         self._progress(f"waiting {asked_s} s, as the hub asks", asked_s, asked_s or 1)
 
 
-class _BusyError(Exception):
-    """A status that another attempt may not meet."""
-
-    def __init__(self, refusal: FetchError) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
-
-
 Pieces = Generator[bytes, None, None]
 
 
@@ -239,9 +230,8 @@ def verify(path: Path, source: Source, progress: Progress) -> None:
     """Check size and checksum of what was fetched; deletes it and raises FetchError where they are wrong."""
     found = ""
     if source.sha256:
-        progress(f"checking {source.name}", 0, 1)
-        found = sha256_of(path)
-        progress(f"checking {source.name}", 1, 1)
+        with step(progress, f"checking {source.name}"):
+            found = sha256_of(path)
     if _size(path) == source.size_bytes and found == source.sha256.lower():
         return
     path.unlink()

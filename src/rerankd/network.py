@@ -25,7 +25,7 @@ from rerankd.errors import FetchError, HubUnreachable
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 
 # Statuses that another attempt may not meet.
-BUSY = (408, 429, 500, 502, 503, 504)
+_BUSY = (408, 429, 500, 502, 503, 504)
 
 # ValueError: an address or a proxy that can't be read. ImportError: a proxy's protocol that needs a library.
 ERRORS = (
@@ -177,6 +177,10 @@ def retry_after_s(value: str | None) -> int | None:
     return None
 
 
+class Busy(FetchError):
+    """The server refuses for now; another attempt may fare better."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where something is fetched from, as error sentences speak of it: what is fetched (`ref`), the server's
@@ -189,11 +193,9 @@ class Origin:
 
     def refused(self, status: int, retry_after: str = "") -> FetchError:
         """The error of an answer with this HTTP status; `retry_after_s` is what the server asks to wait."""
-        wait_s = retry_after_s(retry_after) if status in BUSY else None
+        kind, wait_s = (Busy, retry_after_s(retry_after)) if status in _BUSY else (FetchError, None)
         why, next_step = self.reason(status, wait_s)
-        return FetchError(
-            f"{self.ref} can't be fetched: {self.server} {why}. {next_step}", retry_after_s=wait_s
-        )
+        return kind(f"{self.ref} can't be fetched: {self.server} {why}. {next_step}", retry_after_s=wait_s)
 
     def reason(self, status: int, wait_s: int | None) -> tuple[str, str]:
         """What a refusal means, as the end of a sentence, and what to do about it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is, in bytes or steps; what it
@@ -13,6 +14,14 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 def silent(what: str, done: int, total: int) -> None:
     """The progress that nobody is told."""
+
+
+@contextlib.contextmanager
+def step(progress: Progress, what: str) -> Iterator[None]:
+    """Report the begin of something whose own progress is not known, and its end if it succeeds."""
+    progress(what, 0, 1)
+    yield
+    progress(what, 1, 1)
 
 
 def size_words(size_bytes: int) -> str:

@@ -32,7 +32,7 @@ from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
 from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
 from rerankd.formats import modelfile
 from rerankd.hub import builtin, hubs, listing, store
-from rerankd.progress import Progress, silent
+from rerankd.progress import Progress, silent, step
 from rerankd.serving import prepare, safer_settings
 from rerankd.state import StateStore
 
@@ -196,11 +196,10 @@ def _precisions(settings: Settings, report: Progress, *, remeasure: bool) -> tup
         subject = openvino.subject(model.engine)
         before = after = chosen.known(subject, state)
         if remeasure:
-            report(f"choosing the precision of {model.name}", 0, 1)
             state.remove(chosen.SECTION, subject.key)
             log = store.Store(settings.home).logs / "precision.log"
-            after = asyncio.run(chosen.choose(subject, state, log, settings.start_timeout_s))
-            report(f"choosing the precision of {model.name}", 1, 1)
+            with step(report, f"choosing the precision of {model.name}"):
+                after = asyncio.run(chosen.choose(subject, state, log, settings.start_timeout_s))
         if after is None:
             found.append(SeenPrecision(model.name, "", ""))
         else:
@@ -210,15 +209,14 @@ def _precisions(settings: Settings, report: Progress, *, remeasure: bool) -> tup
 
 
 def _online(report: Progress) -> dict[str, str]:
-    report("asking the network", 0, 1)
-    found = {"package index": index.problem(PINNED)}
-    for hub in (hubs.HuggingFace(), hubs.ModelScope()):
-        name, endpoint = hub.origin("").server, hub.origin("").endpoint
-        try:
-            with network.client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
-                client.head(endpoint)
-            found[name] = ""
-        except network.ERRORS as error:
-            found[name] = network.explain(error)
-    report("asking the network", 1, 1)
+    with step(report, "asking the network"):
+        found = {"package index": index.problem(PINNED)}
+        for hub in (hubs.HuggingFace(), hubs.ModelScope()):
+            origin = hub.origin("")
+            try:
+                with network.client(timeout=_ONLINE_TIMEOUT_S, follow_redirects=True) as client:
+                    client.head(origin.endpoint)
+                found[origin.server] = ""
+            except network.ERRORS as error:
+                found[origin.server] = network.explain(error)
     return found

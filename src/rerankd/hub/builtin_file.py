@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
+
 from rerankd.errors import FetchError
 from rerankd.formats import charsmap
-from rerankd.progress import Progress
+from rerankd.progress import Progress, step
 
-_PREPARING = "preparing the built-in model"
+PREPARING = "preparing the built-in model"
 # Of the GGUF format: value types, and the bytes that the tensors' place is a multiple of.
 _ARRAY, _UINT8, _ALIGNMENT = 9, 0, 32
 _OLD_CHARSMAP_BYTES = 58_530
@@ -35,7 +38,6 @@ def renew(old: Path, target: Path, progress: Progress) -> bool:
     be read."""
     if not old.is_file():
         return False
-    progress(_PREPARING, 0, 1)
     raw = old.read_bytes()
     mark = struct.pack("<Q", len(_CHARSMAP)) + _CHARSMAP.encode() + struct.pack("<II", _ARRAY, _UINT8)
     try:
@@ -47,11 +49,10 @@ def renew(old: Path, target: Path, progress: Progress) -> bool:
         return False
     if (end - start - len(renewed)) % _ALIGNMENT:
         return False
-    with target.open("wb") as stream:
+    with step(progress, PREPARING), target.open("wb") as stream:
         stream.writelines((raw[:count_at], struct.pack("<Q", len(renewed)), renewed, raw[end:]))
         stream.flush()
         os.fsync(stream.fileno())
-    progress(_PREPARING, 1, 1)
     return True
 
 
@@ -63,30 +64,26 @@ def write(data: bytes, target: Path, progress: Progress) -> None:
     reader.take("I")
     head = _Head(*reader.take("7if"))
     reader.take("i")
-    progress(_PREPARING, 0, 4)
+    progress(PREPARING, 0, 4)
     pieces, scores, ids = _read_vocabulary(reader)
     singles = dict(_read_normalisation(reader))
-    progress(_PREPARING, 1, 4)
+    progress(PREPARING, 1, 4)
     normalisation = _normalisation(singles)
-    progress(_PREPARING, 2, 4)
-    tensors = [_read_tensor(reader) for _ in range(reader.take("i"))]
-
-    import gguf  # here, for its import costs the service 30 ms and 20 MB that it needs but once
-
+    progress(PREPARING, 2, 4)
     writer = gguf.GGUFWriter(target, "bert")
     _add_header(writer, head)
     _add_vocabulary(writer, pieces, scores, ids, normalisation)
     writer.add_token_type_count(head.types)
-    for tensor in tensors:
-        _add_tensor(writer, data, tensor, head, rows=len(pieces))
-    progress(_PREPARING, 3, 4)
+    for _ in range(reader.take("i")):
+        _add_tensor(writer, reader, head, rows=len(pieces))
+    progress(PREPARING, 3, 4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     with target.open("rb+") as stream:
         os.fsync(stream.fileno())
-    progress(_PREPARING, 4, 4)
+    progress(PREPARING, 4, 4)
 
 
 def _normalisation(singles: dict[str, str]) -> bytes:
@@ -95,15 +92,6 @@ def _normalisation(singles: dict[str, str]) -> bytes:
     # A map may end with zeros. So many, that replacing the older file's map moves the tensors by whole
     # alignments: however the file was made, it is the same.
     return data + bytes((_OLD_CHARSMAP_BYTES - len(data)) % _ALIGNMENT)
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    kind: int
-    elements: int
-    offset: int
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +142,7 @@ def _read_normalisation(reader: _Reader) -> Iterator[tuple[str, str]]:
             yield chr(code_point), text
 
 
-def _read_tensor(reader: _Reader) -> _Tensor:
-    name = reader.skip(reader.take("H")).decode()
-    return _Tensor(name, *reader.take("BIQQ"))
-
-
-def _add_header(writer: Any, head: _Head) -> None:
-    import gguf
-
+def _add_header(writer: gguf.GGUFWriter, head: _Head) -> None:
     writer.add_name("multilingual-e5-small (4-bit, built in)")
     writer.add_description("intfloat/multilingual-e5-small in 4 bits, rerankd's built-in model")
     writer.add_license("mit")
@@ -177,10 +158,12 @@ def _add_header(writer: Any, head: _Head) -> None:
 
 
 def _add_vocabulary(
-    writer: Any, pieces: list[bytes], scores: list[float], ids: tuple[int, ...], normalisation: bytes
+    writer: gguf.GGUFWriter,
+    pieces: list[bytes],
+    scores: list[float],
+    ids: tuple[int, ...],
+    normalisation: bytes,
 ) -> None:
-    import gguf
-
     bos, eos, pad, unk = ids
     kinds = [gguf.TokenType.NORMAL] * len(pieces)
     for control in (bos, eos, pad, len(pieces) - 1):  # the last piece is <mask>
@@ -203,20 +186,19 @@ def _add_vocabulary(
     writer.add_add_eos_token(True)
 
 
-def _add_tensor(writer: Any, data: bytes, tensor: _Tensor, head: _Head, rows: int) -> None:
-    import gguf
-    import numpy as np
-
-    name = gguf_name(tensor.name)
-    raw = np.frombuffer(data, np.uint8, tensor.size_bytes, tensor.offset)
-    if tensor.kind == _Q4_0:
+def _add_tensor(writer: gguf.GGUFWriter, reader: _Reader, head: _Head, rows: int) -> None:
+    own = reader.skip(reader.take("H")).decode()
+    kind, _, offset, size_bytes = reader.take("BIQQ")
+    name = gguf_name(own)
+    raw = np.frombuffer(reader.data, np.uint8, size_bytes, offset)
+    if kind == _Q4_0:
         width = head.feed_forward if name.endswith("ffn_down.weight") else head.width
         matrix = raw.reshape(-1, width // 32 * 18)
-        matrix = matrix[:rows] if tensor.name == "emb.word" else matrix
+        matrix = matrix[:rows] if own == "emb.word" else matrix
         writer.add_tensor(name, matrix, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
         return
     values = raw.view(np.float32)
-    if tensor.name in _TENSORS:  # the f32 embedding tables: positions and token types
+    if own in _TENSORS:  # the f32 embedding tables: positions and token types
         values = values.reshape(-1, head.width)
     writer.add_tensor(name, values)
 

@@ -31,10 +31,10 @@ from rerankd.formats import checkpoint_files, gguf, modelfile
 from rerankd.formats import safetensors_metadata as folders
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.hubs import Hub, Listing
-from rerankd.hub.ref import HUB_NAMES, ModelRef, parse
+from rerankd.hub.ref import HUBS, ModelRef, parse
 from rerankd.hub.repository_files import Choice, RemoteFile, choose
 from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
-from rerankd.progress import Progress, size_words
+from rerankd.progress import Progress, size_words, step
 from rerankd.recipes import catalog
 from rerankd.recipes.resolve import Verdict
 
@@ -87,8 +87,8 @@ class Puller:
 
     def _pull_from(self, place: ModelRef, default: str, folder: str) -> Record:
         hub = self.hubs[place.kind]
-        self.progress(f"asking {HUB_NAMES[place.kind]} for {place.name}", 0, 1)  # type: ignore[index]
-        listing = self.downloader.asked(lambda: hub.listing(place.name))
+        with step(self.progress, f"asking {hub.origin(place.name).server} for {place.name}"):
+            listing = self.downloader.asked(lambda: hub.listing(place.name))
         where = f"{place.kind}:{place.name}"
         choice = choose(
             listing.files,
@@ -98,7 +98,6 @@ class Puller:
             default=default,
             memory_bytes=self.memory_bytes,
         )
-        self.progress(f"asking {HUB_NAMES[place.kind]} for {place.name}", 1, 1)  # type: ignore[index]
         record = self._record(folder, where, listing, choice)
         known = next((one for one in self.store.records() if one.folder == folder), None)
         if known is not None and _is_same(known, record):
@@ -221,7 +220,7 @@ def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:
     if entry.refused:
         raise Unscorable(f"{entry.name} can't be scored right: {entry.refused}. Take another model.")
     places = [parse(text) for text in entry.refs]
-    places = [place for place in places if place.kind in HUB_NAMES]
+    places = [place for place in places if place.kind in HUBS]
     if not places:
         raise UnknownModel(
             f"rerankd knows {entry.name}, but no place that has it as GGUF. If you know one, name it: "

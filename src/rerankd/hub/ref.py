@@ -25,7 +25,6 @@ from rerankd.errors import UnknownModel
 Hub = Literal["hf", "ms"]
 Kind = Literal["builtin", "hf", "ms", "name", "path"]
 HUBS: tuple[Hub, ...] = get_args(Hub)
-HUB_NAMES: dict[Hub, str] = {"hf": "Hugging Face", "ms": "ModelScope"}
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 _QUANT = rf"(?::(?P<quant>{_WORD}))?"

@@ -31,7 +31,7 @@ from rerankd.backends.llama.launch import ALL_LAYERS
 from rerankd.backends.llama.manifest import Backend, Manifest
 from rerankd.errors import BuildFailed, DataFolderError, disk_errors
 from rerankd.files import move_folder
-from rerankd.progress import Progress
+from rerankd.progress import Progress, step
 
 _LOG = "build.log"
 
@@ -167,11 +167,10 @@ class Builder:
         jobs = plan.jobs(made.backend, here.cores, here.memory_bytes, asked_jobs)
         self._say(f"Building {made.name} from {made.source.origin} with {jobs} at a time. Log: {log}")
         what = f"building {made.name}"
-        self._report(f"configuring {made.name}", 0, 1)
-        code, lines = run.run(made.configure(folder), log)
-        if code:
-            raise BuildFailed(faults.failed("configure", lines, log))
-        self._report(f"configuring {made.name}", 1, 1)
+        with step(self._report, f"configuring {made.name}"):
+            code, lines = run.run(made.configure(folder), log)
+            if code:
+                raise BuildFailed(faults.failed("configure", lines, log))
         self._report(what, 0, 0)
         code, lines = run.run(
             made.compile(folder, jobs), log, lambda done, total: self._report(what, done, total)

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -23,7 +22,7 @@ from rerankd.backends.llama.build import index
 from rerankd.backends.llama.build.tools import Tools
 from rerankd.download import sha256_of
 from rerankd.errors import BuildFailed, disk_errors
-from rerankd.progress import Progress
+from rerankd.progress import Progress, step
 
 PINNED_BUILD = 11434
 PINNED = index.Archive(
@@ -111,15 +110,16 @@ def _source(tree: Path, build: int, origin: str) -> Source:
 def _unpack(archive: Path, target: Path, report: Progress, inner: str = "") -> Path:
     """Unpack into `target`, which appears when it is whole; the tree is its only folder, or `inner` of it."""
     if not target.is_dir():
-        report(f"unpacking {archive.name}", 0, 1)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as scratch:
+        with (
+            step(report, f"unpacking {archive.name}"),
+            tempfile.TemporaryDirectory(prefix=".part-", dir=target.parent) as scratch,
+        ):
             try:
                 _extract(archive, Path(scratch) / "tree", inner)
             except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
                 raise BuildFailed(f"{archive} can't be unpacked: {error}. Fetch it again.") from error
             os.rename(Path(scratch) / "tree", target)
-        report(f"unpacking {archive.name}", 1, 1)
     tops = [path for path in target.iterdir() if path.is_dir()]
     top = tops[0] if len(tops) == 1 and not (target / "CMakeLists.txt").exists() else target
     return top / inner if inner else top
@@ -142,22 +142,19 @@ def _clone(asked: str, folder: Path, tools: Tools, report: Progress) -> Source:
         raise BuildFailed("To build from a git repository, git must be there: sudo apt install git")
     target = folder / f"git-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     if not target.is_dir():
-        report(f"cloning {url}", 0, 1)
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
         branch = ["--branch", ref] if ref else []
-        said = processes.output(
-            [tools.git, "clone", "--quiet", "--depth", "1", *branch, "--", url, str(scratch / "tree")],
-            _GIT_TIMEOUT_S,
-        )
-        try:
-            if not (scratch / "tree" / ".git").is_dir():
+        with (
+            step(report, f"cloning {url}"),
+            tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch,
+        ):
+            tree = Path(scratch) / "tree"
+            clone = [tools.git, "clone", "--quiet", "--depth", "1", *branch, "--", url, str(tree)]
+            said = processes.output(clone, _GIT_TIMEOUT_S)
+            if not (tree / ".git").is_dir():
                 last = said.strip().splitlines()[-1:] or ["git gave no reason"]
                 raise BuildFailed(f"{url} could not be cloned: {last[0]}")
-            os.rename(scratch / "tree", target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        report(f"cloning {url}", 1, 1)
+            os.rename(tree, target)
     return _source(target, number_in(ref) or _number_of(target), asked)
 
 
