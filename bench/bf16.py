@@ -109,7 +109,7 @@ def line(name: str, model: Model, exact: Values, rough: Values) -> float:
 
     flat = [value for row in exact for value in row]
     raw = moved(float)
-    score = moved(lambda value: normalize.transform(value, normalization))
+    score = moved(lambda value: normalize.score(value, normalization))
     whole = [(one, other) for one, other in zip(exact, rough, strict=True) if len(one) > 1]
     taus = [float(kendalltau(one, other).statistic) for one, other in whole]
     swap = max(precision.largest_swap(one, other, normalization) for one, other in whole)

@@ -32,7 +32,7 @@ CLS, MEAN = {"modern-bert.classifier.pooling_type": 2}, {"modern-bert.classifier
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file. `becomes` is head, judge or cosine, or what the reason of its refusal must hold.
+    """A kind of file. `becomes` is its scoring method, or what the reason of its refusal must hold.
     `asked` names the catalog's model whose prompt it must be asked with; `file` is the name it is written
     under."""
 

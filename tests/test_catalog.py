@@ -4,7 +4,7 @@ import pytest
 
 from rerankd.errors import ConfigError
 from rerankd.recipes import catalog
-from rerankd.recipes.catalog import load, template_flaw
+from rerankd.recipes.catalog import load, template_error
 from rerankd.recipes.evidence import plain
 
 MATCH = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
@@ -98,6 +98,6 @@ def test_plain_names() -> None:
     assert plain(" Multilingual E5_Small (4-bit, built in)") == "multilingual-e5-small-4-bit-built-in"
 
 
-def test_template_flaws() -> None:
-    assert template_flaw("{query} {document} {instruction} {other}") == ""
-    assert "document" in template_flaw("{query} {{document}} {document}")
+def test_template_errors() -> None:
+    assert template_error("{query} {document} {instruction} {other}") == ""
+    assert "document" in template_error("{query} {{document}} {document}")

@@ -23,7 +23,8 @@ from rerankd.formats.tokenizer import Reading, of_file
 from rerankd.hub.inspect import describe
 from rerankd.hub.store import Store, display_name
 from rerankd.recipes import catalog
-from rerankd.recipes.resolve import ScoringOverrides, decide
+from rerankd.recipes.partial import PartialRecipe
+from rerankd.recipes.resolve import resolve
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings
 
@@ -65,17 +66,17 @@ def test_a_folder_is_read_as_the_file_of_the_same_model() -> None:
 
 def test_a_bert_cross_encoder_is_scored_from_its_folder_only() -> None:
     facts = safetensors_metadata.read(GOLDEN / "bert-pairs")
-    decided = decide(facts, catalog.known())
-    scoring = decided.require()
+    resolved = resolve(facts, catalog.known())
+    scoring = resolved.require()
     assert (scoring.method, scoring.max_length, scoring.pooling) == ("cross_encoder", 128, "rank")
-    assert "bert-pairs: BF16 in safetensors, 0.195 million parameters" in describe(facts, decided)
+    assert "bert-pairs: BF16 in safetensors, 0.195 million parameters" in describe(facts, resolved)
 
 
 def test_what_the_catalog_refuses_as_gguf_is_scored_from_safetensors(tmp_path: Path) -> None:
     folder = checkpoints.copy("bert-pairs", tmp_path / "ms-marco-TinyBERT-L2-v2")
-    decided = decide(safetensors_metadata.read(folder), catalog.known())
-    assert decided.entry is not None and decided.entry.refused
-    assert decided.require().method == "cross_encoder"
+    resolved = resolve(safetensors_metadata.read(folder), catalog.known())
+    assert resolved.entry is not None and resolved.entry.refused
+    assert resolved.require().method == "cross_encoder"
 
 
 async def test_the_second_token_type_counts(tmp_path: Path) -> None:
@@ -136,11 +137,11 @@ def test_how_a_tokenizer_was_saved_does_not_matter(tmp_path: Path) -> None:
 def test_a_tokenizers_length_bounds_the_window(tmp_path: Path) -> None:
     folder = checkpoints.copy("bert-pairs", tmp_path / "short")
     checkpoints.edit(folder / "tokenizer_config.json", model_max_length=100)
-    assert decide(safetensors_metadata.read(folder), catalog.known()).require().max_length == 100
+    assert resolve(safetensors_metadata.read(folder), catalog.known()).require().max_length == 100
     checkpoints.edit(folder / "tokenizer_config.json", model_max_length=10**30)
-    assert decide(safetensors_metadata.read(folder), catalog.known()).require().max_length == 128
+    assert resolve(safetensors_metadata.read(folder), catalog.known()).require().max_length == 128
     (folder / "tokenizer_config.json").unlink()
-    assert decide(safetensors_metadata.read(folder), catalog.known()).require().max_length == 128
+    assert resolve(safetensors_metadata.read(folder), catalog.known()).require().max_length == 128
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_what_cannot_be_computed_is_refused(
 ) -> None:
     folder = checkpoints.copy(name, tmp_path / "odd", **config)
     with pytest.raises(Unscorable, match=words):
-        decide(modelfile.read(folder), catalog.known()).require()
+        resolve(modelfile.read(folder), catalog.known()).require()
 
 
 def test_a_head_that_is_no_rerankers_is_refused(tmp_path: Path) -> None:
@@ -175,17 +176,17 @@ def test_a_head_that_is_no_rerankers_is_refused(tmp_path: Path) -> None:
     kind, _, row = tensors["classifier.weight"]
     checkpoints.write(folder / "model.safetensors", tensors | {"classifier.weight": (kind, [3, 64], row * 3)})
     with pytest.raises(Unscorable, match="classifier with 3 labels"):
-        decide(modelfile.read(folder), catalog.known()).require()
+        resolve(modelfile.read(folder), catalog.known()).require()
     del tensors["bert.pooler.dense.weight"]
     checkpoints.write(folder / "model.safetensors", tensors)
     with pytest.raises(Unscorable, match=r"not whole: cls\.weight"):
-        decide(modelfile.read(folder), catalog.known()).require()
+        resolve(modelfile.read(folder), catalog.known()).require()
 
 
 def test_only_its_head_scores_it() -> None:
     facts = safetensors_metadata.read(GOLDEN / "bert-pairs")
     with pytest.raises(ConfigError, match="scored by its head"):
-        decide(facts, catalog.known(), ScoringOverrides(method="embedding", pooling="mean"))
+        resolve(facts, catalog.known(), PartialRecipe(method="embedding", pooling="mean"))
 
 
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
     tensors["classifier.weight"] = ("F64", [1, 64], bytes(8 * 64))
     checkpoints.write(folder / "model.safetensors", tensors)
     with pytest.raises(Unscorable, match="type F64"):
-        decide(modelfile.read(folder), catalog.known()).require()
+        resolve(modelfile.read(folder), catalog.known()).require()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_damaged_weights_are_named(tmp_path: Path, damage: Any, words: str) -> N
     weights = folder / "model.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
     with pytest.raises(ModelFileError, match=words):
-        decide(modelfile.read(folder), catalog.known()).require()
+        resolve(modelfile.read(folder), catalog.known()).require()
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_no_configuration_ends_in_another_error(name: str, data: st.DataObject) 
         facts = safetensors_metadata.read_streams(
             Path("x"), described, [(stream, weights.stat().st_size, weights)]
         )
-        decide(facts, catalog.known()).require()
+        resolve(facts, catalog.known()).require()
 
 
 @given(data=st.data())
@@ -315,7 +316,7 @@ def test_no_header_ends_in_another_error(data: st.DataObject) -> None:
     described = {"config.json": (GOLDEN / "bert-pairs" / "config.json").read_bytes()}
     with contextlib.suppress(ModelFileError):
         facts = safetensors_metadata.read_streams(Path("x"), described, [(stream, len(whole), Path("model"))])
-        decide(facts, catalog.known()).require()
+        resolve(facts, catalog.known()).require()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def runs(values: list[float]) -> list[list[float]]:
 
 
 def test_a_sound_model_passes() -> None:
-    assert self_test.judge(runs(GOOD), SIGMOID) == []
+    assert self_test.check(runs(GOOD), SIGMOID) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,22 @@ def test_a_sound_model_passes() -> None:
     ],
 )
 def test_a_broken_model_is_found_out(broken: list[list[float]], says: str) -> None:
-    (finding,) = self_test.judge(broken, SIGMOID)
-    assert says in finding.text
-    assert finding.fatal
+    refusal, _ = self_test.check(broken, SIGMOID)
+    assert refusal is not None
+    assert says in refusal.reason and "--force" in refusal.next_step
 
 
 def test_a_wrong_order_is_only_a_warning() -> None:
-    (finding,) = self_test.judge(runs([-3.0, 2.0, 1.0, 0.0, -4.0]), SIGMOID)
-    assert not finding.fatal
+    refusal, (doubt,) = self_test.check(runs([-3.0, 2.0, 1.0, 0.0, -4.0]), SIGMOID)
+    assert refusal is None and "simple English question" in doubt
 
 
 def test_a_few_thousandths_are_only_a_warning() -> None:
     noisy = [runs(GOOD)[0], [value + 0.03 for value in runs(GOOD)[1]], [GOOD[0]]]
-    (finding,) = self_test.judge(noisy, SIGMOID)
-    assert "its place" in finding.text
-    assert not finding.fatal
+    refusal, (doubt,) = self_test.check(noisy, SIGMOID)
+    assert refusal is None and "its place" in doubt
 
 
-def test_noise_within_the_contract_is_no_finding() -> None:
+def test_noise_within_the_contract_is_no_doubt() -> None:
     noisy = [runs(GOOD)[0], [value + 1e-4 for value in runs(GOOD)[1]], [GOOD[0]]]
-    assert self_test.judge(noisy, SIGMOID) == []
+    assert self_test.check(noisy, SIGMOID) == (None, ())

@@ -73,7 +73,7 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(cli(tmp_path, "list", "--json"))}
     assert set(rows) == {"bge-reranker-v2-m3", "bge-reranker-v2-m3:f16", f"hf:{BGE}:q4_k_m"}
     assert [name for name, row in rows.items() if row["default"]] == ["bge-reranker-v2-m3"]
-    assert rows["bge-reranker-v2-m3"]["scored_as"] == "cross_encoder"
+    assert rows["bge-reranker-v2-m3"]["method"] == "cross_encoder"
     assert "bge-reranker-v2-m3:f16\t832 KiB\t" in cli(tmp_path, "list")
 
     shown = cli(tmp_path, "show", "BAAI/bge-reranker-v2-m3")
@@ -101,7 +101,7 @@ def test_the_catalog_is_listed_with_what_one_must_know_before_a_pull(tmp_path: P
     listed = cli(tmp_path, "list", "--catalog").splitlines()
     assert "qwen3-reranker-0.6b\t639 MB\tmulti\tApache-2.0\t8192\tcausal_lm" in listed
     rows = json.loads(cli(tmp_path, "list", "--catalog", "--json"))
-    assert all(row["quant"] and row["window"] and row["licence"] and row["languages"] for row in rows)
+    assert all(row["quant"] and row["max_length"] and row["licence"] and row["languages"] for row in rows)
 
 
 def test_a_model_that_is_not_here_yet_says_how_to_get_it(tmp_path: Path) -> None:

@@ -94,13 +94,16 @@ def test_the_status_tells_what_it_is_asked_for(model: Model) -> None:
     service.post(body={})
     status = service("GET", "/v1/status").json()
     (told,) = status["models"]
-    assert (told["id"], told["aliases"], told["way"], told["transform"]) == (
+    assert (told["id"], told["aliases"], told["method"], told["normalization"]) == (
         "bge",
         ["the/other"],
         "cross_encoder",
         "sigmoid",
     )
-    assert told["explain"] == model.verdict.explain and told["window"] == model.scoring.max_length
+    length = model.scoring.max_length
+    assert told["explain"] == model.resolution.explanation and told["max_length"] == length
+    # The names of 0.1, for one release.
+    assert (told["way"], told["window"], told["transform"]) == ("head", length, "sigmoid")
     assert (sum(status["recent"]["requests"]), sum(status["recent"]["failed"])) == (2, 1)
     assert len(status["recent"]["median_ms"]) == 120
     assert told["queue"]["requests"] == 0 and told["state"] == "unloaded" and status["admin"] is False

@@ -31,7 +31,8 @@ from rerankd.hub.hubs import HuggingFace, ModelScope
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Store
 from rerankd.progress import size_words
-from rerankd.recipes import catalog, resolve
+from rerankd.recipes import catalog
+from rerankd.recipes.resolve import resolve
 from support import GOLDEN, environment, until
 
 XLMR = (GOLDEN / "xlmr-head.gguf").read_bytes()
@@ -76,7 +77,7 @@ class Pulls:
                 hubs={"hf": HuggingFace(urls[0]), "ms": ModelScope(urls[1])},
                 downloader=downloader,
                 **{
-                    "judge": lambda facts: resolve.decide(facts, catalog.known()),
+                    "resolve": lambda facts: resolve(facts, catalog.known()),
                     "check": lambda path: None,
                     "say": self.said.append,
                     "progress": lambda what, done, total: None,

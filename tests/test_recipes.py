@@ -15,12 +15,14 @@ import ggufs
 import twins
 from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
-from rerankd.errors import ModelFileError, Unscorable
+from rerankd.errors import ConfigError, ModelFileError, Unscorable
 from rerankd.formats import modelfile, safetensors_metadata
 from rerankd.hub.inspect import describe, describe_json
 from rerankd.recipes import catalog
 from rerankd.recipes.catalog import Entry
-from rerankd.recipes.resolve import ScoringOverrides, Verdict, decide
+from rerankd.recipes.partial import PartialRecipe
+from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.resolve import resolve
 from rerankd.service import Reranker
 from rerankd.serving.prepare import prepare
 from support import GOLDEN, rerankd
@@ -31,8 +33,8 @@ FOLDERS = ("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2")
 ENTRIES = catalog.known().entries
 
 
-def judged(path: Path, overrides: ScoringOverrides | None = None) -> Verdict:
-    return decide(modelfile.read(path), catalog.known(), overrides or ScoringOverrides())
+def judged(path: Path, settings: PartialRecipe | None = None) -> Resolution:
+    return resolve(modelfile.read(path), catalog.known(), settings or PartialRecipe())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
@@ -60,18 +62,18 @@ def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tm
         else:
             folder.mkdir()
             path = twins.of_entry(entry, name).write(folder / "model.gguf")
-        verdict = judged(path)
-        assert verdict.entry is not None and verdict.entry.name in _namesakes(entry), name
+        resolved = judged(path)
+        assert resolved.entry is not None and resolved.entry.name in _namesakes(entry), name
         if entry.refused:
-            assert verdict.scoring is None and verdict.entry.refused in verdict.reason
+            assert resolved.refusal is not None and resolved.entry.refused in resolved.refusal.reason
             continue
-        scoring = verdict.require()
+        scoring = resolved.require()
         said = (scoring.method, scoring.template, scoring.labels, scoring.instruction, scoring.normalization)
         assert said == (entry.method, entry.template, entry.labels, entry.instruction, entry.normalization)
         prefixes = (scoring.query_prefix, scoring.document_prefix)
         assert prefixes == (entry.query_prefix, entry.document_prefix)
         assert scoring.pooling == ("rank" if entry.method == "cross_encoder" else entry.pooling)
-        assert verdict.warnings == ()
+        assert resolved.warnings == ()
 
 
 def _namesakes(entry: Entry) -> set[str]:
@@ -113,7 +115,7 @@ def test_the_lines_that_a_refusal_prints_serve_the_model(kind: Kind, tmp_path: P
     }
     with pytest.raises(ModelFileError, match=re.escape(lines)):
         refusal.require()
-    assert judged(path, ScoringOverrides(**_tuples(filled))).require().method == filled["method"]
+    assert judged(path, PartialRecipe(**_tuples(filled))).require().method == filled["method"]
 
 
 # What the user fills in.
@@ -136,29 +138,29 @@ def test_the_lines_bring_back_what_rerankd_0_1_did(tmp_path: Path) -> None:
     head, _, instead = lines.partition("# Or these instead")
     before = head[: head.index("template = ")] + instead.partition("\n")[2].replace("# ", "")
     loaded = config.load(before, {}, {}).models["lychee"]
-    overrides = ScoringOverrides(**_tuples({k: v for k, v in _scoring(before).items()}))
+    overrides = PartialRecipe(**_tuples({k: v for k, v in _scoring(before).items()}))
     scoring = judged(reranker, overrides).require()
     assert scoring.template.replace("{instruction}", scoring.instruction) == QWEN3_TEMPLATE
     assert (scoring.labels, loaded.ref) == (YES_NO, str(reranker))
     headless = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "bge-reranker-v2-m3.gguf")
-    scoring = judged(headless, ScoringOverrides(**_scoring(judged(headless).settings()))).require()
+    scoring = judged(headless, PartialRecipe(**_scoring(judged(headless).settings()))).require()
     assert (scoring.method, scoring.pooling) == ("embedding", "cls")
 
 
 def test_lines_that_are_not_filled_in_serve_nothing(tmp_path: Path) -> None:
     """The empty places are no recipe."""
     reranker = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
-    overrides = ScoringOverrides(**_tuples(_scoring(judged(reranker).settings())))
-    with pytest.raises(config.ConfigError, match="exactly once"):
+    overrides = PartialRecipe(**_tuples(_scoring(judged(reranker).settings())))
+    with pytest.raises(ConfigError, match="exactly once"):
         judged(reranker, overrides)
     unpooled = Twin("Model", "bert", 24).write(tmp_path / "model.gguf")
-    with pytest.raises(config.ConfigError, match="pooling"):
+    with pytest.raises(ConfigError, match="pooling"):
         config.load(judged(unpooled).settings(), {}, {})
 
 
 def test_a_safetensors_twin_of_a_refused_gguf_is_served(tmp_path: Path) -> None:
     folder = twins.write_bert_folder(tmp_path / "ms-marco-TinyBERT-L2-v2", 2, 120)
-    assert decide(safetensors_metadata.read(folder), catalog.known()).require().method == "cross_encoder"
+    assert resolve(safetensors_metadata.read(folder), catalog.known()).require().method == "cross_encoder"
 
 
 def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_the_section_that_is_printed_can_be_read(ref: str, name: str, tmp_path: 
 
 def test_a_decision_model_is_no_reranker_whatever_is_set(tmp_path: Path) -> None:
     (kind,) = [kind for kind in KINDS if kind.what == "ModernBERT decision model"]
-    assert judged(kind.write(tmp_path), ScoringOverrides(method="cross_encoder")).scoring is None
+    assert judged(kind.write(tmp_path), PartialRecipe(method="cross_encoder")).recipe is None
 
 
 def test_a_section_is_found_by_its_ref() -> None:
@@ -239,7 +241,7 @@ def test_an_embedding_model_that_is_not_known_warns_that_no_prefix_is_used(tmp_p
     path = Twin("Snowflake Arctic Embed L", "bert", 24, pooling="cls").write(tmp_path / "model.gguf")
     assert any("want a prefix" in warning for warning in judged(path).warnings)
     for prefix in ("", "query: "):
-        assert judged(path, ScoringOverrides(query_prefix=prefix)).warnings == ()
+        assert judged(path, PartialRecipe(query_prefix=prefix)).warnings == ()
     known = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "known.gguf")
     assert judged(known).warnings == ()
 
@@ -287,10 +289,10 @@ def test_a_model_that_was_pulled_is_listed_by_its_section(tmp_path: Path) -> Non
         'labels = ["yes", "no"]\n'
     )
     told = rerankd("list", "--json", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
-    assert json.loads(told.stdout)[0]["scored_as"] == "causal_lm"
+    assert json.loads(told.stdout)[0]["method"] == "causal_lm"
     shown = rerankd("show", "mine", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
     assert "scored as causal_lm" in shown.stdout
-    assert json.loads(rerankd("list", "--json", home=tmp_path).stdout)[0]["scored_as"] is None
+    assert json.loads(rerankd("list", "--json", home=tmp_path).stdout)[0]["method"] is None
 
 
 def test_each_kind_stands_in_the_table_of_results() -> None:

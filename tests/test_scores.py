@@ -29,19 +29,19 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
     ],
 )
 def test_transform(raw: float, how: Normalization, score: float) -> None:
-    assert normalize.transform(raw, how) == pytest.approx(score, abs=1e-12)
+    assert normalize.score(raw, how) == pytest.approx(score, abs=1e-12)
 
 
 @given(finite, finite)
 def test_sigmoid_is_in_range_and_keeps_the_order(a: float, b: float) -> None:
     low, high = sorted((a, b))
-    assert 0 <= normalize.transform(low, SIGMOID) <= normalize.transform(high, SIGMOID) <= 1
+    assert 0 <= normalize.score(low, SIGMOID) <= normalize.score(high, SIGMOID) <= 1
 
 
 @given(st.floats(-30, 30))
 def test_sigmoid_is_softmax_over_two_labels(raw: float) -> None:
     softmax = math.exp(raw) / (math.exp(raw) + math.exp(0))
-    assert normalize.transform(raw, SIGMOID) == pytest.approx(softmax, rel=1e-9)
+    assert normalize.score(raw, SIGMOID) == pytest.approx(softmax, rel=1e-9)
 
 
 @given(st.lists(finite | st.none(), min_size=1))
@@ -67,7 +67,7 @@ def test_a_document_without_a_value_shows_the_lowest_number(
     assert all(raw[at] == value for at, value in enumerate(values) if value is not None)
     for at in without:
         assert raw[at] == min(raw)
-        assert normalize.transform(raw[at], how) < 1e-37
+        assert normalize.score(raw[at], how) < 1e-37
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])

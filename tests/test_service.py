@@ -188,7 +188,7 @@ async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_
     assert shown == sorted(shown, reverse=True)
     if raw_scores:
         assert all(
-            normalize.transform(value, reranker.model.scoring.normalization) < 1e-37 for value in shown[2:]
+            normalize.score(value, reranker.model.scoring.normalization) < 1e-37 for value in shown[2:]
         )
     else:
         assert shown[2:] == [0, 0, 0]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rerankd.errors import InvalidRequest
+from rerankd.errors import InvalidRequest, Unscorable
 
 Method = Literal["cross_encoder", "causal_lm", "embedding"]
+# What 0.1 called the methods; JSON has these names beside the new ones for one release.
+OLD_METHODS: Mapping[Method, str] = {"cross_encoder": "head", "causal_lm": "judge", "embedding": "cosine"}
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
 NormalizationName = Literal["sigmoid", "affine", "identity"]
+# Where a part of a recipe is from; the first one that says it wins.
+Source = Literal["settings", "catalog", "file", "method default"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +35,15 @@ class Normalization:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one model is scored: the verdict's answer, and all that an engine must know.
+    """How one model is scored, and all that an engine must know of it.
 
-    `window` is the number of tokens that one forward pass may hold, special tokens included: the pair for
-    `head` and `judge`, a single text for `cosine`. `nfc` says that the model's tokenizer composes letters and
-    their marks first (Unicode NFC), which llama.cpp leaves out or does in part. `template` holds `{query}`,
-    `{document}` and perhaps `{instruction}` (judge); where the reference tokenises its parts apart, U+001E
-    stands between them. `labels` are the texts of the tokens that mean relevant and not relevant (judge
-    only): raw = logit(first) - logit(second).
+    `max_length` is the number of tokens that one forward pass may hold, special tokens included: the pair for
+    `cross_encoder` and `causal_lm`, a single text for `embedding`. `nfc` says that the model's tokenizer
+    composes letters and their marks first (Unicode NFC), which llama.cpp leaves out or does in part.
+    `template` holds `{query}`, `{document}` and perhaps `{instruction}` (causal_lm); where the reference
+    tokenises its parts apart, U+001E stands between them. `labels` are the texts of the tokens that mean
+    relevant and not relevant (causal_lm only): raw = logit(first) - logit(second). `sources` says where each
+    part that is set is from; `low` and `high` are the normalization's.
     """
 
     method: Method
@@ -50,7 +56,22 @@ class Recipe:
     instruction: str = ""
     labels: tuple[str, str] = ("", "")
     nfc: bool = False
-    reason: str = ""
+    # No part of what scores depend on, nor of the keys that are made of it.
+    sources: Mapping[str, Source] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def explanation(self) -> str:
+        """How a score comes about, in a sentence for the user."""
+        if self.method == "cross_encoder":
+            return (
+                "a cross-encoder with a rank head: each pair's pass gives a logit, the score is its sigmoid"
+            )
+        if self.method == "embedding":
+            return "an embedding model: the score is the cosine of query and document, stretched to 0…1"
+        return (
+            "a causal reranker asked for one token after the prompt: the score is the probability of "
+            f"{self.labels[0]!r} against {self.labels[1]!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,12 @@ class Refusal:
     reason: str
     next_step: str
     lines: str = ""
+
+    def error(self, subject: str) -> Unscorable:
+        """The exception for it; `subject` says what can't be done with which model."""
+        return Unscorable(
+            f"{subject}: {self.reason}; {self.next_step}" + (self.lines and f"\n\n{self.lines}")
+        )
 
 
 @dataclass(frozen=True, slots=True)

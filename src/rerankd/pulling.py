@@ -16,7 +16,7 @@ from rerankd.hub.store import Record, Store
 from rerankd.progress import Progress
 from rerankd.service import Reranker
 from rerankd.serving import offers
-from rerankd.serving.prepare import judge_file, prepare
+from rerankd.serving.prepare import prepare, resolve_file
 
 
 def pull(
@@ -38,7 +38,7 @@ def pull(
             store=Store(settings.home),
             hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
             downloader=downloader,
-            judge=lambda facts: judge_file(facts, wanted.scoring),
+            resolve=lambda facts: resolve_file(facts, wanted.scoring),
             check=check,
             say=say,
             progress=progress,

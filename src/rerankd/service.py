@@ -179,7 +179,7 @@ class Reranker:
             normalization="raw" if request.raw_scores else served.model.scoring.normalization.name,
             warnings=(
                 request.warnings
-                + served.model.verdict.warnings
+                + served.model.resolution.warnings
                 + served.doubts
                 + fitted.warnings
                 + scored.warnings

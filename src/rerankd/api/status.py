@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from rerankd import __version__
 from rerankd.api.answer import Route, json_response, reranker_with_key
 from rerankd.api.reference import errors
+from rerankd.domain import OLD_METHODS
 from rerankd.recent import Series
 from rerankd.serving.pending import Pending
 from rerankd.serving.served_model import ServedModel
@@ -55,7 +56,10 @@ class ModelStatus(TypedDict):
     quantisation: str | None
     licence: str | None
     languages: list[str]
-    way: str
+    method: str
+    max_length: int
+    normalization: str
+    way: str  # this and the next two are 0.1's names
     window: int
     transform: str
     explain: str
@@ -123,7 +127,7 @@ async def status(request: Request) -> Response:
 
 async def _model(served: ServedModel) -> ModelStatus:
     model, scoring, line = served.model, served.model.scoring, served.queue.line
-    facts, entry = model.facts, model.verdict.entry
+    facts, entry = model.facts, model.resolution.entry
     return {
         "id": model.name,
         "aliases": list(model.aliases),
@@ -133,11 +137,14 @@ async def _model(served: ServedModel) -> ModelStatus:
         "quantisation": facts.file_type or facts.quantisation or None,
         "licence": entry.licence if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
-        "way": scoring.method,
+        "method": scoring.method,
+        "max_length": scoring.max_length,
+        "normalization": scoring.normalization.name,
+        "way": OLD_METHODS[scoring.method],
         "window": scoring.max_length,
         "transform": scoring.normalization.name,
-        "explain": model.verdict.explain,
-        "notes": [*model.verdict.notes, *served.doubts],
+        "explain": model.resolution.explanation,
+        "notes": [*model.resolution.notes, *served.doubts],
         "self_test": served.self_test.words if served.self_test is not None else None,
         "engine": await _engine(served),
         "queue": {

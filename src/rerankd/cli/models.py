@@ -32,7 +32,7 @@ def inspect(
     from rerankd.hub import inspect as words
     from rerankd.hub import store
     from rerankd.serving import second_engine
-    from rerankd.serving.prepare import fingerprint, judge_file
+    from rerankd.serving.prepare import fingerprint, resolve_file
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
@@ -40,9 +40,9 @@ def inspect(
     with progress() as report:
         path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
     facts = modelfile.read(path)
-    decided = judge_file(facts, wanted.scoring)
+    resolved = resolve_file(facts, wanted.scoring)
     checks: tuple[str, ...] = ()
-    if decided.scoring is None:
+    if resolved.recipe is None:
         pass  # what was checked is another recipe
     elif check:
         from rerankd import pulling
@@ -52,11 +52,10 @@ def inspect(
         earlier = second_engine.of_file(StateStore(settings.home), path, fingerprint(path))
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
     if as_json:
-        told = {**words.describe_json(facts, decided, wanted.ref), "checks": list(checks)}
-        print_json(told)
+        print_json({**words.describe_json(facts, resolved, wanted.ref), "checks": list(checks)})
     else:
-        typer.echo("\n".join((words.describe(facts, decided, wanted.ref), *checks)))
-    if decided.scoring is None:
+        typer.echo("\n".join((words.describe(facts, resolved, wanted.ref), *checks)))
+    if resolved.recipe is None:
         raise typer.Exit(3)
 
 
@@ -105,11 +104,11 @@ def list_models(
 ) -> None:
     """List the models on this machine, or those that can be pulled by name."""
     from rerankd.hub import listing, store
-    from rerankd.serving.prepare import judge_model
+    from rerankd.serving.prepare import resolve_model
 
     settings = config.from_machine({}, config_file)
     folders = store.Store(settings.home)
-    rows = listing.pullable() if catalog else listing.present(folders, partial(judge_model, settings))
+    rows = listing.pullable() if catalog else listing.present(folders, partial(resolve_model, settings))
     if as_json:
         print_json(rows)
     elif rows:
@@ -125,11 +124,11 @@ def show(
 ) -> None:
     """Tell what is known of a model: its file and how it is scored, or where it can be pulled from."""
     from rerankd.hub import listing, store
-    from rerankd.serving.prepare import judge_model
+    from rerankd.serving.prepare import resolve_model
 
     settings = config.from_machine({}, config_file)
     ref = settings.of(model).ref
-    told = listing.describe(store.Store(settings.home), ref, partial(judge_model, settings))
+    told = listing.describe(store.Store(settings.home), ref, partial(resolve_model, settings))
     if as_json:
         print_json(told)
     else:

@@ -181,7 +181,7 @@ def _of_pending(pending: Pending) -> list[str]:
 def _of_model(served: ServedModel) -> list[str]:
     lines = [
         f"  model    {served.name}, in {_short(served.model.path)}",
-        f"  scoring  {served.model.verdict.explain}",
+        f"  scoring  {served.model.resolution.explanation}",
         f"  engine   {served.engine_name}: {served.engine_reason}",
     ]
     if served.state.phase == "unloaded":

@@ -36,13 +36,13 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
 
 def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> list[list[str]]:
     """The models as a table, the head first; those that can't be asked come last."""
-    head = [["name", "state", "scored as", "window", "memory", "starts", "lost", "waiting", "engine"]]
+    head = [["name", "state", "method", "max_length", "memory", "starts", "lost", "waiting", "engine"]]
     asked = [
         [
             model["id"],
             model["state"],
-            model["way"],
-            str(model["window"]),
+            model["method"],
+            str(model["max_length"]),
             size_words(model["engine"]["memory_bytes"]) if model["engine"]["memory_bytes"] else "-",
             str(model["engine"]["starts"]),
             str(model["engine"]["lost"]),

@@ -160,8 +160,8 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     folders = store.Store(settings.home)
     wanted = {model.ref: model.scoring for model in prepare.wanted(settings)}
     found = []
-    for row in listing.present(folders, partial(prepare.judge_model, settings)):
-        method = row["scored_as"]
+    for row in listing.present(folders, partial(prepare.resolve_model, settings)):
+        method = row["method"]
         said = f"scored as {method}" if method else row["reason"]
         found.append(SeenModel(row["name"], row["size_bytes"], bool(method), said, row["name"] in wanted))
     known = {builtin.NAME, *(model.name for model in found)}  # the built-in one is fetched when it is served
@@ -172,9 +172,9 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
         for ref, scoring in wanted.items():
             if ref not in known:
                 facts = modelfile.read(folders.locate(ref, silent))
-                decided = prepare.judge_file(facts, scoring)
-                scorable = decided.scoring is not None
-                found.append(SeenModel(ref, facts.size_bytes, scorable, decided.explain, True))
+                resolved = prepare.resolve_file(facts, scoring)
+                scorable = resolved.recipe is not None
+                found.append(SeenModel(ref, facts.size_bytes, scorable, resolved.explanation, True))
     except RerankdError as error:
         return tuple(found), error.message
     return tuple(found), ""

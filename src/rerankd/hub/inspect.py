@@ -1,48 +1,65 @@
-"""Facts and verdict in plain words (`describe`) and as a dictionary for programs (`describe_json`)."""
+"""What a file is and how it is scored: in plain words (`describe`), and for programs (`describe_json`)."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
+from rerankd.domain import OLD_METHODS, Recipe, Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.progress import size_words
-from rerankd.recipes.resolve import Verdict
+from rerankd.recipes.resolution import Resolution
 
+_WIDEST = 80  # letters of a template; all of it is in the JSON
 # Texts of many thousand characters, and things only the engine needs
 _LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts", "refusal")
 
 
-def describe(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> str:
-    """A few lines for a person: what the file is, and how it is scored or why it is not. `ref` is what the
-    user calls it."""
-    lines = [str(facts.path), _file_line(facts), _model_line(facts, verdict)]
-    scoring = verdict.scoring
-    if scoring is None:
-        lines.append(f"refused: {verdict.reason}")
-        lines.append(f"what to do: {verdict.next_step}")
-        if said := verdict.settings(ref):
+def describe(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> str:
+    """A few lines for a person: what the file is, and its recipe with the source of each part, or why there
+    is none. `ref` is what the user calls it."""
+    lines = [str(facts.path), _file_line(facts), _model_line(facts, resolved)]
+    if isinstance(resolved.outcome, Refusal):
+        lines.append(f"refused: {resolved.outcome.reason}")
+        lines.append(f"what to do: {resolved.outcome.next_step}")
+        if said := resolved.settings(ref):
             lines += ["", "# rerankd.toml", said]
         return "\n".join(lines)
-    lines.append(f"scored as {scoring.method}: {scoring.reason}")
-    per = "text" if scoring.method == "embedding" else "query and document together"
-    normalization = scoring.normalization
-    bounds = (
-        f" from {normalization.low:g} to {normalization.high:g}" if normalization.name == "affine" else ""
-    )
-    lines.append(
-        f"max_length: {scoring.max_length:,} tokens for {per}; normalization: {normalization.name}{bounds}"
-    )
-    lines.extend(f"note: {note}" for note in verdict.notes)
+    recipe = resolved.outcome
+    lines.append(f"scored as {recipe.method}: {recipe.explanation}")
+    lines += [f"  {part}: {_said(recipe, part)} ({source})" for part, source in recipe.sources.items()]
+    lines += [f"note: {note}" for note in resolved.notes]
     return "\n".join(lines)
 
 
-def describe_json(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> dict[str, Any]:
-    """The same as a dictionary of JSON values; `scoring` is None when the file is refused."""
+def _said(recipe: Recipe, part: str) -> str:
+    """The value of a part of a recipe, on one line."""
+    if part == "max_length":
+        per = "text" if recipe.method == "embedding" else "query and document together"
+        return f"{recipe.max_length:,} tokens for {per}"
+    if part == "normalization":
+        return recipe.normalization.name
+    if part in ("low", "high"):
+        return f"{getattr(recipe.normalization, part):g}"
+    value = getattr(recipe, part)
+    if part in ("method", "pooling"):
+        return str(value)
+    texts = value if isinstance(value, tuple) else (value,)
+    shown = (one if len(one) <= _WIDEST else one[:_WIDEST] + "…" for one in texts)
+    return ", ".join(json.dumps(one, ensure_ascii=False) for one in shown)
+
+
+def describe_json(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> dict[str, Any]:
+    """The same as a dictionary of JSON values; one of `recipe` and `refusal` is None. `scoring`, `reason`,
+    `next_step` and `settings` are what 0.1 had for these."""
     said = {
         name: getattr(facts, name) for name in ModelMetadata.__dataclass_fields__ if name not in _LEFT_OUT
     }
-    scoring, entry = verdict.scoring, verdict.entry
+    recipe, refusal, entry = resolved.recipe, resolved.refusal, resolved.entry
+    told = None
+    if refusal is not None:
+        told = {"reason": refusal.reason, "next_step": refusal.next_step, "settings": resolved.settings(ref)}
     return {
         "path": str(facts.path),
         "parts": [part.name for part in facts.parts],
@@ -55,12 +72,24 @@ def describe_json(facts: ModelMetadata, verdict: Verdict, ref: str = "") -> dict
         "model": entry.name if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
         "licence": entry.licence if entry is not None else None,
-        "scorable": scoring is not None,
-        "scoring": asdict(scoring) | {"labels": list(scoring.labels)} if scoring is not None else None,
-        "reason": verdict.reason,
-        "next_step": verdict.next_step,
-        "settings": verdict.settings(ref),
-        "notes": list(verdict.notes),
+        "scorable": recipe is not None,
+        "recipe": asdict(recipe) | {"labels": list(recipe.labels)} if recipe is not None else None,
+        "refusal": told,
+        "notes": list(resolved.notes),
+        "scoring": _scoring(recipe) if recipe is not None else None,
+        **(told or {"reason": "", "next_step": "", "settings": ""}),
+    }
+
+
+def _scoring(recipe: Recipe) -> dict[str, Any]:
+    """A recipe in the words of 0.1."""
+    values = asdict(recipe) | {"labels": list(recipe.labels), "reason": recipe.explanation}
+    del values["sources"]
+    return {
+        "way": OLD_METHODS[values.pop("method")],
+        "window": values.pop("max_length"),
+        "transform": values.pop("normalization"),
+        **values,
     }
 
 
@@ -74,14 +103,14 @@ def _file_line(facts: ModelMetadata) -> str:
     return f"{name}: {kind}, {count / scale:.3g} {unit} parameters, {size_words(facts.size_bytes)}{parts}"
 
 
-def _model_line(facts: ModelMetadata, verdict: Verdict) -> str:
-    known = verdict.entry.name if verdict.entry is not None else "not in the catalog"
-    return f"{facts.architecture} {_kind(facts, verdict)}, {facts.context_length:,} tokens ({known})"
+def _model_line(facts: ModelMetadata, resolved: Resolution) -> str:
+    known = resolved.entry.name if resolved.entry is not None else "not in the catalog"
+    return f"{facts.architecture} {_kind(facts, resolved)}, {facts.context_length:,} tokens ({known})"
 
 
-def _kind(facts: ModelMetadata, verdict: Verdict) -> str:
+def _kind(facts: ModelMetadata, resolved: Resolution) -> str:
     headed = facts.has_cls or facts.has_cls_output
-    method = verdict.scoring.method if verdict.scoring is not None else None
+    method = resolved.recipe.method if resolved.recipe is not None else None
     if not facts.is_causal:
         return "encoder with a rank head" if headed else "encoder"
     if headed:

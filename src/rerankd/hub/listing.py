@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rerankd.domain import OLD_METHODS, Method, Refusal
 from rerankd.errors import ModelFileError
 from rerankd.formats import modelfile
 from rerankd.formats.metadata import ModelMetadata
@@ -17,14 +18,15 @@ from rerankd.hub.ref import parse
 from rerankd.hub.store import Store
 from rerankd.progress import silent, size_words
 from rerankd.recipes import catalog
-from rerankd.recipes.resolve import CAUSAL_WINDOW, Verdict
+from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
 
-# The verdict on a model's facts, and what the user calls it.
-Judge = Callable[[ModelMetadata, str], Verdict]
+# How a model is scored: by its metadata, and what the user calls it.
+Resolve = Callable[[ModelMetadata, str], Resolution]
 Row = dict[str, Any]
 
 
-def present(store: Store, judge: Judge) -> list[Row]:
+def present(store: Store, resolve: Resolve) -> list[Row]:
     """The models on this machine; those that were pulled, and the built-in one where it was fetched."""
     rows: list[Row] = [
         {
@@ -43,7 +45,7 @@ def present(store: Store, judge: Judge) -> list[Row]:
         size = path.stat().st_size
         rows.append({"name": builtin.NAME, "path": str(path), "size_bytes": size, "source": "builtin"})
     served = store.default()
-    return [{**row, **_scored(row, judge), "default": row["name"] == served} for row in rows]
+    return [{**row, **_scored(row, resolve), "default": row["name"] == served} for row in rows]
 
 
 def pullable() -> list[Row]:
@@ -51,7 +53,7 @@ def pullable() -> list[Row]:
     return [_entry_row(entry) for entry in catalog.known().entries if any(map(_is_remote, entry.refs))]
 
 
-def describe(store: Store, model: str, judge: Judge) -> Row:
+def describe(store: Store, model: str, resolve: Resolve) -> Row:
     """All that is known of one model, with `text` for people. Raises UnknownModel and ModelFileError."""
     entry = catalog.known().find(parse(model).name)
     record = store.find(model)
@@ -62,35 +64,35 @@ def describe(store: Store, model: str, judge: Judge) -> Row:
         return {**row, "text": _entry_text(row)}
     path = store.locate(model, silent)
     facts = modelfile.read(path)
-    decided = judge(facts, model)
-    text = describe_file(facts, decided, model)
-    kept = next((row for row in present(store, judge) if row["path"] == str(path)), {})
+    resolved = resolve(facts, model)
+    text = describe_file(facts, resolved, model)
+    kept = next((row for row in present(store, resolve) if row["path"] == str(path)), {})
     if kept.get("source"):
         text += f"\nfrom: {kept['source']}" + (f", pulled {kept['pulled_at']}" if "pulled_at" in kept else "")
-    return {**kept, **describe_json(facts, decided, model), "text": text}
+    return {**kept, **describe_json(facts, resolved, model), "text": text}
 
 
 def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[str]]:
     """Rows for a table, the head first."""
     if catalog:
-        head = ["name", "size", "languages", "licence", "window", "scored as"]
+        head = ["name", "size", "languages", "licence", "max_length", "method"]
         return [head] + [
             [
                 row["name"],
                 f"{row['size_mb']} MB" if row["size_mb"] else "?",
                 " ".join(row["languages"]),
                 row["licence"],
-                f"{row['window']}" if row["window"] else "?",
-                row["scored_as"],
+                f"{row['max_length']}" if row["max_length"] else "?",
+                row["method"],
             ]
             for row in rows
         ]
-    return [["name", "size", "window", "scored as", "from", "served by default"]] + [
+    return [["name", "size", "max_length", "method", "from", "served by default"]] + [
         [
             row["name"],
             size_words(row["size_bytes"]),
-            f"{row['window']}" if row["window"] else "",
-            row["scored_as"] or f"refused: {row['reason']}",
+            f"{row['max_length']}" if row["max_length"] else "",
+            row["method"] or f"refused: {row['reason']}",
             row["source"] or "",
             "yes" if row["default"] else "",
         ]
@@ -98,17 +100,20 @@ def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[st
     ]
 
 
-def _scored(row: Row, judge: Judge) -> Row:
+def _scored(row: Row, resolve: Resolve) -> Row:
     try:
-        decided = judge(modelfile.read(row["path"]), row["name"])
+        resolved = resolve(modelfile.read(row["path"]), row["name"])
     except ModelFileError as error:
-        return {"scored_as": None, "window": None, "reason": error.message}
-    scoring = decided.scoring
-    return {
-        "scored_as": scoring.method if scoring is not None else None,
-        "window": scoring.max_length if scoring is not None else None,
-        "reason": decided.reason,
-    }
+        return {**_scored_by(None, None), "reason": error.message}
+    if isinstance(resolved.outcome, Refusal):
+        return {**_scored_by(None, None), "reason": resolved.outcome.reason}
+    return {**_scored_by(resolved.outcome.method, resolved.outcome.max_length), "reason": ""}
+
+
+def _scored_by(method: Method | None, max_length: int | None) -> Row:
+    """`scored_as` and `window` are 0.1's names."""
+    old = OLD_METHODS[method] if method is not None else None
+    return {"method": method, "max_length": max_length, "scored_as": old, "window": max_length}
 
 
 def _is_remote(text: str) -> bool:
@@ -117,14 +122,15 @@ def _is_remote(text: str) -> bool:
 
 def _entry_row(entry: catalog.Entry) -> Row:
     max_length = entry.max_length or entry.context_length
+    if entry.method == "causal_lm":
+        max_length = min(max_length, CAUSAL_MAX_LENGTH)
     return {
         "name": entry.name.lower(),
         "size_mb": entry.size_mb or None,
         "quant": entry.quant or None,
         "languages": list(entry.languages),
         "licence": entry.licence,
-        "window": (min(max_length, CAUSAL_WINDOW) if entry.method == "causal_lm" else max_length) or None,
-        "scored_as": entry.method,
+        **_scored_by(entry.method, max_length or None),
         "refused": entry.refused or None,
         "refs": list(entry.refs),
         "aliases": list(entry.aliases),
@@ -138,7 +144,7 @@ def _entry_text(row: Row) -> str:
     called = builtin.NAME if builtin.NAME in row["refs"] else row["name"]
     lines = [
         f"{row['name']}: not on this machine" + (f"; rerankd pull {called}" if row["refs"] else ""),
-        f"scored as {row['scored_as']}, window {row['window'] or '?'} tokens, licence {row['licence']}, "
+        f"scored as {row['method']}, max_length {row['max_length'] or '?'} tokens, licence {row['licence']}, "
         f"languages {' '.join(row['languages'])}",
         f"from: {places}",
     ]

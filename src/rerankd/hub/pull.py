@@ -1,7 +1,7 @@
 """`rerankd pull`: from what a user typed to a model on this disk that is known to score right.
 
 Reference -> places it may be had from -> the repository's listing -> the choice among its files -> the
-header, over the network, and the verdict on it -> the bytes, resumed and verified -> the header again, from
+header, over the network, and how it is scored -> the bytes, resumed and verified -> the header again, from
 the disk, and the caller's own check -> its place in the store. Where a place is out of reach or does not have
 it, the next one that the catalog knows is tried, and said. Two pulls of one model take turns; the second
 finds it done.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerankd.domain import Refusal
 from rerankd.download import Beginning, Downloader, verify
 from rerankd.errors import (
     FetchError,
@@ -36,22 +37,23 @@ from rerankd.hub.repository_files import Choice, RemoteFile, choose
 from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
 from rerankd.progress import Progress, size_words, step
 from rerankd.recipes import catalog
-from rerankd.recipes.resolve import Verdict
+from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.scoring_method import OTHERS
 
 
 @dataclass(frozen=True, slots=True)
 class Puller:
     """What pulls need besides a reference.
 
-    `judge` is the verdict on a header. `check` is the last word on the file before it has its place; what it
-    raises, the pull raises. `say` takes sentences for the user. `memory_bytes` is what a model may weigh,
-    None where that is not known.
+    `resolve` says how a model with this header is scored. `check` is the last word on the file before it has
+    its place; what it raises, the pull raises. `say` takes sentences for the user. `memory_bytes` is what a
+    model may weigh, None where that is not known.
     """
 
     store: Store
     hubs: Mapping[str, Hub]
     downloader: Downloader
-    judge: Callable[[ModelMetadata], Verdict]
+    resolve: Callable[[ModelMetadata], Resolution]
     check: Callable[[Path], None]
     say: Callable[[str], None]
     progress: Progress
@@ -106,7 +108,7 @@ class Puller:
         names = ", ".join(file.name for file in choice.files if not file.name.endswith(".json"))
         self.say(f"{where}: {names} ({size_words(choice.size_bytes)}), {choice.why}")
         self._check_memory(choice)
-        self._judge_remote(hub, place.name, listing, choice)
+        self._resolve_remote(hub, place.name, listing, choice)
         staged = self.store.staging(folder)
         free_some = "Free some space, or name another folder with RERANKD_HOME."
         with disk_errors(f"{staged} can't be written", free_some):
@@ -137,7 +139,7 @@ class Puller:
                 "a smaller model."
             )
 
-    def _judge_remote(self, hub: Hub, repo: str, listing: Listing, choice: Choice) -> None:
+    def _resolve_remote(self, hub: Hub, repo: str, listing: Listing, choice: Choice) -> None:
         """Say how the model will be scored. Raises Unscorable or ModelFileError before it is fetched."""
         with contextlib.ExitStack() as streams:
 
@@ -160,9 +162,9 @@ class Puller:
                 facts = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX))
             else:
                 facts = gguf.read_streams(parts(".gguf"))
-            decided = self.judge(facts)
-        decided.require(hub.origin(repo).ref)
-        self.say(f"scored as {decided.explain}")
+            resolved = self.resolve(facts)
+        resolved.require(hub.origin(repo).ref)
+        self.say(f"scored as {resolved.explanation}")
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
         target = staged / file.name
@@ -186,7 +188,7 @@ class Puller:
     def _settle(self, staged: Path, record: Record) -> None:
         model = within(staged, record)
         try:
-            self.judge(modelfile.read(model)).require()
+            self.resolve(modelfile.read(model)).require()
             self.check(model)
         except Unscorable:
             shutil.rmtree(staged)
@@ -218,7 +220,7 @@ def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:
         also = f" A repository of Hugging Face is named hf:{ref}" if "/" in ref.name else ""
         raise UnknownModel(f"rerankd knows no model {ref.name!r}.{nearest(ref.name)}{also}")
     if entry.refused:
-        raise Unscorable(f"{entry.name} can't be scored right: {entry.refused}. Take another model.")
+        raise Refusal(entry.refused, OTHERS).error(f"{entry.name} can't be scored right")
     places = [parse(text) for text in entry.refs]
     places = [place for place in places if place.kind in HUBS]
     if not places:

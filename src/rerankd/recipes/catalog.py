@@ -17,6 +17,7 @@ from rerankd.domain import Method, Normalization, Pooling
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.evidence import header_names, plain
+from rerankd.recipes.partial import PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION, placeholders
 
 # `{{ query }}` holds `{query}`, and the model would read its other braces.
@@ -83,6 +84,24 @@ class Entry:
     context_length: int = 0
     needs_build: int = 0
 
+    def partial(self, method: Method) -> PartialRecipe:
+        """What it says of a model that is scored so, but for a prompt (see prompts.py)."""
+        length = self.max_length or None
+        if method != self.method:
+            return PartialRecipe(max_length=length)
+        if method != "embedding":
+            return PartialRecipe(method=method, max_length=length)
+        return PartialRecipe(
+            method=method,
+            max_length=length,
+            pooling=self.pooling,
+            normalization=self.normalization.name,
+            low=self.normalization.low,
+            high=self.normalization.high,
+            query_prefix=self.query_prefix,
+            document_prefix=self.document_prefix,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
@@ -105,8 +124,8 @@ class Catalog:
         return best if best is not None and best.match.named(facts) else None
 
 
-def template_flaw(template: str) -> str:
-    """What is wrong with a judge's template, "" when nothing is."""
+def template_error(template: str) -> str:
+    """What is wrong with the template of a causal reranker, "" when nothing is."""
     if match := _JINJA.search(template):
         return (
             f"the template is written in Jinja ({match[0]!r}), which rerankd does not run: write {{query}} "
@@ -223,7 +242,7 @@ class _Fields:
             document_prefix=self.take("document_prefix", str, ""),
             pooling=self.choice("pooling", get_args(Pooling)) or "none",
             classifier_pooling=self.choice("classifier_pooling", get_args(Pooling)),
-            normalization=self._transform(method),
+            normalization=self._normalization(method),
             refs=self.texts("refs"),
             quant=self.take("quant", str, ""),
             size_mb=self.take("size_mb", int, 0),
@@ -234,7 +253,7 @@ class _Fields:
         self._check(entry)
         return entry
 
-    def _transform(self, method: Method | None) -> Normalization:
+    def _normalization(self, method: Method | None) -> Normalization:
         if method != "embedding":
             return _SIGMOID
         low, high = float(self.take("low", float)), float(self.take("high", float))
@@ -243,24 +262,24 @@ class _Fields:
         return Normalization("affine", low, high)
 
     def _check(self, entry: Entry) -> None:
-        flaw = ""
+        fault = ""
         if bool(entry.method) == bool(entry.refused):
-            flaw = "give either method or refused"
+            fault = "give either method or refused"
         elif entry.method and not (entry.match.block_count and entry.match.embedding_length):
-            flaw = "give block_count and embedding_length: a recipe is for a model that is known exactly"
+            fault = "give block_count and embedding_length: a recipe is for a model that is known exactly"
         elif entry.method == "causal_lm" and not all(entry.labels):
-            flaw = "causal_lm needs two labels"
+            fault = "causal_lm needs two labels"
         elif entry.method == "causal_lm":
-            flaw = template_flaw(entry.template)
-            if not flaw and (INSTRUCTION in entry.template) != bool(entry.instruction):
-                flaw = "instruction and {instruction} in the template go together"
+            fault = template_error(entry.template)
+            if not fault and (INSTRUCTION in entry.template) != bool(entry.instruction):
+                fault = "instruction and {instruction} in the template go together"
         elif entry.template or any(entry.labels) or entry.instruction:
-            flaw = "template, labels and instruction are for causal_lm"
+            fault = "template, labels and instruction are for causal_lm"
         elif entry.method == "embedding" and entry.pooling not in ("mean", "cls", "last"):
-            flaw = "embedding needs pooling mean, cls or last"
+            fault = "embedding needs pooling mean, cls or last"
         elif entry.method != "embedding" and (
             entry.query_prefix or entry.document_prefix or entry.pooling != "none"
         ):
-            flaw = "prefixes and pooling are an embedding model's"
-        if flaw:
-            raise self.fail(flaw)
+            fault = "prefixes and pooling are an embedding model's"
+        if fault:
+            raise self.fail(fault)

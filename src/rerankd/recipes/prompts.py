@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes.catalog import Catalog, Entry, template_flaw
+from rerankd.recipes.catalog import Catalog, Entry, template_error
 from rerankd.recipes.evidence import header_names, plain
+from rerankd.recipes.partial import NOTHING, PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION
 
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
@@ -32,13 +33,12 @@ _SEAM = "\x1e"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A judge's `template`, `labels` and `instruction` ("" where the template has no place for one). `note`
-    is what the user should know of where they come from; `assumed` says that nothing states the template, so
-    that every answer carries the note."""
+    """What the `catalog` and the `file` say of how a causal reranker is asked. `note` is what the user should
+    know of where that comes from; `assumed` says that nothing states the template, so that every answer
+    carries the note."""
 
-    template: str
-    labels: tuple[str, str]
-    instruction: str = ""
+    catalog: PartialRecipe
+    file: PartialRecipe = NOTHING
     note: str = ""
     assumed: bool = False
 
@@ -50,41 +50,39 @@ def known(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Prompt
         return _of_entry(facts, entry) if entry.method == "causal_lm" else None
     qwen = catalog.find(QWEN3_RERANKER)
     assert qwen is not None, "the catalog has the prompt of Qwen3-Reranker"
-    instruction = _instruction_in(facts.rerank_template, qwen.template)
-    if facts.rerank_template and instruction is None:
-        flawed = own_template_flaw(facts.rerank_template)
-        return None if flawed or labels is None else Prompt(facts.rerank_template, labels)
+    own = facts.rerank_template
+    instruction = _instruction_in(own, qwen.template)
+    if own and instruction is None:
+        usable = labels is not None and not own_template_error(own)
+        return Prompt(NOTHING, PartialRecipe(template=own, labels=labels)) if usable else None
     if instruction is not None and facts.architecture != "qwen3vl":
         # llama.cpp's converter gives the vision model the text model's template, which is not its own.
-        return Prompt(qwen.template, labels or _QWEN3_LABELS, instruction)
+        said = PartialRecipe(template=qwen.template, labels=labels, instruction=instruction)
+        return Prompt(NOTHING if labels else PartialRecipe(labels=_QWEN3_LABELS), said)
     if facts.architecture != "qwen3":
         return None
     if facts.pooling == "rank" and labels == _QWEN3_LABELS:
         return Prompt(
-            qwen.template,
-            labels,
-            qwen.instruction,
+            PartialRecipe(template=qwen.template, instruction=qwen.instruction),
+            PartialRecipe(labels=labels),
             "this model is asked as Qwen3-Reranker is, because its rank head has the labels yes and no; its "
-            "file "
-            "does not say the prompt. Set a template if its model card names another",
+            "file does not say the prompt. Set a template if its model card names another",
             assumed=True,
         )
     if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(facts)):
         return Prompt(
-            qwen.template,
-            _QWEN3_LABELS,
-            qwen.instruction,
-            "this model is asked as Qwen3-Reranker is, because of its name; its sizes are none of the known "
-            "ones. Set a template if its model card names another prompt",
+            PartialRecipe(template=qwen.template, labels=_QWEN3_LABELS, instruction=qwen.instruction),
+            note="this model is asked as Qwen3-Reranker is, because of its name; its sizes are none of the "
+            "known ones. Set a template if its model card names another prompt",
             assumed=True,
         )
     return None
 
 
-def own_template_flaw(template: str) -> str:
+def own_template_error(template: str) -> str:
     """Why a file's rerank template can't be filled in, "" where it can."""
-    if flaw := template_flaw(template):
-        return flaw
+    if error := template_error(template):
+        return error
     return "the file does not say which {instruction} it wants" if INSTRUCTION in template else ""
 
 
@@ -105,21 +103,23 @@ def _word(label: str) -> str:
 def _of_entry(facts: ModelMetadata, entry: Entry) -> Prompt:
     own = facts.rerank_template
     instruction = _instruction_in(own, entry.template)
+    known = PartialRecipe(template=entry.template, labels=entry.labels, instruction=entry.instruction)
     if not own and (more := _more_words(facts, entry)):
         note = (
             f"this model is asked as {entry.name} is, because of its name and its sizes; but its name also "
             f"says {more!r}, and its file does not say the prompt. Set a template if its model card names "
             "another one"
         )
-        return Prompt(entry.template, entry.labels, entry.instruction, note, assumed=True)
+        return Prompt(known, note=note, assumed=True)
     if not own or instruction is not None:
-        return Prompt(entry.template, entry.labels, instruction or entry.instruction)
+        said = PartialRecipe(instruction=instruction or None)
+        return Prompt(replace(known, instruction=None) if instruction else known, said)
     note = (
         f"this model is asked as {entry.name} is, because of its name and its sizes; its file has another "
         "rerank template, which is not used. Set a template if its model card names another prompt"
     )
     # llama.cpp's converter gives the vision model the text model's template, which is not its own.
-    return Prompt(entry.template, entry.labels, entry.instruction, note, facts.architecture != "qwen3vl")
+    return Prompt(known, note=note, assumed=facts.architecture != "qwen3vl")
 
 
 def _more_words(facts: ModelMetadata, entry: Entry) -> str:
@@ -149,9 +149,9 @@ def _instruction_in(template: str, known: str) -> str | None:
 
 
 def wanted_lines(facts: ModelMetadata, catalog: Catalog, *, like_before: bool) -> str:
-    """The lines that make a judge of a model whose prompt is not known: what its file says is filled in, the
-    rest is for the user. `like_before` adds what rerankd 0.1 asked."""
-    own = facts.rerank_template if not template_flaw(facts.rerank_template) else ""
+    """The lines that make a causal reranker of a model whose prompt is not known: what its file says is
+    filled in, the rest is for the user. `like_before` adds what rerankd 0.1 asked."""
+    own = facts.rerank_template if not template_error(facts.rerank_template) else ""
     slot = INSTRUCTION in own
     lines = [
         'method = "causal_lm"',
@@ -178,8 +178,3 @@ def toml(value: str | Sequence[str]) -> str:
     """A text or a list of texts in TOML."""
     # JSON's strings are TOML's basic ones, but for DEL, which TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def section(name: str, ref: str, lines: str) -> str:
-    """A model's section of rerankd.toml."""
-    return f"[models.{name}]\nref = {toml(ref)}\n{lines}"

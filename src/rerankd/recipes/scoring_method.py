@@ -64,7 +64,7 @@ def _causal(
     if kind == "reranker" or facts.has_cls_output:
         return Refusal(
             f"it is a {facts.architecture} reranker that the catalog does not know, and its file does not "
-            f"say what it is asked: {_missing_of_judge(facts)}",
+            f"say what it is asked: {_missing_of_prompt(facts)}",
             SAY_PROMPT,
             prompts.wanted_lines(facts, catalog, like_before=facts.architecture in QWEN3),
         )
@@ -79,13 +79,13 @@ def _causal(
     )
 
 
-def _missing_of_judge(facts: ModelMetadata) -> str:
-    """What of a judge's recipe the file does not say."""
+def _missing_of_prompt(facts: ModelMetadata) -> str:
+    """What of a causal reranker's prompt the file does not say."""
     lacks = []
     if not facts.rerank_template:
         lacks.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
-    elif flaw := prompts.own_template_flaw(facts.rerank_template):
-        lacks.append(f"a rerank template that can be filled in ({flaw})")
+    elif error := prompts.own_template_error(facts.rerank_template):
+        lacks.append(f"a rerank template that can be filled in ({error})")
     elif facts.architecture == "qwen3vl":
         lacks.append("its own prompt (the template in the file is the text model's)")
     if prompts.labels_of(facts) is None:

@@ -19,8 +19,8 @@ from rerankd.errors import EngineError
 _LOWEST_LOGIT = -87.0
 
 
-def transform(raw: float, how: Normalization) -> float:
-    """The score in [0, 1] of one raw value; `how` says by which formula (see Transform)."""
+def score(raw: float, how: Normalization) -> float:
+    """The score in [0, 1] of one raw value; `how` says by which formula (see Normalization)."""
     if how.name == "sigmoid":
         # Two forms, so that exp never overflows.
         return 1 / (1 + math.exp(-raw)) if raw >= 0 else math.exp(raw) / (1 + math.exp(raw))
@@ -35,7 +35,7 @@ def shown(values: Sequence[float | None], how: Normalization, *, raw: bool) -> l
     is below: clients sort by it.
     """
     if not raw:
-        return [0.0 if value is None else transform(value, how) for value in values]
+        return [0.0 if value is None else score(value, how) for value in values]
     floor = {"sigmoid": _LOWEST_LOGIT, "affine": how.low, "identity": 0.0}[how.name]
     lowest = min((value for value in values if value is not None), default=floor)
     return [min(floor, lowest) if value is None else value for value in values]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from rerankd.domain import Normalization
+from rerankd.domain import Normalization, Refusal
 from rerankd.scoring import normalize
 
 QUERY = "What is a panda?"
@@ -38,6 +38,12 @@ BROKEN = 0.02
 _APART_EXACT, _APART_8_BIT, _APART_LESS = 0.02, 0.05, 0.1
 # From here on the two have nothing in common, and the file is not served without --force.
 DISAGREE = 0.5
+_FORCE = "to serve it all the same, with a warning in every answer, use --force"
+OTHER_FILE = f"the file may be damaged or converted wrong: try another file of the same model; {_FORCE}"
+OTHER_ENGINE = (
+    "the file may be damaged, or one of the engines does not know this model: try another file, or --engine; "
+    + _FORCE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,7 @@ def compare(
     if len(both) < len(values):
         return Comparison(1.0, tolerance(quantisation), 1.0)
     apart = max(
-        abs(normalize.transform(one, normalization) - normalize.transform(two, normalization))
-        for one, two in both
+        abs(normalize.score(one, normalization) - normalize.score(two, normalization)) for one, two in both
     )
     pairs = list(combinations(both, 2))
     opposite = sum((a - b) * (c - d) < 0 for (a, c), (b, d) in pairs)
@@ -89,42 +94,27 @@ def tolerance(quantisation: str) -> float:
     return _APART_8_BIT if quantisation.startswith("Q8") else _APART_LESS
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong with a model; `fatal` says that its scores can't be trusted."""
-
-    text: str
-    fatal: bool
-
-
-def judge(answered: Sequence[Sequence[float | None]], normalization: Normalization) -> list[Finding]:
-    """What the raw values of the arrangements (one run for each, in their order) say of a model. None is a
-    pair that could not be scored."""
+def check(
+    answered: Sequence[Sequence[float | None]], normalization: Normalization
+) -> tuple[Refusal | None, tuple[str, ...]]:
+    """Why a model's scores can't be trusted (None where they can), and what is only worth a warning, by the
+    raw values of the arrangements: one run for each, in their order. None is a pair that could not be
+    scored."""
     runs = [[math.nan if value is None else value for value in run] for run in answered]
-    flat = [value for run in runs for value in run]
-    if not all(map(math.isfinite, flat)):
-        return [Finding("it answers values that are not numbers", fatal=True)]
+    if not all(math.isfinite(value) for run in runs for value in run):
+        return Refusal("it answers values that are not numbers", OTHER_FILE), ()
     by_text = [dict(zip(order, run, strict=True)) for order, run in zip(ARRANGEMENTS, runs, strict=True)]
     first = [by_text[0][at] for at in range(len(TEXTS))]
-    found: list[Finding] = []
-    if max(first) - min(first) <= 1e-6 * max(1.0, abs(first[0])):
-        found.append(Finding(f"it answers the same value ({first[0]:.3g}) for every document", fatal=True))
     moved = max(
-        abs(normalize.transform(value, normalization) - normalize.transform(first[at], normalization))
+        abs(normalize.score(value, normalization) - normalize.score(first[at], normalization))
         for run in by_text[1:]
         for at, value in run.items()
     )
-    if moved > TOLERANCE:
-        found.append(
-            Finding(
-                f"a document's score depends on its place in the request (by {moved:.2g})",
-                fatal=moved > BROKEN,
-            )
-        )
-    if not any(finding.fatal for finding in found) and min(first[: len(RELEVANT)]) <= max(
-        first[len(RELEVANT) :]
-    ):
-        found.append(
-            Finding("it does not put what answers a simple English question above what does not", fatal=False)
-        )
-    return found
+    depends = f"a document's score depends on its place in the request (by {moved:.2g})"
+    fatal = [depends] if moved > BROKEN else []
+    if max(first) - min(first) <= 1e-6 * max(1.0, abs(first[0])):
+        fatal.insert(0, f"it answers the same value ({first[0]:.3g}) for every document")
+    doubts = [depends] if TOLERANCE < moved <= BROKEN else []
+    if not fatal and min(first[: len(RELEVANT)]) <= max(first[len(RELEVANT) :]):
+        doubts.append("it does not put what answers a simple English question above what does not")
+    return Refusal("; ".join(fatal), OTHER_FILE) if fatal else None, tuple(doubts)

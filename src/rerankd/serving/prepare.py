@@ -20,7 +20,10 @@ from rerankd.formats import checkpoint_files, modelfile
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import store
 from rerankd.progress import Progress, silent
-from rerankd.recipes import catalog, resolve
+from rerankd.recipes import catalog
+from rerankd.recipes.partial import PartialRecipe
+from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.resolve import resolve
 from rerankd.serving import offers
 
 _HEADER_BYTES = 64 * 2**10
@@ -36,7 +39,7 @@ class Model:
     aliases: tuple[str, ...]
     path: Path
     facts: ModelMetadata
-    verdict: resolve.Verdict
+    resolution: Resolution
     scoring: Recipe
     wanted: EffectiveModelSettings
     fingerprint: str
@@ -85,11 +88,11 @@ def prepare(
     path = folders.locate(model.ref, progress, settings.builtin_wheel)
     made = fingerprint(path)
     facts = modelfile.read(path)
-    decided = judge_file(facts, model.scoring)
-    scoring = decided.require(model.ref)
+    resolved = resolve_file(facts, model.scoring)
+    scoring = resolved.require(model.ref)
     memory = machine.read().memory_bytes
     names = names_of(model)
-    needs_build = decided.entry.needs_build if decided.entry is not None else 0
+    needs_build = resolved.entry.needs_build if resolved.entry is not None else 0
     spec = offers.spec(names[0], path, facts, scoring, model, made, needs_build)
     selection = select.choose(model.engine, offers.all_of(spec, model, settings.home))
     if memory is not None and facts.size_bytes > memory and selection.offer.on_cpu:
@@ -102,7 +105,7 @@ def prepare(
         names[1:],
         path,
         facts,
-        decided,
+        resolved,
         scoring,
         model,
         made,
@@ -127,14 +130,14 @@ def _changed_at(path: Path) -> int:
         return 0
 
 
-def judge_file(facts: ModelMetadata, scoring: ScoringSettings) -> resolve.Verdict:
-    """How a file is scored, by its facts, the catalog and the settings."""
-    return resolve.decide(facts, catalog.known(), resolve.ScoringOverrides(**scoring.model_dump()))
+def resolve_file(facts: ModelMetadata, scoring: ScoringSettings) -> Resolution:
+    """How a file is scored, by its metadata, the catalog and the settings."""
+    return resolve(facts, catalog.known(), PartialRecipe(**scoring.model_dump()))
 
 
-def judge_model(settings: Settings, facts: ModelMetadata, model: str) -> resolve.Verdict:
+def resolve_model(settings: Settings, facts: ModelMetadata, model: str) -> Resolution:
     """How a file is scored with what is set for the model that the user calls so."""
-    return judge_file(facts, settings.of(model).scoring)
+    return resolve_file(facts, settings.of(model).scoring)
 
 
 def fingerprint(path: Path) -> str:

@@ -18,7 +18,8 @@ from rerankd import machine, processes
 from rerankd.backends.base import Batch, Engine, Offer, RawScores
 from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
-from rerankd.errors import EngineStartFailed, EngineUnavailable, ModelFileError, RerankdError, Unscorable
+from rerankd.domain import Refusal
+from rerankd.errors import EngineStartFailed, EngineUnavailable, ModelFileError, RerankdError
 from rerankd.hub import builtin, store
 from rerankd.memory import MEMORY, Bytes
 from rerankd.metrics import Metrics, Reading
@@ -340,17 +341,10 @@ class ServedModel:
         runs = [
             await self._ask(engine, [self_test.TEXTS[at] for at in order]) for order in self_test.ARRANGEMENTS
         ]
-        findings = self_test.judge([run.values for run in runs], scoring.normalization)
-        fatal = [finding.text for finding in findings if finding.fatal]
-        for finding in findings:
-            _log.warning("%s: %s.", self.name, finding.text)
-        if fatal and not self.model.wanted.force:
-            raise Unscorable(
-                f"{self.model.path.name} loads, but its scores can't be trusted: {'; '.join(fatal)}. The "
-                "file may be damaged or converted wrong: try another file of the same model. To serve it "
-                "all the same, with a warning in every answer, use --force."
-            )
-        self.doubts = tuple(f"This model failed the check at load: {text}." for text in fatal)
+        refusal, doubts = self_test.check([run.values for run in runs], scoring.normalization)
+        for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
+            _log.warning("%s: %s.", self.name, text)
+        self.doubts = self._unless_forced(refusal, "the check at load")
         await self._compare(runs[0].values)
         await asyncio.to_thread(self._safer.is_ready)
 
@@ -385,15 +379,20 @@ class ServedModel:
             self.retests = False
         if self.self_test.comparison.passed:
             return
-        words = f"It {self.self_test.words}"
-        _log.warning("%s: %s.", self.name, words)
-        if self.self_test.comparison.is_fatal and not model.wanted.force:
-            raise Unscorable(
-                f"{model.path.name} loads, but its scores can't be trusted: {words}. The file may be "
-                "damaged, or one of the engines does not know this model: try another file, or --engine. "
-                "To serve it all the same, with a warning in every answer, use --force."
-            )
-        self.doubts += (f"This model failed the self-test by a second engine. {words}.",)
+        refusal = Refusal(f"it {self.self_test.words}", self_test.OTHER_ENGINE)
+        _log.warning("%s: %s.", self.name, refusal.reason)
+        is_fatal = self.self_test.comparison.is_fatal
+        self.doubts += self._unless_forced(refusal, "the self-test by a second engine", is_fatal=is_fatal)
+
+    def _unless_forced(
+        self, refusal: Refusal | None, check: str, *, is_fatal: bool = True
+    ) -> tuple[str, ...]:
+        """What a failed check adds to every answer. Raises Unscorable where it is fatal, unless forced."""
+        if refusal is None:
+            return ()
+        if is_fatal and not self.model.wanted.force:
+            raise refusal.error(f"{self.model.path.name} loads, but its scores can't be trusted")
+        return (f"This model failed {check}: {refusal.reason}.",)
 
 
 def _on_cards(pids: Sequence[int]) -> Bytes | None:

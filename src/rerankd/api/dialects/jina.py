@@ -64,7 +64,8 @@ class Meta(TypedDict):
     api_version: dict[str, str]
     billed_units: dict[str, int]
     tokens: dict[str, int]
-    transform: str
+    normalization: str
+    transform: str  # the same, by its name in 0.1
     cached: NotRequired[int]
     cut: NotRequired[list[int]]
     blank: NotRequired[list[int]]
@@ -107,6 +108,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "api_version": {"version": "2"},
         "billed_units": {"search_units": 1},
         "tokens": {"input_tokens": result.asked_tokens, "output_tokens": 0},
+        "normalization": result.normalization,
         "transform": result.normalization,
     }
     if result.cached:

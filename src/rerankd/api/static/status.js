@@ -89,8 +89,8 @@ function card(id) {
     notes.replaceChildren(...model.notes.map((note) => el("li", {}, note)));
     wrong.textContent = engine.error ?? "";
     facts.replaceChildren(
-      ...fact(t("Scored as"), `${t(model.way)} → ${model.transform}`),
-      ...fact(t("Window"), t("{n} tokens", { n: format(model.window) })),
+      ...fact(t("Scored as"), `${t(model.method)} → ${model.normalization}`),
+      ...fact(t("Maximum length"), t("{n} tokens", { n: format(model.max_length) })),
       ...fact(t("Engine"), engine.pids.length ? `${engine.program}, pid ${engine.pids.join(", ")}` : engine.program),
       ...fact(t("Chosen as"), engine.why),
       ...(model.self_test ? fact(t("Self-test"), model.self_test) : []),

@@ -88,7 +88,7 @@ const ZH = {
   cross_encoder: "排序头（cross_encoder）",
   causal_lm: "判断词概率（causal_lm）",
   embedding: "余弦相似度（embedding）",
-  Window: "窗口",
+  "Maximum length": "最大长度",
   Engine: "引擎",
   "Chosen as": "选用理由",
   "Self-test": "自检",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from rerankd.backends.base import Batch, Engine, EngineSpec, RawScores
 from rerankd.backends.llama.launch import CALLS
-from rerankd.domain import Method
-from rerankd.errors import EngineError, EngineUnavailable, InputTooLong, Unscorable
+from rerankd.domain import Method, Refusal
+from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
 from rerankd.process.protocol import Wire
 from rerankd.scoring import prompt
 from rerankd.scoring.cache import QueryVectors
@@ -226,10 +226,8 @@ class JudgeEngine(LlamaEngine):
     async def _label(self, text: str) -> int:
         ids = await self._client.tokenize(text)
         if len(ids) != 1:
-            raise Unscorable(
-                f"The label {text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be "
-                "one. Set scoring.labels to two single tokens."
-            )
+            reason = f"{text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be one"
+            raise Refusal(reason, "set labels to two single tokens").error("The labels can't be asked for")
         return ids[0]
 
     async def _prompt(self, query: str, document: str, instruction: str) -> list[prompt.Piece]:

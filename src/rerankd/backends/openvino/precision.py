@@ -73,7 +73,7 @@ def largest_swap(exact: Sequence[float], rough: Sequence[float], normalization: 
     """The largest difference of two documents of one query that change places: of their scores, or of their
     raw values where scores are saturated. `exact` and `rough` are raw values; 0 where none change."""
     span = max(exact) - min(exact)
-    shown = [normalize.transform(value, normalization) for value in exact]
+    shown = [normalize.score(value, normalization) for value in exact]
     order = sorted(range(len(exact)), key=lambda at: -exact[at])
     worst = 0.0
     for place, better in enumerate(order):

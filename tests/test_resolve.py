@@ -16,7 +16,10 @@ from rerankd.errors import ConfigError, Unscorable
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.inspect import describe, describe_json, size_words
 from rerankd.recipes import catalog
-from rerankd.recipes.resolve import CAUSAL_WINDOW, ScoringOverrides, Verdict, decide
+from rerankd.recipes.partial import PartialRecipe, merge
+from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.resolve import resolve
+from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
 
 QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
 SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
@@ -57,8 +60,8 @@ def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) 
     return facts(arch, **(given | more))
 
 
-def judged(found: ModelMetadata, overrides: ScoringOverrides | None = None) -> Verdict:
-    return decide(found, catalog.known(), overrides or ScoringOverrides())
+def judged(found: ModelMetadata, settings: PartialRecipe | None = None) -> Resolution:
+    return resolve(found, catalog.known(), settings or PartialRecipe())
 
 
 HEADS = {
@@ -87,9 +90,9 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 def test_cross_encoders_with_their_head(name: str) -> None:
     found = HEADS[name]
-    verdict = judged(found)
-    assert (verdict.entry.name if verdict.entry else "") == name
-    scoring = verdict.require()
+    resolved = judged(found)
+    assert (resolved.entry.name if resolved.entry else "") == name
+    scoring = resolved.require()
     assert (scoring.method, scoring.pooling, scoring.normalization) == (
         "cross_encoder",
         "rank",
@@ -155,13 +158,13 @@ QWEN3_FILE_TEMPLATE = QWEN3_PROMPT.replace("{instruction}", INSTRUCTION)
     ],
 )
 def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMetadata) -> None:
-    verdict = judged(found)
-    assert (verdict.entry.name if verdict.entry else "") == name
-    scoring = verdict.require()
+    resolved = judged(found)
+    assert (resolved.entry.name if resolved.entry else "") == name
+    scoring = resolved.require()
     assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", QWEN3_PROMPT, ("yes", "no"))
     assert (scoring.instruction, scoring.normalization) == (INSTRUCTION, Normalization("sigmoid"))
-    assert (scoring.max_length, scoring.pooling) == (CAUSAL_WINDOW, "none")
-    assert any("rank head is not used" in note for note in verdict.notes) == found.has_cls_output
+    assert (scoring.max_length, scoring.pooling) == (CAUSAL_MAX_LENGTH, "none")
+    assert any("rank head is not used" in note for note in resolved.notes) == found.has_cls_output
 
 
 @pytest.mark.parametrize(
@@ -177,18 +180,18 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMet
 )
 def test_a_fine_tune_under_a_known_name_says_so_in_every_answer(named: dict[str, str], says: str) -> None:
     """It may be asked something else, and was served as the known model without a word."""
-    verdict = judged(qwen(**named))
-    assert verdict.require().method == "causal_lm"
-    assert [f"its name also says '{says}'" in warning for warning in verdict.warnings] == [True] * bool(says)
+    resolved = judged(qwen(**named))
+    assert resolved.require().method == "causal_lm"
+    assert [f"its name also says '{says}'" in warning for warning in resolved.warnings] == [True] * bool(says)
 
 
 @pytest.mark.parametrize(("blocks", "width", "size"), [(24, 896, "base"), (28, 1536, "large")])
 def test_mxbai_judges_with_ones_and_zeros(blocks: int, width: int, size: str) -> None:
     found = qwen("qwen2", blocks, width, name=f"Mxbai Rerank {size.title()} v2", context_length=32768)
-    verdict = judged(found)
-    assert verdict.entry is not None
-    assert verdict.entry.name == f"mxbai-rerank-{size}-v2"
-    scoring = verdict.require()
+    resolved = judged(found)
+    assert resolved.entry is not None
+    assert resolved.entry.name == f"mxbai-rerank-{size}-v2"
+    scoring = resolved.require()
     assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", MXBAI_PROMPT, ("1", "0"))
     assert scoring.instruction == ""
 
@@ -239,13 +242,13 @@ QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Normalization
     ],
 )
 def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected: tuple[Any, ...]) -> None:
-    verdict = judged(found)
-    assert (verdict.entry.name if verdict.entry else "") == name
-    scoring = verdict.require()
+    resolved = judged(found)
+    assert (resolved.entry.name if resolved.entry else "") == name
+    scoring = resolved.require()
     got = (scoring.pooling, scoring.query_prefix, scoring.document_prefix, scoring.normalization)
     assert (scoring.method, got) == ("embedding", expected)
-    assert any("not in the catalog" in note for note in verdict.notes) == (not name)
-    assert any("end token" in note for note in verdict.notes) == (not name and scoring.pooling == "last")
+    assert any("not in the catalog" in note for note in resolved.notes) == (not name)
+    assert any("end token" in note for note in resolved.notes) == (not name and scoring.pooling == "last")
 
 
 @pytest.mark.parametrize(
@@ -294,18 +297,17 @@ def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected
     ],
 )
 def test_refusals_say_why_and_what_to_do(found: ModelMetadata, reason: str) -> None:
-    verdict = judged(found)
-    assert verdict.scoring is None
+    resolved = judged(found)
+    assert resolved.refusal is not None and resolved.refusal.next_step
     with pytest.raises(
         Unscorable, match=f"^m.gguf: can't be scored right: .*{reason.replace('|', '[|]')}.*; .+"
     ):
-        verdict.require()
-    assert verdict.next_step
+        resolved.require()
 
 
 def test_an_embedding_models_name_does_not_hide_a_head() -> None:
-    verdict = judged(xlmr(name="bge-m3", **HEAD))
-    assert (verdict.require().method, verdict.entry) == ("cross_encoder", None)
+    resolved = judged(xlmr(name="bge-m3", **HEAD))
+    assert (resolved.require().method, resolved.entry) == ("cross_encoder", None)
 
 
 def test_the_sizes_tell_namesakes_apart() -> None:
@@ -322,13 +324,13 @@ def test_a_name_is_whole_words_of_the_right_architecture() -> None:
 
 
 CHAT = qwen("llama", name="Llama 3.2 1B Instruct", context_length=131072)
-ASK = ScoringOverrides(template="Q: {query}\nD: {document}\nRelevant?", labels=("Yes", "No"))
+ASK = PartialRecipe(template="Q: {query}\nD: {document}\nRelevant?", labels=("Yes", "No"))
 
 
 def test_a_users_template_and_labels_make_any_causal_model_a_judge() -> None:
     scoring = judged(CHAT, ASK).require()
     assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", ASK.template, ("Yes", "No"))
-    assert (scoring.instruction, scoring.max_length) == ("", CAUSAL_WINDOW)
+    assert (scoring.instruction, scoring.max_length) == ("", CAUSAL_MAX_LENGTH)
     spaced = judged(
         CHAT.__class__(**_fields(CHAT, tokenizer_model="gpt2")), replace(ASK, labels=(" maybe", "No"))
     )
@@ -343,10 +345,10 @@ def _fields(found: ModelMetadata, **more: Any) -> dict[str, Any]:
 
 def test_a_known_judge_takes_a_users_instruction_or_template() -> None:
     found = qwen(name="Qwen3 Reranker 0.6B")
-    assert judged(found, ScoringOverrides(instruction="Find code")).require().instruction == "Find code"
-    own = judged(found, ScoringOverrides(template="{query} {document}")).require()
+    assert judged(found, PartialRecipe(instruction="Find code")).require().instruction == "Find code"
+    own = judged(found, PartialRecipe(template="{query} {document}")).require()
     assert (own.labels, own.instruction) == (("yes", "no"), "")
-    own = judged(found, ScoringOverrides(template="{instruction} {query} {document}")).require()
+    own = judged(found, PartialRecipe(template="{instruction} {query} {document}")).require()
     assert own.instruction == INSTRUCTION
 
 
@@ -355,7 +357,7 @@ E5_FACTS = xlmr(name="multilingual-e5-large")
 
 
 @pytest.mark.parametrize(
-    ("found", "overrides", "words"),
+    ("found", "settings", "words"),
     [
         (CHAT, replace(ASK, template="{query}"), "{document} exactly once, and holds it 0 times"),
         (CHAT, replace(ASK, template="{query}{document}{document}"), "holds it 2 times"),
@@ -363,43 +365,110 @@ E5_FACTS = xlmr(name="multilingual-e5-large")
         (CHAT, replace(ASK, labels=("Yes", "Nope")), "'Nope' is not a single token"),
         (CHAT, replace(ASK, labels=("Yes", "Yes")), "two different"),
         (CHAT, replace(ASK, labels=("Yes", "")), "two different"),
-        (CHAT, replace(ASK, labels=None), "labels of this judge"),
-        (CHAT, replace(ASK, template=None), "template of this judge"),
-        (CHAT, ScoringOverrides(method="causal_lm"), "template and labels of this judge"),
-        (
-            qwen(name="Jina Reranker v3"),
-            ScoringOverrides(method="causal_lm"),
-            "template and labels of this judge",
-        ),
-        (CHAT, ScoringOverrides(method="cross_encoder"), "remove method = cross_encoder"),
+        (CHAT, PartialRecipe(method="cross_encoder"), "remove method = cross_encoder"),
         (CHAT, replace(ASK, instruction="x"), "no {instruction}"),
         (CHAT, replace(ASK, pooling="last"), "pooling is for method = embedding"),
         (BGE, ASK, "is an encoder"),
-        (BGE, ScoringOverrides(instruction="x"), "instruction is for method = causal_lm"),
-        (BGE, ScoringOverrides(query_prefix="x"), "query_prefix is for method = embedding"),
-        (BGE, ScoringOverrides(max_length=8193), "from 32 to 8192"),
-        (BGE, ScoringOverrides(max_length=31), "from 32 to 8192"),
-        (BGE, ScoringOverrides(low=0.1), "low and high are for"),
-        (E5_FACTS, ScoringOverrides(normalization="sigmoid"), "squeezes"),
-        (E5_FACTS, ScoringOverrides(low=0.95), "must be less"),
+        (BGE, PartialRecipe(instruction="x"), "instruction is for method = causal_lm"),
+        (BGE, PartialRecipe(query_prefix="x"), "query_prefix is for method = embedding"),
+        (BGE, PartialRecipe(max_length=8193), "from 32 to 8192"),
+        (BGE, PartialRecipe(max_length=31), "from 32 to 8192"),
+        (BGE, PartialRecipe(low=0.1), "low and high are for"),
+        (E5_FACTS, PartialRecipe(normalization="sigmoid"), "squeezes"),
+        (E5_FACTS, PartialRecipe(low=0.95), "must be less"),
     ],
 )
 def test_settings_that_do_not_fit_name_the_fix(
-    found: ModelMetadata, overrides: ScoringOverrides, words: str
+    found: ModelMetadata, settings: PartialRecipe, words: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        judged(found, overrides)
+        judged(found, settings)
     assert words in str(raised.value)
 
 
-def test_windows() -> None:
-    assert judged(BGE, ScoringOverrides(max_length=512)).require().max_length == 512
+@pytest.mark.parametrize(
+    ("found", "settings", "words"),
+    [
+        (CHAT, replace(ASK, labels=None), "labels must be set"),
+        (CHAT, replace(ASK, template=None), "template must be set"),
+        (CHAT, PartialRecipe(method="causal_lm"), "template and labels must be set"),
+        (qwen(name="Jina Reranker v3"), PartialRecipe(method="causal_lm"), "template and labels must be set"),
+    ],
+)
+def test_what_is_missing_after_the_merge_is_named_with_the_lines_that_supply_it(
+    found: ModelMetadata, settings: PartialRecipe, words: str
+) -> None:
+    refusal = judged(found, settings).refusal
+    assert refusal is not None
+    assert words in refusal.reason and 'method = "causal_lm"' in refusal.lines
+
+
+def test_the_first_source_wins_and_of_bounds_the_smallest() -> None:
+    merged, sources = merge(
+        {
+            "settings": PartialRecipe(labels=("a", "b")),
+            "catalog": PartialRecipe(labels=("c", "d"), query_prefix="", max_length=512),
+            "file": PartialRecipe(query_prefix="q", max_length=256, pooling="cls"),
+            "method default": PartialRecipe(max_length=8192),
+        }
+    )
+    assert merged == PartialRecipe(labels=("a", "b"), query_prefix="", max_length=256, pooling="cls")
+    assert sources == {
+        "labels": "settings", "query_prefix": "catalog", "max_length": "file", "pooling": "file",
+    }  # fmt: skip
+    set_by_user = {"settings": PartialRecipe(max_length=1024), "file": PartialRecipe(max_length=512)}
+    assert merge(set_by_user)[0].max_length == 1024  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "settings", "sources"),
+    [
+        (
+            qwen(name="Qwen3 Reranker 0.6B"),
+            PartialRecipe(instruction="Find code"),
+            {"method": "catalog", "max_length": "method default", "template": "catalog", "labels": "catalog",
+             "normalization": "method default", "instruction": "settings"},
+        ),
+        (
+            qwen(rerank_template="{query}|{document}", output_labels=("yes", "no"), **PAIR_HEAD),
+            PartialRecipe(max_length=64),
+            {"method": "file", "max_length": "settings", "template": "file", "labels": "file",
+             "normalization": "method default"},
+        ),
+        (
+            xlmr(name="multilingual-e5-large", pooling="mean"),
+            PartialRecipe(low=0.5),
+            {"method": "catalog", "max_length": "file", "pooling": "catalog", "normalization": "catalog",
+             "low": "settings", "high": "catalog", "query_prefix": "catalog", "document_prefix": "catalog"},
+        ),
+        (
+            xlmr(**HEAD),
+            PartialRecipe(),
+            {"method": "file", "max_length": "file", "pooling": "method default",
+             "normalization": "method default"},
+        ),
+        (
+            qwen(name="Qwen3 Reranker 0.6B"),
+            PartialRecipe(template="{query} {document}"),
+            {"method": "settings", "max_length": "method default", "template": "settings",
+             "labels": "catalog", "normalization": "method default"},
+        ),
+    ],
+)  # fmt: skip
+def test_each_part_of_a_recipe_names_its_source(
+    found: ModelMetadata, settings: PartialRecipe, sources: dict[str, str]
+) -> None:
+    assert judged(found, settings).require().sources == sources
+
+
+def test_max_lengths() -> None:
+    assert judged(BGE, PartialRecipe(max_length=512)).require().max_length == 512
     reranker = qwen(name="Qwen3 Reranker 0.6B")
-    assert judged(reranker, ScoringOverrides(max_length=40960)).require().max_length == 40960
+    assert judged(reranker, PartialRecipe(max_length=40960)).require().max_length == 40960
     assert "max_length 8192 of the 40960 tokens" in " ".join(judged(reranker).notes)
     small = wordpiece(name="all-MiniLM-L6-v2", block_count=6, embedding_length=384)
     assert judged(small).require().max_length == 256
-    assert judged(small, ScoringOverrides(max_length=512)).require().max_length == 512
+    assert judged(small, PartialRecipe(max_length=512)).require().max_length == 512
     assert judged(xlmr(context_length=0, **HEAD)).require().max_length == 512
     assert (
         judged(facts("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
@@ -411,22 +480,23 @@ def test_windows() -> None:
 
 
 def test_cosine_settings() -> None:
-    own = ScoringOverrides(pooling="cls", query_prefix="", document_prefix="d: ", low=0.5)
+    own = PartialRecipe(pooling="cls", query_prefix="", document_prefix="d: ", low=0.5)
     scoring = judged(E5_FACTS, own).require()
     assert (scoring.pooling, scoring.query_prefix, scoring.document_prefix) == ("cls", "", "d: ")
     assert scoring.normalization == Normalization("affine", 0.5, 0.95)
     unsaid = facts("bert")
-    assert judged(unsaid, ScoringOverrides(method="embedding", pooling="mean")).require().pooling == "mean"
-    assert "set pooling" in judged(unsaid, ScoringOverrides(method="embedding")).next_step
-    assert judged(
-        E5_FACTS, ScoringOverrides(normalization="identity")
-    ).require().normalization == Normalization("identity")
+    assert judged(unsaid, PartialRecipe(method="embedding", pooling="mean")).require().pooling == "mean"
+    refusal = judged(unsaid, PartialRecipe(method="embedding")).refusal
+    assert refusal is not None and "set pooling" in refusal.next_step
+    assert judged(E5_FACTS, PartialRecipe(normalization="identity")).require().normalization == Normalization(
+        "identity"
+    )
 
 
 def test_no_setting_but_a_judges_overrules_a_refusal() -> None:
     minilm = wordpiece(name="ms-marco-MiniLM-L6-v2", **HEAD_OUT)
-    assert judged(minilm, ScoringOverrides(method="cross_encoder")).scoring is None
-    assert judged(minilm, ScoringOverrides(method="embedding", pooling="cls")).scoring is None
+    assert judged(minilm, PartialRecipe(method="cross_encoder")).recipe is None
+    assert judged(minilm, PartialRecipe(method="embedding", pooling="cls")).recipe is None
 
 
 def test_descriptions() -> None:
@@ -442,13 +512,23 @@ def test_descriptions() -> None:
         "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
         "scored as causal_lm: a causal reranker asked for one token after the prompt: the score is the "
         "probability of 'yes' against 'no'",
-        "max_length: 8,192 tokens for query and document together; normalization: sigmoid",
+        "  method: causal_lm (catalog)",
+        "  max_length: 8,192 tokens for query and document together (method default)",
+        '  template: "<|im_start|>system\\nJudge whether the Document meets the requirements based on '
+        'th…" (catalog)',
+        '  labels: "yes", "no" (catalog)',
+        "  normalization: sigmoid (method default)",
+        f'  instruction: "{INSTRUCTION}" (catalog)',
         "note: max_length 8192 of the 40960 tokens it can read; set max_length for more",
     ]
     told = describe_json(found, judged(found))
-    assert (told["model"], told["scorable"], told["scoring"]["labels"]) == (
-        "Qwen3-Reranker-0.6B", True, ["yes", "no"],
+    assert (told["model"], told["scorable"], told["refusal"]) == ("Qwen3-Reranker-0.6B", True, None)
+    recipe = told["recipe"]
+    assert (recipe["method"], recipe["labels"], recipe["sources"]["labels"]) == (
+        "causal_lm", ["yes", "no"], "catalog",
     )  # fmt: skip
+    old = told["scoring"]
+    assert (old["way"], old["window"], old["transform"]["name"]) == ("judge", 8192, "sigmoid")
     assert told["facts"]["has_chat_template"] is True
     assert "tokens" not in told["facts"]
 
@@ -457,10 +537,17 @@ def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
     chat = describe(CHAT, judged(CHAT))
     assert "refused: it is a plain language model" in chat
     assert "what to do: say in rerankd.toml what it is asked" in chat
-    assert describe_json(CHAT, judged(CHAT))["scoring"] is None
-    assert "512 tokens for text; normalization: affine from 0.7 to 0.95" in describe(
-        E5_FACTS, judged(E5_FACTS)
-    )
+    told = describe_json(CHAT, judged(CHAT))
+    assert told["recipe"] is None and told["scoring"] is None
+    assert told["refusal"] == {key: told[key] for key in ("reason", "next_step", "settings")}
+    cosine = describe(E5_FACTS, judged(E5_FACTS))
+    for line in (
+        "  max_length: 512 tokens for text (file)",
+        "  normalization: affine (catalog)",
+        "  low: 0.7 (catalog)",
+        '  query_prefix: "query: " (catalog)',
+    ):
+        assert line in cosine.splitlines()
     assert "encoder with a rank head" in describe(BGE, judged(BGE))
     headed = qwen(**PAIR_HEAD)
     assert "causal model with a rank head" in describe(headed, judged(headed))
@@ -497,7 +584,7 @@ _ARCHITECTURES = [
 
 
 @given(data=st.data())
-def test_a_file_without_settings_gets_a_verdict_and_never_an_error(data: st.DataObject) -> None:
+def test_a_file_without_settings_gets_a_recipe_or_a_refusal_and_never_an_error(data: st.DataObject) -> None:
     """And what is served names all that an engine needs."""
     entry = data.draw(st.sampled_from([None, *catalog.known().entries]))
     sizes = (entry.match.block_count, entry.match.embedding_length) if entry is not None else (12, 384)
@@ -515,13 +602,16 @@ def test_a_file_without_settings_gets_a_verdict_and_never_an_error(data: st.Data
         "control_tokens": [SPECIAL, {}],
     }  # fmt: skip
     drawn = {key: data.draw(st.sampled_from(values), key) for key, values in choose.items()}
-    verdict = judged(facts(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
-    scoring = verdict.scoring
-    if scoring is None:
-        assert verdict.reason and verdict.next_step
-    elif scoring.method == "causal_lm":
-        assert scoring.template and all(scoring.labels)
-    elif scoring.method == "embedding":
-        assert scoring.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
+    resolved = judged(facts(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
+    recipe = resolved.recipe
+    if resolved.refusal is not None:
+        assert resolved.refusal.reason and resolved.refusal.next_step
+        return
+    assert recipe is not None
+    assert {"method", "max_length", "normalization"} <= recipe.sources.keys()
+    if recipe.method == "causal_lm":
+        assert recipe.template and all(recipe.labels)
+    elif recipe.method == "embedding":
+        assert recipe.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
     else:
         assert drawn["has_cls"] and drawn["cls_output_rows"] == 1 and not drawn["decision_blocks"]
