@@ -18,7 +18,6 @@ from typer.main import get_command
 
 from rerankd import config
 from rerankd.api.dialects import options, table
-from rerankd.backends.options import traits
 from rerankd.cli import app, flags
 from rerankd.hub import listing
 from rerankd.renamed import RENAMED
@@ -32,7 +31,7 @@ def settings() -> str:
     # What a model may have of its own, and what is a backend's, come last.
     last = [*config.ServingSettings.model_fields, *flags.of_backends()]
     rows = [
-        f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(field)} |"
+        f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(name)} |"
         for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)
         if name not in ("models", "scoring")
     ]
@@ -68,9 +67,9 @@ def _default(name: str, field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _on_reload(field: FieldInfo) -> str:
+def _on_reload(name: str) -> str:
     said = {"live": "at once", "engine": "restarts engines", "restart": "needs a restart"}
-    return said[traits(field).needs]
+    return said[config.needs(name)]
 
 
 def commands() -> str:

@@ -6,9 +6,8 @@ the documentation are made from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -18,27 +17,14 @@ Needs = Literal["live", "engine", "restart"]
 O = TypeVar("O", bound="Options")  # noqa: E741
 
 
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What is said of a setting besides its default, type and help.
-
-    `needs` is what a change takes: nothing ("live"), another engine, or a restart of rerankd. `environment`
-    is a second name in the environment. A setting that `names_program` is not taken from a file that lies in
-    the current folder.
-    """
-
-    needs: Needs = "engine"
-    per_model: bool = False
-    environment: str = ""
-    names_program: bool = False
-
-
 class Options(BaseModel):
-    """Settings that belong together, such as those of one backend. A change of these takes another engine."""
+    """Settings that belong together, such as those of one backend. `needs` is what a change of them takes:
+    nothing ("live"), another engine, or a restart of rerankd."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
     )
+    needs: ClassVar[Needs] = "engine"
 
     @field_validator("*", mode="before")
     @classmethod
@@ -59,24 +45,23 @@ class Options(BaseModel):
 def setting(
     default: Any = PydanticUndefined,
     *,
-    needs: Needs = "engine",
     environment: str = "",
     names_program: bool = False,
+    per_model: bool = False,
     **field: Any,
 ) -> Any:
-    """A setting; see Traits. The other arguments are those of pydantic's Field."""
-    said: Any = {"traits": Traits(needs, environment=environment, names_program=names_program)}
-    return Field(default, json_schema_extra=said, **field)
+    """A setting with traits: `environment` is a second name in the environment; one that `names_program` is
+    not taken from a file that lies in the current folder; what is `per_model` may be set by a `[models.NAME]`
+    section, too. The other arguments are those of pydantic's Field."""
+    traits: Any = {"environment": environment, "names_program": names_program, "per_model": per_model}
+    return Field(default, json_schema_extra=traits, **field)
 
 
 def per_model(default: Any, **field: Any) -> Any:
     """A setting that a `[models.NAME]` section may set, too. The arguments are those of pydantic's Field."""
-    said: Any = {"traits": Traits(per_model=True)}
-    return Field(default, json_schema_extra=said, **field)
+    return setting(default, per_model=True, **field)
 
 
-def traits(field: FieldInfo) -> Traits:
-    """What is said of a setting."""
-    extra = field.json_schema_extra
-    found: Any = extra.get("traits") if isinstance(extra, dict) else None
-    return found or Traits()
+def trait(field: FieldInfo, name: str) -> Any:
+    """What `setting` was told of a field; None where that is nothing."""
+    return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None

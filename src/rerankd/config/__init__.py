@@ -1,12 +1,12 @@
 """Settings: one frozen value, from flags over environment over `rerankd.toml` over defaults.
 
-Every setting's name, default and meaning is written once, in settings.py, models.py and scoring.py or in a
-backend's options.py; its environment name is `RERANKD_` and the name in capitals.
+Every setting's name, default and meaning is written once, in one of these files or in a backend's options.py;
+its environment name is `RERANKD_` and the name in capitals.
 """
 
 from rerankd.config.models import EffectiveModelSettings, ModelSettings, ServingSettings
 from rerankd.config.scoring import ScoringSettings
-from rerankd.config.settings import Settings, changed, engines_differ
+from rerankd.config.settings import Settings, changed, engines_differ, needs
 from rerankd.config.sources import FILE_NAME, find, from_machine, load, override, service_links
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "find",
     "from_machine",
     "load",
+    "needs",
     "override",
     "service_links",
 ]

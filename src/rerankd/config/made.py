@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import Field, create_model
 
-from rerankd.backends.options import Options, traits
+from rerankd.backends.options import Options, trait
 from rerankd.backends.table import BACKENDS
 
 M = TypeVar("M", bound=Options)
@@ -26,7 +26,7 @@ def with_own(*shared: type[Options]) -> Callable[[type[M]], type[M]]:
     own: dict[str, Any] = {}
     for group in (*shared, *GROUPS):
         for name, field in group.model_fields.items():
-            if traits(field).per_model:
+            if trait(field, "per_model"):
                 kind: Any = field.annotation
                 said = Field(description=field.description)
                 own[name] = (Annotated[(kind | None, said, *field.metadata)], None)

@@ -22,6 +22,10 @@ def _split_commas(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+DAY_S = 86_400.0
+# In less, a loop would only look at the clock.
+Seconds = Annotated[float, Field(ge=0.01, le=DAY_S)]
+MemoryBytes = Annotated[int, Field(ge=2**20, le=2**50)]
 
 
 class ServingSettings(Options):
@@ -40,7 +44,7 @@ class ServingSettings(Options):
     idle_unload_s: float | None = per_model(
         None,
         ge=0.01,
-        le=365 * 86_400,
+        le=365 * DAY_S,
         description="seconds without use before a model is unloaded; never, when not set",
     )
     preload: bool = per_model(

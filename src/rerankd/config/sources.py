@@ -1,7 +1,6 @@
 """Where settings come from: flags over environment over the settings file over defaults.
 
-`load` is pure: it takes the file's text, an environment and the flags as values. `find` alone looks at the
-disk.
+`load` takes the file's text, an environment and the flags as values. `find` alone looks at the disk.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import platformdirs
 from pydantic import BaseModel, ValidationError
 
 from rerankd import textfile
-from rerankd.backends.options import traits
+from rerankd.backends.options import trait
 from rerankd.config import folders
 from rerankd.config.models import ModelSettings
 from rerankd.config.scoring import ScoringSettings
@@ -37,11 +36,12 @@ _LINKS = (
     ("PORT", r"(tcp|udp|sctp)://"),  # with a number, it is the setting
     ("NAME", "/"),
 )
-_TRAITS = {name: traits(field) for name, field in Settings.model_fields.items()}
 # What decides which programs run; `home` holds the engines that were built.
-_PROGRAMS = [name for name, said in _TRAITS.items() if said.names_program]
+_PROGRAMS = [name for name, field in Settings.model_fields.items() if trait(field, "names_program")]
 # Names in the environment that other programs read, too, and how they begin.
-_ELSEWHERE = {said.environment: name for name, said in _TRAITS.items() if said.environment}
+_ELSEWHERE = {
+    said: name for name, field in Settings.model_fields.items() if (said := trait(field, "environment"))
+}
 _PREFIXES = "|".join({_PREFIX, *(name.partition("_")[0] + "_" for name in _ELSEWHERE)})
 # Where a variable that was left empty would open the server.
 _NEVER_BLANK = ("api_key", "api_keys_file")
@@ -79,17 +79,13 @@ def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None =
         text = textfile.read(path) if path else ""
     except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
-    values, sources = _gathered(
+    return load(
         text,
         os.environ,
         overrides or {},
-        str(path or FILE_NAME),
+        file_name=str(path or FILE_NAME),
         may_name_programs=is_named or path is None or _is_own_word(path),
     )
-    settings = _validated(values, sources)
-    if old := list(_old_names(values, sources)):
-        _log.warning("these names of 0.1 will not be known to the next release: %s", "; ".join(old))
-    return settings
 
 
 def load(
@@ -102,18 +98,6 @@ def load(
 ) -> Settings:
     """Settings from a file's text, an environment and flags (None means not given). Raises ConfigError, also
     where the file names a program and may not."""
-    return _validated(*_gathered(text, environ, overrides, file_name, may_name_programs=may_name_programs))
-
-
-def _gathered(
-    text: str,
-    environ: Mapping[str, str],
-    overrides: Mapping[str, Any],
-    file_name: str,
-    *,
-    may_name_programs: bool,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """All that is set, and where each of it comes from."""
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -134,7 +118,10 @@ def _gathered(
         if value is not None:
             values[key] = value
             sources[key] = f"--{key.replace('_', '-')}"
-    return values, sources
+    settings = _validated(values, sources)
+    if old := list(_old_names(values, sources)):
+        _log.warning("these names of 0.1 will not be known to the next release: %s", "; ".join(old))
+    return settings
 
 
 def _old_names(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
