@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerankd.backends.base import Backend, Offer
-from rerankd.backends.options import traits
+from rerankd.backends.options import trait
 from rerankd.backends.table import BACKENDS
 from rerankd.config import EffectiveModelSettings
 from rerankd.domain import Refusal
@@ -52,6 +52,6 @@ def choosing() -> list[str]:
     names = ["RERANKD_ENGINE"]
     for backend in BACKENDS:
         for name, field in backend.Options.model_fields.items():
-            if traits(field).environment:
-                names += [f"RERANKD_{name.upper()}", traits(field).environment]
+            if other := trait(field, "environment"):
+                names += [f"RERANKD_{name.upper()}", other]
     return names
