@@ -160,7 +160,7 @@ class Reranker:
         self._check_started()
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
-        timeout_s = await self.registry.until_read(request.model, timeout_s)
+        timeout_s = await self.registry.arrivals.until_read(request.model, timeout_s)
         served = self.registry.find(request.model)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
         with served.queue.admit(len(request.documents), size_bytes) as place:

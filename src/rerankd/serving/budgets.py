@@ -1,4 +1,4 @@
-"""What all engines may hold together, by device."""
+"""What all engines may hold together, by device, and what those of one model take of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from rerankd import machine
 from rerankd.config import Settings
-from rerankd.memory import MEMORY, Bytes, card
+from rerankd.memory import MEMORY, Bytes, Need, card
 from rerankd.serving import offers
+from rerankd.serving.loader import Acts
+from rerankd.serving.prepare import Model
+from rerankd.serving.served_model import ServedModel
 
 # What is left of the machine's memory is for the system, this service, and the caller's own programs.
 _SHARE_FOR_ENGINES = 0.8
@@ -31,3 +34,31 @@ def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:
         for at, gpu in enumerate(gpus)
         if gpu.total_bytes
     }
+
+
+def needs(model: Model, budgets: Bytes) -> tuple[Need, Need]:
+    """What a model takes in any case, and what it may take."""
+    on_cards = _has_cards(budgets) and not model.engine.on_cpu
+    sizes = (model.facts.size_bytes, model.engine.memory_bytes)
+    least, guess = (Need(0, size_bytes) if on_cards else Need(size_bytes) for size_bytes in sizes)
+    return least, guess
+
+
+def acts(served: ServedModel, budgets: Bytes) -> Acts:
+    """How the loader has a model loaded, unloaded and measured."""
+
+    def held() -> Bytes | None:
+        if _has_cards(budgets):
+            return served.held()
+        size_bytes = served.memory_bytes()  # wherever that is: there is one budget for all
+        return None if size_bytes is None else {MEMORY: size_bytes}
+
+    async def load(cards: tuple[str, ...]) -> Bytes | None:
+        await served.load(cards)
+        return held()
+
+    return Acts(load, served.unload, held)
+
+
+def _has_cards(budgets: Bytes) -> bool:
+    return budgets.keys() - {MEMORY} != set()

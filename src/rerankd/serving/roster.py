@@ -6,38 +6,118 @@ stays `Pending` and never keeps the others from being served (see pending.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from rerankd import config
 from rerankd.config import EffectiveModelSettings, Settings
-from rerankd.errors import ConfigError, EngineUnavailable, UnknownModel
+from rerankd.errors import ConfigError, EngineUnavailable, RerankdError, UnknownModel
 from rerankd.serving import prepare as preparing
 from rerankd.serving.pending import Pending
+from rerankd.serving.prepare import Model
 from rerankd.serving.served_model import ServedModel
 
+_log = logging.getLogger("rerankd")
+
 Entry = ServedModel | Pending
+Found = Entry | Model | RerankdError
 
 
 class Roster:
-    """Which models there are, and by which names they are asked for. What comes first has its names first."""
+    """Which models there are, and by which names they are asked for. What comes first has its names first.
+    `entries` are all models, in the order of the settings and then of the pulls."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._entries: list[Entry] = []
+        self.entries: tuple[Entry, ...] = ()
+        self._default = ""
+        self._pulled: list[str] = []
 
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """All models of the settings, in their order."""
-        return tuple(self._entries)
+    def _expect(self, wanted: Sequence[EffectiveModelSettings]) -> None:
+        """The models of the settings, which are to be read."""
+        self._default = wanted[0].ref
+        self.entries = tuple(Pending(one, preparing.names_of(one)) for one in wanted)
+
+    def _append(self, served: ServedModel) -> None:
+        """One more model."""
+        self.entries += (served,)
+
+    def _append_pulled(self, served: ServedModel) -> None:
+        """One more model, which new settings leave here, too."""
+        self._pulled.append(served.model.wanted.ref)
+        self._append(served)
+
+    def _replace(self, old: Entry, new: ServedModel) -> None:
+        """A model in another's place."""
+        self.entries = tuple(new if entry is old else entry for entry in self.entries)
+
+    def _remove(self, served: ServedModel) -> None:
+        """A model is served no more."""
+        ref = served.model.wanted.ref
+        self.entries = tuple(entry for entry in self.entries if entry is not served)
+        self._pulled = [pulled for pulled in self._pulled if pulled != ref]
+        if ref == self._default:
+            self._default = ""
+
+    def _wanted(self, settings: Settings) -> list[EffectiveModelSettings]:
+        """The models of the settings, and those that were pulled since the start and are not among them.
+        Reads the disk."""
+        wanted = preparing.wanted(settings)
+        if not settings.model and not settings.models and self._default and wanted[0].ref in self._pulled:
+            # It was pulled beside the model that is served by default, and did not replace it.
+            wanted = settings.wanted(self._default)
+        named = {one.ref for one in wanted}
+        return [*wanted, *(settings.of(ref) for ref in self._pulled if ref not in named)]
+
+    def _found(self, settings: Settings) -> dict[EffectiveModelSettings, Found]:
+        """What there is for each wanted model: the entry that new settings and its file leave as it is, else
+        the model that was read, or why it can't be served. Reads the disk."""
+        kept: dict[EffectiveModelSettings, Entry] = {}
+        if not config.engines_differ(self.settings, settings):
+            kept = {
+                wanted_of(entry): entry
+                for entry in self.entries
+                if isinstance(entry, Pending) or not entry.is_changed()
+            }
+        return {one: kept.get(one) or _read(settings, one) for one in self._wanted(settings)}
+
+    def _plan(
+        self,
+        found: Mapping[EffectiveModelSettings, Found],
+        add: Callable[[Model, Sequence[Entry]], ServedModel],
+    ) -> tuple[Entry, ...]:
+        """The entries from now on. `add` has a model served beside others, or raises RerankdError."""
+        entries: tuple[Entry, ...] = ()
+        for wanted, one in found.items():
+            if isinstance(one, Model):
+                try:
+                    one = add(one, entries)
+                except RerankdError as error:
+                    one = error
+            entries += (self._instead(wanted, one, entries) if isinstance(one, RerankdError) else one,)
+        self.entries = entries
+        return entries
+
+    def _instead(self, wanted: EffectiveModelSettings, error: RerankdError, before: Sequence[Entry]) -> Entry:
+        """What there is in place of a model that can't be served as new settings have it."""
+        name = preparing.names_of(wanted)[0]
+        was = next((old for old in self.models if old.name == name and old not in before), None)
+        if was is not None and first_of(was.model.names, before) is None:
+            _log.error("%s goes on as it was: %s", was.name, error.message)
+            return was
+        pending = Pending(wanted, own_names(wanted, before), error)
+        _log.error("%s is not served: %s", pending.name, error.message)
+        return pending
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """The models that can be asked, in the order of the settings."""
-        return tuple(entry for entry in self._entries if isinstance(entry, ServedModel))
+        return tuple(entry for entry in self.entries if isinstance(entry, ServedModel))
 
     @property
     def pending(self) -> tuple[Pending, ...]:
         """The models that can't be asked, in the order of the settings: being read, or refused."""
-        return tuple(entry for entry in self._entries if isinstance(entry, Pending))
+        return tuple(entry for entry in self.entries if isinstance(entry, Pending))
 
     def entry(self, asked: str | None) -> Entry:
         """What there is under the name `asked`.
@@ -46,14 +126,11 @@ class Roster:
         the name of the hosted model that they were made for. Raises UnknownModel, which lists the known
         names.
         """
-        if not self._entries:
+        if not self.entries:
             raise EngineUnavailable("rerankd has not begun to read its models.")
-        if not asked or (len(self._entries) == 1 and not self.settings.strict_model_names):
-            return self._entries[0]
-        for entry in self._entries:
-            if asked in names(entry):
-                return entry
-        raise self.unknown(asked)
+        if not asked or (len(self.entries) == 1 and not self.settings.strict_model_names):
+            return self.entries[0]
+        return self.named(asked)
 
     def find(self, asked: str | None) -> ServedModel:
         """The model under the name `asked`, as `entry` has it. Raises UnknownModel, and for one that is being
@@ -62,10 +139,10 @@ class Roster:
 
     def named(self, name: str) -> Entry:
         """The model of exactly this name. Raises UnknownModel, which lists the known names."""
-        for entry in self._entries:
-            if name in names(entry):
-                return entry
-        raise self.unknown(name)
+        found = first_of((name,), self.entries)
+        if found is None:
+            raise self.unknown(name)
+        return found
 
     def served(self, name: str) -> ServedModel:
         """The model of exactly this name, where it can be asked. Raises what `find` does."""
@@ -73,29 +150,41 @@ class Roster:
 
     def unknown(self, name: str) -> UnknownModel:
         """The error of who asks for a model of this name; it lists the known ones."""
-        known = ", ".join(known for entry in self._entries for known in names(entry))
+        known = ", ".join(known for entry in self.entries for known in names(entry))
         return UnknownModel(f"There is no model {name!r} here. Served under these names: {known}.")
 
-    def _before(self, pending: Pending) -> list[Entry]:
+    def before(self, pending: Pending) -> tuple[Entry, ...]:
         """The entries that come before this one, and so have their names first."""
-        return self._entries[: self._entries.index(pending)] if pending in self._entries else []
+        return self.entries[: self.entries.index(pending)] if pending in self.entries else ()
 
-    def _clash(self, wanted: Sequence[str], entries: Iterable[Entry]) -> ConfigError | None:
-        """Why these names can't be given away beside `entries`; None where they can."""
-        for entry in entries:
-            for name in wanted:
-                if name in names(entry):
-                    return ConfigError(
-                        f"Two models would answer to {name!r}; {wanted_of(entry).ref} is the first. Give one "
-                        "of them another name, as a [models.NAME] section or with aliases."
-                    )
-        return None
 
-    def _own_names(self, wanted: EffectiveModelSettings, entries: Iterable[Entry]) -> tuple[str, ...]:
-        """The names of a model that none of `entries` has; where they have all, what the settings call it."""
-        taken = {name for entry in entries for name in names(entry)}
-        free = tuple(name for name in preparing.names_of(wanted) if name not in taken)
-        return free or (wanted.ref,)
+def _read(settings: Settings, wanted: EffectiveModelSettings) -> Model | RerankdError:
+    try:
+        return preparing.prepare(settings, wanted)
+    except RerankdError as error:
+        return error
+
+
+def first_of(wanted: Sequence[str], entries: Iterable[Entry]) -> Entry | None:
+    """The first of `entries` that answers to one of these names."""
+    return next((entry for entry in entries if not set(wanted).isdisjoint(names(entry))), None)
+
+
+def check_names(wanted: Sequence[str], entries: Iterable[Entry]) -> None:
+    """Raises ConfigError where one of `entries` has one of these names."""
+    if (first := first_of(wanted, entries)) is not None:
+        name = next(name for name in wanted if name in names(first))
+        raise ConfigError(
+            f"Two models would answer to {name!r}; {wanted_of(first).ref} is the first. Give one of them "
+            "another name, as a [models.NAME] section or with aliases."
+        )
+
+
+def own_names(wanted: EffectiveModelSettings, entries: Iterable[Entry]) -> tuple[str, ...]:
+    """The names of a model that none of `entries` has; where they have all, what the settings call it."""
+    taken = {name for entry in entries for name in names(entry)}
+    free = tuple(name for name in preparing.names_of(wanted) if name not in taken)
+    return free or (wanted.ref,)
 
 
 def names(entry: Entry) -> tuple[str, ...]:
