@@ -54,13 +54,14 @@ def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[st
     async def run() -> tuple[str, ...]:
         reranker = Reranker(settings, prepared=[model])
         served = reranker.registry.models[0]
-        served.retests = True
+        tested = served.self_test
+        tested.again = True
         async with reranker:
-            if served.doubts:
-                return served.doubts
+            if tested.doubts:
+                return tested.doubts
             second = "no second engine can run it, or none has room"
-            if served.self_test is not None:
-                second = f"it {served.self_test.words}"
+            if tested.passed is not None:
+                second = f"it {tested.passed.words}"
             return ("check at load: passed", f"self-test: {second}")
 
     return asyncio.run(run())

@@ -11,14 +11,13 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from rerankd import config, keys
 from rerankd.backends.base import Engine
 from rerankd.config import Settings
-from rerankd.domain import DocumentError, Normalization, RerankRequest, RerankResult, ScoredDocument
+from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import (
     ConfigError,
     EngineError,
@@ -31,8 +30,9 @@ from rerankd.errors import (
 )
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
-from rerankd.scoring import normalize, plan
+from rerankd.scoring import plan
 from rerankd.scoring.inputs import Fitted, fit
+from rerankd.scoring.result import Scored, ranked
 from rerankd.serving.prepare import Model
 from rerankd.serving.queue import Place
 from rerankd.serving.registry import ModelRegistry
@@ -180,7 +180,7 @@ class Reranker:
             warnings=(
                 request.warnings
                 + served.model.resolution.warnings
-                + served.doubts
+                + served.self_test.doubts
                 + fitted.warnings
                 + scored.warnings
                 + none
@@ -315,61 +315,3 @@ class Reranker:
             f"The request took longer than {timeout_s:g} s and was dropped. Send fewer or shorter documents, "
             "or raise request_timeout_s."
         )
-
-
-def ranked(
-    request: RerankRequest, values: Sequence[float | None], how: Normalization
-) -> tuple[ScoredDocument, ...]:
-    """The answer's rows for one raw value a document (None: it has none): in the order of these, of which
-    `score_threshold` and then `top_n` leave the first ones."""
-    order = normalize.rank(values)
-    if request.score_threshold is not None:
-        normalized = normalize.shown(values, how, raw=False)
-        order = [index for index in order if normalized[index] >= request.score_threshold]
-    shown = normalize.shown(values, how, raw=request.raw_scores)
-    return tuple(
-        ScoredDocument(index, shown[index], request.documents[index] if request.return_documents else None)
-        for index in order[: request.top_n or None]
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The raw value of each text of a plan, None where `text_errors` says why it has none; and what it took:
-    `cached` of them were known."""
-
-    fitted: Fitted
-    raw: Sequence[float | None]
-    text_errors: Mapping[int, str]
-    tokens: int
-    cached_tokens: int
-    cached: int
-    engine_s: float
-
-    @property
-    def errors(self) -> tuple[DocumentError, ...]:
-        """The documents of which no text could be scored."""
-        return tuple(
-            DocumentError(at, self.text_errors[parts[0]])
-            for at, parts in enumerate(self.fitted.plan.parts)
-            if parts and all(part in self.text_errors for part in parts)
-        )
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the caller should know of texts that could not be scored."""
-        found = []
-        by_reason: dict[str, list[int]] = {}
-        for error in self.errors:
-            by_reason.setdefault(error.reason, []).append(error.index)
-        for reason, indexes in by_reason.items():
-            found.append(f"Not scored and ranked last: {plan.named(indexes)}. Reason: {reason}.")
-        partly = [
-            at
-            for at, parts in enumerate(self.fitted.plan.parts)
-            if any(part in self.text_errors for part in parts)
-            and not all(part in self.text_errors for part in parts)
-        ]
-        if partly:
-            found.append(f"Scored without the parts that could not be scored: {plan.named(partly)}.")
-        return tuple(found)

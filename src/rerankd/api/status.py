@@ -144,8 +144,8 @@ async def _model(served: ServedModel) -> ModelStatus:
         "window": scoring.max_length,
         "transform": scoring.normalization.name,
         "explain": model.resolution.explanation,
-        "notes": [*model.resolution.notes, *served.doubts],
-        "self_test": served.self_test.words if served.self_test is not None else None,
+        "notes": [*model.resolution.notes, *served.self_test.doubts],
+        "self_test": test.words if (test := served.self_test.passed) is not None else None,
         "engine": await _engine(served),
         "queue": {
             "requests": len(line),

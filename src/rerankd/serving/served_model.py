@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from rerankd import machine, processes
-from rerankd.backends.base import Batch, Engine, Offer, RawScores
+from rerankd.backends.base import Engine, Offer
 from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
-from rerankd.domain import Refusal
-from rerankd.errors import EngineStartFailed, EngineUnavailable, ModelFileError, RerankdError
-from rerankd.hub import builtin, store
+from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
+from rerankd.hub import store
 from rerankd.memory import MEMORY, Bytes
 from rerankd.metrics import Metrics, Reading
 from rerankd.process import restart
@@ -30,14 +29,13 @@ from rerankd.process.reasons import Cause
 from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
-from rerankd.scoring import normalize, self_test
 from rerankd.scoring.cache import ScoreCache
-from rerankd.serving import second_engine
 from rerankd.serving.calls import Calls
 from rerankd.serving.prepare import Model, fingerprint
 from rerankd.serving.queue import Bounds, FairQueue, Line
 from rerankd.serving.replicas import Replicas
 from rerankd.serving.safer_settings import SaferSettings
+from rerankd.serving.self_test import SelfTest
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -66,14 +64,11 @@ class ServedModel:
         self.settings = settings
         self.queue = FairQueue(Line(bounds(settings), model.engine.policy, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
-        self.doubts: tuple[str, ...] = ()
-        self.self_test: second_engine.Passed | None = None
-        self.retests = False
-        self._testing = asyncio.Lock()
         self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
         self._metrics = metrics
         self._run_dir = run_dir
         self._learned = learned
+        self.self_test = SelfTest(model, learned, lambda: run_dir().socket(), self.log)
         self.calls = Calls(
             model.name,
             model.fingerprint,
@@ -313,7 +308,7 @@ class ServedModel:
             file_name=spec.path.name,
             launch=launch_child,
             check=self._check,
-            probe=self._probe,
+            probe=self.self_test.probe,
             run_dir=self._run_dir(),
             log=self.log if at == 0 else self.log.with_name(f"{self.log.stem}-{at + 1}.log"),
             start_timeout_s=settings.start_timeout_s,
@@ -326,73 +321,10 @@ class ServedModel:
     def _blames_engine(self, cause: Cause) -> bool:
         return cause == "memory" or self.calls.blames_engine()
 
-    async def _ask(self, engine: Engine, texts: Sequence[str]) -> RawScores:
-        """Score texts of the self-test. Raises EngineError."""
-        return await engine.score(Batch.pairs(self_test.QUERY, texts, self.model.scoring.instruction))
-
-    async def _probe(self, engine: Engine) -> None:
-        """Score one pair that is known to work. Raises EngineError."""
-        answer = await self._ask(engine, self_test.TEXTS[:1])
-        normalize.check_complete(answer.values, answer.errors)
-
     async def _check(self, engine: Engine) -> None:
-        """The check at load (see scoring/self_test.py). Raises Unscorable where it fails, unless forced."""
-        scoring = self.model.scoring
-        runs = [
-            await self._ask(engine, [self_test.TEXTS[at] for at in order]) for order in self_test.ARRANGEMENTS
-        ]
-        refusal, doubts = self_test.check([run.values for run in runs], scoring.normalization)
-        for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
-            _log.warning("%s: %s.", self.name, text)
-        self.doubts = self._unless_forced(refusal, "the check at load")
-        await self._compare(runs[0].values)
+        """Raises Unscorable where an engine that has loaded fails the self-test, unless forced."""
+        await self.self_test.check(engine, self.engine, self._computes(), is_safer=bool(self._safer.taken))
         await asyncio.to_thread(self._safer.is_ready)
-
-    async def _compare(self, values: Sequence[float | None]) -> None:
-        """The self-test by a second engine (second_engine.py), where none is kept. Raises Unscorable where
-        the two have nothing in common, unless forced."""
-        model = self.model
-        async with self._testing:
-            # The built-in file is checked by its checksum; what runs with safer settings is known to fail
-            # with others; and what a llama.cpp of the user's computes is compared when it is asked for.
-            asked = self.retests or not (
-                model.wanted.ref == builtin.NAME or self._safer.taken or self.engine.is_own_program
-            )
-            other = second_engine.second(model, self.engine)
-            if other is None or not asked:
-                return
-            key = second_engine.key(model, self._computes(), other)
-            self.self_test = None if self.retests else second_engine.kept(self._learned, key)
-            if self.self_test is None:
-                log = self.log.with_name(f"{self.log.stem}-self-test.log")
-                try:
-                    found = await second_engine.run(model, values, other, self._run_dir().socket(), log)
-                except ModelFileError as error:
-                    self.doubts += (f"{other.title} says that this model's file is damaged: {error}.",)
-                    _log.warning("%s: %s", self.name, self.doubts[-1])
-                    return
-                if found is None:
-                    return
-                self.self_test = await asyncio.to_thread(
-                    second_engine.keep, self._learned, key, model, other, found
-                )
-            self.retests = False
-        if self.self_test.comparison.passed:
-            return
-        refusal = Refusal(f"it {self.self_test.words}", self_test.OTHER_ENGINE)
-        _log.warning("%s: %s.", self.name, refusal.reason)
-        is_fatal = self.self_test.comparison.is_fatal
-        self.doubts += self._unless_forced(refusal, "the self-test by a second engine", is_fatal=is_fatal)
-
-    def _unless_forced(
-        self, refusal: Refusal | None, check: str, *, is_fatal: bool = True
-    ) -> tuple[str, ...]:
-        """What a failed check adds to every answer. Raises Unscorable where it is fatal, unless forced."""
-        if refusal is None:
-            return ()
-        if is_fatal and not self.model.wanted.force:
-            raise refusal.error(f"{self.model.path.name} loads, but its scores can't be trusted")
-        return (f"This model failed {check}: {refusal.reason}.",)
 
 
 def _on_cards(pids: Sequence[int]) -> Bytes | None:
