@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rerankd import logs
+from rerankd.progress import Progress
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML) instead of ./rerankd.toml.")
@@ -47,7 +48,7 @@ class progress:
     What still reports after its end was not waited for, and is ended by the KeyboardInterrupt it gets.
     """
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
+    def __enter__(self) -> Progress:
         self._ended = False
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
@@ -72,7 +73,8 @@ class progress:
                 self._said_at = time.monotonic()
             return
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
         if self._bar is None:
             columns = (
@@ -81,7 +83,7 @@ class progress:
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total or None)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankd.evaluation.collection import Collection, Ranking
+from rerankd.progress import Progress
 
 # A query and documents -> the places of the documents, the best first.
 Ask = Callable[[str, Sequence[str]], Awaitable[Sequence[int]]]
@@ -20,9 +21,7 @@ class Reranked:
     seconds: Mapping[str, float]
 
 
-async def rerank(
-    collection: Collection, candidates: Ranking, ask: Ask, progress: Callable[[str, int, int], None]
-) -> Reranked:
+async def rerank(collection: Collection, candidates: Ranking, ask: Ask, progress: Progress) -> Reranked:
     """Rerank the candidates of every query. Raises what `ask` raises."""
     ranking: dict[str, tuple[str, ...]] = {}
     seconds: dict[str, float] = {}

@@ -64,6 +64,13 @@ class Dialect:
     render: Render
     """The JSON of an answer: of the results in the order of the requests, and the request's id."""
     render_error: Callable[[RerankdError], Mapping[str, Any]]
+    named_paths: tuple[str, ...] = field(init=False)
+    """The paths that name this dialect, whatever the body."""
+
+    def __post_init__(self) -> None:
+        paths = ("/rerank", "/v1/rerank", "/v2/rerank")
+        named = tuple(f"/{prefix}{path}" for prefix in self.prefixes for path in paths)
+        object.__setattr__(self, "named_paths", named)
 
     @property
     def answer(self) -> Any:
@@ -74,13 +81,6 @@ class Dialect:
     def error(self) -> Any:
         """The type of an error."""
         return get_type_hints(self.render_error)["return"]
-
-    @property
-    def named_paths(self) -> tuple[str, ...]:
-        """The paths that name this dialect, whatever the body."""
-        return tuple(
-            f"/{prefix}{path}" for prefix in self.prefixes for path in ("/rerank", "/v1/rerank", "/v2/rerank")
-        )
 
     def parse(self, value: dict[str, Any]) -> tuple[RerankRequest, ...]:
         """The requests in a JSON body. Raises InvalidRequest."""
