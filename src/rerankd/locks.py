@@ -2,29 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 _log = logging.getLogger("rerankd")
 
 # How file systems say that they have no locks: NFS without its lock service, and some FUSE ones.
-NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+# A lock file of a writer that died is taken over after this time. A write takes milliseconds.
+_LEFT_S = 10.0
 
 
-def take(lock: int, what: str, *, wait: bool) -> None:
-    """Take the exclusive lock of an open file, until it is closed; `what` names its folder.
+@contextlib.contextmanager
+def held(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of a file, in any process; `waiting` is called where it must be waited for.
 
-    Where the file system has no locks the work goes on without one, and the log says so. Raises
-    BlockingIOError where another process holds it and `wait` is False, and OSError.
+    Where the file system has no locks the work goes on without one, and the log says so. Raises OSError, and
+    BlockingIOError where another process holds it and `waiting` is None.
     """
+    with path.open("a") as file:
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is None:
+                    raise
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+            _log.warning(
+                "the file system of %s has no locks (%s): don't let two processes write there at a time",
+                path.parent,
+                error.strerror,
+            )
+        yield
+
+
+@contextlib.contextmanager
+def held_soon(folder: Path, within_s: float) -> Iterator[None]:
+    """Hold a folder's lock, also on a file system without flock. Raises OSError where it can't be had within
+    so many seconds."""
+    deadline = time.monotonic() + within_s
+    with (folder / ".lock").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _NO_FLOCK:
+                    break
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
+                    raise
+                _wait(deadline)
+            else:
+                yield
+                return
+        with _lock_file(folder / ".lock.held", deadline):
+            yield
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path, deadline: float) -> Iterator[None]:
+    """A lock for file systems without flock, some network ones among them: the file exists while it is
+    held."""
+    while True:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            break
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFT_S:
+                    path.unlink()
+                    continue
+            _wait(deadline)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno not in NO_FLOCK:
-            raise
-        _log.warning(
-            "the file system of %s has no locks (%s): don't let two processes write there at a time",
-            what,
-            error.strerror,
-        )
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _wait(deadline: float) -> None:
+    if time.monotonic() >= deadline:
+        raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock")
+    time.sleep(0.005)

@@ -14,22 +14,20 @@ learned again, so losing it costs time and no more: no reader of this module has
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rerankd import locks
 from rerankd.errors import disk_errors
 from rerankd.files import write_whole
-from rerankd.locks import NO_FLOCK
 
 _log = logging.getLogger("rerankd")
 
@@ -42,8 +40,6 @@ MOST_VALUE_BYTES = 16 * 2**10
 # No section that this module wrote is larger; one that is, is not read into memory.
 _MOST_FILE_BYTES = 2 * MOST_ENTRIES * MOST_VALUE_BYTES
 _LOCK_WAIT_S = 1.0
-# A lock file of a writer that died is taken over after this time. A write takes milliseconds.
-_LOCK_LEFT_S = 10.0
 # Clocks of machines that share a folder differ by less. An entry from the future has no age to trust.
 _CLOCK_SKEW_S = 300.0
 _SECTION = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -143,7 +139,7 @@ class StateStore:
                     f"{self.folder} can't be cleared",
                     "Change its rights, or delete the folder: rerankd makes it anew.",
                 ),
-                _locked(self.folder) if files else contextlib.nullcontext(),
+                locks.held_soon(self.folder, _LOCK_WAIT_S) if files else contextlib.nullcontext(),
             ):
                 for path in files:
                     path.unlink(missing_ok=True)
@@ -194,7 +190,7 @@ class StateStore:
             self._read(section).pending.update(changes)
             try:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with _locked(self.folder):
+                with locks.held_soon(self.folder, _LOCK_WAIT_S):
                     known = self._read(section)
                     if unless_there:
                         for key in self._live(known.entries).keys() & changes.keys():
@@ -260,53 +256,3 @@ def _stamp(path: Path) -> _Stamp:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises OSError where it can't be had within `_LOCK_WAIT_S`."""
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    number = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in NO_FLOCK:
-                    break
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
-                    raise
-                _wait(deadline)
-            else:
-                yield
-                return
-        with _lock_file(folder / ".lock.held", deadline):
-            yield
-    finally:
-        os.close(number)
-
-
-@contextlib.contextmanager
-def _lock_file(path: Path, deadline: float) -> Iterator[None]:
-    """A lock for file systems without flock, some network ones among them: the file exists while it is
-    held."""
-    while True:
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-            break
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _LOCK_LEFT_S:
-                    path.unlink()
-                    continue
-            _wait(deadline)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _wait(deadline: float) -> None:
-    if time.monotonic() >= deadline:
-        raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock")
-    time.sleep(0.005)

@@ -151,16 +151,10 @@ class Store:
     @contextlib.contextmanager
     def locked(self, folder: str, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold a model against other pulls of it, in any process; calls `waiting` where it must wait."""
-        with self._writing():
-            (self.models / _PARTIAL).mkdir(parents=True, exist_ok=True)
-            lock = (self.models / _PARTIAL / f"{folder}.lock").open("a")
-        with lock:
+        with contextlib.ExitStack() as stack:
             with self._writing():
-                try:
-                    locks.take(lock.fileno(), str(self.models), wait=False)
-                except BlockingIOError:
-                    waiting()
-                    locks.take(lock.fileno(), str(self.models), wait=True)
+                (self.models / _PARTIAL).mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locks.held(self.models / _PARTIAL / f"{folder}.lock", waiting))
             yield
 
     def check_writable(self) -> None:

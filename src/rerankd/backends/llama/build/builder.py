@@ -12,7 +12,6 @@ A failure at any step leaves the engines that were there as they were.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 import sys
@@ -240,19 +239,16 @@ class Builder:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One build at a time in a data folder."""
-        with disk_errors(f"{self._folder} can't be written"):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                locks.take(lock, str(self._folder), wait=False)
-            except BlockingIOError:
-                raise BuildFailed(
-                    f"Another build is under way in {self._folder}. Wait for its end."
-                ) from None
+        with contextlib.ExitStack() as stack:
+            with disk_errors(f"{self._folder} can't be written"):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(locks.held(self._folder / ".lock"))
+                except BlockingIOError:
+                    raise BuildFailed(
+                        f"Another build is under way in {self._folder}. Wait for its end."
+                    ) from None
             yield
-        finally:
-            os.close(lock)
 
 
 class _DiedInTest(Exception):
