@@ -74,6 +74,7 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
     assert set(rows) == {"bge-reranker-v2-m3", "bge-reranker-v2-m3:f16", f"hf:{BGE}:q4_k_m"}
     assert [name for name, row in rows.items() if row["default"]] == ["bge-reranker-v2-m3"]
     assert rows["bge-reranker-v2-m3"]["method"] == "cross_encoder"
+    assert rows["bge-reranker-v2-m3"]["scored_as"] == "head"  # as 0.1 had it
     assert "bge-reranker-v2-m3:f16\t832 KiB\t" in cli(tmp_path, "list")
 
     shown = cli(tmp_path, "show", "BAAI/bge-reranker-v2-m3")

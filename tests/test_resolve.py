@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rerankd.recipes.partial import PartialRecipe, merge
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
 from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
+from rerankd.renamed import RENAMED, Renamed, old_value
 
 QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
 SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
@@ -527,10 +529,20 @@ def test_descriptions() -> None:
     assert (recipe["method"], recipe["labels"], recipe["sources"]["labels"]) == (
         "causal_lm", ["yes", "no"], "catalog",
     )  # fmt: skip
-    old = told["scoring"]
-    assert (old["way"], old["window"], old["transform"]["name"]) == ("judge", 8192, "sigmoid")
+    assert told["scoring"]["way"] == "judge"
     assert told["facts"]["has_chat_template"] is True
     assert "tokens" not in told["facts"]
+
+
+@pytest.mark.parametrize("one", [one for one in RENAMED if one.of == "rerankd inspect"], ids=str)
+def test_inspect_has_each_name_of_0_1_beside_the_new_one(one: Renamed) -> None:
+    found = CHAT if one.new.startswith("refusal") else BGE
+    told = describe_json(found, judged(found))
+    old, new = (reduce(lambda value, name: value[name], path.split("."), told) for path in (one.old, one.new))
+    if one.new == "recipe":
+        assert old["pooling"] == new["pooling"]
+    else:
+        assert old == (old_value("method", new) if one.new == "recipe.method" else new)
 
 
 def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:

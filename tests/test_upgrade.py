@@ -71,9 +71,9 @@ def test_it_serves_what_0_1_served(left: Path, orphan: tuple[Path, subprocess.Po
             for name in ("reranker", SECOND):
                 body = {"model": name, "query": "what is a panda?", "documents": ["a bear", "bread"]}
                 assert len(client.post("/llm/v1/rerank", json=body).raise_for_status().json()["results"]) == 2
-        assert [(one["id"], one["state"], one["window"]) for one in models] == [
-            ("reranker", "ready", 256),
-            (SECOND, "ready", 128),
+        assert [(one["id"], one["state"], one["way"], one["window"]) for one in models] == [
+            ("reranker", "ready", "head", 256),
+            (SECOND, "ready", "judge", 128),
         ]
         assert engine.wait(10) != 0 and not folder.exists()
     finally:

@@ -10,8 +10,6 @@ from typing import Literal
 from rerankd.errors import InvalidRequest, Unscorable
 
 Method = Literal["cross_encoder", "causal_lm", "embedding"]
-# What 0.1 called the methods; JSON has these names beside the new ones for one release.
-OLD_METHODS: Mapping[Method, str] = {"cross_encoder": "head", "causal_lm": "judge", "embedding": "cosine"}
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
 NormalizationName = Literal["sigmoid", "affine", "identity"]

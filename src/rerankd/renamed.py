@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """`of` is where the name is: of a setting its section, of a value its setting."""
+    """`of` is where the name is: of a setting its section, of a value its setting, of a JSON field the path
+    or the command that answers it, beside the new name and with a value of 0.1."""
 
     kind: Literal["setting", "value", "JSON field", "metric", "option"]
     of: str
@@ -32,7 +33,26 @@ RENAMED = (
     Renamed("value", "method", "head", "cross_encoder"),
     Renamed("value", "method", "judge", "causal_lm"),
     Renamed("value", "method", "cosine", "embedding"),
+    Renamed("JSON field", "/v1/status", "way", "method"),
+    Renamed("JSON field", "/v1/status", "window", "max_length"),
+    Renamed("JSON field", "/v1/status", "transform", "normalization"),
+    Renamed("JSON field", "/v1/rerank", "meta.transform", "meta.normalization"),
+    Renamed("JSON field", "rerankd list", "scored_as", "method"),
+    Renamed("JSON field", "rerankd list", "window", "max_length"),
+    Renamed("JSON field", "rerankd inspect", "scoring", "recipe"),
+    Renamed("JSON field", "rerankd inspect", "scoring.way", "recipe.method"),
+    Renamed("JSON field", "rerankd inspect", "scoring.window", "recipe.max_length"),
+    Renamed("JSON field", "rerankd inspect", "scoring.transform", "recipe.normalization"),
+    Renamed("JSON field", "rerankd inspect", "scoring.reason", "recipe.explanation"),
+    Renamed("JSON field", "rerankd inspect", "reason", "refusal.reason"),
+    Renamed("JSON field", "rerankd inspect", "next_step", "refusal.next_step"),
+    Renamed("JSON field", "rerankd inspect", "settings", "refusal.settings"),
 )
+
+
+def old_value(of: str, new: str) -> str:
+    """What 0.1 called a value, which a JSON field with a name of 0.1 still has."""
+    return next(one.old for one in RENAMED if (one.kind, one.of, one.new) == ("value", of, new))
 
 
 def met(section: str, values: Mapping[str, Any]) -> Iterator[Renamed]:

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 from rerankd import __version__
 from rerankd.api.answer import Route, json_response, reranker_with_key
 from rerankd.api.reference import errors
-from rerankd.domain import OLD_METHODS
 from rerankd.recent import Series
+from rerankd.renamed import old_value
 from rerankd.serving.pending import Pending
 from rerankd.serving.served_model import ServedModel
 
@@ -140,7 +140,7 @@ async def _model(served: ServedModel) -> ModelStatus:
         "method": scoring.method,
         "max_length": scoring.max_length,
         "normalization": scoring.normalization.name,
-        "way": OLD_METHODS[scoring.method],
+        "way": old_value("method", scoring.method),
         "window": scoring.max_length,
         "transform": scoring.normalization.name,
         "explain": model.resolution.explanation,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rerankd.domain import OLD_METHODS, Recipe, Refusal
+from rerankd.domain import Recipe, Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.progress import size_words
 from rerankd.recipes.resolution import Resolution
+from rerankd.renamed import old_value
 
 _WIDEST = 80  # letters of a template; all of it is in the JSON
 # Texts of many thousand characters, and things only the engine needs
@@ -57,7 +59,9 @@ def describe_json(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> 
         name: getattr(facts, name) for name in ModelMetadata.__dataclass_fields__ if name not in _LEFT_OUT
     }
     recipe, refusal, entry = resolved.recipe, resolved.refusal, resolved.entry
-    told = None
+    made = told = None
+    if recipe is not None:
+        made = asdict(recipe) | {"labels": list(recipe.labels), "explanation": recipe.explanation}
     if refusal is not None:
         told = {"reason": refusal.reason, "next_step": refusal.next_step, "settings": resolved.settings(ref)}
     return {
@@ -73,20 +77,20 @@ def describe_json(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> 
         "languages": list(entry.languages) if entry is not None else [],
         "licence": entry.licence if entry is not None else None,
         "scorable": recipe is not None,
-        "recipe": asdict(recipe) | {"labels": list(recipe.labels)} if recipe is not None else None,
+        "recipe": made,
         "refusal": told,
         "notes": list(resolved.notes),
-        "scoring": _scoring(recipe) if recipe is not None else None,
+        "scoring": _scoring(made) if made is not None else None,
         **(told or {"reason": "", "next_step": "", "settings": ""}),
     }
 
 
-def _scoring(recipe: Recipe) -> dict[str, Any]:
+def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe in the words of 0.1."""
-    values = asdict(recipe) | {"labels": list(recipe.labels), "reason": recipe.explanation}
-    del values["sources"]
+    values = {name: value for name, value in recipe.items() if name != "sources"}
     return {
-        "way": OLD_METHODS[values.pop("method")],
+        "reason": values.pop("explanation"),
+        "way": old_value("method", values.pop("method")),
         "window": values.pop("max_length"),
         "transform": values.pop("normalization"),
         **values,

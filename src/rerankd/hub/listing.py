@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rerankd.domain import OLD_METHODS, Method, Refusal
+from rerankd.domain import Method, Refusal
 from rerankd.errors import ModelFileError
 from rerankd.formats import modelfile
 from rerankd.formats.metadata import ModelMetadata
@@ -20,6 +20,7 @@ from rerankd.progress import silent, size_words
 from rerankd.recipes import catalog
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
+from rerankd.renamed import old_value
 
 # How a model is scored: by its metadata, and what the user calls it.
 Resolve = Callable[[ModelMetadata, str], Resolution]
@@ -112,7 +113,7 @@ def _scored(row: Row, resolve: Resolve) -> Row:
 
 def _scored_by(method: Method | None, max_length: int | None) -> Row:
     """`scored_as` and `window` are 0.1's names."""
-    old = OLD_METHODS[method] if method is not None else None
+    old = old_value("method", method) if method is not None else None
     return {"method": method, "max_length": max_length, "scored_as": old, "window": max_length}
 
 
