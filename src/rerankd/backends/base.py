@@ -15,16 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options
 from rerankd.domain import Recipe, Refusal
-from rerankd.formats.metadata import ModelMetadata
-from rerankd.machine import Gpu
 from rerankd.process.child import Launch, Running
-from rerankd.scoring.plan import BatchPolicy
-from rerankd.state import StateStore
+
+if TYPE_CHECKING:
+    from rerankd.formats.metadata import ModelMetadata
+    from rerankd.machine import Gpu
+    from rerankd.scoring.plan import BatchPolicy
+    from rerankd.state import StateStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ import typer
 from rerankd import __version__, config, logs
 from rerankd.cli.flags import of_backends, takes
 from rerankd.cli.output import Config, progress, say
-from rerankd.serving.pending import Pending
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
     from rerankd.service import Reranker
+    from rerankd.serving.pending import Pending
     from rerankd.serving.served_model import ServedModel
 
 

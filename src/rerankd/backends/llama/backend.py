@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rerankd import machine
 from rerankd.backends.base import Engine, EngineSpec, Installation, Offer, Rank
@@ -17,10 +18,12 @@ from rerankd.backends.llama.heads import needed_build
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.domain import Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
-from rerankd.machine import Gpu
 from rerankd.process.child import Launch
 from rerankd.scoring.plan import IN_TURN
-from rerankd.state import StateStore
+
+if TYPE_CHECKING:
+    from rerankd.machine import Gpu
+    from rerankd.state import StateStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from rerankd.formats.metadata import ModelMetadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rerankd.formats.metadata import ModelMetadata
+
 
 # The build whose source was read for modern-bert.hidden_activation; older ones may compute GELU whatever it
 # says.

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +100,8 @@ class Engines:
 
 def bundled() -> Bundled | None:
     """The llama.cpp inside the wheel xllamacpp, whose version ends in llama.cpp's build number."""
+    from importlib import metadata
+
     with contextlib.suppress(metadata.PackageNotFoundError):
         last = metadata.version("xllamacpp").rpartition(".")[2]
         program = (sys.executable, "-P", "-m", "rerankd.backends.llama.bundled")

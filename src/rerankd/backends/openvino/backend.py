@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rerankd.backends.base import Engine, EngineSpec, Installation, Offer, Rank
 from rerankd.backends.ladder import Step
@@ -15,11 +16,14 @@ from rerankd.backends.openvino import chosen
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice
 from rerankd.domain import Recipe, Refusal
-from rerankd.formats.metadata import ModelMetadata
-from rerankd.machine import Gpu
 from rerankd.process.child import Launch
 from rerankd.scoring.plan import SHARED
-from rerankd.state import StateStore
+
+if TYPE_CHECKING:
+    from rerankd.formats.metadata import ModelMetadata
+    from rerankd.machine import Gpu
+    from rerankd.state import StateStore
+
 
 # Architecture -> the tokenizers that the worker knows for it: (tokenizer.ggml.model, .pre); None: any.
 _TOKENIZERS: Mapping[str, Sequence[tuple[str, str | None]]] = {

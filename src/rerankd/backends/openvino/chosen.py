@@ -13,16 +13,18 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rerankd import machine
 from rerankd.backends.openvino import precision
 from rerankd.backends.openvino.precision import Choice, Trial, Wanted
 from rerankd.domain import Recipe
 from rerankd.process.child import Child
-from rerankd.state import StateStore
+
+if TYPE_CHECKING:
+    from rerankd.state import StateStore
+
 
 _log = logging.getLogger("rerankd.engine")
 
@@ -52,6 +54,8 @@ class Subject:
 
 def version() -> str:
     """OpenVINO's version; "" where it is not installed."""
+    from importlib import metadata
+
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("openvino")
     return ""
