@@ -95,7 +95,7 @@ async def test_a_dialect_in_the_tuple_is_served(monkeypatch: pytest.MonkeyPatch,
 
 def test_no_other_file_names_a_dialect() -> None:
     folder = _PACKAGE / "api" / "dialects"
-    tools = {"__init__", "dialect", "lenient", "options", "rules", "table"}
+    tools = {"__init__", "dialect", "lenient", "options", "rules", "sentences", "table"}
     dialects = {path.stem for path in folder.glob("*.py")} - tools
     assert dialects == {one.name for one in table.DIALECTS}
     outside = {path for path in _PACKAGE.rglob("*.py") if path.parent != folder or path.stem in tools}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
 
+from rerankd.api.dialects.sentences import kind
 from rerankd.api.limits import parsed
 from rerankd.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
-
-Body = TypeVar("Body", bound=BaseModel)
 
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\"';,\s]+)", re.IGNORECASE)
 # Those of Python's codecs that are an encoding of text and are in use.
@@ -54,7 +52,7 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
         ) from None
     parsed(request)
     if not isinstance(value, dict):
-        raise InvalidRequest(f"The request body is {_kind(value)}, not an object. Send JSON like {EXAMPLE}")
+        raise InvalidRequest(f"The request body is {kind(value)}, not an object. Send JSON like {EXAMPLE}")
     return value
 
 
@@ -83,56 +81,3 @@ def _text(data: bytearray, content_type: str) -> str | bytearray:
     except LookupError:
         pass
     raise UnsupportedMediaType(f"The charset {name[:40]!r} of the request body is not known. Send UTF-8.")
-
-
-def check(kind: type[Body], value: dict[str, Any]) -> Body:
-    """`value` as a `kind`; null is the same as not sent. Raises InvalidRequest with a sentence for the first
-    field that does not fit."""
-    try:
-        return kind.model_validate({name: sent for name, sent in value.items() if sent is not None})
-    except ValidationError as error:
-        example = getattr(kind, "EXAMPLE", None)
-        raise InvalidRequest(sentence(error, example=example)) from None
-
-
-def sentence(error: ValidationError, *place: str, example: object = None) -> str:
-    """What is wrong, by the first of the errors; `place` is where the value stands in the body."""
-    item: Any = error.errors()[0]
-    name = ".".join(str(part) for part in (*place, *item["loc"]))
-    if item["type"] == "missing":
-        shown = json.dumps(example, ensure_ascii=False) if example else EXAMPLE
-        return f"{name!r} is missing. Send JSON like {shown}"
-    wanted = _WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
-    return f"{name!r} is {_kind(item['input'])}, but {wanted}."
-
-
-_WANTED = {
-    "string_type": "must be a string",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "finite_number": "must be a whole number",
-    "greater_than_equal": "must not be negative; leave it out for the default",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-}
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case str():
-            return f"the string {value[:40]!r}"
-        case int() | float():
-            return f"the number {value}"
-        case list():
-            return "a list"
-        case _:
-            return "an object"

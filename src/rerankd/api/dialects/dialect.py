@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
-from rerankd.api.body import check
 from rerankd.api.dialects.lenient import Query, Texts
 from rerankd.api.dialects.rules import Rules, request, schema
+from rerankd.api.dialects.sentences import sentence
 from rerankd.domain import RerankRequest, RerankResult
-from rerankd.errors import RerankdError
+from rerankd.errors import InvalidRequest, RerankdError
 
 Render = Callable[[Sequence[RerankResult], str], Any]
 
@@ -83,8 +83,12 @@ class Dialect:
         return get_type_hints(self.render_error)["return"]
 
     def parse(self, value: dict[str, Any]) -> tuple[RerankRequest, ...]:
-        """The requests in a JSON body. Raises InvalidRequest."""
-        return check(self.body, value).requests(self.rules, value)
+        """The requests in a JSON body; null is the same as not sent. Raises InvalidRequest."""
+        try:
+            read = self.body.model_validate({name: sent for name, sent in value.items() if sent is not None})
+        except ValidationError as error:
+            raise InvalidRequest(sentence(error, example=self.body.EXAMPLE)) from None
+        return read.requests(self.rules, value)
 
     def schema(self) -> dict[str, Any]:
         """The JSON schema of the body, with the options and an example."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rerankd.api.body import sentence
 from rerankd.api.dialects import lenient, options
+from rerankd.api.dialects.sentences import sentence
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
 from rerankd.scoring import plan
