@@ -217,12 +217,12 @@ def test_every_change_of_state_that_the_table_has_does_happen(tmp_path: Path) ->
         async with bench(folder, kind=Noted, probe=probe, lacks_room=lambda pid: lack) as it:
             supervisor = it.supervisor
             engine = await supervisor.ensure_ready()
-            supervisor.erred(engine, "once")
+            assert await supervisor.erred(engine, "once") is None
             assert await supervisor.ensure_ready() is engine
             supervisor.reload()
             await it.until(lambda status: status.engine not in (None, engine))
             works = False
-            supervisor.erred(await supervisor.ensure_ready(), "for ever")
+            assert await supervisor.erred(await supervisor.ensure_ready(), "for ever") == "useless"
             await it.until(lambda status: status.starts == 3)
             lack = "no room"
             await supervisor.ensure_ready()
@@ -594,13 +594,15 @@ def test_an_engine_that_errs_while_its_successor_starts_is_given_to_nobody(tmp_p
             engine = await it.supervisor.ensure_ready()
             it.supervisor.reload()
             await it.until(lambda status: status.starts == 2)
-            it.supervisor.erred(engine, "something broke")
+            telling = asyncio.create_task(it.supervisor.erred(engine, "something broke"))
+            await asyncio.sleep(0)
             next_call = asyncio.create_task(it.supervisor.ensure_ready())
             await it.until(lambda status: status.phase == "checking")
             assert not next_call.done()
             await it.supervisor.stop()
             with pytest.raises(EngineUnavailable, match="stopped"):
                 await next_call
+            await telling
 
     asyncio.run(story())
 
@@ -644,9 +646,8 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
             engine = await it.supervisor.ensure_ready()
             with pytest.raises(EngineError):
                 await it.score(engine)
-            it.supervisor.erred(engine, "something broke")
+            assert await it.supervisor.erred(engine, "something broke") == "useless"
             assert await it.score(await it.supervisor.ensure_ready()) == RIGHT
-            assert await it.supervisor.fate(engine) == "useless"
             assert it.supervisor.status.starts == 2
 
     asyncio.run(story())
@@ -664,17 +665,18 @@ def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp
 
         async with bench(tmp_path, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()
-            it.supervisor.erred(engine, "one bad document")
+            telling = asyncio.create_task(it.supervisor.erred(engine, "one bad document"))
+            await asyncio.sleep(0)
             next_call = asyncio.create_task(it.supervisor.ensure_ready())
             await it.until(lambda status: status.phase == "checking")
             assert it.supervisor.status.engine is None
             assert not next_call.done()
             works.set()
             assert await next_call is engine
-            assert await it.supervisor.verdict(engine) is None
+            assert await telling is None
             it.supervisor.answered(engine)
             for _ in range(2):
-                it.supervisor.erred(engine, "two more")
+                assert await it.supervisor.erred(engine, "two more") is None
                 assert await it.supervisor.ensure_ready() is engine
             assert it.supervisor.status.starts == 1
 

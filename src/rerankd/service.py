@@ -115,7 +115,7 @@ class Reranker:
         """Go on by other settings, and by the keys that are in the file now: one that was removed is refused
         at once, even where the other settings can't be taken over.
 
-        Raises ConfigError, and what `Fleet.apply` raises; then the other settings have not changed.
+        Raises ConfigError, and what `ModelRegistry.apply` raises; then the other settings have not changed.
         """
         self.keys = await asyncio.to_thread(keys.read, settings)
         await self.registry.apply(settings)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from rerankd.api.notify import Notifier
 from rerankd.config import Settings
 from rerankd.errors import RerankdError
+from rerankd.progress import Progress
 from rerankd.service import Reranker
-from rerankd.serving.pending import Pending, Report
+from rerankd.serving.pending import Pending
 from rerankd.serving.roster import Entry
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Lifecycle:
         sockets: Sequence[socket.socket],
         make_server: Callable[[], Coroutine[Any, Any, Server]],
         started: Callable[[], None],
-        report: Report,
+        report: Progress,
     ) -> None:
         """Read and load the models, and serve at the same time, until a signal comes or no model can be
         served. `started` is called when the start is over. Raises `failure`."""
@@ -120,7 +121,7 @@ class Lifecycle:
         """Read the settings again and go on by them."""
         self._begin(self._reload())
 
-    async def _start(self, started: Callable[[], None], report: Report) -> None:
+    async def _start(self, started: Callable[[], None], report: Progress) -> None:
         try:
             await self._reranker.registry.start(report)
         except RerankdError as error:

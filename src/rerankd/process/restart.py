@@ -8,7 +8,6 @@ not: an engine that dies at each request would look healthy between two of them.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from rerankd.errors import RerankdError
 from rerankd.process import reasons
@@ -29,24 +28,16 @@ def delay_s(losses: int, chance: float = 0.0) -> float:
     return min(FIRST_DELAY_S * 2.0**doublings, LONGEST_DELAY_S) * (1 - JITTER * chance)
 
 
-@dataclass(frozen=True, slots=True)
-class Delay:
-    """How an engine's start is waited for: the state until then, and what the log says of it, how loudly."""
-
-    state: Waiting | Failed
-    level: int
-    text: str
-
-
-def delay(name: str, error: RerankdError, losses: int, delay_s: float, now: float, loaded: bool) -> Delay:
-    """What to do for `delay_s` seconds after `losses` engines in a row, the last for `error`. `loaded`: the
-    model `name` has been ready before."""
-    until = now + delay_s
+def state(
+    name: str, error: RerankdError, losses: int, delay_s: float, until: float, loaded: bool
+) -> tuple[Waiting | Failed, int, str]:
+    """What an engine is for `delay_s` seconds, until `until`, after `losses` in a row, the last for `error`;
+    and what the log says, at which level. `loaded`: the model `name` has been ready before."""
     if not loaded:  # who waits for the first load tells of it
         text = f"{error.message}\nThe next try is in {delay_s:.3g} s."
-        return Delay(Failed(error, until), logging.WARNING if losses > 1 else logging.INFO, text)
+        return Failed(error, until), logging.WARNING if losses > 1 else logging.INFO, text
     if delay_s > PATIENCE_S:
         error = reasons.failing(name, error, delay_s)
-        return Delay(Failed(error, until), logging.ERROR, error.message)
+        return Failed(error, until), logging.ERROR, error.message
     text = f"{error.message}\nIt is started again in {delay_s:.3g} s."
-    return Delay(Waiting(error, until), logging.WARNING, text)
+    return Waiting(error, until), logging.WARNING, text

@@ -59,7 +59,7 @@ class Supervisor(Generic[EngineT]):
         self._lacks_room = lacks_room
         self._chance = chance
         self._pause = pause
-        self._status: Status[EngineT] = Status()
+        self.status: Status[EngineT] = Status()
         self._changes = Changes()
         self._lives = Lives(plan, self._changes)
         # The child in use, or the last one that was.
@@ -69,10 +69,6 @@ class Supervisor(Generic[EngineT]):
         self._reload = asyncio.Event()
         self._losses = 0
         self._outgrown = 0
-
-    @property
-    def status(self) -> Status[EngineT]:
-        return self._status
 
     @property
     def leases(self) -> int:
@@ -91,7 +87,7 @@ class Supervisor(Generic[EngineT]):
 
     def suspect(self) -> None:
         """Say that a call was not answered in time; the engine is replaced if it is stuck."""
-        if self._status.engine is not None and self._life is not None:
+        if self.status.engine is not None and self._life is not None:
             self._life.suspected.set()
 
     def answered(self, engine: EngineT) -> None:
@@ -99,13 +95,16 @@ class Supervisor(Generic[EngineT]):
         if self._life is not None and self._life.engine is engine:
             self._losses = self._life.errors = 0
 
-    def erred(self, engine: EngineT, message: str) -> None:
+    async def erred(self, engine: EngineT, message: str) -> Cause | None:
         """Say that `engine` gave an error instead of scores. Nobody gets it until it has scored a known
-        pair; after three errors in a row it is replaced."""
+        pair; after three errors in a row it is replaced. Returns why; None where it goes on."""
         _log.warning("the engine for %s gave an error instead of scores: %s", self._plan.file_name, message)
         if self._life is not None and self._life.engine is engine:
             self._life.errors += 1
             self._life.erred.set()
+            while self._life.engine is engine and self._is_doubted():
+                await self._changes.wait()
+        return self.known_fate(engine)
 
     def owns(self, engine: EngineT) -> bool:
         """Whether `engine` is one of this supervisor's, also one that has gone."""
@@ -119,12 +118,6 @@ class Supervisor(Generic[EngineT]):
         """Why `engine` went, as far as that is known now."""
         return self._lives.fates.get(engine)
 
-    async def verdict(self, engine: EngineT) -> Cause | None:
-        """Why `engine` is replaced after an error; None where it scores a known pair, and goes on."""
-        while self._life is not None and self._life.engine is engine and self._is_doubted():
-            await self._changes.wait()
-        return self.known_fate(engine)
-
     async def ensure_ready(self, *, after: EngineT | None = None) -> EngineT:
         """Wait for a ready engine, and return it. `after` is one that has failed its caller: if it does not
         turn out to be dead, it is returned again.
@@ -134,7 +127,7 @@ class Supervisor(Generic[EngineT]):
         """
         notice = time.monotonic() + _DEATH_NOTICE_S
         while True:
-            engine, state, timeout_s = self._usable(), self._status.state, None
+            engine, state, timeout_s = self._usable(), self.status.state, None
             if engine is not None and self._life is not None:
                 if not self._life.socket.exists():
                     self._life.unreachable.set()  # it is replaced
@@ -169,11 +162,11 @@ class Supervisor(Generic[EngineT]):
 
     def _usable(self) -> EngineT | None:
         """The engine that calls get now."""
-        return None if self._is_doubted() else self._status.engine
+        return None if self._is_doubted() else self.status.engine
 
     def _is_doubted(self) -> bool:
         """Whether the engine gave an error, and has not scored a known pair since."""
-        state = self._status.state
+        state = self.status.state
         if isinstance(state, Ready) and self._life is not None:
             return self._life.erred.is_set()  # the task has not come to it yet
         return isinstance(state, Checking)
@@ -190,12 +183,12 @@ class Supervisor(Generic[EngineT]):
             await asyncio.wait([self._task])
 
     def _set(self, state: State[EngineT]) -> None:
-        self._status = self._status.after(state)
+        self.status = self.status.after(state)
         self._changes.tell()
 
     def _count(self, *, starts: int = 0, lost: int = 0) -> None:
-        status = self._status
-        self._status = replace(status, starts=status.starts + starts, lost=status.lost + lost)
+        status = self.status
+        self.status = replace(status, starts=status.starts + starts, lost=status.lost + lost)
 
     async def _run(self) -> None:
         try:
@@ -219,9 +212,10 @@ class Supervisor(Generic[EngineT]):
         self._count(lost=1)
         self._losses += 1
         delay_s, loaded = restart.delay_s(self._losses, self._chance()), self._life is not None
-        delay = restart.delay(self._plan.name, loss.error, self._losses, delay_s, time.monotonic(), loaded)
-        _log.log(delay.level, "%s", delay.text)
-        self._set(delay.state)
+        until = time.monotonic() + delay_s
+        state, level, text = restart.state(self._plan.name, loss.error, self._losses, delay_s, until, loaded)
+        _log.log(level, "%s", text)
+        self._set(state)
         await first(self._pause(delay_s), self._reload.wait())
         if self._reload.is_set():  # somebody has mended something
             self._losses = 0
@@ -282,7 +276,7 @@ class Supervisor(Generic[EngineT]):
                     return loss
 
         async def doubt() -> Never:
-            if isinstance(self._status.state, Ready):
+            if isinstance(self.status.state, Ready):
                 await life.erred.wait()
                 self._set(Checking(life.child.pid))  # the successor is waited for
             await forever()

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from rerankd.errors import Overloaded, RerankdError, Stopping
 from rerankd.process.waiting import Changes
+from rerankd.progress import Progress
 from rerankd.serving import prepare as preparing
-from rerankd.serving.pending import Pending, Report
+from rerankd.serving.pending import Pending
 from rerankd.serving.prepare import Model
 from rerankd.serving.roster import Roster, check_names, own_names
 from rerankd.serving.served_model import ServedModel
@@ -38,7 +39,7 @@ class Arrivals:
         self._changes = Changes()
         self._waiting = 0
 
-    def bring(self, pending: Pending, progress: Report) -> None:
+    def bring(self, pending: Pending, progress: Progress) -> None:
         """Have a model read, and tried again, until it is served or not wanted any more."""
 
         def report(what: str, done: int, total: int) -> None:

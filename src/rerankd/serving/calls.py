@@ -244,8 +244,7 @@ class Calls:
                 raise _Lost(engine, cause, error) from None
             except EngineError as error:
                 failure = error
-        running.erred(engine, failure.message)
-        cause = await running.verdict(engine) or "errors"
+        cause = await running.erred(engine, failure.message) or "errors"
         if cause == "errors" and reasons.says_memory(failure.message):
             cause = "memory"
         raise _Lost(engine, cause, self._failed())

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +28,6 @@ from rerankd.errors import (
 )
 
 Phase = Literal["starting", "refused"]
-Report = Callable[[str, int, int], None]
 _LASTING = (ConfigError, DoesNotFit, EngineTooOld, Unscorable)
 _LONGEST_DELAY_S = 60.0
 # A rate that was measured for a shorter time tells little.

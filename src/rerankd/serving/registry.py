@@ -16,21 +16,18 @@ from rerankd.memory import MEMORY, Bytes
 from rerankd.metrics import Metrics, Reading
 from rerankd.owner import Owner
 from rerankd.process import rundir
+from rerankd.progress import Progress, silent
 from rerankd.serving import prepare as preparing
 from rerankd.serving.arrivals import Arrivals
 from rerankd.serving.budgets import acts, budgets, needs
 from rerankd.serving.loader import Loader
-from rerankd.serving.pending import Pending, Report
+from rerankd.serving.pending import Pending
 from rerankd.serving.prepare import Model
 from rerankd.serving.roster import Entry, Roster, check_names, first_of
 from rerankd.serving.served_model import ServedModel, bounds
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 class ModelRegistry(Roster):
@@ -71,7 +68,7 @@ class ModelRegistry(Roster):
         for model in models:
             self._append(self._add(model, self.entries))
 
-    async def begin(self, progress: Report = _silent) -> None:
+    async def begin(self, progress: Progress = silent) -> None:
         """Begin to fetch and read the models of the settings; returns at once. From now on they can be asked
         for. `progress` is told of what is fetched, from other threads."""
         if not self.entries:
@@ -81,7 +78,7 @@ class ModelRegistry(Roster):
         for pending in self.pending:
             self.arrivals.bring(pending, progress)
 
-    async def start(self, progress: Report = _silent) -> None:
+    async def start(self, progress: Progress = silent) -> None:
         """Read the models, and load those that are wanted from the start, in order, as far as they fit beside
         each other; the others wait for their first request. Raises the reason of the first where none of them
         can be served; else the reasons are logged."""
@@ -221,7 +218,7 @@ class ModelRegistry(Roster):
                 self.arrivals.give_up(entry) if isinstance(entry, Pending) else self._loader.retire(entry)
         for entry in entries:
             if isinstance(entry, Pending):
-                entry.retry() if entry in old else self.arrivals.bring(entry, _silent)
+                entry.retry() if entry in old else self.arrivals.bring(entry, silent)
             else:
                 entry.queue.line.bounds = bounds(settings)
                 if entry not in old or entry.state.phase == "failed":
@@ -284,5 +281,5 @@ class ModelRegistry(Roster):
         task.add_done_callback(self._tasks.discard)
 
     def _sockets(self) -> rundir.RunDir:
-        assert self._run_dir is not None, "start the fleet first"
+        assert self._run_dir is not None, "begin first"
         return self._run_dir

@@ -71,11 +71,11 @@ class Replicas:
         for supervisor in self._supervisors:
             supervisor.answered(engine)
 
-    def erred(self, engine: Engine, message: str) -> None:
-        """Say that `engine` gave an error instead of scores."""
-        for supervisor in self._supervisors:
-            if supervisor.owns(engine):
-                supervisor.erred(engine, message)
+    async def erred(self, engine: Engine, message: str) -> Cause | None:
+        """Say that `engine` gave an error instead of scores. Returns why it is replaced; None where it scores
+        a known pair, and goes on."""
+        owner = self._owner(engine)
+        return await owner.erred(engine, message) if owner is not None else None
 
     async def fate(self, engine: Engine) -> Cause | None:
         """Why `engine` went; None where it still runs, or it is not known any more."""
@@ -86,11 +86,6 @@ class Replicas:
         """Why `engine` went, as far as that is known now."""
         owner = self._owner(engine)
         return owner.known_fate(engine) if owner is not None else None
-
-    async def verdict(self, engine: Engine) -> Cause | None:
-        """Why `engine` is replaced after an error; None where it scores a known pair, and goes on."""
-        owner = self._owner(engine)
-        return await owner.verdict(engine) if owner is not None else None
 
     def _owner(self, engine: Engine) -> Supervisor[Engine] | None:
         return next((one for one in self._supervisors if one.owns(engine)), None)
