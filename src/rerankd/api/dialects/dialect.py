@@ -97,14 +97,14 @@ class Dialect:
         return {**found, "example": self.body.EXAMPLE}
 
 
-def one(render: Callable[[RerankResult, str], Any]) -> Render:
+def single(render: Callable[[RerankResult, str], Any]) -> Render:
     """Renders the result of the one request that there is."""
 
     @functools.wraps(render)
-    def of_one(results: Sequence[RerankResult], request_id: str) -> Any:
+    def of_single(results: Sequence[RerankResult], request_id: str) -> Any:
         return render(results[0], request_id)
 
-    return of_one
+    return of_single
 
 
 class PlainError(TypedDict):

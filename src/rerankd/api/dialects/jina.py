@@ -10,20 +10,19 @@ from __future__ import annotations
 import time
 from typing import Any, ClassVar, Literal, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, one
+from rerankd.api.dialects.dialect import Dialect, Question, single
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
-class Body(Question):
+class RerankBody(Question):
     """What a client sends, beside the options."""
 
-    model_config = ConfigDict(title="RerankBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "builtin:e5",
         "query": "什么是熊猫？",
@@ -160,8 +159,8 @@ DIALECT = Dialect(
     answers_with="`results`",
     recognises=lambda sent, at_home: True,
     prefixes=("jina", "cohere"),
-    body=Body,
+    body=RerankBody,
     rules=Rules(own=("top_n", "return_documents", "instruction", "raw_scores", "truncate")),
-    render=one(render),
+    render=single(render),
     render_error=render_error,
 )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects import jina
-from rerankd.api.dialects.dialect import Dialect, Question, one, rows
+from rerankd.api.dialects.dialect import Dialect, Question, rows, single
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.rules import Rules
 from rerankd.domain import RerankResult
 
 
-class Body(Question):
+class MixedbreadBody(Question):
     """What a client sends, beside the options."""
 
-    model_config = ConfigDict(title="MixedbreadBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "mixedbread-ai/mxbai-rerank-large-v2",
         "query": "Who wrote To Kill a Mockingbird?",
@@ -67,8 +66,8 @@ DIALECT = Dialect(
             "input" in sent and "documents" not in sent and not isinstance(sent["input"], dict)
         )
     ),
-    body=Body,
+    body=MixedbreadBody,
     rules=Rules(own=("top_k", "return_input")),
-    render=one(render),
+    render=single(render),
     render_error=jina.render_error,
 )

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, one
+from rerankd.api.dialects.dialect import Dialect, Question, single
 from rerankd.api.dialects.lenient import Query, Texts
 from rerankd.api.dialects.rules import NO_TEXTS, Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
-class Body(Question):
+class RankingBody(Question):
     """What a client sends, beside the options."""
 
-    model_config = ConfigDict(title="RankingBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "nvidia/nv-rerankqa-mistral-4b-v3",
         "query": {"text": "which way did the traveler go?"},
@@ -81,12 +80,12 @@ DIALECT = Dialect(
         "/ranking": "NVIDIA NIM",
         "/v1/retrieval/nvidia/reranking": "NVIDIA's API catalog, Weaviate's reranker-nvidia",
     },
-    body=Body,
+    body=RankingBody,
     rules=Rules(
         own=("truncate",),
         unused={"raw_scores": "a logit is a raw value", "return_documents": NO_TEXTS},
         defaults={"raw_scores": True},
     ),
-    render=one(render),
+    render=single(render),
     render_error=render_error,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects import jina, voyage
-from rerankd.api.dialects.dialect import Dialect, one, plain_error, rows
+from rerankd.api.dialects.dialect import Dialect, plain_error, rows, single
 from rerankd.domain import RerankResult
 
 
@@ -30,8 +30,8 @@ DIALECT = Dialect(
     answers_with="`results`, a document being a string",
     recognises=lambda sent, at_home: at_home,
     paths={"/api/rerank": "Ollama"},
-    body=jina.Body,
+    body=jina.RerankBody,
     rules=jina.DIALECT.rules,
-    render=one(render),
+    render=single(render),
     render_error=plain_error,
 )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NotRequired
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, one, rows
+from rerankd.api.dialects.dialect import Dialect, Question, rows, single
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.rules import ALL_ROWS, Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
-class Body(Question):
+class TeiBody(Question):
     """What a client sends, beside the options. All texts are answered: its clients count the rows."""
 
-    model_config = ConfigDict(title="TeiBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "What is Deep Learning?",
         "texts": ["Deep Learning is not...", "Deep learning is..."],
@@ -62,12 +61,12 @@ DIALECT = Dialect(
     answers_with="a list of all texts",
     recognises=lambda sent, at_home: "texts" in sent and "documents" not in sent,
     prefixes=("tei",),
-    body=Body,
+    body=TeiBody,
     rules=Rules(
         own=("raw_scores", "return_text", "truncate", "truncation_direction"),
         unused={"top_n": "every text gets a row"},
         refused={"score_threshold": ALL_ROWS},
     ),
-    render=one(render),
+    render=single(render),
     render_error=render_error,
 )

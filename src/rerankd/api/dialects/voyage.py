@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, NotRequired
 
-from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, one, rows
+from rerankd.api.dialects.dialect import Dialect, Question, rows, single
 from rerankd.api.dialects.rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
-class Body(Question):
+class VoyageBody(Question):
     """What a client sends, beside the options."""
 
-    model_config = ConfigDict(title="VoyageBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "When is Apple's conference call scheduled?",
         "documents": ["The Mediterranean diet emphasizes fish.", "Apple's conference call is on Thursday."],
@@ -71,8 +69,8 @@ DIALECT = Dialect(
     answers_with="`data`",
     recognises=lambda sent, at_home: "top_n" not in sent and bool(sent.keys() & {"truncation", "top_k"}),
     prefixes=("voyage",),
-    body=Body,
+    body=VoyageBody,
     rules=Rules(own=("top_k", "return_documents", "truncation")),
-    render=one(render),
+    render=single(render),
     render_error=render_error,
 )

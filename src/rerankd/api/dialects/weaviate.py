@@ -10,18 +10,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, one, plain_error
+from rerankd.api.dialects.dialect import Dialect, Question, plain_error, single
 from rerankd.api.dialects.rules import ALL_ROWS, Rules
 from rerankd.domain import RerankRequest, RerankResult
 
 
-class Body(Question):
+class WeaviateBody(Question):
     """What Weaviate sends."""
 
-    model_config = ConfigDict(title="WeaviateBody")
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "what is a panda?",
         "documents": ["a bear of China", "a kind of bread"],
@@ -32,7 +31,7 @@ class Body(Question):
 
     def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
         # The answer names each document by its text.
-        return tuple(replace(one, return_documents=True) for one in super().requests(rules, value))
+        return tuple(replace(asked, return_documents=True) for asked in super().requests(rules, value))
 
 
 class Row(TypedDict):
@@ -56,8 +55,8 @@ DIALECT = Dialect(
     told_by="`property`",
     answers_with="`scores`, in the order sent",
     recognises=lambda sent, at_home: "property" in sent,
-    body=Body,
+    body=WeaviateBody,
     rules=Rules(unused={"top_n": "every document gets a row"}, refused={"score_threshold": ALL_ROWS}),
-    render=one(render),
+    render=single(render),
     render_error=plain_error,
 )
