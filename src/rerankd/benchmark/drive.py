@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rerankd.benchmark.figures import Round, Series
 from rerankd.benchmark.load import Case, Request, round_of
+from rerankd.progress import Progress
 from rerankd.remote import Remote
 
 # Rounds that are sent and not counted have negative numbers, so that their texts are others too.
@@ -42,7 +43,7 @@ async def drive(
     rounds: int,
     within_s: float,
     seed: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Driven:
     """Measure until all rounds are done or `within_s` seconds have passed; being cancelled ends it as well,
     and returns what there is. Raises RemoteError where a server fails."""

@@ -19,10 +19,6 @@ from rerankd.machine import Gpu
 Verdict = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _LEAST_MEMORY, _LEAST_DISK = 1 * _GIB, 1 * _GIB
-# The oldest driver of Linux for each CUDA (NVIDIA's release notes, minor version compatibility).
-_DRIVERS = {11: 450, 12: 525, 13: cuda.DRIVER_FOR_13}
-# The first CUDA that compiles for a card, by compute capability.
-_CARDS = ((120, (12, 8)), (100, (12, 8)), (89, (11, 8)), (0, (11, 0)))
 _DOCTOR_AGAIN = "then run rerankd doctor again"
 
 
@@ -57,19 +53,6 @@ def diagnose(seen: Seen, mirror: str | None = None) -> list[Row]:
 def can_run(rows: Sequence[Row]) -> bool:
     """Whether nothing keeps rerankd from serving a model."""
     return all(row.verdict != "fail" for row in rows)
-
-
-def driver_runs(driver: str, release: tuple[int, int]) -> bool:
-    """Whether a driver such as "570.133.07" runs programs of this CUDA release."""
-    major = driver.partition(".")[0]
-    return not major.isdigit() or int(major) >= _DRIVERS.get(release[0], 0)
-
-
-def compiles_for(release: tuple[int, int], capability: str) -> bool:
-    """Whether this CUDA release compiles for a card of this compute capability."""
-    card = int(capability.replace(".", ""))
-    first = next(first for oldest, first in _CARDS if card >= oldest)
-    return release >= first and not (release[0] >= 13 and card < cuda.OLDEST_CARD_OF_13)
 
 
 def _cpu(seen: Seen) -> Iterator[Row]:
@@ -161,15 +144,15 @@ def _toolkit(seen: Seen, gpus: Sequence[Gpu], mirror: str | None) -> Row:
         )
     where = f"{toolkit.name} in {toolkit.root}"
     for gpu in gpus:
-        if not driver_runs(gpu.driver, toolkit.release):
-            needed = _DRIVERS.get(toolkit.release[0], 0)
+        if not cuda.driver_runs(gpu.driver, toolkit.release):
+            needed = cuda.OLDEST_DRIVERS.get(toolkit.release[0], 0)
             return Row(
                 "cuda",
                 "warn",
                 f"{where} and driver {gpu.driver} do not fit together: it needs {needed} or newer",
                 "update the driver, or install an older toolkit",
             )
-        if not compiles_for(toolkit.release, gpu.compute_capability):
+        if not cuda.compiles_for(toolkit.release, gpu.compute_capability):
             return Row(
                 "cuda",
                 "warn",
@@ -182,8 +165,8 @@ def _toolkit(seen: Seen, gpus: Sequence[Gpu], mirror: str | None) -> Row:
 def _install(seen: Seen, gpus: Sequence[Gpu], mirror: str | None) -> str:
     found = apt.commands(seen.release, seen.architecture, mirror)
     wheels = "without root: rerankd engine build --backend cuda --cuda-toolkit wheels"
-    new_enough = all(driver_runs(gpu.driver, (13, 0)) for gpu in gpus)
-    recent = all(compiles_for((13, 0), gpu.compute_capability) for gpu in gpus)
+    new_enough = all(cuda.driver_runs(gpu.driver, (13, 0)) for gpu in gpus)
+    recent = all(cuda.compiles_for((13, 0), gpu.compute_capability) for gpu in gpus)
     if not found:
         return (
             wheels if new_enough and recent else "install the CUDA toolkit by NVIDIA's guide for this system"

@@ -28,9 +28,11 @@ _RUNTIME_WHEEL, _CUBLAS_WHEEL = "nvidia-cuda-runtime", "nvidia-cublas"
 # The wheels of CUDA 12 hold no nvcc.
 _FIRST_WITH_WHEELS = 13
 _DEFAULT_RELEASE = (13, 0)
-# The first driver for CUDA 13 on Linux, and the oldest card that CUDA 13 compiles for (Turing).
-DRIVER_FOR_13 = 580
-OLDEST_CARD_OF_13 = 75
+# The oldest driver of Linux for each CUDA (NVIDIA's release notes, minor version compatibility).
+OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
+# The first CUDA that compiles for a card, by compute capability, and the oldest card of CUDA 13 (Turing).
+_CARDS = ((120, (12, 8)), (100, (12, 8)), (89, (11, 8)), (0, (11, 0)))
+_OLDEST_CARD_OF_13 = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,19 @@ def unpack(files: Sequence[Path], root: Path) -> None:
             name.symlink_to(library.name)
     if (root / "lib").is_dir() and not (root / "lib64").exists():
         (root / "lib64").symlink_to("lib")
+
+
+def driver_runs(driver: str, release: tuple[int, int]) -> bool:
+    """(pure) Whether a driver such as "570.133.07" runs programs of this CUDA release."""
+    major = driver.partition(".")[0]
+    return not major.isdigit() or int(major) >= OLDEST_DRIVERS.get(release[0], 0)
+
+
+def compiles_for(release: tuple[int, int], capability: str) -> bool:
+    """(pure) Whether this CUDA release compiles for a card of this compute capability."""
+    card = int(capability.replace(".", ""))
+    first = next(first for oldest, first in _CARDS if card >= oldest)
+    return release >= first and not (release[0] >= 13 and card < _OLDEST_CARD_OF_13)
 
 
 def release_of(text: str) -> tuple[int, int] | None:
