@@ -21,8 +21,9 @@ from rerankd.domain import DocumentError, Normalization, RerankRequest, RerankRe
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
 from rerankd.scoring import normalize, plan
 from rerankd.scoring.inputs import Fitted
+from rerankd.scoring.result import Scored, ranked
 from rerankd.scoring.truncate import Chunks
-from rerankd.service import Reranker, Scored, ranked
+from rerankd.service import Reranker
 from rerankd.serving.prepare import prepare
 from support import GOLDEN, golden_settings
 

@@ -23,7 +23,6 @@ from rerankd.errors import (
     EngineError,
     EngineTimeout,
     EngineUnavailable,
-    InputTooLong,
     InvalidRequest,
     Misuse,
     Stopping,
@@ -31,11 +30,10 @@ from rerankd.errors import (
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
 from rerankd.scoring import plan
-from rerankd.scoring.inputs import Fitted, fit
-from rerankd.scoring.result import Scored, ranked
+from rerankd.scoring.result import ranked
 from rerankd.serving.prepare import Model
-from rerankd.serving.queue import Place
 from rerankd.serving.registry import ModelRegistry
+from rerankd.serving.request import score
 from rerankd.serving.served_model import ServedModel
 
 NOT_STARTED = (
@@ -166,7 +164,7 @@ class Reranker:
         with served.queue.admit(len(request.documents), size_bytes) as place:
             try:
                 async with asyncio.timeout(timeout_s), self.registry.use(served):
-                    scored = await self._score(served, request, place)
+                    scored = await score(served, request, place)
             except TimeoutError:
                 raise self._too_late(served, timeout_s) from None
         fitted = scored.fitted
@@ -242,60 +240,6 @@ class Reranker:
                 f"The request has {documents} documents; at most {most} are taken at once. Send them in "
                 "parts, or raise max_documents."
             )
-
-    async def _score(self, served: ServedModel, request: RerankRequest, place: Place) -> Scored:
-        try:
-            return await self._score_fitted(served, await self._fit(served, request), place)
-        except InputTooLong:
-            return await self._score_fitted(served, await self._fit(served, request, exact=True), place)
-
-    async def _fit(self, served: ServedModel, request: RerankRequest, *, exact: bool = False) -> Fitted:
-        fixed_tokens = await served.fixed_tokens()
-        count = served.calls.count_tokens
-        return await fit(request, served.model.scoring, fixed_tokens, count, exact=exact)
-
-    async def _score_fitted(self, served: ServedModel, fitted: Fitted, place: Place) -> Scored:
-        """The raw value of each text: from the cache, else in micro-batches from the engine."""
-        started = time.perf_counter()
-        cache, texts = served.cache, fitted.plan.texts
-        keys = cache.keys(fitted.query, fitted.instruction, texts)
-        known = [cache.get(key) for key in keys] or [None] * len(texts)
-        raw = [entry and entry[0] for entry in known]
-        tokens = [entry[1] if entry else 0 for entry in known]
-        errors: dict[int, str] = {}
-        missing = [at for at, value in enumerate(raw) if value is None]
-
-        policy = served.engine.policy
-
-        async def score(part: list[int]) -> int:
-            batch = [texts[at] for at in part]
-            async with place.turn(len(part)):
-                answer = await served.calls.score(fitted.query, batch, fitted.instruction)
-            errors.update((part[at], reason) for at, reason in answer.errors.items())
-            shares = plan.token_shares(answer.tokens, fitted.query, batch)
-            for at, value, share in zip(part, answer.values, shares, strict=True):
-                raw[at], tokens[at] = value, share
-                if keys and value is not None:
-                    cache.put(keys[at], value, share)
-            return answer.tokens
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(score(missing[batch.start : batch.stop]))
-                    for batch in plan.micro_batches([texts[at] for at in missing], policy)
-                ]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return Scored(
-            fitted,
-            raw=raw,
-            text_errors=errors,
-            tokens=(read := sum(task.result() for task in tasks)),
-            cached_tokens=sum(tokens[part] for parts in fitted.plan.parts for part in parts) - read,
-            cached=len(texts) - len(missing),
-            engine_s=time.perf_counter() - started - place.waited_s,
-        )
 
     def _too_late(self, served: ServedModel, timeout_s: float) -> EngineError:
         """The error of a request that passed its deadline; the engine, if it had one, is looked at."""

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
+from rerankd.config import Settings
 from rerankd.errors import Overloaded, Stopping
 from rerankd.scoring.plan import IN_TURN, BatchPolicy
 
@@ -43,6 +44,11 @@ class Bounds:
     requests: int
     documents: int
     size_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Bounds:
+        """Those of the settings, for the queue of one model."""
+        return cls(settings.max_requests, settings.max_queue_documents, settings.max_queue_bytes)
 
 
 @dataclass(slots=True)

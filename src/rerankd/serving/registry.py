@@ -18,13 +18,15 @@ from rerankd.owner import Owner
 from rerankd.process import rundir
 from rerankd.progress import Progress, silent
 from rerankd.serving import prepare as preparing
+from rerankd.serving import readings
 from rerankd.serving.arrivals import Arrivals
 from rerankd.serving.budgets import acts, budgets, needs
 from rerankd.serving.loader import Loader
 from rerankd.serving.pending import Pending
 from rerankd.serving.prepare import Model
+from rerankd.serving.queue import Bounds
 from rerankd.serving.roster import Entry, Roster, check_names, first_of
-from rerankd.serving.served_model import ServedModel, bounds
+from rerankd.serving.served_model import ServedModel
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -220,7 +222,7 @@ class ModelRegistry(Roster):
             if isinstance(entry, Pending):
                 entry.retry() if entry in old else self.arrivals.bring(entry, silent)
             else:
-                entry.queue.line.bounds = bounds(settings)
+                entry.queue.line.bounds = Bounds.of(settings)
                 if entry not in old or entry.state.phase == "failed":
                     entry.reload_failed()
                     self._warm(entry)
@@ -233,7 +235,7 @@ class ModelRegistry(Roster):
     def readings(self) -> list[Reading]:
         """What is read off for the metrics."""
         what = "1 where the model may be asked, 0 while it is read or refused"
-        found = [reading for served in self.models for reading in served.readings()]
+        found = [reading for served in self.models for reading in readings.of(served)]
         found += [Reading("model_served", what, served.name, 1) for served in self.models]
         for pending in self.pending:
             found.append(Reading("model_served", what, pending.name, 0))

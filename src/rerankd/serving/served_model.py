@@ -9,19 +9,18 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from rerankd import machine, processes
 from rerankd.backends.base import Engine, Offer
 from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
 from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
 from rerankd.hub import store
-from rerankd.memory import MEMORY, Bytes
-from rerankd.metrics import Metrics, Reading
+from rerankd.memory import Bytes
+from rerankd.metrics import Metrics
 from rerankd.process import restart
 from rerankd.process.child import Launch
 from rerankd.process.life import Plan, Watch
@@ -31,6 +30,7 @@ from rerankd.process.states import Failed, Starting, State, Status, Stopped, Sto
 from rerankd.process.supervisor import Supervisor
 from rerankd.scoring.cache import ScoreCache
 from rerankd.serving.calls import Calls
+from rerankd.serving.held_memory import HeldMemory
 from rerankd.serving.prepare import Model, fingerprint
 from rerankd.serving.queue import Bounds, FairQueue, Line
 from rerankd.serving.replicas import Replicas
@@ -62,7 +62,7 @@ class ServedModel:
     ) -> None:
         self.model = model
         self.settings = settings
-        self.queue = FairQueue(Line(bounds(settings), model.engine.policy, engines=model.wanted.replicas))
+        self.queue = FairQueue(Line(Bounds.of(settings), model.engine.policy, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
         self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
         self._metrics = metrics
@@ -89,7 +89,7 @@ class ServedModel:
         self._failures = 0
         self._retry_at = 0.0
         self._cards: tuple[str, ...] = ()
-        self._on_cards: Bytes | None = None
+        self._memory = HeldMemory()
         self._earlier: Status[Engine] = Status()
 
     def __str__(self) -> str:
@@ -149,22 +149,12 @@ class ServedModel:
         return (ready.about if ready is not None else "") or self.engine.title
 
     def memory_bytes(self) -> int | None:
-        """What the engines hold: of a GPU's memory, as far as it is seen that they use one (then what they
-        held when they were loaded, since asking takes a while), else of the machine's. None where there are
-        none, or it can't be told."""
-        if self.pids and self._on_cards is not None:
-            return sum(self._on_cards.values())
-        held = [size for pid in self.pids if (size := processes.memory_bytes(pid)) is not None]
-        return sum(held) if held else None
+        """See HeldMemory.total."""
+        return self._memory.total(self.pids)
 
     def held(self) -> Bytes | None:
-        """What the engines hold, by device; None where there are none, or it can't be told."""
-        if not self.pids or self._on_cards is None:
-            size = self.memory_bytes()
-            return None if size is None else {MEMORY: size}
-        # The file is mapped, and what of it is on a card need not stay in memory.
-        private = [processes.private_bytes(pid) or 0 for pid in self.pids]
-        return {MEMORY: sum(private), **self._on_cards}
+        """See HeldMemory.by_device."""
+        return self._memory.by_device(self.pids)
 
     async def load(self, cards: tuple[str, ...] = ()) -> None:
         """Start the engines, on these cards where they use any, and wait until they are ready.
@@ -192,7 +182,7 @@ class ServedModel:
             raise
         self._error, self._failures = None, 0
         if not self.engine.on_cpu:
-            self._on_cards = await asyncio.to_thread(_on_cards, self.pids)
+            await self._memory.look_at_cards(self.pids)
 
     async def _start(self) -> None:
         self._settled = await self._settle(self.model.engine)
@@ -241,22 +231,6 @@ class ServedModel:
         self._safer.forget()
         if self._replicas is not None:
             self._replicas.reload()
-
-    def readings(self) -> list[Reading]:
-        """What is read off for the metrics."""
-        state, line = self.state, self.queue.line
-        values: dict[str, tuple[str, float]] = {
-            "engine_ready": ("1 while the engine can answer", state.engine is not None),
-            "engine_starts": ("children started, the first included", state.starts),
-            "engine_lost": ("children that died, hung, or would not start", state.lost),
-            "engine_memory_bytes": ("memory of the engine's processes", self.memory_bytes() or 0),
-            "queue_requests": ("requests under way or waiting", len(line)),
-            "queue_documents": ("documents of these that are not scored yet", line.documents),
-            "queue_bytes": ("bytes of text of these requests", line.size_bytes),
-            "documents_per_second": ("what the engine scores while it has work", line.rate),
-            "cache_entries": ("scores that are kept", len(self.cache)),
-        }
-        return [Reading(name, what, self.name, value) for name, (what, value) in values.items()]
 
     def is_changed(self) -> bool:
         """Whether the file is another one than the one that is served. Reads the disk."""
@@ -325,15 +299,6 @@ class ServedModel:
         """Raises Unscorable where an engine that has loaded fails the self-test, unless forced."""
         await self.self_test.check(engine, self.engine, self._computes(), is_safer=bool(self._safer.taken))
         await asyncio.to_thread(self._safer.is_ready)
-
-
-def _on_cards(pids: Sequence[int]) -> Bytes | None:
-    return machine.gpu_memory(pids, machine.gpus())
-
-
-def bounds(settings: Settings) -> Bounds:
-    """What the queue of one model may hold."""
-    return Bounds(settings.max_requests, settings.max_queue_documents, settings.max_queue_bytes)
 
 
 def _file_name(name: str) -> str:
