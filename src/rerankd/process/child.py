@@ -85,7 +85,7 @@ class Child:
         if not os.access(argv[0], os.X_OK):
             step = (advice or {}).get(reasons.NO_PROGRAM, "")
             text = f"The engine {argv[0]} is not a program that can be run. {step}"
-            raise EngineStartFailed(text.rstrip(), retry_after_s=None)
+            raise EngineStartFailed(text.rstrip())
         loop = asyncio.get_running_loop()
         streams = _Streams(limit=2**20, loop=loop)
         try:
@@ -145,12 +145,12 @@ class Child:
     async def _read_output(self) -> None:
         assert self._process.stdout is not None
         rest = b""
-        with _LogFile(self._log) as log:
-            while chunk := await self._process.stdout.read(65536):
-                log.write(chunk)
-                *lines, rest = (rest + chunk).split(b"\n")
-                rest = rest[-4096:]
-                self._ring.extend(line[:1000].decode(errors="replace") for line in lines[-_RING_LINES:])
+        _append(self._log, b"")
+        while chunk := await self._process.stdout.read(65536):
+            _append(self._log, chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[-4096:]
+            self._ring.extend(line[:1000].decode(errors="replace") for line in lines[-_RING_LINES:])
         if rest:
             self._ring.append(rest.decode(errors="replace"))
 
@@ -169,46 +169,13 @@ class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
                 transport.get_extra_info("subprocess").wait(_LAST_OUTPUT_S)
 
 
-class _LogFile:
-    """A log that keeps the current and the previous part, and that a full disk can't turn into an error."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stream: int | None = None
-        self._size = 0
-
-    def __enter__(self) -> _LogFile:
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            os.close(self._stream)
-            self._stream = None
-
-    def _open(self) -> None:
-        self._stream = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._stream).st_size
-
-    def _is_elsewhere(self) -> bool:
-        """Whether somebody has removed or moved the open file, as logrotate does, or its folder."""
-        if self._stream is None:
-            return True
-        try:
-            return not os.path.samestat(os.fstat(self._stream), self._path.stat())
-        except FileNotFoundError:
-            return True
-
-    def write(self, chunk: bytes) -> None:
-        with contextlib.suppress(OSError):
-            if self._is_elsewhere():
-                self.__exit__()
-                self.__enter__()
-            elif self._size > _LOG_BYTES:
-                os.replace(self._path, self._path.with_suffix(".log.1"))
-                self.__exit__()
-                self._open()
-            if self._stream is not None:
-                self._size += os.write(self._stream, chunk)
+def _append(log: Path, chunk: bytes) -> None:
+    """Write to a log that keeps the current and the previous part, and that a full disk can't turn into an
+    error. It is opened each time: logrotate moves it, and others remove it or its folder."""
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+            stream.write(chunk)
+            is_full = stream.tell() > _LOG_BYTES
+        if is_full:
+            os.replace(log, log.with_suffix(".log.1"))
