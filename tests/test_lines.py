@@ -64,6 +64,11 @@ def test_two_counts_stand_side_by_side_with_what_changed() -> None:
     ]
 
 
+def test_long_files_are_named() -> None:
+    files = [("a.py", "\n" * 300), ("b.py", "\n" * 301), ("c.py", "\n" * 900)]
+    assert lines.long_files(files) == ["c.py: 900 lines", "b.py: 301 lines"]
+
+
 def test_the_package_itself_is_counted() -> None:
     number, found = lines.counted(lines.of_tree())
     assert isinstance(found, Counter)
