@@ -10,7 +10,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine, Sequence
-from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from rerankd.config import Settings
@@ -43,9 +42,7 @@ class SyncReranker:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> NoReturn:
