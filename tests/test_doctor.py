@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +13,20 @@ from typing import Any
 
 import pytest
 
+from rerankd.backends.base import Check
+from rerankd.backends.llama import checks as llama
 from rerankd.backends.llama.binaries import Binary
+from rerankd.backends.llama.build import apt
 from rerankd.backends.llama.build.cuda import Toolkit
 from rerankd.backends.llama.build.smoke import Outcome
 from rerankd.backends.llama.build.tools import Tools
-from rerankd.doctor import apt, checks
-from rerankd.doctor.checks import Row, diagnose
-from rerankd.doctor.seen import Seen, SeenEngine, SeenModel
+from rerankd.backends.llama.checks import SeenEngine
+from rerankd.backends.openvino import checks as openvino
+from rerankd.backends.openvino.precision import Choice
+from rerankd.doctor import checks
+from rerankd.doctor.seen import Seen, SeenModel
 from rerankd.machine import Gpu, Machine
-from support import GOLDEN, ROOT, Program, rerankd
+from support import GOLDEN, ROOT, Program, environment, rerankd
 
 GIB = 2**30
 CARD = Gpu("RTX 4090", 24 * GIB, 23 * GIB, "8.9", "570.133.07")
@@ -41,38 +48,49 @@ ON_CARD = Binary("b11434-cuda-0", ("/e",), "it is made for this machine", 11434,
 VM = Seen(
     machine=Machine(2, 8 * GIB),
     cpu="a CPU",
-    instructions=("avx", "avx2", "fma"),
-    architecture="x86_64",
-    release=UBUNTU,
+    usable_cards=(),
     nvidia_card=False,
     nvidia_smi=False,
-    toolkit=None,
-    tools=TOOLS,
     home=Path("/home/u/.local/share/rerankd"),
     home_problem="",
     free_bytes=50 * GIB,
     address="127.0.0.1:11440",
     port_problem="",
-    engines=(SeenEngine("bundled", 11549, outcome=PASSED),),
-    choice=BUNDLED,
-    choice_problem="",
     models=(SeenModel("builtin:e5", 78 * 10**6, True, "scored as cosine", True),),
 )
 GPU_BOX = replace(
-    VM, machine=Machine(8, 64 * GIB, (CARD,)), nvidia_card=True, nvidia_smi=True, toolkit=CUDA, choice=ON_CARD
+    VM, machine=Machine(8, 64 * GIB, (CARD,)), usable_cards=(CARD,), nvidia_card=True, nvidia_smi=True
 )
+CPU = llama.Seen(
+    instructions=("avx", "avx2", "fma"),
+    architecture="x86_64",
+    release=UBUNTU,
+    gpus=(),
+    toolkit=None,
+    tools=TOOLS,
+    engines=(SeenEngine("bundled", 11549, outcome=PASSED),),
+    choice=BUNDLED,
+)
+GPU = replace(CPU, gpus=(CARD,), toolkit=CUDA, choice=ON_CARD)
 
 
-def with_card(seen: Seen, **more: Any) -> Seen:
-    return replace(seen, machine=replace(seen.machine, gpus=(replace(CARD, **more),)))
+def with_card(seen: llama.Seen, **more: Any) -> llama.Seen:
+    return replace(seen, gpus=(replace(CARD, **more),))
 
 
-def row(seen: Seen, check: str, mirror: str | None = None) -> Row:
-    return next(row for row in diagnose(seen, mirror) if row.check == check)
+def diagnose(seen: Seen | llama.Seen) -> list[Check]:
+    return checks.diagnose(seen) if isinstance(seen, Seen) else llama.diagnose(seen)
 
 
-@pytest.mark.parametrize("seen", [VM, GPU_BOX, replace(VM, models=()), replace(VM, instructions=())])
-def test_a_sound_machine_has_nothing_to_mend(seen: Seen) -> None:
+def row(seen: Seen | llama.Seen, check: str) -> Check:
+    return next(row for row in diagnose(seen) if row.check == check)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [VM, GPU_BOX, replace(VM, models=()), CPU, GPU, replace(CPU, instructions=())],
+)
+def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
     rows = diagnose(seen)
     assert [row.check for row in rows if row.verdict != "ok"] == []
     assert checks.can_run(rows)
@@ -82,61 +100,61 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen) -> None:
 @pytest.mark.parametrize(
     ("seen", "check", "verdict", "says", "step"),
     [
-        (replace(VM, instructions=("avx2", "avx512f")), "instructions", "warn", "avx512f", "engine build"),
-        (replace(VM, instructions=("avx",)), "instructions", "fail", "no AVX2", "engine build"),
-        (replace(VM, instructions=("avx",), choice=NATIVE), "instructions", "ok", "no AVX2", ""),
+        (replace(CPU, instructions=("avx2", "avx512f")), "instructions", "warn", "avx512f", "engine build"),
+        (replace(CPU, instructions=("avx",)), "instructions", "fail", "no AVX2", "engine build"),
+        (replace(CPU, instructions=("avx",), choice=NATIVE), "instructions", "ok", "no AVX2", ""),
         (replace(VM, machine=Machine(1, GIB // 2)), "memory", "warn", "0.5 GiB", "less than 500 MB"),
         (replace(VM, nvidia_card=True), "gpu", "warn", "driver is not installed", "ubuntu-drivers"),
         (replace(VM, nvidia_card=True, nvidia_smi=True), "gpu", "warn", "finds none", "restart"),
-        (replace(GPU_BOX, choice=BUNDLED), "gpu", "warn", "not used", "rerankd engine build --backend cuda"),
-        (replace(GPU_BOX, toolkit=None), "cuda", "warn", "no nvcc", "cuda-toolkit-12-8"),
-        (replace(GPU_BOX, toolkit=replace(CUDA, cublas=None)), "cuda", "warn", "lacks cuBLAS", "apt-get"),
-        (with_card(GPU_BOX, driver="470.1"), "cuda", "warn", "do not fit together", "update the driver"),
-        (with_card(GPU_BOX, compute_capability="6.1"), "cuda", "ok", "fits", ""),
+        (replace(GPU_BOX, usable_cards=()), "gpu", "warn", "not used", ""),
+        (replace(GPU, choice=BUNDLED), "cuda", "ok", "fits", "rerankd engine build --backend cuda"),
+        (replace(GPU, choice=BUNDLED, tools=Tools()), "cuda", "ok", "fits", ""),
+        (replace(GPU, toolkit=None), "cuda", "warn", "no nvcc", "cuda-toolkit-12-8"),
+        (replace(GPU, toolkit=replace(CUDA, cublas=None)), "cuda", "warn", "lacks cuBLAS", "apt-get"),
+        (with_card(GPU, driver="470.1"), "cuda", "warn", "do not fit together", "update the driver"),
+        (with_card(GPU, compute_capability="6.1"), "cuda", "ok", "fits", ""),
         (
-            replace(with_card(GPU_BOX, compute_capability="6.1"), toolkit=replace(CUDA, release=(13, 0))),
+            replace(with_card(GPU, compute_capability="6.1"), toolkit=replace(CUDA, release=(13, 0))),
             "cuda",
             "warn",
             "do not fit",
             "driver",
         ),
         (
-            replace(with_card(GPU_BOX, compute_capability="12.0"), toolkit=replace(CUDA, release=(12, 4))),
+            replace(with_card(GPU, compute_capability="12.0"), toolkit=replace(CUDA, release=(12, 4))),
             "cuda",
             "warn",
             "does not compile for compute 12.0",
             "--cuda-home",
         ),
-        (replace(VM, tools=Tools()), "build tools", "warn", "can't be built", "apt install cmake"),
-        (replace(VM, tools=Tools(), choice=NATIVE), "build tools", "ok", "can't be built", "g++"),
+        (replace(CPU, tools=Tools()), "build tools", "warn", "can't be built", "apt install cmake"),
+        (replace(CPU, tools=Tools(), choice=NATIVE), "build tools", "ok", "can't be built", "g++"),
         (replace(VM, home_problem="No room."), "disk", "fail", "No room", "RERANKD_HOME"),
         (replace(VM, free_bytes=GIB // 2), "disk", "warn", "0.5 GiB free", "make room"),
         (replace(VM, port_problem="Port 1 on h is in use. Stop it."), "port", "fail", "in use", "--port"),
         (replace(VM, port_problem="Port 1 is in use.", serves=("a", "b")), "port", "ok", "serves a, b", ""),
         (
-            replace(VM, engines=(SeenEngine("bundled", 1, outcome=Outcome(False, "it died", signal=4)),)),
+            replace(CPU, engines=(SeenEngine("bundled", 1, outcome=Outcome(False, "it died", signal=4)),)),
             "engine bundled",
             "fail",
             "it died",
             "rerankd engine build",
         ),
         (
-            replace(VM, engines=(SeenEngine("b1-cpu-0", 1, outcome=Outcome(False, "it died")),)),
+            replace(CPU, engines=(SeenEngine("b1-cpu-0", 1, outcome=Outcome(False, "it died")),)),
             "engine b1-cpu-0",
             "warn",
             "it died",
             "",
         ),
         (
-            replace(VM, engines=(SeenEngine("b1-cpu-0", 1, runs_here=False),)),
+            replace(CPU, engines=(SeenEngine("b1-cpu-0", 1, runs_here=False),)),
             "engine b1-cpu-0",
             "warn",
             "another CPU",
             "engine remove",
         ),
-        (replace(VM, choice=None, choice_problem="It is gone."), "engine", "fail", "gone", "engine list"),
-        (VM, "openvino", "ok", "not installed", "rerankd[openvino]"),
-        (replace(VM, openvino="2026.4"), "openvino", "ok", "2026.4", ""),
+        (replace(CPU, choice=None, choice_problem="It is gone."), "engine", "fail", "gone", "engine list"),
         (replace(VM, models=()), "model", "ok", "none here yet", "rerankd pull"),
         (replace(VM, model_problem="There is no x."), "model", "fail", "no x", "rerankd list"),
         (
@@ -163,19 +181,48 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen) -> None:
             "scored",
             "",
         ),
+        (replace(CPU, sources="no route"), "package index", "warn", "no route", "HTTPS_PROXY"),
+        (replace(CPU, sources=""), "package index", "ok", "can be reached", ""),
         (replace(VM, online={"a hub": "no route"}), "a hub", "warn", "no route", "HTTPS_PROXY"),
         (replace(VM, online={"a hub": ""}), "a hub", "ok", "can be reached", ""),
     ],
 )  # fmt: skip
-def test_verdicts(seen: Seen, check: str, verdict: str, says: str, step: str) -> None:
+def test_verdicts(seen: Seen | llama.Seen, check: str, verdict: str, says: str, step: str) -> None:
     found = row(seen, check)
     assert (found.verdict, says in found.says, step in found.step) == (verdict, True, True), found
     assert bool(found.step) == bool(step)
     assert checks.can_run(diagnose(seen)) == (verdict != "fail")
 
 
+def test_what_the_backends_say_is_among_it() -> None:
+    bad, known = Check("engine", "fail", "It is gone."), Check("precision m", "ok", "f32")
+    rows = checks.diagnose(replace(VM, backends=(bad,), engines=(known,)))
+    assert [row for row in rows if row in (bad, known)] == [bad, known]
+    assert not checks.can_run(rows)
+
+
+@pytest.mark.parametrize(
+    ("found", "says", "step"),
+    [
+        (openvino.package(""), "not installed", "rerankd[openvino]"),
+        (openvino.package("2026.4"), "2026.4", ""),
+        (openvino.precision("m", None), "not chosen yet", ""),
+        (openvino.precision("m", Choice("bf16", "it is faster")), "bf16: it is faster", ""),
+        (openvino.precision("m", Choice("f32", "no"), Choice("f32", "busy")), "again f32: no", ""),
+        (
+            openvino.precision("m", Choice("f32", "no"), Choice("bf16", "yes")),
+            "f32, until now bf16: no",
+            "rerankd reload m",
+        ),
+    ],
+)
+def test_openvino(found: Check, says: str, step: str) -> None:
+    assert found.verdict == "ok"
+    assert (says in found.says, step in found.step, bool(found.step)) == (True, True, bool(step)), found
+
+
 def test_the_commands_for_cuda_are_those_of_the_release() -> None:
-    step = row(replace(GPU_BOX, toolkit=None), "cuda").step.splitlines()
+    step = row(replace(GPU, toolkit=None), "cuda").step.splitlines()
     assert step[0].endswith("/repos/ubuntu2404/x86_64/cuda-keyring_1.1-1_all.deb")
     assert step[1:4] == [
         "sudo dpkg -i cuda-keyring_1.1-1_all.deb",
@@ -185,7 +232,7 @@ def test_the_commands_for_cuda_are_those_of_the_release() -> None:
     assert step[4] == "rerankd engine build --backend cuda"
     # Driver 570 is too old for the wheels, which are of CUDA 13.
     assert not any("wheels" in line for line in step)
-    newer = with_card(replace(GPU_BOX, toolkit=None), driver="580.1")
+    newer = with_card(replace(GPU, toolkit=None), driver="580.1")
     assert "--cuda-toolkit wheels" in row(newer, "cuda").step
 
 
@@ -228,6 +275,44 @@ def test_this_machine(home: Path) -> None:
     assert [row["check"] for row in told["checks"] if row["verdict"] == "fail"] == ["port"]
     assert (told["ok"], ended.returncode) == (False, 1)
     assert not any("reached" in row["says"] for row in told["checks"])
+
+
+# A backend that is nowhere but here, and is asked first.
+_ANOTHER = """
+from rerankd.__main__ import main
+from rerankd.backends.base import Check
+from rerankd.backends.openvino.backend import OpenVinoBackend
+from rerankd.backends.table import BACKENDS
+
+class Another(OpenVinoBackend):
+    name = "another"
+
+    def checks(self, options, home, report, *, online, cuda_mirror):
+        return [Check("another", "warn", f"{online} {cuda_mirror}")]
+
+    async def model_checks(self, offer, learned, log, timeout_s, report, *, again):
+        return [Check(f"another {offer.spec.name}", "warn", f"{again}")]
+
+BACKENDS.insert(0, Another())
+main()
+"""
+
+
+def test_a_new_row_of_the_table_is_asked(home: Path) -> None:
+    model = str(GOLDEN / "xlmr-head.gguf")
+    ended = subprocess.run(
+        [sys.executable, "-c", _ANOTHER, "doctor", "--json", "--remeasure", "--cuda-mirror", "here"],
+        env=environment(home, RERANKD_PORT="0", LLAMA_RANK_GGUF=model),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [(row["check"], row["says"]) for row in json.loads(ended.stdout)["checks"]]
+    assert [one for one in found if "another" in one[0]] == [
+        ("another", "False here"),
+        ("another xlmr-head", "True"),
+    ]
+    assert "openvino" in dict(found) and "engine bundled" in dict(found)
 
 
 def test_people_get_a_line_for_each_check(home: Path) -> None:

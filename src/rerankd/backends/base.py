@@ -25,6 +25,7 @@ from rerankd.process.child import Launch, Running
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
+    from rerankd.progress import Progress
     from rerankd.scoring.plan import BatchPolicy
     from rerankd.state import StateStore
 
@@ -178,15 +179,25 @@ class Installation:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+Verdict = Literal["ok", "warn", "fail"]
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One line of doctor. `step` is what to do next, "" where nothing needs doing; it may have several
     lines."""
 
     check: str
-    verdict: Literal["ok", "warn", "fail"]
+    verdict: Verdict
     says: str
     step: str = ""
+
+    @classmethod
+    def of_place(cls, place: str, problem: str) -> Check:
+        """Whether a place on the network answers; `problem` is "" where it does."""
+        if problem:
+            return cls(place, "warn", f"can't be reached: {problem}", "check the network and HTTPS_PROXY")
+        return cls(place, "ok", "can be reached")
 
 
 class Engine(Running, Protocol):
@@ -211,12 +222,14 @@ class Engine(Running, Protocol):
 
 
 class Backend(Protocol):
-    """How to make an engine from files. All is pure but `survey`, `settle` and what `launch` connects to.
-    `title` is its name in sentences, `summary` what it is good for, `Options` are its own settings."""
+    """How to make an engine from files, and what doctor says of it. What looks at the machine or runs
+    something says so; all else is pure. `title` is its name in sentences, `summary` what it is good for,
+    `packages` are those whose versions belong to a benchmark's figures, `Options` are its own settings."""
 
     name: str
     title: str
     summary: str
+    packages: tuple[str, ...]
 
     @property
     def Options(self) -> type[Options]: ...
@@ -250,3 +263,22 @@ class Backend(Protocol):
 
     def reference(self, spec: EngineSpec, running: Offer) -> Offer | None:
         """A second computation to compare what runs with; None where the backend has none that differs."""
+
+    def checks(
+        self, options: Any, home: Path, report: Progress, *, online: bool, cuda_mirror: str | None
+    ) -> Sequence[Check]:
+        """What of this machine matters to it. Looks, may take some seconds, and asks the network only where
+        `online` says so. `cuda_mirror` is a copy of NVIDIA's package repositories, for commands that install
+        CUDA."""
+
+    async def model_checks(
+        self,
+        offer: Any,
+        learned: StateStore,
+        log: Path,
+        timeout_s: float,
+        report: Progress,
+        *,
+        again: bool,
+    ) -> Sequence[Check]:
+        """What `settle` finds out of a model, as far as that is known; with `again`, as it is found anew."""

@@ -12,7 +12,7 @@ from rerankd import config
 from rerankd.cli.output import Config, Json, print_json, progress, say
 
 if TYPE_CHECKING:
-    from rerankd.doctor.checks import Row
+    from rerankd.backends.base import Check
 
 
 def doctor(
@@ -26,7 +26,7 @@ def doctor(
     remeasure: Annotated[
         bool,
         typer.Option(
-            "--remeasure", help="Choose again in which precision OpenVINO computes the models to be served."
+            "--remeasure", help="Choose again how the models to be served are computed: in which precision."
         ),
     ] = False,
     as_json: Json = False,
@@ -40,9 +40,8 @@ def doctor(
 
     settings = config.from_machine({}, config_file)
     with progress() as report:
-        rows = checks.diagnose(
-            observe.look(settings, report, online=online, remeasure=remeasure), cuda_mirror
-        )
+        seen = observe.look(settings, report, online=online, again=remeasure, cuda_mirror=cuda_mirror)
+    rows = checks.diagnose(seen)
     able = checks.can_run(rows)
     if as_json:
         value = {"ok": able, "checks": [asdict(row) for row in rows]}
@@ -56,7 +55,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _print(rows: list[Row]) -> None:
+def _print(rows: list[Check]) -> None:
     """Each check on a line, its next step below it, so that commands can be copied."""
     width = max(len(row.check) for row in rows)
     colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}

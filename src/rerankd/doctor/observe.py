@@ -1,39 +1,29 @@
-"""What doctor looks at. It changes nothing but for a test file in the data folder, and with `remeasure` what
-is kept of precisions; `online` alone asks the network."""
+"""What doctor looks at. It changes nothing but for a test file in the data folder, and with `again` what is
+kept of how models are computed; `online` alone asks the network."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import platform
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import httpx
 
-from rerankd import machine, network, pip
+from rerankd import files, machine, network, pip
 from rerankd.api.listen import bind
-from rerankd.backends.llama import installed
-from rerankd.backends.llama.binaries import BUNDLED, Binary, runs_here
-from rerankd.backends.llama.build import cuda, index, smoke, tools
-from rerankd.backends.llama.build.source import PINNED
-from rerankd.backends.llama.options import LlamaOptions
-from rerankd.backends.openvino import backend as openvino
-from rerankd.backends.openvino import chosen
-from rerankd.backends.openvino.backend import OpenVinoOffer
+from rerankd.backends.base import Check
+from rerankd.backends.table import BACKENDS
 from rerankd.config import Settings
-from rerankd.doctor.seen import Seen, SeenEngine, SeenModel, SeenPrecision
-from rerankd.errors import AddressInUse, DataFolderError, EngineError, RerankdError
+from rerankd.doctor.seen import Seen, SeenModel
+from rerankd.errors import AddressInUse, DataFolderError, RerankdError
 from rerankd.formats import modelfile
 from rerankd.hub import builtin, hubs, listing, store
 from rerankd.progress import Progress, silent, step
-from rerankd.serving import prepare, safer_settings
+from rerankd.serving import offers, prepare, safer_settings
 from rerankd.state import StateStore
 
 _PCI = Path("/sys/bus/pci/devices")
@@ -43,51 +33,35 @@ _ONLINE_TIMEOUT_S = 10.0
 _HEALTH_S = 2.0
 
 
-def look(settings: Settings, report: Progress, *, online: bool = False, remeasure: bool = False) -> Seen:
-    """All that the checks judge. It takes some seconds, most of them for the engines' smoke tests."""
-    choice, choice_problem = _choice(settings)
+def look(
+    settings: Settings,
+    report: Progress,
+    *,
+    online: bool = False,
+    again: bool = False,
+    cuda_mirror: str | None = None,
+) -> Seen:
+    """All that the checks judge. It takes some seconds, most of them for what the backends look at."""
     models, model_problem = _models(settings)
-    here = replace(machine.read(), gpus=machine.gpus())
     return Seen(
-        machine=here,
+        machine=replace(machine.read(), gpus=machine.gpus()),
         cpu=machine.cpu_name(),
-        instructions=machine.instructions(),
-        architecture=platform.machine(),
-        release=_release(),
+        usable_cards=offers.cards(settings),
         nvidia_card=_has_nvidia_card(),
         nvidia_smi=shutil.which("nvidia-smi") is not None,
-        toolkit=cuda.find(os.environ),
-        tools=tools.find(os.environ),
         home=settings.home,
         home_problem=_problem(store.Store(settings.home).check_writable, DataFolderError),
-        free_bytes=installed.free_bytes(settings.home),
+        free_bytes=files.free_bytes(settings.home),
         address=f"{settings.host}:{settings.port}",
         port_problem=_problem(lambda: bind(settings.host, settings.port).close(), AddressInUse),
         serves=_serves(settings),
-        engines=_engines(settings, choice, report),
-        choice=choice,
-        choice_problem=choice_problem,
         models=models,
         model_problem=model_problem,
-        openvino=_openvino(),
-        precisions=_precisions(settings, report, remeasure=remeasure),
+        backends=tuple(_backends(settings, report, online=online, cuda_mirror=cuda_mirror)),
+        engines=tuple(asyncio.run(_engines(settings, report, again=again))),
         safer=tuple(safer_settings.told(StateStore(settings.home))),
         online=_online(report) if online else None,
     )
-
-
-def _release() -> dict[str, str]:
-    with contextlib.suppress(OSError):
-        return platform.freedesktop_os_release()
-    return {}
-
-
-def _openvino() -> str:
-    """Its version, with what its worker needs beside it."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        metadata.version("tokenizers")
-        return metadata.version("openvino")
-    return ""
 
 
 def _has_nvidia_card() -> bool:
@@ -116,43 +90,29 @@ def _serves(settings: Settings) -> tuple[str, ...] | None:
     return None
 
 
-def _choice(settings: Settings) -> tuple[Binary | None, str]:
-    try:
-        return installed.chosen(settings.options(LlamaOptions), settings.home), ""
-    except EngineError as error:
-        return None, error.message
+def _backends(
+    settings: Settings, report: Progress, *, online: bool, cuda_mirror: str | None
+) -> Iterator[Check]:
+    for backend in BACKENDS:
+        options = settings.options(backend.Options)
+        yield from backend.checks(options, settings.home, report, online=online, cuda_mirror=cuda_mirror)
 
 
-def _engines(settings: Settings, choice: Binary | None, report: Progress) -> tuple[SeenEngine, ...]:
-    instructions = machine.instructions()
-    found: list[SeenEngine] = []
-    programs: list[tuple[str, ...]] = []
-    own = settings.options(LlamaOptions).llama_path
-    if choice is not None and own:
-        found.append(SeenEngine(choice.name, installed.build_number(own)))
-        programs.append(choice.program)
-    for one in installed.Engines(settings.home).all():
-        found.append(SeenEngine(one.name, one.manifest.build, runs_here(one, instructions)))
-        programs.append((str(one.program),))
-    if (bundled := installed.bundled()) is not None:
-        found.append(SeenEngine(BUNDLED, bundled.build))
-        programs.append(bundled.program)
-    tested = []
-    with tempfile.TemporaryDirectory(prefix="rerankd-doctor-") as folder:
-        for at, (engine, program) in enumerate(zip(found, programs, strict=True)):
-            report("testing the engines", at, len(found))
-            tested.append(
-                replace(engine, outcome=_outcome(program, Path(folder))) if engine.runs_here else engine
-            )
-        report("testing the engines", len(found), len(found))
-    return tuple(tested)
-
-
-def _outcome(program: tuple[str, ...], folder: Path) -> smoke.Outcome:
-    try:
-        return smoke.run(program, folder / "smoke.log")
-    except RerankdError as error:
-        return smoke.Outcome(False, error.message)
+async def _engines(settings: Settings, report: Progress, *, again: bool) -> list[Check]:
+    """What the backends say of the models to be served that are on this machine."""
+    folders, learned = store.Store(settings.home), StateStore(settings.home)
+    log = folders.logs / "doctor.log"
+    found: list[Check] = []
+    for wanted in prepare.wanted(settings):
+        if wanted.ref == builtin.NAME and not builtin.path_in(folders.models).exists():
+            continue  # preparing it would fetch it
+        try:
+            offer = prepare.prepare(settings, wanted).engine
+        except RerankdError:
+            continue  # the checks of the models tell
+        timeout_s = settings.start_timeout_s
+        found += await offer.backend.model_checks(offer, learned, log, timeout_s, report, again=again)
+    return found
 
 
 def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
@@ -180,37 +140,9 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     return tuple(found), ""
 
 
-def _precisions(settings: Settings, report: Progress, *, remeasure: bool) -> tuple[SeenPrecision, ...]:
-    """Those of the models to be served that are on this machine and run on OpenVINO."""
-    state = StateStore(settings.home)
-    found = []
-    for wanted in prepare.wanted(settings):
-        if wanted.ref == builtin.NAME and not builtin.path_in(store.Store(settings.home).models).exists():
-            continue  # preparing it would fetch it
-        try:
-            model = prepare.prepare(settings, wanted)
-        except RerankdError:
-            continue  # the checks of the models tell
-        if not isinstance(model.engine, OpenVinoOffer):
-            continue
-        subject = openvino.subject(model.engine)
-        before = after = chosen.known(subject, state)
-        if remeasure:
-            state.remove(chosen.SECTION, subject.key)
-            log = store.Store(settings.home).logs / "precision.log"
-            with step(report, f"choosing the precision of {model.name}"):
-                after = asyncio.run(chosen.choose(subject, state, log, settings.start_timeout_s))
-        if after is None:
-            found.append(SeenPrecision(model.name, "", ""))
-        else:
-            until_now = before.precision if before is not None and remeasure else ""
-            found.append(SeenPrecision(model.name, after.precision, after.why, until_now))
-    return tuple(found)
-
-
 def _online(report: Progress) -> dict[str, str]:
     with step(report, "asking the network"):
-        found = {"package index": index.problem(PINNED)}
+        found = {}
         for hub in (hubs.HuggingFace(), hubs.ModelScope()):
             origin = hub.origin("")
             try:

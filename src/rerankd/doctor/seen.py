@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from rerankd.backends.llama.binaries import Binary
-from rerankd.backends.llama.build.cuda import Toolkit
-from rerankd.backends.llama.build.smoke import Outcome
-from rerankd.backends.llama.build.tools import Tools
-from rerankd.machine import Machine
-
-
-@dataclass(frozen=True, slots=True)
-class SeenEngine:
-    """An engine, whether this CPU can run it, and what the smoke test found; None: it was not run."""
-
-    name: str
-    build: int
-    runs_here: bool = True
-    outcome: Outcome | None = None
+from rerankd.backends.base import Check
+from rerankd.machine import Gpu, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,45 +22,28 @@ class SeenModel:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenPrecision:
-    """The precision that OpenVINO computes a model in here, and why; "" where it is not chosen yet. `before`
-    is what it was until it was chosen again, "" where it was not."""
-
-    name: str
-    precision: str
-    why: str
-    before: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Seen:
-    """All of it. `problem` texts are "" where there is none. `online` maps a place to what is wrong with
-    reaching it, and is None when that was not asked for. `nvidia_card` says that the PCI bus has one;
-    `openvino` is its version, `safer` the models that run with safer settings after crashes, with these in
-    words."""
+    """All of it. `problem` texts are "" where there is none. `usable_cards` are those that engines can use;
+    None where that is not known. `nvidia_card` says that the PCI bus has one. `serves` are the models that a
+    rerankd at `address` serves; None where no rerankd answers there. `backends` is what each backend says of
+    the machine, `engines` what it says of the models to be served, `safer` the models that run with safer
+    settings after crashes, with these in words. `online` maps a place to what is wrong with reaching it, and
+    is None when that was not asked for."""
 
     machine: Machine
     cpu: str
-    instructions: tuple[str, ...]
-    architecture: str
-    release: Mapping[str, str]
+    usable_cards: tuple[Gpu, ...] | None
     nvidia_card: bool
     nvidia_smi: bool
-    toolkit: Toolkit | None
-    tools: Tools
     home: Path
     home_problem: str
     free_bytes: int
     address: str
     port_problem: str
-    engines: tuple[SeenEngine, ...]
-    choice: Binary | None
-    choice_problem: str
     models: tuple[SeenModel, ...]
     model_problem: str = ""
-    # The models that a rerankd at `address` serves; None where no rerankd answers there.
     serves: tuple[str, ...] | None = None
-    openvino: str = ""
-    precisions: tuple[SeenPrecision, ...] = ()
+    backends: tuple[Check, ...] = ()
+    engines: tuple[Check, ...] = ()
     safer: tuple[tuple[str, str], ...] = ()
-    online: Mapping[str, str] | None = field(default=None)
+    online: Mapping[str, str] | None = None

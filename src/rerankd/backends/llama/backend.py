@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd import machine
-from rerankd.backends.base import Engine, EngineSpec, Installation, Offer, Rank
+from rerankd.backends.base import Check, Engine, EngineSpec, Installation, Offer, Rank
 from rerankd.backends.ladder import Step
 from rerankd.backends.llama import binaries, installed, launch
 from rerankd.backends.llama.binaries import Binaries, Binary
@@ -19,6 +19,7 @@ from rerankd.backends.llama.options import LlamaOptions
 from rerankd.domain import Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
 from rerankd.process.child import Launch
+from rerankd.progress import Progress
 from rerankd.scoring.plan import IN_TURN
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class LlamaBackend:
     name = "llama"
     title = "llama.cpp"
     summary = "llama.cpp"
+    packages: tuple[str, ...] = ("xllamacpp",)
     Options = LlamaOptions
 
     def survey(self, options: LlamaOptions, home: Path, spec: EngineSpec | None = None) -> Binaries:
@@ -139,6 +141,16 @@ class LlamaBackend:
         binary = Binary(binaries.BUNDLED, bundled.program, "it comes with rerankd", bundled.build)
         offer = self._offer(spec, LlamaOptions(gpu_layers=0), binary, reason=binary.reason, rank=Rank.CPU)
         return replace(offer, title=f"{self.title} b{bundled.build}")
+
+    def checks(
+        self, options: LlamaOptions, home: Path, report: Progress, *, online: bool, cuda_mirror: str | None
+    ) -> list[Check]:
+        from rerankd.backends.llama import checks, observe  # as above
+
+        return checks.diagnose(observe.look(options, home, report, online=online), cuda_mirror)
+
+    async def model_checks(self, *_: object, again: bool) -> tuple[Check, ...]:
+        return ()
 
 
 def _needs(spec: EngineSpec) -> int:

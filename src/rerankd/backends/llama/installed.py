@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -170,9 +169,3 @@ def installations(options: LlamaOptions, home: Path) -> list[Installation]:
 def folder_bytes(folder: Path) -> int:
     """What a folder holds."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is, or will be."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free

@@ -25,11 +25,11 @@ from rerankd import locks, machine
 from rerankd.backends.llama import manifest
 from rerankd.backends.llama.binaries import Installed
 from rerankd.backends.llama.build import cuda, faults, plan, run, smoke, source, tools
-from rerankd.backends.llama.installed import Engines, free_bytes
+from rerankd.backends.llama.installed import Engines
 from rerankd.backends.llama.launch import ALL_LAYERS
 from rerankd.backends.llama.manifest import Backend, Manifest
 from rerankd.errors import BuildFailed, DataFolderError, disk_errors
-from rerankd.files import move_folder
+from rerankd.files import free_bytes, move_folder
 from rerankd.progress import Progress, step
 
 _LOG = "build.log"

@@ -1,0 +1,165 @@
+"""(pure) What was seen of a machine that matters to llama.cpp -> doctor's lines.
+
+`fail` is what keeps it from running a model; `warn` is what could be better or will be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rerankd.backends.base import Check, Verdict
+from rerankd.backends.llama.binaries import BUNDLED, Binary
+from rerankd.backends.llama.build import apt, cuda, tools
+from rerankd.backends.llama.build.cuda import Toolkit
+from rerankd.backends.llama.build.smoke import Outcome
+from rerankd.backends.llama.build.tools import Tools
+from rerankd.machine import Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEngine:
+    """An engine, whether this CPU can run it, and what the smoke test found; None: it was not run."""
+
+    name: str
+    build: int
+    runs_here: bool = True
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All of it. `choice_problem` says why there is no choice. `sources` is what is wrong with reaching the
+    package index, which has llama.cpp's source, "" where nothing is, and None where that was not asked."""
+
+    instructions: tuple[str, ...]
+    architecture: str
+    release: Mapping[str, str]
+    gpus: tuple[Gpu, ...]
+    toolkit: Toolkit | None
+    tools: Tools
+    engines: tuple[SeenEngine, ...]
+    choice: Binary | None
+    choice_problem: str = ""
+    sources: str | None = None
+
+
+def diagnose(seen: Seen, cuda_mirror: str | None = None) -> list[Check]:
+    """All lines, in the order in which things are needed."""
+    found = [_instructions(seen), *_cuda(seen, cuda_mirror), *_building(seen)]
+    if seen.sources is not None:
+        found.append(Check.of_place("package index", seen.sources))
+    return [*found, *_engines(seen)]
+
+
+def _instructions(seen: Seen) -> Check:
+    have = set(seen.instructions)
+    if not have:
+        return Check("instructions", "ok", "not told on this system")
+    listed = ", ".join(seen.instructions)
+    newer = have & {"avx512f", "avx_vnni", "amx_tile", "i8mm"}
+    bundled = seen.choice is not None and seen.choice.name == BUNDLED
+    if "avx" in have and "avx2" not in have:
+        return Check(
+            "instructions",
+            "fail" if bundled else "ok",
+            f"{listed}: no AVX2, which the bundled llama.cpp is built for",
+            "rerankd engine build" if bundled else "",
+        )
+    if bundled and newer:
+        return Check(
+            "instructions",
+            "warn",
+            f"{listed}; the bundled llama.cpp is built for AVX2 and leaves {', '.join(sorted(newer))} unused",
+            "for a faster engine: rerankd engine build",
+        )
+    by = f", used by {seen.choice.name}" if seen.choice is not None and not bundled else ""
+    return Check("instructions", "ok", listed + by)
+
+
+def _cuda(seen: Seen, mirror: str | None) -> Iterator[Check]:
+    if seen.gpus:
+        yield _toolkit(seen, mirror)
+    elif seen.toolkit is not None:
+        yield Check("cuda", "ok", f"{seen.toolkit.name}, and no card to build for")
+
+
+def _toolkit(seen: Seen, mirror: str | None) -> Check:
+    toolkit = seen.toolkit
+    lacking = cuda.lacks(toolkit)
+    if toolkit is None or lacking:
+        what = f"{toolkit.name} lacks {' and '.join(lacking)}" if toolkit is not None else "no nvcc"
+        return Check("cuda", "warn", f"{what}: no engine can be built for the card", _install(seen, mirror))
+    where = f"{toolkit.name} in {toolkit.root}"
+    for gpu in seen.gpus:
+        if not cuda.driver_runs(gpu.driver, toolkit.release):
+            needed = cuda.OLDEST_DRIVERS.get(toolkit.release[0], 0)
+            return Check(
+                "cuda",
+                "warn",
+                f"{where} and driver {gpu.driver} do not fit together: it needs {needed} or newer",
+                "update the driver, or install an older toolkit",
+            )
+        if not cuda.compiles_for(toolkit.release, gpu.compute_capability):
+            return Check(
+                "cuda",
+                "warn",
+                f"{where} does not compile for compute {gpu.compute_capability} ({gpu.name})",
+                "install another toolkit, and name it with --cuda-home",
+            )
+    unused = seen.choice is not None and seen.choice.on_cpu and not tools.missing(seen.tools)
+    step = "rerankd engine build --backend cuda" if unused else ""
+    return Check("cuda", "ok", f"{where} fits the driver and the card", step)
+
+
+def _install(seen: Seen, mirror: str | None) -> str:
+    found = apt.commands(seen.release, seen.architecture, mirror)
+    wheels = "without root: rerankd engine build --backend cuda --cuda-toolkit wheels"
+    new_enough = all(cuda.driver_runs(gpu.driver, (13, 0)) for gpu in seen.gpus)
+    recent = all(cuda.compiles_for((13, 0), gpu.compute_capability) for gpu in seen.gpus)
+    if not found:
+        return (
+            wheels if new_enough and recent else "install the CUDA toolkit by NVIDIA's guide for this system"
+        )
+    steps = [*found, "rerankd engine build --backend cuda"]
+    return "\n".join([*steps, wheels] if new_enough and recent else steps)
+
+
+def _building(seen: Seen) -> Iterator[Check]:
+    found, sentences = seen.tools, tools.missing(seen.tools)
+    # Who has an engine of his own does not miss them.
+    verdict: Verdict = "ok" if seen.choice is not None and seen.choice.name != BUNDLED else "warn"
+    if sentences:
+        yield Check("build tools", verdict, "an engine can't be built here", "\n".join(sentences))
+        return
+    by = "ninja" if found.ninja else "make"
+    says = f"cmake {found.cmake_version}, {by}, {found.compiler}" + (", ccache" if found.ccache else "")
+    yield Check("build tools", "ok", says)
+    yield Check("libcurl", "ok", "not needed: rerankd fetches models itself")
+
+
+def _engines(seen: Seen) -> Iterator[Check]:
+    used = seen.choice.name if seen.choice is not None else ""
+    for engine in seen.engines:
+        yield _engine(engine, is_used=engine.name == used)
+    if seen.choice is None:
+        yield Check("engine", "fail", seen.choice_problem, "rerankd engine list")
+    else:
+        yield Check("engine", "ok", f"{used} is used: {seen.choice.reason}")
+
+
+def _engine(engine: SeenEngine, *, is_used: bool) -> Check:
+    name = f"engine {engine.name}"
+    number = f"b{engine.build}, " if engine.build and f"b{engine.build}" not in engine.name else ""
+    if not engine.runs_here:
+        verdict: Verdict = "fail" if is_used else "warn"
+        return Check(
+            name, verdict, "made for another CPU", f"rerankd engine remove {engine.name}, and build anew"
+        )
+    if engine.outcome is None:
+        return Check(name, "ok", f"{number}not tested")
+    if engine.outcome.passed:
+        return Check(name, "ok", f"{number}smoke test {engine.outcome.text}")
+    step = "rerankd engine use bundled" if engine.name != BUNDLED else "rerankd engine build"
+    said = f"{number}fails its smoke test: {engine.outcome.text}"
+    return Check(name, "fail" if is_used else "warn", said, step if is_used else "")
