@@ -282,10 +282,19 @@ _ANOTHER = """
 from rerankd.__main__ import main
 from rerankd.backends.base import Check
 from rerankd.backends.openvino.backend import OpenVinoBackend
+from rerankd.backends.openvino.options import OpenVinoOptions
+from rerankd.backends.options import Options
 from rerankd.backends.table import BACKENDS
+
+class NoOptions(Options):
+    pass
 
 class Another(OpenVinoBackend):
     name = "another"
+    Options = NoOptions
+
+    def offer(self, spec, options, survey):
+        return super().offer(spec, OpenVinoOptions(), survey)
 
     def checks(self, options, home, report, *, online, cuda_mirror):
         return [Check("another", "warn", f"{online} {cuda_mirror}")]
