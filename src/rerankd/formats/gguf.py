@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from rerankd.formats import checkpoint_files
 from rerankd.formats.gguf_header import Header, Source, Tensor, parse
-from rerankd.formats.header_metadata import facts_of, refuse, whole_number
+from rerankd.formats.header_metadata import facts_of, refuse, typed
 from rerankd.formats.metadata import ModelMetadata
 
 _KEEP = (
@@ -34,7 +34,7 @@ def read(path: str | os.PathLike[str]) -> ModelMetadata:
     """
     path = Path(path)
     header, size = header_of(path, _KEEP)
-    count = whole_number(header.values, "split.count", 1, path)
+    count = typed(header.values, "split.count", 1, path)
     if count <= 1:
         return facts_of(path, header, header.tensors, size, (path,))
     parts = _parts(path, count)

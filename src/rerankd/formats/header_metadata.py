@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.errors import ModelFileError
@@ -28,38 +28,27 @@ _FILE_TYPES = {
 }
 # fmt: on
 
+_Value = TypeVar("_Value", str, int, bool)
+_TYPES = {str: "a text", int: "a whole number", bool: "true or false"}
+
 
 def refuse(path: Path, what: str) -> NoReturn:
     """Raise ModelFileError for a model's file."""
     raise ModelFileError(f"{path}: {what}")
 
 
-def whole_number(values: Mapping[str, Any], key: str, default: int, path: Path) -> int:
-    """The value of a key. Raises ModelFileError where it is something else."""
+def typed(values: Mapping[str, Any], key: str, default: _Value, path: Path) -> _Value:
+    """The value of a key, of the default's type. Raises ModelFileError where it is of another one."""
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        refuse(path, f"its key {key} should hold a whole number: it is damaged")
-    return value
-
-
-def _text(values: Mapping[str, Any], key: str, path: Path) -> str:
-    value = values.get(key, "")
-    if not isinstance(value, str):
-        refuse(path, f"its key {key} should hold a text: it is damaged")
-    return value
-
-
-def _flag(values: Mapping[str, Any], key: str, path: Path) -> bool | None:
-    value = values.get(key)
-    if value is not None and not isinstance(value, bool):
-        refuse(path, f"its key {key} should hold true or false: it is damaged")
+    if type(value) is not type(default):
+        refuse(path, f"its key {key} should hold {_TYPES[type(default)]}: it is damaged")
     return value
 
 
 def _pooling(values: Mapping[str, Any], key: str, path: Path) -> Pooling | None:
     if key not in values:
         return None
-    number = whole_number(values, key, 0, path)
+    number = typed(values, key, 0, path)
     if not 0 <= number < len(_POOLINGS):
         refuse(
             path,
@@ -82,17 +71,17 @@ def facts_of(
     values = header.values
 
     def text(key: str) -> str:
-        return _text(values, key, path)
+        return typed(values, key, "", path)
 
     def number(key: str) -> int:
-        return whole_number(values, key, 0, path)
+        return typed(values, key, 0, path)
 
     def token(name: str) -> int | None:
         key = f"tokenizer.ggml.{name}_token_id"
         return number(key) if key in values else None
 
     def flag(key: str) -> bool | None:
-        return _flag(values, key, path)
+        return typed(values, key, False, path) if key in values else None
 
     arch = text("general.architecture")
     if not arch:

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Any, get_args
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rerankd.domain import Method, Normalization, Pooling
 from rerankd.errors import ConfigError
@@ -22,20 +25,30 @@ from rerankd.scoring.prompt import INSTRUCTION, placeholders
 
 # `{{ query }}` holds `{query}`, and the model would read its other braces.
 _JINJA = re.compile(r"\{%|\{\{-?\s*(?:instruction|query|document)\b")
-_SIGMOID = Normalization("sigmoid")
+_Text = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Match(_Table):
     """What a header must say to be this model's: one of the architectures, one of the names, and the sizes.
 
     `block_count` and `embedding_length` of 0 match any; only what is refused may leave them out.
     """
 
-    architectures: tuple[str, ...]
-    names: tuple[str, ...]
+    architectures: tuple[_Text, ...]
+    names: Annotated[tuple[_Text, ...], Field(min_length=1)]
     block_count: int = 0
     embedding_length: int = 0
+
+    @field_validator("names")
+    @classmethod
+    def _are_plain(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any(name != plain(name) for name in names):
+            raise ValueError("names should be lower case words joined by hyphens")
+        return names
 
     def fits(self, facts: ModelMetadata) -> bool:
         """Whether architecture and sizes are this model's, whatever it is called."""
@@ -51,8 +64,7 @@ class Match:
         return max((len(name) for name in self.names if any(f"-{name}-" in one for one in held)), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(_Table):
     """One known model. `method` is None and `refused` says why where its score can't be trusted.
 
     `max_length` 0 means what the header says. `classifier_pooling` is the pooling before a ModernBERT's head,
@@ -64,8 +76,8 @@ class Entry:
 
     name: str
     match: Match
-    aliases: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
+    aliases: tuple[_Text, ...] = ()
+    languages: tuple[_Text, ...] = ()
     licence: str = ""
     method: Method | None = None
     refused: str = ""
@@ -77,30 +89,43 @@ class Entry:
     document_prefix: str = ""
     pooling: Pooling = "none"
     classifier_pooling: Pooling | None = None
-    normalization: Normalization = _SIGMOID
-    refs: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    refs: tuple[_Text, ...] = ()
     quant: str = ""
     size_mb: int = 0
     context_length: int = 0
     needs_build: int = 0
 
+    @property
+    def normalization(self) -> Normalization:
+        if self.low is None or self.high is None:
+            return Normalization("sigmoid")
+        return Normalization("affine", self.low, self.high)
+
     def partial(self, method: Method) -> PartialRecipe:
         """What it says of a model that is scored so, but for a prompt (see prompts.py)."""
-        length = self.max_length or None
+        said = PartialRecipe(max_length=self.max_length or None)
         if method != self.method:
-            return PartialRecipe(max_length=length)
+            return said
         if method != "embedding":
-            return PartialRecipe(method=method, max_length=length)
-        return PartialRecipe(
+            return replace(said, method=method)
+        return replace(
+            said,
             method=method,
-            max_length=length,
             pooling=self.pooling,
-            normalization=self.normalization.name,
-            low=self.normalization.low,
-            high=self.normalization.high,
+            normalization="affine",
+            low=self.low,
+            high=self.high,
             query_prefix=self.query_prefix,
             document_prefix=self.document_prefix,
         )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if fault := _fault(self):
+            raise ValueError(fault)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +181,7 @@ def load(text: str) -> Catalog:
     entries: dict[str, Entry] = {}
     taken: dict[str, str] = {}
     for model in models:
-        entry = _Fields(model, str(model.get("name", "without a name"))).entry(entries)
+        entry = _entry(model, entries)
         for name in (entry.name, *entry.aliases):
             if name.lower() in taken:
                 raise ConfigError(f"catalog, {entry.name}: {name!r} is already {taken[name.lower()]}")
@@ -165,121 +190,42 @@ def load(text: str) -> Catalog:
     return Catalog(tuple(entries.values()))
 
 
-class _Fields:
-    """One table being read: takes each field once, and knows what nobody took."""
+def _fault(entry: Entry) -> str:
+    """What of an entry does not go together, "" for nothing."""
+    if bool(entry.method) == bool(entry.refused):
+        return "give either method or refused"
+    if entry.method and not (entry.match.block_count and entry.match.embedding_length):
+        return "give block_count and embedding_length: a recipe is for a model that is known exactly"
+    if entry.method == "causal_lm":
+        if not all(entry.labels):
+            return "causal_lm needs two labels"
+        if error := template_error(entry.template):
+            return error
+        if (INSTRUCTION in entry.template) != bool(entry.instruction):
+            return "instruction and {instruction} in the template go together"
+    elif entry.template or any(entry.labels) or entry.instruction:
+        return "template, labels and instruction are for causal_lm"
+    if entry.method == "embedding":
+        if entry.pooling not in ("mean", "cls", "last"):
+            return "embedding needs pooling mean, cls or last"
+        if entry.low is None or entry.high is None or not -1 <= entry.low < entry.high <= 1:
+            return "low and high should be cosines, and low the smaller"
+    elif entry.model_fields_set & {"query_prefix", "document_prefix", "pooling", "low", "high"}:
+        return "prefixes, pooling, low and high are an embedding model's"
+    return ""
 
-    def __init__(self, table: Mapping[str, Any], where: str) -> None:
-        self._left, self._where = dict(table), where
 
-    def fail(self, what: str) -> ConfigError:
-        return ConfigError(f"catalog, {self._where}: {what}")
-
-    def take(self, key: str, kind: type, default: Any = None) -> Any:
-        value = self._left.pop(key, default)
-        if value is None:
-            raise self.fail(f"{key} is missing")
-        fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-        if not fits or isinstance(value, bool):
-            raise self.fail(f"{key} should be of type {kind.__name__}, and is {value!r}")
-        return value
-
-    def texts(self, key: str, default: Iterable[str] | None = ()) -> tuple[str, ...]:
-        values = self.take(key, list, None if default is None else list(default))
-        if not all(isinstance(value, str) and value for value in values):
-            raise self.fail(f"{key} should be a list of texts")
-        return tuple(values)
-
-    def choice(self, key: str, allowed: Iterable[str]) -> Any:
-        value = self._left.pop(key, None)
-        if value is not None and value not in allowed:
-            raise self.fail(f"{key} should be one of {', '.join(allowed)}, and is {value!r}")
-        return value
-
-    def done(self) -> None:
-        if self._left:
-            raise self.fail(f"unknown field {sorted(self._left)[0]!r}")
-
-    def match(self) -> Match:
-        names = self.texts("names", None)
-        if not names or any(name != plain(name) for name in names):
-            raise self.fail("match.names should be lower case words joined by hyphens")
-        found = Match(
-            architectures=self.texts("architectures", None),
-            names=names,
-            block_count=self.take("block_count", int, 0),
-            embedding_length=self.take("embedding_length", int, 0),
-        )
-        self.done()
-        return found
-
-    def entry(self, earlier: Mapping[str, Entry]) -> Entry:
-        name = self.take("name", str)
-        prompt_of = self.take("prompt_of", str, "")
-        if prompt_of:
-            if prompt_of not in earlier:
-                raise self.fail(f"prompt_of names {prompt_of!r}, which does not stand before it")
-            shared = earlier[prompt_of]
-            self._left |= {
-                "template": shared.template,
-                "labels": [*shared.labels],
-                "instruction": shared.instruction,
-            }
-        method: Method | None = self.choice("method", get_args(Method))
-        labels = self.texts("labels")
-        entry = Entry(
-            name=name,
-            match=_Fields(self.take("match", dict), self._where).match(),
-            aliases=self.texts("aliases"),
-            languages=self.texts("languages"),
-            licence=self.take("licence", str, ""),
-            method=method,
-            refused=self.take("refused", str, ""),
-            max_length=self.take("max_length", int, 0),
-            template=self.take("template", str, ""),
-            labels=(labels[0], labels[1]) if len(labels) == 2 else ("", ""),
-            instruction=self.take("instruction", str, ""),
-            query_prefix=self.take("query_prefix", str, ""),
-            document_prefix=self.take("document_prefix", str, ""),
-            pooling=self.choice("pooling", get_args(Pooling)) or "none",
-            classifier_pooling=self.choice("classifier_pooling", get_args(Pooling)),
-            normalization=self._normalization(method),
-            refs=self.texts("refs"),
-            quant=self.take("quant", str, ""),
-            size_mb=self.take("size_mb", int, 0),
-            context_length=self.take("context_length", int, 0),
-            needs_build=self.take("needs_build", int, 0),
-        )
-        self.done()
-        self._check(entry)
-        return entry
-
-    def _normalization(self, method: Method | None) -> Normalization:
-        if method != "embedding":
-            return _SIGMOID
-        low, high = float(self.take("low", float)), float(self.take("high", float))
-        if not -1 <= low < high <= 1:
-            raise self.fail("low and high should be cosines, and low the smaller")
-        return Normalization("affine", low, high)
-
-    def _check(self, entry: Entry) -> None:
-        fault = ""
-        if bool(entry.method) == bool(entry.refused):
-            fault = "give either method or refused"
-        elif entry.method and not (entry.match.block_count and entry.match.embedding_length):
-            fault = "give block_count and embedding_length: a recipe is for a model that is known exactly"
-        elif entry.method == "causal_lm" and not all(entry.labels):
-            fault = "causal_lm needs two labels"
-        elif entry.method == "causal_lm":
-            fault = template_error(entry.template)
-            if not fault and (INSTRUCTION in entry.template) != bool(entry.instruction):
-                fault = "instruction and {instruction} in the template go together"
-        elif entry.template or any(entry.labels) or entry.instruction:
-            fault = "template, labels and instruction are for causal_lm"
-        elif entry.method == "embedding" and entry.pooling not in ("mean", "cls", "last"):
-            fault = "embedding needs pooling mean, cls or last"
-        elif entry.method != "embedding" and (
-            entry.query_prefix or entry.document_prefix or entry.pooling != "none"
-        ):
-            fault = "prefixes and pooling are an embedding model's"
-        if fault:
-            raise self.fail(fault)
+def _entry(table: Mapping[str, Any], earlier: Mapping[str, Entry]) -> Entry:
+    """One table of the file, which may have the prompt of an earlier one."""
+    name, values = table.get("name", "without a name"), dict(table)
+    if (prompt_of := values.pop("prompt_of", "")) in earlier:
+        values |= earlier[prompt_of].model_dump(include={"template", "labels", "instruction"})
+    elif prompt_of:
+        raise ConfigError(f"catalog, {name}: prompt_of names {prompt_of!r}, which does not stand before it")
+    try:
+        # As JSON, whose arrays are tuples while the other types are strict.
+        return Entry.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        raise ConfigError(f"catalog, {name}, {field}: {first['msg']}") from error
