@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -39,28 +39,24 @@ def _option(name: str) -> inspect.Parameter:
     kind = _kind(field)
     # Of a switch, only what it does not do by itself is said on the command line.
     spelled = [f"--{name.replace('_', '-')}"] if kind is bool else []
-    limits: dict[str, Any] = {key: float(said) if kind is float else said for key, said in _limits(field)}
+    limits: dict[str, Any] = {
+        limit: getattr(one, bound)
+        for one in field.metadata
+        for bound, limit in (("ge", "min"), ("le", "max"))
+        if hasattr(one, bound)
+    }
+    said = field.description or ""
     shown = str(field.default) if field.default not in (None, "", (), False) else None
-    option = typer.Option(*spelled, help=_sentence(field), show_default=shown or False, **limits)
+    option = typer.Option(
+        *spelled, help=f"{said[:1].upper()}{said[1:]}.", show_default=shown or False, **limits
+    )
     optional: Any = kind | None
     annotation = Annotated[(optional, option)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _kind(field: FieldInfo) -> Any:
-    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
-    optional = NoneType in get_args(field.annotation)
-    kind = kinds[0] if optional else field.annotation
+    """A setting's type on the command line, without the None that each option may be."""
+    given = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    kind = given[0] if NoneType in get_args(field.annotation) else field.annotation
     return list[str] if get_origin(kind) is tuple else kind
-
-
-def _limits(field: FieldInfo) -> Iterator[tuple[str, Any]]:
-    for said in field.metadata:
-        for bound, name in (("ge", "min"), ("le", "max")):
-            if hasattr(said, bound):
-                yield name, getattr(said, bound)
-
-
-def _sentence(field: FieldInfo) -> str:
-    said = field.description or ""
-    return f"{said[:1].upper()}{said[1:]}."

@@ -25,7 +25,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 DAY_S = 86_400.0
 # In less, a loop would only look at the clock.
 Seconds = Annotated[float, Field(ge=0.01, le=DAY_S)]
-MemoryBytes = Annotated[int, Field(ge=2**20, le=2**50)]
+MemoryBytes = Annotated[int | None, Field(ge=2**20, le=2**50)]
 
 
 class ServingSettings(Options):

@@ -51,7 +51,7 @@ class FixedSettings(Options):
     home: Path = setting(
         default_factory=folders.user_data, names_program=True, description="folder for models and logs"
     )
-    memory_budget: MemoryBytes | None = Field(
+    memory_budget: MemoryBytes = Field(
         None,
         description="bytes that all engines may hold together, of GPU memory where they work there; when "
         "not set, four fifths of the machine's memory and of each card",

@@ -36,7 +36,9 @@ class Settings(ServingSettings, LiveSettings, FixedSettings):
     alias: Names = Field(
         (), description="more names the (first) model answers to; the first is the one it shows"
     )
-    scoring: ScoringSettings = Field(ScoringSettings(), description="overrides of how models are scored")
+    scoring: ScoringSettings = Field(
+        default_factory=ScoringSettings, description="overrides of how models are scored"
+    )
     builtin_wheel: Path | None = Field(
         None, description="a copy of the built-in model's wheel, where pip can't fetch it"
     )
@@ -54,7 +56,7 @@ class Settings(ServingSettings, LiveSettings, FixedSettings):
     stable_after_s: Seconds = Field(
         60, description="has no effect any more: an answered request makes the next delay a short one"
     )
-    max_engine_memory: MemoryBytes | None = Field(
+    max_engine_memory: MemoryBytes = Field(
         None,
         description="bytes of memory beyond which an engine is replaced between requests; when not set, "
         "twice what it held after its load, and 1 GiB",
