@@ -181,8 +181,8 @@ def _line(event: Pulled) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-class _HungUp(RerankdError):
-    code = "hung_up"
+class _HungUp(RerankdError, code="hung_up"):
+    """Nobody waits for a pull any more."""
 
 
 class _Pull:
