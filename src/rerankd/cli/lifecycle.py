@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rerankd.api.notify import Notifier
 from rerankd.config import Settings
 from rerankd.errors import RerankdError
+from rerankd.process.tasks import Background
 from rerankd.progress import Progress
 from rerankd.service import Reranker
 from rerankd.serving.pending import Pending
@@ -55,7 +56,7 @@ class Lifecycle:
         self._has_heirs = has_heirs
         self._server: Server | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
         self._ended = asyncio.Event()
         self._stopping = False
         self._at_once = False
@@ -80,9 +81,9 @@ class Lifecycle:
         served. `started` is called when the start is over. Raises `failure`."""
         try:
             await self._reranker.registry.begin(report)
-            self._starting = self._begin(self._start(started, report))
+            self._starting = self._tasks.begin(self._start(started, report))
             if self._notifier:
-                self._begin(self._tell())
+                self._tasks.begin(self._tell())
             making = asyncio.ensure_future(make_server())
             ended = asyncio.ensure_future(self._ended.wait())
             await asyncio.wait({making, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -108,18 +109,18 @@ class Lifecycle:
         """End in order; when called again, at once."""
         if self._stopping:
             self._at_once = True
-            self._begin(self._reranker.close(at_once=True))
+            self._tasks.begin(self._reranker.close(at_once=True))
             self._end()
             return
         self._stopping = True
         self._notifier.send("STOPPING=1", "STATUS=Finishing the requests under way")
         if self._starting is not None:
             self._starting.cancel()
-        self._begin(self._finish())
+        self._tasks.begin(self._finish())
 
     def reload(self) -> None:
         """Read the settings again and go on by them."""
-        self._begin(self._reload())
+        self._tasks.begin(self._reload())
 
     async def _start(self, started: Callable[[], None], report: Progress) -> None:
         try:
@@ -172,12 +173,6 @@ class Lifecycle:
         self._ended.set()
         if self._server is not None:
             self._server.end(at_once=self._at_once)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def describe(entries: Sequence[Entry], *, started: bool) -> str:

@@ -174,8 +174,7 @@ def _append(log: Path, chunk: bytes) -> None:
     error. It is opened each time: logrotate moves it, and others remove it or its folder."""
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > _LOG_BYTES:
+            os.replace(log, log.with_suffix(".log.1"))
         with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
             stream.write(chunk)
-            is_full = stream.tell() > _LOG_BYTES
-        if is_full:
-            os.replace(log, log.with_suffix(".log.1"))

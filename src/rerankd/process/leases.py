@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rerankd.process.waiting import Changes
+from rerankd.process.tasks import Changes
 
 
 class Leases:

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import Coroutine
-from typing import Any, Generic
+from typing import Generic
 
 from rerankd.errors import RerankdError
 from rerankd.process.child import EngineT
 from rerankd.process.life import FATE_S, Life, Loss, Plan
 from rerankd.process.reasons import Cause
-from rerankd.process.waiting import Changes, first
+from rerankd.process.tasks import Background, Changes, first
 
 # Calls under way get so long to end before an engine is replaced all the same.
 _LONGEST_LEASE_S = 60.0
@@ -28,7 +27,7 @@ class Lives(Generic[EngineT]):
         self._changes = changes
         self._grace_s = plan.stop_timeout_s
         self._running: set[Life[EngineT]] = set()
-        self._ends: set[asyncio.Task[None]] = set()
+        self._ends = Background()
         self._closing = asyncio.Event()
         self.fates: weakref.WeakKeyDictionary[EngineT, Cause] = weakref.WeakKeyDictionary()
 
@@ -61,7 +60,7 @@ class Lives(Generic[EngineT]):
 
     async def end(self, life: Life[EngineT], *, kill: bool = False) -> None:
         """End a child. It ends even if the caller is cancelled meanwhile."""
-        await asyncio.shield(self._in_background(self._finish(life, kill=kill)))
+        await asyncio.shield(self._ends.begin(self._finish(life, kill=kill), "end an engine"))
 
     def retire(self, life: Life[EngineT]) -> None:
         """End an engine that has a successor when its last call has ended; returns at once."""
@@ -70,7 +69,7 @@ class Lives(Generic[EngineT]):
             await self.drain(life)
             await self._finish(life)
 
-        self._in_background(retire())
+        self._ends.begin(retire(), "retire an engine")
 
     async def drain(self, life: Life[EngineT]) -> None:
         """Wait until no call uses the engine, for so long as calls may take."""
@@ -88,12 +87,6 @@ class Lives(Generic[EngineT]):
         self._grace_s = 0.0
         for life in self._running:
             life.child.kill()
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=f"end an engine of {self._plan.name}")
-        self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
-        return task
 
     async def _finish(self, life: Life[EngineT], *, kill: bool = False) -> None:
         if life not in self._running:

@@ -28,7 +28,7 @@ from rerankd.process.life import Life, Loss, Plan
 from rerankd.process.lives import Lives
 from rerankd.process.reasons import Cause
 from rerankd.process.states import Checking, Failed, Ready, Starting, State, Status, Stopped, Stopping
-from rerankd.process.waiting import Changes, first, forever
+from rerankd.process.tasks import Changes, first, forever
 
 _log = logging.getLogger("rerankd.engine")
 

@@ -14,7 +14,7 @@ from rerankd.process import growth, reasons
 from rerankd.process.child import EngineT
 from rerankd.process.life import Life, Loss
 from rerankd.process.states import Checking, Ready, State
-from rerankd.process.waiting import first, forever
+from rerankd.process.tasks import first, forever
 
 _log = logging.getLogger("rerankd.engine")
 

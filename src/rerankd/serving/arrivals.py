@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from rerankd.errors import Overloaded, RerankdError, Stopping
-from rerankd.process.waiting import Changes
+from rerankd.process.tasks import Changes
 from rerankd.progress import Progress
 from rerankd.serving import prepare as preparing
 from rerankd.serving.pending import Pending

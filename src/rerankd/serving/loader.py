@@ -14,6 +14,7 @@ from typing import Any
 
 from rerankd.errors import DoesNotFit, EngineUnavailable, RerankdError
 from rerankd.memory import MEMORY, Bytes, Need, lacking
+from rerankd.process.tasks import Background
 from rerankd.serving.eviction import Action, Admit, EvictionPolicy, Key, Load, Refuse, Unload
 
 _log = logging.getLogger("rerankd.engine")
@@ -50,7 +51,7 @@ class Loader:
         self._measure_at: dict[Key, float] = {}
         self._who = itertools.count()
         self._admissions: dict[int, asyncio.Future[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -128,9 +129,9 @@ class Loader:
         for action in actions:
             match action:
                 case Load(key, cards):
-                    self._begin(self._load(key, cards), _LOAD)
+                    self._tasks.begin(self._load(key, cards), _LOAD)
                 case Unload(key):
-                    self._begin(self._unload(key), _UNLOAD)
+                    self._tasks.begin(self._unload(key), _UNLOAD)
                 case Admit(who):
                     self._settle(who, None)
                 case Refuse(key, who, needs) if needs is not None:
@@ -159,11 +160,6 @@ class Loader:
             f"{bound / 2**20:,.0f} MiB. Take a smaller quantisation or a smaller model, or raise "
             "memory_budget."
         )
-
-    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _load(self, key: Key, cards: tuple[str, ...]) -> None:
         try:

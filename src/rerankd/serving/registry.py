@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 from rerankd import config
 from rerankd.config import Settings
@@ -16,6 +15,7 @@ from rerankd.memory import MEMORY, Bytes
 from rerankd.metrics import Metrics, Reading
 from rerankd.owner import Owner
 from rerankd.process import rundir
+from rerankd.process.tasks import Background
 from rerankd.progress import Progress, silent
 from rerankd.serving import prepare as preparing
 from rerankd.serving import readings
@@ -43,7 +43,7 @@ class ModelRegistry(Roster):
         self._loader = Loader(budgets(settings), least_stay_s=settings.least_stay_s)
         self.arrivals = Arrivals(self, self._take)
         self._run_dir: rundir.RunDir | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
         self._changing = asyncio.Lock()
         self.owner: Owner | None = None
 
@@ -262,7 +262,7 @@ class ModelRegistry(Roster):
                 _log.error("%s: %s", served.name, error.message)
 
         if served.model.wanted.preload:
-            self._in_background(load())
+            self._tasks.begin(load(), f"load {served.name}")
 
     def _read_anew(self, served: ServedModel) -> None:
         """The model's file was found to be another one at the start of an engine."""
@@ -275,12 +275,7 @@ class ModelRegistry(Roster):
                 served.why_not_read = error.message
                 _log.warning("%s: %s", served.name, error.message)
 
-        self._in_background(reload())
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(reload(), f"reload {served.name}")
 
     def _sockets(self) -> rundir.RunDir:
         assert self._run_dir is not None, "begin first"

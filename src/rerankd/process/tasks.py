@@ -1,4 +1,4 @@
-"""Ways to wait: for a change, for the first of several, for ever."""
+"""Work in the background, and ways to wait: for a change, for the first of several, for ever."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ class Changes:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._next.wait()
+
+
+class Background(set[asyncio.Task[None]]):
+    """Work that nobody waits for now. The event loop alone does not keep a task from being collected."""
+
+    def begin(self, work: Coroutine[Any, Any, None], name: str | None = None) -> asyncio.Task[None]:
+        """Have it done; returns at once."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.add(task)
+        task.add_done_callback(self.discard)
+        return task
 
 
 async def first(*ways: Coroutine[Any, Any, T]) -> T:
