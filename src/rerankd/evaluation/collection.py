@@ -69,18 +69,20 @@ class Faults:
         self.skipped: list[str] = []
 
     @contextlib.contextmanager
-    def line(self) -> Iterator[None]:
-        """Around the reading of one line."""
+    def line(self, place: str) -> Iterator[None]:
+        """Around the reading of one line, whose place it names in words."""
         try:
             yield
         except _LineError as error:
             if not self._lenient:
-                raise CollectionError(f"{error} (--lenient skips such lines and reports them.)") from None
-            self.skipped.append(str(error))
+                raise CollectionError(
+                    f"{place}: {error} (--lenient skips such lines and reports them.)"
+                ) from None
+            self.skipped.append(f"{place}: {error}")
 
 
 class _LineError(Exception):
-    """A line that is wrong, and its place."""
+    """What is wrong with a line."""
 
 
 def read(folder: Path, split: str = "test", faults: Faults | None = None) -> Collection:
@@ -108,8 +110,8 @@ def read_run(path: Path, collection: Collection, depth: int, faults: Faults | No
     faults = faults or Faults()
     scored: dict[str, dict[str, float]] = {query: {} for query in collection.queries}
     for place, line in _lines(path):
-        with faults.line():
-            _add_to_run(line.split(), scored, collection, place)
+        with faults.line(place):
+            _add_to_run(line.split(), scored, collection)
     if not any(scored.values()):
         raise CollectionError(f"{path} has no document for any query that the collection judges.")
     return {
@@ -118,25 +120,19 @@ def read_run(path: Path, collection: Collection, depth: int, faults: Faults | No
     }
 
 
-def _add_to_run(
-    fields: list[str], scored: dict[str, dict[str, float]], collection: Collection, place: str
-) -> None:
+def _add_to_run(fields: list[str], scored: dict[str, dict[str, float]], collection: Collection) -> None:
     if len(fields) != 6:
-        raise _LineError(
-            f"{place}: {len(fields)} fields, but a run has six: query-id Q0 corpus-id rank score tag."
-        )
+        raise _LineError(f"{len(fields)} fields, but a run has six: query-id Q0 corpus-id rank score tag.")
     query, _, document, _, text, _ = fields
     if query in collection.unjudged:
         return
     if query not in scored:
-        raise _LineError(f"{place}: query {query!r} is not in queries.jsonl.")
+        raise _LineError(f"query {query!r} is not in queries.jsonl.")
     if document not in collection.documents:
-        raise _LineError(f"{place}: document {document!r} is not in corpus.jsonl.")
-    score = _number(text, place)
+        raise _LineError(f"document {document!r} is not in corpus.jsonl.")
+    score = _number(text)
     if scored[query].setdefault(document, score) != score:
-        raise _LineError(
-            f"{place}: document {document!r} comes twice for query {query!r}, with different scores."
-        )
+        raise _LineError(f"document {document!r} comes twice for query {query!r}, with different scores.")
 
 
 def _judgements(
@@ -151,8 +147,8 @@ def _judgements(
         fields = line.rstrip("\r\n").split("\t")
         if at == 0 and fields[-1:] == ["score"]:
             continue
-        with faults.line():
-            _add_judgement(fields, judged, queries, documents, place)
+        with faults.line(place):
+            _add_judgement(fields, judged, queries, documents)
     if not judged:
         raise CollectionError(f"{path} holds no judgements.")
     return judged
@@ -163,25 +159,23 @@ def _add_judgement(
     judged: dict[str, dict[str, int]],
     queries: Mapping[str, str],
     documents: Mapping[str, str],
-    place: str,
 ) -> None:
     if len(fields) != 3:
         raise _LineError(
-            f"{place}: {len(fields)} fields, but there must be three, with tabs between: query-id, "
-            "corpus-id, score."
+            f"{len(fields)} fields, but there must be three, with tabs between: query-id, corpus-id, score."
         )
     query, document, text = fields
     if query not in queries:
-        raise _LineError(f"{place}: query {query!r} is not in queries.jsonl.")
+        raise _LineError(f"query {query!r} is not in queries.jsonl.")
     if document not in documents:
-        raise _LineError(f"{place}: document {document!r} is not in corpus.jsonl.")
+        raise _LineError(f"document {document!r} is not in corpus.jsonl.")
     try:
         grade = int(text)
     except ValueError:
-        raise _LineError(f"{place}: the score {text!r} is not a whole number.") from None
+        raise _LineError(f"the score {text!r} is not a whole number.") from None
     if judged.setdefault(query, {}).setdefault(document, grade) != grade:
         raise _LineError(
-            f"{place}: query {query!r} and document {document!r} are judged twice, with different scores."
+            f"query {query!r} and document {document!r} are judged twice, with different scores."
         )
 
 
@@ -190,10 +184,10 @@ def _texts(path: Path, keys: Sequence[str], faults: Faults) -> dict[str, str]:
     there."""
     found: dict[str, str] = {}
     for place, line in _lines(path):
-        with faults.line():
-            identifier, text = _record(line, keys, place)
+        with faults.line(place):
+            identifier, text = _record(line, keys)
             if found.setdefault(identifier, text) != text:
-                raise _LineError(f"{place}: the id {identifier!r} comes twice, with different texts.")
+                raise _LineError(f"the id {identifier!r} comes twice, with different texts.")
     if not found:
         raise CollectionError(f"{path} is empty.")
     return found
@@ -203,23 +197,23 @@ class _Digits(str):
     """A JSON number as the file writes it."""
 
 
-def _record(line: str, keys: Sequence[str], place: str) -> tuple[str, str]:
+def _record(line: str, keys: Sequence[str]) -> tuple[str, str]:
     try:
         value = json.loads(line, parse_int=_Digits, parse_float=_Digits)
     except (ValueError, RecursionError) as error:
-        raise _LineError(f"{place}: not valid JSON: {error}.") from None
+        raise _LineError(f"not valid JSON: {error}.") from None
     if not isinstance(value, dict) or not isinstance(value.get("_id"), str):
-        raise _LineError(f'{place}: not an object with an "_id" that is a string or a number.')
+        raise _LineError('not an object with an "_id" that is a string or a number.')
     if keys[-1] not in value:
-        raise _LineError(f'{place}: there is no "{keys[-1]}".')
-    parts = (_text(value, key, place) for key in keys)
+        raise _LineError(f'there is no "{keys[-1]}".')
+    parts = (_text(value, key) for key in keys)
     return str(value["_id"]), " ".join(part for part in parts if part)
 
 
-def _text(value: Mapping[str, object], key: str, place: str) -> str:
+def _text(value: Mapping[str, object], key: str) -> str:
     text = "" if value.get(key) is None else value[key]
     if not isinstance(text, str) or isinstance(text, _Digits):
-        raise _LineError(f'{place}: "{key}" is not a string.')
+        raise _LineError(f'"{key}" is not a string.')
     return text
 
 
@@ -239,11 +233,11 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         raise CollectionError(f"{path} can't be read: {error}.") from None
 
 
-def _number(text: str, place: str) -> float:
+def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise _LineError(f"{place}: the score {text!r} is not a number.")
+        raise _LineError(f"the score {text!r} is not a number.")
     return number
