@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -43,43 +44,33 @@ class Metrics:
         self.started = time.monotonic()
         self.recent = Recent()
         registry = self._registry = CollectorRegistry()
-        self.requests = Counter(
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        self.requests = counter(
             "rerankd_requests",
             "answers, by dialect, HTTP status, model and name of the key",
             ["dialect", "status", "model", "key"],
-            registry=registry,
         )
-        self.latency = Histogram(
+        self.latency = histogram(
             "rerankd_request_seconds",
             "from the request's arrival to its answer",
             ["dialect", "model"],
             buckets=_SECONDS,
-            registry=registry,
         )
-        self.queue_wait = Histogram(
-            "rerankd_queue_wait_seconds",
-            "until a request's first turn at the engine",
-            buckets=_SECONDS,
-            registry=registry,
+        self.queue_wait = histogram(
+            "rerankd_queue_wait_seconds", "until a request's first turn at the engine", buckets=_SECONDS
         )
-        self.documents = Histogram(
-            "rerankd_request_documents", "documents of a request", buckets=_DOCUMENTS, registry=registry
-        )
-        self.tokens = Counter("rerankd_tokens", "tokens that the engine read", registry=registry)
-        self.cut = Counter("rerankd_documents_cut", "documents cut to the model's window", registry=registry)
-        self.cache_hits = Counter("rerankd_cache_hits", "texts whose score was known", registry=registry)
-        self.cache_misses = Counter(
-            "rerankd_cache_misses", "texts that went to the engine", registry=registry
-        )
-        self.retries = Counter(
-            "rerankd_retries", "calls made again because the engine died under them", registry=registry
-        )
+        self.documents = histogram("rerankd_request_documents", "documents of a request", buckets=_DOCUMENTS)
+        self.tokens = counter("rerankd_tokens", "tokens that the engine read")
+        self.cut = counter("rerankd_documents_cut", "documents cut to the model's window")
+        self.cache_hits = counter("rerankd_cache_hits", "texts whose score was known")
+        self.cache_misses = counter("rerankd_cache_misses", "texts that went to the engine")
+        self.retries = counter("rerankd_retries", "calls made again because the engine died under them")
         self.held_bytes = Gauge(
             "rerankd_held_bytes",
             "bytes of request bodies that are being read, and of answers that are being sent",
             registry=registry,
         )
-        self.deadlines = Counter("rerankd_deadlines_passed", "requests that took too long", registry=registry)
+        self.deadlines = counter("rerankd_deadlines_passed", "requests that took too long")
         registry.register(_AtTheMoment(readings))
 
     def answered(self, documents: int, texts: int, result: RerankResult, waited_s: float, cut: int) -> None:
