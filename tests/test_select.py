@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rerankd.backends import select
-from rerankd.backends.base import Backend, EngineSpec, Offer, Rank
+from rerankd.backends.base import Backend, Capabilities, EngineSpec, Offer, Rank
 from rerankd.backends.llama.backend import LlamaBackend
 from rerankd.backends.llama.binaries import Binaries, Bundled
 from rerankd.backends.llama.options import LlamaOptions
@@ -19,6 +21,7 @@ from rerankd.domain import Normalization, Recipe, Refusal
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
+from rerankd.serving import second_engine
 
 OPENVINO, LLAMA = OpenVinoBackend(), LlamaBackend()
 HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
@@ -156,6 +159,14 @@ def test_an_engine_that_is_too_old_is_refused_with_the_number_needed() -> None:
 
 def test_openvino_has_nothing_to_say_of_a_file_that_is_not_known() -> None:
     assert refused(HEAD, None, is_installed=True) is not None
+
+
+def test_what_depends_on_its_block_is_not_compared_with_what_depends_on_its_pair() -> None:
+    model: Any = SimpleNamespace(spec=XLMR)
+    running = backend_offer(OPENVINO, XLMR)
+    other = second_engine.second(model, running)
+    assert other is not None and other.backend.name == "llama"
+    assert second_engine.second(model, replace(running, capabilities=Capabilities("block"))) is None
 
 
 def test_each_backend_gets_its_work_in_its_own_way() -> None:

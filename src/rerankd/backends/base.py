@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
+Scope = Literal["pair", "block"]
+"""What a value depends on: its pair alone, or the whole block that it was scored in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """One input of an engine call: a query, and the document that is read beside it, or a block of them."""
@@ -46,12 +50,19 @@ class Batch:
     inputs: tuple[Content, ...]
 
     @classmethod
-    def pairs(cls, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
-        """One query beside each of these documents."""
+    def of(cls, scope: Scope, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
+        """One query beside each of these documents, or beside all of them as one block."""
+        if scope == "block":
+            return cls((Content(query, tuple(documents), instruction),))
         return cls(tuple(Content(query, (text,), instruction) for text in documents))
 
+    @classmethod
+    def pairs(cls, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
+        """One query beside each of these documents."""
+        return cls.of("pair", query, documents, instruction)
+
     def by_query(self) -> Iterator[tuple[str, str, list[str]]]:
-        """Query, instruction and documents of consecutive inputs that have the first two in common."""
+        """Query, instruction and documents of consecutive pairs that have the first two in common."""
         group: list[str] = []
         asked: tuple[str, str] | None = None
         for one in self.inputs:
@@ -91,10 +102,11 @@ class RawScores:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine does. `scope`: a value depends on its pair alone, or on the whole block that it was
-    scored in. `counts_tokens`: without it, texts are sent as they are, and nothing is truncated here."""
+    """What an engine does. With the scope "block" each micro-batch is one input, of up to the policy's
+    number of documents, and no value is kept for another request.
+    `counts_tokens`: without it, texts are sent as they are, and nothing is truncated here."""
 
-    scope: Literal["pair", "block"] = "pair"
+    scope: Scope = "pair"
     counts_tokens: bool = True
 
 

@@ -170,4 +170,4 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     foreign = "" if row["runs_here"] else "made for another CPU"
     build = f"b{row['build']}" if row.get("build") else row.get("version", "")
     number = f" ({build})" if build and build not in row["name"] else ""
-    return ("*" if row["used"] else "", row["name"] + number, row["backend"], made, size, foreign)
+    return ("*" if row["used"] else "", row["name"] + number, row.get("backend", ""), made, size, foreign)

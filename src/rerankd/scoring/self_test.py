@@ -26,6 +26,8 @@ ARRANGEMENTS: tuple[tuple[int, ...], ...] = (
     tuple(reversed(range(len(TEXTS)))),
     (0,),
 )
+# A value that depends on the block that it was scored in can't be compared with itself.
+OF_BLOCKS = ARRANGEMENTS[:1]
 # The score contract: the same pair has the same score within this, wherever it stands.
 TOLERANCE = 1e-3
 # Quantised weights move a score by a few thousandths more (0.003 seen, between a prompt read whole and one
@@ -98,16 +100,17 @@ def check(
     answered: Sequence[Sequence[float | None]], normalization: Normalization
 ) -> tuple[Refusal | None, tuple[str, ...]]:
     """Why a model's scores can't be trusted (None where they can), and what is only worth a warning, by the
-    raw values of the arrangements: one run for each, in their order. None is a pair that could not be
-    scored."""
+    raw values of the arrangements: one run for each, in their order, of which the first may be all there is.
+    None is a pair that could not be scored."""
     runs = [[math.nan if value is None else value for value in run] for run in answered]
     if not all(math.isfinite(value) for run in runs for value in run):
         return Refusal("it answers values that are not numbers", OTHER_FILE), ()
-    by_text = [dict(zip(order, run, strict=True)) for order, run in zip(ARRANGEMENTS, runs, strict=True)]
+    orders = ARRANGEMENTS[: len(runs)]
+    by_text = [dict(zip(order, run, strict=True)) for order, run in zip(orders, runs, strict=True)]
     first = [by_text[0][at] for at in range(len(TEXTS))]
     moved = max(
         abs(normalize.score(value, normalization) - normalize.score(first[at], normalization))
-        for run in by_text[1:]
+        for run in by_text
         for at, value in run.items()
     )
     depends = f"a document's score depends on its place in the request (by {moved:.2g})"

@@ -32,7 +32,9 @@ async def _score(served: ServedModel, fitted: Fitted, place: Place) -> Scored:
     """From the cache, else in micro-batches from the engine."""
     started = time.perf_counter()
     cache, texts = served.cache, fitted.plan.texts
-    keys = cache.keys(fitted.query, fitted.instruction, texts)
+    # A value that depends on the block that it was scored in is not kept.
+    is_kept = served.engine.capabilities.scope == "pair"
+    keys = cache.keys(fitted.query, fitted.instruction, texts) if is_kept else []
     known = [cache.get(key) for key in keys] or [None] * len(texts)
     raw = [entry and entry[0] for entry in known]
     tokens = [entry[1] if entry else 0 for entry in known]

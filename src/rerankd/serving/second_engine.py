@@ -60,7 +60,7 @@ def second(model: Model, running: Offer) -> Offer | None:
     others = [backend for backend in BACKENDS if backend is not running.backend]
     for backend in (*others, running.backend):
         offer = backend.reference(model.spec, running)
-        if offer is not None:
+        if offer is not None and offer.capabilities.scope == running.capabilities.scope:
             return offer
     return None
 
@@ -124,8 +124,8 @@ async def _scores(other: Offer, socket: Path, log: Path) -> list[float | None]:
                     raise TimeoutError(f"it ended with {child.exit_code}")
                 await asyncio.sleep(_POLL_S)
             await engine.prepare()
-            asked = Batch.pairs(self_test.QUERY, self_test.TEXTS, other.spec.scoring.instruction)
-            answer = await engine.score(asked)
+            scope, instruction = other.capabilities.scope, other.spec.scoring.instruction
+            answer = await engine.score(Batch.of(scope, self_test.QUERY, self_test.TEXTS, instruction))
             return list(answer.values)
     finally:
         await child.stop(0)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rerankd.backends.base import Batch, Engine, Offer, RawScores
+from rerankd.backends.base import Batch, Engine, Offer, RawScores, Scope
 from rerankd.domain import Refusal
 from rerankd.errors import ModelFileError
 from rerankd.hub import builtin
@@ -46,9 +46,9 @@ class SelfTest:
         """Check an engine that runs so, and whose values depend on `computes`. Raises Unscorable where it
         fails, unless forced."""
         model = self._model
-        runs = [
-            await self._ask(engine, [self_test.TEXTS[at] for at in order]) for order in self_test.ARRANGEMENTS
-        ]
+        scope = running.capabilities.scope
+        orders = self_test.ARRANGEMENTS if scope == "pair" else self_test.OF_BLOCKS
+        runs = [await self._ask(engine, [self_test.TEXTS[at] for at in order], scope) for order in orders]
         refusal, doubts = self_test.check([run.values for run in runs], model.scoring.normalization)
         for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
             _log.warning("%s: %s.", model.name, text)
@@ -60,8 +60,8 @@ class SelfTest:
         if other is not None and (self.again or not is_exempt):
             await self._compare(runs[0].values, other, second_engine.key(model, computes, other))
 
-    async def _ask(self, engine: Engine, texts: Sequence[str]) -> RawScores:
-        return await engine.score(Batch.pairs(self_test.QUERY, texts, self._model.scoring.instruction))
+    async def _ask(self, engine: Engine, texts: Sequence[str], scope: Scope = "pair") -> RawScores:
+        return await engine.score(Batch.of(scope, self_test.QUERY, texts, self._model.scoring.instruction))
 
     async def _compare(self, values: Sequence[float | None], other: Offer, key: str) -> None:
         async with self._testing:

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from rerankd.backends.base import Engine, Offer
+from rerankd.backends.base import Batch, Engine, Offer
 from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
 from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
@@ -73,6 +73,7 @@ class ServedModel:
             model.name,
             model.fingerprint,
             self._running,
+            lambda *asked: Batch.of(self.engine.capabilities.scope, *asked),
             learned,
             metrics,
             log=self.log,

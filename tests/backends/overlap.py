@@ -1,0 +1,96 @@
+"""A whole backend for tests: a child process scores by shared words. See registered/sitecustomize.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rerankd.backends import base
+from rerankd.backends.ladder import Step
+from rerankd.backends.options import Options, per_model
+from rerankd.backends.worker.client import WorkerClient, WorkerEngine
+from rerankd.domain import Refusal
+from rerankd.process.child import Launch
+from rerankd.scoring.plan import SHARED
+
+PROGRAM = str(Path(__file__).with_name("overlap_program.py"))
+CAREFUL = Step("careful", "careful reading")
+
+
+class OverlapOptions(Options):
+    overlap_scope: Literal["pair", "block"] = per_model("pair", description="what a value depends on")
+    overlap_flags: str = per_model("", description="more flags of the program")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapOffer(base.Offer):
+    options: OverlapOptions
+
+
+class OverlapEngine(WorkerEngine):
+    async def score(self, batch: base.Batch) -> base.RawScores:
+        parts = [await self._client.score(one.query, one.documents) for one in batch.inputs]
+        return base.RawScores.joined(parts)
+
+
+class OverlapBackend:
+    name, title, summary = "overlap", "Overlap", "encoders in tests"
+    packages: tuple[str, ...] = ()
+    Options = OverlapOptions
+
+    def survey(self, options: OverlapOptions, home: Path, spec: base.EngineSpec | None = None) -> None:
+        return None
+
+    def installations(self, options: OverlapOptions, home: Path) -> list[base.Installation]:
+        return [base.Installation(self.name, self.title, {"RERANKD_ENGINE": self.name}, used=True)]
+
+    def cards(self, survey: None, options: OverlapOptions) -> tuple[()]:
+        return ()
+
+    def offer(self, spec: base.EngineSpec, options: OverlapOptions, survey: None) -> OverlapOffer | Refusal:
+        if spec.scoring.method == "causal_lm":
+            return Refusal("shared words answer no question", "take an encoder")
+        return OverlapOffer(
+            backend=self,
+            spec=spec,
+            name=self.name,
+            build=f"{self.name} 1",
+            title=self.title,
+            reason="a test wants it for every cross-encoder",
+            rank=base.Rank.GPU if spec.scoring.method == "cross_encoder" else base.Rank.CPU,
+            memory_bytes=spec.replicas * 2**20,
+            policy=SHARED,
+            capabilities=base.Capabilities(scope=options.overlap_scope),
+            is_own_program=True,
+            options=options,
+        )
+
+    async def settle(self, offer: OverlapOffer, *_: Any) -> OverlapOffer:
+        return offer
+
+    def steps(self, offer: OverlapOffer, cards: Sequence[str]) -> tuple[Step, ...]:
+        return (CAREFUL,)
+
+    def identity(self, offer: OverlapOffer, taken: Sequence[Step]) -> str:
+        return f"{offer.build} {offer.options.overlap_scope}"
+
+    def launch(self, offer: OverlapOffer, taken: Sequence[Step], cards: object, socket: Path) -> Launch[Any]:
+        spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
+        asked = (str(socket), str(spec.scoring.max_length), offer.capabilities.scope)
+        argv = [sys.executable, "-E", PROGRAM, *asked, *flags]
+        return Launch(argv, lambda socket: OverlapEngine(spec, WorkerClient(socket)))
+
+    def reference(self, spec: base.EngineSpec, running: base.Offer) -> None:
+        return None
+
+    def checks(self, *_: Any, **more: Any) -> list[base.Check]:
+        return [base.Check(self.title, "ok", "shares words")]
+
+    async def model_checks(self, *_: Any, **more: Any) -> list[base.Check]:
+        return []
+
+
+OVERLAP: base.Backend = OverlapBackend()
