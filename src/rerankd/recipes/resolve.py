@@ -35,7 +35,7 @@ from rerankd.recipes.scoring_method import OTHERS, QWEN3, SAY_PROMPT, another_fi
 from rerankd.recipes.sources import POOLINGS, longest, partials
 from rerankd.scoring.prompt import INSTRUCTION
 
-SMALLEST_MAX_LENGTH = 32
+_SMALLEST_MAX_LENGTH = 32
 # Byte-level BPE vocabularies whose reference tokenizer normalises to NFC first; llama.cpp does not do it for
 # them.
 _NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
@@ -247,9 +247,9 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
     facts, length = case.facts, merged.max_length
     assert length is not None, "the method has a default"
     most = longest(facts, case.entry)
-    if sources["max_length"] == "settings" and not SMALLEST_MAX_LENGTH <= length <= most:
+    if sources["max_length"] == "settings" and not _SMALLEST_MAX_LENGTH <= length <= most:
         raise ConfigError(
-            f"{facts.path}: max_length = {length} must be from {SMALLEST_MAX_LENGTH} to {most}, the tokens "
+            f"{facts.path}: max_length = {length} must be from {_SMALLEST_MAX_LENGTH} to {most}, the tokens "
             "that the model can read"
         )
     normalization = _normalization(case.settings, method, merged)
