@@ -286,3 +286,15 @@ def test_what_can_not_be_measured_is_told(arguments: tuple[str, ...], says: str,
     assert ended.returncode != 0
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_program_in_the_settings_file_leaves_nothing_to_compare_with(tmp_path: Path) -> None:
+    file = tmp_path / "rerankd.toml"
+    file.write_text('llama_path = "/bin/llama-server"')
+    ended = rerankd("bench", "--compare-engines", "--config", str(file), home=tmp_path)
+    assert ended.returncode != 0
+    assert "(llama_path)" in ended.stderr and "set LLAMA_PATH for this command" in ended.stderr
+
+
+def test_the_versions_are_those_of_the_backends() -> None:
+    assert list(hardware.versions()) == ["rerankd", "openvino", "xllamacpp", "numpy"]

@@ -37,7 +37,8 @@ def all_of(
 ) -> list[EngineRow]:
     """Every engine at hand of the backends that can run the model; `said` is what each says of it. Looks at
     the machine."""
-    without = frozenset(choosing())
+    named = programs()
+    without = frozenset(("RERANKD_ENGINE", *(f"RERANKD_{name.upper()}" for name in named), *named.values()))
     return [
         EngineRow(one.label, without, one.environment)
         for backend, offer in said
@@ -47,11 +48,7 @@ def all_of(
     ]
 
 
-def choosing() -> list[str]:
-    """The names in the environment that choose the engine and its program."""
-    names = ["RERANKD_ENGINE"]
-    for backend in BACKENDS:
-        for name, field in backend.Options.model_fields.items():
-            if other := trait(field, "environment"):
-                names += [f"RERANKD_{name.upper()}", other]
-    return names
+def programs() -> dict[str, str]:
+    """The settings that name a backend's program, each with its second name in the environment."""
+    fields = (field for backend in BACKENDS for field in backend.Options.model_fields.items())
+    return {name: other for name, field in fields if (other := trait(field, "environment"))}

@@ -12,13 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from rerankd import machine
+from rerankd.backends.table import BACKENDS
 
 # What decides how fast products of matrices are, in the names that Linux gives them.
 _FLAGS = (
     *("avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_int8", "amx_bf16", "amx_fp16", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
-_PACKAGES = ("rerankd", "xllamacpp", "openvino", "numpy")
 _SIZE = 1536
 _MEASURE_S = 1.0
 
@@ -52,7 +52,7 @@ def read() -> Hardware:
         memory_bytes=here.memory_bytes,
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         load=load,
-        versions=_versions(),
+        versions=versions(),
         peak_flops=gemm_peak(),
     )
 
@@ -72,9 +72,11 @@ def gemm_peak() -> float:
     return 2 * _SIZE**3 / best
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of what computes here, by package."""
     found = {}
-    for package in _PACKAGES:
+    of_backends = (package for backend in BACKENDS for package in backend.packages)
+    for package in ("rerankd", *of_backends, "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

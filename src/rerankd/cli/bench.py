@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config, textfile
-from rerankd.backends.llama.options import LlamaOptions
 from rerankd.cli.output import Config, Json, print_json, progress, say
 from rerankd.errors import ConfigError
 from rerankd.progress import Progress
@@ -71,16 +70,19 @@ def bench(
 
     rerankd bench --against http://localhost:8080      compare with a llama-server that runs there
     """
-    from rerankd.benchmark import load, report
+    from rerankd.benchmark import engines, load, report
 
     if url and (model or compare_engines):
         raise ConfigError("--url measures a server that runs; leave out MODEL and --compare-engines with it.")
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
-    if compare_engines and _file_names_a_program(config_file):
-        raise ConfigError(
-            "The settings file names a llama-server (llama_path), so the bundled llama.cpp can't be started "
-            "beside it. Leave it out there, and set LLAMA_PATH for this command."
-        )
+    if compare_engines:
+        in_file = _from_file(config_file)
+        for name, variable in engines.programs().items():
+            if getattr(in_file, name) is not None:
+                raise ConfigError(
+                    f"The settings file names an engine's program ({name}), so that no other can be started "
+                    f"beside it. Leave it out there, and set {variable} for this command."
+                )
     made = load.cases(
         load.numbers(documents, "documents"),
         load.numbers(concurrency, "concurrency"),
@@ -108,10 +110,10 @@ def bench(
         _print(found)
 
 
-def _file_names_a_program(config_file: Path | None) -> bool:
+def _from_file(config_file: Path | None) -> config.Settings:
+    """What the settings file alone says."""
     path = config_file or config.find(os.environ)
-    text = textfile.read(path) if path else ""
-    return config.load(text, {}, {}).options(LlamaOptions).llama_path is not None
+    return config.load(textfile.read(path) if path else "", {}, {})
 
 
 async def _run(
@@ -147,7 +149,8 @@ async def _run(
     elif prepared is not None:
         chosen = [engines.as_set(prepared.engine)]
     if compare and len(chosen) == 1:
-        say(f"There is one engine here: {chosen[0].name}. LLAMA_PATH names a llama-server to compare with.")
+        named = " or ".join(engines.programs().values())
+        say(f"There is one engine here: {chosen[0].name}. {named} names another to compare with.")
     targets: list[Target] = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rerankd-bench-")))
