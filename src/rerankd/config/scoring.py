@@ -7,15 +7,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rerankd.backends.options import Options
+from rerankd.domain import Method, NormalizationName
 from rerankd.renamed import renewed
 
 
 class ScoringSettings(Options):
     """How a model is scored, where the user knows better than the file and the catalog."""
 
-    method: Literal["cross_encoder", "causal_lm", "embedding"] | None = Field(
-        None, description="how the model scores"
-    )
+    method: Method | None = Field(None, description="how the model scores")
     template: str | None = Field(None, description="causal_lm: the prompt, with {query} and {document} in it")
     labels: tuple[str, str] | None = Field(
         None, description="causal_lm: the tokens for relevant and not relevant"
@@ -27,14 +26,11 @@ class ScoringSettings(Options):
         None, ge=16, le=2**20, description="tokens that one pair may use; lower it to save memory"
     )
     pooling: Literal["mean", "cls", "last"] | None = Field(
-        None,
-        description="embedding: how tokens are pooled; ModernBERT: what its head reads",
+        None, description="embedding: how tokens are pooled; ModernBERT: what its head reads"
     )
     query_prefix: str | None = Field(None, description="embedding: text put before a query")
     document_prefix: str | None = Field(None, description="embedding: text put before a document")
-    normalization: Literal["sigmoid", "affine", "identity"] | None = Field(
-        None, description="how a raw value becomes a score"
-    )
+    normalization: NormalizationName | None = Field(None, description="how a raw value becomes a score")
     low: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 0")
     high: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 1")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from rerankd.backends.openvino.precision import Wanted
 from rerankd.backends.options import Options, per_model
 
 
 class OpenVinoOptions(Options):
     """See the settings of these names."""
 
-    precision: Literal["auto", "f32", "bf16"] = per_model(
+    precision: Wanted = per_model(
         "auto",
         description="OpenVINO: the arithmetic; auto takes bf16 where this CPU is faster with it and it keeps "
         "the model's order",
