@@ -102,12 +102,10 @@ def _method(case: _Case) -> Method | Refusal:
     # What the catalog refuses is what llama.cpp computes wrong.
     if entry is not None and entry.refused and method != "causal_lm" and facts.format == "gguf":
         return Refusal(f"this is {entry.name}: {entry.refused}", OTHERS)
-    if facts.format == "gguf":
-        return method or natural(facts, entry, case.catalog)
-    if method not in (None, "cross_encoder"):
+    if facts.format != "gguf" and method not in (None, "cross_encoder"):
         raise ConfigError(f"{facts.path}: a model in safetensors is scored by its head: remove {method}")
-    found = method or natural(facts, entry, case.catalog)
-    if isinstance(found, Refusal) or found == "cross_encoder":
+    found = method or natural(facts, entry, case.prompt, case.catalog)
+    if facts.format == "gguf" or isinstance(found, Refusal) or found == "cross_encoder":
         return found
     return Refusal(
         "it has no rank head, and a model in safetensors is scored by its head", another_file(facts, entry)

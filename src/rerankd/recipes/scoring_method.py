@@ -8,6 +8,7 @@ from rerankd.formats.safetensors import TAKE_GGUF
 from rerankd.recipes import prompts
 from rerankd.recipes.catalog import Catalog, Entry
 from rerankd.recipes.evidence import Kind, is_called_embedder, kind_of
+from rerankd.recipes.prompts import Prompt
 
 QWEN3 = ("qwen3", "qwen3vl")
 OTHERS = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
@@ -15,13 +16,28 @@ SAY_PROMPT = f"say in rerankd.toml what it is asked, as its model card has it, o
 _SAY_POOLING = f"if it is an embedding model, say so in rerankd.toml; else {OTHERS}"
 # Encoders whose converter (LlamaBidirectionalModel) makes the same file of embedding models and of rerankers.
 _EITHER = ("llama", "llama-embed")
+_LOST_HEAD = (
+    "it is called a reranker and has no rank head (cls.weight and cls.output.weight missing): the head was "
+    "lost in conversion, or is of a kind that a GGUF file can't hold"
+)
+_NOT_DONE = {
+    "listwise": "it is a listwise model (it has the marker tokens of jina-reranker-v3): it reads all "
+    "documents in one prompt and compares hidden states of those tokens, which rerankd does not do yet",
+    "late interaction": "it is a late interaction model (ColBERT): it compares each token of a query with "
+    "each of a document, which rerankd does not do yet; one vector for each text gives other scores",
+    "sparse": "it is a sparse model (SPLADE): its score comes from weights of words, which its language "
+    "model head gives and rerankd does not compute; one vector for each text gives other scores",
+}
 
 
-def natural(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Method | Refusal:
-    """The scoring method of a file for which the user sets none."""
+def natural(
+    facts: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog
+) -> Method | Refusal:
+    """The scoring method of a file for which the user sets none. `prompt` is what is known of how a causal
+    model is asked."""
     kind = kind_of(facts)
     if facts.is_causal:
-        return _causal(facts, entry, catalog, kind)
+        return _causal(facts, entry, prompt, catalog, kind)
     headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
     if headed or (entry is not None and entry.method == "cross_encoder"):
         return "cross_encoder"
@@ -55,11 +71,11 @@ def natural(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Meth
 
 
 def _causal(
-    facts: ModelMetadata, entry: Entry | None, catalog: Catalog, kind: Kind | None
+    facts: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog, kind: Kind | None
 ) -> Method | Refusal:
     if kind in ("listwise", "late interaction", "sparse"):
         return _headless(facts, entry, kind)
-    if prompts.known(facts, entry, catalog) is not None:
+    if prompt is not None:
         return "causal_lm"
     if kind == "reranker" or facts.has_cls_output:
         return Refusal(
@@ -97,34 +113,12 @@ def _missing_of_prompt(facts: ModelMetadata) -> str:
 
 def _headless(facts: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
     """The refusal of a file that calls itself a reranker and lacks the part that scores."""
+    if kind == "reranker":
+        reason, next_step = _LOST_HEAD, another_file(facts, entry)
+    else:
+        reason, next_step = _NOT_DONE[kind], OTHERS
     pooling = facts.pooling if facts.pooling in ("mean", "cls", "last") else ""
-    lines = _cosine_lines(pooling)
-    if kind == "listwise":
-        return Refusal(
-            "it is a listwise model (it has the marker tokens of jina-reranker-v3): it reads all documents "
-            "in one prompt and compares hidden states of those tokens, which rerankd does not do yet",
-            OTHERS,
-        )
-    if kind == "late interaction":
-        return Refusal(
-            "it is a late interaction model (ColBERT): it compares each token of a query with each of a "
-            "document, which rerankd does not do yet; one vector for each text gives other scores",
-            OTHERS,
-            lines,
-        )
-    if kind == "sparse":
-        return Refusal(
-            "it is a sparse model (SPLADE): its score comes from weights of words, which its language model "
-            "head gives and rerankd does not compute; one vector for each text gives other scores",
-            OTHERS,
-            lines,
-        )
-    return Refusal(
-        "it is called a reranker and has no rank head (cls.weight and cls.output.weight missing): the head "
-        "was lost in conversion, or is of a kind that a GGUF file can't hold",
-        another_file(facts, entry),
-        lines,
-    )
+    return Refusal(reason, next_step, "" if kind == "listwise" else _cosine_lines(pooling))
 
 
 def _cosine_lines(pooling: str) -> str:
