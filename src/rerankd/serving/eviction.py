@@ -90,11 +90,6 @@ class EvictionPolicy:
         self._least_stay_s = least_stay_s
         self._entries: dict[Key, _Entry] = {}
 
-    @property
-    def held_bytes(self) -> int:
-        """What the models hold on all devices that are loaded or about to be."""
-        return sum(sum(entry.held.values()) for entry in self._entries.values())
-
     def phase(self, key: Key) -> Phase | None:
         """What it does; None when it is not known, or not any more."""
         entry = self._entries.get(key)
