@@ -131,6 +131,20 @@ def test_it_is_listed_with_its_settings(tmp_path: Path) -> None:
     assert "--overlap-scope" in said and "overlap (encoders in tests)" in " ".join(said.split())
 
 
+def test_what_it_says_of_a_model_is_told(tmp_path: Path) -> None:
+    said = rerankd("inspect", str(HEAD), home=tmp_path)
+    assert "engine Overlap runs it: a test wants it for every cross-encoder" in said
+    assert "engine OpenVINO can run it: the fastest for an encoder on a CPU" in said
+    settings = tmp_path / "judge.toml"
+    settings.write_text('[scoring]\ntemplate = "{query} {document}"\nlabels = ["a", "b"]')
+    judge = str(GOLDEN / "qwen3-headless.gguf")
+    said = rerankd("inspect", judge, "--config", str(settings), home=tmp_path)
+    assert "engine Overlap refuses: shared words answer no question; take an encoder" in said
+    told = json.loads(rerankd("inspect", judge, "--config", str(settings), "--json", home=tmp_path))
+    assert {row["name"]: row["refuses"] for row in told["engines"]}["overlap"]
+    assert [row["name"] for row in told["engines"] if row["used"]] == ["llama"]
+
+
 def test_doctor_asks_it(tmp_path: Path) -> None:
     done = support.rerankd("doctor", "--json", home=tmp_path, **REGISTERED)
     assert "shares words" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rerankd.backends.base import Backend, Offer
 from rerankd.domain import Refusal
@@ -46,6 +47,31 @@ def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Sele
     if others and not best.is_named:
         fallback = replace(others[0], reason=f"{best.backend.title} can't run it here")
     return Selection(replace(best, reason=reason), fallback, refusals)
+
+
+def told(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
+    """What each backend says of a model, for `rerankd inspect`."""
+    try:
+        used = choose(wanted, said).offer.backend
+    except ConfigError:
+        used = None
+    return [
+        {
+            "name": backend.name,
+            "title": one.title if isinstance(one, Offer) else backend.title,
+            "used": backend is used,
+            "refuses": isinstance(one, Refusal),
+            "reason": one.reason,
+            "next_step": one.next_step if isinstance(one, Refusal) else "",
+        }
+        for backend, one in said
+    ]
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row of `told` for a person."""
+    word = "refuses" if row["refuses"] else "runs it" if row["used"] else "can run it"
+    return f"engine {row['title']} {word}: " + "; ".join(filter(None, (row["reason"], row["next_step"])))
 
 
 def _sentence(title: str, refusal: Refusal) -> str:

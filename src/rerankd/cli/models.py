@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,14 +24,15 @@ def inspect(
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Tell what a model file is and how it would be scored, or why it can't be.
+    """Tell what a model file is, how it would be scored and by which engine, or why it can't be.
 
     Exit code 0 when it can be scored, 3 when it can't.
     """
+    from rerankd.backends import select
     from rerankd.formats import modelfile
     from rerankd.hub import inspect as words
     from rerankd.hub import store
-    from rerankd.serving import second_engine
+    from rerankd.serving import offers, second_engine
     from rerankd.serving.prepare import fingerprint, resolve_file
     from rerankd.state import StateStore
 
@@ -42,19 +43,24 @@ def inspect(
     facts = modelfile.read(path)
     resolved = resolve_file(facts, wanted.scoring)
     checks: tuple[str, ...] = ()
-    if resolved.recipe is None:
-        pass  # what was checked is another recipe
-    elif check:
-        from rerankd import pulling
-
-        checks = tuple(pulling.check(settings, wanted))
-    else:
-        earlier = second_engine.of_file(StateStore(settings.home), path, fingerprint(path))
+    engines: list[dict[str, Any]] = []
+    if resolved.recipe is not None:  # what was checked of a refused model is another recipe
+        made = fingerprint(path)
+        spec = offers.spec(wanted.ref, path, facts, resolved, wanted, made)
+        engines = select.told(wanted.engine, offers.all_of(spec, wanted, settings.home))
+        earlier = second_engine.of_file(StateStore(settings.home), path, made)
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
+        if check:
+            from rerankd import pulling
+
+            checks = tuple(pulling.check(settings, wanted))
     if as_json:
-        print_json({**words.describe_json(facts, resolved, wanted.ref), "checks": list(checks)})
+        print_json(
+            {**words.describe_json(facts, resolved, wanted.ref), "engines": engines, "checks": list(checks)}
+        )
     else:
-        typer.echo("\n".join((words.describe(facts, resolved, wanted.ref), *checks)))
+        lines = (words.describe(facts, resolved, wanted.ref), *map(select.line, engines), *checks)
+        typer.echo("\n".join(lines))
     if resolved.recipe is None:
         raise typer.Exit(3)
 

@@ -8,25 +8,25 @@ from rerankd import machine
 from rerankd.backends.base import Backend, EngineSpec, Offer, Shape
 from rerankd.backends.table import BACKENDS
 from rerankd.config import EffectiveModelSettings, Settings
-from rerankd.domain import Recipe, Refusal
+from rerankd.domain import Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
+from rerankd.recipes.resolution import Resolution
 
 
 def spec(
     name: str,
     path: Path,
     metadata: ModelMetadata,
-    recipe: Recipe,
+    resolved: Resolution,
     wanted: EffectiveModelSettings,
     fingerprint: str,
-    needs_build: int,
 ) -> EngineSpec:
-    """All that a backend must know of a model."""
+    """All that a backend must know of a model. Raises Unscorable where it has no recipe."""
     return EngineSpec(
         name,
         path,
-        recipe,
+        resolved.require(wanted.ref),
         metadata.control_tokens,
         exact=metadata.quantisation in ("F32", "F16", "BF16"),
         shape=Shape(
@@ -34,7 +34,7 @@ def spec(
         ),
         metadata=metadata,
         fingerprint=fingerprint,
-        needs_build=needs_build,
+        needs_build=resolved.entry.needs_build if resolved.entry is not None else 0,
         threads=wanted.threads or max(machine.read().cores // wanted.replicas, 1),
         replicas=wanted.replicas,
     )

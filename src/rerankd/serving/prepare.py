@@ -89,11 +89,9 @@ def prepare(
     made = fingerprint(path)
     facts = modelfile.read(path)
     resolved = resolve_file(facts, model.scoring)
-    scoring = resolved.require(model.ref)
     memory = machine.read().memory_bytes
     names = names_of(model)
-    needs_build = resolved.entry.needs_build if resolved.entry is not None else 0
-    spec = offers.spec(names[0], path, facts, scoring, model, made, needs_build)
+    spec = offers.spec(names[0], path, facts, resolved, model, made)
     selection = select.choose(model.engine, offers.all_of(spec, model, settings.home))
     if memory is not None and facts.size_bytes > memory and selection.offer.on_cpu:
         raise ModelFileError(
@@ -106,7 +104,7 @@ def prepare(
         path,
         facts,
         resolved,
-        scoring,
+        spec.scoring,
         model,
         made,
         spec,
