@@ -50,7 +50,7 @@ def test_serve_answers_the_notes_curl_and_leaves_nothing_behind(serve: Serve) ->
 
 def test_serve_says_which_llama_cpp_runs_and_why(serve: Serve) -> None:
     said = "".join(serve(XLMR, RERANKD_ENGINE="llama").said)
-    assert "llama.cpp bundled (b11549): no other was built" in said
+    assert "llama.cpp bundled (b11549): it is set as engine; no other was built" in said
 
 
 def test_serve_computes_in_the_precision_that_is_named(serve: Serve) -> None:
