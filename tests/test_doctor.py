@@ -296,11 +296,11 @@ class Another(OpenVinoBackend):
     def offer(self, spec, options, survey):
         return super().offer(spec, OpenVinoOptions(), survey)
 
-    def checks(self, options, home, report, *, online, cuda_mirror):
-        return [Check("another", "warn", f"{online} {cuda_mirror}")]
+    def checks(self, options, home, checkup):
+        return [Check("another", "warn", f"{checkup.online} {checkup.cuda_mirror}")]
 
-    async def model_checks(self, offer, learned, log, timeout_s, report, *, again):
-        return [Check(f"another {offer.spec.name}", "warn", f"{again}")]
+    async def model_checks(self, offer, learned, log, timeout_s, checkup):
+        return [Check(f"another {offer.spec.name}", "warn", f"{checkup.again}")]
 
 BACKENDS.insert(0, Another())
 main()

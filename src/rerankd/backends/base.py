@@ -212,6 +212,17 @@ class Check:
         return cls(place, "ok", "can be reached")
 
 
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """What doctor is asked for: `online` to ask the network too, `again` to find out anew what is kept of
+    models. `cuda_mirror` is a copy of NVIDIA's package repositories, for commands that install CUDA."""
+
+    report: Progress
+    online: bool = False
+    again: bool = False
+    cuda_mirror: str | None = None
+
+
 class Engine(Running, Protocol):
     """One running engine. It scores and nothing else: it never sorts, normalises or truncates; it raises only
     EngineError; it may be called concurrently; a call that is cancelled frees it.
@@ -276,21 +287,10 @@ class Backend(Protocol):
     def reference(self, spec: EngineSpec, running: Offer) -> Offer | None:
         """A second computation to compare what runs with; None where the backend has none that differs."""
 
-    def checks(
-        self, options: Any, home: Path, report: Progress, *, online: bool, cuda_mirror: str | None
-    ) -> Sequence[Check]:
-        """What of this machine matters to it. Looks, may take some seconds, and asks the network only where
-        `online` says so. `cuda_mirror` is a copy of NVIDIA's package repositories, for commands that install
-        CUDA."""
+    def checks(self, options: Any, home: Path, checkup: Checkup) -> Sequence[Check]:
+        """What of this machine matters to it. May take some seconds."""
 
     async def model_checks(
-        self,
-        offer: Any,
-        learned: StateStore,
-        log: Path,
-        timeout_s: float,
-        report: Progress,
-        *,
-        again: bool,
+        self, offer: Any, learned: StateStore, log: Path, timeout_s: float, checkup: Checkup
     ) -> Sequence[Check]:
-        """What `settle` finds out of a model, as far as that is known; with `again`, as it is found anew."""
+        """What `settle` has found out, or finds out anew."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rerankd.benchmark.figures import Round, Series
-from rerankd.benchmark.load import Case, Request, round_of
+from rerankd.benchmark.load import Plan, Request, round_of
 from rerankd.progress import Progress
 from rerankd.remote import Remote
 
@@ -36,42 +36,34 @@ class Driven:
     complete: bool
 
 
-async def drive(
-    targets: Sequence[Target],
-    cases: Sequence[Case],
-    *,
-    rounds: int,
-    within_s: float,
-    seed: int,
-    progress: Progress,
-) -> Driven:
-    """Measure until all rounds are done or `within_s` seconds have passed; being cancelled ends it as well,
-    and returns what there is. Raises RemoteError where a server fails."""
-    series = [[Series(target.name, case) for target in targets] for case in cases]
-    driven = Driven([one for row in series for one in row], {}, {}, complete=True)
-    ends = time.monotonic() + within_s
-    steps, done = rounds * len(cases) * len(targets), 0
+async def drive(targets: Sequence[Target], plan: Plan, progress: Progress) -> Driven:
+    """Measure until all rounds are done or the time is up; being cancelled ends it as well, and returns what
+    there is. Raises RemoteError where a server fails."""
+    series = [[Series(target.name, case) for target in targets] for case in plan.cases]
+    driven = Driven([one for row in series for one in row], {}, {}, complete=False)
+    ends = time.monotonic() + plan.within_s
+    steps, done = plan.rounds * len(plan.cases) * len(targets), 0
     try:
         for target in targets:
             progress("warming up", len(driven.cold_s), len(targets))
-            first = round_of(cases[0], seed, _COLD)[0]
+            first = round_of(plan.cases[0], plan.seed, _COLD)[0]
             driven.cold_s[target.name] = await timed(target.server, first)
             driven.again_s[target.name] = await timed(target.server, first)
-            await one_round(target.server, round_of(cases[0], seed, _WARM_UP))
+            await one_round(target.server, round_of(plan.cases[0], plan.seed, _WARM_UP))
         progress("warming up", len(targets), len(targets))
-        for at in range(rounds):
-            for case, row in zip(cases, series, strict=True):
-                requests = round_of(case, seed, at)
+        for at in range(plan.rounds):
+            for case, row in zip(plan.cases, series, strict=True):
+                requests = round_of(case, plan.seed, at)
                 for target, into in zip(targets, row, strict=True):
                     if time.monotonic() > ends:
-                        return _incomplete(driven)
+                        return driven
                     progress("measuring", done, steps)
                     into.rounds.append(await one_round(target.server, requests))
                     done += 1
     except asyncio.CancelledError:
-        return _incomplete(driven)
+        return driven
     progress("measuring", steps, steps)
-    return driven
+    return replace(driven, complete=True)
 
 
 async def one_round(server: Remote, requests: Sequence[Request]) -> Round:
@@ -96,7 +88,3 @@ async def timed(server: Remote, request: Request) -> float:
     started = time.perf_counter()
     await server.rerank(request.query, request.documents)
     return time.perf_counter() - started
-
-
-def _incomplete(driven: Driven) -> Driven:
-    return Driven(driven.series, driven.cold_s, driven.again_s, complete=False)

@@ -36,6 +36,16 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What is sent: `rounds` of each case, as many as fit into `within_s` seconds."""
+
+    cases: Sequence[Case]
+    rounds: int
+    within_s: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     query: str
     documents: tuple[str, ...]

@@ -15,12 +15,12 @@ import typer
 from rerankd import config, textfile
 from rerankd.cli.output import Config, Json, print_json, progress, say
 from rerankd.errors import ConfigError
-from rerankd.progress import Progress
+from rerankd.progress import Progress, step
 
 if TYPE_CHECKING:
     from rerankd.benchmark.drive import Target
     from rerankd.benchmark.engines import EngineRow
-    from rerankd.benchmark.load import Case
+    from rerankd.benchmark.load import Plan
     from rerankd.benchmark.report import Benchmark
 
 
@@ -83,7 +83,7 @@ def bench(
                     f"The settings file names an engine's program ({name}), so that no other can be started "
                     f"beside it. Leave it out there, and set {variable} for this command."
                 )
-    made = load.cases(
+    cases = load.cases(
         load.numbers(documents, "documents"),
         load.numbers(concurrency, "concurrency"),
         load.word_range(words),
@@ -97,10 +97,7 @@ def bench(
             arguments=None if url else arguments,
             compare=compare_engines,
             remote=(remote_model, api_key),
-            cases=made,
-            rounds=rounds,
-            within_s=seconds,
-            seed=seed,
+            plan=load.Plan(cases, rounds, seconds, seed),
             tell=tell,
         )
         found = asyncio.run(run)
@@ -123,10 +120,7 @@ async def _run(
     arguments: Sequence[str] | None,
     compare: bool,
     remote: tuple[str | None, str | None],
-    cases: Sequence[Case],
-    rounds: int,
-    within_s: float,
-    seed: int,
+    plan: Plan,
     tell: Progress,
 ) -> Benchmark:
     """Start what has to be started, drive all of it, and stop it again. `arguments` are those of the services
@@ -137,9 +131,8 @@ async def _run(
     from rerankd.serving import offers
     from rerankd.serving.prepare import prepare
 
-    tell("measuring the machine", 0, 1)
-    here = await asyncio.to_thread(hardware.read)
-    tell("measuring the machine", 1, 1)
+    with step(tell, "measuring the machine"):
+        here = await asyncio.to_thread(hardware.read)
     starts = arguments is not None
     prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
     chosen: list[EngineRow] = []
@@ -172,7 +165,7 @@ async def _run(
             server = await stack.enter_async_context(Remote(address, api_key=key, model=name))
             again = sum(target.server.url == server.url for target in targets)
             targets.append(drive.Target(f"{address} ({again + 1})" if again else address, server))
-        driven = await drive.drive(targets, cases, rounds=rounds, within_s=within_s, seed=seed, progress=tell)
+        driven = await drive.drive(targets, plan, tell)
     return Benchmark(
         hardware=here,
         model=prepared.name if prepared else targets[0].server.served or name or "not told",
@@ -181,7 +174,7 @@ async def _run(
         known=frozenset(row.name for row in chosen),
         start_s={target.name: target.start_s for target in targets if target.start_s is not None},
         driven=driven,
-        seed=seed,
+        seed=plan.seed,
     )
 
 

@@ -12,7 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config
+from rerankd.backends.llama import installed
+from rerankd.backends.llama.binaries import Binary
 from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.table import BACKENDS
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 
 app = typer.Typer(
@@ -103,9 +106,6 @@ def build(
 @app.command("list")
 def list_engines(as_json: Json = False, config_file: Config = None) -> None:
     """List the engines on this machine, and which one is used."""
-    from rerankd.backends.llama import installed
-    from rerankd.backends.table import BACKENDS
-
     settings = config.from_machine({}, config_file)
     found = [
         one
@@ -118,7 +118,7 @@ def list_engines(as_json: Json = False, config_file: Config = None) -> None:
         return
     head = ("", "name", "backend", "made", "size", "")
     print_rows([head, *(_columns(row) for row in rows)])
-    choice = installed.chosen(settings.options(LlamaOptions), settings.home)
+    choice = _chosen(settings)
     say(f"Used: {choice.name}, because {choice.reason}.")
 
 
@@ -128,8 +128,6 @@ def use(
     config_file: Config = None,
 ) -> None:
     """Use this engine from the next start on; auto has rerankd choose."""
-    from rerankd.backends.llama import installed
-
     settings = config.from_machine({}, config_file)
     installed.Engines(settings.home).use(name)
     _say_choice(settings)
@@ -140,8 +138,6 @@ def remove(
     name: Annotated[str, typer.Argument(help="A name of `rerankd engine list`.")], config_file: Config = None
 ) -> None:
     """Delete an engine that was built here."""
-    from rerankd.backends.llama import installed
-
     settings = config.from_machine({}, config_file)
     one = installed.Engines(settings.home).remove(name)
     say(f"{one.name} is gone.")
@@ -151,16 +147,15 @@ def remove(
 @app.command()
 def path(config_file: Config = None) -> None:
     """Print the path of the program that is used."""
-    from rerankd.backends.llama import installed
+    typer.echo(" ".join(_chosen(config.from_machine({}, config_file)).program))
 
-    settings = config.from_machine({}, config_file)
-    typer.echo(" ".join(installed.chosen(settings.options(LlamaOptions), settings.home).program))
+
+def _chosen(settings: config.Settings) -> Binary:
+    return installed.chosen(settings.options(LlamaOptions), settings.home)
 
 
 def _say_choice(settings: config.Settings) -> None:
-    from rerankd.backends.llama import installed
-
-    choice = installed.chosen(settings.options(LlamaOptions), settings.home)
+    choice = _chosen(settings)
     say(f"rerankd serve uses {choice.name}: {choice.reason}.")
 
 

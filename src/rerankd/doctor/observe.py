@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import httpx
 
 from rerankd import files, machine, network, pip
 from rerankd.api.listen import bind
-from rerankd.backends.base import Check
+from rerankd.backends.base import Check, Checkup
 from rerankd.backends.table import BACKENDS
 from rerankd.config import Settings
 from rerankd.doctor.seen import Seen, SeenModel
@@ -33,14 +33,7 @@ _ONLINE_TIMEOUT_S = 10.0
 _HEALTH_S = 2.0
 
 
-def look(
-    settings: Settings,
-    report: Progress,
-    *,
-    online: bool = False,
-    again: bool = False,
-    cuda_mirror: str | None = None,
-) -> Seen:
+def look(settings: Settings, checkup: Checkup) -> Seen:
     """All that the checks judge. It takes some seconds, most of them for what the backends look at."""
     models, model_problem = _models(settings)
     return Seen(
@@ -57,10 +50,14 @@ def look(
         serves=_serves(settings),
         models=models,
         model_problem=model_problem,
-        backends=tuple(_backends(settings, report, online=online, cuda_mirror=cuda_mirror)),
-        engines=tuple(asyncio.run(_engines(settings, report, again=again))),
+        backends=tuple(
+            check
+            for backend in BACKENDS
+            for check in backend.checks(settings.options(backend.Options), settings.home, checkup)
+        ),
+        engines=tuple(asyncio.run(_engines(settings, checkup))),
         safer=tuple(safer_settings.told(StateStore(settings.home))),
-        online=_online(report) if online else None,
+        online=_online(checkup.report) if checkup.online else None,
     )
 
 
@@ -90,15 +87,7 @@ def _serves(settings: Settings) -> tuple[str, ...] | None:
     return None
 
 
-def _backends(
-    settings: Settings, report: Progress, *, online: bool, cuda_mirror: str | None
-) -> Iterator[Check]:
-    for backend in BACKENDS:
-        options = settings.options(backend.Options)
-        yield from backend.checks(options, settings.home, report, online=online, cuda_mirror=cuda_mirror)
-
-
-async def _engines(settings: Settings, report: Progress, *, again: bool) -> list[Check]:
+async def _engines(settings: Settings, checkup: Checkup) -> list[Check]:
     """What the backends say of the models to be served that are on this machine."""
     folders, learned = store.Store(settings.home), StateStore(settings.home)
     log = folders.logs / "doctor.log"
@@ -111,7 +100,7 @@ async def _engines(settings: Settings, report: Progress, *, again: bool) -> list
         except RerankdError:
             continue  # the checks of the models tell
         timeout_s = settings.start_timeout_s
-        found += await offer.backend.model_checks(offer, learned, log, timeout_s, report, again=again)
+        found += await offer.backend.model_checks(offer, learned, log, timeout_s, checkup)
     return found
 
 

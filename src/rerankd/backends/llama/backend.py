@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd import machine
-from rerankd.backends.base import Check, Engine, EngineSpec, Installation, Offer, Rank
+from rerankd.backends.base import Check, Checkup, Engine, EngineSpec, Installation, Offer, Rank
 from rerankd.backends.ladder import Step
 from rerankd.backends.llama import binaries, installed, launch
 from rerankd.backends.llama.binaries import Binaries, Binary
@@ -19,7 +19,6 @@ from rerankd.backends.llama.options import LlamaOptions
 from rerankd.domain import Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
 from rerankd.process.child import Launch
-from rerankd.progress import Progress
 from rerankd.scoring.plan import IN_TURN
 
 if TYPE_CHECKING:
@@ -142,14 +141,12 @@ class LlamaBackend:
         offer = self._offer(spec, LlamaOptions(gpu_layers=0), binary, reason=binary.reason, rank=Rank.CPU)
         return replace(offer, title=f"{self.title} b{bundled.build}")
 
-    def checks(
-        self, options: LlamaOptions, home: Path, report: Progress, *, online: bool, cuda_mirror: str | None
-    ) -> list[Check]:
+    def checks(self, options: LlamaOptions, home: Path, checkup: Checkup) -> list[Check]:
         from rerankd.backends.llama import checks, observe  # as above
 
-        return checks.diagnose(observe.look(options, home, report, online=online), cuda_mirror)
+        return checks.diagnose(observe.look(options, home, checkup), checkup.cuda_mirror)
 
-    async def model_checks(self, *_: object, again: bool) -> tuple[Check, ...]:
+    async def model_checks(self, *_: object) -> tuple[Check, ...]:
         return ()
 
 

@@ -113,16 +113,16 @@ def _toolkit(seen: Seen, mirror: str | None) -> Check:
 
 
 def _install(seen: Seen, mirror: str | None) -> str:
-    found = apt.commands(seen.release, seen.architecture, mirror)
-    wheels = "without root: rerankd engine build --backend cuda --cuda-toolkit wheels"
-    new_enough = all(cuda.driver_runs(gpu.driver, (13, 0)) for gpu in seen.gpus)
-    recent = all(cuda.compiles_for((13, 0), gpu.compute_capability) for gpu in seen.gpus)
-    if not found:
-        return (
-            wheels if new_enough and recent else "install the CUDA toolkit by NVIDIA's guide for this system"
-        )
-    steps = [*found, "rerankd engine build --backend cuda"]
-    return "\n".join([*steps, wheels] if new_enough and recent else steps)
+    steps = apt.commands(seen.release, seen.architecture, mirror)
+    if steps:
+        steps.append("rerankd engine build --backend cuda")
+    # The wheels are of CUDA 13.
+    if all(
+        cuda.driver_runs(gpu.driver, (13, 0)) and cuda.compiles_for((13, 0), gpu.compute_capability)
+        for gpu in seen.gpus
+    ):
+        steps.append("without root: rerankd engine build --backend cuda --cuda-toolkit wheels")
+    return "\n".join(steps) or "install the CUDA toolkit by NVIDIA's guide for this system"
 
 
 def _building(seen: Seen) -> Iterator[Check]:

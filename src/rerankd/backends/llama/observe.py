@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rerankd import machine
+from rerankd.backends.base import Checkup
 from rerankd.backends.llama import installed
 from rerankd.backends.llama.binaries import BUNDLED, Binary, runs_here
 from rerankd.backends.llama.build import cuda, index, smoke, tools
@@ -21,7 +22,7 @@ from rerankd.errors import EngineError, RerankdError
 from rerankd.progress import Progress
 
 
-def look(options: LlamaOptions, home: Path, report: Progress, *, online: bool) -> Seen:
+def look(options: LlamaOptions, home: Path, checkup: Checkup) -> Seen:
     """All that the checks judge. It takes some seconds, most of them for the engines' smoke tests."""
     choice, choice_problem = _choice(options, home)
     return Seen(
@@ -31,10 +32,10 @@ def look(options: LlamaOptions, home: Path, report: Progress, *, online: bool) -
         gpus=machine.gpus(),
         toolkit=cuda.find(os.environ),
         tools=tools.find(os.environ),
-        engines=_engines(options, home, choice, report),
+        engines=_engines(options, home, choice, checkup.report),
         choice=choice,
         choice_problem=choice_problem,
-        sources=index.problem(PINNED) if online else None,
+        sources=index.problem(PINNED) if checkup.online else None,
     )
 
 

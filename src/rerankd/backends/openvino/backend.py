@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerankd.backends.base import Check, Engine, EngineSpec, Installation, Offer, Rank
+from rerankd.backends.base import Check, Checkup, Engine, EngineSpec, Installation, Offer, Rank
 from rerankd.backends.ladder import Step
 from rerankd.backends.openvino import checks, chosen
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice
 from rerankd.domain import Recipe, Refusal
 from rerankd.process.child import Launch
-from rerankd.progress import Progress, step
+from rerankd.progress import step
 from rerankd.scoring.plan import SHARED
 
 if TYPE_CHECKING:
@@ -135,27 +135,18 @@ class OpenVinoBackend:
         title = f"{self.title} {chosen.version()} in f32"
         return replace(offer, title=title, precision=Choice("f32", "for the self-test"))
 
-    def checks(
-        self, options: OpenVinoOptions, home: Path, report: Progress, *, online: bool, cuda_mirror: str | None
-    ) -> list[Check]:
+    def checks(self, options: OpenVinoOptions, home: Path, checkup: Checkup) -> list[Check]:
         return [checks.package(chosen.version() if self.survey(options, home) else "")]
 
     async def model_checks(
-        self,
-        offer: OpenVinoOffer,
-        learned: StateStore,
-        log: Path,
-        timeout_s: float,
-        report: Progress,
-        *,
-        again: bool,
+        self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float, checkup: Checkup
     ) -> list[Check]:
         model, of = offer.spec.name, subject(offer)
         known = chosen.known(of, learned)
-        if not again:
+        if not checkup.again:
             return [checks.precision(model, known)]
         learned.remove(chosen.SECTION, of.key)
-        with step(report, f"choosing the precision of {model}"):
+        with step(checkup.report, f"choosing the precision of {model}"):
             found = await chosen.choose(of, learned, log, timeout_s)
         return [checks.precision(model, found, before=known)]
 

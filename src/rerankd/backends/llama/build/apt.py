@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-PACKAGE = "cuda-toolkit-12-8"
+_PACKAGE = "cuda-toolkit-12-8"
 _HOST = "https://developer.download.nvidia.com/compute/cuda/repos"
 _KEYRING = "cuda-keyring_1.1-1_all.deb"
 _KEY = "3bf863cc.pub"
@@ -30,17 +30,11 @@ def commands(release: Mapping[str, str], machine: str, mirror: str | None = None
     architecture = _ARCHITECTURES.get(machine)
     if name is None or architecture is None:
         return []
-    if mirror is None:
-        return [
-            f"wget {_HOST}/{name}/{architecture}/{_KEYRING}",
-            f"sudo dpkg -i {_KEYRING}",
-            "sudo apt-get update",
-            f"sudo apt-get install -y {PACKAGE}",
+    place = f"{(mirror or _HOST).rstrip('/')}/{name}/{architecture}"
+    found = [f"wget {place}/{_KEYRING}", f"sudo dpkg -i {_KEYRING}"]
+    if mirror is not None:
+        found = [
+            f"wget -qO- {place}/{_KEY} | sudo gpg --dearmor -o {_KEPT_KEY}",
+            f'echo "deb [signed-by={_KEPT_KEY}] {place}/ /" | sudo tee /etc/apt/sources.list.d/cuda.list',
         ]
-    place = f"{mirror.rstrip('/')}/{name}/{architecture}"
-    return [
-        f"wget -qO- {place}/{_KEY} | sudo gpg --dearmor -o {_KEPT_KEY}",
-        f'echo "deb [signed-by={_KEPT_KEY}] {place}/ /" | sudo tee /etc/apt/sources.list.d/cuda.list',
-        "sudo apt-get update",
-        f"sudo apt-get install -y {PACKAGE}",
-    ]
+    return [*found, "sudo apt-get update", f"sudo apt-get install -y {_PACKAGE}"]
