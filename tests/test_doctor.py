@@ -68,7 +68,7 @@ CPU = llama.Seen(
     gpus=(),
     toolkit=None,
     tools=TOOLS,
-    engines=(SeenEngine("bundled", 11549, outcome=PASSED),),
+    engines=(SeenEngine("bundled", 11549, PASSED),),
     choice=BUNDLED,
 )
 GPU = replace(CPU, gpus=(CARD,), toolkit=CUDA, choice=ON_CARD)
@@ -134,21 +134,21 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
         (replace(VM, port_problem="Port 1 on h is in use. Stop it."), "port", "fail", "in use", "--port"),
         (replace(VM, port_problem="Port 1 is in use.", serves=("a", "b")), "port", "ok", "serves a, b", ""),
         (
-            replace(CPU, engines=(SeenEngine("bundled", 1, outcome=Outcome(False, "it died", signal=4)),)),
+            replace(CPU, engines=(SeenEngine("bundled", 1, Outcome(False, "it died", signal=4)),)),
             "engine bundled",
             "fail",
             "it died",
             "rerankd engine build",
         ),
         (
-            replace(CPU, engines=(SeenEngine("b1-cpu-0", 1, outcome=Outcome(False, "it died")),)),
+            replace(CPU, engines=(SeenEngine("b1-cpu-0", 1, Outcome(False, "it died")),)),
             "engine b1-cpu-0",
             "warn",
             "it died",
             "",
         ),
         (
-            replace(CPU, engines=(SeenEngine("b1-cpu-0", 1, runs_here=False),)),
+            replace(CPU, engines=(SeenEngine("b1-cpu-0", 1, None),)),
             "engine b1-cpu-0",
             "warn",
             "another CPU",

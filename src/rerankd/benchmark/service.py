@@ -32,10 +32,9 @@ async def running(
     try:
         while (url := _address(child.lines())) is None:
             took = time.perf_counter() - started
-            if child.exit_code is not None or took > within_s:
-                what = (
-                    "ended at its start" if child.exit_code is not None else f"did not serve in {took:.0f} s"
-                )
+            ended = child.exit_code is not None
+            if ended or took > within_s:
+                what = "ended at its start" if ended else f"did not serve in {took:.0f} s"
                 last = "\n".join(f"  {line}" for line in child.lines()[-12:])
                 raise EngineStartFailed(f"The service to be measured {what}. Its last lines:\n{last}")
             await asyncio.sleep(_LOOK_S)

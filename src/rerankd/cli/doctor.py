@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,9 +60,7 @@ def _print(rows: list[Check]) -> None:
     width = max(len(row.check) for row in rows)
     colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
     for row in rows:
-        mark = (
-            typer.style(f"{row.verdict:4}", fg=colours[row.verdict]) if sys.stdout.isatty() else row.verdict
-        )
-        typer.echo(f"{mark:4}  {row.check:{width}}  {row.says}")
+        mark = typer.style(f"{row.verdict:4}", fg=colours[row.verdict])
+        typer.echo(f"{mark}  {row.check:{width}}  {row.says}")
         for line in row.step.splitlines():
             typer.echo(f"      {'':{width}}    {line}")

@@ -19,12 +19,11 @@ from rerankd.machine import Gpu
 
 @dataclass(frozen=True, slots=True)
 class SeenEngine:
-    """An engine, whether this CPU can run it, and what the smoke test found; None: it was not run."""
+    """An engine, and what the smoke test found; None where this CPU can't run it."""
 
     name: str
     build: int
-    runs_here: bool = True
-    outcome: Outcome | None = None
+    outcome: Outcome | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +150,13 @@ def _engines(seen: Seen) -> Iterator[Check]:
 def _engine(engine: SeenEngine, *, is_used: bool) -> Check:
     name = f"engine {engine.name}"
     number = f"b{engine.build}, " if engine.build and f"b{engine.build}" not in engine.name else ""
-    if not engine.runs_here:
-        verdict: Verdict = "fail" if is_used else "warn"
-        return Check(
-            name, verdict, "made for another CPU", f"rerankd engine remove {engine.name}, and build anew"
-        )
+    bad: Verdict = "fail" if is_used else "warn"
     if engine.outcome is None:
-        return Check(name, "ok", f"{number}not tested")
+        return Check(
+            name, bad, "made for another CPU", f"rerankd engine remove {engine.name}, and build anew"
+        )
     if engine.outcome.passed:
         return Check(name, "ok", f"{number}smoke test {engine.outcome.text}")
     step = "rerankd engine use bundled" if engine.name != BUNDLED else "rerankd engine build"
     said = f"{number}fails its smoke test: {engine.outcome.text}"
-    return Check(name, "fail" if is_used else "warn", said, step if is_used else "")
+    return Check(name, bad, said, step if is_used else "")

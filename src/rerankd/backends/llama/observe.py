@@ -7,7 +7,6 @@ import os
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rerankd import machine
@@ -56,20 +55,19 @@ def _engines(
     options: LlamaOptions, home: Path, choice: Binary | None, report: Progress
 ) -> tuple[SeenEngine, ...]:
     instructions = machine.instructions()
-    found: list[tuple[SeenEngine, Sequence[str]]] = []
+    found: list[tuple[str, int, Sequence[str]]] = []
     if choice is not None and options.llama_path:
-        found.append((SeenEngine(choice.name, installed.build_number(options.llama_path)), choice.program))
+        found.append((choice.name, installed.build_number(options.llama_path), choice.program))
     for one in installed.Engines(home).all():
-        engine = SeenEngine(one.name, one.manifest.build, runs_here(one, instructions))
-        found.append((engine, (str(one.program),)))
+        program = (str(one.program),) if runs_here(one, instructions) else ()
+        found.append((one.name, one.manifest.build, program))
     if (bundled := installed.bundled()) is not None:
-        found.append((SeenEngine(BUNDLED, bundled.build), bundled.program))
+        found.append((BUNDLED, bundled.build, bundled.program))
     tested = []
     with tempfile.TemporaryDirectory(prefix="rerankd-doctor-") as folder:
-        for at, (engine, program) in enumerate(found):
+        for at, (name, build, argv) in enumerate(found):
             report("testing the engines", at, len(found))
-            outcome = _outcome(program, Path(folder)) if engine.runs_here else None
-            tested.append(replace(engine, outcome=outcome))
+            tested.append(SeenEngine(name, build, _outcome(argv, Path(folder)) if argv else None))
         report("testing the engines", len(found), len(found))
     return tuple(tested)
 
