@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rerankd.formats import checkpoint_files
-from rerankd.formats.gguf_header import Header, Source, Tensor, parse
+from rerankd.formats.gguf_header import Header, Source, parse
 from rerankd.formats.header_metadata import facts_of, refuse, typed
 from rerankd.formats.metadata import ModelMetadata
 
@@ -36,15 +36,8 @@ def read(path: str | os.PathLike[str]) -> ModelMetadata:
     header, size = header_of(path, _KEEP)
     count = typed(header.values, "split.count", 1, path)
     if count <= 1:
-        return facts_of(path, header, header.tensors, size, (path,))
-    parts = _parts(path, count)
-    first, tensors, total = header, dict[str, Tensor](), 0
-    for index, part in enumerate(parts):
-        header, size = header_of(part, _KEEP)
-        first = header if index == 0 else first
-        tensors.update(header.tensors)
-        total += size
-    return facts_of(path, first, tensors, total, parts)
+        return _joined([(header, size, path)], path)
+    return _joined(((*header_of(part, _KEEP), part) for part in _parts(path, count)), path)
 
 
 def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
@@ -53,15 +46,15 @@ def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
     For headers fetched over a network: only the header and a little more is read, so the weights are not
     checked beyond their length. The paths name the files in errors.
     """
-    first, tensors, total, paths = None, dict[str, Tensor](), 0, []
-    for stream, size_bytes, path in parts:
-        header = _parse(stream, size_bytes, path, _KEEP)
-        first = first or header
-        tensors.update(header.tensors)
-        total += size_bytes
-        paths.append(path)
-    assert first is not None, "a model has at least one part"
-    return facts_of(paths[0], first, tensors, total, tuple(paths))
+    return _joined((_parse(stream, size, path, _KEEP), size, path) for stream, size, path in parts)
+
+
+def _joined(parts: Iterable[tuple[Header, int, Path]], path: Path | None = None) -> ModelMetadata:
+    """The facts of a model from the header, size and path of each of its parts. `path` is what the user named
+    it by, the first part's where that is not given."""
+    headers, sizes, paths = zip(*parts, strict=True)
+    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+    return facts_of(path or paths[0], headers[0], tensors, sum(sizes), paths)
 
 
 def header_of(path: Path, keep: Collection[str]) -> tuple[Header, int]:

@@ -12,6 +12,7 @@ fields alone and from keeping only those arrays that somebody asks for.
 
 from __future__ import annotations
 
+import math
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Collection
@@ -128,10 +129,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        return math.prod(self.shape)
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -69,21 +70,7 @@ def facts_of(
 ) -> ModelMetadata:
     """What a header says, with the tensors of all parts. Raises ModelFileError for keys of the wrong kind."""
     values = header.values
-
-    def text(key: str) -> str:
-        return typed(values, key, "", path)
-
-    def number(key: str) -> int:
-        return typed(values, key, 0, path)
-
-    def token(name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        return number(key) if key in values else None
-
-    def flag(key: str) -> bool | None:
-        return typed(values, key, False, path) if key in values else None
-
-    arch = text("general.architecture")
+    arch = typed(values, "general.architecture", "", path)
     if not arch:
         refuse(path, "it names no architecture (general.architecture): it is damaged or not a model")
     tokens = values.get("tokenizer.ggml.tokens")
@@ -96,56 +83,28 @@ def facts_of(
             "take another conversion of the model",
         )
     return ModelMetadata(
+        **_said(values, tensors, arch, path),
         path=path,
         architecture=arch,
         version=header.version,
         size_bytes=size_bytes,
-        kind=text("general.type") or "model",
-        name=text("general.name"),
-        basename=text("general.basename"),
-        size_label=text("general.size_label"),
-        finetune=text("general.finetune"),
+        kind=typed(values, "general.type", "", path) or "model",
         tags=_texts(values.get("general.tags")),
         base_models=tuple(
             str(value)
             for key, value in values.items()
             if _BASE_MODEL.fullmatch(key) and isinstance(value, str)
         ),
-        context_length=number(f"{arch}.context_length"),
-        embedding_length=number(f"{arch}.embedding_length"),
-        block_count=number(f"{arch}.block_count"),
         kv_width=_kv_width(values, arch),
         vocabulary_size=len(tokens) or (embedding.shape[-1] if embedding and embedding.shape else 0),
         pooling=_pooling(values, f"{arch}.pooling_type", path),
         classifier_pooling=_pooling(values, f"{arch}.classifier.pooling_type", path),
         output_labels=_texts(values.get(f"{arch}.classifier.output_labels")),
-        token_type_count=number("tokenizer.ggml.token_type_count"),
-        causal_attention=flag(f"{arch}.attention.causal"),
-        has_cls="cls.weight" in tensors,
         cls_rows=_rows(tensors.get("cls.weight")),
-        has_cls_output="cls.output.weight" in tensors,
         cls_output_rows=_rows(tensors.get("cls.output.weight")),
-        has_cls_norm="cls.norm.weight" in tensors,
-        has_cls_norm_bias="cls.norm.bias" in tensors,
-        hidden_activation=text(f"{arch}.hidden_activation"),
-        decision_blocks=number(f"{arch}.decision.block_count"),
-        has_late_projection="dense_2_out.weight" in tensors,
         has_dense={"dense_2.weight", "dense_3.weight"} <= tensors.keys(),
-        has_output="output.weight" in tensors,
         has_charsmap="tokenizer.ggml.precompiled_charsmap" in values,
-        tokenizer_model=text("tokenizer.ggml.model"),
-        tokenizer_pre=text("tokenizer.ggml.pre"),
-        chat_template=text("tokenizer.chat_template"),
-        rerank_template=text("tokenizer.chat_template.rerank"),
-        bos_id=token("bos"),
-        eos_id=token("eos"),
-        sep_id=token("seperator"),  # the format's own spelling
-        pad_id=token("padding"),
-        mask_id=token("mask"),
-        add_bos=flag("tokenizer.ggml.add_bos_token"),
-        add_eos=flag("tokenizer.ggml.add_eos_token"),
-        add_sep=flag("tokenizer.ggml.add_sep_token"),
-        file_type=_FILE_TYPES.get(number("general.file_type"), "") if "general.file_type" in values else "",
+        file_type=_FILE_TYPES.get(typed(values, "general.file_type", -1, path), ""),
         quantisation=_most(tensors),
         parameters=sum(tensor.elements for tensor in tensors.values()),
         block_weights=_block_weights(tensors),
@@ -158,6 +117,17 @@ def facts_of(
         format=format,
         refusal=refusal,
     )
+
+
+def _said(values: Mapping[str, Any], tensors: Mapping[str, Tensor], arch: str, path: Path) -> dict[str, Any]:
+    """The fields that name their key or tensor, as far as the header has them."""
+    said: dict[str, Any] = {}
+    for one in fields(ModelMetadata):
+        if "tensor" in one.metadata:
+            said[one.name] = one.metadata["tensor"] in tensors
+        elif "key" in one.metadata and (key := one.metadata["key"].format(arch=arch)) in values:
+            said[one.name] = typed(values, key, one.metadata["kind"](), path)
+    return said
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.formats.gguf_header import Strings
@@ -26,6 +27,16 @@ _ENCODERS = frozenset(
         "t5encoder",
     )
 )
+
+
+def _key(name: str, kind: type[str | int | bool], default: str | int | None = None) -> Any:
+    """A field that a header has under a key, in which `{arch}` stands for the architecture."""
+    return field(default=default, metadata={"key": name, "kind": kind})
+
+
+def _tensor(name: str) -> Any:
+    """A field that says whether there is a tensor."""
+    return field(default=False, metadata={"tensor": name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,46 +65,46 @@ class ModelMetadata:
     version: int = 3
     size_bytes: int = 0
     kind: str = "model"
-    name: str = ""
-    basename: str = ""
-    size_label: str = ""
-    finetune: str = ""
+    name: str = _key("general.name", str, "")
+    basename: str = _key("general.basename", str, "")
+    size_label: str = _key("general.size_label", str, "")
+    finetune: str = _key("general.finetune", str, "")
     tags: tuple[str, ...] = ()
     base_models: tuple[str, ...] = ()
-    context_length: int = 0
-    embedding_length: int = 0
-    block_count: int = 0
+    context_length: int = _key("{arch}.context_length", int, 0)
+    embedding_length: int = _key("{arch}.embedding_length", int, 0)
+    block_count: int = _key("{arch}.block_count", int, 0)
     kv_width: int = 0
     vocabulary_size: int = 0
     pooling: Pooling | None = None
     classifier_pooling: Pooling | None = None
     output_labels: tuple[str, ...] = ()
-    token_type_count: int = 0
-    causal_attention: bool | None = None
-    has_cls: bool = False
+    token_type_count: int = _key("tokenizer.ggml.token_type_count", int, 0)
+    causal_attention: bool | None = _key("{arch}.attention.causal", bool)
+    has_cls: bool = _tensor("cls.weight")
     cls_rows: int = 0
-    has_cls_output: bool = False
+    has_cls_output: bool = _tensor("cls.output.weight")
     cls_output_rows: int = 0
-    has_cls_norm: bool = False
-    has_cls_norm_bias: bool = False
-    hidden_activation: str = ""
-    decision_blocks: int = 0
-    has_late_projection: bool = False
+    has_cls_norm: bool = _tensor("cls.norm.weight")
+    has_cls_norm_bias: bool = _tensor("cls.norm.bias")
+    hidden_activation: str = _key("{arch}.hidden_activation", str, "")
+    decision_blocks: int = _key("{arch}.decision.block_count", int, 0)
+    has_late_projection: bool = _tensor("dense_2_out.weight")
     has_dense: bool = False
-    has_output: bool = False
+    has_output: bool = _tensor("output.weight")
     has_charsmap: bool = False
-    tokenizer_model: str = ""
-    tokenizer_pre: str = ""
-    chat_template: str = ""
-    rerank_template: str = ""
-    bos_id: int | None = None
-    eos_id: int | None = None
-    sep_id: int | None = None
-    pad_id: int | None = None
-    mask_id: int | None = None
-    add_bos: bool | None = None
-    add_eos: bool | None = None
-    add_sep: bool | None = None
+    tokenizer_model: str = _key("tokenizer.ggml.model", str, "")
+    tokenizer_pre: str = _key("tokenizer.ggml.pre", str, "")
+    chat_template: str = _key("tokenizer.chat_template", str, "")
+    rerank_template: str = _key("tokenizer.chat_template.rerank", str, "")
+    bos_id: int | None = _key("tokenizer.ggml.bos_token_id", int)
+    eos_id: int | None = _key("tokenizer.ggml.eos_token_id", int)
+    sep_id: int | None = _key("tokenizer.ggml.seperator_token_id", int)  # the format's own spelling
+    pad_id: int | None = _key("tokenizer.ggml.padding_token_id", int)
+    mask_id: int | None = _key("tokenizer.ggml.mask_token_id", int)
+    add_bos: bool | None = _key("tokenizer.ggml.add_bos_token", bool)
+    add_eos: bool | None = _key("tokenizer.ggml.add_eos_token", bool)
+    add_sep: bool | None = _key("tokenizer.ggml.add_sep_token", bool)
     file_type: str = ""
     quantisation: str = ""
     parameters: int = 0

@@ -171,14 +171,10 @@ def _unknown(
 def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
     """What modules sentence-transformers runs, by the last part of their classes; () where it does not
     say."""
-    if MODULES not in described:
-        return ()
-    data = described[MODULES]
-    if data.startswith(GIT_LFS.encode()):
-        fail(f"its {MODULES} can't be read: {POINTER}")
+    said = _json(described.get(MODULES, b"[]"), MODULES, fail)
     try:
-        return tuple(str(one["type"]).rpartition(".")[2] for one in json.loads(data))
-    except (ValueError, TypeError, KeyError):
+        return tuple(str(one["type"]).rpartition(".")[2] for one in said)
+    except (TypeError, KeyError):
         fail(f"its {MODULES} can't be read: it is damaged; download it again")
 
 
@@ -225,13 +221,17 @@ def _window(config: Config, tokenizer: Mapping[str, Any], spare: int) -> int:
     return longest if isinstance(longest, int) and 0 < longest < positions else positions
 
 
-def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
+def _json(data: bytes, name: str, fail: Fail) -> Any:
     if data.startswith(GIT_LFS.encode()):
         fail(f"its {name} can't be read: {POINTER}")
     try:
-        value = json.loads(data)
+        return json.loads(data)
     except ValueError:
         fail(f"its {name} can't be read: it is damaged; download it again")
+
+
+def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
+    value = _json(data, name, fail)
     return value if isinstance(value, dict) else fail(f"its {name} holds no object: it is damaged")
 
 
