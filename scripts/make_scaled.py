@@ -2,7 +2,7 @@
 
 With random weights of the usual size a wrong attention window moves a state by some thousandths, so that a
 comparison passes whatever is computed. Here matrices are ten times as large, so each part of the model moves
-the score: tests/test_goldens_can_fail.py breaks one part at a time and sees each comparison fail.
+the score: tests/backends/test_goldens_can_fail.py breaks one part at a time and sees each comparison fail.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import BOUNDS, PAIRS
 
 import checkpoints
 import ggufs
@@ -23,7 +24,6 @@ from rerankd.backends.worker.runner import padded
 from rerankd.formats.tokenizer import Reading
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings
-from test_golden import BOUNDS, PAIRS
 from twins import write_wordpiece
 
 SCALED = GOLDEN / "scaled"
