@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -112,10 +113,14 @@ def test_the_report_shows_what_there_is() -> None:
     empty = [figures.Series(name, load.Case(99, 1, 5, 5)) for name in ("ours", "theirs")]
     driven = Driven([ours, theirs, *empty], {"ours": 0.25}, {"ours": 0.001}, complete=False)
     found = report.Benchmark(here, "m", facts, False, frozenset({"ours"}), {"ours": 2.0}, driven, 1)
-    assert report.rows(found) == [
-        ("ours", "10", "5", "1", "20", "500.0 ms", "500.0 ms", "0%", "2", ""),
-        ("theirs", "10", "5", "1", "8.33", "1.00 s", "1.50 s", "", "2", "2.50 (2.00 to 3.00)"),
+    head, rows = report.table(found)
+    assert rows == [
+        ["ours", "10", "5", "1", "20", "500.0 ms", "500.0 ms", "0%", "2", ""],
+        ["theirs", "10", "5", "1", "8.33", "1.00 s", "1.50 s", "", "2", "2.50 (2.00 to 3.00)"],
     ]
+    assert head[-3:] == ["of peak", "rounds", "times as fast"]
+    alone = replace(found, known=frozenset(), driven=replace(driven, series=[ours]))
+    assert report.table(alone)[0][-2:] == ["p95", "rounds"]
     before, after = "\n".join(report.before(found)), "\n".join(report.after(found))
     assert "busy (load 5.0)" in before
     assert "ours: serves after 2.0 s; first request 250.0 ms, the same again 1.0 ms" in before

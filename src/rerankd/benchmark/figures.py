@@ -50,7 +50,7 @@ class Ratio:
     """How many times as many pairs a second one server scores as another, round by round: the median, the
     least and the most."""
 
-    half: float
+    median: float
     least: float
     most: float
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,19 +15,6 @@ from rerankd.formats.metadata import ModelMetadata
 # As few rounds as a median may be taken for one.
 ENOUGH_ROUNDS = 5
 _BUSY = 0.3
-
-HEAD = (
-    "server",
-    "documents",
-    "words",
-    "clients",
-    "pairs/s",
-    "p50",
-    "p95",
-    "of peak",
-    "rounds",
-    "times as fast",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +54,13 @@ class Benchmark:
         return [(first[one.case], one) for one in self.driven.series if one.target != self.first]
 
 
-def rows(benchmark: Benchmark) -> list[tuple[str, ...]]:
-    """One row for each case and server that has at least one round; its fields are those of HEAD."""
-    shown: list[tuple[str, ...]] = []
-    for one in benchmark.driven.series:
-        if not one.rounds:
-            continue
-        share = benchmark.share(one)
-        case = one.case
-        shown.append(
-            (
-                one.target,
-                str(case.documents),
-                case.words,
-                str(case.concurrency),
-                f"{one.pairs_per_s:.3g}",
-                _ms(one.latency_s(0.5)),
-                _ms(one.latency_s(0.95)),
-                "" if share is None else f"{share:.0%}",
-                str(len(one.rounds)),
-                _times(benchmark, one),
-            )
-        )
-    return shown
+def table(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
+    """The head, and one row for each case and server that has at least one round; without the columns that
+    are empty in all rows."""
+    measured = [one for one in benchmark.driven.series if one.rounds]
+    columns = {title: [cell(benchmark, one) for one in measured] for title, cell in _COLUMNS.items()}
+    kept = {title: cells for title, cells in columns.items() if any(cells)}
+    return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]
 
 
 def before(benchmark: Benchmark) -> list[str]:
@@ -162,9 +133,7 @@ def as_json(benchmark: Benchmark) -> dict[str, Any]:
                 "to": other.target,
                 "documents": one.case.documents,
                 "concurrency": one.case.concurrency,
-                "median": found.half,
-                "least": found.least,
-                "most": found.most,
+                **asdict(found),
             }
             for one, other in benchmark.pairs()
             if (found := ratio(one, other)) is not None
@@ -191,14 +160,27 @@ def _times(benchmark: Benchmark, one: Series) -> str:
     found = [ratio(first, other) for first, other in benchmark.pairs() if other is one]
     if not found or found[0] is None:
         return ""
-    return f"{found[0].half:.2f} ({found[0].least:.2f} to {found[0].most:.2f})"
+    return f"{found[0].median:.2f} ({found[0].least:.2f} to {found[0].most:.2f})"
 
 
 def _ms(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
 
 
-def columns(shown: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The head and the rows without the columns that are empty in all of them."""
-    kept = [at for at in range(len(HEAD)) if any(row[at] for row in shown)]
-    return tuple(HEAD[at] for at in kept), [tuple(row[at] for at in kept) for row in shown]
+def _share(benchmark: Benchmark, one: Series) -> str:
+    share = benchmark.share(one)
+    return "" if share is None else f"{share:.0%}"
+
+
+_COLUMNS: Mapping[str, Callable[[Benchmark, Series], str]] = {
+    "server": lambda _, one: one.target,
+    "documents": lambda _, one: str(one.case.documents),
+    "words": lambda _, one: one.case.words,
+    "clients": lambda _, one: str(one.case.concurrency),
+    "pairs/s": lambda _, one: f"{one.pairs_per_s:.3g}",
+    "p50": lambda _, one: _ms(one.latency_s(0.5)),
+    "p95": lambda _, one: _ms(one.latency_s(0.95)),
+    "of peak": _share,
+    "rounds": lambda _, one: str(len(one.rounds)),
+    "times as fast": _times,
+}

@@ -187,14 +187,12 @@ def _print(found: Benchmark) -> None:
 
     # Into a file or a pipe the table is not cut to the width of a terminal that isn't there.
     console = Console(width=None if os.isatty(1) else 200, highlight=False)
-    for line in report.before(found):
-        console.print(line, markup=False)
-    head, rows = report.columns(report.rows(found))
+    console.print(*report.before(found), sep="\n", markup=False)
+    head, rows = report.table(found)
     table = Table(box=None, pad_edge=False)
     for at, title in enumerate(head):
         table.add_column(title, justify="left" if at == 0 else "right")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print("", table, "", sep="\n")
-    for line in report.after(found):
-        console.print(line, markup=False)
+    console.print(*report.after(found), sep="\n", markup=False)
