@@ -35,8 +35,7 @@ def test_every_error_of_the_library_has_a_sentence_and_is_caught(library: Module
     errors = errors_of(library)
     assert len(errors) > 20
     assert {one.__name__ for one in errors} - set(network.SENTENCES) == set()
-    if library is httpx:
-        assert [one for one in errors if not issubclass(one, network.ERRORS)] == []
+    assert [one for one in errors if not issubclass(one, network.errors_of(library))] == []
 
 
 def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> None:

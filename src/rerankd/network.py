@@ -16,6 +16,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, TypeVar
 
 import httpx
@@ -27,16 +28,18 @@ C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 # Statuses that another attempt may not meet.
 _BUSY = (408, 429, 500, 502, 503, 504)
 
-# ValueError: an address or a proxy that can't be read. ImportError: a proxy's protocol that needs a library.
-ERRORS = (
-    httpx.HTTPError,
-    httpx.InvalidURL,
-    httpx.CookieConflict,
-    httpx.StreamError,
-    ImportError,
-    OSError,
-    ValueError,
-)
+
+def errors_of(library: ModuleType) -> tuple[type[Exception], ...]:
+    """What making a client of httpx or httpx2, a request by it, or reading the answer can raise.
+
+    ValueError: an address or a proxy that can't be read. ImportError: a proxy's protocol that needs a
+    library.
+    """
+    own = library.HTTPError, library.InvalidURL, library.CookieConflict, library.StreamError
+    return (*own, ImportError, OSError, ValueError)
+
+
+ERRORS = errors_of(httpx)
 
 # By the names of the classes. `{said}` is what the error says itself.
 SENTENCES: Mapping[str, str] = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from rerankd import config
 from rerankd.backends.llama import installed
 from rerankd.backends.llama.binaries import Binary
+from rerankd.backends.llama.manifest import Backend
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.table import BACKENDS
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
@@ -25,24 +25,6 @@ app = typer.Typer(
 )
 
 
-class BackendName(StrEnum):
-    """What --backend takes."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    vulkan = "vulkan"
-    metal = "metal"
-    hip = "hip"
-
-
-class ToolkitName(StrEnum):
-    """What --cuda-toolkit takes."""
-
-    system = "system"
-    wheels = "wheels"
-
-
 @app.command()
 def build(
     source: Annotated[
@@ -52,7 +34,7 @@ def build(
             show_default="a pinned build from the package index",
         ),
     ] = None,
-    backend: Annotated[BackendName, typer.Option(help="What computes.")] = BackendName.auto,
+    backend: Annotated[Literal["auto", Backend], typer.Option(help="What computes.")] = "auto",
     cuda_arch: Annotated[
         str | None,
         typer.Option(help="The card's compute capability, 89 for 8.9.", show_default="of the card here"),
@@ -61,8 +43,9 @@ def build(
         Path | None, typer.Option(help="The CUDA toolkit's folder.", show_default="looked for")
     ] = None,
     cuda_toolkit: Annotated[
-        ToolkitName, typer.Option(help="wheels: take what is missing from the package index.")
-    ] = ToolkitName.system,
+        Literal["system", "wheels"],
+        typer.Option(help="wheels: take what is missing from the package index."),
+    ] = "system",
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", help="Compilers at a time.", show_default="all cores", min=1)
     ] = None,
@@ -85,10 +68,10 @@ def build(
     settings = config.from_machine({}, config_file)
     request = Request(
         source=source,
-        backend=backend.value,
+        backend=backend,
         cuda_arch=cuda_arch,
         cuda_home=cuda_home,
-        cuda_wheels=cuda_toolkit is ToolkitName.wheels,
+        cuda_wheels=cuda_toolkit == "wheels",
         jobs=jobs,
         portable=portable,
         again=again,

@@ -13,7 +13,7 @@ import typer
 from rerankd import config
 from rerankd.cli.output import Config, Json, print_json, progress, say
 from rerankd.errors import ConfigError
-from rerankd.progress import Progress
+from rerankd.progress import Progress, step
 
 if TYPE_CHECKING:
     from rerankd.evaluation.second_stage import Ask
@@ -144,9 +144,8 @@ async def _asked(
                 yield f"{server.served or server.model or 'the model'} at {server.url}", _order_of(server)
                 return
         prepared = await asyncio.to_thread(prepare, settings, None, report)
-        report(f"loading {prepared.path.name}", 0, 1)
-        reranker = await stack.enter_async_context(Reranker(settings, prepared=[prepared]))
-        report(f"loading {prepared.path.name}", 1, 1)
+        with step(report, f"loading {prepared.path.name}"):
+            reranker = await stack.enter_async_context(Reranker(settings, prepared=[prepared]))
 
         async def ask(query: str, documents: Sequence[str]) -> Sequence[int]:
             return [scored.index for scored in (await reranker.rerank(query, documents)).results]

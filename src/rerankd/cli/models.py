@@ -11,6 +11,7 @@ import typer
 from rerankd import config
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 from rerankd.errors import UnknownModel
+from rerankd.progress import size_words, step
 
 
 def inspect(
@@ -93,9 +94,8 @@ def pull(
         from rerankd import pulling
 
         def start(path: Path) -> None:
-            report("starting the engine to check it", 0, 1)
-            pulling.start_once(settings, path, settings.of(model).scoring)
-            report("starting the engine to check it", 1, 1)
+            with step(report, "starting the engine to check it"):
+                pulling.start_once(settings, path, settings.of(model).scoring)
 
         record = pulling.pull(
             settings, model, say=say, progress=report, check=start if check else lambda path: None
@@ -147,7 +147,6 @@ def remove(
 ) -> None:
     """Delete a pulled model from this machine."""
     from rerankd.hub import store
-    from rerankd.progress import size_words
 
     folders = store.Store(config.from_machine({}, config_file).home)
     record = folders.find(model)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -151,8 +150,20 @@ class ModelScope:
         )
 
     def listing(self, repo: str) -> Listing:
-        with self._translated(repo):
-            found = self._api.list_repo_files(repo, "model", revision=_MASTER)
+        origin = self.origin(repo)
+        try:
+            with network.environment():
+                found = self._api.list_repo_files(repo, "model", revision=_MASTER)
+        except modelscope_hub.APIError as error:
+            if error.status_code is None:
+                raise origin.unreachable(error) from error
+            retry_after = getattr(error, "retry_after", None)
+            after = f"{retry_after:.0f}" if isinstance(retry_after, (int, float)) else ""
+            raise origin.refused(error.status_code, after) from error
+        except json.JSONDecodeError as error:
+            raise origin.web_page(origin.endpoint) from error
+        except _CLIENT_ERRORS as error:
+            raise _failed(origin, error) from error
         files = (RemoteFile(one.path, one.size, one.sha256 or "") for one in found if not one.is_dir)
         return Listing(_MASTER, tuple(files))
 
@@ -167,35 +178,10 @@ class ModelScope:
             return self._api.download_file(repo, "model", path, revision=revision, local_files_only=True)
         return None
 
-    @contextlib.contextmanager
-    def _translated(self, repo: str) -> Iterator[None]:
-        try:
-            with network.environment():
-                yield
-        except modelscope_hub.APIError as error:
-            if error.status_code is None:
-                raise self.origin(repo).unreachable(error) from error
-            retry_after = getattr(error, "retry_after", None)
-            after = f"{retry_after:.0f}" if isinstance(retry_after, (int, float)) else ""
-            raise self.origin(repo).refused(error.status_code, after) from error
-        except json.JSONDecodeError as error:
-            raise self.origin(repo).web_page(str(self._config.endpoint)) from error
-        except (modelscope_hub.HubError, *_CLIENT_ERRORS) as error:
-            raise _failed(self.origin(repo), error) from error
-
 
 _MASTER = "master"
-# All that making a client, asking and reading can raise: httpx2's of huggingface_hub, requests' of
-# modelscope-hub, which are OSError, and those of proxies that can't be used.
-_CLIENT_ERRORS = (
-    httpx2.HTTPError,
-    httpx2.InvalidURL,
-    httpx2.CookieConflict,
-    httpx2.StreamError,
-    ImportError,
-    OSError,
-    ValueError,
-)
+# Of both clients: huggingface_hub's is httpx2, modelscope-hub's is requests, whose errors are OSError.
+_CLIENT_ERRORS: tuple[type[Exception], ...] = (modelscope_hub.HubError, *network.errors_of(httpx2))
 
 
 def _failed(origin: Origin, error: Exception) -> FetchError:
