@@ -7,7 +7,7 @@ The contract was walked through five cases before it was written. llama.cpp with
 inputs of one query come in one batch. OpenVINO's cross-encoder: `settle` waits for the trial of bf16. A
 listwise model: an input holds a block of documents, and has one value for each of them. Late interaction:
 document vectors that are kept are the engine's own affair. A remote server that counts no tokens: an
-`Engine` without a backend, a file or a child, whose capabilities say so.
+`Engine` without a backend, a file or a child, for which every text has 0.
 """
 
 from __future__ import annotations
@@ -103,11 +103,9 @@ class RawScores:
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine does. With the scope "block" each micro-batch is one input, of up to the policy's
-    number of documents, and no value is kept for another request.
-    `counts_tokens`: without it, texts are sent as they are, and nothing is truncated here."""
+    number of documents, and no value is kept for another request."""
 
     scope: Scope = "pair"
-    counts_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +233,8 @@ class Engine(Running, Protocol):
     about: str
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without any special tokens around it."""
+        """Tokens of each text, without any special tokens around it. An engine that can't tell says 0: then
+        nothing is truncated here."""
 
     async def score(self, batch: Batch) -> RawScores:
         """The raw value of each document of the batch.

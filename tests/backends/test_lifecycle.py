@@ -1,0 +1,158 @@
+"""The engines of every backend as what a supervisor and a request ask of them: real processes and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import upstream
+from overlap import OVERLAP
+from test_refusals import SPECS
+
+from rerankd.backends.base import Backend, Batch, Engine, EngineSpec, Offer
+from rerankd.backends.table import BACKENDS
+from rerankd.domain import RerankRequest
+from rerankd.errors import EngineError, EngineUnavailable
+from rerankd.process.child import Child
+from rerankd.process.reasons import died
+from rerankd.scoring.inputs import fit
+
+QUERY = "rings of planets"
+TEXTS = ["trains leave at nine", "planets have rings", "rings are gold"]
+ROWS = [*BACKENDS, OVERLAP]
+
+
+@asynccontextmanager
+async def started(backend: Backend, spec: EngineSpec, folder: Path) -> AsyncIterator[tuple[Child, Engine]]:
+    """A child of the backend, as this machine has it, and its engine once it is ready or the child has
+    ended."""
+    options = backend.Options()
+    offer = backend.offer(spec, options, backend.survey(options, folder, spec))
+    assert isinstance(offer, Offer)
+    launch = backend.launch(offer, (), (), folder / "e.sock")
+    child = await Child.start(launch.argv, folder / "e.log", {**launch.environment, **os.environ})
+    engine = launch.connect(folder / "e.sock")
+    try:
+        async with asyncio.timeout(60):
+            while child.exit_code is None and not await engine.is_ready():
+                await asyncio.sleep(0.02)
+            if child.exit_code is None:
+                await engine.prepare()
+        yield child, engine
+    finally:
+        await child.stop(0)
+        await engine.close()
+
+
+every_row = pytest.mark.parametrize("backend", ROWS, ids=lambda row: row.name)
+HEAD = SPECS["xlmr-head.gguf"]
+
+
+async def scores(engine: Engine, texts: Sequence[str] = TEXTS) -> None:
+    """What holds of every engine that scores pairs."""
+    assert await engine.is_ready() and await engine.shows_work(10)
+    answer = await engine.score(Batch.pairs(QUERY, texts))
+    assert len(answer.values) == len(texts) and None not in answer.values and not answer.errors
+    assert len(set(answer.values)) == len(texts)
+    backwards = await engine.score(Batch.pairs(QUERY, texts[::-1]))
+    assert backwards.values[::-1] == pytest.approx(answer.values, abs=1e-4)
+    at_once = await asyncio.gather(*(engine.score(Batch.pairs(QUERY, [text])) for text in texts))
+    assert [one.values[0] for one in at_once] == pytest.approx(answer.values, abs=1e-4)
+    assert (await engine.score(Batch.pairs(QUERY, []))).values == []
+    assert len(await engine.count_tokens(texts)) == len(texts)
+
+
+async def is_gone(engine: Engine) -> None:
+    assert not await engine.is_ready()
+    assert await engine.shows_work(1) in (True, False)  # its death is seen elsewhere
+    with pytest.raises(EngineUnavailable):
+        await engine.score(Batch.pairs(QUERY, TEXTS))
+
+
+@every_row
+async def test_an_engine_scores_and_a_signal_ends_it(backend: Backend, tmp_path: Path) -> None:
+    async with started(backend, HEAD, tmp_path) as (child, engine):
+        await scores(engine)
+        await child.stop(30)
+        assert child.exit_code in (0, -signal.SIGTERM)
+        await is_gone(engine)
+
+
+@every_row
+async def test_calls_to_an_engine_that_was_killed_fail_as_unavailable(
+    backend: Backend, tmp_path: Path
+) -> None:
+    async with started(backend, HEAD, tmp_path) as (child, engine):
+        call = asyncio.create_task(engine.score(Batch.pairs(QUERY, TEXTS)))
+        os.kill(child.pid, signal.SIGKILL)
+        assert await child.wait() == -signal.SIGKILL
+        await asyncio.wait([call])  # it may have been answered before
+        assert isinstance(call.exception(), EngineUnavailable | None)
+        await is_gone(engine)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda row: row.name)
+async def test_a_damaged_file_ends_the_child_with_words(backend: Backend, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(HEAD.path.read_bytes()[:-4000])
+    async with started(backend, replace(HEAD, path=damaged), tmp_path) as (child, engine):
+        assert await child.wait() != 0
+        assert child.lines()
+        assert child.lines()[-1] in died("damaged.gguf", child.exit_code or 0, child.lines(), {})
+        assert not await engine.is_ready()
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Another rerank server, whose score is a text's length; it refuses empty queries."""
+
+    def do_GET(self) -> None:
+        self._answer(200, {})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        rows = [{"index": at, "relevance_score": len(text)} for at, text in enumerate(body["documents"])]
+        self._answer(200 if body["query"] else 422, {"results": rows[::-1]})
+
+    def _answer(self, status: int, value: object) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+async def test_another_server_is_an_engine_without_files_child_or_token_counts(
+    server: ThreadingHTTPServer,
+) -> None:
+    engine = upstream.connect(f"http://127.0.0.1:{server.server_port}")
+    await engine.prepare()
+    await scores(engine)
+    assert (await engine.score(Batch.pairs(QUERY, TEXTS))).values == [20, 18, 14]
+    long = "ring " * 10_000
+    fitted = await fit(RerankRequest(QUERY, (long,)), HEAD.scoring, engine.fixed_tokens, engine.count_tokens)
+    assert fitted.plan.texts == (long,) and not fitted.cut
+    with pytest.raises(EngineError, match="refused"):
+        await engine.score(Batch.pairs("", TEXTS))
+    await engine.close()
+    with pytest.raises(EngineUnavailable):
+        await engine.score(Batch.pairs(QUERY, TEXTS))
