@@ -31,10 +31,6 @@ class Lives(Generic[EngineT]):
         self._closing = asyncio.Event()
         self.fates: weakref.WeakKeyDictionary[EngineT, Cause] = weakref.WeakKeyDictionary()
 
-    def had(self, engine: EngineT) -> bool:
-        """Whether `engine` is or was one of these."""
-        return engine in self.fates or any(life.engine is engine for life in self._running)
-
     async def fate(self, engine: EngineT) -> Cause | None:
         """Why `engine` went; None where it still runs some seconds after it closed a connection."""
         notice = time.monotonic() + FATE_S

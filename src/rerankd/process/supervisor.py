@@ -106,10 +106,6 @@ class Supervisor(Generic[EngineT]):
                 await self._changes.wait()
         return self.known_fate(engine)
 
-    def owns(self, engine: EngineT) -> bool:
-        """Whether `engine` is one of this supervisor's, also one that has gone."""
-        return self._lives.had(engine)
-
     async def fate(self, engine: EngineT) -> Cause | None:
         """Why `engine` went; None where it still runs some seconds after it closed a connection."""
         return await self._lives.fate(engine)

@@ -89,17 +89,18 @@ class Calls:
         self._quarantine = Quarantine(fingerprint)
         self._given_up: list[_GivenUp] = []
         self._answered = 0
-        self._recall()
+        for digest, entry in learned.entries(SECTION).items():
+            self._quarantine.blame(digest, str(entry.value), entry.until or time.time() + TTL_S)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text. For one that ends the engine it is the largest number there may be, one for
         each byte: what is then cut of it is left out when it is scored, if that ends the engine, too."""
-
-        async def each(engine: Engine, part: Sequence[str]) -> Sequence[int]:
-            return await engine.count_tokens(part)
-
         # A document is cut by counting ever other beginnings of it, which all end the engine: they are one.
-        counts, _ = await self._each(texts, each, known_by=lambda text: f"\1{text[:_BEGINNING]}")
+        counts, _ = await self._each(
+            texts,
+            lambda engine, part: engine.count_tokens(part),
+            known_by=lambda text: f"\1{text[:_BEGINNING]}",
+        )
         return [
             len(text.encode()) if count is None else count for text, count in zip(texts, counts, strict=True)
         ]
@@ -114,13 +115,14 @@ class Calls:
             nonlocal tokens
             answer = await engine.score(self._batch(query, part, instruction))
             normalize.check_complete(answer.values, answer.errors)
+            self._running().answered(engine)
             tokens += answer.tokens
             return [(value, answer.errors.get(at)) for at, value in enumerate(answer.values)]
 
         if self._quarantine.reason(query_digest, time.time()) is not None:
             raise self._refused()
         check = partial(self._check_query, query_digest, each)
-        pairs, errors = await self._each(texts, each, check_query=check, scores_texts=True)
+        pairs, errors = await self._each(texts, each, check_query=check)
         values = [pair[0] if pair is not None else None for pair in pairs]
         errors |= {at: pair[1] for at, pair in enumerate(pairs) if pair is not None and pair[1] is not None}
         return RawScores(values, tokens, errors)
@@ -151,31 +153,29 @@ class Calls:
         call: Part[T],
         *,
         known_by: Callable[[str], str] = str,
-        scores_texts: bool = False,
         check_query: Callable[[], Awaitable[None]] | None = None,
     ) -> tuple[list[T | None], dict[int, str]]:
-        """The answer for each text, or why there is none. `known_by` gives what a text is remembered by.
+        """The answer for each text, or why there is none. `known_by` gives what a text is remembered by;
+        scoring has a `check_query`, and counting has none.
 
         It ends: each loss makes the calls of suspects smaller or takes one out. A loss that no text is
         suspected of comes from outside, and the request's deadline bounds these.
         """
         names = [known_by(text) for text in texts]
-        answers: list[T | None] = [None] * len(texts)
+        answers: dict[int, T] = {}
         errors: dict[int, str] = {}
-        left = list(range(len(texts)))
         failed: Engine | None = None
         useless = 0
         await self._look_at_given_up()
-        while left:
+        while left := [at for at in range(len(texts)) if at not in answers and at not in errors]:
             part, alone, blamed = self._next(names, left)
             if blamed:
                 errors |= blamed
-                left = [at for at in left if at not in blamed]
                 continue
             asked = [names[at] for at in part]
             words = [texts[at] for at in part]
             try:
-                engine, outcome = await self._attempt(words, call, asked, after=failed, alone=alone)
+                outcome = await self._attempt(words, call, asked, after=failed, alone=alone)
             except _Lost as lost:
                 self._metrics.retries.inc()
                 useless += lost.cause == "useless"
@@ -185,20 +185,15 @@ class Calls:
                 if lost.cause in REASONS:
                     found = await self._died(asked, lost.cause, alone=alone)
                     errors |= {at: found[name] for at, name in zip(part, asked, strict=True) if name in found}
-                    left = [at for at in left if at not in errors]
                     if alone and len(part) == 1 and not found and check_query is not None:
                         await check_query()
                 continue
-            for at, answer in zip(part, outcome, strict=True):
-                answers[at] = answer
-            done = set(part)
-            left = [at for at in left if at not in done]
-            if scores_texts:  # counting says nothing of what scoring does
+            answers.update(zip(part, outcome, strict=True))
+            if check_query is not None:  # counting says nothing of what scoring does
                 self._answered += len(part)
-                self._running().answered(engine)
                 if not self._quarantine.is_empty:
                     self._quarantine.answered(self._quarantine.digests(asked))
-        return answers, errors
+        return [answers.get(at) for at in range(len(texts))], errors
 
     def _next(self, names: Sequence[str], left: list[int]) -> tuple[list[int], bool, dict[int, str]]:
         """The places to ask next, whether without another call beside, and those not to be asked, with the
@@ -223,15 +218,15 @@ class Calls:
         *,
         after: Engine | None,
         alone: bool,
-    ) -> tuple[Engine, Sequence[T]]:
+    ) -> Sequence[T]:
         """What `call` gets from an engine. Raises _Lost where the engine went or gave an error, and what
         keeps an engine from being ready."""
-        running = self._running()
-        async with running.lease(after=after, alone=alone) as engine:
+        supervisor = self._running().pick(after)
+        async with supervisor.lease(after=after, alone=alone) as engine:
             begun = time.monotonic()
             try:
                 work = call(engine, words)
-                return engine, await (self._impatiently(work) if alone else work)
+                return await (self._impatiently(work) if alone else work)
             except asyncio.CancelledError:
                 if (now := time.monotonic()) - begun > _SLOW_S:
                     self._given_up.append(_GivenUp(engine, tuple(names), alone, now))
@@ -241,16 +236,21 @@ class Calls:
                 raise
             except EngineUnavailable as error:
                 # The lease is kept until the engine is known to be dead: who gets it next would be suspected.
-                cause = await running.fate(engine)
+                cause = await supervisor.fate(engine)
                 if isinstance(error.__cause__, _NOT_REACHED) and cause is not None:
                     cause = "killed"
                 raise _Lost(engine, cause, error) from None
             except EngineError as error:
                 failure = error
-        cause = await running.erred(engine, failure.message) or "errors"
+        cause = await supervisor.erred(engine, failure.message) or "errors"
         if cause == "errors" and reasons.says_memory(failure.message):
             cause = "memory"
-        raise _Lost(engine, cause, self._failed())
+        told = EngineError(
+            f"The engine for {self._name} gave an error instead of scores. Its own words are in "
+            f"rerankd's log and in {self._engine_log}. Try again; if it stays so, try another engine "
+            "or a smaller model."
+        )
+        raise _Lost(engine, cause, told)
 
     async def _impatiently(self, work: Awaitable[T]) -> T:
         """Wait for a call that has the engine alone. One that takes long has the engine looked at sooner than
@@ -269,50 +269,40 @@ class Calls:
         digests = self._quarantine.digests(names)
         found = self._quarantine.died(digests, fault, time.time(), alone=alone)
         for digest, reason in found.items():
-            _log.warning("%s: a text is not scored: %s (digest %s)", self._name, reason, digest)
-            if fault != "memory":
-                await asyncio.to_thread(self._learned.put, SECTION, digest, reason, TTL_S)
+            await self._remember(digest, "a text is not scored", reason, is_kept=fault != "memory")
         return {name: found[one] for name, one in zip(names, digests, strict=True) if one in found}
 
     async def _check_query(self, digest: str, call: Part[Any]) -> None:
         """Whether the query ends the engine beside a text that is known to work. Raises QueryRefused."""
         try:
-            engine, _ = await self._attempt([self_test.RELEVANT[0]], call, (), after=None, alone=True)
-            self._running().answered(engine)
+            await self._attempt([self_test.RELEVANT[0]], call, (), after=None, alone=True)
         except _Lost as lost:
             if lost.cause not in REASONS or lost.cause == "memory":
                 return
             reason = "the engine ends on this query whatever the text, so it is not asked for an hour"
-            _log.warning("%s: a query is refused: %s (digest %s)", self._name, reason, digest)
             self._quarantine.blame(digest, reason, time.time() + TTL_S)
-            await asyncio.to_thread(self._learned.put, SECTION, digest, reason, TTL_S)
+            await self._remember(digest, "a query is refused", reason)
             raise self._refused() from None
+
+    async def _remember(self, digest: str, what: str, reason: str, *, is_kept: bool = True) -> None:
+        _log.warning("%s: %s: %s (digest %s)", self._name, what, reason, digest)
+        if is_kept:
+            await asyncio.to_thread(self._learned.put, SECTION, digest, reason, TTL_S)
 
     async def _look_at_given_up(self) -> None:
         """Suspect the texts of calls that nobody waits for any more, where their engine went since."""
         now = time.monotonic()
         for one in tuple(self._given_up):
-            cause = self._running().known_fate(one.engine)
+            cause = self._running().fate(one.engine)
             if cause is None and now - one.at < _REMEMBERED_S:
                 continue
             self._given_up.remove(one)
             if cause in REASONS and cause != "memory":
                 await self._died(one.names, cause, alone=one.alone)
 
-    def _recall(self) -> None:
-        for digest, entry in self._learned.entries(SECTION).items():
-            self._quarantine.blame(digest, str(entry.value), entry.until or time.time() + TTL_S)
-
     def _refused(self) -> QueryRefused:
         return QueryRefused(
             f"The engine for {self._name} ended twice on this query, beside different documents. The query "
             f"is not tried again for an hour, or until `rerankd reload {self._name}`. Change its text, and "
             f"see {self._engine_log} for the engine's last words."
-        )
-
-    def _failed(self) -> EngineError:
-        return EngineError(
-            f"The engine for {self._name} gave an error instead of scores. Its own words are in "
-            f"rerankd's log and in {self._engine_log}. Try again; if it stays so, try another engine "
-            "or a smaller model."
         )

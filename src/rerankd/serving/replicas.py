@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from rerankd.backends.base import Engine
@@ -53,42 +52,25 @@ class Replicas:
         if unexpected or len(failures) == len(outcomes):
             raise (unexpected or failures)[0]
 
-    def lease(
-        self, *, after: Engine | None = None, alone: bool = False
-    ) -> AbstractAsyncContextManager[Engine]:
-        """An engine that is not replaced without need until the block ends; `alone`: no other call has it
-        meanwhile. `after` is one that has failed the caller: another one is taken where there is one."""
+    def pick(self, after: Engine | None = None) -> Supervisor[Engine]:
+        """The one to ask for an engine. `after` is one that has failed the caller: another one's is taken
+        where there is one."""
 
         def rank(supervisor: Supervisor[Engine]) -> tuple[bool, int, int]:
             status = supervisor.status
             failed = after is not None and status.engine is after
             return failed, _SOONEST.index(status.phase), supervisor.leases
 
-        return min(self._supervisors, key=rank).lease(after=after, alone=alone)
+        return min(self._supervisors, key=rank)
 
     def answered(self, engine: Engine) -> None:
         """Say that `engine` has scored what a client asked for."""
         for supervisor in self._supervisors:
             supervisor.answered(engine)
 
-    async def erred(self, engine: Engine, message: str) -> Cause | None:
-        """Say that `engine` gave an error instead of scores. Returns why it is replaced; None where it scores
-        a known pair, and goes on."""
-        owner = self._owner(engine)
-        return await owner.erred(engine, message) if owner is not None else None
-
-    async def fate(self, engine: Engine) -> Cause | None:
-        """Why `engine` went; None where it still runs, or it is not known any more."""
-        owner = self._owner(engine)
-        return await owner.fate(engine) if owner is not None else None
-
-    def known_fate(self, engine: Engine) -> Cause | None:
+    def fate(self, engine: Engine) -> Cause | None:
         """Why `engine` went, as far as that is known now."""
-        owner = self._owner(engine)
-        return owner.known_fate(engine) if owner is not None else None
-
-    def _owner(self, engine: Engine) -> Supervisor[Engine] | None:
-        return next((one for one in self._supervisors if one.owns(engine)), None)
+        return next(filter(None, (one.known_fate(engine) for one in self._supervisors)), None)
 
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests."""

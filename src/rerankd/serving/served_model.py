@@ -239,7 +239,7 @@ class ServedModel:
 
     async def fixed_tokens(self) -> int:
         """What special tokens, prefixes and template take of the window."""
-        async with self._running().lease() as engine:
+        async with self._running().pick().lease() as engine:
             return engine.fixed_tokens
 
     def suspect(self) -> None:
