@@ -99,10 +99,9 @@ async def started_worker(
     )
     child = await Child.start(argv, log)
     stack.push_async_callback(child.stop, 2)
-    client = openvino.WorkerClient(socket)
-    stack.push_async_callback(client.close)
-    ready_s = await start(child, client, log)
-    engine = openvino.WorkerEngine(spec, client)
+    engine = openvino.WorkerEngine(spec, socket)
+    stack.push_async_callback(engine.close)
+    ready_s = await start(child, engine, log)
     await engine.prepare()
     print(f"{engine.about}: ready after {ready_s:.1f} s", flush=True)
     return engine

@@ -127,7 +127,7 @@ async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[s
         await asyncio.sleep(0.05)
 
     async def ask(count: int) -> None:
-        await client._post("/v1/rerank", body(count, options))
+        await client.post("/v1/rerank", body(count, options))
 
     try:
         return await measure(ask, options)

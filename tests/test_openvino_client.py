@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rerankd.backends.base import Batch, EngineSpec
-from rerankd.backends.worker.client import WorkerClient, WorkerEngine
+from rerankd.backends.worker.client import WorkerEngine
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
 from rerankd.domain import Normalization, Recipe
@@ -93,9 +93,8 @@ def total(query: str, text: str) -> float:
 
 
 async def test_values_come_in_order_and_tokens_are_counted(socket: Path) -> None:
-    client = WorkerClient(socket)
-    assert await client.is_ready()
-    engine = WorkerEngine(spec(), client)
+    engine = WorkerEngine(spec(), socket)
+    assert await engine.is_ready()
     await engine.prepare()
     assert (engine.about, engine.fixed_tokens) == ("a sum", 3)
     texts = ["abc", "", "熊猫", "a much-longer"[:9]]
@@ -104,20 +103,19 @@ async def test_values_come_in_order_and_tokens_are_counted(socket: Path) -> None
     assert scored.tokens == sum(len(text) + 4 for text in texts)
     assert await engine.count_tokens(texts) == [len(text) for text in texts]
     assert (await engine.score(Batch.pairs("q", []))).values == []
-    await client.close()
+    await engine.close()
 
 
 async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
-    client = WorkerClient(socket)
-    engine = WorkerEngine(spec(), client)
+    engine = WorkerEngine(spec(), socket)
     with pytest.raises(InputTooLong, match="17 tokens, and the window is 16"):
         await engine.score(Batch.pairs("q", ["ok", "x" * 13]))
     with pytest.raises(EngineError, match=r"Check failed at brgemm\.cpp"):
         await engine.score(Batch.pairs("q", ["!"]))
     with pytest.raises(EngineError, match="can't be read"):
-        await client._post("/score", {"texts": 5})
+        await engine.post("/score", {"texts": 5})
     assert (await engine.score(Batch.pairs("q", ["ok"]))).values == [total("q", "ok")]
-    await client.close()
+    await engine.close()
     with pytest.raises(EngineUnavailable):
         await engine.score(Batch.pairs("q", ["ok"]))
 
@@ -130,8 +128,7 @@ async def jobs(scorer: Scorer, count: int) -> None:
 
 
 async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scorer, model: Sum) -> None:
-    client = WorkerClient(socket)
-    engine = WorkerEngine(spec(), client)
+    engine = WorkerEngine(spec(), socket)
     under_way = asyncio.create_task(engine.score(Batch.pairs("a", ["#"])))
     await asyncio.to_thread(model.at_gate.wait, 10)
     dropped = asyncio.create_task(engine.score(Batch.pairs("b", ["x" * 9] * 500)))
@@ -143,26 +140,26 @@ async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scor
     assert (await waiting).values == [total("c", "x")]
     assert (await under_way).values == [total("a", "#")]
     assert model.calls == 2
-    await client.close()
+    await engine.close()
 
 
 async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path, model: Sum) -> None:
-    client = WorkerClient(socket)
-    assert await client.shows_work(5)
-    hung = asyncio.create_task(WorkerEngine(spec(), client).score(Batch.pairs("a", ["#"])))
+    engine = WorkerEngine(spec(), socket)
+    assert await engine.shows_work(5)
+    hung = asyncio.create_task(engine.score(Batch.pairs("a", ["#"])))
     await asyncio.to_thread(model.at_gate.wait, 10)
-    assert await client.is_ready()
-    assert not await client.shows_work(0.3)
+    assert await engine.is_ready()
+    assert not await engine.shows_work(0.3)
     model.gate.set()
-    assert await client.shows_work(5)
+    assert await engine.shows_work(5)
     await hung
-    await client.close()
+    await engine.close()
 
 
 async def test_a_worker_that_is_gone_is_not_ready(tmp_path: Path) -> None:
-    client = WorkerClient(tmp_path / "nobody.sock")
-    assert not await client.is_ready()
-    assert await client.shows_work(1)  # its death is seen elsewhere
+    engine = WorkerEngine(spec(), tmp_path / "nobody.sock")
+    assert not await engine.is_ready()
+    assert await engine.shows_work(1)  # its death is seen elsewhere
     with pytest.raises(EngineUnavailable):
-        await client.score("q", ["x"])
-    await client.close()
+        await engine.score(Batch.pairs("q", ["x"]))
+    await engine.close()

@@ -269,7 +269,7 @@ async def test_a_template_without_control_tokens_is_asked(tmp_path: Path) -> Non
         assert result.warnings == () and len({row.score for row in result.results}) == 2
         engine: Any = reranker.state.engine
         asked = await engine._prompt("panda", "a bear", "")
-        assert asked == await engine._client.tokenize("panda|a bear", special=True)
+        assert asked == await engine.tokenize("panda|a bear", special=True)
 
 
 def test_force_is_no_recipe(tmp_path: Path) -> None:

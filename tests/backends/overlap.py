@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from rerankd.backends import base
 from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options, per_model
-from rerankd.backends.worker.client import WorkerClient, WorkerEngine
+from rerankd.backends.worker.client import WorkerEngine
 from rerankd.domain import Refusal
 from rerankd.process.child import Launch
 from rerankd.scoring.plan import SHARED
@@ -32,7 +33,7 @@ class OverlapOffer(base.Offer):
 
 class OverlapEngine(WorkerEngine):
     async def score(self, batch: base.Batch) -> base.RawScores:
-        parts = [await self._client.score(one.query, one.documents) for one in batch.inputs]
+        parts = [await self._score(one.query, one.documents) for one in batch.inputs]
         return base.RawScores.joined(parts)
 
 
@@ -81,7 +82,7 @@ class OverlapBackend:
         spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
         asked = (str(socket), str(spec.scoring.max_length), offer.capabilities.scope)
         argv = [sys.executable, "-E", PROGRAM, *asked, *flags]
-        return Launch(argv, lambda socket: OverlapEngine(spec, WorkerClient(socket)))
+        return Launch(argv, partial(OverlapEngine, spec))
 
     def reference(self, spec: base.EngineSpec, running: base.Offer) -> None:
         return None

@@ -12,12 +12,12 @@ from rerankd.process.http import Answer, Connections
 
 
 class Wire:
-    """One child's HTTP. Raises EngineError only, but for `get`."""
+    """One child's HTTP, from which an engine is made. Raises EngineError only, but for `get`."""
 
     def __init__(self, socket: Path) -> None:
         self._http = Connections(socket)
 
-    async def is_ready(self, timeout_s: float) -> bool:
+    async def is_ready(self, timeout_s: float = 2.0) -> bool:
         """Whether it answers and has loaded its model."""
         try:
             return (await self.get("/health", timeout_s)).status == 200
@@ -29,18 +29,27 @@ class Wire:
         async with asyncio.timeout(timeout_s):
             return await self._http.get(path)
 
-    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """POST JSON; the status, and the answer's JSON."""
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """POST JSON; the answer's JSON."""
         if self._http.is_closed:
             raise EngineUnavailable("The engine was stopped before the request reached it; try again.")
         data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         try:
             answer = await self._http.post(path, data)
-            return answer.status, answer.json()
+            found = answer.json()
         except OSError as error:
             raise EngineUnavailable("The engine stopped in the middle of the request; try again.") from error
         except ValueError as error:
             raise EngineError("The engine's answer is not JSON; see the engine's log.") from error
+        if answer.status != 200:
+            said = found.get("error", found) if isinstance(found, dict) else found
+            said = said.get("message", said) if isinstance(said, dict) else said
+            raise self._error(answer.status, str(said))
+        return found
+
+    def _error(self, status: int, said: str) -> EngineError:
+        """The error that an answer with another status than 200 is."""
+        return EngineError(f"The engine refused the request: {said}")
 
     async def close(self) -> None:
         self._http.close()

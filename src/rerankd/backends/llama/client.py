@@ -27,7 +27,7 @@ _TOO_LONG = ("too large to process", "larger than the max context size", "exceed
 Vector = NDArray[np.float32]
 
 
-class LlamaClient:
+class LlamaClient(Wire):
     """One llama.cpp server's HTTP. Raises EngineError only.
 
     Calls that compute and calls that only tokenise wait for places of their own, since llama.cpp keeps one of
@@ -35,14 +35,10 @@ class LlamaClient:
     """
 
     def __init__(self, socket: Path) -> None:
-        self._wire = Wire(socket)
+        super().__init__(socket)
         self._computing = asyncio.Semaphore(CALLS)
         self._tokenising = asyncio.Semaphore(CALLS)
         self._answered = 0
-
-    async def is_ready(self, timeout_s: float = 2.0) -> bool:
-        """Whether the server answers and has loaded its model."""
-        return await self._wire.is_ready(timeout_s)
 
     async def shows_work(self, within_s: float) -> bool:
         """Whether the server's own loop gets to do anything within so many seconds.
@@ -51,7 +47,7 @@ class LlamaClient:
         """
         answered = self._answered
         try:
-            await self._wire.get("/slots", within_s)
+            await self.get("/slots", within_s)
         except TimeoutError:
             return self._answered != answered
         except OSError:
@@ -61,7 +57,7 @@ class LlamaClient:
     async def compute(self, path: str, body: dict[str, Any]) -> Any:
         """POST one call that runs the model."""
         async with self._computing:
-            answer = await self._post(path, body)
+            answer = await self.post(path, body)
         self._answered += 1
         return answer
 
@@ -69,7 +65,7 @@ class LlamaClient:
         """The ids of `text` as plain text; with `special`, the tokens the vocabulary puts around it too."""
         body = {"content": text, "add_special": special, "parse_special": False}
         async with self._tokenising:
-            answer = await self._post("/tokenize", body)
+            answer = await self.post("/tokenize", body)
         return _part(answer, "tokens")
 
     async def tokenize_all(self, texts: Sequence[str], separator: int | None) -> list[list[int]]:
@@ -78,7 +74,7 @@ class LlamaClient:
             return await asyncio.gather(*map(self.tokenize, texts))
         content = [part for text in texts for part in (text, separator)]
         async with self._tokenising:
-            answer = await self._post("/tokenize", {"content": content, "parse_special": False})
+            answer = await self.post("/tokenize", {"content": content, "parse_special": False})
         split: list[list[int]] = [[]]
         for token in _part(answer, "tokens"):
             if token == separator:
@@ -87,45 +83,30 @@ class LlamaClient:
                 split[-1].append(token)
         return split[:-1]
 
-    async def close(self) -> None:
-        await self._wire.close()
-
-    async def _post(self, path: str, body: dict[str, Any]) -> Any:
-        status, answer = await self._wire.post(path, body)
+    def _error(self, status: int, said: str) -> EngineError:
         if status == 503:
-            raise EngineUnavailable("The engine is still loading its model; try again in a moment.")
-        if status != 200:
-            text = _error_text(answer)
-            kind = InputTooLong if any(sign in text for sign in _TOO_LONG) else EngineError
-            raise kind(f"The engine refused the request: {text}")
-        return answer
+            return EngineUnavailable("The engine is still loading its model; try again in a moment.")
+        if any(sign in said for sign in _TOO_LONG):
+            return InputTooLong(f"The engine refused the request: {said}")
+        return super()._error(status, said)
 
 
-class LlamaEngine(Engine):
+class LlamaEngine(LlamaClient, Engine):
     """What the three ways share."""
 
     fixed_tokens = 0
     about = ""
 
-    def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
+    def __init__(self, spec: EngineSpec, socket: Path) -> None:
+        super().__init__(socket)
         self.scoring = spec.scoring
-        self._client = client
         self._control_tokens = spec.control_tokens
         # An id that plain text never becomes.
         self._separator = next(iter(spec.control_tokens.values()), None)
         self._control = prompt.control_pattern(spec.control_tokens)
 
-    async def is_ready(self, timeout_s: float = 2.0) -> bool:
-        return await self._client.is_ready(timeout_s)
-
-    async def shows_work(self, within_s: float) -> bool:
-        return await self._client.shows_work(within_s)
-
-    async def close(self) -> None:
-        await self._client.close()
-
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in await self._client.tokenize_all(texts, self._separator)]
+        return [len(ids) for ids in await self.tokenize_all(texts, self._separator)]
 
     async def score(self, batch: Batch) -> RawScores:
         return RawScores.joined([await self._score(*asked) for asked in batch.by_query()])
@@ -144,7 +125,7 @@ class HeadEngine(LlamaEngine):
 
     async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
         # Only the keys it knows: a key like `texts` would change the answer's shape.
-        answer = await self._client.compute("/v1/rerank", {"query": query, "documents": list(texts)})
+        answer = await self.compute("/v1/rerank", {"query": query, "documents": list(texts)})
         with _in_shape():
             values: list[float | None] = [None] * len(texts)
             for row in _part(answer, "results"):
@@ -155,13 +136,13 @@ class HeadEngine(LlamaEngine):
 class CosineEngine(LlamaEngine):
     """Embedding models: raw is the cosine of the query's and the text's embeddings."""
 
-    def __init__(self, spec: EngineSpec, client: LlamaClient) -> None:
-        super().__init__(spec, client)
+    def __init__(self, spec: EngineSpec, socket: Path) -> None:
+        super().__init__(spec, socket)
         self._queries = QueryVectors[Vector]()
 
     async def prepare(self) -> None:
         prefixes = (self.scoring.query_prefix, self.scoring.document_prefix)
-        around = len(await self._client.tokenize("x", special=True)) - len(await self._client.tokenize("x"))
+        around = len(await self.tokenize("x", special=True)) - len(await self.tokenize("x"))
         self.fixed_tokens = around + max(await self.count_tokens(prefixes)) + _SLACK
 
     async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
@@ -177,7 +158,7 @@ class CosineEngine(LlamaEngine):
 
     async def _embed(self, texts: list[str]) -> tuple[Vector, int]:
         inputs = await asyncio.gather(*map(self._as_plain_text, texts))
-        answer = await self._client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
+        answer = await self.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
         with _in_shape():
             rows = _part(answer, "data")
             if len(rows) != len(texts):
@@ -188,7 +169,7 @@ class CosineEngine(LlamaEngine):
 
     async def _as_plain_text(self, text: str) -> str | list[int]:
         # /v1/embeddings reads control tokens out of a string. Where one is spelled, send ids instead.
-        return await self._client.tokenize(text, special=True) if self._control.search(text) else text
+        return await self.tokenize(text, special=True) if self._control.search(text) else text
 
 
 class JudgeEngine(LlamaEngine):
@@ -204,7 +185,7 @@ class JudgeEngine(LlamaEngine):
         self._pieces = []
         for piece in prompt.split(self.scoring.template, self._control_tokens):
             if isinstance(piece, str) and not prompt.placeholders(piece) and self._pieces:
-                self._pieces += await self._client.tokenize(piece)
+                self._pieces += await self.tokenize(piece)
             else:
                 self._pieces.append(piece)
         self._is_plain = not any(isinstance(piece, int) for piece in self._pieces)
@@ -215,7 +196,7 @@ class JudgeEngine(LlamaEngine):
 
     async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
         prompts = await asyncio.gather(*(self._prompt(query, text, instruction) for text in texts))
-        answer = await self._client.compute("/completion", prompt.completion_body(prompts, self._labels))
+        answer = await self.compute("/completion", prompt.completion_body(prompts, self._labels))
         with _in_shape():
             answers = answer if isinstance(answer, list) else [answer]
             values: list[float | None] = [None] * len(texts)
@@ -224,7 +205,7 @@ class JudgeEngine(LlamaEngine):
             return RawScores(_complete(values), sum(row["tokens_evaluated"] for row in answers))
 
     async def _label(self, text: str) -> int:
-        ids = await self._client.tokenize(text)
+        ids = await self.tokenize(text)
         if len(ids) != 1:
             reason = f"{text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be one"
             raise Refusal(reason, "set labels to two single tokens").error("The labels can't be asked for")
@@ -241,7 +222,7 @@ class JudgeEngine(LlamaEngine):
             # string that comes first. Where a text spells a control token, send ids instead; also where the
             # template has none, for a prompt of strings alone is not taken.
             if self._is_plain or self._control.search(text):
-                filled += await self._client.tokenize(text, special=position == 0)
+                filled += await self.tokenize(text, special=position == 0)
             else:
                 filled.append(text)
         return filled
@@ -256,7 +237,7 @@ KINDS: dict[Method, type[LlamaEngine]] = {
 
 def connect(spec: EngineSpec, socket: Path) -> LlamaEngine:
     """The engine behind a llama-server's socket."""
-    return KINDS[spec.scoring.method](spec, LlamaClient(socket))
+    return KINDS[spec.scoring.method](spec, socket)
 
 
 @contextlib.contextmanager
@@ -282,7 +263,3 @@ def _complete(values: list[float | None]) -> list[float]:
         raise EngineError(f"The engine left out {values.count(None)} of {len(values)} pairs.")
     return [float(value) for value in values if value is not None]
 
-
-def _error_text(answer: Any) -> str:
-    error = answer.get("error") if isinstance(answer, dict) else None
-    return str(error.get("message", error) if isinstance(error, dict) else error or answer)

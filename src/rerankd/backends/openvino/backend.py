@@ -106,7 +106,7 @@ class OpenVinoBackend:
     def launch(
         self, offer: OpenVinoOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
     ) -> Launch[Engine]:
-        from rerankd.backends.worker import client  # see the table: it imports what takes long
+        from rerankd.backends.worker.client import WorkerEngine  # see the table: it imports what takes long
 
         spec = offer.spec
         precision = _UNSETTLED if _FLOAT32 in taken else offer.precision
@@ -121,7 +121,7 @@ class OpenVinoBackend:
             "--why", precision.why,
             "--weights", offer.options.weights,
         ]  # fmt: skip
-        return Launch(argv, partial(client.connect, spec))
+        return Launch(argv, partial(WorkerEngine, spec))
 
     def reference(self, spec: EngineSpec, running: Offer) -> OpenVinoOffer | None:
         """Float32, for what another backend runs, and for bf16 of a model that no other backend can run."""

@@ -17,84 +17,35 @@ _COUNTS = 4
 _SLACK = 2
 
 
-class WorkerClient:
-    """One worker's HTTP (see server.py). Raises EngineError only."""
+class WorkerEngine(Wire, Engine):
+    """A worker's HTTP (see server.py). It holds a cross-encoder with a rank head (raw: its logit) or an
+    embedding model (raw: the cosine)."""
 
-    def __init__(self, socket: Path) -> None:
-        self._wire = Wire(socket)
+    about = ""
+    fixed_tokens = 0
+
+    def __init__(self, spec: EngineSpec, socket: Path) -> None:
+        super().__init__(socket)
+        self.scoring = spec.scoring
         self._counting = asyncio.Semaphore(_COUNTS)
-
-    async def is_ready(self, timeout_s: float = 2.0) -> bool:
-        return await self._wire.is_ready(timeout_s)
 
     async def shows_work(self, within_s: float) -> bool:
         """Whether the computing thread takes a step within so many seconds."""
         try:
             async with asyncio.timeout(within_s):
-                before = (await self._wire.get("/work", within_s)).json()["steps"]
-                await self._wire.get(f"/work?after={before}", within_s)
+                before = (await self.get("/work", within_s)).json()["steps"]
+                await self.get(f"/work?after={before}", within_s)
         except TimeoutError:
             return False
         except (OSError, ValueError, KeyError):
             pass  # it is dying, which is seen elsewhere
         return True
 
-    async def info(self) -> dict[str, Any]:
-        """What the worker says of itself."""
+    async def prepare(self) -> None:
         try:
-            answer: dict[str, Any] = (await self._wire.get("/info", 30)).json()
+            said = (await self.get("/info", 30)).json()
         except (OSError, ValueError) as error:
             raise EngineError(f"The engine does not say what it runs: {error!r}.") from error
-        return answer
-
-    async def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
-        async with self._counting:
-            counts: list[int] = (await self._post("/count", {"texts": list(texts)}))["counts"]
-        return counts
-
-    async def ids(self, query: str, text: str) -> list[Any]:
-        """What the model reads of a pair, or of a query and a text."""
-        ids: list[Any] = (await self._post("/ids", {"query": query, "text": text}))["ids"]
-        return ids
-
-    async def score(self, query: str, texts: Sequence[str]) -> RawScores:
-        answer = await self._post("/score", {"query": query, "texts": list(texts)})
-        return RawScores(answer["values"], answer["tokens"])
-
-    async def close(self) -> None:
-        await self._wire.close()
-
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        status, answer = await self._wire.post(path, body)
-        if status != 200:
-            text = answer.get("error", answer) if isinstance(answer, dict) else answer
-            kind = InputTooLong if status == 413 else EngineError
-            raise kind(f"The engine refused the request: {text}")
-        found: dict[str, Any] = answer
-        return found
-
-
-class WorkerEngine(Engine):
-    """A cross-encoder with a rank head (raw: its logit) or an embedding model (raw: the cosine)."""
-
-    def __init__(self, spec: EngineSpec, client: WorkerClient) -> None:
-        self.scoring = spec.scoring
-        self.about = ""
-        self.fixed_tokens = 0
-        self._client = client
-
-    async def is_ready(self, timeout_s: float = 2.0) -> bool:
-        return await self._client.is_ready(timeout_s)
-
-    async def shows_work(self, within_s: float) -> bool:
-        return await self._client.shows_work(within_s)
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def prepare(self) -> None:
-        said = await self._client.info()
         self.about = said["about"]
         self.fixed_tokens = said["around_pair"]
         if self.scoring.method == "embedding":
@@ -102,18 +53,23 @@ class WorkerEngine(Engine):
             self.fixed_tokens = said["around_text"] + max(await self.count_tokens(prefixes)) + _SLACK
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return await self._client.count(texts)
+        async with self._counting:
+            counts: list[int] = (await self.post("/count", {"texts": list(texts)}))["counts"]
+        return counts
 
     async def ids(self, query: str, text: str) -> list[Any]:
         """What the model reads of a pair: its ids; for an embedding model those of each."""
-        return await self._client.ids(*self._prefixed(query, [text]))
+        query, text = self._prefixed(query, [text])
+        ids: list[Any] = (await self.post("/ids", {"query": query, "text": text}))["ids"]
+        return ids
 
     async def score(self, batch: Batch) -> RawScores:
-        parts = []
-        for asked, _, texts in batch.by_query():
-            query, *prefixed = self._prefixed(asked, texts)
-            parts.append(await self._client.score(query, prefixed))
-        return RawScores.joined(parts)
+        return RawScores.joined([await self._score(query, texts) for query, _, texts in batch.by_query()])
+
+    async def _score(self, query: str, texts: Sequence[str]) -> RawScores:
+        query, *texts = self._prefixed(query, texts)
+        answer = await self.post("/score", {"query": query, "texts": texts})
+        return RawScores(answer["values"], answer["tokens"])
 
     def _prefixed(self, query: str, texts: Sequence[str]) -> tuple[str, ...]:
         if self.scoring.method != "embedding":
@@ -121,7 +77,7 @@ class WorkerEngine(Engine):
         before = self.scoring.document_prefix
         return (self.scoring.query_prefix + query, *(before + text for text in texts))
 
-
-def connect(spec: EngineSpec, socket: Path) -> WorkerEngine:
-    """The engine behind a worker's socket."""
-    return WorkerEngine(spec, WorkerClient(socket))
+    def _error(self, status: int, said: str) -> EngineError:
+        if status == 413:
+            return InputTooLong(f"The engine refused the request: {said}")
+        return super()._error(status, said)
