@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from ggufs import rewrite, write
 from rerankd import machine
-from rerankd.backends.openvino import backend, chosen, precision, shapes, trial
+from rerankd.backends.base import EngineSpec
+from rerankd.backends.openvino import chosen, precision, shapes, trial
 from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.worker.runner import Runner, padded
 from rerankd.backends.worker.schedule import Schedule
 from rerankd.domain import Normalization, Recipe
@@ -258,8 +260,8 @@ def test_the_largest_swap_is_that_of_scores_or_of_raw_values_where_scores_are_sa
 
 
 def subject(path: Path, scoring: Recipe, fingerprint: str = "1", **more: Any) -> chosen.Subject:
-    told: dict[str, Any] = {"wanted": "auto", "weights": "full", "threads": 1, **more}
-    return chosen.Subject(path, fingerprint, scoring, **told)
+    spec = EngineSpec(path.stem, path, scoring, {}, fingerprint=fingerprint)
+    return chosen.Subject(spec, OpenVinoOptions(**more))
 
 
 @pytest.mark.anyio
@@ -276,12 +278,12 @@ async def test_a_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: 
     state.put(chosen.SECTION, model.key, kept)
     again = await chosen.choose(model, StateStore(tmp_path), tmp_path / "log", 0.001)
     assert again == precision.Choice("bf16", "kept")
-    changed = subject(model.path, model.scoring, fingerprint="2")
-    other_weights = subject(model.path, model.scoring, weights="compressed")
+    changed = subject(model.spec.path, model.spec.scoring, fingerprint="2")
+    other_weights = subject(model.spec.path, model.spec.scoring, weights="compressed")
     assert len({model.key, changed.key, other_weights.key}) == 3
-    assert chosen.known(subject(model.path, model.scoring, wanted="f32"), state) == precision.Choice(
-        "f32", "as the settings say"
-    )
+    assert chosen.known(
+        subject(model.spec.path, model.spec.scoring, precision="f32"), state
+    ) == precision.Choice("f32", "as the settings say")
     state.put(chosen.SECTION, model.key, "what somebody wrote there")
     assert chosen.known(model, state) is None
 
@@ -295,7 +297,11 @@ async def test_all_replicas_and_all_starts_compute_in_the_precision_that_was_kep
     for kept in ("bf16", "f32"):
         model = prepare(settings)
         state = StateStore(tmp_path)
-        state.put(chosen.SECTION, backend.subject(model.engine).key, {"precision": kept, "why": "kept"})
+        state.put(
+            chosen.SECTION,
+            chosen.Subject(model.engine.spec, model.engine.options).key,
+            {"precision": kept, "why": "kept"},
+        )
         for _ in range(2):
             async with Reranker(settings) as reranker:
                 lines = [
@@ -314,7 +320,7 @@ async def test_a_trial_that_fails_leaves_the_model_in_float32(
     broken = subject(tmp_path / "none.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
     choice = await chosen.choose(broken, StateStore(tmp_path), tmp_path / "log", 120)
     assert choice.precision == "f32" and "a trial of bf16 failed: " in choice.why
-    late = subject(GOLDEN / "xlmr-head.gguf", broken.scoring)
+    late = subject(GOLDEN / "xlmr-head.gguf", broken.spec.scoring)
     choice = await chosen.choose(late, StateStore(tmp_path), tmp_path / "log", 0.01)
     assert choice == precision.Choice("f32", "a trial of bf16 did not end within 0.01 s")
 

@@ -104,7 +104,10 @@ class Life(Generic[EngineT]):
             async with asyncio.timeout(self.plan.start_timeout_s):
                 return await self._load()
         except TimeoutError:
-            text = reasons.not_loaded(self.plan.file_name, self.plan.start_timeout_s, self.child.lines())
+            text = (
+                f"The engine did not load {self.plan.file_name} within {self.plan.start_timeout_s:g} s. "
+                f"Raise start_timeout_s if the disk is slow.\n{reasons.quote(self.child.lines())}"
+            )
             return Loss(EngineStartFailed(text), "start")
         except RerankdError as error:
             return Loss(error, "start")
@@ -128,12 +131,24 @@ class Life(Generic[EngineT]):
                 raise
             file_name, said = self.plan.file_name, error.message
             _log.warning("the engine for %s gives an error for a known pair: %s", file_name, said)
-            failed = EngineStartFailed(reasons.fails_at_load(file_name))
+            failed = EngineStartFailed(
+                f"The engine loaded {file_name}, but gives an error instead of scores for a known pair. Its "
+                f"own words are in rerankd's log. If memory is short: {reasons.LESS_MEMORY}"
+            )
             return Loss(failed, "memory" if reasons.says_memory(said) else "start")
         most, held = self.plan.watch.max_engine_memory, processes.memory_bytes(self.child.pid)
         if most is not None and held is not None and held > most:  # it would be replaced for ever
-            return Loss(EngineStartFailed(reasons.too_large(self.plan.file_name, held, most)), "start")
+            text = (
+                f"The engine for {self.plan.file_name} holds {held / 2**20:.0f} MiB when it has just loaded, "
+                f"more than max_engine_memory allows ({most / 2**20:.0f} MiB). Raise it, or: "
+                f"{reasons.LESS_MEMORY}"
+            )
+            return Loss(EngineStartFailed(text), "start")
         return None
+
+    def told(self, what: str) -> str:
+        """What the engine did, with its last lines."""
+        return f"The engine for {self.plan.file_name} {what}\n{reasons.quote(self.child.lines())}"
 
     async def ended(self, error: type[EngineUnavailable] = EngineUnavailable) -> Loss:
         """Wait for the child's end; why it went."""

@@ -10,10 +10,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from rerankd.errors import EngineStartFailed, RerankdError
-
 _QUOTED_LINES = 12
-_LESS_MEMORY = "Take a smaller quantisation or lower scoring.max_length."
+LESS_MEMORY = "Take a smaller quantisation or lower scoring.max_length."
 Cause = Literal[
     "crash", "exit", "file", "hang", "memory", "killed", "errors", "useless", "start", "requested"
 ]
@@ -44,7 +42,7 @@ _CODES = {
     -4: "It met an instruction that this CPU does not have: another engine may work (see the setting "
     "engine).",
     -9: "It was killed from outside, which the system does where memory runs out. If that is why: "
-    + _LESS_MEMORY,
+    + LESS_MEMORY,
     -11: "It crashed: the file may be damaged, or the engine is broken on this machine: another one "
     "may work (see the setting engine).",
 }
@@ -55,59 +53,11 @@ def died(name: str, code: int, lines: Sequence[str], advice: Advice) -> str:
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     output = "\n".join(lines).lower()
     if says_memory(output):
-        step = "It needs more memory than there is. " + _LESS_MEMORY
+        step = "It needs more memory than there is. " + LESS_MEMORY
     else:
         by_words = (text for sign, text in advice.items() if isinstance(sign, str) and sign in output)
         step = next(by_words, (_CODES | dict(advice)).get(code, ""))
-    return f"The engine for {name} {how}. {step}\n{_quote(lines)}"
-
-
-def silent(name: str, misses: int, lines: Sequence[str]) -> str:
-    """It did not answer so many health polls."""
-    return (
-        f"The engine for {name} did not answer {misses} health polls in a row and was replaced; try again."
-        f"\n{_quote(lines)}"
-    )
-
-
-def stuck(name: str, margin_s: float, lines: Sequence[str]) -> str:
-    """It answers health polls and does nothing else."""
-    return (
-        f"The engine for {name} did no work for {margin_s:g} s after a request's deadline and was replaced; "
-        f"try again.\n{_quote(lines)}"
-    )
-
-
-def useless(name: str, errors: int) -> str:
-    """It answers health polls, and errors instead of scores."""
-    return (
-        f"The engine for {name} gave {errors} errors in a row instead of scores and was replaced; try again. "
-        "Its own words are in rerankd's log."
-    )
-
-
-def fails_at_load(name: str) -> str:
-    """It has loaded, and gives an error for the pairs of the check at load."""
-    return (
-        f"The engine loaded {name}, but gives an error instead of scores for a known pair. Its own words are "
-        "in rerankd's log. If memory is short: "
-    ) + _LESS_MEMORY
-
-
-def not_loaded(name: str, timeout_s: float, lines: Sequence[str]) -> str:
-    """It was not ready in time."""
-    return (
-        f"The engine did not load {name} within {timeout_s:g} s. Raise start_timeout_s if the disk is slow."
-        f"\n{_quote(lines)}"
-    )
-
-
-def too_large(name: str, held_bytes: int, most_bytes: int) -> str:
-    """It holds more memory than it may as soon as it has loaded."""
-    return (
-        f"The engine for {name} holds {held_bytes / 2**20:.0f} MiB when it has just loaded, more than "
-        f"max_engine_memory allows ({most_bytes / 2**20:.0f} MiB). Raise it, or: {_LESS_MEMORY}"
-    )
+    return f"The engine for {name} {how}. {step}\n{quote(lines)}"
 
 
 def cause(code: int, lines: Sequence[str], *, out_of_memory: bool) -> Cause:
@@ -135,15 +85,8 @@ def not_started(program: str, error: OSError | RuntimeError) -> str:
     return f"The system could not start the engine {program}: {why}."
 
 
-def failing(name: str, error: RerankdError, delay_s: float) -> RerankdError:
-    """What to tell while an engine is not running and its next start is some time away."""
-    return EngineStartFailed(
-        f"{error.message}\nIt is started again in {delay_s:.0f} s, and then at least once a minute until it "
-        f"answers. To try at once: rerankd reload {name}"
-    )
-
-
-def _quote(lines: Sequence[str]) -> str:
+def quote(lines: Sequence[str]) -> str:
+    """The last of its lines, for a message."""
     if not lines:
         return "It wrote nothing."
     return "\n".join(("Its last lines:", *(f"  | {line}" for line in lines[-_QUOTED_LINES:])))

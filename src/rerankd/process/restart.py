@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from rerankd.errors import RerankdError
-from rerankd.process import reasons
+from rerankd.errors import EngineStartFailed, RerankdError
 from rerankd.process.states import Failed, Waiting
 
 FIRST_DELAY_S = 0.2
@@ -37,7 +36,10 @@ def state(
         text = f"{error.message}\nThe next try is in {delay_s:.3g} s."
         return Failed(error, until), logging.WARNING if losses > 1 else logging.INFO, text
     if delay_s > PATIENCE_S:
-        error = reasons.failing(name, error, delay_s)
+        error = EngineStartFailed(
+            f"{error.message}\nIt is started again in {delay_s:.0f} s, and then at least once a minute until "
+            f"it answers. To try at once: rerankd reload {name}"
+        )
         return Failed(error, until), logging.ERROR, error.message
     text = f"{error.message}\nIt is started again in {delay_s:.3g} s."
     return Waiting(error, until), logging.WARNING, text

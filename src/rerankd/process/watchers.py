@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from rerankd import processes
 from rerankd.errors import EngineUnavailable, RerankdError
-from rerankd.process import growth, reasons
+from rerankd.process import growth
 from rerankd.process.child import EngineT
 from rerankd.process.life import Life, Loss
 from rerankd.process.states import Checking, Ready, State
@@ -50,7 +50,7 @@ async def silent(life: Life[EngineT]) -> Loss:
     while misses < _MOST_MISSES:
         await asyncio.sleep(poll_s)
         misses = 0 if await life.engine.is_ready(poll_s) else misses + 1
-    text = reasons.silent(life.plan.file_name, misses, life.child.lines())
+    text = life.told(f"did not answer {misses} health polls in a row and was replaced; try again.")
     return Loss(EngineUnavailable(text), "hang", kill=True)
 
 
@@ -62,7 +62,9 @@ async def stuck(life: Life[EngineT]) -> Loss:
         await life.suspected.wait()
         life.suspected.clear()
         if not await life.engine.shows_work(margin_s):
-            text = reasons.stuck(life.plan.file_name, margin_s, life.child.lines())
+            text = life.told(
+                f"did no work for {margin_s:g} s after a request's deadline and was replaced; try again."
+            )
             return Loss(EngineUnavailable(text), "hang", kill=True)
 
 
@@ -78,7 +80,10 @@ async def useless(life: Life[EngineT], write: Callable[[State[EngineT]], None]) 
             while life.errors < _MOST_ERRORS and (fails_on_known := not await _scores(life)):
                 pass
             if life.errors >= _MOST_ERRORS:
-                text = reasons.useless(life.plan.file_name, life.errors)
+                text = (
+                    f"The engine for {life.plan.file_name} gave {life.errors} errors in a row instead of "
+                    "scores and was replaced; try again. Its own words are in rerankd's log."
+                )
                 return Loss(EngineUnavailable(text), "useless" if fails_on_known else "errors")
         write(Ready(life.engine, life.child.pid))
 

@@ -262,4 +262,3 @@ def _complete(values: list[float | None]) -> list[float]:
     if None in values:
         raise EngineError(f"The engine left out {values.count(None)} of {len(values)} pairs.")
     return [float(value) for value in values if value is not None]
-

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 Backend = Literal["cpu", "cuda", "vulkan", "metal", "hip"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 FILE = "manifest.json"
 PROGRAM = "llama-server"
 
@@ -35,19 +35,14 @@ class Manifest:
     notes: tuple[str, ...] = ()
 
 
+_FORM = TypeAdapter(Manifest)
+
+
 def render(manifest: Manifest) -> str:
     """The file's text."""
-    return json.dumps(asdict(manifest), indent=2) + "\n"
+    return _FORM.dump_json(manifest, indent=2).decode() + "\n"
 
 
 def parse(text: str) -> Manifest:
     """The manifest in a file's text. Raises ValueError where it is none."""
-    value: Any = json.loads(text)
-    try:
-        lists = {key: tuple(value[key]) for key in ("flags", "instructions", "notes")}
-        manifest = Manifest(**{**value, **lists})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not an engine's manifest: {error}") from error
-    if manifest.backend not in BACKENDS or not isinstance(manifest.build, int):
-        raise ValueError("not an engine's manifest: backend or build are odd")
-    return manifest
+    return _FORM.validate_json(text)

@@ -94,7 +94,8 @@ class OpenVinoBackend:
         self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float
     ) -> OpenVinoOffer:
         """The precision of all replicas, chosen once for a model on a machine."""
-        return replace(offer, precision=await chosen.choose(subject(offer), learned, log, timeout_s))
+        of = chosen.Subject(offer.spec, offer.options)
+        return replace(offer, precision=await chosen.choose(of, learned, log, timeout_s))
 
     def steps(self, offer: OpenVinoOffer, cards: Sequence[str]) -> tuple[Step, ...]:
         return (_FLOAT32,) if offer.precision.precision != "f32" else ()
@@ -141,7 +142,7 @@ class OpenVinoBackend:
     async def model_checks(
         self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float, checkup: Checkup
     ) -> list[Check]:
-        model, of = offer.spec.name, subject(offer)
+        model, of = offer.spec.name, chosen.Subject(offer.spec, offer.options)
         known = chosen.known(of, learned)
         if not checkup.again:
             return [checks.precision(model, known)]
@@ -182,11 +183,3 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if is_gguf and len(metadata.parts) > 1:
         return "its file is split"
     return ""
-
-
-def subject(offer: OpenVinoOffer) -> chosen.Subject:
-    """The model as one that a precision is chosen for."""
-    spec, options = offer.spec, offer.options
-    return chosen.Subject(
-        spec.path, spec.fingerprint, spec.scoring, options.precision, options.weights, spec.threads
-    )

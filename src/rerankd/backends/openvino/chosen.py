@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import sys
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rerankd import machine
+from rerankd.backends.base import EngineSpec
 from rerankd.backends.openvino import precision
-from rerankd.backends.openvino.precision import Choice, Trial, Wanted
-from rerankd.domain import Recipe
+from rerankd.backends.openvino.options import OpenVinoOptions
+from rerankd.backends.openvino.precision import Choice, Trial
 from rerankd.process.child import Child
 
 if TYPE_CHECKING:
@@ -38,18 +40,16 @@ _FAILED_TTL_S = 24 * 3600.0
 class Subject:
     """The model that a precision is chosen for, and how it will run."""
 
-    path: Path
-    fingerprint: str
-    scoring: Recipe
-    wanted: Wanted
-    weights: str
-    threads: int
+    spec: EngineSpec
+    options: OpenVinoOptions
 
     @property
     def key(self) -> str:
-        """What its choice is kept under."""
+        """What its choice is kept under, with all that it depends on beside the model. Threads are not among
+        it, since the trial measures CPU time."""
         here = (machine.cpu_name(), *sorted(machine.cpu_flags()), version())
-        return precision.key(self.path.name, self.fingerprint, self.weights, here)
+        words = "\n".join((self.spec.fingerprint, self.options.weights, *here)).encode("utf-8", "replace")
+        return f"{self.spec.path.name} {hashlib.blake2b(words, digest_size=8).hexdigest()}"
 
 
 def version() -> str:
@@ -63,7 +63,7 @@ def version() -> str:
 
 def known(subject: Subject, state: StateStore) -> Choice | None:
     """What is settled without a trial: by the settings, by the CPU, or by an earlier trial."""
-    settled = precision.without_trial(subject.wanted, machine.instructions())
+    settled = precision.without_trial(subject.options.precision, machine.instructions())
     return settled or _kept(state.get(SECTION, subject.key))
 
 
@@ -73,11 +73,16 @@ async def choose(subject: Subject, state: StateStore, log: Path, timeout_s: floa
     found = await asyncio.to_thread(known, subject, state)
     if found is not None:
         return found
-    _log.info("%s: trying whether bf16 is faster here and keeps the order, once", subject.path.name)
+    _log.info("%s: trying whether bf16 is faster here and keeps the order, once", subject.spec.path.name)
     made, ttl_s = await _try(subject, log, timeout_s)
     if ttl_s is not None:
-        _log.warning("%s: it is computed in float32: %s", subject.path.name, made.why)
-    value = {**asdict(made), "model": str(subject.path), "cpu": machine.cpu_name(), "openvino": version()}
+        _log.warning("%s: it is computed in float32: %s", subject.spec.path.name, made.why)
+    value = {
+        **asdict(made),
+        "model": str(subject.spec.path),
+        "cpu": machine.cpu_name(),
+        "openvino": version(),
+    }
     # Of two services that chose at the same time, both take what was kept first.
     first = await asyncio.to_thread(state.setdefault, SECTION, subject.key, value, ttl_s)
     return _kept(first) or made
@@ -103,10 +108,10 @@ async def _try(subject: Subject, log: Path, timeout_s: float) -> tuple[Choice, f
 def _argv(subject: Subject) -> Sequence[str]:
     return [
         sys.executable, "-P", "-m", "rerankd.backends.openvino.trial",
-        "--model", str(subject.path),
-        "--scoring", json.dumps(asdict(subject.scoring)),
-        "--threads", str(subject.threads),
-        "--weights", subject.weights,
+        "--model", str(subject.spec.path),
+        "--scoring", json.dumps(asdict(subject.spec.scoring)),
+        "--threads", str(subject.spec.threads),
+        "--weights", subject.options.weights,
     ]  # fmt: skip
 
 

@@ -127,20 +127,18 @@ class _Encoder:
         matrix = self.weights.array(f"{name}.weight", (rows, columns))[part]
         fits = self.compressed and rows > 1 and columns % _GROUP == 0
         product = op.matmul(x, _compressed(matrix) if fits else op.constant(matrix), False, True)
-        if not self._has_bias(name):
-            return product
-        return op.add(product, op.constant(self.weights.array(f"{name}.bias", (rows,))[part]))
+        return self._biased(product, name, rows, part)
 
     def norm(self, x: Node, name: str) -> Node:
         """Layer normalisation over the last axis."""
         normed = op.mvn(x, _ints(-1), True, self.epsilon, "inside_sqrt")
         scaled = op.multiply(normed, op.constant(self.weights.array(f"{name}.weight", (self.width,))))
-        if not self._has_bias(name):
-            return scaled
-        return op.add(scaled, op.constant(self.weights.array(f"{name}.bias", (self.width,))))
+        return self._biased(scaled, name, self.width)
 
-    def _has_bias(self, name: str) -> bool:
-        return self.always_biased or self.weights.has(f"{name}.bias")
+    def _biased(self, x: Node, name: str, rows: int, part: slice = slice(None)) -> Node:
+        if not self.always_biased and not self.weights.has(f"{name}.bias"):
+            return x
+        return op.add(x, op.constant(self.weights.array(f"{name}.bias", (rows,))[part]))
 
     def split_heads(self, x: Node) -> Node:
         """[texts, tokens, width] -> [texts, heads, tokens, width / heads]."""
@@ -262,13 +260,9 @@ def _rotated(x: Node, rotation: tuple[Node, Node]) -> Node:
     """Rotary positions, the pairs of coordinates being (i, i + n / 2)."""
     cos, sin = rotation
     a, b = op.split(x, _ints(-1, scalar=True), 2).outputs()
-    return op.concat(
-        [
-            op.subtract(op.multiply(a, cos), op.multiply(b, sin)),
-            op.add(op.multiply(b, cos), op.multiply(a, sin)),
-        ],
-        -1,
-    )
+    first = op.subtract(op.multiply(a, cos), op.multiply(b, sin))
+    second = op.add(op.multiply(b, cos), op.multiply(a, sin))
+    return op.concat([first, second], -1)
 
 
 def _count(length: Node) -> Node:

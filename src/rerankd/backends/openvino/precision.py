@@ -9,7 +9,6 @@ once for a model on a machine, and its result kept (see chosen.py).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -82,13 +81,6 @@ def largest_swap(exact: Sequence[float], rough: Sequence[float], normalization: 
                 raw_share = (exact[better] - exact[worse]) / span
                 worst = max(worst, shown[better] - shown[worse], raw_share / _RAW_SHARE * LARGEST_GAP)
     return worst
-
-
-def key(name: str, fingerprint: str, weights: str, machine: Sequence[str]) -> str:
-    """What a choice is kept under. `machine` is all that it depends on beside the model: the CPU's name, its
-    instruction sets and OpenVINO's version. Threads are not among it, since the trial measures CPU time."""
-    words = "\n".join((fingerprint, weights, *machine))
-    return f"{name} {hashlib.blake2b(words.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
 
 
 def _able(instructions: Collection[str]) -> list[str]:

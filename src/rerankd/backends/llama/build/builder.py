@@ -81,17 +81,11 @@ class Builder:
                 return self._make(made, request)
             except _DiedInTest as died:
                 if careful.name == made.name:
-                    raise BuildFailed(f"{made.name} fails its smoke test: {died.text}") from None
-                self._say(f"{made.name}: {died.text}")
+                    raise
+                self._say(died.message)
                 self._say("It is built again without the CPU's AMX, its other instructions named one by one.")
-            try:
-                note = "built without AMX, since the first build died in its smoke test"
-                return self._make(careful, request, notes=(note,))
-            except _DiedInTest as died:
-                raise BuildFailed(
-                    f"{careful.name} fails its smoke test as well: {died.text}\nThe engine in use has not "
-                    "changed. A newer compiler or another source may do better."
-                ) from None
+            note = "built without AMX, since the first build died in its smoke test"
+            return self._make(careful, request, notes=(note,))
 
     def decide(self, request: Request, tree: source.Source, found: tools.Tools) -> plan.Plan:
         """What would be built. Raises BuildFailed, and FetchError for a toolkit that can't be completed."""
@@ -197,12 +191,10 @@ class Builder:
         self, made: plan.Plan, outcome: smoke.Outcome, more: Sequence[str], notes: Sequence[str]
     ) -> Manifest:
         """What is written of a build that passed. Raises BuildFailed, or _DiedInTest, for another one."""
-        if outcome.signal is not None:
-            raise _DiedInTest(outcome.text)
         if not outcome.passed:
-            raise BuildFailed(
+            raise (BuildFailed if outcome.signal is None else _DiedInTest)(
                 f"{made.name} was built, and fails its smoke test: {outcome.text}\nIt is not used; the "
-                "engine in use has not changed."
+                "engine in use has not changed. A newer compiler or another source may do better."
             )
         return Manifest(
             name=made.name,
@@ -251,9 +243,5 @@ class Builder:
             yield
 
 
-class _DiedInTest(Exception):
+class _DiedInTest(BuildFailed):
     """A program that its smoke test ended by a signal."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
