@@ -89,7 +89,7 @@ async def ids_of(engine: Any, query: str, document: str) -> list[Any]:
             [piece] if isinstance(piece, int) else await as_engine_reads(engine, piece) for piece in prompt
         ]
         return [*flat(pieces)]
-    tokenize = partial(engine._client.tokenize, special=True)
+    tokenize = partial(engine.tokenize, special=True)
     if engine.scoring.method == "embedding":
         prefixed = (engine.scoring.query_prefix + query, engine.scoring.document_prefix + document)
         return [await tokenize(text) for text in prefixed]
@@ -169,7 +169,7 @@ async def test_no_document_changes_the_structure_of_a_prompt(tmp_path: Path) -> 
 
 async def as_engine_reads(engine: Any, text: str) -> list[int]:
     """The ids of a string in a prompt: /completion reads control tokens out of it."""
-    answer = await engine._client._post("/tokenize", {"content": text, "parse_special": True})
+    answer = await engine.post("/tokenize", {"content": text, "parse_special": True})
     tokens: list[int] = answer["tokens"]
     return tokens
 
