@@ -45,6 +45,11 @@ class Need:
         return Need(min(memory, budgets.get(MEMORY, memory)), on_cards)
 
 
+def main_bytes(sizes: Bytes) -> int | None:
+    """What counts of sizes by device: those of the cards, else of the machine's memory; None without any."""
+    return sum(size for device, size in sizes.items() if device != MEMORY) or sizes.get(MEMORY)
+
+
 def lacking(need: Need, free: Mapping[str, float]) -> frozenset[str]:
     """The devices that have too little free for `need`; none where it fits. A device that `free` does not
     name has no bound."""

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from rerankd import __version__
 from rerankd.api.answer import Route, json_response, reranker_with_key
 from rerankd.api.reference import errors
+from rerankd.memory import main_bytes
 from rerankd.recent import Series
 from rerankd.renamed import old_value
 from rerankd.serving.pending import Pending
@@ -116,7 +117,7 @@ async def status(request: Request) -> Response:
         "version": __version__,
         "uptime_s": round(now - metrics.started, 1),
         "admin": reranker.settings.admin_api,
-        "memory_budget_bytes": registry.budget_bytes,
+        "memory_budget_bytes": main_bytes(registry.budgets),
         "memory_budgets": dict(registry.budgets),
         "models": [await _model(served) for served in registry.models],
         "unavailable": [_pending(one, now) for one in registry.pending],

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
-from rerankd import machine
+from rerankd import machine, processes
 from rerankd.config import Settings
 from rerankd.memory import MEMORY, Bytes, Need, card
 from rerankd.serving import offers
-from rerankd.serving.loader import Acts
 from rerankd.serving.prepare import Model
-from rerankd.serving.served_model import ServedModel
 
 # What is left of the machine's memory is for the system, this service, and the caller's own programs.
 _SHARE_FOR_ENGINES = 0.8
@@ -38,27 +37,29 @@ def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:
 
 def needs(model: Model, budgets: Bytes) -> tuple[Need, Need]:
     """What a model takes in any case, and what it may take."""
-    on_cards = _has_cards(budgets) and not model.engine.on_cpu
+    on_cards = bool(budgets.keys() - {MEMORY}) and not model.engine.on_cpu
     sizes = (model.facts.size_bytes, model.engine.memory_bytes)
     least, guess = (Need(0, size_bytes) if on_cards else Need(size_bytes) for size_bytes in sizes)
     return least, guess
 
 
-def acts(served: ServedModel, budgets: Bytes) -> Acts:
-    """How the loader has a model loaded, unloaded and measured."""
+class HeldMemory:
+    """What the engines of a model hold, measured by process. What they hold of cards is asked once, since
+    asking takes a while."""
 
-    def held() -> Bytes | None:
-        if _has_cards(budgets):
-            return served.held()
-        size_bytes = served.memory_bytes()  # wherever that is: there is one budget for all
-        return None if size_bytes is None else {MEMORY: size_bytes}
+    def __init__(self) -> None:
+        self._on_cards: Bytes | None = None
 
-    async def load(cards: tuple[str, ...]) -> Bytes | None:
-        await served.load(cards)
-        return held()
+    async def look_at_cards(self, pids: Sequence[int]) -> None:
+        """Ask what these processes hold of the cards now."""
+        self._on_cards = await asyncio.to_thread(lambda: machine.gpu_memory(pids, machine.gpus()))
 
-    return Acts(load, served.unload, held)
-
-
-def _has_cards(budgets: Bytes) -> bool:
-    return budgets.keys() - {MEMORY} != set()
+    def by_device(self, pids: Sequence[int]) -> Bytes | None:
+        """Bytes by device; of cards, as far as it is seen that they use one, what they held when they were
+        loaded. None where there are no processes, or it can't be told."""
+        if pids and self._on_cards is not None:
+            # The file is mapped, and what of it is on a card need not stay in memory.
+            private = [processes.private_bytes(pid) or 0 for pid in pids]
+            return {MEMORY: sum(private), **self._on_cards}
+        held = [size for pid in pids if (size := processes.memory_bytes(pid)) is not None]
+        return {MEMORY: sum(held)} if held else None

@@ -15,29 +15,30 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from rerankd.memory import MEMORY, Bytes, Need, lacking, left, place
 
-Key = Hashable
+K = TypeVar("K", bound=Hashable)
 Phase = Literal["out", "loading", "in", "leaving", "unloading"]
+_MEASURE_EVERY_S = 10.0
 _GOING: tuple[Phase, ...] = ("leaving", "unloading")
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Load(Generic[K]):
     """Load the model, and then tell `loaded` or `failed`. `cards` are the ones that it is to use; none where
     it uses none, or they have no budgets."""
 
-    key: Key
+    key: K
     cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Unload:
+class Unload(Generic[K]):
     """Unload the model, which nobody uses, and then tell `unloaded`."""
 
-    key: Key
+    key: K
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +49,21 @@ class Admit:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Generic[K]):
     """The one who asked won't get the model. `needs` is too much for the budgets; None means
     that the load failed."""
 
-    key: Key
+    key: K
     who: int
     needs: Need | None = None
 
 
-Action = Load | Unload | Admit | Refuse
+Action = Load[K] | Unload[K] | Admit | Refuse[K]
 
 
 @dataclass(slots=True)
-class _Entry:
-    key: Key
+class _Entry(Generic[K]):
+    key: K
     needs: Need
     idle_unload_s: float | None
     phase: Phase = "out"
@@ -73,13 +74,14 @@ class _Entry:
     retired: bool = False
     loaded_at: float = 0.0
     last_used: float = 0.0
+    measure_at: float = 0.0
 
     @property
     def is_idle(self) -> bool:
         return self.phase == "in" and not self.users
 
 
-class EvictionPolicy:
+class EvictionPolicy(Generic[K]):
     """The policy. Its methods are the events, and return what is to be done. Who asks is a number that the
     caller makes up, larger than all before it."""
 
@@ -88,38 +90,40 @@ class EvictionPolicy:
         others wait for its room."""
         self._budgets = budgets
         self._least_stay_s = least_stay_s
-        self._entries: dict[Key, _Entry] = {}
+        self._entries: dict[K, _Entry[K]] = {}
 
-    def phase(self, key: Key) -> Phase | None:
+    @property
+    def keys(self) -> list[K]:
+        """All models that are known, the retired ones that are still in use among them."""
+        return list(self._entries)
+
+    def phase(self, key: K) -> Phase | None:
         """What it does; None when it is not known, or not any more."""
         entry = self._entries.get(key)
         return entry.phase if entry is not None else None
 
-    def is_idle(self, key: Key) -> bool:
-        """Whether the model is loaded and nobody uses it."""
+    def is_to_be_measured(self, key: K, now: float) -> bool:
+        """Whether nobody uses the model, which is loaded, and it was not measured for a while. Asking the
+        system costs as much as a small request does."""
         entry = self._entries.get(key)
-        return entry is not None and entry.is_idle
+        return entry is not None and entry.is_idle and now >= entry.measure_at
 
-    def overfull(self) -> frozenset[str]:
-        """The devices on which the models hold more than they may together."""
-        return frozenset(device for device, size in self._free().items() if size < 0)
-
-    def fits(self, key: Key) -> bool:
+    def fits(self, key: K) -> bool:
         """Whether the model could be loaded without unloading another."""
         return not lacking(self._entries[key].needs, self._free())
 
-    def add(self, key: Key, needs: Need, idle_unload_s: float | None = None) -> None:
+    def add(self, key: K, needs: Need, idle_unload_s: float | None = None) -> None:
         """A model that may be asked for from now on; `needs` is what it may need."""
         self._entries[key] = _Entry(key, needs, idle_unload_s)
 
-    def retire(self, key: Key, now: float) -> list[Action]:
+    def retire(self, key: K, now: float) -> list[Action[K]]:
         """Nobody asks for the model any more: those who have asked still get it, then it is forgotten."""
         entry = self._entries[key]
         entry.retired = True
         self._forget(entry)
         return self.unload(key, now) if key in self._entries else []
 
-    def ask(self, key: Key, who: int, now: float) -> list[Action]:
+    def ask(self, key: K, who: int, now: float) -> list[Action[K]]:
         entry = self._entries[key]
         if lacking(entry.needs, self._budgets):
             return [Refuse(key, who, entry.needs)]
@@ -129,7 +133,7 @@ class EvictionPolicy:
         entry.waiters.append(who)
         return self._decide(now)
 
-    def leave(self, key: Key, who: int, now: float) -> list[Action]:
+    def leave(self, key: K, who: int, now: float) -> list[Action[K]]:
         """The one who asked has what it wanted, or does not want it any more."""
         entry = self._entries.get(key)
         if entry is None:
@@ -142,13 +146,13 @@ class EvictionPolicy:
         self._forget(entry)
         return self._decide(now)
 
-    def loaded(self, key: Key, held: Bytes | None, now: float) -> list[Action]:
+    def loaded(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
         """The model is loaded and holds this; None where that can't be told."""
         entry = self._entries[key]
         entry.phase, entry.loaded_at, entry.last_used = "in", now, now
         if held is not None:
             entry.held, entry.needs = held, Need.of(held)
-        actions: list[Action] = []
+        actions: list[Action[K]] = []
         if lacking(entry.needs, self._budgets):
             actions += [Refuse(key, who, entry.needs) for who in entry.waiters]
             entry.unwanted = True
@@ -160,14 +164,14 @@ class EvictionPolicy:
             entry.phase = "leaving"
         return actions + self._decide(now)
 
-    def failed(self, key: Key, now: float) -> list[Action]:
+    def failed(self, key: K, now: float) -> list[Action[K]]:
         """The model could not be loaded. Who asks next has it tried again."""
         entry = self._entries[key]
-        refused: list[Action] = [Refuse(key, who) for who in entry.waiters]
+        refused: list[Action[K]] = [Refuse(key, who) for who in entry.waiters]
         entry.waiters.clear()
         return refused + self.unloaded(key, now)
 
-    def unload(self, key: Key, now: float) -> list[Action]:
+    def unload(self, key: K, now: float) -> list[Action[K]]:
         """Somebody wants the model gone, as soon as those who use it have finished."""
         entry = self._entries[key]
         if entry.phase == "in":
@@ -176,21 +180,21 @@ class EvictionPolicy:
             entry.unwanted = True
         return self._decide(now)
 
-    def unloaded(self, key: Key, now: float) -> list[Action]:
+    def unloaded(self, key: K, now: float) -> list[Action[K]]:
         entry = self._entries[key]
         entry.phase, entry.unwanted, entry.held = "out", False, {}
         self._forget(entry)
         return self._decide(now)
 
-    def measured(self, key: Key, held: Bytes | None, now: float) -> list[Action]:
+    def measured(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
         """What a loaded model holds by now."""
-        entry = self._entries.get(key)
-        if entry is None or entry.phase != "in" or held is None:
-            return []
-        entry.held, entry.needs = held, Need.of(held)
+        entry = self._entries[key]
+        entry.measure_at = now + _MEASURE_EVERY_S
+        if held is not None:
+            entry.held, entry.needs = held, Need.of(held)
         return self._decide(now)
 
-    def tick(self, now: float) -> list[Action]:
+    def tick(self, now: float) -> list[Action[K]]:
         """Time has passed."""
         return self._decide(now)
 
@@ -207,18 +211,18 @@ class EvictionPolicy:
             times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "in"]
         return min(times, default=None)
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: _Entry[K]) -> None:
         if entry.retired and entry.phase == "out" and not entry.waiters:
             self._entries.pop(entry.key, None)
 
-    def _decide(self, now: float) -> list[Action]:
+    def _decide(self, now: float) -> list[Action[K]]:
         entries = list(self._entries.values())
         for entry in entries:
             over = entry.idle_unload_s is not None and now - entry.last_used >= entry.idle_unload_s
             if entry.is_idle and over:
                 entry.phase = "leaving"
         self._make_room(entries, self._overfull)
-        actions: list[Action] = []
+        actions: list[Action[K]] = []
         while head := self._head(entries):
             if not self.fits(head.key):
                 self._make_room(entries, partial(self._short_of, head))
@@ -232,7 +236,7 @@ class EvictionPolicy:
                 actions.append(Unload(entry.key))
         return actions
 
-    def _head(self, entries: list[_Entry]) -> _Entry | None:
+    def _head(self, entries: list[_Entry[K]]) -> _Entry[K] | None:
         """The model that is out and was asked for first: no other is loaded before it."""
         waiting = [entry for entry in entries if entry.phase == "out" and entry.waiters]
         return min(waiting, key=lambda entry: entry.waiters[0], default=None)
@@ -241,7 +245,7 @@ class EvictionPolicy:
         """What of the budgets is free, or would be without the models of these phases."""
         return left(self._budgets, (one.held for one in self._entries.values() if one.phase not in without))
 
-    def _short_of(self, head: _Entry) -> frozenset[str]:
+    def _short_of(self, head: _Entry[K]) -> frozenset[str]:
         """The devices that `head` lacks room on even when those are gone that are about to go."""
         return lacking(head.needs, self._free(without=_GOING))
 
@@ -249,13 +253,13 @@ class EvictionPolicy:
         """The devices on which those that stay hold more than they may."""
         return frozenset(device for device, size in self._free(without=_GOING).items() if size < 0)
 
-    def _make_room(self, entries: list[_Entry], short_of: Callable[[], frozenset[str]]) -> None:
+    def _make_room(self, entries: list[_Entry[K]], short_of: Callable[[], frozenset[str]]) -> None:
         """Idle models go, the least recently used one first, until no device is short of room."""
         for entry in sorted(filter(lambda entry: entry.is_idle, entries), key=lambda entry: entry.last_used):
             if short_of() & entry.held.keys():
                 entry.phase = "leaving"
 
-    def _ask_the_busy(self, entries: list[_Entry], head: _Entry, now: float) -> None:
+    def _ask_the_busy(self, entries: list[_Entry[K]], head: _Entry[K], now: float) -> None:
         """Models at work take nobody new, the one loaded first before the others; so do those with less than
         their least stay behind them, later."""
         for entry in sorted(entries, key=lambda entry: entry.loaded_at):

@@ -8,32 +8,32 @@ import copy
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
 from rerankd.errors import DoesNotFit, EngineUnavailable, RerankdError
-from rerankd.memory import MEMORY, Bytes, Need, lacking
+from rerankd.memory import MEMORY, Bytes, Need, lacking, main_bytes
 from rerankd.process.tasks import Background
-from rerankd.serving.eviction import Action, Admit, EvictionPolicy, Key, Load, Refuse, Unload
+from rerankd.serving.eviction import Action, Admit, EvictionPolicy, Load, Refuse, Unload
 
 _log = logging.getLogger("rerankd.engine")
 
-_MEASURE_EVERY_S = 10.0
 _LOAD, _UNLOAD = "load a model", "unload a model"
 
 
-@dataclass(frozen=True, slots=True)
-class Acts:
-    """What can be done with one model. `load`, which is given the cards to use, and `measure` return the
-    bytes it holds by device, None where that can't be told; `load` raises RerankdError, `unload` nothing."""
+class Loadable(Hashable, Protocol):
+    """A model that can be loaded, on the cards it is given; its text is its name. `load` raises RerankdError,
+    `unload` nothing. `held` tells the bytes it holds by device, None where that can't be told."""
 
-    load: Callable[[tuple[str, ...]], Coroutine[Any, Any, Bytes | None]]
-    unload: Callable[[], Coroutine[Any, Any, None]]
-    measure: Callable[[], Bytes | None]
+    async def load(self, cards: tuple[str, ...]) -> None: ...
+    async def unload(self) -> None: ...
+    def held(self) -> Bytes | None: ...
 
 
-class Loader:
+M = TypeVar("M", bound=Loadable)
+
+
+class Loader(Generic[M]):
     """Loads and unloads models as the policy says, and lets requests use them."""
 
     def __init__(
@@ -44,11 +44,8 @@ class Loader:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budgets = budgets
-        self._policy = EvictionPolicy(budgets, least_stay_s=least_stay_s)
+        self._policy = EvictionPolicy[M](budgets, least_stay_s=least_stay_s)
         self._now = now
-        self._acts: dict[Key, Acts] = {}
-        # Asking the system costs as much as a small request does.
-        self._measure_at: dict[Key, float] = {}
         self._who = itertools.count()
         self._admissions: dict[int, asyncio.Future[None]] = {}
         self._tasks = Background()
@@ -56,11 +53,11 @@ class Loader:
         self._closed = False
 
     @property
-    def keys(self) -> list[Key]:
+    def models(self) -> list[M]:
         """All models that are known, the retired ones that are still in use among them."""
-        return list(self._acts)
+        return self._policy.keys
 
-    def add(self, key: Key, least: Need, guess: Need, idle_unload_s: float | None, acts: Acts) -> None:
+    def add(self, key: M, least: Need, guess: Need, idle_unload_s: float | None) -> None:
         """A model that may be used from now on. `least` is what it takes in any case, `guess` what it may
         take, for as long as that has not been measured. Raises DoesNotFit where it never could be loaded."""
         if (
@@ -70,28 +67,26 @@ class Loader:
             raise self._does_not_fit(key, least)
         # Nothing is refused by a guess: it is tried, alone.
         self._policy.add(key, guess.within(self.budgets), idle_unload_s)
-        self._acts[key] = acts
 
-    def fits(self, key: Key) -> bool:
+    def fits(self, key: M) -> bool:
         """Whether the model could be loaded without unloading another."""
         return self._policy.fits(key)
 
-    def retire(self, key: Key) -> None:
+    def retire(self, key: M) -> None:
         """The model is not used any more by those who come now; when the others have gone, it is unloaded."""
         self._carry_out(self._policy.retire(key, self._now()))
-        self._forget(key)
 
-    def unload(self, key: Key) -> None:
+    def unload(self, key: M) -> None:
         """Have the model unloaded as soon as nobody uses it; the next one to use it has it loaded again."""
         self._carry_out(self._policy.unload(key, self._now()))
 
     @contextlib.asynccontextmanager
-    async def use(self, key: Key) -> AsyncIterator[None]:
+    async def use(self, key: M) -> AsyncIterator[None]:
         """Wait until the model is loaded, and keep it so until the block ends.
 
         Raises DoesNotFit, what made the load fail, or EngineUnavailable once the loader is closed.
         """
-        if self._closed or key not in self._acts:
+        if self._closed or self._policy.phase(key) is None:
             raise EngineUnavailable("The engine is stopped.")
         who = next(self._who)
         admission = self._admissions[who] = asyncio.get_running_loop().create_future()
@@ -116,16 +111,22 @@ class Loader:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
 
-    def _leave(self, key: Key, who: int) -> None:
+    def _leave(self, key: M, who: int) -> None:
         now = self._now()
         actions = self._policy.leave(key, who, now)
-        if self._policy.is_idle(key) and now >= self._measure_at.get(key, now):
-            self._measure_at[key] = now + _MEASURE_EVERY_S
-            actions += self._policy.measured(key, self._acts[key].measure(), now)
+        if self._policy.is_to_be_measured(key, now):
+            actions += self._policy.measured(key, self._held(key), now)
         self._carry_out(actions)
-        self._forget(key)
 
-    def _carry_out(self, actions: list[Action]) -> None:
+    def _held(self, key: M) -> Bytes | None:
+        """What a model holds. Where no card has a budget, the one that there is bounds it wherever it is."""
+        held = key.held()
+        if held is None or self.budgets.keys() - {MEMORY}:
+            return held
+        return {MEMORY: main_bytes(held) or 0}
+
+    def _carry_out(self, actions: list[Action[M]], error: RerankdError | None = None) -> None:
+        """`error` is what made a load fail."""
         for action in actions:
             match action:
                 case Load(key, cards):
@@ -136,6 +137,8 @@ class Loader:
                     self._settle(who, None)
                 case Refuse(key, who, needs) if needs is not None:
                     self._settle(who, self._does_not_fit(key, needs))
+                case Refuse(_, who):
+                    self._settle(who, copy.copy(error))  # one each: a raised error collects tracebacks
         self._set_timer()
 
     def _settle(self, who: int, error: RerankdError | None) -> None:
@@ -147,7 +150,7 @@ class Loader:
         else:
             admission.set_exception(error)
 
-    def _does_not_fit(self, key: Key, needs: Need) -> DoesNotFit:
+    def _does_not_fit(self, key: M, needs: Need) -> DoesNotFit:
         short = lacking(needs, self.budgets) or frozenset(self.budgets)
         kind, size = "memory", needs.total
         if short == {MEMORY}:
@@ -161,9 +164,10 @@ class Loader:
             "memory_budget."
         )
 
-    async def _load(self, key: Key, cards: tuple[str, ...]) -> None:
+    async def _load(self, key: M, cards: tuple[str, ...]) -> None:
         try:
-            held = await self._acts[key].load(cards)
+            await key.load(cards)
+            held = self._held(key)
         except RerankdError as error:
             self._fail(key, error)
         except Exception as error:  # the crash boundary of this task
@@ -173,29 +177,17 @@ class Loader:
             if not self._closed:
                 self._carry_out(self._policy.loaded(key, held, self._now()))
 
-    def _fail(self, key: Key, error: RerankdError) -> None:
-        if self._closed:
-            return
-        actions = self._policy.failed(key, self._now())
-        for action in actions:
-            if isinstance(action, Refuse) and action.needs is None:
-                self._settle(action.who, copy.copy(error))  # one each: a raised error collects tracebacks
-        self._carry_out(actions)
-        self._forget(key)
+    def _fail(self, key: M, error: RerankdError) -> None:
+        if not self._closed:
+            self._carry_out(self._policy.failed(key, self._now()), error)
 
-    async def _unload(self, key: Key) -> None:
+    async def _unload(self, key: M) -> None:
         try:
-            await self._acts[key].unload()
+            await key.unload()
         except Exception:  # the crash boundary of this task
             _log.exception("a model could not be unloaded for an unexpected reason")
         if not self._closed:
             self._carry_out(self._policy.unloaded(key, self._now()))
-            self._forget(key)
-
-    def _forget(self, key: Key) -> None:
-        if self._policy.phase(key) is None:
-            self._acts.pop(key, None)
-            self._measure_at.pop(key, None)
 
     def _set_timer(self) -> None:
         at = self._policy.wake_at()
@@ -206,5 +198,4 @@ class Loader:
             self._timer = asyncio.get_running_loop().call_later(max(at - self._now(), 0.0), self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
         self._carry_out(self._policy.tick(self._now()))

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from rerankd import config
 from rerankd.config import Settings
 from rerankd.errors import Conflict, RerankdError
-from rerankd.memory import MEMORY, Bytes
+from rerankd.memory import Bytes
 from rerankd.metrics import Metrics, Reading
 from rerankd.owner import Owner
 from rerankd.process import rundir
@@ -20,7 +20,7 @@ from rerankd.progress import Progress, silent
 from rerankd.serving import prepare as preparing
 from rerankd.serving import readings
 from rerankd.serving.arrivals import Arrivals
-from rerankd.serving.budgets import acts, budgets, needs
+from rerankd.serving.budgets import budgets, needs
 from rerankd.serving.loader import Loader
 from rerankd.serving.pending import Pending
 from rerankd.serving.prepare import Model
@@ -40,7 +40,7 @@ class ModelRegistry(Roster):
         super().__init__(settings)
         self._metrics = metrics
         self._state = StateStore(settings.home)
-        self._loader = Loader(budgets(settings), least_stay_s=settings.least_stay_s)
+        self._loader = Loader[ServedModel](budgets(settings), least_stay_s=settings.least_stay_s)
         self.arrivals = Arrivals(self, self._take)
         self._run_dir: rundir.RunDir | None = None
         self._tasks = Background()
@@ -56,14 +56,6 @@ class ModelRegistry(Roster):
     def budgets(self) -> Bytes:
         """What all engines may hold together, by device. A device that is not named has no bound."""
         return self._loader.budgets
-
-    @property
-    def budget_bytes(self) -> int | None:
-        """The same where models mostly lie: of the cards, or of the machine's memory without any; None where
-        there is no bound."""
-        return sum(size for device, size in self.budgets.items() if device != MEMORY) or self.budgets.get(
-            MEMORY
-        )
 
     def begin_with(self, models: Sequence[Model]) -> None:
         """Serve these. Raises ConfigError where two have one name, and DoesNotFit."""
@@ -126,7 +118,7 @@ class ModelRegistry(Roster):
         """Take no new requests. Returns all models, those that are served no more but still at work among
         them."""
         self.arrivals.close()
-        everyone = [key for key in self._loader.keys if isinstance(key, ServedModel)]
+        everyone = self._loader.models
         for served in everyone:
             served.queue.close()
         return everyone
@@ -249,7 +241,7 @@ class ModelRegistry(Roster):
         served = ServedModel(model, self.settings, self._metrics, self._sockets, self._state)
         served.on_changed_file = lambda: self._read_anew(served)
         least, guess = needs(model, self.budgets)
-        self._loader.add(served, least, guess, model.wanted.idle_unload_s, acts(served, self.budgets))
+        self._loader.add(served, least, guess, model.wanted.idle_unload_s)
         return served
 
     def _warm(self, served: ServedModel) -> None:

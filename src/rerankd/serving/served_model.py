@@ -19,7 +19,7 @@ from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
 from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
 from rerankd.hub import store
-from rerankd.memory import Bytes
+from rerankd.memory import Bytes, main_bytes
 from rerankd.metrics import Metrics
 from rerankd.process import restart
 from rerankd.process.child import Launch
@@ -29,8 +29,8 @@ from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
 from rerankd.scoring.cache import ScoreCache
+from rerankd.serving.budgets import HeldMemory
 from rerankd.serving.calls import Calls
-from rerankd.serving.held_memory import HeldMemory
 from rerankd.serving.prepare import Model, fingerprint
 from rerankd.serving.queue import Bounds, FairQueue, Line
 from rerankd.serving.replicas import Replicas
@@ -150,8 +150,8 @@ class ServedModel:
         return (ready.about if ready is not None else "") or self.engine.title
 
     def memory_bytes(self) -> int | None:
-        """See HeldMemory.total."""
-        return self._memory.total(self.pids)
+        """What counts of it: see memory.main_bytes."""
+        return main_bytes(self.held() or {})
 
     def held(self) -> Bytes | None:
         """See HeldMemory.by_device."""
