@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -26,9 +28,6 @@ MOST_HEADER_BYTES = 2**15
 # other.
 _PROBES_S = (0.2, 0.05, 0.5, 1.0)
 _LATER_PROBES_S = 5.0
-_REFUSED = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +41,13 @@ class Times:
 
 
 class _Connection(h11.Connection):
-    """h11's parser, that keeps its last error and is stricter in two things."""
-
-    error: h11.RemoteProtocolError | None = None
+    """h11's parser, stricter in two things."""
 
     def next_event(self) -> Any:
-        try:
-            event = super().next_event()
-            if isinstance(event, h11.Request):
-                _check(event)
-            return event
-        except h11.RemoteProtocolError as error:
-            self.error = error
-            raise
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            _check(event)
+        return event
 
 
 def _check(event: h11.Request) -> None:
@@ -73,7 +66,6 @@ class Protocol(H11Protocol):
     """One connection."""
 
     times = Times()
-    conn: _Connection
     _header_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _probe_timer: asyncio.TimerHandle | None = None
@@ -91,7 +83,12 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.times.most and not self._close_an_idle_one():
-            self._refuse()
+            _log.warning(
+                "a connection was refused: %d are open and none is idle. Raise the limit of open files "
+                "(ulimit -n), or max_connections.",
+                self.times.most,
+            )
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "retry-after: 1")
             return
         self._watch_headers()
 
@@ -109,13 +106,10 @@ class Protocol(H11Protocol):
             self.connections.discard(longest)
         return longest is not None
 
-    def _refuse(self) -> None:
-        _log.warning(
-            "a connection was refused: %d are open and none is idle. Raise the limit of open files (ulimit "
-            "-n), or max_connections.",
-            self.times.most,
-        )
-        self.transport.write(_REFUSED)
+    def _refuse(self, status: HTTPStatus, header: str, body: bytes = b"") -> None:
+        """Answer past h11, which may have given the connection up, and close it."""
+        lines = f"{header}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(f"HTTP/1.1 {status} {status.phrase}\r\n{lines}".encode() + body)
         self.transport.close()
 
     # --- requests ---
@@ -157,26 +151,14 @@ class Protocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
             self.transport.close()
             return
-        error = self.conn.error
-        status = error.error_status_hint if error is not None else 400
+        error = sys.exception()  # uvicorn calls this where it has caught it
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         text = f"This is no valid HTTP/1.1 request: {error or msg}."
         if status == 431:
             most = MOST_HEADER_BYTES // 1024
             text = f"The request's headers are larger than {most} KiB. Send fewer or shorter ones."
         body = json.dumps(DEFAULT.render_error(InvalidRequest(text))).encode()
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]
-        reason = b"Request Header Fields Too Large" if status == 431 else b"Bad Request"
-        for event in (
-            h11.Response(status_code=status, headers=headers, reason=reason),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self._refuse(HTTPStatus(status), "content-type: application/json", body)
 
     def _should_upgrade(self) -> bool:
         """Never: a request for WebSocket or HTTP/2 is answered as the HTTP/1.1 request that it also is."""
@@ -224,11 +206,12 @@ class Protocol(H11Protocol):
         return True
 
     def _probe(self, number: int) -> None:
-        if number and not self.transport.is_closing() and not self.cycle.response_started:
+        if self.transport.is_closing() or self.cycle.response_started:
+            return
+        if number:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not self.transport.is_closing() and not self.cycle.response_started:
-            delay_s = _PROBES_S[number] if number < len(_PROBES_S) else _LATER_PROBES_S
-            self._probe_timer = self.loop.call_later(delay_s, self._probe, number + 1)
+        delay_s = _PROBES_S[number] if number < len(_PROBES_S) else _LATER_PROBES_S
+        self._probe_timer = self.loop.call_later(delay_s, self._probe, number + 1)
 
 
 def protocol(times: Times) -> type[Any]:
