@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rerankd.api.answer import plain_path
 from rerankd.api.dialects import lenient, options, table
+from rerankd.api.dialects.dialect import joined
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
 
@@ -38,7 +39,7 @@ def test_a_result_is_answered_so(name: str, case: dict[str, Any]) -> None:
     dialect = _DIALECTS[name]
     given = case["result"] if name == "vllm" else [case["result"]]
     results = [_result(*pair) for pair in zip(dialect.parse(case["request"]), given, strict=True)]
-    answer = dialect.render(results, "the-id")
+    answer = dialect.render(joined(results), "the-id")
     if isinstance(answer, dict) and "created" in answer:
         assert answer["created"] > 1_700_000_000
         answer["created"] = 0

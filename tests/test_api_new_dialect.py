@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 import rerankd
 from rerankd.api import routes
 from rerankd.api.dialects import table
-from rerankd.api.dialects.dialect import Dialect, Question, single
+from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.rules import Rules
 from rerankd.domain import RerankResult
@@ -62,7 +62,7 @@ TOY = Dialect(
     prefixes=("toys",),
     body=ToyBody,
     rules=Rules(own=("limit",)),
-    render=single(render),
+    render=render,
     render_error=render_error,
 )
 

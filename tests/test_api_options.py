@@ -164,7 +164,7 @@ def test_the_reference_has_every_option_once(dialect: str) -> None:
 def test_a_line_of_the_table_is_an_option_of_all_dialects(
     dialect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new = options.Option("max_tokens_per_doc", None, "As many.", (options.Spelling("most", int),))
+    new = options.Option("max_tokens_per_doc", "As many.", (options.Spelling("most", int),))
     monkeypatch.setattr(options, "OPTIONS", (*options.OPTIONS, new))
     assert parsed(dialect, body(dialect, "most", 7)).max_tokens_per_doc == 7
     (schema,) = (one.schema() for one in table.DIALECTS if one.name == dialect)

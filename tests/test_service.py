@@ -268,7 +268,7 @@ async def test_usage_counts_what_was_asked_and_says_what_was_known(tmp_path: Pat
     assert (again.tokens, again.asked_tokens, again.cached_tokens) == (0, first.tokens, first.tokens)
     assert partly.tokens > 0 and partly.cached_tokens == first.tokens
     assert twice.cached_tokens == twice.tokens > 0
-    usage = DEFAULT.render([again], "id")["usage"]
+    usage = DEFAULT.render(again, "id")["usage"]
     assert usage["prompt_tokens"] == usage["total_tokens"] == first.tokens
     assert usage["prompt_tokens_details"] == {"cached_tokens": first.tokens}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal, NotRequired
 
 from fastapi import APIRouter, Request, Response
@@ -168,13 +169,11 @@ async def pull(request: Request) -> Response:
     return json_response(last, 200 if last["status"] == "success" else 502)
 
 
-async def _as_lines(first: Pulled, rest: AsyncIterator[Pulled]) -> AsyncIterator[str]:
-    try:
+async def _as_lines(first: Pulled, rest: AsyncGenerator[Pulled]) -> AsyncIterator[str]:
+    async with contextlib.aclosing(rest):
         yield _line(first)
         async for event in rest:
             yield _line(event)
-    finally:
-        await rest.aclose()  # type: ignore[attr-defined]
 
 
 def _line(event: Pulled) -> str:
@@ -199,7 +198,7 @@ class _Pull:
         self._wanted = True
         self._told = ("", 0.0)
 
-    async def events(self) -> AsyncIterator[Pulled]:
+    async def events(self) -> AsyncGenerator[Pulled]:
         """What happens, as it happens. Raises Overloaded where there are too many pulls."""
         if _Pull.under_way >= _MOST_PULLS:
             raise Overloaded(f"{_MOST_PULLS} pulls are under way; try again later.", retry_after_s=30)

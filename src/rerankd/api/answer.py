@@ -149,30 +149,16 @@ def warnings_header(warnings: Sequence[str]) -> str:
     return text
 
 
-def warnings_of(results: Sequence[RerankResult]) -> tuple[str, ...]:
-    """The warnings of all results. Where there are several, each says which pairs it is about, since each
-    result counts its documents from 0."""
-    if len(results) == 1:
-        return results[0].warnings
-    found, start = [], 0
-    for result in results:
-        end = start + len(result.results)
-        found += [f"Pairs {start} to {end - 1}: {warning}" for warning in result.warnings]
-        start = end
-    return tuple(found)
-
-
-def facts(model: str, results: Sequence[RerankResult]) -> dict[str, str]:
+def facts(model: str, result: RerankResult) -> dict[str, str]:
     """The headers of an answer with scores."""
-    warnings = warnings_of(results)
-    told = {"x-rerankd-warnings": warnings_header(warnings)} if warnings else {}
+    told = {"x-rerankd-warnings": warnings_header(result.warnings)} if result.warnings else {}
     return {
         **told,
         # A header can't hold every script that a file may be named in.
         "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
-        "x-rerankd-total-ms": f"{sum(result.total_s for result in results) * 1000:.1f}",
-        "x-rerankd-queue-ms": f"{sum(result.queue_s for result in results) * 1000:.1f}",
-        "x-rerankd-engine-ms": f"{sum(result.engine_s for result in results) * 1000:.1f}",
+        "x-rerankd-total-ms": f"{result.total_s * 1000:.1f}",
+        "x-rerankd-queue-ms": f"{result.queue_s * 1000:.1f}",
+        "x-rerankd-engine-ms": f"{result.engine_s * 1000:.1f}",
     }
 
 

@@ -100,13 +100,8 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.detail != HTTPStatus(status).phrase:
         return await http_exception_handler(request, error)  # of a dependency that somebody added
     path = request.scope["path"]
+    where = hint(plain_path(path))
     if status == 405:
-        return error_response(
-            request,
-            NoSuchMethod(f"{request.method} {path} is not served. {hint(plain_path(path))}"),
-            getattr(error, "headers", None),  # Allow
-        )
-    return error_response(
-        request,
-        NoSuchPath(f"There is nothing at {path}. {hint(plain_path(path))}"),
-    )
+        allow = getattr(error, "headers", None)
+        return error_response(request, NoSuchMethod(f"{request.method} {path} is not served. {where}"), allow)
+    return error_response(request, NoSuchPath(f"There is nothing at {path}. {where}"))

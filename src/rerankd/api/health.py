@@ -104,10 +104,7 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 )
 async def ready(request: Request) -> Response:
     registry = reranker_of(request).registry
-    phases = [entry.state.phase for entry in registry.entries]
-    if registry.started and any(phase in _CAN_ANSWER for phase in phases):
-        return json_response({"status": "ready"})
-    return _not_ready(request, registry.entries)
+    return _readiness(request, registry.entries, started=registry.started)
 
 
 @router.get(
@@ -116,13 +113,12 @@ async def ready(request: Request) -> Response:
     responses={200: {"model": Ready}, **_NOT_READY, **errors(404)},
 )
 async def model_ready(request: Request, name: str) -> Response:
-    entry = reranker_of(request).registry.named(name)
-    if entry.state.phase in _CAN_ANSWER:
+    return _readiness(request, [reranker_of(request).registry.named(name)])
+
+
+def _readiness(request: Request, entries: Sequence[Entry], *, started: bool = True) -> Response:
+    if started and any(entry.state.phase in _CAN_ANSWER for entry in entries):
         return json_response({"status": "ready"})
-    return _not_ready(request, [entry])
-
-
-def _not_ready(request: Request, entries: Sequence[Entry]) -> Response:
     awaited = [_awaited(entry) for entry in entries if entry.state.phase != "ready"]
     words = "; ".join(_in_words(one) for one in awaited) or "it has not begun to read its models"
     waits = [wait_s for entry in entries if (wait_s := entry.retry_after_s())]

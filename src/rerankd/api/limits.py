@@ -243,14 +243,12 @@ class _Sending(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def in_pieces(message: Message) -> None:
-            body = message.get("body", b"")
-            if message["type"] != "http.response.body" or len(body) <= PIECE_BYTES:
+            if message["type"] != "http.response.body":
                 return await send(message)
-            view = memoryview(body)
-            for at in range(0, len(view), PIECE_BYTES):
-                piece = bytes(view[at : at + PIECE_BYTES])
-                more = at + PIECE_BYTES < len(view) or message.get("more_body", False)
-                await send({"type": "http.response.body", "body": piece, "more_body": more})
+            body = memoryview(message["body"])
+            for at in range(0, len(body), PIECE_BYTES):
+                more = at + PIECE_BYTES < len(body)
+                await send({**message, "body": bytes(body[at : at + PIECE_BYTES]), "more_body": more})
 
         try:
             await self._response(scope, receive, in_pieces)

@@ -61,21 +61,15 @@ def passed_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
     for descriptor in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)):
         try:
             sock = socket.socket(fileno=descriptor)
-            listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(
-                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
-            )
+            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if sock.type != socket.SOCK_STREAM or not listens:
+                raise OSError("it is not a stream socket that listens")
         except OSError as error:
-            raise _not_a_listener(descriptor, error.strerror or str(error)) from error
-        if not listens:
-            raise _not_a_listener(descriptor, "it is not a stream socket that listens")
+            raise AddressInUse(
+                f"The service manager passed the descriptor {descriptor}, which rerankd can't serve on: "
+                f"{error.strerror or error}. Use ListenStream= and Accept=no in the socket unit."
+            ) from error
         os.set_inheritable(descriptor, False)
         sock.setblocking(False)
         found.append(sock)
     return found
-
-
-def _not_a_listener(descriptor: int, why: str) -> AddressInUse:
-    return AddressInUse(
-        f"The service manager passed the descriptor {descriptor}, which rerankd can't serve on: {why}. Use "
-        "ListenStream= and Accept=no in the socket unit."
-    )

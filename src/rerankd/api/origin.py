@@ -14,6 +14,7 @@ Programs other than browsers send no Origin, and a Host that was typed by their 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import logging
@@ -67,10 +68,8 @@ def is_own_host(host: str, allowed: Sequence[str]) -> bool:
     """Whether a Host header names this machine in a way that a foreign page can't: a loopback name, an IP
     address, the machine's own name, a container's name for it, or one of `allowed`."""
     name = _name(host)
-    if name is None:
-        return False
-    return (
-        _is_address(name)
+    return name is not None and (
+        _address(name) is not None
         or is_loopback(name)
         or name in _OF_CONTAINERS
         or name in _names_of_machine()
@@ -80,10 +79,10 @@ def is_own_host(host: str, allowed: Sequence[str]) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or an address means this machine, and nobody else can reach it."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    address = _address(host)
+    if address is not None:
+        return address.is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def change_refusal(headers: Mapping[str, str], settings: Settings, *, has_keys: bool) -> RerankdError | None:
@@ -124,9 +123,8 @@ def work_refusal(headers: Mapping[str, str], settings: Settings) -> RerankdError
     if origin is None or _is_same_origin(headers) or _is_allowed(origin, settings.allowed_origins):
         return None
     scheme, _, netloc = origin.lower().partition("://")
-    if scheme in ("http", "https") and is_loopback(_name(netloc) or ""):
-        return None
-    if scheme not in ("http", "https", "null"):  # "null" is a sandboxed frame, of any page
+    # "null" is a sandboxed frame, of any page.
+    if scheme not in ("http", "https", "null") or (scheme != "null" and is_loopback(_name(netloc) or "")):
         return None
     return OriginNotAllowed(
         f"A page of {_shown(origin)} may not use this server, which asks for no key. If it should, add its "
@@ -261,12 +259,10 @@ def _shown(text: str) -> str:
     return repr(text[:100])
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name.partition("%")[0])
+    return None
 
 
 def _matches(name: str, pattern: str) -> bool:

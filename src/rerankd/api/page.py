@@ -51,16 +51,16 @@ async def _page(request: Request) -> Response:
     path = request.scope["path"]
     if not path.endswith("/"):
         return Response(status_code=307, headers={"location": f"{path.rpartition('/')[2]}/"})
-    data = _read("index.html")
+    data = _files()["index.html"]
     if reranker_of(request).keys:
         data = data.replace(_KEY_MARK, b'data-key="yes"')
     return _answer(request, data, ".html")
 
 
 async def _file(request: Request, name: str) -> Response:
-    if name not in _names() or name == "index.html":
+    if name not in _files() or name == "index.html":
         raise NoSuchPath(f"The page has no file {name!r}.")
-    return _answer(request, _read(name), Path(name).suffix)
+    return _answer(request, _files()[name], Path(name).suffix)
 
 
 async def _docs(request: Request) -> Response:
@@ -80,10 +80,5 @@ def _answer(request: Request, data: bytes, suffix: str) -> Response:
 
 
 @cache
-def _names() -> frozenset[str]:
-    return frozenset(path.name for path in _FOLDER.iterdir() if path.suffix in _KINDS)
-
-
-@cache
-def _read(name: str) -> bytes:
-    return (_FOLDER / name).read_bytes()
+def _files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _KINDS}

@@ -11,7 +11,7 @@ from rerankd.api.answer import Route, facts, json_response, plain_path, request_
 from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
 from rerankd.api.dialects import table
-from rerankd.api.dialects.dialect import Dialect
+from rerankd.api.dialects.dialect import Dialect, joined
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
@@ -27,8 +27,8 @@ async def rerank(request: Request) -> Response:
     asked = dialect.parse(value)
     entry = reranker.registry.entry(asked[0].model)
     request.state.model = entry.name
-    results = await reranker.answer_all(asked, timeout_s=timeout_s)
-    return json_response(dialect.render(results, request_id(request)), headers=facts(entry.name, results))
+    result = joined(await reranker.answer_all(asked, timeout_s=timeout_s))
+    return json_response(dialect.render(result, request_id(request)), headers=facts(entry.name, result))
 
 
 async def _read(request: Request, reranker: Reranker) -> tuple[Dialect, dict[str, Any]]:
@@ -39,12 +39,12 @@ async def _read(request: Request, reranker: Reranker) -> tuple[Dialect, dict[str
     """
     settings = reranker.settings
     path = plain_path(request.scope["path"])  # not .url, which a malformed Host breaks
-    speaks(request, table.choose(path, {}))
     request.state.dialect = "unknown"
     refused = refusal(request, reranker.keys)
     try:
         value = await read_json(request, settings.max_body_bytes if refused is None else _REFUSED_BYTES)
     except RerankdError as error:
+        speaks(request, table.choose(path, {}))
         raise refused or error from None
     dialect = table.choose(path, value)
     request.state.dialect = dialect.name

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 
 import uvicorn
 from fastapi import FastAPI
@@ -46,10 +46,6 @@ class Server(uvicorn.Server):
             )
         )
         self._listening = listening
-
-    async def run_on(self, sockets: Sequence[socket.socket]) -> None:
-        """Serve on these until the end."""
-        await self.serve(sockets=list(sockets))
 
     async def hand_over(self) -> None:
         """Leave new connections to whoever else has the sockets. Who has connected and not asked yet gets a

@@ -71,9 +71,9 @@ def round_of(case: Case, seed: int, at: int) -> list[Request]:
     return made
 
 
-def text(pick: random.Random, words: int, vocabulary: Sequence[str] = ()) -> str:
-    """So many words at random, of English where no vocabulary is given."""
-    return " ".join(pick.choices(vocabulary or english(), k=words))
+def text(pick: random.Random, words: int) -> str:
+    """So many English words at random."""
+    return " ".join(pick.choices(english(), k=words))
 
 
 @cache

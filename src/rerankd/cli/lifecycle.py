@@ -91,7 +91,7 @@ class Lifecycle:
             if not self._ended.is_set():
                 self._server = await making
                 _freeze()
-                await self._server.run_on(sockets)
+                await self._server.serve(list(sockets))
             else:
                 making.cancel()
         finally:

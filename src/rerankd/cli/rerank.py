@@ -120,7 +120,7 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: boo
             (asked,) = DEFAULT.parse(body)
             return await reranker.answer(asked)
 
-    return dict(DEFAULT.render([asyncio.run(ask())], "rerank-local"))
+    return dict(DEFAULT.render(asyncio.run(ask()), "rerank-local"))
 
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects import jina, voyage
-from rerankd.api.dialects.dialect import Body, Dialect, single
+from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import Query, Texts
 from rerankd.api.dialects.rules import Rules, request
 from rerankd.domain import RerankRequest, RerankResult
@@ -81,6 +81,6 @@ DIALECT = Dialect(
     paths={"/api/v1/services/rerank/text-rerank/text-rerank": "DashScope"},
     body=DashScopeBody,
     rules=Rules(own=("top_n", "return_documents", "instruct")),
-    render=single(render),
+    render=render,
     render_error=render_error,
 )

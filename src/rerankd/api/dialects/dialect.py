@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError
@@ -13,10 +12,10 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects.lenient import Query, Texts
 from rerankd.api.dialects.rules import Rules, request, schema
 from rerankd.api.dialects.sentences import sentence
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import InvalidRequest, RerankdError
 
-Render = Callable[[Sequence[RerankResult], str], Any]
+Render = Callable[[RerankResult, str], Any]
 
 
 class Body(BaseModel):
@@ -62,7 +61,7 @@ class Dialect:
     body: type[Body]
     rules: Rules
     render: Render
-    """The JSON of an answer: of the results in the order of the requests, and the request's id."""
+    """The JSON of an answer: of the result, in which several requests are one, and the request's id."""
     render_error: Callable[[RerankdError], Mapping[str, Any]]
     named_paths: tuple[str, ...] = field(init=False)
     """The paths that name this dialect, whatever the body."""
@@ -97,14 +96,28 @@ class Dialect:
         return {**found, "example": self.body.EXAMPLE}
 
 
-def single(render: Callable[[RerankResult, str], Any]) -> Render:
-    """Renders the result of the one request that there is."""
+def joined(results: Sequence[RerankResult]) -> RerankResult:
+    """The results of a body's requests as one, whose documents are numbered through.
 
-    @functools.wraps(render)
-    def of_single(results: Sequence[RerankResult], request_id: str) -> Any:
-        return render(results[0], request_id)
-
-    return of_single
+    Each warning of several results says which pairs it is about. `cut`, `blank` and `errors` of several are
+    left out: no answer to pairs has a place for them.
+    """
+    if len(results) == 1:
+        return results[0]
+    scored: list[ScoredDocument] = []
+    warnings: list[str] = []
+    for result in results:
+        start = len(scored)
+        scored += [replace(one, index=start + one.index) for one in result.results]
+        warnings += [f"Pairs {start} to {len(scored) - 1}: {warning}" for warning in result.warnings]
+    sums = ("tokens", "cached", "cached_tokens", "queue_s", "engine_s", "total_s")
+    return RerankResult(
+        model=results[0].model,
+        results=tuple(scored),
+        normalization=results[0].normalization,
+        warnings=tuple(warnings),
+        **{name: sum(getattr(result, name) for result in results) for name in sums},
+    )
 
 
 class PlainError(TypedDict):

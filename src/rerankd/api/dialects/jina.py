@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, single
+from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.rules import Rules
 from rerankd.domain import RerankResult
@@ -161,6 +161,6 @@ DIALECT = Dialect(
     prefixes=("jina", "cohere"),
     body=RerankBody,
     rules=Rules(own=("top_n", "return_documents", "instruction", "raw_scores", "truncate")),
-    render=single(render),
+    render=render,
     render_error=render_error,
 )

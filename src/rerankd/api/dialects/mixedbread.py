@@ -8,7 +8,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects import jina
-from rerankd.api.dialects.dialect import Dialect, Question, rows, single
+from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.rules import Rules
 from rerankd.domain import RerankResult
@@ -68,6 +68,6 @@ DIALECT = Dialect(
     ),
     body=MixedbreadBody,
     rules=Rules(own=("top_k", "return_input")),
-    render=single(render),
+    render=render,
     render_error=jina.render_error,
 )

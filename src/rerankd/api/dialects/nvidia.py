@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, single
+from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Query, Texts
 from rerankd.api.dialects.rules import NO_TEXTS, Rules
 from rerankd.domain import RerankResult
@@ -86,6 +86,6 @@ DIALECT = Dialect(
         unused={"raw_scores": "a logit is a raw value", "return_documents": NO_TEXTS},
         defaults={"raw_scores": True},
     ),
-    render=single(render),
+    render=render,
     render_error=render_error,
 )

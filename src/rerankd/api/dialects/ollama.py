@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects import jina, voyage
-from rerankd.api.dialects.dialect import Dialect, plain_error, rows, single
+from rerankd.api.dialects.dialect import Dialect, plain_error, rows
 from rerankd.domain import RerankResult
 
 
@@ -32,6 +32,6 @@ DIALECT = Dialect(
     paths={"/api/rerank": "Ollama"},
     body=jina.RerankBody,
     rules=jina.DIALECT.rules,
-    render=single(render),
+    render=render,
     render_error=plain_error,
 )

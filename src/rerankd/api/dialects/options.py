@@ -6,6 +6,7 @@ option under each of its names (see rules.py): a line of `OPTIONS` is an option 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -13,15 +14,12 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, WithJsonSchema
 
 from rerankd.api.dialects.lenient import Count, Flag, Number, Whole
+from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
 
 
 def _same(value: Any) -> Any:
     return value
-
-
-def _inverse(value: bool) -> bool:
-    return not value
 
 
 def _or_none(value: float) -> float | None:
@@ -69,13 +67,22 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. `name` is RerankRequest's where that has it; `unused` says why rerankd never honours it."""
+    """One option. `name` and `default` are RerankRequest's where that has it; `unused` says why rerankd never
+    honours it."""
 
     name: str
-    default: Any
     meaning: str
     spellings: tuple[Spelling, ...]
+    default: Any = None
     unused: str = ""
+
+    def __post_init__(self) -> None:
+        if known := RerankRequest.__dataclass_fields__.get(self.name):
+            object.__setattr__(self, "default", known.default)
+
+
+def _named(*names: str, kind: Any, read: Callable[[Any], Any] = _same) -> tuple[Spelling, ...]:
+    return tuple(Spelling(name, kind, read) for name in names)
 
 
 _TRUNCATE = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["NONE", "END"]}]})]
@@ -86,101 +93,84 @@ _ANY = Annotated[Any, WithJsonSchema({"type": ["string", "number"]})]
 OPTIONS = (
     Option(
         "top_n",
-        None,
         "Return the best N documents only; 0: all.",
-        tuple(Spelling(name, Count, _or_none) for name in ("top_n", "top_k", "k", "limit")),
+        _named("top_n", "top_k", "k", "limit", kind=Count, read=_or_none),
     ),
     Option(
         "return_documents",
-        False,
         "Return each document's text beside its score.",
-        tuple(Spelling(name, Flag) for name in ("return_documents", "return_text", "return_input")),
+        _named("return_documents", "return_text", "return_input", kind=Flag),
     ),
     Option(
         "score_threshold",
-        None,
         "Leave out documents whose score (from 0 to 1, also with raw_scores) is lower. The order stays.",
-        tuple(Spelling(name, Number, _or_none) for name in ("score_threshold", "min_score")),
+        _named("score_threshold", "min_score", kind=Number, read=_or_none),
     ),
     Option(
         "instruction",
-        None,
         "What the model should judge by, for models that take an instruction.",
-        tuple(
-            Spelling(name, str)
-            for name in ("instruction", "instruct", "task", "chat_template_kwargs.instruction")
-        ),
+        _named("instruction", "instruct", "task", "chat_template_kwargs.instruction", kind=str),
     ),
     Option(
         "raw_scores",
-        False,
         "Return the model's raw values instead of scores from 0 to 1: raw_scores or raw true, or normalize, "
         "use_activation or activation false.",
-        (
-            *(Spelling(name, Flag) for name in ("raw_scores", "raw")),
-            *(Spelling(name, Flag, _inverse) for name in ("normalize", "use_activation", "activation")),
-        ),
+        _named("raw_scores", "raw", kind=Flag)
+        + _named("normalize", "use_activation", "activation", kind=Flag, read=operator.not_),
     ),
     Option(
         "truncate",
-        True,
         'false, or "NONE": a document that is too long for the model is an error.',
-        tuple(Spelling(name, _TRUNCATE, _may_truncate) for name in ("truncate", "truncation")),
+        _named("truncate", "truncation", kind=_TRUNCATE, read=_may_truncate),
     ),
     Option(
         "truncation_side",
-        "right",
         "Which end of a text that is too long is cut off: the right one. The left one is refused.",
-        tuple(Spelling(name, _SIDE, _keeps_start) for name in ("truncation_side", "truncation_direction")),
+        _named("truncation_side", "truncation_direction", kind=_SIDE, read=_keeps_start),
+        default="right",
     ),
     Option(
         "max_tokens_per_doc",
-        None,
         "Read at most N tokens of each document.",
-        (Spelling("max_tokens_per_doc", Count, _or_none),),
+        _named("max_tokens_per_doc", kind=Count, read=_or_none),
     ),
     Option(
         "max_tokens_per_query",
-        None,
         "Read at most N tokens of the query. Without it, a query that is too long is an error.",
-        (Spelling("max_tokens_per_query", Count, _or_none),),
+        _named("max_tokens_per_query", kind=Count, read=_or_none),
     ),
     Option(
         "max_tokens_per_pair",
-        None,
         "Read at most N tokens of query and document together, as if that were the model's window; -1: all.",
-        (Spelling("truncate_prompt_tokens", Whole, _or_none),),
+        _named("truncate_prompt_tokens", kind=Whole, read=_or_none),
     ),
     Option(
         "max_chunks_per_doc",
-        1,
         "Read a long document in up to N chunks; its score is that of the best one.",
-        (Spelling("max_chunks_per_doc", Count, lambda value: max(value, 1)),),
+        _named("max_chunks_per_doc", kind=Count, read=lambda value: max(value, 1)),
     ),
     Option(
         "overlap_tokens",
-        0,
         "Tokens that a chunk shares with the one before it.",
-        tuple(Spelling(name, Count) for name in ("overlap_tokens", "overlap")),
+        _named("overlap_tokens", "overlap", kind=Count),
     ),
     Option(
         "rank_fields",
-        (),
         "The fields of a document object that count.",
-        (Spelling("rank_fields", list[str], tuple),),
+        _named("rank_fields", kind=list[str], read=tuple),
+        default=(),
     ),
     Option(
         "priority",
-        0,
         "Not used: requests take turns.",
-        (Spelling("priority", _ANY_WHOLE),),
+        _named("priority", kind=_ANY_WHOLE),
+        default=0,
         unused="requests take turns, none goes before the others",
     ),
     Option(
         "keep_alive",
-        None,
         "Not used: the setting idle_unload_s says how long a model stays loaded.",
-        (Spelling("keep_alive", _ANY),),
+        _named("keep_alive", kind=_ANY),
         unused="the setting idle_unload_s says how long a model stays loaded",
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NotRequired
 from pydantic import AliasChoices, Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, rows, single
+from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
 from rerankd.api.dialects.rules import ALL_ROWS, Rules
 from rerankd.domain import RerankResult
@@ -67,6 +67,6 @@ DIALECT = Dialect(
         unused={"top_n": "every text gets a row"},
         refused={"score_threshold": ALL_ROWS},
     ),
-    render=single(render),
+    render=render,
     render_error=render_error,
 )

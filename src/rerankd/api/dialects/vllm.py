@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -81,22 +81,16 @@ class Answer(TypedDict):
     usage: jina.Usage
 
 
-def render(results: Sequence[RerankResult], request_id: str) -> Answer:
-    """The JSON of an answer, of the results in the order of the requests."""
-    values = [
-        scored.score
-        for result in results
-        for scored in sorted(result.results, key=lambda scored: scored.index)
-    ]
-    tokens = sum(result.asked_tokens for result in results)
-    cached = sum(result.cached_tokens for result in results)
+def render(result: RerankResult, request_id: str) -> Answer:
+    """The JSON of an answer, its rows in the order of the request."""
+    rows = sorted(result.results, key=lambda scored: scored.index)
     return {
         "id": request_id,
         "object": "list",
         "created": int(time.time()),
-        "model": results[0].model,
-        "data": [{"index": at, "object": "score", "score": value} for at, value in enumerate(values)],
-        "usage": jina.usage(tokens, cached),
+        "model": result.model,
+        "data": [{"index": one.index, "object": "score", "score": one.score} for one in rows],
+        "usage": jina.usage(result.asked_tokens, result.cached_tokens),
     }
 
 

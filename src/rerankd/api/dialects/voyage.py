@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, rows, single
+from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
@@ -71,6 +71,6 @@ DIALECT = Dialect(
     prefixes=("voyage",),
     body=VoyageBody,
     rules=Rules(own=("top_k", "return_documents", "truncation")),
-    render=single(render),
+    render=render,
     render_error=render_error,
 )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects.dialect import Dialect, Question, plain_error, single
+from rerankd.api.dialects.dialect import Dialect, Question, plain_error
 from rerankd.api.dialects.rules import ALL_ROWS, Rules
 from rerankd.domain import RerankRequest, RerankResult
 
@@ -57,6 +57,6 @@ DIALECT = Dialect(
     recognises=lambda sent, at_home: "property" in sent,
     body=WeaviateBody,
     rules=Rules(unused={"top_n": "every document gets a row"}, refused={"score_threshold": ALL_ROWS}),
-    render=single(render),
+    render=render,
     render_error=plain_error,
 )
