@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from built import CPU, engine, put
+from rerankd.backends.base import EngineSpec
 from rerankd.backends.llama import installed, manifest
-from rerankd.backends.llama.binaries import Binaries, Bundled, Installed, choose
-from rerankd.backends.llama.heads import needed_build
+from rerankd.backends.llama.backend import needed_build
+from rerankd.backends.llama.binaries import Binaries, Binary, Installed, choose
 from rerankd.backends.llama.options import LlamaOptions
+from rerankd.domain import Normalization, Recipe
 from rerankd.errors import ConfigError, EngineTooOld, EngineUnknown
 from rerankd.formats import gguf
 from rerankd.formats.metadata import ModelMetadata
@@ -22,7 +24,7 @@ from rerankd.serving import prepare
 from support import golden_settings
 
 GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
-BUNDLED = Bundled(("python", "-m", "bundled"), 11549)
+BUNDLED = Binary("bundled", ("python", "-m", "bundled"), "", 11549)
 
 
 def offer(*engines: Installed, **more: Any) -> Binaries:
@@ -98,7 +100,8 @@ def test_a_modern_bert_with_another_activation_needs_a_build_that_reads_it(
     activation: str, build: int
 ) -> None:
     facts = ModelMetadata(Path("m.gguf"), "modern-bert", hidden_activation=activation)
-    assert needed_build(facts) == build
+    recipe = Recipe("cross_encoder", 512, Normalization("sigmoid"))
+    assert needed_build(EngineSpec("m", facts.path, recipe, {}, metadata=facts)) == build
 
 
 def test_a_model_that_needs_a_newer_llama_cpp_is_refused(

@@ -59,10 +59,10 @@ def memory_bytes(pid: int) -> int | None:
 def memory_kills() -> int:
     """How many processes the system has killed because memory ran out, in this container where it counts
     them, else on this machine; 0 where it does not tell."""
-    for path, name in ((_CGROUP_EVENTS, "oom_kill"), (_PROC / "vmstat", "oom_kill")):
+    for path in (_CGROUP_EVENTS, _PROC / "vmstat"):
         with contextlib.suppress(OSError, ValueError):
             for line in path.read_text().splitlines():
-                if line.split()[:1] == [name]:
+                if line.startswith("oom_kill "):
                     return int(line.split()[1])
     return 0
 

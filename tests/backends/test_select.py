@@ -12,7 +12,7 @@ import pytest
 from rerankd.backends import select
 from rerankd.backends.base import Backend, Capabilities, EngineSpec, Offer, Rank
 from rerankd.backends.llama.backend import LlamaBackend
-from rerankd.backends.llama.binaries import Binaries, Bundled
+from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.openvino.backend import OpenVinoBackend, refused
 from rerankd.backends.openvino.options import OpenVinoOptions
@@ -30,7 +30,7 @@ JUDGE = Recipe(
     "causal_lm", 8192, Normalization("sigmoid"), template="{query}{document}", labels=("yes", "no")
 )
 CARD = Gpu("card", 2**34, 2**34, "9.0")
-CPU_ONLY = Binaries(None, 0, "", (), Bundled(("bundled",), 11549), (), ())
+CPU_ONLY = Binaries(None, 0, "", (), Binary("bundled", ("bundled",), "", 11549), (), ())
 
 
 def spec(recipe: Recipe, architecture: str, tokenizer: tuple[str, str], **more: object) -> EngineSpec:

@@ -14,7 +14,6 @@ from rerankd.backends.base import Check, Checkup, Engine, EngineSpec, Installati
 from rerankd.backends.ladder import Step
 from rerankd.backends.llama import binaries, installed, launch
 from rerankd.backends.llama.binaries import Binaries, Binary
-from rerankd.backends.llama.heads import needed_build
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.domain import Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
@@ -24,6 +23,11 @@ from rerankd.scoring.plan import IN_TURN
 if TYPE_CHECKING:
     from rerankd.machine import Gpu
     from rerankd.state import StateStore
+
+
+# The build whose source was read for modern-bert.hidden_activation; older ones may compute GELU whatever it
+# says.
+_HIDDEN_ACTIVATION_BUILD = 11434
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class LlamaBackend:
     Options = LlamaOptions
 
     def survey(self, options: LlamaOptions, home: Path, spec: EngineSpec | None = None) -> Binaries:
-        return installed.survey(options, home, _needs(spec) if spec is not None else 0)
+        return installed.survey(options, home, needed_build(spec) if spec is not None else 0)
 
     def installations(self, options: LlamaOptions, home: Path) -> list[Installation]:
         return installed.installations(options, home)
@@ -60,7 +64,7 @@ class LlamaBackend:
         if spec.metadata is not None and spec.metadata.format != "gguf":
             return Refusal("llama.cpp reads GGUF files only", "pull the model as GGUF, if there is one")
         try:
-            binary = installed.without_gpu(binaries.choose(survey, needs=_needs(spec)), options)
+            binary = installed.without_gpu(binaries.choose(survey, needs=needed_build(spec)), options)
         except (EngineTooOld, EngineUnknown) as error:
             reason, _, step = error.message.partition(". ")
             return Refusal(reason[:1].lower() + reason[1:], (step[:1].lower() + step[1:]).rstrip("."))
@@ -137,8 +141,7 @@ class LlamaBackend:
             return None
         if spec.metadata.format != "gguf":
             return None
-        binary = Binary(binaries.BUNDLED, bundled.program, "it comes with rerankd", bundled.build)
-        offer = self._offer(spec, LlamaOptions(gpu_layers=0), binary, reason=binary.reason, rank=Rank.CPU)
+        offer = self._offer(spec, LlamaOptions(gpu_layers=0), bundled, reason=bundled.reason, rank=Rank.CPU)
         return replace(offer, title=f"{self.title} b{bundled.build}")
 
     def checks(self, options: LlamaOptions, home: Path, checkup: Checkup) -> list[Check]:
@@ -150,9 +153,10 @@ class LlamaBackend:
         return ()
 
 
-def _needs(spec: EngineSpec) -> int:
+def needed_build(spec: EngineSpec) -> int:
     """The oldest build that computes the model right."""
-    return max(spec.needs_build, needed_build(spec.metadata) if spec.metadata is not None else 0)
+    is_plain = spec.metadata is None or spec.metadata.hidden_activation in ("", "gelu")
+    return spec.needs_build if is_plain else max(spec.needs_build, _HIDDEN_ACTIVATION_BUILD)
 
 
 def _options(offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str]) -> launch.EngineOptions:

@@ -31,14 +31,6 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundled:
-    """The llama.cpp that comes with rerankd: how it is run, and its build number."""
-
-    program: tuple[str, ...]
-    build: int
-
-
-@dataclass(frozen=True, slots=True)
 class Binary:
     """The program that runs. `gpus` are the cards it can use, () for none, None where that is not known."""
 
@@ -63,7 +55,7 @@ class Binaries:
     own_build: int
     used: str
     installed: Sequence[Installed]
-    bundled: Bundled | None
+    bundled: Binary | None
     gpus: tuple[Gpu, ...]
     instructions: Sequence[str]
 
@@ -83,7 +75,7 @@ def choose(found: Binaries, *, needs: int = 0) -> Binary:
         )
     if found.used == BUNDLED and found.bundled is not None:
         _check(found.bundled.build, needs, "the bundled llama.cpp", "Build one: rerankd engine build")
-        return _bundled(found.bundled, "chosen with rerankd engine use")
+        return replace(found.bundled, reason="chosen with rerankd engine use")
     if found.used and found.used != BUNDLED:
         return _used(found, needs)
     return _best(found, needs)
@@ -104,10 +96,12 @@ def _best(found: Binaries, needs: int) -> Binary:
         )
     _check(found.bundled.build, needs, "the bundled llama.cpp", "Build a newer one: rerankd engine build")
     if fitting:
-        return _bundled(found.bundled, f"those built here are older than b{needs}, which this model needs")
-    if found.installed:
-        return _bundled(found.bundled, "those built here are made for another CPU")
-    return _bundled(found.bundled, "no other was built: rerankd engine build makes a faster one")
+        reason = f"those built here are older than b{needs}, which this model needs"
+    elif found.installed:
+        reason = "those built here are made for another CPU"
+    else:
+        reason = "no other was built: rerankd engine build makes a faster one"
+    return replace(found.bundled, reason=reason)
 
 
 def runs_here(one: Installed, instructions: Sequence[str]) -> bool:
@@ -136,10 +130,6 @@ def _installed(one: Installed, gpus: tuple[Gpu, ...], reason: str) -> Binary:
     backend = one.manifest.backend
     usable = {"cpu": (), "cuda": gpus}.get(backend)  # of the others nothing tells how much memory there is
     return Binary(one.name, (str(one.program),), reason, one.manifest.build, usable)
-
-
-def _bundled(bundled: Bundled, reason: str) -> Binary:
-    return Binary(BUNDLED, bundled.program, reason, bundled.build)
 
 
 def _check(build: int, needs: int, what: str, way_out: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +127,8 @@ class HeadEngine(LlamaEngine):
         # Only the keys it knows: a key like `texts` would change the answer's shape.
         answer = await self.compute("/v1/rerank", {"query": query, "documents": list(texts)})
         with _in_shape():
-            values: list[float | None] = [None] * len(texts)
-            for row in _part(answer, "results"):
-                values[row["index"]] = row["relevance_score"]
-            return RawScores(_complete(values), answer["usage"]["prompt_tokens"])
+            found = {row["index"]: row["relevance_score"] for row in _part(answer, "results")}
+            return RawScores(_in_order(found, len(texts)), answer["usage"]["prompt_tokens"])
 
 
 class CosineEngine(LlamaEngine):
@@ -199,10 +197,9 @@ class JudgeEngine(LlamaEngine):
         answer = await self.compute("/completion", prompt.completion_body(prompts, self._labels))
         with _in_shape():
             answers = answer if isinstance(answer, list) else [answer]
-            values: list[float | None] = [None] * len(texts)
-            for row in answers:
-                values[row["index"]] = prompt.log_odds(row, self._labels)
-            return RawScores(_complete(values), sum(row["tokens_evaluated"] for row in answers))
+            found = {row["index"]: prompt.log_odds(row, self._labels) for row in answers}
+            tokens = sum(row["tokens_evaluated"] for row in answers)
+            return RawScores(_in_order(found, len(texts)), tokens)
 
     async def _label(self, text: str) -> int:
         ids = await self.tokenize(text)
@@ -258,7 +255,8 @@ def _part(answer: Any, key: str) -> list[Any]:
     return part
 
 
-def _complete(values: list[float | None]) -> list[float]:
-    if None in values:
-        raise EngineError(f"The engine left out {values.count(None)} of {len(values)} pairs.")
-    return [float(value) for value in values if value is not None]
+def _in_order(found: Mapping[int, float], count: int) -> list[float]:
+    """The values of so many pairs by their places."""
+    if found.keys() != set(range(count)):
+        raise EngineError(f"The engine was asked about {count} pairs, and answered for {sorted(found)}.")
+    return [float(found[at]) for at in range(count)]

