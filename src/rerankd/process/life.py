@@ -1,4 +1,4 @@
-"""One child of an engine, from its start to its end."""
+"""The children of one engine, each from its start to its end: the one in use, its successor, those before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +20,16 @@ from rerankd.process.child import Child, EngineT, Launch
 from rerankd.process.leases import Leases
 from rerankd.process.reasons import Cause
 from rerankd.process.rundir import RunDir
+from rerankd.process.tasks import Background, Changes, first
 
 _log = logging.getLogger("rerankd.engine")
 
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
 # A process that crashes may take seconds to end on a busy machine, the more so where it writes a core file.
-FATE_S = 5.0
+_FATE_S = 5.0
+# Calls under way get so long to end before an engine is replaced all the same.
+_LONGEST_LEASE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class Life(Generic[EngineT]):
             await self.plan.check(self.engine)
         except EngineUnavailable:
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(self.ended(EngineStartFailed), FATE_S)
+                return await asyncio.wait_for(self.ended(EngineStartFailed), _FATE_S)
             raise
         except EngineError as error:
             if type(error) is not EngineError:
@@ -164,3 +169,79 @@ class Life(Generic[EngineT]):
         await self.engine.close()
         self.socket.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
+
+
+class Lives(Generic[EngineT]):
+    """Starts children and ends them: none is left when `close` returns. `fates` says why an engine went;
+    `changes` are told when it is known."""
+
+    def __init__(self, plan: Plan[EngineT], changes: Changes) -> None:
+        self._plan = plan
+        self._changes = changes
+        self._grace_s = plan.stop_timeout_s
+        self._running: set[Life[EngineT]] = set()
+        self._ends = Background()
+        self._closing = asyncio.Event()
+        self.fates: weakref.WeakKeyDictionary[EngineT, Cause] = weakref.WeakKeyDictionary()
+
+    async def fate(self, engine: EngineT) -> Cause | None:
+        """Why `engine` went; None where it still runs some seconds after it closed a connection."""
+        notice = time.monotonic() + _FATE_S
+        while engine not in self.fates and (left_s := notice - time.monotonic()) > 0:
+            await self._changes.wait(left_s)
+        return self.fates.get(engine)
+
+    async def begin(self) -> Life[EngineT] | Loss:
+        """Start a child, and wait until it can score; why it can't, once it has ended."""
+        try:
+            life = await Life.start(self._plan)
+        except RerankdError as error:
+            return Loss(error, "start")
+        self._running.add(life)
+        try:
+            loss = await life.become_ready()
+        except BaseException:
+            await self.end(life)
+            raise
+        if loss is not None:
+            await self.end(life)
+        return loss or life
+
+    async def end(self, life: Life[EngineT], *, kill: bool = False) -> None:
+        """End a child. It ends even if the caller is cancelled meanwhile."""
+        await asyncio.shield(self._ends.begin(self._finish(life, kill=kill), "end an engine"))
+
+    def retire(self, life: Life[EngineT]) -> None:
+        """End an engine that has a successor when its last call has ended; returns at once."""
+
+        async def retire() -> None:
+            await self.drain(life)
+            await self._finish(life)
+
+        self._ends.begin(retire(), "retire an engine")
+
+    async def drain(self, life: Life[EngineT]) -> None:
+        """Wait until no call uses the engine, for so long as calls may take."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_LEASE_S):
+                await first(life.leases.unused(), self._closing.wait())
+
+    async def close(self) -> None:
+        """End all."""
+        self._closing.set()
+        await asyncio.gather(*self._ends, *(self._finish(life) for life in self._running))
+
+    def kill(self) -> None:
+        """Have all end at once."""
+        self._grace_s = 0.0
+        for life in self._running:
+            life.child.kill()
+
+    async def _finish(self, life: Life[EngineT], *, kill: bool = False) -> None:
+        if life not in self._running:
+            return
+        if life.engine not in self.fates:  # who asks it learns so at once
+            self.fates[life.engine] = "requested"
+            self._changes.tell()
+        await life.end(0.0 if kill else self._grace_s)
+        self._running.discard(life)

@@ -24,8 +24,7 @@ from rerankd import machine
 from rerankd.errors import EngineUnavailable
 from rerankd.process import restart, watchers
 from rerankd.process.child import EngineT
-from rerankd.process.life import Life, Loss, Plan
-from rerankd.process.lives import Lives
+from rerankd.process.life import Life, Lives, Loss, Plan
 from rerankd.process.reasons import Cause
 from rerankd.process.states import Checking, Failed, Ready, Starting, State, Status, Stopped, Stopping
 from rerankd.process.tasks import Changes, first, forever

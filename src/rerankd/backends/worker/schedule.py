@@ -90,7 +90,7 @@ class Schedule:
         own = [job for job in self._jobs.values() if job.owner == owner]
         longest = max(job.rows[-1].tokens for job in own)
         room = max(self._most // longest, 1)
-        waiting = sum(_fitting(job, longest) for job in self._jobs.values())
+        waiting = sum(len(_fitting(job, longest)) for job in self._jobs.values())
         room = self._whole(min(room, waiting), longest)
         call: list[Row] = []
         for job in (*own, *(job for job in self._jobs.values() if job.owner != owner)):
@@ -107,21 +107,15 @@ class Schedule:
         self._owners = {owner: served for owner, served in self._owners.items() if owner in waiting}
 
 
-def _fitting(job: _Job, longest: int) -> int:
-    """How many of the job's texts have nearly `longest` tokens and no more."""
-    start, end = _span(job, longest)
-    return end - start
-
-
-def _span(job: _Job, longest: int) -> tuple[int, int]:
-    end = bisect_right(job.rows, longest, key=lambda row: row.tokens)
-    return bisect_left(job.rows, longest * _NEARLY, key=lambda row: row.tokens), end
+def _fitting(job: _Job, longest: int) -> range:
+    """The places of the job's texts that have nearly `longest` tokens and no more."""
+    start = bisect_left(job.rows, longest * _NEARLY, key=lambda row: row.tokens)
+    return range(start, bisect_right(job.rows, longest, key=lambda row: row.tokens))
 
 
 def _take(job: _Job, longest: int, most: int) -> list[Row]:
-    """The job's longest texts, up to `most` of them, of nearly `longest` tokens and no more."""
-    start, end = _span(job, longest)
-    start = max(start, end - most)
-    taken = job.rows[start:end]
-    del job.rows[start:end]
+    """The job's longest texts, up to `most` (at least 1) of them, of nearly `longest` tokens and no more."""
+    places = _fitting(job, longest)[-most:]
+    taken = job.rows[places.start : places.stop]
+    del job.rows[places.start : places.stop]
     return taken
