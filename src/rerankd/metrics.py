@@ -99,9 +99,6 @@ class _AtTheMoment(Collector):
     def __init__(self, readings: Readings) -> None:
         self._readings = readings
 
-    def describe(self) -> list[Metric]:
-        return []
-
     def collect(self) -> list[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
         for reading in self._readings():

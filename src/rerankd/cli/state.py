@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -34,10 +35,7 @@ def state(context: typer.Context, as_json: Json = False, config_file: Config = N
         value = {
             "folder": str(store.folder),
             "sections": {
-                name: {
-                    key: {"value": entry.value, "at": entry.at, "until": entry.until}
-                    for key, entry in entries.items()
-                }
+                name: {key: asdict(entry) for key, entry in entries.items()}
                 for name, entries in sections.items()
             },
         }

@@ -149,12 +149,8 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
     names = {name: key for name, key in _ELSEWHERE.items() if environ.get(name) and name not in links}
     for name, value in environ.items():
         key = name.removeprefix(_PREFIX).lower()
-        if (
-            not name.startswith(_PREFIX)
-            or name in links
-            or key == "config"
-            or not (value or key in _NEVER_BLANK)
-        ):
+        is_blank = not value and key not in _NEVER_BLANK
+        if not name.startswith(_PREFIX) or name in links or key == "config" or is_blank:
             continue
         if key in ("models", "scoring"):
             raise ConfigError(f"{name} is not a setting. Write [{key}] into a settings file.")

@@ -130,7 +130,12 @@ def _add_to_run(fields: list[str], scored: dict[str, dict[str, float]], collecti
         raise _LineError(f"query {query!r} is not in queries.jsonl.")
     if document not in collection.documents:
         raise _LineError(f"document {document!r} is not in corpus.jsonl.")
-    score = _number(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise _LineError(f"the score {text!r} is not a number.")
     if scored[query].setdefault(document, score) != score:
         raise _LineError(f"document {document!r} comes twice for query {query!r}, with different scores.")
 
@@ -231,13 +236,3 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         ) from None
     except (OSError, ValueError) as error:
         raise CollectionError(f"{path} can't be read: {error}.") from None
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise _LineError(f"the score {text!r} is not a number.")
-    return number

@@ -87,12 +87,11 @@ def parse(data: bytes) -> dict[str, str]:
                 byte = slot ^ base
                 if byte and array[slot] & (_VALUE | 0xFF) == byte:
                     below = slot ^ array[slot] >> _BASE_BIT
-                    stack.append((key + bytes([byte]), below))
+                    spelled = key + bytes([byte])
+                    stack.append((spelled, below))
                     if array[slot] & _LEAF:
                         start = array[below] & (_VALUE - 1)
-                        found[(key + bytes([byte])).decode()] = texts[
-                            start : texts.index(b"\0", start)
-                        ].decode()
+                        found[spelled.decode()] = texts[start : texts.index(b"\0", start)].decode()
     except (struct.error, IndexError) as error:
         raise ValueError(f"it is no normalisation map: {error}") from error
     return found

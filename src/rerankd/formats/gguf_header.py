@@ -213,7 +213,8 @@ class _Cursor:
         """An array's value: Strings, a tuple of numbers, or None when it is not wanted."""
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
-            return self.strings(count)
+            strings = self.strings(count)
+            return strings if wanted else None
         if kind not in _SCALARS:
             self.fail(
                 f"its header holds an array of the unknown type {kind}: it is damaged or newer than this"
@@ -258,8 +259,6 @@ def parse(
             values[key] = cursor.scalar(_SCALARS[kind])
         else:
             fail(f"its key {key[:80]!r} has the unknown type {kind}: it is damaged or newer than this")
-        if not key.endswith(endings) and isinstance(values[key], Strings):
-            values[key] = None
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
         fail(f"its alignment {alignment!r} is not a power of two: it is damaged")

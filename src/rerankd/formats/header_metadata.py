@@ -75,7 +75,7 @@ def facts_of(
         refuse(path, "it names no architecture (general.architecture): it is damaged or not a model")
     tokens = values.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, Strings) else Strings(b"", [])
-    embedding = tensors.get("token_embd.weight")
+    embedding, attention = tensors.get("token_embd.weight"), tensors.get("blk.0.attn_output.weight")
     if refusal is None and embedding is not None and 0 < embedding.rows < len(tokens):
         refusal = Refusal(
             f"its vocabulary has {len(tokens):,} tokens and its embedding matrix {embedding.rows:,} rows: "
@@ -108,7 +108,7 @@ def facts_of(
         quantisation=_most(tensors),
         parameters=sum(tensor.elements for tensor in tensors.values()),
         block_weights=_block_weights(tensors),
-        attention_width=_columns(tensors.get("blk.0.attn_output.weight")),
+        attention_width=attention.shape[0] if attention and attention.shape else 0,
         tensor_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
         control_tokens=_of_type(tokens, values, _CONTROL),
         user_defined_tokens=_of_type(tokens, values, _USER_DEFINED),
@@ -150,10 +150,6 @@ def _kv_width(values: Mapping[str, Any], arch: str) -> int:
 
 def _rows(tensor: Tensor | None) -> int:
     return tensor.rows if tensor is not None else 0
-
-
-def _columns(tensor: Tensor | None) -> int:
-    return tensor.shape[0] if tensor is not None and tensor.shape else 0
 
 
 def _block_weights(tensors: Mapping[str, Tensor]) -> int:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from rerankd.formats import tokenizer_file
-from rerankd.formats.gguf_header import Strings
 
 Ids = list[int]
 
@@ -215,7 +214,8 @@ def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
         (_UNREACHABLE.format(at) if kind == _CONTROL else piece): at
         for at, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
     }
-    merges = [(first, second) for first, _, second in _halves(values["tokenizer.ggml.merges"])]
+    halves = (merge.partition(" ") for merge in values["tokenizer.ggml.merges"].texts())
+    merges = [(first, second) for first, _, second in halves]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -239,7 +239,3 @@ def _pieces(values: Mapping[str, Any]) -> tuple[list[str], list[int]]:
 
 def _types(values: Mapping[str, Any], count: int) -> list[int]:
     return list(values.get("tokenizer.ggml.token_type") or [_NORMAL] * count)
-
-
-def _halves(merges: Strings) -> list[tuple[str, str, str]]:
-    return [merge.partition(" ") for merge in merges.texts()]

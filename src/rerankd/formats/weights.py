@@ -74,8 +74,7 @@ class Weights:
 
     def rows(self, name: str) -> int:
         """Rows of a tensor. Raises ModelFileError where it is missing."""
-        found = self._header.tensors.get(name)
-        return found.rows if found is not None else self._fail(f"it has no tensor {name}")
+        return (self._header.tensors.get(name) or self._fail(f"it has no tensor {name}")).rows
 
     def array(self, name: str, shape: Sequence[int]) -> Floats:
         """A whole tensor of this shape (rows first), in float32."""

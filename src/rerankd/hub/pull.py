@@ -100,7 +100,16 @@ class Puller:
             default=default,
             memory_bytes=self.memory_bytes,
         )
-        record = self._record(folder, where, listing, choice)
+        record = Record(
+            name=name_of(folder),
+            folder=folder,
+            files=tuple(file.name for file in choice.files),
+            size_bytes=choice.size_bytes,
+            pulled_at=time.time(),
+            source=where,
+            revision=listing.revision,
+            sha256=tuple(file.sha256 for file in choice.files),
+        )
         known = next((one for one in self.store.records() if one.folder == folder), None)
         if known is not None and _is_same(known, record):
             self.say(f"{known.name} is on this machine already, as it is on {hub.origin(place.name).server}.")
@@ -117,18 +126,6 @@ class Puller:
                 self._fetch(hub, place.name, listing, file, staged)
             self._settle(staged, record)
         return record
-
-    def _record(self, folder: str, where: str, listing: Listing, choice: Choice) -> Record:
-        return Record(
-            name=name_of(folder),
-            folder=folder,
-            files=tuple(file.name for file in choice.files),
-            size_bytes=choice.size_bytes,
-            pulled_at=time.time(),
-            source=where,
-            revision=listing.revision,
-            sha256=tuple(file.sha256 for file in choice.files),
-        )
 
     def _check_memory(self, choice: Choice) -> None:
         if self.memory_bytes is not None and choice.size_bytes > self.memory_bytes:

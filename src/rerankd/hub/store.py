@@ -18,11 +18,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -124,11 +123,9 @@ class Store:
         records = []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for folder in sorted(self.models.iterdir()):
-                if not folder.name.startswith(".") and folder.is_dir():
-                    found = _scan(folder)
-                    if found is not None:
-                        told = known.get(folder.name)
-                        records.append(told if told is not None and _agrees(told, found) else found)
+                if not folder.name.startswith(".") and folder.is_dir() and (found := _scan(folder)):
+                    told = known.get(folder.name, found)
+                    records.append(told if _agrees(told, found) else found)
         return tuple(sorted(records, key=lambda record: record.name))
 
     def add(self, record: Record, staged: Path) -> None:
@@ -264,18 +261,10 @@ def _agrees(told: Record, found: Record) -> bool:
 
 def _read_index(path: Path) -> dict[str, Record]:
     """The index by folder; what of it is missing or damaged is not there."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    models = value.get("models") if isinstance(value, Mapping) else None
-    if not isinstance(models, Mapping):
-        return {}
-    records = (_record(entry) for entry in models.values())
-    return {record.folder: record for record in records if record is not None}
-
-
-def _record(entry: Any) -> Record | None:
-    with contextlib.suppress(ValidationError):
-        return _RECORD.validate_python(entry)
-    return None
+    records: dict[str, Record] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        for entry in json.loads(path.read_bytes())["models"].values():
+            with contextlib.suppress(ValidationError):
+                record = _RECORD.validate_python(entry)
+                records[record.folder] = record
+    return records

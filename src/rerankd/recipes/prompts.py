@@ -91,13 +91,7 @@ def labels_of(facts: ModelMetadata) -> tuple[str, str] | None:
     tokens, or one that means not relevant first: its order may be wrong, or its question be turned around."""
     said = facts.output_labels
     fit = len(said) == 2 and all(facts.token_id(label) is not None for label in said)
-    if not fit or _word(said[0]) in _NEGATIVE:
-        return None
-    return said[0], said[1]
-
-
-def _word(label: str) -> str:
-    return label.strip().lower()
+    return (said[0], said[1]) if fit and said[0].strip().lower() not in _NEGATIVE else None
 
 
 def _of_entry(facts: ModelMetadata, entry: Entry) -> Prompt:
@@ -152,24 +146,18 @@ def wanted_lines(facts: ModelMetadata, catalog: Catalog, *, like_before: bool) -
     """The lines that make a causal reranker of a model whose prompt is not known: what its file says is
     filled in, the rest is for the user. `like_before` adds what rerankd 0.1 asked."""
     own = facts.rerank_template if not template_error(facts.rerank_template) else ""
-    slot = INSTRUCTION in own
     lines = [
         'method = "causal_lm"',
         f"template = {toml(own)}  # the prompt of its model card, with {{query}} and {{document}} in it",
         f"labels = {toml(labels_of(facts) or ('', ''))}  # the tokens that mean relevant and not relevant",
     ]
-    if slot:
+    if INSTRUCTION in own:
         lines.insert(2, 'instruction = ""  # what its model card puts there')
     qwen = catalog.find(QWEN3_RERANKER)
     if like_before and qwen is not None:
-        said: dict[str, str | Sequence[str]] = {
-            "template": qwen.template,
-            "labels": qwen.labels,
-            "instruction": qwen.instruction,
-        }
         lines += [
             "# Or these instead, only if it is asked as Qwen3-Reranker is; rerankd 0.1 assumed it:",
-            *(f"# {name} = {toml(value)}" for name, value in said.items()),
+            *(f"# {name} = {toml(getattr(qwen, name))}" for name in ("template", "labels", "instruction")),
         ]
     return "\n".join(lines)
 

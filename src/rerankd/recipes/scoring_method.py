@@ -123,11 +123,9 @@ def _headless(facts: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
 
 def _cosine_lines(pooling: str) -> str:
     """The lines that make an embedding model of an encoder."""
-    return "\n".join(
-        [
-            'method = "embedding"  # only if it is an embedding model; rerankd 0.1 assumed it',
-            f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card says",
-        ]
+    return (
+        'method = "embedding"  # only if it is an embedding model; rerankd 0.1 assumed it\n'
+        f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card says"
     )
 
 
