@@ -76,7 +76,8 @@ def bench(
         raise ConfigError("--url measures a server that runs; leave out MODEL and --compare-engines with it.")
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     if compare_engines:
-        in_file = _from_file(config_file)
+        path = config_file or config.find(os.environ)
+        in_file = config.load(textfile.read(path) if path else "", {}, {})  # what the file alone says
         for name, variable in engines.programs().items():
             if getattr(in_file, name) is not None:
                 raise ConfigError(
@@ -105,12 +106,6 @@ def bench(
         print_json(report.as_json(found))
     else:
         _print(found)
-
-
-def _from_file(config_file: Path | None) -> config.Settings:
-    """What the settings file alone says."""
-    path = config_file or config.find(os.environ)
-    return config.load(textfile.read(path) if path else "", {}, {})
 
 
 async def _run(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rerankd import config
+from rerankd.backends.base import Check, Checkup
 from rerankd.cli.output import Config, Json, print_json, progress, say
-
-if TYPE_CHECKING:
-    from rerankd.backends.base import Check
 
 
 def doctor(
@@ -35,7 +33,6 @@ def doctor(
 
     Each line has a verdict, and a next step where there is one. Exit code 0 when a model can be served.
     """
-    from rerankd.backends.base import Checkup
     from rerankd.doctor import checks, observe
 
     settings = config.from_machine({}, config_file)
@@ -44,8 +41,7 @@ def doctor(
     rows = checks.diagnose(seen)
     able = checks.can_run(rows)
     if as_json:
-        value = {"ok": able, "checks": [asdict(row) for row in rows]}
-        print_json(value)
+        print_json({"ok": able, "checks": [asdict(row) for row in rows]})
     else:
         _print(rows)
         say(

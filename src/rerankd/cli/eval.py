@@ -12,10 +12,11 @@ import typer
 
 from rerankd import config
 from rerankd.cli.output import Config, Json, print_json, progress, say
-from rerankd.errors import ConfigError
+from rerankd.errors import ConfigError, RemoteError
 from rerankd.progress import Progress, step
 
 if TYPE_CHECKING:
+    from rerankd.evaluation.collection import Ranking
     from rerankd.evaluation.second_stage import Ask
     from rerankd.remote import Remote
 
@@ -94,16 +95,12 @@ def evaluate(
     if server is None and not model:
         server = Remote(settings.local_url, api_key=settings.api_key)
 
-    async def reranked(
-        found: dict[str, tuple[str, ...]], report: Progress
-    ) -> tuple[str, second_stage.Reranked]:
+    async def reranked(found: Ranking, report: Progress) -> tuple[str, second_stage.Reranked]:
         async with _asked(settings, server, not url, report) as (name, ask):
             return name, await second_stage.rerank(judged, found, ask, report)
 
     with progress() as tell:
-        first = dict(
-            read_run(run, judged, candidates, faults) if run else bm25.rank(judged, candidates, tell)
-        )
+        first = read_run(run, judged, candidates, faults) if run else bm25.rank(judged, candidates, tell)
         name, after = asyncio.run(reranked(first, tell))
     found = report.Evaluation(
         collection=judged,
@@ -129,7 +126,6 @@ async def _asked(
     settings: config.Settings, server: Remote | None, may_be_down: bool, report: Progress
 ) -> AsyncIterator[tuple[str, Ask]]:
     """Who reranks, by name, and how to ask: the server, or an engine where there is none."""
-    from rerankd.errors import RemoteError
     from rerankd.service import Reranker
     from rerankd.serving.prepare import prepare
 

@@ -11,6 +11,7 @@ import typer
 
 from rerankd import config
 from rerankd.cli.output import Config, Json, print_json, print_rows, say
+from rerankd.errors import ConfigError
 
 app = typer.Typer(
     help="Show or clear what rerankd has learned: precisions, self-tests, and the like.",
@@ -59,7 +60,6 @@ def clear(
     config_file: Config = None,
 ) -> None:
     """Forget what rerankd has learned. It is learned again when it is needed."""
-    from rerankd.errors import ConfigError
     from rerankd.state import StateStore
 
     store = StateStore(config.from_machine({}, config_file).home)

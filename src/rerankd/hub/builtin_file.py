@@ -5,6 +5,7 @@ The wheel's layout is `E5S1`: head, vocabulary, normalisation map, tensors; all 
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import struct
@@ -59,7 +60,7 @@ def renew(old: Path, target: Path, progress: Progress) -> bool:
 def write(data: bytes, target: Path, progress: Progress) -> None:
     """Write the E5S1 `data` as a GGUF at `target`. Raises FetchError where it is not what it should be."""
     reader = _Reader(data)
-    if reader.skip(4) != b"E5S1":
+    if reader.read(4) != b"E5S1":
         raise FetchError("The built-in model's data has an unknown layout (no E5S1 mark).")
     reader.take("I")
     head = _Head(*reader.take("7if"))
@@ -106,21 +107,12 @@ class _Head:
     epsilon: float
 
 
-class _Reader:
+class _Reader(io.BytesIO):
     """A cursor over little-endian data."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
     def take(self, layout: str) -> Any:
-        values = struct.unpack_from("<" + layout, self.data, self.at)
-        self.at += struct.calcsize("<" + layout)
+        values = struct.unpack("<" + layout, self.read(struct.calcsize("<" + layout)))
         return values[0] if len(values) == 1 else values
-
-    def skip(self, size: int) -> bytes:
-        self.at += size
-        return self.data[self.at - size : self.at]
 
 
 def _read_vocabulary(reader: _Reader) -> tuple[list[bytes], list[float], tuple[int, ...]]:
@@ -128,7 +120,7 @@ def _read_vocabulary(reader: _Reader) -> tuple[list[bytes], list[float], tuple[i
     blob_bytes = reader.take("Q")
     offsets = reader.take(f"{count + 1}I")
     scores = reader.take(f"{count}f")
-    blob = reader.skip(blob_bytes)
+    blob = reader.read(blob_bytes)
     return [blob[a:b] for a, b in itertools.pairwise(offsets)], list(scores), tuple(ids)
 
 
@@ -136,7 +128,7 @@ def _read_normalisation(reader: _Reader) -> Iterator[tuple[str, str]]:
     entries, _ = reader.take("iI")
     for _ in range(entries):
         code_point, count = reader.take("IB")
-        text = reader.skip(4 * count).decode("utf-32-le", errors="surrogatepass")
+        text = reader.read(4 * count).decode("utf-32-le", errors="surrogatepass")
         # NUL can't be a key in the map's format, and no text that reaches the engine holds one.
         if code_point:
             yield chr(code_point), text
@@ -187,10 +179,10 @@ def _add_vocabulary(
 
 
 def _add_tensor(writer: gguf.GGUFWriter, reader: _Reader, head: _Head, rows: int) -> None:
-    own = reader.skip(reader.take("H")).decode()
+    own = reader.read(reader.take("H")).decode()
     kind, _, offset, size_bytes = reader.take("BIQQ")
     name = gguf_name(own)
-    raw = np.frombuffer(reader.data, np.uint8, size_bytes, offset)
+    raw = np.frombuffer(reader.getvalue(), np.uint8, size_bytes, offset)
     if kind == _Q4_0:
         width = head.feed_forward if name.endswith("ffn_down.weight") else head.width
         matrix = raw.reshape(-1, width // 32 * 18)

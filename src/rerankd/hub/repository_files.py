@@ -51,7 +51,6 @@ class Choice:
     """The files to fetch, in the order of their parts, and a few words of why these."""
 
     files: tuple[RemoteFile, ...]
-    quant: str
     why: str
 
     @property
@@ -124,7 +123,7 @@ def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
             f"{where} holds no GGUF file, but safetensors, among which there is nothing to choose. Name it "
             f"so: {where}"
         )
-    return Choice(tuple(by_path[name] for name in names), "", "as its makers have it")
+    return Choice(tuple(by_path[name] for name in names), "as its makers have it")
 
 
 def _best(models: Sequence[_Model], where: str, default: str, memory_bytes: int | None) -> Choice:
@@ -156,7 +155,7 @@ def _one(chosen: Sequence[_Model], models: Sequence[_Model], where: str, missing
             f"{model.stem} in {where} is split into {model.parts} files, and only {len(model.files)} of them "
             "are there: its upload has not ended, or failed. Take another one of:\n" + _listed(models)
         )
-    return Choice(model.files, model.quant, why)
+    return Choice(model.files, why)
 
 
 def _is_quant(model: _Model, wanted: str) -> bool:
