@@ -46,9 +46,9 @@ def test_the_qwen3_family_shares_one_prompt() -> None:
 
 def test_sound_tables_load() -> None:
     assert load("").entries == ()
-    assert load(HEAD).entries[0].normalization.name == "sigmoid"
+    assert load(HEAD).entries[0].low is None
     assert load(JUDGE).entries[0].labels == ("y", "n")
-    assert load(COSINE).entries[0].normalization.low == 0.1
+    assert load(COSINE).entries[0].low == 0.1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import ggufs
 import twins
 from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
+from rerankd.domain import Normalization
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
 from rerankd.formats import modelfile, safetensors_metadata
 from rerankd.hub.inspect import describe, describe_json
@@ -68,8 +69,12 @@ def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tm
             assert resolved.refusal is not None and resolved.entry.refused in resolved.refusal.reason
             continue
         scoring = resolved.require()
-        said = (scoring.method, scoring.template, scoring.labels, scoring.instruction, scoring.normalization)
-        assert said == (entry.method, entry.template, entry.labels, entry.instruction, entry.normalization)
+        said = (scoring.method, scoring.template, scoring.labels, scoring.instruction)
+        assert said == (entry.method, entry.template, entry.labels, entry.instruction)
+        if entry.low is None or entry.high is None:
+            assert scoring.normalization.name == "sigmoid"
+        else:
+            assert scoring.normalization == Normalization("affine", entry.low, entry.high)
         prefixes = (scoring.query_prefix, scoring.document_prefix)
         assert prefixes == (entry.query_prefix, entry.document_prefix)
         assert scoring.pooling == ("rank" if entry.method == "cross_encoder" else entry.pooling)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,27 +109,20 @@ async def _serve(
 async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
     """The web server. Its import takes about as long as a small model to load, which goes on meanwhile."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def hand_over(modules: Any) -> None:
-        if not done.done():
-            done.set_result(modules)
+    imported = asyncio.Event()
 
     def import_web() -> None:
-        from rerankd.api import app, server
-
+        import_module("rerankd.api.app")
+        import_module("rerankd.api.server")
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
-            loop.call_soon_threadsafe(hand_over, (app, server))
+            loop.call_soon_threadsafe(imported.set)
 
     # A daemon: a start that fails does not wait for it.
     threading.Thread(target=import_web, daemon=True).start()
-    app, server = await done
-    made: Server = server.Server(
-        app.create_app(reranker=reranker),
-        settings=reranker.settings,
-        listening=listening,
-    )
-    return made
+    await imported.wait()
+    from rerankd.api import app, server
+
+    return server.Server(app.create_app(reranker=reranker), settings=reranker.settings, listening=listening)
 
 
 def _first_words(reranker: Reranker, url: str, *, passed: bool) -> str:

@@ -90,11 +90,9 @@ def incomplete(
     layer has one that the class does not know, so that more is computed than this engine knows."""
     layers, width = config.size("num_hidden_layers"), config.size("hidden_size")
     inner = config.size("intermediate_size")
-    own_code = (
-        f"; its {CONFIG} names code of its own (auto_map), which rerankd does not run"
-        if config.values.get("auto_map")
-        else ""
-    )
+    own_code = ""
+    if config.values.get("auto_map"):
+        own_code = f"; its {CONFIG} names code of its own (auto_map), which rerankd does not run"
     heads = config.size("num_attention_heads")
     if width % heads:
         return (
@@ -155,12 +153,9 @@ def _has_bias(architecture: str, name: str, config: Mapping[str, Any]) -> bool:
     if architecture == "bert":
         return True
     part = name.rpartition(".")[2]
-    key = (
-        "norm_bias"
-        if part.endswith("norm")
-        else {"attn_qkv": "attention_bias", "attn_output": "attention_bias"}.get(part, "mlp_bias")
-    )
-    return bool(config.get(key))
+    if part.endswith("norm"):
+        return bool(config.get("norm_bias"))
+    return bool(config.get("attention_bias" if part.startswith("attn") else "mlp_bias"))
 
 
 def _bert_keys(config: Config) -> dict[str, Any]:

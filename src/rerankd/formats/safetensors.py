@@ -128,10 +128,8 @@ def translate(
         **family.keys(config),
     }
     values |= {f"{family.architecture}.{key}": value for key, value in keys.items()}
-    values |= {
-        "general.architecture": family.architecture,
-        "tokenizer.ggml.token_type_count": config.size("type_vocab_size", 1),
-    }
+    values["general.architecture"] = family.architecture
+    values["tokenizer.ggml.token_type_count"] = config.size("type_vocab_size", 1)
     tensors = {gguf: tensor for gguf, (_, tensor) in named.items()}
     reason = (
         _odd_types(tensors)
@@ -189,11 +187,9 @@ def _default_prompt(said: Mapping[str, Any]) -> str:
     """What sentence-transformers puts before each query unless the caller says otherwise."""
     prompts, name = said.get("prompts"), said.get("default_prompt_name")
     prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
-    return (
-        f"its {PROMPTS} puts the prompt {prompt!r} before each query, which rerankd does not do"
-        if prompt
-        else ""
-    )
+    if not prompt:
+        return ""
+    return f"its {PROMPTS} puts the prompt {prompt!r} before each query, which rerankd does not do"
 
 
 def _quantised(config: Mapping[str, Any]) -> Refusal | None:

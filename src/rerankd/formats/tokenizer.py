@@ -171,16 +171,11 @@ def _unigram(values: Mapping[str, Any]) -> Tokenizer:
             pieces[at] = _UNREACHABLE.format(at)
     scores = values["tokenizer.ggml.scores"]
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unknown))
-    tokenizer.normalizer = _composing(
-        normalizers.Precompiled(bytes(values["tokenizer.ggml.precompiled_charsmap"]))
-    )
+    charsmap = bytes(values["tokenizer.ggml.precompiled_charsmap"])
+    tokenizer.normalizer = _composing(normalizers.Precompiled(charsmap))
     # A space before each word, and no other: SentencePiece's dummy prefix and its removal of whitespace.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always"),
-        ]
-    )
+    before_each = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), before_each])
     return tokenizer
 
 

@@ -113,14 +113,9 @@ def _model_line(facts: ModelMetadata, resolved: Resolution) -> str:
 
 
 def _kind(facts: ModelMetadata, resolved: Resolution) -> str:
-    headed = facts.has_cls or facts.has_cls_output
-    method = resolved.recipe.method if resolved.recipe is not None else None
-    if not facts.is_causal:
-        return "encoder with a rank head" if headed else "encoder"
-    if headed:
-        return "causal model with a rank head"
-    if method == "causal_lm":
-        return (
-            "causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for it)"
-        )
-    return "causal model"
+    kind = "causal model" if facts.is_causal else "encoder"
+    if facts.has_cls or facts.has_cls_output:
+        return f"{kind} with a rank head"
+    if resolved.recipe is not None and resolved.recipe.method == "causal_lm":
+        return f"{kind} without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for it)"
+    return kind

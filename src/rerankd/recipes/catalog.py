@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rerankd.domain import Method, Normalization, Pooling
+from rerankd.domain import Method, Pooling
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.evidence import header_names, plain
@@ -97,22 +97,13 @@ class Entry(_Table):
     context_length: int = 0
     needs_build: int = 0
 
-    @property
-    def normalization(self) -> Normalization:
-        if self.low is None or self.high is None:
-            return Normalization("sigmoid")
-        return Normalization("affine", self.low, self.high)
-
     def partial(self, method: Method) -> PartialRecipe:
         """What it says of a model that is scored so, but for a prompt (see prompts.py)."""
-        said = PartialRecipe(max_length=self.max_length or None)
-        if method != self.method:
+        said = PartialRecipe(method if method == self.method else None, self.max_length or None)
+        if said.method != "embedding":
             return said
-        if method != "embedding":
-            return replace(said, method=method)
         return replace(
             said,
-            method=method,
             pooling=self.pooling,
             normalization="affine",
             low=self.low,
