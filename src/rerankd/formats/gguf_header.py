@@ -278,10 +278,10 @@ def _tensor(cursor: _Cursor, name: str, alignment: int) -> Tensor:
     shape = tuple(cursor.scalar("Q") for _ in range(n_dims))
     kind, offset = cursor.scalar("I"), cursor.scalar("Q")
     type_name, block, block_bytes = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
-    tensor = Tensor(shape, type_name, 0, offset)
-    if tensor.elements >= 1 << 63 or offset % alignment or (shape and shape[0] % block):
+    elements = math.prod(shape)
+    if elements >= 1 << 63 or offset % alignment or (shape and shape[0] % block):
         cursor.fail(f"its tensor {name[:80]!r} has an impossible shape or place: it is damaged")
-    return Tensor(shape, type_name, tensor.elements // block * block_bytes, offset)
+    return Tensor(shape, type_name, elements // block * block_bytes, offset)
 
 
 def _version_words(version: int) -> str:

@@ -20,14 +20,13 @@ def read(folder: Path) -> ModelMetadata:
     try:
         found, held = safetensors.read(folder, partial(refuse, folder))
         size = sum(path.stat().st_size for path in held)
-        status = (folder / checkpoint_files.TOKENIZER).stat()
+        tokenizer = folder / checkpoint_files.TOKENIZER
+        status = tokenizer.stat()
     except OSError as error:
         refuse(folder, f"it can't be read: {error}")
     embedding = found.header.tensors.get("token_embd.weight")
     if found.refusal is None and embedding is not None:
-        _check_tokenizer(
-            folder / checkpoint_files.TOKENIZER, embedding.rows, status.st_mtime_ns, status.st_size
-        )
+        _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
     return _facts(folder, found, size, held)
 
 

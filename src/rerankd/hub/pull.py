@@ -218,8 +218,7 @@ def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:
         raise UnknownModel(f"rerankd knows no model {ref.name!r}.{nearest(ref.name)}{also}")
     if entry.refused:
         raise Refusal(entry.refused, OTHERS).error(f"{entry.name} can't be scored right")
-    places = [parse(text) for text in entry.refs]
-    places = [place for place in places if place.kind in HUBS]
+    places = [place for place in map(parse, entry.refs) if place.kind in HUBS]
     if not places:
         raise UnknownModel(
             f"rerankd knows {entry.name}, but no place that has it as GGUF. If you know one, name it: "

@@ -121,17 +121,14 @@ class Entry(_Table):
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All known models, in the order of the file."""
+    """All known models, in the order of the file, and by their names and aliases in lower case."""
 
     entries: tuple[Entry, ...]
+    named: Mapping[str, Entry]
 
     def find(self, name: str) -> Entry | None:
         """The entry of that name or alias; case is ignored."""
-        wanted = name.strip().lower()
-        for entry in self.entries:
-            if wanted in (known.lower() for known in (entry.name, *entry.aliases)):
-                return entry
-        return None
+        return self.named.get(name.strip().lower())
 
     def recognise(self, facts: ModelMetadata) -> Entry | None:
         """The entry that a header's facts are those of, or None. The most exact name wins."""
@@ -170,15 +167,15 @@ def load(text: str) -> Catalog:
     if tables or not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         raise ConfigError("the catalog may hold [[model]] tables only")
     entries: dict[str, Entry] = {}
-    taken: dict[str, str] = {}
+    named: dict[str, Entry] = {}
     for model in models:
         entry = _entry(model, entries)
         for name in (entry.name, *entry.aliases):
-            if name.lower() in taken:
-                raise ConfigError(f"catalog, {entry.name}: {name!r} is already {taken[name.lower()]}")
-            taken[name.lower()] = entry.name
+            if other := named.get(name.lower()):
+                raise ConfigError(f"catalog, {entry.name}: {name!r} is already {other.name}")
+            named[name.lower()] = entry
         entries[entry.name] = entry
-    return Catalog(tuple(entries.values()))
+    return Catalog(tuple(entries.values()), named)
 
 
 def _fault(entry: Entry) -> str:
