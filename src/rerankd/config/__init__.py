@@ -7,10 +7,9 @@ its environment name is `RERANKD_` and the name in capitals.
 from rerankd.config.models import EffectiveModelSettings, ModelSettings, ServingSettings
 from rerankd.config.scoring import ScoringSettings
 from rerankd.config.settings import Settings, changed, engines_differ, needs
-from rerankd.config.sources import FILE_NAME, find, from_machine, load, override, service_links
+from rerankd.config.sources import find, from_machine, load, override, service_links
 
 __all__ = [
-    "FILE_NAME",
     "EffectiveModelSettings",
     "ModelSettings",
     "ScoringSettings",
