@@ -122,15 +122,12 @@ class _Body:
     """One request's body on its way in, and its answer on its way out."""
 
     def __init__(self, request: Request, reranker: Reranker, *, client: str) -> None:
-        settings = reranker.settings
+        self._settings = reranker.settings
         self._shares = _shares(request, reranker)
         self._now = asyncio.get_running_loop().time
         self._receive: Receive = request.receive
         self._headers = request.headers
-        self._most_bytes = settings.max_body_bytes
-        self._timeout_s = settings.body_timeout_s
-        self._send_timeout_s = settings.send_timeout_s
-        self._deadline = self._now() + self._timeout_s
+        self._deadline = self._now() + self._settings.body_timeout_s
         self._hold = Hold(client, self._deadline)
         self._size_bytes = 0
         self._read = asyncio.Event()
@@ -154,7 +151,7 @@ class _Body:
             if encoding in ("gzip", "x-gzip"):
                 self._next, self._is_sized = gunzip(self._raw), False
             elif encoding in ("", "identity"):
-                await self._take(min(self._declared_bytes(), self._most_bytes))
+                await self._take(min(self._declared_bytes(), self._settings.max_body_bytes))
             else:
                 raise UnsupportedMediaType(
                     f"The request body has the encoding {encoding[:40]!r}. Send it as it is, or with "
@@ -174,8 +171,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise BodyTimeout(
-                f"The request body did not come within {self._timeout_s:g} s. Send it faster or in parts, or "
-                "raise body_timeout_s."
+                f"The request body did not come within {self._settings.body_timeout_s:g} s. Send it faster "
+                "or in parts, or raise body_timeout_s."
             ) from None
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._read.set()
@@ -189,12 +186,12 @@ class _Body:
         """Hold `size_bytes` in all. A body of unknown size counts as the largest one allowed, or two of
         them could wait for each other."""
         if size_bytes > SMALL_BYTES and not self._is_sized:
-            size_bytes = max(size_bytes, self._most_bytes)
+            size_bytes = max(size_bytes, self._settings.max_body_bytes)
         more_bytes = size_bytes - self._hold.size_bytes
         if more_bytes <= 0:
             return
         asked = self._now()
-        longest_s = min(self._timeout_s, _LONGEST_WAIT_S)
+        longest_s = min(self._settings.body_timeout_s, _LONGEST_WAIT_S)
         if not await self._shares.take(self._hold, more_bytes, longest_s):
             wait_s = self._shares.retry_after_s(self._hold, more_bytes)
             raise Overloaded(
@@ -208,7 +205,7 @@ class _Body:
 
     async def discard(self) -> None:
         """Read what is left of a refused body, for a moment."""
-        if await discard(self._receive, self._headers, self._most_bytes):
+        if await discard(self._receive, self._headers, self._settings.max_body_bytes):
             self._read.set()
 
     def release(self) -> None:
@@ -220,7 +217,7 @@ class _Body:
         body = getattr(response, "body", b"")  # one that streams has none
         if len(body) <= PIECE_BYTES:
             return response
-        self._hold.until = self._now() + self._send_timeout_s
+        self._hold.until = self._now() + self._settings.send_timeout_s
         self._shares.grow(self._hold, len(body))
         return _Sending(response, self.release)
 

@@ -139,12 +139,7 @@ class Protocol(H11Protocol):
                 self._header_timer.cancel()
                 self._header_timer = None
         elif self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.times.header_timeout_s, self._headers_too_slow)
-
-    def _headers_too_slow(self) -> None:
-        self._header_timer = None
-        if not self.transport.is_closing():
-            self.transport.close()
+            self._header_timer = self.loop.call_later(self.times.header_timeout_s, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         """The answer to what is no HTTP request, or one that is refused before the app sees it."""
@@ -178,14 +173,12 @@ class Protocol(H11Protocol):
         super().resume_writing()
         if self._send_timer is not None:
             self._send_timer.cancel()
-            self._send_timer = None
         # All waiting for one answer counts, or a client could read a few bytes now and then.
         self._paused_s += self.loop.time() - self._paused_at
         if self.cycle is None or self.cycle.response_complete:
             self._paused_s = 0.0
 
     def _unread(self) -> None:
-        self._send_timer = None
         if self.transport.get_write_buffer_size():
             _log.info("a client did not read its answer for %g s (send_timeout_s)", self.times.send_timeout_s)
             self.transport.abort()

@@ -63,7 +63,7 @@ def all_routes() -> APIRouter:
     shared = (*table.SHARED, *(path for dialect in shown for path in dialect.named_paths))
     _add(found, shared, "Order documents by how well they answer a query", *(d for d in shown if not d.paths))
     for dialect in shown:
-        _add(found, tuple(dialect.paths), f"The same, as {dialect.title} has it", dialect)
+        _add(found, dialect.own_paths, f"The same, as {dialect.title} has it", dialect)
     return found
 
 

@@ -47,8 +47,8 @@ async def drive(targets: Sequence[Target], plan: Plan, progress: Progress) -> Dr
         for target in targets:
             progress("warming up", len(driven.cold_s), len(targets))
             first = round_of(plan.cases[0], plan.seed, _COLD)[0]
-            driven.cold_s[target.name] = await timed(target.server, first)
-            driven.again_s[target.name] = await timed(target.server, first)
+            driven.cold_s[target.name], _ = await timed(target.server, first)
+            driven.again_s[target.name], _ = await timed(target.server, first)
             await one_round(target.server, round_of(plan.cases[0], plan.seed, _WARM_UP))
         progress("warming up", len(targets), len(targets))
         for at in range(plan.rounds):
@@ -68,23 +68,16 @@ async def drive(targets: Sequence[Target], plan: Plan, progress: Progress) -> Dr
 
 async def one_round(server: Remote, requests: Sequence[Request]) -> Round:
     """All the requests at the same time, each by a client of its own."""
-    tokens: list[int | None] = []
-
-    async def client(request: Request) -> float:
-        started = time.perf_counter()
-        answer = await server.rerank(request.query, request.documents)
-        took = time.perf_counter() - started
-        tokens.append(answer.tokens)
-        return took
-
     started = time.perf_counter()
-    seconds = await asyncio.gather(*map(client, requests))
+    answered = await asyncio.gather(*(timed(server, request) for request in requests))
     wall_s = time.perf_counter() - started
-    told = [count for count in tokens if count is not None]
-    return Round(tuple(seconds), wall_s, sum(told) if len(told) == len(tokens) else None)
+    told = [tokens for _, tokens in answered if tokens is not None]
+    seconds = tuple(took for took, _ in answered)
+    return Round(seconds, wall_s, sum(told) if len(told) == len(answered) else None)
 
 
-async def timed(server: Remote, request: Request) -> float:
+async def timed(server: Remote, request: Request) -> tuple[float, int | None]:
+    """The seconds until the answer, and the tokens that the server says it read, None where it says none."""
     started = time.perf_counter()
-    await server.rerank(request.query, request.documents)
-    return time.perf_counter() - started
+    answer = await server.rerank(request.query, request.documents)
+    return time.perf_counter() - started, answer.tokens

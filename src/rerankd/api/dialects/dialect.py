@@ -65,11 +65,14 @@ class Dialect:
     render_error: Callable[[RerankdError], Mapping[str, Any]]
     named_paths: tuple[str, ...] = field(init=False)
     """The paths that name this dialect, whatever the body."""
+    own_paths: tuple[str, ...] = field(init=False)
+    """`paths` without whose they are, as a request's path is held against them."""
 
     def __post_init__(self) -> None:
         paths = ("/rerank", "/v1/rerank", "/v2/rerank")
         named = tuple(f"/{prefix}{path}" for prefix in self.prefixes for path in paths)
         object.__setattr__(self, "named_paths", named)
+        object.__setattr__(self, "own_paths", tuple(self.paths))
 
     @property
     def answer(self) -> Any:

@@ -104,10 +104,9 @@ def _read(spelling: options.Spelling, value: Mapping[str, Any]) -> Any:
         return None
     try:
         valid = spelling.adapter.validate_python(sent)
+        return None if valid is None else spelling.read(valid)
     except ValidationError as error:
         raise InvalidRequest(sentence(error, spelling.name)) from None
-    try:
-        return None if valid is None else spelling.read(valid)
     except ValueError as error:
         raise InvalidRequest(f"{spelling.name!r} is {sent!r}, but {error}.") from None
 
@@ -116,9 +115,8 @@ def schema(rules: Rules) -> dict[str, Any]:
     """The options as properties of a JSON schema, each under the dialect's own name, or else our own."""
     found = {}
     for option in options.OPTIONS:
-        names = [spelling.name for spelling in option.spellings]
         shown = next((one for one in option.spellings if one.name in rules.own), option.spellings[0])
-        others = [name for name in names if name != shown.name]
+        others = [spelling.name for spelling in option.spellings if spelling is not shown]
         meaning = option.meaning
         if option.name in rules.refused:
             meaning += f" Refused here: {rules.refused[option.name]}."

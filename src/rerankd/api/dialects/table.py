@@ -63,7 +63,7 @@ def choose(path: str, body: dict[str, Any]) -> Dialect:
     for dialect in DIALECTS:
         if path.endswith(dialect.named_paths):
             return dialect
-    return next(one for one in DIALECTS if one.recognises(sent, path.endswith(tuple(one.paths))))
+    return next(one for one in DIALECTS if one.recognises(sent, path.endswith(one.own_paths)))
 
 
 def hint(path: str) -> str:
