@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import sys
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +17,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerankd.api.dialects.table import DEFAULT
+from rerankd.config import Settings
 from rerankd.errors import InvalidRequest
 
 _log = logging.getLogger("rerankd.api")
@@ -28,16 +28,6 @@ MOST_HEADER_BYTES = 2**15
 # other.
 _PROBES_S = (0.2, 0.05, 0.5, 1.0)
 _LATER_PROBES_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """What connections may take, see the settings of the same names. `most` is how many there may be."""
-
-    header_timeout_s: float = 10.0
-    send_timeout_s: float = 60.0
-    keep_alive_s: float = 75.0
-    most: int = 2**20
 
 
 class _Connection(h11.Connection):
@@ -65,7 +55,8 @@ def _check(event: h11.Request) -> None:
 class Protocol(H11Protocol):
     """One connection."""
 
-    times = Times()
+    settings: Settings
+    most_connections: int
     _header_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _probe_timer: asyncio.TimerHandle | None = None
@@ -76,17 +67,17 @@ class Protocol(H11Protocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.conn = _Connection(h11.SERVER, MOST_HEADER_BYTES)
-        self.timeout_keep_alive = self.times.keep_alive_s  # type: ignore[assignment]
+        self.timeout_keep_alive = self.settings.keep_alive_s  # type: ignore[assignment]
 
     # --- a connection begins and ends ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.times.most and not self._close_an_idle_one():
+        if len(self.connections) > self.most_connections and not self._close_an_idle_one():
             _log.warning(
                 "a connection was refused: %d are open and none is idle. Raise the limit of open files "
                 "(ulimit -n), or max_connections.",
-                self.times.most,
+                self.most_connections,
             )
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "retry-after: 1")
             return
@@ -128,7 +119,7 @@ class Protocol(H11Protocol):
             self._paused_s = 0.0
             if self.transport.get_write_buffer_size():
                 # Below the mark at which writing pauses, but it may stay unread as well.
-                self._send_timer = self.loop.call_later(self.times.send_timeout_s, self._unread)
+                self._send_timer = self.loop.call_later(self.settings.send_timeout_s, self._unread)
 
     def _watch_headers(self) -> None:
         """The timer runs while headers are awaited: from the beginning of a connection, and from the first
@@ -139,7 +130,7 @@ class Protocol(H11Protocol):
                 self._header_timer.cancel()
                 self._header_timer = None
         elif self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.times.header_timeout_s, self.transport.close)
+            self._header_timer = self.loop.call_later(self.settings.header_timeout_s, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         """The answer to what is no HTTP request, or one that is refused before the app sees it."""
@@ -166,7 +157,7 @@ class Protocol(H11Protocol):
         self._paused_at = self.loop.time()
         if self._send_timer is not None:
             self._send_timer.cancel()
-        left_s = max(self.times.send_timeout_s - self._paused_s, 0.0)
+        left_s = max(self.settings.send_timeout_s - self._paused_s, 0.0)
         self._send_timer = self.loop.call_later(left_s, self._unread)
 
     def resume_writing(self) -> None:
@@ -180,7 +171,9 @@ class Protocol(H11Protocol):
 
     def _unread(self) -> None:
         if self.transport.get_write_buffer_size():
-            _log.info("a client did not read its answer for %g s (send_timeout_s)", self.times.send_timeout_s)
+            _log.info(
+                "a client did not read its answer for %g s (send_timeout_s)", self.settings.send_timeout_s
+            )
             self.transport.abort()
 
     # --- a client that has ended its side ---
@@ -207,6 +200,6 @@ class Protocol(H11Protocol):
         self._probe_timer = self.loop.call_later(delay_s, self._probe, number + 1)
 
 
-def protocol(times: Times) -> type[Any]:
-    """The protocol with these limits, as uvicorn wants it."""
-    return type("Protocol", (Protocol,), {"times": times})
+def protocol(settings: Settings, most_connections: int) -> type[Any]:
+    """The protocol with the limits of the settings, as uvicorn wants it."""
+    return type("Protocol", (Protocol,), {"settings": settings, "most_connections": most_connections})

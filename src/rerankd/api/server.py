@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerankd.api.listen import connections_allowed
-from rerankd.api.protocol import MOST_HEADER_BYTES, Times, protocol
+from rerankd.api.protocol import MOST_HEADER_BYTES, protocol
 from rerankd.config import Settings
 
 _log = logging.getLogger("rerankd.api")
@@ -32,11 +32,10 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, *, settings: Settings, listening: Callable[[], None]) -> None:
         """`listening` is called when it accepts connections."""
         room = connections_allowed(settings.max_connections)
-        times = Times(settings.header_timeout_s, settings.send_timeout_s, settings.keep_alive_s, room.most)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol(times),
+                http=protocol(settings, room.most),
                 ws="none",
                 h11_max_incomplete_event_size=MOST_HEADER_BYTES,
                 backlog=room.backlog,
