@@ -51,21 +51,19 @@ def held_soon(folder: Path, within_s: float) -> Iterator[None]:
     """Hold a folder's lock, also on a file system without flock. Raises OSError where it can't be had within
     so many seconds."""
     deadline = time.monotonic() + within_s
-    with (folder / ".lock").open("a") as file:
+    with (folder / ".lock").open("a") as file, contextlib.ExitStack() as stack:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except OSError as error:
                 if error.errno in _NO_FLOCK:
+                    stack.enter_context(_lock_file(folder / ".lock.held", deadline))
                     break
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
                     raise
                 _wait(deadline)
-            else:
-                yield
-                return
-        with _lock_file(folder / ".lock.held", deadline):
-            yield
+        yield
 
 
 @contextlib.contextmanager

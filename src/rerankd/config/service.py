@@ -28,10 +28,7 @@ def _sendable(value: object) -> object:
 
 
 def _slashed(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    parts = [part for part in value.split("/") if part]
-    return "/" + "/".join(parts) if parts else ""
+    return "".join(f"/{part}" for part in value.split("/") if part) if isinstance(value, str) else value
 
 
 class FixedSettings(Options):

@@ -20,7 +20,7 @@ from rerankd.domain import Method, Pooling
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.evidence import header_names, plain
-from rerankd.recipes.partial import PartialRecipe
+from rerankd.recipes.partial import POOLINGS, PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION, placeholders
 
 # `{{ query }}` holds `{query}`, and the model would read its other braces.
@@ -194,7 +194,7 @@ def _fault(entry: Entry) -> str:
     elif entry.template or any(entry.labels) or entry.instruction:
         return "template, labels and instruction are for causal_lm"
     if entry.method == "embedding":
-        if entry.pooling not in ("mean", "cls", "last"):
+        if entry.pooling not in POOLINGS:
             return "embedding needs pooling mean, cls or last"
         if entry.low is None or entry.high is None or not -1 <= entry.low < entry.high <= 1:
             return "low and high should be cosines, and low the smaller"

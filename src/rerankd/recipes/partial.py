@@ -30,6 +30,8 @@ class PartialRecipe:
 
 
 NOTHING = PartialRecipe()
+# How an embedding model's states may be pooled.
+POOLINGS = ("mean", "cls", "last")
 
 
 def merge(partials: Mapping[Source, PartialRecipe]) -> tuple[PartialRecipe, dict[str, Source]]:

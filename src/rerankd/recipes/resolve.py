@@ -28,11 +28,11 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes import heads, prompts
 from rerankd.recipes.catalog import Catalog, Entry, template_error
 from rerankd.recipes.notes import notes, warnings
-from rerankd.recipes.partial import NOTHING, PartialRecipe, merge
+from rerankd.recipes.partial import NOTHING, POOLINGS, PartialRecipe, merge
 from rerankd.recipes.prompts import Prompt
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.scoring_method import OTHERS, QWEN3, SAY_PROMPT, another_file, natural
-from rerankd.recipes.sources import POOLINGS, longest, partials
+from rerankd.recipes.sources import longest, partials
 from rerankd.scoring.prompt import INSTRUCTION
 
 _SMALLEST_MAX_LENGTH = 32

@@ -8,6 +8,7 @@ from rerankd.formats.safetensors import TAKE_GGUF
 from rerankd.recipes import prompts
 from rerankd.recipes.catalog import Catalog, Entry
 from rerankd.recipes.evidence import Kind, is_called_embedder, kind_of
+from rerankd.recipes.partial import POOLINGS
 from rerankd.recipes.prompts import Prompt
 
 QWEN3 = ("qwen3", "qwen3vl")
@@ -45,7 +46,7 @@ def natural(
         return _headless(facts, entry, kind)
     if entry is not None and entry.method:
         return entry.method
-    if facts.pooling not in ("mean", "cls", "last"):
+    if facts.pooling not in POOLINGS:
         return Refusal(
             f"it is a {facts.architecture} encoder with no rank head, and its header names no pooling",
             "if it was a reranker, its head was lost in conversion, and another file is needed; if it is an "
@@ -86,7 +87,7 @@ def _causal(
         )
     if entry is not None and entry.method:
         return entry.method
-    if facts.pooling in ("mean", "cls", "last"):
+    if facts.pooling in POOLINGS:
         return "embedding"
     return Refusal(
         "it is a plain language model (chat or base), not trained to score documents",
@@ -117,7 +118,7 @@ def _headless(facts: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
         reason, next_step = _LOST_HEAD, another_file(facts, entry)
     else:
         reason, next_step = _NOT_DONE[kind], OTHERS
-    pooling = facts.pooling if facts.pooling in ("mean", "cls", "last") else ""
+    pooling = facts.pooling if facts.pooling in POOLINGS else ""
     return Refusal(reason, next_step, "" if kind == "listwise" else _cosine_lines(pooling))
 
 

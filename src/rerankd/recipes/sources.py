@@ -7,14 +7,13 @@ from dataclasses import replace
 from rerankd.domain import Method, Source
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.catalog import Entry
-from rerankd.recipes.partial import NOTHING, PartialRecipe
+from rerankd.recipes.partial import NOTHING, POOLINGS, PartialRecipe
 from rerankd.recipes.prompts import Prompt, labels_of
 
 # Tokens that a causal model reads unless set. Its KV cache is allocated for all of them (Qwen3-0.6B at its
 # full 40,960: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference reads 8,192.
 CAUSAL_MAX_LENGTH = 8192
 _UNSAID_MAX_LENGTH = 512
-POOLINGS = ("mean", "cls", "last")
 
 
 def partials(
