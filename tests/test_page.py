@@ -108,6 +108,14 @@ def ask_panda(page: Page) -> None:
 # --- try it ---
 
 
+def test_who_asks_before_the_list_of_models_has_come_sees_the_model_that_answered(tab: Open) -> None:
+    shown = tab()
+    shown.page.route("**/v1/status*", lambda route: None)  # the list does not come
+    page = shown.open()
+    ask_panda(page)
+    expect(page.locator(".result h2")).not_to_be_empty()
+
+
 def test_the_example_in_one_click(tab: Open) -> None:
     shown = tab()
     page = shown.open()
@@ -461,8 +469,8 @@ def test_every_part_is_accessible_and_fits(
             summary.click()
         shown.picture(PICTURES, f"{name}-{part}")
         assert "[object" not in page.locator("main").inner_text()
-        width, max_length = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert width <= max_length, f"{part} is {width} pixels wide"
+        width, available = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert width <= available, f"{part} is {width} pixels wide"
         faults = [
             f"{fault['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
             for fault in Axe().run(page).response["violations"]

@@ -147,6 +147,7 @@ function column({ error, value, response }, asked) {
   }
   const ms = (name) => Number(response.headers.get(`x-rerankd-${name}-ms`) ?? 0);
   const cut = new Set(value.meta.cut ?? []);
+  const model = asked.model || value.model; // asked before the list of models was here
   const time = t("{n} documents in {ms} ms", { n: asked.documents.length, ms: round1(ms("total")) });
   const details = [
     t("engine {ms} ms", { ms: round1(ms("engine")) }),
@@ -156,8 +157,8 @@ function column({ error, value, response }, asked) {
   ].filter(Boolean);
   return el(
     "section",
-    { class: "card result", "aria-label": t("Results of {model}", { model: asked.model }) },
-    el("header", {}, el("h2", {}, asked.model), el("p", { class: "small muted timing" }, el("strong", {}, time), ` · ${details.join(" · ")}`)),
+    { class: "card result", "aria-label": t("Results of {model}", { model }) },
+    el("header", {}, el("h2", {}, model), el("p", { class: "small muted timing" }, el("strong", {}, time), ` · ${details.join(" · ")}`)),
     value.meta.warnings?.length ? el("ul", { class: "notes" }, value.meta.warnings.map((text) => el("li", {}, text))) : null,
     el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, cut))),
   );
