@@ -73,14 +73,14 @@ class Metrics:
         self.deadlines = counter("rerankd_deadlines_passed", "requests that took too long")
         registry.register(_AtTheMoment(readings))
 
-    def answered(self, documents: int, texts: int, result: RerankResult, waited_s: float, cut: int) -> None:
+    def answered(self, documents: int, texts: int, result: RerankResult) -> None:
         """Count one request that got its scores; `texts` is how many different ones it had."""
         self.documents.observe(documents)
-        self.queue_wait.observe(waited_s)
+        self.queue_wait.observe(result.queue_s)
         self.tokens.inc(result.tokens)
         self.cache_hits.inc(result.cached)
         self.cache_misses.inc(texts - result.cached)
-        self.cut.inc(cut)
+        self.cut.inc(len(result.cut))
         self.recent.scored(time.monotonic(), documents)
 
     def ended(self, dialect: str, status: int, seconds: float, *, model: str = "", key: str = "") -> None:

@@ -30,6 +30,7 @@ from rerankd.metrics import Metrics
 from rerankd.process.states import Status
 from rerankd.scoring import plan
 from rerankd.scoring.result import ranked
+from rerankd.serving import readings
 from rerankd.serving.prepare import Model
 from rerankd.serving.registry import ModelRegistry
 from rerankd.serving.request import score
@@ -66,7 +67,7 @@ class Reranker:
                 f"The file of API keys {settings.api_keys_file} holds no key. Make one with "
                 "`rerankd key new NAME`."
             )
-        self.metrics = Metrics(lambda: self.registry.readings())
+        self.metrics = Metrics(lambda: readings.of(self.registry.entries))
         self.registry = ModelRegistry(settings, self.metrics)
         self.registry.begin_with(prepared)
         self._is_closed = False
@@ -189,9 +190,7 @@ class Reranker:
             engine_s=scored.engine_s,
             total_s=time.perf_counter() - started,
         )
-        self.metrics.answered(
-            len(request.documents), len(fitted.plan.texts), result, place.waited_s, len(fitted.cut)
-        )
+        self.metrics.answered(len(request.documents), len(fitted.plan.texts), result)
         return result
 
     async def answer_all(

@@ -108,7 +108,7 @@ async def unload(request: Request, name: str) -> Response:
 async def delete(request: Request, name: str) -> Response:
     reranker = _admin(request)
     store = Store(reranker.settings.home)
-    served = next((one for one in reranker.registry.models if name in one.model.names), None)
+    served = next((one for one in reranker.registry.models if name in one.names), None)
     if served is None:
         record = await asyncio.to_thread(store.find, name)
         if record is None:

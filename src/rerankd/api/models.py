@@ -13,7 +13,7 @@ from rerankd.api.origin import check_change
 from rerankd.api.reference import errors
 from rerankd.errors import NoSuchPath
 from rerankd.serving.pending import Pending
-from rerankd.serving.roster import Entry, names
+from rerankd.serving.roster import Entry
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
@@ -56,7 +56,7 @@ async def models(request: Request) -> Response:
     usable = [entry for entry in registry.entries if entry not in refused]
     body: ModelList = {
         "object": "list",
-        "data": [_row(entry, name) for entry in usable for name in names(entry)],
+        "data": [_row(entry, name) for entry in usable for name in entry.names],
     }
     if refused:
         body["unavailable"] = [{"id": one.name, "reason": one.refusal().message} for one in refused]

@@ -42,7 +42,7 @@ async def version(request: Request) -> Response:
 async def tags(request: Request) -> Response:
     """The models that are served, by each name that they are taken for."""
     reranker = reranker_with_key(request)
-    rows = [_row(served, name) for served in reranker.registry.models for name in served.model.names]
+    rows = [_row(served, name) for served in reranker.registry.models for name in served.names]
     return json_response({"models": rows})
 
 

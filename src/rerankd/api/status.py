@@ -131,7 +131,7 @@ async def _model(served: ServedModel) -> ModelStatus:
     facts, entry = model.facts, model.resolution.entry
     return {
         "id": model.name,
-        "aliases": list(model.aliases),
+        "aliases": list(model.names[1:]),
         "state": served.state.phase,
         "path": str(model.path),
         "size_bytes": facts.size_bytes,
@@ -175,7 +175,7 @@ async def _engine(served: ServedModel) -> EngineStatus:
     told: EngineStatus = {
         "program": served.engine_name,
         "why": served.engine_reason,
-        "replicas": served.model.wanted.replicas,
+        "replicas": served.wanted.replicas,
         "pids": served.pids,
         "starts": state.starts,
         "lost": state.lost,

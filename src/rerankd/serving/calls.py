@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,8 +63,8 @@ class _Lost(Exception):
 
 class Calls:
     """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `batch` makes
-    what they get of a query, texts and an instruction; `patience_s` is
-    how long a call that has the engine alone may take before it is looked at whether the engine is stuck."""
+    what they get of a query, texts and an instruction; `patience_s` is how long a call that has the engine
+    alone may take before it is looked at whether the engine is stuck."""
 
     def __init__(
         self,
@@ -96,11 +95,8 @@ class Calls:
         """Tokens of each text. For one that ends the engine it is the largest number there may be, one for
         each byte: what is then cut of it is left out when it is scored, if that ends the engine, too."""
         # A document is cut by counting ever other beginnings of it, which all end the engine: they are one.
-        counts, _ = await self._each(
-            texts,
-            lambda engine, part: engine.count_tokens(part),
-            known_by=lambda text: f"\1{text[:_BEGINNING]}",
-        )
+        names = [f"\1{text[:_BEGINNING]}" for text in texts]
+        counts, _ = await self._each(texts, names, lambda engine, part: engine.count_tokens(part))
         return [
             len(text.encode()) if count is None else count for text, count in zip(texts, counts, strict=True)
         ]
@@ -121,8 +117,7 @@ class Calls:
 
         if self._quarantine.reason(query_digest, time.time()) is not None:
             raise self._refused()
-        check = partial(self._check_query, query_digest, each)
-        pairs, errors = await self._each(texts, each, check_query=check)
+        pairs, errors = await self._each(texts, texts, each, query_digest)
         values = [pair[0] if pair is not None else None for pair in pairs]
         errors |= {at: pair[1] for at, pair in enumerate(pairs) if pair is not None and pair[1] is not None}
         return RawScores(values, tokens, errors)
@@ -150,18 +145,16 @@ class Calls:
     async def _each(
         self,
         texts: Sequence[str],
+        names: Sequence[str],
         call: Part[T],
-        *,
-        known_by: Callable[[str], str] = str,
-        check_query: Callable[[], Awaitable[None]] | None = None,
+        query: str | None = None,
     ) -> tuple[list[T | None], dict[int, str]]:
-        """The answer for each text, or why there is none. `known_by` gives what a text is remembered by;
-        scoring has a `check_query`, and counting has none.
+        """The answer for each text, or why there is none. `names` are what the texts are remembered by,
+        `query` is the digest of what they are scored for; None where they are only counted.
 
         It ends: each loss makes the calls of suspects smaller or takes one out. A loss that no text is
         suspected of comes from outside, and the request's deadline bounds these.
         """
-        names = [known_by(text) for text in texts]
         answers: dict[int, T] = {}
         errors: dict[int, str] = {}
         failed: Engine | None = None
@@ -185,11 +178,11 @@ class Calls:
                 if lost.cause in REASONS:
                     found = await self._died(asked, lost.cause, alone=alone)
                     errors |= {at: found[name] for at, name in zip(part, asked, strict=True) if name in found}
-                    if alone and len(part) == 1 and not found and check_query is not None:
-                        await check_query()
+                    if alone and len(part) == 1 and not found and query is not None:
+                        await self._check_query(query, call)
                 continue
             answers.update(zip(part, outcome, strict=True))
-            if check_query is not None:  # counting says nothing of what scoring does
+            if query is not None:  # counting says nothing of what scoring does
                 self._answered += len(part)
                 if not self._quarantine.is_empty:
                     self._quarantine.answered(self._quarantine.digests(asked))
@@ -203,9 +196,8 @@ class Calls:
             return left, False, {}
         now = time.time()
         digests = quarantine.digests(names[at] for at in left)
-        reasons_ = [quarantine.reason(digest, now) for digest in digests]
-        blamed = {at: why for at, why in zip(left, reasons_, strict=True) if why is not None}
-        if blamed:
+        known = [(at, quarantine.reason(digest, now)) for at, digest in zip(left, digests, strict=True)]
+        if blamed := {at: why for at, why in known if why is not None}:
             return [], False, blamed
         following = quarantine.next_call(digests, now)
         return [left[at] for at in following.at], following.alone, {}

@@ -31,12 +31,11 @@ _HEADER_BYTES = 64 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be served: its names, its file or folder, how it is scored, and the engine that runs
-    it. `fingerprint` tells the file from another one at a glance (see scoring/cache.py). `changed_at` is when
-    the file was last written, in seconds since 1970. `selection` is what runs it."""
+    """A model that can be served: its names (the shown one first), its file or folder, how it is scored, and
+    the engine that runs it. `fingerprint` tells the file from another one at a glance (see scoring/cache.py).
+    `changed_at` is when the file was last written, in seconds since 1970. `selection` is what runs it."""
 
-    name: str
-    aliases: tuple[str, ...]
+    names: tuple[str, ...]
     path: Path
     facts: ModelMetadata
     resolution: Resolution
@@ -58,9 +57,8 @@ class Model:
         return self.selection.fallback
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """All names it answers to, the shown one first."""
-        return (self.name, *self.aliases)
+    def name(self) -> str:
+        return self.names[0]
 
 
 def wanted(settings: Settings) -> tuple[EffectiveModelSettings, ...]:
@@ -99,8 +97,7 @@ def prepare(
             "memory this machine has. Take a smaller quantisation or a smaller model."
         )
     return Model(
-        names[0],
-        names[1:],
+        names,
         path,
         facts,
         resolved,

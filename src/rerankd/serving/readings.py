@@ -1,23 +1,41 @@
-"""What is read off a served model for the metrics."""
+"""What is read off the models of the settings for the metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rerankd.metrics import Reading
+from rerankd.serving.roster import Entry
 from rerankd.serving.served_model import ServedModel
 
 
-def of(served: ServedModel) -> list[Reading]:
-    """The readings of one model."""
-    state, line = served.state, served.queue.line
+def of(entries: Iterable[Entry]) -> list[Reading]:
+    """The readings of all models; of one that can't be asked, only that it can't."""
+    return [
+        Reading(name, what, entry.name, value)
+        for entry in entries
+        for name, (what, value) in _values(entry).items()
+    ]
+
+
+def _values(entry: Entry) -> dict[str, tuple[str, float]]:
     values: dict[str, tuple[str, float]] = {
-        "engine_ready": ("1 while the engine can answer", state.engine is not None),
+        "model_served": (
+            "1 where the model may be asked, 0 while it is read or refused",
+            isinstance(entry, ServedModel),
+        ),
+        "engine_ready": ("1 while the engine can answer", entry.state.phase == "ready"),
+    }
+    if not isinstance(entry, ServedModel):
+        return values
+    state, line = entry.state, entry.queue.line
+    return values | {
         "engine_starts": ("children started, the first included", state.starts),
         "engine_lost": ("children that died, hung, or would not start", state.lost),
-        "engine_memory_bytes": ("memory of the engine's processes", served.memory_bytes() or 0),
+        "engine_memory_bytes": ("memory of the engine's processes", entry.memory_bytes() or 0),
         "queue_requests": ("requests under way or waiting", len(line)),
         "queue_documents": ("documents of these that are not scored yet", line.documents),
         "queue_bytes": ("bytes of text of these requests", line.size_bytes),
         "documents_per_second": ("what the engine scores while it has work", line.rate),
-        "cache_entries": ("scores that are kept", len(served.cache)),
+        "cache_entries": ("scores that are kept", len(entry.cache)),
     }
-    return [Reading(name, what, served.name, value) for name, (what, value) in values.items()]

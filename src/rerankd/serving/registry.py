@@ -12,13 +12,12 @@ from rerankd import config
 from rerankd.config import Settings
 from rerankd.errors import Conflict, RerankdError
 from rerankd.memory import Bytes
-from rerankd.metrics import Metrics, Reading
+from rerankd.metrics import Metrics
 from rerankd.owner import Owner
 from rerankd.process import rundir
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress, silent
 from rerankd.serving import prepare as preparing
-from rerankd.serving import readings
 from rerankd.serving.arrivals import Arrivals
 from rerankd.serving.budgets import budgets, needs
 from rerankd.serving.loader import Loader
@@ -60,7 +59,7 @@ class ModelRegistry(Roster):
     def begin_with(self, models: Sequence[Model]) -> None:
         """Serve these. Raises ConfigError where two have one name, and DoesNotFit."""
         for model in models:
-            self._append(self._add(model, self.entries))
+            self.entries += (self._add(model, self.entries),)
 
     async def begin(self, progress: Progress = silent) -> None:
         """Begin to fetch and read the models of the settings; returns at once. From now on they can be asked
@@ -78,7 +77,7 @@ class ModelRegistry(Roster):
         can be served; else the reasons are logged."""
 
         async def load(served: ServedModel) -> None:
-            if served.model.wanted.preload and self._loader.fits(served):
+            if served.wanted.preload and self._loader.fits(served):
                 progress(f"loading {served.model.path.name}", 0, 0)
                 await self.load(served)
 
@@ -150,7 +149,7 @@ class ModelRegistry(Roster):
 
     async def _reload(self, served: ServedModel) -> None:
         if await asyncio.to_thread(served.is_changed):
-            new = self._add(await asyncio.to_thread(preparing.prepare, self.settings, served.model.wanted))
+            new = self._add(await asyncio.to_thread(preparing.prepare, self.settings, served.wanted))
             self._replace(served, new)
             self._loader.retire(served)
             self._warm(new)
@@ -162,24 +161,20 @@ class ModelRegistry(Roster):
         """Serve one more model, or a served one anew, until the service ends. Raises what `prepare` raises,
         ConfigError and DoesNotFit."""
         async with self._changing:
-            return await self._add_ref(ref)
-
-    async def _add_ref(self, ref: str) -> ServedModel:
-        wanted = self.settings.of(ref)
-        model = await asyncio.to_thread(preparing.prepare, self.settings, wanted)
-        for served in self.models:
-            if served.model.path == model.path:
-                await self._reload(served)
-                return self.find(served.name)
-        waited_for = first_of(model.names, self.pending)
-        if isinstance(waited_for, Pending):  # the settings name it, and it was missing until now
-            model = await asyncio.to_thread(preparing.prepare, self.settings, waited_for.wanted)
-            self.arrivals.give_up(waited_for)
-            self._take(waited_for, model)
-            return self.find(model.name)
-        served = self._add(model, self.entries)
-        self._append_pulled(served)
-        return served
+            model = await asyncio.to_thread(preparing.prepare, self.settings, self.settings.of(ref))
+            for served in self.models:
+                if served.model.path == model.path:
+                    await self._reload(served)
+                    return self.find(served.name)
+            waited_for = first_of(model.names, self.pending)
+            if isinstance(waited_for, Pending):  # the settings name it, and it was missing until now
+                model = await asyncio.to_thread(preparing.prepare, self.settings, waited_for.wanted)
+                self.arrivals.give_up(waited_for)
+                self._take(waited_for, model)
+                return self.find(model.name)
+            served = self._add(model, self.entries)
+            self._append_pulled(served)
+            return served
 
     def drop(self, served: ServedModel) -> None:
         """Serve a model no more. Raises Conflict where it is the only one."""
@@ -224,16 +219,6 @@ class ModelRegistry(Roster):
         changed = [entry.name for entry in entries if entry not in old]
         _log.info("the settings were read again; models that are new or changed: %s", changed or "none")
 
-    def readings(self) -> list[Reading]:
-        """What is read off for the metrics."""
-        what = "1 where the model may be asked, 0 while it is read or refused"
-        found = [reading for served in self.models for reading in readings.of(served)]
-        found += [Reading("model_served", what, served.name, 1) for served in self.models]
-        for pending in self.pending:
-            found.append(Reading("model_served", what, pending.name, 0))
-            found.append(Reading("engine_ready", "1 while the engine can answer", pending.name, 0))
-        return found
-
     def _add(self, model: Model, beside: Sequence[Entry] = ()) -> ServedModel:
         """Make a model known to the loader. Raises DoesNotFit, and ConfigError where one of those beside it
         has one of its names."""
@@ -253,7 +238,7 @@ class ModelRegistry(Roster):
             except RerankdError as error:
                 _log.error("%s: %s", served.name, error.message)
 
-        if served.model.wanted.preload:
+        if served.wanted.preload:
             self._tasks.begin(load(), f"load {served.name}")
 
     def _read_anew(self, served: ServedModel) -> None:

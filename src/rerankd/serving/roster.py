@@ -38,14 +38,10 @@ class Roster:
         self._default = wanted[0].ref
         self.entries = tuple(Pending(one, preparing.names_of(one)) for one in wanted)
 
-    def _append(self, served: ServedModel) -> None:
-        """One more model."""
-        self.entries += (served,)
-
     def _append_pulled(self, served: ServedModel) -> None:
         """One more model, which new settings leave here, too."""
-        self._pulled.append(served.model.wanted.ref)
-        self._append(served)
+        self._pulled.append(served.wanted.ref)
+        self.entries += (served,)
 
     def _replace(self, old: Entry, new: ServedModel) -> None:
         """A model in another's place."""
@@ -53,7 +49,7 @@ class Roster:
 
     def _remove(self, served: ServedModel) -> None:
         """A model is served no more."""
-        ref = served.model.wanted.ref
+        ref = served.wanted.ref
         self.entries = tuple(entry for entry in self.entries if entry is not served)
         self._pulled = [pulled for pulled in self._pulled if pulled != ref]
         if ref == self._default:
@@ -75,7 +71,7 @@ class Roster:
         kept: dict[EffectiveModelSettings, Entry] = {}
         if not config.engines_differ(self.settings, settings):
             kept = {
-                wanted_of(entry): entry
+                entry.wanted: entry
                 for entry in self.entries
                 if isinstance(entry, Pending) or not entry.is_changed()
             }
@@ -102,7 +98,7 @@ class Roster:
         """What there is in place of a model that can't be served as new settings have it."""
         name = preparing.names_of(wanted)[0]
         was = next((old for old in self.models if old.name == name and old not in before), None)
-        if was is not None and first_of(was.model.names, before) is None:
+        if was is not None and first_of(was.names, before) is None:
             _log.error("%s goes on as it was: %s", was.name, error.message)
             return was
         pending = Pending(wanted, own_names(wanted, before), error)
@@ -150,7 +146,7 @@ class Roster:
 
     def unknown(self, name: str) -> UnknownModel:
         """The error of who asks for a model of this name; it lists the known ones."""
-        known = ", ".join(known for entry in self.entries for known in names(entry))
+        known = ", ".join(known for entry in self.entries for known in entry.names)
         return UnknownModel(f"There is no model {name!r} here. Served under these names: {known}.")
 
     def before(self, pending: Pending) -> tuple[Entry, ...]:
@@ -167,37 +163,27 @@ def _read(settings: Settings, wanted: EffectiveModelSettings) -> Model | Rerankd
 
 def first_of(wanted: Sequence[str], entries: Iterable[Entry]) -> Entry | None:
     """The first of `entries` that answers to one of these names."""
-    return next((entry for entry in entries if not set(wanted).isdisjoint(names(entry))), None)
+    return next((entry for entry in entries if not set(wanted).isdisjoint(entry.names)), None)
 
 
 def check_names(wanted: Sequence[str], entries: Iterable[Entry]) -> None:
     """Raises ConfigError where one of `entries` has one of these names."""
     if (first := first_of(wanted, entries)) is not None:
-        name = next(name for name in wanted if name in names(first))
+        name = next(name for name in wanted if name in first.names)
         raise ConfigError(
-            f"Two models would answer to {name!r}; {wanted_of(first).ref} is the first. Give one of them "
+            f"Two models would answer to {name!r}; {first.wanted.ref} is the first. Give one of them "
             "another name, as a [models.NAME] section or with aliases."
         )
 
 
 def own_names(wanted: EffectiveModelSettings, entries: Iterable[Entry]) -> tuple[str, ...]:
     """The names of a model that none of `entries` has; where they have all, what the settings call it."""
-    taken = {name for entry in entries for name in names(entry)}
+    taken = {name for entry in entries for name in entry.names}
     free = tuple(name for name in preparing.names_of(wanted) if name not in taken)
     return free or (wanted.ref,)
-
-
-def names(entry: Entry) -> tuple[str, ...]:
-    """All names that a model answers to, the shown one first."""
-    return entry.names if isinstance(entry, Pending) else entry.model.names
 
 
 def _at_hand(entry: Entry) -> ServedModel:
     if isinstance(entry, Pending):
         raise entry.refusal()
     return entry
-
-
-def wanted_of(entry: Entry) -> EffectiveModelSettings:
-    """What the settings say of a model."""
-    return entry.wanted if isinstance(entry, Pending) else entry.model.wanted

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
 
 from rerankd.backends.base import Batch, Engine, Offer
 from rerankd.backends.ladder import OTHER_BACKEND, Step
@@ -40,9 +39,9 @@ from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
-T = TypeVar("T")
 # A load that failed takes seconds; the machine is left alone for at least as long.
 _SHORTEST_RETRY_S = 1.0
+_CRASHES = ("crash", "exit")
 
 
 class ServedModel:
@@ -61,6 +60,7 @@ class ServedModel:
         learned: StateStore,
     ) -> None:
         self.model = model
+        self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
         self.queue = FairQueue(Line(Bounds.of(settings), model.engine.policy, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
@@ -95,10 +95,6 @@ class ServedModel:
 
     def __str__(self) -> str:
         return self.name
-
-    @property
-    def name(self) -> str:
-        return self.model.name
 
     @property
     def engine(self) -> Offer:
@@ -186,24 +182,20 @@ class ServedModel:
             await self._memory.look_at_cards(self.pids)
 
     async def _start(self) -> None:
-        self._settled = await self._settle(self.model.engine)
-        self.cache.computed_by(self._computes())
-        steps = self._settled.backend.steps(self._settled, self._cards)
-        self._safer.begin((*steps, OTHER_BACKEND) if self.model.other_engine is not None else steps)
-        replicas = [self._supervise(at) for at in range(self.model.wanted.replicas)]
-        self._replicas = Replicas(replicas)
-        self._replicas.start()
-        await self._replicas.ensure_ready()
-
-    async def _settle(self, offer: Offer) -> Offer:
-        """The offer with what all replicas have in common."""
+        offer = self.model.engine
         self._is_settling = True
         try:
             timeout_s = self.settings.start_timeout_s
-            settled: Offer = await offer.backend.settle(offer, self._learned, self.log, timeout_s)
-            return settled
+            self._settled = await offer.backend.settle(offer, self._learned, self.log, timeout_s)
         finally:
             self._is_settling = False
+        self.cache.computed_by(self._computes())
+        steps = self._settled.backend.steps(self._settled, self._cards)
+        self._safer.begin((*steps, OTHER_BACKEND) if self.model.other_engine is not None else steps)
+        replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
+        self._replicas = Replicas(replicas)
+        self._replicas.start()
+        await self._replicas.ensure_ready()
 
     def _computes(self) -> str:
         """What the values depend on beside model and texts: the engine's build, its precision and device."""
@@ -274,7 +266,7 @@ class ServedModel:
             if begun_with != safer.taken:  # another replica was quicker
                 return True
             # Memory is never a text's fault; a crash may be.
-            if loaded and (cause not in ("crash", "exit", "memory") or not self._blames_engine(cause)):
+            if loaded and cause != "memory" and not (cause in _CRASHES and self.calls.blames_engine()):
                 return False
             return safer.lost(cause, loaded=loaded)
 
@@ -292,9 +284,6 @@ class ServedModel:
             watch=Watch(**settings.model_dump(include={field.name for field in fields(Watch)})),
         )
         return Supervisor(plan, safer=lost)
-
-    def _blames_engine(self, cause: Cause) -> bool:
-        return cause == "memory" or self.calls.blames_engine()
 
     async def _check(self, engine: Engine) -> None:
         """Raises Unscorable where an engine that has loaded fails the self-test, unless forced."""
