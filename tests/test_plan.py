@@ -41,7 +41,7 @@ def test_text_that_can_be_seen_is_not_blank(text: str) -> None:
 
 @given(st.lists(st.integers(0, 70_000), max_size=200), st.sampled_from([plan.IN_TURN, plan.SHARED]))
 def test_batches_cover_every_text_once_and_are_bounded(lengths: list[int], feed: plan.BatchPolicy) -> None:
-    batches = list(plan.micro_batches(["x" * length for length in lengths], feed))
+    batches = list(plan.micro_batches(["x" * length for length in lengths], feed.texts, feed.characters))
     assert [at for batch in batches for at in batch] == list(range(len(lengths)))
     for batch in batches:
         assert 0 < len(batch) <= feed.texts

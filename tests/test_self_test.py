@@ -14,7 +14,7 @@ from rerankd.domain import Normalization
 from rerankd.errors import EngineStartFailed, Unscorable
 from rerankd.scoring import self_test
 from rerankd.service import Reranker
-from rerankd.serving import second_engine
+from rerankd.serving import self_test as serving_self_test
 from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, golden_settings, rerankd
@@ -61,16 +61,16 @@ async def test_a_model_is_compared_with_the_other_engine_that_can_run_it_once(
         found = reranker.registry.models[0].self_test.passed
         assert len(reranker.registry.models[0].pids) == 1
     if against is None:
-        assert found is None and not state.entries(second_engine.SECTION)
+        assert found is None and not state.entries(serving_self_test.SECTION)
         return
     assert found is not None and found.against.startswith(against)
     assert found.comparison.passed and found.comparison.apart < 0.01
-    (kept,) = state.entries(second_engine.SECTION).values()
+    (kept,) = state.entries(serving_self_test.SECTION).values()
     async with Reranker(settings) as reranker:
-        assert reranker.registry.models[0].self_test.passed == second_engine.Passed(
+        assert reranker.registry.models[0].self_test.passed == serving_self_test.Passed(
             found.against, found.comparison, kept.at
         )
-    assert list(state.entries(second_engine.SECTION).values()) == [kept], "it was not made again"
+    assert list(state.entries(serving_self_test.SECTION).values()) == [kept], "it was not made again"
 
 
 def test_a_model_that_openvino_computes_otherwise_is_not_compared_with_it(tmp_path: Path) -> None:
@@ -82,20 +82,20 @@ def test_a_model_that_openvino_computes_otherwise_is_not_compared_with_it(tmp_pa
     )
     model = prepare(golden_settings("modernbert-head", tmp_path, model=[str(path)]))
     assert model.engine.backend.name == "llama"
-    assert second_engine.second(model, model.engine) is None
+    assert serving_self_test.second(model, model.engine) is None
 
 
 async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path, engine="openvino", precision="f32")
     model, state = prepare(settings), StateStore(tmp_path)
-    other = second_engine.second(model, model.engine)
+    other = serving_self_test.second(model, model.engine)
     assert other is not None
-    key = second_engine.key(model, f"openvino {chosen.version()} f32 full", other)
+    key = serving_self_test.key(model, f"openvino {chosen.version()} f32 full", other)
     # The other engine really computes; what is wrong are the values it is compared with.
     log, socket = tmp_path / "log", tmp_path / "s.sock"
-    wrong = await second_engine.run(model, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
+    wrong = await serving_self_test.run(model, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
     assert wrong is not None and wrong.is_fatal
-    second_engine.keep(state, key, model, other, wrong)
+    serving_self_test.keep(state, key, model, other, wrong)
     with pytest.raises(Unscorable, match=r"DIFFERS from llama\.cpp b.*--force"):
         async with Reranker(settings):
             pass
@@ -103,7 +103,7 @@ async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused
     async with Reranker(forced) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
     assert "failed the self-test by a second engine" in warning
-    second_engine.keep(state, key, model, other, self_test.Comparison(0.1, 0.02, 0.0))
+    serving_self_test.keep(state, key, model, other, self_test.Comparison(0.1, 0.02, 0.0))
     async with Reranker(settings) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
     assert "scores 0.1 apart, 0.02 allowed" in warning
@@ -116,10 +116,10 @@ def test_inspect_says_which_check_passed_and_makes_it_on_demand(tmp_path: Path) 
     assert checked.returncode == 0, checked.stderr
     assert "check at load: passed\nself-test: it agrees with llama.cpp b" in checked.stdout
     assert "self-test: it agrees with llama.cpp b" in rerankd("inspect", model, home=tmp_path).stdout
-    (state_before,) = StateStore(tmp_path).entries(second_engine.SECTION).values()
+    (state_before,) = StateStore(tmp_path).entries(serving_self_test.SECTION).values()
     told = json.loads(rerankd("inspect", "--check", "--json", model, home=tmp_path).stdout)
     assert told["checks"][0] == "check at load: passed"
-    (state_after,) = StateStore(tmp_path).entries(second_engine.SECTION).values()
+    (state_after,) = StateStore(tmp_path).entries(serving_self_test.SECTION).values()
     assert state_after.at > state_before.at, "asked for, it is made again"
 
 

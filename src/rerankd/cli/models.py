@@ -33,7 +33,7 @@ def inspect(
     from rerankd.formats import modelfile
     from rerankd.hub import inspect as words
     from rerankd.hub import store
-    from rerankd.serving import offers, second_engine
+    from rerankd.serving import offers, self_test
     from rerankd.serving.prepare import fingerprint, resolve_file
     from rerankd.state import StateStore
 
@@ -49,7 +49,7 @@ def inspect(
         made = fingerprint(path)
         spec = offers.spec(wanted.ref, path, facts, resolved, wanted, made)
         engines = select.told(wanted.engine, offers.all_of(spec, wanted, settings.home))
-        earlier = second_engine.of_file(StateStore(settings.home), path, made)
+        earlier = self_test.of_file(StateStore(settings.home), path, made)
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
         if check:
             from rerankd import pulling

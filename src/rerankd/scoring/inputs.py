@@ -90,17 +90,13 @@ async def fit(
                 f"{window_tokens}: a query is only cut where max_tokens_per_query asks for it. Shorten it."
             )
     bound = min(room, limit or room)
-    fitted: list[truncate.Chunks | None] = [
-        truncate.Chunks((text,), cut=False) if fits(text, bound) or plan.is_blank(text) else None
-        for text in documents
-    ]
-    long = [at for at, chunks in enumerate(fitted) if chunks is None]
+    made = [truncate.Chunks((text,), cut=False) for text in documents]
+    long = [at for at, text in enumerate(documents) if not fits(text, bound) and not plan.is_blank(text)]
     if long:
         most = 1 if not request.truncate else max(request.max_chunks_per_doc, 1)
         cutters = [truncate.chunks(documents[at], room, most, request.overlap_tokens, limit) for at in long]
         for at, chunks in zip(long, await _drive(cutters, count), strict=True):
-            fitted[at] = chunks
-    made = [chunks for chunks in fitted if chunks is not None]
+            made[at] = chunks
     cut = tuple(at for at, chunks in enumerate(made) if chunks.cut)
     if cut and not request.truncate:
         (tokens,) = await count([documents[cut[0]]])
@@ -139,7 +135,9 @@ async def _drive(
     done: dict[int, truncate.Chunks] = {}
     asking = {at: next(cutter) for at, cutter in enumerate(cutters)}
     while asking:
-        counts = await _count_in_parts(list(asking.values()), count)
+        texts, counts = list(asking.values()), list[int]()
+        for part in plan.micro_batches(texts, len(texts), _COUNTED_CHARACTERS):
+            counts += await count(texts[part.start : part.stop])
         following: dict[int, str] = {}
         for at, tokens in zip(asking, counts, strict=True):
             try:
@@ -148,16 +146,3 @@ async def _drive(
                 done[at] = end.value
         asking = following
     return [done[at] for at in range(len(cutters))]
-
-
-async def _count_in_parts(texts: list[str], count: Count) -> list[int]:
-    counts: list[int] = []
-    part: list[str] = []
-    characters = 0
-    for text in texts:
-        part.append(text)
-        characters += len(text)
-        if characters >= _COUNTED_CHARACTERS:
-            counts += await count(part)
-            part, characters = [], 0
-    return counts + await count(part) if part else counts

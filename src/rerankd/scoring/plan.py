@@ -66,11 +66,11 @@ def make(documents: Sequence[Chunks]) -> Plan:
     return Plan(tuple(places), parts)
 
 
-def micro_batches(texts: Sequence[str], feed: BatchPolicy) -> Iterator[range]:
-    """Consecutive ranges of `texts`, each a micro-batch."""
+def micro_batches(texts: Sequence[str], most: int, most_characters: int) -> Iterator[range]:
+    """Consecutive ranges of `texts`, each of no more texts and characters, but one text at least."""
     start = characters = 0
     for at, text in enumerate(texts):
-        if at > start and (at - start == feed.texts or characters + len(text) > feed.characters):
+        if at > start and (at - start == most or characters + len(text) > most_characters):
             yield range(start, at)
             start, characters = at, 0
         characters += len(text)

@@ -57,11 +57,11 @@ class Scored:
             by_reason.setdefault(error.reason, []).append(error.index)
         for reason, indexes in by_reason.items():
             found.append(f"Not scored and ranked last: {plan.named(indexes)}. Reason: {reason}.")
+        whole = {error.index for error in self.errors}
         partly = [
             at
             for at, parts in enumerate(self.fitted.plan.parts)
-            if any(part in self.text_errors for part in parts)
-            and not all(part in self.text_errors for part in parts)
+            if at not in whole and not self.text_errors.keys().isdisjoint(parts)
         ]
         if partly:
             found.append(f"Scored without the parts that could not be scored: {plan.named(partly)}.")

@@ -31,7 +31,7 @@ async def _fit(served: ServedModel, request: RerankRequest, *, exact: bool = Fal
 async def _score(served: ServedModel, fitted: Fitted, place: Place) -> Scored:
     """From the cache, else in micro-batches from the engine."""
     started = time.perf_counter()
-    cache, texts = served.cache, fitted.plan.texts
+    cache, texts, policy = served.cache, fitted.plan.texts, served.engine.policy
     # A value that depends on the block that it was scored in is not kept.
     is_kept = served.engine.capabilities.scope == "pair"
     keys = cache.keys(fitted.query, fitted.instruction, texts) if is_kept else []
@@ -57,7 +57,9 @@ async def _score(served: ServedModel, fitted: Fitted, place: Place) -> Scored:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(ask(missing[batch.start : batch.stop]))
-                for batch in plan.micro_batches([texts[at] for at in missing], served.engine.policy)
+                for batch in plan.micro_batches(
+                    [texts[at] for at in missing], policy.texts, policy.characters
+                )
             ]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None

@@ -1,22 +1,156 @@
-"""The self-test of a model's engines: on known pairs, then beside a second computation of the same file."""
+"""The self-test of a model's engines: on known pairs, then beside a second computation of the same file.
+
+A check by one engine alone (see scoring/self_test.py) does not see that a tokenizer or an activation is
+another one than the model's, since all its values are wrong alike. Where a backend offers a second
+computation of the same file, both score the same pairs, once for a file and the engines' builds, and only
+where both have room in memory. Another backend's comes first, then the same backend's in its most exact
+arithmetic.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
+import os
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from rerankd import machine
 from rerankd.backends.base import Batch, Engine, Offer, RawScores, Scope
+from rerankd.backends.table import BACKENDS
 from rerankd.domain import Refusal
-from rerankd.errors import ModelFileError
+from rerankd.errors import ModelFileError, RerankdError
 from rerankd.hub import builtin
+from rerankd.process.child import Child
+from rerankd.process.reasons import DAMAGED_FILE
 from rerankd.scoring import normalize, self_test
-from rerankd.serving import second_engine
+from rerankd.scoring.self_test import Comparison
 from rerankd.serving.prepare import Model
-from rerankd.state import StateStore
+from rerankd.state import Entry, StateStore
 
 _log = logging.getLogger("rerankd")
+
+SECTION = "self_test"
+_TIMEOUT_S = 120.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What a self-test found. `at` is in seconds since 1970."""
+
+    against: str
+    comparison: Comparison
+    at: float
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        day = time.strftime("%Y-%m-%d", time.localtime(self.at))
+        said = "agrees with" if self.comparison.passed else "DIFFERS from"
+        apart, tolerance = self.comparison.apart, self.comparison.tolerance
+        return f"{said} {self.against} (scores {apart:.2g} apart, {tolerance:g} allowed; {day})"
+
+
+def second(model: Model, running: Offer) -> Offer | None:
+    """A second computation of the model that runs so; None where there is none."""
+    others = [backend for backend in BACKENDS if backend is not running.backend]
+    for backend in (*others, running.backend):
+        offer = backend.reference(model.spec, running)
+        if offer is not None and offer.capabilities.scope == running.capabilities.scope:
+            return offer
+    return None
+
+
+def key(model: Model, computes: str, other: Offer) -> str:
+    """What a result is kept under: the file, and the builds of both engines."""
+    words = "\n".join((model.fingerprint, repr(model.scoring), computes, other.title))
+    return f"{model.path.name} {hashlib.blake2b(words.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
+
+
+def kept(state: StateStore, key: str) -> Passed | None:
+    """An earlier result; None where there is none."""
+    entry = state.entries(SECTION).get(key)
+    return _read(entry) if entry is not None else None
+
+
+def of_file(state: StateStore, path: Path, fingerprint: str) -> list[Passed]:
+    """All that is kept of a file as it is now."""
+    return [
+        passed
+        for entry in state.entries(SECTION).values()
+        if (passed := _read(entry)) is not None
+        and entry.value.get("model") == str(path)
+        and entry.value.get("fingerprint") == fingerprint
+    ]
+
+
+def _read(entry: Entry) -> Passed | None:
+    """What was kept; None for what is no such thing."""
+    with contextlib.suppress(TypeError, KeyError):
+        numbers = (float(entry.value[name]) for name in ("apart", "tolerance", "disagreement"))
+        return Passed(str(entry.value["against"]), Comparison(*numbers), entry.at)
+    return None
+
+
+async def run(
+    model: Model, values: Sequence[float | None], other: Offer, socket: Path, log: Path
+) -> Comparison | None:
+    """Have the other engine score the pairs of the check at load, whose raw values are `values`. None where
+    it has no room, or can't. Raises ModelFileError where it says that the file is damaged."""
+    available = machine.available_bytes()
+    if available is not None and available < other.memory_bytes:
+        _log.info("%s: no room for a second engine, so no self-test by one", model.name)
+        return None
+    try:
+        found = await _scores(other, socket, log)
+    except ModelFileError:
+        raise
+    except (RerankdError, TimeoutError) as error:
+        _log.info("%s: %s can't make the self-test: %r", model.name, other.title, error)
+        return None
+    return self_test.compare(values, found, model.scoring.normalization, model.facts.quantisation)
+
+
+async def _scores(other: Offer, socket: Path, log: Path) -> list[float | None]:
+    launch = other.backend.launch(other, (), (), socket)
+    child = await Child.start(launch.argv, log, {**launch.environment, **os.environ})
+    engine = launch.connect(socket)
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            while not await engine.is_ready():
+                if child.exit_code == DAMAGED_FILE:
+                    await child.wait()
+                    raise ModelFileError(child.lines()[-1].removeprefix("error: ").rstrip("."))
+                if child.exit_code is not None:
+                    raise TimeoutError(f"it ended with {child.exit_code}")
+                await asyncio.sleep(_POLL_S)
+            await engine.prepare()
+            scope, instruction = other.capabilities.scope, other.spec.scoring.instruction
+            answer = await engine.score(Batch.of(scope, self_test.QUERY, self_test.TEXTS, instruction))
+            return list(answer.values)
+    finally:
+        await child.stop(0)
+        await engine.close()
+        socket.unlink(missing_ok=True)
+
+
+def keep(state: StateStore, key: str, model: Model, other: Offer, found: Comparison) -> Passed:
+    """Remember a result."""
+    value: dict[str, Any] = {
+        "passed": found.passed,
+        "against": other.title,
+        **asdict(found),
+        "model": str(model.path),
+        "fingerprint": model.fingerprint,
+    }
+    state.put(SECTION, key, value)
+    return Passed(other.title, found, time.time())
 
 
 class SelfTest:
@@ -29,7 +163,7 @@ class SelfTest:
 
     def __init__(self, model: Model, learned: StateStore, socket: Callable[[], Path], log: Path) -> None:
         self.doubts: tuple[str, ...] = ()
-        self.passed: second_engine.Passed | None = None
+        self.passed: Passed | None = None
         self.again = False
         self._model = model
         self._learned = learned
@@ -56,28 +190,26 @@ class SelfTest:
         # The built-in file is checked by its checksum; what runs with safer settings is known to fail with
         # others; and what a program of the user's computes is compared when it is asked for.
         is_exempt = model.wanted.ref == builtin.NAME or is_safer or running.is_own_program
-        other = second_engine.second(model, running)
+        other = second(model, running)
         if other is not None and (self.again or not is_exempt):
-            await self._compare(runs[0].values, other, second_engine.key(model, computes, other))
+            await self._compare(runs[0].values, other, key(model, computes, other))
 
     async def _ask(self, engine: Engine, texts: Sequence[str], scope: Scope = "pair") -> RawScores:
         return await engine.score(Batch.of(scope, self_test.QUERY, texts, self._model.scoring.instruction))
 
     async def _compare(self, values: Sequence[float | None], other: Offer, key: str) -> None:
         async with self._testing:
-            self.passed = None if self.again else second_engine.kept(self._learned, key)
+            self.passed = None if self.again else kept(self._learned, key)
             if self.passed is None:
                 try:
-                    found = await second_engine.run(self._model, values, other, self._socket(), self._log)
+                    found = await run(self._model, values, other, self._socket(), self._log)
                 except ModelFileError as error:
                     self.doubts += (f"{other.title} says that this model's file is damaged: {error}.",)
                     _log.warning("%s: %s", self._model.name, self.doubts[-1])
                     return
                 if found is None:
                     return
-                self.passed = await asyncio.to_thread(
-                    second_engine.keep, self._learned, key, self._model, other, found
-                )
+                self.passed = await asyncio.to_thread(keep, self._learned, key, self._model, other, found)
             self.again = False
         if self.passed.comparison.passed:
             return
