@@ -18,7 +18,7 @@ from overlap import OVERLAP
 
 from rerankd.backends import ladder
 from rerankd.backends.base import Backend, EngineSpec, Offer
-from rerankd.backends.llama.binaries import Binaries, Bundled
+from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.table import BACKENDS
 from rerankd.domain import Refusal
 from rerankd.formats import modelfile
@@ -29,7 +29,7 @@ from support import GOLDEN, golden_settings
 
 ROWS: Mapping[str, Backend] = {backend.name: backend for backend in (*BACKENDS, OVERLAP)}
 CARD = Gpu("card", 2**34, 2**34, "9.0")
-BUNDLED = Binaries(None, 0, "", (), Bundled(("bundled",), 11549), (), ())
+BUNDLED = Binaries(None, 0, "", (), Binary("bundled", ("bundled",), "", 11549), (), ())
 # What each backend finds on a machine without a GPU, on one with a GPU and an engine for it, and on one where
 # nothing was installed for the backend.
 MACHINES: Mapping[str, Mapping[str, Any]] = {

@@ -61,22 +61,21 @@ class LlamaClient(Wire):
         self._answered += 1
         return answer
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of `text` as plain text; with `special`, the tokens the vocabulary puts around it too."""
+    async def tokenize(self, text: str | Sequence[str | int], *, special: bool = False) -> list[int]:
+        """The ids of `text` as plain text; with `special`, the tokens the vocabulary puts around it too. Of a
+        sequence, strings are tokenised and ids stay as they are."""
         body = {"content": text, "add_special": special, "parse_special": False}
         async with self._tokenising:
             answer = await self.post("/tokenize", body)
-        return _part(answer, "tokens")
+        with _in_shape():
+            return [*answer["tokens"]]
 
     async def tokenize_all(self, texts: Sequence[str], separator: int | None) -> list[list[int]]:
         """The ids of each text, in one call where `separator` is an id that plain text never becomes."""
         if separator is None:
             return await asyncio.gather(*map(self.tokenize, texts))
-        content = [part for text in texts for part in (text, separator)]
-        async with self._tokenising:
-            answer = await self.post("/tokenize", {"content": content, "parse_special": False})
         split: list[list[int]] = [[]]
-        for token in _part(answer, "tokens"):
+        for token in await self.tokenize([part for text in texts for part in (text, separator)]):
             if token == separator:
                 split.append([])
             else:
@@ -127,18 +126,15 @@ class HeadEngine(LlamaEngine):
         # Only the keys it knows: a key like `texts` would change the answer's shape.
         answer = await self.compute("/v1/rerank", {"query": query, "documents": list(texts)})
         with _in_shape():
-            found = {row["index"]: row["relevance_score"] for row in _part(answer, "results")}
+            found = {row["index"]: row["relevance_score"] for row in answer["results"]}
             return RawScores(_in_order(found, len(texts)), answer["usage"]["prompt_tokens"])
 
 
 class CosineEngine(LlamaEngine):
     """Embedding models: raw is the cosine of the query's and the text's embeddings."""
 
-    def __init__(self, spec: EngineSpec, socket: Path) -> None:
-        super().__init__(spec, socket)
-        self._queries = QueryVectors[Vector]()
-
     async def prepare(self) -> None:
+        self._queries = QueryVectors[Vector]()
         prefixes = (self.scoring.query_prefix, self.scoring.document_prefix)
         around = len(await self.tokenize("x", special=True)) - len(await self.tokenize("x"))
         self.fixed_tokens = around + max(await self.count_tokens(prefixes)) + _SLACK
@@ -158,7 +154,7 @@ class CosineEngine(LlamaEngine):
         inputs = await asyncio.gather(*map(self._as_plain_text, texts))
         answer = await self.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
         with _in_shape():
-            rows = _part(answer, "data")
+            rows = answer["data"]
             if len(rows) != len(texts):
                 raise EngineError(f"The engine answered {len(rows)} embeddings for {len(texts)} texts.")
             rows = sorted(rows, key=lambda row: row["index"])
@@ -246,13 +242,6 @@ def _in_shape() -> Iterator[None]:
         raise EngineError(
             f"The engine's answer can't be read ({error!r}); is it a llama-server of this time? See its log."
         ) from error
-
-
-def _part(answer: Any, key: str) -> list[Any]:
-    part = answer.get(key) if isinstance(answer, dict) else None
-    if not isinstance(part, list):
-        raise EngineError(f"The engine's answer has no {key!r}; is it a llama-server of this time?")
-    return part
 
 
 def _in_order(found: Mapping[int, float], count: int) -> list[float]:

@@ -19,10 +19,9 @@ import socket
 import socketserver
 import sys
 import traceback
-from collections.abc import Callable
 from concurrent.futures import wait
 from http.server import BaseHTTPRequestHandler
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rerankd.backends.worker.runner import Job
@@ -73,8 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            call = self._CALLS[self.path]
-            answer = call(self, body)
+            answer = self._call(body)
         except _HungUp:
             raise
         except TextTooLong as error:
@@ -87,21 +85,16 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(200, answer)
 
-    def _count(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"counts": [len(ids) for ids in self.server.scorer.vocabulary.ids(body["texts"])]}
-
-    def _ids(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"ids": self.server.scorer.read(body["query"], body["text"])}
-
-    def _score(self, body: dict[str, Any]) -> dict[str, Any]:
-        values, tokens = self.server.scorer.score(body["query"], body["texts"], self._wait_for)
-        return {"values": values, "tokens": tokens}
-
-    _CALLS: ClassVar[dict[str, Callable[[_Handler, dict[str, Any]], dict[str, Any]]]] = {
-        "/count": _count,
-        "/ids": _ids,
-        "/score": _score,
-    }
+    def _call(self, body: dict[str, Any]) -> dict[str, Any]:
+        scorer = self.server.scorer
+        if self.path == "/count":
+            return {"counts": [len(ids) for ids in scorer.vocabulary.ids(body["texts"])]}
+        if self.path == "/ids":
+            return {"ids": scorer.read(body["query"], body["text"])}
+        if self.path == "/score":
+            values, tokens = scorer.score(body["query"], body["texts"], self._wait_for)
+            return {"values": values, "tokens": tokens}
+        raise KeyError(self.path)
 
     def _wait_for(self, job: Job) -> None:
         """Until the job is done. Raises _HungUp where the caller has gone."""

@@ -15,7 +15,7 @@ from typing import IO
 from rerankd.process import child
 from rerankd.processes import end_session
 
-_PROGRESS = (re.compile(r"^\[(\d+)/(\d+)\]"), re.compile(r"^\[ *(\d+)(%)\]"))
+_PROGRESS = re.compile(r"\[ *(\d+)(?:/(\d+)|%)\]")
 _KEPT_LINES = 400
 _LAST_WORDS_S = 3.0
 
@@ -67,10 +67,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def progress_in(line: str) -> tuple[int, int] | None:
     """(pure) How much is done, and of how much, by a line of ninja or make."""
-    for pattern in _PROGRESS:
-        if match := pattern.match(line):
-            return int(match[1]), 100 if match[2] == "%" else int(match[2])
-    return None
+    match = _PROGRESS.match(line)
+    return (int(match[1]), int(match[2] or 100)) if match else None
 
 
 def _follow(stream: IO[str], out: IO[str], last: deque[str], on_progress: Callable[[int, int], None]) -> None:
