@@ -52,11 +52,6 @@ class Model:
         return self.selection.offer
 
     @property
-    def other_engine(self) -> Offer | None:
-        """What can run the same file where that crashes."""
-        return self.selection.fallback
-
-    @property
     def name(self) -> str:
         return self.names[0]
 

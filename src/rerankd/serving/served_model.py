@@ -99,8 +99,8 @@ class ServedModel:
     @property
     def engine(self) -> Offer:
         """How it runs: as it was chosen for the model, or what it fell back to."""
-        if OTHER_BACKEND in self._safer.steps and self.model.other_engine is not None:
-            return self.model.other_engine
+        if OTHER_BACKEND in self._safer.steps and (other := self.model.selection.fallback) is not None:
+            return other
         return self._settled
 
     @property
@@ -191,7 +191,7 @@ class ServedModel:
             self._is_settling = False
         self.cache.computed_by(self._computes())
         steps = self._settled.backend.steps(self._settled, self._cards)
-        self._safer.begin((*steps, OTHER_BACKEND) if self.model.other_engine is not None else steps)
+        self._safer.begin((*steps, OTHER_BACKEND) if self.model.selection.fallback is not None else steps)
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()
