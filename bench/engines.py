@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import encoder
 from served import service
 
-from rerankd.backends.base import Batch, EngineSpec
+from rerankd.backends.base import Batch, Engine, EngineSpec
 from rerankd.backends.llama import launch
 from rerankd.backends.llama.client import LlamaClient
+from rerankd.backends.openvino.backend import OpenVinoBackend, OpenVinoOffer
+from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice
-from rerankd.backends.worker import client as openvino
 from rerankd.config import Settings
 from rerankd.formats.weights import Weights
 from rerankd.process.child import Child
@@ -90,16 +92,18 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
 
 async def started_worker(
     model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack
-) -> openvino.WorkerEngine:
+) -> Engine:
     """OpenVINO's worker with a model; the stack stops it."""
-    spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens)
+    backend = OpenVinoBackend()
+    spec = replace(model.spec, threads=options.threads)
+    offer = backend.offer(spec, OpenVinoOptions(weights=options.weights), True)
+    assert isinstance(offer, OpenVinoOffer), offer.reason
+    offer = replace(offer, precision=Choice(options.precision, "as asked"))
     socket, log = folder / "o.sock", folder / "openvino.log"
-    argv = openvino.argv(
-        spec, options.threads, Choice(options.precision, "as asked"), options.weights, socket
-    )
-    child = await Child.start(argv, log)
+    launched = backend.launch(offer, (), (), socket)
+    child = await Child.start(launched.argv, log)
     stack.push_async_callback(child.stop, 2)
-    engine = openvino.WorkerEngine(spec, socket)
+    engine = launched.connect(socket)
     stack.push_async_callback(engine.close)
     ready_s = await start(child, engine, log)
     await engine.prepare()
