@@ -115,7 +115,7 @@ def body(count: int, options: argparse.Namespace) -> dict[str, Any]:
 async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """llama-server's own endpoint."""
     model = prepare(Settings(model=str(path), home=folder))
-    spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.exact)
+    spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.spec.exact)
     program = (sys.executable, "-m", "rerankd.backends.llama.bundled")
     if options.fake_ms:
         program = (str(fake_engine.install(folder, "--delay-ms", str(options.fake_ms))),)
