@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options
@@ -34,8 +36,7 @@ Scope = Literal["pair", "block"]
 """What a value depends on: its pair alone, or the whole block that it was scored in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """One input of an engine call: a query, and the document that is read beside it, or a block of them."""
 
     query: str
@@ -63,17 +64,8 @@ class Batch:
 
     def by_query(self) -> Iterator[tuple[str, str, list[str]]]:
         """Query, instruction and documents of consecutive pairs that have the first two in common."""
-        group: list[str] = []
-        asked: tuple[str, str] | None = None
-        for one in self.inputs:
-            if asked not in (None, (one.query, one.instruction)):
-                assert asked is not None
-                yield *asked, group
-                group = []
-            asked = (one.query, one.instruction)
-            group.extend(one.documents)
-        if asked is not None:
-            yield *asked, group
+        for (query, instruction), group in groupby(self.inputs, key=attrgetter("query", "instruction")):
+            yield query, instruction, [text for one in group for text in one.documents]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ class Scored:
     @property
     def errors(self) -> tuple[DocumentError, ...]:
         """The documents of which no text could be scored."""
+        if not self.text_errors:  # the usual case: no document is looked at
+            return ()
         return tuple(
             DocumentError(at, self.text_errors[parts[0]])
             for at, parts in enumerate(self.fitted.plan.parts)
@@ -51,6 +53,8 @@ class Scored:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the caller should know of texts that could not be scored."""
+        if not self.text_errors:
+            return ()
         found = []
         by_reason: dict[str, list[int]] = {}
         for error in self.errors:
