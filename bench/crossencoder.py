@@ -112,7 +112,7 @@ async def worker(model: Path, options: argparse.Namespace, folder: Path, stack: 
     engine = await engines.started_worker(found, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> list[float]:
-        return (await engine.score(Batch.pairs(query, documents))).values
+        return (await engine.score(Batch.of(query, documents))).values
 
     return ask
 

@@ -115,7 +115,7 @@ async def worker(model: Model, options: argparse.Namespace, folder: Path, stack:
     engine = await started_worker(model, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> int:
-        return (await engine.score(Batch.pairs(query, documents))).tokens
+        return (await engine.score(Batch.of(query, documents))).tokens
 
     return ask
 

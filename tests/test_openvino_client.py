@@ -98,26 +98,26 @@ async def test_values_come_in_order_and_tokens_are_counted(socket: Path) -> None
     await engine.prepare()
     assert (engine.about, engine.fixed_tokens) == ("a sum", 3)
     texts = ["abc", "", "熊猫", "a much-longer"[:9]]
-    scored = await engine.score(Batch.pairs("q", texts))
+    scored = await engine.score(Batch.of("q", texts))
     assert scored.values == [total("q", text) for text in texts]
     assert scored.tokens == sum(len(text) + 4 for text in texts)
     assert await engine.count_tokens(texts) == [len(text) for text in texts]
-    assert (await engine.score(Batch.pairs("q", []))).values == []
+    assert (await engine.score(Batch.of("q", []))).values == []
     await engine.close()
 
 
 async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
     engine = WorkerEngine(spec(), socket)
     with pytest.raises(InputTooLong, match="17 tokens, and the window is 16"):
-        await engine.score(Batch.pairs("q", ["ok", "x" * 13]))
+        await engine.score(Batch.of("q", ["ok", "x" * 13]))
     with pytest.raises(EngineError, match=r"Check failed at brgemm\.cpp"):
-        await engine.score(Batch.pairs("q", ["!"]))
+        await engine.score(Batch.of("q", ["!"]))
     with pytest.raises(EngineError, match="can't be read"):
         await engine.post("/score", {"texts": 5})
-    assert (await engine.score(Batch.pairs("q", ["ok"]))).values == [total("q", "ok")]
+    assert (await engine.score(Batch.of("q", ["ok"]))).values == [total("q", "ok")]
     await engine.close()
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.pairs("q", ["ok"]))
+        await engine.score(Batch.of("q", ["ok"]))
 
 
 async def jobs(scorer: Scorer, count: int) -> None:
@@ -129,10 +129,10 @@ async def jobs(scorer: Scorer, count: int) -> None:
 
 async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scorer, model: Sum) -> None:
     engine = WorkerEngine(spec(), socket)
-    under_way = asyncio.create_task(engine.score(Batch.pairs("a", ["#"])))
+    under_way = asyncio.create_task(engine.score(Batch.of("a", ["#"])))
     await asyncio.to_thread(model.at_gate.wait, 10)
-    dropped = asyncio.create_task(engine.score(Batch.pairs("b", ["x" * 9] * 500)))
-    waiting = asyncio.create_task(engine.score(Batch.pairs("c", ["x"])))
+    dropped = asyncio.create_task(engine.score(Batch.of("b", ["x" * 9] * 500)))
+    waiting = asyncio.create_task(engine.score(Batch.of("c", ["x"])))
     await jobs(scorer, 3)
     dropped.cancel()
     await jobs(scorer, 2)
@@ -146,7 +146,7 @@ async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scor
 async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path, model: Sum) -> None:
     engine = WorkerEngine(spec(), socket)
     assert await engine.shows_work(5)
-    hung = asyncio.create_task(engine.score(Batch.pairs("a", ["#"])))
+    hung = asyncio.create_task(engine.score(Batch.of("a", ["#"])))
     await asyncio.to_thread(model.at_gate.wait, 10)
     assert await engine.is_ready()
     assert not await engine.shows_work(0.3)
@@ -161,5 +161,5 @@ async def test_a_worker_that_is_gone_is_not_ready(tmp_path: Path) -> None:
     assert not await engine.is_ready()
     assert await engine.shows_work(1)  # its death is seen elsewhere
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.pairs("q", ["x"]))
+        await engine.score(Batch.of("q", ["x"]))
     await engine.close()

@@ -122,7 +122,7 @@ class Bench:
 
     async def score(self, engine: Engine | None = None) -> list[float]:
         engine = engine or await self.supervisor.ensure_ready()
-        return (await engine.score(Batch.pairs("q", ["a", "b"]))).values
+        return (await engine.score(Batch.of("q", ["a", "b"]))).values
 
     async def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the engine once it is ready, and wait until it has gone."""
@@ -640,7 +640,7 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
         flags = ("--bad-scores", "error", "--bad-after", "1", "--only-first", str(tmp_path / "first"))
 
         async def probe(engine: Engine) -> None:
-            await engine.score(Batch.pairs("known", ["pair"]))
+            await engine.score(Batch.of("known", ["pair"]))
 
         async with bench(tmp_path, *flags, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()
@@ -661,7 +661,7 @@ def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp
 
         async def probe(engine: Engine) -> None:
             await works.wait()
-            await engine.score(Batch.pairs("known", ["pair"]))
+            await engine.score(Batch.of("known", ["pair"]))
 
         async with bench(tmp_path, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()

@@ -60,14 +60,14 @@ HEAD = SPECS["xlmr-head.gguf"]
 async def scores(engine: Engine, texts: Sequence[str] = TEXTS) -> None:
     """What holds of every engine that scores pairs."""
     assert await engine.is_ready() and await engine.shows_work(10)
-    answer = await engine.score(Batch.pairs(QUERY, texts))
+    answer = await engine.score(Batch.of(QUERY, texts))
     assert len(answer.values) == len(texts) and None not in answer.values and not answer.errors
     assert len(set(answer.values)) == len(texts)
-    backwards = await engine.score(Batch.pairs(QUERY, texts[::-1]))
+    backwards = await engine.score(Batch.of(QUERY, texts[::-1]))
     assert backwards.values[::-1] == pytest.approx(answer.values, abs=1e-4)
-    at_once = await asyncio.gather(*(engine.score(Batch.pairs(QUERY, [text])) for text in texts))
+    at_once = await asyncio.gather(*(engine.score(Batch.of(QUERY, [text])) for text in texts))
     assert [one.values[0] for one in at_once] == pytest.approx(answer.values, abs=1e-4)
-    assert (await engine.score(Batch.pairs(QUERY, []))).values == []
+    assert (await engine.score(Batch.of(QUERY, []))).values == []
     assert len(await engine.count_tokens(texts)) == len(texts)
 
 
@@ -75,7 +75,7 @@ async def is_gone(engine: Engine) -> None:
     assert not await engine.is_ready()
     assert await engine.shows_work(1) in (True, False)  # its death is seen elsewhere
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.pairs(QUERY, TEXTS))
+        await engine.score(Batch.of(QUERY, TEXTS))
 
 
 @every_row
@@ -92,7 +92,7 @@ async def test_calls_to_an_engine_that_was_killed_fail_as_unavailable(
     backend: Backend, tmp_path: Path
 ) -> None:
     async with started(backend, HEAD, tmp_path) as (child, engine):
-        call = asyncio.create_task(engine.score(Batch.pairs(QUERY, TEXTS)))
+        call = asyncio.create_task(engine.score(Batch.of(QUERY, TEXTS)))
         os.kill(child.pid, signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
         await asyncio.wait([call])  # it may have been answered before
@@ -147,12 +147,12 @@ async def test_another_server_is_an_engine_without_files_child_or_token_counts(
     engine = upstream.connect(f"http://127.0.0.1:{server.server_port}")
     await engine.prepare()
     await scores(engine)
-    assert (await engine.score(Batch.pairs(QUERY, TEXTS))).values == [20, 18, 14]
+    assert (await engine.score(Batch.of(QUERY, TEXTS))).values == [20, 18, 14]
     long = "ring " * 10_000
     fitted = await fit(RerankRequest(QUERY, (long,)), HEAD.scoring, engine.fixed_tokens, engine.count_tokens)
     assert fitted.plan.texts == (long,) and not fitted.cut
     with pytest.raises(EngineError, match="refused"):
-        await engine.score(Batch.pairs("", TEXTS))
+        await engine.score(Batch.of("", TEXTS))
     await engine.close()
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.pairs(QUERY, TEXTS))
+        await engine.score(Batch.of(QUERY, TEXTS))

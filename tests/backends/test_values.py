@@ -200,7 +200,7 @@ async def test_a_score_is_the_same_at_every_place_and_in_every_company(
             texts = [TEXT if at in places else f"{OTHERS[at % len(OTHERS)]} {at}" for at in range(count)]
 
             # Asked of the engine itself: the service scores equal texts of a request once.
-            answer = await engine.score(Batch.pairs(QUERY, texts, reranker.model.scoring.instruction))
+            answer = await engine.score(Batch.of(QUERY, texts, reranker.model.scoring.instruction))
             values = answer.values
             found |= {(count, place): values[place] for place in places}
     apart = max(found.values()) - min(found.values())
@@ -212,7 +212,7 @@ async def test_a_batch_may_hold_many_queries_and_calls_may_overlap(served: Serve
     engine, instruction = served.engine, served.reranker.model.scoring.instruction
     texts = [TEXT, *OTHERS]
     queries = [QUERY, "When does the train leave?", "gold"]
-    alone = [await engine.score(Batch.pairs(query, texts, instruction)) for query in queries]
+    alone = [await engine.score(Batch.of(query, texts, instruction)) for query in queries]
     mixed = tuple(Content(query, (text,), instruction) for text in texts for query in queries)
     answers = await asyncio.gather(*(engine.score(Batch(mixed)) for _ in range(8)))
     wanted = [answer.values[at] for at in range(len(texts)) for answer in alone]
@@ -228,10 +228,10 @@ async def test_what_is_longer_than_max_length_is_an_error_and_never_cut(served: 
     (instructed,) = await engine.count_tokens([scoring.instruction]) if scoring.instruction else (0,)
     room = scoring.max_length - engine.fixed_tokens - used - instructed
     longest = max(at for at, count in enumerate(counts) if count <= room)
-    answer = await engine.score(Batch.pairs(QUERY, [texts[0], texts[longest]], scoring.instruction))
+    answer = await engine.score(Batch.of(QUERY, [texts[0], texts[longest]], scoring.instruction))
     assert None not in answer.values and answer.tokens <= 2 * scoring.max_length + used
     # Prefixes and templates may take a token less than they are said to.
     spare = 0 if scoring.method == "cross_encoder" else 8
     over = next(at for at, count in enumerate(counts) if count > room + spare)
     with pytest.raises(InputTooLong):
-        await engine.score(Batch.pairs(QUERY, [texts[0], texts[over]], scoring.instruction))
+        await engine.score(Batch.of(QUERY, [texts[0], texts[over]], scoring.instruction))

@@ -39,7 +39,7 @@ class Upstream:
         return [0] * len(texts)
 
     async def score(self, batch: Batch) -> RawScores:
-        return RawScores.joined([await self._score(query, texts) for query, _, texts in batch.by_query()])
+        return RawScores.joined([await self._score(query, texts) for query, texts, _ in batch.inputs])
 
     async def _score(self, query: str, texts: Sequence[str]) -> RawScores:
         try:

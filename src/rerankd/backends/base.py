@@ -12,10 +12,8 @@ document vectors that are kept are the engine's own affair. A remote server that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -37,10 +35,11 @@ Scope = Literal["pair", "block"]
 
 
 class Content(NamedTuple):
-    """One input of an engine call: a query, and the document that is read beside it, or a block of them."""
+    """A query, and documents that are read beside it: each by itself, or all as one block, by the engine's
+    scope."""
 
     query: str
-    documents: tuple[str, ...]
+    documents: Sequence[str]
     instruction: str = ""
 
 
@@ -51,21 +50,9 @@ class Batch:
     inputs: tuple[Content, ...]
 
     @classmethod
-    def of(cls, scope: Scope, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
-        """One query beside each of these documents, or beside all of them as one block."""
-        if scope == "block":
-            return cls((Content(query, tuple(documents), instruction),))
-        return cls(tuple(Content(query, (text,), instruction) for text in documents))
-
-    @classmethod
-    def pairs(cls, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
-        """One query beside each of these documents."""
-        return cls.of("pair", query, documents, instruction)
-
-    def by_query(self) -> Iterator[tuple[str, str, list[str]]]:
-        """Query, instruction and documents of consecutive pairs that have the first two in common."""
-        for (query, instruction), group in groupby(self.inputs, key=attrgetter("query", "instruction")):
-            yield query, instruction, [text for one in group for text in one.documents]
+    def of(cls, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
+        """One query and its documents."""
+        return cls((Content(query, documents, instruction),) if documents else ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,8 @@ class Supervisor(Generic[EngineT]):
 
     def _usable(self) -> EngineT | None:
         """The engine that calls get now."""
-        return None if self._is_doubted() else self.status.engine
+        state = self.status.state
+        return state.engine if isinstance(state, Ready) and not self._is_doubted() else None
 
     def _is_doubted(self) -> bool:
         """Whether the engine gave an error, and has not scored a known pair since."""

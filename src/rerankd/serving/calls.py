@@ -62,16 +62,14 @@ class _Lost(Exception):
 
 
 class Calls:
-    """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `batch` makes
-    what they get of a query, texts and an instruction; `patience_s` is how long a call that has the engine
-    alone may take before it is looked at whether the engine is stuck."""
+    """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `patience_s` is
+    how long a call that has the engine alone may take before it is looked at whether the engine is stuck."""
 
     def __init__(
         self,
         name: str,
         fingerprint: str,
         running: Callable[[], Replicas],
-        batch: Callable[[str, Sequence[str], str], Batch],
         learned: StateStore,
         metrics: Metrics,
         *,
@@ -80,7 +78,6 @@ class Calls:
     ) -> None:
         self._name = name
         self._running = running
-        self._batch = batch
         self._learned = learned
         self._metrics = metrics
         self._engine_log = log
@@ -109,7 +106,7 @@ class Calls:
 
         async def each(engine: Engine, part: Sequence[str]) -> Sequence[tuple[float | None, str | None]]:
             nonlocal tokens
-            answer = await engine.score(self._batch(query, part, instruction))
+            answer = await engine.score(Batch.of(query, part, instruction))
             normalize.check_complete(answer.values, answer.errors)
             self._running().answered(engine)
             tokens += answer.tokens

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd import machine
-from rerankd.backends.base import Batch, Engine, Offer, RawScores, Scope
+from rerankd.backends.base import Batch, Engine, Offer, RawScores
 from rerankd.backends.table import BACKENDS
 from rerankd.domain import Refusal
 from rerankd.errors import ModelFileError, RerankdError
@@ -131,8 +131,8 @@ async def _scores(other: Offer, socket: Path, log: Path) -> list[float | None]:
                     raise TimeoutError(f"it ended with {child.exit_code}")
                 await asyncio.sleep(_POLL_S)
             await engine.prepare()
-            scope, instruction = other.capabilities.scope, other.spec.scoring.instruction
-            answer = await engine.score(Batch.of(scope, self_test.QUERY, self_test.TEXTS, instruction))
+            asked = Batch.of(self_test.QUERY, self_test.TEXTS, other.spec.scoring.instruction)
+            answer = await engine.score(asked)
             return list(answer.values)
     finally:
         await child.stop(0)
@@ -180,9 +180,9 @@ class SelfTest:
         """Check an engine that runs so, and whose values depend on `computes`. Raises Unscorable where it
         fails, unless forced."""
         model = self._model
-        scope = running.capabilities.scope
-        orders = self_test.ARRANGEMENTS if scope == "pair" else self_test.OF_BLOCKS
-        runs = [await self._ask(engine, [self_test.TEXTS[at] for at in order], scope) for order in orders]
+        is_alone = running.capabilities.scope == "pair"
+        orders = self_test.ARRANGEMENTS if is_alone else self_test.OF_BLOCKS
+        runs = [await self._ask(engine, [self_test.TEXTS[at] for at in order]) for order in orders]
         refusal, doubts = self_test.check([run.values for run in runs], model.scoring.normalization)
         for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
             _log.warning("%s: %s.", model.name, text)
@@ -194,8 +194,8 @@ class SelfTest:
         if other is not None and (self.again or not is_exempt):
             await self._compare(runs[0].values, other, key(model, computes, other))
 
-    async def _ask(self, engine: Engine, texts: Sequence[str], scope: Scope = "pair") -> RawScores:
-        return await engine.score(Batch.of(scope, self_test.QUERY, texts, self._model.scoring.instruction))
+    async def _ask(self, engine: Engine, texts: Sequence[str]) -> RawScores:
+        return await engine.score(Batch.of(self_test.QUERY, texts, self._model.scoring.instruction))
 
     async def _compare(self, values: Sequence[float | None], other: Offer, key: str) -> None:
         async with self._testing:

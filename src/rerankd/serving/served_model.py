@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from rerankd.backends.base import Batch, Engine, Offer
+from rerankd.backends.base import Engine, Offer
 from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
 from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
@@ -73,7 +73,6 @@ class ServedModel:
             model.name,
             model.fingerprint,
             self._running,
-            lambda *asked: Batch.of(self.engine.capabilities.scope, *asked),
             learned,
             metrics,
             log=self.log,

@@ -108,9 +108,9 @@ class LlamaEngine(LlamaClient, Engine):
         return [len(ids) for ids in await self.tokenize_all(texts, self._separator)]
 
     async def score(self, batch: Batch) -> RawScores:
-        return RawScores.joined([await self._score(*asked) for asked in batch.by_query()])
+        return RawScores.joined([await self._score(*asked) for asked in batch.inputs])
 
-    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
+    async def _score(self, query: str, texts: Sequence[str], instruction: str) -> RawScores:
         raise NotImplementedError
 
 
@@ -120,9 +120,9 @@ class HeadEngine(LlamaEngine):
     async def prepare(self) -> None:
         # What stands around a pair differs by vocabulary: <s> q </s></s> d </s>, [CLS] q [SEP] d [SEP].
         (one,) = await self.count_tokens(["x"])
-        self.fixed_tokens = (await self._score("x", "", ["x"])).tokens - 2 * one
+        self.fixed_tokens = (await self._score("x", ["x"], "")).tokens - 2 * one
 
-    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
+    async def _score(self, query: str, texts: Sequence[str], instruction: str) -> RawScores:
         # Only the keys it knows: a key like `texts` would change the answer's shape.
         answer = await self.compute("/v1/rerank", {"query": query, "documents": list(texts)})
         with _in_shape():
@@ -139,7 +139,7 @@ class CosineEngine(LlamaEngine):
         around = len(await self.tokenize("x", special=True)) - len(await self.tokenize("x"))
         self.fixed_tokens = around + max(await self.count_tokens(prefixes)) + _SLACK
 
-    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
+    async def _score(self, query: str, texts: Sequence[str], instruction: str) -> RawScores:
         inputs = [self.scoring.document_prefix + text for text in texts]
         known = self._queries.get(query)
         if known is None:
@@ -188,7 +188,7 @@ class JudgeEngine(LlamaEngine):
         # One more for the token that /completion wants to have room for.
         self.fixed_tokens = len(empty) - len(words) + sum(await self.count_tokens(words)) + _SLACK + 1
 
-    async def _score(self, query: str, instruction: str, texts: Sequence[str]) -> RawScores:
+    async def _score(self, query: str, texts: Sequence[str], instruction: str) -> RawScores:
         prompts = await asyncio.gather(*(self._prompt(query, text, instruction) for text in texts))
         answer = await self.compute("/completion", prompt.completion_body(prompts, self._labels))
         with _in_shape():
