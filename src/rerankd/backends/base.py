@@ -126,8 +126,7 @@ class EngineSpec:
 @dataclass(frozen=True, kw_only=True)
 class Offer:
     """How a backend would run a model. Of several backends the one with the highest `rank` does; `reason`
-    says why, as a clause. `is_named`: the user has named what is to run, so nothing else takes its place;
-    `is_own_program`: it is a program of the user's, which may compute what it likes.
+    says why, as a clause. `is_own_program`: it is a program of the user's, which may compute what it likes.
 
     `name` is the engine's, `build` tells its builds apart. `memory_bytes` is what its engines may hold, for
     as long as that has not been measured. `on_cpu`: nothing of it is on a GPU.
@@ -144,12 +143,11 @@ class Offer:
     policy: BatchPolicy
     capabilities: Capabilities = Capabilities()
     on_cpu: bool = True
-    is_named: bool = False
     is_own_program: bool = False
 
 
 class Rank:
-    """What an offer's rank means."""
+    """What an offer's rank means. NAMED: the user has named what is to run; nothing else takes its place."""
 
     CPU, BEST_ON_CPU, GPU, NAMED = range(4)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rerankd.backends.base import Backend, Offer
+from rerankd.backends.base import Backend, Offer, Rank
 from rerankd.domain import Refusal
 from rerankd.errors import ConfigError
 
@@ -44,7 +44,7 @@ def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Sele
     best, *others = sorted(offers, key=lambda offer: -offer.rank)
     reason = "; ".join([*(refusal.reason for refusal in refusals.values()), best.reason])
     fallback = None
-    if others and not best.is_named:
+    if others and best.rank != Rank.NAMED:
         fallback = replace(others[0], reason=f"{best.backend.title} can't run it here")
     return Selection(replace(best, reason=reason), fallback, refusals)
 

@@ -190,8 +190,7 @@ class SelfTest:
         # The built-in file is checked by its checksum; what runs with safer settings is known to fail with
         # others; and what a program of the user's computes is compared when it is asked for.
         is_exempt = model.wanted.ref == builtin.NAME or is_safer or running.is_own_program
-        other = second(model, running)
-        if other is not None and (self.again or not is_exempt):
+        if (self.again or not is_exempt) and (other := second(model, running)) is not None:
             await self._compare(runs[0].values, other, key(model, computes, other))
 
     async def _ask(self, engine: Engine, texts: Sequence[str]) -> RawScores:

@@ -76,18 +76,10 @@ class LlamaBackend:
             binary,
             reason=binary.reason if binary.on_cpu or is_named else f"a GPU does the work; {binary.reason}",
             rank=Rank.NAMED if is_named else rank,
-            is_named=is_named,
         )
 
     def _offer(
-        self,
-        spec: EngineSpec,
-        options: LlamaOptions,
-        binary: Binary,
-        *,
-        reason: str,
-        rank: int,
-        is_named: bool = False,
+        self, spec: EngineSpec, options: LlamaOptions, binary: Binary, *, reason: str, rank: int
     ) -> LlamaOffer:
         number = f" (b{binary.build})" if binary.build and f"b{binary.build}" not in binary.name else ""
         return LlamaOffer(
@@ -102,7 +94,6 @@ class LlamaBackend:
             memory_bytes=(spec.metadata.size_bytes if spec.metadata is not None else 0) * spec.replicas,
             policy=IN_TURN,
             on_cpu=binary.on_cpu,
-            is_named=is_named,
             is_own_program=options.llama_path is not None,
             options=options,
             binary=binary,
