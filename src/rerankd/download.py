@@ -35,8 +35,8 @@ _LONGEST_WAIT_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file: where it is to be had, and what it must be ("" where its sha256 is not known). `headers` are
-    sent along."""
+    """One file: its address, and its expected size and sha256 ("" where that is not known).
+    `headers` are sent along."""
 
     origin: network.Origin
     url: str

@@ -32,7 +32,7 @@ class RerankdError(Exception):
 
 
 class InvalidRequest(RerankdError, code="invalid_request", status_hint=400, exit_code=2):
-    """The request can't be meant; says which field and what to send."""
+    """The request is invalid; the message names the field and the expected value."""
 
 
 class TooLong(InvalidRequest, code="too_long"):

@@ -48,8 +48,8 @@ def held(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None
 
 @contextlib.contextmanager
 def held_soon(folder: Path, within_s: float) -> Iterator[None]:
-    """Hold a folder's lock, also on a file system without flock. Raises OSError where it can't be had within
-    so many seconds."""
+    """Hold a folder's lock, also on a file system without flock. Raises OSError when `within_s` passes
+    without the lock."""
     deadline = time.monotonic() + within_s
     with (folder / ".lock").open("a") as file, contextlib.ExitStack() as stack:
         while True:

@@ -58,7 +58,7 @@ class Recent:
         self._steps: deque[_Step] = deque(maxlen=steps)
 
     def ended(self, now: float, seconds: float, *, failed: bool) -> None:
-        """A request has been answered after so many seconds."""
+        """A request was answered after `seconds`."""
         step = self._at(now)
         step.requests += 1
         step.failed += failed

@@ -148,9 +148,9 @@ class Reranker:
         """The way of a request: check, queue, fit to the window, score each text once, merge, rank by
         raw value.
 
-        `timeout_s` may shorten the deadline of the settings. Raises InvalidRequest for what can't be meant,
-        Overloaded where the queue is full, EngineTimeout past the deadline, and another EngineError where no
-        score could be had.
+        `timeout_s` may shorten the deadline of the settings. Raises InvalidRequest for an invalid request,
+        Overloaded where the queue is full, EngineTimeout past the deadline, and another EngineError where
+        scoring failed.
         """
         started = time.perf_counter()
         self._check_started()

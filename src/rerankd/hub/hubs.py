@@ -1,4 +1,4 @@
-"""Hugging Face and ModelScope: what a repository holds, and where its files are to be had.
+"""Hugging Face and ModelScope: what a repository holds, and the addresses of its files.
 
 Both are asked through their makers' own clients, which know the user's token, mirror (HF_ENDPOINT,
 MODELSCOPE_ENDPOINT) and cache. A file that another program already fetched into a client's cache is taken

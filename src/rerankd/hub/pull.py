@@ -1,6 +1,6 @@
 """`rerankd pull`: from what a user typed to a model on this disk that is known to score right.
 
-Reference -> places it may be had from -> the repository's listing -> the choice among its files -> the
+Reference -> its sources -> the repository's listing -> the choice among its files -> the
 header, over the network, and how it is scored -> the bytes, resumed and verified -> the header again, from
 the disk, and the caller's own check -> its place in the store. Where a place is out of reach or does not have
 it, the next one that the catalog knows is tried, and said. Two pulls of one model take turns; the second
@@ -204,7 +204,7 @@ def _is_same(known: Record, found: Record) -> bool:
 
 
 def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:
-    """Where a reference may be had from, the first choice first, and the catalog's default quantisation."""
+    """The sources of a reference, the first choice first, and the catalog's default quantisation."""
     if ref.kind in ("hf", "ms"):
         return [ref], ""
     if ref.kind != "name":

@@ -40,7 +40,7 @@ class Running(Protocol):
         """Whether the child answers and has loaded its model."""
 
     async def shows_work(self, within_s: float) -> bool:
-        """Whether what computes in the child gets to do anything within so many seconds."""
+        """Whether the child's computing loop makes progress within `within_s`."""
 
     async def prepare(self) -> None:
         """One-time initialisation after the child is ready, before the first score."""

@@ -41,7 +41,7 @@ class LlamaClient(Wire):
         self._answered = 0
 
     async def shows_work(self, within_s: float) -> bool:
-        """Whether the server's own loop gets to do anything within so many seconds.
+        """Whether the server's own loop makes progress within `within_s`.
 
         `/slots` is answered by the loop that computes, between two of its steps, and `/health` is not.
         """

@@ -55,7 +55,7 @@ class Encoder:
         self._most: int = weights.key("context_length", 2**20)
 
     def whole(self, count: int, longest: int) -> int:
-        """How many of `count` texts, the longest of so many tokens, go into one call."""
+        """How many of `count` texts go into one call, given the longest one's tokens."""
         return shapes.whole(count, longest, self.tokens_a_call // 4)
 
     def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ class WorkerEngine(Wire, Engine):
         self._counting = asyncio.Semaphore(_COUNTS)
 
     async def shows_work(self, within_s: float) -> bool:
-        """Whether the computing thread takes a step within so many seconds."""
+        """Whether the computing thread takes a step within `within_s`."""
         try:
             async with asyncio.timeout(within_s):
                 before = (await self.get("/work", within_s)).json()["steps"]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 Whole = Callable[[int, int], int]
-"""How many of some texts, the longest of so many tokens, go into one call."""
+"""(number of texts, tokens of the longest) -> how many of them go into one call."""
 
 
 def as_they_come(count: int, longest: int) -> int:
@@ -66,7 +66,7 @@ class Schedule:
         self._turn = 0
 
     def add(self, job: int, lengths: Sequence[int], owner: Hashable = None) -> None:
-        """A job has come, with texts of so many tokens, at least one each. Without an owner it is its own."""
+        """Add a job by the tokens of each of its texts, at least one each. Without an owner it is its own."""
         rows = sorted(Row(tokens, job, at) for at, tokens in enumerate(lengths))
         if rows:
             owner = job if owner is None else owner

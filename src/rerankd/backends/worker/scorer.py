@@ -28,7 +28,7 @@ class Network(Protocol):
     tokens_a_call: int
 
     def whole(self, count: int, longest: int) -> int:
-        """How many of `count` texts, the longest of so many tokens, go into one call."""
+        """How many of `count` texts go into one call, given the longest one's tokens."""
 
     def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> Vectors:
         """See runner.Forward."""

@@ -7,7 +7,7 @@
     POST /ids {"query", "text"}   {"ids"}: what the model reads of a pair, or of a query and a text
     POST /score {"query", "texts"}   {"values", "tokens"}: raw values in order, and the tokens read for them
 
-An error is {"error": words}, with 413 for a text longer than the window, 400 for a body that can't be meant,
+An error is {"error": words}, with 413 for a text longer than the window, 400 for an invalid body,
 and 500 for anything else. Who hangs up is computed for no longer.
 """
 
