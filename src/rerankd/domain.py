@@ -13,6 +13,8 @@ Method = Literal["cross_encoder", "causal_lm", "embedding"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
 NormalizationName = Literal["sigmoid", "affine", "identity"]
+Priority = Literal["low", "normal", "high"]
+TruncateAt = Literal["token", "sentence"]
 # Where a part of a recipe is from; the first one that says it wins.
 Source = Literal["settings", "catalog", "file", "method default"]
 
@@ -97,9 +99,13 @@ class RerankRequest:
     overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
     that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
     `score_threshold` leaves out documents whose score in [0, 1] is lower, whatever value is shown.
-    `max_tokens_per_query` has a longer query cut, which is an error without it. `max_tokens_per_pair` is a
-    window smaller than the model's, special tokens included. `warnings` say what of the caller's request is
-    not in here; the answer repeats them.
+    `max_tokens_per_query` truncates a longer query. `truncate_query` truncates one that is too long for the
+    model, which is an error without it. `max_tokens_per_pair` is a limit smaller than the model's, special
+    tokens included. `truncate_at` "sentence" ends a truncated text at a sentence's end where one is near, not
+    at the last token that fits. Of these two, None is what is set for the model; so it is of `budget_ms`, the
+    milliseconds after which no document is begun that would not be done: the first documents are scored, in
+    the request's order. `max_scored_documents` does the same by their number. `priority` is among the caller's
+    own requests. `warnings` say what of the caller's request is not in here; the answer repeats them.
 
     Raises InvalidRequest for a value of another type or out of its bounds.
     """
@@ -118,6 +124,11 @@ class RerankRequest:
     score_threshold: float | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_pair: int | None = None
+    truncate_query: bool | None = None
+    truncate_at: TruncateAt | None = None
+    budget_ms: int | None = None
+    max_scored_documents: int | None = None
+    priority: Priority = "normal"
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -148,6 +159,8 @@ _COUNTS = (
     "overlap_tokens",
     "max_tokens_per_query",
     "max_tokens_per_pair",
+    "budget_ms",
+    "max_scored_documents",
 )
 _TEXTS = ("model", "instruction")
 
@@ -173,8 +186,9 @@ class DocumentError:
 class RerankResult:
     """Documents in order of their raw values, best first; ties keep the request's order.
 
-    Blank documents (`blank`, by index) and those that could not be scored (`errors`) have no value of their
-    own: they come last, with the lowest score there is (see scores.shown).
+    Documents that the request's budget left out (`unscored`, by index), blank ones (`blank`) and those that
+    could not be scored (`errors`) have no value of their own: they come last, in the request's order, with the
+    lowest score there is (see normalize.shown).
 
     `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
     when they did not). `warnings` says in words what the caller should know, such as which documents were
@@ -190,6 +204,7 @@ class RerankResult:
     cut: tuple[int, ...] = ()
     blank: tuple[int, ...] = ()
     errors: tuple[DocumentError, ...] = ()
+    unscored: tuple[int, ...] = ()
     cached: int = 0
     cached_tokens: int = 0
     queue_s: float = 0.0

@@ -1,0 +1,95 @@
+"""What an engine reads: inputs as token ids, and what is counted of them.
+
+An input is a document, or a chunk of one, beside its question. What the model reads of it is always
+
+    question.before + ids + question.after
+
+whatever the method: `<s> query </s></s>` and `</s>` around a document's ids (cross_encoder); the parts of a
+prompt before and after the one that holds the document (causal_lm); the start and the end of a text, of which
+the query is another one, `question.ids` (embedding).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+"""Token ids, or places in a text: int32 [tokens]."""
+
+NONE: Ids = np.zeros(0, np.int32)
+
+
+class Frame(NamedTuple):
+    """The ids that a model's own tokenizer puts around texts: `start`, `between` and `end` around those of a
+    pair, `start` and `alone` around a single one. In a pair, the second token type begins with the text after
+    `first_typed` ids of `between`; None where there is one type only."""
+
+    start: Ids = NONE
+    between: Ids = NONE
+    end: Ids = NONE
+    alone: Ids = NONE
+    first_typed: int | None = None
+
+
+class Tokenizer(Protocol):
+    """A model's tokenizer, wherever it runs. A text never becomes a control token."""
+
+    frame: Frame
+
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, without any around it."""
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        """For each text, the place in it (in characters) where each of its tokens ends. Tokens that are parts
+        of one character end at the same place."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What the inputs of one request share. `query` and `instruction` are for an engine that reads text, as
+    they are after truncation. `second` is the place in an input where the second token type begins, None where
+    there is one type only. Questions with the same `key` are the same to an engine."""
+
+    query: str
+    instruction: str = ""
+    before: Ids = NONE
+    after: Ids = NONE
+    ids: Ids = NONE
+    second: int | None = None
+    key: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(self.query.encode("utf-8", "replace"), digest_size=16)
+        digest.update(b"\0" + self.instruction.encode("utf-8", "replace"))
+        for ids in (self.before, self.after, self.ids):
+            digest.update(b"\0" + ids.tobytes())
+        object.__setattr__(self, "key", digest.digest())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Input:
+    """One input of a model. `text` is the document's, or for an engine that reads text the part of it that is
+    read; `ids` are its own ids, truncated; `tokens` is the number of all that the engine reads for it. `chunk`
+    numbers the inputs of one document."""
+
+    question: Question
+    text: str
+    ids: Ids
+    tokens: int
+    chunk: int = 0
+
+    @property
+    def whole(self) -> Ids:
+        """All ids that the model reads."""
+        return np.concatenate((self.question.before, self.ids, self.question.after))
+
+    @property
+    def name(self) -> str:
+        """What it is remembered by where it ends an engine; the question is no part of it."""
+        return f"{self.chunk}\0{self.text}" if self.chunk else self.text
