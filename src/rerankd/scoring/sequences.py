@@ -53,14 +53,14 @@ class Tokenizer(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
     """What the inputs of one request share. `query` and `instruction` are for an engine that reads text, as
-    they are after truncation. `second` is the place in an input where the second token type begins, None where
-    there is one type only. Questions with the same `key` are the same to an engine."""
+    they are after truncation. `second` is the place in an input where the second token type begins, None
+    where there is one type only. Questions with the same `key` are the same to an engine."""
 
     query: str
     instruction: str = ""
-    before: Ids = NONE
-    after: Ids = NONE
-    ids: Ids = NONE
+    before: Ids = field(default_factory=lambda: NONE)
+    after: Ids = field(default_factory=lambda: NONE)
+    ids: Ids = field(default_factory=lambda: NONE)
     second: int | None = None
     key: bytes = field(init=False)
 
@@ -75,8 +75,8 @@ class Question:
 @dataclass(frozen=True, slots=True, eq=False)
 class Input:
     """One input of a model. `text` is the document's, or for an engine that reads text the part of it that is
-    read; `ids` are its own ids, truncated; `tokens` is the number of all that the engine reads for it. `chunk`
-    numbers the inputs of one document."""
+    read; `ids` are its own ids, truncated; `tokens` is the number of all that the engine reads for it.
+    `chunk` numbers the inputs of one document."""
 
     question: Question
     text: str
