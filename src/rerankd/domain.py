@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from rerankd.errors import InvalidRequest, Unscorable
 
@@ -99,13 +99,17 @@ class RerankRequest:
     overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
     that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
     `score_threshold` leaves out documents whose score in [0, 1] is lower, whatever value is shown.
-    `max_tokens_per_query` truncates a longer query. `truncate_query` truncates one that is too long for the
-    model, which is an error without it. `max_tokens_per_pair` is a limit smaller than the model's, special
-    tokens included. `truncate_at` "sentence" ends a truncated text at a sentence's end where one is near, not
-    at the last token that fits. Of these two, None is what is set for the model; so it is of `budget_ms`, the
-    milliseconds after which no document is begun that would not be done: the first documents are scored, in
-    the request's order. `max_scored_documents` does the same by their number. `priority` is among the caller's
-    own requests. `warnings` say what of the caller's request is not in here; the answer repeats them.
+    `max_tokens_per_query` truncates a longer query. `max_tokens_per_pair` is a limit smaller than the model's,
+    special tokens included.
+
+    Three options are the model's setting where they are None. `truncate_query` truncates a query that is too
+    long for the model; otherwise that is an error. `truncate_at` "token" ends a truncated text at the last
+    token that fits, "sentence" at the end of a sentence where one is near. `budget_ms` is the time in
+    milliseconds for scoring, 0 for no limit: documents are scored in the request's order, and one that would
+    not be done in time is not begun. `max_scored_documents` limits their number instead; None or 0 means all.
+
+    `priority` weighs this request against others of the same caller. `warnings` say what of the caller's
+    request is not in here; the answer repeats them.
 
     Raises InvalidRequest for a value of another type or out of its bounds.
     """
@@ -145,6 +149,16 @@ class RerankRequest:
             text = getattr(self, name)
             if text is not None and not isinstance(text, str):
                 raise InvalidRequest(f"{name} is {text!r:.80}, but must be a string.")
+        for name, words in _WORDS.items():
+            word = getattr(self, name)
+            if word not in words:
+                *some, last = (repr(one) for one in words)
+                known = f"{', '.join(some)} or {last}"
+                raise InvalidRequest(f"{name} is {word!r:.80}, but must be {known}.")
+        if not isinstance(self.truncate_query, bool | None):
+            raise InvalidRequest(
+                f"truncate_query is {self.truncate_query!r:.80}, but must be True, False or None."
+            )
         bound = self.score_threshold
         if bound is None:
             return
@@ -163,6 +177,7 @@ _COUNTS = (
     "max_scored_documents",
 )
 _TEXTS = ("model", "instruction")
+_WORDS = {"priority": get_args(Priority), "truncate_at": (None, *get_args(TruncateAt))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +202,8 @@ class RerankResult:
     """Documents in order of their raw values, best first; ties keep the request's order.
 
     Documents that the request's budget left out (`unscored`, by index), blank ones (`blank`) and those that
-    could not be scored (`errors`) have no value of their own: they come last, in the request's order, with the
-    lowest score there is (see normalize.shown).
+    could not be scored (`errors`) have no value of their own: they come last, in the request's order, with
+    the lowest score there is (see normalize.shown).
 
     `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
     when they did not). `warnings` says in words what the caller should know, such as which documents were

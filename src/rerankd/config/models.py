@@ -10,6 +10,7 @@ from rerankd.backends.options import Options, per_model
 from rerankd.backends.table import BACKENDS
 from rerankd.config.made import with_options, with_own
 from rerankd.config.scoring import ScoringSettings
+from rerankd.domain import TruncateAt
 
 if TYPE_CHECKING:
     EngineName = str
@@ -51,6 +52,21 @@ class ServingSettings(Options):
         True, description="load it at the start, if it fits, and not at the first request"
     )
     force: bool = per_model(False, description="serve it even if it fails the check at load, with a warning")
+    budget_ms: int | None = per_model(
+        None,
+        ge=0,
+        le=86_400_000,
+        description="milliseconds after which a request is answered with the documents scored so far; the "
+        "rest come last, named as unscored; 0 or not set: no budget",
+    )
+    truncate_query: bool = per_model(
+        False, description="truncate a query that is too long, with a warning; otherwise it is an error"
+    )
+    truncate_at: TruncateAt = per_model(
+        "token",
+        description="where a truncated text ends: token, at the last token that fits, or sentence, at the "
+        "end of a sentence where one is near",
+    )
 
 
 @with_own(ServingSettings)
