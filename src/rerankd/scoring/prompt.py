@@ -20,6 +20,7 @@ Piece = int | str
 
 PART_MARK = "\x1e"
 INSTRUCTION = "{instruction}"
+DOCUMENT = "{document}"
 _PLACEHOLDER = re.compile(r"\{(instruction|query|document)\}")
 # Beyond it float32 has no probability left: exp(-87) is the smallest one that is not denormal.
 _LARGEST_LOG_ODDS = 87.0
