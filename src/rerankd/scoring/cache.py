@@ -57,17 +57,16 @@ class ScoreCache:
     def __len__(self) -> int:
         return len(self._values)
 
-    def keys(self, query: str, instruction: str, texts: Sequence[str], truncation: str = "") -> list[bytes]:
-        """The key of each document; none at all where the cache is off. `truncation` says in any words how
-        documents are truncated."""
+    def keys(self, question: bytes, texts: Sequence[str], truncation: str = "") -> list[bytes]:
+        """The key of each document beside a question (see sequences.Question.key); none at all where the
+        cache is off. `truncation` says in any words how documents are truncated."""
         if not self.most_entries:
             return []
-        question = self._model.copy()
-        asked = (b"", truncation.encode(), instruction.encode(), query.encode(), b"")
-        question.update(_SEPARATOR.join(asked))
+        asked = self._model.copy()
+        asked.update(_SEPARATOR.join((b"", truncation.encode(), question)))
         made = []
         for text in texts:
-            document = question.copy()
+            document = asked.copy()
             document.update(text.encode())
             made.append(document.digest())
         return made
@@ -88,8 +87,8 @@ class ScoreCache:
 
 
 class QueryVectors(Generic[V]):
-    """The vectors of the newest queries, by a question's key or ids: one request's query comes in several calls,
-    and often comes again later. To be used from any thread."""
+    """The vectors of the newest queries, by any bytes that stand for one: a request's query comes in several
+    calls, and often comes again later. To be used from any thread."""
 
     def __init__(self) -> None:
         self._vectors: OrderedDict[bytes, V] = OrderedDict()

@@ -23,8 +23,7 @@ _LEAST_ROOM = 8
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What a request says of texts that are too long; None or 0: nothing. The values of a document depend on
-    this too (see cache.py)."""
+    """What a request says of texts that are too long; 0: nothing."""
 
     max_tokens_per_doc: int = 0
     max_tokens_per_query: int = 0
@@ -49,8 +48,21 @@ class Truncation:
             request.truncate,
         )
 
+    @property
+    def of_documents(self) -> str:
+        """What a document's value depends on, in words (see cache.py)."""
+        said = (
+            self.max_tokens_per_doc,
+            self.max_tokens_per_pair,
+            self.chunks,
+            self.overlap,
+            self.at_sentence,
+        )
+        return "" if said == _PLAIN_DOCUMENTS else repr(said)
+
 
 PLAIN = Truncation()
+_PLAIN_DOCUMENTS = (0, 0, 1, 0, False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,14 +27,19 @@ from rerankd.process.reasons import Cause
 from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
+from rerankd.scoring import self_test
 from rerankd.scoring.cache import ScoreCache
+from rerankd.scoring.inputs import Reader
+from rerankd.scoring.sequences import Input, Question
+from rerankd.serving import tokens
 from rerankd.serving.budgets import HeldMemory
 from rerankd.serving.calls import Calls
 from rerankd.serving.prepare import Model, fingerprint
-from rerankd.serving.queue import Bounds, FairQueue, Line
+from rerankd.serving.queue import Bounds, Line, Queue
 from rerankd.serving.replicas import Replicas
 from rerankd.serving.safer_settings import SaferSettings
 from rerankd.serving.self_test import SelfTest
+from rerankd.serving.tokens import EngineTokenizer, ModelVocabulary
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -62,21 +67,29 @@ class ServedModel:
         self.model = model
         self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
-        self.queue = FairQueue(Line(Bounds.of(settings), model.engine.policy, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
         self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
         self._metrics = metrics
         self._run_dir = run_dir
         self._learned = learned
-        self.self_test = SelfTest(model, learned, lambda: run_dir().socket(), self.log)
+        self._vocabulary = ModelVocabulary(model.facts)
+        self.self_test = SelfTest(model, self._vocabulary, learned, lambda: run_dir().socket(), self.log)
         self.calls = Calls(
             model.name,
             model.fingerprint,
             self._running,
             learned,
             metrics,
+            known=self._known,
+            out_of_memory=lambda: self.queue.line.lower(),
             log=self.log,
             patience_s=settings.hang_margin_s,
+        )
+        self.queue = Queue(
+            Line(Bounds.of(settings)),
+            lambda: self.engine.policy,
+            self.calls.score,
+            engines=model.wanted.replicas,
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
         self._replicas: Replicas | None = None
@@ -194,6 +207,8 @@ class ServedModel:
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()
+        if not self.engine.capabilities.tokenizes:
+            self._vocabulary.begin()  # beside the engine's start
         await self._replicas.ensure_ready()
 
     def _computes(self) -> str:
@@ -209,6 +224,7 @@ class ServedModel:
         if self._replicas is replicas:
             self._earlier = self._state()
             self._replicas = None
+            self._vocabulary.drop()
 
     def reload_failed(self) -> None:
         """Start failed engines again. What could not be loaded may be tried again at once."""
@@ -228,10 +244,20 @@ class ServedModel:
         """Whether the file is another one than the one that is served. Reads the disk."""
         return fingerprint(self.model.path) != self.model.fingerprint
 
-    async def fixed_tokens(self) -> int:
-        """What special tokens, prefixes and template take of the window."""
+    async def reader(self) -> Reader:
+        """How it reads a request's texts. Raises what keeps an engine or its vocabulary from being ready."""
+        spec, running = self.model.spec, self.engine
+        if not running.capabilities.tokenizes:
+            return tokens.reader(spec, running, await self._vocabulary.tokenizer())
         async with self._running().pick().lease() as engine:
-            return engine.fixed_tokens
+            own = EngineTokenizer(engine.frame, self.calls.encode, self.calls.ends)
+        return tokens.reader(spec, running, own)
+
+    async def _known(self, question: Question) -> Input:
+        """An input that is known to work, beside a question."""
+        reader = await self.reader()
+        (known,) = await reader.plain(question.query, self_test.RELEVANT[:1], question.instruction)
+        return known
 
     def suspect(self) -> None:
         """Say that a call was not answered in time: engines that are stuck are replaced."""
@@ -274,7 +300,7 @@ class ServedModel:
             file_name=spec.path.name,
             launch=launch_child,
             check=self._check,
-            probe=self.self_test.probe,
+            probe=lambda engine: self.self_test.probe(engine, self.engine),
             run_dir=self._run_dir(),
             log=self.log if at == 0 else self.log.with_name(f"{self.log.stem}-{at + 1}.log"),
             start_timeout_s=settings.start_timeout_s,

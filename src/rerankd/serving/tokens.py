@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from rerankd.scoring.sequences import Frame, Ids
+from rerankd.backends.base import EngineSpec, Offer
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.ids import Frame, Ids
+from rerankd.scoring.inputs import Reader
+from rerankd.scoring.sequences import Tokenizer
+
+if TYPE_CHECKING:
+    from rerankd.formats.tokenizer import Vocabulary
 
 # A text of as many characters is tokenized in less time than another thread takes to hear of it.
 _AT_ONCE_CHARACTERS = 2_000
@@ -15,17 +22,6 @@ _AT_ONCE_CHARACTERS = 2_000
 _PART_CHARACTERS = 2**18
 # `tokenizers` has threads of its own; these only wait for it, without holding up the event loop.
 _THREADS = ThreadPoolExecutor(2, "tokenize")
-
-
-class Vocabulary(Protocol):
-    """What tokenizes in this process (see formats/tokenizer.py); to be used from any thread."""
-
-    @property
-    def frame(self) -> Frame: ...
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]: ...
-
-    def ends(self, texts: Sequence[str]) -> list[Ids]: ...
 
 
 class OwnTokenizer:
@@ -71,3 +67,36 @@ class EngineTokenizer:
 
     async def ends(self, texts: Sequence[str]) -> list[Ids]:
         return await self._ends(texts)
+
+
+class ModelVocabulary:
+    """The vocabulary in one model's files, read when it is first asked for and kept until it is dropped."""
+
+    def __init__(self, metadata: ModelMetadata) -> None:
+        self._metadata = metadata
+        self._task: asyncio.Task[OwnTokenizer] | None = None
+
+    def begin(self) -> None:
+        """Have it read, in a thread of its own."""
+        if self._task is None or (self._task.done() and self._task.exception() is not None):
+            self._task = asyncio.create_task(asyncio.to_thread(self._read))
+
+    async def tokenizer(self) -> OwnTokenizer:
+        """Raises ModelFileError where it can't be read."""
+        self.begin()
+        assert self._task is not None
+        return await asyncio.shield(self._task)
+
+    def drop(self) -> None:
+        self._task = None
+
+    def _read(self) -> OwnTokenizer:
+        from rerankd.formats import tokenizer  # its library takes a while to import
+
+        return OwnTokenizer(tokenizer.read(self._metadata))
+
+
+def reader(spec: EngineSpec, running: Offer, tokenizer: Tokenizer) -> Reader:
+    """How a model that runs so reads texts."""
+    reads_text = running.capabilities.reads == "text"
+    return Reader(spec.scoring, tokenizer, spec.control_tokens, reads_text=reads_text)
