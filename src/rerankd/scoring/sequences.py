@@ -53,8 +53,10 @@ class Question:
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(self.query.encode("utf-8", "replace"), digest_size=16)
         digest.update(b"\0" + self.instruction.encode("utf-8", "replace"))
+        lengths = (len(self.before), len(self.after), self.second)
+        digest.update(b"\0%r" % (lengths,))
         for ids in (self.before, self.after, self.ids):
-            digest.update(b"\0" + ids.tobytes())
+            digest.update(ids.tobytes())
         object.__setattr__(self, "key", digest.digest())
 
 

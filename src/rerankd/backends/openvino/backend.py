@@ -5,20 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerankd.backends.base import Check, Checkup, Engine, EngineSpec, Installation, Offer, Rank
+from rerankd.backends.base import (
+    BatchPolicy,
+    Check,
+    Checkup,
+    Engine,
+    EngineSpec,
+    Installation,
+    Offer,
+    Rank,
+)
 from rerankd.backends.ladder import Step
-from rerankd.backends.openvino import checks, chosen
+from rerankd.backends.openvino import checks, chosen, shapes
 from rerankd.backends.openvino.options import OpenVinoOptions
-from rerankd.backends.openvino.precision import Choice
+from rerankd.backends.openvino.precision import Choice, Precision
 from rerankd.domain import Recipe, Refusal
 from rerankd.process.child import Launch
 from rerankd.progress import step
-from rerankd.scoring.plan import SHARED
 
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
-# Architecture -> the tokenizers that the worker knows for it: (tokenizer.ggml.model, .pre); None: any.
+# Architecture -> the tokenizers that are known for it: (tokenizer.ggml.model, .pre); None: any.
 _TOKENIZERS: Mapping[str, Sequence[tuple[str, str | None]]] = {
     "bert": (("t5", None), ("bert", None)),
     "modern-bert": (("gpt2", "modern-bert"),),
@@ -86,7 +93,7 @@ class OpenVinoBackend:
             reason="the fastest for an encoder on a CPU",
             rank=Rank.BEST_ON_CPU,
             memory_bytes=(spec.metadata.size_bytes + held) * spec.replicas,
-            policy=SHARED,
+            policy=_policy(_UNSETTLED.precision),
             options=options,
         )
 
@@ -95,7 +102,8 @@ class OpenVinoBackend:
     ) -> OpenVinoOffer:
         """The precision of all replicas, chosen once for a model on a machine."""
         of = chosen.Subject(offer.spec, offer.options)
-        return replace(offer, precision=await chosen.choose(of, learned, log, timeout_s))
+        found = await chosen.choose(of, learned, log, timeout_s)
+        return replace(offer, precision=found, policy=_policy(found.precision))
 
     def steps(self, offer: OpenVinoOffer, cards: Sequence[str]) -> tuple[Step, ...]:
         return (_FLOAT32,) if offer.precision.precision != "f32" else ()
@@ -122,7 +130,7 @@ class OpenVinoBackend:
             "--why", precision.why,
             "--weights", offer.options.weights,
         ]  # fmt: skip
-        return Launch(argv, partial(WorkerEngine, spec))
+        return Launch(argv, WorkerEngine)
 
     def reference(self, spec: EngineSpec, running: Offer) -> OpenVinoOffer | None:
         """Float32, for what another backend runs, and for bf16 of a model that no other backend can run."""
@@ -150,6 +158,10 @@ class OpenVinoBackend:
         with step(checkup.report, f"choosing the precision of {model}"):
             found = await chosen.choose(of, learned, log, timeout_s)
         return [checks.precision(model, found, before=known)]
+
+
+def _policy(precision: Precision) -> BatchPolicy:
+    return BatchPolicy(tokens=shapes.TOKENS_A_PASS[precision], most_tokens=8192, pads=True)
 
 
 def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: bool) -> Refusal | None:

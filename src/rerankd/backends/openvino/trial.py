@@ -21,23 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rerankd.backends.openvino import precision
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision, Trial
 from rerankd.backends.openvino.runtime import config, op, ov
-from rerankd.backends.worker.runner import padded
+from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Normalization
 from rerankd.errors import ModelFileError
-from rerankd.formats.tokenizer import Reading, Vocabulary
-from rerankd.formats.weights import Weights
+from rerankd.formats.tokenizer import Vocabulary, of_file, of_header
+from rerankd.formats.weights import VOCABULARY, Weights
+from rerankd.scoring.sequences import Ids, Input, Question
 
 _TOKENS = 256
 _ROUNDS = 7
 _QUERIES = 4
 _DOCUMENTS = 20
-_TEXTS_A_CALL = 8
 _EVERYDAY = Path(__file__).parents[2] / "evaluation" / "everyday"
 
 
@@ -89,44 +88,45 @@ def _letter_pairs(text: str) -> set[str]:
     return {text[at : at + 2].lower() for at in range(len(text) - 1)}
 
 
-def raw_values(
-    encoder: Encoder, scoring: dict[str, Any], asked: Sequence[tuple[str, list[str]]]
-) -> list[list[float]]:
-    """The raw values of each query's documents."""
-    vocabulary, max_length = encoder.vocabulary, scoring["max_length"]
+def inputs(
+    vocabulary: Vocabulary, scoring: dict[str, Any], query: str, documents: Sequence[str]
+) -> list[Input]:
+    """What the model reads of a query's documents, cut where it is too long."""
     if scoring["method"] == "cross_encoder":
-        pairs = [
-            _cut_pair(vocabulary, query, text, max_length) for query, documents in asked for text in documents
-        ]
-        values = iter(forward(encoder, pairs)[:, 0].tolist())
-        return [[next(values) for _ in documents] for _, documents in asked]
-    found = []
-    for query, documents in asked:
-        before = scoring["document_prefix"]
-        texts = [scoring["query_prefix"] + query, *(before + text for text in documents)]
-        room = max_length - vocabulary.around_text
-        rows = forward(encoder, [vocabulary.text(ids[:room]) for ids in vocabulary.ids(texts)])
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-        found.append((rows[1:] @ rows[0]).tolist())
-    return found
+        room = max(scoring["max_length"] - vocabulary.around_pair, 2)
+        asked, *found = vocabulary.ids([query, *documents])
+        asked = asked[: room // 2]
+        pair = vocabulary.pair(asked, [])
+        before = [*vocabulary.start, *asked, *vocabulary.between]
+        question = Question(
+            "",
+            before=_ids(before),
+            after=_ids(vocabulary.end),
+            second=None if vocabulary.first_typed is None else pair.second,
+        )
+        room -= len(asked)
+    else:
+        room = scoring["max_length"] - vocabulary.around_text
+        prefixes = [scoring["query_prefix"], *[scoring["document_prefix"]] * len(documents)]
+        texts = [before + text for before, text in zip(prefixes, [query, *documents], strict=True)]
+        asked, *found = vocabulary.ids(texts)
+        question = Question(
+            "",
+            before=_ids(vocabulary.start),
+            after=_ids(vocabulary.alone),
+            ids=_ids(vocabulary.text(asked[:room]).ids),
+        )
+    return [Input(question, "", _ids(ids[:room]), 0) for ids in found]
 
 
-def _cut_pair(vocabulary: Vocabulary, query: str, text: str, max_length: int) -> Reading:
-    asked, found = vocabulary.ids([query, text])
-    room = max(max_length - vocabulary.around_pair, 2)
-    asked = asked[: room // 2]
-    return vocabulary.pair(asked, found[: room - len(asked)])
+def _ids(values: Sequence[int]) -> Ids:
+    return np.array(values, np.int32)
 
 
-def forward(encoder: Encoder, rows: Sequence[Reading]) -> NDArray[np.float32]:
-    """The rows of what the model reads, in calls of a few texts of about one length."""
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
-    found: list[NDArray[np.float32] | None] = [None] * len(rows)
-    for start in range(0, len(order), _TEXTS_A_CALL):
-        call = order[start : start + _TEXTS_A_CALL]
-        for at, value in zip(call, encoder.forward(*padded([rows[at] for at in call])), strict=True):
-            found[at] = value
-    return np.stack([row for row in found if row is not None])
+def _vocabulary(path: Path) -> Vocabulary:
+    weights = Weights(path, keep=VOCABULARY)
+    file = weights.tokenizer
+    return of_header(weights.values) if file is None else of_file(file, weights.rows("token_embd.weight"))
 
 
 def tried(path: Path, scoring: dict[str, Any], threads: int, *, compressed: bool) -> Trial:
@@ -135,13 +135,17 @@ def tried(path: Path, scoring: dict[str, Any], threads: int, *, compressed: bool
     ratio = speed_ratio(weights.key("embedding_length"), weights.key("feed_forward_length"))
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
-    asked = questions(_QUERIES, _DOCUMENTS)
+    vocabulary = _vocabulary(path)
+    asked = [
+        inputs(vocabulary, scoring, query, documents) for query, documents in questions(_QUERIES, _DOCUMENTS)
+    ]
     values: dict[Precision, list[list[float]]] = {}
     kinds: tuple[Precision, ...] = ("f32", "bf16")
     for kind in kinds:  # one after the other: both together may not fit into memory
         encoder = Encoder(path, scoring["pooling"], threads=threads, precision=kind, compressed=compressed)
-        values[kind] = raw_values(encoder, scoring, asked)
-        del encoder
+        scorer = Scorer(encoder, scoring["max_length"], is_head=scoring["pooling"] == "rank")
+        values[kind] = [scorer.score(of_query) for of_query in asked]
+        del encoder, scorer
     normalization = Normalization(**scoring["normalization"])
     gaps = [
         precision.largest_swap(exact, rough, normalization)
