@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -36,26 +36,10 @@ _WORDS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-# (tokenizer.ggml.model, and .pre of byte-level BPE) -> the architectures whose files are known to hold such a
-# vocabulary as it is read here.
-_KNOWN: Mapping[tuple[str, str], Collection[str]] = {
-    ("t5", ""): ("bert",),
-    ("bert", ""): ("bert",),
-    ("gpt2", "modern-bert"): ("modern-bert",),
-    ("gpt2", "qwen2"): ("qwen2", "qwen3"),
-}
 ARRAYS = tuple(
     f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores", "merges", "precompiled_charsmap")
 )
 """The arrays of a GGUF header that a vocabulary is made of."""
-
-
-class Reading(NamedTuple):
-    """What the model reads: ids, and the place where those of the second token type begin; the end where
-    there are none."""
-
-    ids: list[int]
-    second: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +64,6 @@ class Vocabulary:
         found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [_ends(text, encoding.offsets) for text, encoding in zip(texts, found, strict=True)]
 
-    # What follows is for the worker, as long as it tokenizes.
-
-    @property
-    def around_pair(self) -> int:
-        return len(self.frame.start) + len(self.frame.between) + len(self.frame.end)
-
-    @property
-    def around_text(self) -> int:
-        return len(self.frame.start) + len(self.frame.alone)
-
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [ids.tolist() for ids in self.encode(texts)]
-
-    def text(self, ids: list[int]) -> Reading:
-        whole = [*self.frame.start.tolist(), *ids, *self.frame.alone.tolist()]
-        return Reading(whole, len(whole))
-
-    def pair(self, query: list[int], text: list[int]) -> Reading:
-        start, between, end, _, first_typed = self.frame
-        whole = [*start.tolist(), *query, *between.tolist(), *text, *end.tolist()]
-        return Reading(whole, len(whole) if first_typed is None else len(start) + len(query) + first_typed)
-
 
 def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
     starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
@@ -113,19 +75,6 @@ def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
         first = np.searchsorted(ends, ends[at])
         ends[first : at + 1] += next((n for n, letter in enumerate(gap) if letter.isspace()), len(gap))
     return ends
-
-
-def refusal(metadata: ModelMetadata) -> str:
-    """Why the vocabulary of a model's files can't be read here, as a clause; "" where it can."""
-    if metadata.format != "gguf":
-        return ""
-    kind, pre = metadata.tokenizer_model, metadata.tokenizer_pre
-    known = _KNOWN.get((kind, pre if kind == "gpt2" else ""), ())
-    if metadata.architecture not in known:
-        return f"the tokenizer {kind} {pre} of the architecture {metadata.architecture} is not known"
-    if kind == "t5" and not metadata.has_charsmap:
-        return "the file lacks the normalisation map of its tokenizer"
-    return ""
 
 
 def read(metadata: ModelMetadata) -> Vocabulary:

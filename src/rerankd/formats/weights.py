@@ -20,24 +20,17 @@ from rerankd.formats.gguf import header_of
 from rerankd.formats.gguf_header import Header, Tensor
 
 Floats = NDArray[np.float32]
-VOCABULARY = (
-    "tokenizer.ggml.tokens",
-    "tokenizer.ggml.token_type",
-    "tokenizer.ggml.scores",
-    "tokenizer.ggml.merges",
-    "tokenizer.ggml.precompiled_charsmap",
-)
-"""The keys of a GGUF file's vocabulary: they take up to 250 MiB, and only a tokenizer needs them."""
+# Of the header's arrays. The vocabulary, which takes up to 250 MiB, is the tokenizer's affair.
 _KEEP = ("sliding_window_pattern",)
 
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 
 
 class Weights:
-    """One GGUF file that is not split, or a checkpoint's folder. `keep` are keys of arrays to keep beside
-    those of the weights. Raises ModelFileError where it is damaged."""
+    """One GGUF file that is not split, or a checkpoint's folder. Raises ModelFileError where it is
+    damaged."""
 
-    def __init__(self, path: Path, keep: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._header: Header
         self._files: Mapping[str, str] = {}
@@ -45,7 +38,7 @@ class Weights:
             found, held = safetensors.read(path, self._fail)
             self._header, self._files = found.header, found.files
         else:
-            self._header, _ = header_of(path, (*_KEEP, *keep))
+            self._header, _ = header_of(path, _KEEP)
             held = (path,)
         self._bytes = {file.name: np.memmap(file, np.uint8, mode="r") for file in held}
 
@@ -63,11 +56,6 @@ class Weights:
         default."""
         found = self.values.get(f"{self.architecture}.{name}", default)
         return self._fail(f"it has no key {self.architecture}.{name}") if found is None else found
-
-    @property
-    def tokenizer(self) -> Path | None:
-        """The file of a checkpoint's tokenizer; None where the header has the vocabulary."""
-        return self.path / checkpoint_files.TOKENIZER if self._files else None
 
     def has(self, name: str) -> bool:
         return name in self._header.tensors

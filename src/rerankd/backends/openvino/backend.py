@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from rerankd.backends.openvino import checks, chosen, shapes
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice, Precision
 from rerankd.domain import Recipe, Refusal
+from rerankd.formats import vocabularies
 from rerankd.process.child import Launch
 from rerankd.progress import step
 
@@ -33,11 +34,7 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
-# Architecture -> the tokenizers that are known for it: (tokenizer.ggml.model, .pre); None: any.
-_TOKENIZERS: Mapping[str, Sequence[tuple[str, str | None]]] = {
-    "bert": (("t5", None), ("bert", None)),
-    "modern-bert": (("gpt2", "modern-bert"),),
-}
+_ARCHITECTURES = ("bert", "modern-bert")
 _POOLINGS = ("rank", "mean", "cls")
 _UNSETTLED = Choice("f32", "")
 _FLOAT32 = Step("float32", "float32 arithmetic")
@@ -177,21 +174,16 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if recipe.method == "causal_lm":
         return "OpenVINO's worker runs no causal model"
-    known = _TOKENIZERS.get(metadata.architecture)
-    if known is None:
+    if metadata.architecture not in _ARCHITECTURES:
         return f"OpenVINO's worker does not know the architecture {metadata.architecture}"
-    kind, pre = metadata.tokenizer_model, metadata.tokenizer_pre
-    is_gguf = metadata.format == "gguf"
-    if is_gguf and not any(kind == one and other in (None, pre) for one, other in known):
-        return f"OpenVINO's worker does not know the tokenizer {kind} {pre}".rstrip()
-    if is_gguf and kind == "t5" and not metadata.has_charsmap:
-        return "the file lacks the normalisation map of its tokenizer"
+    if why := vocabularies.refusal(metadata):
+        return why
     if recipe.pooling not in _POOLINGS:
         return f"OpenVINO's worker does not know the pooling {recipe.pooling}"
     if recipe.method == "cross_encoder" and recipe.template:
         return "its pairs are made by a template"
     if metadata.hidden_activation not in ("", "gelu"):
         return f"OpenVINO's worker does not know the activation {metadata.hidden_activation}"
-    if is_gguf and len(metadata.parts) > 1:
+    if metadata.format == "gguf" and len(metadata.parts) > 1:
         return "its file is split"
     return ""

@@ -11,6 +11,7 @@ The last line of the output is a JSON object: {"ratio", "gap"} as in precision.T
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import signal
 import statistics
@@ -27,11 +28,13 @@ from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision, Trial
 from rerankd.backends.openvino.runtime import config, op, ov
 from rerankd.backends.worker.scorer import Scorer
-from rerankd.domain import Normalization
-from rerankd.errors import ModelFileError
-from rerankd.formats.tokenizer import Vocabulary, of_file, of_header
-from rerankd.formats.weights import VOCABULARY, Weights
-from rerankd.scoring.sequences import Ids, Input, Question
+from rerankd.domain import Normalization, Recipe
+from rerankd.errors import RerankdError
+from rerankd.formats import modelfile, tokenizer
+from rerankd.formats.tokenizer import Vocabulary
+from rerankd.formats.weights import Weights
+from rerankd.scoring.inputs import Reader
+from rerankd.scoring.sequences import Ids, Input
 
 _TOKENS = 256
 _ROUNDS = 7
@@ -88,70 +91,59 @@ def _letter_pairs(text: str) -> set[str]:
     return {text[at : at + 2].lower() for at in range(len(text) - 1)}
 
 
-def inputs(
-    vocabulary: Vocabulary, scoring: dict[str, Any], query: str, documents: Sequence[str]
-) -> list[Input]:
-    """What the model reads of a query's documents, cut where it is too long."""
-    if scoring["method"] == "cross_encoder":
-        room = max(scoring["max_length"] - vocabulary.around_pair, 2)
-        asked, *found = vocabulary.ids([query, *documents])
-        asked = asked[: room // 2]
-        pair = vocabulary.pair(asked, [])
-        before = [*vocabulary.start, *asked, *vocabulary.between]
-        question = Question(
-            "",
-            before=_ids(before),
-            after=_ids(vocabulary.end),
-            second=None if vocabulary.first_typed is None else pair.second,
-        )
-        room -= len(asked)
-    else:
-        room = scoring["max_length"] - vocabulary.around_text
-        prefixes = [scoring["query_prefix"], *[scoring["document_prefix"]] * len(documents)]
-        texts = [before + text for before, text in zip(prefixes, [query, *documents], strict=True)]
-        asked, *found = vocabulary.ids(texts)
-        question = Question(
-            "",
-            before=_ids(vocabulary.start),
-            after=_ids(vocabulary.alone),
-            ids=_ids(vocabulary.text(asked[:room]).ids),
-        )
-    return [Input(question, "", _ids(ids[:room]), 0) for ids in found]
+class _Tokenizer:
+    """The vocabulary of a model's files (see sequences.Tokenizer)."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.frame = vocabulary.frame
+        self._vocabulary = vocabulary
+
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
+        return self._vocabulary.encode(texts)
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        return self._vocabulary.ends(texts)
 
 
-def _ids(values: Sequence[int]) -> Ids:
-    return np.array(values, np.int32)
+def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -> list[list[Input]]:
+    """What the model reads of each query's documents. Raises ModelFileError, and TooLong for a query."""
+    reader = Reader(recipe, _Tokenizer(tokenizer.read(modelfile.read(path))))
+
+    async def read() -> list[list[Input]]:
+        return [await reader.plain(query, documents) for query, documents in asked]
+
+    return asyncio.run(read())
 
 
-def _vocabulary(path: Path) -> Vocabulary:
-    weights = Weights(path, keep=VOCABULARY)
-    file = weights.tokenizer
-    return of_header(weights.values) if file is None else of_file(file, weights.rows("token_embd.weight"))
+def raw_values(encoder: Encoder, recipe: Recipe, asked: Sequence[Sequence[Input]]) -> list[list[float]]:
+    """The raw values of each query's inputs."""
+    scorer = Scorer(encoder, recipe.max_length, is_head=recipe.pooling == "rank")
+    return [scorer.score(of_query) for of_query in asked]
 
 
-def tried(path: Path, scoring: dict[str, Any], threads: int, *, compressed: bool) -> Trial:
+def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Trial:
     """The trial of one model. Raises ModelFileError, and what OpenVINO raises."""
     weights = Weights(path)
     ratio = speed_ratio(weights.key("embedding_length"), weights.key("feed_forward_length"))
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
-    vocabulary = _vocabulary(path)
-    asked = [
-        inputs(vocabulary, scoring, query, documents) for query, documents in questions(_QUERIES, _DOCUMENTS)
-    ]
+    asked = inputs(path, recipe, questions(_QUERIES, _DOCUMENTS))
     values: dict[Precision, list[list[float]]] = {}
     kinds: tuple[Precision, ...] = ("f32", "bf16")
     for kind in kinds:  # one after the other: both together may not fit into memory
-        encoder = Encoder(path, scoring["pooling"], threads=threads, precision=kind, compressed=compressed)
-        scorer = Scorer(encoder, scoring["max_length"], is_head=scoring["pooling"] == "rank")
-        values[kind] = [scorer.score(of_query) for of_query in asked]
-        del encoder, scorer
-    normalization = Normalization(**scoring["normalization"])
+        encoder = Encoder(path, recipe.pooling, threads=threads, precision=kind, compressed=compressed)
+        values[kind] = raw_values(encoder, recipe, asked)
+        del encoder
     gaps = [
-        precision.largest_swap(exact, rough, normalization)
+        precision.largest_swap(exact, rough, recipe.normalization)
         for exact, rough in zip(values["f32"], values["bf16"], strict=True)
     ]
     return Trial(ratio, max(gaps))
+
+
+def _recipe(said: str) -> Recipe:
+    values = json.loads(said)
+    return Recipe(**values | {"normalization": Normalization(**values["normalization"])})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,14 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     flags = argparse.ArgumentParser(prog="rerankd.backends.openvino.trial", allow_abbrev=False)
     flags.add_argument("--model", required=True, type=Path)
-    flags.add_argument("--scoring", required=True, type=json.loads, help="domain.Scoring as JSON")
+    flags.add_argument("--scoring", required=True, type=_recipe, help="domain.Recipe as JSON")
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--weights", choices=["full", "compressed"], default="full")
     options = flags.parse_args(arguments)
     try:
         compressed = options.weights == "compressed"
         trial = tried(options.model, options.scoring, options.threads, compressed=compressed)
-    except (ModelFileError, MemoryError, RuntimeError, ValueError) as error:  # RuntimeError: OpenVINO's own
+    except (RerankdError, MemoryError, RuntimeError, ValueError) as error:  # RuntimeError: OpenVINO's own
         print(json.dumps({"error": str(error)[:500] or "out of memory"}), flush=True)
         return 1
     print(json.dumps({"ratio": trial.ratio, "gap": trial.gap}), flush=True)

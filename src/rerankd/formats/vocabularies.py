@@ -1,0 +1,30 @@
+"""(pure) Which vocabularies formats/tokenizer.py reads. Its library takes a while to import, and may not be
+installed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from rerankd.formats.metadata import ModelMetadata
+
+# (tokenizer.ggml.model, and .pre of byte-level BPE) -> the architectures whose files are known to hold such a
+# vocabulary as it is read here.
+_KNOWN: Mapping[tuple[str, str], Collection[str]] = {
+    ("t5", ""): ("bert",),
+    ("bert", ""): ("bert",),
+    ("gpt2", "modern-bert"): ("modern-bert",),
+    ("gpt2", "qwen2"): ("qwen2", "qwen3"),
+}
+
+
+def refusal(metadata: ModelMetadata) -> str:
+    """Why the vocabulary of a model's files can't be read here, as a clause; "" where it can."""
+    if metadata.format != "gguf":
+        return ""
+    kind, pre = metadata.tokenizer_model, metadata.tokenizer_pre
+    known = _KNOWN.get((kind, pre if kind == "gpt2" else ""), ())
+    if metadata.architecture not in known:
+        return f"the tokenizer {kind} {pre} of the architecture {metadata.architecture} is not known"
+    if kind == "t5" and not metadata.has_charsmap:
+        return "the file lacks the normalisation map of its tokenizer"
+    return ""
