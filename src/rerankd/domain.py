@@ -99,8 +99,8 @@ class RerankRequest:
     overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
     that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
     `score_threshold` leaves out documents whose score in [0, 1] is lower, whatever value is shown.
-    `max_tokens_per_query` truncates a longer query. `max_tokens_per_pair` is a limit smaller than the model's,
-    special tokens included.
+    `max_tokens_per_query` truncates a longer query. `max_tokens_per_pair` is a limit smaller than the
+    model's, special tokens included.
 
     Three options are the model's setting where they are None. `truncate_query` truncates a query that is too
     long for the model; otherwise that is an error. `truncate_at` "token" ends a truncated text at the last

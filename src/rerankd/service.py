@@ -154,9 +154,8 @@ class Reranker:
         """The way of a request: check, admit, tokenize, score each text once, rank by raw value.
 
         `timeout_s` may shorten the deadline of the settings; `client` is who asks, and has a fair share.
-        Raises InvalidRequest for an invalid request, Overloaded where the queue is full, EngineTimeout past the
-        deadline, and another EngineError where scoring failed.
-        """
+        Raises InvalidRequest for an invalid request, Overloaded where the queue is full, EngineTimeout past
+        the deadline, and another EngineError where scoring failed."""
         started = time.perf_counter()
         self._check_started()
         self._check_request(request)

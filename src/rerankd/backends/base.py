@@ -39,12 +39,11 @@ class BatchPolicy:
 
     A batch holds up to `tokens`, padding included, and one input at least. An engine that computes more than
     that within `call_s` gets as much, up to `most_tokens`, since each call costs the service and the engine
-    some work of its own. `inputs` bounds their number. With `pads`, inputs of a batch are padded to the longest
-    one, so those of nearly one length go together, and their number is a power of two where that holds enough.
-    `one_question`: the inputs of a batch have one question. `run_tokens`: batches of one question follow each
-    other for so many tokens before another one's turn, since the engine keeps what it has read of the
-    question. `at_engine` calls are there at a time: the one under way and the next.
-    """
+    some work of its own. `inputs` bounds their number. With `pads`, inputs of a batch are padded to the
+    longest one, so those of nearly one length go together, and their number is a power of two where that
+    holds enough. `one_question`: the inputs of a batch have one question. `run_tokens`: batches of one
+    question follow each other for so many tokens before another one's turn, since the engine keeps what it
+    has read of the question. `at_engine` calls are there at a time: the one under way and the next."""
 
     tokens: int
     most_tokens: int
@@ -203,9 +202,8 @@ class Engine(Running, Tokenizer, Protocol):
     EngineError; it may be called concurrently; a call that is cancelled frees it.
 
     `about` is what computes, in words, "" where the offer's title says all. As a Tokenizer it is asked only
-    where its capabilities say that it tokenizes; one that can't tell says no ids, and then nothing is truncated
-    here.
-    """
+    where its capabilities say that it tokenizes; one that can't tell says no ids, and then nothing is
+    truncated here."""
 
     about: str
 

@@ -69,8 +69,8 @@ _PLAIN_DOCUMENTS = (0, 0, 1, 0, False)
 class Asked:
     """A question, and how a document is read beside it: `head` and `tail` are put around its text before that
     is tokenized, and `space` is how many ids the three may have; `room` is what that leaves a document.
-    `query_room` is how many tokens a query is truncated to that leaves too little, `query_tokens` how many this
-    one was truncated to, None where it was not."""
+    `query_room` is how many tokens a query is truncated to that leaves too little, `query_tokens` how many
+    this one was truncated to, None where it was not."""
 
     question: Question
     head: str
@@ -135,8 +135,8 @@ class Reader:
     async def read(
         self, asked: Asked, texts: Sequence[str], how: Truncation = PLAIN, documents: Sequence[int] = ()
     ) -> Reading:
-        """The inputs of texts that are clean and not blank. Raises TooLong for one that must not be truncated;
-        `documents` are the numbers to name them by."""
+        """The inputs of texts that are clean and not blank. Raises TooLong for one that must not be
+        truncated; `documents` are the numbers to name them by."""
         whole = [f"{asked.head}{text}{asked.tail}" for text in texts] if asked.head or asked.tail else texts
         found = await self.tokenizer.encode(whole)
         around = len(asked.question.before) + len(asked.question.after)
@@ -162,9 +162,9 @@ class Reader:
         if cut and not how.is_allowed:
             first = min(cut)
             raise TooLong(
-                f"Document {documents[first] if documents else first} has {len(found[first])} tokens and there "
-                f"is room for {min(asked.room, how.max_tokens_per_doc or asked.room)} beside the query. "
-                "Shorten it, or leave out truncate: false to have it truncated."
+                f"Document {documents[first] if documents else first} has {len(found[first])} tokens and "
+                f"there is room for {min(asked.room, how.max_tokens_per_doc or asked.room)} beside the "
+                "query. Shorten it, or leave out truncate: false to have it truncated."
             )
         most = truncate.most_overlap(asked.room)
         is_chunked = len(inputs) > len(texts)

@@ -33,9 +33,8 @@ class Scored:
     `unscored`, those that the budget left out. `room` is what a document may have, in tokens, `query_tokens`
     what the query was truncated to, `overlap` how many tokens chunks share where more were asked for.
 
-    `tokens` were read, `cached_tokens` are of the `cached` texts that were known and of those that the request
-    repeats.
-    """
+    `tokens` were read, `cached_tokens` are of the `cached` texts that were known and of those that the
+    request repeats."""
 
     plan: Plan
     raw: Sequence[float | None]

@@ -39,9 +39,9 @@ def chunks(
     limit: int = sys.maxsize,
     at_sentence: bool = False,
 ) -> list[Span]:
-    """Up to `most` chunks of `text` of up to `room` tokens, each of which begins `overlap` tokens before the end
-    of the one before it, at the next start of a word where there is one. No more than the first `limit` tokens
-    are read. `room` and `limit` are at least 1."""
+    """Up to `most` chunks of `text` of up to `room` tokens, each of which begins `overlap` tokens before the
+    end of the one before it, at the next start of a word where there is one. No more than the first `limit`
+    tokens are read. `room` and `limit` are at least 1."""
     count = min(len(ends), limit)
     found: list[Span] = []
     start = 0
@@ -57,7 +57,8 @@ def chunks(
 
 
 def at_sentence_end(text: str, ends: Ids, start: int, stop: int) -> int:
-    """The number of tokens up to the nearest end of a sentence, else of a word, at or a little before `stop`."""
+    """The number of tokens up to the nearest end of a sentence, else of a word, at or a little before
+    `stop`."""
     first, last = int(ends[start - 1]) if start else 0, int(ends[stop - 1])
     floor = last - (last - first) // _NEAR
     sentence = max(text.rfind(mark, floor, last + 1) + len(mark.rstrip() or mark) for mark in _SENTENCE_ENDS)
@@ -78,8 +79,8 @@ def is_something_left(text: str, ends: Ids, stop: int) -> bool:
 
 
 def beginnings(text: str, ends: Ids, room: int) -> Sequence[int]:
-    """Where a beginning of `text` of up to `room` tokens may end (in characters), the longest first. A text that
-    ends inside a word may have other tokens there, so the last ones are at a word's start."""
+    """Where a beginning of `text` of up to `room` tokens may end (in characters), the longest first. A text
+    that ends inside a word may have other tokens there, so the last ones are at a word's start."""
     near = [int(ends[stop - 1]) for stop in range(room, max(room - 8, 0), -1)]
     words = [int(ends[stop - 1]) for stop in range(room, 0, -1) if _starts_word(text, ends, stop)]
     return sorted({*near, *words[:8], 0}, reverse=True)

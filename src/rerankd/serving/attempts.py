@@ -36,8 +36,8 @@ def always(at: int) -> bool:
 
 @dataclass(slots=True)
 class Asked(Generic[U]):
-    """What is asked, by place: the things, and what they are remembered by. `questions` are what the questions
-    are remembered by that they are scored for; empty where they are only tokenized."""
+    """What is asked, by place: the things, and what they are remembered by. `questions` are what the
+    questions are remembered by that they are scored for; empty where they are only tokenized."""
 
     things: Sequence[U]
     names: Sequence[str]
@@ -67,8 +67,8 @@ class Lost(Exception):
 
 
 class Attempts:
-    """Calls to the engines of one model. `running` gives them, or raises EngineUnavailable. `patience_s` is how
-    long a call that has the engine alone may take before it is looked at whether the engine is stuck."""
+    """Calls to the engines of one model. `running` gives them, or raises EngineUnavailable. `patience_s` is
+    how long a call that has the engine alone may take before it is looked at whether the engine is stuck."""
 
     def __init__(self, name: str, running: Callable[[], Replicas], log: Path, patience_s: float) -> None:
         self._name = name

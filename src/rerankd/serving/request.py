@@ -48,8 +48,8 @@ def planned(request: RerankRequest, served: ServedModel) -> Plan:
 async def score(
     served: ServedModel, request: RerankRequest, place: Place, texts: Plan, budget: Budget | None
 ) -> Scored:
-    """The raw value of each document: from the cache, else by the engine. Raises what the engine does, TooLong
-    where a text must not be truncated, and Overloaded where there are too many tokens."""
+    """The raw value of each document: from the cache, else by the engine. Raises what the engine does,
+    TooLong where a text must not be truncated, and Overloaded where there are too many tokens."""
     started = time.perf_counter()
     wanted, cache = served.wanted, served.cache
     how = Truncation.of(request, query=wanted.truncate_query, at=wanted.truncate_at)
