@@ -20,12 +20,13 @@ from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options
 from rerankd.domain import Recipe, Refusal
 from rerankd.process.child import Launch, Running
-from rerankd.scoring.sequences import Input, Tokenizer
+from rerankd.scoring.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
     from rerankd.progress import Progress
+    from rerankd.scoring.sequences import Input
     from rerankd.state import StateStore
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from rerankd.domain import Recipe, RerankRequest
 from rerankd.errors import TooLong
 from rerankd.scoring import plan, prompt, truncate
-from rerankd.scoring.sequences import NONE, Ids, Input, Question, Tokenizer
+from rerankd.scoring.sequences import NONE, Ids, Input, Question
+from rerankd.scoring.tokenizer import Tokenizer
 
 # The question leaves a document at least so many tokens, or it is too long.
 _LEAST_ROOM = 8

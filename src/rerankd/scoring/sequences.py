@@ -12,28 +12,13 @@ the query is another one, `question.ids` (embedding).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from rerankd.ids import NONE as NONE
 from rerankd.ids import Frame as Frame
 from rerankd.ids import Ids as Ids
-
-
-class Tokenizer(Protocol):
-    """A model's tokenizer, wherever it runs. A text never becomes a control token."""
-
-    frame: Frame
-
-    async def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, without any around it."""
-
-    async def ends(self, texts: Sequence[str]) -> list[Ids]:
-        """For each text, the place in it (in characters) where each of its tokens ends. Tokens that are parts
-        of one character end at the same place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

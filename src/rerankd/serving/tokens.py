@@ -11,7 +11,7 @@ from rerankd.backends.base import EngineSpec, Offer
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import Tokenizer
+from rerankd.scoring.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rerankd.formats.tokenizer import Vocabulary
