@@ -57,11 +57,16 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.queue_wait = histogram(
-            "rerankd_queue_wait_seconds", "until a request's first turn at the engine", buckets=_SECONDS
+            "rerankd_queue_wait_seconds",
+            "until the first batch of a request went to an engine",
+            buckets=_SECONDS,
         )
         self.documents = histogram("rerankd_request_documents", "documents of a request", buckets=_DOCUMENTS)
         self.tokens = counter("rerankd_tokens", "tokens that the engine read")
         self.cut = counter("rerankd_documents_cut", "documents cut to the model's window")
+        self.unscored = counter(
+            "rerankd_documents_unscored", "documents that the budgets of their requests left out"
+        )
         self.cache_hits = counter("rerankd_cache_hits", "texts whose score was known")
         self.cache_misses = counter("rerankd_cache_misses", "texts that went to the engine")
         self.retries = counter("rerankd_retries", "calls made again because the engine died under them")
@@ -81,6 +86,7 @@ class Metrics:
         self.cache_hits.inc(result.cached)
         self.cache_misses.inc(texts - result.cached)
         self.cut.inc(len(result.cut))
+        self.unscored.inc(len(result.unscored))
         self.recent.scored(time.monotonic(), documents)
 
     def ended(self, dialect: str, status: int, seconds: float, *, model: str = "", key: str = "") -> None:

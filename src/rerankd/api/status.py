@@ -44,8 +44,10 @@ class EngineStatus(TypedDict):
 class QueueStatus(TypedDict):
     requests: int
     documents: int
+    tokens: int
     size_bytes: int
     documents_per_second: float
+    tokens_per_second: float
 
 
 class ModelStatus(TypedDict):
@@ -151,8 +153,10 @@ async def _model(served: ServedModel) -> ModelStatus:
         "queue": {
             "requests": len(line),
             "documents": line.documents,
+            "tokens": line.tokens,
             "size_bytes": line.size_bytes,
-            "documents_per_second": round(line.rate, 2),
+            "documents_per_second": round(line.documents_rate, 2),
+            "tokens_per_second": round(line.rate, 1),
         },
     }
 

@@ -34,8 +34,10 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
         "engine_lost": ("children that died, hung, or would not start", state.lost),
         "engine_memory_bytes": ("memory of the engine's processes", entry.memory_bytes() or 0),
         "queue_requests": ("requests under way or waiting", len(line)),
-        "queue_documents": ("documents of these that are not scored yet", line.documents),
+        "queue_documents": ("documents of these, by chunk, that are not scored yet", line.documents),
+        "queue_tokens": ("tokens of these that are not read yet", line.tokens),
         "queue_bytes": ("bytes of text of these requests", line.size_bytes),
-        "documents_per_second": ("what the engine scores while it has work", line.rate),
+        "documents_per_second": ("what the engines score while they have work", line.documents_rate),
+        "tokens_per_second": ("what the engines read while they have work", line.rate),
         "cache_entries": ("scores that are kept", len(entry.cache)),
     }
