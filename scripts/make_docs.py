@@ -119,6 +119,8 @@ def request_options() -> str:
     rows = []
     for option in options.OPTIONS:
         names = ", ".join(f"`{spelling.name}`" for spelling in option.spellings)
+        if option.header:
+            names += f", header `{option.header}`"
         rows.append(f"| {names} | {option.meaning} | {'; '.join(_honoured(option))} |")
     return "\n".join(["| names | meaning | dialects |", "|---|---|---|", *rows])
 
