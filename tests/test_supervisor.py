@@ -22,7 +22,7 @@ import fake_engine
 import support
 from rerankd import processes
 from rerankd.backends.base import Batch, Engine, EngineSpec
-from rerankd.backends.llama.client import LlamaEngine, connect
+from rerankd.backends.llama.engines import LlamaEngine, connect
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
 from rerankd.process import growth, reasons, restart, rundir, states

@@ -1,5 +1,4 @@
-"""(pure) Which vocabularies formats/tokenizer.py reads. Its library takes a while to import, and may not be
-installed."""
+"""(pure) Which vocabularies formats/tokenizer.py reads; without the library that reads them."""
 
 from __future__ import annotations
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd import machine
-from rerankd.backends.base import Check, Checkup, Engine, EngineSpec, Installation, Offer, Rank
+from rerankd.backends.base import (
+    BatchPolicy,
+    Capabilities,
+    Check,
+    Checkup,
+    Engine,
+    EngineSpec,
+    Installation,
+    Offer,
+    Rank,
+)
 from rerankd.backends.ladder import Step
 from rerankd.backends.llama import binaries, installed, launch
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.llama.options import LlamaOptions
-from rerankd.domain import Refusal
+from rerankd.domain import Method, Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
+from rerankd.formats import vocabularies
 from rerankd.process.child import Launch
-from rerankd.scoring.plan import IN_TURN
 
 if TYPE_CHECKING:
     from rerankd.machine import Gpu
@@ -28,6 +38,15 @@ if TYPE_CHECKING:
 # The build whose source was read for modern-bert.hidden_activation; older ones may compute GELU whatever it
 # says.
 _HIDDEN_ACTIVATION_BUILD = 11434
+# One call follows the other, so a small one costs nothing while the next one waits there: 9.8, 9.9, 9.4 and
+# 9.3 documents a second with 4, 8, 16 and 32 texts (77 tokens each, 12 layers of 384, one core).
+# `/v1/rerank` takes one query. A slot keeps what it has read of its last prompt, so a judge's batches of one
+# question follow each other.
+_POLICIES: Mapping[Method, BatchPolicy] = {
+    "cross_encoder": BatchPolicy(tokens=512, most_tokens=16384, one_question=True),
+    "embedding": BatchPolicy(tokens=512, most_tokens=16384),
+    "causal_lm": BatchPolicy(tokens=1024, most_tokens=16384, one_question=True, run_tokens=4096),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +111,8 @@ class LlamaBackend:
             rank=rank,
             # The file is mapped.
             memory_bytes=(spec.metadata.size_bytes if spec.metadata is not None else 0) * spec.replicas,
-            policy=IN_TURN,
+            policy=_POLICIES[spec.scoring.method],
+            capabilities=_capabilities(spec),
             on_cpu=binary.on_cpu,
             is_own_program=options.llama_path is not None,
             options=options,
@@ -120,10 +140,10 @@ class LlamaBackend:
         self, offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
     ) -> Launch[Engine]:
         # Its libraries take as long to import as all of the command line's.
-        from rerankd.backends.llama import client
+        from rerankd.backends.llama import engines
 
         argv = launch.argv(offer.spec, _options(offer, taken, cards), socket)
-        return Launch(argv, partial(client.connect, offer.spec), launch.ENVIRONMENT, launch.ADVICE)
+        return Launch(argv, partial(engines.connect, offer.spec), launch.ENVIRONMENT, launch.ADVICE)
 
     def reference(self, spec: EngineSpec, running: Offer) -> LlamaOffer | None:
         """The bundled llama.cpp on the CPU, for what another backend runs."""
@@ -148,6 +168,12 @@ def needed_build(spec: EngineSpec) -> int:
     """The oldest build that computes the model right."""
     is_plain = spec.metadata is None or spec.metadata.hidden_activation in ("", "gelu")
     return spec.needs_build if is_plain else max(spec.needs_build, _HIDDEN_ACTIVATION_BUILD)
+
+
+def _capabilities(spec: EngineSpec) -> Capabilities:
+    if spec.scoring.method == "cross_encoder":  # see engines.py
+        return Capabilities(reads="text", tokenizes=True)
+    return Capabilities(tokenizes=spec.metadata is None or bool(vocabularies.refusal(spec.metadata)))
 
 
 def _options(offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str]) -> launch.EngineOptions:

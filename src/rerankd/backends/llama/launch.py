@@ -18,10 +18,12 @@ from rerankd.machine import Gpu
 from rerankd.memory import card
 from rerankd.process import reasons
 
-# llama-server keeps one of its HTTP threads for each call under way; so many calls may compute, as many
-# tokenise, and two more threads answer health.
-CALLS = 4
-HTTP_THREADS = 2 * CALLS + 2
+# llama-server keeps one of its HTTP threads for each call under way. The queue has two calls there and the
+# self-test one; so many more may tokenize, and two answer health.
+TOKENIZING = 4
+HTTP_THREADS = 3 + TOKENIZING + 2
+# llama.cpp takes no prompt that leaves no room for a token of an answer.
+_ANSWER = 1
 # A judge reads its prompt in pieces, so a piece need not hold all of it.
 _JUDGE_UBATCH = 512
 _LEAST_UBATCH = 128
@@ -165,7 +167,7 @@ def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str
         "--model": str(spec.path),
         "--host": str(socket),
         "--alias": spec.name,
-        "--ctx-size": str(decided.slots * scoring.max_length),
+        "--ctx-size": str(decided.slots * (scoring.max_length + _ANSWER)),
         "--parallel": str(decided.slots),
         "--batch-size": str(decided.batch),
         "--ubatch-size": str(decided.ubatch),
