@@ -326,14 +326,14 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, text: str, words: str) -> 
     folder = checkpoints.copy("bert-pairs", tmp_path / "model")
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(ModelFileError, match=words):
-        Encoder(folder, "rank", threads=1)
+        tokenizer.read(modelfile.read(folder))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = checkpoints.copy("modernbert-head", tmp_path / "model")
     (folder / "tokenizer.json").write_bytes((GOLDEN / "bert-pairs" / "tokenizer.json").read_bytes())
     with pytest.raises(ModelFileError, match="1800 tokens, and the model knows"):
-        Encoder(folder, "rank", threads=1)
+        tokenizer.read(modelfile.read(folder))
 
 
 @pytest.mark.parametrize("shape", [[], [8192], [128, 8, 8], [64, 128], [0, 64]])

@@ -1,7 +1,8 @@
-"""The OpenVINO worker's parts: what goes into a call, the thread that computes, precision, damaged files."""
+"""The OpenVINO worker: its values, the shapes of its passes, precision, damaged files."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import subprocess
@@ -17,23 +18,25 @@ from hypothesis import strategies as st
 
 from ggufs import rewrite, write
 from rerankd import machine
-from rerankd.backends.base import EngineSpec
+from rerankd.backends.base import Batch, EngineSpec
 from rerankd.backends.openvino import chosen, precision, shapes, trial
+from rerankd.backends.openvino.backend import OpenVinoBackend, OpenVinoOffer
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.worker.passes import cut
 from rerankd.backends.worker.scorer import Scorer
-from rerankd.domain import Normalization, Recipe
+from rerankd.domain import Method, Normalization, Pooling, Recipe
 from rerankd.errors import ModelFileError
 from rerankd.formats import gguf, modelfile, tokenizer
 from rerankd.formats.weights import Weights
 from rerankd.hub import builtin
+from rerankd.process.child import Child
 from rerankd.process.reasons import DAMAGED_FILE
 from rerankd.scoring.sequences import Input, Question
 from rerankd.service import Reranker
 from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
-from support import GOLDEN, golden, golden_settings
+from support import GOLDEN, children, golden, golden_settings
 
 TINY = {
     name: tokenizer.read(gguf.read(GOLDEN / f"{name}.gguf"))
@@ -199,6 +202,26 @@ def test_the_trial_asks_in_both_languages() -> None:
     assert {query.isascii() for query, _ in asked} == {True, False}
 
 
+@pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder"])
+def test_the_trial_compares_the_raw_values_of_what_a_model_reads(name: str) -> None:
+    is_head = name == "xlmr-head"
+    recipe = Recipe(
+        "cross_encoder" if is_head else "embedding",
+        96,
+        Normalization("sigmoid"),
+        "rank" if is_head else "mean",
+        query_prefix="" if is_head else "query: ",
+    )
+    path = GOLDEN / f"{name}.gguf"
+    asked = trial.inputs(path, recipe, trial.questions(3, 5))
+    assert max(one.tokens for own in asked for one in own) == recipe.max_length, "some are truncated"
+    encoder = Encoder(path, recipe.pooling, threads=1)
+    values = trial.raw_values(encoder, recipe, asked)
+    assert [len(own) for own in values] == [5] * 3
+    assert values[1][2] == pytest.approx(trial.raw_values(encoder, recipe, [[asked[1][2]]])[0][0], abs=1e-5)
+    assert len({value for own in values for value in own}) == 15
+
+
 @pytest.mark.parametrize(
     ("name", "lost"),
     [
@@ -275,20 +298,72 @@ def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -
         assert ((ids >= 0) & (ids < vocabulary.size)).all()
 
 
+def golden_inputs(name: str, cases: list[dict[str, Any]]) -> list[Input]:
+    """What the model reads of golden cases, from their ids."""
+    made = []
+    for ids in (case["ids"] for case in cases):
+        if name == "bert-embedder":
+            query, document = (np.array(one, np.int32) for one in ids)
+            made.append(Input(Question("", ids=query), "", document, len(document)))
+        else:
+            # Of these models only this one has two token types.
+            second = ids.index(ids[-1]) + 1 if name == "bert-pairs" else None
+            made.append(Input(Question("", second=second), "", np.array(ids, np.int32), len(ids)))
+    return made
+
+
+@pytest.mark.parametrize(
+    "model", ["xlmr-head.gguf", "bert-embedder.gguf", "modernbert-head.gguf", "bert-pairs", "roberta-head"]
+)
+async def test_a_worker_gives_transformers_values_of_ids_and_loads_no_tokenizer(
+    model: str, tmp_path: Path
+) -> None:
+    name = model.removesuffix(".gguf")
+    pooling: Pooling = "mean" if name == "bert-embedder" else "rank"
+    method: Method = "embedding" if name == "bert-embedder" else "cross_encoder"
+    recipe = Recipe(method, 256, Normalization("sigmoid"), pooling)
+    spec = EngineSpec(name, GOLDEN / model, recipe, {}, metadata=modelfile.read(GOLDEN / model))
+    backend = OpenVinoBackend()
+    offer = backend.offer(spec, OpenVinoOptions(precision="f32"), True)
+    assert isinstance(offer, OpenVinoOffer) and offer.capabilities.reads == "ids"
+    launch = backend.launch(offer, (), (), tmp_path / "w.sock")
+    child = await Child.start(launch.argv, tmp_path / "w.log")
+    engine = launch.connect(tmp_path / "w.sock")
+    try:
+        async with asyncio.timeout(60):
+            while not await engine.is_ready():
+                assert child.exit_code is None, child.lines()
+                await asyncio.sleep(0.02)
+        cases = [case for case in golden(name)["cases"] if case["fits"]]
+        random.Random(4).shuffle(cases)
+        inputs = golden_inputs(name, cases)
+        # One batch of some hundred inputs, and batches of one.
+        together = (await engine.score(Batch(tuple(inputs)))).values
+        alone = [(await engine.score(Batch((one,)))).values[0] for one in inputs[:20]]
+        assert together == pytest.approx([case["raw"] for case in cases], abs=1e-4)
+        assert alone == pytest.approx(together[:20], abs=1e-5)
+        if sys.platform == "linux":
+            (pid,) = children(child.pid) or [child.pid]
+            libraries = Path(f"/proc/{pid}/maps").read_text()
+            assert "openvino" in libraries and "tokenizers" not in libraries
+    finally:
+        await child.stop(0)
+        await engine.close()
+
+
 @pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head"])
 def test_compressed_weights_move_scores_a_little(name: str) -> None:
     cases = [case for case in golden(name)["cases"] if case["fits"]]
     wanted = np.array([case["raw"] for case in cases])
     encoder = Encoder(GOLDEN / f"{name}.gguf", "rank", threads=1, precision="f32", compressed=True)
     assert "weights compressed" in encoder.about
-    asked = [Input(Question(""), "", np.array(case["ids"], np.int32), 0) for case in cases]
-    found = np.array(Scorer(encoder, 512, is_head=True).score(asked))
+    found = np.array(Scorer(encoder, 512, is_head=True).score(golden_inputs(name, cases)))
     moved = np.abs(found - wanted).max() / (wanted.max() - wanted.min())
     assert 1e-4 < moved < 0.03  # 0.024 and 0.013 seen, of models with only 64 weights a row
     assert np.corrcoef(found, wanted)[0, 1] > 0.999
 
 
-def test_a_file_without_a_whole_vocabulary_says_so(tmp_path: Path) -> None:
+def test_a_file_without_a_whole_header_says_so(tmp_path: Path) -> None:
     shapes = {"token_embd.weight": (10, 32), "token_embd_norm.weight": (32,), "token_embd_norm.bias": (32,)}
     shapes["position_embd.weight"] = (512, 32)
     numbers = {"feed_forward_length": 64, "attention.head_count": 4}
