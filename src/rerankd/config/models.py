@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from rerankd.backends.options import Options, per_model
+from rerankd.backends.options import Needs, Options, per_model
 from rerankd.backends.table import BACKENDS
 from rerankd.config.made import with_options, with_own
 from rerankd.config.scoring import ScoringSettings
@@ -52,6 +52,13 @@ class ServingSettings(Options):
         True, description="load it at the start, if it fits, and not at the first request"
     )
     force: bool = per_model(False, description="serve it even if it fails the check at load, with a warning")
+
+
+class RequestDefaults(Options):
+    """What a request gets that asks for nothing else. A model may have its own."""
+
+    needs: ClassVar[Needs] = "live"
+
     budget_ms: int | None = per_model(
         None,
         ge=0,
@@ -69,7 +76,7 @@ class ServingSettings(Options):
     )
 
 
-@with_own(ServingSettings)
+@with_own(ServingSettings, RequestDefaults)
 class ModelSettings(ScoringSettings):
     """One `[models.NAME]` section: a model and what is special about it. What is not set here is as the
     setting of the same name says for all models."""
@@ -81,10 +88,16 @@ class ModelSettings(ScoringSettings):
 
 
 @with_options
-class EffectiveModelSettings(ServingSettings):
+class EffectiveModelSettings(ServingSettings, RequestDefaults):
     """One model that is to be served, with all that is set for it. `names` is empty where the user gave it
     none; the first one is shown."""
 
     ref: str
     names: tuple[str, ...]
     scoring: ScoringSettings
+
+    @property
+    def of_engines(self) -> Self:
+        """The same without what engines need not know: where this is equal, engines can go on."""
+        fields = RequestDefaults.model_fields
+        return self.model_copy(update={name: field.default for name, field in fields.items()})
