@@ -128,7 +128,7 @@ async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts
     """The raw values of texts beside the query of the check at load, by an engine that runs so. Raises
     EngineError, and ModelFileError where the vocabulary can't be read."""
     tokenizer = engine if running.capabilities.tokenizes else await vocabulary.tokenizer()
-    reader = tokens.reader(running.spec, running, tokenizer)
+    reader = tokens.reader(running, tokenizer)
     return await engine.score(Batch(tuple(await reader.plain(self_test.QUERY, texts))))
 
 

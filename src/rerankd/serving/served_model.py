@@ -246,12 +246,12 @@ class ServedModel:
 
     async def reader(self) -> Reader:
         """How it reads a request's texts. Raises what keeps an engine or its vocabulary from being ready."""
-        spec, running = self.model.spec, self.engine
+        running = self.engine
         if not running.capabilities.tokenizes:
-            return tokens.reader(spec, running, await self._vocabulary.tokenizer())
+            return tokens.reader(running, await self._vocabulary.tokenizer())
         async with self._running().pick().lease() as engine:
             own = EngineTokenizer(engine.frame, self.calls.encode, self.calls.ends)
-        return tokens.reader(spec, running, own)
+        return tokens.reader(running, own)
 
     async def _known(self, question: Question) -> Input:
         """An input that is known to work, beside a question."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from rerankd.backends.base import EngineSpec, Offer
+from rerankd.backends.base import Offer
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
 from rerankd.scoring.inputs import Reader
@@ -96,7 +96,7 @@ class ModelVocabulary:
         return OwnTokenizer(tokenizer.read(self._metadata))
 
 
-def reader(spec: EngineSpec, running: Offer, tokenizer: Tokenizer) -> Reader:
+def reader(running: Offer, tokenizer: Tokenizer) -> Reader:
     """How a model that runs so reads texts."""
-    reads_text = running.capabilities.reads == "text"
+    spec, reads_text = running.spec, running.capabilities.reads == "text"
     return Reader(spec.scoring, tokenizer, spec.control_tokens, reads_text=reads_text)

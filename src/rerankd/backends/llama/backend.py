@@ -100,6 +100,7 @@ class LlamaBackend:
     def _offer(
         self, spec: EngineSpec, options: LlamaOptions, binary: Binary, *, reason: str, rank: int
     ) -> LlamaOffer:
+        spec = _within_context(spec)
         number = f" (b{binary.build})" if binary.build and f"b{binary.build}" not in binary.name else ""
         return LlamaOffer(
             backend=self,
@@ -168,6 +169,15 @@ def needed_build(spec: EngineSpec) -> int:
     """The oldest build that computes the model right."""
     is_plain = spec.metadata is None or spec.metadata.hidden_activation in ("", "gelu")
     return spec.needs_build if is_plain else max(spec.needs_build, _HIDDEN_ACTIVATION_BUILD)
+
+
+def _within_context(spec: EngineSpec) -> EngineSpec:
+    """The model, with inputs no longer than llama.cpp takes: no context is longer than the one that the file
+    says, and some inputs need room for a token more (see launch.has_answer)."""
+    most = spec.metadata.context_length - 1 if spec.metadata is not None else 0
+    if not launch.has_answer(spec.scoring) or not 0 < most < spec.scoring.max_length:
+        return spec
+    return replace(spec, scoring=replace(spec.scoring, max_length=most))
 
 
 def _capabilities(spec: EngineSpec) -> Capabilities:
