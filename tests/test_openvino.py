@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import subprocess
 import sys
@@ -27,9 +26,8 @@ from rerankd.backends.worker.passes import cut
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Method, Normalization, Pooling, Recipe
 from rerankd.errors import ModelFileError
-from rerankd.formats import gguf, modelfile, tokenizer
+from rerankd.formats import modelfile
 from rerankd.formats.weights import Weights
-from rerankd.hub import builtin
 from rerankd.process.child import Child
 from rerankd.process.reasons import DAMAGED_FILE
 from rerankd.scoring.sequences import Input, Question
@@ -37,14 +35,6 @@ from rerankd.service import Reranker
 from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, children, golden, golden_settings
-
-TINY = {
-    name: tokenizer.read(gguf.read(GOLDEN / f"{name}.gguf"))
-    for name in ("xlmr-head", "bert-embedder", "modernbert-head")
-}
-# Checkpoints, and the golden model that has the same tokenizer.
-FOLDERS = {"xlmr-head": "xlmr-head", "modernbert-head": "modernbert-head", "bert-pairs": "bert-embedder"}
-FROM_FILES = {name: tokenizer.read(modelfile.read(GOLDEN / name)) for name in (*FOLDERS, "roberta-head")}
 
 
 def test_passes_have_few_shapes_whatever_lengths_come() -> None:
@@ -271,31 +261,6 @@ def test_nothing_that_reports_usage_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder", "modernbert-head", "builtin"])
-def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, home: Path) -> None:
-    path = builtin.path_in(home / "models") if name == "builtin" else GOLDEN / f"{name}.gguf"
-    vocabulary = tokenizer.read(gguf.read(path))
-    rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-    assert len(rows) >= 126
-    for row, ids in zip(rows, vocabulary.encode([row["text"] for row in rows]), strict=True):
-        assert ids.tolist() == row[name], row["text"]
-
-
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_tokenizer_json_gives_the_ids_of_the_reference(name: str) -> None:
-    rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-    for row, ids in zip(rows, FROM_FILES[name].encode([row["text"] for row in rows]), strict=True):
-        assert ids.tolist() == row[FOLDERS[name]], row["text"]
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200))
-def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -> None:
-    for vocabulary in (*TINY.values(), *FROM_FILES.values()):
-        (ids,) = vocabulary.encode([text + "</s><s>[CLS][SEP]<|endoftext|>" + text])
-        assert not set(ids.tolist()) & vocabulary.control_ids
-        assert ((ids >= 0) & (ids < vocabulary.size)).all()
 
 
 def golden_inputs(name: str, cases: list[dict[str, Any]]) -> list[Input]:
