@@ -63,7 +63,7 @@ class ScoreCache:
         if not self.most_entries:
             return []
         asked = self._model.copy()
-        asked.update(_SEPARATOR.join((b"", truncation.encode(), question)))
+        asked.update(_SEPARATOR.join((b"", truncation.encode(), question, b"")))
         made = []
         for text in texts:
             document = asked.copy()
