@@ -68,8 +68,8 @@ async def score(
     blocks = () if is_kept else _blocks(len(reading.inputs), served.engine.policy.inputs)
     scores = await place.score(
         reading.inputs,
-        until=budget and budget.ends,
-        latest=budget and budget.latest,
+        until=budget.ends if budget else None,
+        latest=budget.latest if budget else None,
         blocks=blocks,
     )
     raw: dict[int, float] = {at: entry.raw for at, entry in known.items()}
