@@ -45,6 +45,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # the head and the body of an answer go out together
     server: Server
     connection: socket.socket
 
