@@ -29,11 +29,8 @@ Others = Iterator[tuple[int, Waiting]]
 """Requests that may add to a batch of another one's, in the order of their turns."""
 
 
-def form(
-    policy: BatchPolicy, limits: Limits, fill_tokens: int, lead: int, waiting: Waiting, others: Others
-) -> list[Part]:
-    """Take the next batch out of what waits. It holds at least one input of the request `lead`, and beside
-    these only what leaves it at no more than `fill_tokens`."""
+def form(policy: BatchPolicy, limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+    """Take the next batch out of what waits. It holds at least one input of the request `lead`."""
     if waiting.blocks:
         block = waiting.take_block()
         return [Part(lead, block, sum(waiting.lengths[at] for at in block))]
@@ -43,16 +40,15 @@ def form(
         if not other.blocks and not (policy.one_question and other.question != waiting.question)
     )
     waiting.arrange(policy.pads)
-    fill = Limits(min(limits.tokens, fill_tokens), limits.inputs)
     if policy.pads:
-        return _padded(limits, fill, lead, waiting, matching)
-    return _packed(limits, fill, lead, waiting, matching)
+        return _padded(limits, lead, waiting, matching)
+    return _packed(limits, lead, waiting, matching)
 
 
-def _packed(limits: Limits, fill: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+def _packed(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
     parts = [_packed_part(lead, waiting, max(waiting.packed(*limits), 1))]
-    tokens = fill.tokens - parts[0].tokens
-    inputs = fill.inputs - len(parts[0].places)
+    tokens = limits.tokens - parts[0].tokens
+    inputs = limits.inputs - len(parts[0].places)
     while tokens > 0 and inputs > 0 and (other := next(others, None)):
         other[1].arrange(by_length=False)
         if count := other[1].packed(tokens, inputs):
@@ -68,9 +64,9 @@ def _packed_part(request: int, waiting: Waiting, count: int) -> Part:
     return Part(request, places, before - waiting.tokens)
 
 
-def _padded(limits: Limits, fill: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+def _padded(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
     own, longest = waiting.padded(*limits)
-    room = min(max(fill.tokens // longest, own), fill.inputs)
+    room = min(max(limits.tokens // longest, 1), limits.inputs)
     counts = [(lead, waiting, own)]
     total = own
     while total < room and (other := next(others, None)):

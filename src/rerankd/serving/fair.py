@@ -7,14 +7,14 @@ smallest tag is next; of equal ones, the key that arrived first. A key that leav
 its tag until the clock has passed it, so leaving and coming back gains nothing either.
 
 **The head start.** By tags alone a request of 8 texts waits for about half of 30 large ones, since as many
-tags are below the clock as above it. So a key may get HEAD_START tokens ahead of those it is due: while it
-has some of these left it comes before all tags, in the order of arrival. They are a loan. They count in its
-tag, which must not be more than HEAD_START ahead of the clock for another one, so a client that sends small
-requests without end gets HEAD_START once and then its fair share.
+tags are below the clock as above it. So a key may get some tokens ahead of those that it is due: while it has
+some of these left it comes before all tags, in the order of arrival. They are a loan. They count in its tag,
+and a key that is MOST_AHEAD tokens ahead of the clock gets no more. So a client that sends small requests
+without end has that much once, and then its fair share.
 
 **Nobody starves.** Small requests of ever new keys could take head starts without end. These are therefore
-paid from `credit`, which holds at most HEAD_START and gets half a token for each token that anybody is given.
-So at most half of all tokens (and HEAD_START once) are given out of order. All others move the clock, which
+paid from `credit`, which holds at most MOST_AHEAD and gets half a token for each token that anybody is given.
+So at most half of all tokens (and MOST_AHEAD once) are given out of order. All others move the clock, which
 passes the tag of each key that waits after at most (tag - clock) x (sum of weights) of them. From then on
 newcomers come after it, and before it come only the tags that were smaller, each until it is level. Head
 starts do not move the clock: else they would push everybody who waits behind it, for good.
@@ -33,7 +33,10 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 HEAD_START = 4096
-"""Tokens: about 30 texts of a paragraph."""
+"""Tokens up to which a request is small: about 30 texts of a paragraph."""
+
+MOST_AHEAD = 8 * HEAD_START
+"""Tokens by which head starts may put a key ahead of its share: 20 requests of 8 texts and a long prompt."""
 
 _CREDIT_PER_TOKEN = 0.5
 
@@ -53,7 +56,7 @@ class FairShare(Generic[K]):
 
     def __init__(self) -> None:
         self.clock = 0.0
-        self.credit = float(HEAD_START)
+        self.credit = float(MOST_AHEAD)
         self._active: dict[K, _Key] = {}
         self._kept: dict[K, float] = {}
         self._prune_at = 64
@@ -80,7 +83,7 @@ class FairShare(Generic[K]):
         else:
             self.reweigh(key, weight)
         lent = max(entry.tag - self.clock, 0.0) * weight
-        entry.head = max(min(entry.head + head, HEAD_START - lent), 0.0)
+        entry.head = max(min(entry.head + head, MOST_AHEAD - lent), 0.0)
 
     def reweigh(self, key: K, weight: float) -> None:
         """A key that waits has another weight from now on."""
@@ -103,7 +106,7 @@ class FairShare(Generic[K]):
     def charge(self, key: K, tokens: float, *, spare: bool = False) -> None:
         """A key that waits was given so many tokens. `spare`: of room that was left in another one's turn."""
         entry = self._active[key]
-        self.credit = min(self.credit + tokens * _CREDIT_PER_TOKEN, HEAD_START)
+        self.credit = min(self.credit + tokens * _CREDIT_PER_TOKEN, MOST_AHEAD)
         if len(self._active) == 1:  # ahead of nobody
             entry.tag += tokens / entry.weight
             self.clock += tokens / entry.weight

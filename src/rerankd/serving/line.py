@@ -5,8 +5,7 @@ smallest share of the engine, and in it the request's (see fair.py). That reques
 room that they leave goes to other requests with inputs that fit, the same client's first.
 
 **Small requests.** A request of up to HEAD_START tokens comes before the others (unless its priority or its
-client's is low). Its batch is filled only to the policy's `tokens`, not to all that the engine computes
-within `call_s`: it waits for no more work than makes one call efficient.
+client's is low), and its batch is filled with inputs of such requests only: it waits for no others' work.
 
 **Runs.** An engine that keeps what it has read of a question (`run_tokens`) goes on with one request until it
 has got that many tokens in a row, although another one would be next. Only a small request with a head start
@@ -28,7 +27,7 @@ from rerankd.domain import Priority
 from rerankd.serving.admission import Bounds, Client, Full, Held, full
 from rerankd.serving.batches import Limits, Others, Part, form
 from rerankd.serving.fair import HEAD_START, FairShare
-from rerankd.serving.rate import Rate
+from rerankd.serving.pace import Pace
 from rerankd.serving.waiting import NEARLY, Waiting
 
 WEIGHTS: Mapping[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
@@ -71,11 +70,9 @@ class Line:
     def __init__(self, bounds: Bounds, *, engines: int = 1) -> None:
         self.bounds = bounds
         self.held = Held()
-        self.rate = Rate()
+        self.pace = Pace()
         self._engines = engines
         self._halvings = 0
-        self._at_engine = 0
-        self._batches = 0
         self._requests: dict[int, _Request] = {}
         self._clients: dict[str, _Client] = {}
         self._turns: FairShare[str] = FairShare()
@@ -167,13 +164,13 @@ class Line:
         else:  # one request has to end
             those = (one for one in self._requests.values() if not what.is_share or one.client == client.name)
             over = min((one.held.tokens or one.held.documents * typical for one in those), default=0.0)
-        return min(max(math.ceil(over / self.rate.tokens), 1), _LONGEST_RETRY_S)
+        return min(max(math.ceil(over / self.pace.tokens), 1), _LONGEST_RETRY_S)
 
     # What the engine gets.
 
     def limits(self, policy: BatchPolicy) -> Limits:
         """What one batch may hold now."""
-        within = int(self.rate.tokens / self._engines * policy.call_s) if self.rate.is_measured else 0
+        within = int(self.pace.tokens / self._engines * policy.call_s) if self.pace.is_measured else 0
         tokens = max(policy.tokens, min(policy.most_tokens, within))
         return Limits(max(tokens >> self._halvings, 1), max(policy.inputs >> self._halvings, 1))
 
@@ -190,11 +187,18 @@ class Line:
         late = []
         for request, until in self._timed.items():
             first = self._requests[request].waiting.first()
-            if now >= until or (self.rate.is_measured and self._in_time(until, now) < first):
+            if now >= until or (self.pace.is_measured and self.pace.in_time(now, until) < first):
                 late.append(request)
         for request in late:
             self.drop(request)
         return late
+
+    def next_at(self, under_way: int) -> float:
+        """From when on the next batch may be begun, beside so many under way."""
+        if not self._turns:
+            return math.inf
+        is_ahead = self._engines == 1 and under_way > 0 and self.pace.is_measured
+        return self.pace.next_at() if is_ahead else -math.inf
 
     def next(self, policy: BatchPolicy, now: float) -> Given:
         """The next batch, which is at the engine from now on. `late` has been called for this moment."""
@@ -207,18 +211,13 @@ class Line:
         tokens = sum(part.tokens for part in parts)
         if lead == self._run:
             self._run_left -= tokens
-        self._at_engine += tokens
-        self._batches += 1
-        self.rate.begun(now)
+        self.pace.begun(now, tokens)
         inputs = [(part.request, at) for part in parts for at in part.places]
         return Given(inputs, tokens)
 
     def done(self, batch: Given, now: float, *, is_scored: bool = True) -> None:
         """The engine has ended with a batch; `is_scored` False where it gave no values."""
-        self._at_engine -= batch.tokens
-        self._batches -= 1
-        tokens, inputs = (batch.tokens, len(batch.inputs)) if is_scored else (0, 0)
-        self.rate.ended(now, tokens, inputs, has_more=self._batches > 0)
+        self.pace.ended(now, batch.tokens, len(batch.inputs), is_scored=is_scored)
         for request, at in batch.inputs:
             place = self._requests.get(request)
             if place is None:
@@ -228,7 +227,7 @@ class Line:
             for held in (self.held, self._clients[place.client].held, place.held):
                 held.remove(freed)
         for request in tuple(self._resting):
-            if self.rate.is_measured or not self._requests[request].at_engine:
+            if self.pace.is_measured or not self._requests[request].at_engine:
                 self._resting.discard(request)
                 self._wait(request)
 
@@ -254,23 +253,29 @@ class Line:
     def _form(self, policy: BatchPolicy, lead: int, is_ahead: bool, now: float) -> list[Part]:
         place = self._requests[lead]
         limits = self.limits(policy)
-        if place.until is not None and self.rate.is_measured:
-            limits = Limits(min(limits.tokens, self._in_time(place.until, now)), limits.inputs)
-        fill = policy.tokens if is_ahead else limits.tokens
-        return form(policy, limits, fill, lead, place.waiting, self._others(lead, limits.tokens, now))
+        if place.until is not None and self.pace.is_measured:
+            limits = Limits(min(limits.tokens, self.pace.in_time(now, place.until)), limits.inputs)
+        others = self._others(lead, is_ahead, limits.tokens, now)
+        return form(policy, limits, lead, place.waiting, others)
 
-    def _others(self, lead: int, tokens: int, now: float) -> Others:
-        """The other requests by turn, those of the same client first; with a time budget only where a batch
-        of so many tokens is done in time."""
+    def _others(self, lead: int, is_ahead: bool, tokens: int, now: float) -> Others:
+        """The other requests by turn, those of the same client first; of those with a time budget the ones
+        that a batch of so many tokens is in time for."""
         own = self._requests[lead].client
         for name in (own, *(name for name in self._turns.in_order() if name != own)):
-            for request in self._clients[name].turns.in_order():
+            if is_ahead and name != own and not self._turns.is_ahead(name):
+                return
+            turns = self._clients[name].turns
+            for request in turns.in_order():
                 place = self._requests[request]
-                is_late = place.until is not None and (
-                    not self.rate.is_measured or self._in_time(place.until, now) < tokens
-                )
-                if request != lead and not is_late:
-                    yield request, place.waiting
+                if request == lead or (
+                    place.until is not None
+                    and (not self.pace.is_measured or self.pace.in_time(now, place.until) < tokens)
+                ):
+                    continue
+                if is_ahead and not turns.is_ahead(request):
+                    break
+                yield request, place.waiting
 
     def _charge(self, part: Part, lead: int) -> None:
         """Count what a request gives to the batch of `lead`, or has given as `lead`."""
@@ -282,13 +287,9 @@ class Line:
         place.at_engine += len(part.places)
         if not place.waiting:
             self._stop_waiting(part.request)
-        elif place.until is not None and not self.rate.is_measured:
+        elif place.until is not None and not self.pace.is_measured:
             self._leave_turns(part.request)
             self._resting.add(part.request)
-
-    def _in_time(self, until: float, now: float) -> int:
-        """The tokens of a batch that would be done by then."""
-        return int((until - now) * self.rate.tokens) - self._at_engine
 
     def _wait(self, request: int) -> None:
         """The request takes turns from now on."""

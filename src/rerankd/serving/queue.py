@@ -1,7 +1,8 @@
 """The queue of one model: requests wait in it for their scores, and engines get their batches from it.
 
 What is decided is in line.py; here are the acts: a task for each batch under way, a future for each request
-that waits, and timers for time budgets. A batch is begun when a request comes, and when another batch ends.
+that waits, and timers for time budgets. A batch is begun when a request comes, when another
+batch ends, and shortly before one is expected to end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,6 +203,7 @@ class Queue:
         self._engines = engines
         self._places: dict[int, Place] = {}
         self._under_way: set[_Batch] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._count = 0
         self._closed = False
         self._empty = asyncio.Event()
@@ -244,7 +247,7 @@ class Queue:
             told = f"This client has {full.words} under way and waiting; the rest of the queue is for others."
         else:
             told = f"The queue is full: {full.words} under way and waiting."
-        rate = self.line.rate.tokens
+        rate = self.line.pace.tokens
         return Overloaded(
             f"{told} Try again in about {wait_s} s: {rate:.3g} tokens a second are scored now.",
             retry_after_s=wait_s,
@@ -258,10 +261,17 @@ class Queue:
                 self._places[request]._drop()
             if len(self._under_way) >= policy.at_engine * self._engines:
                 return
-            given = self.line.next(policy, now)
-            if not given.inputs:
+            at = self.line.next_at(len(self._under_way))
+            if at > now:
+                self._again(at - now)
                 return
-            self._begin(given)
+            self._begin(self.line.next(policy, now))
+
+    def _again(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if seconds < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.hand_out)
 
     def _begin(self, given: Given) -> None:
         batch = _Batch(given, [(self._places[request], at) for request, at in given.inputs])
