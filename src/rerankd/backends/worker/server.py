@@ -64,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path != "/score":
+            self._answer(404, {"error": f"there is no {self.path}"})
+            return
         try:
             values = self.server.scorer.score(protocol.parse(body), self._check)
         except ConnectionError:
