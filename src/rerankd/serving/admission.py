@@ -7,7 +7,7 @@ or known of how many clients there are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ NOBODY = Client()
 """Who asks where clients aren't told apart."""
 
 
-@dataclass(slots=True)
-class Held:
+class Held(NamedTuple):
     """What requests hold that are under way or waiting: their number, documents (once they are tokenized,
     inputs), tokens, and bytes of text."""
 
@@ -38,17 +37,11 @@ class Held:
     tokens: int = 0
     size_bytes: int = 0
 
-    def add(self, other: Held) -> None:
-        self.requests += other.requests
-        self.documents += other.documents
-        self.tokens += other.tokens
-        self.size_bytes += other.size_bytes
+    def plus(self, other: Held, sign: int = 1) -> Held:
+        return Held(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
 
-    def remove(self, other: Held) -> None:
-        self.requests -= other.requests
-        self.documents -= other.documents
-        self.tokens -= other.tokens
-        self.size_bytes -= other.size_bytes
+    def minus(self, other: Held) -> Held:
+        return self.plus(other, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +74,38 @@ class Full(NamedTuple):
     over: int
 
 
-def full(bounds: Bounds, total: Held, client: Held, more: Held) -> Full | None:
-    """What is full, if `more` can't be taken beside what all (`total`) and this client hold."""
-    for field in fields(Bounds):
-        bound, adds = getattr(bounds, field.name), getattr(more, field.name)
-        all_of_them, own = getattr(total, field.name), getattr(client, field.name)
-        if not adds:
-            continue
-        over = all_of_them + adds - bound
-        if over > 0:
-            return Full(_words(field.name, all_of_them), False, field.name, over)
-        # One more, so that a bound of 1 lets one in.
-        free = bound - all_of_them - adds + 1
-        if own + adds > _SHARE * free:
-            over = own + adds - _SHARE * free
-            return Full(_words(field.name, own), True, field.name, -(-over // (_SHARE + 1)))
-    return None
+class Occupancy:
+    """What is held by all requests together, and by those of each client."""
+
+    def __init__(self) -> None:
+        self.total = Held()
+        self._clients: dict[str, Held] = {}
+
+    def of(self, client: str) -> Held:
+        """What one client holds."""
+        return self._clients.get(client, Held())
+
+    def change(self, client: str, less: Held, more: Held) -> None:
+        """One client holds less, or more, or other than before."""
+        self.total = self.total.minus(less).plus(more)
+        self._clients[client] = self.of(client).minus(less).plus(more)
+        if self._clients[client] == Held():
+            del self._clients[client]
+
+    def full(self, bounds: Bounds, client: str, less: Held, more: Held) -> Full | None:
+        """What is full, if `more` can't be taken in place of `less`."""
+        everyone, ours = self.total.minus(less), self.of(client).minus(less)
+        for field in Held._fields:
+            adds, own, taken = getattr(more, field), getattr(ours, field), getattr(everyone, field)
+            # One more, so that a bound of 1 lets one in.
+            free = getattr(bounds, field) - taken - adds + 1
+            if not adds:
+                continue
+            if free <= 0:
+                return Full(_words(field, taken), False, field, 1 - free)
+            if own + adds > _SHARE * free:
+                return Full(_words(field, own), True, field, -(-(own + adds - _SHARE * free) // (_SHARE + 1)))
+        return None
 
 
 def _words(name: str, held: int) -> str:

@@ -247,11 +247,7 @@ class Queue:
             told = f"This client has {full.words} under way and waiting; the rest of the queue is for others."
         else:
             told = f"The queue is full: {full.words} under way and waiting."
-        rate = self.line.pace.tokens
-        return Overloaded(
-            f"{told} Try again in about {wait_s} s: {rate:.3g} tokens a second are scored now.",
-            retry_after_s=wait_s,
-        )
+        return Overloaded(f"{told} Try again in about {wait_s} s.", retry_after_s=wait_s)
 
     def hand_out(self) -> None:
         """Begin all batches that there is room for."""

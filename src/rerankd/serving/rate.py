@@ -14,7 +14,7 @@ _AHEAD = 0.25
 _AHEAD_S = 0.02
 
 
-class Pace:
+class Rate:
     """Of all engines together. `now` is in seconds of any clock."""
 
     def __init__(self) -> None:
