@@ -202,7 +202,7 @@ async def test_a_batch_may_hold_many_queries_and_calls_may_overlap(served: Serve
 
 async def test_what_is_longer_than_max_length_is_an_error_and_never_truncated(served: Served) -> None:
     """By the engine; and the longest input that the service makes is taken."""
-    engine, max_length = served.engine, served.reranker.model.scoring.max_length
+    engine, max_length = served.engine, served.reranker.model.engine.spec.scoring.max_length
     texts = ["a" + " a" * more for more in range(2 * max_length)]
     asked = await inputs(served.reranker, QUERY, texts)
     longest = [one for one in asked if one.tokens == max_length][-1]

@@ -123,7 +123,7 @@ class Reader:
         if asked.room < _LEAST_ROOM and how.query:
             query, query_tokens = await self._shortened(query, max(asked.query_room, 1))
             asked = await self._asked(query, instruction, how)
-        if plan.is_blank(query):
+        if query_tokens is not None and plan.is_blank(query):
             raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
         if asked.room < _LEAST_ROOM:
             used = sum(map(len, await self.tokenizer.encode([query, instruction])))
@@ -162,10 +162,12 @@ class Reader:
             parts.append(range(start, len(inputs)))
         if cut and not how.is_allowed:
             first = min(cut)
+            named = documents[first] if documents else first
+            has = len(found[first]) - (asked.space - asked.room)
+            room = min(asked.room, how.max_tokens_per_doc or asked.room)
             raise TooLong(
-                f"Document {documents[first] if documents else first} has {len(found[first])} tokens and "
-                f"there is room for {min(asked.room, how.max_tokens_per_doc or asked.room)} beside the "
-                "query. Shorten it, or leave out truncate: false to have it truncated."
+                f"Document {named} has {has} tokens and there is room for {room} beside the query. "
+                "Shorten it, or leave out truncate: false to have it truncated."
             )
         most = truncate.most_overlap(asked.room)
         is_chunked = len(inputs) > len(texts)
