@@ -96,7 +96,7 @@ function card(id) {
       ...(model.self_test ? fact(t("Self-test"), model.self_test) : []),
       ...fact(t("Memory"), engine.memory_bytes ? size(engine.memory_bytes) : "–"),
       ...fact(t("Starts"), engine.lost ? t("{n}, lost: {lost}", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
-      ...fact(t("Speed"), t("{n} documents, {tokens} tokens a second while it works", { n: format(model.queue.documents_per_second), tokens: format(model.queue.tokens_per_second) })),
+      ...(model.queue.tokens_per_second ? fact(t("Speed"), t("{n} documents, {tokens} tokens a second while it works", { n: format(model.queue.documents_per_second), tokens: format(model.queue.tokens_per_second) })) : []),
       ...fact(t("File"), [model.path, size(model.size_bytes), model.quantisation].filter(Boolean).join(", ")),
       ...(model.licence ? fact(t("Licence"), model.licence) : []),
       ...(model.languages.length ? fact(t("Languages"), model.languages.join(" ")) : []),
