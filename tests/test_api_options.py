@@ -311,7 +311,7 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     short = await ask(client, dialect, max_tokens_per_doc=2)
     assert "with 2 tokens for a text: documents 0, 1, 2." in told(short)
     small = await ask(client, dialect, max_tokens_per_query=2)
-    assert "The query was cut to 2 tokens" in told(small)
+    assert "The query was truncated to 2 tokens" in told(small)
     chunks = await ask(client, dialect, max_chunks_per_doc=200)
     assert "Too long" not in told(chunks)
     # As many chunks as just hold the text hold it no more when they overlap.
@@ -323,6 +323,39 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     pair = await ask(client, dialect, truncate_prompt_tokens=5)
     assert pair.status_code == 400 and "window of 5" in pair.text
     assert "'keep_alive' is not used" in told(await ask(client, dialect, keep_alive="5m"))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_what_truncation_and_budgets_do_to_an_answer(client: httpx.AsyncClient, dialect: str) -> None:
+    plain = rows((await ask(client, dialect)).json())
+    path, sent = DIALECTS[dialect]
+    long = json.loads(json.dumps(sent).replace(QUERY, LONG))
+    refused = await client.post(path, json=long)
+    assert refused.status_code == 400 and "tokens" in refused.text
+    shortened = await client.post(path, json={**long, "truncate_query": True})
+    assert shortened.status_code == 200 and "The query was truncated to " in told(shortened)
+
+    sentence = await ask(client, dialect, truncate_at="sentence")
+    assert sorted(score for score, _ in rows(sentence.json())) != sorted(score for score, _ in plain)
+    token = await ask(client, dialect, truncate_at="token")
+    assert [score for score, _ in rows(token.json())] == pytest.approx(
+        [score for score, _ in plain], abs=1e-4
+    )
+
+    jina = (await ask(client, "jina", raw_scores=dialect == "nvidia")).json()["results"]
+    first = next(row["relevance_score"] for row in jina if row["index"] == 0)
+    few = await ask(client, dialect, max_scored_documents=1)
+    lowest, other, best = sorted(score for score, _ in rows(few.json()))
+    assert (lowest, best) == (other, pytest.approx(first, abs=1e-3)) and lowest < best
+    assert "Not scored within the request's budget" in told(few) and "documents 1, 2." in told(few)
+    if dialect == "jina":
+        assert few.json()["meta"]["unscored"] == [1, 2]
+
+    all_of_them = await ask(client, dialect, budget_ms=60_000, priority="high")
+    assert "Not scored" not in told(all_of_them)
+    assert [score for score, _ in rows(all_of_them.json())] == pytest.approx(
+        [score for score, _ in plain], abs=1e-4
+    )
 
 
 async def test_images_are_named_as_not_read(client: httpx.AsyncClient) -> None:
