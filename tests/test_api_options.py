@@ -308,8 +308,8 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     left = await ask(client, dialect, truncation_side="left")
     assert left.status_code == 400 and "keeps the start" in left.text
 
-    short = await ask(client, dialect, max_tokens_per_doc=2)
-    assert "with 2 tokens for a text: documents 0, 1, 2." in told(short)
+    short = await ask(client, dialect, max_tokens_per_doc=1)
+    assert "with 1 tokens for a text: documents 0, 1, 2." in told(short)
     small = await ask(client, dialect, max_tokens_per_query=2)
     assert "The query was truncated to 2 tokens" in told(small)
     chunks = await ask(client, dialect, max_chunks_per_doc=200)
@@ -321,7 +321,7 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     assert "Too long" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
 
     pair = await ask(client, dialect, truncate_prompt_tokens=5)
-    assert pair.status_code == 400 and "window of 5" in pair.text
+    assert pair.status_code == 400 and "too many for the 5" in pair.text
     assert "'keep_alive' is not used" in told(await ask(client, dialect, keep_alive="5m"))
 
 

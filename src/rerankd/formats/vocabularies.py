@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from rerankd.formats.metadata import ModelMetadata
+if TYPE_CHECKING:
+    from rerankd.formats.metadata import ModelMetadata
 
 # (tokenizer.ggml.model, and .pre of byte-level BPE) -> the architectures whose files are known to hold such a
 # vocabulary as it is read here.
