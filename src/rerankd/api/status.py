@@ -131,7 +131,7 @@ async def status(request: Request) -> Response:
 
 async def _model(served: ServedModel) -> ModelStatus:
     model, scoring, line = served.model, served.model.scoring, served.queue.line
-    facts, entry, pace = model.facts, model.resolution.entry, line.pace
+    facts, entry, rate = model.facts, model.resolution.entry, line.rate
     return {
         "id": model.name,
         "aliases": list(model.names[1:]),
@@ -156,8 +156,8 @@ async def _model(served: ServedModel) -> ModelStatus:
             "documents": line.held.documents,
             "tokens": line.held.tokens,
             "size_bytes": line.held.size_bytes,
-            "documents_per_second": round(pace.inputs, 2),
-            "tokens_per_second": round(tokens_per_second(pace), 1),
+            "documents_per_second": round(rate.inputs, 2),
+            "tokens_per_second": round(tokens_per_second(rate), 1),
         },
     }
 

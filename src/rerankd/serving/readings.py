@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rerankd.metrics import Reading
-from rerankd.serving.pace import Pace
+from rerankd.serving.rate import Rate
 from rerankd.serving.roster import Entry
 from rerankd.serving.served_model import ServedModel
 
@@ -30,7 +30,7 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
     if not isinstance(entry, ServedModel):
         return values
     state, line = entry.state, entry.queue.line
-    held, pace = line.held, line.pace
+    held, rate = line.held, line.rate
     return values | {
         "engine_starts": ("children started, the first included", state.starts),
         "engine_lost": ("children that died, hung, or would not start", state.lost),
@@ -41,13 +41,13 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
         "queue_bytes": ("bytes of text of these requests", held.size_bytes),
         "documents_per_second": (
             "what the engines score while they have work, 0 before the first",
-            pace.inputs,
+            rate.inputs,
         ),
-        "tokens_per_second": ("the same in tokens", tokens_per_second(pace)),
+        "tokens_per_second": ("the same in tokens", tokens_per_second(rate)),
         "cache_entries": ("scores that are kept", len(entry.cache)),
     }
 
 
-def tokens_per_second(pace: Pace) -> float:
+def tokens_per_second(rate: Rate) -> float:
     """What was measured, not what the queue guesses before."""
-    return pace.tokens if pace.is_measured else 0.0
+    return rate.tokens if rate.is_measured else 0.0
