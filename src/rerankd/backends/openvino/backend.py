@@ -58,7 +58,7 @@ class OpenVinoBackend:
     Options = OpenVinoOptions
 
     def survey(self, options: OpenVinoOptions, home: Path, spec: EngineSpec | None = None) -> bool:
-        """Whether OpenVINO and its tokenizers are installed."""
+        """Whether OpenVINO is installed, and the library that tokenizes for it."""
         return all(find_spec(name) is not None for name in ("openvino", "tokenizers"))
 
     def installations(self, options: OpenVinoOptions, home: Path) -> list[Installation]:
