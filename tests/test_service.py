@@ -84,7 +84,8 @@ async def test_truncate_false_names_the_document_and_both_lengths(reranker: Rera
     with pytest.raises(TooLong, match=r"Document 1 has \d+ tokens and there is room for \d+ ") as caught:
         await reranker.rerank(QUERY, ["short", long], truncate=False)
     _, said, told = map(int, re.findall(r"\d+", caught.value.message))
-    assert abs(said - length) <= 1 and told == space
+    # Beside its prompt a text may have a token or two less than alone.
+    assert 0 <= length - said <= 2 and told == space
     assert (await reranker.rerank(QUERY, ["short"], truncate=False)).warnings == ()
 
 
