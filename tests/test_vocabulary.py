@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -189,3 +192,31 @@ def test_a_vocabulary_that_is_not_whole_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelFileError, match=r"m\.gguf: its tokenizer can't be read"):
         tokenizer.read(modelfile.read(path))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to return freed memory")
+def test_a_vocabulary_that_is_dropped_returns_its_memory(home: Path) -> None:
+    """An unloaded model held 230 MiB of the service for good."""
+    program = f"""
+import asyncio, os
+from pathlib import Path
+from rerankd import processes
+from rerankd.formats import modelfile, tokenizer
+from rerankd.serving.tokens import ModelVocabulary
+
+def held():
+    return processes.memory_bytes(os.getpid()) >> 20
+
+async def main():
+    vocabulary = ModelVocabulary(modelfile.read(Path({str(builtin.path_in(home / "models"))!r})))
+    before = held()
+    await vocabulary.tokenizer()
+    read = held()
+    await vocabulary.drop()
+    print(before, read, held())
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, read, dropped = map(int, done.stdout.split())
+    assert read > before + 200 and dropped < before + 60, (before, read, dropped)

@@ -224,7 +224,7 @@ class ServedModel:
         if self._replicas is replicas:
             self._earlier = self._state()
             self._replicas = None
-            self._vocabulary.drop()
+            await self._vocabulary.drop()
 
     def reload_failed(self) -> None:
         """Start failed engines again. What could not be loaded may be tried again at once."""
