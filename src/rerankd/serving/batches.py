@@ -75,6 +75,8 @@ def _padded(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list
             counts.append((*other, count))
             total += count
     total = whole(total, longest, limits.tokens // 4)
+    if total < own:  # in the request's order, the longest may be one of those that are left for later
+        longest = waiting.padded(limits.tokens, total)[1]
     parts: list[Part] = []
     for request, source, count in counts:
         places = source.take_fitting(longest, min(count, total)) if parts else source.take(min(count, total))
