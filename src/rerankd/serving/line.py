@@ -4,7 +4,7 @@ Every batch is formed here, when an engine has room for one. turns.py tells whos
 request make the batch; the room that they leave goes to other requests with inputs that fit (see batches.py).
 
 A request with a time budget gives its inputs in its own order. None is begun that the engine would not finish
-in time, by its measured rate and what it has already; these are dropped.
+in time, by its measured rate and what it has already. They are dropped once an idle engine would not, either.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Line:
         self._halvings = 0
         self._requests: dict[int, _Request] = {}
         self._turns = Turns()
-        # Requests with a budget that have inputs waiting, and those of them whose turn is not yet, since
-        # no rate has been measured.
+        # Requests with a budget that have inputs waiting, and those of them that take no turn before a batch
+        # has ended: no rate is known, or the engine is too busy now and may turn out to be faster.
         self._timed: dict[int, float] = {}
         self._resting: set[int] = set()
 
@@ -163,7 +163,7 @@ class Line:
         late = []
         for request, until in self._timed.items():
             first = self._requests[request].waiting.first()
-            if now >= until or (self.rate.is_measured and self.rate.in_time(now, until) < first):
+            if now >= until or (self.rate.is_measured and self.rate.within(now, until) < first):
                 late.append(request)
         for request in late:
             self.drop(request)
@@ -178,7 +178,8 @@ class Line:
 
     def next(self, policy: BatchPolicy, now: float) -> Given:
         """The next batch, which is at the engine from now on. `late` has been called for this moment."""
-        turn = self._turns.next(policy.run_tokens)
+        while (turn := self._turns.next(policy.run_tokens)) is not None and self._is_busy_for(turn[0], now):
+            self._rest(turn[0])
         if turn is None:
             return Given()
         parts = self._form(policy, *turn, now)
@@ -228,8 +229,7 @@ class Line:
         if not place.waiting:
             self._stop_waiting(part.request)
         elif place.until is not None and not self.rate.is_measured:
-            self._turns.leave(part.request)
-            self._resting.add(part.request)
+            self._rest(part.request)
 
     def _hold(self, place: _Request, less: Held, more: Held) -> None:
         place.held = place.held.minus(less).plus(more)
@@ -239,6 +239,18 @@ class Line:
         """The request takes turns from now on."""
         place = self._requests[request]
         self._turns.arrive(request, place.client, place.weight, place.waiting.tokens)
+
+    def _is_busy_for(self, request: int, now: float) -> bool:
+        """Whether what the engine has leaves the request no time now."""
+        place = self._requests[request]
+        if place.until is None or not self.rate.is_measured:
+            return False
+        return self.rate.in_time(now, place.until) < place.waiting.first()
+
+    def _rest(self, request: int) -> None:
+        """The request takes no turn before a batch has ended."""
+        self._turns.leave(request)
+        self._resting.add(request)
 
     def _stop_waiting(self, request: int) -> None:
         """The request has nothing waiting any more."""

@@ -12,6 +12,7 @@ _FIRST_TOKENS = 1000.0
 # on what it has, which is how far that may be wrong, and the seconds that the service may be busy elsewhere.
 _AHEAD = 0.25
 _AHEAD_S = 0.02
+_ROUNDING = 1e-6
 
 
 class Rate:
@@ -62,8 +63,12 @@ class Rate:
         self._free_at = now + self._at_engine / self.tokens
 
     def in_time(self, now: float, until: float) -> int:
-        """Tokens that can be scored by then, beside what the engines have."""
-        return int((until - max(self._free_at, now)) * self.tokens)
+        """Tokens that can be scored by then, after all that the engines have."""
+        return self.within(max(self._free_at, now), until)
+
+    def within(self, since: float, until: float) -> int:
+        """Tokens that can be scored in that time, by engines that have nothing else."""
+        return int((until - since) * self.tokens + _ROUNDING)
 
     def next_at(self) -> float:
         """When the engine should have its next batch. Sooner would be too soon: a small request that comes
