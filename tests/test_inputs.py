@@ -20,7 +20,8 @@ from rerankd.domain import Method, Normalization, Recipe
 from rerankd.errors import TooLong
 from rerankd.formats import modelfile, tokenizer
 from rerankd.scoring import truncate
-from rerankd.scoring.inputs import PLAIN, Asked, Reader, Reading, Truncation
+from rerankd.scoring.inputs import Reader, Reading
+from rerankd.scoring.question import PLAIN, Asked, Truncation
 from rerankd.scoring.sequences import Frame, Ids
 from rerankd.serving.prepare import prepare
 from rerankd.serving.tokens import OwnTokenizer
@@ -219,6 +220,24 @@ def test_texts_are_tokenized_once() -> None:
     by = reader(recipe())
     read(by, "panda", ["a bear", "bread " * 99, "熊猫"])
     assert by.tokenizer.texts == ["panda", "a bear", "bread " * 99, "熊猫"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("reads_text", [False, True])
+@pytest.mark.parametrize("word", ["bear ", "熊猫", "uncharacteristically, "])
+def test_a_huge_document_is_not_tokenized_to_its_end(word: str, reads_text: bool) -> None:
+    by, document = reader(recipe(), reads_text=reads_text), word * (2_000_000 // len(word))
+    (one,) = read(by, "panda", [document])[1].inputs
+    assert sum(map(len, by.tokenizer.texts)) < 400_000  # type: ignore[attr-defined]
+    assert one.tokens == MAX_LENGTH
+    assert document.startswith(by.tokenizer.text(one.ids))  # type: ignore[attr-defined]
+
+
+def test_a_word_that_is_one_token_however_long_is_read_whole() -> None:
+    by, document = reader(recipe()), "x" * 1_000_000
+    _, reading = read(by, "panda", [document])
+    assert (reading.inputs[0].tokens, reading.cut) == (6, frozenset())
+    with pytest.raises(TooLong, match=r"The query has more than 2\d\d tokens"):
+        read(by, "panda " * 100_000, ["bear"])
 
 
 def test_a_prompt_is_tokenized_in_its_pieces_and_keeps_what_follows_the_document() -> None:

@@ -14,6 +14,9 @@ from rerankd.scoring.sequences import Ids
 
 # A text ends at a sentence's end within the last fifth, else at a word's end within the last fifth.
 _NEAR = 5
+# English has 4 to 5 characters a token, Chinese 1 to 2.
+_CHARACTERS_PER_TOKEN = 16
+_MARGIN = 16
 _SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n", "。", "！", "？", "؟")
 
 
@@ -22,6 +25,18 @@ class Span(NamedTuple):
 
     start: int
     stop: int
+
+
+def beginning(text: str, tokens: int) -> str:
+    """A beginning of a text that has more than so many tokens, up to the end of a word; all of the text where
+    it is not much longer. What follows need not be tokenized. That there are enough has to be looked at:
+    a word may be one token, however long."""
+    most = (tokens + _MARGIN) * _CHARACTERS_PER_TOKEN
+    if len(text) <= 2 * most:
+        return text
+    # A word's tokens depend on all of it, and the next word's on nothing before.
+    end = next((at for at in range(most, 2 * most) if text[at].isspace()), 2 * most)
+    return text[:end]
 
 
 def most_overlap(room: int) -> int:
@@ -78,7 +93,7 @@ def is_something_left(text: str, ends: Ids, stop: int) -> bool:
     return bool(text[int(ends[stop - 1]) if stop else 0 :].strip())
 
 
-def beginnings(text: str, ends: Ids, room: int) -> Sequence[int]:
+def ends_to_try(text: str, ends: Ids, room: int) -> Sequence[int]:
     """Where a beginning of `text` of up to `room` tokens may end (in characters), the longest first. A text
     that ends inside a word may have other tokens there, so the last ones are at a word's start."""
     near = [int(ends[stop - 1]) for stop in range(room, max(room - 8, 0), -1)]

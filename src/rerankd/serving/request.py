@@ -10,8 +10,9 @@ from rerankd.domain import RerankRequest
 from rerankd.errors import TextsRefused
 from rerankd.scoring import plan
 from rerankd.scoring.cache import Known
-from rerankd.scoring.inputs import Asked, Reader, Reading, Truncation
+from rerankd.scoring.inputs import Reader, Reading
 from rerankd.scoring.plan import Plan
+from rerankd.scoring.question import Asked, Truncation, takes_instruction
 from rerankd.scoring.result import Scored
 from rerankd.serving.queue import Place
 from rerankd.serving.served_model import ServedModel
@@ -106,7 +107,7 @@ async def score(
         room=min(asked.room, how.max_tokens_per_doc or asked.room),
         query_tokens=asked.query_tokens,
         overlap=reading.overlap,
-        unused_instruction=bool(request.instruction) and not reader.takes_instruction,
+        unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
         tokens=read + (len(asked.question.ids) if read else 0),
         cached_tokens=asked_tokens - read,
         cached=len(known),
