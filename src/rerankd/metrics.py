@@ -68,7 +68,7 @@ class Metrics:
             "rerankd_documents_unscored", "documents that the budgets of their requests left out"
         )
         self.cache_hits = counter("rerankd_cache_hits", "texts whose score was known")
-        self.cache_misses = counter("rerankd_cache_misses", "texts that went to the engine")
+        self.cache_misses = counter("rerankd_cache_misses", "texts whose score was not known")
         self.retries = counter("rerankd_retries", "calls made again because the engine died under them")
         self.held_bytes = Gauge(
             "rerankd_held_bytes",
@@ -87,7 +87,7 @@ class Metrics:
         self.cache_misses.inc(texts - result.cached)
         self.cut.inc(len(result.cut))
         self.unscored.inc(len(result.unscored))
-        self.recent.scored(time.monotonic(), documents)
+        self.recent.scored(time.monotonic(), documents - len(result.unscored))
 
     def ended(self, dialect: str, status: int, seconds: float, *, model: str = "", key: str = "") -> None:
         """Count one answer, whatever it says. `model` is empty where it never came to a model, `key` where no
