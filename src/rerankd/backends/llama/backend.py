@@ -41,8 +41,8 @@ _HIDDEN_ACTIVATION_BUILD = 11434
 # One call follows the other, so a small one costs nothing while the next one waits there: 9.8, 9.9, 9.4 and
 # 9.3 documents a second with 4, 8, 16 and 32 texts (77 tokens each, 12 layers of 384, one core).
 # `/v1/rerank` takes one query. A slot keeps what it has read of its last prompt, so a judge's batches of one
-# question follow each other. Of each prompt of 190 tokens, 116 were read with one question; with two questions
-# in turns of 5 prompts 122, in turns of 10 prompts 119, of 20 prompts 118.
+# question follow each other. Of each prompt of 190 tokens, 116 were read with one question; with two that
+# take turns of 5 prompts 122, of 10 prompts 119, of 20 prompts 118.
 _POLICIES: Mapping[Method, BatchPolicy] = {
     "cross_encoder": BatchPolicy(tokens=512, most_tokens=16384, one_question=True),
     "embedding": BatchPolicy(tokens=512, most_tokens=16384),
