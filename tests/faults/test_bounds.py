@@ -143,7 +143,6 @@ def test_answers_that_nobody_reads_are_counted_and_let_go(tmp_path: Path) -> Non
         until(lambda: it.metric("rerankd_held_bytes") > 9 * MIB)
         for client in clients:
             assert client.recv(12) == b"HTTP/1.1 200"
-            assert it.metric("rerankd_held_bytes") < 32 * MIB + 2 * len(body)
         until(lambda: it.metric("rerankd_held_bytes") == 0, 20)
         assert it.rerank(["a"]).status_code == 200
         assert "did not read its answer" in it.output

@@ -94,13 +94,16 @@ class Reader:
         ids of it with what stands around it."""
         begun = [truncate.beginning(text, tokens) for text in texts]
         found = await self.tokenizer.encode([asked.head + text + asked.tail for text in begun])
-        short = [
+        expected = tokens
+        while short := [
             at for at, text in enumerate(begun) if len(text) < len(texts[at]) and len(found[at]) <= tokens
-        ]
-        if short:
-            whole = await self.tokenizer.encode([asked.head + texts[at] + asked.tail for at in short])
-            for at, ids in zip(short, whole, strict=True):
-                begun[at], found[at] = texts[at], ids
+        ]:
+            expected *= 8
+            for at in short:
+                begun[at] = truncate.beginning(texts[at], expected)
+            more = await self.tokenizer.encode([asked.head + begun[at] + asked.tail for at in short])
+            for at, ids in zip(short, more, strict=True):
+                found[at] = ids
         return begun, found
 
     async def _truncated(
