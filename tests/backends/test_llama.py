@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +15,23 @@ from cases import BOUNDS, OTHER_TOKENS, PAIRS
 from test_lifecycle import started
 from test_refusals import SPECS
 
+from ggufs import rewrite
 from rerankd.backends.base import Batch
 from rerankd.backends.llama.backend import LlamaBackend
 from rerankd.backends.llama.engines import LlamaEngine
 from rerankd.errors import EngineError, InputTooLong, Unscorable
-from rerankd.formats import tokenizer
+from rerankd.formats import modelfile, tokenizer
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.ids import Ids
 from rerankd.scoring import plan
 from rerankd.scoring.inputs import Reader
 from rerankd.scoring.sequences import Input, Question
-from support import golden
+from support import GOLDEN, golden
 
 BACKEND = LlamaBackend()
 # Of each kind of vocabulary: SentencePiece, WordPiece, and byte-level BPE with and without a rank head.
 NAMES = ("xlmr-head", "bert-embedder", "modernbert-head", "qwen2-labels", "qwen3-headless")
+ROWS = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
 TEXTS = [plan.clean(pair["document"], nfc=True) for pair in PAIRS.values() if pair["document"].strip()]
 
 
@@ -143,6 +146,22 @@ async def test_an_input_may_have_max_length_tokens_and_no_more(
     assert None not in (await engine.score(Batch((Input(Question("a"), fits, a, 1),)))).values
     with pytest.raises(InputTooLong):
         await engine.score(Batch((Input(Question("a"), over_, a, 1),)))
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "qwen35"])
+async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: str) -> None:
+    """Of a rule that no golden model has, llama.cpp's own code is the other witness."""
+    keys = {"tokenizer.ggml.pre": pre}
+    path = rewrite(GOLDEN / "qwen3-headless.gguf", tmp_path / "m.gguf", keys=keys)
+    spec = replace(SPECS["qwen3-headless.gguf"], path=path, metadata=modelfile.read(path))
+    assert spec.metadata is not None
+    texts = (
+        TEXTS + [plan.clean(row["text"], nfc=True) for row in ROWS] + ["हिन्दी में लिखा", "e\u0331a 'S'LL 12"]
+    )
+    async with started(BACKEND, spec, tmp_path) as (_, engine, _):
+        found = await engine.encode(texts)
+    wanted = tokenizer.read(spec.metadata).encode(texts)
+    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in wanted]
 
 
 async def test_a_query_is_embedded_once_and_each_document_by_its_own(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ _UNREACHABLE = "\0{}"
 _WORDS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 ARRAYS = tuple(
     f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores", "merges", "precompiled_charsmap")
@@ -82,7 +84,11 @@ def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
 
 
 def read(metadata: ModelMetadata) -> Vocabulary:
-    """The vocabulary of a model's files. Takes about a second for 250,000 pieces. Raises ModelFileError."""
+    """The vocabulary of a model's files. Raises ModelFileError.
+
+    Takes 0.7 s and 275 MiB for the 250,000 pieces of XLM-R, 0.3 s and 45 MiB for 150,000 pieces of byte-level
+    BPE. For most of this time no other thread runs, since the library keeps Python's lock.
+    """
     path, is_gguf = metadata.path, metadata.format == "gguf"
     if is_gguf:
         header, _ = gguf.header_of(metadata.parts[0] if metadata.parts else path, ARRAYS)

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 # (tokenizer.ggml.model, and .pre of byte-level BPE) -> the architectures whose files are known to hold such a
 # vocabulary as it is read here.
 _KNOWN: Mapping[tuple[str, str], Collection[str]] = {
-    ("t5", ""): ("bert",),
-    ("bert", ""): ("bert",),
+    ("t5", ""): ("bert", "jina-bert-v3", "nomic-bert-moe"),
+    ("bert", ""): ("bert", "jina-bert-v2", "nomic-bert"),
     ("gpt2", "modern-bert"): ("modern-bert",),
-    ("gpt2", "qwen2"): ("qwen2", "qwen3"),
+    ("gpt2", "qwen2"): ("qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"),
+    ("gpt2", "qwen35"): ("qwen35", "qwen35moe"),
 }
 
 
