@@ -150,3 +150,27 @@ def test_the_next_batch_is_due_shortly_before_the_engine_is_free() -> None:
     assert line.next_at(1) == pytest.approx(1.75)
     line.leave(0)
     assert line.next_at(1) == float("inf")
+
+
+def test_a_budget_waits_for_a_busy_engine_and_is_begun_if_that_turns_out_to_be_faster() -> None:
+    line = line_of([100] * 10)
+    line.done(line.next(PACKS, 0.0), 1.0)  # 100 tokens a second
+    under_way = line.next(PACKS, 1.0)  # until 2.0, it seems
+    line.join(1, Client("1"), 1, 1)
+    line.expect(1, [20], until=2.1)
+    line.leave(0)
+    assert line.late(1.0) == []
+    assert line.next(PACKS, 1.0).inputs == ()
+    line.done(under_way, 1.5)
+    assert line.late(1.5) == []
+    assert line.next(PACKS, 1.5).inputs == [(1, 0)]
+
+
+def test_a_budget_that_no_engine_can_keep_is_given_up_at_once() -> None:
+    line = line_of([100] * 10)
+    line.done(line.next(PACKS, 0.0), 1.0)
+    line.join(1, Client("1"), 1, 2)
+    line.expect(1, [20, 20], until=1.1)
+    assert line.late(1.0) == [1]
+    assert line.held.documents == 9
+    assert line.late(1.0) == []

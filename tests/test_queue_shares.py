@@ -14,6 +14,7 @@ from rerankd.backends.base import BatchPolicy
 from rerankd.serving.admission import Bounds, Client
 from rerankd.serving.fair import MOST_AHEAD
 from rerankd.serving.line import Given, Line
+from rerankd.serving.turns import Turns
 
 WIDE = Bounds(10**6, 10**9, 10**12, 10**12)
 PADS = BatchPolicy(tokens=512, most_tokens=8192, pads=True)
@@ -206,3 +207,49 @@ def test_a_batch_of_a_small_request_is_not_filled_with_bulk() -> None:
     batch = line.next(replace(PACKS, tokens=10_000), 0.0)
     assert {request for request, _ in batch.inputs} == {1, 2, 3}
     assert batch.tokens == 3 * sum(SMALL)
+
+
+@pytest.mark.parametrize(("weight", "priority"), [(1.0, 0.25), (0.25, 1.0)])
+def test_what_has_a_low_priority_has_no_head_start(weight: float, priority: float) -> None:
+    line = Line(WIDE)
+    for number in range(10):
+        line.join(number, Client(f"{number}"), 1, len(BULK))
+        line.expect(number, BULK)
+    line.next(PACKS, 0.0)
+    for number, client in ((10, Client("low", weight)), (11, Client("normal"))):
+        line.join(number, client, 1, 8, priority if number == 10 else 1.0)
+        line.expect(number, BULK[:8])
+    leads = [line.next(PACKS, 0.0).inputs[0][0] for _ in range(13)]
+    assert leads[:3] == [11] * 3
+    assert leads.index(10) == len(leads) - 1
+
+
+def test_a_client_steps_back_again_when_only_its_low_priority_work_is_left() -> None:
+    simulation = Simulation(PACKS)
+    simulation.send("a", BULK, weight=0.25)
+    normal = simulation.send("a", BULK)
+    simulation.send("b", BULK * 10)
+    simulation.finish(normal)
+    before = simulation.got.copy()
+    simulation.run_until(simulation.now + 60.0)
+    got = simulation.got - before
+    assert got["a"] == pytest.approx(got["b"] / 4, abs=4 * PACKS.tokens)
+
+
+def test_a_client_that_has_used_up_its_head_start_is_not_taken_along() -> None:
+    turns = Turns()
+    turns.arrive(0, Client("bulk"), 1.0, 10**6)
+    request = 1
+    while True:
+        turns.arrive(request, Client("small"), 1.0, 3000)
+        turn = turns.next()
+        if turn != (request, True):
+            break
+        turns.charge(request, 3000, request)
+        turns.leave(request)
+        request += 1
+    assert request > 8
+    turns.arrive(100, Client("new"), 1.0, 300)
+    assert turns.next() == (100, True)
+    assert list(turns.others(100, is_ahead=True)) == []
+    assert set(turns.others(100, is_ahead=False)) == {0, request}

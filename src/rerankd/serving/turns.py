@@ -87,8 +87,7 @@ class Turns:
         if run_tokens and runner is not None and self._run_left > 0:
             interrupts = is_ahead and (name == runner or self._turns.is_ahead(name))
             return (request, True) if interrupts else (self._run, False)
-        if not is_ahead:
-            self._run, self._run_left = request, run_tokens
+        self._run, self._run_left = request, run_tokens
         return request, is_ahead
 
     def others(self, lead: int, is_ahead: bool) -> Iterator[int]:
