@@ -28,7 +28,9 @@ class Overlap:
             raise InputTooLong(f"a pair has more than {options.max_length} words")
         if any(zlib.crc32(options.crash_on.encode()) >> 1 in one.ids for one in inputs):
             signal.raise_signal(signal.SIGSEGV)
-        values = [float(len({*one.question.before.tolist()} & {*one.ids.tolist()})) for one in inputs]
+        # An embedding model's query stands apart.
+        asked = [{*one.question.before.tolist(), *one.question.ids.tolist()} for one in inputs]
+        values = [float(len(query & {*one.ids.tolist()})) for query, one in zip(asked, inputs, strict=True)]
         mean = sum(values) / len(values) if options.scope == "block" else 0
         return [value - mean for value in values]
 
