@@ -318,6 +318,14 @@ def test_no_header_ends_in_another_error(data: st.DataObject) -> None:
         resolve(facts, catalog.known()).require()
 
 
+@pytest.mark.parametrize("name", ["bert-pairs", "modernbert-head"])
+def test_a_configuration_of_millions_of_layers_costs_nothing(name: str, tmp_path: Path) -> None:
+    """It took 20 s, and gigabytes."""
+    folder = checkpoints.copy(name, tmp_path / "model", num_hidden_layers=18_872_163, layer_types=None)
+    with pytest.raises(ModelFileError, match="should hold a size as num_hidden_layers"):
+        modelfile.read(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("{}", "tokenizer can't be read"), ("nothing", "tokenizer can't be read")],
