@@ -20,7 +20,7 @@ from rerankd.backends.base import Batch
 from rerankd.backends.llama.backend import LlamaBackend
 from rerankd.backends.llama.engines import LlamaEngine
 from rerankd.errors import EngineError, InputTooLong, Unscorable
-from rerankd.formats import modelfile, tokenizer
+from rerankd.formats import gguf, modelfile, tokenizer
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.ids import Ids
 from rerankd.scoring import plan
@@ -151,16 +151,28 @@ async def test_an_input_may_have_max_length_tokens_and_no_more(
 @pytest.mark.parametrize("pre", ["qwen2", "qwen35"])
 async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: str) -> None:
     """Of a rule that no golden model has, llama.cpp's own code is the other witness."""
-    keys = {"tokenizer.ggml.pre": pre}
-    path = rewrite(GOLDEN / "qwen3-headless.gguf", tmp_path / "m.gguf", keys=keys)
+    source = GOLDEN / "qwen3-headless.gguf"
+    header, _ = gguf.header_of(source, tokenizer.ARRAYS)
+    tokens, kinds, merges = (
+        header.values[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges")
+    )
+    # A letter and the first byte of a mark, which only Qwen3.5 has in one word, instead of an unused token.
+    joined, unused = "e\u00cc", 1605
+    keys = {
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [joined if at == unused else one for at, one in enumerate(tokens.texts())],
+        "tokenizer.ggml.token_type": [1 if at == unused else kind for at, kind in enumerate(kinds)],
+        "tokenizer.ggml.merges": [*merges.texts(), "e \u00cc"],
+    }
+    path = rewrite(source, tmp_path / "m.gguf", keys=keys)
     spec = replace(SPECS["qwen3-headless.gguf"], path=path, metadata=modelfile.read(path))
     assert spec.metadata is not None
-    texts = (
-        TEXTS + [plan.clean(row["text"], nfc=True) for row in ROWS] + ["हिन्दी में लिखा", "e\u0331a 'S'LL 12"]
-    )
+    marked = "xe\u0331a 'S'LL 12 \r\n\n e\u0331"
+    texts = [*TEXTS, *(plan.clean(row["text"], nfc=True) for row in ROWS), marked]
     async with started(BACKEND, spec, tmp_path) as (_, engine, _):
         found = await engine.encode(texts)
     wanted = tokenizer.read(spec.metadata).encode(texts)
+    assert (unused in wanted[-1]) == (pre == "qwen35")
     assert [ids.tolist() for ids in found] == [ids.tolist() for ids in wanted]
 
 

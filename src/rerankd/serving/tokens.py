@@ -75,30 +75,34 @@ class ModelVocabulary:
 
     def __init__(self, metadata: ModelMetadata) -> None:
         self._metadata = metadata
-        self._task: asyncio.Task[OwnTokenizer] | None = None
+        self._task: asyncio.Task[None] | None = None
+        # No result of the task: such a result lives until Python collects what refers to itself.
+        self._found: list[OwnTokenizer] = []
 
     def begin(self) -> None:
         """Have it read, in a thread of its own."""
         if self._task is None or (self._task.done() and self._task.exception() is not None):
-            self._task = asyncio.create_task(asyncio.to_thread(self._read))
+            self._found = []
+            self._task = asyncio.create_task(asyncio.to_thread(self._read, self._found))
 
     async def tokenizer(self) -> OwnTokenizer:
         """Raises ModelFileError where it can't be read."""
         self.begin()
-        assert self._task is not None
-        return await asyncio.shield(self._task)
+        task, found = self._task, self._found
+        assert task is not None
+        await asyncio.shield(task)
+        return found[0]
 
     async def drop(self) -> None:
         """Forget it. One of 250,000 pieces has 280 MiB."""
-        self._task = None
+        self._task, self._found = None, []
         await asyncio.to_thread(processes.give_back)
 
-    def _read(self) -> OwnTokenizer:
+    def _read(self, found: list[OwnTokenizer]) -> None:
         from rerankd.formats import tokenizer  # its library takes a while to import
 
-        found = OwnTokenizer(tokenizer.read(self._metadata))
+        found.append(OwnTokenizer(tokenizer.read(self._metadata)))
         processes.give_back()  # what reading a file takes besides: 20 to 70 MiB
-        return found
 
 
 def reader(running: Offer, tokenizer: Tokenizer) -> Reader:
