@@ -82,7 +82,6 @@ class ModelVocabulary:
     def begin(self) -> None:
         """Have it read, in a thread of its own."""
         if self._task is None or (self._task.done() and self._task.exception() is not None):
-            self._found = []
             self._task = asyncio.create_task(asyncio.to_thread(self._read, self._found))
 
     async def tokenizer(self) -> OwnTokenizer:
@@ -91,11 +90,13 @@ class ModelVocabulary:
         task, found = self._task, self._found
         assert task is not None
         await asyncio.shield(task)
-        return found[0]
+        return found[0] if found else await self.tokenizer()  # it was dropped at this moment
 
     async def drop(self) -> None:
         """Forget it. One of 250,000 pieces has 280 MiB."""
-        self._task, self._found = None, []
+        self._task = None
+        self._found.clear()  # whoever else holds the list
+        self._found = []  # one that is still being read is not kept
         await asyncio.to_thread(processes.give_back)
 
     def _read(self, found: list[OwnTokenizer]) -> None:
