@@ -24,8 +24,8 @@ _TENTHS = 10
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("kind", "name", "documents", "more_mib"),
-    # As many as take minutes: the first engine reads tiny models ten times as fast as the second one. It keeps
-    # memory for each shape of a pass, and after the first tenth some are still to come.
+    # As many as take minutes: OpenVINO reads tiny models ten times as fast as llama.cpp. It keeps memory for
+    # each shape of a pass, and after the first tenth some shapes are still to come.
     [
         ("openvino", "xlmr-head", 20_000, 8),
         ("llama", "xlmr-head", 3_000, 2),
