@@ -187,12 +187,15 @@ async def prefixes(bench: Bench, options: argparse.Namespace) -> None:
         await asyncio.gather(*(bench.ask(request(count, options.words)) for _ in range(queries)))
         figures[name] = queries * count / (time.perf_counter() - began)
         starts = [key for key, _ in itertools.groupby(key for key, _ in runs)]
-        kept = [[n for n in found] for _, found in runs]
-        shared = max(itertools.chain.from_iterable(kept))
-        anew = sum(n < shared * 0.9 for n in itertools.chain.from_iterable(kept))
+        kept: dict[bytes, list[int]] = {}
+        for key, found in runs:
+            kept.setdefault(key, []).extend(found)
+        # What all prompts of a question have in common is what each but the first of a run had been kept.
+        shared = {key: statistics.median(counts) for key, counts in kept.items()}
+        anew = sum(n < shared[key] * 0.9 for key, counts in kept.items() for n in counts)
         print(
             f"{name}: {figures[name]:.2f} documents/s, {len(runs)} batches in {len(starts)} runs; a prompt's "
-            f"start of {shared} tokens was read {anew} times, {anew / len(starts):.2f} a run",
+            f"start of {max(shared.values()):.0f} tokens was read {anew} times, {anew / len(starts):.2f} a run",
             flush=True,
         )
 

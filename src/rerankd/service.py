@@ -149,25 +149,34 @@ class Reranker:
         return await self.answer(RerankRequest(query, tuple(documents), **options))
 
     async def answer(
-        self, request: RerankRequest, *, timeout_s: float | None = None, client: Client = NOBODY
+        self,
+        request: RerankRequest,
+        *,
+        timeout_s: float | None = None,
+        client: Client = NOBODY,
+        since: float | None = None,
     ) -> RerankResult:
         """The way of a request: check, admit, tokenize, score each text once, rank by raw value.
 
         `timeout_s` may shorten the deadline of the settings; `client` is who asks, and has a fair share.
+        `since` is when its budget began (time.monotonic), if that was not now.
+
         Raises InvalidRequest for an invalid request, Overloaded where the queue is full, EngineTimeout past
-        the deadline, and another EngineError where scoring failed."""
+        the deadline, and another EngineError where scoring failed.
+        """
         started = time.perf_counter()
+        since = time.monotonic() if since is None else since
         self._check_started()
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.arrivals.until_read(request.model, timeout_s)
         served = self.registry.find(request.model)
-        budget = Budget.of(request, served.wanted.budget_ms)
-        texts = planned(request, served)
+        budget = Budget.of(request, served.wanted.budget_ms, since)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
         with served.queue.admit(
             client, len(request.documents), size_bytes, weight=WEIGHTS[request.priority]
         ) as place:
+            texts = planned(request, served)
             scored = await self._scored(served, request, place, texts, budget, timeout_s)
         rows = ranked(request, scored.raw, served.model.scoring.normalization)
         none = ("No document reaches the score_threshold of the request.",) * (not rows)
@@ -232,7 +241,8 @@ class Reranker:
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return [await self.answer(request, client=client) for request in requests]
+                since = time.monotonic()  # one budget for all
+                return [await self.answer(request, client=client, since=since) for request in requests]
         except TimeoutError:
             raise self._too_late(self.registry.find(requests[0].model), timeout_s) from None
 

@@ -112,8 +112,8 @@ async def ask(model: Model, query: str, instruction: str | None = None, how: Tru
         used = sum(map(len, await model.tokenizer.encode([read, instruction])))
         more = " more than" if len(read) < len(query) else ""
         raise TooLong(
-            f"The query has{more} {used} tokens (with the instruction, if any), too many for the {length} "
-            "that this model takes. Shorten it, or send truncate_query: true."
+            f"The query has{more} {used} tokens (with the instruction, if any), too many: an input may have "
+            f"{length}. Shorten it, or send truncate_query: true."
         )
     return replace(asked, query_tokens=query_tokens)
 

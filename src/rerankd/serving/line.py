@@ -28,6 +28,9 @@ WEIGHTS: Mapping[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
 """What a request weighs against others of its client, and a client's setting against other clients."""
 
 _LONGEST_RETRY_S = 120
+# On a slow engine a batch takes no longer, unless one input does: others wait for it, and a time budget loses
+# what is not done at its end.
+_LONGEST_CALL_S = 1.0
 # Tokens of a document, while none has been counted.
 _TYPICAL = 100.0
 
@@ -146,8 +149,11 @@ class Line:
 
     def limits(self, policy: BatchPolicy) -> Limits:
         """What one batch may hold now."""
-        within = int(self.rate.tokens / self._engines * policy.call_s) if self.rate.is_measured else 0
-        tokens = max(policy.tokens, min(policy.most_tokens, within))
+        tokens = policy.tokens
+        if self.rate.is_measured:
+            rate = self.rate.tokens / self._engines
+            tokens = max(tokens, min(policy.most_tokens, int(rate * policy.call_s)))
+            tokens = min(tokens, int(rate * _LONGEST_CALL_S))
         return Limits(max(tokens >> self._halvings, 1), max(policy.inputs >> self._halvings, 1))
 
     def lower(self) -> None:

@@ -30,13 +30,13 @@ class Budget:
     latest: float
 
     @classmethod
-    def of(cls, request: RerankRequest, set_ms: int | None) -> Budget | None:
-        """That of a request that has just come; `set_ms` is what is set for its model."""
+    def of(cls, request: RerankRequest, set_ms: int | None, since: float) -> Budget | None:
+        """That of a request that came at `since`; `set_ms` is what is set for its model."""
         budget_ms = set_ms if request.budget_ms is None else request.budget_ms
         if not budget_ms:
             return None
-        now, seconds = time.monotonic(), budget_ms / 1000
-        return cls(now + seconds, now + seconds * (1 + GRACE))
+        seconds = budget_ms / 1000
+        return cls(since + seconds, since + seconds * (1 + GRACE))
 
 
 def planned(request: RerankRequest, served: ServedModel) -> Plan:
