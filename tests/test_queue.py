@@ -38,10 +38,10 @@ class Call:
 class Bench:
     """A queue whose engine does what the test says, and whose clock the test moves."""
 
-    def __init__(self, bounds: Bounds = WIDE, policy: BatchPolicy = TWO_AT_A_TIME) -> None:
+    def __init__(self, bounds: Bounds = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1) -> None:
         self.now = 0.0
         self.calls: list[Call] = []
-        self.queue = Queue(Line(bounds), lambda: policy, self._score, now=lambda: self.now)
+        self.queue = Queue(Line(bounds, engines=engines), lambda: policy, self._score, now=lambda: self.now)
 
     async def _score(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> Answer:
         call = Call(batch, is_wanted)
@@ -125,6 +125,15 @@ async def test_how_long_a_request_waited_for_its_first_batch() -> None:
 
 
 @story
+async def test_each_engine_has_a_batch_and_the_next_one() -> None:
+    bench = Bench(engines=2)
+    bench.send("a", 9)
+    assert len(await bench.settle()) == 4
+    bench.now = 1.0
+    assert len(await bench.end()) == 4
+
+
+@story
 async def test_the_batch_of_a_request_that_goes_frees_the_engine() -> None:
     bench = Bench()
     gone, stays = bench.send("a", 5), bench.send("b", 1)
@@ -194,16 +203,16 @@ async def test_an_error_that_nobody_expected_reaches_those_who_wait() -> None:
 @story
 async def test_a_budget_that_is_over_leaves_what_has_not_begun_and_waits_for_what_has() -> None:
     bench = Bench()
-    ask = bench.send("a", 9, until=1.0, latest=100.0)
+    ask = bench.send("a", 9, until=0.5, latest=100.0)
     # No rate is known yet: one batch.
     assert await bench.settle() == [["a0", "a1"]]
-    bench.now = 0.4
-    # 50 tokens a second: 30 more until 1.0.
+    bench.now = 0.2
+    # 100 tokens a second: 30 more until 0.5.
     assert await bench.end() == [["a2", "a3"]]
-    bench.now = 0.75
+    bench.now = 0.375
     assert await bench.end() == [["a4"]]
     assert not ask.done()
-    bench.now = 1.0
+    bench.now = 0.5
     assert await bench.end() == []
     assert await ask == Scores([0.0, 1.0, 2.0, 3.0, 4.0, *[None] * 4], {}, frozenset(range(5, 9)))
 

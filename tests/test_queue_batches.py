@@ -137,9 +137,18 @@ def test_the_rate_forgets() -> None:
 def test_time_without_work_does_not_count() -> None:
     rate = Rate()
     for start in (0.0, 1000.0):
-        rate.begun(start, 50)
-        rate.ended(start + 1.0, 50, 1, is_scored=True)
-    assert rate.tokens == pytest.approx(50)
+        rate.begun(start, 200)
+        rate.ended(start + 1.0, 200, 1, is_scored=True)
+    assert rate.tokens == pytest.approx(200)
+
+
+def test_the_start_of_an_engine_is_no_measure_of_it() -> None:
+    rate, now = Rate(), 0.0
+    for took in (30.0, 1.0, 1.0, 1.0, 1.0, 1.0, 45.0, 1.0):
+        rate.begun(now, 500)
+        now += took
+        rate.ended(now, 500, 1, is_scored=True)
+    assert rate.tokens > 100
 
 
 def test_the_next_batch_is_due_shortly_before_the_engine_is_free() -> None:

@@ -54,14 +54,14 @@ class _Request:
 
 
 class Line:
-    """What waits and what is at the engines. Its methods are the events; a request is a number that the
-    caller makes up, `now` is in seconds of any clock."""
+    """What waits and what is at the engines, of which there are `engines`. Its methods are the events; a
+    request is a number that the caller makes up, `now` is in seconds of any clock."""
 
     def __init__(self, bounds: Bounds, *, engines: int = 1) -> None:
         self.bounds = bounds
         self._occupancy = Occupancy()
         self.rate = Rate()
-        self._engines = engines
+        self.engines = engines
         self._halvings = 0
         self._requests: dict[int, _Request] = {}
         self._turns = Turns()
@@ -151,7 +151,7 @@ class Line:
         """What one batch may hold now."""
         tokens = policy.tokens
         if self.rate.is_measured:
-            rate = self.rate.tokens / self._engines
+            rate = self.rate.tokens / self.engines
             tokens = max(tokens, min(policy.most_tokens, int(rate * policy.call_s)))
             tokens = min(tokens, int(rate * _LONGEST_CALL_S))
         return Limits(max(tokens >> self._halvings, 1), max(policy.inputs >> self._halvings, 1))
@@ -179,7 +179,7 @@ class Line:
         """From when on the next batch may be begun, beside so many under way."""
         if not self._turns:
             return math.inf
-        is_ahead = self._engines == 1 and under_way > 0 and self.rate.is_measured
+        is_ahead = self.engines == 1 and under_way > 0 and self.rate.is_measured
         return self.rate.next_at() if is_ahead else -math.inf
 
     def next(self, policy: BatchPolicy, now: float) -> Given:

@@ -183,8 +183,8 @@ class _Batch:
 class Queue:
     """Lets requests in, and has engines score their inputs.
 
-    `policy` tells how the engines get their work, `engines` how many there are. `score` scores a batch; what
-    it raises ends all requests of the batch.
+    `policy` tells how the engines get their work. `score` scores a batch; what it raises ends all requests of
+    the batch.
     """
 
     def __init__(
@@ -193,14 +193,12 @@ class Queue:
         policy: Callable[[], BatchPolicy],
         score: Score,
         *,
-        engines: int = 1,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.line = line
         self.now = now
         self._policy = policy
         self._score = score
-        self._engines = engines
         self._places: dict[int, Place] = {}
         self._under_way: set[_Batch] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -255,7 +253,7 @@ class Queue:
         while True:
             for request in self.line.late(now):
                 self._places[request]._drop()
-            if len(self._under_way) >= policy.at_engine * self._engines:
+            if len(self._under_way) >= policy.at_engine * self.line.engines:
                 return
             at = self.line.next_at(len(self._under_way))
             if at > now:

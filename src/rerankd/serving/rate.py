@@ -12,6 +12,8 @@ _FIRST_TOKENS = 1000.0
 # on what it has, which is how far that may be wrong, and the seconds that the service may be busy elsewhere.
 _AHEAD = 0.25
 _AHEAD_S = 0.02
+# A batch that takes longer than it should by more than this was waiting for an engine that started.
+_MOST_SLOWER = 10
 _ROUNDING = 1e-6
 
 
@@ -51,7 +53,7 @@ class Rate:
 
     def ended(self, now: float, tokens: int, inputs: int, *, is_scored: bool) -> None:
         """A batch of so many tokens and inputs has ended, with values or without."""
-        seconds = now - self._busy_since
+        seconds = min(now - self._busy_since, _MOST_SLOWER * tokens / self.tokens)
         # What is older than the memory fades.
         keep = max(1 - seconds / _MEMORY_S, 0.0)
         self._tokens = self._tokens * keep + tokens * is_scored

@@ -86,10 +86,9 @@ class ServedModel:
             patience_s=settings.hang_margin_s,
         )
         self.queue = Queue(
-            Line(Bounds.of(settings)),
+            Line(Bounds.of(settings), engines=model.wanted.replicas),
             lambda: self.engine.policy,
             self.calls.score,
-            engines=model.wanted.replicas,
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
         self._replicas: Replicas | None = None
