@@ -253,3 +253,19 @@ def test_a_client_that_has_used_up_its_head_start_is_not_taken_along() -> None:
     assert turns.next() == (100, True)
     assert list(turns.others(100, is_ahead=True)) == []
     assert set(turns.others(100, is_ahead=False)) == {0, request}
+
+
+def test_small_requests_that_go_leave_no_head_start_to_their_client() -> None:
+    turns = Turns()
+    turns.arrive(0, Client("a"), 1.0, 10**6)
+    turns.arrive(1, Client("b"), 1.0, 10**6)
+    for request in range(2, 100):
+        turns.arrive(request, Client("b"), 1.0, 3000)
+        turns.leave(request)
+    led = []
+    for _ in range(10):
+        turn = turns.next()
+        assert turn is not None and not turn[1]
+        turns.charge(turn[0], 500, turn[0])
+        led.append(turn[0])
+    assert led.count(1) == 5

@@ -107,12 +107,13 @@ class FairShare(Generic[K]):
         """A key that waits was given so many tokens. `spare`: of room that was left in another one's turn."""
         entry = self._active[key]
         self.credit = min(self.credit + tokens * _CREDIT_PER_TOKEN, MOST_AHEAD)
+        ahead = min(entry.head, tokens)
+        entry.head -= ahead
         if len(self._active) == 1:  # ahead of nobody
             entry.tag += tokens / entry.weight
             self.clock += tokens / entry.weight
             return
-        lent = min(entry.head, tokens) if self.credit > 0 else 0.0
-        entry.head -= lent
+        lent = ahead if self.credit > 0 else 0.0
         self.credit -= lent
         due = tokens - lent
         if spare:
@@ -130,11 +131,17 @@ class FairShare(Generic[K]):
             self._kept = {kept: tag for kept, tag in self._kept.items() if tag > self.clock}
             self._prune_at = 2 * len(self._kept) + 64
 
-    def forget(self, key: K) -> None:
-        """The key won't come back."""
-        if key in self._active:
-            self.leave(key)
+    def take_back(self, key: K, head: float) -> None:
+        """So much of its head start the key does not need any more."""
+        entry = self._active[key]
+        entry.head = max(entry.head - head, 0.0)
+
+    def forget(self, key: K) -> float:
+        """The key won't come back; what it has not used of its head start."""
+        unused = self._active[key].head
+        self.leave(key)
         self._kept.pop(key, None)
+        return unused
 
     def _order(self, key: K) -> tuple[bool, float, int]:
         entry = self._active[key]

@@ -66,7 +66,7 @@ class Turns:
             return
         ours = self._clients[name]
         del ours.weights[request]
-        ours.turns.forget(request)
+        self._turns.take_back(name, ours.turns.forget(request))
         if ours.weights:
             self._turns.reweigh(name, ours.against_others)
         else:
