@@ -110,6 +110,14 @@ def test_a_fast_engine_gets_more_at_a_time() -> None:
     assert line.limits(policy).tokens == 1000
 
 
+def test_a_slow_engine_gets_no_more_than_a_second_of_work() -> None:
+    policy = BatchPolicy(tokens=1000, most_tokens=4000)
+    line = line_of([100] * 1000)
+    line.done(line.next(policy, 0.0), 4.0)  # 250 tokens a second
+    assert line.limits(policy).tokens == 250
+    assert line.next(policy, 4.0).tokens == 200
+
+
 def test_an_engine_that_ran_out_of_memory_gets_half() -> None:
     line = line_of([10] * 1000)
     line.lower()
