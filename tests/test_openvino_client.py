@@ -313,7 +313,7 @@ async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path
 def test_steps_are_told_when_one_ends_or_nobody_computes() -> None:
     turn = Turn()
     assert turn.steps(7, 10) == 0
-    with turn.taken(lambda: None), ThreadPoolExecutor() as others:
+    with turn.taken(), ThreadPoolExecutor() as others:
         assert turn.steps(0, 0.01) == 0
         told = others.submit(turn.steps, 0, 10)
         turn.step()
@@ -323,9 +323,9 @@ def test_steps_are_told_when_one_ends_or_nobody_computes() -> None:
 
 def test_a_turn_that_ended_in_an_error_is_over() -> None:
     turn = Turn()
-    with pytest.raises(ValueError, match="one"), turn.taken(lambda: None):
+    with pytest.raises(ValueError, match="one"), turn.taken():
         raise ValueError("one")
-    with turn.taken(lambda: None):
+    with turn.taken():
         assert turn.steps(0, 0) == 0
 
 

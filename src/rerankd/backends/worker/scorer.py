@@ -50,8 +50,8 @@ class Scorer:
         self._queries = QueryVectors[Vectors]()
 
     def score(self, inputs: Sequence[Input], check: Callable[[], None] = _never) -> list[float]:
-        """The raw value of each input. `check` is called before each pass, and while another caller computes;
-        what it raises ends the computation.
+        """The raw value of each input. `check` is called before each pass; what it raises ends the
+        computation.
 
         Raises InputTooLong, InvalidBatch, and whatever the network raises.
         """
@@ -87,7 +87,7 @@ class Scorer:
         lengths = [len(one.ids) for one in readings]
         self._refuse(readings, lengths)
         network, found = self._network, dict[int, Vectors]()
-        with self.turn.taken(check):
+        with self.turn.taken():
             for places in cut(lengths, network.tokens_a_pass, network.whole):
                 check()
                 rows = network.forward(*padded([readings[at] for at in places]))

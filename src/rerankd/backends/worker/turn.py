@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-
-# How soon a caller that waits is asked whether it still wants its turn.
-_POLL_S = 0.2
+from collections.abc import Iterator
 
 
 class Turn:
@@ -19,13 +16,10 @@ class Turn:
         self._steps = 0
 
     @contextlib.contextmanager
-    def taken(self, check: Callable[[], None]) -> Iterator[None]:
-        """Wait for the turn and have it until the block ends. `check` is called meanwhile, and what it raises
-        ends the wait."""
+    def taken(self) -> Iterator[None]:
+        """Wait for the turn, and have it until the block ends."""
         with self._changed:
-            while self._is_taken:
-                self._changed.wait(_POLL_S)
-                check()
+            self._changed.wait_for(lambda: not self._is_taken)
             self._is_taken = True
         try:
             yield
