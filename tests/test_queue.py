@@ -91,14 +91,8 @@ async def test_values_come_back_to_their_places() -> None:
     assert await bench.end() == []
     assert await one == Scores([0.0, 1.0, None], {2: "the engine crashed on it"}, frozenset())
     assert await other == Scores([0.0], {}, frozenset())
+    assert await bench.send("nothing", 0) == Scores((), {}, frozenset())
     assert len(bench.queue.line) == 0
-
-
-@story
-async def test_nothing_to_score_is_done_at_once() -> None:
-    bench = Bench()
-    assert await bench.send("a", 0) == Scores((), {}, frozenset())
-    assert await bench.settle() == []
 
 
 @story
@@ -215,6 +209,22 @@ async def test_a_budget_that_is_over_leaves_what_has_not_begun_and_waits_for_wha
     bench.now = 0.5
     assert await bench.end() == []
     assert await ask == Scores([0.0, 1.0, 2.0, 3.0, 4.0, *[None] * 4], {}, frozenset(range(5, 9)))
+
+
+@story
+async def test_a_busy_engine_gets_no_empty_batch_for_a_budget_that_has_to_wait() -> None:
+    bench = Bench()
+    first = bench.send("a", 4)
+    await bench.settle()
+    bench.now = 0.2  # 100 tokens a second
+    assert await bench.end() == [["a2", "a3"]]
+    bench.now = 0.36  # the engine is free at 0.4, and then it is too late
+    ask = bench.send("b", 1, until=0.48, latest=100.0)
+    assert await bench.settle() == [["a2", "a3"]]
+    assert await bench.end() == [["b0"]]
+    assert await bench.end() == []
+    assert (await ask).values == [0.0]
+    await first
 
 
 @story

@@ -259,7 +259,10 @@ class Queue:
             if at > now:
                 self._again(at - now)
                 return
-            self._begin(self.line.next(policy, now))
+            given = self.line.next(policy, now)
+            if not given.inputs:
+                return
+            self._begin(given)
 
     def _again(self, seconds: float) -> None:
         if self._timer is not None:
