@@ -66,6 +66,9 @@ def _packed_part(request: int, waiting: Waiting, count: int) -> Part:
 
 def _padded(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
     own, longest = waiting.padded(*limits)
+    if own < len(waiting) <= limits.inputs and waiting.tokens <= limits.tokens:
+        # Little is left of the request, of lengths that don't go together: the engine takes them apart.
+        return [_packed_part(lead, waiting, len(waiting))]
     room = min(max(limits.tokens // longest, 1), limits.inputs)
     counts = [(lead, waiting, own)]
     total = own

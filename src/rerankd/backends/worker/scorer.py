@@ -58,7 +58,11 @@ class Scorer:
         if not inputs:
             return []
         readings = [_reading(one) for one in inputs]
-        values = self._logits(readings, check) if self._is_head else self._cosines(inputs, readings, check)
+        # A batch that waits may find its queries' vectors, which the one before has computed.
+        with self.turn.taken():
+            values = (
+                self._logits(readings, check) if self._is_head else self._cosines(inputs, readings, check)
+            )
         found: list[float] = values.tolist()
         return found
 
@@ -87,12 +91,11 @@ class Scorer:
         lengths = [len(one.ids) for one in readings]
         self._refuse(readings, lengths)
         network, found = self._network, dict[int, Vectors]()
-        with self.turn.taken():
-            for places in cut(lengths, network.tokens_a_pass, network.whole):
-                check()
-                rows = network.forward(*padded([readings[at] for at in places]))
-                found.update(zip(places, rows, strict=True))
-                self.turn.step()
+        for places in cut(lengths, network.tokens_a_pass, network.whole):
+            check()
+            rows = network.forward(*padded([readings[at] for at in places]))
+            found.update(zip(places, rows, strict=True))
+            self.turn.step()
         return np.stack([found[at] for at in range(len(readings))])
 
     def _refuse(self, readings: Sequence[Reading], lengths: Sequence[int]) -> None:
