@@ -65,9 +65,16 @@ def test_one_question_a_batch() -> None:
 
 
 def test_where_it_pads_the_longest_come_first_with_others_of_nearly_their_length() -> None:
-    assert batches(line_of([20, 50, 38, 37]), PADS) == [[(0, 1), (0, 2)], [(0, 3)], [(0, 0)]]
+    assert batches(line_of([20, 50, 38, 37]), PADS) == [[(0, 1), (0, 2)], [(0, 3), (0, 0)]]
     # Padding counts: 3 x 40 tokens do not fit.
     assert batches(line_of([40, 30, 30]), PADS) == [[(0, 0), (0, 1)], [(0, 2)]]
+
+
+def test_where_it_pads_little_that_is_left_is_one_batch() -> None:
+    """Whatever the lengths: the engine takes them apart, and a call costs more than that."""
+    line = line_of([60, 9, 20])
+    given = line.next(PADS, 0.0)
+    assert (given.inputs, given.tokens) == ([(0, 0), (0, 2), (0, 1)], 89)
 
 
 def test_where_it_pads_others_of_nearly_the_length_fill_a_batch() -> None:
