@@ -66,8 +66,8 @@ def test_one_question_a_batch() -> None:
 
 def test_where_it_pads_the_longest_come_first_with_others_of_nearly_their_length() -> None:
     assert batches(line_of([20, 50, 38, 37]), PADS) == [[(0, 1), (0, 2)], [(0, 3), (0, 0)]]
-    # Padding counts: 3 x 40 tokens do not fit.
-    assert batches(line_of([40, 30, 30]), PADS) == [[(0, 0), (0, 1)], [(0, 2)]]
+    # Padding counts: 3 x 50 tokens do not fit.
+    assert batches(line_of([50, 40, 40]), PADS) == [[(0, 0), (0, 1)], [(0, 2)]]
 
 
 def test_where_it_pads_little_that_is_left_is_one_batch() -> None:
