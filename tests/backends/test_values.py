@@ -107,6 +107,43 @@ async def test_a_pair_has_one_score_wherever_it_stands(served: Served) -> None:
     assert all(len(same) == 1 for same in twins.values())
 
 
+async def test_a_score_does_not_depend_on_what_else_there_is_to_do(served: Served) -> None:
+    """Other requests' documents share its batches, or come between them."""
+    reranker, texts = served.reranker, [TEXT, *OTHERS, *(f"{TEXT} {at}" for at in range(12))]
+    kind = "llama" if reranker.model.engine.backend.name == "llama" else "openvino f32"
+
+    async def ask(query: str, documents: list[str]) -> list[float]:
+        result = await reranker.rerank(query, documents, raw_scores=True)
+        return [row.score for row in sorted(result.results, key=lambda row: row.index)]
+
+    alone = await ask(QUERY, texts)
+    others = [(f"{QUERY} {at}", [f"{text} {at}" for text in texts * 3]) for at in range(8)]
+    found = await asyncio.gather(*(ask(QUERY, texts) for _ in range(4)), *(ask(*one) for one in others))
+    for values in found[:4]:
+        assert values == pytest.approx(alone, abs=TOLERANCE[kind])
+
+
+async def test_a_truncated_text_has_the_first_tokens_of_the_whole(served: Served) -> None:
+    """Also where llama.cpp tokenizes what is left of it by itself."""
+    reranker = served.reranker
+    long = (
+        "Saturn's rings, it is said, are\n\nof  dust… Große Ringe (熊猫) sind uncharacteristically thin! "
+        * 60
+    )
+    (one,) = await inputs(reranker, QUERY, [long])
+    reader = await reranker.registry.find(None).reader()
+    asked = await reader.ask(QUERY)
+    (whole,) = await reader.tokenizer.encode([asked.head + long + asked.tail])
+    kept = len(one.ids)
+    assert one.ids.tolist() == whole[:kept].tolist()
+    if not reads_text(reranker):
+        assert kept == asked.space
+        return
+    assert asked.space - 8 <= kept <= asked.space
+    (read,) = await reader.tokenizer.encode([one.text])
+    assert read.tolist() == whole[:kept].tolist() and not one.text[-1].isspace()
+
+
 def test_the_catalogs_prompts_are_cut_as_the_reference_cuts_them() -> None:
     mxbai = catalog.known().find("mxbai-rerank-base-v2")
     assert mxbai is not None

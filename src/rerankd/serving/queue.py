@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import functools
 import math
 import time
@@ -289,7 +290,7 @@ class Queue:
             if place.is_over:
                 continue
             if error is not None:
-                place._fail(error)
+                place._fail(copy.copy(error))  # one for each: a raised error collects tracebacks
                 continue
             answer = task.result()
             if (failure := answer.failures.get(number)) is not None:

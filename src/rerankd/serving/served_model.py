@@ -81,7 +81,7 @@ class ServedModel:
             learned,
             metrics,
             known=self._known,
-            out_of_memory=lambda: self.queue.line.lower(),
+            out_of_memory=self._ran_out_of_memory,
             log=self.log,
             patience_s=settings.hang_margin_s,
         )
@@ -235,6 +235,7 @@ class ServedModel:
         again."""
         self._error, self._failures = None, 0
         self.calls.forget()
+        self.queue.line.restore()
         self._safer.forget()
         if self._replicas is not None:
             self._replicas.reload()
@@ -251,6 +252,12 @@ class ServedModel:
         async with self._running().pick().lease() as engine:
             own = EngineTokenizer(engine.frame, self.calls.encode, self.calls.ends)
         return tokens.reader(running, own)
+
+    def _ran_out_of_memory(self) -> None:
+        self.queue.line.lower()
+        _log.warning(
+            "%s: its engine ran out of memory; its batches hold half as much until a reload", self.name
+        )
 
     async def _known(self, question: Question) -> Input:
         """An input that is known to work, beside a question."""
