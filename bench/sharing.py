@@ -195,7 +195,8 @@ async def prefixes(bench: Bench, options: argparse.Namespace) -> None:
         anew = sum(n < shared[key] * 0.9 for key, counts in kept.items() for n in counts)
         print(
             f"{name}: {figures[name]:.2f} documents/s, {len(runs)} batches in {len(starts)} runs; "
-            f"a prompt's start of {max(shared.values()):.0f} tokens was read {anew} times, {anew / len(starts):.2f} a run",
+            f"a prompt's start of {max(shared.values()):.0f} tokens was read {anew} times, "
+            f"{anew / len(starts):.2f} a run",
             flush=True,
         )
 

@@ -33,7 +33,12 @@ class Scripted(Reranker):
         self.asked: list[RerankRequest] = []
 
     async def answer(
-        self, request: RerankRequest, *, timeout_s: float | None = None, client: Client = NOBODY
+        self,
+        request: RerankRequest,
+        *,
+        timeout_s: float | None = None,
+        client: Client = NOBODY,
+        since: float | None = None,
     ) -> RerankResult:
         self.asked.append(request)
         if self.error is not None:

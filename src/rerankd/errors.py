@@ -43,7 +43,7 @@ class QueryRefused(InvalidRequest, code="query_refused", status_hint=422):
     """The engine ends on this query, whatever the text."""
 
 
-class TextsRefused(QueryRefused):
+class TextsRefused(QueryRefused, code="texts_refused"):
     """The engine ends on these texts while it tokenizes them. `reasons` says why, by their places."""
 
     def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
