@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from rerankd.backends.base import Batch, Engine
 from rerankd.errors import InputTooLong, QueryRefused, RerankdError, TextsRefused
 from rerankd.metrics import Metrics
-from rerankd.scoring import normalize
+from rerankd.scoring import normalize, self_test
+from rerankd.scoring.inputs import Reader
 from rerankd.scoring.sequences import Ids, Input, Question
 from rerankd.serving.attempts import Asked, Attempts, IsWanted, Lost, Part, always
 from rerankd.serving.quarantine import REASONS, TTL_S, Fault, Quarantine
@@ -35,8 +36,8 @@ _TOO_LONG = "the engine says that it is longer than it takes"
 
 
 class Calls:
-    """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `known` is an
-    input that is known to work, beside a question; `out_of_memory` is called when an engine ran out of it.
+    """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `reader` is how
+    they read; `out_of_memory` is called when an engine ran out of it.
     `patience_s` is how long a call that has the engine alone may take before it is looked at whether the
     engine is stuck."""
 
@@ -48,14 +49,14 @@ class Calls:
         learned: StateStore,
         metrics: Metrics,
         *,
-        known: Callable[[Question], Awaitable[Input]],
+        reader: Callable[[], Awaitable[Reader]],
         out_of_memory: Callable[[], object],
         log: Path,
         patience_s: float,
     ) -> None:
         self._name = name
         self._running = running
-        self._known = known
+        self._reader = reader
         self._out_of_memory = out_of_memory
         self._learned = learned
         self._metrics = metrics
@@ -204,7 +205,10 @@ class Calls:
     async def _check_query(self, asked: Asked[Any], at: int) -> None:
         """Whether the query of an input ends the engine beside a text that is known to work; then it is
         refused from now on."""
-        known = Asked([await self._known(asked.things[at].question)], [""])
+        question: Question = asked.things[at].question
+        reader = await self._reader()
+        texts = self_test.RELEVANT[:1]  # known to work
+        known = Asked(await reader.plain(question.query, texts, question.instruction), [""])
         try:
             await self._attempts.make(known, [0], _score, after=None, alone=True)
         except Lost as lost:

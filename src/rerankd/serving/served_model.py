@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import math
-import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -16,22 +13,20 @@ from pathlib import Path
 from rerankd.backends.base import Engine, Offer
 from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
-from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
+from rerankd.errors import EngineStartFailed, EngineUnavailable
 from rerankd.hub import store
 from rerankd.memory import Bytes, main_bytes
 from rerankd.metrics import Metrics
-from rerankd.process import restart
 from rerankd.process.child import Launch
 from rerankd.process.life import Plan, Watch
 from rerankd.process.reasons import Cause
 from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
-from rerankd.scoring import self_test
 from rerankd.scoring.cache import ScoreCache
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import Input, Question
 from rerankd.serving import tokens
+from rerankd.serving.backoff import Backoff
 from rerankd.serving.budgets import HeldMemory
 from rerankd.serving.calls import Calls
 from rerankd.serving.prepare import Model, fingerprint
@@ -44,8 +39,6 @@ from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
-# A load that failed takes seconds; the machine is left alone for at least as long.
-_SHORTEST_RETRY_S = 1.0
 _CRASHES = ("crash", "exit")
 
 
@@ -68,7 +61,7 @@ class ServedModel:
         self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
-        self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
+        self.log = store.Store(settings.home).log_of(model.name)
         self._metrics = metrics
         self._run_dir = run_dir
         self._learned = learned
@@ -80,7 +73,7 @@ class ServedModel:
             self._running,
             learned,
             metrics,
-            known=self._known,
+            reader=self.reader,
             out_of_memory=self._ran_out_of_memory,
             log=self.log,
             patience_s=settings.hang_margin_s,
@@ -97,9 +90,7 @@ class ServedModel:
         self.on_changed_file: Callable[[], None] = lambda: None
         # Why the file that has taken the model's place can't be served.
         self.why_not_read = ""
-        self._error: RerankdError | None = None
-        self._failures = 0
-        self._retry_at = 0.0
+        self._backoff = Backoff()
         self._cards: tuple[str, ...] = ()
         self._memory = HeldMemory()
         self._earlier: Status[Engine] = Status()
@@ -134,7 +125,8 @@ class ServedModel:
 
     def _state(self) -> Status[Engine]:
         if self._replicas is None:
-            state: State[Engine] = Unloaded() if self._error is None else Failed(self._error, self._retry_at)
+            error = self._backoff.error
+            state: State[Engine] = Unloaded() if error is None else Failed(error, self._backoff.retry_at)
             return replace(self._earlier, state=Starting() if self._is_settling else state)
         status = self._replicas.status
         starts, lost = self._earlier.starts + status.starts, self._earlier.lost + status.lost
@@ -171,24 +163,15 @@ class ServedModel:
         process/restart.py) is told the same at once, so that a model that can't be loaded does not keep the
         machine busy with starts.
         """
-        if self._error is not None and (left_s := self._retry_at - time.monotonic()) > 0:
-            error = copy.copy(self._error)
-            error.retry_after_s = math.ceil(left_s)
-            raise error
+        self._backoff.check()
         self._cards = cards
         try:
             await self._start()
         except Exception as error:
             await self.unload()
-            self._failures += 1
-            delay_s = max(restart.delay_s(self._failures, random.random()), _SHORTEST_RETRY_S)
-            self._retry_at = time.monotonic() + delay_s
-            if not isinstance(error, RerankdError):
-                raise
-            error.retry_after_s = math.ceil(delay_s)
-            self._error = error
+            self._backoff.failed(error)
             raise
-        self._error, self._failures = None, 0
+        self._backoff.clear()
         if not self.engine.on_cpu:
             await self._memory.look_at_cards(self.pids)
 
@@ -233,7 +216,7 @@ class ServedModel:
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests, and ask texts in quarantine
         again."""
-        self._error, self._failures = None, 0
+        self._backoff.clear()
         self.calls.forget()
         self.queue.line.restore()
         self._safer.forget()
@@ -258,12 +241,6 @@ class ServedModel:
         _log.warning(
             "%s: its engine ran out of memory; its batches hold half as much until a reload", self.name
         )
-
-    async def _known(self, question: Question) -> Input:
-        """An input that is known to work, beside a question."""
-        reader = await self.reader()
-        (known,) = await reader.plain(question.query, self_test.RELEVANT[:1], question.instruction)
-        return known
 
     def suspect(self) -> None:
         """Say that a call was not answered in time: engines that are stuck are replaced."""
@@ -320,8 +297,3 @@ class ServedModel:
         """Raises Unscorable where an engine that has loaded fails the self-test, unless forced."""
         await self.self_test.check(engine, self.engine, self._computes(), is_safer=bool(self._safer.taken))
         await asyncio.to_thread(self._safer.is_ready)
-
-
-def _file_name(name: str) -> str:
-    """A model's name as the name of a file."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:100].strip(".") or "model"
