@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,11 @@ from rerankd.backends.openvino import graph, precision, trial
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import op
+from rerankd.backends.worker.passes import Reading, padded
 from rerankd.config import Settings
 from rerankd.evaluation.collection import EVERYDAY, read
 from rerankd.scoring import normalize
+from rerankd.scoring.sequences import Input
 from rerankd.serving.prepare import Model, prepare
 from support import GOLDEN, golden, golden_settings
 
@@ -148,33 +149,31 @@ def main() -> None:
     collection = read(EVERYDAY)
     texts = list(collection.documents.values())
     asked = [(query, texts) for query in collection.queries.values()]
-    scoring = asdict(model.scoring)
-    exact, rough = both(model, lambda one: cosines(one, scoring, asked), emulate=emulate)
+    inputs = trial.inputs(model.path, model.scoring, asked)
+    exact, rough = both(model, lambda one: cosines(one, inputs), emulate=emulate)
     line("built-in, the 20 best of each query", model, *best(exact, rough))
     with tempfile.TemporaryDirectory() as home:
         for name in _GOLDEN:
             model = prepare(golden_settings(name, Path(home)))
-            scoring = asdict(model.scoring)
             for asked, what in (
                 (golden_pairs(name), "golden pairs"),
                 (trial.questions(4, 20), "queries of the trial"),
             ):
-                line(f"{name}, {what}", model, *both(model, values(scoring, asked), emulate=emulate))
+                line(f"{name}, {what}", model, *both(model, values(model, asked), emulate=emulate))
 
 
-def values(scoring: dict[str, Any], asked: Asked) -> Callable[[Encoder], Values]:
+def values(model: Model, asked: Asked) -> Callable[[Encoder], Values]:
     """What gives an encoder's raw values."""
-    return lambda encoder: trial.raw_values(encoder, scoring, asked)
+    inputs = trial.inputs(model.path, model.scoring, asked)
+    return lambda encoder: trial.raw_values(encoder, model.scoring, inputs)
 
 
-def cosines(encoder: Encoder, scoring: dict[str, Any], asked: Asked) -> Values:
+def cosines(encoder: Encoder, asked: Sequence[Sequence[Input]]) -> Values:
     """The cosines of all queries with all documents, each text read once."""
-    vocabulary = encoder.vocabulary
-    texts = [scoring["query_prefix"] + query for query, _ in asked]
-    texts += [scoring["document_prefix"] + text for text in asked[0][1]]
-    rows = trial.forward(encoder, [vocabulary.text(ids) for ids in vocabulary.ids(texts)])
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     queries = len(asked)
+    texts = [own[0].question.ids for own in asked] + [one.whole for one in asked[0]]
+    rows = np.stack([encoder.forward(*padded([Reading(ids, len(ids))]))[0] for ids in texts])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     found: Values = (rows[:queries] @ rows[queries:].T).tolist()
     return found
 

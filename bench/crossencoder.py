@@ -109,10 +109,11 @@ def weights(sizes: dict[str, tuple[int, ...]]) -> checkpoints.Tensors:
 
 async def worker(model: Path, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
     found = prepare(Settings(model=str(model), home=folder))
-    engine = await engines.started_worker(found, options, folder, stack)
+    engine, read_by = await engines.started_worker(found, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> list[float]:
-        return (await engine.score(Batch.of(query, documents))).values
+        inputs = await read_by.plain(query, documents)
+        return (await engine.score(Batch(tuple(inputs)))).values
 
     return ask
 

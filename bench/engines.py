@@ -42,7 +42,9 @@ from rerankd.backends.openvino.precision import Choice
 from rerankd.config import Settings
 from rerankd.formats.weights import Weights
 from rerankd.process.child import Child
+from rerankd.scoring.inputs import Reader
 from rerankd.serving.prepare import Model, prepare
+from rerankd.serving.tokens import ModelVocabulary, reader
 
 Ask = Callable[[str, list[str]], Awaitable[int]]
 """Scores texts for a query; gives the tokens that were read."""
@@ -92,8 +94,8 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
 
 async def started_worker(
     model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack
-) -> Engine:
-    """OpenVINO's worker with a model; the stack stops it."""
+) -> tuple[Engine, Reader]:
+    """OpenVINO's worker with a model, and how its texts are read; the stack stops it."""
     backend = OpenVinoBackend()
     spec = replace(model.spec, threads=options.threads)
     offer = backend.offer(spec, OpenVinoOptions(weights=options.weights), True)
@@ -108,14 +110,16 @@ async def started_worker(
     ready_s = await start(child, engine, log)
     await engine.prepare()
     print(f"{engine.about}: ready after {ready_s:.1f} s", flush=True)
-    return engine
+    return engine, reader(offer, await ModelVocabulary(model.facts).tokenizer())
 
 
 async def worker(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
-    engine = await started_worker(model, options, folder, stack)
+    engine, read_by = await started_worker(model, options, folder, stack)
 
     async def ask(query: str, documents: list[str]) -> int:
-        return (await engine.score(Batch.of(query, documents))).tokens
+        inputs = await read_by.plain(query, documents)
+        await engine.score(Batch(tuple(inputs)))
+        return sum(one.tokens for one in inputs)
 
     return ask
 

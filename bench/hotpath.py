@@ -6,7 +6,7 @@ same texts:
 
 - throughput: 1,000 documents of 100 words in one request, at the engine itself and through the service;
 - latency: 20 documents in a request, the same way, which makes five calls to the engine;
-- worker: the same beside OpenVINO's worker with a tiny model, which gets all 20 in one call;
+- worker: the same beside OpenVINO's worker with a tiny model, which gets the ids of all 20 in one call;
 - small: 200 requests of 2 documents a second, open loop: they are sent when their time has come, whether the
   earlier ones have been answered or not. The engine takes no time there.
 
@@ -38,7 +38,12 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "faults"), str(Path(__
 import gguf
 from served import MODEL, Service, service
 
+from rerankd.backends.worker import protocol
 from rerankd.benchmark.load import text
+from rerankd.domain import Normalization, Recipe
+from rerankd.formats import modelfile
+from rerankd.scoring.inputs import Reader
+from rerankd.serving.tokens import ModelVocabulary
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -72,29 +77,31 @@ def engine_client(it: Service) -> httpx.AsyncClient:
     )
 
 
-async def timed(client: httpx.AsyncClient, path: str, asked: dict[str, Any]) -> float:
+async def timed(client: httpx.AsyncClient, path: str, **asked: Any) -> float:
+    """`asked` is the body, as httpx takes it."""
     started = time.perf_counter()
-    (await client.post(path, json=asked)).raise_for_status().json()
+    (await client.post(path, **asked)).raise_for_status().json()
     return time.perf_counter() - started
 
 
 async def turns(
-    it: Service, documents: int, words: int, rounds: int, *, worker: bool = False
+    it: Service, documents: int, words: int, rounds: int, reader: Reader | None = None
 ) -> tuple[list[float], list[float], float]:
-    """Seconds at the engine and through the service, and the service's CPU seconds for a request."""
+    """Seconds at the engine and through the service, and the service's CPU seconds for a request. `reader`
+    makes the ids that a worker reads."""
     direct: list[float] = []
     through: list[float] = []
     cpu: list[float] = []
     async with engine_client(it) as engine, http(it) as client:
         for at in range(-1, rounds):
             asked = body(documents, words, f"{documents} {at}")
-            if worker:
-                said = {"query": asked["query"], "texts": asked["documents"]}
-                direct_s = await timed(engine, "/score", said)
+            if reader is not None:
+                inputs = await reader.plain(asked["query"], asked["documents"])
+                direct_s = await timed(engine, "/score", content=protocol.render(inputs))
             else:
-                direct_s = await timed(engine, "/v1/rerank", asked)
+                direct_s = await timed(engine, "/v1/rerank", json=asked)
             before = cpu_s(it.process.pid)
-            through_s = await timed(client, "/v1/rerank", asked)
+            through_s = await timed(client, "/v1/rerank", json=asked)
             if at >= 0:
                 direct.append(direct_s)
                 through.append(through_s)
@@ -126,7 +133,9 @@ async def latency(it: Service, options: argparse.Namespace) -> None:
 async def worker(it: Service, options: argparse.Namespace) -> None:
     words = min(options.words, 40)  # its window is short
     print(f"worker: 20 documents of {words} words, OpenVINO with a tiny model")
-    tell_added(*await turns(it, 20, words, options.rounds * 10, worker=True))
+    recipe = Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank")
+    reader = Reader(recipe, await ModelVocabulary(modelfile.read(MODEL)).tokenizer())
+    tell_added(*await turns(it, 20, words, options.rounds * 10, reader))
 
 
 def tell_added(direct: list[float], through: list[float], cpu: float) -> None:

@@ -1,7 +1,7 @@
-"""What counting and cutting cost: python bench/window.py [--documents 100] [--words 2000] [--rounds 5]
+"""What truncation costs: python bench/window.py [--documents 100] [--words 2000] [--rounds 5]
 
 The built-in model, documents far longer than its window, in one run and in turns: the whole documents, which
-rerankd must count and cut, and the same documents cut to their first part by hand, which it need not.
+rerankd must truncate, and the same documents cut to their first part by hand, which it need not.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ async def main(options: argparse.Namespace) -> None:
     async with Reranker(from_machine({"cache_entries": 0})) as reranker:
         # As many words as the window holds of these: measured, not guessed.
         size = 400
-        engine = reranker.state.engine
-        assert engine is not None
-        room = reranker.model.scoring.max_length - engine.fixed_tokens
-        while (await engine.count_tokens([" ".join(whole[0].split()[: size + 1])]))[0] <= room:
+        reader = await reranker.registry.find(None).reader()
+        asked = await reader.ask(text(WORDS, 8, "query"))
+        while (await reader.read(asked, [" ".join(whole[0].split()[: size + 1])])).cut == frozenset():
             size += 1
         cut = [" ".join(document.split()[:size]) for document in whole]
         for at in range(options.rounds):
@@ -48,7 +47,7 @@ async def main(options: argparse.Namespace) -> None:
                 f"whole {whole_s:.2f} s for {whole_tokens} tokens, cut by hand {cut_s:.2f} s for {cut_tokens}"
             )
     added = [100 * (a / b - 1) for a, b in zip(took["whole"], took["cut"], strict=True)]
-    print(f"added by counting and cutting, a token: median {statistics.median(added):.1f} %")
+    print(f"added by truncation, a token: median {statistics.median(added):.1f} %")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def settings() -> str:
     """All settings but the sections, a row each."""
     fields = config.Settings.model_fields
     # What a model may have of its own, and what is a backend's, come last.
-    last = [*config.ServingSettings.model_fields, *flags.of_backends()]
+    of_models = (config.RequestDefaults, config.ServingSettings)
+    last = [*(name for group in of_models for name in group.model_fields), *flags.of_backends()]
     rows = [
         f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(name)} |"
         for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)
@@ -119,6 +120,8 @@ def request_options() -> str:
     rows = []
     for option in options.OPTIONS:
         names = ", ".join(f"`{spelling.name}`" for spelling in option.spellings)
+        if option.header:
+            names += f", header `{option.header}`"
         rows.append(f"| {names} | {option.meaning} | {'; '.join(_honoured(option))} |")
     return "\n".join(["| names | meaning | dialects |", "|---|---|---|", *rows])
 

@@ -102,7 +102,12 @@ class Fake:
             if bad and any(isinstance(part, str) and bad in part for part in parts):
                 end(signal.SIGSEGV)
             ids = [[part] if isinstance(part, int) else list(part.encode()) for part in parts]
-            return 200, {"tokens": [token for part in ids for token in part]}
+            tokens = [token for part in ids for token in part]
+            if body.get("with_pieces"):
+                pieces = [chr(token) if token < 128 else [token] for token in tokens]
+                named = [{"id": token, "piece": piece} for token, piece in zip(tokens, pieces, strict=True)]
+                return 200, {"tokens": named}
+            return 200, {"tokens": tokens}
         if path == "/v1/rerank":
             with self.lock:
                 return self.rerank(body["query"], body["documents"])

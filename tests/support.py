@@ -19,8 +19,12 @@ from typing import Any
 import httpx
 import uvicorn
 
+from rerankd.backends.base import Batch
 from rerankd.backends.llama import installed
 from rerankd.config import Settings
+from rerankd.scoring import plan
+from rerankd.scoring.sequences import Input
+from rerankd.service import Reranker
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -50,6 +54,28 @@ def golden_settings(name: str, home: Path, **more: Any) -> Settings:
     return Settings.model_validate(
         {"model": path, "home": home, "scoring": scoring, "cache_entries": 0, **more}
     )
+
+
+async def inputs(
+    reranker: Reranker, query: str, texts: Sequence[str], instruction: str | None = None
+) -> list[Input]:
+    """What the first model reads of texts beside a query."""
+    reader = await reranker.registry.find(None).reader()
+    clean = [plan.clean(text, nfc=reader.recipe.nfc) for text in texts]
+    return await reader.plain(query, clean, instruction)
+
+
+async def batch(
+    reranker: Reranker, query: str, texts: Sequence[str], instruction: str | None = None
+) -> Batch:
+    """The same as one batch."""
+    return Batch(tuple(await inputs(reranker, query, texts, instruction)))
+
+
+async def count_tokens(reranker: Reranker, *texts: str) -> list[int]:
+    """Tokens of each text, without any around it."""
+    reader = await reranker.registry.find(None).reader()
+    return [len(ids) for ids in await reader.tokenizer.encode(texts)]
 
 
 def native_engine() -> str:

@@ -66,6 +66,7 @@ def _result(request: RerankRequest, given: dict[str, Any]) -> RerankResult:
         tokens=given["tokens"],
         normalization=given.get("transform", "sigmoid"),
         warnings=tuple(given.get("warnings", ())),
+        unscored=tuple(given.get("unscored", ())),
     )
 
 

@@ -18,6 +18,7 @@ from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
 from rerankd.service import Reranker
 from rerankd.serving.prepare import Model, prepare
+from rerankd.serving.queue import NOBODY, Client
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 _BODY = {"query": "q", "documents": ["a", "bb"]}
@@ -31,7 +32,14 @@ class Scripted(Reranker):
         self.error = error
         self.asked: list[RerankRequest] = []
 
-    async def answer(self, request: RerankRequest, *, timeout_s: float | None = None) -> RerankResult:
+    async def answer(
+        self,
+        request: RerankRequest,
+        *,
+        timeout_s: float | None = None,
+        client: Client = NOBODY,
+        since: float | None = None,
+    ) -> RerankResult:
         self.asked.append(request)
         if self.error is not None:
             raise self.error

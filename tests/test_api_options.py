@@ -53,15 +53,18 @@ SENT: dict[str, tuple[Any, Any]] = {
     ),
     "truncate_prompt_tokens": (99, 99),
     "rank_fields": (["title"], ["title"]),
-    "priority": (3, None),
+    "priority": (3, "low"),
+    "budget_ms": (500, 500),
+    "max_scored_documents": (2, 2),
+    "truncate_at": ("sentence", "sentence"),
+    "truncate_query": (True, True),
     "keep_alive": ("5m", None),
 }
-# What a dialect can't do; everything else it does. `priority` and `keep_alive` nobody does.
+# What a dialect can't do; everything else it does. `keep_alive` nobody does.
 REFUSED = {(name, "score_threshold") for name in ("tei", "weaviate", "vllm")}
 WARNED = {
     *((name, "top_n") for name in ("tei", "weaviate", "vllm")),
     *((name, "return_documents") for name in ("nvidia", "vllm")),
-    *((name, "priority") for name in DIALECTS),
     *((name, "keep_alive") for name in DIALECTS),
 }
 
@@ -145,6 +148,58 @@ def test_a_default_that_a_library_always_sends_hides_no_other_name() -> None:
     sent = {**DIALECTS["jina"][1], "raw_scores": False, "normalize": False, "top_n": 0, "limit": 3}
     request = parsed("jina", sent)
     assert (request.raw_scores, request.top_n, request.warnings) == (True, 3, ())
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        *[("low", "low"), ("High", "high"), (" normal ", "normal"), (0, "normal"), ("0", "normal")],
+        *[(-3, "high"), ("-1", "high"), (999, "low"), ("+7", "low"), (2**70, "low"), (-(2**70), "high")],
+        *[("urgent", None), (1.5, None), (True, None), (["low"], None), ("-", None), ("1_0", None)],
+        *[("٣", None), ("9" * 5000, None)],
+    ],
+)
+def test_a_priority_is_a_word_or_a_whole_number(dialect: str, sent: Any, meant: str | None) -> None:
+    if meant is not None:
+        assert parsed(dialect, body(dialect, "priority", sent)).priority == meant
+        return
+    with pytest.raises(
+        InvalidRequest, match=r"'priority' is .* must be \"low\", \"normal\", \"high\" or"
+    ) as caught:
+        parsed(dialect, body(dialect, "priority", sent))
+    assert len(caught.value.message) < 250
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "says"),
+    [
+        ("budget_ms", -1, "'budget_ms' is the number -1, but must not be negative"),
+        ("budget_ms", "soon", "'budget_ms' is the string 'soon', but must be a whole number."),
+        (
+            "max_scored_documents",
+            2.5,
+            "'max_scored_documents' is the number 2.5, but must be a whole number.",
+        ),
+        ("truncate_query", "perhaps", "'truncate_query' is the string 'perhaps', but must be true or false."),
+        ("truncate_at", "word", """'truncate_at' is 'word', but must be "token" or "sentence"."""),
+        ("truncate_at", 5, "'truncate_at' is the number 5, but must be a string."),
+    ],
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_no_option_can_be_is_said(dialect: str, name: str, sent: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parsed(dialect, body(dialect, name, sent))
+    assert caught.value.message.startswith(says)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_is_off_in_a_request_wins_over_the_models_setting(dialect: str) -> None:
+    sent = {**DIALECTS[dialect][1], "budget_ms": 0, "truncate_query": False, "truncate_at": "token"}
+    request = parsed(dialect, sent)
+    assert (request.budget_ms, request.truncate_query, request.truncate_at) == (0, False, "token")
+    plain = parsed(dialect, DIALECTS[dialect][1])
+    assert (plain.budget_ms, plain.truncate_query, plain.truncate_at) == (None, None, None)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -253,10 +308,10 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     left = await ask(client, dialect, truncation_side="left")
     assert left.status_code == 400 and "keeps the start" in left.text
 
-    short = await ask(client, dialect, max_tokens_per_doc=2)
-    assert "with 2 tokens for a text: documents 0, 1, 2." in told(short)
+    short = await ask(client, dialect, max_tokens_per_doc=1)
+    assert "with 1 tokens for a text: documents 0, 1, 2." in told(short)
     small = await ask(client, dialect, max_tokens_per_query=2)
-    assert "The query was cut to 2 tokens" in told(small)
+    assert "The query was truncated to 2 tokens" in told(small)
     chunks = await ask(client, dialect, max_chunks_per_doc=200)
     assert "Too long" not in told(chunks)
     # As many chunks as just hold the text hold it no more when they overlap.
@@ -266,8 +321,41 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     assert "Too long" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
 
     pair = await ask(client, dialect, truncate_prompt_tokens=5)
-    assert pair.status_code == 400 and "window of 5" in pair.text
-    assert "'priority' is not used" in told(await ask(client, dialect, priority=1))
+    assert pair.status_code == 400 and "an input may have 5" in pair.text
+    assert "'keep_alive' is not used" in told(await ask(client, dialect, keep_alive="5m"))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_what_truncation_and_budgets_do_to_an_answer(client: httpx.AsyncClient, dialect: str) -> None:
+    plain = rows((await ask(client, dialect)).json())
+    path, sent = DIALECTS[dialect]
+    long = json.loads(json.dumps(sent).replace(QUERY, LONG))
+    refused = await client.post(path, json=long)
+    assert refused.status_code == 400 and "tokens" in refused.text
+    shortened = await client.post(path, json={**long, "truncate_query": True})
+    assert shortened.status_code == 200 and "The query was truncated to " in told(shortened)
+
+    sentence = await ask(client, dialect, truncate_at="sentence")
+    assert sorted(score for score, _ in rows(sentence.json())) != sorted(score for score, _ in plain)
+    token = await ask(client, dialect, truncate_at="token")
+    assert [score for score, _ in rows(token.json())] == pytest.approx(
+        [score for score, _ in plain], abs=1e-4
+    )
+
+    jina = (await ask(client, "jina", raw_scores=dialect == "nvidia")).json()["results"]
+    first = next(row["relevance_score"] for row in jina if row["index"] == 0)
+    few = await ask(client, dialect, max_scored_documents=1)
+    lowest, other, best = sorted(score for score, _ in rows(few.json()))
+    assert (lowest, best) == (other, pytest.approx(first, abs=1e-3)) and lowest < best
+    assert "Not scored within the request's budget" in told(few) and "documents 1, 2." in told(few)
+    if dialect == "jina":
+        assert few.json()["meta"]["unscored"] == [1, 2]
+
+    all_of_them = await ask(client, dialect, budget_ms=60_000, priority="high")
+    assert "Not scored" not in told(all_of_them)
+    assert [score for score, _ in rows(all_of_them.json())] == pytest.approx(
+        [score for score, _ in plain], abs=1e-4
+    )
 
 
 async def test_images_are_named_as_not_read(client: httpx.AsyncClient) -> None:
@@ -286,7 +374,7 @@ async def test_ollamas_clients_find_the_models(client: httpx.AsyncClient) -> Non
 
 
 async def test_warnings_are_in_the_body_too_where_it_has_a_place(client: httpx.AsyncClient) -> None:
-    answer = await ask(client, "jina", priority=1)
+    answer = await ask(client, "jina", keep_alive="5m")
     assert answer.json()["meta"]["warnings"] == json.loads(answer.headers["x-rerankd-warnings"])
 
 
@@ -302,7 +390,7 @@ async def test_an_answer_without_warnings_has_no_header(client: httpx.AsyncClien
 async def test_warnings_about_pairs_of_several_queries_say_which(client: httpx.AsyncClient) -> None:
     answer = await client.post(
         "/score",
-        json={"text_1": ["a", "a", "b", "b"], "text_2": ["c", "d", "c", LONG], "top_n": 1, "priority": 9},
+        json={"text_1": ["a", "a", "b", "b"], "text_2": ["c", "d", "c", LONG], "top_n": 1, "keep_alive": 9},
     )
     warnings = json.loads(answer.headers["x-rerankd-warnings"])
     assert [warning.startswith("Pairs 0 to 1: '") for warning in warnings] == [True, True, False]

@@ -13,7 +13,7 @@ from rerankd.errors import DataFolderError, FetchError
 from rerankd.formats import gguf
 from rerankd.hub import builtin
 from rerankd.service import Reranker
-from support import rerankd
+from support import count_tokens, rerankd
 
 PANDA = ("hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。")
 
@@ -31,9 +31,8 @@ async def test_it_orders_the_panda_example_right(home: Path) -> None:
 
 async def test_compatibility_forms_are_read_as_what_they_stand_for(home: Path) -> None:
     async with Reranker(Settings(home=home)) as reranker:
-        count = reranker.state.engine.count_tokens  # type: ignore[union-attr]
         wide, plain = "Ｐａｎｄａ　①ﬁ", "Panda 1fi"
-        assert await count([wide]) == await count([plain])
+        assert await count_tokens(reranker, wide) == await count_tokens(reranker, plain)
         result = await reranker.rerank("panda", [wide, plain], raw_scores=True)
         assert result.results[0].score == pytest.approx(result.results[1].score, abs=1e-4)
 

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-from rerankd.scoring.cache import QueryVectors, ScoreCache
+from rerankd.scoring.cache import Known, QueryVectors, ScoreCache
 
 
-def one(cache: ScoreCache, query: str, text: str, instruction: str = "") -> bytes:
-    (key,) = cache.keys(query, instruction, [text])
+def one(cache: ScoreCache, query: str, text: str, truncation: str = "") -> bytes:
+    (key,) = cache.keys(query.encode(), [text], truncation)
     return key
+
+
+def known(raw: float, tokens: int = 1) -> Known:
+    return Known(raw, tokens, is_cut=False)
 
 
 def test_a_value_is_found_by_all_that_it_depends_on() -> None:
     cache = ScoreCache(10, "file a")
-    cache.put(one(cache, "q", "t"), 0.0, 7)
-    assert cache.get(one(cache, "q", "t")) == (0.0, 7)
+    cache.put(one(cache, "q", "t"), known(0.0, 7))
+    assert cache.get(one(cache, "q", "t")) == known(0.0, 7)
     for other in (
         one(cache, "q", "T"),
         one(cache, "qt", ""),
@@ -25,37 +29,37 @@ def test_a_value_is_found_by_all_that_it_depends_on() -> None:
 def test_a_value_of_another_engine_build_or_precision_is_not_found() -> None:
     cache = ScoreCache(10, "m")
     cache.computed_by("openvino f32")
-    cache.put(one(cache, "q", "t"), 0.5, 3)
+    cache.put(one(cache, "q", "t"), known(0.5, 3))
     cache.computed_by("openvino f32")
-    assert cache.get(one(cache, "q", "t")) == (0.5, 3), "loaded again as it was"
+    assert cache.get(one(cache, "q", "t")) == known(0.5, 3), "loaded again as it was"
     cache.computed_by("openvino bf16")
     assert cache.get(one(cache, "q", "t")) is None
-    cache.put(one(cache, "q", "t"), 0.51, 3)
+    cache.put(one(cache, "q", "t"), known(0.51, 3))
     cache.computed_by("openvino f32")
     assert cache.get(one(cache, "q", "t")) is None, "an old value does not come back"
 
 
 def test_the_least_recently_used_goes_first() -> None:
     cache = ScoreCache(2, "m")
-    first, second, third = cache.keys("q", "", ["1", "2", "3"])
-    cache.put(first, 1, 1)
-    cache.put(second, 2, 1)
-    assert cache.get(first) == (1, 1)
-    cache.put(third, 3, 1)
-    assert (cache.get(first), cache.get(second), cache.get(third)) == ((1, 1), None, (3, 1))
+    first, second, third = cache.keys(b"q", ["1", "2", "3"])
+    cache.put(first, known(1))
+    cache.put(second, known(2))
+    assert cache.get(first) == known(1)
+    cache.put(third, known(3))
+    assert (cache.get(first), cache.get(second), cache.get(third)) == (known(1), None, known(3))
     assert len(cache) == 2
 
 
 def test_without_entries_it_is_off() -> None:
     cache = ScoreCache(0, "m")
-    assert cache.keys("q", "", ["1", "2"]) == []
-    cache.put(b"key", 1, 1)
+    assert cache.keys(b"q", ["1", "2"]) == []
+    cache.put(b"key", known(1))
     assert len(cache) == 0
 
 
 def test_the_newest_queries_keep_their_vectors() -> None:
     vectors = QueryVectors[str]()
     for number in range(100):
-        vectors.put(f"query {number}", f"vector {number}")
-    kept = [number for number in range(100) if vectors.get(f"query {number}") == f"vector {number}"]
+        vectors.put(b"query %d" % number, f"vector {number}")
+    kept = [number for number in range(100) if vectors.get(b"query %d" % number) == f"vector {number}"]
     assert kept == list(range(36, 100))

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 import checkpoints
 from rerankd.backends.openvino.encoder import Encoder
-from rerankd.backends.worker.runner import padded
+from rerankd.backends.worker.passes import Reading, padded
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
-from rerankd.formats import gguf, modelfile, safetensors_metadata
-from rerankd.formats.tokenizer import Reading, of_file
+from rerankd.formats import gguf, modelfile, safetensors_metadata, tokenizer
 from rerankd.hub.inspect import describe
 from rerankd.hub.store import Store, display_name
 from rerankd.recipes import catalog
@@ -39,7 +38,7 @@ OLD_MODERN_BERT = {
 
 def raw_values(folder: Path, cases: list[dict[str, Any]]) -> Any:
     encoder = Encoder(folder, "rank", threads=1, precision="f32")
-    first = encoder.vocabulary.first_typed is not None
+    first = tokenizer.read(modelfile.read(folder)).frame.first_typed is not None
     found = []
     for case in cases:
         ids = case["ids"]
@@ -127,11 +126,11 @@ def test_how_a_tokenizer_was_saved_does_not_matter(tmp_path: Path) -> None:
     )  # fmt: skip
     cases, wanted = sample("bert-pairs")
     assert np.abs(raw_values(folder, cases) - wanted).max() < 1e-4
-    plain, used = (of_file(one / "tokenizer.json", 1800) for one in (GOLDEN / "bert-pairs", folder))
-    query, text = plain.ids(["What is a panda?", "The giant panda is a bear. " * 9])
-    assert used.ids(["What is a panda?", "The giant panda is a bear. " * 9]) == [query, text]
-    assert used.pair(query, text) == plain.pair(query, text)
-    assert used.text(query) == plain.text(query)
+    read = [tokenizer.of_file(one / "tokenizer.json", 1800) for one in (GOLDEN / "bert-pairs", folder)]
+    texts = ["What is a panda?", "The giant panda is a bear. " * 9]
+    plain, used = ([ids.tolist() for ids in vocabulary.encode(texts)] for vocabulary in read)
+    assert used == plain
+    assert repr(read[1].frame) == repr(read[0].frame)
 
 
 def test_a_tokenizers_length_bounds_the_window(tmp_path: Path) -> None:
@@ -319,6 +318,14 @@ def test_no_header_ends_in_another_error(data: st.DataObject) -> None:
         resolve(facts, catalog.known()).require()
 
 
+@pytest.mark.parametrize("name", ["bert-pairs", "modernbert-head"])
+def test_a_configuration_of_millions_of_layers_costs_nothing(name: str, tmp_path: Path) -> None:
+    """It took 20 s, and gigabytes."""
+    folder = checkpoints.copy(name, tmp_path / "model", num_hidden_layers=18_872_163, layer_types=None)
+    with pytest.raises(ModelFileError, match="should hold a size as num_hidden_layers"):
+        modelfile.read(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("{}", "tokenizer can't be read"), ("nothing", "tokenizer can't be read")],
@@ -327,14 +334,14 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, text: str, words: str) -> 
     folder = checkpoints.copy("bert-pairs", tmp_path / "model")
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(ModelFileError, match=words):
-        Encoder(folder, "rank", threads=1)
+        tokenizer.read(modelfile.read(folder))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = checkpoints.copy("modernbert-head", tmp_path / "model")
     (folder / "tokenizer.json").write_bytes((GOLDEN / "bert-pairs" / "tokenizer.json").read_bytes())
     with pytest.raises(ModelFileError, match="1800 tokens, and the model knows"):
-        Encoder(folder, "rank", threads=1)
+        tokenizer.read(modelfile.read(folder))
 
 
 @pytest.mark.parametrize("shape", [[], [8192], [128, 8, 8], [64, 128], [0, 64]])

@@ -100,7 +100,7 @@ def test_as_many_layers_as_fit() -> None:
     assert decided.slots == 1
     assert f"room for {decided.gpu_layers} of its 36 layers" in decided.reason
     # What is said to fit does: weights and cache of these layers, and what a micro-batch takes.
-    taken = decided.gpu_layers * (4.7 * GIB / 37 + 8192 * 2048 * 2)
+    taken = decided.gpu_layers * (4.7 * GIB / 37 + 8448 * 2048 * 2)
     assert taken < 5.8 * GIB - 600 * 2**20
 
 
@@ -125,12 +125,12 @@ def test_more_free_memory_never_means_fewer_layers_or_slots() -> None:
         (
             QWEN_06B_F32,
             CPU_2,
-            {"--parallel": "1", "--ctx-size": "8192", "--ubatch-size": "512", "--cache-type-k": "f32"},
+            {"--parallel": "1", "--ctx-size": "8448", "--ubatch-size": "512", "--cache-type-k": "f32"},
         ),
         (
             QWEN_8B_Q4,
             CARD_24,
-            {"--parallel": "4", "--ctx-size": "32768", "--n-gpu-layers": "999", "--threads": "8"},
+            {"--parallel": "4", "--ctx-size": "33792", "--n-gpu-layers": "999", "--threads": "8"},
         ),
     ],
 )

@@ -174,6 +174,17 @@ def test_what_is_set_for_a_model_stops_only_the_engines_of_models_that_it_is_new
     assert [one in after.wanted("") for one in before.wanted("")] == [True, False]
 
 
+def test_what_requests_get_by_default_stops_no_engine() -> None:
+    before = config.load("budget_ms = 1\n[models.a]\nbudget_ms = 3\n[models.b]", {}, {})
+    after = config.override(before, {"budget_ms": 2, "truncate_query": True, "truncate_at": "sentence"})
+    assert config.changed(before, after, "live") == ["budget_ms", "truncate_at", "truncate_query"]
+    assert config.changed(before, after, "engine") == [] and not config.engines_differ(before, after)
+    assert [one.of_engines for one in before.wanted("")] == [one.of_engines for one in after.wanted("")]
+    assert [(one.budget_ms, one.truncate_query) for one in after.wanted("")] == [(3, True), (2, True)]
+    threads = config.override(before, {"threads": 2})
+    assert before.wanted("")[0].of_engines != threads.wanted("")[0].of_engines
+
+
 def test_a_backend_gets_its_options_and_what_is_set_for_a_model_wins() -> None:
     text = 'gpu_layers = 1\nengine_args = "--mlock"\n[models.a]\ngpu_layers = 2'
     settings = config.load(text, {}, {})

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rerankd.backends.llama import completion
 from rerankd.scoring import prompt
 
 CONTROL = {"<|im_start|>": 1, "<|im_end|>": 2, "<|im|>": 3, "": 4}
@@ -39,13 +40,13 @@ def answer(relevant: float, irrelevant: float) -> dict[str, object]:
 @given(st.floats(-80, 80))
 def test_log_odds_undo_the_softmax(raw: float) -> None:
     relevant = 1 / (1 + math.exp(-raw))
-    assert prompt.log_odds(answer(relevant, math.exp(-raw) * relevant), (7, 8)) == pytest.approx(
+    assert completion.log_odds(answer(relevant, math.exp(-raw) * relevant), (7, 8)) == pytest.approx(
         raw, abs=1e-9
     )
 
 
 def test_log_odds_stay_finite_where_a_probability_is_gone() -> None:
-    assert prompt.log_odds(answer(1.0, 0.0), (7, 8)) == 87.0
-    assert prompt.log_odds(answer(0.0, 1.0), (7, 8)) == -87.0
+    assert completion.log_odds(answer(1.0, 0.0), (7, 8)) == 87.0
+    assert completion.log_odds(answer(0.0, 1.0), (7, 8)) == -87.0
     with pytest.raises(KeyError):
-        prompt.log_odds(answer(0.5, 0.5), (7, 9))
+        completion.log_odds(answer(0.5, 0.5), (7, 9))

@@ -61,13 +61,17 @@ def test_a_blank_key_ends_the_start_with_the_reason(tmp_path: Path) -> None:
     ],
 )
 def test_the_key_lets_in_however_it_was_written(key: str, sent: bytes) -> None:
-    assert keys.read(Settings(api_key=key)).name_of(sent) == "default"
+    assert keys.read(Settings(api_key=key)).find(sent) == (
+        "default",
+        hashlib.sha256(sent).hexdigest(),
+        "normal",
+    )
 
 
 @pytest.mark.parametrize("sent", [b"", b"Secret", b"secret\x00", "钥匙".encode("gb18030"), b"?", b"\xff"])
 def test_another_key_does_not(sent: bytes) -> None:
     for key in ("secret", "钥匙", "schlüssel"):
-        assert keys.read(Settings(api_key=key)).name_of(sent) is None
+        assert keys.read(Settings(api_key=key)).find(sent) is None
 
 
 def write(path: Path, text: str, mode: int = 0o600) -> Path:
@@ -85,6 +89,10 @@ DIGEST = hashlib.sha256(b"k").hexdigest()
         ("laptop:rk-secret", 0o600, "Line 1 of .* is not NAME:SHA256"),
         (f"# keys\n\n{DIGEST}\n", 0o600, "Line 3 of"),
         (f"a b:{DIGEST}", 0o600, "is not NAME:SHA256"),
+        (f"a:{DIGEST}:urgent", 0o600, "NAME:SHA256:PRIORITY: a name, .* and low, normal or high"),
+        (f"a:{DIGEST}:", 0o600, "is not NAME:SHA256"),
+        (f"a:{DIGEST}:low:high", 0o600, "is not NAME:SHA256"),
+        ("a:rk-secret:low", 0o600, "is not NAME:SHA256"),
         (f"a:{DIGEST}\na:{DIGEST}", 0o600, "Line 2 of .*: the name a is taken"),
         (f"default:{DIGEST}", 0o600, "the name default is taken"),
         (f"a:{DIGEST}", 0o620, "chmod go-w"),
@@ -120,21 +128,39 @@ def key(*arguments: str, file: Path, home: Path) -> str:
     return ended.stdout.strip()
 
 
+def test_a_key_has_the_priority_of_its_line(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    lines = [f"{name}:{digest}" for name, digest in zip(names, digests, strict=True)]
+    ends = ["", ":low", " : high ", ":normal"]
+    file = write(tmp_path / "keys", "\n".join(line + end for line, end in zip(lines, ends, strict=True)))
+    known = keys.read(Settings(api_keys_file=file))
+    found = [known.find(name.encode()) for name in names]
+    priorities = ["normal", "low", "high", "normal"]
+    assert found == [*zip(names, digests, priorities, strict=True)]
+
+
 def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
     file = tmp_path / "etc" / "keys"
     made = key("new", "laptop", file=file, home=tmp_path)
     write(file, "# who is who\n" + file.read_text(), 0o640)
-    other = key("new", "dify", file=file, home=tmp_path)
+    other = key("new", "dify", "--priority", "low", file=file, home=tmp_path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
     assert made not in file.read_text() and len(made) > 40
-    assert key("list", file=file, home=tmp_path).split()[::2] == ["laptop", "dify"]
+    told = [line.split() for line in key("list", file=file, home=tmp_path).splitlines()]
+    assert [(name, priority) for name, _, priority in told] == [("laptop", "normal"), ("dify", "low")]
     known = keys.read(Settings(api_keys_file=file))
-    assert (known.name_of(made.encode()), known.name_of(other.encode())) == ("laptop", "dify")
+    assert [found and found.name for found in map(known.find, (made.encode(), other.encode()))] == [
+        "laptop",
+        "dify",
+    ]
     again = rerankd("key", "new", "dify", "--file", str(file), home=tmp_path)
     assert again.returncode == 2 and "There is a key named dify" in again.stderr
     key("remove", "laptop", file=file, home=tmp_path)
     assert file.read_text().startswith("# who is who\n")
-    assert keys.read(Settings(api_keys_file=file)).name_of(made.encode()) is None
+    assert keys.read(Settings(api_keys_file=file)).find(made.encode()) is None
+    wrong = rerankd("key", "new", "x", "--priority", "urgent", "--file", str(file), home=tmp_path)
+    assert wrong.returncode == 2 and "'low', 'normal', 'high'" in wrong.stderr
     gone = rerankd("key", "remove", "laptop", "--file", str(file), home=tmp_path)
     assert gone.returncode == 2 and "no key named laptop" in gone.stderr
 

@@ -23,17 +23,18 @@ _TENTHS = 10
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("kind", "name", "documents"),
-    # As many as take minutes: the first engine reads tiny models ten times as fast as the second one.
+    ("kind", "name", "documents", "more_mib"),
+    # As many as take minutes: OpenVINO reads tiny models ten times as fast as llama.cpp. It keeps memory for
+    # each shape of a pass, and after the first tenth some shapes are still to come.
     [
-        ("openvino", "xlmr-head", 20_000),
-        ("llama", "xlmr-head", 3_000),
-        ("openvino", "builtin:e5", 3_000),
-        ("llama", "builtin:e5", 3_000),
+        ("openvino", "xlmr-head", 20_000, 8),
+        ("llama", "xlmr-head", 3_000, 2),
+        ("openvino", "builtin:e5", 3_000, 40),
+        ("llama", "builtin:e5", 3_000, 8),
     ],
 )
 async def test_memory_stays_where_it_was_after_the_first_tenth(
-    kind: str, name: str, documents: int, home: Path, tmp_path: Path
+    kind: str, name: str, documents: int, more_mib: int, home: Path, tmp_path: Path
 ) -> None:
     if name == "builtin:e5":  # it is fetched once, for all tests
         settings = Settings.model_validate({"model": name, "home": home, "cache_entries": 0, "engine": kind})
@@ -59,4 +60,4 @@ async def test_memory_stays_where_it_was_after_the_first_tenth(
         assert reranker.state.starts == starts, "it was not replaced meanwhile"
     curve = ", ".join(f"{size / 2**20:.0f}" for size in held)
     print(f"\n{kind} {name}: MiB after each tenth of {documents} documents: {curve}")
-    assert held[-1] < 1.05 * held[0], curve
+    assert held[-1] < held[0] + more_mib * 2**20, curve

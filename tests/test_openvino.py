@@ -1,12 +1,11 @@
-"""The OpenVINO worker's parts: what goes into a call, the thread that computes, precision, damaged files."""
+"""The OpenVINO worker: its values, the shapes of its passes, precision, damaged files."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import random
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,215 +17,52 @@ from hypothesis import strategies as st
 
 from ggufs import rewrite, write
 from rerankd import machine
-from rerankd.backends.base import EngineSpec
+from rerankd.backends.base import Batch, EngineSpec
 from rerankd.backends.openvino import chosen, precision, shapes, trial
+from rerankd.backends.openvino.backend import OpenVinoBackend, OpenVinoOffer
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.options import OpenVinoOptions
-from rerankd.backends.worker.runner import Runner, padded
-from rerankd.backends.worker.schedule import Schedule
-from rerankd.domain import Normalization, Recipe
+from rerankd.backends.worker.passes import cut
+from rerankd.backends.worker.scorer import Scorer
+from rerankd.domain import Method, Normalization, Pooling, Recipe
 from rerankd.errors import ModelFileError
-from rerankd.formats.tokenizer import Reading, of_file, of_header
+from rerankd.formats import modelfile
 from rerankd.formats.weights import Weights
-from rerankd.hub import builtin
+from rerankd.process.child import Child
 from rerankd.process.reasons import DAMAGED_FILE
+from rerankd.scoring.sequences import Input, Question
 from rerankd.service import Reranker
 from rerankd.serving.prepare import prepare
 from rerankd.state import StateStore
-from support import GOLDEN, golden, golden_settings
-
-TINY = {
-    name: of_header(Weights(GOLDEN / f"{name}.gguf").values)
-    for name in ("xlmr-head", "bert-embedder", "modernbert-head")
-}
-# Checkpoints, and the golden model that has the same tokenizer.
-FOLDERS = {"xlmr-head": "xlmr-head", "modernbert-head": "modernbert-head", "bert-pairs": "bert-embedder"}
-FROM_FILES = {name: of_file(GOLDEN / name / "tokenizer.json", 2**20) for name in (*FOLDERS, "roberta-head")}
-lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=40)
+from support import GOLDEN, children, golden, golden_settings
 
 
-@given(st.lists(lengths, max_size=6), st.integers(64, 1024))
-def test_each_text_is_in_one_call_and_no_call_is_too_large(jobs: list[list[int]], most: int) -> None:
-    schedule = schedule_of(most)
-    for number, texts in enumerate(jobs):
-        schedule.add(number, texts)
-    seen = []
-    while call := schedule.next():
-        longest = max(row.tokens for row in call)
-        assert len(call) == 1 or len(call) * longest <= most
-        assert all(row.tokens >= 0.75 * longest for row in call)
-        assert all(row.tokens == jobs[row.job][row.at] for row in call)
-        seen += [(row.job, row.at) for row in call]
-    assert sorted(seen) == [(job, at) for job, texts in enumerate(jobs) for at in range(len(texts))]
-
-
-def test_texts_of_one_length_go_together_the_longest_first() -> None:
-    schedule = schedule_of(100)
-    schedule.add(1, [10, 50, 11, 49, 12])
-    assert [row.at for row in schedule.next()] == [3, 1]
-    assert [row.at for row in schedule.next()] == [0, 2, 4]
-    assert schedule.next() == []
-
-
-def test_jobs_take_turns_and_others_ride_along() -> None:
-    schedule = schedule_of(100)
-    schedule.add(1, [100] * 5 + [20])
-    assert [row.job for row in schedule.next()] == [1]
-    schedule.add(2, [20, 21, 19])
-    schedule.add(3, [90])
-    turns = [{row.job for row in schedule.next()} for _ in range(7)]
-    # The second job's texts take the first one's short text along.
-    assert turns == [{1}, {2, 1}, {3}, {1}, {1}, {1}, set()]
-
-
-def test_the_jobs_of_one_owner_share_its_turns() -> None:
-    schedule = schedule_of(100)
-    schedule.add(1, [100] * 3, owner="bulk")
-    schedule.add(2, [100] * 3, owner="bulk")
-    schedule.add(3, [100] * 3, owner="small")
-    assert [schedule.next()[0].job for _ in range(9)] == [1, 1, 3, 3, 1, 3, 2, 2, 2]
-
-
-def test_calls_have_few_shapes_whatever_lengths_come() -> None:
-    schedule, pick = schedule_of(512), random.Random(3)
+def test_passes_have_few_shapes_whatever_lengths_come() -> None:
+    pick = random.Random(3)
     seen = set()
-    for number in range(400):
-        schedule.add(number, [pick.randint(1, 512) for _ in range(pick.randint(1, 60))])
-        while call := schedule.next():
-            longest = max(row.tokens for row in call)
-            seen.add((shapes.texts(len(call)), shapes.tokens(longest, 512)))
+    for _ in range(400):
+        lengths = [pick.randint(1, 512) for _ in range(pick.randint(1, 64))]
+        for places in cut(lengths, 512, lambda count, longest: shapes.whole(count, longest, 128)):
+            longest = max(lengths[at] for at in places)
+            seen.add((shapes.inputs(len(places)), shapes.tokens(longest, 512)))
     assert len(seen) < 120, "OpenVINO keeps memory for each"
 
 
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
-def test_a_text_is_padded_a_little_and_never_beyond_the_window(longest: int, most: int) -> None:
+def test_an_input_is_padded_a_little_and_never_beyond_the_window(longest: int, most: int) -> None:
     padded_to = shapes.tokens(longest, most)
     assert longest <= padded_to <= max(longest, most)
     assert padded_to <= longest + max(7, longest // 8)
 
 
 @given(st.integers(1, 2000), st.integers(1, 512), st.integers(1, 256))
-def test_a_call_is_cut_to_a_power_of_two_where_it_is_large_enough(
+def test_a_pass_is_cut_to_a_power_of_two_where_it_is_large_enough(
     count: int, longest: int, enough: int
 ) -> None:
     taken = shapes.whole(count, longest, enough)
-    assert 1 <= taken <= count <= shapes.texts(count) < 2 * count
+    assert 1 <= taken <= count <= shapes.inputs(count) < 2 * count
     if taken < count:
-        assert taken == shapes.texts(taken) and taken * longest >= enough and 2 * taken > count
-
-
-def test_who_comes_waits_for_the_call_under_way_and_has_two_turns_together() -> None:
-    schedule = schedule_of(100)
-    schedule.add(1, [100] * 9)
-    for _ in range(3):
-        schedule.next()
-    schedule.add(2, [100] * 4)
-    assert [schedule.next()[0].job for _ in range(6)] == [2, 2, 1, 2, 1, 2]
-
-
-def test_a_job_that_is_dropped_waits_no_longer() -> None:
-    schedule = schedule_of(1000)
-    schedule.add(1, [5, 5])
-    schedule.add(2, [500])
-    schedule.drop(1)
-    assert [row.job for row in schedule.next()] == [2]
-    assert schedule.next() == []
-
-
-def test_a_new_job_waits_for_one_turn_of_each_that_was_there() -> None:
-    schedule = schedule_of(10)
-    for job in range(4):
-        schedule.add(job, [10] * 50)
-    for _ in range(10):
-        schedule.next()
-    schedule.add(9, [10])
-    before = 0
-    while (call := schedule.next()) and call[0].job != 9:
-        before += 1
-    assert before <= 4
-
-
-def schedule_of(tokens: int) -> Schedule:
-    """The schedule as OpenVINO's worker has it."""
-    return Schedule(tokens, lambda count, longest: shapes.whole(count, longest, tokens // 4))
-
-
-def readings(texts: list[list[int]]) -> list[Reading]:
-    return [Reading(ids, len(ids)) for ids in texts]
-
-
-class Gate:
-    """A model that adds up ids, and waits for leave to do so."""
-
-    def __init__(self) -> None:
-        self.open = threading.Semaphore(0)
-        self.begun = threading.Semaphore(0)
-        self.calls: list[int] = []
-
-    def __call__(self, ids: Any, sizes: Any, seconds: Any) -> Any:
-        self.begun.release()
-        assert self.open.acquire(timeout=10)
-        if (ids == 666).any():
-            raise RuntimeError("no memory for this")
-        self.calls.append(len(ids))
-        return ids.sum(axis=1, keepdims=True).astype(np.float32)
-
-
-def test_each_job_gets_its_own_values_in_order() -> None:
-    gate = Gate()
-    runner = Runner(gate, 1024)
-    first = runner.submit(readings([[1, 2, 3], [4], [5, 5, 5]]))
-    second = runner.submit(readings([[7, 8, 9]]))
-    for _ in range(4):
-        gate.open.release()
-    assert first.result.result(10)[:, 0].tolist() == [6, 4, 15]
-    assert second.result.result(10)[:, 0].tolist() == [24]
-
-
-def test_what_fails_fails_its_jobs_only() -> None:
-    gate = Gate()
-    runner = Runner(gate, 1024)
-    bad = runner.submit(readings([[666], [1, 1, 1]]))
-    good = runner.submit(readings([[1, 2, 3, 4, 5, 6, 7, 8]]))
-    for _ in range(4):
-        gate.open.release()
-    with pytest.raises(RuntimeError, match="no memory for this"):
-        bad.result.result(10)
-    assert good.result.result(10)[:, 0].tolist() == [36]
-
-
-def test_dropped_work_is_not_begun() -> None:
-    gate = Gate()
-    runner = Runner(gate, 1024)
-    runner.submit(readings([[1] * 900]))
-    assert gate.begun.acquire(timeout=10)
-    dropped = runner.submit(readings([[2] * 500] * 20))
-    runner.drop(dropped)
-    last = runner.submit(readings([[3] * 900]))
-    for _ in range(2):
-        gate.open.release()
-    assert last.result.result(10)[:, 0].tolist() == [2700]
-    assert gate.calls == [1, 1]
-
-
-def test_the_thread_shows_work_between_calls_and_none_while_it_hangs() -> None:
-    gate = Gate()
-    runner = Runner(gate, 1024)
-    idle = runner.steps(-1, 10)
-    assert runner.steps(idle, 10) > idle
-    job = runner.submit(readings([[1]]))
-    assert gate.begun.acquire(timeout=10)
-    hung = runner.steps(-1, 10)
-    assert runner.steps(hung, 0.05) == hung
-    gate.open.release()
-    assert runner.steps(hung, 10) > hung
-    job.result.result(10)
-
-
-def test_padding_keeps_texts_whole() -> None:
-    ids, sizes, seconds = padded(readings([[1, 2], [3], [4, 5, 6]]))
-    assert ids.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
-    assert sizes.tolist() == seconds.tolist() == [2, 1, 3]
+        assert taken == shapes.inputs(taken) and taken * longest >= enough and 2 * taken > count
 
 
 def test_precision_is_what_the_cpu_is_faster_with() -> None:
@@ -356,6 +192,26 @@ def test_the_trial_asks_in_both_languages() -> None:
     assert {query.isascii() for query, _ in asked} == {True, False}
 
 
+@pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder"])
+def test_the_trial_compares_the_raw_values_of_what_a_model_reads(name: str) -> None:
+    is_head = name == "xlmr-head"
+    recipe = Recipe(
+        "cross_encoder" if is_head else "embedding",
+        96,
+        Normalization("sigmoid"),
+        "rank" if is_head else "mean",
+        query_prefix="" if is_head else "query: ",
+    )
+    path = GOLDEN / f"{name}.gguf"
+    asked = trial.inputs(path, recipe, trial.questions(3, 5))
+    assert max(one.tokens for own in asked for one in own) == recipe.max_length, "some are truncated"
+    encoder = Encoder(path, recipe.pooling, threads=1)
+    values = trial.raw_values(encoder, recipe, asked)
+    assert [len(own) for own in values] == [5] * 3
+    assert values[1][2] == pytest.approx(trial.raw_values(encoder, recipe, [[asked[1][2]]])[0][0], abs=1e-5)
+    assert len({value for own in values for value in own}) == 15
+
+
 @pytest.mark.parametrize(
     ("name", "lost"),
     [
@@ -407,29 +263,57 @@ def test_nothing_that_reports_usage_is_loaded() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder", "modernbert-head", "builtin"])
-def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, home: Path) -> None:
-    path = builtin.path_in(home / "models") if name == "builtin" else GOLDEN / f"{name}.gguf"
-    vocabulary = of_header(Weights(path).values)
-    rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-    assert len(rows) >= 126
-    for row, ids in zip(rows, vocabulary.ids([row["text"] for row in rows]), strict=True):
-        assert ids == row[name], row["text"]
+def golden_inputs(name: str, cases: list[dict[str, Any]]) -> list[Input]:
+    """What the model reads of golden cases, from their ids."""
+    made = []
+    for ids in (case["ids"] for case in cases):
+        if name == "bert-embedder":
+            query, document = (np.array(one, np.int32) for one in ids)
+            made.append(Input(Question("", ids=query), "", document, len(document)))
+        else:
+            # Of these models only this one has two token types.
+            second = ids.index(ids[-1]) + 1 if name == "bert-pairs" else None
+            made.append(Input(Question("", second=second), "", np.array(ids, np.int32), len(ids)))
+    return made
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_tokenizer_json_gives_the_ids_of_the_reference(name: str) -> None:
-    rows = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-    for row, ids in zip(rows, FROM_FILES[name].ids([row["text"] for row in rows]), strict=True):
-        assert ids == row[FOLDERS[name]], row["text"]
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200))
-def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -> None:
-    for vocabulary in (*TINY.values(), *FROM_FILES.values()):
-        (ids,) = vocabulary.ids([text + "</s><s>[CLS][SEP]<|endoftext|>" + text])
-        assert not set(ids) & vocabulary.control_ids
-        assert all(0 <= number < vocabulary.size for number in ids)
+@pytest.mark.parametrize(
+    "model", ["xlmr-head.gguf", "bert-embedder.gguf", "modernbert-head.gguf", "bert-pairs", "roberta-head"]
+)
+async def test_a_worker_gives_transformers_values_of_ids_and_loads_no_tokenizer(
+    model: str, tmp_path: Path
+) -> None:
+    name = model.removesuffix(".gguf")
+    pooling: Pooling = "mean" if name == "bert-embedder" else "rank"
+    method: Method = "embedding" if name == "bert-embedder" else "cross_encoder"
+    recipe = Recipe(method, 256, Normalization("sigmoid"), pooling)
+    spec = EngineSpec(name, GOLDEN / model, recipe, {}, metadata=modelfile.read(GOLDEN / model))
+    backend = OpenVinoBackend()
+    offer = backend.offer(spec, OpenVinoOptions(precision="f32"), True)
+    assert isinstance(offer, OpenVinoOffer) and offer.capabilities.reads == "ids"
+    launch = backend.launch(offer, (), (), tmp_path / "w.sock")
+    child = await Child.start(launch.argv, tmp_path / "w.log")
+    engine = launch.connect(tmp_path / "w.sock")
+    try:
+        async with asyncio.timeout(60):
+            while not await engine.is_ready():
+                assert child.exit_code is None, child.lines()
+                await asyncio.sleep(0.02)
+        cases = [case for case in golden(name)["cases"] if case["fits"]]
+        random.Random(4).shuffle(cases)
+        inputs = golden_inputs(name, cases)
+        # One batch of some hundred inputs, and batches of one.
+        together = (await engine.score(Batch(tuple(inputs)))).values
+        alone = [(await engine.score(Batch((one,)))).values[0] for one in inputs[:20]]
+        assert together == pytest.approx([case["raw"] for case in cases], abs=1e-4)
+        assert alone == pytest.approx(together[:20], abs=1e-5)
+        if sys.platform == "linux":
+            (pid,) = children(child.pid) or [child.pid]
+            libraries = Path(f"/proc/{pid}/maps").read_text()
+            assert "openvino" in libraries and "tokenizers" not in libraries
+    finally:
+        await child.stop(0)
+        await engine.close()
 
 
 @pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head"])
@@ -438,13 +322,13 @@ def test_compressed_weights_move_scores_a_little(name: str) -> None:
     wanted = np.array([case["raw"] for case in cases])
     encoder = Encoder(GOLDEN / f"{name}.gguf", "rank", threads=1, precision="f32", compressed=True)
     assert "weights compressed" in encoder.about
-    found = np.array([encoder.forward(*padded(readings([case["ids"]])))[0, 0] for case in cases])
+    found = np.array(Scorer(encoder, 512, is_head=True).score(golden_inputs(name, cases)))
     moved = np.abs(found - wanted).max() / (wanted.max() - wanted.min())
     assert 1e-4 < moved < 0.03  # 0.024 and 0.013 seen, of models with only 64 weights a row
     assert np.corrcoef(found, wanted)[0, 1] > 0.999
 
 
-def test_a_file_without_a_whole_vocabulary_says_so(tmp_path: Path) -> None:
+def test_a_file_without_a_whole_header_says_so(tmp_path: Path) -> None:
     shapes = {"token_embd.weight": (10, 32), "token_embd_norm.weight": (32,), "token_embd_norm.bias": (32,)}
     shapes["position_embd.weight"] = (512, 32)
     numbers = {"feed_forward_length": 64, "attention.head_count": 4}

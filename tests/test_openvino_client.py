@@ -1,65 +1,208 @@
-"""The worker's HTTP and the service's side of it, over a socket, with a model that adds up ids."""
+"""The worker: how a batch is cut and computed, its HTTP, and the service's side of it, with a model that adds
+up ids."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rerankd.backends.base import Batch, EngineSpec
+from rerankd.backends.base import Batch
+from rerankd.backends.worker import protocol
 from rerankd.backends.worker.client import WorkerEngine
+from rerankd.backends.worker.passes import Reading, cut, padded
+from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
-from rerankd.domain import Normalization, Recipe
+from rerankd.backends.worker.turn import Turn
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
-from rerankd.formats.tokenizer import Reading
+from rerankd.scoring.sequences import Frame, Ids, Input, Question
 
-HEAD = Recipe("cross_encoder", 16, Normalization("sigmoid"), pooling="rank")
-
-
-class Letters:
-    """A vocabulary in which a letter is a token."""
-
-    around_pair, around_text = 3, 2
-
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[ord(letter) for letter in text] for text in texts]
-
-    def text(self, ids: list[int]) -> Reading:
-        return Reading([1, *ids, 2], len(ids) + 2)
-
-    def pair(self, query: list[int], text: list[int]) -> Reading:
-        return Reading([1, *query, 2, *text, 2], len(query) + 2)
+FAILS, WAITS, ROWS, MAX_LENGTH = 666, 77, 1000, 16
 
 
 class Sum:
-    """A model whose logit is the sum of the ids; it stops at a `#` until the test lets it go on."""
+    """A model whose logit is the sum of the ids, twice as much for those of the second type. It waits for
+    leave at the id WAITS, and fails at FAILS."""
 
-    vocabulary = Letters()
-    tokens_a_call = 512
     about = "a sum"
+    rows = ROWS
+    tokens_a_pass = 32
 
     def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.at_gate = threading.Event()
-        self.calls = 0
+        self.gate = threading.Semaphore(0)
+        self.at_gate = threading.Semaphore(0)
+        self.calls: list[int] = []
 
     def whole(self, count: int, longest: int) -> int:
         return count
 
     def forward(self, ids: Any, lengths: Any, seconds: Any) -> Any:
-        self.calls += 1
-        if (ids == ord("#")).any():
-            self.at_gate.set()
-            assert self.gate.wait(20)
-        if (ids == ord("!")).any():
-            raise RuntimeError("Check failed at brgemm.cpp:1")
-        return ids.sum(axis=1, keepdims=True).astype(np.float32)
+        self.calls.append(len(ids))
+        assert (ids[np.arange(ids.shape[1]) >= lengths[:, None]] == 0).all()
+        if (ids == WAITS).any():
+            self.at_gate.release()
+            assert self.gate.acquire(timeout=20)
+        if (ids == FAILS).any():
+            raise ValueError("Check failed at brgemm.cpp:1")
+        twice = np.arange(ids.shape[1]) >= seconds[:, None]
+        return (ids * (1 + twice)).sum(axis=1, keepdims=True).astype(np.float32)
+
+
+class Lengths(Sum):
+    """A model whose vector is the number of even ids and that of odd ones."""
+
+    def forward(self, ids: Any, lengths: Any, seconds: Any) -> Any:
+        self.calls.append(len(ids))
+        read = np.arange(ids.shape[1]) < lengths[:, None]
+        counts = [(read & (ids % 2 == odd)).sum(axis=1) for odd in (0, 1)]
+        return np.stack(counts, axis=1).astype(np.float32)
+
+
+def ids(*values: int) -> Ids:
+    return np.array(values, np.int32)
+
+
+def asked(*values: int, second: int | None = None) -> Question:
+    """A question whose ids stand before the document, and 3 after it."""
+    return Question("", before=ids(*values), after=ids(3), second=second)
+
+
+def inputs(question: Question, *documents: Sequence[int]) -> tuple[Input, ...]:
+    return tuple(Input(question, "", ids(*one), 0) for one in documents)
+
+
+def batch(question: Question, *documents: Sequence[int]) -> Batch:
+    return Batch(inputs(question, *documents))
+
+
+numbers = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=6).map(lambda values: ids(*values))
+questions = st.builds(
+    Question,
+    st.just(""),
+    before=numbers,
+    after=numbers,
+    ids=numbers,
+    second=st.none() | st.integers(0, 9),
+)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[Input]:
+    pool = draw(st.lists(questions, min_size=1, max_size=4))
+    rows = draw(st.lists(st.tuples(st.sampled_from(pool), numbers), max_size=12))
+    return [Input(question, "", own, 0) for question, own in rows]
+
+
+@given(batches())
+def test_a_batch_is_read_as_it_was_written(made: list[Input]) -> None:
+    read = protocol.parse(protocol.render(made))
+    assert len(read) == len(made)
+    for one, other in zip(read, made, strict=True):
+        assert one.question.key == other.question.key
+        assert (one.ids.tolist(), one.tokens) == (other.ids.tolist(), len(other.whole))
+    assert len({id(one.question) for one in read}) == len({one.question.key for one in made})
+
+
+@given(batches(), st.data())
+def test_a_damaged_body_is_refused_or_is_a_batch(made: list[Input], data: st.DataObject) -> None:
+    body = bytearray(protocol.render(made))
+    at = data.draw(st.integers(0, len(body) - 1))
+    length = data.draw(st.integers(0, 4))
+    body[at : at + length] = data.draw(st.binary(max_size=4))
+    with contextlib.suppress(InvalidBatch):
+        protocol.parse(bytes(body))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "first line can't be read"),
+        (b"[" * 100_000, "first line can't be read"),
+        (b"[]\n", "first line can't be read"),
+        (b'{"questions": []}\n', "first line can't be read"),
+        (b'{"questions": [[1, 2, 3]], "inputs": []}\n', "first line can't be read"),
+        (b'{"questions": [], "inputs": [[0, 0]]}\n', "of question 0, and there are 0"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[-1, 0]]}\n', "no length"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, -1]]}\nabcd', "no length"),
+        (b'{"questions": [[0, 0, 0, -1]], "inputs": [[0, 1]]}\nabcd', "no length"),
+        (b'{"questions": [[0, true, 0, null]], "inputs": []}\nabcd', "no length"),
+        (b'{"questions": [[0, 0.0, 0, null]], "inputs": []}\n', "no length"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 2]]}\nabcd', "2 ids, and 4 bytes follow"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 1]]}\nabcdefg', "1 ids, and 7 bytes follow"),
+        (b'{"questions": [[%d, 0, 0, null]], "inputs": []}\n' % 10**30, "0 bytes follow"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told(body: bytes, says: str) -> None:
+    with pytest.raises(InvalidBatch, match=says):
+        protocol.parse(body)
+
+
+lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=80)
+
+
+@given(lengths, st.integers(64, 1024))
+def test_each_input_is_in_one_pass_and_no_pass_is_too_large(tokens: list[int], most: int) -> None:
+    seen = []
+    for places in cut(tokens, most, lambda count, longest: (count + 1) // 2):
+        longest = max(tokens[at] for at in places)
+        assert len(places) == 1 or len(places) * longest <= most
+        assert all(tokens[at] >= 0.75 * longest for at in places)
+        seen += places
+    assert sorted(seen) == list(range(len(tokens)))
+
+
+def test_inputs_of_one_length_go_together_the_longest_first() -> None:
+    assert cut([10, 50, 11, 49, 12], 100, lambda count, longest: count) == [[3, 1], [0, 2, 4]]
+    assert cut([], 100, lambda count, longest: count) == []
+
+
+def test_padding_keeps_inputs_whole() -> None:
+    made = padded([Reading(ids(1, 2), 1), Reading(ids(3), 1), Reading(ids(4, 5, 6), 3)])
+    assert [one.tolist() for one in made] == [[[1, 2, 0], [3, 0, 0], [4, 5, 6]], [2, 1, 3], [1, 1, 3]]
+
+
+def test_values_stand_in_the_order_of_the_inputs() -> None:
+    model = Sum()
+    scorer = Scorer(model, MAX_LENGTH, is_head=True)
+    plain, typed = asked(1), asked(1, 2, second=2)
+    long, short = [10] * 12, [5]
+    mixed = [*inputs(plain, long, short), *inputs(typed, long, short), *inputs(plain, [])]
+    assert scorer.score(mixed) == [124, 9, 249, 19, 4]
+    assert sorted(model.calls) == [1, 2, 2]
+    assert scorer.score([]) == []
+
+
+def test_a_cosine_is_that_of_the_question_s_own_ids_computed_once() -> None:
+    model = Lengths()
+    scorer = Scorer(model, MAX_LENGTH, is_head=False)
+    even, odd = (Question("", before=ids(2), after=ids(1), ids=own) for own in (ids(4, 4, 6), ids(7)))
+    mixed = [*inputs(even, [2, 2], []), *inputs(odd, [2, 2])]
+    wanted = [3 / 10**0.5, 0.5**0.5, 1 / 10**0.5]
+    assert scorer.score(mixed) == pytest.approx(wanted)
+    assert sum(model.calls) == 5
+    assert scorer.score(mixed) == pytest.approx(wanted)
+    assert sum(model.calls) == 8
+
+
+@pytest.mark.parametrize("bad", [ROWS, -1, -(2**31), 2**31 - 1])
+def test_ids_that_the_model_does_not_have_are_refused(bad: int) -> None:
+    head, vectors = Scorer(Sum(), MAX_LENGTH, is_head=True), Scorer(Lengths(), MAX_LENGTH, is_head=False)
+    own = Question("", ids=ids(bad))
+    for scorer, made in ((head, inputs(asked(1), [ROWS - 1], [bad])), (vectors, inputs(own, [1]))):
+        with pytest.raises(InvalidBatch, match="outside the 1000 of the model"):
+            scorer.score(made)
+    with pytest.raises(InvalidBatch, match="no tokens"):
+        vectors.score(inputs(asked(1), [1]))
 
 
 @pytest.fixture
@@ -69,7 +212,7 @@ def model() -> Sum:
 
 @pytest.fixture
 def scorer(model: Sum) -> Scorer:
-    return Scorer(model, 16, is_head=True)  # type: ignore[arg-type]
+    return Scorer(model, MAX_LENGTH, is_head=True)
 
 
 @pytest.fixture
@@ -79,87 +222,117 @@ def socket(model: Sum, scorer: Scorer, tmp_path: Path) -> Iterator[Path]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield path
-        model.gate.set()
+        model.gate.release(100)
         server.shutdown()
         thread.join()
 
 
-def spec() -> EngineSpec:
-    return EngineSpec("sum", Path("sum.gguf"), HEAD, {})
-
-
-def total(query: str, text: str) -> float:
-    return float(sum(map(ord, query + text)) + 5)
-
-
-async def test_values_come_in_order_and_tokens_are_counted(socket: Path) -> None:
-    engine = WorkerEngine(spec(), socket)
+async def test_a_batch_of_two_questions_gets_its_values(socket: Path) -> None:
+    engine = WorkerEngine(socket)
     assert await engine.is_ready()
     await engine.prepare()
-    assert (engine.about, engine.fixed_tokens) == ("a sum", 3)
-    texts = ["abc", "", "熊猫", "a much-longer"[:9]]
-    scored = await engine.score(Batch.of("q", texts))
-    assert scored.values == [total("q", text) for text in texts]
-    assert scored.tokens == sum(len(text) + 4 for text in texts)
-    assert await engine.count_tokens(texts) == [len(text) for text in texts]
-    assert (await engine.score(Batch.of("q", []))).values == []
+    assert engine.about == "a sum"
+    answer = await engine.score(Batch((*inputs(asked(1), [2], [500]), *inputs(asked(9), [2]))))
+    assert (answer.values, answer.errors) == ([6, 504, 14], {})
+    assert (await engine.score(Batch(()))).values == []
+    assert engine.frame == Frame()
+    for found in (await engine.encode(["a", "b"]), await engine.ends(["a", "b"])):
+        assert [len(one) for one in found] == [0, 0]
     await engine.close()
 
 
 async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
-    engine = WorkerEngine(spec(), socket)
-    with pytest.raises(InputTooLong, match="17 tokens, and the window is 16"):
-        await engine.score(Batch.of("q", ["ok", "x" * 13]))
+    engine = WorkerEngine(socket)
+    with pytest.raises(InputTooLong, match="17 tokens, and max_length is 16"):
+        await engine.score(batch(asked(1), [2], [4] * 15))
     with pytest.raises(EngineError, match=r"Check failed at brgemm\.cpp"):
-        await engine.score(Batch.of("q", ["!"]))
-    with pytest.raises(EngineError, match="can't be read"):
-        await engine.post("/score", {"texts": 5})
-    assert (await engine.score(Batch.of("q", ["ok"]))).values == [total("q", "ok")]
+        await engine.score(batch(asked(1), [FAILS]))
+    with pytest.raises(EngineError, match=r"the batch is invalid: an id is outside"):
+        await engine.score(batch(asked(1), [ROWS]))
+    with pytest.raises(EngineError, match=r"the batch is invalid: its first line can't be read"):
+        await engine.post("/score", b"{}\n")
+    assert (await engine.score(batch(asked(1), [2]))).values == [6]
     await engine.close()
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.of("q", ["ok"]))
+        await engine.score(batch(asked(1), [2]))
 
 
-async def jobs(scorer: Scorer, count: int) -> None:
-    """Wait until so many jobs are under way or waiting."""
+async def test_calls_that_overlap_are_computed_one_after_the_other(socket: Path, model: Sum) -> None:
+    engine = WorkerEngine(socket)
+    calls = [asyncio.create_task(engine.score(batch(asked(at), [WAITS], [1]))) for at in (1, 2, 3)]
+    for _ in calls:
+        assert await asyncio.to_thread(model.at_gate.acquire, timeout=10)
+        assert not model.at_gate.acquire(timeout=0.05)
+        model.gate.release()
+    assert [(await call).values for call in calls] == [[81, 5], [82, 6], [83, 7]]
+    await engine.close()
+
+
+async def test_who_hangs_up_while_it_waits_is_not_computed(socket: Path, model: Sum) -> None:
+    engine = WorkerEngine(socket)
+    under_way = asyncio.create_task(engine.score(batch(asked(1), [WAITS])))
+    assert await asyncio.to_thread(model.at_gate.acquire, timeout=10)
+    dropped = asyncio.create_task(engine.score(batch(asked(2), *[[5] * 9] * 50)))
     async with asyncio.timeout(10):
-        while len(scorer.runner) != count:
+        while len(engine._http._open) < 2:
             await asyncio.sleep(0)
-
-
-async def test_who_hangs_up_is_computed_for_no_longer(socket: Path, scorer: Scorer, model: Sum) -> None:
-    engine = WorkerEngine(spec(), socket)
-    under_way = asyncio.create_task(engine.score(Batch.of("a", ["#"])))
-    await asyncio.to_thread(model.at_gate.wait, 10)
-    dropped = asyncio.create_task(engine.score(Batch.of("b", ["x" * 9] * 500)))
-    waiting = asyncio.create_task(engine.score(Batch.of("c", ["x"])))
-    await jobs(scorer, 3)
     dropped.cancel()
-    await jobs(scorer, 2)
-    model.gate.set()
-    assert (await waiting).values == [total("c", "x")]
-    assert (await under_way).values == [total("a", "#")]
-    assert model.calls == 2
+    await asyncio.wait([dropped])
+    model.gate.release()
+    assert (await under_way).values == [81]
+    assert (await engine.score(batch(asked(1), [2]))).values == [6]
+    assert model.calls == [1, 1]
+    await engine.close()
+
+
+async def test_who_hangs_up_in_the_middle_frees_the_worker_after_the_pass(socket: Path, model: Sum) -> None:
+    engine = WorkerEngine(socket)
+    large = asyncio.create_task(engine.score(batch(asked(1), *[[WAITS] * 12] * 30)))
+    assert await asyncio.to_thread(model.at_gate.acquire, timeout=10)
+    large.cancel()
+    await asyncio.wait([large])
+    model.gate.release()
+    assert (await engine.score(batch(asked(1), [2]))).values == [6]
+    assert model.calls == [2, 1]
     await engine.close()
 
 
 async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path, model: Sum) -> None:
-    engine = WorkerEngine(spec(), socket)
+    engine = WorkerEngine(socket)
     assert await engine.shows_work(5)
-    hung = asyncio.create_task(engine.score(Batch.of("a", ["#"])))
-    await asyncio.to_thread(model.at_gate.wait, 10)
+    hung = asyncio.create_task(engine.score(batch(asked(1), [WAITS])))
+    assert await asyncio.to_thread(model.at_gate.acquire, timeout=10)
     assert await engine.is_ready()
-    assert not await engine.shows_work(0.3)
-    model.gate.set()
+    assert not await engine.shows_work(0.2)
+    model.gate.release()
     assert await engine.shows_work(5)
     await hung
     await engine.close()
 
 
+def test_steps_are_told_when_one_ends_or_nobody_computes() -> None:
+    turn = Turn()
+    assert turn.steps(7, 10) == 0
+    with turn.taken(), ThreadPoolExecutor() as others:
+        assert turn.steps(0, 0.01) == 0
+        told = others.submit(turn.steps, 0, 10)
+        turn.step()
+        assert told.result() == 1
+    assert turn.steps(1, 10) == 1
+
+
+def test_a_turn_that_ended_in_an_error_is_over() -> None:
+    turn = Turn()
+    with pytest.raises(ValueError, match="one"), turn.taken():
+        raise ValueError("one")
+    with turn.taken():
+        assert turn.steps(0, 0) == 0
+
+
 async def test_a_worker_that_is_gone_is_not_ready(tmp_path: Path) -> None:
-    engine = WorkerEngine(spec(), tmp_path / "nobody.sock")
+    engine = WorkerEngine(tmp_path / "nobody.sock")
     assert not await engine.is_ready()
     assert await engine.shows_work(1)  # its death is seen elsewhere
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.of("q", ["x"]))
+        await engine.score(batch(asked(1), [2]))
     await engine.close()

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from browser import Watched, chromium
 from fake_hub import FakeHub, fake_hub
@@ -157,13 +157,31 @@ def test_what_was_cut_is_marked_and_said(tab: Open) -> None:
     assert max(map(len, texts(page))) > 2000
 
 
+def test_what_a_budget_left_out_has_no_score_and_is_marked(tab: Open) -> None:
+    shown = tab()
+
+    def out_of_time(route: Route) -> None:
+        asked = route.request.post_data_json
+        route.continue_(post_data={**asked, "max_scored_documents": 1})
+
+    shown.page.route("**/v1/rerank", out_of_time)
+    page = shown.open()
+    page.locator("#query").fill("pandas")
+    page.locator("#documents").fill("a bear\nbread\na river")
+    page.get_by_role("button", name="Rerank").click()
+    expect(page.locator(".tag")).to_have_text(["not scored", "not scored"])
+    expect(page.locator(".notes")).to_contain_text("documents 1, 2")
+    assert texts(page) == ["a bear", "bread", "a river"]
+    assert page.locator(".score").all_inner_texts()[1:] == ["–", "–"]
+
+
 def test_an_error_is_the_servers_sentence(tab: Open) -> None:
     shown = tab()
     page = shown.open()
     page.locator("#query").fill("panda " * 2000)
     page.locator("#documents").fill("a")
     page.get_by_role("button", name="Rerank").click()
-    expect(page.locator(".card.bad")).to_contain_text("a query is only cut where")
+    expect(page.locator(".card.bad")).to_contain_text("send truncate_query: true")
     shown.forget("400")
 
 

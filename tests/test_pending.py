@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
 from rerankd.config import Settings
@@ -18,6 +21,9 @@ from rerankd.errors import (
     Unscorable,
 )
 from rerankd.serving.pending import Pending, delay_s, left_s, may_pass
+from rerankd.serving.prepare import Model
+from rerankd.serving.roster import Entry, Roster
+from rerankd.serving.served_model import ServedModel
 
 
 def pending(error: RerankdError | None = None) -> Pending:
@@ -70,3 +76,17 @@ def test_a_fetch_that_nobody_wants_any_more_is_ended_by_its_next_report() -> Non
     it.is_dropped = True
     with pytest.raises(ModelPending):
         it.report("downloading", 1, 2)
+
+
+def test_a_reload_of_what_requests_get_by_default_keeps_the_model(tmp_path: Path) -> None:
+    """Its engines know nothing of these settings, so none is started."""
+
+    def add(model: Model, beside: Sequence[Entry]) -> ServedModel:
+        raise AssertionError(f"{model.name} was read anew")
+
+    roster = Roster(Settings(model=("m",), home=tmp_path))
+    roster._expect(roster._wanted(roster.settings))
+    (entry,) = roster.entries
+    after = Settings(model=("m",), home=tmp_path, budget_ms=500, truncate_at="sentence")
+    assert roster._plan(roster._found(after), add) == (entry,)
+    assert (entry.wanted.budget_ms, entry.wanted.truncate_at) == (500, "sentence")

@@ -1,297 +1,300 @@
-"""The queue's policy as data, then the queue that tasks wait in."""
+"""The queue that requests wait in: admission, batches under way, time budgets, and requests that go."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from rerankd.errors import Overloaded, Stopping
-from rerankd.scoring.plan import IN_TURN, BatchPolicy
-from rerankd.serving.queue import Bounds, FairQueue, Line, Place
+from rerankd.backends.base import BatchPolicy
+from rerankd.errors import EngineError, EngineUnavailable, Overloaded, QueryRefused, Stopping
+from rerankd.scoring.sequences import Input, Question
+from rerankd.serving.queue import NOBODY, Answer, Bounds, Client, Line, Queue, Scores
 
-WIDE = Bounds(requests=100, documents=10_000, size_bytes=10**9)
-# The order of turns alone: an engine that takes all there is.
-ENDLESS = replace(IN_TURN, at_engine=10**6, of_one=10**6)
+WIDE = Bounds(requests=100, documents=10_000, tokens=10**6, size_bytes=10**9)
+TWO_AT_A_TIME = BatchPolicy(tokens=20, most_tokens=20)
 
 
-def turns(line: Line, count: int) -> str:
-    """Whose turn comes next, so many times."""
-    return "".join(str(line.next()) for _ in range(count))
+def inputs(name: str, count: int, tokens: int = 10) -> list[Input]:
+    question = Question(name)
+    return [Input(question, f"{name}{at}", np.zeros(0, np.int32), tokens) for at in range(count)]
 
 
-def join(line: Line, request: int, batches: int) -> None:
-    assert line.join(request, documents=batches * 10, size_bytes=1) is None
-    for _ in range(batches):
-        line.want(request)
+class Call:
+    """A batch at the engine, until the test says what comes of it."""
 
+    def __init__(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> None:
+        self.texts = [one.text for one in batch]
+        self.is_wanted = is_wanted
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-def test_requests_take_turns() -> None:
-    line = Line(WIDE, ENDLESS)
-    join(line, 1, 7)
-    join(line, 2, 5)
-    join(line, 3, 1)
-    assert turns(line, 13) == "1111" + "2222" + "3" + "1211"
-    assert line.next() is None
-
-
-def test_who_comes_while_one_is_served_is_next() -> None:
-    line = Line(WIDE, ENDLESS)
-    join(line, 1, 9)
-    assert turns(line, 5) == "11111"
-    join(line, 2, 1)
-    join(line, 3, 2)
-    assert turns(line, 5) == "23311"
-
-
-def test_who_comes_is_not_before_those_who_wait() -> None:
-    line = Line(WIDE, ENDLESS)
-    join(line, 1, 9)
-    join(line, 2, 9)
-    assert turns(line, 10) == "1111" + "2222" + "12"
-    join(line, 3, 9)
-    assert turns(line, 8) == "1" + "3333" + "213"
-
-
-def test_a_stream_of_small_requests_does_not_starve_a_large_one() -> None:
-    line = Line(WIDE, ENDLESS)
-    join(line, 1, 50)
-    served = []
-    for small in range(2, 60):
-        join(line, small, 1)
-        served.append(line.next())
-    # They come faster than they are served, so ever more of them share the turns; but only those
-    # that came before its last turn, or right at it, go before it.
-    at = [turn for turn, request in enumerate(served) if request == 1]
-    assert len(at) > 5
-    for before, after in itertools.pairwise(at):
-        assert all(request is not None and request <= before + 3 for request in served[before:after])
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), max_size=60))
-def test_each_micro_batch_gets_one_turn_and_nobody_is_passed_for_ever(
-    events: list[tuple[int, int]],
-) -> None:
-    line = Line(Bounds(100, 10**6, 10**9), ENDLESS)
-    wanted: dict[int, int] = {}
-    passed: dict[int, dict[int, int]] = {}
-    for request, (gap, batches) in enumerate(events):
-        join(line, request, batches)
-        wanted[request] = batches
-        passed[request] = {}
-        for _ in range(gap):
-            served = line.next()
-            if served is None:
-                break
-            wanted[served] -= 1
-            passed[served] = {}
-            for other in wanted:
-                if wanted[other] and other != served:
-                    passed[other][served] = passed[other].get(served, 0) + 1
-                    assert passed[other][served] <= IN_TURN.first_turns + 1
-    while (served := line.next()) is not None:
-        wanted[served] -= 1
-    assert not any(wanted.values())
-
-
-@pytest.mark.parametrize(
-    ("bounds", "full"),
-    [
-        (Bounds(2, 1000, 1000), "2 requests"),
-        (Bounds(100, 25, 1000), "20 documents"),
-        (Bounds(100, 1000, 25), "0.0 MiB of text"),
-    ],
-)
-def test_over_each_bound_nothing_is_taken(bounds: Bounds, full: str) -> None:
-    line = Line(bounds)
-    assert line.join(1, 10, 10) is None
-    assert line.join(2, 10, 10) is None
-    assert line.join(3, 10, 10) == full
-    line.leave(1)
-    assert line.join(3, 10, 10) is None
-
-
-def test_a_request_larger_than_the_bounds_is_taken_alone() -> None:
-    line = Line(Bounds(10, 10, 10))
-    assert line.join(1, 500, 10**6) is None
-    assert line.join(2, 1, 1) is not None
-    line.leave(1)
-    assert (line.documents, line.size_bytes, len(line)) == (0, 0, 0)
-
-
-def test_retry_after_is_what_is_too_much_over_the_rate() -> None:
-    line = Line(Bounds(10, 100, 10**6))
-    line.join(1, 100, 1)
-    line.was_busy(2.0)
-    line.scored(1, 10)  # 5 a second
-    assert line.rate == pytest.approx(5)
-    assert line.documents == 90
-    assert line.retry_after_s(30) == 4
-    assert line.retry_after_s(10**6) == 120
-    # Not the documents: then as long as the smallest request takes.
-    assert line.retry_after_s(5) == 18
-
-
-def test_the_rate_forgets() -> None:
-    line = Line(WIDE)
-    line.join(1, 10**6, 1)
-    for _ in range(100):
-        line.was_busy(1.0)
-        line.scored(1, 100)
-    for _ in range(200):
-        line.was_busy(1.0)
-        line.scored(1, 10)
-    assert line.rate == pytest.approx(10, rel=0.3)
+    def end(self, answer: Answer | None = None) -> None:
+        self.answer.set_result(answer or Answer([float(text[1:]) for text in self.texts]))
 
 
 class Bench:
-    """A queue whose engine finishes when the test says so."""
+    """A queue whose engine does what the test says, and whose clock the test moves."""
 
-    def __init__(self, bounds: Bounds = WIDE, feed: BatchPolicy = IN_TURN) -> None:
-        self.queue = FairQueue(Line(bounds, feed))
-        self.at_engine: list[tuple[str, asyncio.Event]] = []
-        self.done: list[str] = []
+    def __init__(self, bounds: Bounds = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1) -> None:
+        self.now = 0.0
+        self.calls: list[Call] = []
+        self.queue = Queue(Line(bounds, engines=engines), lambda: policy, self._score, now=lambda: self.now)
 
-    def request(self, name: str, batches: int) -> asyncio.Task[None]:
-        async def one(place: Place) -> None:
-            async with place.turn(1):
-                gate = asyncio.Event()
-                self.at_engine.append((name, gate))
-                try:
-                    await gate.wait()
-                finally:
-                    self.at_engine.remove((name, gate))
-            self.done.append(name)
+    async def _score(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> Answer:
+        call = Call(batch, is_wanted)
+        self.calls.append(call)
+        try:
+            return await call.answer
+        finally:
+            self.calls.remove(call)
 
-        async def all_of_them() -> None:
-            with self.queue.admit(batches, 1) as place:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(batches):
-                        group.create_task(one(place))
+    def send(self, name: str, count: int, client: Client = NOBODY, **how: Any) -> asyncio.Task[Scores]:
+        async def ask() -> Scores:
+            with self.queue.admit(client, count, 1) as place:
+                return await place.score(inputs(name, count), **how)
 
-        return asyncio.create_task(all_of_them())
+        return asyncio.create_task(ask())
 
-    async def settle(self) -> str:
-        """Who is with the engine, when all that can run has run."""
+    async def settle(self) -> list[list[str]]:
+        """The batches at the engine, when all that can run has run."""
         for _ in range(20):
             await asyncio.sleep(0)
-        return "".join(name for name, _ in self.at_engine)
+        return [call.texts for call in self.calls]
 
-    async def finish(self) -> str:
-        """The engine finishes its oldest micro-batch; who is there then."""
-        self.at_engine[0][1].set()
+    async def end(self, which: int = 0, answer: Answer | None = None) -> list[list[str]]:
+        """The engine ends with a batch; those that are there then."""
+        self.calls[which].end(answer)
         return await self.settle()
 
 
-def test_a_small_request_waits_for_what_is_with_the_engine_and_no_more() -> None:
-    async def story() -> None:
-        it = Bench()
-        bulk = it.request("B", 50)
-        assert await it.settle() == "B" * IN_TURN.at_engine
-        for _ in range(IN_TURN.first_turns):
-            assert await it.finish() == "BB"
-        small = it.request("s", 1)
-        assert await it.settle() == "BB"
-        assert await it.finish() == "Bs"
-        assert await it.finish() == "sB"
-        assert await it.finish() == "BB"
-        await small
-        bulk.cancel()
-        assert await it.settle() == ""
-        assert len(it.queue.line) == 0
+def story(tell: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """A test as a coroutine."""
 
-    asyncio.run(story())
+    def run() -> None:
+        asyncio.run(tell())
+
+    run.__name__, run.__doc__ = tell.__name__, tell.__doc__
+    return run
 
 
-def test_an_engine_that_shares_its_time_has_a_little_of_everybody() -> None:
-    async def story() -> None:
-        it = Bench(feed=BatchPolicy(texts=64, characters=1000, at_engine=5, of_one=2, first_turns=1))
-        bulk = it.request("B", 50)
-        assert await it.settle() == "BB"
-        small = it.request("s", 1)
-        assert await it.settle() == "BBs"
-        other = it.request("o", 3)
-        assert await it.settle() == "BBsoo"
-        late = it.request("l", 1)
-        assert await it.settle() == "BBsoo"
-        assert await it.finish() == "BsooB"
-        assert await it.finish() == "sooBl"
-        for request in (small, other, late, bulk):
-            request.cancel()
-        assert await it.settle() == ""
-        assert len(it.queue.line) == 0
-
-    asyncio.run(story())
+@story
+async def test_values_come_back_to_their_places() -> None:
+    bench = Bench()
+    one, other = bench.send("a", 3), bench.send("b", 1)
+    assert await bench.settle() == [["a0", "a1"], ["a2"]]
+    assert await bench.end(1, Answer([None], {0: "the engine crashed on it"})) == [["a0", "a1"], ["b0"]]
+    assert await bench.end(1) == [["a0", "a1"]]
+    assert not one.done()
+    assert await bench.end() == []
+    assert await one == Scores([0.0, 1.0, None], {2: "the engine crashed on it"}, frozenset())
+    assert await other == Scores([0.0], {}, frozenset())
+    assert await bench.send("nothing", 0) == Scores((), {}, frozenset())
+    assert len(bench.queue.line) == 0
 
 
-@pytest.mark.parametrize("before", [0, 1, 3])
-def test_a_request_that_is_dropped_frees_its_place(before: int) -> None:
-    async def story() -> None:
-        it = Bench()
-        gone, stays = it.request("g", 9), it.request("s", 5)
-        for _ in range(before):
-            await it.settle()
-            await it.finish()
-        gone.cancel()
-        assert await it.settle() == "ss"
-        while not stays.done():
-            await it.finish()
-        assert it.done.count("s") == 5
-        assert (it.queue.line.documents, it.queue.line.size_bytes, len(it.queue.line)) == (0, 0, 0)
-        await it.queue.wait_empty()
-
-    asyncio.run(story())
+@story
+async def test_a_small_request_goes_along_in_the_next_batch() -> None:
+    bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
+    bench.send("a", 3)
+    assert await bench.settle() == [["a0", "a1"]]
+    bench.send("b", 1)
+    assert await bench.settle() == [["a0", "a1"]]
+    assert await bench.end() == [["a2", "b0"]]
 
 
-def test_a_turn_that_comes_to_a_task_that_was_just_cancelled_goes_on() -> None:
-    async def story() -> None:
-        it = Bench()
-        first, second, third = it.request("1", 2), it.request("2", 1), it.request("3", 1)
-        assert await it.settle() == "11"
-        it.at_engine[0][1].set()
-        second.cancel()  # at the same moment
-        assert await it.settle() == "13"
-        it.at_engine[1][1].set()
-        it.at_engine[0][1].set()
-        await asyncio.gather(first, third)
-        assert await it.settle() == ""
-        assert len(it.queue.line) == 0
-
-    asyncio.run(story())
+@story
+async def test_how_long_a_request_waited_for_its_first_batch() -> None:
+    bench = Bench(policy=BatchPolicy(tokens=10, most_tokens=10, at_engine=1))
+    with bench.queue.admit(NOBODY, 1, 1) as first, bench.queue.admit(NOBODY, 1, 1) as second:
+        tasks = [asyncio.create_task(place.score(inputs("a", 1))) for place in (first, second)]
+        await bench.settle()
+        bench.now = 3.0
+        await bench.end()
+        await bench.end()
+        await asyncio.gather(*tasks)
+        assert (first.waited_s, second.waited_s) == (0.0, 3.0)
 
 
-def test_over_the_bounds_it_says_when_to_come_again() -> None:
-    async def story() -> None:
-        it = Bench(Bounds(requests=100, documents=20, size_bytes=10**6))
-        bulk = it.request("B", 20)
-        await it.settle()
-        with pytest.raises(Overloaded, match="20 documents under way") as caught, it.queue.admit(5, 1):
-            pass
-        assert caught.value.retry_after_s == 1
-        bulk.cancel()
-        await it.settle()
-        with it.queue.admit(5, 1):
-            pass
-
-    asyncio.run(story())
+@story
+async def test_each_engine_has_a_batch_and_the_next_one() -> None:
+    bench = Bench(engines=2)
+    bench.send("a", 9)
+    assert len(await bench.settle()) == 4
+    bench.now = 1.0
+    assert len(await bench.end()) == 4
 
 
-def test_a_closed_queue_takes_nobody_and_says_when_it_is_empty() -> None:
-    async def story() -> None:
-        it = Bench()
-        last = it.request("l", 1)
-        await it.settle()
-        it.queue.close()
-        with pytest.raises(Stopping), it.queue.admit(1, 1):
-            pass
-        empty = asyncio.create_task(it.queue.wait_empty())
-        await it.settle()
-        assert not empty.done()
-        await it.finish()
-        await asyncio.gather(last, empty)
+@story
+async def test_the_batch_of_a_request_that_goes_frees_the_engine() -> None:
+    bench = Bench()
+    gone, stays = bench.send("a", 5), bench.send("b", 1)
+    assert await bench.settle() == [["a0", "a1"], ["a2", "a3"]]
+    gone.cancel()
+    assert await bench.settle() == [["b0"]]
+    assert await bench.end() == []
+    assert (await stays).values == [0.0]
+    assert len(bench.queue.line) == 0
 
-    asyncio.run(story())
+
+@story
+async def test_a_batch_that_somebody_else_needs_goes_on() -> None:
+    bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
+    bench.send("a", 2)
+    await bench.settle()
+    gone, stays = bench.send("b", 1), bench.send("c", 1)
+    assert await bench.end() == [["b0", "c0"]]
+    gone.cancel()
+    assert await bench.settle() == [["b0", "c0"]]
+    assert [bench.calls[0].is_wanted(at) for at in range(2)] == [False, True]
+    await bench.end()
+    assert (await stays).values == [0.0]
+
+
+@story
+async def test_a_failure_ends_its_request_at_once_and_no_other() -> None:
+    bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
+    bench.send("a", 2)
+    await bench.settle()
+    fails, stays = bench.send("b", 1), bench.send("c", 3)
+    assert await bench.end() == [["b0", "c0"]]
+    refused = QueryRefused("The engine ends on this query.")
+    assert await bench.end(0, Answer([None, 0.0], {}, {0: refused})) == [["c1", "c2"]]
+    with pytest.raises(QueryRefused):
+        await fails
+    await bench.end()
+    assert (await stays).values == [0.0, 1.0, 2.0]
+
+
+@story
+async def test_what_waits_of_a_request_that_failed_is_not_begun() -> None:
+    bench = Bench()
+    fails = bench.send("a", 9)
+    await bench.settle()
+    bench.calls[0].answer.set_exception(EngineError("no scores"))
+    assert await bench.settle() == []
+    with pytest.raises(EngineError, match="no scores"):
+        await fails
+    assert bench.queue.line.held.requests == 0
+
+
+@story
+async def test_an_error_that_nobody_expected_reaches_those_who_wait() -> None:
+    bench = Bench()
+    tasks = [bench.send("a", 1), bench.send("b", 1)]
+    await bench.settle()
+    bench.calls[0].answer.set_exception(ZeroDivisionError())
+    bench.calls[1].answer.cancel()
+    await bench.settle()
+    with pytest.raises(ZeroDivisionError):
+        await tasks[0]
+    with pytest.raises(EngineUnavailable):
+        await tasks[1]
+
+
+@story
+async def test_a_budget_that_is_over_leaves_what_has_not_begun_and_waits_for_what_has() -> None:
+    bench = Bench()
+    ask = bench.send("a", 9, until=0.5, latest=100.0)
+    # No rate is known yet: one batch.
+    assert await bench.settle() == [["a0", "a1"]]
+    bench.now = 0.2
+    # 100 tokens a second: 30 more until 0.5.
+    assert await bench.end() == [["a2", "a3"]]
+    bench.now = 0.375
+    assert await bench.end() == [["a4"]]
+    assert not ask.done()
+    bench.now = 0.5
+    assert await bench.end() == []
+    assert await ask == Scores([0.0, 1.0, 2.0, 3.0, 4.0, *[None] * 4], {}, frozenset(range(5, 9)))
+
+
+@story
+async def test_a_busy_engine_gets_no_empty_batch_for_a_budget_that_has_to_wait() -> None:
+    bench = Bench()
+    first = bench.send("a", 4)
+    await bench.settle()
+    bench.now = 0.2  # 100 tokens a second
+    assert await bench.end() == [["a2", "a3"]]
+    bench.now = 0.36  # the engine is free at 0.4, and then it is too late
+    ask = bench.send("b", 1, until=0.48, latest=100.0)
+    assert await bench.settle() == [["a2", "a3"]]
+    assert await bench.end() == [["b0"]]
+    assert await bench.end() == []
+    assert (await ask).values == [0.0]
+    await first
+
+
+@story
+async def test_what_has_begun_is_waited_for_until_the_latest_moment() -> None:
+    bench = Bench()
+    ask = bench.send("a", 3, until=0.0, latest=0.01)
+    other = bench.send("b", 1, until=0.01, latest=0.02)
+    assert await ask == Scores([None] * 3, {}, frozenset(range(3)))
+    assert await other == Scores([None], {}, frozenset([0]))
+    assert await bench.settle() == []
+    assert bench.queue.line.held.requests == 0
+
+
+@story
+async def test_blocks_are_batches_of_their_own() -> None:
+    bench = Bench()
+    ask = bench.send("a", 5, blocks=[range(0, 3), range(3, 5)])
+    other = bench.send("b", 1)
+    assert await bench.settle() == [["a0", "a1", "a2"], ["a3", "a4"]]
+    await bench.end()
+    assert await bench.end() == [["b0"]]
+    await bench.end()
+    await other
+    assert (await ask).values == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@story
+async def test_over_the_bounds_it_says_when_to_come_again() -> None:
+    bench = Bench(Bounds(requests=100, documents=40, tokens=10**6, size_bytes=10**6))
+    bulk = bench.send("a", 28, Client("bulk"))
+    await bench.settle()
+    with pytest.raises(Overloaded, match="This client has 28 documents under way and waiting") as caught:
+        await bench.send("b", 9, Client("bulk"))
+    assert caught.value.retry_after_s == 1
+    with pytest.raises(Overloaded, match="The queue is full: 28 documents under way and waiting"):
+        await bench.send("b", 13, Client("other"))
+    small = bench.send("b", 5, Client("other"))
+    await bench.settle()
+    bulk.cancel()
+    small.cancel()
+    await bench.settle()
+    assert bench.queue.line.held.requests == 0
+
+
+@story
+async def test_a_request_with_too_many_tokens_is_refused_when_they_are_counted() -> None:
+    bench = Bench(Bounds(requests=100, documents=100, tokens=100, size_bytes=10**6))
+    first = bench.send("a", 5, Client("a"))
+    await bench.settle()
+    with pytest.raises(Overloaded, match="The queue is full: 50 tokens"):
+        await bench.send("b", 6, Client("b"))
+    first.cancel()
+    await bench.settle()
+    alone = bench.send("b", 60)
+    await bench.settle()
+    assert bench.queue.line.held.tokens == 600
+    alone.cancel()
+    await bench.settle()
+
+
+@story
+async def test_a_closed_queue_takes_nobody_and_says_when_it_is_empty() -> None:
+    bench = Bench()
+    last = bench.send("a", 1)
+    await bench.settle()
+    bench.queue.close()
+    with pytest.raises(Stopping), bench.queue.admit(NOBODY, 1, 1):
+        pass
+    empty = asyncio.create_task(bench.queue.wait_empty())
+    await bench.settle()
+    assert not empty.done()
+    await bench.end()
+    await asyncio.gather(last, empty)

@@ -26,7 +26,7 @@ from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
 from rerankd.service import Reranker
 from rerankd.serving.prepare import prepare
-from support import GOLDEN, rerankd
+from support import GOLDEN, inputs, rerankd
 from twins import Twin
 
 # Their recipe is for the checkpoint: a GGUF file can't hold the model.
@@ -273,8 +273,8 @@ async def test_a_template_without_control_tokens_is_asked(tmp_path: Path) -> Non
         result = await reranker.rerank("panda", ["a bear", "a train"], raw_scores=True)
         assert result.warnings == () and len({row.score for row in result.results}) == 2
         engine: Any = reranker.state.engine
-        asked = await engine._prompt("panda", "a bear", "")
-        assert asked == await engine.tokenize("panda|a bear", special=True)
+        (asked,) = await inputs(reranker, "panda", ["a bear"])
+        assert asked.whole.tolist() == await engine.tokenize("panda|a bear", special=True)
 
 
 def test_force_is_no_recipe(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 
 from rerankd.errors import RemoteError
 from rerankd.remote import Remote, Scores, Shape, body, read, shapes
@@ -107,6 +107,22 @@ async def test_a_server_that_knows_texts_only_is_found_and_asked_in_its_parts() 
             scores = await server.rerank("q", ["x" * size for size in range(1, 8)])
     assert scores.values == (1, 2, 3, 4, 5, 6, 7)
     assert sorted(sizes) == [1, 3, 3]
+
+
+async def test_a_rerankd_with_a_time_budget_is_asked_for_all_scores() -> None:
+    asked: list[str | None] = []
+    app = FastAPI()
+
+    @app.post("/v1/rerank")
+    async def rerank(request: Request) -> dict[str, Any]:
+        asked.append(request.headers.get("x-rerank-budget-ms"))
+        documents = (await request.json())["documents"]
+        return {"results": [{"index": at, "relevance_score": 1} for at in range(len(documents))]}
+
+    with running(app) as url:
+        async with Remote(url) as server:
+            await server.rerank("q", ["a"])
+    assert asked == ["0", "0"]
 
 
 async def test_a_server_without_rerank_is_told_with_what_it_said() -> None:

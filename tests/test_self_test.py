@@ -16,6 +16,7 @@ from rerankd.scoring import self_test
 from rerankd.service import Reranker
 from rerankd.serving import self_test as serving_self_test
 from rerankd.serving.prepare import prepare
+from rerankd.serving.tokens import ModelVocabulary
 from rerankd.state import StateStore
 from support import GOLDEN, golden_settings, rerankd
 
@@ -93,7 +94,8 @@ async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused
     key = serving_self_test.key(model, f"openvino {chosen.version()} f32 full", other)
     # The other engine really computes; what is wrong are the values it is compared with.
     log, socket = tmp_path / "log", tmp_path / "s.sock"
-    wrong = await serving_self_test.run(model, [9.0, -9.0, 9.0, -9.0, 9.0], other, socket, log)
+    values, vocabulary = [9.0, -9.0, 9.0, -9.0, 9.0], ModelVocabulary(model.facts)
+    wrong = await serving_self_test.run(model, values, other, vocabulary, socket, log)
     assert wrong is not None and wrong.is_fatal
     serving_self_test.keep(state, key, model, other, wrong)
     with pytest.raises(Unscorable, match=r"DIFFERS from llama\.cpp b.*--force"):

@@ -22,7 +22,7 @@ import fake_engine
 import support
 from rerankd import processes
 from rerankd.backends.base import Batch, Engine, EngineSpec
-from rerankd.backends.llama.client import LlamaEngine, connect
+from rerankd.backends.llama.engines import LlamaEngine, connect
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
 from rerankd.process import growth, reasons, restart, rundir, states
@@ -30,6 +30,7 @@ from rerankd.process.child import Child, Launch
 from rerankd.process.life import Plan, Watch
 from rerankd.process.states import State, Status
 from rerankd.process.supervisor import Supervisor
+from rerankd.scoring.sequences import NONE, Input, Question
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,12 @@ class Gate(Clock):
         await self.opened.wait()
 
 
+def pairs(query: str, *texts: str) -> Batch:
+    """As the fake engine reads them: as text."""
+    question = Question(query)
+    return Batch(tuple(Input(question, text, NONE, 1) for text in texts))
+
+
 class Bench:
     """One supervisor over the fake engine."""
 
@@ -122,7 +129,7 @@ class Bench:
 
     async def score(self, engine: Engine | None = None) -> list[float]:
         engine = engine or await self.supervisor.ensure_ready()
-        return (await engine.score(Batch.of("q", ["a", "b"]))).values
+        return (await engine.score(pairs("q", "a", "b"))).values
 
     async def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the engine once it is ready, and wait until it has gone."""
@@ -640,7 +647,7 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
         flags = ("--bad-scores", "error", "--bad-after", "1", "--only-first", str(tmp_path / "first"))
 
         async def probe(engine: Engine) -> None:
-            await engine.score(Batch.of("known", ["pair"]))
+            await engine.score(pairs("known", "pair"))
 
         async with bench(tmp_path, *flags, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()
@@ -661,7 +668,7 @@ def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp
 
         async def probe(engine: Engine) -> None:
             await works.wait()
-            await engine.score(Batch.of("known", ["pair"]))
+            await engine.score(pairs("known", "pair"))
 
         async with bench(tmp_path, probe=probe) as it:
             engine = await it.supervisor.ensure_ready()

@@ -50,7 +50,8 @@ def test_a_tokenizer_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     original = GOLDEN / "bert-pairs" / "tokenizer.json"
     path.write_bytes(codecs.BOM_UTF8 + original.read_bytes())
     size = len(json.loads(original.read_bytes())["model"]["vocab"])
-    assert tokenizer.of_file(path, size).ids(["a bear"]) == tokenizer.of_file(original, size).ids(["a bear"])
+    one, other = (tokenizer.of_file(file, size).encode(["a bear"])[0] for file in (path, original))
+    assert one.tolist() == other.tolist() != []
 
 
 def test_a_checkpoint_whose_json_files_have_byte_order_marks_is_judged_as_without(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from rerankd.errors import InvalidRequest, Unscorable
 
@@ -13,6 +13,8 @@ Method = Literal["cross_encoder", "causal_lm", "embedding"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
 NormalizationName = Literal["sigmoid", "affine", "identity"]
+Priority = Literal["low", "normal", "high"]
+TruncateAt = Literal["token", "sentence"]
 # Where a part of a recipe is from; the first one that says it wins.
 Source = Literal["settings", "catalog", "file", "method default"]
 
@@ -97,9 +99,17 @@ class RerankRequest:
     overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
     that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
     `score_threshold` leaves out documents whose score in [0, 1] is lower, whatever value is shown.
-    `max_tokens_per_query` has a longer query cut, which is an error without it. `max_tokens_per_pair` is a
-    window smaller than the model's, special tokens included. `warnings` say what of the caller's request is
-    not in here; the answer repeats them.
+    `max_tokens_per_query` truncates a longer query. `max_tokens_per_pair` is a limit smaller than the
+    model's, special tokens included.
+
+    Three options are the model's setting where they are None. `truncate_query` truncates a query that is too
+    long for the model; otherwise that is an error. `truncate_at` "token" ends a truncated text at the last
+    token that fits, "sentence" at the end of a sentence where one is near. `budget_ms` is the time in
+    milliseconds for scoring, 0 for no limit: documents are scored in the request's order, and one that would
+    not be done in time is not begun. `max_scored_documents` limits their number instead; None or 0 means all.
+
+    `priority` weighs this request against others of the same caller. `warnings` say what of the caller's
+    request is not in here; the answer repeats them.
 
     Raises InvalidRequest for a value of another type or out of its bounds.
     """
@@ -118,6 +128,11 @@ class RerankRequest:
     score_threshold: float | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_pair: int | None = None
+    truncate_query: bool | None = None
+    truncate_at: TruncateAt | None = None
+    budget_ms: int | None = None
+    max_scored_documents: int | None = None
+    priority: Priority = "normal"
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -134,6 +149,16 @@ class RerankRequest:
             text = getattr(self, name)
             if text is not None and not isinstance(text, str):
                 raise InvalidRequest(f"{name} is {text!r:.80}, but must be a string.")
+        for name, words in _WORDS.items():
+            word = getattr(self, name)
+            if word not in words:
+                *some, last = (repr(one) for one in words)
+                known = f"{', '.join(some)} or {last}"
+                raise InvalidRequest(f"{name} is {word!r:.80}, but must be {known}.")
+        if not isinstance(self.truncate_query, bool | None):
+            raise InvalidRequest(
+                f"truncate_query is {self.truncate_query!r:.80}, but must be True, False or None."
+            )
         bound = self.score_threshold
         if bound is None:
             return
@@ -148,8 +173,11 @@ _COUNTS = (
     "overlap_tokens",
     "max_tokens_per_query",
     "max_tokens_per_pair",
+    "budget_ms",
+    "max_scored_documents",
 )
 _TEXTS = ("model", "instruction")
+_WORDS = {"priority": get_args(Priority), "truncate_at": (None, *get_args(TruncateAt))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +201,9 @@ class DocumentError:
 class RerankResult:
     """Documents in order of their raw values, best first; ties keep the request's order.
 
-    Blank documents (`blank`, by index) and those that could not be scored (`errors`) have no value of their
-    own: they come last, with the lowest score there is (see scores.shown).
+    Documents that the request's budget left out (`unscored`, by index), blank ones (`blank`) and those that
+    could not be scored (`errors`) have no value of their own: they come last, in the request's order, with
+    the lowest score there is (see normalize.shown).
 
     `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
     when they did not). `warnings` says in words what the caller should know, such as which documents were
@@ -190,6 +219,7 @@ class RerankResult:
     cut: tuple[int, ...] = ()
     blank: tuple[int, ...] = ()
     errors: tuple[DocumentError, ...] = ()
+    unscored: tuple[int, ...] = ()
     cached: int = 0
     cached_tokens: int = 0
     queue_s: float = 0.0

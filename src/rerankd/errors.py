@@ -9,7 +9,7 @@ on the wire.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 
@@ -41,6 +41,14 @@ class TooLong(InvalidRequest, code="too_long"):
 
 class QueryRefused(InvalidRequest, code="query_refused", status_hint=422):
     """The engine ends on this query, whatever the text."""
+
+
+class TextsRefused(QueryRefused, code="texts_refused"):
+    """The engine ends on these texts while it tokenizes them. `reasons` says why, by their places."""
+
+    def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
 
 
 class PayloadTooLarge(RerankdError, code="payload_too_large", status_hint=413):

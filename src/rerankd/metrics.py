@@ -57,13 +57,18 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.queue_wait = histogram(
-            "rerankd_queue_wait_seconds", "until a request's first turn at the engine", buckets=_SECONDS
+            "rerankd_queue_wait_seconds",
+            "until the first batch of a request went to an engine",
+            buckets=_SECONDS,
         )
         self.documents = histogram("rerankd_request_documents", "documents of a request", buckets=_DOCUMENTS)
         self.tokens = counter("rerankd_tokens", "tokens that the engine read")
         self.cut = counter("rerankd_documents_cut", "documents cut to the model's window")
+        self.unscored = counter(
+            "rerankd_documents_unscored", "documents that the budgets of their requests left out"
+        )
         self.cache_hits = counter("rerankd_cache_hits", "texts whose score was known")
-        self.cache_misses = counter("rerankd_cache_misses", "texts that went to the engine")
+        self.cache_misses = counter("rerankd_cache_misses", "texts whose score was not known")
         self.retries = counter("rerankd_retries", "calls made again because the engine died under them")
         self.held_bytes = Gauge(
             "rerankd_held_bytes",
@@ -81,7 +86,8 @@ class Metrics:
         self.cache_hits.inc(result.cached)
         self.cache_misses.inc(texts - result.cached)
         self.cut.inc(len(result.cut))
-        self.recent.scored(time.monotonic(), documents)
+        self.unscored.inc(len(result.unscored))
+        self.recent.scored(time.monotonic(), documents - len(result.unscored))
 
     def ended(self, dialect: str, status: int, seconds: float, *, model: str = "", key: str = "") -> None:
         """Count one answer, whatever it says. `model` is empty where it never came to a model, `key` where no

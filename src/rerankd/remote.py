@@ -26,6 +26,9 @@ from rerankd.errors import RemoteError
 
 _PROBE = ("what is a panda?", ("a bear of China", "a kind of bread"))
 
+# What is measured needs a score of each document, whatever budget a rerankd's own settings give requests.
+_ALL_SCORES = {b"x-rerank-budget-ms": b"0"}
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -112,7 +115,7 @@ class Remote:
         self.most_documents: int | None = None
         try:
             self._http = network.async_client(
-                headers={b"authorization": f"Bearer {api_key}".encode()} if api_key else {},
+                headers=_ALL_SCORES | ({b"authorization": f"Bearer {api_key}".encode()} if api_key else {}),
                 timeout=timeout_s,
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
                 # A proxy of the environment is for the hosts of other networks.

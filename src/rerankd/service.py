@@ -29,13 +29,17 @@ from rerankd.errors import (
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
 from rerankd.scoring import plan
-from rerankd.scoring.result import ranked
+from rerankd.scoring.plan import Plan
+from rerankd.scoring.result import Scored, ranked
 from rerankd.serving import readings
 from rerankd.serving.prepare import Model
+from rerankd.serving.queue import NOBODY, WEIGHTS, Client, Place
 from rerankd.serving.registry import ModelRegistry
-from rerankd.serving.request import score
+from rerankd.serving.request import Budget, nothing, planned, score
 from rerankd.serving.served_model import ServedModel
 
+# A budget is over so much later for what waits for it.
+_LATE_S = 0.05
 NOT_STARTED = (
     "This Reranker is not started. Use it as `async with Reranker() as reranker:`, or call "
     "`await reranker.start()` first and `await reranker.close()` at the end."
@@ -144,29 +148,37 @@ class Reranker:
             raise InvalidRequest(f"The documents are a {kind}, but must be a list of strings.")
         return await self.answer(RerankRequest(query, tuple(documents), **options))
 
-    async def answer(self, request: RerankRequest, *, timeout_s: float | None = None) -> RerankResult:
-        """The way of a request: check, queue, fit to the window, score each text once, merge, rank by
-        raw value.
+    async def answer(
+        self,
+        request: RerankRequest,
+        *,
+        timeout_s: float | None = None,
+        client: Client = NOBODY,
+        since: float | None = None,
+    ) -> RerankResult:
+        """The way of a request: check, admit, tokenize, score each text once, rank by raw value.
 
-        `timeout_s` may shorten the deadline of the settings. Raises InvalidRequest for an invalid request,
-        Overloaded where the queue is full, EngineTimeout past the deadline, and another EngineError where
-        scoring failed.
+        `timeout_s` may shorten the deadline of the settings; `client` is who asks, and has a fair share.
+        `since` is when its budget began (time.monotonic), if that was not now.
+
+        Raises InvalidRequest for an invalid request, Overloaded where the queue is full, EngineTimeout past
+        the deadline, and another EngineError where scoring failed.
         """
         started = time.perf_counter()
+        since = time.monotonic() if since is None else since
         self._check_started()
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.arrivals.until_read(request.model, timeout_s)
         served = self.registry.find(request.model)
+        budget = Budget.of(request, served.wanted.budget_ms, since)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
-        with served.queue.admit(len(request.documents), size_bytes) as place:
-            try:
-                async with asyncio.timeout(timeout_s), self.registry.use(served):
-                    scored = await score(served, request, place)
-            except TimeoutError:
-                raise self._too_late(served, timeout_s) from None
-        fitted = scored.fitted
-        rows = ranked(request, fitted.plan.merge(scored.raw), served.model.scoring.normalization)
+        with served.queue.admit(
+            client, len(request.documents), size_bytes, weight=WEIGHTS[request.priority]
+        ) as place:
+            texts = planned(request, served)
+            scored = await self._scored(served, request, place, texts, budget, timeout_s)
+        rows = ranked(request, scored.raw, served.model.scoring.normalization)
         none = ("No document reaches the score_threshold of the request.",) * (not rows)
         result = RerankResult(
             model=request.model or served.name,
@@ -177,34 +189,60 @@ class Reranker:
                 request.warnings
                 + served.model.resolution.warnings
                 + served.self_test.doubts
-                + fitted.warnings
                 + scored.warnings
                 + none
             ),
-            cut=fitted.cut,
-            blank=fitted.plan.blank,
-            errors=scored.errors,
+            cut=scored.cut,
+            blank=texts.blank,
+            errors=scored.document_errors,
+            unscored=scored.unscored,
             cached=scored.cached,
             cached_tokens=scored.cached_tokens,
             queue_s=place.waited_s,
             engine_s=scored.engine_s,
             total_s=time.perf_counter() - started,
         )
-        self.metrics.answered(len(request.documents), len(fitted.plan.texts), result)
+        self.metrics.answered(len(request.documents), len(texts.texts), result)
         return result
 
+    async def _scored(
+        self,
+        served: ServedModel,
+        request: RerankRequest,
+        place: Place,
+        texts: Plan,
+        budget: Budget | None,
+        timeout_s: float,
+    ) -> Scored:
+        """What `score` says, before the deadline; and with a budget, before it is over."""
+        ends = time.monotonic() + timeout_s
+        # The queue itself keeps to the budget; this is for what comes before, such as a load.
+        latest = math.inf if budget is None else budget.latest + _LATE_S
+        try:
+            async with asyncio.timeout(min(ends, latest) - time.monotonic()), self.registry.use(served):
+                return await score(served, request, place, texts, budget)
+        except TimeoutError:
+            if latest < ends:
+                return nothing(texts)
+            raise self._too_late(served, timeout_s) from None
+
     async def answer_all(
-        self, requests: Sequence[RerankRequest], *, timeout_s: float | None = None
+        self,
+        requests: Sequence[RerankRequest],
+        *,
+        timeout_s: float | None = None,
+        client: Client = NOBODY,
     ) -> list[RerankResult]:
         """The answers of several requests to one model, one after the other. They are bound together by what
         one request is: so many documents, and one deadline. Raises what `answer` raises."""
         if len(requests) == 1:
-            return [await self.answer(requests[0], timeout_s=timeout_s)]
+            return [await self.answer(requests[0], timeout_s=timeout_s, client=client)]
         self._check_count(sum(len(request.documents) for request in requests))
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return [await self.answer(request) for request in requests]
+                since = time.monotonic()  # one budget for all
+                return [await self.answer(request, client=client, since=since) for request in requests]
         except TimeoutError:
             raise self._too_late(self.registry.find(requests[0].model), timeout_s) from None
 

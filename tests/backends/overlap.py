@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from rerankd.backends import base
 from rerankd.backends.ladder import Step
@@ -15,9 +18,10 @@ from rerankd.backends.options import Options, per_model
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.domain import Refusal
 from rerankd.process.child import Launch
-from rerankd.scoring.plan import SHARED
+from rerankd.scoring.sequences import Frame, Ids
 
 PROGRAM = str(Path(__file__).with_name("overlap_program.py"))
+_WORD = re.compile(r"\w+|[^\w\s]")
 CAREFUL = Step("careful", "careful reading")
 
 
@@ -32,9 +36,16 @@ class OverlapOffer(base.Offer):
 
 
 class OverlapEngine(WorkerEngine):
-    async def score(self, batch: base.Batch) -> base.RawScores:
-        parts = [await self._score(one.query, one.documents) for one in batch.inputs]
-        return base.RawScores.joined(parts)
+    """A word is a token."""
+
+    frame = Frame(between=np.zeros(1, np.int32))
+
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
+        words = [_WORD.findall(text.lower()) for text in texts]
+        return [np.array([zlib.crc32(word.encode()) >> 1 for word in own], np.int32) for own in words]
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.array([word.end() for word in _WORD.finditer(text.lower())], np.int32) for text in texts]
 
 
 class OverlapBackend:
@@ -63,8 +74,8 @@ class OverlapBackend:
             reason="a test wants it for every cross-encoder",
             rank=base.Rank.GPU if spec.scoring.method == "cross_encoder" else base.Rank.CPU,
             memory_bytes=spec.replicas * 2**20,
-            policy=SHARED,
-            capabilities=base.Capabilities(scope=options.overlap_scope),
+            policy=base.BatchPolicy(tokens=1000, most_tokens=1000),
+            capabilities=base.Capabilities(options.overlap_scope, tokenizes=True),
             is_own_program=True,
             options=options,
         )
@@ -82,7 +93,7 @@ class OverlapBackend:
         spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
         asked = (str(socket), str(spec.scoring.max_length), offer.capabilities.scope)
         argv = [sys.executable, "-E", PROGRAM, *asked, *flags]
-        return Launch(argv, partial(OverlapEngine, spec))
+        return Launch(argv, OverlapEngine)
 
     def reference(self, spec: base.EngineSpec, running: base.Offer) -> None:
         return None

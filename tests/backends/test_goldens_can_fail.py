@@ -20,8 +20,7 @@ from cases import BOUNDS, PAIRS
 import checkpoints
 import ggufs
 from rerankd.backends.openvino.encoder import Encoder
-from rerankd.backends.worker.runner import padded
-from rerankd.formats.tokenizer import Reading
+from rerankd.backends.worker.passes import Reading, padded
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings
 from twins import write_wordpiece

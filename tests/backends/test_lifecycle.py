@@ -20,11 +20,12 @@ from test_refusals import SPECS
 
 from rerankd.backends.base import Backend, Batch, Engine, EngineSpec, Offer
 from rerankd.backends.table import BACKENDS
-from rerankd.domain import RerankRequest
 from rerankd.errors import EngineError, EngineUnavailable
 from rerankd.process.child import Child
 from rerankd.process.reasons import died
-from rerankd.scoring.inputs import fit
+from rerankd.scoring.inputs import Reader
+from rerankd.scoring.sequences import NONE, Input, Question
+from rerankd.serving import tokens
 
 QUERY = "rings of planets"
 TEXTS = ["trains leave at nine", "planets have rings", "rings are gold"]
@@ -32,22 +33,26 @@ ROWS = [*BACKENDS, OVERLAP]
 
 
 @asynccontextmanager
-async def started(backend: Backend, spec: EngineSpec, folder: Path) -> AsyncIterator[tuple[Child, Engine]]:
-    """A child of the backend, as this machine has it, and its engine once it is ready or the child has
-    ended."""
+async def started(
+    backend: Backend, spec: EngineSpec, folder: Path
+) -> AsyncIterator[tuple[Child, Engine, Reader]]:
+    """A child of the backend, as this machine has it; its engine, once it is ready or the child has ended;
+    and what reads texts for it."""
     options = backend.Options()
     offer = backend.offer(spec, options, backend.survey(options, folder, spec))
     assert isinstance(offer, Offer)
     launch = backend.launch(offer, (), (), folder / "e.sock")
     child = await Child.start(launch.argv, folder / "e.log", {**launch.environment, **os.environ})
     engine = launch.connect(folder / "e.sock")
+    assert spec.metadata is not None
+    own = engine if offer.capabilities.tokenizes else await tokens.ModelVocabulary(spec.metadata).tokenizer()
     try:
         async with asyncio.timeout(60):
             while child.exit_code is None and not await engine.is_ready():
                 await asyncio.sleep(0.02)
             if child.exit_code is None:
                 await engine.prepare()
-        yield child, engine
+        yield child, engine, tokens.reader(offer, own)
     finally:
         await child.stop(0)
         await engine.close()
@@ -57,54 +62,59 @@ every_row = pytest.mark.parametrize("backend", ROWS, ids=lambda row: row.name)
 HEAD = SPECS["xlmr-head.gguf"]
 
 
-async def scores(engine: Engine, texts: Sequence[str] = TEXTS) -> None:
+async def batch(reader: Reader, texts: Sequence[str] = TEXTS, query: str = QUERY) -> Batch:
+    return Batch(tuple(await reader.plain(query, texts)))
+
+
+async def scores(engine: Engine, reader: Reader, texts: Sequence[str] = TEXTS) -> None:
     """What holds of every engine that scores pairs."""
     assert await engine.is_ready() and await engine.shows_work(10)
-    answer = await engine.score(Batch.of(QUERY, texts))
+    asked = await batch(reader, texts)
+    answer = await engine.score(asked)
     assert len(answer.values) == len(texts) and None not in answer.values and not answer.errors
     assert len(set(answer.values)) == len(texts)
-    backwards = await engine.score(Batch.of(QUERY, texts[::-1]))
+    backwards = await engine.score(Batch(asked.inputs[::-1]))
     assert backwards.values[::-1] == pytest.approx(answer.values, abs=1e-4)
-    at_once = await asyncio.gather(*(engine.score(Batch.of(QUERY, [text])) for text in texts))
+    at_once = await asyncio.gather(*(engine.score(Batch((one,))) for one in asked.inputs))
     assert [one.values[0] for one in at_once] == pytest.approx(answer.values, abs=1e-4)
-    assert (await engine.score(Batch.of(QUERY, []))).values == []
-    assert len(await engine.count_tokens(texts)) == len(texts)
 
 
-async def is_gone(engine: Engine) -> None:
+async def is_gone(engine: Engine, asked: Batch) -> None:
     assert not await engine.is_ready()
     assert await engine.shows_work(1) in (True, False)  # its death is seen elsewhere
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.of(QUERY, TEXTS))
+        await engine.score(asked)
 
 
 @every_row
 async def test_an_engine_scores_and_a_signal_ends_it(backend: Backend, tmp_path: Path) -> None:
-    async with started(backend, HEAD, tmp_path) as (child, engine):
-        await scores(engine)
+    async with started(backend, HEAD, tmp_path) as (child, engine, reader):
+        await scores(engine, reader)
+        asked = await batch(reader)
         await child.stop(30)
         assert child.exit_code in (0, -signal.SIGTERM)
-        await is_gone(engine)
+        await is_gone(engine, asked)
 
 
 @every_row
 async def test_calls_to_an_engine_that_was_killed_fail_as_unavailable(
     backend: Backend, tmp_path: Path
 ) -> None:
-    async with started(backend, HEAD, tmp_path) as (child, engine):
-        call = asyncio.create_task(engine.score(Batch.of(QUERY, TEXTS)))
+    async with started(backend, HEAD, tmp_path) as (child, engine, reader):
+        asked = await batch(reader)
+        call = asyncio.create_task(engine.score(asked))
         os.kill(child.pid, signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
         await asyncio.wait([call])  # it may have been answered before
         assert isinstance(call.exception(), EngineUnavailable | None)
-        await is_gone(engine)
+        await is_gone(engine, asked)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda row: row.name)
 async def test_a_damaged_file_ends_the_child_with_words(backend: Backend, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(HEAD.path.read_bytes()[:-4000])
-    async with started(backend, replace(HEAD, path=damaged), tmp_path) as (child, engine):
+    async with started(backend, replace(HEAD, path=damaged), tmp_path) as (child, engine, _):
         assert await child.wait() != 0
         assert child.lines()
         assert child.lines()[-1] in died("damaged.gguf", child.exit_code or 0, child.lines(), {})
@@ -146,13 +156,15 @@ async def test_another_server_is_an_engine_without_files_child_or_token_counts(
 ) -> None:
     engine = upstream.connect(f"http://127.0.0.1:{server.server_port}")
     await engine.prepare()
-    await scores(engine)
-    assert (await engine.score(Batch.of(QUERY, TEXTS))).values == [20, 18, 14]
+    reader = Reader(HEAD.scoring, engine, reads_text=True)
+    await scores(engine, reader)
+    asked = await batch(reader)
+    assert (await engine.score(asked)).values == [20, 18, 14]
     long = "ring " * 10_000
-    fitted = await fit(RerankRequest(QUERY, (long,)), HEAD.scoring, engine.fixed_tokens, engine.count_tokens)
-    assert fitted.plan.texts == (long,) and not fitted.cut
+    read = await reader.read(await reader.ask(QUERY), [long])
+    assert [one.text for one in read.inputs] == [long] and not read.cut
     with pytest.raises(EngineError, match="refused"):
-        await engine.score(Batch.of("", TEXTS))
+        await engine.score(Batch((Input(Question(""), "ring", NONE, 1),)))
     await engine.close()
     with pytest.raises(EngineUnavailable):
-        await engine.score(Batch.of(QUERY, TEXTS))
+        await engine.score(asked)

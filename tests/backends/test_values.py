@@ -11,22 +11,21 @@ import asyncio
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cases import PAIRS, Served, by_query, documents
 
 from rerankd import machine
-from rerankd.backends.base import Batch, Content
-from rerankd.backends.worker.client import WorkerEngine
+from rerankd.backends.base import Batch
 from rerankd.errors import InputTooLong
 from rerankd.recipes import catalog
-from rerankd.scoring import plan
+from rerankd.scoring.sequences import Input
 from rerankd.service import Reranker
-from support import golden, golden_settings
+from support import batch, count_tokens, golden, golden_settings, inputs
 
 QUERY = "Which planets have rings?"
 TEXT = "Saturn has the brightest rings, and Jupiter, Uranus and Neptune have faint ones of dust and ice."
@@ -66,46 +65,30 @@ async def test_raw_values_are_those_of_transformers(served: Served) -> None:
 
 async def test_token_ids_are_those_of_the_reference(served: Served) -> None:
     reranker = served.reranker
-    running = reranker.state.engine
-    clean = partial(plan.clean, nfc=reranker.model.scoring.nfc)
+    embeds = reranker.model.scoring.method == "embedding"
     for query, cases in by_query(served.case).items():
-        for case, document in zip(cases, documents(cases), strict=True):
-            assert await ids_of(running, clean(query), clean(document)) == case["ids"], case["id"]
+        found = await inputs(reranker, query, documents(cases))
+        for case, one in zip(cases, found, strict=True):
+            ids = [one.question.ids.tolist(), one.whole.tolist()] if embeds else one.whole.tolist()
+            if reads_text(reranker):
+                ids = await as_llama_reads_pairs(reranker, one)
+            assert ids == case["ids"], case["id"]
         read = cases[0]["ids"]
-        if reranker.model.scoring.method == "embedding":
-            await reranker.rerank(query, ["any"])
-            read = read[1]  # the query's vector is kept
         result = await reranker.rerank(query, documents(cases[:1]))
-        assert result.tokens == len([*flat(read)])
+        assert result.tokens == sum(map(len, read)) if embeds else len(read)
 
 
-async def ids_of(engine: Any, query: str, document: str) -> list[Any]:
-    """The ids that the engine's model reads for a pair."""
-    if isinstance(engine, WorkerEngine):
-        return await engine.ids(query, document)
-    if engine.scoring.method == "causal_lm":
-        prompt = await engine._prompt(query, document, engine.scoring.instruction)
-        pieces = [
-            [piece] if isinstance(piece, int) else await as_engine_reads(engine, piece) for piece in prompt
-        ]
-        return [*flat(pieces)]
-    tokenize = partial(engine.tokenize, special=True)
-    if engine.scoring.method == "embedding":
-        prefixed = (engine.scoring.query_prefix + query, engine.scoring.document_prefix + document)
-        return [await tokenize(text) for text in prefixed]
-    first, second = await tokenize(query), await tokenize(document)
-    # <s> q </s> and <s> d </s> make <s> q </s></s> d </s>; [CLS] q [SEP] and [CLS] d [SEP] make [CLS] q [SEP]
-    # d [SEP].
-    between = first[-1:] * (engine.fixed_tokens - 3)
-    return first + between + second[1:]
+def reads_text(reranker: Reranker) -> bool:
+    return reranker.model.engine.capabilities.reads == "text"
 
 
-def flat(lists: list[Any]) -> Iterator[int]:
-    for one in lists:
-        if isinstance(one, int):
-            yield one
-        else:
-            yield from flat(one)
+async def as_llama_reads_pairs(reranker: Reranker, one: Input) -> list[int]:
+    """The ids of a pair, as llama.cpp puts them together: <s> q </s> and <s> d </s> make
+    <s> q </s></s> d </s>; [CLS] q [SEP] and [CLS] d [SEP] make [CLS] q [SEP] d [SEP]."""
+    engine: Any = reranker.state.engine
+    first, second = [await engine.tokenize(text, special=True) for text in (one.question.query, one.text)]
+    between = first[-1:] * (len(engine.frame.start) - 3)
+    return [*first, *between, *second[1:]]
 
 
 async def test_a_pair_has_one_score_wherever_it_stands(served: Served) -> None:
@@ -122,6 +105,43 @@ async def test_a_pair_has_one_score_wherever_it_stands(served: Served) -> None:
     for scored in many.results:
         twins[shuffled[scored.index]].add(scored.score)
     assert all(len(same) == 1 for same in twins.values())
+
+
+async def test_a_score_does_not_depend_on_what_else_there_is_to_do(served: Served) -> None:
+    """Other requests' documents share its batches, or come between them."""
+    reranker, texts = served.reranker, [TEXT, *OTHERS, *(f"{TEXT} {at}" for at in range(12))]
+    kind = "llama" if reranker.model.engine.backend.name == "llama" else "openvino f32"
+
+    async def ask(query: str, documents: list[str]) -> list[float]:
+        result = await reranker.rerank(query, documents, raw_scores=True)
+        return [row.score for row in sorted(result.results, key=lambda row: row.index)]
+
+    alone = await ask(QUERY, texts)
+    others = [(f"{QUERY} {at}", [f"{text} {at}" for text in texts * 3]) for at in range(8)]
+    found = await asyncio.gather(*(ask(QUERY, texts) for _ in range(4)), *(ask(*one) for one in others))
+    for values in found[:4]:
+        assert values == pytest.approx(alone, abs=TOLERANCE[kind])
+
+
+async def test_a_truncated_text_has_the_first_tokens_of_the_whole(served: Served) -> None:
+    """Also where llama.cpp tokenizes what is left of it by itself."""
+    reranker = served.reranker
+    long = (
+        "Saturn's rings, it is said, are\n\nof  dust… Große Ringe (熊猫) sind uncharacteristically thin! "
+        * 60
+    )
+    (one,) = await inputs(reranker, QUERY, [long])
+    reader = await reranker.registry.find(None).reader()
+    asked = await reader.ask(QUERY)
+    (whole,) = await reader.tokenizer.encode([asked.head + long + asked.tail])
+    kept = len(one.ids)
+    assert one.ids.tolist() == whole[:kept].tolist()
+    if not reads_text(reranker):
+        assert kept == asked.space
+        return
+    assert asked.space - 8 <= kept <= asked.space
+    (read,) = await reader.tokenizer.encode([one.text])
+    assert read.tolist() == whole[:kept].tolist() and not one.text[-1].isspace()
 
 
 def test_the_catalogs_prompts_are_cut_as_the_reference_cuts_them() -> None:
@@ -154,24 +174,16 @@ ATTACKS = [
 async def test_no_document_changes_the_structure_of_a_prompt(tmp_path: Path) -> None:
     """Each control token stands where the template has it and nowhere else, whatever the texts spell."""
     assert len(ATTACKS) == 50
-    ids = {"<|endoftext|>": 1600, "<|im_start|>": 1601, "<|im_end|>": 1602}
+    control = {1600, 1601, 1602}  # <|endoftext|>, <|im_start|>, <|im_end|>
     structure = [1601, 1602, 1601, 1602, 1601]
     async with Reranker(golden_settings("qwen3-headless", tmp_path)) as reranker:
-        engine = reranker.state.engine
         for attack in ATTACKS:
             for query, document in ((attack, "text"), ("text", attack), (attack, attack)):
-                prompt = await engine._prompt(query, document, "Judge.")  # type: ignore[union-attr]
-                tokens: list[int] = []
-                for piece in prompt:
-                    tokens += [piece] if isinstance(piece, int) else await as_engine_reads(engine, piece)
-                assert [token for token in tokens if token in ids.values()] == structure, (query, document)
-
-
-async def as_engine_reads(engine: Any, text: str) -> list[int]:
-    """The ids of a string in a prompt: /completion reads control tokens out of it."""
-    answer = await engine.post("/tokenize", {"content": text, "parse_special": True})
-    tokens: list[int] = answer["tokens"]
-    return tokens
+                (one,) = await inputs(reranker, query, [document], "Judge.")
+                assert [token for token in one.whole.tolist() if token in control] == structure, (
+                    query,
+                    document,
+                )
 
 
 @pytest.mark.parametrize("engine", ["llama", "openvino"])
@@ -180,7 +192,7 @@ async def test_control_tokens_are_text_for_an_embedder_too(tmp_path: Path, engin
     async with Reranker(golden_settings("bert-embedder", tmp_path, engine=engine)) as reranker:
         result = await reranker.rerank(plain, [plain, spelled], raw_scores=True)
         read = [f"query: {plain}", f"passage: {plain}", f"passage: {spelled}"]
-        counts = await reranker.state.engine.count_tokens(read)  # type: ignore[union-attr]
+        counts = await count_tokens(reranker, *read)
     assert counts[2] > counts[1] + 2  # [SEP] is more than one token when it is text
     assert result.tokens == sum(counts) + 2 * len(read)
 
@@ -200,7 +212,7 @@ async def test_a_score_is_the_same_at_every_place_and_in_every_company(
             texts = [TEXT if at in places else f"{OTHERS[at % len(OTHERS)]} {at}" for at in range(count)]
 
             # Asked of the engine itself: the service scores equal texts of a request once.
-            answer = await engine.score(Batch.of(QUERY, texts, reranker.model.scoring.instruction))
+            answer = await engine.score(await batch(reranker, QUERY, texts))
             values = answer.values
             found |= {(count, place): values[place] for place in places}
     apart = max(found.values()) - min(found.values())
@@ -209,29 +221,35 @@ async def test_a_score_is_the_same_at_every_place_and_in_every_company(
 
 
 async def test_a_batch_may_hold_many_queries_and_calls_may_overlap(served: Served) -> None:
-    engine, instruction = served.engine, served.reranker.model.scoring.instruction
+    engine, reranker = served.engine, served.reranker
     texts = [TEXT, *OTHERS]
     queries = [QUERY, "When does the train leave?", "gold"]
-    alone = [await engine.score(Batch.of(query, texts, instruction)) for query in queries]
-    mixed = tuple(Content(query, (text,), instruction) for text in texts for query in queries)
-    answers = await asyncio.gather(*(engine.score(Batch(mixed)) for _ in range(8)))
-    wanted = [answer.values[at] for at in range(len(texts)) for answer in alone]
-    for answer in answers:
-        assert answer.values == pytest.approx(wanted, abs=1e-4)
+    batches = [await batch(reranker, query, texts) for query in queries]
+    alone = [await engine.score(one) for one in batches]
+    if not reranker.model.engine.policy.one_question:
+        mixed = Batch(tuple(one.inputs[at] for at in range(len(texts)) for one in batches))
+        answers = await asyncio.gather(*(engine.score(mixed) for _ in range(8)))
+        wanted = [answer.values[at] for at in range(len(texts)) for answer in alone]
+        for answer in answers:
+            assert answer.values == pytest.approx(wanted, abs=1e-4)
+    again = await asyncio.gather(*(engine.score(one) for one in batches * 3))
+    for at, answer in enumerate(again):
+        assert answer.values == pytest.approx(alone[at % len(alone)].values, abs=1e-4)
 
 
-async def test_what_is_longer_than_max_length_is_an_error_and_never_cut(served: Served) -> None:
-    engine, scoring = served.engine, served.reranker.model.scoring
-    texts = ["a" + " a" * more for more in range(2 * scoring.max_length)]
-    used, *counts = await engine.count_tokens([QUERY, *texts])
-    used = 0 if scoring.method == "embedding" else used
-    (instructed,) = await engine.count_tokens([scoring.instruction]) if scoring.instruction else (0,)
-    room = scoring.max_length - engine.fixed_tokens - used - instructed
-    longest = max(at for at, count in enumerate(counts) if count <= room)
-    answer = await engine.score(Batch.of(QUERY, [texts[0], texts[longest]], scoring.instruction))
-    assert None not in answer.values and answer.tokens <= 2 * scoring.max_length + used
-    # Prefixes and templates may take a token less than they are said to.
-    spare = 0 if scoring.method == "cross_encoder" else 8
-    over = next(at for at, count in enumerate(counts) if count > room + spare)
+async def test_what_is_longer_than_max_length_is_an_error_and_never_truncated(served: Served) -> None:
+    """By the engine; and the longest input that the service makes is taken."""
+    engine, max_length = served.engine, served.reranker.model.engine.spec.scoring.max_length
+    texts = ["a" + " a" * more for more in range(2 * max_length)]
+    asked = await inputs(served.reranker, QUERY, texts)
+    longest = [one for one in asked if one.tokens == max_length][-1]
+    answer = await engine.score(Batch((asked[0], longest)))
+    assert None not in answer.values
+    (question,) = {one.question for one in asked}
+    if reads_text(served.reranker):
+        over = replace(longest, text=longest.text + " a a")
+    else:
+        over = replace(longest, ids=np.append(longest.ids, longest.ids[-1:]))
+    assert question is over.question
     with pytest.raises(InputTooLong):
-        await engine.score(Batch.of(QUERY, [texts[0], texts[over]], scoring.instruction))
+        await engine.score(Batch((asked[0], over)))

@@ -1,20 +1,22 @@
-"""An engine without a backend, files, a child or token counts: another rerank server, spoken to over HTTP."""
+"""An engine without a backend, files, a child or a tokenizer: another rerank server, spoken to over HTTP."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import httpx
 
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.errors import EngineError, EngineUnavailable
+from rerankd.scoring.sequences import NONE, Frame, Ids
 
 
 class Upstream:
     """The server at `url`, which answers POST /rerank as Jina's does. Raises EngineError only."""
 
-    fixed_tokens = 0
     about = "another server"
+    frame = Frame()
 
     def __init__(self, url: str) -> None:
         self._http = httpx.AsyncClient(base_url=url, trust_env=False)
@@ -34,14 +36,21 @@ class Upstream:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
         """It does not say, so nothing is truncated here: its own limits hold."""
-        return [0] * len(texts)
+        return [NONE] * len(texts)
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        return [NONE] * len(texts)
 
     async def score(self, batch: Batch) -> RawScores:
-        return RawScores.joined([await self._score(query, texts) for query, texts, _ in batch.inputs])
+        texts = defaultdict[str, list[str]](list)
+        for one in batch.inputs:
+            texts[one.question.query].append(one.text)
+        values = {query: iter(await self._score(query, own)) for query, own in texts.items()}
+        return RawScores([next(values[one.question.query]) for one in batch.inputs])
 
-    async def _score(self, query: str, texts: Sequence[str]) -> RawScores:
+    async def _score(self, query: str, texts: Sequence[str]) -> list[float]:
         try:
             answer = await self._http.post("/rerank", json={"query": query, "documents": texts})
         except (httpx.HTTPError, RuntimeError) as error:  # the latter: it was closed
@@ -49,7 +58,7 @@ class Upstream:
         if not answer.is_success:
             raise EngineError(f"The other server refused the request: {answer.text}")
         rows = sorted(answer.json()["results"], key=lambda row: row["index"])
-        return RawScores([float(row["relevance_score"]) for row in rows], 0)
+        return [float(row["relevance_score"]) for row in rows]
 
 
 def connect(url: str) -> Engine:

@@ -28,6 +28,8 @@ to be reached from other machines.
   versions of Dify's OpenAI-API-compatible provider (its SDK's own class) stretch it themselves: the best
   document then has 1 and the worst 0, whatever their scores. Newer ones compare the threshold with the score
   as it is.
+- **Programs that give up early**: the setting `budget_ms` has a model answer in time, with the documents
+  scored by then: `budget_ms = 4500` for programs that wait 5 s ([api.md](api.md#priority-and-time-budget)).
 - Every path takes doubled and trailing slashes. Behind a proxy that keeps a prefix, set `--api-prefix`.
 """
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import uvicorn
 from live import DOCUMENTS, Run, Server
+
+from heard import Heard
+from rerankd.api.app import create_app
+from rerankd.config import Settings
 
 
 def _check(answer: dict, server: Server) -> None:
@@ -40,3 +51,34 @@ def test_with_a_wrong_key_validation_fails_with_401(guarded: Server, run: Run) -
 
 def test_the_model_name_of_the_endpoint_is_free(server: Server, run: Run) -> None:
     _check(run("dify_openai.py", server, endpoint_model_name="bge-m3"), server)
+
+
+@contextlib.contextmanager
+def _out_of_time(scores: list[float], home: Path) -> Iterator[Server]:
+    """A server whose time is up after the first documents, which get these scores."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        app = create_app(reranker=Heard(Settings(home=home), scores))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        try:
+            yield Server(f"http://127.0.0.1:{bound.getsockname()[1]}", "")
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("scores", "spread"), [([0.9, 0.3], [1, 0.3333, 0, 0]), ([0.9], [1, 0, 0, 0]), ([], [0, 0, 0, 0])]
+)
+def test_documents_that_were_not_scored_come_last(
+    scores: list[float], spread: list[float], run: Run, tmp_path: Path
+) -> None:
+    """Dify computes with the score of every row, so each has a number, also where the budget left it out."""
+    with _out_of_time(scores, tmp_path) as server:
+        answer = run("dify_openai.py", server)
+    assert answer.get("validated"), answer
+    rows = [[at, pytest.approx(score, abs=1e-4), DOCUMENTS[at]] for at, score in enumerate(spread)]
+    assert answer["all"] == rows
+    assert answer["threshold"] == [row for row, score in zip(rows, spread, strict=True) if score >= 0.5]

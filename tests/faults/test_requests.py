@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -138,11 +139,12 @@ def test_metrics_tell_what_happened(steady: Service) -> None:
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that takes 20 ms a document."""
     folder = tmp_path_factory.mktemp("slow")
-    with service(folder, "--delay-ms", "20", max_queue_documents=60, cache_entries=0) as it:
+    with service(folder, "--delay-ms", "20", max_queue_documents=100, cache_entries=0) as it:
         yield it
 
 
-DOCUMENTS = [f"document {number}" for number in range(50)]
+# Of some length, so that they are many batches.
+DOCUMENTS = [f"document {number} " + "and its words " * 15 for number in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,10 @@ def test_over_its_bounds_it_says_when_to_come_again(slow: Service) -> None:
         assert refused.status_code == 429
         wait_s = int(refused.headers["retry-after"])
         assert 1 <= wait_s <= 3
-        assert "documents a second" in refused.json()["message"]
+        assert re.match(r"This client has \d+ documents under way and waiting", refused.json()["message"])
+        # The rest is for others: a proxy on this machine may name another client.
+        other = slow.rerank(["a", "b"], **{"x-forwarded-for": "203.0.113.9"})
+        assert other.status_code == 200 and not first.done()
         time.sleep(wait_s)
         assert slow.rerank(DOCUMENTS).status_code == 200
         assert raw_scores(first.result()) == right(DOCUMENTS)

@@ -62,7 +62,7 @@ class Route(APIRoute):
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
-            logs.belongs_to(request_id(request), getattr(request.state, "key", None) or "")
+            logs.belongs_to(request_id(request), getattr(request.state, "key", ""))
             try:
                 response = await handle(request)
             except RerankdError as error:

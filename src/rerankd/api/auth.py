@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from fastapi import Request
 
 from rerankd.errors import Unauthorized
-from rerankd.keys import Keys
+from rerankd.keys import Key, Keys
 
 
-def key_name(request: Request, keys: Keys) -> str | None:
-    """The name of the key that a request carries, None where it carries none of `keys`."""
-    return next((name for sent in _sent(request) if (name := keys.name_of(sent)) is not None), None)
+def key_of(request: Request, keys: Keys) -> Key | None:
+    """The key that a request carries, None where it carries none of `keys`."""
+    return next((key for sent in _sent(request) if (key := keys.find(sent)) is not None), None)
 
 
 def _sent(request: Request) -> Iterator[bytes]:
@@ -28,7 +28,7 @@ def _sent(request: Request) -> Iterator[bytes]:
 
 def refusal(request: Request, keys: Keys) -> Unauthorized | None:
     """Why a request is not let in: None where it carries one of `keys`, or none is asked for."""
-    if not keys or key_name(request, keys) is not None:
+    if not keys or key_of(request, keys) is not None:
         return None
     return Unauthorized(
         "The API key is missing or wrong. Send the server's key as 'Authorization: Bearer KEY' or "

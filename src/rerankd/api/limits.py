@@ -8,7 +8,6 @@ frees its place in the queue. Limits per connection are in protocol.py.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import time
 import zlib
@@ -18,7 +17,8 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from rerankd.api.auth import key_name
+from rerankd.api.auth import key_of
+from rerankd.api.client import identify
 from rerankd.api.disconnect import discard, unless_gone
 from rerankd.api.shares import SMALL_BYTES, Hold, Shares
 from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded, UnsupportedMediaType
@@ -61,11 +61,13 @@ def guard(answer: Answer) -> Answer:
         if reranker is None:
             return await answer(request)
         started = time.perf_counter()
-        key = key_name(request, reranker.keys)
-        body = _Body(request, reranker, client=f"key {key}" if key else _peer(request))
+        key = key_of(request, reranker.keys)
+        client = identify(request, key)
+        body = _Body(request, reranker, client=client.name)
         inner = Request(request.scope, body.receive)
         inner.state.rerankd_body = body
-        inner.state.key = key
+        inner.state.key = key.name if key else ""
+        inner.state.client = client
         try:
             response = await unless_gone(answer(inner), body.wait_gone())
         finally:
@@ -82,7 +84,7 @@ def guard(answer: Answer) -> Answer:
                 response.status_code,
                 time.perf_counter() - started,
                 model=getattr(inner.state, "model", ""),
-                key=key or "",
+                key=inner.state.key,
             )
         return body.counted(response)
 
@@ -94,17 +96,6 @@ def parsed(request: Request) -> None:
     body = getattr(request.state, "rerankd_body", None)
     if isinstance(body, _Body):
         body.release()
-
-
-def _peer(request: Request) -> str:
-    """The address that a request comes from; of IPv6 the network, since a machine may have all of its
-    addresses."""
-    host = request.client.host if request.client is not None else ""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
 
 
 def _shares(request: Request, reranker: Reranker) -> Shares:

@@ -205,7 +205,7 @@ def _logged(request: Request, send: Send, level: int) -> Send:
         if message["type"] != "http.response.start":
             return
         state, status = request.state, message["status"]
-        model, key = getattr(state, "model", ""), getattr(state, "key", None) or ""
+        model, key = getattr(state, "model", ""), getattr(state, "key", "")
         path = request.scope.get("raw_path", b"").decode("latin-1").partition("?")[0][:200]
         duration_ms = round((time.perf_counter() - started) * 1000, 1)
         logs.belongs_to(request_id(request), key)

@@ -10,8 +10,10 @@ from rerankd.api import admin, health, limits, models, ollama_models, reference,
 from rerankd.api.answer import Route, facts, json_response, plain_path, request_id, reranker_of, speaks
 from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
+from rerankd.api.client import client_of
 from rerankd.api.dialects import table
 from rerankd.api.dialects.dialect import Dialect, joined
+from rerankd.api.dialects.rules import with_headers
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
@@ -24,10 +26,11 @@ async def rerank(request: Request) -> Response:
     reranker = reranker_of(request)
     dialect, value = await _read(request, reranker)
     timeout_s = limits.wanted_timeout_s(request)
-    asked = dialect.parse(value)
+    asked = dialect.parse(with_headers(value, request.headers))
     entry = reranker.registry.entry(asked[0].model)
     request.state.model = entry.name
-    result = joined(await reranker.answer_all(asked, timeout_s=timeout_s))
+    answers = await reranker.answer_all(asked, timeout_s=timeout_s, client=client_of(request))
+    result = joined(answers)
     return json_response(dialect.render(result, request_id(request)), headers=facts(entry.name, result))
 
 

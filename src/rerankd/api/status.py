@@ -19,6 +19,7 @@ from rerankd.memory import main_bytes
 from rerankd.recent import Series
 from rerankd.renamed import old_value
 from rerankd.serving.pending import Pending
+from rerankd.serving.readings import tokens_per_second
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
@@ -44,8 +45,10 @@ class EngineStatus(TypedDict):
 class QueueStatus(TypedDict):
     requests: int
     documents: int
+    tokens: int
     size_bytes: int
     documents_per_second: float
+    tokens_per_second: float
 
 
 class ModelStatus(TypedDict):
@@ -128,7 +131,7 @@ async def status(request: Request) -> Response:
 
 async def _model(served: ServedModel) -> ModelStatus:
     model, scoring, line = served.model, served.model.scoring, served.queue.line
-    facts, entry = model.facts, model.resolution.entry
+    facts, entry, rate = model.facts, model.resolution.entry, line.rate
     return {
         "id": model.name,
         "aliases": list(model.names[1:]),
@@ -150,9 +153,11 @@ async def _model(served: ServedModel) -> ModelStatus:
         "engine": await _engine(served),
         "queue": {
             "requests": len(line),
-            "documents": line.documents,
-            "size_bytes": line.size_bytes,
-            "documents_per_second": round(line.rate, 2),
+            "documents": line.held.documents,
+            "tokens": line.held.tokens,
+            "size_bytes": line.held.size_bytes,
+            "documents_per_second": round(rate.inputs, 2),
+            "tokens_per_second": round(tokens_per_second(rate), 1),
         },
     }
 

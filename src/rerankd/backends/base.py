@@ -4,10 +4,9 @@ A backend makes engines from a model's files; an engine scores. Nothing outside 
 name: the registry, the loader, doctor and the benchmark walk the table (table.py).
 
 The contract was walked through five cases before it was written. llama.cpp with a prompt prefix that is kept:
-inputs of one query come in one batch. OpenVINO's cross-encoder: `settle` waits for the trial of bf16. A
-listwise model: an input holds a block of documents, and has one value for each of them. Late interaction:
-document vectors that are kept are the engine's own affair. A remote server that counts no tokens: an
-`Engine` without a backend, a file or a child, for which every text has 0.
+batches of one question follow each other. OpenVINO's cross-encoder: `settle` waits for the trial of bf16. A
+listwise model: a batch is a block of documents. Late interaction: document vectors that are kept are the
+engine's own affair. A remote server that counts no tokens: an `Engine` without a backend, a file or a child.
 """
 
 from __future__ import annotations
@@ -15,18 +14,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options
 from rerankd.domain import Recipe, Refusal
 from rerankd.process.child import Launch, Running
+from rerankd.scoring.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
     from rerankd.progress import Progress
-    from rerankd.scoring.plan import BatchPolicy
+    from rerankd.scoring.sequences import Input
     from rerankd.state import StateStore
 
 
@@ -34,57 +34,57 @@ Scope = Literal["pair", "block"]
 """What a value depends on: its pair alone, or the whole block that it was scored in."""
 
 
-class Content(NamedTuple):
-    """A query, and documents that are read beside it: each by itself, or all as one block, by the engine's
-    scope."""
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How an engine is given its work: what the queue puts into one batch, which is one call.
 
-    query: str
-    documents: Sequence[str]
-    instruction: str = ""
+    A batch holds up to `tokens`, padding included, and one input at least. An engine that computes more than
+    that within `call_s` gets as much, up to `most_tokens`, since each call costs the service and the engine
+    some work of its own. `inputs` bounds their number. With `pads`, inputs of a batch are padded to the
+    longest one, so those of nearly one length go together, and their number is a power of two where that
+    holds enough. `one_question`: the inputs of a batch have one question. `run_tokens`: batches of one
+    question follow each other for so many tokens before another one's turn, since the engine keeps what it
+    has read of the question. `at_engine` calls are there at a time: the one under way and the next."""
+
+    tokens: int
+    most_tokens: int
+    inputs: int = 64
+    pads: bool = False
+    one_question: bool = False
+    run_tokens: int = 0
+    call_s: float = 0.05
+    at_engine: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one engine call gets."""
+    """What one engine call gets. With the scope "block", its inputs are one block, of one question."""
 
-    inputs: tuple[Content, ...]
-
-    @classmethod
-    def of(cls, query: str, documents: Sequence[str], instruction: str = "") -> Batch:
-        """One query and its documents."""
-        return cls((Content(query, documents, instruction),) if documents else ())
+    inputs: tuple[Input, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RawScores:
-    """Raw values, one per document in the order of the batch, and the number of tokens read for them.
-
-    A value is None where `errors` says why that document has none, as a clause: "the engine crashed on it".
-    """
+    """Raw values, one per input in the order of the batch. A value is None where `errors` says why that input
+    has none, as a clause: "the engine crashed on it"."""
 
     values: Sequence[float | None]
-    tokens: int
     errors: Mapping[int, str] = field(default_factory=dict)
-
-    @classmethod
-    def joined(cls, parts: Sequence[RawScores]) -> RawScores:
-        """The scores of several calls as those of one."""
-        if len(parts) == 1:
-            return parts[0]
-        values: list[float | None] = []
-        errors: dict[int, str] = {}
-        for part in parts:
-            errors |= {len(values) + at: reason for at, reason in part.errors.items()}
-            values += part.values
-        return cls(values, sum(part.tokens for part in parts), errors)
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine does. With the scope "block" each micro-batch is one input, of up to the policy's
-    number of documents, and no value is kept for another request."""
+    """What an engine does.
+
+    `reads`: ids, or text, where its protocol takes nothing else. `tokenizes`: the engine's own tokenizer is
+    the one to ask; else the model's files have one that the service reads. With the scope "block", a block is
+    one batch of up to the policy's number of inputs, made when the request comes, and no value is kept for
+    another request.
+    """
 
     scope: Scope = "pair"
+    reads: Literal["ids", "text"] = "ids"
+    tokenizes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,23 +198,18 @@ class Checkup:
     cuda_mirror: str | None = None
 
 
-class Engine(Running, Protocol):
+class Engine(Running, Tokenizer, Protocol):
     """One running engine. It scores and nothing else: it never sorts, normalises or truncates; it raises only
     EngineError; it may be called concurrently; a call that is cancelled frees it.
 
-    `fixed_tokens` is what special tokens, prefixes and template take of max_length; `about` what computes,
-    in words, "" where the offer's title says all.
-    """
+    `about` is what computes, in words, "" where the offer's title says all. As a Tokenizer it is asked only
+    where its capabilities say that it tokenizes; one that can't tell says no ids, and then nothing is
+    truncated here."""
 
-    fixed_tokens: int
     about: str
 
-    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without any special tokens around it. An engine that can't tell says 0: then
-        nothing is truncated here."""
-
     async def score(self, batch: Batch) -> RawScores:
-        """The raw value of each document of the batch.
+        """The raw value of each input of the batch.
 
         Raises InputTooLong where an input does not fit max_length, else another EngineError.
         """

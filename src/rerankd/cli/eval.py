@@ -144,7 +144,8 @@ async def _asked(
             reranker = await stack.enter_async_context(Reranker(settings, prepared=[prepared]))
 
         async def ask(query: str, documents: Sequence[str]) -> Sequence[int]:
-            return [scored.index for scored in (await reranker.rerank(query, documents)).results]
+            result = await reranker.rerank(query, documents, budget_ms=0)
+            return [scored.index for scored in result.results]
 
         yield prepared.name, ask
 

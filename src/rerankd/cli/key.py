@@ -10,6 +10,7 @@ import typer
 
 from rerankd import config, keys
 from rerankd.cli.output import Config, print_rows, say
+from rerankd.domain import Priority
 from rerankd.errors import ConfigError
 from rerankd.files import write_whole
 
@@ -27,18 +28,24 @@ File = Annotated[
 
 
 @app.command()
-def new(name: Name, file: File = None, config_file: Config = None) -> None:
+def new(
+    name: Name,
+    priority: Annotated[
+        Priority, typer.Option(help="How its requests weigh against those of other clients.")
+    ] = "normal",
+    file: File = None,
+    config_file: Config = None,
+) -> None:
     """Make a key, print it once, and add its hash to the file.
 
     A running server takes it over on SIGHUP.
     """
-    keys.check_name(name)
+    key, kept = keys.new(name, priority)
     path = _path(file, config_file)
     known = keys.read_file(path) if path.exists() else {}
     if name in known:
         raise ConfigError(f"There is a key named {name} in {path}. Remove it first, or choose another name.")
-    key, digest = keys.new()
-    _write(path, (path.read_text(encoding="utf-8") if path.exists() else "") + f"{name}:{digest}\n")
+    _write(path, (path.read_text(encoding="utf-8") if path.exists() else "") + kept.line)
     typer.echo(key)
     say(f"This is the only time the key is shown. Its hash is in {path}; a running server needs a SIGHUP.")
     if file is not None:
@@ -47,9 +54,10 @@ def new(name: Name, file: File = None, config_file: Config = None) -> None:
 
 @app.command("list")
 def list_keys(file: File = None, config_file: Config = None) -> None:
-    """List the names of the keys."""
-    known = keys.read_file(_path(file, config_file))
-    print_rows([("name", "SHA-256"), *((name, digest[:12]) for name, digest in known.items())])
+    """List the names of the keys and their priorities."""
+    known = keys.read_file(_path(file, config_file)).values()
+    rows = ((key.name, key.digest[:12], key.priority) for key in known)
+    print_rows([("name", "SHA-256", "priority"), *rows])
 
 
 @app.command()

@@ -125,8 +125,12 @@ def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: boo
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:
     first = 1 if sys.stdout.isatty() else 0  # people count from 1, programs from 0
+    unscored = set(answer["meta"].get("unscored", ()))
     places = [(row["relevance_score"], row["index"]) for row in answer["results"]]
-    rows = [(f"{score:.4f}", str(index + first), documents[index]) for score, index in places]
+    rows = [
+        ("-" if index in unscored else f"{score:.4f}", str(index + first), documents[index])
+        for score, index in places
+    ]
     print_rows([("score", "line", "document"), *rows])
     for warning in answer["meta"].get("warnings", ()):
         say(f"note: {warning}")

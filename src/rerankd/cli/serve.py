@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from rerankd.serving.served_model import ServedModel
 
 
-@takes("host", "port", "alias", "api_key", "api_prefix", "engine", "force", *of_backends())
+@takes(
+    *("host", "port", "alias", "api_key", "api_prefix", "engine", "force"),
+    *("budget_ms", "truncate_query", "truncate_at"),
+    *of_backends(),
+)
 def serve(
     models: Annotated[
         list[str] | None,

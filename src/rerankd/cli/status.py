@@ -36,7 +36,8 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
 
 def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> list[list[str]]:
     """The models as a table, the head first; those that can't be asked come last."""
-    head = [["name", "state", "method", "max_length", "memory", "starts", "lost", "waiting", "engine"]]
+    words = "name state method max_length memory starts lost waiting tokens tokens/s engine"
+    head = [words.split()]
     asked = [
         [
             model["id"],
@@ -47,6 +48,8 @@ def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> lis
             str(model["engine"]["starts"]),
             str(model["engine"]["lost"]),
             str(model["queue"]["documents"]),
+            str(model["queue"]["tokens"]),
+            f"{model['queue']['tokens_per_second']:.0f}",
             model["engine"]["program"],
         ]
         for model in models

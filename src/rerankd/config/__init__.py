@@ -4,7 +4,7 @@ Every setting's name, default and meaning is written once, in one of these files
 its environment name is `RERANKD_` and the name in capitals.
 """
 
-from rerankd.config.models import EffectiveModelSettings, ModelSettings, ServingSettings
+from rerankd.config.models import EffectiveModelSettings, ModelSettings, RequestDefaults, ServingSettings
 from rerankd.config.scoring import ScoringSettings
 from rerankd.config.settings import Settings, changed, engines_differ, needs
 from rerankd.config.sources import find, from_machine, load, override, service_links
@@ -12,6 +12,7 @@ from rerankd.config.sources import find, from_machine, load, override, service_l
 __all__ = [
     "EffectiveModelSettings",
     "ModelSettings",
+    "RequestDefaults",
     "ScoringSettings",
     "ServingSettings",
     "Settings",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from rerankd.backends.options import Options, per_model
+from rerankd.backends.options import Needs, Options, per_model
 from rerankd.backends.table import BACKENDS
 from rerankd.config.made import with_options, with_own
 from rerankd.config.scoring import ScoringSettings
+from rerankd.domain import TruncateAt
 
 if TYPE_CHECKING:
     EngineName = str
@@ -53,7 +54,29 @@ class ServingSettings(Options):
     force: bool = per_model(False, description="serve it even if it fails the check at load, with a warning")
 
 
-@with_own(ServingSettings)
+class RequestDefaults(Options):
+    """What a request gets that asks for nothing else. A model may have its own."""
+
+    needs: ClassVar[Needs] = "live"
+
+    budget_ms: int | None = per_model(
+        None,
+        ge=0,
+        le=86_400_000,
+        description="milliseconds after which a request is answered with the documents scored so far; the "
+        "rest come last, named as unscored; 0 or not set: no budget",
+    )
+    truncate_query: bool = per_model(
+        False, description="truncate a query that is too long, with a warning; otherwise it is an error"
+    )
+    truncate_at: TruncateAt = per_model(
+        "token",
+        description="where a truncated text ends: token, at the last token that fits, or sentence, at the "
+        "end of a sentence where one is near",
+    )
+
+
+@with_own(ServingSettings, RequestDefaults)
 class ModelSettings(ScoringSettings):
     """One `[models.NAME]` section: a model and what is special about it. What is not set here is as the
     setting of the same name says for all models."""
@@ -65,10 +88,16 @@ class ModelSettings(ScoringSettings):
 
 
 @with_options
-class EffectiveModelSettings(ServingSettings):
+class EffectiveModelSettings(ServingSettings, RequestDefaults):
     """One model that is to be served, with all that is set for it. `names` is empty where the user gave it
     none; the first one is shown."""
 
     ref: str
     names: tuple[str, ...]
     scoring: ScoringSettings
+
+    @property
+    def of_engines(self) -> Self:
+        """The same without what engines need not know: where this is equal, engines can go on."""
+        fields = RequestDefaults.model_fields
+        return self.model_copy(update={name: field.default for name, field in fields.items()})

@@ -121,7 +121,14 @@ class LiveSettings(Options):
     )
     max_requests: int = Field(256, ge=1, le=100_000, description="requests under way or waiting, before 429")
     max_queue_documents: int = Field(
-        20_000, ge=1, le=10**8, description="documents of all requests under way or waiting, before 429"
+        20_000,
+        ge=1,
+        le=10**8,
+        description="documents of all requests under way or waiting, before 429; each chunk of a document "
+        "counts",
+    )
+    max_queue_tokens: int = Field(
+        8_000_000, ge=1, le=10**12, description="tokens of all requests under way or waiting, before 429"
     )
     max_queue_bytes: int = Field(
         256 * 2**20,

@@ -15,6 +15,7 @@ from rerankd.config.models import (
     MemoryBytes,
     ModelSettings,
     Names,
+    RequestDefaults,
     Seconds,
     ServingSettings,
 )
@@ -23,7 +24,7 @@ from rerankd.config.service import FixedSettings, LiveSettings
 
 
 @with_options
-class Settings(ServingSettings, LiveSettings, FixedSettings):
+class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
     """Everything that can be set."""
 
     model: Names = setting(
@@ -122,7 +123,7 @@ class Settings(ServingSettings, LiveSettings, FixedSettings):
 
 def needs(name: str) -> Needs:
     """What a change of a setting needs."""
-    groups = (LiveSettings, FixedSettings)
+    groups = (RequestDefaults, LiveSettings, FixedSettings)
     return next((group.needs for group in groups if name in group.model_fields), Options.needs)
 
 

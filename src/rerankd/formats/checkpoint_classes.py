@@ -49,10 +49,15 @@ class Config:
     values: Mapping[str, Any]
     fail: Fail
 
-    def size(self, key: str, default: int | None = None, least: int = 1) -> int:
+    @property
+    def layers(self) -> int:
+        """Bounded, since each costs time and memory before its tensors are looked for."""
+        return self.size("num_hidden_layers", below=10_000)
+
+    def size(self, key: str, default: int | None = None, least: int = 1, below: int = LARGEST) -> int:
         """A whole number."""
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
             self.fail(f"its {CONFIG} should hold a size as {key}, and holds {value!r:.80}")
         return value
 
@@ -88,7 +93,7 @@ def incomplete(
 ) -> str:
     """What is wrong with the set of tensors: one that the class needs is missing or of another shape, or a
     layer has one that the class does not know, so that more is computed than this engine knows."""
-    layers, width = config.size("num_hidden_layers"), config.size("hidden_size")
+    layers, width = config.layers, config.size("hidden_size")
     inner = config.size("intermediate_size")
     own_code = ""
     if config.values.get("auto_map"):
@@ -172,7 +177,7 @@ def _bert_unsupported(config: Mapping[str, Any]) -> str:
 
 def _modern_bert_keys(config: Config) -> dict[str, Any]:
     values = config.values
-    layers, each = config.size("num_hidden_layers"), config.size("global_attn_every_n_layers", 3)
+    layers, each = config.layers, config.size("global_attn_every_n_layers", 3)
     kinds = values.get("layer_types") or ["" if at % each else "full_attention" for at in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers:
         config.fail(f"its {CONFIG} should hold the kind of each layer as layer_types: it is damaged")

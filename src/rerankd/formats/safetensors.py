@@ -121,7 +121,7 @@ def translate(
         "context_length": max_length,
         "embedding_length": config.size("hidden_size"),
         "feed_forward_length": config.size("intermediate_size"),
-        "block_count": config.size("num_hidden_layers"),
+        "block_count": config.layers,
         "attention.head_count": config.size("num_attention_heads"),
         "attention.causal": False,
         "pooling_type": 4,  # rank

@@ -3,7 +3,6 @@ fetched."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -33,13 +32,11 @@ def read(folder: Path) -> ModelMetadata:
 # A vocabulary of 250,000 pieces takes a second, and a file is looked at more than once.
 @cache
 def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) -> None:
-    """Raises ModelFileError where the engine could not read the tokenizer. Without the library nothing is
-    checked: then there is no engine for the model either."""
-    with contextlib.suppress(ImportError):
-        try:
-            tokenizer_file.read(path, rows)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            refuse(path, f"its tokenizer can't be read: {error}")
+    """Raises ModelFileError where the tokenizer can't be read."""
+    try:
+        tokenizer_file.read(path, rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        refuse(path, f"its tokenizer can't be read: {error}")
 
 
 def read_streams(

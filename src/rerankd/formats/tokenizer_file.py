@@ -1,5 +1,4 @@
-"""A checkpoint's tokenizer.json: opened as the engine opens it, and held against the model's embedding
-matrix."""
+"""A checkpoint's tokenizer.json: opened, and held against the model's embedding matrix."""
 
 from __future__ import annotations
 
@@ -17,10 +16,9 @@ POINTER = "it is a git-LFS pointer, not the file: run `git lfs pull` in its fold
 
 
 def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a model with `rows` rows of embeddings, and what its file holds. Raises OSError,
-    ValueError where it is damaged, does not fit the model or does not read pairs, and ImportError without the
-    `tokenizers` library."""
-    from tokenizers import Tokenizer
+    """The tokenizer of a model with `rows` rows of embeddings, and what its file holds. Raises OSError, and
+    ValueError where it is damaged, does not fit the model or does not read pairs."""
+    from tokenizers import Tokenizer  # it takes a while to import
 
     text = textfile.read(path)
     if text.startswith(GIT_LFS):

@@ -20,15 +20,8 @@ from rerankd.formats.gguf import header_of
 from rerankd.formats.gguf_header import Header, Tensor
 
 Floats = NDArray[np.float32]
-_KEEP = (
-    "tokenizer.ggml.tokens",
-    "tokenizer.ggml.token_type",
-    "tokenizer.ggml.scores",
-    "tokenizer.ggml.merges",
-    "tokenizer.ggml.precompiled_charsmap",
-    "sliding_window_pattern",
-)
-
+# Of the header's arrays. The vocabulary, which takes up to 250 MiB, is the tokenizer's affair.
+_KEEP = ("sliding_window_pattern",)
 
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 
@@ -63,11 +56,6 @@ class Weights:
         default."""
         found = self.values.get(f"{self.architecture}.{name}", default)
         return self._fail(f"it has no key {self.architecture}.{name}") if found is None else found
-
-    @property
-    def tokenizer(self) -> Path | None:
-        """The file of a checkpoint's tokenizer; None where the header has the vocabulary."""
-        return self.path / checkpoint_files.TOKENIZER if self._files else None
 
     def has(self, name: str) -> bool:
         return name in self._header.tensors

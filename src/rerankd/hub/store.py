@@ -69,6 +69,11 @@ class Store:
     def logs(self) -> Path:
         return self.home / "logs"
 
+    def log_of(self, model: str) -> Path:
+        """The log of a model's engines."""
+        name = re.sub(r"[^A-Za-z0-9._+-]+", "_", model)[:100].strip(".") or "model"
+        return self.logs / f"{name}.log"
+
     @property
     def index(self) -> Path:
         return self.models / "index.json"

@@ -43,11 +43,10 @@ class Connections:
     async def get(self, path: str) -> Answer:
         return await self._call(b"GET %s HTTP/1.1\r\nHost: engine\r\n\r\n" % path.encode())
 
-    async def post(self, path: str, body: bytes) -> Answer:
-        """POST JSON."""
+    async def post(self, path: str, body: bytes, content_type: str = "application/json") -> Answer:
         head = (
             f"POST {path} HTTP/1.1\r\nHost: engine\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return await self._call(head.encode() + body)
 

@@ -29,13 +29,15 @@ class Wire:
         async with asyncio.timeout(timeout_s):
             return await self._http.get(path)
 
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """POST JSON; the answer's JSON."""
+    async def post(self, path: str, body: dict[str, Any] | bytes) -> Any:
+        """POST JSON, or bytes as they are; the answer's JSON."""
         if self._http.is_closed:
             raise EngineUnavailable("The engine was stopped before the request reached it; try again.")
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         try:
-            answer = await self._http.post(path, data)
+            if isinstance(body, bytes):
+                answer = await self._http.post(path, body, "application/octet-stream")
+            else:
+                answer = await self._http.post(path, _json(body))
             found = answer.json()
         except OSError as error:
             raise EngineUnavailable("The engine stopped in the middle of the request; try again.") from error
@@ -53,3 +55,7 @@ class Wire:
 
     async def close(self) -> None:
         self._http.close()
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -1,14 +1,15 @@
-"""What was computed before: raw scores of pairs, and the vectors of queries. Both are bounded.
+"""What was computed before: raw scores of documents, and the vectors of queries. Both are bounded.
 
 Of the scores the least recently used one goes first.
 
-A raw value depends on the pair, the model, how it is scored, and the engine's build, precision and device, so
-a key is a digest of these. The model's part of it stands for the file by path, size, time of change and
+A raw value depends on the query, the document and how it is truncated, the model, how it is scored, and the
+engine's build, precision and device, so a key is a digest of these. It is made of texts, not of ids: what is
+known need not be tokenized. The model's part of it stands for the file by path, size, time of change and
 header: reading gigabytes at each start to tell apart two files that agree in all of those is not worth it,
 and a file that changes under a running service is refused at the next start of its engine.
 
-An entry is a digest, a raw value and a number of tokens, about 300 bytes with what a dictionary takes for it,
-whatever the texts.
+An entry is a digest, a raw value, a number of tokens and whether the document was truncated, about 300 bytes
+with what a dictionary takes for it, whatever the texts.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
 
 _DIGEST_BYTES = 16
 _SEPARATOR = b"\0"  # texts come here without NUL (see plan.clean)
 _QUERIES_KEPT = 64
+
+
+class Known(NamedTuple):
+    """A document's raw value, the tokens that were read for it, and whether it was truncated."""
+
+    raw: float
+    tokens: int
+    is_cut: bool
 
 
 class ScoreCache:
@@ -34,7 +43,7 @@ class ScoreCache:
         self.most_entries = most_entries
         self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
         self._model = self._of_model
-        self._values: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+        self._values: OrderedDict[bytes, Known] = OrderedDict()
 
     def computed_by(self, engine: str) -> None:
         """Say in any words which engine computes the values from now on: its build, precision and device.
@@ -48,48 +57,48 @@ class ScoreCache:
     def __len__(self) -> int:
         return len(self._values)
 
-    def keys(self, query: str, instruction: str, texts: Sequence[str]) -> list[bytes]:
-        """The key of each text; none at all where the cache is off."""
+    def keys(self, question: bytes, texts: Sequence[str], truncation: str = "") -> list[bytes]:
+        """The key of each document beside a question (see sequences.Question.key); none at all where the
+        cache is off. `truncation` says in any words how documents are truncated."""
         if not self.most_entries:
             return []
-        question = self._model.copy()
-        question.update(_SEPARATOR.join((b"", instruction.encode(), query.encode(), b"")))
+        asked = self._model.copy()
+        asked.update(_SEPARATOR.join((b"", truncation.encode(), question, b"")))
         made = []
         for text in texts:
-            pair = question.copy()
-            pair.update(text.encode())
-            made.append(pair.digest())
+            document = asked.copy()
+            document.update(text.encode())
+            made.append(document.digest())
         return made
 
-    def get(self, key: bytes) -> tuple[float, int] | None:
-        """The raw value, and the tokens that were read for it."""
-        value = self._values.get(key)
-        if value is not None:
+    def get(self, key: bytes) -> Known | None:
+        known = self._values.get(key)
+        if known is not None:
             self._values.move_to_end(key)
-        return value
+        return known
 
-    def put(self, key: bytes, value: float, tokens: int) -> None:
+    def put(self, key: bytes, known: Known) -> None:
         if not self.most_entries:
             return
-        self._values[key] = (value, tokens)
+        self._values[key] = known
         self._values.move_to_end(key)
         if len(self._values) > self.most_entries:
             self._values.popitem(last=False)
 
 
 class QueryVectors(Generic[V]):
-    """The vectors of the newest queries: one request's query comes in several calls, and often comes again
-    later. To be used from any thread."""
+    """The vectors of the newest queries, by any bytes that stand for one: a request's query comes in several
+    calls, and often comes again later. To be used from any thread."""
 
     def __init__(self) -> None:
-        self._vectors: OrderedDict[str, V] = OrderedDict()
+        self._vectors: OrderedDict[bytes, V] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, query: str) -> V | None:
+    def get(self, query: bytes) -> V | None:
         with self._lock:
             return self._vectors.get(query)
 
-    def put(self, query: str, vector: V) -> None:
+    def put(self, query: bytes, vector: V) -> None:
         with self._lock:
             self._vectors[query] = vector
             if len(self._vectors) > _QUERIES_KEPT:

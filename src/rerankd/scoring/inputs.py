@@ -1,148 +1,159 @@
-"""A request -> what goes to the engine: cleaned texts, cut to what the window leaves them.
+"""A question and texts -> the inputs that a model reads: token ids, truncated to what the model takes.
 
-All that needs an engine is how it counts tokens, handed in as a function.
+Texts are tokenized once; a truncated text is the first of its ids, which is what the reference
+implementations read of it. Where the tokens of a text end in it (see sequences.Tokenizer.ends) is asked only
+for texts that are too long, and only where it matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from rerankd.domain import Recipe, RerankRequest
+import numpy as np
+
+from rerankd.domain import Recipe
 from rerankd.errors import TooLong
-from rerankd.scoring import plan, truncate
-from rerankd.scoring.prompt import INSTRUCTION
-
-# A window leaves a document at least so many tokens, or the query is too long for it.
-_LEAST_ROOM = 8
-# Texts that are counted in one call: the engine tokenises them one after the other, and nobody else's.
-_COUNTED_CHARACTERS = 2**20
-
-Count = Callable[[Sequence[str]], Awaitable[list[int]]]
-"""How many tokens each text has."""
+from rerankd.ids import Ids
+from rerankd.scoring import as_text, question, truncate
+from rerankd.scoring.question import PLAIN, Asked, Truncation
+from rerankd.scoring.sequences import Input
+from rerankd.scoring.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """What goes to the engine for a request, the documents that were cut, and the tokens each has room for.
-    Blank documents (see plan.is_blank) don't go there.
+class Reading:
+    """The inputs of texts; `parts` holds, for each text, which of them it is made of. `cut` are the texts of
+    which something is left out, `overlap` is how many tokens chunks share where more were asked for."""
 
-    `unused_instruction` says that one was sent which the model has no place for, `query_cut` to how many
-    tokens the query was cut, `overlap` how many tokens chunks share where more were asked for.
-    """
-
-    query: str
-    instruction: str
-    plan: plan.Plan
-    cut: tuple[int, ...]
-    room: int
-    unused_instruction: bool = False
-    query_cut: int | None = None
+    inputs: Sequence[Input]
+    parts: Sequence[range]
+    cut: frozenset[int] = frozenset()
     overlap: int | None = None
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the caller should know of it, in words."""
-        found = []
-        if self.unused_instruction:
-            found.append("This model takes no instruction: the one sent was not used.")
-        if self.query_cut:
-            found.append(f"The query was cut to {self.query_cut} tokens, as max_tokens_per_query asks.")
-        if self.overlap is not None:
-            found.append(
-                f"Chunks share {self.overlap} tokens, half of what there is room for, and not the "
-                "overlap_tokens of the request."
-            )
-        if self.cut:
-            found.append(
-                f"Too long to be read whole, with {self.room} tokens for a text: {plan.named(self.cut)}."
-            )
-        if self.plan.blank:
-            found.append(f"Blank, ranked last: {plan.named(self.plan.blank)}.")
-        return tuple(found)
+    def tokens(self) -> list[int]:
+        """What is read of each text."""
+        return [sum(self.inputs[at].tokens for at in part) for part in self.parts]
 
 
-async def fit(
-    request: RerankRequest, scoring: Recipe, fixed_tokens: int, count: Count, *, exact: bool = False
-) -> Fitted:
-    """Cut the documents to what the window leaves them; `exact` counts each that may be too long.
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How one model reads questions and texts. `reads_text`: its engine takes no ids."""
 
-    Raises TooLong for a query that leaves no room, and for a document that must not be cut.
-    """
-    clean = partial(plan.clean, nfc=scoring.nfc)
-    query, query_cut = await _query(clean(request.query), request.max_tokens_per_query, count)
-    takes_instruction = scoring.method == "causal_lm" and INSTRUCTION in scoring.template
-    instruction = clean(request.instruction or scoring.instruction) if takes_instruction else ""
-    documents = [clean(document) for document in request.documents]
-    limit = request.max_tokens_per_doc or None
-    # A bound that the caller named is kept to the token.
-    fits = truncate.surely_fits if exact or limit else truncate.likely_fits
-    window_tokens = min(scoring.max_length, request.max_tokens_per_pair or scoring.max_length)
-    space = window_tokens - fixed_tokens
-    room = _room(scoring, truncate.most_tokens(query + instruction), space)
-    if room < _LEAST_ROOM or not all(fits(text, room) for text in documents):
-        used = sum(await count([query, instruction]))
-        room = _room(scoring, used, space)
-        if used > space or room < _LEAST_ROOM:
+    recipe: Recipe
+    tokenizer: Tokenizer
+    control_tokens: Mapping[str, int] = field(default_factory=dict)
+    reads_text: bool = False
+
+    async def ask(self, query: str, instruction: str | None = None, how: Truncation = PLAIN) -> Asked:
+        """The question of a request. Raises TooLong where the query leaves a document no room."""
+        return await question.ask(self, query, instruction, how)
+
+    async def read(
+        self, asked: Asked, texts: Sequence[str], how: Truncation = PLAIN, documents: Sequence[int] = ()
+    ) -> Reading:
+        """The inputs of texts that are clean and not blank. Raises TooLong for one that must not be
+        truncated; `documents` are the numbers to name them by."""
+        around = len(asked.question.before) + len(asked.question.after)
+        bound = min(asked.space, asked.space - asked.room + (how.max_tokens_per_doc or asked.room))
+        begun, found = await self._encoded(asked, texts, bound * how.chunks)
+        # Joined texts may have a token less than they have apart.
+        sure = bound if not (asked.head or asked.tail) or bound == asked.space else bound - 2
+        long = [at for at, ids in enumerate(found) if len(ids) > sure]
+        shortened = await self._truncated(asked, long, texts, begun, found, how) if long else {}
+        inputs: list[Input] = []
+        parts: list[range] = []
+        for at, (text, ids) in enumerate(zip(texts, found, strict=True)):
+            start = len(inputs)
+            pieces, _ = shortened.get(at, ([(text, ids)], False))
+            for number, (part, own) in enumerate(pieces):
+                inputs.append(Input(asked.question, part, own, max(around + len(own), 1), number))
+            parts.append(range(start, len(inputs)))
+        cut = frozenset(at for at, (_, is_cut) in shortened.items() if is_cut)
+        if cut and not how.is_allowed:
+            first = min(cut)
+            (ids,) = await self.tokenizer.encode([asked.head + texts[first] + asked.tail])
+            room = min(asked.room, how.max_tokens_per_doc or asked.room)
             raise TooLong(
-                f"The query has {used} tokens (with the instruction, if any), too many for a window of "
-                f"{window_tokens}: a query is only cut where max_tokens_per_query asks for it. Shorten it."
+                f"Document {documents[first] if documents else first} has "
+                f"{len(ids) - (asked.space - asked.room)} tokens and there is room for {room} beside the "
+                "query. Shorten it, or leave out truncate: false to have it truncated."
             )
-    bound = min(room, limit or room)
-    made = [truncate.Chunks((text,), cut=False) for text in documents]
-    long = [at for at, text in enumerate(documents) if not fits(text, bound) and not plan.is_blank(text)]
-    if long:
-        most = 1 if not request.truncate else max(request.max_chunks_per_doc, 1)
-        cutters = [truncate.chunks(documents[at], room, most, request.overlap_tokens, limit) for at in long]
-        for at, chunks in zip(long, await _drive(cutters, count), strict=True):
-            made[at] = chunks
-    cut = tuple(at for at, chunks in enumerate(made) if chunks.cut)
-    if cut and not request.truncate:
-        (tokens,) = await count([documents[cut[0]]])
-        raise TooLong(
-            f"Document {cut[0]} has {tokens} tokens and there is room for {bound} beside the query. "
-            "Shorten it, or leave out truncate: false to have it cut."
-        )
-    unused_instruction = bool(request.instruction) and not takes_instruction
-    is_chunked = any(len(chunks.texts) > 1 for chunks in made)
-    most_overlap = truncate.most_overlap(room)
-    overlap = most_overlap if is_chunked and request.overlap_tokens > most_overlap else None
-    return Fitted(query, instruction, plan.make(made), cut, bound, unused_instruction, query_cut, overlap)
+        most = truncate.most_overlap(asked.room)
+        is_chunked = len(inputs) > len(texts)
+        return Reading(inputs, parts, cut, most if is_chunked and how.overlap > most else None)
 
+    async def plain(self, query: str, texts: Sequence[str], instruction: str | None = None) -> list[Input]:
+        """The inputs of texts as they are, one each."""
+        reading = await self.read(await self.ask(query, instruction), texts)
+        return list(reading.inputs)
 
-async def _query(query: str, limit: int | None, count: Count) -> tuple[str, int | None]:
-    """The query, cut to `limit` tokens where it has more; and the limit, if it was. Raises TooLong where
-    nothing would be left."""
-    if not limit or truncate.surely_fits(query, limit):
-        return query, None
-    (found,) = await _drive([truncate.chunks(query, limit)], count)
-    if plan.is_blank(found.texts[0]):
-        raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
-    return found.texts[0], limit if found.cut else None
+    async def _encoded(self, asked: Asked, texts: Sequence[str], tokens: int) -> tuple[list[str], list[Ids]]:
+        """What is tokenized of each text, all of it or a beginning that has more than so many tokens; and the
+        ids of it with what stands around it."""
+        begun = [truncate.beginning(text, tokens) for text in texts]
+        found = await self.tokenizer.encode([asked.head + text + asked.tail for text in begun])
+        expected = tokens
+        while short := [
+            at for at, text in enumerate(begun) if len(text) < len(texts[at]) and len(found[at]) <= tokens
+        ]:
+            expected *= 8
+            for at in short:
+                begun[at] = truncate.beginning(texts[at], expected)
+            more = await self.tokenizer.encode([asked.head + begun[at] + asked.tail for at in short])
+            for at, ids in zip(short, more, strict=True):
+                found[at] = ids
+        return begun, found
 
-
-def _room(scoring: Recipe, used: int, space: int) -> int:
-    """Tokens that a document may have beside a query of `used` tokens."""
-    # An embedding model reads the query and each document apart.
-    return space if scoring.method == "embedding" and used <= space else space - used
-
-
-async def _drive(
-    cutters: Sequence[Generator[str, int, truncate.Chunks]], count: Count
-) -> list[truncate.Chunks]:
-    """Run the cutters side by side: what they ask for at one time is counted in few calls."""
-    done: dict[int, truncate.Chunks] = {}
-    asking = {at: next(cutter) for at, cutter in enumerate(cutters)}
-    while asking:
-        texts, counts = list(asking.values()), list[int]()
-        for part in plan.micro_batches(texts, len(texts), _COUNTED_CHARACTERS):
-            counts += await count(texts[part.start : part.stop])
-        following: dict[int, str] = {}
-        for at, tokens in zip(asking, counts, strict=True):
-            try:
-                following[at] = cutters[at].send(tokens)
-            except StopIteration as end:
-                done[at] = end.value
-        asking = following
-    return [done[at] for at in range(len(cutters))]
+    async def _truncated(
+        self,
+        asked: Asked,
+        long: Sequence[int],
+        texts: Sequence[str],
+        begun: Sequence[str],
+        found: Sequence[Ids],
+        how: Truncation,
+    ) -> dict[int, tuple[list[tuple[str, Ids]], bool]]:
+        """For each text that may be too long: its parts with their ids, and whether something is left out."""
+        done: dict[int, tuple[list[tuple[str, Ids]], bool]] = {}
+        is_plain = not (asked.tail or how.chunks > 1 or how.at_sentence or self.reads_text)
+        if is_plain and not (asked.head and how.max_tokens_per_doc):
+            room = min(asked.space, asked.space - asked.room + (how.max_tokens_per_doc or asked.room))
+            for at in long:
+                if not begun[at][-1].isspace():
+                    done[at] = ([(texts[at], found[at][:room])], True)
+        rest = [at for at in long if at not in done]
+        # Each part that an engine reads as text, with the tokens that it should have.
+        to_read: list[tuple[int, str, Ids, Ids, int, bool]] = []
+        for at, ends in zip(
+            rest, await self.tokenizer.ends([asked.head + begun[at] + asked.tail for at in rest]), strict=True
+        ):
+            text, ids = texts[at], found[at]
+            first = int(np.searchsorted(ends, len(asked.head), "right")) if asked.head else 0
+            last = len(ids)
+            if asked.tail:
+                last = int(np.searchsorted(ends, len(asked.head) + len(begun[at]), "right"))
+            own = np.maximum(ends[first:last] - len(asked.head), 0)
+            room = max(asked.space - first - (len(ids) - last), 1)
+            limit = how.max_tokens_per_doc or len(own)
+            spans = truncate.chunks(
+                text, own, room, how.chunks, how.overlap, limit=limit, at_sentence=how.at_sentence
+            )
+            is_cut = truncate.is_something_left(text, own, spans[-1].stop)
+            pieces = []
+            for start, stop in spans:
+                if self.reads_text:
+                    place = int(own[start - 1]) if start else 0
+                    part = (text[place:], own[start:stop] - place, ids[start:stop], stop - start, not start)
+                    to_read.append((at, *part))
+                else:
+                    pieces.append(
+                        (text, np.concatenate((ids[:first], ids[first + start : first + stop], ids[last:])))
+                    )
+            done[at] = (pieces, is_cut)
+        for (at, *_), piece in zip(
+            to_read, await as_text.shortened(self.tokenizer, [part[1:] for part in to_read]), strict=True
+        ):
+            done[at][0].append(piece)
+        return done

@@ -1,4 +1,4 @@
-"""(pure) Raw values of texts -> the rows, errors and warnings of an answer."""
+"""(pure) Raw values of documents -> the rows, errors and warnings of an answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rerankd.domain import DocumentError, Normalization, RerankRequest, ScoredDocument
 from rerankd.scoring import normalize, plan
-from rerankd.scoring.inputs import Fitted
+from rerankd.scoring.plan import Plan
 
 
 def ranked(
@@ -28,45 +28,62 @@ def ranked(
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The raw value of each text of a plan, None where `text_errors` says why it has none; and what it took:
-    `cached` of them were known."""
+    """What became of a request's documents: the raw value of each, None where it has none, and why. `errors`
+    and `partly` (documents that were scored without a part of theirs) are by index, as are `cut` and
+    `unscored`, those that the budget left out. `room` is what a document may have, in tokens, `query_tokens`
+    what the query was truncated to, `overlap` how many tokens chunks share where more were asked for.
 
-    fitted: Fitted
+    `tokens` were read, `cached_tokens` are of the `cached` texts that were known and of those that the
+    request repeats."""
+
+    plan: Plan
     raw: Sequence[float | None]
-    text_errors: Mapping[int, str]
-    tokens: int
-    cached_tokens: int
-    cached: int
-    engine_s: float
+    errors: Mapping[int, str]
+    partly: Sequence[int] = ()
+    cut: tuple[int, ...] = ()
+    unscored: tuple[int, ...] = ()
+    room: int = 0
+    query_tokens: int | None = None
+    overlap: int | None = None
+    unused_instruction: bool = False
+    tokens: int = 0
+    cached_tokens: int = 0
+    cached: int = 0
+    engine_s: float = 0.0
 
     @property
-    def errors(self) -> tuple[DocumentError, ...]:
-        """The documents of which no text could be scored."""
-        if not self.text_errors:  # the usual case: no document is looked at
-            return ()
-        return tuple(
-            DocumentError(at, self.text_errors[parts[0]])
-            for at, parts in enumerate(self.fitted.plan.parts)
-            if parts and all(part in self.text_errors for part in parts)
-        )
+    def document_errors(self) -> tuple[DocumentError, ...]:
+        return tuple(DocumentError(at, reason) for at, reason in sorted(self.errors.items()))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the caller should know of texts that could not be scored."""
-        if not self.text_errors:
-            return ()
+        """What the caller should know of it, in words."""
         found = []
+        if self.unused_instruction:
+            found.append("This model takes no instruction: the one sent was not used.")
+        if self.query_tokens is not None:
+            found.append(f"The query was truncated to {self.query_tokens} tokens.")
+        if self.overlap is not None:
+            found.append(
+                f"Chunks share {self.overlap} tokens, half of what there is room for, and not the "
+                "overlap_tokens of the request."
+            )
+        if self.cut:
+            found.append(
+                f"Too long to be read whole, with {self.room} tokens for a text: {plan.named(self.cut)}."
+            )
+        if self.plan.blank:
+            found.append(f"Blank, ranked last: {plan.named(self.plan.blank)}.")
+        if self.unscored:
+            found.append(
+                f"Not scored within the request's budget, ranked last in the order sent: "
+                f"{plan.named(self.unscored)}."
+            )
         by_reason: dict[str, list[int]] = {}
-        for error in self.errors:
-            by_reason.setdefault(error.reason, []).append(error.index)
+        for at, reason in sorted(self.errors.items()):
+            by_reason.setdefault(reason, []).append(at)
         for reason, indexes in by_reason.items():
             found.append(f"Not scored and ranked last: {plan.named(indexes)}. Reason: {reason}.")
-        whole = {error.index for error in self.errors}
-        partly = [
-            at
-            for at, parts in enumerate(self.fitted.plan.parts)
-            if at not in whole and not self.text_errors.keys().isdisjoint(parts)
-        ]
-        if partly:
-            found.append(f"Scored without the parts that could not be scored: {plan.named(partly)}.")
+        if self.partly:
+            found.append(f"Scored without the parts that could not be scored: {plan.named(self.partly)}.")
         return tuple(found)

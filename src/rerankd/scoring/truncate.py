@@ -1,80 +1,42 @@
-"""(pure) The window: how long a text may be, and where a document is cut when it is longer.
+"""(pure) Where a text that is too long ends, and where its chunks begin: by the places of its tokens.
 
-A pair uses `fixed` tokens for special tokens and template, and the query's, the instruction's and the
-document's own. Queries and instructions are never cut; a document is, to the room that they leave.
-
-Counting costs a call to the engine, so it is done only where length can matter: no token is shorter than a
-byte, so a text of fewer bytes than the room fits for sure, and one of fewer than twice as many fits in
-practice (English has 4 to 5 bytes a token, Chinese 3 to 4). Should such a one not fit after all, the engine
-says so and the request is counted then.
-
-`chunks` is a generator that yields the texts whose length it wants to know and is sent their token counts, so
-that a caller can count for many documents in one call. It looks for the longest prefix that fits by the ratio
-of tokens to characters, then steps back to the end of a sentence or a word where one is near.
+`ends` holds, for each token of a text, the place where it ends (see sequences.Tokenizer). A text is truncated
+as the reference implementations do it: the first tokens are kept. An end at a sentence's end is an option.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
-# Looking for the cut ends when no more than a 64th of the room is unused.
-_UNUSED_SHARE = 64
-_MOST_STEPS = 20
-# As English has about: the first count then tells how this text differs.
-_FIRST_GUESS_CHARACTERS_PER_TOKEN = 4
-# No usual token is longer, so a rest of more characters for each token of room that is left won't fit.
-_LONGEST_TOKEN_CHARACTERS = 32
-# A cut moves back to a sentence's end within the last fifth, else to a word's end within the last fifth.
+from rerankd.scoring.sequences import Ids
+
+# A text ends at a sentence's end within the last fifth, else at a word's end within the last fifth.
 _NEAR = 5
+# English has 4 to 5 characters a token, Chinese 1 to 2.
+_CHARACTERS_PER_TOKEN = 16
+_MARGIN = 16
 _SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n", "。", "！", "？", "؟")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """The parts of a document that are read, and whether something of it is left out."""
+class Span(NamedTuple):
+    """Tokens of a text, from `start` up to `stop`."""
 
-    texts: tuple[str, ...]
-    cut: bool
-
-
-def most_tokens(text: str) -> int:
-    """What a text has at most, judged by its bytes."""
-    # A tokenizer may put a space before a text, hence the 1.
-    return len(text.encode()) + 1
+    start: int
+    stop: int
 
 
-def surely_fits(text: str, room: int) -> bool:
-    """Whether a text can't have more than `room` tokens, judged by its bytes."""
-    return len(text) < room and most_tokens(text) <= room
-
-
-def likely_fits(text: str, room: int) -> bool:
-    """Whether a text of ordinary language has no more than `room` tokens."""
-    return len(text) <= 2 * room and (text.isascii() or len(text.encode()) <= 2 * room)
-
-
-def chunks(
-    text: str, room: int, most: int = 1, overlap: int = 0, limit: int | None = None
-) -> Generator[str, int, Chunks]:
-    """Cut `text` into at most `most` chunks of up to `room` tokens, each sharing about `overlap` tokens with
-    the one before it; with `limit`, no more than so many tokens of the text are read in all.
-
-    Yields texts to count, is sent their tokens. `room` and `limit` are at least 1.
-    """
-    whole = text
-    if limit is not None:
-        text = (yield from _longest_prefix(text, limit))[0] if not surely_fits(text, limit) else text
-    found: list[str] = []
-    start = 0
-    while True:
-        chunk, tokens = yield from _longest_prefix(text[start:], room)
-        found.append(chunk)
-        end = start + len(chunk)
-        if end >= len(text) or len(found) == most:
-            return Chunks(tuple(found), cut=bool(whole[end:].strip()))
-        back = len(chunk) * min(overlap, most_overlap(room)) // max(tokens, 1)
-        start = max(_word_start(text, end - back, end), start + 1)
+def beginning(text: str, tokens: int) -> str:
+    """A beginning of a text that has more than so many tokens, up to the end of a word; all of the text where
+    it is not much longer. What follows need not be tokenized. That there are enough has to be looked at:
+    a word may be one token, however long."""
+    most = (tokens + _MARGIN) * _CHARACTERS_PER_TOKEN
+    if len(text) <= 2 * most:
+        return text
+    # A word's tokens depend on all of it, and the next word's on nothing before.
+    end = next((at for at in range(most, 2 * most) if text[at].isspace()), 2 * most)
+    return text[:end]
 
 
 def most_overlap(room: int) -> int:
@@ -82,48 +44,66 @@ def most_overlap(room: int) -> int:
     return room // 2
 
 
-def _longest_prefix(text: str, room: int) -> Generator[str, int, tuple[str, int]]:
-    fits, fits_tokens, too_long = 0, 0, len(text) + 1
-    size = min(len(text), room * _FIRST_GUESS_CHARACTERS_PER_TOKEN)
-    for _ in range(_MOST_STEPS):
-        tokens = yield text[:size]
-        guess = size * room // max(tokens, 1)
-        if tokens <= room:
-            fits, fits_tokens = size, tokens
-            if size == len(text):
-                return text, tokens
-            rest = len(text) - size
-            is_too_long = too_long <= len(text) or rest > _LONGEST_TOKEN_CHARACTERS * (room - tokens + 1)
-            if is_too_long and tokens >= room - room // _UNUSED_SHARE:
-                break
-            if not is_too_long:
-                guess = len(text)  # only what is known not to fit is left out
-        else:
-            too_long = size
-        if too_long - fits <= 1:
-            break
-        size = min(max(guess, fits + 1), too_long - 1)
-    end = _near_end(text, fits)
-    if end == fits:
-        return text[:fits], fits_tokens
-    # Words are tokenised apart: without the last ones there are fewer tokens. Elsewhere it has to be counted.
-    tokens = fits_tokens if text[end].isspace() or text[end - 1].isspace() else (yield text[:end])
-    return (text[:end], tokens) if tokens <= room else (text[:fits], fits_tokens)
+def chunks(
+    text: str,
+    ends: Ids,
+    room: int,
+    most: int = 1,
+    overlap: int = 0,
+    *,
+    limit: int = sys.maxsize,
+    at_sentence: bool = False,
+) -> list[Span]:
+    """Up to `most` chunks of `text` of up to `room` tokens, each of which begins `overlap` tokens before the
+    end of the one before it, at the next start of a word where there is one. No more than the first `limit`
+    tokens are read. `room` and `limit` are at least 1."""
+    count = min(len(ends), limit)
+    found: list[Span] = []
+    start = 0
+    while True:
+        stop = min(start + room, count)
+        if stop < len(ends) and at_sentence:
+            stop = at_sentence_end(text, ends, start, stop)
+        found.append(Span(start, stop))
+        if stop >= count or len(found) == most:
+            return found
+        back = max(stop - min(overlap, most_overlap(room)), start + 1)
+        start = next((at for at in range(back, stop) if _starts_word(text, ends, at)), back)
 
 
-def _near_end(text: str, end: int) -> int:
-    """The nearest end of a sentence, else of a word, at or a little before `end`."""
-    floor = end - end // _NEAR
-    sentence = max(text.rfind(mark, floor, end + 1) + len(mark.rstrip() or mark) for mark in _SENTENCE_ENDS)
-    if floor < sentence <= end:
-        return sentence
-    if end >= len(text) or text[end].isspace():
-        return end
-    return max((at for at in range(end, floor, -1) if text[at - 1].isspace()), default=end)
+def at_sentence_end(text: str, ends: Ids, start: int, stop: int) -> int:
+    """The number of tokens up to the nearest end of a sentence, else of a word, at or a little before
+    `stop`."""
+    first, last = int(ends[start - 1]) if start else 0, int(ends[stop - 1])
+    floor = last - (last - first) // _NEAR
+    sentence = max(text.rfind(mark, floor, last + 1) + len(mark.rstrip() or mark) for mark in _SENTENCE_ENDS)
+    if floor < sentence <= last:
+        end = sentence
+    elif text[last : last + 1].isspace():
+        end = last
+    else:
+        end = next((at for at in range(last, floor, -1) if text[at - 1].isspace()), last)
+    while stop > start + 1 and ends[stop - 1] > end:
+        stop -= 1
+    return stop
 
 
-def _word_start(text: str, at: int, end: int) -> int:
-    """The start of the first word at or after `at`, where there is one before `end`."""
-    if at <= 0 or text[at - 1].isspace():
-        return at
-    return next((start for start in range(at, end) if text[start - 1].isspace()), at)
+def is_something_left(text: str, ends: Ids, stop: int) -> bool:
+    """Whether `text` has more than white space after its first `stop` tokens."""
+    return bool(text[int(ends[stop - 1]) if stop else 0 :].strip())
+
+
+def ends_to_try(text: str, ends: Ids, room: int) -> Sequence[int]:
+    """Where a beginning of `text` of up to `room` tokens may end (in characters), the longest first. A text
+    that ends inside a word may have other tokens there, so the last ones are at a word's start."""
+    near = [int(ends[stop - 1]) for stop in range(room, max(room - 8, 0), -1)]
+    words = [int(ends[stop - 1]) for stop in range(room, 0, -1) if _starts_word(text, ends, stop)]
+    return sorted({*near, *words[:8], 0}, reverse=True)
+
+
+def _starts_word(text: str, ends: Ids, at: int) -> bool:
+    """Whether a word starts with the token `at`, or there is no token `at`."""
+    if at in (0, len(ends)):
+        return True
+    place = int(ends[at - 1])
+    return place != ends[at] and (text[place - 1 : place].isspace() or text[place : place + 1].isspace())

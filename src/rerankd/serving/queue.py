@@ -1,233 +1,226 @@
-"""Who may use the engine next, and who has to come again later.
+"""The queue of one model: requests wait in it for their scores, and engines get their batches from it.
 
-A request brings many texts, the engine takes few at a time, and other requests wait. So the engine is given
-micro-batches in turns: `Line` decides whose, as data and without a clock; `FairQueue` lets tasks wait for
-their turn.
-
-The order of turns is round robin by request, the one whose last turn is longest ago first. A request that
-has just come counts as served now, but before the one that really was, and where the engine works on one
-micro-batch after the other, its first four turns come together. So sixteen documents wait for the two
-micro-batches that are with the engine, and for no third of the same bulk request. (With turns of one each,
-ten documents took 3.1 times as long beside a bulk client as alone; so they take 2.5 times as long, see
-bench/fairness.py.) Nobody starves: a request is passed only by those that had come by its last turn. An
-engine that shares its time between what it has is given a little of every request instead (see plan.Feed);
-there turns matter only among more requests than it takes.
-
-Retry-After is what must be scored before there is room, over the documents a second that were scored while
-the engine had work (a mean over the last minute or so of such time).
+What is decided is in line.py; here are the acts: a task for each batch under way, a future for each request
+that waits, and timers for time budgets. A batch is begun when a request comes, when another
+batch ends, and shortly before one is expected to end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import copy
+import functools
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from rerankd.config import Settings
-from rerankd.errors import Overloaded, Stopping
-from rerankd.scoring.plan import IN_TURN, BatchPolicy
+from rerankd.backends.base import BatchPolicy
+from rerankd.errors import EngineUnavailable, Overloaded, RerankdError, Stopping
+from rerankd.scoring.sequences import Input
+from rerankd.serving.admission import NOBODY, Bounds, Client, Full
+from rerankd.serving.line import WEIGHTS, Given, Line
 
-_MEMORY_S = 60.0
-_LONGEST_RETRY_S = 120
-# Before anything was measured: slow enough not to promise too much.
-_FIRST_RATE = 10.0
+__all__ = ["NOBODY", "WEIGHTS", "Answer", "Bounds", "Client", "Line", "Place", "Queue", "Scores"]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What all requests under way and waiting may hold together."""
+class Answer:
+    """What a batch came to, by the place in it: the raw value of each input; None where `errors` says why it
+    has none, where `failures` holds what its request fails with, or where nobody wants it any more."""
 
-    requests: int
-    documents: int
-    size_bytes: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> Bounds:
-        """Those of the settings, for the queue of one model."""
-        return cls(settings.max_requests, settings.max_queue_documents, settings.max_queue_bytes)
+    values: Sequence[float | None]
+    errors: Mapping[int, str] = field(default_factory=dict)
+    failures: Mapping[int, RerankdError] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Place:
-    documents: int
-    size_bytes: int
-    served: tuple[int, bool]
-    waiting: int = 0
-    turns: int = 0
-    at_engine: int = 0
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a request gets, by the place of each input: its raw value; None where `errors` says why it has
+    none, and for the inputs in `unscored`, for which the time was too short."""
+
+    values: Sequence[float | None]
+    errors: Mapping[int, str]
+    unscored: frozenset[int]
 
 
-class Line:
-    """The policy. Its methods are the events; a request is a number that the caller makes up."""
+_CANCELLED = EngineUnavailable("The engine was stopped while it scored this. Try again.")
 
-    def __init__(self, bounds: Bounds, feed: BatchPolicy = IN_TURN, *, engines: int = 1) -> None:
-        """`engines` is how many there are to work on the requests."""
-        self.bounds = bounds
-        self._first_turns = feed.first_turns
-        self._most = feed.at_engine * engines
-        self._most_of_one = feed.of_one * engines
-        self._at_engine = 0
-        self.documents = 0
-        self.size_bytes = 0
-        self._places: dict[int, _Place] = {}
-        self._turn = 0
-        self._scored = 0.0
-        self._busy_s = 0.0
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @property
-    def rate(self) -> float:
-        """Documents a second, while the engine has work."""
-        return self._scored / self._busy_s if self._scored and self._busy_s else _FIRST_RATE
-
-    def join(self, request: int, documents: int, size_bytes: int) -> str | None:
-        """Take a request in; or say what is full, and take nothing. Whatever its size, one is taken where
-        there is no other."""
-        bounds = self.bounds
-        if self._places:
-            if len(self._places) >= bounds.requests:
-                return f"{len(self._places)} requests"
-            if self.documents + documents > bounds.documents:
-                return f"{self.documents} documents"
-            if self.size_bytes + size_bytes > bounds.size_bytes:
-                return f"{self.size_bytes / 2**20:.1f} MiB of text"
-        self._places[request] = _Place(documents, size_bytes, served=(self._turn, False))
-        self.documents += documents
-        self.size_bytes += size_bytes
-        return None
-
-    def retry_after_s(self, documents: int) -> int:
-        """Seconds until a request of so many documents that was not taken should find room."""
-        over = self.documents + documents - self.bounds.documents
-        if over <= 0:  # something else is full: one request has to end
-            over = min((place.documents for place in self._places.values()), default=1)
-        return min(max(math.ceil(over / self.rate), 1), _LONGEST_RETRY_S)
-
-    def want(self, request: int) -> None:
-        """The request has a micro-batch to be scored."""
-        self._places[request].waiting += 1
-
-    def unwant(self, request: int) -> None:
-        """One of the request's waiting micro-batches is not to be scored any more."""
-        self._places[request].waiting -= 1
-
-    def next(self) -> int | None:
-        """The request whose turn it is, if any waits and the engine has room; the turn lasts until `done`."""
-        waiting = [
-            (place.served, request)
-            for request, place in self._places.items()
-            if place.waiting and place.at_engine < self._most_of_one
-        ]
-        if not waiting or self._at_engine >= self._most:
-            return None
-        _, request = min(waiting)
-        self._turn += 1
-        place = self._places[request]
-        place.waiting -= 1
-        place.turns += 1
-        place.at_engine += 1
-        self._at_engine += 1
-        if place.turns >= self._first_turns:
-            place.served = (self._turn, True)
-        return request
-
-    def done(self, request: int) -> None:
-        """A turn of the request has ended."""
-        self._places[request].at_engine -= 1
-        self._at_engine -= 1
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether the engine has work."""
-        return self._at_engine > 0
-
-    def scored(self, request: int, documents: int) -> None:
-        """So many of the request's documents are done."""
-        place = self._places[request]
-        done = min(documents, place.documents)
-        place.documents -= done
-        self.documents -= done
-        self._scored += documents
-
-    def was_busy(self, seconds: float) -> None:
-        """The engine had work for so long, up to now."""
-        # What is older than the memory fades.
-        keep = max(1 - seconds / _MEMORY_S, 0.0)
-        self._scored *= keep
-        self._busy_s = self._busy_s * keep + seconds
-
-    def leave(self, request: int) -> None:
-        """The request has ended, one way or another."""
-        place = self._places.pop(request)
-        self.documents -= place.documents
-        self.size_bytes -= place.size_bytes
+Score = Callable[[Sequence[Input], Callable[[int], bool]], Coroutine[Any, Any, Answer]]
+"""Scores the inputs of a batch. The second argument tells whether the input at a place is still wanted."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Place:
-    """One request's place in the queue. `waited_s` is how long it waited for its first turn."""
+    """One request's place in the queue. `waited_s` is how long its inputs waited for the first batch."""
 
-    _queue: FairQueue
+    _queue: Queue
     _request: int
-    _joined: float
+    _client: Client
     waited_s: float = 0.0
-    _turns: int = 0
-    _waiters: deque[asyncio.Future[None]] = field(default_factory=deque)
+    _since: float | None = None
+    _over: asyncio.Future[None] | None = None
+    _inputs: Sequence[Input] = ()
+    # An input is in the first of these, then in the second, then it has a value, an error, or neither.
+    _waiting: set[int] = field(default_factory=set)
+    _at_engine: set[int] = field(default_factory=set)
+    _unscored: set[int] = field(default_factory=set)
+    _values: list[float | None] = field(default_factory=list)
+    _errors: dict[int, str] = field(default_factory=dict)
+    _batches: set[_Batch] = field(default_factory=set)
 
-    @contextlib.asynccontextmanager
-    async def turn(self, documents: int) -> AsyncIterator[None]:
-        """Wait for a turn of this request, and have it. The documents count as done if nothing is raised."""
-        await self._queue._wait(self)
-        if not self._turns:
-            self.waited_s = self._queue.now() - self._joined
-        self._turns += 1
-        done = 0
+    async def score(
+        self,
+        inputs: Sequence[Input],
+        *,
+        until: float | None = None,
+        latest: float | None = None,
+        blocks: Sequence[Sequence[int]] = (),
+    ) -> Scores:
+        """The value of each input; to be called once. All inputs have one question. Each of `blocks`, if
+        there are any, is a batch of its own.
+
+        With `until`, inputs are scored in their order, and none is begun that would not be done by then. What
+        has begun is waited for until `latest`. Both are in seconds of the queue's clock (time.monotonic).
+
+        Raises Overloaded where there are too many inputs or tokens, and what the engine raises.
+        """
+        if not inputs:
+            return Scores((), {}, frozenset())
+        queue, tokens = self._queue, [one.tokens for one in inputs]
+        if full := queue.line.expect(
+            self._request, tokens, question=inputs[0].question.key, until=until, blocks=blocks
+        ):
+            raise queue.overloaded(full, self._client)
+        loop = asyncio.get_running_loop()
+        self._since = queue.now()
+        self._over = loop.create_future()
+        self._inputs, self._values, self._waiting = inputs, [None] * len(inputs), set(range(len(inputs)))
+        timers = []
+        if until is not None:
+            passed = loop.time() - queue.now()
+            timers.append(loop.call_at(passed + until, queue.hand_out))
+            timers.append(loop.call_at(passed + (latest or until), self._give_up))
+        queue.hand_out()
         try:
-            yield
-            done = documents
+            await self._over
         finally:
-            self._queue._give_back(self, done)
+            for timer in timers:
+                timer.cancel()
+            self._release()
+        return Scores(self._values, self._errors, frozenset(self._unscored))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is wanted any more."""
+        return self._over is None or self._over.done()
+
+    def _begin(self, at: int, batch: _Batch) -> Input:
+        if self._since is not None:
+            self.waited_s, self._since = self._queue.now() - self._since, None
+        self._waiting.remove(at)
+        self._at_engine.add(at)
+        self._batches.add(batch)
+        return self._inputs[at]
+
+    def _answer(self, at: int, value: float | None, error: str | None) -> None:
+        self._at_engine.remove(at)
+        self._values[at] = value
+        if error is not None:
+            self._errors[at] = error
+        self._check()
+
+    def _drop(self) -> None:
+        """What waits won't be scored: it would not be done in time."""
+        self._unscored |= self._waiting
+        self._waiting.clear()
+        self._check()
+
+    def _give_up(self) -> None:
+        """The time is over for what has begun, too."""
+        self._unscored |= self._at_engine
+        self._at_engine.clear()
+        self._drop()
+        self._release()
+
+    def _check(self) -> None:
+        if not self._waiting and not self._at_engine and not self.is_over:
+            assert self._over is not None
+            self._over.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_exception(error)
+            # Whoever waits may be cancelled in this moment, and never look at it.
+            self._over.exception()
+            self._release()
+
+    def _release(self) -> None:
+        """Nothing is wanted any more: what waits is dropped, and batches that nobody else needs end."""
+        self._queue.line.drop(self._request)
+        for batch in self._batches:
+            batch.end_if_unwanted()
 
 
-class FairQueue:
-    """Lets requests in, and gives them turns at the engine."""
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """A batch at an engine: whose each input is, and its place there."""
 
-    def __init__(self, line: Line, *, now: Callable[[], float] = time.monotonic) -> None:
+    given: Given
+    owners: Sequence[tuple[Place, int]]
+    task: asyncio.Task[Answer] | None = None
+
+    def is_wanted(self, at: int) -> bool:
+        return not self.owners[at][0].is_over
+
+    def end_if_unwanted(self) -> None:
+        if self.task is not None and all(place.is_over for place, _ in self.owners):
+            self.task.cancel()
+
+
+class Queue:
+    """Lets requests in, and has engines score their inputs.
+
+    `policy` tells how the engines get their work. `score` scores a batch; what it raises ends all requests of
+    the batch.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        policy: Callable[[], BatchPolicy],
+        score: Score,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.line = line
         self.now = now
+        self._policy = policy
+        self._score = score
         self._places: dict[int, Place] = {}
+        self._under_way: set[_Batch] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._count = 0
-        self._busy_since = 0.0
         self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
 
     @contextlib.contextmanager
-    def admit(self, documents: int, size_bytes: int) -> Iterator[Place]:
+    def admit(self, client: Client, documents: int, size_bytes: int, weight: float = 1.0) -> Iterator[Place]:
         """A place for a request, until the block ends. Raises Overloaded, or Stopping after `close`."""
         if self._closed:
             raise Stopping("rerankd is stopping and takes no new requests. Ask another one, or try again.")
         self._count += 1
         request = self._count
-        full = self.line.join(request, documents, size_bytes)
-        if full is not None:
-            retry_after_s = self.line.retry_after_s(documents)
-            raise Overloaded(
-                f"rerankd has {full} under way and waiting, and takes no more at a time. By the "
-                f"{self.line.rate:.3g} documents a second it scores now, there is room in about "
-                f"{retry_after_s} s.",
-                retry_after_s=retry_after_s,
-            )
-        place = self._places[request] = Place(self, request, self.now())
+        if full := self.line.join(request, client, size_bytes, documents, weight):
+            raise self.overloaded(full, client)
+        self._places[request] = Place(self, request, client)
         self._empty.clear()
         try:
-            yield place
+            yield self._places[request]
         finally:
             self.line.leave(request)
             del self._places[request]
@@ -246,39 +239,62 @@ class FairQueue:
         """Wait until no request is under way."""
         await self._empty.wait()
 
-    async def _wait(self, place: Place) -> None:
-        self.line.want(place._request)
-        waiter = asyncio.get_running_loop().create_future()
-        place._waiters.append(waiter)
-        self._hand_out()
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter in place._waiters:
-                place._waiters.remove(waiter)
-                self.line.unwant(place._request)
-            elif not waiter.cancelled():  # its turn had come, and it can't use it any more
-                self._give_back(place, 0)
-            raise
+    def overloaded(self, full: Full, client: Client) -> Overloaded:
+        """What a request is told for which something is full."""
+        wait_s = self.line.retry_after_s(full, client)
+        if full.is_share:
+            told = f"This client has {full.words} under way and waiting; the rest of the queue is for others."
+        else:
+            told = f"The queue is full: {full.words} under way and waiting."
+        return Overloaded(f"{told} Try again in about {wait_s} s.", retry_after_s=wait_s)
 
-    def _hand_out(self) -> None:
+    def hand_out(self) -> None:
+        """Begin all batches that there is room for."""
+        policy, now = self._policy(), self.now()
         while True:
-            was_busy = self.line.is_busy
-            request = self.line.next()
-            if request is None:
+            for request in self.line.late(now):
+                self._places[request]._drop()
+            if len(self._under_way) >= policy.at_engine * self.line.engines:
                 return
-            waiter = self._places[request]._waiters.popleft()
-            if waiter.cancelled():  # its task has yet to learn of it
-                self.line.done(request)
-                continue
-            if not was_busy:
-                self._busy_since = self.now()
-            waiter.set_result(None)
+            at = self.line.next_at(len(self._under_way))
+            if at > now:
+                self._again(at - now)
+                return
+            given = self.line.next(policy, now)
+            if not given.inputs:
+                return
+            self._begin(given)
 
-    def _give_back(self, place: Place, documents: int) -> None:
-        now = self.now()
-        self.line.was_busy(now - self._busy_since)
-        self._busy_since = now
-        self.line.scored(place._request, documents)
-        self.line.done(place._request)
-        self._hand_out()
+    def _again(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if seconds < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.hand_out)
+
+    def _begin(self, given: Given) -> None:
+        batch = _Batch(given, [(self._places[request], at) for request, at in given.inputs])
+        inputs = [place._begin(at, batch) for place, at in batch.owners]
+        # Its log lines are not those of the request that happened to come, or of a batch before.
+        batch.task = asyncio.get_running_loop().create_task(
+            self._score(inputs, batch.is_wanted), context=contextvars.Context()
+        )
+        batch.task.add_done_callback(functools.partial(self._ended, batch))
+        self._under_way.add(batch)
+
+    def _ended(self, batch: _Batch, task: asyncio.Task[Answer]) -> None:
+        self._under_way.remove(batch)
+        error = _CANCELLED if task.cancelled() else task.exception()
+        self.line.done(batch.given, self.now(), is_scored=error is None)
+        for number, (place, at) in enumerate(batch.owners):
+            place._batches.discard(batch)
+            if place.is_over:
+                continue
+            if error is not None:
+                place._fail(copy.copy(error))  # one for each: a raised error collects tracebacks
+                continue
+            answer = task.result()
+            if (failure := answer.failures.get(number)) is not None:
+                place._fail(failure)
+            else:
+                place._answer(at, answer.values[number], answer.errors.get(number))
+        self.hand_out()

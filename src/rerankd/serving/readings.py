@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rerankd.metrics import Reading
+from rerankd.serving.rate import Rate
 from rerankd.serving.roster import Entry
 from rerankd.serving.served_model import ServedModel
 
@@ -29,13 +30,24 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
     if not isinstance(entry, ServedModel):
         return values
     state, line = entry.state, entry.queue.line
+    held, rate = line.held, line.rate
     return values | {
         "engine_starts": ("children started, the first included", state.starts),
         "engine_lost": ("children that died, hung, or would not start", state.lost),
         "engine_memory_bytes": ("memory of the engine's processes", entry.memory_bytes() or 0),
         "queue_requests": ("requests under way or waiting", len(line)),
-        "queue_documents": ("documents of these that are not scored yet", line.documents),
-        "queue_bytes": ("bytes of text of these requests", line.size_bytes),
-        "documents_per_second": ("what the engine scores while it has work", line.rate),
+        "queue_documents": ("documents of these, by chunk, that are not scored yet", held.documents),
+        "queue_tokens": ("tokens of these that are not read yet", held.tokens),
+        "queue_bytes": ("bytes of text of these requests", held.size_bytes),
+        "documents_per_second": (
+            "what the engines score while they have work, 0 before the first",
+            rate.inputs,
+        ),
+        "tokens_per_second": ("the same in tokens", tokens_per_second(rate)),
         "cache_entries": ("scores that are kept", len(entry.cache)),
     }
+
+
+def tokens_per_second(rate: Rate) -> float:
+    """What was measured, not what the queue guesses before."""
+    return rate.tokens if rate.is_measured else 0.0

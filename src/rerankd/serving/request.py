@@ -1,74 +1,140 @@
-"""What a request needs of a model: its texts truncated, and a raw value of each."""
+"""What a request needs of a model: the raw value of each document, as far as its budget goes."""
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rerankd.domain import RerankRequest
-from rerankd.errors import InputTooLong
+from rerankd.errors import TextsRefused
 from rerankd.scoring import plan
-from rerankd.scoring.inputs import Fitted, fit
+from rerankd.scoring.cache import Known
+from rerankd.scoring.inputs import Reader, Reading
+from rerankd.scoring.plan import Plan
+from rerankd.scoring.question import Asked, Truncation, takes_instruction
 from rerankd.scoring.result import Scored
 from rerankd.serving.queue import Place
 from rerankd.serving.served_model import ServedModel
 
-
-async def score(served: ServedModel, request: RerankRequest, place: Place) -> Scored:
-    """The raw value of each text of a request that has a place in the model's queue. Raises what the engine
-    does, and InputTooLong where the request does not allow truncation."""
-    try:
-        return await _score(served, await _fit(served, request), place)
-    except InputTooLong:
-        return await _score(served, await _fit(served, request, exact=True), place)
+# How much longer than its budget a request waits for what has begun, as a share of it.
+GRACE = 0.1
 
 
-async def _fit(served: ServedModel, request: RerankRequest, *, exact: bool = False) -> Fitted:
-    fixed_tokens = await served.fixed_tokens()
-    return await fit(request, served.model.scoring, fixed_tokens, served.calls.count_tokens, exact=exact)
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When a request's budget ends, and until when it waits for what has begun: seconds of the monotonic
+    clock."""
+
+    ends: float
+    latest: float
+
+    @classmethod
+    def of(cls, request: RerankRequest, set_ms: int | None, since: float) -> Budget | None:
+        """That of a request that came at `since`; `set_ms` is what is set for its model."""
+        budget_ms = set_ms if request.budget_ms is None else request.budget_ms
+        if not budget_ms:
+            return None
+        seconds = budget_ms / 1000
+        return cls(since + seconds, since + seconds * (1 + GRACE))
 
 
-async def _score(served: ServedModel, fitted: Fitted, place: Place) -> Scored:
-    """From the cache, else in micro-batches from the engine."""
+def planned(request: RerankRequest, served: ServedModel) -> Plan:
+    """The texts of a request that are to be scored."""
+    nfc = served.model.scoring.nfc
+    documents = [plan.clean(document, nfc=nfc) for document in request.documents]
+    return plan.make(documents, request.max_scored_documents or None)
+
+
+async def score(
+    served: ServedModel, request: RerankRequest, place: Place, texts: Plan, budget: Budget | None
+) -> Scored:
+    """The raw value of each document: from the cache, else by the engine. Raises what the engine does,
+    TooLong where a text must not be truncated, and Overloaded where there are too many tokens."""
     started = time.perf_counter()
-    cache, texts, policy = served.cache, fitted.plan.texts, served.engine.policy
+    wanted, cache = served.wanted, served.cache
+    how = Truncation.of(request, query=wanted.truncate_query, at=wanted.truncate_at)
+    reader = await served.reader()
+    asked = await reader.ask(request.query, request.instruction, how)
     # A value that depends on the block that it was scored in is not kept.
     is_kept = served.engine.capabilities.scope == "pair"
-    keys = cache.keys(fitted.query, fitted.instruction, texts) if is_kept else []
-    known = [cache.get(key) for key in keys] or [None] * len(texts)
-    raw = [entry and entry[0] for entry in known]
-    tokens = [entry[1] if entry else 0 for entry in known]
-    errors: dict[int, str] = {}
-    missing = [at for at, value in enumerate(raw) if value is None]
-
-    async def ask(part: list[int]) -> int:
-        batch = [texts[at] for at in part]
-        async with place.turn(len(part)):
-            answer = await served.calls.score(fitted.query, batch, fitted.instruction)
-        errors.update((part[at], reason) for at, reason in answer.errors.items())
-        shares = plan.token_shares(answer.tokens, fitted.query, batch)
-        for at, value, share in zip(part, answer.values, shares, strict=True):
-            raw[at], tokens[at] = value, share
-            if keys and value is not None:
-                cache.put(keys[at], value, share)
-        return answer.tokens
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(ask(missing[batch.start : batch.stop]))
-                for batch in plan.micro_batches(
-                    [texts[at] for at in missing], policy.texts, policy.characters
-                )
-            ]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+    keys = cache.keys(asked.question.key, texts.texts, how.of_documents) if is_kept else []
+    known: dict[int, Known] = {}
+    for at, key in enumerate(keys):
+        entry = cache.get(key)
+        if entry is not None and (how.is_allowed or not entry.is_cut):
+            known[at] = entry
+    missing = [at for at in range(len(texts.texts)) if at not in known]
+    left, reading, refused = await _read(reader, asked, texts, missing, how)
+    blocks = () if is_kept else _blocks(len(reading.inputs), served.engine.policy.inputs)
+    scores = await place.score(
+        reading.inputs,
+        until=budget.ends if budget else None,
+        latest=budget.latest if budget else None,
+        blocks=blocks,
+    )
+    raw: dict[int, float] = {at: entry.raw for at, entry in known.items()}
+    tokens = {at: entry.tokens for at, entry in known.items()}
+    cut = {at for at, entry in known.items() if entry.is_cut}
+    errors = dict(refused)
+    partly, unscored, read = [], [], 0
+    for number, (at, part) in enumerate(zip(left, reading.parts, strict=True)):
+        values = [value for one in part if (value := scores.values[one]) is not None]
+        tokens[at] = sum(reading.inputs[one].tokens for one in part)
+        if number in reading.cut:
+            cut.add(at)
+        if values:
+            raw[at] = max(values)
+            read += tokens[at]
+        if len(values) == len(part):
+            if keys:
+                cache.put(keys[at], Known(raw[at], tokens[at], number in reading.cut))
+        elif not scores.unscored.isdisjoint(part):
+            unscored.append(at)
+        elif values:
+            partly.append(at)
+        else:
+            errors[at] = scores.errors[part[0]]
+    places = texts.places
+    asked_tokens = sum(tokens[at] for at in places if at in raw)
     return Scored(
-        fitted,
-        raw=raw,
-        text_errors=errors,
-        tokens=(read := sum(task.result() for task in tasks)),
-        cached_tokens=sum(tokens[part] for parts in fitted.plan.parts for part in parts) - read,
-        cached=len(texts) - len(missing),
+        plan=texts,
+        raw=[None if at is None else raw.get(at) for at in places],
+        errors={document: errors[at] for document, at in enumerate(places) if at in errors},
+        partly=texts.documents(partly),
+        cut=texts.documents(sorted(cut)),
+        unscored=tuple(sorted((*texts.unscored, *texts.documents([at for at in unscored if at not in raw])))),
+        room=min(asked.room, how.max_tokens_per_doc or asked.room),
+        query_tokens=asked.query_tokens,
+        overlap=reading.overlap,
+        unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
+        tokens=read + (len(asked.question.ids) if read else 0),
+        cached_tokens=asked_tokens - read,
+        cached=len(known),
         engine_s=time.perf_counter() - started - place.waited_s,
     )
+
+
+def nothing(texts: Plan) -> Scored:
+    """What became of documents that no engine was ready for within the budget."""
+    every = tuple(at for at, place in enumerate(texts.places) if place is not None)
+    return Scored(texts, [None] * len(texts.places), {}, unscored=tuple(sorted((*every, *texts.unscored))))
+
+
+async def _read(
+    reader: Reader, asked: Asked, texts: Plan, missing: Sequence[int], how: Truncation
+) -> tuple[Sequence[int], Reading, dict[int, str]]:
+    """The texts that can be read, their inputs, and why others can't be."""
+    refused: dict[int, str] = {}
+    while True:
+        left = [at for at in missing if at not in refused]
+        numbers = [texts.places.index(at) for at in left] if not how.is_allowed else ()
+        try:
+            return left, await reader.read(asked, [texts.texts[at] for at in left], how, numbers), refused
+        except TextsRefused as error:
+            refused |= {left[at]: reason for at, reason in error.reasons.items()}
+
+
+def _blocks(count: int, most: int) -> list[range]:
+    """A request's inputs as blocks that don't depend on what else the engine has to do."""
+    return [range(start, min(start + most, count)) for start in range(0, count, most)]

@@ -71,11 +71,12 @@ class Roster:
         kept: dict[EffectiveModelSettings, Entry] = {}
         if not config.engines_differ(self.settings, settings):
             kept = {
-                entry.wanted: entry
+                entry.wanted.of_engines: entry
                 for entry in self.entries
                 if isinstance(entry, Pending) or not entry.is_changed()
             }
-        return {one: kept.get(one) or _read(settings, one) for one in self._wanted(settings)}
+        wanted = self._wanted(settings)
+        return {one: kept.get(one.of_engines) or _read(settings, one) for one in wanted}
 
     def _plan(
         self,
@@ -90,6 +91,8 @@ class Roster:
                     one = add(one, entries)
                 except RerankdError as error:
                     one = error
+            elif not isinstance(one, RerankdError):
+                one.wanted = wanted
             entries += (self._instead(wanted, one, entries) if isinstance(one, RerankdError) else one,)
         self.entries = entries
         return entries

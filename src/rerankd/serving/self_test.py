@@ -30,7 +30,9 @@ from rerankd.process.child import Child
 from rerankd.process.reasons import DAMAGED_FILE
 from rerankd.scoring import normalize, self_test
 from rerankd.scoring.self_test import Comparison
+from rerankd.serving import tokens
 from rerankd.serving.prepare import Model
+from rerankd.serving.tokens import ModelVocabulary
 from rerankd.state import Entry, StateStore
 
 _log = logging.getLogger("rerankd")
@@ -99,7 +101,12 @@ def _read(entry: Entry) -> Passed | None:
 
 
 async def run(
-    model: Model, values: Sequence[float | None], other: Offer, socket: Path, log: Path
+    model: Model,
+    values: Sequence[float | None],
+    other: Offer,
+    vocabulary: ModelVocabulary,
+    socket: Path,
+    log: Path,
 ) -> Comparison | None:
     """Have the other engine score the pairs of the check at load, whose raw values are `values`. None where
     it has no room, or can't. Raises ModelFileError where it says that the file is damaged."""
@@ -108,7 +115,7 @@ async def run(
         _log.info("%s: no room for a second engine, so no self-test by one", model.name)
         return None
     try:
-        found = await _scores(other, socket, log)
+        found = await _scores(other, vocabulary, socket, log)
     except ModelFileError:
         raise
     except (RerankdError, TimeoutError) as error:
@@ -117,7 +124,15 @@ async def run(
     return self_test.compare(values, found, model.scoring.normalization, model.facts.quantisation)
 
 
-async def _scores(other: Offer, socket: Path, log: Path) -> list[float | None]:
+async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts: Sequence[str]) -> RawScores:
+    """The raw values of texts beside the query of the check at load, by an engine that runs so. Raises
+    EngineError, and ModelFileError where the vocabulary can't be read."""
+    tokenizer = engine if running.capabilities.tokenizes else await vocabulary.tokenizer()
+    reader = tokens.reader(running, tokenizer)
+    return await engine.score(Batch(tuple(await reader.plain(self_test.QUERY, texts))))
+
+
+async def _scores(other: Offer, vocabulary: ModelVocabulary, socket: Path, log: Path) -> list[float | None]:
     launch = other.backend.launch(other, (), (), socket)
     child = await Child.start(launch.argv, log, {**launch.environment, **os.environ})
     engine = launch.connect(socket)
@@ -131,9 +146,7 @@ async def _scores(other: Offer, socket: Path, log: Path) -> list[float | None]:
                     raise TimeoutError(f"it ended with {child.exit_code}")
                 await asyncio.sleep(_POLL_S)
             await engine.prepare()
-            asked = Batch.of(self_test.QUERY, self_test.TEXTS, other.spec.scoring.instruction)
-            answer = await engine.score(asked)
-            return list(answer.values)
+            return list((await ask(engine, other, vocabulary, self_test.TEXTS)).values)
     finally:
         await child.stop(0)
         await engine.close()
@@ -158,22 +171,30 @@ class SelfTest:
 
     `doubts` are the sentences that every answer carries, `passed` is what the second computation found, and
     `again` has it made anew whatever is kept. `socket` gives a path for the second engine's, `log` is the
-    engine's log.
+    engine's log, `vocabulary` the model's.
     """
 
-    def __init__(self, model: Model, learned: StateStore, socket: Callable[[], Path], log: Path) -> None:
+    def __init__(
+        self,
+        model: Model,
+        vocabulary: ModelVocabulary,
+        learned: StateStore,
+        socket: Callable[[], Path],
+        log: Path,
+    ) -> None:
         self.doubts: tuple[str, ...] = ()
         self.passed: Passed | None = None
         self.again = False
         self._model = model
+        self._vocabulary = vocabulary
         self._learned = learned
         self._socket = socket
         self._log = log.with_name(f"{log.stem}-self-test.log")
         self._testing = asyncio.Lock()
 
-    async def probe(self, engine: Engine) -> None:
+    async def probe(self, engine: Engine, running: Offer) -> None:
         """Score one pair that is known to work. Raises EngineError."""
-        answer = await self._ask(engine, self_test.TEXTS[:1])
+        answer = await ask(engine, running, self._vocabulary, self_test.TEXTS[:1])
         normalize.check_complete(answer.values, answer.errors)
 
     async def check(self, engine: Engine, running: Offer, computes: str, *, is_safer: bool) -> None:
@@ -182,7 +203,8 @@ class SelfTest:
         model = self._model
         is_alone = running.capabilities.scope == "pair"
         orders = self_test.ARRANGEMENTS if is_alone else self_test.OF_BLOCKS
-        runs = [await self._ask(engine, [self_test.TEXTS[at] for at in order]) for order in orders]
+        texts = [[self_test.TEXTS[at] for at in order] for order in orders]
+        runs = [await ask(engine, running, self._vocabulary, each) for each in texts]
         refusal, doubts = self_test.check([run.values for run in runs], model.scoring.normalization)
         for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
             _log.warning("%s: %s.", model.name, text)
@@ -193,15 +215,12 @@ class SelfTest:
         if (self.again or not is_exempt) and (other := second(model, running)) is not None:
             await self._compare(runs[0].values, other, key(model, computes, other))
 
-    async def _ask(self, engine: Engine, texts: Sequence[str]) -> RawScores:
-        return await engine.score(Batch.of(self_test.QUERY, texts, self._model.scoring.instruction))
-
     async def _compare(self, values: Sequence[float | None], other: Offer, key: str) -> None:
         async with self._testing:
             self.passed = None if self.again else kept(self._learned, key)
             if self.passed is None:
                 try:
-                    found = await run(self._model, values, other, self._socket(), self._log)
+                    found = await run(self._model, values, other, self._vocabulary, self._socket(), self._log)
                 except ModelFileError as error:
                     self.doubts += (f"{other.title} says that this model's file is damaged: {error}.",)
                     _log.warning("%s: %s", self._model.name, self.doubts[-1])

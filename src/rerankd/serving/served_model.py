@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import math
-import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -16,11 +13,10 @@ from pathlib import Path
 from rerankd.backends.base import Engine, Offer
 from rerankd.backends.ladder import OTHER_BACKEND, Step
 from rerankd.config import Settings
-from rerankd.errors import EngineStartFailed, EngineUnavailable, RerankdError
+from rerankd.errors import EngineStartFailed, EngineUnavailable
 from rerankd.hub import store
 from rerankd.memory import Bytes, main_bytes
 from rerankd.metrics import Metrics
-from rerankd.process import restart
 from rerankd.process.child import Launch
 from rerankd.process.life import Plan, Watch
 from rerankd.process.reasons import Cause
@@ -28,19 +24,21 @@ from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
 from rerankd.scoring.cache import ScoreCache
+from rerankd.scoring.inputs import Reader
+from rerankd.serving import tokens
+from rerankd.serving.backoff import Backoff
 from rerankd.serving.budgets import HeldMemory
 from rerankd.serving.calls import Calls
 from rerankd.serving.prepare import Model, fingerprint
-from rerankd.serving.queue import Bounds, FairQueue, Line
+from rerankd.serving.queue import Bounds, Line, Queue
 from rerankd.serving.replicas import Replicas
 from rerankd.serving.safer_settings import SaferSettings
 from rerankd.serving.self_test import SelfTest
+from rerankd.serving.tokens import EngineTokenizer, ModelVocabulary
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
-# A load that failed takes seconds; the machine is left alone for at least as long.
-_SHORTEST_RETRY_S = 1.0
 _CRASHES = ("crash", "exit")
 
 
@@ -62,21 +60,28 @@ class ServedModel:
         self.model = model
         self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
-        self.queue = FairQueue(Line(Bounds.of(settings), model.engine.policy, engines=model.wanted.replicas))
         self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
-        self.log = store.Store(settings.home).logs / f"{_file_name(model.name)}.log"
+        self.log = store.Store(settings.home).log_of(model.name)
         self._metrics = metrics
         self._run_dir = run_dir
         self._learned = learned
-        self.self_test = SelfTest(model, learned, lambda: run_dir().socket(), self.log)
+        self._vocabulary = ModelVocabulary(model.facts)
+        self.self_test = SelfTest(model, self._vocabulary, learned, lambda: run_dir().socket(), self.log)
         self.calls = Calls(
             model.name,
             model.fingerprint,
             self._running,
             learned,
             metrics,
+            reader=self.reader,
+            out_of_memory=self._ran_out_of_memory,
             log=self.log,
             patience_s=settings.hang_margin_s,
+        )
+        self.queue = Queue(
+            Line(Bounds.of(settings), engines=model.wanted.replicas),
+            lambda: self.engine.policy,
+            self.calls.score,
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
         self._replicas: Replicas | None = None
@@ -85,9 +90,7 @@ class ServedModel:
         self.on_changed_file: Callable[[], None] = lambda: None
         # Why the file that has taken the model's place can't be served.
         self.why_not_read = ""
-        self._error: RerankdError | None = None
-        self._failures = 0
-        self._retry_at = 0.0
+        self._backoff = Backoff()
         self._cards: tuple[str, ...] = ()
         self._memory = HeldMemory()
         self._earlier: Status[Engine] = Status()
@@ -122,7 +125,8 @@ class ServedModel:
 
     def _state(self) -> Status[Engine]:
         if self._replicas is None:
-            state: State[Engine] = Unloaded() if self._error is None else Failed(self._error, self._retry_at)
+            error = self._backoff.error
+            state: State[Engine] = Unloaded() if error is None else Failed(error, self._backoff.retry_at)
             return replace(self._earlier, state=Starting() if self._is_settling else state)
         status = self._replicas.status
         starts, lost = self._earlier.starts + status.starts, self._earlier.lost + status.lost
@@ -159,24 +163,15 @@ class ServedModel:
         process/restart.py) is told the same at once, so that a model that can't be loaded does not keep the
         machine busy with starts.
         """
-        if self._error is not None and (left_s := self._retry_at - time.monotonic()) > 0:
-            error = copy.copy(self._error)
-            error.retry_after_s = math.ceil(left_s)
-            raise error
+        self._backoff.check()
         self._cards = cards
         try:
             await self._start()
         except Exception as error:
             await self.unload()
-            self._failures += 1
-            delay_s = max(restart.delay_s(self._failures, random.random()), _SHORTEST_RETRY_S)
-            self._retry_at = time.monotonic() + delay_s
-            if not isinstance(error, RerankdError):
-                raise
-            error.retry_after_s = math.ceil(delay_s)
-            self._error = error
+            self._backoff.failed(error)
             raise
-        self._error, self._failures = None, 0
+        self._backoff.clear()
         if not self.engine.on_cpu:
             await self._memory.look_at_cards(self.pids)
 
@@ -194,6 +189,8 @@ class ServedModel:
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()
+        if not self.engine.capabilities.tokenizes:
+            self._vocabulary.begin()  # beside the engine's start
         await self._replicas.ensure_ready()
 
     def _computes(self) -> str:
@@ -209,6 +206,7 @@ class ServedModel:
         if self._replicas is replicas:
             self._earlier = self._state()
             self._replicas = None
+            await self._vocabulary.drop()
 
     def reload_failed(self) -> None:
         """Start failed engines again. What could not be loaded may be tried again at once."""
@@ -218,8 +216,9 @@ class ServedModel:
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests, and ask texts in quarantine
         again."""
-        self._error, self._failures = None, 0
+        self._backoff.clear()
         self.calls.forget()
+        self.queue.line.restore()
         self._safer.forget()
         if self._replicas is not None:
             self._replicas.reload()
@@ -228,10 +227,20 @@ class ServedModel:
         """Whether the file is another one than the one that is served. Reads the disk."""
         return fingerprint(self.model.path) != self.model.fingerprint
 
-    async def fixed_tokens(self) -> int:
-        """What special tokens, prefixes and template take of the window."""
+    async def reader(self) -> Reader:
+        """How it reads a request's texts. Raises what keeps an engine or its vocabulary from being ready."""
+        running = self.engine
+        if not running.capabilities.tokenizes:
+            return tokens.reader(running, await self._vocabulary.tokenizer())
         async with self._running().pick().lease() as engine:
-            return engine.fixed_tokens
+            own = EngineTokenizer(engine.frame, self.calls.encode, self.calls.ends)
+        return tokens.reader(running, own)
+
+    def _ran_out_of_memory(self) -> None:
+        self.queue.line.lower()
+        _log.warning(
+            "%s: its engine ran out of memory; its batches hold half as much until a reload", self.name
+        )
 
     def suspect(self) -> None:
         """Say that a call was not answered in time: engines that are stuck are replaced."""
@@ -274,7 +283,7 @@ class ServedModel:
             file_name=spec.path.name,
             launch=launch_child,
             check=self._check,
-            probe=self.self_test.probe,
+            probe=lambda engine: self.self_test.probe(engine, self.engine),
             run_dir=self._run_dir(),
             log=self.log if at == 0 else self.log.with_name(f"{self.log.stem}-{at + 1}.log"),
             start_timeout_s=settings.start_timeout_s,
@@ -288,8 +297,3 @@ class ServedModel:
         """Raises Unscorable where an engine that has loaded fails the self-test, unless forced."""
         await self.self_test.check(engine, self.engine, self._computes(), is_safer=bool(self._safer.taken))
         await asyncio.to_thread(self._safer.is_ready)
-
-
-def _file_name(name: str) -> str:
-    """A model's name as the name of a file."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:100].strip(".") or "model"

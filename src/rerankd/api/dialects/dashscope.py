@@ -36,7 +36,8 @@ class DashScopeBody(Body):
     parameters: dict[str, Any] | None = Field(None, description="The options.")
 
     def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
-        sent = {**value, **(self.parameters or {})}
+        own = {name: one for name, one in (self.parameters or {}).items() if one is not None}
+        sent = {**value, **own}
         asked = self.input
         return (request(rules, sent, query=asked.query, documents=asked.documents, model=self.model),)
 

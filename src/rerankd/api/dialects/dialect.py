@@ -102,8 +102,8 @@ class Dialect:
 def joined(results: Sequence[RerankResult]) -> RerankResult:
     """The results of a body's requests as one, whose documents are numbered through.
 
-    Each warning of several results says which pairs it is about. `cut`, `blank` and `errors` of several are
-    left out: no answer to pairs has a place for them.
+    Each warning of several results says which pairs it is about. `cut`, `blank`, `errors` and `unscored` of
+    several are left out: no answer to pairs has a place for them.
     """
     if len(results) == 1:
         return results[0]

@@ -54,7 +54,7 @@ class Usage(TypedDict):
     prompt_tokens_details: NotRequired[Cached]
 
 
-class Unscored(TypedDict):
+class DocumentError(TypedDict):
     index: int
     reason: str
 
@@ -68,7 +68,8 @@ class Meta(TypedDict):
     cached: NotRequired[int]
     cut: NotRequired[list[int]]
     blank: NotRequired[list[int]]
-    errors: NotRequired[list[Unscored]]
+    errors: NotRequired[list[DocumentError]]
+    unscored: NotRequired[list[int]]
     warnings: NotRequired[list[str]]
 
 
@@ -118,6 +119,8 @@ def render(result: RerankResult, request_id: str) -> Answer:
         meta["blank"] = list(result.blank)
     if result.errors:
         meta["errors"] = [{"index": error.index, "reason": error.reason} for error in result.errors]
+    if result.unscored:
+        meta["unscored"] = list(result.unscored)
     if result.warnings:
         meta["warnings"] = list(result.warnings)
     return {

@@ -7,14 +7,15 @@ option under each of its names (see rules.py): a line of `OPTIONS` is an option 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import TypeAdapter, WithJsonSchema
 
 from rerankd.api.dialects.lenient import Count, Flag, Number, Whole
-from rerankd.domain import RerankRequest
+from rerankd.domain import Priority, RerankRequest, TruncateAt
 from rerankd.errors import InvalidRequest
 
 
@@ -52,6 +53,26 @@ def _keeps_start(value: str) -> str:
     return "right"
 
 
+def _ends_at(value: str) -> str:
+    """Raises ValueError."""
+    if value.lower() not in get_args(TruncateAt):
+        raise ValueError('must be "token" or "sentence"')
+    return value.lower()
+
+
+def _priority(value: Any) -> Priority:
+    """A word, or as vLLM and Cohere have it a number, of which a lower one goes first. Raises ValueError."""
+    word = str(value).strip().lower()
+    for name in get_args(Priority):
+        if word == name:
+            return cast(Priority, name)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,20}", word):
+        value = int(word)
+    if type(value) is not int:
+        raise ValueError('must be "low", "normal", "high" or a whole number (below 0: high, above 0: low)')
+    return "high" if value < 0 else "low" if value else "normal"
+
+
 @dataclass(frozen=True, slots=True)
 class Spelling:
     """A name of an option, the type of its JSON value, and what that value means for the option."""
@@ -68,13 +89,14 @@ class Spelling:
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option. `name` and `default` are RerankRequest's where that has it; `unused` says why rerankd never
-    honours it."""
+    honours it. `header` may have it, too; what the body says counts more."""
 
     name: str
     meaning: str
     spellings: tuple[Spelling, ...]
     default: Any = None
     unused: str = ""
+    header: str = ""
 
     def __post_init__(self) -> None:
         if known := RerankRequest.__dataclass_fields__.get(self.name):
@@ -87,7 +109,10 @@ def _named(*names: str, kind: Any, read: Callable[[Any], Any] = _same) -> tuple[
 
 _TRUNCATE = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["NONE", "END"]}]})]
 _SIDE = Annotated[str, WithJsonSchema({"enum": ["right", "left"]})]
-_ANY_WHOLE = Annotated[Any, WithJsonSchema({"type": "integer"})]
+_END = Annotated[str, WithJsonSchema({"enum": list(get_args(TruncateAt))})]
+_PRIORITY = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"enum": list(get_args(Priority))}, {"type": "integer"}]})
+]
 _ANY = Annotated[Any, WithJsonSchema({"type": ["string", "number"]})]
 
 OPTIONS = (
@@ -130,13 +155,24 @@ OPTIONS = (
         default="right",
     ),
     Option(
+        "truncate_at",
+        'Where a text that is too long ends: "token", at the last token that fits, or "sentence", at the end '
+        "of a sentence where one is near.",
+        _named("truncate_at", kind=_END, read=_ends_at),
+    ),
+    Option(
+        "truncate_query",
+        "true: a query that is too long for the model is cut off, with a warning; otherwise it is an error.",
+        _named("truncate_query", kind=Flag),
+    ),
+    Option(
         "max_tokens_per_doc",
         "Read at most N tokens of each document.",
         _named("max_tokens_per_doc", kind=Count, read=_or_none),
     ),
     Option(
         "max_tokens_per_query",
-        "Read at most N tokens of the query. Without it, a query that is too long is an error.",
+        "Read at most N tokens of the query.",
         _named("max_tokens_per_query", kind=Count, read=_or_none),
     ),
     Option(
@@ -162,10 +198,22 @@ OPTIONS = (
     ),
     Option(
         "priority",
-        "Not used: requests take turns.",
-        _named("priority", kind=_ANY_WHOLE),
-        default=0,
-        unused="requests take turns, none goes before the others",
+        '"low", "normal" or "high", or a whole number (below 0: high, above 0: low): how the request weighs '
+        'against others of the same client. A "low" one also lets other clients go first.',
+        _named("priority", kind=_PRIORITY, read=_priority),
+        header="x-rerank-priority",
+    ),
+    Option(
+        "budget_ms",
+        "Milliseconds for scoring: documents are scored in the order sent until the time ends; the others "
+        "come last. 0: no limit.",
+        _named("budget_ms", kind=Count),
+        header="x-rerank-budget-ms",
+    ),
+    Option(
+        "max_scored_documents",
+        "Score only the first N documents; the others come last. 0: all.",
+        _named("max_scored_documents", kind=Count, read=_or_none),
     ),
     Option(
         "keep_alive",

@@ -95,6 +95,21 @@ def _options(rules: Rules, value: Mapping[str, Any]) -> tuple[dict[str, Any], tu
     return asked, tuple(warnings)
 
 
+def with_headers(value: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    """A JSON body, with the options that stand in headers and not in the body. Raises InvalidRequest."""
+    found = dict(value)
+    for option in options.OPTIONS:
+        sent = headers.get(option.header, "") if option.header else ""
+        if sent and all(_read(spelling, value) is None for spelling in option.spellings):
+            name = option.spellings[0].name
+            try:
+                _read(option.spellings[0], {name: sent})
+            except InvalidRequest as error:
+                raise InvalidRequest(f"The header {option.header}: {error.message}") from None
+            found[name] = sent
+    return found
+
+
 def _read(spelling: options.Spelling, value: Mapping[str, Any]) -> Any:
     """What a name says; None where it was not sent. Raises InvalidRequest."""
     sent: Any = value
@@ -108,7 +123,7 @@ def _read(spelling: options.Spelling, value: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         raise InvalidRequest(sentence(error, spelling.name)) from None
     except ValueError as error:
-        raise InvalidRequest(f"{spelling.name!r} is {sent!r}, but {error}.") from None
+        raise InvalidRequest(f"{spelling.name!r} is {sent!r:.80}, but {error}.") from None
 
 
 def schema(rules: Rules) -> dict[str, Any]:
@@ -122,6 +137,8 @@ def schema(rules: Rules) -> dict[str, Any]:
             meaning += f" Refused here: {rules.refused[option.name]}."
         elif option.name in rules.unused:
             meaning += f" Not used here: {rules.unused[option.name]}."
+        if option.header:
+            meaning += f" Also as the header {option.header}."
         if others:
             meaning += f" Also named {', '.join(others)}."
         found[shown.name] = {**shown.adapter.json_schema(), "description": meaning}

@@ -26,7 +26,7 @@ export function update(status) {
   const budget = status.memory_budget_bytes;
   $("figures").replaceChildren(
     figure(t("Requests under way"), format(total((model) => model.queue.requests))),
-    figure(t("Documents waiting"), format(total((model) => model.queue.documents))),
+    figure(t("Documents waiting"), format(total((model) => model.queue.documents)), t("{n} tokens", { n: format(total((model) => model.queue.tokens)) })),
     figure(t("Memory of engines"), size(total((model) => model.engine.memory_bytes ?? 0)), budget ? t("of {size}", { size: size(budget) }) : ""),
     figure(t("Engines lost"), format(total((model) => model.engine.lost)), t("since the start")),
   );
@@ -96,7 +96,7 @@ function card(id) {
       ...(model.self_test ? fact(t("Self-test"), model.self_test) : []),
       ...fact(t("Memory"), engine.memory_bytes ? size(engine.memory_bytes) : "–"),
       ...fact(t("Starts"), engine.lost ? t("{n}, lost: {lost}", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
-      ...fact(t("Speed"), t("{n} documents a second while it works", { n: format(model.queue.documents_per_second) })),
+      ...(model.queue.tokens_per_second ? fact(t("Speed"), t("{n} documents, {tokens} tokens a second while it works", { n: format(model.queue.documents_per_second), tokens: format(model.queue.tokens_per_second) })) : []),
       ...fact(t("File"), [model.path, size(model.size_bytes), model.quantisation].filter(Boolean).join(", ")),
       ...(model.licence ? fact(t("Licence"), model.licence) : []),
       ...(model.languages.length ? fact(t("Languages"), model.languages.join(" ")) : []),

@@ -147,6 +147,7 @@ function column({ error, value, response }, asked) {
   }
   const ms = (name) => Number(response.headers.get(`x-rerankd-${name}-ms`) ?? 0);
   const cut = new Set(value.meta.cut ?? []);
+  const unscored = new Set(value.meta.unscored ?? []);
   const model = asked.model || value.model; // asked before the list of models was here
   const time = t("{n} documents in {ms} ms", { n: asked.documents.length, ms: round1(ms("total")) });
   const details = [
@@ -160,20 +161,25 @@ function column({ error, value, response }, asked) {
     { class: "card result", "aria-label": t("Results of {model}", { model }) },
     el("header", {}, el("h2", {}, model), el("p", { class: "small muted timing" }, el("strong", {}, time), ` · ${details.join(" · ")}`)),
     value.meta.warnings?.length ? el("ul", { class: "notes" }, value.meta.warnings.map((text) => el("li", {}, text))) : null,
-    el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, cut))),
+    el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, { cut, unscored }))),
   );
 }
 
-function line(row, at, asked, cut) {
+function line(row, at, asked, { cut, unscored }) {
   const score = row.relevance_score;
+  const isScored = !unscored.has(row.index);
+  const tags = [
+    cut.has(row.index) ? tag(t("cut"), t("Too long for the model: only its beginning was read")) : null,
+    isScored ? null : tag(t("not scored"), t("The time or the number of documents for this request was used up first")),
+  ];
   const bar = el("span", { class: "fill" });
   bar.style.width = `${Math.max(Math.min(score, 1), 0) * 100}%`;
   const item = el(
     "li",
     { class: at === 0 ? "row best" : "row" },
     el("span", { class: "rank", "aria-hidden": "true" }, String(at + 1)),
-    el("div", { class: "said" }, text(words(asked.documents[row.index])), cut.has(row.index) ? el("span", { class: "tag", title: t("Too long for the model: only its beginning was read") }, t("cut")) : null),
-    el("span", { class: "score" }, number(score)),
+    el("div", { class: "said" }, text(words(asked.documents[row.index])), ...tags),
+    el("span", { class: "score" }, isScored ? number(score) : "–"),
     moved(row.index - at, row.index),
     el("span", { class: "track", "aria-hidden": "true" }, bar),
   );
@@ -181,6 +187,10 @@ function line(row, at, asked, cut) {
   item.addEventListener("mouseenter", () => together(row.index, true));
   item.addEventListener("mouseleave", () => together(row.index, false));
   return item;
+}
+
+function tag(name, title) {
+  return el("span", { class: "tag", title }, name);
 }
 
 /** Light the same document up in both columns. */

@@ -14,14 +14,17 @@ from typing import Literal
 
 from rerankd.backends.base import EngineSpec, Shape
 from rerankd.backends.ladder import Step
+from rerankd.domain import Recipe
 from rerankd.machine import Gpu
 from rerankd.memory import card
 from rerankd.process import reasons
 
-# llama-server keeps one of its HTTP threads for each call under way; so many calls may compute, as many
-# tokenise, and two more threads answer health.
-CALLS = 4
-HTTP_THREADS = 2 * CALLS + 2
+# llama-server keeps one of its HTTP threads for each call under way. The queue has two calls there and the
+# self-test one; so many more may tokenize, and two answer health.
+TOKENIZING = 4
+HTTP_THREADS = 3 + TOKENIZING + 2
+# llama.cpp makes a slot's context of so many tokens at a time.
+_CONTEXT_STEP = 256
 # A judge reads its prompt in pieces, so a piece need not hold all of it.
 _JUDGE_UBATCH = 512
 _LEAST_UBATCH = 128
@@ -110,9 +113,8 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     # memory grows with it.
     ubatch = min(_JUDGE_UBATCH, spec.scoring.max_length) if judge else spec.scoring.max_length
     cache_type: CacheType = "f32" if spec.exact and judge else "f16"
-    need = _Need(
-        spec.shape, spec.scoring.max_length, ubatch, judge, spec.exact, 4 if cache_type == "f32" else 2
-    )
+    cache_bytes = 4 if cache_type == "f32" else 2
+    need = _Need(spec.shape, _context(spec.scoring), ubatch, judge, spec.exact, cache_bytes)
     layers, slots, reason = _place(need, options)
     decided = Decision(
         slots=slots,
@@ -126,6 +128,19 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     for step in options.safer:
         decided = _safer(decided, step, spec.shape.layers)
     return decided
+
+
+def has_answer(scoring: Recipe) -> bool:
+    """Whether the context must have room for a token more than the input, as for the first one of an answer.
+    So it must for a model that may read its input in several steps."""
+    return scoring.method == "causal_lm" or scoring.pooling == "last"
+
+
+def _context(scoring: Recipe) -> int:
+    """The context of a slot, in tokens."""
+    if not has_answer(scoring):
+        return scoring.max_length
+    return -(-(scoring.max_length + 1) // _CONTEXT_STEP) * _CONTEXT_STEP
 
 
 def _safer(decided: Decision, step: str, layers: int) -> Decision:
@@ -165,7 +180,7 @@ def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str
         "--model": str(spec.path),
         "--host": str(socket),
         "--alias": spec.name,
-        "--ctx-size": str(decided.slots * scoring.max_length),
+        "--ctx-size": str(decided.slots * _context(scoring)),
         "--parallel": str(decided.slots),
         "--batch-size": str(decided.batch),
         "--ubatch-size": str(decided.ubatch),
@@ -198,7 +213,7 @@ class _Need:
     """What decides how much memory a model takes on a GPU, in bytes."""
 
     shape: Shape
-    max_length: int
+    context: int
     ubatch: int
     judge: bool
     exact: bool
@@ -212,7 +227,7 @@ class _Need:
         width = self.shape.width
         bytes_ = self.ubatch * width * 4 * _WIDTHS_AT_WORK
         if self.exact:  # without flash attention, each head's scores of all tokens against all tokens
-            against = self.max_length if self.judge else self.ubatch
+            against = self.context if self.judge else self.ubatch
             bytes_ += max(width // _HEAD_WIDTH, 1) * self.ubatch * against * 4
         return bytes_ + (_LOGITS_BYTES if self.judge else 0)
 
@@ -221,7 +236,7 @@ class _Need:
 
     def _cache(self, slots: int) -> int:
         """Keys and values of one layer; an encoder keeps none."""
-        return slots * self.max_length * self.shape.kv_width * self.cache_bytes if self.judge else 0
+        return slots * self.context * self.shape.kv_width * self.cache_bytes if self.judge else 0
 
 
 def _place(need: _Need, options: EngineOptions) -> tuple[int | None, int, str]:

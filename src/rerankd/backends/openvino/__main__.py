@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model", required=True, type=Path)
     flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
     flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls"])
-    flags.add_argument("--max-length", type=int, required=True, help="tokens a text, or a pair, may have")
+    flags.add_argument("--max-length", type=int, required=True, help="tokens an input may have")
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     flags.add_argument("--why", default="", help="why this precision, in words")
@@ -32,8 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     # Nothing here needs an orderly end: the default action, at once, also in the middle of a load.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     options = parser().parse_args(arguments)
-    # The tokenizers' own threads stay within the engine's; it is read when the library is first used.
-    os.environ["RAYON_NUM_THREADS"] = str(options.threads)
     from rerankd.backends.openvino.encoder import Encoder
     from rerankd.backends.worker.scorer import Scorer
     from rerankd.backends.worker.server import Server

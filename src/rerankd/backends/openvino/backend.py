@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerankd.backends.base import Check, Checkup, Engine, EngineSpec, Installation, Offer, Rank
+from rerankd.backends.base import (
+    BatchPolicy,
+    Check,
+    Checkup,
+    Engine,
+    EngineSpec,
+    Installation,
+    Offer,
+    Rank,
+)
 from rerankd.backends.ladder import Step
-from rerankd.backends.openvino import checks, chosen
+from rerankd.backends.openvino import checks, chosen, shapes
 from rerankd.backends.openvino.options import OpenVinoOptions
-from rerankd.backends.openvino.precision import Choice
+from rerankd.backends.openvino.precision import Choice, Precision
 from rerankd.domain import Recipe, Refusal
+from rerankd.formats import vocabularies
 from rerankd.process.child import Launch
 from rerankd.progress import step
-from rerankd.scoring.plan import SHARED
 
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
@@ -26,11 +34,7 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
-# Architecture -> the tokenizers that the worker knows for it: (tokenizer.ggml.model, .pre); None: any.
-_TOKENIZERS: Mapping[str, Sequence[tuple[str, str | None]]] = {
-    "bert": (("t5", None), ("bert", None)),
-    "modern-bert": (("gpt2", "modern-bert"),),
-}
+_ARCHITECTURES = ("bert", "modern-bert")
 _POOLINGS = ("rank", "mean", "cls")
 _UNSETTLED = Choice("f32", "")
 _FLOAT32 = Step("float32", "float32 arithmetic")
@@ -54,7 +58,7 @@ class OpenVinoBackend:
     Options = OpenVinoOptions
 
     def survey(self, options: OpenVinoOptions, home: Path, spec: EngineSpec | None = None) -> bool:
-        """Whether OpenVINO and its tokenizers are installed."""
+        """Whether OpenVINO is installed, and the library that tokenizes for it."""
         return all(find_spec(name) is not None for name in ("openvino", "tokenizers"))
 
     def installations(self, options: OpenVinoOptions, home: Path) -> list[Installation]:
@@ -86,7 +90,7 @@ class OpenVinoBackend:
             reason="the fastest for an encoder on a CPU",
             rank=Rank.BEST_ON_CPU,
             memory_bytes=(spec.metadata.size_bytes + held) * spec.replicas,
-            policy=SHARED,
+            policy=_policy(_UNSETTLED.precision),
             options=options,
         )
 
@@ -95,7 +99,8 @@ class OpenVinoBackend:
     ) -> OpenVinoOffer:
         """The precision of all replicas, chosen once for a model on a machine."""
         of = chosen.Subject(offer.spec, offer.options)
-        return replace(offer, precision=await chosen.choose(of, learned, log, timeout_s))
+        found = await chosen.choose(of, learned, log, timeout_s)
+        return replace(offer, precision=found, policy=_policy(found.precision))
 
     def steps(self, offer: OpenVinoOffer, cards: Sequence[str]) -> tuple[Step, ...]:
         return (_FLOAT32,) if offer.precision.precision != "f32" else ()
@@ -122,7 +127,7 @@ class OpenVinoBackend:
             "--why", precision.why,
             "--weights", offer.options.weights,
         ]  # fmt: skip
-        return Launch(argv, partial(WorkerEngine, spec))
+        return Launch(argv, WorkerEngine)
 
     def reference(self, spec: EngineSpec, running: Offer) -> OpenVinoOffer | None:
         """Float32, for what another backend runs, and for bf16 of a model that no other backend can run."""
@@ -152,6 +157,10 @@ class OpenVinoBackend:
         return [checks.precision(model, found, before=known)]
 
 
+def _policy(precision: Precision) -> BatchPolicy:
+    return BatchPolicy(tokens=shapes.TOKENS_A_PASS[precision], most_tokens=8192, pads=True)
+
+
 def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: bool) -> Refusal | None:
     """Why the worker can't run a model; None where it can."""
     why = _obstacle(recipe, metadata) if metadata is not None else "nothing is known of its files"
@@ -165,21 +174,16 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if recipe.method == "causal_lm":
         return "OpenVINO's worker runs no causal model"
-    known = _TOKENIZERS.get(metadata.architecture)
-    if known is None:
+    if metadata.architecture not in _ARCHITECTURES:
         return f"OpenVINO's worker does not know the architecture {metadata.architecture}"
-    kind, pre = metadata.tokenizer_model, metadata.tokenizer_pre
-    is_gguf = metadata.format == "gguf"
-    if is_gguf and not any(kind == one and other in (None, pre) for one, other in known):
-        return f"OpenVINO's worker does not know the tokenizer {kind} {pre}".rstrip()
-    if is_gguf and kind == "t5" and not metadata.has_charsmap:
-        return "the file lacks the normalisation map of its tokenizer"
+    if why := vocabularies.refusal(metadata):
+        return why
     if recipe.pooling not in _POOLINGS:
         return f"OpenVINO's worker does not know the pooling {recipe.pooling}"
     if recipe.method == "cross_encoder" and recipe.template:
         return "its pairs are made by a template"
     if metadata.hidden_activation not in ("", "gelu"):
         return f"OpenVINO's worker does not know the activation {metadata.hidden_activation}"
-    if is_gguf and len(metadata.parts) > 1:
+    if metadata.format == "gguf" and len(metadata.parts) > 1:
         return "its file is split"
     return ""

@@ -54,10 +54,8 @@ class Embedder:
 def embedder(weights: Weights) -> Embedder:
     """The embedding tables. Of a GGUF file all tokens have the first token type, as llama.cpp has it; that is
     right for what is served from one."""
-    named = weights.values.get("tokenizer.ggml.tokens")
-    vocabulary = len(named) if named is not None else weights.rows("token_embd.weight")
     width = weights.key("embedding_length")
-    tokens = weights.table("token_embd.weight", vocabulary, width)
+    tokens = weights.table("token_embd.weight", weights.rows("token_embd.weight"), width)
     if weights.architecture == "modern-bert":
         return Embedder(tokens, None)
     positions = weights.array("position_embd.weight", (weights.key("context_length"), width))

@@ -11,6 +11,7 @@ The last line of the output is a JSON object: {"ratio", "gap"} as in precision.T
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import signal
 import statistics
@@ -21,23 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rerankd.backends.openvino import precision
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision, Trial
 from rerankd.backends.openvino.runtime import config, op, ov
-from rerankd.backends.worker.runner import padded
-from rerankd.domain import Normalization
-from rerankd.errors import ModelFileError
-from rerankd.formats.tokenizer import Reading, Vocabulary
+from rerankd.backends.worker.scorer import Scorer
+from rerankd.domain import Normalization, Recipe
+from rerankd.errors import RerankdError
+from rerankd.formats import modelfile, tokenizer
+from rerankd.formats.tokenizer import Vocabulary
 from rerankd.formats.weights import Weights
+from rerankd.scoring.inputs import Reader
+from rerankd.scoring.sequences import Ids, Input
 
 _TOKENS = 256
 _ROUNDS = 7
 _QUERIES = 4
 _DOCUMENTS = 20
-_TEXTS_A_CALL = 8
 _EVERYDAY = Path(__file__).parents[2] / "evaluation" / "everyday"
 
 
@@ -89,65 +91,59 @@ def _letter_pairs(text: str) -> set[str]:
     return {text[at : at + 2].lower() for at in range(len(text) - 1)}
 
 
-def raw_values(
-    encoder: Encoder, scoring: dict[str, Any], asked: Sequence[tuple[str, list[str]]]
-) -> list[list[float]]:
-    """The raw values of each query's documents."""
-    vocabulary, max_length = encoder.vocabulary, scoring["max_length"]
-    if scoring["method"] == "cross_encoder":
-        pairs = [
-            _cut_pair(vocabulary, query, text, max_length) for query, documents in asked for text in documents
-        ]
-        values = iter(forward(encoder, pairs)[:, 0].tolist())
-        return [[next(values) for _ in documents] for _, documents in asked]
-    found = []
-    for query, documents in asked:
-        before = scoring["document_prefix"]
-        texts = [scoring["query_prefix"] + query, *(before + text for text in documents)]
-        room = max_length - vocabulary.around_text
-        rows = forward(encoder, [vocabulary.text(ids[:room]) for ids in vocabulary.ids(texts)])
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-        found.append((rows[1:] @ rows[0]).tolist())
-    return found
+class _Tokenizer:
+    """The vocabulary of a model's files (see sequences.Tokenizer)."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.frame = vocabulary.frame
+        self._vocabulary = vocabulary
+
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
+        return self._vocabulary.encode(texts)
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        return self._vocabulary.ends(texts)
 
 
-def _cut_pair(vocabulary: Vocabulary, query: str, text: str, max_length: int) -> Reading:
-    asked, found = vocabulary.ids([query, text])
-    room = max(max_length - vocabulary.around_pair, 2)
-    asked = asked[: room // 2]
-    return vocabulary.pair(asked, found[: room - len(asked)])
+def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -> list[list[Input]]:
+    """What the model reads of each query's documents. Raises ModelFileError, and TooLong for a query."""
+    reader = Reader(recipe, _Tokenizer(tokenizer.read(modelfile.read(path))))
+
+    async def read() -> list[list[Input]]:
+        return [await reader.plain(query, documents) for query, documents in asked]
+
+    return asyncio.run(read())
 
 
-def forward(encoder: Encoder, rows: Sequence[Reading]) -> NDArray[np.float32]:
-    """The rows of what the model reads, in calls of a few texts of about one length."""
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
-    found: list[NDArray[np.float32] | None] = [None] * len(rows)
-    for start in range(0, len(order), _TEXTS_A_CALL):
-        call = order[start : start + _TEXTS_A_CALL]
-        for at, value in zip(call, encoder.forward(*padded([rows[at] for at in call])), strict=True):
-            found[at] = value
-    return np.stack([row for row in found if row is not None])
+def raw_values(encoder: Encoder, recipe: Recipe, asked: Sequence[Sequence[Input]]) -> list[list[float]]:
+    """The raw values of each query's inputs."""
+    scorer = Scorer(encoder, recipe.max_length, is_head=recipe.pooling == "rank")
+    return [scorer.score(of_query) for of_query in asked]
 
 
-def tried(path: Path, scoring: dict[str, Any], threads: int, *, compressed: bool) -> Trial:
+def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Trial:
     """The trial of one model. Raises ModelFileError, and what OpenVINO raises."""
     weights = Weights(path)
     ratio = speed_ratio(weights.key("embedding_length"), weights.key("feed_forward_length"))
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
-    asked = questions(_QUERIES, _DOCUMENTS)
+    asked = inputs(path, recipe, questions(_QUERIES, _DOCUMENTS))
     values: dict[Precision, list[list[float]]] = {}
     kinds: tuple[Precision, ...] = ("f32", "bf16")
     for kind in kinds:  # one after the other: both together may not fit into memory
-        encoder = Encoder(path, scoring["pooling"], threads=threads, precision=kind, compressed=compressed)
-        values[kind] = raw_values(encoder, scoring, asked)
+        encoder = Encoder(path, recipe.pooling, threads=threads, precision=kind, compressed=compressed)
+        values[kind] = raw_values(encoder, recipe, asked)
         del encoder
-    normalization = Normalization(**scoring["normalization"])
     gaps = [
-        precision.largest_swap(exact, rough, normalization)
+        precision.largest_swap(exact, rough, recipe.normalization)
         for exact, rough in zip(values["f32"], values["bf16"], strict=True)
     ]
     return Trial(ratio, max(gaps))
+
+
+def _recipe(said: str) -> Recipe:
+    values = json.loads(said)
+    return Recipe(**values | {"normalization": Normalization(**values["normalization"])})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -155,14 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     flags = argparse.ArgumentParser(prog="rerankd.backends.openvino.trial", allow_abbrev=False)
     flags.add_argument("--model", required=True, type=Path)
-    flags.add_argument("--scoring", required=True, type=json.loads, help="domain.Scoring as JSON")
+    flags.add_argument("--scoring", required=True, type=_recipe, help="domain.Recipe as JSON")
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--weights", choices=["full", "compressed"], default="full")
     options = flags.parse_args(arguments)
     try:
         compressed = options.weights == "compressed"
         trial = tried(options.model, options.scoring, options.threads, compressed=compressed)
-    except (ModelFileError, MemoryError, RuntimeError, ValueError) as error:  # RuntimeError: OpenVINO's own
+    except (RerankdError, MemoryError, RuntimeError, ValueError) as error:  # RuntimeError: OpenVINO's own
         print(json.dumps({"error": str(error)[:500] or "out of memory"}), flush=True)
         return 1
     print(json.dumps({"ratio": trial.ratio, "gap": trial.gap}), flush=True)

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerankd.backends.base import EngineSpec
-from rerankd.backends.llama import launch
+from rerankd.backends.llama import completion, launch
 from rerankd.backends.llama.build import tiny
 from rerankd.backends.llama.client import LlamaClient
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError
 from rerankd.process import rundir
 from rerankd.process.child import Child
-from rerankd.scoring import prompt
 
 START_TIMEOUT_S = 120.0
 _POLL_S = 0.05
@@ -98,6 +97,5 @@ async def _run(program: Sequence[str], model: Path, socket: Path, log: Path, gpu
 
 
 async def _score(client: LlamaClient, ids: list[int]) -> float:
-    answer = await client.compute("/completion", prompt.completion_body([ids], tiny.LABELS))
-    rows = answer if isinstance(answer, list) else [answer]
-    return prompt.log_odds(rows[0], tiny.LABELS)
+    answer = await client.compute("/completion", completion.body([ids], tiny.LABELS))
+    return completion.log_odds(completion.rows(answer)[0], tiny.LABELS)

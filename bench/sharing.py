@@ -1,0 +1,265 @@
+"""What the queue does for small requests, budgets and prompts: python bench/sharing.py [--part …] [--model …]
+
+In one process with the real engines and default settings: requests go to a Reranker as they come out of HTTP.
+All texts are different, so that no cache helps.
+
+- shares: 20 requests of 8 short documents, one after the other, beside 0, 1, 10 and 30 bulk requests of the
+same
+  client and of others; and what the bulk requests get meanwhile, against what they get alone.
+- budgets: requests of 200 documents with a budget, on a model of Qwen3-Reranker-0.6B's size (random weights,
+  640 MB, made where it is missing).
+- prefixes: two queries at a time on a causal model with one slot: how often llama.cpp reads a prompt's start
+  anew, and documents a second beside those of one query alone.
+- size: 1,000 documents of 1 word to the model's length, and 20 documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
+
+import models
+
+from rerankd import machine
+from rerankd.backends.llama import completion
+from rerankd.benchmark.load import text
+from rerankd.config import Settings
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.service import Reranker
+from rerankd.serving.queue import NOBODY, Answer, Client
+from support import golden_settings
+
+_PICK = random.Random(1)
+SMALL = 8
+
+
+def request(documents: int, words: int | tuple[int, int], **more: Any) -> RerankRequest:
+    lengths = [words if isinstance(words, int) else _PICK.randint(*words) for _ in range(documents)]
+    return RerankRequest(text(_PICK, 8), tuple(text(_PICK, length) for length in lengths), **more)
+
+
+class Bench:
+    """A reranker, and the seconds and tokens of its engine calls."""
+
+    def __init__(self, reranker: Reranker) -> None:
+        self.reranker = reranker
+        self.served = reranker.registry.find(None)
+        self.calls: list[float] = []
+        queue: Any = self.served.queue
+        score = queue._score
+
+        async def timed(inputs: Sequence[Any], is_wanted: Any) -> Answer:
+            started = time.perf_counter()
+            try:
+                return await score(inputs, is_wanted)
+            finally:
+                self.calls.append(time.perf_counter() - started)
+
+        queue._score = timed
+
+    async def ask(self, asked: RerankRequest, client: Client = NOBODY) -> tuple[float, RerankResult]:
+        started = time.perf_counter()
+        result = await self.reranker.answer(asked, client=client)
+        return time.perf_counter() - started, result
+
+    @property
+    def waiting(self) -> int:
+        return self.served.queue.line.held.documents
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Bench]:
+    async with Reranker(settings, request_timeout_s=3600) as reranker:
+        yield Bench(reranker)
+
+
+async def small_requests(bench: Bench, count: int) -> list[float]:
+    took = []
+    for _ in range(count):
+        took.append((await bench.ask(request(SMALL, 12)))[0])
+        await asyncio.sleep(0.3)
+    return took
+
+
+async def shares(bench: Bench, options: argparse.Namespace) -> None:
+    await small_requests(bench, 3)
+    alone = await small_requests(bench, options.count)
+    half = statistics.median(alone)
+    print(f"small requests alone: p50 {half:.3f} s, p95 {p95(alone):.3f} s", flush=True)
+    started = time.perf_counter()
+    await bench.ask(request(100, options.words))
+    rate = 100 / (time.perf_counter() - started)
+    for many, whose in [(0, "others"), *itertools.product((1, 10, 30), ("the same", "others"))]:
+        # Enough that there is still something to do at the end.
+        needed = rate * (options.count * (0.3 + 3 * half) + 4 * options.seconds + 20)
+        each = min(max(int(needed / max(many, 1)), 200), 10_000)
+        owners = [NOBODY if whose == "the same" else Client(f"client {at}") for at in range(many)]
+        tasks = [asyncio.create_task(bench.ask(request(each, options.words), owner)) for owner in owners]
+        while many and bench.waiting < each * many * 0.9:
+            await asyncio.sleep(0.05)
+        before = await bulk_rate(bench, options.seconds) if many else 0.0
+        bench.calls.clear()
+        began, left = time.perf_counter(), bench.waiting
+        beside = await small_requests(bench, options.count)
+        during = (left - bench.waiting) / (time.perf_counter() - began)
+        longest = max(bench.calls)
+        # The machine may have become slower meanwhile: the mean of before and after.
+        after = await bulk_rate(bench, options.seconds) if many else 0.0
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks) if tasks else None
+        bound = 3 * half + longest
+        kept = (
+            f", bulk {during:.1f} documents/s, {during / ((before + after) / 2):.0%} of alone" if many else ""
+        )
+        print(
+            f"beside {many:2} of {each} of {whose}: p50 {statistics.median(beside):.3f} s, "
+            f"p95 {p95(beside):.3f} s; longest call {longest:.3f} s, with 3 x alone {bound:.3f} s{kept}",
+            flush=True,
+        )
+
+
+async def bulk_rate(bench: Bench, seconds: float) -> float:
+    """Documents a second of what waits now."""
+    began, left = time.perf_counter(), bench.waiting
+    await asyncio.sleep(seconds)
+    return (left - bench.waiting) / (time.perf_counter() - began)
+
+
+async def budgets(bench: Bench, options: argparse.Namespace) -> None:
+    await bench.ask(request(2, options.words))
+    for seconds in (0.5, 2.0, 5.0):
+        for _ in range(3):
+            bench.calls.clear()
+            took, result = await bench.ask(request(200, options.words, budget_ms=int(seconds * 1000)))
+            scored = 200 - len(result.unscored)
+            print(
+                f"budget {seconds:g} s: {took:.2f} s ({took / seconds:.0%}), {scored} of 200 scored, longest "
+                f"call {max(bench.calls, default=0):.2f} s",
+                flush=True,
+            )
+
+
+async def prefixes(bench: Bench, options: argparse.Namespace) -> None:
+    """Each prompt's answer says how many tokens were read, and how many were kept from the one before."""
+    body, rows = completion.body, completion.rows
+    runs: list[tuple[bytes, list[int]]] = []
+
+    def with_timings(*args: Any) -> dict[str, Any]:
+        made = body(*args)
+        made["response_fields"] += ["timings"]
+        return made
+
+    def noted(answer: Any) -> Any:
+        found = rows(answer)
+        runs[-1][1].extend(row["timings"]["cache_n"] for row in found)
+        return found
+
+    completion.body, completion.rows = with_timings, noted  # type: ignore[assignment]
+    engine: Any = bench.reranker.state.engine
+    score = engine.score
+
+    async def score_in_turn(batch: Any) -> Any:
+        async with lock:
+            runs.append((batch.inputs[0].question.key, []))
+            return await score(batch)
+
+    lock = asyncio.Lock()  # so that an answer's timings are known to be of this batch
+    engine.score = score_in_turn
+    count = options.documents
+    figures = {}
+    for name, queries in (("one query", 1), ("two queries", 2), ("one query again", 1), ("two again", 2)):
+        runs.clear()
+        began = time.perf_counter()
+        await asyncio.gather(*(bench.ask(request(count, options.words)) for _ in range(queries)))
+        figures[name] = queries * count / (time.perf_counter() - began)
+        starts = [key for key, _ in itertools.groupby(key for key, _ in runs)]
+        kept: dict[bytes, list[int]] = {}
+        for key, found in runs:
+            kept.setdefault(key, []).extend(found)
+        # What all prompts of a question have in common is what each but the first of a run had been kept.
+        shared = {key: statistics.median(counts) for key, counts in kept.items()}
+        anew = sum(n < shared[key] * 0.9 for key, counts in kept.items() for n in counts)
+        print(
+            f"{name}: {figures[name]:.2f} documents/s, {len(runs)} batches in {len(starts)} runs; "
+            f"a prompt's start of {max(shared.values()):.0f} tokens was read {anew} times, "
+            f"{anew / len(starts):.2f} a run",
+            flush=True,
+        )
+
+
+async def size(bench: Bench, options: argparse.Namespace) -> None:
+    longest = bench.served.model.scoring.max_length // 2
+    await bench.ask(request(20, 40))
+    for rounds, documents, words in ((5, 20, 40), (2, options.documents, (1, longest))):
+        took = [(await bench.ask(request(documents, words)))[0] for _ in range(rounds)]
+        print(
+            f"{documents} documents of {words} words: {statistics.median(took):.3f} s of {rounds}", flush=True
+        )
+
+
+def cpu() -> str:
+    """The CPU's model and what of it matters, as the system says."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    wide = [one for one in machine.instructions() if one in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")]
+    return f"{name}, {machine.read().cores} cores, {' '.join(wide)}"
+
+
+def p95(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
+
+
+PARTS = {"shares": shares, "budgets": budgets, "prefixes": prefixes, "size": size}
+
+
+def settings(options: argparse.Namespace, home: Path) -> Settings:
+    if options.model == "builtin":
+        return Settings(home=options.home, engine=options.engine)
+    if options.model == "large":
+        path = models.qwen3(options.folder, headed=False)
+        made = golden_settings("qwen3-headless", home)
+        return made.model_copy(update={"model": (str(path),), "force": True})
+    return golden_settings("qwen3-headless", home).model_copy(update={"force": True})
+
+
+async def run(options: argparse.Namespace) -> None:
+    print(json.dumps({"cpu": cpu(), "model": options.model, "engine": options.engine}))
+    with tempfile.TemporaryDirectory(prefix="rb") as home:
+        async with opened(settings(options, Path(home))) as bench:
+            await PARTS[options.part](bench, options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=[*PARTS], default="shares")
+    parser.add_argument("--model", choices=["builtin", "tiny", "large"], default="builtin")
+    parser.add_argument("--engine", choices=["auto", "llama", "openvino"], default="auto")
+    parser.add_argument("--home", type=Path, help="the data folder with the built-in model")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rerankd-bench")
+    parser.add_argument("--count", type=int, default=20, help="small requests")
+    parser.add_argument("--words", type=int, default=60, help="of a bulk document")
+    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=5, help="that bulk requests are watched alone")
+    options = parser.parse_args()
+    if options.home is None:
+        options.home = Settings().home
+    options.folder.mkdir(parents=True, exist_ok=True)
+    asyncio.run(run(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""llama.cpp as an engine, for each scoring method: cross_encoder, embedding and causal_lm.
+
+Embedding models and causal rerankers get token ids. `/v1/rerank` takes texts only, so for a cross-encoder
+llama.cpp tokenizes by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.backends.base import Batch, Engine, EngineSpec, RawScores
+from rerankd.backends.llama import alignment, completion
+from rerankd.backends.llama.client import LlamaClient, in_shape
+from rerankd.domain import Method, Refusal
+from rerankd.errors import EngineError
+from rerankd.ids import Frame, Ids
+from rerankd.scoring.cache import QueryVectors
+
+Vector = NDArray[np.float32]
+
+
+class LlamaEngine(LlamaClient, Engine):
+    """What the three methods share: llama.cpp's own tokenizer, for a vocabulary that only it can read."""
+
+    about = ""
+
+    def __init__(self, spec: EngineSpec, socket: Path) -> None:
+        super().__init__(socket)
+        self.scoring = spec.scoring
+        self.frame = Frame()
+        # An id that plain text never becomes.
+        self._separator = next(iter(spec.control_tokens.values()), None)
+
+    async def prepare(self) -> None:
+        """Find out what the vocabulary puts around a text."""
+        text = "x"
+        own, whole = await self.tokenize(text), await self.tokenize(text, special=True)
+        start = next((at for at in range(len(whole)) if whole[at : at + len(own)] == own), 0)
+        before, after = whole[:start], whole[start + len(own) :]
+        self.frame = Frame(start=np.array(before, np.int32), alone=np.array(after, np.int32))
+
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.array(ids, np.int32) for ids in await self.tokenize_all(texts, self._separator)]
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        pieces = await self.pieces_of(texts, self._separator)
+        return await asyncio.to_thread(lambda: list(map(alignment.ends, texts, pieces)))
+
+
+class HeadEngine(LlamaEngine):
+    """Cross-encoders with a rank head: raw is the head's logit. A batch has one question."""
+
+    async def prepare(self) -> None:
+        """Find out how many tokens llama.cpp puts around a pair: <s> q </s></s> d </s>, [CLS] q [SEP] d
+        [SEP]. It does so itself, so only their number matters."""
+        text = "x"
+        (own,) = await self.encode([text])
+        answer = await self._rerank(text, [text])
+        with in_shape():
+            around = answer["usage"]["prompt_tokens"] - 2 * len(own)
+            self.frame = Frame(start=np.zeros(around, np.int32))
+
+    async def score(self, batch: Batch) -> RawScores:
+        inputs = batch.inputs
+        answer = await self._rerank(inputs[0].question.query, [one.text for one in inputs])
+        with in_shape():
+            found = {row["index"]: row["relevance_score"] for row in answer["results"]}
+            return RawScores(_in_order(found, len(inputs)))
+
+    async def _rerank(self, query: str, documents: list[str]) -> Any:
+        # Only the keys it knows: a key like `texts` would change the answer's shape.
+        return await self.compute("/v1/rerank", {"query": query, "documents": documents})
+
+
+class CosineEngine(LlamaEngine):
+    """Embedding models: raw is the cosine of the query's and the text's embeddings."""
+
+    def __init__(self, spec: EngineSpec, socket: Path) -> None:
+        super().__init__(spec, socket)
+        self._queries = QueryVectors[Vector]()
+
+    async def score(self, batch: Batch) -> RawScores:
+        keys = [one.question.ids.tobytes() for one in batch.inputs]
+        asked = {key: one.question.ids for key, one in zip(keys, batch.inputs, strict=True)}
+        known = {key: vector for key in asked if (vector := self._queries.get(key)) is not None}
+        new = [key for key in asked if key not in known]
+        vectors = await self._embed([*(asked[key] for key in new), *(one.whole for one in batch.inputs)])
+        for key, vector in zip(new, vectors, strict=False):
+            known[key] = vector.copy()  # a row would keep the whole batch
+            self._queries.put(key, known[key])
+        # A sum for each row: those of a matrix product depend on how many rows it has.
+        values = (vectors[len(new) :] * np.stack([known[key] for key in keys])).sum(axis=1)
+        return RawScores(values.tolist())
+
+    async def _embed(self, inputs: Sequence[Ids]) -> Vector:
+        body = {"input": [ids.tolist() for ids in inputs], "encoding_format": "base64"}
+        answer = await self.compute("/v1/embeddings", body)
+        with in_shape():
+            rows = {row["index"]: row["embedding"] for row in answer["data"]}
+            data = b"".join(base64.b64decode(rows[at]) for at in range(len(inputs)))
+            return np.frombuffer(data, np.float32).reshape(len(inputs), -1)
+
+
+class JudgeEngine(LlamaEngine):
+    """Causal rerankers: raw is the log-odds of the two label tokens after the prompt (see completion.py)."""
+
+    _labels: tuple[int, int]
+
+    async def prepare(self) -> None:
+        """As of any engine. Raises Unscorable where a label is no single token."""
+        await super().prepare()
+        relevant, irrelevant = [await self._label(text) for text in self.scoring.labels]
+        self._labels = (relevant, irrelevant)
+
+    async def score(self, batch: Batch) -> RawScores:
+        prompts = [one.whole.tolist() for one in batch.inputs]
+        answer = await self.compute("/completion", completion.body(prompts, self._labels))
+        with in_shape():
+            rows = completion.rows(answer)
+            found = {row["index"]: completion.log_odds(row, self._labels) for row in rows}
+            return RawScores(_in_order(found, len(prompts)))
+
+    async def _label(self, text: str) -> int:
+        ids = await self.tokenize(text)
+        if len(ids) != 1:
+            reason = f"{text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be one"
+            raise Refusal(reason, "set labels to two single tokens").error("The labels can't be asked for")
+        return ids[0]
+
+
+KINDS: dict[Method, type[LlamaEngine]] = {
+    "cross_encoder": HeadEngine,
+    "embedding": CosineEngine,
+    "causal_lm": JudgeEngine,
+}
+
+
+def connect(spec: EngineSpec, socket: Path) -> LlamaEngine:
+    """The engine behind a llama-server's socket."""
+    return KINDS[spec.scoring.method](spec, socket)
+
+
+def _in_order(found: Mapping[int, float], count: int) -> list[float]:
+    """The values of so many inputs by their places."""
+    if found.keys() != set(range(count)):
+        raise EngineError(f"The engine was asked about {count} inputs, and answered for {sorted(found)}.")
+    return [float(found[at]) for at in range(count)]

@@ -1,0 +1,74 @@
+"""(pure) The body of `POST /score`: a batch of ids.
+
+One line of JSON says how it is divided; then come the ids, int32 and little-endian, with nothing between:
+
+    {"questions": [[before, after, ids, second], …], "inputs": [[question, ids], …]}
+
+Numbers are lengths, `question` is an index, and `second` the place in an input where the second token type
+begins, null where there is none. The ids follow in the same order: of each question its `before`, `after` and
+`ids`, then those of each input. So what many inputs share is sent once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from rerankd.scoring.sequences import Ids, Input, Question
+
+_INT32 = np.dtype("<i4")
+
+
+class InvalidBatch(ValueError):
+    """The body is damaged, or holds what the model can't read."""
+
+
+def render(inputs: Sequence[Input]) -> bytes:
+    """The body for these inputs."""
+    places: dict[bytes, int] = {}
+    questions: list[tuple[int, int, int, int | None]] = []
+    ids: list[Ids] = []
+    for one in inputs:
+        asked = one.question
+        if asked.key not in places:
+            places[asked.key] = len(places)
+            questions.append((len(asked.before), len(asked.after), len(asked.ids), asked.second))
+            ids += (asked.before, asked.after, asked.ids)
+    rows = [(places[one.question.key], len(one.ids)) for one in inputs]
+    ids += (one.ids for one in inputs)
+    line = json.dumps({"questions": questions, "inputs": rows}, separators=(",", ":"))
+    return b"%s\n%s" % (line.encode(), np.concatenate(ids, dtype=_INT32).tobytes() if ids else b"")
+
+
+def parse(body: bytes) -> list[Input]:
+    """The inputs of a body, without their texts. Raises InvalidBatch."""
+    line, _, held = body.partition(b"\n")
+    try:
+        said = json.loads(line)
+        asked = [(before, after, ids, second) for before, after, ids, second in said["questions"]]
+        rows = [(question, length) for question, length in said["inputs"]]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidBatch(f"its first line can't be read: {error!r}") from error
+    lengths = [*(length for *three, _ in asked for length in three), *(length for _, length in rows)]
+    indexes = [question for question, _ in rows]
+    seconds = [second for *_, second in asked if second is not None]
+    if not all(type(number) is int and number >= 0 for number in (*lengths, *indexes, *seconds)):
+        raise InvalidBatch("its first line holds what is no length and no index")
+    if max(indexes, default=-1) >= len(asked):
+        raise InvalidBatch(f"an input is of question {max(indexes)}, and there are {len(asked)}")
+    if sum(lengths) * _INT32.itemsize != len(held):
+        raise InvalidBatch(f"its first line says {sum(lengths)} ids, and {len(held)} bytes follow")
+    ids = np.frombuffer(held, _INT32)
+    parts = iter([ids[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)])
+    questions = [
+        Question("", before=next(parts), after=next(parts), ids=next(parts), second=second)
+        for *_, second in asked
+    ]
+    return [_input(questions[index], next(parts)) for index in indexes]
+
+
+def _input(question: Question, ids: Ids) -> Input:
+    return Input(question, "", ids, len(question.before) + len(ids) + len(question.after))

@@ -1,0 +1,29 @@
+"""The longest beginning of a text that a tokenizer reads as the first tokens of the whole, for what has to be
+sent as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rerankd.ids import Ids
+from rerankd.scoring import truncate
+from rerankd.scoring.tokenizer import Tokenizer
+
+Part = tuple[str, Ids, Ids, int, bool]
+"""A text, where its tokens end, their ids, how many it may have, and whether they must be those ids."""
+
+
+async def shortened(tokenizer: Tokenizer, parts: Sequence[Part]) -> list[tuple[str, Ids]]:
+    """For each part: its longest beginning that has no more tokens than it may have when it is tokenized by
+    itself, and the ids of that."""
+    options = [iter(truncate.ends_to_try(text, ends, room)) for text, ends, _, room, _ in parts]
+    found: dict[int, tuple[str, Ids]] = {}
+    while left := [at for at in range(len(parts)) if at not in found]:
+        tried = [parts[at][0][: next(options[at], 0)].rstrip() for at in left]
+        for at, text, got in zip(left, tried, await tokenizer.encode(tried), strict=True):
+            _, _, ids, room, is_exact = parts[at]
+            if not text or (len(got) <= room and (not is_exact or np.array_equal(got, ids[: len(got)]))):
+                found[at] = (text, got)
+    return [found[at] for at in range(len(parts))]

@@ -1,0 +1,196 @@
+"""A question as a model reads it: what stands before and after each document, and the room that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from rerankd.domain import Recipe, RerankRequest
+from rerankd.errors import TooLong
+from rerankd.scoring import as_text, plan, prompt, truncate
+from rerankd.scoring.sequences import NONE, Question
+from rerankd.scoring.tokenizer import Tokenizer
+
+# The question leaves a document at least so many tokens, or it is too long.
+_LEAST_ROOM = 8
+
+
+class Model(Protocol):
+    """What is known of the model that reads."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def control_tokens(self) -> Mapping[str, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What a request says of texts that are too long; 0: nothing."""
+
+    max_tokens_per_doc: int = 0
+    max_tokens_per_query: int = 0
+    max_tokens_per_pair: int = 0
+    chunks: int = 1
+    overlap: int = 0
+    at_sentence: bool = False
+    query: bool = False
+    is_allowed: bool = True
+
+    @classmethod
+    def of(cls, request: RerankRequest, *, query: bool = False, at: str = "token") -> Truncation:
+        """That of a request; `query` and `at` are what is set for the model."""
+        return cls(
+            request.max_tokens_per_doc or 0,
+            request.max_tokens_per_query or 0,
+            request.max_tokens_per_pair or 0,
+            max(request.max_chunks_per_doc, 1) if request.truncate else 1,
+            request.overlap_tokens,
+            (request.truncate_at or at) == "sentence",
+            query if request.truncate_query is None else request.truncate_query,
+            request.truncate,
+        )
+
+    @property
+    def of_documents(self) -> str:
+        """What a document's value depends on, in words (see cache.py)."""
+        said = (
+            self.max_tokens_per_doc,
+            self.max_tokens_per_pair,
+            self.chunks,
+            self.overlap,
+            self.at_sentence,
+        )
+        return "" if said == _PLAIN_DOCUMENTS else repr(said)
+
+
+PLAIN = Truncation()
+_PLAIN_DOCUMENTS = (0, 0, 1, 0, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, and how a document is read beside it: `head` and `tail` are put around its text before that
+    is tokenized, and `space` is how many ids the three may have; `room` is what that leaves a document.
+    `query_room` is how many tokens a query is truncated to that leaves too little, `query_tokens` how many
+    this one was truncated to, None where it was not."""
+
+    question: Question
+    head: str
+    tail: str
+    space: int
+    room: int
+    query_room: int
+    query_tokens: int | None = None
+
+
+async def ask(model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN) -> Asked:
+    """The question of a request. Raises TooLong where the query leaves a document no room."""
+    recipe, length = model.recipe, _length(model, how)
+    query = plan.clean(query, nfc=recipe.nfc)
+    wanted = (instruction or recipe.instruction) if takes_instruction(recipe) else ""
+    instruction = plan.clean(wanted, nfc=recipe.nfc)
+    limit, query_tokens = how.max_tokens_per_query, None
+    if limit:
+        query, query_tokens = await _shortened(model, query, limit)
+    # What is longer than any query may be need not be tokenized to its end.
+    read = truncate.beginning(query, length)
+    asked = await _asked(model, read, instruction, length)
+    if asked.room < _LEAST_ROOM and how.query:
+        query, query_tokens = await _shortened(model, read, max(asked.query_room, 1))
+        asked = await _asked(model, query, instruction, length)
+    elif len(read) < len(query) and asked.room >= _LEAST_ROOM:
+        asked = await _asked(model, query, instruction, length)
+    if query_tokens is not None and plan.is_blank(query):
+        raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
+    if asked.room < _LEAST_ROOM:
+        used = sum(map(len, await model.tokenizer.encode([read, instruction])))
+        more = " more than" if len(read) < len(query) else ""
+        raise TooLong(
+            f"The query has{more} {used} tokens (with the instruction, if any), too many: an input may have "
+            f"{length}. Shorten it, or send truncate_query: true."
+        )
+    return replace(asked, query_tokens=query_tokens)
+
+
+def takes_instruction(recipe: Recipe) -> bool:
+    """Whether a request's instruction has a place in what the model reads."""
+    return recipe.method == "causal_lm" and prompt.INSTRUCTION in recipe.template
+
+
+def _length(model: Model, how: Truncation) -> int:
+    """Tokens that an input may have."""
+    return min(model.recipe.max_length, how.max_tokens_per_pair or model.recipe.max_length)
+
+
+async def _asked(model: Model, query: str, instruction: str, length: int) -> Asked:
+    frame, recipe = model.tokenizer.frame, model.recipe
+    if recipe.method == "embedding":
+        texts = [recipe.query_prefix + query, recipe.query_prefix, recipe.document_prefix]
+        own, of_query, of_document = await model.tokenizer.encode(texts)
+        ids = np.concatenate((frame.start, own, frame.alone))
+        space = length - len(frame.start) - len(frame.alone)
+        # It is read apart from the document, and takes nothing of its room.
+        room = space - len(of_document) if len(own) <= space else 0
+        question = Question(query, "", frame.start, frame.alone, ids)
+        return Asked(question, recipe.document_prefix, "", space, room, space - len(of_query) - 1)
+    if recipe.method == "cross_encoder":
+        (own,) = await model.tokenizer.encode([query])
+        before = np.concatenate((frame.start, own, frame.between))
+        second = None if frame.first_typed is None else len(frame.start) + len(own) + frame.first_typed
+        space = length - len(before) - len(frame.end)
+        question = Question(query, "", before, frame.end, NONE, second)
+        return Asked(question, "", "", space, space, _share(space + len(own)))
+    return await _prompt(model, query, instruction, length)
+
+
+async def _prompt(model: Model, query: str, instruction: str, length: int) -> Asked:
+    """A causal model's question: its prompt up to the piece with the document, and after it (see
+    prompt.py)."""
+    pieces = prompt.split(model.recipe.template, model.control_tokens)
+    place = next(at for at, one in enumerate(pieces) if isinstance(one, str) and prompt.DOCUMENT in one)
+
+    def fill(piece: str) -> str:
+        return prompt.fill(piece, instruction=instruction, query=query, document="")
+
+    head, _, tail = (fill(part) for part in str(pieces[place]).partition(prompt.DOCUMENT))
+    texts = [fill(piece) for at, piece in enumerate(pieces) if isinstance(piece, str) and at != place]
+    *encoded, of_query, of_head, of_tail = await model.tokenizer.encode([*texts, query, head, tail])
+    own = iter(encoded)
+    ids = [
+        next(own) if isinstance(piece, str) else np.array([piece], np.int32)
+        for at, piece in enumerate(pieces)
+        if at != place
+    ]
+    # What the vocabulary puts before a text stands before a prompt that begins with one.
+    start = model.tokenizer.frame.start if isinstance(pieces[0], str) else NONE
+    before, after = np.concatenate((start, *ids[:place])), np.concatenate((NONE, *ids[place:]))
+    space = length - len(before) - len(after)
+    question = Question(query, instruction, before, after)
+    room = space - len(of_head) - len(of_tail)
+    return Asked(question, head, tail, space, room, _share(room + len(of_query)))
+
+
+async def _shortened(model: Model, query: str, limit: int) -> tuple[str, int | None]:
+    """The query with up to `limit` tokens, and how many where it had more."""
+    read = truncate.beginning(query, limit)
+    (ids,) = await model.tokenizer.encode([read])
+    if len(ids) <= limit and len(read) < len(query):
+        read = query
+        (ids,) = await model.tokenizer.encode([read])
+    if len(ids) <= limit:
+        return query, None
+    (ends,) = await model.tokenizer.ends([read])
+    (found,) = await as_text.shortened(model.tokenizer, [(read, ends, ids, limit, True)])
+    return found[0], len(found[1])
+
+
+def _share(space: int) -> int:
+    """What a query that is too long is truncated to: three quarters of what it has with the document, as
+    FlagReranker and mxbai-rerank have it."""
+    return space * 3 // 4

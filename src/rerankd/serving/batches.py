@@ -1,0 +1,97 @@
+"""(pure) One batch: how much of the request whose turn it is, and what of others fits beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rerankd.backends.base import BatchPolicy
+from rerankd.serving.waiting import Waiting
+
+
+class Limits(NamedTuple):
+    """What one batch may hold."""
+
+    tokens: int
+    inputs: int
+
+
+class Part(NamedTuple):
+    """What one request gives to a batch: the places of its inputs, and the tokens that the engine computes
+    for them, padding included."""
+
+    request: int
+    places: Sequence[int]
+    tokens: int
+
+
+Others = Iterator[tuple[int, Waiting]]
+"""Requests that may add to a batch of another one's, in the order of their turns."""
+
+
+def form(policy: BatchPolicy, limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+    """Take the next batch out of what waits. It holds at least one input of the request `lead`."""
+    if waiting.blocks:
+        block = waiting.take_block()
+        return [Part(lead, block, sum(waiting.lengths[at] for at in block))]
+    matching = (
+        (request, other)
+        for request, other in others
+        if not other.blocks and not (policy.one_question and other.question != waiting.question)
+    )
+    waiting.arrange(policy.pads)
+    if policy.pads:
+        return _padded(limits, lead, waiting, matching)
+    return _packed(limits, lead, waiting, matching)
+
+
+def _packed(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+    parts = [_packed_part(lead, waiting, max(waiting.packed(*limits), 1))]
+    tokens = limits.tokens - parts[0].tokens
+    inputs = limits.inputs - len(parts[0].places)
+    while tokens > 0 and inputs > 0 and (other := next(others, None)):
+        other[1].arrange(by_length=False)
+        if count := other[1].packed(tokens, inputs):
+            parts.append(_packed_part(*other, count))
+            tokens -= parts[-1].tokens
+            inputs -= count
+    return parts
+
+
+def _packed_part(request: int, waiting: Waiting, count: int) -> Part:
+    before = waiting.tokens
+    places = waiting.take(count)
+    return Part(request, places, before - waiting.tokens)
+
+
+def _padded(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+    own, longest = waiting.padded(*limits)
+    if own < len(waiting) <= limits.inputs and waiting.tokens <= limits.tokens:
+        # Little is left of the request, of lengths that don't go together: the engine takes them apart.
+        return [_packed_part(lead, waiting, len(waiting))]
+    room = min(max(limits.tokens // longest, 1), limits.inputs)
+    counts = [(lead, waiting, own)]
+    total = own
+    while total < room and (other := next(others, None)):
+        other[1].arrange(by_length=True)
+        if count := other[1].fitting(longest, room - total):
+            counts.append((*other, count))
+            total += count
+    total = whole(total, longest, limits.tokens // 4)
+    if total < own:  # in the request's order, the longest may be one of those that are left for later
+        longest = waiting.padded(limits.tokens, total)[1]
+    parts: list[Part] = []
+    for request, source, count in counts:
+        places = source.take_fitting(longest, min(count, total)) if parts else source.take(min(count, total))
+        total -= len(places)
+        parts.append(Part(request, places, len(places) * longest))
+        if not total:
+            break
+    return parts
+
+
+def whole(count: int, longest: int, enough: int) -> int:
+    """How many of `count` inputs go into a batch that is padded to `longest`: a power of two where these hold
+    `enough` tokens, since the engine pads their number, too, and gains nothing from more."""
+    fewer = 1 << (count.bit_length() - 1)
+    return fewer if fewer * longest >= enough else count

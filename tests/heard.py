@@ -1,0 +1,43 @@
+"""A Reranker without a model: it keeps what it is asked, and scores no more documents than it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rerankd.config import Settings
+from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
+from rerankd.service import Reranker
+from rerankd.serving.pending import Pending
+from rerankd.serving.queue import Client
+
+
+class Heard(Reranker):
+    """Answers as one whose time was up after `scores`, the scores of the first documents."""
+
+    def __init__(self, settings: Settings, scores: Sequence[float] = (0.9,)) -> None:
+        super().__init__(settings)
+        self.scores = scores
+        self.asked: list[tuple[RerankRequest, Client]] = []
+        (wanted,) = settings.wanted("tiny")
+        self.registry.entries = (Pending(wanted, ("tiny",)),)
+
+    async def answer_all(
+        self, requests: Sequence[RerankRequest], *, timeout_s: float | None = None, client: Client
+    ) -> list[RerankResult]:
+        self.asked += [(request, client) for request in requests]
+        return [self._answered(request) for request in requests]
+
+    def _answered(self, request: RerankRequest) -> RerankResult:
+        texts = request.documents
+        scores = [*self.scores, *[0.0] * len(texts)][: len(texts)]
+        rows = [
+            ScoredDocument(at, scores[at], texts[at] if request.return_documents else None)
+            for at in range(len(texts))
+        ]
+        return RerankResult(
+            model="tiny",
+            results=tuple(rows[: request.top_n or None]),
+            tokens=9,
+            normalization="sigmoid",
+            unscored=tuple(range(len(self.scores), len(texts))),
+        )

@@ -1,0 +1,292 @@
+"""What a model reads of a request. By a tokenizer of our own: a token is a word with the space before it, or
+a Chinese character. By the vocabularies of golden models: the ids that the reference's library truncates to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+
+from rerankd.domain import Method, Normalization, Recipe
+from rerankd.errors import TooLong
+from rerankd.formats import modelfile, tokenizer
+from rerankd.scoring import truncate
+from rerankd.scoring.inputs import Reader, Reading
+from rerankd.scoring.question import PLAIN, Asked, Truncation
+from rerankd.scoring.sequences import Frame, Ids
+from rerankd.serving.prepare import prepare
+from rerankd.serving.tokens import OwnTokenizer
+from support import GOLDEN, golden_settings
+
+TOKEN = re.compile(r"[\u4e00-\u9fff]|\s*[^\s\u4e00-\u9fff]+|\s+")
+MAX_LENGTH = 64
+words = st.lists(
+    st.sampled_from(["panda", "a", "the", "熊猫是", "Bär.", "End!", "x" * 30, "\n", "。", "{document}"]),
+    min_size=1,
+    max_size=150,
+)
+texts = words.map(" ".join).filter(str.strip)
+short = st.lists(st.sampled_from(["panda", "熊猫", "of", "{document}"]), min_size=1, max_size=12).map(
+    " ".join
+)
+methods = st.sampled_from(["cross_encoder", "causal_lm", "embedding"])
+
+
+def ids(*numbers: int) -> Ids:
+    return np.array(numbers, np.int32)
+
+
+class Words:
+    """Each token has an id of its own."""
+
+    frame = Frame(ids(1), ids(2, 2), ids(2), ids(3))
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+        self.texts: list[str] = []
+
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
+        self.texts += texts
+        return [
+            ids(*(self.known.setdefault(token, 10 + len(self.known)) for token in TOKEN.findall(text)))
+            for text in texts
+        ]
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        return [ids(*(match.end() for match in TOKEN.finditer(text))) for text in texts]
+
+    def text(self, found: Ids) -> str:
+        by_id = {number: token for token, number in self.known.items()}
+        return "".join(by_id[int(one)] for one in found)
+
+
+def recipe(
+    method: Method = "cross_encoder", template: str = "<|s|>Q:{query} I:{instruction}\nD:{document}"
+) -> Recipe:
+    return Recipe(
+        method,
+        MAX_LENGTH,
+        Normalization("sigmoid"),
+        template=template if method == "causal_lm" else "",
+        instruction="usual" if method == "causal_lm" else "",
+        query_prefix="query: " if method == "embedding" else "",
+        document_prefix="passage: " if method == "embedding" else "",
+    )
+
+
+def reader(of: Recipe, *, reads_text: bool = False) -> Reader:
+    return Reader(of, Words(), {"<|s|>": 7, "<|e|>": 8}, reads_text=reads_text)
+
+
+def read(
+    by: Reader, query: str, documents: Sequence[str], how: Truncation = PLAIN, **more: Any
+) -> tuple[Asked, Reading]:
+    async def both() -> tuple[Asked, Reading]:
+        asked = await by.ask(query, how=how, **more)
+        return asked, await by.read(asked, documents, how)
+
+    return asyncio.run(both())
+
+
+def tokens(text: str) -> int:
+    return len(TOKEN.findall(text))
+
+
+@given(short, st.lists(texts, min_size=1, max_size=5), methods)
+def test_an_input_is_the_first_tokens_of_its_document(
+    query: str, documents: list[str], method: Method
+) -> None:
+    by = reader(recipe(method))
+    asked, reading = read(by, query, documents)
+    assert [list(part) for part in reading.parts] == [[at] for at in range(len(documents))]
+    for at, (document, one) in enumerate(zip(documents, reading.inputs, strict=True)):
+        assert one.tokens == len(one.whole) <= MAX_LENGTH
+        whole = asked.head + document + asked.tail
+        (everything,) = asyncio.run(by.tokenizer.encode([whole]))
+        assert one.ids.tolist() == everything[: asked.space].tolist()
+        left_out = by.tokenizer.text(everything[asked.space :])  # type: ignore[attr-defined]
+        assert (at in reading.cut) == bool(left_out.strip())
+        assert one.tokens == MAX_LENGTH or at not in reading.cut
+
+
+@given(short, texts, methods, st.integers(2, 6), st.integers(0, 40))
+def test_chunks_cover_a_document_and_share_what_was_asked_for(
+    query: str, document: str, method: Method, most: int, overlap: int
+) -> None:
+    by = reader(recipe(method))
+    asked, reading = read(by, query, [document], Truncation(chunks=most, overlap=overlap))
+    assert 1 <= len(reading.inputs) <= most
+    assert all(one.tokens <= MAX_LENGTH for one in reading.inputs)
+    assert [one.chunk for one in reading.inputs] == list(range(len(reading.inputs)))
+    found = [by.tokenizer.text(one.ids) for one in reading.inputs]  # type: ignore[attr-defined]
+    chunks = [text.removeprefix(asked.head) for text in found]
+    covered = 0
+    for chunk in chunks:
+        matches = re.finditer(f"(?={re.escape(chunk)})", document)
+        starts = [match.start() for match in matches if match.start() <= covered]
+        assert starts, "a chunk begins inside or right after what came before"
+        covered = max(covered, max(starts) + len(chunk))
+    assert bool(reading.cut) == bool(document[covered:].strip())
+    room = asked.room
+    assert reading.overlap == (room // 2 if len(chunks) > 1 and overlap > room // 2 else None)
+
+
+@given(short, texts, methods, st.integers(1, 4), st.integers(1, 60))
+def test_no_more_of_a_document_is_read_than_the_limit(
+    query: str, document: str, method: Method, most: int, limit: int
+) -> None:
+    by = reader(recipe(method))
+    _, reading = read(by, query, [document], Truncation(max_tokens_per_doc=limit, chunks=most))
+    _, whole = read(by, query, [document[:1] or "x"])
+    beside = whole.inputs[0].tokens - 1
+    assert sum(one.tokens - beside for one in reading.inputs) <= limit + 1
+    if tokens(document) <= limit and tokens(document) + beside <= MAX_LENGTH:
+        assert not reading.cut
+
+
+@given(short, texts, methods)
+def test_an_engine_that_reads_text_gets_the_longest_beginning_with_the_same_tokens(
+    query: str, document: str, method: Method
+) -> None:
+    by_text, by_ids = reader(recipe(method), reads_text=True), reader(recipe(method))
+    (one,) = read(by_text, query, [document])[1].inputs
+    asked, reading = read(by_ids, query, [document])
+    (other,) = reading.inputs
+    assert document.startswith(one.text)
+    assert not reading.cut or not one.text[-1:].isspace()
+    assert tokens(asked.head + one.text + asked.tail) <= len(other.ids)
+    if reading.cut and not any(mark in document for mark in (" \n", "  ")):
+        assert tokens(one.text) >= tokens(document[: len(one.text)]) == tokens(one.text)
+        assert len(one.ids) + len(asked.head) * 0 <= len(other.ids)
+
+
+@given(texts, st.integers(8, 60))
+def test_a_text_may_end_at_a_sentence_or_a_word(document: str, room: int) -> None:
+    assume("x" * 30 not in document and "熊" not in document and "。" not in document)
+    found = np.array([match.end() for match in TOKEN.finditer(document)], np.int32)
+    (span,) = truncate.chunks(document, found, room, at_sentence=True)
+    end = int(found[span.stop - 1])
+    assert end == len(document) or document[end].isspace() or document[end - 1] in ".!\n "
+    assert span.stop <= room
+
+
+def test_the_end_of_a_sentence_is_preferred() -> None:
+    document = "one two three four five six seven. eight nine ten eleven twelve " * 9
+    by = reader(recipe())
+    (plain,) = read(by, "panda", [document])[1].inputs
+    (ended,) = read(by, "panda", [document], Truncation(at_sentence=True))[1].inputs
+    assert plain.tokens == MAX_LENGTH > ended.tokens
+    assert by.tokenizer.text(ended.ids).endswith("seven.")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["cross_encoder", "causal_lm", "embedding"])
+def test_a_query_that_leaves_no_room_is_refused_or_truncated(method: Method) -> None:
+    by, query = reader(recipe(method)), "panda " * 70
+    with pytest.raises(TooLong, match=r"The query has \d+ tokens.*truncate_query"):
+        read(by, query, ["bear"])
+    asked, reading = read(by, query, ["bear " * 99], Truncation(query=True))
+    assert asked.query_tokens is not None
+    assert asked.room >= MAX_LENGTH // 4 - 6 if method != "embedding" else asked.query_tokens > 50
+    assert reading.inputs[0].tokens == MAX_LENGTH
+
+
+@pytest.mark.parametrize("method", ["cross_encoder", "causal_lm", "embedding"])
+def test_a_limit_of_the_query_is_kept_to_the_token(method: Method) -> None:
+    by = reader(recipe(method))
+    asked, _ = read(by, "what is a panda and where", ["bear"], Truncation(max_tokens_per_query=3))
+    assert (asked.question.query, asked.query_tokens) == ("what is a", 3)
+    asked, _ = read(by, "what is a", ["bear"], Truncation(max_tokens_per_query=3))
+    assert (asked.question.query, asked.query_tokens) == ("what is a", None)
+
+
+def test_a_document_that_must_not_be_truncated_is_named() -> None:
+    by = reader(recipe())
+    with pytest.raises(TooLong, match="Document 7 has 100 tokens and there is room for 59 beside the query"):
+        asked = asyncio.run(by.ask("panda"))
+        how = Truncation(is_allowed=False)
+        asyncio.run(by.read(asked, ["a", " ".join(["bear"] * 100)], how, [3, 7]))
+
+
+def test_texts_are_tokenized_once() -> None:
+    by = reader(recipe())
+    read(by, "panda", ["a bear", "bread " * 99, "熊猫"])
+    assert by.tokenizer.texts == ["panda", "a bear", "bread " * 99, "熊猫"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("reads_text", [False, True])
+@pytest.mark.parametrize("word", ["bear ", "熊猫", "uncharacteristically, "])
+def test_a_huge_document_is_not_tokenized_to_its_end(word: str, reads_text: bool) -> None:
+    by, document = reader(recipe(), reads_text=reads_text), word * (2_000_000 // len(word))
+    (one,) = read(by, "panda", [document])[1].inputs
+    assert sum(map(len, by.tokenizer.texts)) < 400_000  # type: ignore[attr-defined]
+    assert one.tokens == MAX_LENGTH
+    assert document.startswith(by.tokenizer.text(one.ids))  # type: ignore[attr-defined]
+
+
+def test_a_word_that_is_one_token_however_long_is_read_whole() -> None:
+    by, document = reader(recipe()), "x" * 1_000_000
+    _, reading = read(by, "panda", [document])
+    assert (reading.inputs[0].tokens, reading.cut) == (6, frozenset())
+    with pytest.raises(TooLong, match=r"The query has more than 2\d\d tokens"):
+        read(by, "panda " * 100_000, ["bear"])
+
+
+def test_a_prompt_is_tokenized_in_its_pieces_and_keeps_what_follows_the_document() -> None:
+    by = reader(recipe("causal_lm", "<|s|>sys{query}<|e|>A: {document} B: {instruction}<|s|>end"))
+    asked, reading = read(by, "panda", ["bear", "bear " * 99], instruction="mine")
+    text = by.tokenizer.text  # type: ignore[attr-defined]
+    first, second = reading.inputs
+    assert (asked.question.before[0], asked.question.before[-1]) == (7, 8)
+    assert text(asked.question.before[1:-1]) == "syspanda"
+    assert asked.question.after[0] == 7 and text(asked.question.after[1:]) == "end"
+    assert text(first.ids) == "A: bear B: mine"
+    assert text(second.ids).startswith("A: bear bear") and text(second.ids).endswith(" B: mine")
+    assert second.tokens == MAX_LENGTH
+    assert read(by, "panda", ["bear"])[0].question.instruction == "usual"
+
+
+def test_equal_questions_have_the_same_key() -> None:
+    by = reader(recipe("causal_lm"))
+    keys = [read(by, query, ["a"], instruction=told)[0].question.key for query, told in
+            (("q", None), ("q", "usual"), ("q", "other"), ("r", None))]  # fmt: skip
+    assert keys[0] == keys[1]
+    assert len({*keys}) == 3
+
+
+# The library that the models were trained with truncates by itself; these are its ids.
+
+
+def _golden(name: str, tmp_path: Path) -> Reader:
+    model = prepare(golden_settings(name, tmp_path, model=(str(GOLDEN / name),)))
+    vocabulary = tokenizer.read(modelfile.read(model.path))
+    return Reader(model.scoring, OwnTokenizer(vocabulary), model.spec.control_tokens)
+
+
+LONG = (
+    "Pandas, it's said, eat  bamboo…\n\nDie Bären von China (熊猫) sind groß! 🐼 uncharacteristically " * 40
+)
+
+
+@pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head", "bert-pairs", "roberta-head"])
+@pytest.mark.parametrize("start", range(0, 40, 7))
+async def test_a_truncated_pair_is_what_the_library_truncates_it_to(
+    name: str, start: int, tmp_path: Path
+) -> None:
+    by = _golden(name, tmp_path)
+    library = Library.from_file(str(GOLDEN / name / "tokenizer.json"))
+    library.no_padding()
+    library.enable_truncation(by.recipe.max_length, strategy="longest_first")
+    for query in ("panda?", "which bear lives in china, and what does it eat"):
+        text = LONG[start:]
+        (one,) = await by.plain(query, [text])
+        assert one.tokens == by.recipe.max_length
+        assert one.whole.tolist() == library.encode(query, text).ids
