@@ -29,7 +29,7 @@ _TENTHS = 10
     [
         ("openvino", "xlmr-head", 20_000, 8),
         ("llama", "xlmr-head", 3_000, 2),
-        ("openvino", "builtin:e5", 3_000, 40),
+        ("openvino", "builtin:e5", 3_000, 35),
         ("llama", "builtin:e5", 3_000, 8),
     ],
 )

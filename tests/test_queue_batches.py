@@ -171,7 +171,7 @@ def test_the_next_batch_is_due_shortly_before_the_engine_is_free() -> None:
     assert line.next_at(0) == -float("inf")
     line.done(line.next(PACKS, 0.0), 1.0)  # 100 tokens a second
     line.next(PACKS, 1.0)
-    assert line.next_at(1) == pytest.approx(1.75)
+    assert line.next_at(1) == pytest.approx(1.9)
     line.leave(0)
     assert line.next_at(1) == float("inf")
 
