@@ -10,8 +10,8 @@ _MEMORY_S = 60.0
 _FIRST_TOKENS = 1000.0
 # How long before the engine is expected to be free its next batch is there: a share of the time that it works
 # on what it has, which is how far that may be wrong, and the seconds that the service may be busy elsewhere.
-# More gains nothing: 133, 133, 135 and 134 documents a second of a tiny causal model, 137, 136, 138 and 137 of
-# the built-in one, with (0.1, 0.01), (0.1, 0.02), (0.25, 0.02) and always (two cores).
+# More gains nothing: 133, 133, 135 and 134 documents a second of a tiny causal model, 137, 136, 138 and 137
+# of the built-in one, with (0.1, 0.01), (0.1, 0.02), (0.25, 0.02) and always (two cores).
 _AHEAD = 0.1
 _AHEAD_S = 0.01
 # A batch that takes longer than it should by more than this was waiting for an engine that started.
