@@ -229,7 +229,7 @@ def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
     )
     assert scored.document_errors == (DocumentError(1, "it crashed"), DocumentError(2, "it hung"))
     assert scored.warnings == (
-        "Not scored within the request's budget, ranked last in the order sent: document 3.",
+        "Not scored, ranked last in the order sent: document 3; max_scored_documents asks for no more.",
         "Not scored and ranked last: document 1. Reason: it crashed.",
         "Not scored and ranked last: document 2. Reason: it hung.",
         "Scored without the parts that could not be scored: document 0.",
@@ -245,7 +245,7 @@ async def test_only_the_first_documents_are_scored_where_that_is_asked_for(reran
     assert order[3:] == [1, 3, 5] and {*order[:3]} == {0, 2, 4}
     assert values(result)[0] == pytest.approx(whole[0], abs=1e-3)
     assert values(result)[2] == values(result)[4] == pytest.approx(whole[2], abs=1e-3)
-    assert "Not scored within the request's budget" in result.warnings[-1]
+    assert "max_scored_documents asks for no more" in result.warnings[-1]
     assert (await reranker.rerank(QUERY, texts, max_scored_documents=0)).unscored == ()
 
 

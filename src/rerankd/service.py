@@ -179,7 +179,8 @@ class Reranker:
             texts = planned(request, served)
             scored = await self._scored(served, request, place, texts, budget, timeout_s)
         rows = ranked(request, scored.raw, served.model.scoring.normalization)
-        none = ("No document reaches the score_threshold of the request.",) * (not rows)
+        has_scores = any(value is not None for value in scored.raw)
+        none = ("No document reaches the score_threshold of the request.",) * (has_scores and not rows)
         result = RerankResult(
             model=request.model or served.name,
             results=rows,

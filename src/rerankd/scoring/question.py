@@ -109,13 +109,28 @@ async def ask(model: Model, query: str, instruction: str | None = None, how: Tru
     if query_tokens is not None and plan.is_blank(query):
         raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
     if asked.room < _LEAST_ROOM:
-        used = sum(map(len, await model.tokenizer.encode([read, instruction])))
-        more = " more than" if len(read) < len(query) else ""
-        raise TooLong(
-            f"The query has{more} {used} tokens (with the instruction, if any), too many: an input may have "
-            f"{length}. Shorten it, or send truncate_query: true."
-        )
+        raise await _too_long(model, asked, read, length, how, is_whole=len(read) == len(query))
     return replace(asked, query_tokens=query_tokens)
+
+
+async def _too_long(
+    model: Model, asked: Asked, query: str, length: int, how: Truncation, *, is_whole: bool
+) -> TooLong:
+    """Why a question is refused that leaves a document no room."""
+    (ids,) = await model.tokenizer.encode([query])
+    is_apart = model.recipe.method == "embedding"
+    most = asked.query_room if is_apart else asked.room + len(ids) - _LEAST_ROOM
+    if most < 1:
+        return TooLong(
+            f"What stands around query and document takes all of the {length} tokens that an input may have. "
+            "Shorten the instruction, or raise the bound of the request."
+        )
+    more = "" if is_whole else " more than"
+    hint = "" if how.query else ", or send truncate_query: true"
+    return TooLong(
+        f"The query has{more} {len(ids)} tokens, and there is room for {most}, of the {length} that an input "
+        f"may have. Shorten it{hint}."
+    )
 
 
 def takes_instruction(recipe: Recipe) -> bool:

@@ -74,11 +74,13 @@ class Scored:
             )
         if self.plan.blank:
             found.append(f"Blank, ranked last: {plan.named(self.plan.blank)}.")
-        if self.unscored:
-            found.append(
-                f"Not scored within the request's budget, ranked last in the order sent: "
-                f"{plan.named(self.unscored)}."
-            )
+        left_out = {*self.plan.unscored}
+        for documents, why in (
+            ([at for at in self.unscored if at in left_out], "max_scored_documents asks for no more"),
+            ([at for at in self.unscored if at not in left_out], "the time budget was over"),
+        ):
+            if documents:
+                found.append(f"Not scored, ranked last in the order sent: {plan.named(documents)}; {why}.")
         by_reason: dict[str, list[int]] = {}
         for at, reason in sorted(self.errors.items()):
             by_reason.setdefault(reason, []).append(at)

@@ -80,12 +80,11 @@ class Place:
         latest: float | None = None,
         blocks: Sequence[Sequence[int]] = (),
     ) -> Scores:
-        """The value of each input; to be called once. All inputs have one question. Each of `blocks`, if
-        there are any, is a batch of its own.
+        """The value of each input, of one question. Each of `blocks`, if there are any, is a batch of its own.
+        To be called again only when it has returned, before `latest`.
 
         With `until`, inputs are scored in their order, and none is begun that would not be done by then. What
         has begun is waited for until `latest`. Both are in seconds of the queue's clock (time.monotonic).
-
         Raises Overloaded where there are too many inputs or tokens, and what the engine raises.
         """
         if not inputs:
@@ -99,6 +98,7 @@ class Place:
         self._since = queue.now()
         self._over = loop.create_future()
         self._inputs, self._values, self._waiting = inputs, [None] * len(inputs), set(range(len(inputs)))
+        self._errors, self._unscored = {}, set()
         timers = []
         if until is not None:
             passed = loop.time() - queue.now()
@@ -120,7 +120,7 @@ class Place:
 
     def _begin(self, at: int, batch: _Batch) -> Input:
         if self._since is not None:
-            self.waited_s, self._since = self._queue.now() - self._since, None
+            self.waited_s, self._since = self.waited_s or self._queue.now() - self._since, None
         self._waiting.remove(at)
         self._at_engine.add(at)
         self._batches.add(batch)

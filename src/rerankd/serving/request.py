@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rerankd.domain import RerankRequest
@@ -19,6 +20,8 @@ from rerankd.serving.served_model import ServedModel
 
 # How much longer than its budget a request waits for what has begun, as a share of it.
 GRACE = 0.1
+# These are tokenized in some 20 ms.
+_PORTION_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +68,49 @@ async def score(
         if entry is not None and (how.is_allowed or not entry.is_cut):
             known[at] = entry
     missing = [at for at in range(len(texts.texts)) if at not in known]
-    left, reading, refused = await _read(reader, asked, texts, missing, how)
-    blocks = () if is_kept else _blocks(len(reading.inputs), served.engine.policy.inputs)
-    scores = await place.score(
-        reading.inputs,
-        until=budget.ends if budget else None,
-        latest=budget.latest if budget else None,
-        blocks=blocks,
-    )
     raw: dict[int, float] = {at: entry.raw for at, entry in known.items()}
     tokens = {at: entry.tokens for at, entry in known.items()}
     cut = {at for at, entry in known.items() if entry.is_cut}
-    errors = dict(refused)
-    partly, unscored, read = [], [], 0
-    for number, (at, part) in enumerate(zip(left, reading.parts, strict=True)):
-        values = [value for one in part if (value := scores.values[one]) is not None]
-        tokens[at] = sum(reading.inputs[one].tokens for one in part)
-        if number in reading.cut:
-            cut.add(at)
-        if values:
-            raw[at] = max(values)
-            read += tokens[at]
-        if len(values) == len(part):
-            if keys:
-                cache.put(keys[at], Known(raw[at], tokens[at], number in reading.cut))
-        elif not scores.unscored.isdisjoint(part):
-            unscored.append(at)
-        elif values:
-            partly.append(at)
-        else:
-            errors[at] = scores.errors[part[0]]
+    errors: dict[int, str] = {}
+    partly: list[int] = []
+    unscored: list[int] = []
+    read, overlap = 0, None
+    for portion in _portions(texts.texts, missing) if budget else [missing]:
+        left_s = budget.ends - time.monotonic() if budget else None
+        if left_s is not None and left_s <= 0:
+            unscored += portion
+            continue
+        try:
+            async with asyncio.timeout(left_s):
+                left, reading, refused = await _read(reader, asked, texts, portion, how)
+        except TimeoutError:
+            unscored += portion
+            continue
+        errors |= refused
+        overlap = overlap or reading.overlap
+        scores = await place.score(
+            reading.inputs,
+            until=budget.ends if budget else None,
+            latest=budget.latest if budget else None,
+            blocks=() if is_kept else _blocks(len(reading.inputs), served.engine.policy.inputs),
+        )
+        for number, (at, part) in enumerate(zip(left, reading.parts, strict=True)):
+            values = [value for one in part if (value := scores.values[one]) is not None]
+            tokens[at] = sum(reading.inputs[one].tokens for one in part)
+            if number in reading.cut:
+                cut.add(at)
+            if values:
+                raw[at] = max(values)
+                read += tokens[at]
+            if len(values) == len(part):
+                if keys:
+                    cache.put(keys[at], Known(raw[at], tokens[at], number in reading.cut))
+            elif not scores.unscored.isdisjoint(part):
+                unscored.append(at)
+            elif values:
+                partly.append(at)
+            else:
+                errors[at] = scores.errors[part[0]]
     places = texts.places
     asked_tokens = sum(tokens[at] for at in places if at in raw)
     return Scored(
@@ -106,7 +122,7 @@ async def score(
         unscored=tuple(sorted((*texts.unscored, *texts.documents([at for at in unscored if at not in raw])))),
         room=min(asked.room, how.max_tokens_per_doc or asked.room),
         query_tokens=asked.query_tokens,
-        overlap=reading.overlap,
+        overlap=overlap,
         unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
         tokens=read + (len(asked.question.ids) if read else 0),
         cached_tokens=asked_tokens - read,
@@ -133,6 +149,21 @@ async def _read(
             return left, await reader.read(asked, [texts.texts[at] for at in left], how, numbers), refused
         except TextsRefused as error:
             refused |= {left[at]: reason for at, reason in error.reasons.items()}
+
+
+def _portions(texts: Sequence[str], missing: Sequence[int]) -> Iterator[list[int]]:
+    """The texts of a request with a budget, in its order, as they are tokenized: the first ones are scored
+    before a long one that follows is read."""
+    portion: list[int] = []
+    characters = 0
+    for at in missing:
+        if portion and characters + len(texts[at]) > _PORTION_CHARACTERS:
+            yield portion
+            portion, characters = [], 0
+        portion.append(at)
+        characters += len(texts[at])
+    if portion:
+        yield portion
 
 
 def _blocks(count: int, most: int) -> list[range]:
