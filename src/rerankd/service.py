@@ -38,8 +38,6 @@ from rerankd.serving.registry import ModelRegistry
 from rerankd.serving.request import Budget, nothing, planned, score
 from rerankd.serving.served_model import ServedModel
 
-# A budget is over so much later for what waits for it.
-_LATE_S = 0.05
 NOT_STARTED = (
     "This Reranker is not started. Use it as `async with Reranker() as reranker:`, or call "
     "`await reranker.start()` first and `await reranker.close()` at the end."
@@ -217,13 +215,17 @@ class Reranker:
     ) -> Scored:
         """What `score` says, before the deadline; and with a budget, before it is over."""
         ends = time.monotonic() + timeout_s
-        # The queue itself keeps to the budget; this is for what comes before, such as a load.
-        latest = math.inf if budget is None else budget.latest + _LATE_S
+        # `score` keeps to the budget itself; this is for the load that may come before.
+        latest = math.inf if budget is None else budget.latest
+        is_loaded = False
         try:
-            async with asyncio.timeout(min(ends, latest) - time.monotonic()), self.registry.use(served):
-                return await score(served, request, place, texts, budget)
+            async with asyncio.timeout(min(ends, latest) - time.monotonic()) as limit:
+                async with self.registry.use(served):
+                    is_loaded = True
+                    limit.reschedule(asyncio.get_running_loop().time() + ends - time.monotonic())
+                    return await score(served, request, place, texts, budget)
         except TimeoutError:
-            if latest < ends:
+            if latest < ends and not is_loaded:
                 return nothing(texts)
             raise self._too_late(served, timeout_s) from None
 

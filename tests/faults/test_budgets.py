@@ -59,7 +59,7 @@ def test_a_model_that_is_still_loaded_costs_no_more_than_the_budget(tmp_path: Pa
 
 
 def test_a_long_document_does_not_keep_the_ones_before_it_from_being_scored(tmp_path: Path) -> None:
-    """All documents were read before the first one was scored, and a megabyte in chunks takes long to read."""
+    """All documents were read before the first one was scored, and a megabyte takes long to read."""
     with service(tmp_path, "--delay-ms", "1") as it:
         long = "panda " * 160_000
         body = {"query": "q", "documents": [*DOCUMENTS[:2], long], "max_chunks_per_doc": 10_000}

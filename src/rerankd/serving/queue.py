@@ -80,8 +80,8 @@ class Place:
         latest: float | None = None,
         blocks: Sequence[Sequence[int]] = (),
     ) -> Scores:
-        """The value of each input, of one question. Each of `blocks`, if there are any, is a batch of its own.
-        To be called again only when it has returned, before `latest`.
+        """The value of each input, of one question. Each of `blocks`, if any, is a batch of its own. To be
+        called again only when it has returned, before `latest`.
 
         With `until`, inputs are scored in their order, and none is begun that would not be done by then. What
         has begun is waited for until `latest`. Both are in seconds of the queue's clock (time.monotonic).

@@ -41,6 +41,11 @@ class Budget:
         seconds = budget_ms / 1000
         return cls(since + seconds, since + seconds * (1 + GRACE))
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until it ends, 0 after that."""
+        return max(self.ends - time.monotonic(), 0.0)
+
 
 def planned(request: RerankRequest, served: ServedModel) -> Plan:
     """The texts of a request that are to be scored."""
@@ -57,8 +62,12 @@ async def score(
     started = time.perf_counter()
     wanted, cache = served.wanted, served.cache
     how = Truncation.of(request, query=wanted.truncate_query, at=wanted.truncate_at)
-    reader = await served.reader()
-    asked = await reader.ask(request.query, request.instruction, how)
+    try:
+        async with asyncio.timeout(budget.left_s if budget else None):
+            reader = await served.reader()
+            asked = await reader.ask(request.query, request.instruction, how)
+    except TimeoutError:
+        return nothing(texts)
     # A value that depends on the block that it was scored in is not kept.
     is_kept = served.engine.capabilities.scope == "pair"
     keys = cache.keys(asked.question.key, texts.texts, how.of_documents) if is_kept else []
@@ -76,12 +85,11 @@ async def score(
     unscored: list[int] = []
     read, overlap = 0, None
     for portion in _portions(texts.texts, missing) if budget else [missing]:
-        left_s = budget.ends - time.monotonic() if budget else None
-        if left_s is not None and left_s <= 0:
+        if budget and not budget.left_s:
             unscored += portion
             continue
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(budget.left_s if budget else None):
                 left, reading, refused = await _read(reader, asked, texts, portion, how)
         except TimeoutError:
             unscored += portion
