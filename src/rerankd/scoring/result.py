@@ -62,7 +62,7 @@ class Scored:
         if self.unused_instruction:
             found.append("This model takes no instruction: the one sent was not used.")
         if self.query_tokens is not None:
-            found.append(f"The query was truncated to {self.query_tokens} tokens.")
+            found.append(f"The query was truncated to {_tokens(self.query_tokens)}.")
         if self.overlap is not None:
             found.append(
                 f"Chunks share {self.overlap} tokens, half of what there is room for, and not the "
@@ -70,7 +70,7 @@ class Scored:
             )
         if self.cut:
             found.append(
-                f"Too long to be read whole, with {self.room} tokens for a text: {plan.named(self.cut)}."
+                f"Too long to be read whole, with {_tokens(self.room)} for a text: {plan.named(self.cut)}."
             )
         if self.plan.blank:
             found.append(f"Blank, ranked last: {plan.named(self.plan.blank)}.")
@@ -89,3 +89,7 @@ class Scored:
         if self.partly:
             found.append(f"Scored without the parts that could not be scored: {plan.named(self.partly)}.")
         return tuple(found)
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' * (count != 1)}"

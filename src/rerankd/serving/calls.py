@@ -130,6 +130,7 @@ class Calls:
         errors: dict[int, str] = {}
         failures: dict[int, RerankdError] = {}
         failed: Engine | None = None
+        checked: set[str] = set()
         useless, most = 0, len(asked.things)
         await self._look_at_given_up()
         left = list(range(most))
@@ -163,8 +164,11 @@ class Calls:
                     names = asked.named(part)
                     found = await self._died(names, lost.cause, alone=alone)
                     errors |= {at: found[name] for at, name in zip(part, names, strict=True) if name in found}
-                    if alone and len(part) == 1 and not found and asked.questions:
-                        await self._check_query(asked, part[0])
+                    if alone and asked.questions:
+                        for at in part:
+                            if asked.questions[at] not in checked:
+                                checked.add(asked.questions[at])
+                                await self._check_query(asked, at)
                 continue
             answers.update(zip(part, outcome, strict=True))
             if asked.questions:  # tokenizing says nothing of what scoring does

@@ -212,7 +212,7 @@ OPTIONS = (
     ),
     Option(
         "max_scored_documents",
-        "Score only the first N documents; the others come last. 0: all.",
+        "Score only the first N documents, blank ones counted; the others come last. 0: all.",
         _named("max_scored_documents", kind=Count, read=_or_none),
     ),
     Option(
