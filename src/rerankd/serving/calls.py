@@ -209,6 +209,9 @@ class Calls:
     async def _check_query(self, asked: Asked[Any], at: int) -> None:
         """Whether the query of an input ends the engine beside a text that is known to work; then it is
         refused from now on."""
+        (digest,) = self._quarantine.digests([asked.questions[at]])
+        if self._quarantine.reason(digest, time.time()) is not None:  # another batch has found out
+            return
         question: Question = asked.things[at].question
         reader = await self._reader()
         texts = self_test.RELEVANT[:1]  # known to work
@@ -218,7 +221,6 @@ class Calls:
         except Lost as lost:
             if lost.cause not in REASONS or lost.cause == "memory":
                 return
-            (digest,) = self._quarantine.digests([asked.questions[at]])
             reason = "the engine ends on this query whatever the text, so it is not asked for an hour"
             self._quarantine.blame(digest, reason, time.time() + TTL_S)
             await self._remember(digest, "a query is refused", reason)
