@@ -103,7 +103,7 @@ async def shares(bench: Bench, options: argparse.Namespace) -> None:
     await bench.ask(request(100, options.words))
     rate = 100 / (time.perf_counter() - started)
     for many, whose in [(0, "others"), *itertools.product((1, 10, 30), ("the same", "others"))]:
-        # Enough that there is still something to do at the end.
+        # Bulk requests must last until the last small request is answered.
         needed = rate * (options.count * (0.3 + 3 * half) + 4 * options.seconds + 20)
         each = min(max(int(needed / max(many, 1)), 200), 10_000)
         owners = [NOBODY if whose == "the same" else Client(f"client {at}") for at in range(many)]

@@ -1,7 +1,7 @@
 """A question and texts -> the inputs that a model reads: token ids, truncated to what the model takes.
 
 Texts are tokenized once; a truncated text is the first of its ids, which is what the reference
-implementations read of it. Where the tokens of a text end in it (see sequences.Tokenizer.ends) is asked only
+implementations read of it. Where the tokens of a text end in it (see tokenizer.Tokenizer.ends) is asked only
 for texts that are too long, and only where it matters.
 """
 
@@ -31,11 +31,6 @@ class Reading:
     cut: frozenset[int] = frozenset()
     overlap: int | None = None
 
-    @property
-    def tokens(self) -> list[int]:
-        """What is read of each text."""
-        return [sum(self.inputs[at].tokens for at in part) for part in self.parts]
-
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -56,7 +51,7 @@ class Reader:
         """The inputs of texts that are clean and not blank. Raises TooLong for one that must not be
         truncated; `documents` are the numbers to name them by."""
         around = len(asked.question.before) + len(asked.question.after)
-        bound = min(asked.space, asked.space - asked.room + (how.max_tokens_per_doc or asked.room))
+        bound = asked.space - asked.room + asked.room_for(how)
         begun, found = await self._encoded(asked, texts, bound * how.chunks)
         # Joined texts may have a token less than they have apart.
         sure = bound if not (asked.head or asked.tail) or bound == asked.space else bound - 2
@@ -73,12 +68,11 @@ class Reader:
         cut = frozenset(at for at, (_, is_cut) in shortened.items() if is_cut)
         if cut and not how.is_allowed:
             first = min(cut)
-            (ids,) = await self.tokenizer.encode([asked.head + texts[first] + asked.tail])
-            room = min(asked.room, how.max_tokens_per_doc or asked.room)
+            (ids,) = await self.tokenizer.encode([asked.around(texts[first])])
             raise TooLong(
                 f"Document {documents[first] if documents else first} has "
-                f"{len(ids) - (asked.space - asked.room)} tokens and there is room for {room} beside the "
-                "query. Shorten it, or leave out truncate: false to have it truncated."
+                f"{len(ids) - (asked.space - asked.room)} tokens and there is room for {asked.room_for(how)} "
+                "beside the query. Shorten it, or leave out truncate: false to have it truncated."
             )
         most = truncate.most_overlap(asked.room)
         is_chunked = len(inputs) > len(texts)
@@ -90,10 +84,10 @@ class Reader:
         return list(reading.inputs)
 
     async def _encoded(self, asked: Asked, texts: Sequence[str], tokens: int) -> tuple[list[str], list[Ids]]:
-        """What is tokenized of each text, all of it or a beginning that has more than so many tokens; and the
-        ids of it with what stands around it."""
+        """What is tokenized of each text: a beginning with more than `tokens` tokens, or all of it. And the
+        ids of that, with what stands around it."""
         begun = [truncate.beginning(text, tokens) for text in texts]
-        found = await self.tokenizer.encode([asked.head + text + asked.tail for text in begun])
+        found = await self.tokenizer.encode([asked.around(text) for text in begun])
         expected = tokens
         while short := [
             at for at, text in enumerate(begun) if len(text) < len(texts[at]) and len(found[at]) <= tokens
@@ -101,7 +95,7 @@ class Reader:
             expected *= 8
             for at in short:
                 begun[at] = truncate.beginning(texts[at], expected)
-            more = await self.tokenizer.encode([asked.head + begun[at] + asked.tail for at in short])
+            more = await self.tokenizer.encode([asked.around(begun[at]) for at in short])
             for at, ids in zip(short, more, strict=True):
                 found[at] = ids
         return begun, found
@@ -119,7 +113,7 @@ class Reader:
         done: dict[int, tuple[list[tuple[str, Ids]], bool]] = {}
         is_plain = not (asked.tail or how.chunks > 1 or how.at_sentence or self.reads_text)
         if is_plain and not (asked.head and how.max_tokens_per_doc):
-            room = min(asked.space, asked.space - asked.room + (how.max_tokens_per_doc or asked.room))
+            room = asked.space - asked.room + asked.room_for(how)
             for at in long:
                 if not begun[at][-1].isspace():
                     done[at] = ([(texts[at], found[at][:room])], True)
@@ -127,7 +121,7 @@ class Reader:
         # Each part that an engine reads as text, with the tokens that it should have.
         to_read: list[tuple[int, str, Ids, Ids, int, bool]] = []
         for at, ends in zip(
-            rest, await self.tokenizer.ends([asked.head + begun[at] + asked.tail for at in rest]), strict=True
+            rest, await self.tokenizer.ends([asked.around(begun[at]) for at in rest]), strict=True
         ):
             text, ids = texts[at], found[at]
             first = int(np.searchsorted(ends, len(asked.head), "right")) if asked.head else 0

@@ -14,7 +14,7 @@ from rerankd.scoring import as_text, plan, prompt, truncate
 from rerankd.scoring.sequences import NONE, Question
 from rerankd.scoring.tokenizer import Tokenizer
 
-# The question leaves a document at least so many tokens, or it is too long.
+# The fewest tokens that a question must leave a document; otherwise it is too long.
 _LEAST_ROOM = 8
 
 
@@ -87,6 +87,14 @@ class Asked:
     room: int
     query_room: int
     query_tokens: int | None = None
+
+    def around(self, text: str) -> str:
+        """A document's text as it is tokenized."""
+        return f"{self.head}{text}{self.tail}"
+
+    def room_for(self, how: Truncation) -> int:
+        """The tokens that are read of a document, with a request's own bound."""
+        return min(self.room, how.max_tokens_per_doc or self.room)
 
 
 async def ask(model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN) -> Asked:

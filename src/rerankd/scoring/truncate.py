@@ -1,6 +1,6 @@
 """(pure) Where a text that is too long ends, and where its chunks begin: by the places of its tokens.
 
-`ends` holds, for each token of a text, the place where it ends (see sequences.Tokenizer). A text is truncated
+`ends` holds, for each token of a text, the place where it ends (see tokenizer.Tokenizer). A text is truncated
 as the reference implementations do it: the first tokens are kept. An end at a sentence's end is an option.
 """
 

@@ -104,7 +104,7 @@ class FairShare(Generic[K]):
         return self.credit > 0 and self._active[key].head > 0
 
     def charge(self, key: K, tokens: float, *, spare: bool = False) -> None:
-        """A key that waits was given so many tokens. `spare`: of room that was left in another one's turn."""
+        """A key that waits was given `tokens` tokens. `spare`: in room that another one's turn left."""
         entry = self._active[key]
         self.credit = min(self.credit + tokens * _CREDIT_PER_TOKEN, MOST_AHEAD)
         ahead = min(entry.head, tokens)

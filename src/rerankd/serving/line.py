@@ -218,8 +218,8 @@ class Line:
         return form(policy, limits, lead, place.waiting, others)
 
     def _others(self, lead: int, is_ahead: bool, tokens: int, now: float) -> Others:
-        """Who may add to a batch of so many tokens that `lead` begins: who has a time budget only if it is
-        sure to be in time."""
+        """The requests that may add to the batch of `lead`, which has up to `tokens` tokens. A request with a
+        time budget is among them only if that batch is sure to be done in time."""
         for request in self._turns.others(lead, is_ahead):
             place = self._requests[request]
             if place.until is None or (

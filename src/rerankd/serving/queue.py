@@ -249,7 +249,7 @@ class Queue:
         return Overloaded(f"{told} Try again in about {wait_s} s.", retry_after_s=wait_s)
 
     def hand_out(self) -> None:
-        """Begin all batches that there is room for."""
+        """Begin batches until the engines have no room for another."""
         policy, now = self._policy(), self.now()
         while True:
             for request in self.line.late(now):

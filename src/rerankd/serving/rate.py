@@ -46,7 +46,7 @@ class Rate:
         return self._inputs / self._busy_s if self.is_measured else 0.0
 
     def begun(self, now: float, tokens: int) -> None:
-        """A batch of so many tokens has begun."""
+        """A batch of `tokens` tokens has begun."""
         if not self._batches:
             self._busy_since = self._free_at = now
         self._batches += 1
@@ -54,7 +54,7 @@ class Rate:
         self._free_at = max(self._free_at, now) + tokens / self.tokens
 
     def ended(self, now: float, tokens: int, inputs: int, *, is_scored: bool) -> None:
-        """A batch of so many tokens and inputs has ended, with values or without."""
+        """A batch of `tokens` tokens and `inputs` inputs has ended, with values or without."""
         seconds = min(now - self._busy_since, _MOST_SLOWER * tokens / self.tokens)
         # What is older than the memory fades.
         keep = max(1 - seconds / _MEMORY_S, 0.0)

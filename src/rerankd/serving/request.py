@@ -128,7 +128,7 @@ async def score(
         partly=texts.documents(partly),
         cut=texts.documents(sorted(cut)),
         unscored=tuple(sorted((*texts.unscored, *texts.documents([at for at in unscored if at not in raw])))),
-        room=min(asked.room, how.max_tokens_per_doc or asked.room),
+        room=asked.room_for(how),
         query_tokens=asked.query_tokens,
         overlap=overlap,
         unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),

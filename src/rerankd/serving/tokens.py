@@ -26,7 +26,7 @@ _THREADS = ThreadPoolExecutor(2, "tokenize")
 
 
 class OwnTokenizer:
-    """The vocabulary of the model's files: a sequences.Tokenizer that works in threads of this process."""
+    """The vocabulary of the model's files: a tokenizer.Tokenizer that works in threads of this process."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.frame = vocabulary.frame
@@ -56,7 +56,7 @@ Ask = Callable[[Sequence[str]], Awaitable[list[Ids]]]
 
 
 class EngineTokenizer:
-    """The engine's own: a sequences.Tokenizer that asks it, with the care of other calls (see calls.py)."""
+    """The engine's own: a tokenizer.Tokenizer that asks it, with the care of other calls (see calls.py)."""
 
     def __init__(self, frame: Frame, encode: Ask, ends: Ask) -> None:
         self.frame = frame

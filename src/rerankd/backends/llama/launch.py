@@ -23,7 +23,7 @@ from rerankd.process import reasons
 # self-test one; so many more may tokenize, and two answer health.
 TOKENIZING = 4
 HTTP_THREADS = 3 + TOKENIZING + 2
-# llama.cpp makes a slot's context of so many tokens at a time.
+# llama.cpp rounds a slot's context up to a multiple of this many tokens.
 _CONTEXT_STEP = 256
 # A judge reads its prompt in pieces, so a piece need not hold all of it.
 _JUDGE_UBATCH = 512

@@ -92,7 +92,7 @@ def _letter_pairs(text: str) -> set[str]:
 
 
 class _Tokenizer:
-    """The vocabulary of a model's files (see sequences.Tokenizer)."""
+    """The vocabulary of a model's files (see tokenizer.Tokenizer)."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.frame = vocabulary.frame
