@@ -29,7 +29,7 @@ from scipy.stats import kendalltau
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from rerankd import machine
-from rerankd.backends.openvino import graph, precision, trial
+from rerankd.backends.openvino import architecture, precision, trial
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import op
@@ -37,8 +37,8 @@ from rerankd.backends.worker.passes import Reading, padded
 from rerankd.config import Settings
 from rerankd.evaluation.collection import EVERYDAY, read
 from rerankd.scoring import normalize
-from rerankd.scoring.sequences import Input
-from rerankd.serving.prepare import Model, prepare
+from rerankd.scoring.engine_input import Input
+from rerankd.serving.prepare_model import Model, prepare
 from support import GOLDEN, golden, golden_settings
 
 _BEST = 20
@@ -58,7 +58,7 @@ def rounded(x: Any) -> Any:
 @contextmanager
 def rounding() -> Iterator[None]:
     """Have `graph` build what bf16 computes."""
-    encoder: Any = graph._Encoder
+    encoder: Any = architecture.Architecture
     linear, norm, attention, gelu = encoder.linear, encoder.norm, encoder.attention, op.gelu
 
     def product(self: Any, x: Any, name: str, rows: int, columns: int) -> Any:
@@ -81,7 +81,7 @@ def both(model: Model, values: Callable[[Encoder], Values], *, emulate: bool) ->
     """What a model gives in float32 and in bf16."""
 
     def encoder(kind: Precision) -> Encoder:
-        return Encoder(model.path, model.scoring.pooling, threads=_THREADS, precision=kind)
+        return Encoder(model.path, model.recipe.pooling, threads=_THREADS, precision=kind)
 
     exact = values(encoder("f32"))
     if not emulate:
@@ -102,7 +102,7 @@ def best(exact: Values, rough: Values) -> tuple[Values, Values]:
 
 def line(name: str, model: Model, exact: Values, rough: Values) -> float:
     """Print a row of the table; returns the largest swap."""
-    normalization = model.scoring.normalization
+    normalization = model.recipe.normalization
 
     def moved(change: Callable[[float], float]) -> float:
         pairs = zip((v for row in exact for v in row), (v for row in rough for v in row), strict=True)
@@ -149,7 +149,7 @@ def main() -> None:
     collection = read(EVERYDAY)
     texts = list(collection.documents.values())
     asked = [(query, texts) for query in collection.queries.values()]
-    inputs = trial.inputs(model.path, model.scoring, asked)
+    inputs = trial.inputs(model.path, model.recipe, asked)
     exact, rough = both(model, lambda one: cosines(one, inputs), emulate=emulate)
     line("built-in, the 20 best of each query", model, *best(exact, rough))
     with tempfile.TemporaryDirectory() as home:
@@ -164,8 +164,8 @@ def main() -> None:
 
 def values(model: Model, asked: Asked) -> Callable[[Encoder], Values]:
     """What gives an encoder's raw values."""
-    inputs = trial.inputs(model.path, model.scoring, asked)
-    return lambda encoder: trial.raw_values(encoder, model.scoring, inputs)
+    inputs = trial.inputs(model.path, model.recipe, asked)
+    return lambda encoder: trial.raw_values(encoder, model.recipe, inputs)
 
 
 def cosines(encoder: Encoder, asked: Sequence[Sequence[Input]]) -> Values:

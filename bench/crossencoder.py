@@ -35,7 +35,7 @@ import engines
 import checkpoints
 from rerankd.backends.base import Batch
 from rerankd.config import Settings
-from rerankd.serving.prepare import prepare
+from rerankd.serving.prepare_model import prepare
 
 Ask = Callable[[str, list[str]], Awaitable[list[float]]]
 """The raw scores of documents for a query."""

@@ -43,8 +43,8 @@ from rerankd.config import Settings
 from rerankd.formats.weights import Weights
 from rerankd.process.child import Child
 from rerankd.scoring.inputs import Reader
-from rerankd.serving.prepare import Model, prepare
-from rerankd.serving.tokens import ModelVocabulary, reader
+from rerankd.serving.model_tokenizer import ModelVocabulary, reader
+from rerankd.serving.prepare_model import Model, prepare
 
 Ask = Callable[[str, list[str]], Awaitable[int]]
 """Scores texts for a query; gives the tokens that were read."""
@@ -70,7 +70,7 @@ async def start(child: Child, client: Any, log: Path) -> float:
 async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
     named = os.environ.get("LLAMA_SERVER")
     program = (named,) if named else (sys.executable, "-m", "rerankd.backends.llama.bundled")
-    spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, False)
+    spec = EngineSpec(model.name, model.path, model.recipe, model.metadata.control_tokens, False)
     socket, log = folder / "l.sock", folder / "llama.log"
     child = await Child.start(launch.argv(spec, launch.EngineOptions(program, options.threads), socket), log)
     stack.push_async_callback(child.stop, 2)
@@ -89,7 +89,7 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
         answer = await client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
         return int(answer["usage"]["prompt_tokens"])
 
-    return rerank if model.scoring.method == "cross_encoder" else embed
+    return rerank if model.recipe.method == "cross_encoder" else embed
 
 
 async def started_worker(
@@ -110,7 +110,7 @@ async def started_worker(
     ready_s = await start(child, engine, log)
     await engine.prepare()
     print(f"{engine.about}: ready after {ready_s:.1f} s", flush=True)
-    return engine, reader(offer, await ModelVocabulary(model.facts).tokenizer())
+    return engine, reader(offer, await ModelVocabulary(model.metadata).tokenizer())
 
 
 async def worker(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:

@@ -36,7 +36,7 @@ from rerankd.backends.llama import launch
 from rerankd.backends.llama.client import LlamaClient
 from rerankd.config import Settings
 from rerankd.process.child import Child
-from rerankd.serving.prepare import prepare
+from rerankd.serving.prepare_model import prepare
 
 Ask = Callable[[int], Awaitable[None]]
 _WORDS = (
@@ -115,7 +115,7 @@ def body(count: int, options: argparse.Namespace) -> dict[str, Any]:
 async def plain(path: Path, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """llama-server's own endpoint."""
     model = prepare(Settings(model=str(path), home=folder))
-    spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, model.spec.exact)
+    spec = EngineSpec(model.name, model.path, model.recipe, model.metadata.control_tokens, model.spec.exact)
     program = (sys.executable, "-m", "rerankd.backends.llama.bundled")
     if options.fake_ms:
         program = (str(fake_engine.install(folder, "--delay-ms", str(options.fake_ms))),)

@@ -41,9 +41,9 @@ from served import MODEL, Service, service
 from rerankd.backends.worker import protocol
 from rerankd.benchmark.load import text
 from rerankd.domain import Normalization, Recipe
-from rerankd.formats import modelfile
+from rerankd.formats import model_files
 from rerankd.scoring.inputs import Reader
-from rerankd.serving.tokens import ModelVocabulary
+from rerankd.serving.model_tokenizer import ModelVocabulary
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -134,7 +134,7 @@ async def worker(it: Service, options: argparse.Namespace) -> None:
     words = min(options.words, 40)  # its window is short
     print(f"worker: 20 documents of {words} words, OpenVINO with a tiny model")
     recipe = Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank")
-    reader = Reader(recipe, await ModelVocabulary(modelfile.read(MODEL)).tokenizer())
+    reader = Reader(recipe, await ModelVocabulary(model_files.read(MODEL)).tokenizer())
     tell_added(*await turns(it, 20, words, options.rounds * 10, reader))
 
 

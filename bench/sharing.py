@@ -77,7 +77,7 @@ class Bench:
 
     @property
     def waiting(self) -> int:
-        return self.served.queue.line.held.documents
+        return self.served.queue.scheduler.held.documents
 
 
 @asynccontextmanager
@@ -202,7 +202,7 @@ async def prefixes(bench: Bench, options: argparse.Namespace) -> None:
 
 
 async def size(bench: Bench, options: argparse.Namespace) -> None:
-    longest = bench.served.model.scoring.max_length // 2
+    longest = bench.served.model.recipe.max_length // 2
     await bench.ask(request(20, 40))
     for rounds, documents, words in ((5, 20, 40), (2, options.documents, (1, longest))):
         took = [(await bench.ask(request(documents, words)))[0] for _ in range(rounds)]

@@ -18,9 +18,9 @@ from typer.main import get_command
 
 from rerankd import config
 from rerankd.api.dialects import options, table
-from rerankd.cli import app, flags
+from rerankd.cli import app, setting_options
+from rerankd.deprecated_names import RENAMED
 from rerankd.hub import listing
-from rerankd.renamed import RENAMED
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -30,7 +30,7 @@ def settings() -> str:
     fields = config.Settings.model_fields
     # What a model may have of its own, and what is a backend's, come last.
     of_models = (config.RequestDefaults, config.ServingSettings)
-    last = [*(name for group in of_models for name in group.model_fields), *flags.of_backends()]
+    last = [*(name for group in of_models for name in group.model_fields), *setting_options.of_backends()]
     rows = [
         f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(name)} |"
         for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.service import Reranker
-from rerankd.serving.pending import Pending
+from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.queue import Client
 
 
@@ -19,7 +19,7 @@ class Heard(Reranker):
         self.scores = scores
         self.asked: list[tuple[RerankRequest, Client]] = []
         (wanted,) = settings.wanted("tiny")
-        self.registry.entries = (Pending(wanted, ("tiny",)),)
+        self.registry.entries = (PendingModel(wanted, ("tiny",)),)
 
     async def answer_all(
         self, requests: Sequence[RerankRequest], *, timeout_s: float | None = None, client: Client

@@ -22,8 +22,8 @@ import uvicorn
 from rerankd.backends.base import Batch
 from rerankd.backends.llama import installed
 from rerankd.config import Settings
-from rerankd.scoring import plan
-from rerankd.scoring.sequences import Input
+from rerankd.scoring import deduplicate
+from rerankd.scoring.engine_input import Input
 from rerankd.service import Reranker
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ async def inputs(
 ) -> list[Input]:
     """What the first model reads of texts beside a query."""
     reader = await reranker.registry.find(None).reader()
-    clean = [plan.clean(text, nfc=reader.recipe.nfc) for text in texts]
+    clean = [deduplicate.clean(text, nfc=reader.recipe.nfc) for text in texts]
     return await reader.plain(query, clean, instruction)
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.api.answer import plain_path
 from rerankd.api.dialects import lenient, options, table
 from rerankd.api.dialects.dialect import joined
+from rerankd.api.responses import plain_path
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
 

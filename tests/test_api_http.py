@@ -17,7 +17,7 @@ from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
 from rerankd.service import Reranker
-from rerankd.serving.prepare import Model, prepare
+from rerankd.serving.prepare_model import Model, prepare
 from rerankd.serving.queue import NOBODY, Client
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"

@@ -18,7 +18,7 @@ from rerankd.api import routes
 from rerankd.api.dialects import table
 from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Texts
-from rerankd.api.dialects.rules import Rules
+from rerankd.api.dialects.option_rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from rerankd.api.answer import warnings_header
 from rerankd.api.app import create_app
 from rerankd.api.dialects import options, table
+from rerankd.api.responses import warnings_header
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
 from rerankd.service import Reranker

@@ -20,9 +20,9 @@ import pytest
 from rerankd.benchmark import engines, figures, flops, hardware, load, report
 from rerankd.benchmark.drive import Driven
 from rerankd.errors import ConfigError
-from rerankd.formats import gguf
-from rerankd.serving import offers
-from rerankd.serving.prepare import prepare
+from rerankd.formats import gguf_metadata
+from rerankd.serving import backend_offers
+from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, Program, environment, golden_settings, rerankd
 
 XLMR = GOLDEN / "xlmr-head.gguf"
@@ -70,22 +70,22 @@ def test_word_ranges(value: str) -> None:
 
 def test_flops_of_known_shapes() -> None:
     # 12 layers of 384 with a feed-forward of 1536: 4 * 384^2 + 2 * 384 * 1536 weights each.
-    facts = gguf.ModelMetadata(
+    metadata = gguf_metadata.ModelMetadata(
         Path("x"), "bert", block_count=12, block_weights=12 * 1_769_472, attention_width=384
     )
-    assert flops.per_token(facts, 100, causal=False) == 2 * 12 * 1_769_472 + 4 * 12 * 384 * 100
-    assert flops.per_token(facts, 100, causal=True) == 2 * 12 * 1_769_472 + 2 * 12 * 384 * 100
-    took = flops.share(facts, causal=False, pairs_per_s=10, tokens_per_pair=100, peak_flops=1e11)
-    assert took == pytest.approx(flops.per_token(facts, 100, causal=False) * 1000 / 1e11)
-    nothing = gguf.ModelMetadata(Path("x"), "moe")
+    assert flops.per_token(metadata, 100, causal=False) == 2 * 12 * 1_769_472 + 4 * 12 * 384 * 100
+    assert flops.per_token(metadata, 100, causal=True) == 2 * 12 * 1_769_472 + 2 * 12 * 384 * 100
+    took = flops.share(metadata, causal=False, pairs_per_s=10, tokens_per_pair=100, peak_flops=1e11)
+    assert took == pytest.approx(flops.per_token(metadata, 100, causal=False) * 1000 / 1e11)
+    nothing = gguf_metadata.ModelMetadata(Path("x"), "moe")
     assert flops.share(nothing, causal=True, pairs_per_s=1, tokens_per_pair=9, peak_flops=1e9) is None
 
 
 def test_the_weights_of_the_blocks_are_read_from_a_file() -> None:
-    facts = gguf.read(XLMR)
-    width, feed_forward = facts.embedding_length, 128
-    assert facts.attention_width == width
-    assert facts.block_weights == facts.block_count * (4 * width**2 + 2 * width * feed_forward)
+    metadata = gguf_metadata.read(XLMR)
+    width, feed_forward = metadata.embedding_length, 128
+    assert metadata.attention_width == width
+    assert metadata.block_weights == metadata.block_count * (4 * width**2 + 2 * width * feed_forward)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 5), (0.95, 10), (0.05, 1), (1, 10)])
@@ -108,11 +108,13 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 def test_the_report_shows_what_there_is() -> None:
     here = hardware.Hardware("a chip", ("avx2",), 2, 2**34, "an OS", 5.0, {"rerankd": "1"}, 1e11)
-    facts = gguf.ModelMetadata(Path("x"), "bert", block_count=1, block_weights=10**6, attention_width=10)
+    metadata = gguf_metadata.ModelMetadata(
+        Path("x"), "bert", block_count=1, block_weights=10**6, attention_width=10
+    )
     ours, theirs = series("ours", 0.5, 0.5, tokens=100), series("theirs", 1, 1.5, tokens=100)
     empty = [figures.Series(name, load.Case(99, 1, 5, 5)) for name in ("ours", "theirs")]
     driven = Driven([ours, theirs, *empty], {"ours": 0.25}, {"ours": 0.001}, complete=False)
-    found = report.Benchmark(here, "m", facts, False, frozenset({"ours"}), {"ours": 2.0}, driven, 1)
+    found = report.Benchmark(here, "m", metadata, False, frozenset({"ours"}), {"ours": 2.0}, driven, 1)
     head, rows = report.table(found)
     assert rows == [
         ["ours", "10", "5", "1", "20", "500.0 ms", "500.0 ms", "0%", "2", ""],
@@ -151,7 +153,7 @@ def test_engines_at_hand(tmp_path: Path) -> None:
     own = prepare(golden_settings("xlmr-head", tmp_path, llama_path=program))
     assert engines.as_set(own.engine).name == f"llama.cpp {program}"
     openvino, bundled, mine = engines.all_of(
-        offers.all_of(own.spec, own.wanted, tmp_path), own.wanted, tmp_path
+        backend_offers.all_of(own.spec, own.wanted, tmp_path), own.wanted, tmp_path
     )
     environ = {"LLAMA_PATH": "/y", "RERANKD_LLAMA_PATH": "/x/llama-server", "HOME": "/h"}
     assert openvino.name == "OpenVINO" and bundled.name == "llama.cpp (bundled)"
@@ -160,7 +162,9 @@ def test_engines_at_hand(tmp_path: Path) -> None:
     assert mine.environment(environ)["LLAMA_PATH"] == mine.name == str(program)
     assert "RERANKD_LLAMA_PATH" not in mine.environment(environ)
     causal = prepare(golden_settings("qwen3-headed", tmp_path))
-    rows = engines.all_of(offers.all_of(causal.spec, causal.wanted, tmp_path), causal.wanted, tmp_path)
+    rows = engines.all_of(
+        backend_offers.all_of(causal.spec, causal.wanted, tmp_path), causal.wanted, tmp_path
+    )
     assert [row.name for row in rows] == ["llama.cpp (bundled)"]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rerankd.config import Settings
 from rerankd.errors import DataFolderError, FetchError
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.hub import builtin
 from rerankd.service import Reranker
 from support import count_tokens, rerankd
@@ -38,10 +38,10 @@ async def test_compatibility_forms_are_read_as_what_they_stand_for(home: Path) -
 
 
 def test_its_file_says_what_it_is(home: Path) -> None:
-    facts = gguf.read(builtin.path_in(home / "models"))
-    assert (facts.architecture, facts.context_length, facts.pooling) == ("bert", 512, "mean")
-    assert (facts.vocabulary_size, facts.quantisation) == (250_002, "Q4_0")
-    assert 70e6 < facts.size_bytes < 80e6
+    metadata = gguf_metadata.read(builtin.path_in(home / "models"))
+    assert (metadata.architecture, metadata.context_length, metadata.pooling) == ("bert", 512, "mean")
+    assert (metadata.vocabulary_size, metadata.quantisation) == (250_002, "Q4_0")
+    assert 70e6 < metadata.size_bytes < 80e6
 
 
 def test_a_wheel_with_another_checksum_is_not_used(tmp_path: Path) -> None:

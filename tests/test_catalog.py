@@ -5,7 +5,7 @@ import pytest
 from rerankd.errors import ConfigError
 from rerankd.recipes import catalog
 from rerankd.recipes.catalog import load, template_error
-from rerankd.recipes.evidence import plain
+from rerankd.recipes.model_identity import plain
 
 MATCH = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
 HEAD = f'[[model]]\nname = "A"\nmethod = "cross_encoder"\n{MATCH}\n'

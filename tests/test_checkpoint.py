@@ -18,11 +18,11 @@ import checkpoints
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.worker.passes import Reading, padded
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
-from rerankd.formats import gguf, modelfile, safetensors_metadata, tokenizer
+from rerankd.formats import gguf_metadata, model_files, safetensors_metadata, tokenizer
 from rerankd.hub.inspect import describe
 from rerankd.hub.store import Store, display_name
 from rerankd.recipes import catalog
-from rerankd.recipes.partial import PartialRecipe
+from rerankd.recipes.partial_recipe import PartialRecipe
 from rerankd.recipes.resolve import resolve
 from rerankd.service import Reranker
 from support import GOLDEN, golden, golden_settings
@@ -38,7 +38,7 @@ OLD_MODERN_BERT = {
 
 def raw_values(folder: Path, cases: list[dict[str, Any]]) -> Any:
     encoder = Encoder(folder, "rank", threads=1, precision="f32")
-    first = tokenizer.read(modelfile.read(folder)).frame.first_typed is not None
+    first = tokenizer.read(model_files.read(folder)).frame.first_typed is not None
     found = []
     for case in cases:
         ids = case["ids"]
@@ -54,7 +54,7 @@ def sample(name: str) -> tuple[list[dict[str, Any]], Any]:
 
 def test_a_folder_is_read_as_the_file_of_the_same_model() -> None:
     for name in ("xlmr-head", "modernbert-head"):
-        folder, file = safetensors_metadata.read(GOLDEN / name), gguf.read(GOLDEN / f"{name}.gguf")
+        folder, file = safetensors_metadata.read(GOLDEN / name), gguf_metadata.read(GOLDEN / f"{name}.gguf")
         assert folder.format == "safetensors" and file.format == "gguf"
         for said in (
             "architecture", "context_length", "embedding_length", "block_count", "vocabulary_size", "has_cls",
@@ -64,11 +64,11 @@ def test_a_folder_is_read_as_the_file_of_the_same_model() -> None:
 
 
 def test_a_bert_cross_encoder_is_scored_from_its_folder_only() -> None:
-    facts = safetensors_metadata.read(GOLDEN / "bert-pairs")
-    resolved = resolve(facts, catalog.known())
+    metadata = safetensors_metadata.read(GOLDEN / "bert-pairs")
+    resolved = resolve(metadata, catalog.known())
     scoring = resolved.require()
     assert (scoring.method, scoring.max_length, scoring.pooling) == ("cross_encoder", 128, "rank")
-    assert "bert-pairs: BF16 in safetensors, 0.195 million parameters" in describe(facts, resolved)
+    assert "bert-pairs: BF16 in safetensors, 0.195 million parameters" in describe(metadata, resolved)
 
 
 def test_what_the_catalog_refuses_as_gguf_is_scored_from_safetensors(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_split_weights_and_old_names_of_tensors(tmp_path: Path) -> None:
     assert np.abs(raw_values(folder, cases) - wanted).max() < 1e-4
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelFileError, match="files of its weights are missing"):
-        modelfile.read(folder)
+        model_files.read(folder)
 
 
 def test_how_a_tokenizer_was_saved_does_not_matter(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_cannot_be_computed_is_refused(
 ) -> None:
     folder = checkpoints.copy(name, tmp_path / "odd", **config)
     with pytest.raises(Unscorable, match=words):
-        resolve(modelfile.read(folder), catalog.known()).require()
+        resolve(model_files.read(folder), catalog.known()).require()
 
 
 def test_a_head_that_is_no_rerankers_is_refused(tmp_path: Path) -> None:
@@ -175,17 +175,17 @@ def test_a_head_that_is_no_rerankers_is_refused(tmp_path: Path) -> None:
     kind, _, row = tensors["classifier.weight"]
     checkpoints.write(folder / "model.safetensors", tensors | {"classifier.weight": (kind, [3, 64], row * 3)})
     with pytest.raises(Unscorable, match="classifier with 3 labels"):
-        resolve(modelfile.read(folder), catalog.known()).require()
+        resolve(model_files.read(folder), catalog.known()).require()
     del tensors["bert.pooler.dense.weight"]
     checkpoints.write(folder / "model.safetensors", tensors)
     with pytest.raises(Unscorable, match=r"not whole: cls\.weight"):
-        resolve(modelfile.read(folder), catalog.known()).require()
+        resolve(model_files.read(folder), catalog.known()).require()
 
 
 def test_only_its_head_scores_it() -> None:
-    facts = safetensors_metadata.read(GOLDEN / "bert-pairs")
+    metadata = safetensors_metadata.read(GOLDEN / "bert-pairs")
     with pytest.raises(ConfigError, match="scored by its head"):
-        resolve(facts, catalog.known(), PartialRecipe(method="embedding", pooling="mean"))
+        resolve(metadata, catalog.known(), PartialRecipe(method="embedding", pooling="mean"))
 
 
 def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
     tensors["classifier.weight"] = ("F64", [1, 64], bytes(8 * 64))
     checkpoints.write(folder / "model.safetensors", tensors)
     with pytest.raises(Unscorable, match="type F64"):
-        resolve(modelfile.read(folder), catalog.known()).require()
+        resolve(model_files.read(folder), catalog.known()).require()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -203,20 +203,20 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     whole = weights.read_bytes()
     weights.unlink()
     with pytest.raises(ModelFileError, match="it holds no weights"):
-        modelfile.read(folder)
+        model_files.read(folder)
     (folder / "pytorch_model.bin").touch()
     with pytest.raises(ModelFileError, match="pickled"):
-        modelfile.read(folder)
+        model_files.read(folder)
     weights.write_bytes(whole)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
-        modelfile.read(folder)
+        model_files.read(folder)
     (folder / "model-Q8_0.gguf").touch()
     with pytest.raises(ModelFileError, match=r"path of the \.gguf file"):
-        modelfile.read(folder)
+        model_files.read(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ModelFileError, match=r"no config\.json"):
-        modelfile.read(folder)
+        model_files.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_damaged_weights_are_named(tmp_path: Path, damage: Any, words: str) -> N
     weights = folder / "model.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
     with pytest.raises(ModelFileError, match=words):
-        resolve(modelfile.read(folder), catalog.known()).require()
+        resolve(model_files.read(folder), catalog.known()).require()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_damaged_descriptions_are_named(tmp_path: Path, file: str, text: str, wo
     folder = checkpoints.copy("bert-pairs", tmp_path / "model")
     (folder / file).write_text(text)
     with pytest.raises(ModelFileError, match=words):
-        modelfile.read(folder)
+        model_files.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_sizes_that_are_no_sizes_are_named(tmp_path: Path, config: dict[str, Any
     values = json.loads((folder / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ModelFileError, match=words):
-        modelfile.read(folder)
+        model_files.read(folder)
 
 
 json_values = st.recursive(
@@ -295,10 +295,10 @@ def test_no_configuration_ends_in_another_error(name: str, data: st.DataObject) 
     }
     weights = folder / "model.safetensors"
     with weights.open("rb") as stream, contextlib.suppress(ModelFileError):
-        facts = safetensors_metadata.read_streams(
+        metadata = safetensors_metadata.read_streams(
             Path("x"), described, [(stream, weights.stat().st_size, weights)]
         )
-        resolve(facts, catalog.known()).require()
+        resolve(metadata, catalog.known()).require()
 
 
 @given(data=st.data())
@@ -314,8 +314,10 @@ def test_no_header_ends_in_another_error(data: st.DataObject) -> None:
     stream = io.BytesIO(len(header).to_bytes(8, "little") + header + bytes(8))
     described = {"config.json": (GOLDEN / "bert-pairs" / "config.json").read_bytes()}
     with contextlib.suppress(ModelFileError):
-        facts = safetensors_metadata.read_streams(Path("x"), described, [(stream, len(whole), Path("model"))])
-        resolve(facts, catalog.known()).require()
+        metadata = safetensors_metadata.read_streams(
+            Path("x"), described, [(stream, len(whole), Path("model"))]
+        )
+        resolve(metadata, catalog.known()).require()
 
 
 @pytest.mark.parametrize("name", ["bert-pairs", "modernbert-head"])
@@ -323,7 +325,7 @@ def test_a_configuration_of_millions_of_layers_costs_nothing(name: str, tmp_path
     """It took 20 s, and gigabytes."""
     folder = checkpoints.copy(name, tmp_path / "model", num_hidden_layers=18_872_163, layer_types=None)
     with pytest.raises(ModelFileError, match="should hold a size as num_hidden_layers"):
-        modelfile.read(folder)
+        model_files.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -334,14 +336,14 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, text: str, words: str) -> 
     folder = checkpoints.copy("bert-pairs", tmp_path / "model")
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(ModelFileError, match=words):
-        tokenizer.read(modelfile.read(folder))
+        tokenizer.read(model_files.read(folder))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = checkpoints.copy("modernbert-head", tmp_path / "model")
     (folder / "tokenizer.json").write_bytes((GOLDEN / "bert-pairs" / "tokenizer.json").read_bytes())
     with pytest.raises(ModelFileError, match="1800 tokens, and the model knows"):
-        tokenizer.read(modelfile.read(folder))
+        tokenizer.read(model_files.read(folder))
 
 
 @pytest.mark.parametrize("shape", [[], [8192], [128, 8, 8], [64, 128], [0, 64]])
@@ -352,7 +354,7 @@ def test_a_table_of_another_shape_is_named(tmp_path: Path, shape: list[int]) -> 
     kind, _, data = tensors[name]
     held = data[: 2 * int(np.prod(shape))]
     checkpoints.write(folder / "model.safetensors", tensors | {name: (kind, shape, held)})
-    modelfile.read(folder)
+    model_files.read(folder)
     with pytest.raises(ModelFileError, match=r"position_embd\.weight has the shape"):
         Encoder(folder, "rank", threads=1)
 

@@ -138,7 +138,7 @@ def test_command_line(made_for: EngineSpec, options: launch.EngineOptions, expec
     made = flags(launch.argv(made_for, options, SOCKET))
     assert expected.items() <= made.items()
     assert made["--cache-ram"] == "0"
-    assert ("--embedding" in made) == (made_for.scoring.method != "causal_lm")
+    assert ("--embedding" in made) == (made_for.recipe.method != "causal_lm")
     assert ("--flash-attn" in made) == made_for.exact
 
 

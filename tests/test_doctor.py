@@ -24,7 +24,7 @@ from rerankd.backends.llama.checks import SeenEngine
 from rerankd.backends.openvino import checks as openvino
 from rerankd.backends.openvino.precision import Choice
 from rerankd.doctor import checks
-from rerankd.doctor.seen import Seen, SeenModel
+from rerankd.doctor.observations import Seen, SeenModel
 from rerankd.machine import Gpu, Machine
 from support import GOLDEN, ROOT, Program, environment, rerankd
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.download import Downloader, Patience, Source
 from rerankd.progress import silent
 
 CONTENT = bytes(range(256)) * 8
-ORIGIN = network.Origin("a file", "the server", "http://server", "ask another one")
+ORIGIN = network_errors.Origin("a file", "the server", "http://server", "ask another one")
 SOURCE = Source(ORIGIN, "http://server/file", "file", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 

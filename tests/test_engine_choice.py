@@ -16,11 +16,11 @@ from rerankd.backends.llama.binaries import Binaries, Binary, Installed, choose
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import ConfigError, EngineTooOld, EngineUnknown
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
 from rerankd.recipes import catalog
-from rerankd.serving import prepare
+from rerankd.serving import prepare_model
 from support import golden_settings
 
 GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
@@ -99,27 +99,27 @@ def test_the_catalog_may_name_the_oldest_build() -> None:
 def test_a_modern_bert_with_another_activation_needs_a_build_that_reads_it(
     activation: str, build: int
 ) -> None:
-    facts = ModelMetadata(Path("m.gguf"), "modern-bert", hidden_activation=activation)
+    metadata = ModelMetadata(Path("m.gguf"), "modern-bert", hidden_activation=activation)
     recipe = Recipe("cross_encoder", 512, Normalization("sigmoid"))
-    assert needed_build(EngineSpec("m", facts.path, recipe, {}, metadata=facts)) == build
+    assert needed_build(EngineSpec("m", metadata.path, recipe, {}, metadata=metadata)) == build
 
 
 def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = golden_settings("qwen3-headed", tmp_path)
-    facts = gguf.read(settings.model[0])
-    sizes = f"block_count = {facts.block_count}, embedding_length = {facts.embedding_length}"
+    metadata = gguf_metadata.read(settings.model[0])
+    sizes = f"block_count = {metadata.block_count}, embedding_length = {metadata.embedding_length}"
     prompt = (
         'method = "causal_lm"\nlabels = ["y", "n"]\ntemplate = "{query}{document}"\nneeds_build = 99999\n'
     )
-    match = f'match = {{ architectures = ["qwen3"], names = ["{catalog.plain(facts.name)}"], {sizes} }}'
+    match = f'match = {{ architectures = ["qwen3"], names = ["{catalog.plain(metadata.name)}"], {sizes} }}'
     table = catalog.load(f'[[model]]\nname = "A"\n{prompt}{match}')
     monkeypatch.setattr(catalog, "known", lambda: table)
     with pytest.raises(
         ConfigError, match=r"needs llama\.cpp b99999 or newer, and the bundled llama\.cpp is b1"
     ):
-        prepare.prepare(settings)
+        prepare_model.prepare(settings)
 
 
 def test_engines_on_disk(tmp_path: Path) -> None:

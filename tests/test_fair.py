@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.serving.fair import HEAD_START, MOST_AHEAD, FairShare
+from rerankd.serving.fairness import HEAD_START, MOST_AHEAD, FairShare
 
 
 def give(share: FairShare[str], tokens: float) -> str:
@@ -224,5 +224,5 @@ def test_nobody_starves_whoever_comes(newcomers: list[tuple[bool, int, int]]) ->
         share.charge(key, tokens)
         if key not in ("waits", "other"):
             share.leave(key)
-        # Turns of others: one batch of those who wait with it, then what newcomers are lent.
+        # TurnOrder of others: one batch of those who wait with it, then what newcomers are lent.
         assert given_since <= 2 * MOST_AHEAD + 8 * 2000 * (1 + len(share))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ggufs import VOCABULARY, strings, write
 from rerankd.errors import ModelFileError
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.formats.gguf_header import HEADER_LIMIT, TENSOR_TYPES
 
 
@@ -40,52 +40,62 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_facts(tiny: Path) -> None:
-    facts = gguf.read(tiny)
-    assert (facts.path, facts.parts, facts.size_bytes) == (tiny, (tiny,), tiny.stat().st_size)
-    assert (facts.version, facts.kind, facts.architecture) == (3, "model", "qwen3")
-    assert (facts.name, facts.basename) == ("Tiny", "Tiny-Reranker")
-    assert (facts.context_length, facts.embedding_length, facts.block_count) == (512, 32, 1)
-    assert (facts.vocabulary_size, len(facts.tokens), facts.tokens[3]) == (10, 10, "yes")
-    assert (facts.pooling, facts.output_labels, facts.causal_attention) == ("rank", ("yes", "no"), True)
-    assert (facts.has_cls, facts.has_cls_output, facts.cls_output_rows, facts.has_output) == (
+def test_metadata(tiny: Path) -> None:
+    metadata = gguf_metadata.read(tiny)
+    assert (metadata.path, metadata.parts, metadata.size_bytes) == (tiny, (tiny,), tiny.stat().st_size)
+    assert (metadata.version, metadata.kind, metadata.architecture) == (3, "model", "qwen3")
+    assert (metadata.name, metadata.basename) == ("Tiny", "Tiny-Reranker")
+    assert (metadata.context_length, metadata.embedding_length, metadata.block_count) == (512, 32, 1)
+    assert (metadata.vocabulary_size, len(metadata.tokens), metadata.tokens[3]) == (10, 10, "yes")
+    assert (metadata.pooling, metadata.output_labels, metadata.causal_attention) == (
+        "rank",
+        ("yes", "no"),
+        True,
+    )
+    assert (metadata.has_cls, metadata.has_cls_output, metadata.cls_output_rows, metadata.has_output) == (
         False,
         True,
         2,
         True,
     )
-    assert (facts.chat_template, facts.rerank_template) == ("chat", "{query}\n{document}")
-    assert (facts.eos_id, facts.sep_id, facts.pad_id, facts.add_bos, facts.add_eos) == (
+    assert (metadata.chat_template, metadata.rerank_template) == ("chat", "{query}\n{document}")
+    assert (metadata.eos_id, metadata.sep_id, metadata.pad_id, metadata.add_bos, metadata.add_eos) == (
         1,
         9,
         None,
         False,
         None,
     )
-    assert (facts.file_type, facts.quantisation) == ("Q8_0", "F32")
-    assert facts.parameters == 10 * 32 * 2 + 2 * 32 + 32
-    assert facts.tensor_bytes == 4 * facts.parameters
-    assert facts.control_tokens == {"<s>": 0, "</s>": 1, "<|im_start|>": 2}
-    assert facts.user_defined_tokens == {"<think>": 6}
+    assert (metadata.file_type, metadata.quantisation) == ("Q8_0", "F32")
+    assert metadata.parameters == 10 * 32 * 2 + 2 * 32 + 32
+    assert metadata.tensor_bytes == 4 * metadata.parameters
+    assert metadata.control_tokens == {"<s>": 0, "</s>": 1, "<|im_start|>": 2}
+    assert metadata.user_defined_tokens == {"<think>": 6}
 
 
 def test_token_ids(tiny: Path) -> None:
-    facts = gguf.read(tiny)
-    assert [facts.token_id(text) for text in ("yes", "no", " yes", "😀", "<|im_start|>")] == [3, 4, 5, 7, 2]
-    assert facts.token_id("ye") is None
-    assert facts.token_id("") is None
-    assert [facts.tokens.index_of(text) for text in VOCABULARY] == list(range(10))
+    metadata = gguf_metadata.read(tiny)
+    assert [metadata.token_id(text) for text in ("yes", "no", " yes", "😀", "<|im_start|>")] == [
+        3,
+        4,
+        5,
+        7,
+        2,
+    ]
+    assert metadata.token_id("ye") is None
+    assert metadata.token_id("") is None
+    assert [metadata.tokens.index_of(text) for text in VOCABULARY] == list(range(10))
 
 
 def test_added_tokens_are_stored_as_they_are_written(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", tokens=(*VOCABULARY, "<|two words|>"))
-    assert gguf.read(path).token_id("<|two words|>") == len(VOCABULARY)
+    assert gguf_metadata.read(path).token_id("<|two words|>") == len(VOCABULARY)
 
 
 def test_a_token_inside_another_is_not_taken_for_it(tmp_path: Path) -> None:
     disguised = "a" + struct.pack("<Q", 3).decode() + "yes"
     path = write(tmp_path / "m.gguf", tokens=(disguised, *VOCABULARY))
-    assert gguf.read(path).token_id("yes") == 4
+    assert gguf_metadata.read(path).token_id("yes") == 4
 
 
 def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Path) -> None:
@@ -100,15 +110,15 @@ def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Pa
             self.at += len(data)
             return data
 
-    from_stream = gguf.read_streams([(Pipe(), len(whole), tiny)])
-    assert from_stream == gguf.read(tiny)
+    from_stream = gguf_metadata.read_streams([(Pipe(), len(whole), tiny)])
+    assert from_stream == gguf_metadata.read(tiny)
 
 
 def test_a_vocabulary_larger_than_one_fetch(tmp_path: Path) -> None:
     tokens = [*VOCABULARY, *(f"token number {i}" for i in range(60_000)), "last"]
-    facts = gguf.read(write(tmp_path / "m.gguf", tokens=tokens))
-    assert facts.token_id("last") == len(tokens) - 1
-    assert facts.tokens.index_of("token number 59999") == len(tokens) - 2
+    metadata = gguf_metadata.read(write(tmp_path / "m.gguf", tokens=tokens))
+    assert metadata.token_id("last") == len(tokens) - 1
+    assert metadata.tokens.index_of("token number 59999") == len(tokens) - 2
 
 
 def test_tensor_types_are_those_of_the_format() -> None:
@@ -122,21 +132,21 @@ def test_split_files(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", tensors=shapes, split_max_tensors=2)
     names = [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    whole = gguf.read(tmp_path / names[0])
+    whole = gguf_metadata.read(tmp_path / names[0])
     assert whole.parameters == 6 * 4 * 32
     assert whole.size_bytes == sum((tmp_path / name).stat().st_size for name in names)
     assert [part.name for part in whole.parts] == names
-    last = gguf.read(tmp_path / names[2])
+    last = gguf_metadata.read(tmp_path / names[2])
     assert (last.architecture, last.parameters, last.token_id("yes")) == ("qwen3", whole.parameters, 3)
 
     (tmp_path / names[0]).unlink()
     (tmp_path / names[1]).unlink()
     with pytest.raises(ModelFileError, match=r"m-00001-of-00003.gguf, m-00002-of-00003.gguf; download"):
-        gguf.read(tmp_path / names[2])
+        gguf_metadata.read(tmp_path / names[2])
     for name in ("renamed.gguf", "m-00001-of-00002.gguf"):
         last_part = next(tmp_path.iterdir())
         with pytest.raises(ModelFileError, match="not named as one"):
-            gguf.read(last_part.rename(tmp_path / name))
+            gguf_metadata.read(last_part.rename(tmp_path / name))
 
 
 def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Path) -> None:
@@ -144,10 +154,10 @@ def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Pat
     path = tmp_path / "m.gguf"
     path.write_bytes(whole[:-1000])
     with pytest.raises(ModelFileError, match=r"1,000 of .* bytes are missing; download it again"):
-        gguf.read(path)
+        gguf_metadata.read(path)
     path.write_bytes(whole[:500])
     with pytest.raises(ModelFileError, match="cut short or is damaged; download it again"):
-        gguf.read(path)
+        gguf_metadata.read(path)
 
 
 @pytest.mark.parametrize(
@@ -173,18 +183,18 @@ def test_what_is_not_a_model_is_named(tmp_path: Path, start: bytes, words: str) 
     path = tmp_path / "m.gguf"
     path.write_bytes(start)
     with pytest.raises(ModelFileError, match=words):
-        gguf.read(path)
+        gguf_metadata.read(path)
 
 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="folder"):
-        gguf.read(tmp_path)
+        gguf_metadata.read(tmp_path)
     with pytest.raises(ModelFileError, match="no such file"):
-        gguf.read(tmp_path / "none.gguf")
+        gguf_metadata.read(tmp_path / "none.gguf")
     with pytest.raises(ModelFileError, match="can't be read"):
-        gguf.read("a\0b")
+        gguf_metadata.read("a\0b")
     with pytest.raises(ModelFileError, match="can't be read"):
-        gguf.read(tmp_path / ("x" * 300))
+        gguf_metadata.read(tmp_path / ("x" * 300))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -193,13 +203,13 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF")
     path.chmod(0)
     with pytest.raises(ModelFileError, match="no permission"):
-        gguf.read(path)
+        gguf_metadata.read(path)
 
 
 def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
     with pytest.raises(ModelFileError, match="not a plain file"):
-        gguf.read(tmp_path / "m.gguf")
+        gguf_metadata.read(tmp_path / "m.gguf")
 
 
 def header(*items: bytes, keys: int | None = None, tensors: int = 0) -> bytes:
@@ -252,7 +262,7 @@ def test_headers_that_lie(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     with pytest.raises(ModelFileError, match=words):
-        gguf.read(path)
+        gguf_metadata.read(path)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +289,7 @@ def test_a_huge_hostile_file_ends_soon(tmp_path: Path, data: bytes, words: str) 
     os.truncate(path, 1 << 33)  # sparse: 8 GiB of zeros after the header
     began = time.monotonic()
     with pytest.raises(ModelFileError, match=words):
-        gguf.read(path)
+        gguf_metadata.read(path)
     assert time.monotonic() - began < 10
 
 
@@ -287,25 +297,25 @@ def test_a_small_file_may_not_claim_more_strings_than_it_can_hold(tmp_path: Path
     path = tmp_path / "m.gguf"
     path.write_bytes(header(pair(b"a", 9, struct.pack("<IQ", 8, 100))) + b"\0" * 400)
     with pytest.raises(ModelFileError, match="claims 100 strings"):
-        gguf.read(path)
+        gguf_metadata.read(path)
 
 
 def test_a_last_token_longer_than_one_fetch() -> None:
     long = b"x" * (3 << 20)
     array = struct.pack("<IQ", 8, 2) + text(b"short") + text(long)
     data = header(ARCH, pair(b"tokenizer.ggml.tokens", 9, array))
-    tokens = gguf.read_streams([(io.BytesIO(data), len(data), Path())]).tokens
+    tokens = gguf_metadata.read_streams([(io.BytesIO(data), len(data), Path())]).tokens
     assert (tokens[0], len(tokens[1])) == ("short", len(long))
 
 
 def read_bytes(data: bytes) -> None:
     """Reading may succeed or raise ModelFileError; anything else is a bug."""
     try:
-        facts = gguf.read_streams([(io.BytesIO(data), len(data), Path())])
+        metadata = gguf_metadata.read_streams([(io.BytesIO(data), len(data), Path())])
     except ModelFileError as error:
         assert len(str(error)) < 1000
     else:
-        facts.token_id("yes")
+        metadata.token_id("yes")
 
 
 @given(st.binary(max_size=400))

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer as Library
 
 from rerankd.domain import Method, Normalization, Recipe
 from rerankd.errors import TooLong
-from rerankd.formats import modelfile, tokenizer
+from rerankd.formats import model_files, tokenizer
 from rerankd.scoring import truncate
+from rerankd.scoring.engine_input import Frame, Ids
 from rerankd.scoring.inputs import Reader, Reading
 from rerankd.scoring.question import PLAIN, Asked, Truncation
-from rerankd.scoring.sequences import Frame, Ids
-from rerankd.serving.prepare import prepare
-from rerankd.serving.tokens import OwnTokenizer
+from rerankd.serving.model_tokenizer import OwnTokenizer
+from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, golden_settings
 
 TOKEN = re.compile(r"[\u4e00-\u9fff]|\s*[^\s\u4e00-\u9fff]+|\s+")
@@ -267,8 +267,8 @@ def test_equal_questions_have_the_same_key() -> None:
 
 def _golden(name: str, tmp_path: Path) -> Reader:
     model = prepare(golden_settings(name, tmp_path, model=(str(GOLDEN / name),)))
-    vocabulary = tokenizer.read(modelfile.read(model.path))
-    return Reader(model.scoring, OwnTokenizer(vocabulary), model.spec.control_tokens)
+    vocabulary = tokenizer.read(model_files.read(model.path))
+    return Reader(model.recipe, OwnTokenizer(vocabulary), model.spec.control_tokens)
 
 
 LONG = (

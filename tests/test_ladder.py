@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from rerankd.backends.base import EngineSpec, Shape
-from rerankd.backends.ladder import OTHER_BACKEND, Step, after, words
 from rerankd.backends.llama.launch import EngineOptions, steps
+from rerankd.backends.safer_steps import OTHER_BACKEND, Step, after, words
 from rerankd.domain import Normalization, Recipe
 from rerankd.machine import Gpu
-from rerankd.process.reasons import Cause
+from rerankd.process.failure_reasons import Cause
 from rerankd.serving.safer_settings import SECTION, SaferSettings, told
 from rerankd.state import StateStore
 

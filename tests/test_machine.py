@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rerankd.machine import Gpu, gpu_memory, lack, parse_gpu_memory, parse_gpus
-from rerankd.serving.budgets import card_budgets
+from rerankd.serving.memory_budgets import card_budgets
 
 CARDS = [
     Gpu("A", 24 * 2**30, 23 * 2**30, "8.9", uuid="GPU-a"),

@@ -43,7 +43,7 @@ async def test_memory_stays_where_it_was_after_the_first_tenth(
     pick = random.Random(7)
     held: list[int] = []
     async with Reranker(settings) as reranker:
-        max_length = reranker.model.scoring.max_length
+        max_length = reranker.model.recipe.max_length
         starts = reranker.state.starts
         for tenth in range(_TENTHS):
             for _ in range(documents // _TENTHS // _A_REQUEST):

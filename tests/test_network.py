@@ -17,9 +17,9 @@ import pytest
 
 from fake_hub import FakeHub, fake_hub
 from fake_socks import socks_proxy
-from rerankd import network, pip
+from rerankd import network_errors, pip
 from rerankd.errors import RemoteError
-from rerankd.remote import Remote
+from rerankd.remote_client import Remote
 from support import GOLDEN, environment, rerankd
 
 REPO, FILE = "org/tiny-GGUF", "tiny-Q8_0.gguf"
@@ -34,8 +34,8 @@ def errors_of(library: ModuleType) -> list[type[Exception]]:
 def test_every_error_of_the_library_has_a_sentence_and_is_caught(library: ModuleType) -> None:
     errors = errors_of(library)
     assert len(errors) > 20
-    assert {one.__name__ for one in errors} - set(network.SENTENCES) == set()
-    assert [one for one in errors if not issubclass(one, network.errors_of(library))] == []
+    assert {one.__name__ for one in errors} - set(network_errors.SENTENCES) == set()
+    assert [one for one in errors if not issubclass(one, network_errors.errors_of(library))] == []
 
 
 def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> None:
@@ -45,9 +45,9 @@ def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> 
         except OSError as error:
             raise httpx.ConnectError("All connection attempts failed") from error
     except httpx.ConnectError as error:
-        assert network.explain(error) == "no connection: [Errno 111] Connection refused"
+        assert network_errors.explain(error) == "no connection: [Errno 111] Connection refused"
     untrusted = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
-    assert "SSL_CERT_FILE" in network.explain(untrusted)
+    assert "SSL_CERT_FILE" in network_errors.explain(untrusted)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> 
     [("7", 7), ("0", 0), ("1.2", 2), ("-3", 0), ("", None), ("soon", None), (None, None)],
 )
 def test_retry_after(value: str | None, seconds: int | None) -> None:
-    assert network.retry_after_s(value) == seconds
+    assert network_errors.retry_after_s(value) == seconds
 
 
 def test_retry_after_may_be_a_date() -> None:
     now = datetime.datetime.now(datetime.UTC)
-    found = network.retry_after_s(email.utils.format_datetime(now + datetime.timedelta(seconds=60)))
+    found = network_errors.retry_after_s(email.utils.format_datetime(now + datetime.timedelta(seconds=60)))
     assert found is not None and 55 < found <= 60
 
 
@@ -78,7 +78,7 @@ def test_retry_after_may_be_a_date() -> None:
     ],
 )
 def test_hosts_that_need_no_proxy(host: str, near: bool) -> None:
-    assert network.is_near(host) is near
+    assert network_errors.is_near(host) is near
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from rerankd.config import Settings
-from rerankd.formats import charsmap, gguf
+from rerankd.formats import charsmap, gguf_metadata
 from rerankd.formats.tokenizer import ARRAYS, of_file
 from rerankd.hub import builtin
-from rerankd.scoring import plan
+from rerankd.scoring import deduplicate
 from rerankd.service import Reranker
 from support import GOLDEN, count_tokens, golden_settings
 
@@ -102,7 +102,7 @@ async def test_llama_cpp_reads_the_ids_of_the_reference_in_any_normal_form(
     async with Reranker(settings) as reranker:
         engine = reranker.state.engine
         for row in ROWS:
-            text = plan.clean(row["text"], nfc=reranker.model.scoring.nfc)
+            text = deduplicate.clean(row["text"], nfc=reranker.model.recipe.nfc)
             assert await engine.tokenize(text) == row[name], row["text"]
 
 
@@ -114,7 +114,7 @@ def test_the_golden_texts_are_in_both_forms() -> None:
 
 def test_a_unigram_tokenizer_json_composes_as_sentencepiece(home: Path, tmp_path: Path) -> None:
     """The library leaves graphemes of six bytes and more as they are, Hangul and kana among them."""
-    header, _ = gguf.header_of(builtin.path_in(home / "models"), ARRAYS)
+    header, _ = gguf_metadata.header_of(builtin.path_in(home / "models"), ARRAYS)
     values = header.values
     pieces, scores = values["tokenizer.ggml.tokens"].texts(), values["tokenizer.ggml.scores"]
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), 3))

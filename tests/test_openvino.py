@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ggufs import rewrite, write
 from rerankd import machine
 from rerankd.backends.base import Batch, EngineSpec
-from rerankd.backends.openvino import chosen, precision, shapes, trial
+from rerankd.backends.openvino import precision, precision_choice, shapes, trial
 from rerankd.backends.openvino.backend import OpenVinoBackend, OpenVinoOffer
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.options import OpenVinoOptions
@@ -26,13 +26,13 @@ from rerankd.backends.worker.passes import cut
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Method, Normalization, Pooling, Recipe
 from rerankd.errors import ModelFileError
-from rerankd.formats import modelfile
+from rerankd.formats import model_files
 from rerankd.formats.weights import Weights
 from rerankd.process.child import Child
-from rerankd.process.reasons import DAMAGED_FILE
-from rerankd.scoring.sequences import Input, Question
+from rerankd.process.failure_reasons import DAMAGED_FILE
+from rerankd.scoring.engine_input import Input, Question
 from rerankd.service import Reranker
-from rerankd.serving.prepare import prepare
+from rerankd.serving.prepare_model import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, children, golden, golden_settings
 
@@ -95,9 +95,9 @@ def test_the_largest_swap_is_that_of_scores_or_of_raw_values_where_scores_are_sa
     assert precision.largest_swap([-8.0, -9.0, -12.0], [-9.0, -8.0, -12.0], sigmoid) == pytest.approx(0.125)
 
 
-def subject(path: Path, scoring: Recipe, fingerprint: str = "1", **more: Any) -> chosen.Subject:
+def subject(path: Path, scoring: Recipe, fingerprint: str = "1", **more: Any) -> precision_choice.Subject:
     spec = EngineSpec(path.stem, path, scoring, {}, fingerprint=fingerprint)
-    return chosen.Subject(spec, OpenVinoOptions(**more))
+    return precision_choice.Subject(spec, OpenVinoOptions(**more))
 
 
 @pytest.mark.anyio
@@ -106,22 +106,22 @@ async def test_a_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_bf16"))
     model = subject(GOLDEN / "xlmr-head.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
     state = StateStore(tmp_path)
-    first = await chosen.choose(model, state, tmp_path / "log", 120)
-    (entry,) = state.entries(chosen.SECTION).values()
+    first = await precision_choice.choose(model, state, tmp_path / "log", 120)
+    (entry,) = state.entries(precision_choice.SECTION).values()
     assert entry.value["precision"] == first.precision and "times as fast" in first.why
     # What is kept counts, whatever a trial would say now: a second one could not even start.
     kept = {**entry.value, "precision": "bf16", "why": "kept"}
-    state.put(chosen.SECTION, model.key, kept)
-    again = await chosen.choose(model, StateStore(tmp_path), tmp_path / "log", 0.001)
+    state.put(precision_choice.SECTION, model.key, kept)
+    again = await precision_choice.choose(model, StateStore(tmp_path), tmp_path / "log", 0.001)
     assert again == precision.Choice("bf16", "kept")
-    changed = subject(model.spec.path, model.spec.scoring, fingerprint="2")
-    other_weights = subject(model.spec.path, model.spec.scoring, weights="compressed")
+    changed = subject(model.spec.path, model.spec.recipe, fingerprint="2")
+    other_weights = subject(model.spec.path, model.spec.recipe, weights="compressed")
     assert len({model.key, changed.key, other_weights.key}) == 3
-    assert chosen.known(
-        subject(model.spec.path, model.spec.scoring, precision="f32"), state
+    assert precision_choice.known(
+        subject(model.spec.path, model.spec.recipe, precision="f32"), state
     ) == precision.Choice("f32", "as the settings say")
-    state.put(chosen.SECTION, model.key, "what somebody wrote there")
-    assert chosen.known(model, state) is None
+    state.put(precision_choice.SECTION, model.key, "what somebody wrote there")
+    assert precision_choice.known(model, state) is None
 
 
 @pytest.mark.anyio
@@ -134,8 +134,8 @@ async def test_all_replicas_and_all_starts_compute_in_the_precision_that_was_kep
         model = prepare(settings)
         state = StateStore(tmp_path)
         state.put(
-            chosen.SECTION,
-            chosen.Subject(model.engine.spec, model.engine.options).key,
+            precision_choice.SECTION,
+            precision_choice.Subject(model.engine.spec, model.engine.options).key,
             {"precision": kept, "why": "kept"},
         )
         for _ in range(2):
@@ -154,10 +154,10 @@ async def test_a_trial_that_fails_leaves_the_model_in_float32(
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
     broken = subject(tmp_path / "none.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
-    choice = await chosen.choose(broken, StateStore(tmp_path), tmp_path / "log", 120)
+    choice = await precision_choice.choose(broken, StateStore(tmp_path), tmp_path / "log", 120)
     assert choice.precision == "f32" and "a trial of bf16 failed: " in choice.why
-    late = subject(GOLDEN / "xlmr-head.gguf", broken.spec.scoring)
-    choice = await chosen.choose(late, StateStore(tmp_path), tmp_path / "log", 0.01)
+    late = subject(GOLDEN / "xlmr-head.gguf", broken.spec.recipe)
+    choice = await precision_choice.choose(late, StateStore(tmp_path), tmp_path / "log", 0.01)
     assert choice == precision.Choice("f32", "a trial of bf16 did not end within 0.01 s")
 
 
@@ -167,12 +167,14 @@ async def test_what_made_a_trial_fail_once_does_not_slow_the_model_for_good(
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
     model = subject(GOLDEN / "xlmr-head.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
-    failed = await chosen.choose(model, StateStore(tmp_path), tmp_path / "log", 0.01)
+    failed = await precision_choice.choose(model, StateStore(tmp_path), tmp_path / "log", 0.01)
     # The scores stay the same over restarts for a day, and are tried anew after it.
-    assert chosen.known(model, StateStore(tmp_path)) == failed
+    assert precision_choice.known(model, StateStore(tmp_path)) == failed
     next_day = StateStore(tmp_path, now=lambda: time.time() + 24 * 3600 + 60)
-    assert chosen.known(model, next_day) is None
-    assert "a trial of bf16" not in (await chosen.choose(model, next_day, tmp_path / "log", 120)).why
+    assert precision_choice.known(model, next_day) is None
+    assert (
+        "a trial of bf16" not in (await precision_choice.choose(model, next_day, tmp_path / "log", 120)).why
+    )
 
 
 def test_the_trial_s_speed_does_not_depend_on_what_else_the_machine_does() -> None:
@@ -287,7 +289,7 @@ async def test_a_worker_gives_transformers_values_of_ids_and_loads_no_tokenizer(
     pooling: Pooling = "mean" if name == "bert-embedder" else "rank"
     method: Method = "embedding" if name == "bert-embedder" else "cross_encoder"
     recipe = Recipe(method, 256, Normalization("sigmoid"), pooling)
-    spec = EngineSpec(name, GOLDEN / model, recipe, {}, metadata=modelfile.read(GOLDEN / model))
+    spec = EngineSpec(name, GOLDEN / model, recipe, {}, metadata=model_files.read(GOLDEN / model))
     backend = OpenVinoBackend()
     offer = backend.offer(spec, OpenVinoOptions(precision="f32"), True)
     assert isinstance(offer, OpenVinoOffer) and offer.capabilities.reads == "ids"

@@ -25,7 +25,7 @@ from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
 from rerankd.backends.worker.turn import Turn
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
-from rerankd.scoring.sequences import Frame, Ids, Input, Question
+from rerankd.scoring.engine_input import Frame, Ids, Input, Question
 
 FAILS, WAITS, ROWS, MAX_LENGTH = 666, 77, 1000, 16
 

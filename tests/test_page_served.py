@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 import rerankd
 from rerankd.config import Settings
-from rerankd.serving.prepare import Model, prepare
+from rerankd.serving.prepare_model import Model, prepare
 from support import GOLDEN, ROOT
 from test_api_http import Service, ask
 
@@ -100,7 +100,7 @@ def test_the_status_tells_what_it_is_asked_for(model: Model) -> None:
         "cross_encoder",
         "sigmoid",
     )
-    length = model.scoring.max_length
+    length = model.recipe.max_length
     assert told["explain"] == model.resolution.explanation and told["max_length"] == length
     # The names of 0.1, for one release.
     assert (told["way"], told["window"], told["transform"]) == ("head", length, "sigmoid")

@@ -20,14 +20,14 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.serving.pending import Pending, delay_s, left_s, may_pass
-from rerankd.serving.prepare import Model
-from rerankd.serving.roster import Entry, Roster
+from rerankd.serving.model_names import Entry, ModelNames
+from rerankd.serving.pending_model import PendingModel, delay_s, left_s, may_pass
+from rerankd.serving.prepare_model import Model
 from rerankd.serving.served_model import ServedModel
 
 
-def pending(error: RerankdError | None = None) -> Pending:
-    return Pending(Settings(model=("m",)).wanted("m")[0], ("m", "other"), error)
+def pending(error: RerankdError | None = None) -> PendingModel:
+    return PendingModel(Settings(model=("m",)).wanted("m")[0], ("m", "other"), error)
 
 
 def test_the_delay_grows_to_a_minute_and_stays_there() -> None:
@@ -84,7 +84,7 @@ def test_a_reload_of_what_requests_get_by_default_keeps_the_model(tmp_path: Path
     def add(model: Model, beside: Sequence[Entry]) -> ServedModel:
         raise AssertionError(f"{model.name} was read anew")
 
-    roster = Roster(Settings(model=("m",), home=tmp_path))
+    roster = ModelNames(Settings(model=("m",), home=tmp_path))
     roster._expect(roster._wanted(roster.settings))
     (entry,) = roster.entries
     after = Settings(model=("m",), home=tmp_path, budget_ms=500, truncate_at="sentence")

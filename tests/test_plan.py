@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.scoring import plan
+from rerankd.scoring import deduplicate
 
 documents = st.lists(st.text(max_size=3), min_size=1, max_size=20)
 
 
 @given(documents, st.none() | st.integers(1, 20))
 def test_each_text_is_scored_once_and_each_document_has_its_place(texts: list[str], most: int | None) -> None:
-    made = plan.make(texts, most)
-    read = [text for text in texts[:most] if not plan.is_blank(text)]
+    made = deduplicate.make(texts, most)
+    read = [text for text in texts[:most] if not deduplicate.is_blank(text)]
     assert list(made.texts) == list(dict.fromkeys(read))
     for at, (text, place) in enumerate(zip(texts, made.places, strict=True)):
-        if plan.is_blank(text):
+        if deduplicate.is_blank(text):
             assert place is None and at in made.blank and at not in made.unscored
         elif text in read:
             assert place is not None and made.texts[place] == text
@@ -24,7 +24,7 @@ def test_each_text_is_scored_once_and_each_document_has_its_place(texts: list[st
 
 
 def test_the_documents_of_texts_are_all_that_are_equal() -> None:
-    made = plan.make(["a", "b", "a", " ", "c"])
+    made = deduplicate.make(["a", "b", "a", " ", "c"])
     assert made.documents([0]) == (0, 2)
     assert made.documents([2, 1]) == (1, 4)
     assert made.documents([]) == ()
@@ -34,25 +34,25 @@ def test_the_documents_of_texts_are_all_that_are_equal() -> None:
     "text", ["", " ", "\n\t\r", "\u3000\xa0", "\ufeff", "\u200b\u2060 \xad", "\x1e", "\u202e"]
 )
 def test_text_that_cannot_be_seen_is_blank(text: str) -> None:
-    assert plan.is_blank(text)
+    assert deduplicate.is_blank(text)
 
 
 @pytest.mark.parametrize("text", [".", "\ufeffa", "熊", "\u0301", "🐼", "\ufffd", "\ue000"])
 def test_text_that_can_be_seen_is_not_blank(text: str) -> None:
-    assert not plan.is_blank(text)
+    assert not deduplicate.is_blank(text)
 
 
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs"])))
 def test_clean_text_can_be_sent(text: str) -> None:
-    cleaned = plan.clean(text)
+    cleaned = deduplicate.clean(text)
     assert "\0" not in cleaned.encode().decode()
-    assert plan.clean(cleaned) == cleaned
-    assert unicodedata.is_normalized("NFC", plan.clean(text, nfc=True))
+    assert deduplicate.clean(cleaned) == cleaned
+    assert unicodedata.is_normalized("NFC", deduplicate.clean(text, nfc=True))
 
 
 def test_clean_leaves_text_as_it_is() -> None:
-    assert plan.clean("Grüße, 熊猫 🐼\n") == "Grüße, 熊猫 🐼\n"
-    assert plan.clean("u\u0308ber") == "u\u0308ber"
-    assert plan.clean("u\u0308ber", nfc=True) == "über"
-    assert plan.clean("a\0b") == "a b"
-    assert plan.clean("a\ud800b") == "a\ufffdb"
+    assert deduplicate.clean("Grüße, 熊猫 🐼\n") == "Grüße, 熊猫 🐼\n"
+    assert deduplicate.clean("u\u0308ber") == "u\u0308ber"
+    assert deduplicate.clean("u\u0308ber", nfc=True) == "über"
+    assert deduplicate.clean("a\0b") == "a b"
+    assert deduplicate.clean("a\ud800b") == "a\ufffdb"

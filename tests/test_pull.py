@@ -26,7 +26,7 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.hub.hubs import HuggingFace, ModelScope
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Store
@@ -77,7 +77,7 @@ class Pulls:
                 hubs={"hf": HuggingFace(urls[0]), "ms": ModelScope(urls[1])},
                 downloader=downloader,
                 **{
-                    "resolve": lambda facts: resolve(facts, catalog.known()),
+                    "resolve": lambda metadata: resolve(metadata, catalog.known()),
                     "check": lambda path: None,
                     "say": self.said.append,
                     "progress": lambda what, done, total: None,
@@ -328,7 +328,7 @@ def test_a_model_that_cannot_be_scored_is_refused_before_its_bytes(hub: FakeHub,
 
 def test_a_model_that_fails_the_check_has_no_place(hub: FakeHub, pulls: Pulls) -> None:
     def fails(path: Path) -> None:
-        assert gguf.read(path).size_bytes == len(XLMR)
+        assert gguf_metadata.read(path).size_bytes == len(XLMR)
         raise Unscorable("its scores are all alike")
 
     with pytest.raises(Unscorable, match="alike"):
@@ -426,9 +426,9 @@ def test_a_split_model_is_judged_and_pulled_whole(hub: FakeHub, pulls: Pulls, tm
     hub.repos[REPO] = parts
     path = pulls(f"hf:{REPO}", hub)
     assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == parts
-    facts = gguf.read(path)
-    assert facts.has_cls_output
-    assert len(facts.parts) == 2
+    metadata = gguf_metadata.read(path)
+    assert metadata.has_cls_output
+    assert len(metadata.parts) == 2
     assert pulls.store.records()[0].files == tuple(sorted(parts))
 
 

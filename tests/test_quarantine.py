@@ -12,7 +12,7 @@ from rerankd.serving.quarantine import TTL_S, Quarantine
 
 
 class Engine:
-    """An engine that ends on some texts. `hunt` asks it as calls.py does."""
+    """An engine that ends on some texts. `hunt` asks it as retry.py does."""
 
     def __init__(self, culprits: set[str]) -> None:
         self.culprits = culprits

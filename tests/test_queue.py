@@ -11,8 +11,8 @@ import pytest
 
 from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineError, EngineUnavailable, Overloaded, QueryRefused, Stopping
-from rerankd.scoring.sequences import Input, Question
-from rerankd.serving.queue import NOBODY, Answer, Bounds, Client, Line, Queue, Scores
+from rerankd.scoring.engine_input import Input, Question
+from rerankd.serving.queue import NOBODY, Answer, Bounds, Client, Queue, Scheduler, Scores
 
 WIDE = Bounds(requests=100, documents=10_000, tokens=10**6, size_bytes=10**9)
 TWO_AT_A_TIME = BatchPolicy(tokens=20, most_tokens=20)
@@ -41,7 +41,9 @@ class Bench:
     def __init__(self, bounds: Bounds = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1) -> None:
         self.now = 0.0
         self.calls: list[Call] = []
-        self.queue = Queue(Line(bounds, engines=engines), lambda: policy, self._score, now=lambda: self.now)
+        self.queue = Queue(
+            Scheduler(bounds, engines=engines), lambda: policy, self._score, now=lambda: self.now
+        )
 
     async def _score(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> Answer:
         call = Call(batch, is_wanted)
@@ -92,7 +94,7 @@ async def test_values_come_back_to_their_places() -> None:
     assert await one == Scores([0.0, 1.0, None], {2: "the engine crashed on it"}, frozenset())
     assert await other == Scores([0.0], {}, frozenset())
     assert await bench.send("nothing", 0) == Scores((), {}, frozenset())
-    assert len(bench.queue.line) == 0
+    assert len(bench.queue.scheduler) == 0
 
 
 @story
@@ -136,7 +138,7 @@ async def test_the_batch_of_a_request_that_goes_frees_the_engine() -> None:
     assert await bench.settle() == [["b0"]]
     assert await bench.end() == []
     assert (await stays).values == [0.0]
-    assert len(bench.queue.line) == 0
+    assert len(bench.queue.scheduler) == 0
 
 
 @story
@@ -177,7 +179,7 @@ async def test_what_waits_of_a_request_that_failed_is_not_begun() -> None:
     assert await bench.settle() == []
     with pytest.raises(EngineError, match="no scores"):
         await fails
-    assert bench.queue.line.held.requests == 0
+    assert bench.queue.scheduler.held.requests == 0
 
 
 @story
@@ -235,7 +237,7 @@ async def test_what_has_begun_is_waited_for_until_the_latest_moment() -> None:
     assert await ask == Scores([None] * 3, {}, frozenset(range(3)))
     assert await other == Scores([None], {}, frozenset([0]))
     assert await bench.settle() == []
-    assert bench.queue.line.held.requests == 0
+    assert bench.queue.scheduler.held.requests == 0
 
 
 @story
@@ -266,7 +268,7 @@ async def test_over_the_bounds_it_says_when_to_come_again() -> None:
     bulk.cancel()
     small.cancel()
     await bench.settle()
-    assert bench.queue.line.held.requests == 0
+    assert bench.queue.scheduler.held.requests == 0
 
 
 @story
@@ -280,7 +282,7 @@ async def test_a_request_with_too_many_tokens_is_refused_when_they_are_counted()
     await bench.settle()
     alone = bench.send("b", 60)
     await bench.settle()
-    assert bench.queue.line.held.tokens == 600
+    assert bench.queue.scheduler.held.tokens == 600
     alone.cancel()
     await bench.settle()
 

@@ -12,9 +12,9 @@ import pytest
 
 from rerankd.backends.base import BatchPolicy
 from rerankd.serving.admission import Bounds, Client
-from rerankd.serving.fair import MOST_AHEAD
-from rerankd.serving.line import Given, Line
-from rerankd.serving.turns import Turns
+from rerankd.serving.fairness import MOST_AHEAD
+from rerankd.serving.scheduler import NextBatch, Scheduler
+from rerankd.serving.turn_order import TurnOrder
 
 WIDE = Bounds(10**6, 10**9, 10**12, 10**12)
 PADS = BatchPolicy(tokens=512, most_tokens=8192, pads=True)
@@ -32,7 +32,7 @@ class Simulation:
 
     def __init__(self, policy: BatchPolicy) -> None:
         self.policy = policy
-        self.line = Line(WIDE)
+        self.scheduler = Scheduler(WIDE)
         self.now = 0.0
         self.longest_s = 0.0
         self.got: Counter[str] = Counter()
@@ -41,14 +41,14 @@ class Simulation:
         self._numbers = itertools.count(1)
         self._begun: dict[int, tuple[str, float, Sequence[int]]] = {}
         self._left: Counter[int] = Counter()
-        self._at_engine: deque[tuple[float, Given]] = deque()
+        self._at_engine: deque[tuple[float, NextBatch]] = deque()
         self._free_at = 0.0
         self._timer = math.inf
 
     def send(self, client: str, tokens: Sequence[int], weight: float = 1.0) -> int:
         number = next(self._numbers)
-        assert self.line.join(number, Client(client), 1, len(tokens), weight) is None
-        assert self.line.expect(number, tokens, question=str(number).encode()) is None
+        assert self.scheduler.join(number, Client(client), 1, len(tokens), weight) is None
+        assert self.scheduler.expect(number, tokens, question=str(number).encode()) is None
         self._begun[number], self._left[number] = (client, self.now, tokens), len(tokens)
         self._fill()
         return number
@@ -76,24 +76,24 @@ class Simulation:
     def is_waiting(self, request: int) -> bool:
         return self._left[request] > 0
 
-    def _end(self, batch: Given) -> None:
-        self.line.done(batch, self.now)
+    def _end(self, batch: NextBatch) -> None:
+        self.scheduler.done(batch, self.now)
         for request, at in batch.inputs:
             client, begun, tokens = self._begun[request]
             self.got[client] += tokens[at]
             self._left[request] -= 1
             if not self._left[request]:
                 self.took[request] = self.now - begun
-                self.line.leave(request)
+                self.scheduler.leave(request)
 
     def _fill(self) -> None:
         self._timer = math.inf
         while len(self._at_engine) < self.policy.at_engine:
-            at = self.line.next_at(len(self._at_engine))
+            at = self.scheduler.next_at(len(self._at_engine))
             if at > self.now:
                 self._timer = at
                 return
-            batch = self.line.next(self.policy, self.now)
+            batch = self.scheduler.next(self.policy, self.now)
             took = batch.tokens / SPEED + OVERHEAD_S
             self.longest_s = max(self.longest_s, took)
             self._free_at = max(self._free_at, self.now) + took
@@ -200,26 +200,26 @@ def test_a_run_goes_on_after_a_small_request() -> None:
 
 
 def test_a_batch_of_a_small_request_is_not_filled_with_bulk() -> None:
-    line = Line(WIDE)
+    scheduler = Scheduler(WIDE)
     for number, (client, tokens) in enumerate([("a", BULK), ("b", SMALL), ("c", SMALL), ("a", SMALL)]):
-        line.join(number, Client(client), 1, len(tokens))
-        line.expect(number, tokens)
-    batch = line.next(replace(PACKS, tokens=10_000), 0.0)
+        scheduler.join(number, Client(client), 1, len(tokens))
+        scheduler.expect(number, tokens)
+    batch = scheduler.next(replace(PACKS, tokens=10_000), 0.0)
     assert {request for request, _ in batch.inputs} == {1, 2, 3}
     assert batch.tokens == 3 * sum(SMALL)
 
 
 @pytest.mark.parametrize(("weight", "priority"), [(1.0, 0.25), (0.25, 1.0)])
 def test_what_has_a_low_priority_has_no_head_start(weight: float, priority: float) -> None:
-    line = Line(WIDE)
+    scheduler = Scheduler(WIDE)
     for number in range(10):
-        line.join(number, Client(f"{number}"), 1, len(BULK))
-        line.expect(number, BULK)
-    line.next(PACKS, 0.0)
+        scheduler.join(number, Client(f"{number}"), 1, len(BULK))
+        scheduler.expect(number, BULK)
+    scheduler.next(PACKS, 0.0)
     for number, client in ((10, Client("low", weight)), (11, Client("normal"))):
-        line.join(number, client, 1, 8, priority if number == 10 else 1.0)
-        line.expect(number, BULK[:8])
-    leads = [line.next(PACKS, 0.0).inputs[0][0] for _ in range(13)]
+        scheduler.join(number, client, 1, 8, priority if number == 10 else 1.0)
+        scheduler.expect(number, BULK[:8])
+    leads = [scheduler.next(PACKS, 0.0).inputs[0][0] for _ in range(13)]
     assert leads[:3] == [11] * 3
     assert leads.index(10) == len(leads) - 1
 
@@ -237,7 +237,7 @@ def test_a_client_steps_back_again_when_only_its_low_priority_work_is_left() -> 
 
 
 def test_a_client_that_has_used_up_its_head_start_is_not_taken_along() -> None:
-    turns = Turns()
+    turns = TurnOrder()
     turns.arrive(0, Client("bulk"), 1.0, 10**6)
     request = 1
     while True:
@@ -256,7 +256,7 @@ def test_a_client_that_has_used_up_its_head_start_is_not_taken_along() -> None:
 
 
 def test_small_requests_that_go_leave_no_head_start_to_their_client() -> None:
-    turns = Turns()
+    turns = TurnOrder()
     turns.arrive(0, Client("a"), 1.0, 10**6)
     turns.arrive(1, Client("b"), 1.0, 10**6)
     for request in range(2, 100):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.recent import Recent
+from rerankd.recent_history import Recent
 
 
 def test_what_happens_is_in_the_step_it_happens_in() -> None:

@@ -17,15 +17,15 @@ from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
 from rerankd.domain import Normalization
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
-from rerankd.formats import modelfile, safetensors_metadata
+from rerankd.formats import model_files, safetensors_metadata
 from rerankd.hub.inspect import describe, describe_json
 from rerankd.recipes import catalog
 from rerankd.recipes.catalog import Entry
-from rerankd.recipes.partial import PartialRecipe
+from rerankd.recipes.partial_recipe import PartialRecipe
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
 from rerankd.service import Reranker
-from rerankd.serving.prepare import prepare
+from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, inputs, rerankd
 from twins import Twin
 
@@ -35,7 +35,7 @@ ENTRIES = catalog.known().entries
 
 
 def judged(path: Path, settings: PartialRecipe | None = None) -> Resolution:
-    return resolve(modelfile.read(path), catalog.known(), settings or PartialRecipe())
+    return resolve(model_files.read(path), catalog.known(), settings or PartialRecipe())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
@@ -111,8 +111,8 @@ def test_the_lines_that_a_refusal_prints_serve_the_model(kind: Kind, tmp_path: P
     lines = refusal.settings()
     if not lines:
         return
-    assert lines in describe(modelfile.read(path), refusal)
-    assert describe_json(modelfile.read(path), refusal)["settings"] == lines
+    assert lines in describe(model_files.read(path), refusal)
+    assert describe_json(model_files.read(path), refusal)["settings"] == lines
     unfilled = _scoring(lines)
     filled = {
         **unfilled,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.errors import UnknownModel
-from rerankd.hub.ref import ModelRef, parse
-from rerankd.hub.repository_files import RemoteFile, choose, quant_of
+from rerankd.hub.choose_files import RemoteFile, choose, quant_of
+from rerankd.hub.model_ref import ModelRef, parse
 
 GB = 10**9
 

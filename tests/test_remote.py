@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request
 
 from rerankd.errors import RemoteError
-from rerankd.remote import Remote, Scores, Shape, body, read, shapes
+from rerankd.remote_client import Remote, Scores, Shape, body, read, shapes
 from support import running
 
 

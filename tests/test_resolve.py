@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufs import strings
+from rerankd.deprecated_names import RENAMED, Renamed, old_value
 from rerankd.domain import Normalization
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.inspect import describe, describe_json, size_words
 from rerankd.recipes import catalog
-from rerankd.recipes.partial import PartialRecipe, merge
+from rerankd.recipes.partial_recipe import PartialRecipe, merge
+from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
-from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
-from rerankd.renamed import RENAMED, Renamed, old_value
 
 QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
 SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
@@ -31,7 +31,7 @@ HEAD_OUT = {"has_cls_output": True, "cls_output_rows": 1}
 PAIR_HEAD = {"has_cls_output": True, "cls_output_rows": 2, "pooling": "rank"}
 
 
-def facts(arch: str, **more: Any) -> ModelMetadata:
+def metadata(arch: str, **more: Any) -> ModelMetadata:
     given: dict[str, Any] = {
         "context_length": 512,
         "embedding_length": 1024,
@@ -44,11 +44,11 @@ def facts(arch: str, **more: Any) -> ModelMetadata:
 
 
 def xlmr(**more: Any) -> ModelMetadata:
-    return facts("bert", **({"tokenizer_model": "t5", "token_type_count": 1} | more))
+    return metadata("bert", **({"tokenizer_model": "t5", "token_type_count": 1} | more))
 
 
 def wordpiece(**more: Any) -> ModelMetadata:
-    return facts("bert", **({"tokenizer_model": "bert", "token_type_count": 2} | more))
+    return metadata("bert", **({"tokenizer_model": "bert", "token_type_count": 2} | more))
 
 
 def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) -> ModelMetadata:
@@ -59,7 +59,7 @@ def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) 
         "tokenizer_model": "gpt2",
         "control_tokens": SPECIAL,
     }
-    return facts(arch, **(given | more))
+    return metadata(arch, **(given | more))
 
 
 def judged(found: ModelMetadata, settings: PartialRecipe | None = None) -> Resolution:
@@ -77,11 +77,11 @@ HEADS = {
         context_length=1024,
         **HEAD,
     ),
-    "gte-reranker-modernbert-base": facts(
+    "gte-reranker-modernbert-base": metadata(
         "modern-bert", basename="gte-reranker-modernbert", name="Gte Reranker Modernbert Base",
         block_count=22, embedding_length=768, context_length=8192, **MODERN_HEAD,
     ),
-    "granite-embedding-reranker-english-r2": facts(
+    "granite-embedding-reranker-english-r2": metadata(
         "modern-bert", name="Granite Embedding Reranker English R2", classifier_pooling="cls",
         block_count=22, embedding_length=768, context_length=8192, **MODERN_HEAD,
     ),
@@ -107,8 +107,8 @@ def test_cross_encoders_with_their_head(name: str) -> None:
 @pytest.mark.parametrize(
     "found",
     [
-        facts("neo-bert", **HEAD),
-        facts("modern-bert", classifier_pooling="cls", **MODERN_HEAD),
+        metadata("neo-bert", **HEAD),
+        metadata("modern-bert", classifier_pooling="cls", **MODERN_HEAD),
         xlmr(pooling="rank", **HEAD),
     ],
     ids=lambda found: found.architecture,
@@ -225,7 +225,7 @@ QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Normalization
         ("bge-m3", xlmr(name="bge-m3", pooling="cls"), ("cls", "", "", Normalization("affine", 0.30, 0.85))),
         (
             "nomic-embed-text-v1.5",
-            facts("nomic-bert", name="nomic-embed-text-v1.5", block_count=12, embedding_length=768),
+            metadata("nomic-bert", name="nomic-embed-text-v1.5", block_count=12, embedding_length=768),
             ("mean", "search_query: ", "search_document: ", Normalization("affine", 0.40, 0.90)),
         ),
         ("Qwen3-Embedding-0.6B", qwen(name="Qwen3 Embedding 0.6B", add_eos=True), QWEN3_EMBEDDING),
@@ -265,9 +265,9 @@ def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected
         (xlmr(name="Bge Reranker v2 M3"), r"cls\.weight and cls\.output\.weight missing"),
         (xlmr(pooling="rank"), r"cls\.weight and cls\.output\.weight missing"),
         (xlmr(**(HEAD | {"cls_output_rows": 3})), "classifier with 3 labels"),
-        (facts("jina-bert-v2", has_cls=True, cls_rows=1), "tanh on the one logit"),
+        (metadata("jina-bert-v2", has_cls=True, cls_rows=1), "tanh on the one logit"),
         (
-            facts("jina-bert-v2", name="Jina Reranker v1 Tiny En", block_count=4, embedding_length=384),
+            metadata("jina-bert-v2", name="Jina Reranker v1 Tiny En", block_count=4, embedding_length=384),
             "jina-reranker-v1-tiny-en: .*pooler",
         ),
         (
@@ -275,16 +275,16 @@ def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected
             "pooling 'cls'.*older llama.cpp",
         ),
         (replace(HEADS["gte-reranker-modernbert-base"], classifier_pooling="cls"), "pooling 'mean'"),
-        (facts("modern-bert", classifier_pooling="cls", **HEAD_OUT), r"cls\.weight missing"),
-        (facts("eurobert", pooling="rank"), "no rank head for eurobert"),
-        (facts("qwen3", causal_attention=False, pooling="rank"), "no rank head for qwen3"),
-        (facts("bert"), "names no pooling"),
-        (facts("bert", pooling="none"), "names no pooling"),
+        (metadata("modern-bert", classifier_pooling="cls", **HEAD_OUT), r"cls\.weight missing"),
+        (metadata("eurobert", pooling="rank"), "no rank head for eurobert"),
+        (metadata("qwen3", causal_attention=False, pooling="rank"), "no rank head for qwen3"),
+        (metadata("bert"), "names no pooling"),
+        (metadata("bert", pooling="none"), "names no pooling"),
         (qwen(name="Qwen3 0.6B", chat_template="…"), "plain language model"),
         (qwen("llama", name="Llama 3.2 1B Instruct"), "plain language model"),
         (qwen("gemma3", name="Some Reranker"), "does not know"),
         (qwen("qwen2", pooling="rank"), "does not know"),
-        (facts("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
+        (metadata("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
         (qwen(name="zerank-2", blocks=36, width=2560), "zerank-2: .*divided by 5"),
         (qwen(name="Zerank 1", blocks=36, width=2560), "zerank-1: "),
         (qwen(name="Jina Reranker v3"), "listwise"),
@@ -293,9 +293,9 @@ def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected
         (qwen(name="Qwen3 Reranker 8B", blocks=36, width=4096, **PAIR_HEAD), "output.weight"),
         (qwen(name="Qwen3 Reranker 0.6B", tokens=strings("yes")), "'no' is not a single token"),
         (qwen(name="Qwen3 Reranker 0.6B", control_tokens={}), "<|im_start|> is not a special"),
-        (facts("bert", kind="adapter"), "adapter"),
-        (facts("bert", parameters=0), "no weights"),
-        (facts("bert", vocabulary_size=0), "no vocabulary"),
+        (metadata("bert", kind="adapter"), "adapter"),
+        (metadata("bert", parameters=0), "no weights"),
+        (metadata("bert", vocabulary_size=0), "no vocabulary"),
     ],
 )
 def test_refusals_say_why_and_what_to_do(found: ModelMetadata, reason: str) -> None:
@@ -321,7 +321,7 @@ def test_the_sizes_tell_namesakes_apart() -> None:
 def test_a_name_is_whole_words_of_the_right_architecture() -> None:
     assert judged(xlmr(name="notbge-m3", pooling="cls")).entry is None
     assert judged(xlmr(name="bge-m30", pooling="cls")).entry is None
-    assert judged(facts("nomic-bert", name="bge-m3", pooling="cls")).entry is None
+    assert judged(metadata("nomic-bert", name="bge-m3", pooling="cls")).entry is None
     assert judged(xlmr(name="My bge-m3 (tuned)", pooling="cls")).entry is not None
 
 
@@ -473,7 +473,7 @@ def test_max_lengths() -> None:
     assert judged(small, PartialRecipe(max_length=512)).require().max_length == 512
     assert judged(xlmr(context_length=0, **HEAD)).require().max_length == 512
     assert (
-        judged(facts("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
+        judged(metadata("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
         .require()
         .max_length
         == 16384
@@ -486,7 +486,7 @@ def test_cosine_settings() -> None:
     scoring = judged(E5_FACTS, own).require()
     assert (scoring.pooling, scoring.query_prefix, scoring.document_prefix) == ("cls", "", "d: ")
     assert scoring.normalization == Normalization("affine", 0.5, 0.95)
-    unsaid = facts("bert")
+    unsaid = metadata("bert")
     assert judged(unsaid, PartialRecipe(method="embedding", pooling="mean")).require().pooling == "mean"
     refusal = judged(unsaid, PartialRecipe(method="embedding")).refusal
     assert refusal is not None and "set pooling" in refusal.next_step
@@ -530,8 +530,8 @@ def test_descriptions() -> None:
         "causal_lm", ["yes", "no"], "catalog",
     )  # fmt: skip
     assert told["scoring"]["way"] == "judge"
-    assert told["facts"]["has_chat_template"] is True
-    assert "tokens" not in told["facts"]
+    assert told["metadata"]["has_chat_template"] is True
+    assert "tokens" not in told["metadata"]
 
 
 @pytest.mark.parametrize("one", [one for one in RENAMED if one.of == "rerankd inspect"], ids=str)
@@ -569,10 +569,10 @@ def test_describe_json_is_json(tmp_path: Path) -> None:
     import json
 
     from ggufs import write
-    from rerankd.formats import gguf
+    from rerankd.formats import gguf_metadata
 
-    found = gguf.read(write(tmp_path / "m.gguf"))
-    assert json.loads(json.dumps(describe_json(found, judged(found))))["facts"]["architecture"] == "qwen3"
+    found = gguf_metadata.read(write(tmp_path / "m.gguf"))
+    assert json.loads(json.dumps(describe_json(found, judged(found))))["metadata"]["architecture"] == "qwen3"
 
 
 @pytest.mark.parametrize(
@@ -614,7 +614,7 @@ def test_a_file_without_settings_gets_a_recipe_or_a_refusal_and_never_an_error(d
         "control_tokens": [SPECIAL, {}],
     }  # fmt: skip
     drawn = {key: data.draw(st.sampled_from(values), key) for key, values in choose.items()}
-    resolved = judged(facts(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
+    resolved = judged(metadata(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
     recipe = resolved.recipe
     if resolved.refusal is not None:
         assert resolved.refusal.reason and resolved.refusal.next_step

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import ggufs
-from rerankd.backends.openvino import chosen
+from rerankd.backends.openvino import precision_choice
 from rerankd.domain import Normalization
 from rerankd.errors import EngineStartFailed, Unscorable
 from rerankd.scoring import self_test
 from rerankd.service import Reranker
-from rerankd.serving import self_test as serving_self_test
-from rerankd.serving.prepare import prepare
-from rerankd.serving.tokens import ModelVocabulary
+from rerankd.serving import run_self_test as serving_self_test
+from rerankd.serving.model_tokenizer import ModelVocabulary
+from rerankd.serving.prepare_model import prepare
 from rerankd.state import StateStore
 from support import GOLDEN, golden_settings, rerankd
 
@@ -91,10 +91,10 @@ async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused
     model, state = prepare(settings), StateStore(tmp_path)
     other = serving_self_test.second(model, model.engine)
     assert other is not None
-    key = serving_self_test.key(model, f"openvino {chosen.version()} f32 full", other)
+    key = serving_self_test.key(model, f"openvino {precision_choice.version()} f32 full", other)
     # The other engine really computes; what is wrong are the values it is compared with.
     log, socket = tmp_path / "log", tmp_path / "s.sock"
-    values, vocabulary = [9.0, -9.0, 9.0, -9.0, 9.0], ModelVocabulary(model.facts)
+    values, vocabulary = [9.0, -9.0, 9.0, -9.0, 9.0], ModelVocabulary(model.metadata)
     wrong = await serving_self_test.run(model, values, other, vocabulary, socket, log)
     assert wrong is not None and wrong.is_fatal
     serving_self_test.keep(state, key, model, other, wrong)

@@ -20,10 +20,10 @@ from rerankd.api.dialects.table import DEFAULT
 from rerankd.config import Settings
 from rerankd.domain import DocumentError, Normalization, RerankRequest, RerankResult
 from rerankd.errors import ConfigError, InvalidRequest, ModelFileError, TooLong, UnknownModel, Unscorable
-from rerankd.scoring import normalize, plan
+from rerankd.scoring import deduplicate, normalize
 from rerankd.scoring.result import Scored, ranked
 from rerankd.service import Reranker
-from rerankd.serving.prepare import prepare
+from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, count_tokens, golden_settings, inputs
 
 WORDS = ["panda", "bear", "river", "mountain", "bread", "ticket", "weather", "library", "guitar", "pizza"]
@@ -64,7 +64,7 @@ async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker)
     # All that there is room for is read; the text that comes back is whole.
     assert {scored.index: scored.text for scored in result.results}[1] == long
     one, other = await inputs(reranker, QUERY, [short, long])
-    assert (one.tokens < 100, other.tokens) == (True, reranker.model.engine.spec.scoring.max_length)
+    assert (one.tokens < 100, other.tokens) == (True, reranker.model.engine.spec.recipe.max_length)
     assert result.tokens == one.tokens + other.tokens + len(one.question.ids)
 
 
@@ -168,9 +168,7 @@ async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_
     shown = [scored.score for scored in result.results]
     assert shown == sorted(shown, reverse=True)
     if raw_scores:
-        assert all(
-            normalize.score(value, reranker.model.scoring.normalization) < 1e-37 for value in shown[2:]
-        )
+        assert all(normalize.score(value, reranker.model.recipe.normalization) < 1e-37 for value in shown[2:])
     else:
         assert shown[2:] == [0, 0, 0]
     alone = await reranker.rerank(QUERY, ["a panda is a bear", "bread"], raw_scores=raw_scores)
@@ -223,7 +221,7 @@ def test_rows_are_in_the_order_of_raw_values(options: dict[str, Any], rows: list
 
 
 def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
-    made = plan.make(["a", "b", "c", "d"], 3)
+    made = deduplicate.make(["a", "b", "c", "d"], 3)
     scored = Scored(
         made, [1.0, None, None, None], {2: "it hung", 1: "it crashed"}, partly=(0,), unscored=(3,)
     )
@@ -293,7 +291,7 @@ async def test_an_instruction_reaches_the_judge(tmp_path: Path) -> None:
             for text in (None, "Find what contradicts the claim")
         ]
         named = await reranker.rerank(
-            QUERY, ["a panda"], instruction=reranker.model.scoring.instruction, raw_scores=True
+            QUERY, ["a panda"], instruction=reranker.model.recipe.instruction, raw_scores=True
         )
         assert abs(usual - other) > 1e-3
         assert named.results[0].score == pytest.approx(usual, abs=1e-4)

@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.api.shares import SMALL_BYTES, Hold, Shares
+from rerankd.api.memory_shares import SMALL_BYTES, Hold, Shares
 
 MIB = 2**20
 MOST = 256 * MIB

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rerankd.errors import ModelFileError, UnknownModel
 from rerankd.hub import builtin
-from rerankd.hub.ref import parse
+from rerankd.hub.model_ref import parse
 from rerankd.hub.store import Record, Store, folder_of, name_of
 
 _WORDS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,8}", fullmatch=True)

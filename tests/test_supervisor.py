@@ -25,12 +25,12 @@ from rerankd.backends.base import Batch, Engine, EngineSpec
 from rerankd.backends.llama.engines import LlamaEngine, connect
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
-from rerankd.process import growth, reasons, restart, rundir, states
+from rerankd.process import failure_reasons, memory_limit, restart_delay, rundir, states
 from rerankd.process.child import Child, Launch
-from rerankd.process.life import Plan, Watch
+from rerankd.process.children import Plan, Watch
 from rerankd.process.states import State, Status
 from rerankd.process.supervisor import Supervisor
-from rerankd.scoring.sequences import NONE, Input, Question
+from rerankd.scoring.engine_input import NONE, Input, Question
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ from rerankd.scoring.sequences import NONE, Input, Question
     [(1, 0.2), (2, 0.4), (3, 0.8), (6, 6.4), (9, 51.2), (10, 60.0), (11, 60.0), (10**9, 60.0)],
 )
 def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, delay_s: float) -> None:
-    assert delay_s == pytest.approx(restart.delay_s(losses))
-    assert delay_s * (1 - restart.JITTER) <= restart.delay_s(losses, 0.999) < delay_s
+    assert delay_s == pytest.approx(restart_delay.delay_s(losses))
+    assert delay_s * (1 - restart_delay.JITTER) <= restart_delay.delay_s(losses, 0.999) < delay_s
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, 
         (-signal.SIGTERM, [], False, "killed"),
         (1, [], False, "exit"),
         (0, [], False, "exit"),
-        (reasons.DAMAGED_FILE, ["error: m.gguf: it has no tensor cls.bias."], False, "file"),
+        (failure_reasons.DAMAGED_FILE, ["error: m.gguf: it has no tensor cls.bias."], False, "file"),
         (-signal.SIGABRT, ["terminate called after throwing std::bad_alloc"], False, "memory"),
         (1, ["CUDA error: out of memory"], False, "memory"),
         (1, ["error: Unable to allocate 2.25 MiB for an array"], False, "memory"),
@@ -62,7 +62,7 @@ def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, 
     ],
 )
 def test_why_an_engine_went(code: int, lines: list[str], oom: bool, cause: str) -> None:
-    assert reasons.cause(code, lines, out_of_memory=oom) == cause
+    assert failure_reasons.cause(code, lines, out_of_memory=oom) == cause
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_why_an_engine_went(code: int, lines: list[str], oom: bool, cause: str) 
     ],
 )
 def test_the_next_step_is_the_backends_or_the_general_one(code: int, lines: list[str], step: str) -> None:
-    advice: reasons.Advice = {
+    advice: failure_reasons.Advice = {
         "error: argument": "Take a newer one.",
-        reasons.NO_PROGRAM: "Install it.",
+        failure_reasons.NO_PROGRAM: "Install it.",
         7: "Its lock is taken.",
         -signal.SIGILL: "Build it for this CPU.",
     }
-    said = reasons.died("m.gguf", code, lines, advice)
+    said = failure_reasons.died("m.gguf", code, lines, advice)
     assert step in said
     assert not any(other in said for other in advice.values() if other != step)
 
@@ -514,7 +514,7 @@ def test_an_engine_that_grows_without_end_is_replaced_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The default leaves a gigabyte, which takes long to fill.
-    monkeypatch.setattr(growth, "ROOM", 50 * 2**20)
+    monkeypatch.setattr(memory_limit, "ROOM", 50 * 2**20)
 
     async def story() -> None:
         async with bench(tmp_path, "--grow-mib", "60", watch=Watch(health_poll_s=0.05)) as it:
@@ -538,10 +538,10 @@ def test_an_engine_that_grows_without_end_is_replaced_by_default(
 
 def test_the_default_bound_grows_with_what_was_held_and_with_each_short_life() -> None:
     mib = 2**20
-    assert growth.bound(500 * mib, 0, 0) == 1000 * mib + growth.ROOM
+    assert memory_limit.bound(500 * mib, 0, 0) == 1000 * mib + memory_limit.ROOM
     # llama.cpp has not read all pages of its file yet.
-    assert growth.bound(100 * mib, 4000 * mib, 0) == 4100 * mib + growth.ROOM
-    assert growth.bound(500 * mib, 0, 2) == 4 * growth.bound(500 * mib, 0, 0)
+    assert memory_limit.bound(100 * mib, 4000 * mib, 0) == 4100 * mib + memory_limit.ROOM
+    assert memory_limit.bound(500 * mib, 0, 2) == 4 * memory_limit.bound(500 * mib, 0, 0)
 
 
 def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_next_one_starts(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankd import config, textfile
+from rerankd import config, text_files
 from rerankd.errors import ConfigError
 from rerankd.formats import tokenizer
 from support import GOLDEN, rerankd
@@ -19,8 +19,8 @@ from support import GOLDEN, rerankd
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, mark: bytes) -> None:
     path = tmp_path / "text"
     path.write_bytes(mark + "für\r\nzwei\ufeff".encode())
-    assert textfile.read(path) == "für\r\nzwei\ufeff"
-    with textfile.lines(path) as stream:
+    assert text_files.read(path) == "für\r\nzwei\ufeff"
+    with text_files.lines(path) as stream:
         assert list(stream) == ["für\n", "zwei\ufeff"]
 
 
@@ -28,12 +28,12 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, mark: bytes) -
 def test_other_encodings_are_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "text"
     path.write_text("\ufefftext" if encoding.endswith("be") else "text", encoding=encoding)
-    for reader in (textfile.read, textfile.lines):
+    for reader in (text_files.read, text_files.lines):
         with pytest.raises(ValueError, match=f"it is in {encoding[:6].upper()}; save it as UTF-8"):
             reader(path)
     # Documents are read as far as they go, but not these.
     with pytest.raises(ValueError, match="save it as UTF-8"):
-        textfile.decode(path.read_bytes(), errors="replace")
+        text_files.decode(path.read_bytes(), errors="replace")
 
 
 def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:

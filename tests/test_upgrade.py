@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from rerankd import config, processes
+from rerankd.deprecated_names import RENAMED
 from rerankd.errors import ConfigError
-from rerankd.renamed import RENAMED
 from support import GOLDEN, ROOT, start_serving
 
 LEFT = ROOT / "tests" / "from_0_1"

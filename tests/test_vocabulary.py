@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ggufs import rewrite
 from rerankd.errors import ModelFileError
-from rerankd.formats import modelfile, tokenizer, vocabularies
+from rerankd.formats import model_files, tokenizer, tokenizer_support
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.hub import builtin
 from rerankd.scoring import prompt
@@ -31,9 +31,9 @@ FILES = (
 )
 # Checkpoints, and the golden model that has the same tokenizer.
 FOLDERS = {"xlmr-head": "xlmr-head", "modernbert-head": "modernbert-head", "bert-pairs": "bert-embedder"}
-FACTS = {name: modelfile.read(GOLDEN / golden(name)["model"]) for name in FILES}
-READ = {name: tokenizer.read(facts) for name, facts in FACTS.items()}
-FROM_FILES = {name: tokenizer.read(modelfile.read(GOLDEN / name)) for name in (*FOLDERS, "roberta-head")}
+FACTS = {name: model_files.read(GOLDEN / golden(name)["model"]) for name in FILES}
+READ = {name: tokenizer.read(metadata) for name, metadata in FACTS.items()}
+FROM_FILES = {name: tokenizer.read(model_files.read(GOLDEN / name)) for name in (*FOLDERS, "roberta-head")}
 ALL = [*READ.values(), *FROM_FILES.values()]
 TOKENS = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text(encoding="utf-8"))}
@@ -77,7 +77,7 @@ def read(name: str, pair: dict[str, str]) -> list[Any]:
 def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, home: Path) -> None:
     is_builtin = name == "builtin"
     vocabulary = (
-        tokenizer.read(modelfile.read(builtin.path_in(home / "models"))) if is_builtin else READ[name]
+        tokenizer.read(model_files.read(builtin.path_in(home / "models"))) if is_builtin else READ[name]
     )
     assert len(TOKENS) >= 126
     for row, ids in zip(TOKENS, vocabulary.encode([row["text"] for row in TOKENS]), strict=True):
@@ -170,18 +170,18 @@ def test_the_flags_of_a_file_say_what_stands_around_a_text(
 ) -> None:
     changed = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     path = rewrite(GOLDEN / f"{name}.gguf", tmp_path / "m.gguf", keys=changed)
-    frame = tokenizer.read(modelfile.read(path)).frame
+    frame = tokenizer.read(model_files.read(path)).frame
     assert (frame.start.tolist(), frame.alone.tolist()) == (start, alone)
 
 
 def test_what_can_be_read_is_known_beforehand() -> None:
-    assert [vocabularies.refusal(facts) for facts in FACTS.values()] == [""] * len(FACTS)
+    assert [tokenizer_support.refusal(metadata) for metadata in FACTS.values()] == [""] * len(FACTS)
     xlmr, qwen = FACTS["xlmr-head"], FACTS["qwen3-headless"]
-    assert "normalisation map" in vocabularies.refusal(replace(xlmr, has_charsmap=False))
-    assert vocabularies.refusal(replace(qwen, tokenizer_pre="llama-bpe")).startswith(
+    assert "normalisation map" in tokenizer_support.refusal(replace(xlmr, has_charsmap=False))
+    assert tokenizer_support.refusal(replace(qwen, tokenizer_pre="llama-bpe")).startswith(
         "the tokenizer gpt2 llama"
     )
-    assert vocabularies.refusal(replace(qwen, architecture="gemma")).endswith("gemma is not known")
+    assert tokenizer_support.refusal(replace(qwen, architecture="gemma")).endswith("gemma is not known")
 
 
 def test_a_vocabulary_that_is_not_whole_is_named(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_vocabulary_that_is_not_whole_is_named(tmp_path: Path) -> None:
         keys={"tokenizer.ggml.merges": ["no such", "pieces here"]},
     )
     with pytest.raises(ModelFileError, match=r"m\.gguf: its tokenizer can't be read"):
-        tokenizer.read(modelfile.read(path))
+        tokenizer.read(model_files.read(path))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to return freed memory")
@@ -202,7 +202,7 @@ import asyncio, os
 from pathlib import Path
 from rerankd import processes
 from rerankd.formats import modelfile, tokenizer
-from rerankd.serving.tokens import ModelVocabulary
+from rerankd.serving.model_tokenizer import ModelVocabulary
 
 def held():
     return processes.memory_bytes(os.getpid()) >> 20

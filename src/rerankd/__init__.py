@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rerankd.api.routes import router
     from rerankd.config import Settings
     from rerankd.service import Reranker
-    from rerankd.sync import SyncReranker
+    from rerankd.sync_reranker import SyncReranker
 
 __all__ = ["Reranker", "Settings", "SyncReranker", "__version__", "create_app", "lifespan", "router"]
 
@@ -25,7 +25,7 @@ _HOMES = {
     "router": "rerankd.api.routes",
     "Settings": "rerankd.config",
     "Reranker": "rerankd.service",
-    "SyncReranker": "rerankd.sync",
+    "SyncReranker": "rerankd.sync_reranker",
 }
 
 

@@ -18,9 +18,9 @@ def main() -> None:
         # A reload that comes before the settings were read has nothing to do, and must not end the process.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    from rerankd import streams
+    from rerankd import standard_streams
 
-    streams.prepare()
+    standard_streams.prepare()
 
     from rerankd import cli
 

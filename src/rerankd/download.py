@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import httpx
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.errors import DataFolderError, FetchError, disk_errors
 from rerankd.progress import Progress, silent, size_words, step
 
@@ -38,7 +38,7 @@ class Source:
     """One file: its address, and its expected size and sha256 ("" where that is not known).
     `headers` are sent along."""
 
-    origin: network.Origin
+    origin: network_errors.Origin
     url: str
     name: str
     size_bytes: int
@@ -69,7 +69,7 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
         self._patience = patience
         self._progress = progress
         try:
-            self.client = network.client(
+            self.client = network_errors.client(
                 follow_redirects=True,
                 timeout=patience.timeout_s,
                 headers={"accept-encoding": "identity"},
@@ -150,9 +150,9 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
                         if at == source.size_bytes:
                             break
             except httpx.TransportError as error:
-                said = network.explain(error)
+                said = network_errors.explain(error)
                 cause = source.origin.unreachable(error) if isinstance(error, httpx.ConnectError) else None
-            except network.Busy as error:
+            except network_errors.Busy as error:
                 cause = error
             fruitless = fruitless + 1 if at == before else 0
             if fruitless:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.errors import FetchError
 
 
@@ -69,7 +69,7 @@ def download(
         *options,
     ]  # fmt: skip
     # pip writes to TMPDIR while it downloads: its growth there is the progress, whatever pip's version.
-    with network.environment():
+    with network_errors.environment():
         environ = {**environment(), "TMPDIR": str(folder)}
     with subprocess.Popen(
         argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -10,13 +10,13 @@ from pathlib import Path
 from rerankd import config, machine
 from rerankd.config import Settings
 from rerankd.download import Downloader
-from rerankd.hub import hubs, ref
+from rerankd.hub import hubs, model_ref
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Record, Store
 from rerankd.progress import Progress
 from rerankd.service import Reranker
-from rerankd.serving import offers
-from rerankd.serving.prepare import prepare, resolve_file
+from rerankd.serving import backend_offers
+from rerankd.serving.prepare_model import prepare, resolve_file
 
 
 def pull(
@@ -32,17 +32,17 @@ def pull(
     for client in ("huggingface_hub", "modelscope_hub"):
         logging.getLogger(client).setLevel(logging.ERROR)
     wanted = settings.of(model)
-    ref.parse(wanted.ref)
+    model_ref.parse(wanted.ref)
     with Downloader(progress=progress) as downloader:
         return Puller(
             store=Store(settings.home),
             hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
             downloader=downloader,
-            resolve=lambda facts: resolve_file(facts, wanted.scoring),
+            resolve=lambda metadata: resolve_file(metadata, wanted.scoring),
             check=check,
             say=say,
             progress=progress,
-            memory_bytes=machine.read().memory_bytes if offers.cards(settings) == () else None,
+            memory_bytes=machine.read().memory_bytes if backend_offers.cards(settings) == () else None,
         ).pull(wanted.ref)
 
 

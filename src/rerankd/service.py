@@ -28,14 +28,14 @@ from rerankd.errors import (
 )
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
-from rerankd.scoring import plan
-from rerankd.scoring.plan import Plan
+from rerankd.scoring import deduplicate
+from rerankd.scoring.deduplicate import Plan
 from rerankd.scoring.result import Scored, ranked
-from rerankd.serving import readings
-from rerankd.serving.prepare import Model
+from rerankd.serving import metric_readings
+from rerankd.serving.document_scores import Budget, nothing, planned, score
+from rerankd.serving.prepare_model import Model
 from rerankd.serving.queue import NOBODY, WEIGHTS, Client, Place
 from rerankd.serving.registry import ModelRegistry
-from rerankd.serving.request import Budget, nothing, planned, score
 from rerankd.serving.served_model import ServedModel
 
 NOT_STARTED = (
@@ -69,7 +69,7 @@ class Reranker:
                 f"The file of API keys {settings.api_keys_file} holds no key. Make one with "
                 "`rerankd key new NAME`."
             )
-        self.metrics = Metrics(lambda: readings.of(self.registry.entries))
+        self.metrics = Metrics(lambda: metric_readings.of(self.registry.entries))
         self.registry = ModelRegistry(settings, self.metrics)
         self.registry.begin_with(prepared)
         self._is_closed = False
@@ -176,14 +176,14 @@ class Reranker:
         ) as place:
             texts = planned(request, served)
             scored = await self._scored(served, request, place, texts, budget, timeout_s)
-        rows = ranked(request, scored.raw, served.model.scoring.normalization)
+        rows = ranked(request, scored.raw, served.model.recipe.normalization)
         has_scores = any(value is not None for value in scored.raw)
         none = ("No document reaches the score_threshold of the request.",) * (has_scores and not rows)
         result = RerankResult(
             model=request.model or served.name,
             results=rows,
             tokens=scored.tokens,
-            normalization="raw" if request.raw_scores else served.model.scoring.normalization.name,
+            normalization="raw" if request.raw_scores else served.model.recipe.normalization.name,
             warnings=(
                 request.warnings
                 + served.model.resolution.warnings
@@ -257,7 +257,7 @@ class Reranker:
             raise Stopping("This Reranker is closed. Ask it inside its block, or make a new one.")
 
     def _check_request(self, request: RerankRequest) -> None:
-        if plan.is_blank(request.query):
+        if deduplicate.is_blank(request.query):
             raise InvalidRequest("The query is empty. Send the question the documents should answer.")
         if not request.documents:
             raise InvalidRequest("There are no documents. Send at least one.")

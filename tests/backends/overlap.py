@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from rerankd.backends import base
-from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options, per_model
+from rerankd.backends.safer_steps import Step
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.domain import Refusal
 from rerankd.process.child import Launch
-from rerankd.scoring.sequences import Frame, Ids
+from rerankd.scoring.engine_input import Frame, Ids
 
 PROGRAM = str(Path(__file__).with_name("overlap_program.py"))
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -63,7 +63,7 @@ class OverlapBackend:
         return ()
 
     def offer(self, spec: base.EngineSpec, options: OverlapOptions, survey: None) -> OverlapOffer | Refusal:
-        if spec.scoring.method == "causal_lm":
+        if spec.recipe.method == "causal_lm":
             return Refusal("shared words answer no question", "take an encoder")
         return OverlapOffer(
             backend=self,
@@ -72,7 +72,7 @@ class OverlapBackend:
             build=f"{self.name} 1",
             title=self.title,
             reason="a test wants it for every cross-encoder",
-            rank=base.Rank.GPU if spec.scoring.method == "cross_encoder" else base.Rank.CPU,
+            rank=base.Rank.GPU if spec.recipe.method == "cross_encoder" else base.Rank.CPU,
             memory_bytes=spec.replicas * 2**20,
             policy=base.BatchPolicy(tokens=1000, most_tokens=1000),
             capabilities=base.Capabilities(options.overlap_scope, tokenizes=True),
@@ -91,7 +91,7 @@ class OverlapBackend:
 
     def launch(self, offer: OverlapOffer, taken: Sequence[Step], cards: object, socket: Path) -> Launch[Any]:
         spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
-        asked = (str(socket), str(spec.scoring.max_length), offer.capabilities.scope)
+        asked = (str(socket), str(spec.recipe.max_length), offer.capabilities.scope)
         argv = [sys.executable, "-E", PROGRAM, *asked, *flags]
         return Launch(argv, OverlapEngine)
 

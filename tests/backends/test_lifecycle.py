@@ -22,10 +22,10 @@ from rerankd.backends.base import Backend, Batch, Engine, EngineSpec, Offer
 from rerankd.backends.table import BACKENDS
 from rerankd.errors import EngineError, EngineUnavailable
 from rerankd.process.child import Child
-from rerankd.process.reasons import died
+from rerankd.process.failure_reasons import died
+from rerankd.scoring.engine_input import NONE, Input, Question
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import NONE, Input, Question
-from rerankd.serving import tokens
+from rerankd.serving import model_tokenizer
 
 QUERY = "rings of planets"
 TEXTS = ["trains leave at nine", "planets have rings", "rings are gold"]
@@ -45,14 +45,18 @@ async def started(
     child = await Child.start(launch.argv, folder / "e.log", {**launch.environment, **os.environ})
     engine = launch.connect(folder / "e.sock")
     assert spec.metadata is not None
-    own = engine if offer.capabilities.tokenizes else await tokens.ModelVocabulary(spec.metadata).tokenizer()
+    own = (
+        engine
+        if offer.capabilities.tokenizes
+        else await model_tokenizer.ModelVocabulary(spec.metadata).tokenizer()
+    )
     try:
         async with asyncio.timeout(60):
             while child.exit_code is None and not await engine.is_ready():
                 await asyncio.sleep(0.02)
             if child.exit_code is None:
                 await engine.prepare()
-        yield child, engine, tokens.reader(offer, own)
+        yield child, engine, model_tokenizer.reader(offer, own)
     finally:
         await child.stop(0)
         await engine.close()
@@ -156,7 +160,7 @@ async def test_another_server_is_an_engine_without_files_child_or_token_counts(
 ) -> None:
     engine = upstream.connect(f"http://127.0.0.1:{server.server_port}")
     await engine.prepare()
-    reader = Reader(HEAD.scoring, engine, reads_text=True)
+    reader = Reader(HEAD.recipe, engine, reads_text=True)
     await scores(engine, reader)
     asked = await batch(reader)
     assert (await engine.score(asked)).values == [20, 18, 14]

@@ -20,19 +20,19 @@ from rerankd.backends.base import Batch
 from rerankd.backends.llama.backend import LlamaBackend
 from rerankd.backends.llama.engines import LlamaEngine
 from rerankd.errors import EngineError, InputTooLong, Unscorable
-from rerankd.formats import gguf, modelfile, tokenizer
+from rerankd.formats import gguf_metadata, model_files, tokenizer
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.ids import Ids
-from rerankd.scoring import plan
+from rerankd.scoring import deduplicate
+from rerankd.scoring.engine_input import Input, Question
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import Input, Question
 from support import GOLDEN, golden
 
 BACKEND = LlamaBackend()
 # Of each kind of vocabulary: SentencePiece, WordPiece, and byte-level BPE with and without a rank head.
 NAMES = ("xlmr-head", "bert-embedder", "modernbert-head", "qwen2-labels", "qwen3-headless")
 ROWS = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-TEXTS = [plan.clean(pair["document"], nfc=True) for pair in PAIRS.values() if pair["document"].strip()]
+TEXTS = [deduplicate.clean(pair["document"], nfc=True) for pair in PAIRS.values() if pair["document"].strip()]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -72,7 +72,7 @@ async def test_values_are_those_of_the_reference(running: tuple[str, LlamaEngine
     cases = [case for case in cases if PAIRS[case["id"]]["document"].strip()]  # blank: never scored
     if reader.reads_text:
         pairs = [PAIRS[case["id"]] for case in cases]
-        texts = [(pair["query"], plan.clean(pair["document"], nfc=True)) for pair in pairs]
+        texts = [(pair["query"], deduplicate.clean(pair["document"], nfc=True)) for pair in pairs]
         batches = [Batch(tuple(await reader.plain(query, [document]))) for query, document in texts]
     else:
         ids = [case["ids"] for case in cases]
@@ -152,7 +152,7 @@ async def test_an_input_may_have_max_length_tokens_and_no_more(
 async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: str) -> None:
     """Of a rule that no golden model has, llama.cpp's own code is the other witness."""
     source = GOLDEN / "qwen3-headless.gguf"
-    header, _ = gguf.header_of(source, tokenizer.ARRAYS)
+    header, _ = gguf_metadata.header_of(source, tokenizer.ARRAYS)
     tokens, kinds, merges = (
         header.values[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges")
     )
@@ -165,10 +165,10 @@ async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: 
         "tokenizer.ggml.merges": [*merges.texts(), "e \u00cc"],
     }
     path = rewrite(source, tmp_path / "m.gguf", keys=keys)
-    spec = replace(SPECS["qwen3-headless.gguf"], path=path, metadata=modelfile.read(path))
+    spec = replace(SPECS["qwen3-headless.gguf"], path=path, metadata=model_files.read(path))
     assert spec.metadata is not None
     marked = "xe\u0331a 'S'LL 12 \r\n\n e\u0331"
-    texts = [*TEXTS, *(plan.clean(row["text"], nfc=True) for row in ROWS), marked]
+    texts = [*TEXTS, *(deduplicate.clean(row["text"], nfc=True) for row in ROWS), marked]
     async with started(BACKEND, spec, tmp_path) as (_, engine, _):
         found = await engine.encode(texts)
     wanted = tokenizer.read(spec.metadata).encode(texts)
@@ -201,7 +201,7 @@ async def test_a_query_is_embedded_once_and_each_document_by_its_own(tmp_path: P
 
 async def test_labels_that_are_no_single_tokens_are_refused(tmp_path: Path) -> None:
     spec = SPECS["qwen3-headless.gguf"]
-    spec = replace(spec, scoring=replace(spec.scoring, labels=("yes", "certainly not")))
+    spec = replace(spec, recipe=replace(spec.recipe, labels=("yes", "certainly not")))
     with pytest.raises(Unscorable, match=r"'certainly not' is . tokens"):
         async with started(BACKEND, spec, tmp_path):
             pass

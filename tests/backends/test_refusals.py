@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from overlap import OVERLAP
 
-from rerankd.backends import ladder
+from rerankd.backends import safer_steps
 from rerankd.backends.base import Backend, EngineSpec, Offer
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.table import BACKENDS
 from rerankd.domain import Refusal
-from rerankd.formats import modelfile
+from rerankd.formats import model_files
 from rerankd.machine import Gpu
-from rerankd.serving import offers
-from rerankd.serving.prepare import resolve_file, wanted
+from rerankd.serving import backend_offers
+from rerankd.serving.prepare_model import resolve_file, wanted
 from support import GOLDEN, golden_settings
 
 ROWS: Mapping[str, Backend] = {backend.name: backend for backend in (*BACKENDS, OVERLAP)}
@@ -52,8 +52,8 @@ MODELS = (
 def spec_of(model: str) -> EngineSpec:
     settings = golden_settings(model.removesuffix(".gguf"), Path("/none"), model=(str(GOLDEN / model),))
     (one,) = wanted(settings)
-    facts = modelfile.read(GOLDEN / model)
-    return offers.spec(model, GOLDEN / model, facts, resolve_file(facts, one.scoring), one, "f")
+    metadata = model_files.read(GOLDEN / model)
+    return backend_offers.spec(model, GOLDEN / model, metadata, resolve_file(metadata, one.scoring), one, "f")
 
 
 SPECS = {model: spec_of(model) for model in MODELS}
@@ -83,9 +83,9 @@ def test_an_offer_holds_together(name: str, model: str, machine: str) -> None:
     assert isinstance(offer, Offer)
     assert offer.backend is backend
     # A backend may take shorter inputs than the recipe says; all else is as it was asked for.
-    max_length = offer.spec.scoring.max_length
-    assert 0 < max_length <= spec.scoring.max_length
-    assert offer.spec == replace(spec, scoring=replace(spec.scoring, max_length=max_length))
+    max_length = offer.spec.recipe.max_length
+    assert 0 < max_length <= spec.recipe.max_length
+    assert offer.spec == replace(spec, recipe=replace(spec.recipe, max_length=max_length))
     assert offer.name and offer.build and offer.title and offer.reason
     assert offer.on_cpu or machine == "gpu"
     more = said(backend, replace(spec, replicas=3), machine)
@@ -106,7 +106,7 @@ def test_the_safer_settings_end_and_each_changes_how_it_is_started(
     steps = backend.steps(offer, ())
     assert len({step.name for step in steps}) == len(steps)
     taken = [0]
-    while (following := ladder.after(steps, taken[-1], "crash", loaded=False)) != taken[-1]:
+    while (following := safer_steps.after(steps, taken[-1], "crash", loaded=False)) != taken[-1]:
         taken.append(following)
     assert taken == list(range(len(steps) + 1))
     starts = [backend.launch(offer, steps[:count], (), Path("/s")) for count in taken]

@@ -21,7 +21,7 @@ from rerankd.domain import Normalization, Recipe, Refusal
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
-from rerankd.serving import self_test
+from rerankd.serving import run_self_test
 
 OPENVINO, LLAMA = OpenVinoBackend(), LlamaBackend()
 HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
@@ -164,9 +164,9 @@ def test_openvino_has_nothing_to_say_of_a_file_that_is_not_known() -> None:
 def test_what_depends_on_its_block_is_not_compared_with_what_depends_on_its_pair() -> None:
     model: Any = SimpleNamespace(spec=XLMR)
     running = backend_offer(OPENVINO, XLMR)
-    other = self_test.second(model, running)
+    other = run_self_test.second(model, running)
     assert other is not None and other.backend.name == "llama"
-    assert self_test.second(model, replace(running, capabilities=Capabilities("block"))) is None
+    assert run_self_test.second(model, replace(running, capabilities=Capabilities("block"))) is None
 
 
 def test_each_backend_gets_its_work_in_its_own_way() -> None:

@@ -23,7 +23,7 @@ from rerankd import machine
 from rerankd.backends.base import Batch
 from rerankd.errors import InputTooLong
 from rerankd.recipes import catalog
-from rerankd.scoring.sequences import Input
+from rerankd.scoring.engine_input import Input
 from rerankd.service import Reranker
 from support import batch, count_tokens, golden, golden_settings, inputs
 
@@ -65,7 +65,7 @@ async def test_raw_values_are_those_of_transformers(served: Served) -> None:
 
 async def test_token_ids_are_those_of_the_reference(served: Served) -> None:
     reranker = served.reranker
-    embeds = reranker.model.scoring.method == "embedding"
+    embeds = reranker.model.recipe.method == "embedding"
     for query, cases in by_query(served.case).items():
         found = await inputs(reranker, query, documents(cases))
         for case, one in zip(cases, found, strict=True):
@@ -239,7 +239,7 @@ async def test_a_batch_may_hold_many_queries_and_calls_may_overlap(served: Serve
 
 async def test_what_is_longer_than_max_length_is_an_error_and_never_truncated(served: Served) -> None:
     """By the engine; and the longest input that the service makes is taken."""
-    engine, max_length = served.engine, served.reranker.model.engine.spec.scoring.max_length
+    engine, max_length = served.engine, served.reranker.model.engine.spec.recipe.max_length
     texts = ["a" + " a" * more for more in range(2 * max_length)]
     asked = await inputs(served.reranker, QUERY, texts)
     longest = [one for one in asked if one.tokens == max_length][-1]

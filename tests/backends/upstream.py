@@ -9,7 +9,7 @@ import httpx
 
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.errors import EngineError, EngineUnavailable
-from rerankd.scoring.sequences import NONE, Frame, Ids
+from rerankd.scoring.engine_input import NONE, Frame, Ids
 
 
 class Upstream:

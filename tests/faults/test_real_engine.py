@@ -24,7 +24,7 @@ from served import GOLDEN, Service, service
 from served import raw_scores as scores
 
 from rerankd import processes
-from rerankd.process import restart
+from rerankd.process import restart_delay
 
 CASES = {
     case["id"]: 1 / (1 + math.exp(-case["raw"]))
@@ -222,7 +222,7 @@ def test_an_engine_that_is_killed_each_time_it_is_ready(tmp_path: Path, kind: st
         # Nothing is announced where the next start is so near that requests wait for it.
         longest = max(loads.took)
         assert [
-            outage for outage in outages if outage[0] > max(outage[1], restart.PATIENCE_S) + longest
+            outage for outage in outages if outage[0] > max(outage[1], restart_delay.PATIENCE_S) + longest
         ] == []
         # No document and no setting was blamed for it.
         assert not (tmp_path / "home" / "state" / "quarantine.json").exists()

@@ -21,7 +21,7 @@ from served import MODEL, raw_scores, right, service
 
 import fake_engine
 import support
-from rerankd.api.notify import Notifier, passed_sockets
+from rerankd.api.systemd import Notifier, passed_sockets
 from rerankd.errors import AddressInUse
 
 # An engine is started in most of them.

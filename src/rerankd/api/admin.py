@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
-from rerankd.api import reference
-from rerankd.api.answer import Route, json_response, request_id, reranker_with_key
+from rerankd.api import openapi
 from rerankd.api.body import read_json
+from rerankd.api.openapi import errors
 from rerankd.api.origin import check_change
-from rerankd.api.reference import errors
+from rerankd.api.responses import Route, json_response, request_id, reranker_with_key
 from rerankd.errors import (
     AdminOff,
     Conflict,
@@ -134,7 +134,7 @@ async def delete(request: Request, name: str) -> Response:
         },
         **errors(400, 401, 403, 413, 415, 429, 502),
     },
-    openapi_extra=reference.body(
+    openapi_extra=openapi.body(
         {
             "type": "object",
             "required": ["model"],

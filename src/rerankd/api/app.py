@@ -21,9 +21,9 @@ from starlette.routing import Mount
 
 from rerankd import __version__
 from rerankd.api import page
-from rerankd.api.answer import error_response, plain_path
 from rerankd.api.dialects.table import hint
 from rerankd.api.origin import Gate
+from rerankd.api.responses import error_response, plain_path
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
 from rerankd.errors import NoSuchMethod, NoSuchPath

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
-from rerankd.api.dialects.sentences import kind
+from rerankd.api.dialects.type_errors import kind
 from rerankd.api.limits import parsed
 from rerankd.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from typing_extensions import TypedDict
 
-from rerankd.api.answer import Route, error_response, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.api.reference import errors
+from rerankd.api.openapi import errors
+from rerankd.api.responses import Route, error_response, json_response, reranker_of
 from rerankd.errors import EngineUnavailable
-from rerankd.serving.pending import Pending
-from rerankd.serving.roster import Entry
+from rerankd.serving.model_names import Entry
+from rerankd.serving.pending_model import PendingModel
 
 router = APIRouter(route_class=Route)
 
@@ -133,7 +133,7 @@ def _awaited(entry: Entry) -> Awaited:
         "state": state.phase,
         "since_s": round(time.monotonic() - state.since, 1),
     }
-    if isinstance(entry, Pending) and entry.doing:
+    if isinstance(entry, PendingModel) and entry.doing:
         told["doing"] = entry.doing
     if state.error is not None:
         told["error"] = state.error.message

@@ -1,9 +1,8 @@
 """Limits per request: time and memory for its body and its answer, and no work once its client has gone.
 
 Each request runs in a `guard`: it reads the body under a deadline and within its client's share of the memory
-for bodies (see shares.py), and it watches the connection (see disconnect.py), so that a client that hangs up
-frees its place in the queue. Limits per connection are in protocol.py.
-"""
+for bodies (see memory_shares.py), and it watches the connection (see disconnect.py), so that a client that
+hangs up frees its place in the queue. Limits per connection are in protocol.py."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from rerankd.api.auth import key_of
 from rerankd.api.client import identify
 from rerankd.api.disconnect import discard, unless_gone
-from rerankd.api.shares import SMALL_BYTES, Hold, Shares
+from rerankd.api.memory_shares import SMALL_BYTES, Hold, Shares
 from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded, UnsupportedMediaType
 from rerankd.service import Reranker
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_of, reranker_with_key
+from rerankd.api.openapi import errors
 from rerankd.api.origin import check_change
-from rerankd.api.reference import errors
+from rerankd.api.responses import Route, json_response, reranker_of, reranker_with_key
 from rerankd.errors import NoSuchPath
-from rerankd.serving.pending import Pending
-from rerankd.serving.roster import Entry
+from rerankd.serving.model_names import Entry
+from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
@@ -71,7 +71,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request, name: str) -> Response:
     reranker = reranker_with_key(request)
     entry = reranker.registry.entry(name)
-    if isinstance(entry, Pending) and entry.error is not None:
+    if isinstance(entry, PendingModel) and entry.error is not None:
         raise entry.refusal()
     return json_response(_row(entry, name))
 
@@ -139,7 +139,7 @@ class Info(TypedDict):
 async def info(request: Request) -> Response:
     # Without a key, as /health: Continue sends none here.
     reranker = reranker_of(request)
-    max_length = reranker.model.scoring.max_length
+    max_length = reranker.model.recipe.max_length
     body: Info = {
         "model_id": reranker.model.name,
         "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
@@ -156,4 +156,4 @@ async def info(request: Request) -> Response:
 async def weaviate_meta(request: Request) -> Response:
     """What Weaviate shows of the model in its own /v1/meta. It sends no key, so none is asked for here."""
     model = reranker_of(request).model
-    return json_response({"model_name": model.name, "max_input_length": model.scoring.max_length})
+    return json_response({"model_name": model.name, "max_input_length": model.recipe.max_length})

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_with_key
+from rerankd.api.responses import Route, json_response, reranker_with_key
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route, include_in_schema=False)
@@ -60,12 +60,12 @@ async def loaded(request: Request) -> Response:
 
 def _row(served: ServedModel, name: str) -> ModelRow:
     model = served.model
-    family = model.facts.architecture
+    family = model.metadata.architecture
     return {
         "name": name,
         "model": name,
         "modified_at": datetime.fromtimestamp(model.changed_at, UTC).isoformat(),
-        "size": model.facts.tensor_bytes,
+        "size": model.metadata.tensor_bytes,
         # Ollama's is the file's digest; reading gigabytes to tell two files apart is not worth it here.
         "digest": hashlib.sha256(model.fingerprint.encode("utf-8", "replace")).hexdigest(),
         "details": {

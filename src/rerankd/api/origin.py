@@ -28,9 +28,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rerankd import logs
-from rerankd.api.answer import error_response, request_id
 from rerankd.api.disconnect import discard
 from rerankd.api.limits import reranker_in
+from rerankd.api.responses import error_response, request_id
 from rerankd.config import Settings
 from rerankd.errors import HostNotAllowed, OriginNotAllowed, RerankdError, UnsupportedMediaType
 from rerankd.service import Reranker

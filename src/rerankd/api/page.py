@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
-from rerankd.api.answer import Route, json_response, reranker_of
+from rerankd.api.responses import Route, json_response, reranker_of
 from rerankd.errors import NoSuchPath
 
 _FOLDER = Path(__file__).with_name("static")

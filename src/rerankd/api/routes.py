@@ -6,14 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from rerankd.api import admin, health, limits, models, ollama_models, reference, status
-from rerankd.api.answer import Route, facts, json_response, plain_path, request_id, reranker_of, speaks
+from rerankd.api import admin, health, limits, models, ollama_models, openapi, status
 from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
 from rerankd.api.client import client_of
 from rerankd.api.dialects import table
 from rerankd.api.dialects.dialect import Dialect, joined
-from rerankd.api.dialects.rules import with_headers
+from rerankd.api.dialects.option_rules import with_headers
+from rerankd.api.responses import Route, facts, json_response, plain_path, request_id, reranker_of, speaks
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
@@ -71,7 +71,7 @@ def all_routes() -> APIRouter:
 
 
 def _add(found: APIRouter, paths: tuple[str, ...], summary: str, *spoken: Dialect) -> None:
-    told = reference.scores(spoken)
+    told = openapi.scores(spoken)
     for path in paths:
         found.add_api_route(
             path, rerank, methods=["POST"], summary=summary, include_in_schema=path == paths[0], **told

@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rerankd.api.listen import connections_allowed
-from rerankd.api.protocol import MOST_HEADER_BYTES, protocol
+from rerankd.api.http_protocol import MOST_HEADER_BYTES, protocol
+from rerankd.api.listen_address import connections_allowed
 from rerankd.config import Settings
 
 _log = logging.getLogger("rerankd.api")

@@ -13,13 +13,13 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_with_key
-from rerankd.api.reference import errors
+from rerankd.api.openapi import errors
+from rerankd.api.responses import Route, json_response, reranker_with_key
+from rerankd.deprecated_names import old_value
 from rerankd.memory import main_bytes
-from rerankd.recent import Series
-from rerankd.renamed import old_value
-from rerankd.serving.pending import Pending
-from rerankd.serving.readings import tokens_per_second
+from rerankd.recent_history import Series
+from rerankd.serving.metric_readings import tokens_per_second
+from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
@@ -130,39 +130,39 @@ async def status(request: Request) -> Response:
 
 
 async def _model(served: ServedModel) -> ModelStatus:
-    model, scoring, line = served.model, served.model.scoring, served.queue.line
-    facts, entry, rate = model.facts, model.resolution.entry, line.rate
+    model, recipe, scheduler = served.model, served.model.recipe, served.queue.scheduler
+    metadata, entry, rate = model.metadata, model.resolution.entry, scheduler.rate
     return {
         "id": model.name,
         "aliases": list(model.names[1:]),
         "state": served.state.phase,
         "path": str(model.path),
-        "size_bytes": facts.size_bytes,
-        "quantisation": facts.file_type or facts.quantisation or None,
+        "size_bytes": metadata.size_bytes,
+        "quantisation": metadata.file_type or metadata.quantisation or None,
         "licence": entry.licence if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
-        "method": scoring.method,
-        "max_length": scoring.max_length,
-        "normalization": scoring.normalization.name,
-        "way": old_value("method", scoring.method),
-        "window": scoring.max_length,
-        "transform": scoring.normalization.name,
+        "method": recipe.method,
+        "max_length": recipe.max_length,
+        "normalization": recipe.normalization.name,
+        "way": old_value("method", recipe.method),
+        "window": recipe.max_length,
+        "transform": recipe.normalization.name,
         "explain": model.resolution.explanation,
         "notes": [*model.resolution.notes, *served.self_test.doubts],
         "self_test": test.words if (test := served.self_test.passed) is not None else None,
         "engine": await _engine(served),
         "queue": {
-            "requests": len(line),
-            "documents": line.held.documents,
-            "tokens": line.held.tokens,
-            "size_bytes": line.held.size_bytes,
+            "requests": len(scheduler),
+            "documents": scheduler.held.documents,
+            "tokens": scheduler.held.tokens,
+            "size_bytes": scheduler.held.size_bytes,
             "documents_per_second": round(rate.inputs, 2),
             "tokens_per_second": round(tokens_per_second(rate), 1),
         },
     }
 
 
-def _pending(one: Pending, now: float) -> PendingStatus:
+def _pending(one: PendingModel, now: float) -> PendingStatus:
     return {
         "id": one.name,
         "aliases": list(one.names[1:]),

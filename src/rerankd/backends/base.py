@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe, Refusal
 from rerankd.process.child import Launch, Running
 from rerankd.scoring.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
     from rerankd.progress import Progress
-    from rerankd.scoring.sequences import Input
+    from rerankd.scoring.engine_input import Input
     from rerankd.state import StateStore
 
 
@@ -105,14 +105,13 @@ class EngineSpec:
 
     `control_tokens` maps the text of each control token of the vocabulary to its id. `exact` says that the
     weights are not quantised, so that the arithmetic around them is the largest error left. `metadata` is
-    what the files say, `fingerprint` tells them from others (see serving/prepare.py). `needs_build` is the
-    oldest build of an engine with numbered builds that computes the model right. Each of `replicas` engines
-    has `threads`.
-    """
+    what the files say, `fingerprint` tells them from others (see serving/prepare_model.py). `needs_build` is
+    the oldest build of an engine with numbered builds that computes the model right. Each of `replicas`
+    engines has `threads`."""
 
     name: str
     path: Path
-    scoring: Recipe
+    recipe: Recipe
     control_tokens: Mapping[str, int]
     exact: bool = False
     shape: Shape = Shape()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from rerankd.benchmark.figures import Round, Series
 from rerankd.benchmark.load import Plan, Request, round_of
 from rerankd.progress import Progress
-from rerankd.remote import Remote
+from rerankd.remote_client import Remote
 
 # Rounds that are sent and not counted have negative numbers, so that their texts are others too.
 _COLD, _WARM_UP = -1, -2

@@ -15,21 +15,21 @@ from __future__ import annotations
 from rerankd.formats.metadata import ModelMetadata
 
 
-def per_token(facts: ModelMetadata, tokens: float, *, causal: bool) -> float:
+def per_token(metadata: ModelMetadata, tokens: float, *, causal: bool) -> float:
     """FLOPs for one token of a text of `tokens` tokens; 0 where the file does not tell."""
-    if not facts.block_weights:
+    if not metadata.block_weights:
         return 0.0
-    attention = 4 * facts.block_count * facts.attention_width * tokens
-    return 2 * facts.block_weights + (attention / 2 if causal else attention)
+    attention = 4 * metadata.block_count * metadata.attention_width * tokens
+    return 2 * metadata.block_weights + (attention / 2 if causal else attention)
 
 
 def share(
-    facts: ModelMetadata, *, causal: bool, pairs_per_s: float, tokens_per_pair: float, peak_flops: float
+    metadata: ModelMetadata, *, causal: bool, pairs_per_s: float, tokens_per_pair: float, peak_flops: float
 ) -> float | None:
     """The share of the peak that so many pairs a second take; None where it can't be told.
 
     `tokens_per_pair` is what the model reads for a pair. Tokens that are read once for several pairs (a
     judge's prompt, an embedder's query) count as far as the server counts them.
     """
-    work = per_token(facts, tokens_per_pair, causal=causal) * tokens_per_pair * pairs_per_s
+    work = per_token(metadata, tokens_per_pair, causal=causal) * tokens_per_pair * pairs_per_s
     return work / peak_flops if work and peak_flops else None

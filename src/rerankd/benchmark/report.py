@@ -19,12 +19,12 @@ _BUSY = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """`first` is the server that the others are compared with. `known` are the servers that run `facts`; a
+    """`first` is the server that the others are compared with. `known` are the servers that run `metadata`; a
     server that is only known by its address may run any model."""
 
     hardware: Hardware
     model: str
-    facts: ModelMetadata | None
+    metadata: ModelMetadata | None
     causal: bool
     known: frozenset[str]
     start_s: dict[str, float]
@@ -38,10 +38,10 @@ class Benchmark:
     def share(self, series: Series) -> float | None:
         """The share of the measured peak; None where the work is not known."""
         tokens = series.tokens_per_pair
-        if self.facts is None or tokens is None or series.target not in self.known:
+        if self.metadata is None or tokens is None or series.target not in self.known:
             return None
         return flops.share(
-            self.facts,
+            self.metadata,
             causal=self.causal,
             pairs_per_s=series.pairs_per_s,
             tokens_per_pair=tokens,
@@ -111,11 +111,11 @@ def after(benchmark: Benchmark) -> list[str]:
 
 def as_json(benchmark: Benchmark) -> dict[str, Any]:
     """All of it, with every round."""
-    facts = benchmark.facts
+    metadata = benchmark.metadata
     return {
         "machine": asdict(benchmark.hardware),
         "model": benchmark.model,
-        "weights_in_blocks": facts.block_weights if facts is not None else None,
+        "weights_in_blocks": metadata.block_weights if metadata is not None else None,
         "seed": benchmark.seed,
         "complete": benchmark.driven.complete,
         "servers": {

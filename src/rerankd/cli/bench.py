@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rerankd import config, textfile
+from rerankd import config, text_files
 from rerankd.cli.output import Config, Json, print_json, progress, say
 from rerankd.errors import ConfigError
 from rerankd.progress import Progress, step
@@ -77,7 +77,7 @@ def bench(
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     if compare_engines:
         path = config_file or config.find(os.environ)
-        in_file = config.load(textfile.read(path) if path else "", {}, {})  # what the file alone says
+        in_file = config.load(text_files.read(path) if path else "", {}, {})  # what the file alone says
         for name, variable in engines.programs().items():
             if getattr(in_file, name) is not None:
                 raise ConfigError(
@@ -122,9 +122,9 @@ async def _run(
     to start, None for none."""
     from rerankd.benchmark import drive, engines, hardware, service
     from rerankd.benchmark.report import Benchmark
-    from rerankd.remote import Remote
-    from rerankd.serving import offers
-    from rerankd.serving.prepare import prepare
+    from rerankd.remote_client import Remote
+    from rerankd.serving import backend_offers
+    from rerankd.serving.prepare_model import prepare
 
     with step(tell, "measuring the machine"):
         here = await asyncio.to_thread(hardware.read)
@@ -132,7 +132,7 @@ async def _run(
     prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
     chosen: list[EngineRow] = []
     if prepared is not None and compare:
-        said = await asyncio.to_thread(offers.all_of, prepared.spec, prepared.wanted, settings.home)
+        said = await asyncio.to_thread(backend_offers.all_of, prepared.spec, prepared.wanted, settings.home)
         chosen = engines.all_of(said, prepared.wanted, settings.home)
     elif prepared is not None:
         chosen = [engines.as_set(prepared.engine)]
@@ -164,8 +164,8 @@ async def _run(
     return Benchmark(
         hardware=here,
         model=prepared.name if prepared else targets[0].server.served or name or "not told",
-        facts=prepared.facts if prepared else None,
-        causal=prepared is not None and prepared.scoring.method == "causal_lm",
+        metadata=prepared.metadata if prepared else None,
+        causal=prepared is not None and prepared.recipe.method == "causal_lm",
         known=frozenset(row.name for row in chosen),
         start_s={target.name: target.start_s for target in targets if target.start_s is not None},
         driven=driven,

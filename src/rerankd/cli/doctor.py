@@ -33,11 +33,11 @@ def doctor(
 
     Each line has a verdict, and a next step where there is one. Exit code 0 when a model can be served.
     """
-    from rerankd.doctor import checks, observe
+    from rerankd.doctor import checks, survey
 
     settings = config.from_machine({}, config_file)
     with progress() as report:
-        seen = observe.look(settings, Checkup(report, online, remeasure, cuda_mirror))
+        seen = survey.look(settings, Checkup(report, online, remeasure, cuda_mirror))
     rows = checks.diagnose(seen)
     able = checks.can_run(rows)
     if as_json:

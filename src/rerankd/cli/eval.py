@@ -18,7 +18,7 @@ from rerankd.progress import Progress, step
 if TYPE_CHECKING:
     from rerankd.evaluation.collection import Ranking
     from rerankd.evaluation.second_stage import Ask
-    from rerankd.remote import Remote
+    from rerankd.remote_client import Remote
 
 
 def evaluate(
@@ -80,7 +80,7 @@ def evaluate(
     from rerankd import evaluation
     from rerankd.evaluation import bm25, measure, report, second_stage
     from rerankd.evaluation.collection import EVERYDAY, Faults, read, read_run
-    from rerankd.remote import Remote
+    from rerankd.remote_client import Remote
 
     evaluation.check_installed()
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
@@ -127,7 +127,7 @@ async def _asked(
 ) -> AsyncIterator[tuple[str, Ask]]:
     """Who reranks, by name, and how to ask: the server, or an engine where there is none."""
     from rerankd.service import Reranker
-    from rerankd.serving.prepare import prepare
+    from rerankd.serving.prepare_model import prepare
 
     async with contextlib.AsyncExitStack() as stack:
         if server is not None:

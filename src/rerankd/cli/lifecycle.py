@@ -4,7 +4,7 @@
         \\-(none can be served)-> ended            a second signal -> ended at once
 
 It listens from the beginning. SIGTERM and SIGINT end it in order in every phase; SIGHUP always has the
-settings read again. The service manager is told of each phase (see notify.py).
+settings read again. The service manager is told of each phase (see systemd.py).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rerankd.api.notify import Notifier
+from rerankd.api.systemd import Notifier
 from rerankd.config import Settings
 from rerankd.errors import RerankdError
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress
 from rerankd.service import Reranker
-from rerankd.serving.pending import Pending
-from rerankd.serving.roster import Entry
+from rerankd.serving.model_names import Entry
+from rerankd.serving.pending_model import PendingModel
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
@@ -180,7 +180,7 @@ def describe(entries: Sequence[Entry], *, started: bool) -> str:
     groups: dict[str, list[str]] = {}
     for entry in entries:
         phase = entry.state.phase
-        doing = f" ({entry.doing})" if isinstance(entry, Pending) and entry.doing else ""
+        doing = f" ({entry.doing})" if isinstance(entry, PendingModel) and entry.doing else ""
         groups.setdefault(phase, []).append(entry.name + doing)
     words = "; ".join(f"{phase}: {', '.join(names)}" for phase, names in groups.items())
     return _one_line(("" if started else "Starting. ") + words)

@@ -30,26 +30,26 @@ def inspect(
     Exit code 0 when it can be scored, 3 when it can't.
     """
     from rerankd.backends import select
-    from rerankd.formats import modelfile
+    from rerankd.formats import model_files
     from rerankd.hub import inspect as words
     from rerankd.hub import store
-    from rerankd.serving import offers, self_test
-    from rerankd.serving.prepare import fingerprint, resolve_file
+    from rerankd.serving import backend_offers, run_self_test
+    from rerankd.serving.prepare_model import fingerprint, resolve_file
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
     wanted = settings.of(model)
     with progress() as report:
         path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
-    facts = modelfile.read(path)
-    resolved = resolve_file(facts, wanted.scoring)
+    metadata = model_files.read(path)
+    resolved = resolve_file(metadata, wanted.scoring)
     checks: tuple[str, ...] = ()
     engines: list[dict[str, Any]] = []
     if resolved.recipe is not None:  # what was checked of a refused model is another recipe
         made = fingerprint(path)
-        spec = offers.spec(wanted.ref, path, facts, resolved, wanted, made)
-        engines = select.told(wanted.engine, offers.all_of(spec, wanted, settings.home))
-        earlier = self_test.of_file(StateStore(settings.home), path, made)
+        spec = backend_offers.spec(wanted.ref, path, metadata, resolved, wanted, made)
+        engines = select.told(wanted.engine, backend_offers.all_of(spec, wanted, settings.home))
+        earlier = run_self_test.of_file(StateStore(settings.home), path, made)
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
         if check:
             from rerankd import pulling
@@ -57,10 +57,14 @@ def inspect(
             checks = tuple(pulling.check(settings, wanted))
     if as_json:
         print_json(
-            {**words.describe_json(facts, resolved, wanted.ref), "engines": engines, "checks": list(checks)}
+            {
+                **words.describe_json(metadata, resolved, wanted.ref),
+                "engines": engines,
+                "checks": list(checks),
+            }
         )
     else:
-        lines = (words.describe(facts, resolved, wanted.ref), *map(select.line, engines), *checks)
+        lines = (words.describe(metadata, resolved, wanted.ref), *map(select.line, engines), *checks)
         typer.echo("\n".join(lines))
     if resolved.recipe is None:
         raise typer.Exit(3)
@@ -110,7 +114,7 @@ def list_models(
 ) -> None:
     """List the models on this machine, or those that can be pulled by name."""
     from rerankd.hub import listing, store
-    from rerankd.serving.prepare import resolve_model
+    from rerankd.serving.prepare_model import resolve_model
 
     settings = config.from_machine({}, config_file)
     folders = store.Store(settings.home)
@@ -130,7 +134,7 @@ def show(
 ) -> None:
     """Tell what is known of a model: its file and how it is scored, or where it can be pulled from."""
     from rerankd.hub import listing, store
-    from rerankd.serving.prepare import resolve_model
+    from rerankd.serving.prepare_model import resolve_model
 
     settings = config.from_machine({}, config_file)
     ref = settings.of(model).ref

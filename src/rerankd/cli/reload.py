@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from rerankd import config
-from rerankd.cli import running
+from rerankd.cli import running_server
 from rerankd.cli.output import Config, say
 
 _TIMEOUT_S = 60
@@ -26,7 +26,7 @@ def reload(
     settings = config.from_machine({}, config_file)
     path = f"/v1/models/{quote(model, safe='')}/reload"
     knows = "how to reload a model"
-    told = running.ask(
+    told = running_server.ask(
         settings, "POST", path, status=202, has="model", knows=knows, timeout_s=_TIMEOUT_S, json={}
     )
     say(f"{told['model']} is being reloaded. To see when it is ready: rerankd status")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rerankd import config, textfile
-from rerankd.cli import running
+from rerankd import config, text_files
+from rerankd.cli import running_server
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 from rerankd.domain import RerankResult
 from rerankd.errors import InvalidRequest, RerankdError
@@ -56,7 +56,7 @@ def rerank(
 def _documents(path: Path, *, jsonl: bool) -> list[str]:
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        text = textfile.decode(data, errors="replace")
+        text = text_files.decode(data, errors="replace")
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path} can't be read: {getattr(error, 'strerror', error)}.") from error
     # Not str.splitlines: form feeds and U+2028 stand inside documents, and unescaped in JSON strings.
@@ -88,7 +88,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     import httpx
 
     try:
-        with running.client(settings) as client:
+        with running_server.client(settings) as client:
             told = client.get("/ready", timeout=2).json()
             if not isinstance(told, dict) or "status" not in told:
                 return None
@@ -106,7 +106,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
 def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: bool) -> dict[str, Any]:
     from rerankd.api.dialects.table import DEFAULT
     from rerankd.service import Reranker
-    from rerankd.serving.prepare import prepare
+    from rerankd.serving.prepare_model import prepare
 
     async def ask() -> RerankResult:
         with progress() as report:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rerankd import __version__, config, logs
-from rerankd.cli.flags import of_backends, takes
 from rerankd.cli.output import Config, progress, say
+from rerankd.cli.setting_options import of_backends, takes
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
     from rerankd.service import Reranker
-    from rerankd.serving.pending import Pending
+    from rerankd.serving.pending_model import PendingModel
     from rerankd.serving.served_model import ServedModel
 
 
@@ -74,13 +74,13 @@ def _handle_early_signals() -> list[int]:
 async def _serve(
     settings: config.Settings, reread: Callable[[], config.Settings], early: Sequence[int]
 ) -> None:
-    from rerankd.api import listen
-    from rerankd.api.notify import Notifier, passed_sockets
+    from rerankd.api import listen_address
+    from rerankd.api.systemd import Notifier, passed_sockets
     from rerankd.cli.lifecycle import Lifecycle
     from rerankd.service import Reranker
 
     notifier, passed = Notifier.of(os.environ), passed_sockets(os.environ)
-    sockets = passed or [listen.bind(settings.host, settings.port)]
+    sockets = passed or [listen_address.bind(settings.host, settings.port)]
     with contextlib.ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
@@ -97,7 +97,7 @@ async def _serve(
 
         def listening() -> None:
             if not reranker.registry.started:
-                say(_first_words(reranker, listen.url(sockets), passed=bool(passed)))
+                say(_first_words(reranker, listen_address.url(sockets), passed=bool(passed)))
 
         def started() -> None:
             waiting.close()
@@ -140,9 +140,9 @@ def _first_words(reranker: Reranker, url: str, *, passed: bool) -> str:
 
 def _greeting(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
     """All that a person needs after the start, in groups; the last line says where clients go."""
-    from rerankd.api import listen
+    from rerankd.api import listen_address
 
-    registry, url = reranker.registry, listen.url(sockets)
+    registry, url = reranker.registry, listen_address.url(sockets)
     first = registry.models[0]
     lines = [
         f"rerankd {__version__} serves {', '.join(served.name for served in registry.models)} at {url}",
@@ -162,12 +162,12 @@ def _greeting(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
             "  In Dify, add a model of the provider OpenAI-API-compatible:",
             "    Model Type        Rerank",
             f"    Model Name        {first.name}",
-            f"    API endpoint URL  {listen.url_for_others(sockets)}/v1",
+            f"    API endpoint URL  {listen_address.url_for_others(sockets)}/v1",
         ]
     )
 
 
-def _of_pending(pending: Pending) -> list[str]:
+def _of_pending(pending: PendingModel) -> list[str]:
     reason = pending.error.message.replace("\n", "\n           ") if pending.error is not None else ""
     again = "by itself" if pending.retry_at is not None else "after a reload: kill -HUP PID"
     return [

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from rerankd import config
-from rerankd.cli import running
+from rerankd.cli import running_server
 from rerankd.cli.output import Config, Json, print_json, print_rows, say
 from rerankd.progress import size_words
 
@@ -22,7 +22,9 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
     """
     settings = config.from_machine({}, config_file)
     path = "/v1/status"
-    told = running.ask(settings, "GET", path, status=200, has="models", knows=path, timeout_s=_TIMEOUT_S)
+    told = running_server.ask(
+        settings, "GET", path, status=200, has="models", knows=path, timeout_s=_TIMEOUT_S
+    )
     if as_json:
         print_json(told)
     else:

@@ -4,8 +4,9 @@ Every setting's name, default and meaning is written once, in one of these files
 its environment name is `RERANKD_` and the name in capitals.
 """
 
-from rerankd.config.models import EffectiveModelSettings, ModelSettings, RequestDefaults, ServingSettings
-from rerankd.config.scoring import ScoringSettings
+from rerankd.config.model_settings import EffectiveModelSettings, ModelSettings, ServingSettings
+from rerankd.config.request_defaults import RequestDefaults
+from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings, changed, engines_differ, needs
 from rerankd.config.sources import find, from_machine, load, override, service_links
 

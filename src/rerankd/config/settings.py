@@ -9,18 +9,18 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from rerankd.backends.options import Needs, Options, setting
-from rerankd.config.made import with_options
-from rerankd.config.models import (
+from rerankd.config.backend_options import with_options
+from rerankd.config.model_settings import (
     EffectiveModelSettings,
     MemoryBytes,
     ModelSettings,
     Names,
-    RequestDefaults,
     Seconds,
     ServingSettings,
 )
-from rerankd.config.scoring import ScoringSettings
-from rerankd.config.service import FixedSettings, LiveSettings
+from rerankd.config.request_defaults import RequestDefaults
+from rerankd.config.scoring_settings import ScoringSettings
+from rerankd.config.service_settings import FixedSettings, LiveSettings
 
 
 @with_options

@@ -17,14 +17,14 @@ from typing import Any
 import platformdirs
 from pydantic import BaseModel, ValidationError
 
-from rerankd import textfile
+from rerankd import text_files
 from rerankd.backends.options import trait
 from rerankd.config import folders
-from rerankd.config.models import ModelSettings
-from rerankd.config.scoring import ScoringSettings
+from rerankd.config.model_settings import ModelSettings
+from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings
+from rerankd.deprecated_names import met
 from rerankd.errors import ConfigError
-from rerankd.renamed import met
 
 _log = logging.getLogger("rerankd")
 
@@ -76,7 +76,7 @@ def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None =
             "ignored, since Kubernetes or Docker set them for a service of this name: %s", ", ".join(links)
         )
     try:
-        text = textfile.read(path) if path else ""
+        text = text_files.read(path) if path else ""
     except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
     return load(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rerankd.backends.base import Check, Verdict
-from rerankd.doctor.seen import Seen
+from rerankd.doctor.observations import Seen
 
 _GIB = 2**30
 _LEAST_MEMORY, _LEAST_DISK = 1 * _GIB, 1 * _GIB

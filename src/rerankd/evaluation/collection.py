@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from rerankd import textfile
+from rerankd import text_files
 from rerankd.errors import CollectionError
 
 # The one that comes with rerankd.
@@ -225,7 +225,7 @@ def _text(value: Mapping[str, object], key: str) -> str:
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of a file that are not blank, each with its place in words."""
     try:
-        with textfile.lines(path) as stream:
+        with text_files.lines(path) as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     yield f"{path}, line {number}", line

@@ -1,4 +1,4 @@
-"""What rerankd must know of a model before it starts an engine for it (see header_metadata.py)."""
+"""What rerankd must know of a model before it starts an engine for it (see metadata_keys.py)."""
 
 from __future__ import annotations
 

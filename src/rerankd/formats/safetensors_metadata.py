@@ -1,4 +1,4 @@
-"""A folder in transformers' format -> `Facts`; and the same of a repository, before its weights are
+"""A folder in transformers' format -> `ModelMetadata`; and the same of a repository, before its weights are
 fetched."""
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rerankd.formats import checkpoint_files, safetensors, tokenizer_file
 from rerankd.formats.gguf_header import Source
-from rerankd.formats.header_metadata import facts_of, refuse
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.formats.metadata_keys import metadata_of, refuse
 
 
 def read(folder: Path) -> ModelMetadata:
-    """The facts of the model in a folder. Raises ModelFileError for one that is damaged or not whole."""
+    """The metadata of the model in a folder. Raises ModelFileError for one that is damaged or not whole."""
 
     try:
         found, held = safetensors.read(folder, partial(refuse, folder))
@@ -26,7 +26,7 @@ def read(folder: Path) -> ModelMetadata:
     embedding = found.header.tensors.get("token_embd.weight")
     if found.refusal is None and embedding is not None:
         _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
-    return _facts(folder, found, size, held)
+    return _metadata(folder, found, size, held)
 
 
 # A vocabulary of 250,000 pieces takes a second, and a file is looked at more than once.
@@ -50,13 +50,13 @@ def read_streams(
         tensors[path.name] = safetensors.parse(stream, size_bytes, fail)
         size += size_bytes
         held.append(path)
-    return _facts(where, safetensors.translate(where.name, described, tensors, fail), size, tuple(held))
+    return _metadata(where, safetensors.translate(where.name, described, tensors, fail), size, tuple(held))
 
 
-def _facts(
+def _metadata(
     path: Path, found: safetensors.Checkpoint, size_bytes: int, held: tuple[Path, ...]
 ) -> ModelMetadata:
     header = found.header
-    return facts_of(
+    return metadata_of(
         path, header, header.tensors, size_bytes, held, format="safetensors", refusal=found.refusal
     )

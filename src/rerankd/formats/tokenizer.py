@@ -24,7 +24,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rerankd.errors import ModelFileError
-from rerankd.formats import checkpoint_files, gguf, tokenizer_file
+from rerankd.formats import checkpoint_files, gguf_metadata, tokenizer_file
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
 
@@ -91,7 +91,7 @@ def read(metadata: ModelMetadata) -> Vocabulary:
     """
     path, is_gguf = metadata.path, metadata.format == "gguf"
     if is_gguf:
-        header, _ = gguf.header_of(metadata.parts[0] if metadata.parts else path, ARRAYS)
+        header, _ = gguf_metadata.header_of(metadata.parts[0] if metadata.parts else path, ARRAYS)
     else:
         path /= checkpoint_files.TOKENIZER
     try:

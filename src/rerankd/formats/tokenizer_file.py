@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rerankd import textfile
+from rerankd import text_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,7 +20,7 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     ValueError where it is damaged, does not fit the model or does not read pairs."""
     from tokenizers import Tokenizer  # it takes a while to import
 
-    text = textfile.read(path)
+    text = text_files.read(path)
     if text.startswith(GIT_LFS):
         raise ValueError(POINTER)
     said = json.loads(text)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from rerankd.errors import ModelFileError
 from rerankd.formats import checkpoint_files, safetensors
-from rerankd.formats.gguf import header_of
 from rerankd.formats.gguf_header import Header, Tensor
+from rerankd.formats.gguf_metadata import header_of
 
 Floats = NDArray[np.float32]
 # Of the header's arrays. The vocabulary, which takes up to 250 MiB, is the tokenizer's affair.

@@ -27,11 +27,11 @@ import huggingface_hub
 import modelscope_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.download import Source
 from rerankd.errors import FetchError
-from rerankd.hub.repository_files import RemoteFile
-from rerankd.network import Origin
+from rerankd.hub.choose_files import RemoteFile
+from rerankd.network_errors import Origin
 
 _TIMEOUT_S = 20
 
@@ -102,7 +102,7 @@ class HuggingFace:
     def listing(self, repo: str) -> Listing:
         origin = self.origin(repo)
         try:
-            with network.environment():
+            with network_errors.environment():
                 info = self._api.model_info(repo, files_metadata=True, timeout=_TIMEOUT_S)
         except HfHubHTTPError as error:
             answer = error.response
@@ -152,7 +152,7 @@ class ModelScope:
     def listing(self, repo: str) -> Listing:
         origin = self.origin(repo)
         try:
-            with network.environment():
+            with network_errors.environment():
                 found = self._api.list_repo_files(repo, "model", revision=_MASTER)
         except modelscope_hub.APIError as error:
             if error.status_code is None:
@@ -181,7 +181,7 @@ class ModelScope:
 
 _MASTER = "master"
 # Of both clients: huggingface_hub's is httpx2, modelscope-hub's is requests, whose errors are OSError.
-_CLIENT_ERRORS: tuple[type[Exception], ...] = (modelscope_hub.HubError, *network.errors_of(httpx2))
+_CLIENT_ERRORS: tuple[type[Exception], ...] = (modelscope_hub.HubError, *network_errors.errors_of(httpx2))
 
 
 def _failed(origin: Origin, error: Exception) -> FetchError:
@@ -189,7 +189,7 @@ def _failed(origin: Origin, error: Exception) -> FetchError:
     if isinstance(error, (httpx2.HTTPError, httpx2.StreamError)):
         return origin.unreachable(error)
     try:
-        network.client().close()
+        network_errors.client().close()
     except ValueError as fault:
         return FetchError(f"{origin.ref} can't be fetched: {fault}.")
     return origin.unreachable(error)

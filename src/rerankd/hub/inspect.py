@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rerankd.deprecated_names import old_value
 from rerankd.domain import Recipe, Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.progress import size_words
 from rerankd.recipes.resolution import Resolution
-from rerankd.renamed import old_value
 
 _WIDEST = 80  # letters of a template; all of it is in the JSON
 # Texts of many thousand characters, and things only the engine needs
 _LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts", "refusal")
 
 
-def describe(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> str:
+def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "") -> str:
     """A few lines for a person: what the file is, and its recipe with the source of each part, or why there
     is none. `ref` is what the user calls it."""
-    lines = [str(facts.path), _file_line(facts), _model_line(facts, resolved)]
+    lines = [str(metadata.path), _file_line(metadata), _model_line(metadata, resolved)]
     if isinstance(resolved.outcome, Refusal):
         lines.append(f"refused: {resolved.outcome.reason}")
         lines.append(f"what to do: {resolved.outcome.next_step}")
@@ -52,11 +52,11 @@ def _said(recipe: Recipe, part: str) -> str:
     return ", ".join(json.dumps(one, ensure_ascii=False) for one in shown)
 
 
-def describe_json(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> dict[str, Any]:
+def describe_json(metadata: ModelMetadata, resolved: Resolution, ref: str = "") -> dict[str, Any]:
     """The same as a dictionary of JSON values; one of `recipe` and `refusal` is None. `scoring`, `reason`,
     `next_step` and `settings` are what 0.1 had for these."""
     said = {
-        name: getattr(facts, name) for name in ModelMetadata.__dataclass_fields__ if name not in _LEFT_OUT
+        name: getattr(metadata, name) for name in ModelMetadata.__dataclass_fields__ if name not in _LEFT_OUT
     }
     recipe, refusal, entry = resolved.recipe, resolved.refusal, resolved.entry
     made = told = None
@@ -65,13 +65,13 @@ def describe_json(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> 
     if refusal is not None:
         told = {"reason": refusal.reason, "next_step": refusal.next_step, "settings": resolved.settings(ref)}
     return {
-        "path": str(facts.path),
-        "parts": [part.name for part in facts.parts],
-        "facts": {
+        "path": str(metadata.path),
+        "parts": [part.name for part in metadata.parts],
+        "metadata": {
             **said,
-            "output_labels": list(facts.output_labels),
-            "has_chat_template": bool(facts.chat_template),
-            "flaw": facts.refusal.reason if facts.refusal is not None else "",
+            "output_labels": list(metadata.output_labels),
+            "has_chat_template": bool(metadata.chat_template),
+            "flaw": metadata.refusal.reason if metadata.refusal is not None else "",
         },
         "model": entry.name if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
@@ -97,24 +97,26 @@ def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _file_line(facts: ModelMetadata) -> str:
-    name = facts.name or "no name in its header"
-    parts = f" in {len(facts.parts)} parts" if len(facts.parts) > 1 else ""
-    kind = facts.file_type or facts.quantisation or "no weights"
-    kind += " in safetensors" if facts.format == "safetensors" else ""
-    count = facts.parameters
+def _file_line(metadata: ModelMetadata) -> str:
+    name = metadata.name or "no name in its header"
+    parts = f" in {len(metadata.parts)} parts" if len(metadata.parts) > 1 else ""
+    kind = metadata.file_type or metadata.quantisation or "no weights"
+    kind += " in safetensors" if metadata.format == "safetensors" else ""
+    count = metadata.parameters
     scale, unit = (1e9, "billion") if count >= 1e9 else (1e6, "million")
-    return f"{name}: {kind}, {count / scale:.3g} {unit} parameters, {size_words(facts.size_bytes)}{parts}"
+    return f"{name}: {kind}, {count / scale:.3g} {unit} parameters, {size_words(metadata.size_bytes)}{parts}"
 
 
-def _model_line(facts: ModelMetadata, resolved: Resolution) -> str:
+def _model_line(metadata: ModelMetadata, resolved: Resolution) -> str:
     known = resolved.entry.name if resolved.entry is not None else "not in the catalog"
-    return f"{facts.architecture} {_kind(facts, resolved)}, {facts.context_length:,} tokens ({known})"
+    return (
+        f"{metadata.architecture} {_kind(metadata, resolved)}, {metadata.context_length:,} tokens ({known})"
+    )
 
 
-def _kind(facts: ModelMetadata, resolved: Resolution) -> str:
-    kind = "causal model" if facts.is_causal else "encoder"
-    if facts.has_cls or facts.has_cls_output:
+def _kind(metadata: ModelMetadata, resolved: Resolution) -> str:
+    kind = "causal model" if metadata.is_causal else "encoder"
+    if metadata.has_cls or metadata.has_cls_output:
         return f"{kind} with a rank head"
     if resolved.recipe is not None and resolved.recipe.method == "causal_lm":
         return f"{kind} without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for it)"

@@ -7,20 +7,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rerankd.deprecated_names import old_value
 from rerankd.domain import Method, Refusal
 from rerankd.errors import ModelFileError
-from rerankd.formats import modelfile
+from rerankd.formats import model_files
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import builtin
 from rerankd.hub.inspect import describe as describe_file
 from rerankd.hub.inspect import describe_json
-from rerankd.hub.ref import parse
+from rerankd.hub.model_ref import parse
 from rerankd.hub.store import Store
 from rerankd.progress import silent, size_words
 from rerankd.recipes import catalog
+from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
-from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
-from rerankd.renamed import old_value
 
 # How a model is scored: by its metadata, and what the user calls it.
 Resolve = Callable[[ModelMetadata, str], Resolution]
@@ -60,17 +60,17 @@ def describe(store: Store, model: str, resolve: Resolve) -> Row:
     record = store.find(model)
     if entry is not None and builtin.NAME in entry.refs and builtin.path_in(store.models).is_file():
         model, entry = builtin.NAME, None
-    if record is None and entry is not None and not modelfile.exists(Path(model)):
+    if record is None and entry is not None and not model_files.exists(Path(model)):
         row = _entry_row(entry)
         return {**row, "text": _entry_text(row)}
     path = store.locate(model, silent)
-    facts = modelfile.read(path)
-    resolved = resolve(facts, model)
-    text = describe_file(facts, resolved, model)
+    metadata = model_files.read(path)
+    resolved = resolve(metadata, model)
+    text = describe_file(metadata, resolved, model)
     kept = next((row for row in present(store, resolve) if row["path"] == str(path)), {})
     if kept.get("source"):
         text += f"\nfrom: {kept['source']}" + (f", pulled {kept['pulled_at']}" if "pulled_at" in kept else "")
-    return {**kept, **describe_json(facts, resolved, model), "text": text}
+    return {**kept, **describe_json(metadata, resolved, model), "text": text}
 
 
 def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[str]]:
@@ -103,7 +103,7 @@ def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[st
 
 def _scored(row: Row, resolve: Resolve) -> Row:
     try:
-        resolved = resolve(modelfile.read(row["path"]), row["name"])
+        resolved = resolve(model_files.read(row["path"]), row["name"])
     except ModelFileError as error:
         return {**_scored_by(None, None), "reason": error.message}
     if isinstance(resolved.outcome, Refusal):

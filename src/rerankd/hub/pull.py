@@ -28,12 +28,12 @@ from rerankd.errors import (
     Unscorable,
     disk_errors,
 )
-from rerankd.formats import checkpoint_files, gguf, modelfile
+from rerankd.formats import checkpoint_files, gguf_metadata, model_files
 from rerankd.formats import safetensors_metadata as folders
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.hub.choose_files import Choice, RemoteFile, choose
 from rerankd.hub.hubs import Hub, Listing
-from rerankd.hub.ref import HUBS, ModelRef, parse
-from rerankd.hub.repository_files import Choice, RemoteFile, choose
+from rerankd.hub.model_ref import HUBS, ModelRef, parse
 from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
 from rerankd.progress import Progress, size_words, step
 from rerankd.recipes import catalog
@@ -147,7 +147,8 @@ class Puller:
             def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
                 for file in choice.files:
                     if file.name.lower().endswith(ending):
-                        # The repository's name is a part of what the file says that it is (evidence.py).
+                        # The repository's name is a part of what the file says that it is
+                        # (model_identity.py).
                         yield opened(file), file.size_bytes, Path(repo.replace("/", "--"), file.path)
 
             described = {
@@ -156,10 +157,10 @@ class Puller:
                 if file.name in checkpoint_files.DESCRIBING
             }
             if described:
-                facts = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX))
+                metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX))
             else:
-                facts = gguf.read_streams(parts(".gguf"))
-            resolved = self.resolve(facts)
+                metadata = gguf_metadata.read_streams(parts(".gguf"))
+            resolved = self.resolve(metadata)
         resolved.require(hub.origin(repo).ref)
         self.say(f"scored as {resolved.explanation}")
 
@@ -185,7 +186,7 @@ class Puller:
     def _settle(self, staged: Path, record: Record) -> None:
         model = within(staged, record)
         try:
-            self.resolve(modelfile.read(model)).require()
+            self.resolve(model_files.read(model)).require()
             self.check(model)
         except Unscorable:
             shutil.rmtree(staged)

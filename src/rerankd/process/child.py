@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from rerankd.errors import EngineStartFailed
-from rerankd.process import reasons
+from rerankd.process import failure_reasons
 
 _RING_LINES = 200
 _LOG_BYTES = 8 * 2**20
@@ -60,7 +60,7 @@ class Launch(Generic[EngineT]):
     argv: Sequence[str]
     connect: Callable[[Path], EngineT]
     environment: Mapping[str, str] = field(default_factory=dict)
-    advice: reasons.Advice = field(default_factory=dict)
+    advice: failure_reasons.Advice = field(default_factory=dict)
 
 
 class Child:
@@ -78,12 +78,12 @@ class Child:
         argv: Sequence[str],
         log: Path,
         environ: Mapping[str, str] | None = None,
-        advice: reasons.Advice | None = None,
+        advice: failure_reasons.Advice | None = None,
     ) -> Child:
         """Run `argv`; `environ` None is this process's environment. Raises EngineStartFailed where there is
         no such program, or the system does not start it."""
         if not os.access(argv[0], os.X_OK):
-            step = (advice or {}).get(reasons.NO_PROGRAM, "")
+            step = (advice or {}).get(failure_reasons.NO_PROGRAM, "")
             text = f"The engine {argv[0]} is not a program that can be run. {step}"
             raise EngineStartFailed(text.rstrip())
         loop = asyncio.get_running_loop()
@@ -100,7 +100,7 @@ class Child:
             )
         except (OSError, RuntimeError) as error:
             streams.is_given_up = True
-            raise EngineStartFailed(reasons.not_started(argv[0], error)) from error
+            raise EngineStartFailed(failure_reasons.not_started(argv[0], error)) from error
         return cls(asyncio.subprocess.Process(transport, streams, loop), log)
 
     @property

@@ -3,10 +3,9 @@
     stopped -> starting -> ready <-> checking      ready | checking -> stopping -> waiting | failed
                     \\-> waiting | failed           waiting | failed -> starting    any -> stopping -> stopped
 
-No state is final: an engine that was lost is started again after a delay (see restart.py) for as long as its
-supervisor runs. `waiting` is a short delay, and requests wait with it. `failed` is a long one, or a model
-that has never loaded: requests are told at once what is wrong and when the next start is.
-"""
+No state is final: an engine that was lost is started again after a delay (see restart_delay.py) for as long
+as its supervisor runs. `waiting` is a short delay, and requests wait with it. `failed` is a long one, or a
+model that has never loaded: requests are told at once what is wrong and when the next start is."""
 
 from __future__ import annotations
 

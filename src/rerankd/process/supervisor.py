@@ -22,10 +22,10 @@ from typing import Any, Generic, Never
 
 from rerankd import machine
 from rerankd.errors import EngineUnavailable
-from rerankd.process import restart, watchers
+from rerankd.process import restart_delay, watchers
 from rerankd.process.child import EngineT
-from rerankd.process.life import Life, Lives, Loss, Plan
-from rerankd.process.reasons import Cause
+from rerankd.process.children import Life, Lives, Loss, Plan
+from rerankd.process.failure_reasons import Cause
 from rerankd.process.states import Checking, Failed, Ready, Starting, State, Status, Stopped, Stopping
 from rerankd.process.tasks import Changes, first, forever
 
@@ -41,7 +41,7 @@ class Supervisor(Generic[EngineT]):
     `safer` is told why an engine went and whether it had become ready, and returns whether the next start
     differs: then a failed start is no failure yet. `lacks_room` says in words why there is no room for a
     second engine beside a process, "" where there is. `pause` waits before a restart, and `chance` is a
-    random number for its length (see restart.py).
+    random number for its length (see restart_delay.py).
     """
 
     def __init__(
@@ -207,9 +207,11 @@ class Supervisor(Generic[EngineT]):
         """The delay before the next start; a reload ends it."""
         self._count(lost=1)
         self._losses += 1
-        delay_s, loaded = restart.delay_s(self._losses, self._chance()), self._life is not None
+        delay_s, loaded = restart_delay.delay_s(self._losses, self._chance()), self._life is not None
         until = time.monotonic() + delay_s
-        state, level, text = restart.state(self._plan.name, loss.error, self._losses, delay_s, until, loaded)
+        state, level, text = restart_delay.state(
+            self._plan.name, loss.error, self._losses, delay_s, until, loaded
+        )
         _log.log(level, "%s", text)
         self._set(state)
         await first(self._pause(delay_s), self._reload.wait())

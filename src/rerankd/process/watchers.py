@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from rerankd import processes
 from rerankd.errors import EngineUnavailable, RerankdError
-from rerankd.process import growth
+from rerankd.process import memory_limit
 from rerankd.process.child import EngineT
-from rerankd.process.life import Life, Loss
+from rerankd.process.children import Life, Loss
 from rerankd.process.states import Checking, Ready, State
 from rerankd.process.tasks import first, forever
 
@@ -114,12 +114,12 @@ async def grown(life: Life[EngineT], outgrown: int) -> Loss:
         if held is None:
             await forever()
         assert held is not None
-        most = growth.bound(held, life.plan.weights_bytes, outgrown)
+        most = memory_limit.bound(held, life.plan.weights_bytes, outgrown)
         by = f"the {most / 2**20:.0f} MiB expected of one that held {held / 2**20:.0f} MiB at first"
     while True:
         held = await asyncio.to_thread(processes.memory_bytes, life.child.pid)
         if held is not None and held > most:
-            outgrew = time.monotonic() - started < growth.LONG_LIFE_S
+            outgrew = time.monotonic() - started < memory_limit.LONG_LIFE_S
             text = f"The engine held {held / 2**20:.0f} MiB, more than {by}, and is replaced"
             _log.warning("%s between requests", text)
             return Loss(EngineUnavailable(f"{text}; try again."), "requested", outgrew=outgrew)

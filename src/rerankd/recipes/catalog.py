@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rerankd.domain import Method, Pooling
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes.evidence import header_names, plain
-from rerankd.recipes.partial import POOLINGS, PartialRecipe
+from rerankd.recipes.model_identity import header_names, plain
+from rerankd.recipes.partial_recipe import POOLINGS, PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION, placeholders
 
 # `{{ query }}` holds `{query}`, and the model would read its other braces.
@@ -50,17 +50,17 @@ class Match(_Table):
             raise ValueError("names should be lower case words joined by hyphens")
         return names
 
-    def fits(self, facts: ModelMetadata) -> bool:
+    def fits(self, metadata: ModelMetadata) -> bool:
         """Whether architecture and sizes are this model's, whatever it is called."""
         return (
-            facts.architecture in self.architectures
-            and self.block_count in (0, facts.block_count)
-            and self.embedding_length in (0, facts.embedding_length)
+            metadata.architecture in self.architectures
+            and self.block_count in (0, metadata.block_count)
+            and self.embedding_length in (0, metadata.embedding_length)
         )
 
-    def named(self, facts: ModelMetadata) -> int:
+    def named(self, metadata: ModelMetadata) -> int:
         """The length of the longest of `names` that the header's names hold, 0 for none."""
-        held = [f"-{name}-" for name in header_names(facts)]
+        held = [f"-{name}-" for name in header_names(metadata)]
         return max((len(name) for name in self.names if any(f"-{name}-" in one for one in held)), default=0)
 
 
@@ -130,11 +130,11 @@ class Catalog:
         """The entry of that name or alias; case is ignored."""
         return self.named.get(name.strip().lower())
 
-    def recognise(self, facts: ModelMetadata) -> Entry | None:
-        """The entry that a header's facts are those of, or None. The most exact name wins."""
-        fitting = [entry for entry in self.entries if entry.match.fits(facts)]
-        best = max(fitting, key=lambda entry: entry.match.named(facts), default=None)
-        return best if best is not None and best.match.named(facts) else None
+    def recognise(self, metadata: ModelMetadata) -> Entry | None:
+        """The entry that a header's metadata are those of, or None. The most exact name wins."""
+        fitting = [entry for entry in self.entries if entry.match.fits(metadata)]
+        best = max(fitting, key=lambda entry: entry.match.named(metadata), default=None)
+        return best if best is not None and best.match.named(metadata) else None
 
 
 def template_error(template: str) -> str:

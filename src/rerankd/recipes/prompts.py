@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.catalog import Catalog, Entry, template_error
-from rerankd.recipes.evidence import header_names, plain
-from rerankd.recipes.partial import NOTHING, PartialRecipe
+from rerankd.recipes.model_identity import header_names, plain
+from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION
 
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
@@ -43,25 +43,25 @@ class Prompt:
     assumed: bool = False
 
 
-def known(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Prompt | None:
+def known(metadata: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Prompt | None:
     """The prompt of a causal reranker; None where nothing says it."""
-    labels = labels_of(facts)
+    labels = labels_of(metadata)
     if entry is not None:
-        return _of_entry(facts, entry) if entry.method == "causal_lm" else None
+        return _of_entry(metadata, entry) if entry.method == "causal_lm" else None
     qwen = catalog.find(QWEN3_RERANKER)
     assert qwen is not None, "the catalog has the prompt of Qwen3-Reranker"
-    own = facts.rerank_template
+    own = metadata.rerank_template
     instruction = _instruction_in(own, qwen.template)
     if own and instruction is None:
         usable = labels is not None and not own_template_error(own)
         return Prompt(NOTHING, PartialRecipe(template=own, labels=labels)) if usable else None
-    if instruction is not None and facts.architecture != "qwen3vl":
+    if instruction is not None and metadata.architecture != "qwen3vl":
         # llama.cpp's converter gives the vision model the text model's template, which is not its own.
         said = PartialRecipe(template=qwen.template, labels=labels, instruction=instruction)
         return Prompt(NOTHING if labels else PartialRecipe(labels=_QWEN3_LABELS), said)
-    if facts.architecture != "qwen3":
+    if metadata.architecture != "qwen3":
         return None
-    if facts.pooling == "rank" and labels == _QWEN3_LABELS:
+    if metadata.pooling == "rank" and labels == _QWEN3_LABELS:
         return Prompt(
             PartialRecipe(template=qwen.template, instruction=qwen.instruction),
             PartialRecipe(labels=labels),
@@ -69,7 +69,7 @@ def known(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Prompt
             "file does not say the prompt. Set a template if its model card names another",
             assumed=True,
         )
-    if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(facts)):
+    if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(metadata)):
         return Prompt(
             PartialRecipe(template=qwen.template, labels=_QWEN3_LABELS, instruction=qwen.instruction),
             note="this model is asked as Qwen3-Reranker is, because of its name; its sizes are none of the "
@@ -86,19 +86,19 @@ def own_template_error(template: str) -> str:
     return "the file does not say which {instruction} it wants" if INSTRUCTION in template else ""
 
 
-def labels_of(facts: ModelMetadata) -> tuple[str, str] | None:
+def labels_of(metadata: ModelMetadata) -> tuple[str, str] | None:
     """The two labels of the rank head, the relevant one first; None where the file names none, others than
     tokens, or one that means not relevant first: its order may be wrong, or its question be turned around."""
-    said = facts.output_labels
-    fit = len(said) == 2 and all(facts.token_id(label) is not None for label in said)
+    said = metadata.output_labels
+    fit = len(said) == 2 and all(metadata.token_id(label) is not None for label in said)
     return (said[0], said[1]) if fit and said[0].strip().lower() not in _NEGATIVE else None
 
 
-def _of_entry(facts: ModelMetadata, entry: Entry) -> Prompt:
-    own = facts.rerank_template
+def _of_entry(metadata: ModelMetadata, entry: Entry) -> Prompt:
+    own = metadata.rerank_template
     instruction = _instruction_in(own, entry.template)
     known = PartialRecipe(template=entry.template, labels=entry.labels, instruction=entry.instruction)
-    if not own and (more := _more_words(facts, entry)):
+    if not own and (more := _more_words(metadata, entry)):
         note = (
             f"this model is asked as {entry.name} is, because of its name and its sizes; but its name also "
             f"says {more!r}, and its file does not say the prompt. Set a template if its model card names "
@@ -113,15 +113,15 @@ def _of_entry(facts: ModelMetadata, entry: Entry) -> Prompt:
         "rerank template, which is not used. Set a template if its model card names another prompt"
     )
     # llama.cpp's converter gives the vision model the text model's template, which is not its own.
-    return Prompt(known, note=note, assumed=facts.architecture != "qwen3vl")
+    return Prompt(known, note=note, assumed=metadata.architecture != "qwen3vl")
 
 
-def _more_words(facts: ModelMetadata, entry: Entry) -> str:
+def _more_words(metadata: ModelMetadata, entry: Entry) -> str:
     """What the file's names say beside the model's name, its publisher, sizes and quantisations: a fine-tune
     may be asked something else. "" where one of the names says no more."""
     publishers = {word for alias in entry.aliases if "/" in alias for word in plain(alias).split("-")}
     left: list[str] = []
-    for name in header_names(facts):
+    for name in header_names(metadata):
         for own in entry.match.names:
             before, found, after = f"-{name}-".partition(f"-{own}-")
             words = [word for word in f"{before}-{after}".split("-") if word]
@@ -142,14 +142,14 @@ def _instruction_in(template: str, known: str) -> str | None:
     return middle if whole and len(template) >= len(before) + len(after) and "{" not in middle else None
 
 
-def wanted_lines(facts: ModelMetadata, catalog: Catalog, *, like_before: bool) -> str:
+def wanted_lines(metadata: ModelMetadata, catalog: Catalog, *, like_before: bool) -> str:
     """The lines that make a causal reranker of a model whose prompt is not known: what its file says is
     filled in, the rest is for the user. `like_before` adds what rerankd 0.1 asked."""
-    own = facts.rerank_template if not template_error(facts.rerank_template) else ""
+    own = metadata.rerank_template if not template_error(metadata.rerank_template) else ""
     lines = [
         'method = "causal_lm"',
         f"template = {toml(own)}  # the prompt of its model card, with {{query}} and {{document}} in it",
-        f"labels = {toml(labels_of(facts) or ('', ''))}  # the tokens that mean relevant and not relevant",
+        f"labels = {toml(labels_of(metadata) or ('', ''))}  # the tokens that mean relevant and not relevant",
     ]
     if INSTRUCTION in own:
         lines.insert(2, 'instruction = ""  # what its model card puts there')

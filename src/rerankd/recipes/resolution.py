@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rerankd.domain import Recipe, Refusal
 from rerankd.recipes.catalog import Entry
-from rerankd.recipes.evidence import plain
+from rerankd.recipes.model_identity import plain
 from rerankd.recipes.prompts import toml
 
 

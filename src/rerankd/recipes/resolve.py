@@ -1,8 +1,8 @@
 """A file's metadata + the catalog + the user's settings -> how the file is scored, or why it can't be.
 
 Pure: values in, a value out that can be printed. The method is chosen first, then what each source says is
-merged (`sources.py`, `partial.py`), and the result is held against the file. A model that is not known is
-never given another one's recipe by its name. The rules, in order:
+merged (`sources.py`, `partial_recipe.py`), and the result is held against the file. A model that is not known
+is never given another one's recipe by its name. The rules, in order:
 
 - **A part of a model, a damaged one, or a model the catalog refuses,** is refused; so is a checkpoint of a
   class that is not known. What the catalog refuses because of llama.cpp is scored from its own safetensors.
@@ -10,9 +10,9 @@ never given another one's recipe by its name. The rules, in order:
   (llama-server's own /v1/rerank then answers about 1e-20), and where it is there it is a slower way to the
   same number. What it is asked must be known (`prompts.py`): from the user's settings, by the catalog, or
   from the file.
-- **An encoder with a rank head** is scored by it, where that head is computed right (`heads.py`).
+- **An encoder with a rank head** is scored by it, where that head is computed right (`rank_heads.py`).
 - **A model without a head is an embedding model** when its header or the catalog names a pooling, and nothing
-  says that it is a reranker (`evidence.py`).
+  says that it is a reranker (`model_identity.py`).
 - **Anything else is refused,** with what is missing and the lines of rerankd.toml that supply it. A user's
   template and labels make a causal reranker of any causal model.
 """
@@ -25,14 +25,14 @@ from dataclasses import dataclass, replace
 from rerankd.domain import Method, Normalization, Recipe, Refusal, Source
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes import heads, prompts
+from rerankd.recipes import prompts, rank_heads
 from rerankd.recipes.catalog import Catalog, Entry, template_error
-from rerankd.recipes.notes import notes, warnings
-from rerankd.recipes.partial import NOTHING, POOLINGS, PartialRecipe, merge
+from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe, merge
 from rerankd.recipes.prompts import Prompt
+from rerankd.recipes.recipe_sources import longest, partials
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.scoring_method import OTHERS, QWEN3, SAY_PROMPT, another_file, natural
-from rerankd.recipes.sources import longest, partials
+from rerankd.recipes.user_notes import notes, warnings
 from rerankd.scoring.prompt import INSTRUCTION
 
 _SMALLEST_MAX_LENGTH = 32
@@ -51,79 +51,81 @@ _ONLY_FOR: dict[Method, tuple[str, ...]] = {
 class _Case:
     """All that the rules look at. `prompt` is what is known of how a causal reranker is asked."""
 
-    facts: ModelMetadata
+    metadata: ModelMetadata
     entry: Entry | None
     catalog: Catalog
     settings: PartialRecipe
     prompt: Prompt | None
 
 
-def resolve(facts: ModelMetadata, catalog: Catalog, settings: PartialRecipe = NOTHING) -> Resolution:
+def resolve(metadata: ModelMetadata, catalog: Catalog, settings: PartialRecipe = NOTHING) -> Resolution:
     """How a file is scored, or why not.
 
     Raises ConfigError, naming the setting, for settings that contradict each other or the file.
     """
-    entry = catalog.recognise(facts)
-    if entry is not None and entry.method == "embedding" and facts.has_cls_output:
+    entry = catalog.recognise(metadata)
+    if entry is not None and entry.method == "embedding" and metadata.has_cls_output:
         entry = None  # a cross-encoder made from an embedding model, under its name
-    if entry is not None and entry.method == "causal_lm" and not facts.is_causal:
+    if entry is not None and entry.method == "causal_lm" and not metadata.is_causal:
         entry = None
     if settings.method is None and (settings.template is not None or settings.labels is not None):
         settings = replace(settings, method="causal_lm")
-    prompt = prompts.known(facts, entry, catalog) if facts.is_causal else None
-    case = _Case(facts, entry, catalog, settings, prompt)
+    prompt = prompts.known(metadata, entry, catalog) if metadata.is_causal else None
+    case = _Case(metadata, entry, catalog, settings, prompt)
     method = _no_model(case) or _method(case)
     outcome = method if isinstance(method, Refusal) else _recipe(case, method)
     if isinstance(outcome, Refusal):
-        return Resolution(facts.path, outcome, entry)
-    told = notes(outcome, facts, entry, prompt), warnings(outcome, entry, prompt)
-    return Resolution(facts.path, outcome, entry, *told)
+        return Resolution(metadata.path, outcome, entry)
+    told = notes(outcome, metadata, entry, prompt), warnings(outcome, entry, prompt)
+    return Resolution(metadata.path, outcome, entry, *told)
 
 
 def _no_model(case: _Case) -> Refusal | None:
-    facts = case.facts
-    if facts.refusal is not None:
-        return Refusal(facts.refusal.reason, another_file(facts, case.entry))
-    if facts.kind != "model" or facts.architecture == "clip":
-        part = "mmproj" if facts.architecture == "clip" else facts.kind
+    metadata = case.metadata
+    if metadata.refusal is not None:
+        return Refusal(metadata.refusal.reason, another_file(metadata, case.entry))
+    if metadata.kind != "model" or metadata.architecture == "clip":
+        part = "mmproj" if metadata.architecture == "clip" else metadata.kind
         return Refusal(f"it is not a whole model but a part of one ({part})", "give the model's own file")
-    if not facts.parameters:
+    if not metadata.parameters:
         return Refusal("it holds no weights, only a vocabulary", "give the model's own file")
-    if not facts.vocabulary_size:
+    if not metadata.vocabulary_size:
         return Refusal("it holds no vocabulary", "download a complete conversion of the model")
-    if facts.hidden_activation not in ("", "gelu", "silu"):
-        return Refusal(f"its activation {facts.hidden_activation!r} is not known", OTHERS)
+    if metadata.hidden_activation not in ("", "gelu", "silu"):
+        return Refusal(f"its activation {metadata.hidden_activation!r} is not known", OTHERS)
     return None
 
 
 def _method(case: _Case) -> Method | Refusal:
     """The scoring method: the user's, else what the file and the catalog say."""
-    facts, entry, method = case.facts, case.entry, case.settings.method
+    metadata, entry, method = case.metadata, case.entry, case.settings.method
     # What the catalog refuses is what llama.cpp computes wrong.
-    if entry is not None and entry.refused and method != "causal_lm" and facts.format == "gguf":
+    if entry is not None and entry.refused and method != "causal_lm" and metadata.format == "gguf":
         return Refusal(f"this is {entry.name}: {entry.refused}", OTHERS)
-    if facts.format != "gguf" and method not in (None, "cross_encoder"):
-        raise ConfigError(f"{facts.path}: a model in safetensors is scored by its head: remove {method}")
-    found = method or natural(facts, entry, case.prompt, case.catalog)
-    if facts.format == "gguf" or isinstance(found, Refusal) or found == "cross_encoder":
+    if metadata.format != "gguf" and method not in (None, "cross_encoder"):
+        raise ConfigError(f"{metadata.path}: a model in safetensors is scored by its head: remove {method}")
+    found = method or natural(metadata, entry, case.prompt, case.catalog)
+    if metadata.format == "gguf" or isinstance(found, Refusal) or found == "cross_encoder":
         return found
     return Refusal(
-        "it has no rank head, and a model in safetensors is scored by its head", another_file(facts, entry)
+        "it has no rank head, and a model in safetensors is scored by its head", another_file(metadata, entry)
     )
 
 
 def _recipe(case: _Case, method: Method) -> Recipe | Refusal:
     """The merge of all sources, unless something is missing or does not fit the file."""
     _check_settings(case, method)
-    merged, sources = merge(partials(case.settings, case.entry, case.facts, case.prompt, method))
+    merged, sources = merge(partials(case.settings, case.entry, case.metadata, case.prompt, method))
     check = {"cross_encoder": _check_head, "causal_lm": _check_causal, "embedding": _check_embedding}
     return check[method](case, merged, sources) or _complete(case, method, merged, sources)
 
 
 def _check_settings(case: _Case, method: Method) -> None:
     """Raises ConfigError for a setting that is no part of how the model is scored."""
-    facts, settings = case.facts, case.settings
-    is_pooled = method == "embedding" or (method == "cross_encoder" and facts.architecture == "modern-bert")
+    metadata, settings = case.metadata, case.settings
+    is_pooled = method == "embedding" or (
+        method == "cross_encoder" and metadata.architecture == "modern-bert"
+    )
     if settings.pooling is not None and not is_pooled:
         raise ConfigError(
             f"pooling is for method = embedding, and this model is scored as {method}: remove it"
@@ -137,20 +139,21 @@ def _check_settings(case: _Case, method: Method) -> None:
 
 
 def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
-    facts, wanted = case.facts, case.settings.pooling
-    if facts.is_causal:
+    metadata, wanted = case.metadata, case.settings.pooling
+    if metadata.is_causal:
         raise ConfigError(
-            f"{facts.path}: a causal model ({facts.architecture}) is scored by its labels: "
+            f"{metadata.path}: a causal model ({metadata.architecture}) is scored by its labels: "
             "remove method = cross_encoder"
         )
-    if wanted is not None and facts.classifier_pooling not in (None, wanted):
+    if wanted is not None and metadata.classifier_pooling not in (None, wanted):
         raise ConfigError(
-            f"{facts.path}: its file says that its head reads the pooling {facts.classifier_pooling!r}: "
+            f"{metadata.path}: its file says that its head reads the pooling "
+            f"{metadata.classifier_pooling!r}: "
             "remove pooling"
         )
     read = wanted or (case.entry.classifier_pooling if case.entry is not None else None)
-    is_said = facts.classifier_pooling is not None or read is not None
-    if facts.architecture == "modern-bert" and facts.has_cls_output and not is_said:
+    is_said = metadata.classifier_pooling is not None or read is not None
+    if metadata.architecture == "modern-bert" and metadata.has_cls_output and not is_said:
         return Refusal(
             "its file does not say which state its head reads, the first token's or the mean "
             "(modern-bert.classifier.pooling_type is missing): it was converted by an older llama.cpp",
@@ -159,15 +162,16 @@ def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) 
             'method = "cross_encoder"\n'
             'pooling = "mean"  # only if its config.json says so; rerankd 0.1 assumed it',
         )
-    reason = heads.why_not(facts, read)
-    return Refusal(reason, another_file(facts, case.entry)) if reason else None
+    reason = rank_heads.why_not(metadata, read)
+    return Refusal(reason, another_file(metadata, case.entry)) if reason else None
 
 
 def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
-    facts, template, labels = case.facts, merged.template, merged.labels
-    if not facts.is_causal:
+    metadata, template, labels = case.metadata, merged.template, merged.labels
+    if not metadata.is_causal:
         raise ConfigError(
-            f"{facts.path}: causal_lm asks for a next token, and {facts.architecture} is an encoder, which "
+            f"{metadata.path}: causal_lm asks for a next token, and {metadata.architecture} is an "
+            f"encoder, which "
             "gives none: remove template, labels and method = causal_lm"
         )
     if template is None or labels is None:
@@ -175,25 +179,25 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
         return Refusal(
             f"{lacks} must be set: neither its file nor the catalog has what it is asked",
             SAY_PROMPT,
-            prompts.wanted_lines(facts, case.catalog, like_before=False),
+            prompts.wanted_lines(metadata, case.catalog, like_before=False),
         )
     if error := template_error(template):
-        raise ConfigError(f"{facts.path}: {error}")
+        raise ConfigError(f"{metadata.path}: {error}")
     if case.settings.instruction is not None and INSTRUCTION not in template:
         raise ConfigError(
-            f"{facts.path}: the template has no {{instruction}}: add it there, or set no instruction"
+            f"{metadata.path}: the template has no {{instruction}}: add it there, or set no instruction"
         )
-    if _lost_output(facts):
+    if _lost_output(metadata):
         return Refusal(
             "its language model head (output.weight) was lost in conversion: llama.cpp's converter leaves it "
             "out of large Qwen3 rerankers when it writes a rank head",
             f"use a conversion without a rank head, which keeps output.weight, or {OTHERS}",
         )
-    unfit = _unfit_vocabulary(facts, "" if sources["template"] == "settings" else template, labels)
+    unfit = _unfit_vocabulary(metadata, "" if sources["template"] == "settings" else template, labels)
     if unfit and sources["labels"] == "settings":
-        raise ConfigError(f"{facts.path}: {unfit}; set labels that are")
+        raise ConfigError(f"{metadata.path}: {unfit}; set labels that are")
     if unfit and case.entry is None:
-        lines = prompts.wanted_lines(facts, case.catalog, like_before=False)
+        lines = prompts.wanted_lines(metadata, case.catalog, like_before=False)
         return Refusal(f"what its file says that it is asked does not fit it: {unfit}", SAY_PROMPT, lines)
     if unfit:
         reason = f"{unfit}: the file is not what it says it is, or damaged"
@@ -201,30 +205,30 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
     return None
 
 
-def _lost_output(facts: ModelMetadata) -> bool:
+def _lost_output(metadata: ModelMetadata) -> bool:
     """Whether the head that gives next tokens is gone.
 
     Qwen3 shares it with the embedding matrix up to 4B; from 8B on (4,096 wide) it is a tensor of its own, and
     without it llama.cpp silently takes the embedding matrix, which makes noise of the answer.
     """
-    return facts.architecture in QWEN3 and facts.embedding_length >= 4096 and not facts.has_output
+    return metadata.architecture in QWEN3 and metadata.embedding_length >= 4096 and not metadata.has_output
 
 
-def _unfit_vocabulary(facts: ModelMetadata, template: str, labels: tuple[str, str]) -> str:
+def _unfit_vocabulary(metadata: ModelMetadata, template: str, labels: tuple[str, str]) -> str:
     """What the vocabulary lacks for the labels and a catalog template's markers; "" for nothing."""
     if labels[0] == labels[1] or not all(labels):
         return f"the labels {labels[0]!r} and {labels[1]!r} are not two different texts"
     for label in labels:
-        if facts.token_id(label) is None:
+        if metadata.token_id(label) is None:
             return f"the label {label!r} is not a single token of its vocabulary"
     for marker in _MARKER.findall(template):
-        if marker not in facts.control_tokens and marker not in facts.user_defined_tokens:
+        if marker not in metadata.control_tokens and marker not in metadata.user_defined_tokens:
             return f"{marker} is not a special token of its vocabulary"
     return ""
 
 
 def _check_embedding(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
-    said, pooling = case.facts.pooling, merged.pooling
+    said, pooling = case.metadata.pooling, merged.pooling
     if pooling not in POOLINGS:
         return Refusal(
             "an embedding model needs a pooling, and neither its header nor the catalog names it",
@@ -242,12 +246,13 @@ def _check_embedding(case: _Case, merged: PartialRecipe, sources: dict[str, Sour
 
 def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[str, Source]) -> Recipe:
     """The recipe of all that was merged, without what it has no place for."""
-    facts, length = case.facts, merged.max_length
+    metadata, length = case.metadata, merged.max_length
     assert length is not None, "the method has a default"
-    most = longest(facts, case.entry)
+    most = longest(metadata, case.entry)
     if sources["max_length"] == "settings" and not _SMALLEST_MAX_LENGTH <= length <= most:
         raise ConfigError(
-            f"{facts.path}: max_length = {length} must be from {_SMALLEST_MAX_LENGTH} to {most}, the tokens "
+            f"{metadata.path}: max_length = {length} must be from {_SMALLEST_MAX_LENGTH} to {most}, "
+            f"the tokens "
             "that the model can read"
         )
     normalization = _normalization(case.settings, method, merged)
@@ -255,7 +260,7 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
     if INSTRUCTION not in (merged.template or ""):
         unused.add("instruction")
     # SentencePiece's maps compose as well, but only marks in the order of Unicode, and not all sequences.
-    is_unigram = facts.tokenizer_model == "t5" and facts.has_charsmap
+    is_unigram = metadata.tokenizer_model == "t5" and metadata.has_charsmap
     return Recipe(
         method=method,
         max_length=length,
@@ -266,7 +271,7 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
         template=merged.template or "",
         instruction=(merged.instruction or "") if "instruction" not in unused else "",
         labels=merged.labels or ("", ""),
-        nfc=is_unigram or facts.tokenizer_pre in _NFC_TOKENIZERS,
+        nfc=is_unigram or metadata.tokenizer_pre in _NFC_TOKENIZERS,
         sources={part: source for part, source in sources.items() if part not in unused},
     )
 

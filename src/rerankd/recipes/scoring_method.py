@@ -7,8 +7,8 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.safetensors import TAKE_GGUF
 from rerankd.recipes import prompts
 from rerankd.recipes.catalog import Catalog, Entry
-from rerankd.recipes.evidence import Kind, is_called_embedder, kind_of
-from rerankd.recipes.partial import POOLINGS
+from rerankd.recipes.model_identity import Kind, is_called_embedder, kind_of
+from rerankd.recipes.partial_recipe import POOLINGS
 from rerankd.recipes.prompts import Prompt
 
 QWEN3 = ("qwen3", "qwen3vl")
@@ -32,93 +32,93 @@ _NOT_DONE = {
 
 
 def natural(
-    facts: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog
+    metadata: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog
 ) -> Method | Refusal:
     """The scoring method of a file for which the user sets none. `prompt` is what is known of how a causal
     model is asked."""
-    kind = kind_of(facts)
-    if facts.is_causal:
-        return _causal(facts, entry, prompt, catalog, kind)
-    headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
+    kind = kind_of(metadata)
+    if metadata.is_causal:
+        return _causal(metadata, entry, prompt, catalog, kind)
+    headed = metadata.has_cls or metadata.has_cls_output or metadata.pooling == "rank"
     if headed or (entry is not None and entry.method == "cross_encoder"):
         return "cross_encoder"
     if kind is not None:
-        return _headless(facts, entry, kind)
+        return _headless(metadata, entry, kind)
     if entry is not None and entry.method:
         return entry.method
-    if facts.pooling not in POOLINGS:
+    if metadata.pooling not in POOLINGS:
         return Refusal(
-            f"it is a {facts.architecture} encoder with no rank head, and its header names no pooling",
+            f"it is a {metadata.architecture} encoder with no rank head, and its header names no pooling",
             "if it was a reranker, its head was lost in conversion, and another file is needed; if it is an "
             "embedding model, say so in rerankd.toml, with the pooling that its model card names",
             _cosine_lines(""),
         )
-    if facts.architecture == "gemma-embedding" and not facts.has_dense:
+    if metadata.architecture == "gemma-embedding" and not metadata.has_dense:
         return Refusal(
             "it is an EmbeddingGemma without its two dense layers (dense_2.weight and dense_3.weight "
             "missing): it was converted without them, and gives other cosines than the model",
             f"take a conversion that has them, or {OTHERS}",
-            _cosine_lines(facts.pooling),
+            _cosine_lines(metadata.pooling),
         )
-    if facts.architecture in _EITHER and not is_called_embedder(facts):
+    if metadata.architecture in _EITHER and not is_called_embedder(metadata):
         return Refusal(
-            f"it is a {facts.architecture} encoder without a rank head, and nothing in it says whether it "
+            f"it is a {metadata.architecture} encoder without a rank head, and nothing in it says whether it "
             "is an embedding model, or a reranker such as llama-nemotron-rerank whose head was lost in "
             "conversion",
             _SAY_POOLING,
-            _cosine_lines(facts.pooling),
+            _cosine_lines(metadata.pooling),
         )
     return "embedding"
 
 
 def _causal(
-    facts: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog, kind: Kind | None
+    metadata: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog, kind: Kind | None
 ) -> Method | Refusal:
     if kind in ("listwise", "late interaction", "sparse"):
-        return _headless(facts, entry, kind)
+        return _headless(metadata, entry, kind)
     if prompt is not None:
         return "causal_lm"
-    if kind == "reranker" or facts.has_cls_output:
+    if kind == "reranker" or metadata.has_cls_output:
         return Refusal(
-            f"it is a {facts.architecture} reranker that the catalog does not know, and its file does not "
-            f"say what it is asked: {_missing_of_prompt(facts)}",
+            f"it is a {metadata.architecture} reranker that the catalog does not know, and its file does not "
+            f"say what it is asked: {_missing_of_prompt(metadata)}",
             SAY_PROMPT,
-            prompts.wanted_lines(facts, catalog, like_before=facts.architecture in QWEN3),
+            prompts.wanted_lines(metadata, catalog, like_before=metadata.architecture in QWEN3),
         )
     if entry is not None and entry.method:
         return entry.method
-    if facts.pooling in POOLINGS:
+    if metadata.pooling in POOLINGS:
         return "embedding"
     return Refusal(
         "it is a plain language model (chat or base), not trained to score documents",
         SAY_PROMPT,
-        prompts.wanted_lines(facts, catalog, like_before=False),
+        prompts.wanted_lines(metadata, catalog, like_before=False),
     )
 
 
-def _missing_of_prompt(facts: ModelMetadata) -> str:
+def _missing_of_prompt(metadata: ModelMetadata) -> str:
     """What of a causal reranker's prompt the file does not say."""
     lacks = []
-    if not facts.rerank_template:
+    if not metadata.rerank_template:
         lacks.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
-    elif error := prompts.own_template_error(facts.rerank_template):
+    elif error := prompts.own_template_error(metadata.rerank_template):
         lacks.append(f"a rerank template that can be filled in ({error})")
-    elif facts.architecture == "qwen3vl":
+    elif metadata.architecture == "qwen3vl":
         lacks.append("its own prompt (the template in the file is the text model's)")
-    if prompts.labels_of(facts) is None:
+    if prompts.labels_of(metadata) is None:
         lacks.append(
             "two labels that are tokens of its vocabulary, the relevant one first (classifier.output_labels)"
         )
     return " and ".join(lacks) + (" are missing" if len(lacks) > 1 else " is missing")
 
 
-def _headless(facts: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
+def _headless(metadata: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
     """The refusal of a file that calls itself a reranker and lacks the part that scores."""
     if kind == "reranker":
-        reason, next_step = _LOST_HEAD, another_file(facts, entry)
+        reason, next_step = _LOST_HEAD, another_file(metadata, entry)
     else:
         reason, next_step = _NOT_DONE[kind], OTHERS
-    pooling = facts.pooling if facts.pooling in POOLINGS else ""
+    pooling = metadata.pooling if metadata.pooling in POOLINGS else ""
     return Refusal(reason, next_step, "" if kind == "listwise" else _cosine_lines(pooling))
 
 
@@ -130,16 +130,16 @@ def _cosine_lines(pooling: str) -> str:
     )
 
 
-def another_file(facts: ModelMetadata, entry: Entry | None) -> str:
+def another_file(metadata: ModelMetadata, entry: Entry | None) -> str:
     """What to do where a conversion can't score right, and the model itself can."""
-    if facts.cls_output_rows > 1:
+    if metadata.cls_output_rows > 1:
         return OTHERS
     if entry is not None and entry.refs:
         return f"pull the model as rerankd knows it: rerankd pull {entry.name.lower()}"
-    if facts.refusal is not None:
-        return f"{facts.refusal.next_step}, or {OTHERS}"
-    if facts.format == "safetensors":
+    if metadata.refusal is not None:
+        return f"{metadata.refusal.next_step}, or {OTHERS}"
+    if metadata.format == "safetensors":
         return f"{TAKE_GGUF}, or {OTHERS}"
-    if facts.architecture in ("bert", "modern-bert"):
+    if metadata.architecture in ("bert", "modern-bert"):
         return f"serve the model from its own safetensors (rerankd pull hf:ORG/REPO), or {OTHERS}"
     return OTHERS

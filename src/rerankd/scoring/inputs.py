@@ -15,9 +15,9 @@ import numpy as np
 from rerankd.domain import Recipe
 from rerankd.errors import TooLong
 from rerankd.ids import Ids
-from rerankd.scoring import as_text, question, truncate
+from rerankd.scoring import question, truncate, truncated_text
+from rerankd.scoring.engine_input import Input
 from rerankd.scoring.question import PLAIN, Asked, Truncation
-from rerankd.scoring.sequences import Input
 from rerankd.scoring.tokenizer import Tokenizer
 
 
@@ -147,7 +147,9 @@ class Reader:
                     )
             done[at] = (pieces, is_cut)
         for (at, *_), piece in zip(
-            to_read, await as_text.shortened(self.tokenizer, [part[1:] for part in to_read]), strict=True
+            to_read,
+            await truncated_text.shortened(self.tokenizer, [part[1:] for part in to_read]),
+            strict=True,
         ):
             done[at][0].append(piece)
         return done

@@ -10,8 +10,8 @@ import numpy as np
 
 from rerankd.domain import Recipe, RerankRequest
 from rerankd.errors import TooLong
-from rerankd.scoring import as_text, plan, prompt, truncate
-from rerankd.scoring.sequences import NONE, Question
+from rerankd.scoring import deduplicate, prompt, truncate, truncated_text
+from rerankd.scoring.engine_input import NONE, Question
 from rerankd.scoring.tokenizer import Tokenizer
 
 # The fewest tokens that a question must leave a document; otherwise it is too long.
@@ -100,9 +100,9 @@ class Asked:
 async def ask(model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN) -> Asked:
     """The question of a request. Raises TooLong where the query leaves a document no room."""
     recipe, length = model.recipe, _length(model, how)
-    query = plan.clean(query, nfc=recipe.nfc)
+    query = deduplicate.clean(query, nfc=recipe.nfc)
     wanted = (instruction or recipe.instruction) if takes_instruction(recipe) else ""
-    instruction = plan.clean(wanted, nfc=recipe.nfc)
+    instruction = deduplicate.clean(wanted, nfc=recipe.nfc)
     limit, query_tokens = how.max_tokens_per_query, None
     if limit:
         query, query_tokens = await _shortened(model, query, limit)
@@ -114,7 +114,7 @@ async def ask(model: Model, query: str, instruction: str | None = None, how: Tru
         asked = await _asked(model, query, instruction, length)
     elif len(read) < len(query) and asked.room >= _LEAST_ROOM:
         asked = await _asked(model, query, instruction, length)
-    if query_tokens is not None and plan.is_blank(query):
+    if query_tokens is not None and deduplicate.is_blank(query):
         raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
     if asked.room < _LEAST_ROOM:
         raise await _too_long(model, asked, read, length, how, is_whole=len(read) == len(query))
@@ -209,7 +209,7 @@ async def _shortened(model: Model, query: str, limit: int) -> tuple[str, int | N
     if len(ids) <= limit:
         return query, None
     (ends,) = await model.tokenizer.ends([read])
-    (found,) = await as_text.shortened(model.tokenizer, [(read, ends, ids, limit, True)])
+    (found,) = await truncated_text.shortened(model.tokenizer, [(read, ends, ids, limit, True)])
     return found[0], len(found[1])
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankd.domain import DocumentError, Normalization, RerankRequest, ScoredDocument
-from rerankd.scoring import normalize, plan
-from rerankd.scoring.plan import Plan
+from rerankd.scoring import deduplicate, normalize
+from rerankd.scoring.deduplicate import Plan
 
 
 def ranked(
@@ -70,24 +70,29 @@ class Scored:
             )
         if self.cut:
             found.append(
-                f"Too long to be read whole, with {_tokens(self.room)} for a text: {plan.named(self.cut)}."
+                f"Too long to be read whole, with {_tokens(self.room)} for a text: "
+                f"{deduplicate.named(self.cut)}."
             )
         if self.plan.blank:
-            found.append(f"Blank, ranked last: {plan.named(self.plan.blank)}.")
+            found.append(f"Blank, ranked last: {deduplicate.named(self.plan.blank)}.")
         left_out = {*self.plan.unscored}
         for documents, why in (
             ([at for at in self.unscored if at in left_out], "max_scored_documents asks for no more"),
             ([at for at in self.unscored if at not in left_out], "the time budget was over"),
         ):
             if documents:
-                found.append(f"Not scored, ranked last in the order sent: {plan.named(documents)}; {why}.")
+                found.append(
+                    f"Not scored, ranked last in the order sent: {deduplicate.named(documents)}; {why}."
+                )
         by_reason: dict[str, list[int]] = {}
         for at, reason in sorted(self.errors.items()):
             by_reason.setdefault(reason, []).append(at)
         for reason, indexes in by_reason.items():
-            found.append(f"Not scored and ranked last: {plan.named(indexes)}. Reason: {reason}.")
+            found.append(f"Not scored and ranked last: {deduplicate.named(indexes)}. Reason: {reason}.")
         if self.partly:
-            found.append(f"Scored without the parts that could not be scored: {plan.named(self.partly)}.")
+            found.append(
+                f"Scored without the parts that could not be scored: {deduplicate.named(self.partly)}."
+            )
         return tuple(found)
 
 

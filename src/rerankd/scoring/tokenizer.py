@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from rerankd.scoring.sequences import Frame, Ids
+    from rerankd.scoring.engine_input import Frame, Ids
 
 
 class Tokenizer(Protocol):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rerankd.scoring.sequences import Ids
+from rerankd.scoring.engine_input import Ids
 
 # A text ends at a sentence's end within the last fifth, else at a word's end within the last fifth.
 _NEAR = 5

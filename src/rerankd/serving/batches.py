@@ -6,14 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.waiting import Waiting
-
-
-class Limits(NamedTuple):
-    """What one batch may hold."""
-
-    tokens: int
-    inputs: int
+from rerankd.serving.batch_size import Limits
+from rerankd.serving.waiting_inputs import WaitingInputs
 
 
 class Part(NamedTuple):
@@ -25,11 +19,13 @@ class Part(NamedTuple):
     tokens: int
 
 
-Others = Iterator[tuple[int, Waiting]]
+Others = Iterator[tuple[int, WaitingInputs]]
 """Requests that may add to a batch of another one's, in the order of their turns."""
 
 
-def form(policy: BatchPolicy, limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+def form(
+    policy: BatchPolicy, limits: Limits, lead: int, waiting: WaitingInputs, others: Others
+) -> list[Part]:
     """Take the next batch out of what waits. It holds at least one input of the request `lead`."""
     if waiting.blocks:
         block = waiting.take_block()
@@ -45,7 +41,7 @@ def form(policy: BatchPolicy, limits: Limits, lead: int, waiting: Waiting, other
     return _packed(limits, lead, waiting, matching)
 
 
-def _packed(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+def _packed(limits: Limits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     parts = [_packed_part(lead, waiting, max(waiting.packed(*limits), 1))]
     tokens = limits.tokens - parts[0].tokens
     inputs = limits.inputs - len(parts[0].places)
@@ -58,13 +54,13 @@ def _packed(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list
     return parts
 
 
-def _packed_part(request: int, waiting: Waiting, count: int) -> Part:
+def _packed_part(request: int, waiting: WaitingInputs, count: int) -> Part:
     before = waiting.tokens
     places = waiting.take(count)
     return Part(request, places, before - waiting.tokens)
 
 
-def _padded(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+def _padded(limits: Limits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     own, longest = waiting.padded(*limits)
     if own < len(waiting) <= limits.inputs and waiting.tokens <= limits.tokens:
         # Little is left of the request, of lengths that don't go together: the engine takes them apart.

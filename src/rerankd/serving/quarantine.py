@@ -28,7 +28,7 @@ _DEATHS_ALONE = 2
 _MOST_SUSPECTS = 10_000
 
 Fault = Literal["crash", "exit", "hang", "errors", "memory"]
-"""How an engine went that may be due to its texts (see process/reasons.py)."""
+"""How an engine went that may be due to its texts (see process/failure_reasons.py)."""
 
 REASONS: dict[Fault, str] = {
     "crash": "the engine crashed on it twice, so it is not tried again for an hour",

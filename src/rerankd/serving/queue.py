@@ -1,9 +1,8 @@
 """The queue of one model: requests wait in it for their scores, and engines get their batches from it.
 
-What is decided is in line.py; here are the acts: a task for each batch under way, a future for each request
-that waits, and timers for time budgets. A batch is begun when a request comes, when another
-batch ends, and shortly before one is expected to end.
-"""
+What is decided is in scheduler.py; here are the acts: a task for each batch under way, a future for each
+request that waits, and timers for time budgets. A batch is begun when a request comes, when another batch
+ends, and shortly before one is expected to end."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ from typing import Any
 
 from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineUnavailable, Overloaded, RerankdError, Stopping
-from rerankd.scoring.sequences import Input
+from rerankd.scoring.engine_input import Input
 from rerankd.serving.admission import NOBODY, Bounds, Client, Full
-from rerankd.serving.line import WEIGHTS, Given, Line
+from rerankd.serving.scheduler import WEIGHTS, NextBatch, Scheduler
 
-__all__ = ["NOBODY", "WEIGHTS", "Answer", "Bounds", "Client", "Line", "Place", "Queue", "Scores"]
+__all__ = ["NOBODY", "WEIGHTS", "Answer", "Bounds", "Client", "Place", "Queue", "Scheduler", "Scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class Place:
         if not inputs:
             return Scores((), {}, frozenset())
         queue, tokens = self._queue, [one.tokens for one in inputs]
-        if full := queue.line.expect(
+        if full := queue.scheduler.expect(
             self._request, tokens, question=inputs[0].question.key, until=until, blocks=blocks
         ):
             raise queue.overloaded(full, self._client)
@@ -160,7 +159,7 @@ class Place:
 
     def _release(self) -> None:
         """Nothing is wanted any more: what waits is dropped, and batches that nobody else needs end."""
-        self._queue.line.drop(self._request)
+        self._queue.scheduler.drop(self._request)
         for batch in self._batches:
             batch.end_if_unwanted()
 
@@ -169,7 +168,7 @@ class Place:
 class _Batch:
     """A batch at an engine: whose each input is, and its place there."""
 
-    given: Given
+    given: NextBatch
     owners: Sequence[tuple[Place, int]]
     task: asyncio.Task[Answer] | None = None
 
@@ -190,13 +189,13 @@ class Queue:
 
     def __init__(
         self,
-        line: Line,
+        scheduler: Scheduler,
         policy: Callable[[], BatchPolicy],
         score: Score,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.line = line
+        self.scheduler = scheduler
         self.now = now
         self._policy = policy
         self._score = score
@@ -215,14 +214,14 @@ class Queue:
             raise Stopping("rerankd is stopping and takes no new requests. Ask another one, or try again.")
         self._count += 1
         request = self._count
-        if full := self.line.join(request, client, size_bytes, documents, weight):
+        if full := self.scheduler.join(request, client, size_bytes, documents, weight):
             raise self.overloaded(full, client)
         self._places[request] = Place(self, request, client)
         self._empty.clear()
         try:
             yield self._places[request]
         finally:
-            self.line.leave(request)
+            self.scheduler.leave(request)
             del self._places[request]
             if not self._places:
                 self._empty.set()
@@ -241,7 +240,7 @@ class Queue:
 
     def overloaded(self, full: Full, client: Client) -> Overloaded:
         """What a request is told for which something is full."""
-        wait_s = self.line.retry_after_s(full, client)
+        wait_s = self.scheduler.retry_after_s(full, client)
         if full.is_share:
             told = f"This client has {full.words} under way and waiting; the rest of the queue is for others."
         else:
@@ -252,15 +251,15 @@ class Queue:
         """Begin batches until the engines have no room for another."""
         policy, now = self._policy(), self.now()
         while True:
-            for request in self.line.late(now):
+            for request in self.scheduler.late(now):
                 self._places[request]._drop()
-            if len(self._under_way) >= policy.at_engine * self.line.engines:
+            if len(self._under_way) >= policy.at_engine * self.scheduler.engines:
                 return
-            at = self.line.next_at(len(self._under_way))
+            at = self.scheduler.next_at(len(self._under_way))
             if at > now:
                 self._again(at - now)
                 return
-            given = self.line.next(policy, now)
+            given = self.scheduler.next(policy, now)
             if not given.inputs:
                 return
             self._begin(given)
@@ -271,7 +270,7 @@ class Queue:
         if seconds < math.inf:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.hand_out)
 
-    def _begin(self, given: Given) -> None:
+    def _begin(self, given: NextBatch) -> None:
         batch = _Batch(given, [(self._places[request], at) for request, at in given.inputs])
         inputs = [place._begin(at, batch) for place, at in batch.owners]
         # Its log lines are not those of the request that happened to come, or of a batch before.
@@ -284,7 +283,7 @@ class Queue:
     def _ended(self, batch: _Batch, task: asyncio.Task[Answer]) -> None:
         self._under_way.remove(batch)
         error = _CANCELLED if task.cancelled() else task.exception()
-        self.line.done(batch.given, self.now(), is_scored=error is None)
+        self.scheduler.done(batch.given, self.now(), is_scored=error is None)
         for number, (place, at) in enumerate(batch.owners):
             place._batches.discard(batch)
             if place.is_over:

@@ -10,37 +10,37 @@ from contextlib import AbstractAsyncContextManager
 
 from rerankd import config
 from rerankd.config import Settings
+from rerankd.engine_owner import Owner
 from rerankd.errors import Conflict, RerankdError
 from rerankd.memory import Bytes
 from rerankd.metrics import Metrics
-from rerankd.owner import Owner
 from rerankd.process import rundir
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress, silent
-from rerankd.serving import prepare as preparing
-from rerankd.serving.arrivals import Arrivals
-from rerankd.serving.budgets import budgets, needs
+from rerankd.serving import prepare_model as preparing
 from rerankd.serving.loader import Loader
-from rerankd.serving.pending import Pending
-from rerankd.serving.prepare import Model
+from rerankd.serving.memory_budgets import budgets, needs
+from rerankd.serving.model_names import Entry, ModelNames, check_names, first_of
+from rerankd.serving.model_setup import ModelSetup
+from rerankd.serving.pending_model import PendingModel
+from rerankd.serving.prepare_model import Model
 from rerankd.serving.queue import Bounds
-from rerankd.serving.roster import Entry, Roster, check_names, first_of
 from rerankd.serving.served_model import ServedModel
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
 
-class ModelRegistry(Roster):
+class ModelRegistry(ModelNames):
     """Owner of the served models and of the settings they are served by. How they come to be read is told in
-    arrivals.py; which of them are loaded is the loader's affair (see loader.py)."""
+    model_setup.py; which of them are loaded is the loader's affair (see loader.py)."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         super().__init__(settings)
         self._metrics = metrics
         self._state = StateStore(settings.home)
         self._loader = Loader[ServedModel](budgets(settings), least_stay_s=settings.least_stay_s)
-        self.arrivals = Arrivals(self, self._take)
+        self.arrivals = ModelSetup(self, self._take)
         self._run_dir: rundir.RunDir | None = None
         self._tasks = Background()
         self._changing = asyncio.Lock()
@@ -85,7 +85,7 @@ class ModelRegistry(Roster):
             await self.begin(progress)
         await self.arrivals.start(load)
 
-    def _take(self, pending: Pending, model: Model) -> None:
+    def _take(self, pending: PendingModel, model: Model) -> None:
         """A model has been read: serve it. Raises DoesNotFit."""
         if pending in self.entries:
             served = self._add(model)
@@ -141,7 +141,7 @@ class ModelRegistry(Roster):
         """Try a refused model or a failed engine again, or replace a running one between requests. A file
         that has changed is read anew. Returns when that has begun. Raises what makes the new file one that
         can't be served."""
-        if isinstance(entry, Pending):
+        if isinstance(entry, PendingModel):
             return entry.retry()
         async with self._changing:
             if entry in self.entries:  # else another reload has replaced it meanwhile, or it was removed
@@ -167,7 +167,7 @@ class ModelRegistry(Roster):
                     await self._reload(served)
                     return self.find(served.name)
             waited_for = first_of(model.names, self.pending)
-            if isinstance(waited_for, Pending):  # the settings name it, and it was missing until now
+            if isinstance(waited_for, PendingModel):  # the settings name it, and it was missing until now
                 model = await asyncio.to_thread(preparing.prepare, self.settings, waited_for.wanted)
                 self.arrivals.give_up(waited_for)
                 self._take(waited_for, model)
@@ -204,12 +204,14 @@ class ModelRegistry(Roster):
         old, entries = self.entries, self._plan(found, self._add)
         for entry in old:
             if entry not in entries:
-                self.arrivals.give_up(entry) if isinstance(entry, Pending) else self._loader.retire(entry)
+                self.arrivals.give_up(entry) if isinstance(entry, PendingModel) else self._loader.retire(
+                    entry
+                )
         for entry in entries:
-            if isinstance(entry, Pending):
+            if isinstance(entry, PendingModel):
                 entry.retry() if entry in old else self.arrivals.bring(entry, silent)
             else:
-                entry.queue.line.bounds = Bounds.of(settings)
+                entry.queue.scheduler.bounds = Bounds.of(settings)
                 if entry not in old or entry.state.phase == "failed":
                     entry.reload_failed()
                     self._warm(entry)

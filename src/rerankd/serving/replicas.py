@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from rerankd.backends.base import Engine
 from rerankd.errors import RerankdError
-from rerankd.process.reasons import Cause
+from rerankd.process.failure_reasons import Cause
 from rerankd.process.states import Phase, Status
 from rerankd.process.supervisor import Supervisor
 

@@ -1,4 +1,4 @@
-"""Which of the safer settings a model runs with (see backends/ladder.py), and what is kept of that."""
+"""Which of the safer settings a model runs with (see backends/safer_steps.py), and what is kept of that."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
-from rerankd.backends import ladder
-from rerankd.backends.ladder import Step
-from rerankd.process.reasons import Cause
+from rerankd.backends import safer_steps
+from rerankd.backends.safer_steps import Step
+from rerankd.process.failure_reasons import Cause
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd.engine")
@@ -32,7 +32,7 @@ class SaferSettings:
     """The steps that a model's engines run with: `taken` of `steps`. One that has become ready with safer
     settings than before has them kept for the model's file and the engine's build.
 
-    An engine that was ready and crashes steps down only where its texts don't explain it (see calls.py).
+    An engine that was ready and crashes steps down only where its texts don't explain it (see retry.py).
     """
 
     def __init__(self, learned: StateStore, name: str, fingerprint: str, build: str) -> None:
@@ -70,14 +70,14 @@ class SaferSettings:
         if not self.taken:
             return ""
         return (
-            f"it runs with safer settings ({ladder.words(self.steps)}) since its engine {self._why}; "
+            f"it runs with safer settings ({safer_steps.words(self.steps)}) since its engine {self._why}; "
             f"rerankd reload {self._name} tries the better ones"
         )
 
     def lost(self, cause: Cause, *, loaded: bool) -> bool:
         """An engine went. Whether the next one runs with safer settings; where no step is left for one that
         does not load, the next try begins at the first step again."""
-        following = ladder.after(self._steps, self.taken, cause, loaded=loaded)
+        following = safer_steps.after(self._steps, self.taken, cause, loaded=loaded)
         if following == self.taken:
             if not loaded:
                 self.taken = 0
@@ -98,7 +98,7 @@ class SaferSettings:
         else:
             value = {
                 "steps": [step.name for step in self.steps],
-                "words": ladder.words(self.steps),
+                "words": safer_steps.words(self.steps),
                 "why": self._why,
                 "name": self._name,
                 "model": self._model,

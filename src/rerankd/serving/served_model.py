@@ -11,30 +11,30 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rerankd.backends.base import Engine, Offer
-from rerankd.backends.ladder import OTHER_BACKEND, Step
+from rerankd.backends.safer_steps import OTHER_BACKEND, Step
 from rerankd.config import Settings
 from rerankd.errors import EngineStartFailed, EngineUnavailable
 from rerankd.hub import store
 from rerankd.memory import Bytes, main_bytes
 from rerankd.metrics import Metrics
 from rerankd.process.child import Launch
-from rerankd.process.life import Plan, Watch
-from rerankd.process.reasons import Cause
+from rerankd.process.children import Plan, Watch
+from rerankd.process.failure_reasons import Cause
 from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
 from rerankd.scoring.cache import ScoreCache
 from rerankd.scoring.inputs import Reader
-from rerankd.serving import tokens
-from rerankd.serving.backoff import Backoff
-from rerankd.serving.budgets import HeldMemory
-from rerankd.serving.calls import Calls
-from rerankd.serving.prepare import Model, fingerprint
-from rerankd.serving.queue import Bounds, Line, Queue
+from rerankd.serving import model_tokenizer
+from rerankd.serving.load_backoff import Backoff
+from rerankd.serving.memory_budgets import HeldMemory
+from rerankd.serving.model_tokenizer import EngineTokenizer, ModelVocabulary
+from rerankd.serving.prepare_model import Model, fingerprint
+from rerankd.serving.queue import Bounds, Queue, Scheduler
 from rerankd.serving.replicas import Replicas
+from rerankd.serving.retry import Calls
+from rerankd.serving.run_self_test import SelfTest
 from rerankd.serving.safer_settings import SaferSettings
-from rerankd.serving.self_test import SelfTest
-from rerankd.serving.tokens import EngineTokenizer, ModelVocabulary
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -60,12 +60,12 @@ class ServedModel:
         self.model = model
         self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
-        self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
+        self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.recipe!r}")
         self.log = store.Store(settings.home).log_of(model.name)
         self._metrics = metrics
         self._run_dir = run_dir
         self._learned = learned
-        self._vocabulary = ModelVocabulary(model.facts)
+        self._vocabulary = ModelVocabulary(model.metadata)
         self.self_test = SelfTest(model, self._vocabulary, learned, lambda: run_dir().socket(), self.log)
         self.calls = Calls(
             model.name,
@@ -79,7 +79,7 @@ class ServedModel:
             patience_s=settings.hang_margin_s,
         )
         self.queue = Queue(
-            Line(Bounds.of(settings), engines=model.wanted.replicas),
+            Scheduler(Bounds.of(settings), engines=model.wanted.replicas),
             lambda: self.engine.policy,
             self.calls.score,
         )
@@ -160,9 +160,8 @@ class ServedModel:
         """Start the engines, on these cards where they use any, and wait until they are ready.
 
         Raises RerankdError where none can be started. Whoever asks within a growing delay after that (see
-        process/restart.py) is told the same at once, so that a model that can't be loaded does not keep the
-        machine busy with starts.
-        """
+        process/restart_delay.py) is told the same at once, so that a model that can't be loaded does not keep
+        the machine busy with starts."""
         self._backoff.check()
         self._cards = cards
         try:
@@ -218,7 +217,7 @@ class ServedModel:
         again."""
         self._backoff.clear()
         self.calls.forget()
-        self.queue.line.restore()
+        self.queue.scheduler.batch_size.reset()
         self._safer.forget()
         if self._replicas is not None:
             self._replicas.reload()
@@ -231,13 +230,13 @@ class ServedModel:
         """How it reads a request's texts. Raises what keeps an engine or its vocabulary from being ready."""
         running = self.engine
         if not running.capabilities.tokenizes:
-            return tokens.reader(running, await self._vocabulary.tokenizer())
+            return model_tokenizer.reader(running, await self._vocabulary.tokenizer())
         async with self._running().pick().lease() as engine:
             own = EngineTokenizer(engine.frame, self.calls.encode, self.calls.ends)
-        return tokens.reader(running, own)
+        return model_tokenizer.reader(running, own)
 
     def _ran_out_of_memory(self) -> None:
-        self.queue.line.lower()
+        self.queue.scheduler.batch_size.halve()
         _log.warning(
             "%s: its engine ran out of memory; its batches hold half as much until a reload", self.name
         )

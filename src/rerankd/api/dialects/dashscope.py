@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects import jina, voyage
 from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.api.dialects.rules import Rules, request
+from rerankd.api.dialects.option_rules import Rules, request
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.api.dialects.rules import Rules, request, schema
-from rerankd.api.dialects.sentences import sentence
+from rerankd.api.dialects.option_rules import Rules, request, schema
+from rerankd.api.dialects.type_errors import sentence
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import InvalidRequest, RerankdError
 

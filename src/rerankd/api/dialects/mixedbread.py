@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects import jina
 from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
-from rerankd.api.dialects.rules import Rules
+from rerankd.api.dialects.option_rules import Rules
 from rerankd.domain import RerankResult
 
 

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.api.dialects.rules import NO_TEXTS, Rules
+from rerankd.api.dialects.option_rules import NO_TEXTS, Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 

@@ -1,7 +1,7 @@
 """The options of a rerank request, each written once: its names, its type and its meaning. Pure.
 
 Clients name one option in many ways, and send what another service taught them. So every dialect reads every
-option under each of its names (see rules.py): a line of `OPTIONS` is an option of all dialects.
+option under each of its names (see option_rules.py): a line of `OPTIONS` is an option of all dialects.
 """
 
 from __future__ import annotations

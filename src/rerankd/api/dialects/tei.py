@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
-from rerankd.api.dialects.rules import ALL_ROWS, Rules
+from rerankd.api.dialects.option_rules import ALL_ROWS, Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects import jina, lenient
 from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import OneOrMore
-from rerankd.api.dialects.rules import ALL_ROWS, NO_TEXTS, Rules, request
+from rerankd.api.dialects.option_rules import ALL_ROWS, NO_TEXTS, Rules, request
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 

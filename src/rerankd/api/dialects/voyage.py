@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question, rows
-from rerankd.api.dialects.rules import Rules
+from rerankd.api.dialects.option_rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question, plain_error
-from rerankd.api.dialects.rules import ALL_ROWS, Rules
+from rerankd.api.dialects.option_rules import ALL_ROWS, Rules
 from rerankd.domain import RerankRequest, RerankResult
 
 

@@ -21,13 +21,13 @@ from rerankd.backends.base import (
     Offer,
     Rank,
 )
-from rerankd.backends.ladder import Step
 from rerankd.backends.llama import binaries, installed, launch
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Method, Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
-from rerankd.formats import vocabularies
+from rerankd.formats import tokenizer_support
 from rerankd.process.child import Launch
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class LlamaBackend:
             rank=rank,
             # The file is mapped.
             memory_bytes=(spec.metadata.size_bytes if spec.metadata is not None else 0) * spec.replicas,
-            policy=_POLICIES[spec.scoring.method],
+            policy=_POLICIES[spec.recipe.method],
             capabilities=_capabilities(spec),
             on_cpu=binary.on_cpu,
             is_own_program=options.llama_path is not None,
@@ -158,9 +158,9 @@ class LlamaBackend:
         return replace(offer, title=f"{self.title} b{bundled.build}")
 
     def checks(self, options: LlamaOptions, home: Path, checkup: Checkup) -> list[Check]:
-        from rerankd.backends.llama import checks, observe  # as above
+        from rerankd.backends.llama import checks, survey  # as above
 
-        return checks.diagnose(observe.look(options, home, checkup), checkup.cuda_mirror)
+        return checks.diagnose(survey.look(options, home, checkup), checkup.cuda_mirror)
 
     async def model_checks(self, *_: object) -> tuple[Check, ...]:
         return ()
@@ -176,15 +176,15 @@ def _within_context(spec: EngineSpec) -> EngineSpec:
     """The model, with inputs no longer than llama.cpp takes: no context is longer than the one that the file
     says, and some inputs need room for a token more (see launch.has_answer)."""
     most = spec.metadata.context_length - 1 if spec.metadata is not None else 0
-    if not launch.has_answer(spec.scoring) or not 0 < most < spec.scoring.max_length:
+    if not launch.has_answer(spec.recipe) or not 0 < most < spec.recipe.max_length:
         return spec
-    return replace(spec, scoring=replace(spec.scoring, max_length=most))
+    return replace(spec, recipe=replace(spec.recipe, max_length=most))
 
 
 def _capabilities(spec: EngineSpec) -> Capabilities:
-    if spec.scoring.method == "cross_encoder":  # see engines.py
+    if spec.recipe.method == "cross_encoder":  # see engines.py
         return Capabilities(reads="text", tokenizes=True)
-    return Capabilities(tokenizes=spec.metadata is None or bool(vocabularies.refusal(spec.metadata)))
+    return Capabilities(tokenizes=spec.metadata is None or bool(tokenizer_support.refusal(spec.metadata)))
 
 
 def _options(offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str]) -> launch.EngineOptions:

@@ -33,7 +33,7 @@ class LlamaEngine(LlamaClient, Engine):
 
     def __init__(self, spec: EngineSpec, socket: Path) -> None:
         super().__init__(socket)
-        self.scoring = spec.scoring
+        self.recipe = spec.recipe
         self.frame = Frame()
         # An id that plain text never becomes.
         self._separator = next(iter(spec.control_tokens.values()), None)
@@ -116,7 +116,7 @@ class JudgeEngine(LlamaEngine):
     async def prepare(self) -> None:
         """As of any engine. Raises Unscorable where a label is no single token."""
         await super().prepare()
-        relevant, irrelevant = [await self._label(text) for text in self.scoring.labels]
+        relevant, irrelevant = [await self._label(text) for text in self.recipe.labels]
         self._labels = (relevant, irrelevant)
 
     async def score(self, batch: Batch) -> RawScores:
@@ -144,7 +144,7 @@ KINDS: dict[Method, type[LlamaEngine]] = {
 
 def connect(spec: EngineSpec, socket: Path) -> LlamaEngine:
     """The engine behind a llama-server's socket."""
-    return KINDS[spec.scoring.method](spec, socket)
+    return KINDS[spec.recipe.method](spec, socket)
 
 
 def _in_order(found: Mapping[int, float], count: int) -> list[float]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from rerankd.backends.base import EngineSpec, Shape
-from rerankd.backends.ladder import Step
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe
 from rerankd.machine import Gpu
 from rerankd.memory import card
-from rerankd.process import reasons
+from rerankd.process import failure_reasons
 
 # llama-server keeps one of its HTTP threads for each call under way. The queue has two calls there and the
 # self-test one; so many more may tokenize, and two answer health.
@@ -33,8 +33,8 @@ _LEAST_UBATCH = 128
 # fifth over 4,000 documents, and with one arena by 2 %. The computing threads allocate nothing.
 ENVIRONMENT = {"GGML_CUDA_DISABLE_GRAPHS": "1", "MALLOC_ARENA_MAX": "1"}
 _NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
-ADVICE: reasons.Advice = {
-    reasons.NO_PROGRAM: "Check LLAMA_PATH, or leave it unset to use the bundled llama.cpp.",
+ADVICE: failure_reasons.Advice = {
+    failure_reasons.NO_PROGRAM: "Check LLAMA_PATH, or leave it unset to use the bundled llama.cpp.",
     -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it.",
     "unknown model architecture": "This engine is too old for this model: take a newer llama.cpp (rerankd "
     "engine build --source …).",
@@ -63,7 +63,7 @@ class EngineOptions:
     `gpus` are the cards that the program can use, () for none, None where it is not known whether there are
     any; `cards` name the ones among them that it is to use (see memory.card), () for all. `gpu_layers` -1
     leaves the choice to `decide`. `extra` are flags that replace the decided ones, `safer` the steps that
-    were taken after crashes (see backends/ladder.py).
+    were taken after crashes (see backends/safer_steps.py).
     """
 
     program: tuple[str, ...]
@@ -108,13 +108,13 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     Flash attention rounds keys and values to F16, which moves raw values by up to 0.006. Where the weights
     are quantised that is nothing; where they are not, it is most of the error.
     """
-    judge = spec.scoring.method == "causal_lm"
+    judge = spec.recipe.method == "causal_lm"
     # An encoder reads a text in one go: its (micro-)batch must hold the longest one, and no more, for compute
     # memory grows with it.
-    ubatch = min(_JUDGE_UBATCH, spec.scoring.max_length) if judge else spec.scoring.max_length
+    ubatch = min(_JUDGE_UBATCH, spec.recipe.max_length) if judge else spec.recipe.max_length
     cache_type: CacheType = "f32" if spec.exact and judge else "f16"
     cache_bytes = 4 if cache_type == "f32" else 2
-    need = _Need(spec.shape, _context(spec.scoring), ubatch, judge, spec.exact, cache_bytes)
+    need = _Need(spec.shape, _context(spec.recipe), ubatch, judge, spec.exact, cache_bytes)
     layers, slots, reason = _place(need, options)
     decided = Decision(
         slots=slots,
@@ -164,7 +164,7 @@ def steps(spec: EngineSpec, options: EngineOptions) -> tuple[Step, ...]:
         found.append(Step("flash_attention", "llama.cpp's default for flash attention"))
     if decided.slots > 1:
         found.append(Step("slots", "one text at a time", saves_memory=True))
-    if spec.scoring.method == "causal_lm" and decided.ubatch > _LEAST_UBATCH:
+    if spec.recipe.method == "causal_lm" and decided.ubatch > _LEAST_UBATCH:
         found.append(Step("batches", "smaller batches", saves_memory=True))
     if decided.gpu_layers != 0 and options.gpus != () and spec.shape.layers:
         found.append(Step("half_on_gpu", "half of its layers on the GPU", saves_memory=True))
@@ -174,7 +174,7 @@ def steps(spec: EngineSpec, options: EngineOptions) -> tuple[Step, ...]:
 
 def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str]:
     """The child's command line; the same flags for llama-server and for the bundled program."""
-    scoring = spec.scoring
+    scoring = spec.recipe
     decided = decide(spec, options)
     flags = {
         "--model": str(spec.path),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from rerankd.errors import ModelFileError
-from rerankd.process.reasons import DAMAGED_FILE
+from rerankd.process.failure_reasons import DAMAGED_FILE
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,12 +19,12 @@ from rerankd.backends.base import (
     Offer,
     Rank,
 )
-from rerankd.backends.ladder import Step
-from rerankd.backends.openvino import checks, chosen, shapes
+from rerankd.backends.openvino import checks, precision_choice, shapes
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice, Precision
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe, Refusal
-from rerankd.formats import vocabularies
+from rerankd.formats import tokenizer_support
 from rerankd.process.child import Launch
 from rerankd.progress import step
 
@@ -64,7 +64,7 @@ class OpenVinoBackend:
     def installations(self, options: OpenVinoOptions, home: Path) -> list[Installation]:
         if not self.survey(options, home):
             return []
-        details = {"backend": "cpu", "version": chosen.version()}
+        details = {"backend": "cpu", "version": precision_choice.version()}
         environment = {"RERANKD_ENGINE": self.name}
         return [Installation(self.name, self.title, environment, used=True, details=details)]
 
@@ -72,7 +72,7 @@ class OpenVinoBackend:
         return ()
 
     def offer(self, spec: EngineSpec, options: OpenVinoOptions, survey: bool) -> OpenVinoOffer | Refusal:
-        if refusal := refused(spec.scoring, spec.metadata, is_installed=survey):
+        if refusal := refused(spec.recipe, spec.metadata, is_installed=survey):
             return refusal
         return self._offer(spec, options)
 
@@ -85,7 +85,7 @@ class OpenVinoBackend:
             backend=self,
             spec=spec,
             name=self.title,
-            build=f"{self.name} {chosen.version()}",
+            build=f"{self.name} {precision_choice.version()}",
             title=self.title,
             reason="the fastest for an encoder on a CPU",
             rank=Rank.BEST_ON_CPU,
@@ -98,8 +98,8 @@ class OpenVinoBackend:
         self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float
     ) -> OpenVinoOffer:
         """The precision of all replicas, chosen once for a model on a machine."""
-        of = chosen.Subject(offer.spec, offer.options)
-        found = await chosen.choose(of, learned, log, timeout_s)
+        of = precision_choice.Subject(offer.spec, offer.options)
+        found = await precision_choice.choose(of, learned, log, timeout_s)
         return replace(offer, precision=found, policy=_policy(found.precision))
 
     def steps(self, offer: OpenVinoOffer, cards: Sequence[str]) -> tuple[Step, ...]:
@@ -120,8 +120,8 @@ class OpenVinoBackend:
             sys.executable, "-P", "-m", "rerankd.backends.openvino",
             "--model", str(spec.path),
             "--socket", str(socket),
-            "--pooling", spec.scoring.pooling,
-            "--max-length", str(spec.scoring.max_length),
+            "--pooling", spec.recipe.pooling,
+            "--max-length", str(spec.recipe.max_length),
             "--threads", str(spec.threads),
             "--precision", precision.precision,
             "--why", precision.why,
@@ -135,25 +135,25 @@ class OpenVinoBackend:
             is_exact = running.precision.precision == "f32"
             if is_exact or spec.metadata is None or spec.metadata.format == "gguf":
                 return None
-        if refused(spec.scoring, spec.metadata, is_installed=self.survey(OpenVinoOptions(), Path())):
+        if refused(spec.recipe, spec.metadata, is_installed=self.survey(OpenVinoOptions(), Path())):
             return None
         offer = self._offer(spec, OpenVinoOptions())
-        title = f"{self.title} {chosen.version()} in f32"
+        title = f"{self.title} {precision_choice.version()} in f32"
         return replace(offer, title=title, precision=Choice("f32", "for the self-test"))
 
     def checks(self, options: OpenVinoOptions, home: Path, checkup: Checkup) -> list[Check]:
-        return [checks.package(chosen.version() if self.survey(options, home) else "")]
+        return [checks.package(precision_choice.version() if self.survey(options, home) else "")]
 
     async def model_checks(
         self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float, checkup: Checkup
     ) -> list[Check]:
-        model, of = offer.spec.name, chosen.Subject(offer.spec, offer.options)
-        known = chosen.known(of, learned)
+        model, of = offer.spec.name, precision_choice.Subject(offer.spec, offer.options)
+        known = precision_choice.known(of, learned)
         if not checkup.again:
             return [checks.precision(model, known)]
-        learned.remove(chosen.SECTION, of.key)
+        learned.remove(precision_choice.SECTION, of.key)
         with step(checkup.report, f"choosing the precision of {model}"):
-            found = await chosen.choose(of, learned, log, timeout_s)
+            found = await precision_choice.choose(of, learned, log, timeout_s)
         return [checks.precision(model, found, before=known)]
 
 
@@ -176,7 +176,7 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
         return "OpenVINO's worker runs no causal model"
     if metadata.architecture not in _ARCHITECTURES:
         return f"OpenVINO's worker does not know the architecture {metadata.architecture}"
-    if why := vocabularies.refusal(metadata):
+    if why := tokenizer_support.refusal(metadata):
         return why
     if recipe.pooling not in _POOLINGS:
         return f"OpenVINO's worker does not know the pooling {recipe.pooling}"

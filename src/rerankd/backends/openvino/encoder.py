@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.backends.openvino import graph, shapes
+from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import config, ov
 from rerankd.backends.worker.passes import Integers
@@ -55,7 +56,7 @@ class Encoder:
         # An input that nobody asked for has one token, so that it has a mean.
         lengths, seconds = (np.pad(one, (0, rows - count), constant_values=1) for one in (lengths, seconds))
         padding = np.arange(ids.shape[1]) >= lengths[:, None]
-        mask = np.where(padding, np.float32(graph.MASKED), np.float32(0))[:, None, None, :]
+        mask = np.where(padding, np.float32(MASKED), np.float32(0))[:, None, None, :]
         # The arrays live until the call has ended: a Tensor does not keep its own alive.
         embeddings = np.ascontiguousarray(self._embed(ids, seconds), np.float32)
         self._request.set_tensor("embeddings", ov.Tensor(embeddings))

@@ -4,7 +4,7 @@ OpenVINO says of every CPU with AVX512_BF16 that it can do bf16, and of some wit
 on the CPU: in bf16 MiniLM reads 45,000 tokens a second with AMX, 8,800 with AVX512_BF16 alone (less than in
 f32), and 456 with neither (13,100 in f32). So the CPU's flags say whether bf16 is tried at all, a measurement
 whether it is worth it, and the model's own scores whether it does no harm. That trial (see trial.py) is made
-once for a model on a machine, and its result kept (see chosen.py).
+once for a model on a machine, and its result kept (see precision_choice.py).
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ from rerankd.backends.openvino.runtime import config, op, ov
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import RerankdError
-from rerankd.formats import modelfile, tokenizer
+from rerankd.formats import model_files, tokenizer
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.formats.weights import Weights
+from rerankd.scoring.engine_input import Ids, Input
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import Ids, Input
 
 _TOKENS = 256
 _ROUNDS = 7
@@ -107,7 +107,7 @@ class _Tokenizer:
 
 def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -> list[list[Input]]:
     """What the model reads of each query's documents. Raises ModelFileError, and TooLong for a query."""
-    reader = Reader(recipe, _Tokenizer(tokenizer.read(modelfile.read(path))))
+    reader = Reader(recipe, _Tokenizer(tokenizer.read(model_files.read(path))))
 
     async def read() -> list[list[Input]]:
         return [await reader.plain(query, documents) for query, documents in asked]

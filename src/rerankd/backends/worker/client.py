@@ -9,7 +9,7 @@ from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.backends.worker import protocol
 from rerankd.errors import EngineError, InputTooLong
 from rerankd.process.protocol import Wire
-from rerankd.scoring.sequences import NONE, Frame, Ids
+from rerankd.scoring.engine_input import NONE, Frame, Ids
 
 
 class WorkerEngine(Wire, Engine):

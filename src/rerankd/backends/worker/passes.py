@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.scoring.sequences import Ids
+from rerankd.scoring.engine_input import Ids
 
 Integers = NDArray[np.int64]
 Forward = Callable[[Integers, Integers, Integers], NDArray[np.float32]]

@@ -17,7 +17,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from rerankd.scoring.sequences import Ids, Input, Question
+from rerankd.scoring.engine_input import Ids, Input, Question
 
 _INT32 = np.dtype("<i4")
 

@@ -13,7 +13,7 @@ from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.turn import Turn
 from rerankd.errors import InputTooLong
 from rerankd.scoring.cache import QueryVectors
-from rerankd.scoring.sequences import Input
+from rerankd.scoring.engine_input import Input
 
 Vectors = NDArray[np.float32]
 

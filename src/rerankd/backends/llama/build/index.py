@@ -21,7 +21,7 @@ from urllib.parse import urljoin
 
 import httpx
 
-from rerankd import network, pip, processes
+from rerankd import network_errors, pip, processes
 from rerankd.download import Downloader, Patience, Source, verify
 from rerankd.errors import FetchError
 from rerankd.progress import Progress, silent
@@ -50,7 +50,7 @@ def fetch(archive: Archive, folder: Path, report: Progress) -> Path:
     Raises FetchError, DataFolderError, and OSError where the folder can't be written.
     """
     target = folder / archive.file
-    origin = network.Origin(
+    origin = network_errors.Origin(
         archive.file, "the package index", "", f"check pip's index settings, or {_OTHERWISE}"
     )
     source = Source(origin, "", archive.file, archive.size_bytes, archive.sha256)
@@ -113,7 +113,8 @@ def _downloader(report: Progress = silent) -> Iterator[tuple[Downloader, list[st
         trusted = ssl.create_default_context(cafile=certificate) if certificate else True
     except OSError as error:
         raise FetchError(
-            f"pip's certificates can't be read: {certificate}: {network.explain(error)}. Correct PIP_CERT, "
+            f"pip's certificates can't be read: {certificate}: {network_errors.explain(error)}. "
+            f"Correct PIP_CERT, "
             "or cert in pip's configuration."
         ) from error
     with Downloader(_PATIENCE, report, trusted) as downloader:
@@ -128,8 +129,8 @@ def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
             answer = client.get(page, headers={"accept": f"{_JSON}, text/html;q=0.1"})
             found = _found(answer, archive) if answer.is_success else None
             said = f"it answered {answer.status_code}" if found is None else ""
-        except network.ERRORS as error:
-            found, said = None, f"no answer ({network.explain(error)})"
+        except network_errors.ERRORS as error:
+            found, said = None, f"no answer ({network_errors.explain(error)})"
         if found is not None:
             return found
     raise FetchError(

@@ -1,0 +1,145 @@
+"""One call to one of a model's engines, and what became of the engine if it failed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from rerankd.backends.base import Engine
+from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
+from rerankd.process import failure_reasons
+from rerankd.process.failure_reasons import Cause
+from rerankd.serving.replicas import Replicas
+
+T = TypeVar("T")
+U = TypeVar("U")
+# A call that was given up sooner says nothing of an engine that turns out to be stuck.
+_SLOW_S = 1.0
+_MOST_GIVEN_UP = 100
+_REMEMBERED_S = 300.0
+# What a connection to an engine raises that had died before.
+_NOT_REACHED = (ConnectionRefusedError, ConnectionAbortedError, FileNotFoundError)
+
+Part = Callable[[Engine, Sequence[U]], Awaitable[Sequence[T]]]
+"""A call for some of what is asked: one answer for each."""
+IsWanted = Callable[[int], bool]
+"""Whether anybody still waits for what stands at this place."""
+
+
+def always(at: int) -> bool:
+    return True
+
+
+@dataclass(slots=True)
+class Asked(Generic[U]):
+    """What is asked, by place: the things, and what they are remembered by. `questions` are what the
+    questions are remembered by that they are scored for; empty where they are only tokenized."""
+
+    things: Sequence[U]
+    names: Sequence[str]
+    questions: Sequence[str] = ()
+    is_wanted: IsWanted = always
+
+    def named(self, part: Sequence[int]) -> list[str]:
+        return [self.names[at] for at in part]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A call that nobody waits for any more; its engine may turn out to be stuck in it."""
+
+    engine: Engine
+    names: tuple[str, ...]
+    alone: bool
+    at: float
+
+
+class Lost(Exception):
+    """An engine that went under a call, or gave an error. `cause` None: it runs, but hung up."""
+
+    def __init__(self, engine: Engine, cause: Cause | None, error: EngineError) -> None:
+        super().__init__()
+        self.engine, self.cause, self.error = engine, cause, error
+
+
+class Attempts:
+    """Calls to the engines of one model. `running` gives them, or raises EngineUnavailable. `patience_s` is
+    how long a call that has the engine alone may take before it is looked at whether the engine is stuck."""
+
+    def __init__(self, name: str, running: Callable[[], Replicas], log: Path, patience_s: float) -> None:
+        self._name = name
+        self._running = running
+        self._log = log
+        self._patience_s = patience_s
+        self._given_up: list[GivenUp] = []
+
+    async def make(
+        self, asked: Asked[U], part: list[int], call: Part[U, T], *, after: Engine | None, alone: bool
+    ) -> Sequence[T]:
+        """What `call` gets from an engine for the places in `part`. Once an engine is there, those are taken
+        out of `part` that nobody wants any more. `after` is an engine that has failed the caller, `alone`: no
+        other call has the engine meanwhile.
+
+        Raises Lost where the engine went or gave an error, InputTooLong, and what keeps an engine from being
+        ready.
+        """
+        supervisor = self._running().pick(after)
+        async with supervisor.lease(after=after, alone=alone) as engine:
+            part[:] = [at for at in part if asked.is_wanted(at)]
+            if not part:
+                return []
+            begun = time.monotonic()
+            try:
+                work = call(engine, [asked.things[at] for at in part])
+                return await (self._impatiently(work) if alone else work)
+            except asyncio.CancelledError:
+                if (now := time.monotonic()) - begun > _SLOW_S:
+                    self._given_up.append(GivenUp(engine, tuple(asked.named(part)), alone, now))
+                    del self._given_up[:-_MOST_GIVEN_UP]
+                raise
+            except InputTooLong:
+                raise
+            except EngineUnavailable as error:
+                # The lease is kept until the engine is known to be dead: who gets it next would be suspected.
+                cause = await supervisor.fate(engine)
+                if isinstance(error.__cause__, _NOT_REACHED) and cause is not None:
+                    cause = "killed"
+                raise Lost(engine, cause, error) from None
+            except EngineError as error:
+                failure = error
+        cause = await supervisor.erred(engine, failure.message) or "errors"
+        if cause == "errors" and failure_reasons.says_memory(failure.message):
+            cause = "memory"
+        told = EngineError(
+            f"The engine for {self._name} gave an error instead of scores. Its own words are in "
+            f"rerankd's log and in {self._log}. Try again; if it stays so, try another engine "
+            "or a smaller model."
+        )
+        raise Lost(engine, cause, told)
+
+    def since_lost(self) -> Iterator[tuple[GivenUp, Cause]]:
+        """The calls that were given up and whose engine went since, each once."""
+        now = time.monotonic()
+        for one in tuple(self._given_up):
+            cause = self._running().fate(one.engine)
+            if cause is None and now - one.at < _REMEMBERED_S:
+                continue
+            self._given_up.remove(one)
+            if cause is not None:
+                yield one, cause
+
+    async def _impatiently(self, work: Awaitable[T]) -> T:
+        """Wait for a call that has the engine alone. One that takes long has the engine looked at sooner than
+        the deadline would: it is known what to expect."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task], timeout=self._patience_s)
+            if not task.done():
+                self._running().suspect()
+            return await task
+        finally:
+            task.cancel()

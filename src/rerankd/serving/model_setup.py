@@ -1,0 +1,156 @@
+"""How models come to be served: each is fetched and read, and tried again where that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from rerankd.errors import Overloaded, RerankdError, Stopping
+from rerankd.process.tasks import Changes
+from rerankd.progress import Progress
+from rerankd.serving import prepare_model as preparing
+from rerankd.serving.model_names import ModelNames, check_names, own_names
+from rerankd.serving.pending_model import PendingModel
+from rerankd.serving.prepare_model import Model
+from rerankd.serving.served_model import ServedModel
+
+_log = logging.getLogger("rerankd")
+
+# Who waits for a download looks at its rate this often.
+_LOOK_S = 1.0
+
+
+class ModelSetup:
+    """Brings the pending models of a roster, and has who asks wait for them. `take` serves one that has been
+    read, and raises RerankdError where it can't.
+
+    `started` tells whether all models of the start have been read, and loaded as far as they are wanted
+    loaded; `is_closing` that no requests are taken any more.
+    """
+
+    def __init__(self, roster: ModelNames, take: Callable[[PendingModel, Model], None]) -> None:
+        self.started = False
+        self.is_closing = False
+        self._roster = roster
+        self._take = take
+        self._tasks: dict[PendingModel, asyncio.Task[None]] = {}
+        self._changes = Changes()
+        self._waiting = 0
+
+    def bring(self, pending: PendingModel, progress: Progress) -> None:
+        """Have a model read, and tried again, until it is served or not wanted any more."""
+
+        def report(what: str, done: int, total: int) -> None:
+            pending.report(what, done, total)
+            progress(what, done, total)
+
+        async def bring() -> None:
+            while True:
+                if pending.error is not None and await pending.wait_for_retry():
+                    pending.begin()
+                try:
+                    check_names(preparing.names_of(pending.wanted), self._roster.before(pending))
+                    settings = self._roster.settings
+                    model = await asyncio.to_thread(preparing.prepare, settings, pending.wanted, report)
+                    return self._take(pending, model)
+                except RerankdError as error:
+                    self._refuse(pending, error)
+                except Exception as error:  # the crash boundary of this task
+                    _log.exception("%s could not be read for an unexpected reason", pending.name)
+                    self._refuse(pending, RerankdError(f"rerankd failed to read it: {error!r}."))
+
+        task = self._tasks[pending] = asyncio.get_running_loop().create_task(bring())
+        task.add_done_callback(lambda _: self._tasks.pop(pending, None))
+
+    def _refuse(self, pending: PendingModel, error: RerankdError) -> None:
+        before = pending.error
+        pending.names = own_names(pending.wanted, self._roster.before(pending))
+        pending.refuse(error)
+        if self.started and (before is None or before.message != error.message):
+            _log.error("%s is not served: %s", pending.name, error.message)
+        self.changed()
+
+    def give_up(self, pending: PendingModel) -> None:
+        """Nobody wants the model any more."""
+        pending.is_dropped = True
+        if pending in self._tasks:
+            self._tasks[pending].cancel()
+
+    def changed(self) -> None:
+        """Say that the roster has changed."""
+        self._changes.tell()
+
+    async def start(self, load: Callable[[ServedModel], Awaitable[None]]) -> None:
+        """Read the models, and load those that are wanted from the start, in order. Raises the reason of the
+        first where none of them can be served; else the reasons are logged."""
+        failed: dict[ServedModel, RerankdError | None] = {}
+        while True:
+            fresh = next((served for served in self._roster.models if served not in failed), None)
+            starting = [one for one in self._roster.pending if one.phase == "starting"]
+            if fresh is not None and not any(self._comes_soon(one, fresh) for one in starting):
+                failed[fresh] = None
+                try:
+                    await load(fresh)
+                except RerankdError as error:
+                    failed[fresh] = error
+            elif starting:
+                await self._changes.wait(_LOOK_S)
+            else:
+                break
+        reasons = {
+            entry: entry.error if isinstance(entry, PendingModel) else failed[entry]
+            for entry in self._roster.entries
+        }
+        errors = [error for error in reasons.values() if error is not None]
+        if errors and len(errors) == len(reasons):
+            raise errors[0]
+        for entry, reason in reasons.items():
+            if reason is not None:
+                _log.error("%s is not served: %s", entry.name, reason.message)
+        self.started = True
+        self.changed()
+
+    def _comes_soon(self, pending: PendingModel, served: ServedModel) -> bool:
+        """Whether a model before `served` will be read in no time, so that it may be loaded first."""
+        is_before = served not in self._roster.before(pending)
+        return is_before and not pending.doing and time.monotonic() - pending.since < _LOOK_S
+
+    async def until_read(self, asked: str | None, timeout_s: float) -> float:
+        """Wait while the model is being fetched or read. Returns what is left of `timeout_s`.
+
+        Raises UnknownModel; ModelPending past the time, or at once where a download's rate tells that it
+        takes longer; Overloaded where too many wait already; Stopping.
+        """
+        if self._starting(asked) is None:
+            return timeout_s
+        if self._waiting >= self._roster.settings.max_requests:
+            raise Overloaded(
+                f"{self._waiting} requests wait for models that are being made ready. Try again."
+            )
+        deadline = time.monotonic() + timeout_s
+        self._waiting += 1
+        try:
+            while (pending := self._starting(asked)) is not None:
+                if self.is_closing:
+                    raise Stopping("rerankd is stopping. Ask another one, or try again.")
+                left_s = deadline - time.monotonic()
+                if left_s <= (pending.left_s() or 0.0):
+                    raise pending.refusal()
+                await self._changes.wait(min(left_s, _LOOK_S))
+        finally:
+            self._waiting -= 1
+        return max(deadline - time.monotonic(), 0.001)
+
+    def _starting(self, asked: str | None) -> PendingModel | None:
+        """The model under this name, where it is being read."""
+        entry = self._roster.entry(asked)
+        return entry if isinstance(entry, PendingModel) and entry.phase == "starting" else None
+
+    def close(self) -> None:
+        """Bring nothing more, and tell those who wait; safe to call again."""
+        self.is_closing = True
+        for pending in list(self._tasks):
+            self.give_up(pending)
+        self.changed()

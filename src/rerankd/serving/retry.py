@@ -1,0 +1,248 @@
+"""Calls to the engines of a model: repeated when an engine was lost, in parts until the text that ends it is
+found (see quarantine.py), for as long as somebody waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rerankd.backends.base import Batch, Engine
+from rerankd.errors import InputTooLong, QueryRefused, RerankdError, TextsRefused
+from rerankd.metrics import Metrics
+from rerankd.scoring import normalize, self_test
+from rerankd.scoring.engine_input import Ids, Input, Question
+from rerankd.scoring.inputs import Reader
+from rerankd.serving.engine_call import Asked, Attempts, IsWanted, Lost, Part, always
+from rerankd.serving.quarantine import REASONS, TTL_S, Fault, Quarantine
+from rerankd.serving.queue import Answer
+from rerankd.serving.replicas import Replicas
+from rerankd.state import StateStore
+
+_log = logging.getLogger("rerankd")
+
+T = TypeVar("T")
+U = TypeVar("U")
+SECTION = "quarantine"
+# Texts that are blamed, where fewer than so many times as many were scored: it is not the texts.
+_MANY = 5
+# Engines in a row that gave errors for a known pair, too: then it is none of the texts.
+_MOST_USELESS = 2
+_TOO_LONG = "the engine says that it is longer than it takes"
+
+
+class Calls:
+    """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `reader` is how
+    they read; `out_of_memory` is called when an engine ran out of it.
+    `patience_s` is how long a call that has the engine alone may take before it is looked at whether the
+    engine is stuck."""
+
+    def __init__(
+        self,
+        name: str,
+        fingerprint: str,
+        running: Callable[[], Replicas],
+        learned: StateStore,
+        metrics: Metrics,
+        *,
+        reader: Callable[[], Awaitable[Reader]],
+        out_of_memory: Callable[[], object],
+        log: Path,
+        patience_s: float,
+    ) -> None:
+        self._name = name
+        self._running = running
+        self._reader = reader
+        self._out_of_memory = out_of_memory
+        self._learned = learned
+        self._metrics = metrics
+        self._engine_log = log
+        self._attempts = Attempts(name, running, log, patience_s)
+        self._quarantine = Quarantine(fingerprint)
+        self._answered = 0
+        for digest, entry in learned.entries(SECTION).items():
+            self._quarantine.blame(digest, str(entry.value), entry.until or time.time() + TTL_S)
+
+    async def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, by the engine's tokenizer. Raises TextsRefused where texts end it."""
+        return await self._tokenized(texts, lambda engine, part: engine.encode(part))
+
+    async def ends(self, texts: Sequence[str]) -> list[Ids]:
+        """Where the tokens of each text end. Raises TextsRefused where texts end the engine."""
+        return await self._tokenized(texts, lambda engine, part: engine.ends(part))
+
+    async def _tokenized(self, texts: Sequence[str], call: Part[str, Ids]) -> list[Ids]:
+        answers, errors, _ = await self._each(Asked(texts, [f"\1{text}" for text in texts]), call)
+        if errors:
+            raise TextsRefused(f"The engine for {self._name} ended twice on this text.", errors)
+        return [answers[at] for at in range(len(texts))]
+
+    async def score(self, inputs: Sequence[Input], is_wanted: IsWanted = always) -> Answer:
+        """The raw value of each input; None where `errors` says why it has none, where `failures` holds what
+        its request fails with (QueryRefused: its query ends the engine whatever the text), and where nobody
+        wants it any more."""
+
+        async def each(engine: Engine, part: Sequence[Input]) -> Sequence[tuple[float | None, str | None]]:
+            answer = await engine.score(Batch(tuple(part)))
+            normalize.check_complete(answer.values, answer.errors)
+            self._running().answered(engine)
+            return [(value, answer.errors.get(at)) for at, value in enumerate(answer.values)]
+
+        names = [one.name for one in inputs]
+        questions = [f"\0{one.question.query}\0{one.question.instruction}" for one in inputs]
+        pairs, errors, failures = await self._each(Asked(inputs, names, questions, is_wanted), each)
+        errors |= {at: why for at, (_, why) in pairs.items() if why is not None}
+        return Answer([pairs[at][0] if at in pairs else None for at in range(len(inputs))], errors, failures)
+
+    def blames_engine(self) -> bool:
+        """Whether an engine that just crashed under load did so by itself.
+
+        That is so where nobody was asking it, where no text explained an earlier crash, and where so many
+        texts are blamed beside those that were scored that it must be the engine. These are then asked again.
+        """
+        quarantine = self._quarantine
+        is_broken = quarantine.blamed >= _MANY and self._answered < _MANY * quarantine.blamed
+        if is_broken:
+            self.forget()
+        if is_broken or quarantine.unexplained or not quarantine.has_suspects:
+            quarantine.unexplained = self._answered = 0
+            return True
+        return False
+
+    def forget(self) -> None:
+        """Ask every text again."""
+        for digest in self._quarantine.clear():
+            self._learned.remove(SECTION, digest)
+
+    async def _each(
+        self, asked: Asked[U], call: Part[U, T]
+    ) -> tuple[dict[int, T], dict[int, str], dict[int, RerankdError]]:
+        """By place: the answers, why there is none, and what a request fails with.
+
+        It ends: each loss makes the calls of suspects smaller or takes one out. A loss that no text is
+        suspected of comes from outside, and the deadlines of those who wait bound these.
+        """
+        answers: dict[int, T] = {}
+        errors: dict[int, str] = {}
+        failures: dict[int, RerankdError] = {}
+        failed: Engine | None = None
+        checked: set[str] = set()
+        useless, most = 0, len(asked.things)
+        await self._look_at_given_up()
+        left = list(range(most))
+        while left := [
+            at
+            for at in left
+            if at not in answers and at not in errors and at not in failures and asked.is_wanted(at)
+        ]:
+            part, alone, blamed, refused = self._next(asked, left)
+            if blamed or refused:
+                errors |= blamed
+                failures |= {at: self._refused() for at in refused}
+                continue
+            del part[most:]
+            try:
+                outcome = await self._attempts.make(asked, part, call, after=failed, alone=alone)
+            except InputTooLong:
+                if len(part) == 1:
+                    errors[part[0]] = _TOO_LONG
+                most = 1
+                continue
+            except Lost as lost:
+                self._metrics.retries.inc()
+                useless += lost.cause == "useless"
+                if useless >= _MOST_USELESS or (lost.cause is None and failed is lost.engine):
+                    raise lost.error from None
+                failed = lost.engine
+                if lost.cause == "memory":
+                    self._out_of_memory()
+                if lost.cause in REASONS:
+                    names = asked.named(part)
+                    found = await self._died(names, lost.cause, alone=alone)
+                    errors |= {at: found[name] for at, name in zip(part, names, strict=True) if name in found}
+                    if alone and asked.questions:
+                        for at in part:
+                            if asked.questions[at] not in checked:
+                                checked.add(asked.questions[at])
+                                await self._check_query(asked, at)
+                continue
+            answers.update(zip(part, outcome, strict=True))
+            if asked.questions:  # tokenizing says nothing of what scoring does
+                self._answered += len(part)
+                if not self._quarantine.is_empty:
+                    self._quarantine.answered(self._quarantine.digests(asked.named(part)))
+        return answers, errors, failures
+
+    def _next(
+        self, asked: Asked[U], left: list[int]
+    ) -> tuple[list[int], bool, dict[int, str], tuple[int, ...]]:
+        """The places to ask next, whether without another call beside, those not to be asked with the reason,
+        and those whose query is not to be asked."""
+        quarantine = self._quarantine
+        if quarantine.is_empty:  # the usual case: nothing to look up
+            return [*left], False, {}, ()
+        now = time.time()
+        if asked.questions:
+            digests = quarantine.digests(asked.questions[at] for at in left)
+            reasons = [quarantine.reason(digest, now) for digest in digests]
+            if refused := tuple(at for at, why in zip(left, reasons, strict=True) if why is not None):
+                return [], False, {}, refused
+        digests = quarantine.digests(asked.named(left))
+        known = [(at, quarantine.reason(digest, now)) for at, digest in zip(left, digests, strict=True)]
+        if blamed := {at: why for at, why in known if why is not None}:
+            return [], False, blamed, ()
+        following = quarantine.next_call(digests, now)
+        return [left[at] for at in following.at], following.alone, {}, ()
+
+    async def _died(self, names: Sequence[str], fault: Fault, *, alone: bool) -> dict[str, str]:
+        """An engine went with a call of these texts. Returns those not to be asked again, with the reason."""
+        digests = self._quarantine.digests(names)
+        found = self._quarantine.died(digests, fault, time.time(), alone=alone)
+        for digest, reason in found.items():
+            await self._remember(digest, "a text is not scored", reason, is_kept=fault != "memory")
+        return {name: found[one] for name, one in zip(names, digests, strict=True) if one in found}
+
+    async def _check_query(self, asked: Asked[Any], at: int) -> None:
+        """Whether the query of an input ends the engine beside a text that is known to work; then it is
+        refused from now on."""
+        (digest,) = self._quarantine.digests([asked.questions[at]])
+        if self._quarantine.reason(digest, time.time()) is not None:  # another batch has found out
+            return
+        question: Question = asked.things[at].question
+        reader = await self._reader()
+        texts = self_test.RELEVANT[:1]  # known to work
+        known = Asked(await reader.plain(question.query, texts, question.instruction), [""])
+        try:
+            await self._attempts.make(known, [0], _score, after=None, alone=True)
+        except Lost as lost:
+            if lost.cause not in REASONS or lost.cause == "memory":
+                return
+            reason = "the engine ends on this query whatever the text, so it is not asked for an hour"
+            self._quarantine.blame(digest, reason, time.time() + TTL_S)
+            await self._remember(digest, "a query is refused", reason)
+
+    async def _remember(self, digest: str, what: str, reason: str, *, is_kept: bool = True) -> None:
+        _log.warning("%s: %s: %s (digest %s)", self._name, what, reason, digest)
+        if is_kept:
+            await asyncio.to_thread(self._learned.put, SECTION, digest, reason, TTL_S)
+
+    async def _look_at_given_up(self) -> None:
+        """Suspect the texts of calls that nobody waits for any more, where their engine went since."""
+        for one, cause in self._attempts.since_lost():
+            if cause in REASONS and cause != "memory":
+                await self._died(one.names, cause, alone=one.alone)
+
+    def _refused(self) -> QueryRefused:
+        return QueryRefused(
+            f"The engine for {self._name} ended twice on this query, beside different documents. The query "
+            f"is not tried again for an hour, or until `rerankd reload {self._name}`. Change its text, and "
+            f"see {self._engine_log} for the engine's last words."
+        )
+
+
+async def _score(engine: Engine, inputs: Sequence[Input]) -> Sequence[float | None]:
+    return (await engine.score(Batch(tuple(inputs)))).values

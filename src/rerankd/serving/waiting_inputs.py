@@ -1,0 +1,133 @@
+"""(pure) The inputs of one request that wait for a batch, and which of them go into the next one.
+
+They are kept in the order in which they are given, last one first, so that giving some is cutting the list's
+end: O(1) an input, however many wait.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+NEARLY = 0.75
+"""An input of at least this share of the longest one's tokens may be padded to it."""
+
+
+class Row(NamedTuple):
+    """An input (or a block) that waits: its tokens, and its place in the request."""
+
+    tokens: int
+    at: int
+
+
+class WaitingInputs:
+    """`blocks` are groups of inputs that are one batch each. `is_ordered`: the inputs are given in the
+    request's order, whatever the engine would like best."""
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        *,
+        question: bytes = b"",
+        is_ordered: bool = False,
+        blocks: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self.lengths = tokens
+        self.question = question
+        self.blocks = blocks
+        self.is_ordered = is_ordered or bool(blocks)
+        self.tokens = sum(tokens)
+        if blocks:
+            self._rows = [Row(sum(tokens[at] for at in block), n) for n, block in enumerate(blocks)]
+        else:
+            self._rows = [Row(length, at) for at, length in enumerate(tokens)]
+        self._rows.reverse()
+        self._is_sorted = False
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def arrange(self, by_length: bool) -> None:
+        """Give the longest inputs first, or keep the request's order."""
+        by_length = by_length and not self.is_ordered
+        if by_length != self._is_sorted:
+            # Of equal length, the first of the request first.
+            self._rows.sort(key=(lambda row: (row.tokens, -row.at)) if by_length else (lambda row: -row.at))
+            self._is_sorted = by_length
+
+    def first(self) -> int:
+        """Tokens of the input that is next."""
+        return self._rows[-1].tokens
+
+    def fitting(self, longest: int, most: int) -> int:
+        """How many of the next inputs, up to `most`, may be padded to `longest`. Where the longest come
+        first, those that are longer are passed over."""
+        if self._is_sorted:
+            return min(len(self._range(longest)), most)
+        count = 0
+        for row in reversed(self._rows[-most:]):
+            if not longest * NEARLY <= row.tokens <= longest:
+                break
+            count += 1
+        return count
+
+    def take_fitting(self, longest: int, most: int) -> list[int]:
+        """Give up to `most` inputs that may be padded to `longest`, the longest of them first; the places
+        of the inputs."""
+        if not self._is_sorted:
+            return self.take(self.fitting(longest, most))
+        places = self._range(longest)[-most:] if most else range(0)
+        taken = self._rows[places.start : places.stop]
+        del self._rows[places.start : places.stop]
+        self.tokens -= sum(row.tokens for row in taken)
+        return [row.at for row in reversed(taken)]
+
+    def padded(self, room: int, most: int) -> tuple[int, int]:
+        """How many of the next inputs, at least one and up to `most`, hold no more than `room` tokens when
+        each is padded to the longest; and that one's tokens. Where the longest come first, those that are
+        much shorter are left for later."""
+        if self._is_sorted:
+            longest = self.first()
+            return self.fitting(longest, min(max(room // longest, 1), most)), longest
+        count, longest = 0, 0
+        for row in reversed(self._rows[-most:]):
+            widest = max(longest, row.tokens)
+            if count and (count + 1) * widest > room:
+                break
+            count, longest = count + 1, widest
+        return count, longest
+
+    def packed(self, room: int, most: int) -> int:
+        """How many of the next inputs, up to `most`, hold no more than `room` tokens together."""
+        count = 0
+        for row in reversed(self._rows[-most:] if most else ()):
+            room -= row.tokens
+            if room < 0:
+                break
+            count += 1
+        return count
+
+    def take(self, count: int) -> list[int]:
+        """Give the next `count` inputs; their places."""
+        taken = self._rows[len(self._rows) - count :]
+        del self._rows[len(self._rows) - count :]
+        self.tokens -= sum(row.tokens for row in taken)
+        return [row.at for row in reversed(taken)]
+
+    def take_block(self) -> Sequence[int]:
+        """Give the next block; the places of its inputs."""
+        (number,) = self.take(1)
+        return self.blocks[number]
+
+    def clear(self) -> tuple[int, int]:
+        """Give none any more; how many inputs were left, and their tokens."""
+        count = sum(len(self.blocks[row.at]) for row in self._rows) if self.blocks else len(self._rows)
+        tokens, self.tokens = self.tokens, 0
+        self._rows.clear()
+        return count, tokens
+
+    def _range(self, longest: int) -> range:
+        rows = self._rows
+        start = bisect_left(rows, longest * NEARLY, key=lambda row: row.tokens)
+        return range(start, bisect_right(rows, longest, key=lambda row: row.tokens))
