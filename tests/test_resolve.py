@@ -512,8 +512,8 @@ def test_descriptions() -> None:
         "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
         "qwen3 causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for "
         "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
-        "scored as causal_lm: a causal reranker asked for one token after the prompt: the score is the "
-        "probability of 'yes' against 'no'",
+        "scored as causal_lm: a causal language model with a prompt: the score is the probability that the "
+        "next token is 'yes' rather than 'no'",
         "  method: causal_lm (catalog)",
         "  max_length: 8,192 tokens for query and document together (method default)",
         '  template: "<|im_start|>system\\nJudge whether the Document meets the requirements based on '

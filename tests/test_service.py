@@ -256,8 +256,8 @@ async def test_usage_counts_what_was_asked_and_says_what_was_known(tmp_path: Pat
         again = await reranker.rerank(QUERY, texts)
         partly = await reranker.rerank(QUERY, [*texts, prose(12, 99)])
         twice = await reranker.rerank(WORDS[0], [texts[0], texts[0]])
-    assert (first.asked_tokens, first.cached_tokens) == (first.tokens, 0)
-    assert (again.tokens, again.asked_tokens, again.cached_tokens) == (0, first.tokens, first.tokens)
+    assert (first.requested_tokens, first.cached_tokens) == (first.tokens, 0)
+    assert (again.tokens, again.requested_tokens, again.cached_tokens) == (0, first.tokens, first.tokens)
     assert partly.tokens > 0 and partly.cached_tokens == first.tokens
     assert twice.cached_tokens == twice.tokens > 0
     usage = DEFAULT.render(again, "id")["usage"]

@@ -1,6 +1,7 @@
-"""The names of 0.1 that are others now. Each works for one release, and the log names those it met.
+"""Deprecated names of release 0.1 and their replacements.
 
-The list is closed: what is not here has the name it had.
+Each old name works for one more release; the log warns about those that the settings still use. The list is
+complete: every other name is unchanged since 0.1.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """`of` is where the name is: of a setting its section, of a value its setting, of a JSON field the path
-    or the command that answers it, beside the new name and with a value of 0.1."""
+    """One renamed setting, value or JSON field.
+
+    `of` is its context: the section of a setting, the setting of a value, the path or command whose response
+    has a JSON field. A response has both the old field, with the value as in 0.1, and the new one.
+    """
 
     kind: Literal["setting", "value", "JSON field", "metric", "option"]
     of: str
@@ -22,8 +26,8 @@ class Renamed:
 
     def __str__(self) -> str:
         if self.kind == "value":
-            return f'{self.of} = "{self.old}" is "{self.new}" now'
-        return f"{self.old} is {self.new} now"
+            return f'{self.of} = "{self.old}" is now "{self.new}"'
+        return f"{self.old} is now {self.new}"
 
 
 RENAMED = (
@@ -51,12 +55,12 @@ RENAMED = (
 
 
 def old_value(of: str, new: str) -> str:
-    """What 0.1 called a value, which a JSON field with a name of 0.1 still has."""
+    """The value as named in 0.1, for JSON fields that keep their name of 0.1."""
     return next(one.old for one in RENAMED if (one.kind, one.of, one.new) == ("value", of, new))
 
 
-def met(section: str, values: Mapping[str, Any]) -> Iterator[Renamed]:
-    """The old names and values among those of a section."""
+def deprecated_in(section: str, values: Mapping[str, Any]) -> Iterator[Renamed]:
+    """The deprecated names and values that a section of the settings uses."""
     names = {one.old: one for one in RENAMED if (one.kind, one.of) == ("setting", section)}
     for name, value in values.items():
         if name in names:
@@ -65,14 +69,17 @@ def met(section: str, values: Mapping[str, Any]) -> Iterator[Renamed]:
         yield from (one for one in RENAMED if (one.kind, one.of, one.old) == ("value", setting, value))
 
 
-def renewed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a section under their names of today. Raises ValueError where one has both names."""
-    found = dict(values)
-    for one in met(section, values):
+def with_current_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section under their current names.
+
+    Raises ValueError if a setting is present under both its old and its new name.
+    """
+    current = dict(values)
+    for one in deprecated_in(section, values):
         if one.kind == "value":
-            found[one.of] = one.new
+            current[one.of] = one.new
         elif one.new in values:
             raise ValueError(f"{one.old} is the old name of {one.new}, which is set too; remove {one.old}")
         else:
-            found[one.new] = found.pop(one.old)
-    return found
+            current[one.new] = current.pop(one.old)
+    return current

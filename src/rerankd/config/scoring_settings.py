@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rerankd.backends.options import Options
-from rerankd.deprecated_names import renewed
+from rerankd.deprecated_names import with_current_names
 from rerankd.domain import Method, NormalizationName
 
 
@@ -37,7 +37,7 @@ class ScoringSettings(Options):
     @model_validator(mode="before")
     @classmethod
     def _takes_old_names(cls, values: object) -> object:
-        return renewed("scoring", values) if isinstance(values, dict) else values
+        return with_current_names("scoring", values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:

@@ -23,7 +23,7 @@ from rerankd.config import folders
 from rerankd.config.model_settings import ModelSettings
 from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings
-from rerankd.deprecated_names import met
+from rerankd.deprecated_names import deprecated_in
 from rerankd.errors import ConfigError
 
 _log = logging.getLogger("rerankd")
@@ -128,7 +128,9 @@ def _old_names(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterato
     sections = {"scoring": values.get("scoring", {})}
     sections |= {f"models.{name}": own for name, own in values.get("models", {}).items()}
     for name, section in sections.items():
-        if isinstance(section, Mapping) and (found := [str(one) for one in met("scoring", section)]):
+        if isinstance(section, Mapping) and (
+            found := [str(one) for one in deprecated_in("scoring", section)]
+        ):
             yield f"{sources[name.partition('.')[0]]} in [{name}]: {', '.join(found)}"
 
 

@@ -120,7 +120,7 @@ async def score(
             else:
                 errors[at] = scores.errors[part[0]]
     places = texts.places
-    asked_tokens = sum(tokens[at] for at in places if at in raw)
+    requested_tokens = sum(tokens[at] for at in places if at in raw)
     return Scored(
         plan=texts,
         raw=[None if at is None else raw.get(at) for at in places],
@@ -133,7 +133,7 @@ async def score(
         overlap=overlap,
         unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
         tokens=read + (len(asked.question.ids) if read else 0),
-        cached_tokens=asked_tokens - read,
+        cached_tokens=requested_tokens - read,
         cached=len(known),
         engine_s=time.perf_counter() - started - place.waited_s,
     )

@@ -56,7 +56,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
     """The JSON of an answer."""
     return {
         "output": {"results": jina.rows(result)},
-        "usage": {"total_tokens": result.asked_tokens},
+        "usage": {"total_tokens": result.requested_tokens},
         "request_id": request_id,
     }
 

@@ -107,7 +107,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
     meta: Meta = {
         "api_version": {"version": "2"},
         "billed_units": {"search_units": 1},
-        "tokens": {"input_tokens": result.asked_tokens, "output_tokens": 0},
+        "tokens": {"input_tokens": result.requested_tokens, "output_tokens": 0},
         "normalization": result.normalization,
         "transform": result.normalization,
     }
@@ -129,7 +129,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "created": int(time.time()),
         "model": result.model,
         "results": rows(result),
-        "usage": usage(result.asked_tokens, result.cached_tokens),
+        "usage": usage(result.requested_tokens, result.cached_tokens),
         "meta": meta,
     }
 

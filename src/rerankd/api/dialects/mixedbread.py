@@ -50,7 +50,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "object": "list",
         "model": result.model,
         "data": [row | {"object": "rank_result"} for row in found],
-        "usage": jina.usage(result.asked_tokens, result.cached_tokens),
+        "usage": jina.usage(result.requested_tokens, result.cached_tokens),
         "top_k": len(found),
         "return_input": any("input" in row for row in found),
     }

@@ -49,7 +49,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
     """The JSON of an answer."""
     return {
         "rankings": [{"index": scored.index, "logit": scored.score} for scored in result.results],
-        "usage": {"prompt_tokens": result.asked_tokens, "total_tokens": result.asked_tokens},
+        "usage": {"prompt_tokens": result.requested_tokens, "total_tokens": result.requested_tokens},
     }
 
 

@@ -20,7 +20,7 @@ class Answer(TypedDict):
 
 def render(result: RerankResult, request_id: str) -> Answer:
     """The JSON of an answer."""
-    return {"model": result.model, "results": rows(result), "prompt_eval_count": result.asked_tokens}
+    return {"model": result.model, "results": rows(result), "prompt_eval_count": result.requested_tokens}
 
 
 DIALECT = Dialect(

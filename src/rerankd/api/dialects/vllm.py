@@ -90,7 +90,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "created": int(time.time()),
         "model": result.model,
         "data": [{"index": one.index, "object": "score", "score": one.score} for one in rows],
-        "usage": jina.usage(result.asked_tokens, result.cached_tokens),
+        "usage": jina.usage(result.requested_tokens, result.cached_tokens),
     }
 
 

@@ -49,7 +49,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "object": "list",
         "data": rows(result),
         "model": result.model,
-        "usage": {"total_tokens": result.asked_tokens},
+        "usage": {"total_tokens": result.requested_tokens},
     }
 
 
