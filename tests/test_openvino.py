@@ -22,7 +22,7 @@ from rerankd.backends.openvino import precision, precision_choice, shapes, trial
 from rerankd.backends.openvino.backend import OpenVinoBackend, OpenVinoOffer
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.options import OpenVinoOptions
-from rerankd.backends.worker.passes import cut
+from rerankd.backends.worker.passes import split
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Method, Normalization, Pooling, Recipe
 from rerankd.errors import ModelFileError
@@ -42,7 +42,7 @@ def test_passes_have_few_shapes_whatever_lengths_come() -> None:
     seen = set()
     for _ in range(400):
         lengths = [pick.randint(1, 512) for _ in range(pick.randint(1, 64))]
-        for places in cut(lengths, 512, lambda count, longest: shapes.whole(count, longest, 128)):
+        for places in split(lengths, 512, lambda count, longest: shapes.whole(count, longest, 128)):
             longest = max(lengths[at] for at in places)
             seen.add((shapes.inputs(len(places)), shapes.tokens(longest, 512)))
     assert len(seen) < 120, "OpenVINO keeps memory for each"
@@ -196,13 +196,13 @@ def test_the_trial_asks_in_both_languages() -> None:
 
 @pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder"])
 def test_the_trial_compares_the_raw_values_of_what_a_model_reads(name: str) -> None:
-    is_head = name == "xlmr-head"
+    is_cross_encoder = name == "xlmr-head"
     recipe = Recipe(
-        "cross_encoder" if is_head else "embedding",
+        "cross_encoder" if is_cross_encoder else "embedding",
         96,
         Normalization("sigmoid"),
-        "rank" if is_head else "mean",
-        query_prefix="" if is_head else "query: ",
+        "rank" if is_cross_encoder else "mean",
+        query_prefix="" if is_cross_encoder else "query: ",
     )
     path = GOLDEN / f"{name}.gguf"
     asked = trial.inputs(path, recipe, trial.questions(3, 5))
@@ -324,7 +324,7 @@ def test_compressed_weights_move_scores_a_little(name: str) -> None:
     wanted = np.array([case["raw"] for case in cases])
     encoder = Encoder(GOLDEN / f"{name}.gguf", "rank", threads=1, precision="f32", compressed=True)
     assert "weights compressed" in encoder.about
-    found = np.array(Scorer(encoder, 512, is_head=True).score(golden_inputs(name, cases)))
+    found = np.array(Scorer(encoder, 512, is_cross_encoder=True).score(golden_inputs(name, cases)))
     moved = np.abs(found - wanted).max() / (wanted.max() - wanted.min())
     assert 1e-4 < moved < 0.03  # 0.024 and 0.013 seen, of models with only 64 weights a row
     assert np.corrcoef(found, wanted)[0, 1] > 0.999

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from rerankd.backends.base import Batch
 from rerankd.backends.worker import protocol
 from rerankd.backends.worker.client import WorkerEngine
-from rerankd.backends.worker.passes import Reading, cut, padded
+from rerankd.backends.worker.compute_lock import ComputeLock
+from rerankd.backends.worker.passes import Reading, padded, split
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
-from rerankd.backends.worker.turn import Turn
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
 from rerankd.scoring.engine_input import Frame, Ids, Input, Question
 
@@ -153,7 +153,7 @@ lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=80)
 @given(lengths, st.integers(64, 1024))
 def test_each_input_is_in_one_pass_and_no_pass_is_too_large(tokens: list[int], most: int) -> None:
     seen = []
-    for places in cut(tokens, most, lambda count, longest: (count + 1) // 2):
+    for places in split(tokens, most, lambda count, longest: (count + 1) // 2):
         longest = max(tokens[at] for at in places)
         assert len(places) == 1 or len(places) * longest <= most
         assert all(tokens[at] >= 0.75 * longest for at in places)
@@ -162,8 +162,8 @@ def test_each_input_is_in_one_pass_and_no_pass_is_too_large(tokens: list[int], m
 
 
 def test_inputs_of_one_length_go_together_the_longest_first() -> None:
-    assert cut([10, 50, 11, 49, 12], 100, lambda count, longest: count) == [[3, 1], [0, 2, 4]]
-    assert cut([], 100, lambda count, longest: count) == []
+    assert split([10, 50, 11, 49, 12], 100, lambda count, longest: count) == [[3, 1], [0, 2, 4]]
+    assert split([], 100, lambda count, longest: count) == []
 
 
 def test_padding_keeps_inputs_whole() -> None:
@@ -173,7 +173,7 @@ def test_padding_keeps_inputs_whole() -> None:
 
 def test_values_stand_in_the_order_of_the_inputs() -> None:
     model = Sum()
-    scorer = Scorer(model, MAX_LENGTH, is_head=True)
+    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=True)
     plain, typed = asked(1), asked(1, 2, second=2)
     long, short = [10] * 12, [5]
     mixed = [*inputs(plain, long, short), *inputs(typed, long, short), *inputs(plain, [])]
@@ -184,7 +184,7 @@ def test_values_stand_in_the_order_of_the_inputs() -> None:
 
 def test_a_cosine_is_that_of_the_question_s_own_ids_computed_once() -> None:
     model = Lengths()
-    scorer = Scorer(model, MAX_LENGTH, is_head=False)
+    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=False)
     even, odd = (Question("", before=ids(2), after=ids(1), ids=own) for own in (ids(4, 4, 6), ids(7)))
     mixed = [*inputs(even, [2, 2], []), *inputs(odd, [2, 2])]
     wanted = [3 / 10**0.5, 0.5**0.5, 1 / 10**0.5]
@@ -196,7 +196,10 @@ def test_a_cosine_is_that_of_the_question_s_own_ids_computed_once() -> None:
 
 @pytest.mark.parametrize("bad", [ROWS, -1, -(2**31), 2**31 - 1])
 def test_ids_that_the_model_does_not_have_are_refused(bad: int) -> None:
-    head, vectors = Scorer(Sum(), MAX_LENGTH, is_head=True), Scorer(Lengths(), MAX_LENGTH, is_head=False)
+    head, vectors = (
+        Scorer(Sum(), MAX_LENGTH, is_cross_encoder=True),
+        Scorer(Lengths(), MAX_LENGTH, is_cross_encoder=False),
+    )
     own = Question("", ids=ids(bad))
     for scorer, made in ((head, inputs(asked(1), [ROWS - 1], [bad])), (vectors, inputs(own, [1]))):
         with pytest.raises(InvalidBatch, match="outside the 1000 of the model"):
@@ -212,7 +215,7 @@ def model() -> Sum:
 
 @pytest.fixture
 def scorer(model: Sum) -> Scorer:
-    return Scorer(model, MAX_LENGTH, is_head=True)
+    return Scorer(model, MAX_LENGTH, is_cross_encoder=True)
 
 
 @pytest.fixture
@@ -247,7 +250,7 @@ async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
         await engine.score(batch(asked(1), [2], [4] * 15))
     with pytest.raises(EngineError, match=r"Check failed at brgemm\.cpp"):
         await engine.score(batch(asked(1), [FAILS]))
-    with pytest.raises(EngineError, match=r"the batch is invalid: an id is outside"):
+    with pytest.raises(EngineError, match=r"the batch is invalid: a token id is outside"):
         await engine.score(batch(asked(1), [ROWS]))
     with pytest.raises(EngineError, match=r"the batch is invalid: its first line can't be read"):
         await engine.post("/score", b"{}\n")
@@ -311,22 +314,22 @@ async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path
 
 
 def test_steps_are_told_when_one_ends_or_nobody_computes() -> None:
-    turn = Turn()
-    assert turn.steps(7, 10) == 0
-    with turn.taken(), ThreadPoolExecutor() as others:
-        assert turn.steps(0, 0.01) == 0
-        told = others.submit(turn.steps, 0, 10)
-        turn.step()
+    lock = ComputeLock()
+    assert lock.steps(7, 10) == 0
+    with lock.held(), ThreadPoolExecutor() as others:
+        assert lock.steps(0, 0.01) == 0
+        told = others.submit(lock.steps, 0, 10)
+        lock.step()
         assert told.result() == 1
-    assert turn.steps(1, 10) == 1
+    assert lock.steps(1, 10) == 1
 
 
 def test_a_turn_that_ended_in_an_error_is_over() -> None:
-    turn = Turn()
-    with pytest.raises(ValueError, match="one"), turn.taken():
+    lock = ComputeLock()
+    with pytest.raises(ValueError, match="one"), lock.held():
         raise ValueError("one")
-    with turn.taken():
-        assert turn.steps(0, 0) == 0
+    with lock.held():
+        assert lock.steps(0, 0) == 0
 
 
 async def test_a_worker_that_is_gone_is_not_ready(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import argparse
 import signal
 import zlib
 
+from rerankd.backends.worker.compute_lock import ComputeLock
 from rerankd.backends.worker.server import Server
-from rerankd.backends.worker.turn import Turn
 from rerankd.errors import InputTooLong
 
 flags = argparse.ArgumentParser()
@@ -21,7 +21,7 @@ options = flags.parse_args()
 class Overlap:
     """What the server asks of a scorer."""
 
-    about, turn = "", Turn()
+    about, lock = "", ComputeLock()
 
     def score(self, inputs, check):
         if any(one.tokens > options.max_length for one in inputs):

@@ -49,7 +49,7 @@ def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Sele
     return Selection(replace(best, reason=reason), fallback, refusals)
 
 
-def told(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
+def describe(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
     """What each backend says of a model, for `rerankd inspect`."""
     try:
         used = choose(wanted, said).offer.backend
@@ -69,7 +69,7 @@ def told(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[d
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row of `told` for a person."""
+    """A row of `describe` for a person."""
     word = "refuses" if row["refuses"] else "runs it" if row["used"] else "can run it"
     return f"engine {row['title']} {word}: " + "; ".join(filter(None, (row["reason"], row["next_step"])))
 

@@ -48,7 +48,7 @@ def inspect(
     if resolved.recipe is not None:  # what was checked of a refused model is another recipe
         made = fingerprint(path)
         spec = backend_offers.spec(wanted.ref, path, metadata, resolved, wanted, made)
-        engines = select.told(wanted.engine, backend_offers.all_of(spec, wanted, settings.home))
+        engines = select.describe(wanted.engine, backend_offers.all_of(spec, wanted, settings.home))
         earlier = run_self_test.of_file(StateStore(settings.home), path, made)
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
         if check:

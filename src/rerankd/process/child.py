@@ -25,12 +25,12 @@ from rerankd.process import failure_reasons
 _RING_LINES = 200
 _LOG_BYTES = 8 * 2**20
 _LAST_OUTPUT_S = 1.0
-_TETHER = Path(__file__).with_name("die_with_parent.py")
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
-def tethered(argv: Sequence[str]) -> list[str]:
+def die_with_parent(argv: Sequence[str]) -> list[str]:
     """The command line that runs `argv` tied to this process (see die_with_parent.py)."""
-    return [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *argv]
+    return [sys.executable, "-I", "-S", str(_DIE_WITH_PARENT), str(os.getpid()), *argv]
 
 
 class Running(Protocol):
@@ -91,7 +91,7 @@ class Child:
         try:
             transport, _ = await loop.subprocess_exec(
                 lambda: streams,
-                *tethered(argv),
+                *die_with_parent(argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

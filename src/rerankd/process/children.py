@@ -27,7 +27,7 @@ _log = logging.getLogger("rerankd.engine")
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
 # A process that crashes may take seconds to end on a busy machine, the more so where it writes a core file.
-_FATE_S = 5.0
+_EXIT_NOTICE_S = 5.0
 # Calls under way get so long to end before an engine is replaced all the same.
 _LONGEST_LEASE_S = 60.0
 
@@ -66,22 +66,22 @@ class Plan(Generic[EngineT]):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Why an engine has to go. `kill`: send SIGKILL, the process does not react to SIGTERM. `outgrew`: it
+    """Why an engine has to go. `kill`: send SIGKILL, the process does not react to SIGTERM. `needs_more`: it
     reached its bound of memory soon, so it needs more."""
 
     error: RerankdError
     cause: Cause
     kill: bool = False
-    outgrew: bool = False
+    needs_more: bool = False
 
 
 @dataclass(eq=False)
-class Life(Generic[EngineT]):
+class EngineChild(Generic[EngineT]):
     """A child, the engine behind its socket, and what its callers say of it: that one of them had no answer
     in time (`suspected`), or an error (`erred`, and `errors` in a row), or no connection (`unreachable`)."""
 
     plan: Plan[EngineT]
-    child: Child
+    process: Child
     engine: EngineT
     socket: Path
     note: Path
@@ -94,14 +94,16 @@ class Life(Generic[EngineT]):
     errors: int = 0
 
     @classmethod
-    async def start(cls, plan: Plan[EngineT]) -> Life[EngineT]:
+    async def start(cls, plan: Plan[EngineT]) -> EngineChild[EngineT]:
         """Start a child. Raises RerankdError."""
         socket = plan.run_dir.socket()
         kills = processes.memory_kills()
         launch = plan.launch(socket)
-        child = await Child.start(launch.argv, plan.log, {**launch.environment, **os.environ}, launch.advice)
-        note = plan.run_dir.note(child.pid)
-        return cls(plan, child, launch.connect(socket), socket, note, launch.advice, kills)
+        process = await Child.start(
+            launch.argv, plan.log, {**launch.environment, **os.environ}, launch.advice
+        )
+        note = plan.run_dir.note(process.pid)
+        return cls(plan, process, launch.connect(socket), socket, note, launch.advice, kills)
 
     async def become_ready(self) -> Loss | None:
         """Wait until the engine can score; else why it can't."""
@@ -111,7 +113,7 @@ class Life(Generic[EngineT]):
         except TimeoutError:
             text = (
                 f"The engine did not load {self.plan.file_name} within {self.plan.start_timeout_s:g} s. "
-                f"Raise start_timeout_s if the disk is slow.\n{failure_reasons.quote(self.child.lines())}"
+                f"Raise start_timeout_s if the disk is slow.\n{failure_reasons.quote(self.process.lines())}"
             )
             return Loss(EngineStartFailed(text), "start")
         except RerankdError as error:
@@ -120,7 +122,7 @@ class Life(Generic[EngineT]):
     async def _load(self) -> Loss | None:
         poll_s = _FIRST_POLL_S
         while not await self.engine.is_ready():
-            if self.child.exit_code is not None:
+            if self.process.exit_code is not None:
                 return await self.ended(EngineStartFailed)
             await asyncio.sleep(poll_s)
             poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
@@ -129,7 +131,7 @@ class Life(Generic[EngineT]):
             await self.plan.check(self.engine)
         except EngineUnavailable:
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(self.ended(EngineStartFailed), _FATE_S)
+                return await asyncio.wait_for(self.ended(EngineStartFailed), _EXIT_NOTICE_S)
             raise
         except EngineError as error:
             if type(error) is not EngineError:
@@ -141,7 +143,7 @@ class Life(Generic[EngineT]):
                 f"own words are in rerankd's log. If memory is short: {failure_reasons.LESS_MEMORY}"
             )
             return Loss(failed, "memory" if failure_reasons.says_memory(said) else "start")
-        most, held = self.plan.watch.max_engine_memory, processes.memory_bytes(self.child.pid)
+        most, held = self.plan.watch.max_engine_memory, processes.memory_bytes(self.process.pid)
         if most is not None and held is not None and held > most:  # it would be replaced for ever
             text = (
                 f"The engine for {self.plan.file_name} holds {held / 2**20:.0f} MiB when it has just loaded, "
@@ -151,27 +153,27 @@ class Life(Generic[EngineT]):
             return Loss(EngineStartFailed(text), "start")
         return None
 
-    def told(self, what: str) -> str:
+    def describe(self, what: str) -> str:
         """What the engine did, with its last lines."""
-        return f"The engine for {self.plan.file_name} {what}\n{failure_reasons.quote(self.child.lines())}"
+        return f"The engine for {self.plan.file_name} {what}\n{failure_reasons.quote(self.process.lines())}"
 
     async def ended(self, error: type[EngineUnavailable] = EngineUnavailable) -> Loss:
         """Wait for the child's end; why it went."""
-        code = await self.child.wait()
-        lines = self.child.lines()
+        code = await self.process.wait()
+        lines = self.process.lines()
         killed_for_memory = processes.memory_kills() > self.memory_kills
         cause = failure_reasons.cause(code, lines, out_of_memory=killed_for_memory)
         return Loss(error(failure_reasons.died(self.plan.file_name, code, lines, self.advice)), cause)
 
     async def end(self, grace_s: float) -> None:
         """End the child, and remove what it left; safe to call again."""
-        await self.child.stop(grace_s)
+        await self.process.stop(grace_s)
         await self.engine.close()
         self.socket.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
 
-class Lives(Generic[EngineT]):
+class EngineChildren(Generic[EngineT]):
     """Starts children and ends them: none is left when `close` returns. `fates` says why an engine went;
     `changes` are told when it is known."""
 
@@ -179,69 +181,69 @@ class Lives(Generic[EngineT]):
         self._plan = plan
         self._changes = changes
         self._grace_s = plan.stop_timeout_s
-        self._running: set[Life[EngineT]] = set()
+        self._running: set[EngineChild[EngineT]] = set()
         self._ends = Background()
         self._closing = asyncio.Event()
-        self.fates: weakref.WeakKeyDictionary[EngineT, Cause] = weakref.WeakKeyDictionary()
+        self.exit_causes: weakref.WeakKeyDictionary[EngineT, Cause] = weakref.WeakKeyDictionary()
 
-    async def fate(self, engine: EngineT) -> Cause | None:
+    async def exit_cause(self, engine: EngineT) -> Cause | None:
         """Why `engine` went; None where it still runs some seconds after it closed a connection."""
-        notice = time.monotonic() + _FATE_S
-        while engine not in self.fates and (left_s := notice - time.monotonic()) > 0:
+        notice = time.monotonic() + _EXIT_NOTICE_S
+        while engine not in self.exit_causes and (left_s := notice - time.monotonic()) > 0:
             await self._changes.wait(left_s)
-        return self.fates.get(engine)
+        return self.exit_causes.get(engine)
 
-    async def begin(self) -> Life[EngineT] | Loss:
+    async def begin(self) -> EngineChild[EngineT] | Loss:
         """Start a child, and wait until it can score; why it can't, once it has ended."""
         try:
-            life = await Life.start(self._plan)
+            child = await EngineChild.start(self._plan)
         except RerankdError as error:
             return Loss(error, "start")
-        self._running.add(life)
+        self._running.add(child)
         try:
-            loss = await life.become_ready()
+            loss = await child.become_ready()
         except BaseException:
-            await self.end(life)
+            await self.end(child)
             raise
         if loss is not None:
-            await self.end(life)
-        return loss or life
+            await self.end(child)
+        return loss or child
 
-    async def end(self, life: Life[EngineT], *, kill: bool = False) -> None:
+    async def end(self, child: EngineChild[EngineT], *, kill: bool = False) -> None:
         """End a child. It ends even if the caller is cancelled meanwhile."""
-        await asyncio.shield(self._ends.begin(self._finish(life, kill=kill), "end an engine"))
+        await asyncio.shield(self._ends.begin(self._finish(child, kill=kill), "end an engine"))
 
-    def retire(self, life: Life[EngineT]) -> None:
+    def retire(self, child: EngineChild[EngineT]) -> None:
         """End an engine that has a successor when its last call has ended; returns at once."""
 
         async def retire() -> None:
-            await self.drain(life)
-            await self._finish(life)
+            await self.drain(child)
+            await self._finish(child)
 
         self._ends.begin(retire(), "retire an engine")
 
-    async def drain(self, life: Life[EngineT]) -> None:
+    async def drain(self, child: EngineChild[EngineT]) -> None:
         """Wait until no call uses the engine, for so long as calls may take."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST_LEASE_S):
-                await first(life.leases.unused(), self._closing.wait())
+                await first(child.leases.unused(), self._closing.wait())
 
     async def close(self) -> None:
         """End all."""
         self._closing.set()
-        await asyncio.gather(*self._ends, *(self._finish(life) for life in self._running))
+        await asyncio.gather(*self._ends, *(self._finish(child) for child in self._running))
 
     def kill(self) -> None:
         """Have all end at once."""
         self._grace_s = 0.0
-        for life in self._running:
-            life.child.kill()
+        for child in self._running:
+            child.process.kill()
 
-    async def _finish(self, life: Life[EngineT], *, kill: bool = False) -> None:
-        if life not in self._running:
+    async def _finish(self, child: EngineChild[EngineT], *, kill: bool = False) -> None:
+        if child not in self._running:
             return
-        if life.engine not in self.fates:  # who asks it learns so at once
-            self.fates[life.engine] = "requested"
+        if child.engine not in self.exit_causes:  # who asks it learns so at once
+            self.exit_causes[child.engine] = "requested"
             self._changes.tell()
-        await life.end(0.0 if kill else self._grace_s)
-        self._running.discard(life)
+        await child.end(0.0 if kill else self._grace_s)
+        self._running.discard(child)

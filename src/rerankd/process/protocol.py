@@ -11,7 +11,7 @@ from rerankd.errors import EngineError, EngineUnavailable
 from rerankd.process.http import Answer, Connections
 
 
-class Wire:
+class EngineClient:
     """One child's HTTP, from which an engine is made. Raises EngineError only, but for `get`."""
 
     def __init__(self, socket: Path) -> None:

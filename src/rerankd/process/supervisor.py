@@ -24,7 +24,7 @@ from rerankd import machine
 from rerankd.errors import EngineUnavailable
 from rerankd.process import restart_delay, watchers
 from rerankd.process.child import EngineT
-from rerankd.process.children import Life, Lives, Loss, Plan
+from rerankd.process.children import EngineChild, EngineChildren, Loss, Plan
 from rerankd.process.failure_reasons import Cause
 from rerankd.process.states import Checking, Failed, Ready, Starting, State, Status, Stopped, Stopping
 from rerankd.process.tasks import Changes, first, forever
@@ -60,9 +60,9 @@ class Supervisor(Generic[EngineT]):
         self._pause = pause
         self.status: Status[EngineT] = Status()
         self._changes = Changes()
-        self._lives = Lives(plan, self._changes)
+        self._children = EngineChildren(plan, self._changes)
         # The child in use, or the last one that was.
-        self._life: Life[EngineT] | None = None
+        self._child: EngineChild[EngineT] | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._reload = asyncio.Event()
@@ -72,7 +72,7 @@ class Supervisor(Generic[EngineT]):
     @property
     def leases(self) -> int:
         """Calls that are under way."""
-        return self._life.leases.count if self._life is not None else 0
+        return self._child.leases.count if self._child is not None else 0
 
     def start(self) -> None:
         """Begin; returns at once. Must be called on the thread of the event loop that stays (see
@@ -86,32 +86,32 @@ class Supervisor(Generic[EngineT]):
 
     def suspect(self) -> None:
         """Say that a call was not answered in time; the engine is replaced if it is stuck."""
-        if self.status.engine is not None and self._life is not None:
-            self._life.suspected.set()
+        if self.status.engine is not None and self._child is not None:
+            self._child.suspected.set()
 
     def answered(self, engine: EngineT) -> None:
         """Say that `engine` has scored what a client asked for: it works."""
-        if self._life is not None and self._life.engine is engine:
-            self._losses = self._life.errors = 0
+        if self._child is not None and self._child.engine is engine:
+            self._losses = self._child.errors = 0
 
     async def erred(self, engine: EngineT, message: str) -> Cause | None:
         """Say that `engine` gave an error instead of scores. Nobody gets it until it has scored a known
         pair; after three errors in a row it is replaced. Returns why; None where it goes on."""
         _log.warning("the engine for %s gave an error instead of scores: %s", self._plan.file_name, message)
-        if self._life is not None and self._life.engine is engine:
-            self._life.errors += 1
-            self._life.erred.set()
-            while self._life.engine is engine and self._is_doubted():
+        if self._child is not None and self._child.engine is engine:
+            self._child.errors += 1
+            self._child.erred.set()
+            while self._child.engine is engine and self._is_doubted():
                 await self._changes.wait()
-        return self.known_fate(engine)
+        return self.known_exit_cause(engine)
 
-    async def fate(self, engine: EngineT) -> Cause | None:
+    async def exit_cause(self, engine: EngineT) -> Cause | None:
         """Why `engine` went; None where it still runs some seconds after it closed a connection."""
-        return await self._lives.fate(engine)
+        return await self._children.exit_cause(engine)
 
-    def known_fate(self, engine: EngineT) -> Cause | None:
+    def known_exit_cause(self, engine: EngineT) -> Cause | None:
         """Why `engine` went, as far as that is known now."""
-        return self._lives.fates.get(engine)
+        return self._children.exit_causes.get(engine)
 
     async def ensure_ready(self, *, after: EngineT | None = None) -> EngineT:
         """Wait for a ready engine, and return it. `after` is one that has failed its caller: if it does not
@@ -123,9 +123,9 @@ class Supervisor(Generic[EngineT]):
         notice = time.monotonic() + _DEATH_NOTICE_S
         while True:
             engine, state, timeout_s = self._usable(), self.status.state, None
-            if engine is not None and self._life is not None:
-                if not self._life.socket.exists():
-                    self._life.unreachable.set()  # it is replaced
+            if engine is not None and self._child is not None:
+                if not self._child.socket.exists():
+                    self._child.unreachable.set()  # it is replaced
                 elif engine is not after or time.monotonic() >= notice:
                     return engine
                 else:
@@ -144,8 +144,8 @@ class Supervisor(Generic[EngineT]):
         `alone`: no other call has it meanwhile."""
         while True:
             engine = await self.ensure_ready(after=after)
-            assert self._life is not None
-            leases = self._life.leases
+            assert self._child is not None
+            leases = self._child.leases
             await leases.enter(alone=alone)
             if self._usable() is engine:
                 break
@@ -163,15 +163,15 @@ class Supervisor(Generic[EngineT]):
     def _is_doubted(self) -> bool:
         """Whether the engine gave an error, and has not scored a known pair since."""
         state = self.status.state
-        if isinstance(state, Ready) and self._life is not None:
-            return self._life.erred.is_set()  # the task has not come to it yet
+        if isinstance(state, Ready) and self._child is not None:
+            return self._child.erred.is_set()  # the task has not come to it yet
         return isinstance(state, Checking)
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Stop the engine and its child; safe to call again, and with `at_once` to cut an earlier call
         short."""
         if at_once:
-            self._lives.kill()
+            self._children.kill()
         if self._task is not None:
             if not self._is_stopping:  # another cancellation would cut the end short
                 self._task.cancel()
@@ -195,19 +195,19 @@ class Supervisor(Generic[EngineT]):
                     _log.exception("the supervisor of %s failed for an unexpected reason", self._plan.name)
                     text = f"rerankd failed to watch its engine: {error!r}. See its log."
                     self._set(Stopping())
-                    if self._life is not None:
-                        await self._lives.end(self._life)
+                    if self._child is not None:
+                        await self._children.end(self._child)
                     await self._wait_after(Loss(EngineUnavailable(text), "start"))
         finally:
             self._set(Stopping())
-            await self._lives.close()
+            await self._children.close()
             self._set(Stopped())
 
     async def _wait_after(self, loss: Loss) -> None:
         """The delay before the next start; a reload ends it."""
         self._count(lost=1)
         self._losses += 1
-        delay_s, loaded = restart_delay.delay_s(self._losses, self._chance()), self._life is not None
+        delay_s, loaded = restart_delay.delay_s(self._losses, self._chance()), self._child is not None
         until = time.monotonic() + delay_s
         state, level, text = restart_delay.state(
             self._plan.name, loss.error, self._losses, delay_s, until, loaded
@@ -223,9 +223,9 @@ class Supervisor(Generic[EngineT]):
         """Start an engine, and watch it to its end and beyond."""
         self._set(Starting())
         self._count(starts=1)
-        life = await self._lives.begin()
-        loaded = isinstance(life, Life)
-        loss = await self._reign(life) if isinstance(life, Life) else life
+        child = await self._children.begin()
+        loaded = isinstance(child, EngineChild)
+        loss = await self._supervise(child) if isinstance(child, EngineChild) else child
         if loss.cause == "requested":
             return
         if self._safer(loss.cause, loaded) and not loaded:
@@ -234,40 +234,40 @@ class Supervisor(Generic[EngineT]):
         else:
             await self._wait_after(loss)
 
-    async def _reign(self, life: Life[EngineT]) -> Loss:
+    async def _supervise(self, child: EngineChild[EngineT]) -> Loss:
         """Watch an engine, and its successors as long as they take over from each other. Returns why the last
         one went, once it has ended."""
         while True:
-            self._life = life
+            self._child = child
             self._reload.clear()
-            self._set(Ready(life.engine, life.child.pid))
-            loss = await watchers.loss(life, self._set, self._outgrown, self._reload)
-            self._outgrown += loss.outgrew
-            found = await self._succeed(life, loss) if loss.cause == "requested" else loss
+            self._set(Ready(child.engine, child.process.pid))
+            loss = await watchers.loss(child, self._set, self._outgrown, self._reload)
+            self._outgrown += loss.needs_more
+            found = await self._start_successor(child, loss) if loss.cause == "requested" else loss
             if isinstance(found, Loss):
                 break
-            self._lives.retire(life)
-            life = found
-        self._lives.fates[life.engine] = found.cause
+            self._children.retire(child)
+            child = found
+        self._children.exit_causes[child.engine] = found.cause
         self._set(Stopping())
         if found.cause == "requested":
-            await self._lives.drain(life)
-        await self._lives.end(life, kill=found.kill)
+            await self._children.drain(child)
+        await self._children.end(child, kill=found.kill)
         return found
 
-    async def _succeed(self, life: Life[EngineT], loss: Loss) -> Life[EngineT] | Loss:
+    async def _start_successor(self, child: EngineChild[EngineT], loss: Loss) -> EngineChild[EngineT] | Loss:
         """A successor that is ready, started beside the engine that has to go; a loss where that one has to
         go first, or has gone."""
-        lack = await asyncio.to_thread(self._lacks_room, life.child.pid)
+        lack = await asyncio.to_thread(self._lacks_room, child.process.pid)
         if lack:
             _log.info("%s: the engine for %s ends before the next one starts", lack, self._plan.file_name)
             return loss
 
-        async def begin() -> Life[EngineT] | Loss:
+        async def begin() -> EngineChild[EngineT] | Loss:
             while True:
                 self._count(starts=1)
-                found = await self._lives.begin()
-                if isinstance(found, Life):
+                found = await self._children.begin()
+                if isinstance(found, EngineChild):
                     return found
                 _log.warning("no engine could be started beside the old one: %s", found.error.message)
                 if not self._safer(found.cause, False):
@@ -275,8 +275,8 @@ class Supervisor(Generic[EngineT]):
 
         async def doubt() -> Never:
             if isinstance(self.status.state, Ready):
-                await life.erred.wait()
-                self._set(Checking(life.child.pid))  # the successor is waited for
+                await child.erred.wait()
+                self._set(Checking(child.process.pid))  # the successor is waited for
             await forever()
 
-        return await first(begin(), watchers.dead(life), doubt())
+        return await first(begin(), watchers.dead(child), doubt())

@@ -105,7 +105,7 @@ class Attempts:
                 raise
             except EngineUnavailable as error:
                 # The lease is kept until the engine is known to be dead: who gets it next would be suspected.
-                cause = await supervisor.fate(engine)
+                cause = await supervisor.exit_cause(engine)
                 if isinstance(error.__cause__, _NOT_REACHED) and cause is not None:
                     cause = "killed"
                 raise Lost(engine, cause, error) from None
@@ -125,7 +125,7 @@ class Attempts:
         """The calls that were given up and whose engine went since, each once."""
         now = time.monotonic()
         for one in tuple(self._given_up):
-            cause = self._running().fate(one.engine)
+            cause = self._running().exit_cause(one.engine)
             if cause is None and now - one.at < _REMEMBERED_S:
                 continue
             self._given_up.remove(one)

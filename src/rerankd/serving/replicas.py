@@ -68,9 +68,9 @@ class Replicas:
         for supervisor in self._supervisors:
             supervisor.answered(engine)
 
-    def fate(self, engine: Engine) -> Cause | None:
+    def exit_cause(self, engine: Engine) -> Cause | None:
         """Why `engine` went, as far as that is known now."""
-        return next(filter(None, (one.known_fate(engine) for one in self._supervisors)), None)
+        return next(filter(None, (one.known_exit_cause(engine) for one in self._supervisors)), None)
 
     def reload(self) -> None:
         """Start failed engines again, replace running ones between requests."""

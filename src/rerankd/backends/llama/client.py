@@ -10,7 +10,7 @@ from typing import Any
 
 from rerankd.backends.llama.launch import TOKENIZING
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
-from rerankd.process.protocol import Wire
+from rerankd.process.protocol import EngineClient
 
 # How llama.cpp says that a text is longer than its micro-batch, its context or a slot of it.
 _TOO_LONG = ("too large to process", "larger than the max context size", "exceeds the available context size")
@@ -18,7 +18,7 @@ _TOO_LONG = ("too large to process", "larger than the max context size", "exceed
 _PART_CHARACTERS = 2**20
 
 
-class LlamaClient(Wire):
+class LlamaClient(EngineClient):
     """One llama.cpp server's HTTP. Raises EngineError only.
 
     Calls that tokenize wait for places of their own, since llama.cpp keeps one of its few HTTP threads for

@@ -54,7 +54,7 @@ class LlamaEngine(LlamaClient, Engine):
         return await asyncio.to_thread(lambda: list(map(alignment.ends, texts, pieces)))
 
 
-class HeadEngine(LlamaEngine):
+class CrossEncoderEngine(LlamaEngine):
     """Cross-encoders with a rank head: raw is the head's logit. A batch has one question."""
 
     async def prepare(self) -> None:
@@ -79,7 +79,7 @@ class HeadEngine(LlamaEngine):
         return await self.compute("/v1/rerank", {"query": query, "documents": documents})
 
 
-class CosineEngine(LlamaEngine):
+class EmbeddingEngine(LlamaEngine):
     """Embedding models: raw is the cosine of the query's and the text's embeddings."""
 
     def __init__(self, spec: EngineSpec, socket: Path) -> None:
@@ -108,7 +108,7 @@ class CosineEngine(LlamaEngine):
             return np.frombuffer(data, np.float32).reshape(len(inputs), -1)
 
 
-class JudgeEngine(LlamaEngine):
+class CausalLMEngine(LlamaEngine):
     """Causal rerankers: raw is the log-odds of the two label tokens after the prompt (see completion.py)."""
 
     _labels: tuple[int, int]
@@ -136,9 +136,9 @@ class JudgeEngine(LlamaEngine):
 
 
 KINDS: dict[Method, type[LlamaEngine]] = {
-    "cross_encoder": HeadEngine,
-    "embedding": CosineEngine,
-    "causal_lm": JudgeEngine,
+    "cross_encoder": CrossEncoderEngine,
+    "embedding": EmbeddingEngine,
+    "causal_lm": CausalLMEngine,
 }
 
 

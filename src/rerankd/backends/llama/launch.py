@@ -26,7 +26,7 @@ HTTP_THREADS = 3 + TOKENIZING + 2
 # llama.cpp rounds a slot's context up to a multiple of this many tokens.
 _CONTEXT_STEP = 256
 # A judge reads its prompt in pieces, so a piece need not hold all of it.
-_JUDGE_UBATCH = 512
+_CAUSAL_LM_UBATCH = 512
 _LEAST_UBATCH = 128
 # CUDA graphs: with them, llama.cpp crashed on an H200 with F16 encoders; it updates a graph for each shape.
 # Arenas: glibc gives each HTTP thread one, and they fill one after the other: a tiny model's engine grew by a
@@ -108,18 +108,18 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     Flash attention rounds keys and values to F16, which moves raw values by up to 0.006. Where the weights
     are quantised that is nothing; where they are not, it is most of the error.
     """
-    judge = spec.recipe.method == "causal_lm"
+    is_causal_lm = spec.recipe.method == "causal_lm"
     # An encoder reads a text in one go: its (micro-)batch must hold the longest one, and no more, for compute
     # memory grows with it.
-    ubatch = min(_JUDGE_UBATCH, spec.recipe.max_length) if judge else spec.recipe.max_length
-    cache_type: CacheType = "f32" if spec.exact and judge else "f16"
+    ubatch = min(_CAUSAL_LM_UBATCH, spec.recipe.max_length) if is_causal_lm else spec.recipe.max_length
+    cache_type: CacheType = "f32" if spec.exact and is_causal_lm else "f16"
     cache_bytes = 4 if cache_type == "f32" else 2
-    need = _Need(spec.shape, _context(spec.recipe), ubatch, judge, spec.exact, cache_bytes)
+    need = _Need(spec.shape, _context(spec.recipe), ubatch, is_causal_lm, spec.exact, cache_bytes)
     layers, slots, reason = _place(need, options)
     decided = Decision(
         slots=slots,
         gpu_layers=layers,
-        batch=max(ubatch, 2048) if judge else ubatch,
+        batch=max(ubatch, 2048) if is_causal_lm else ubatch,
         ubatch=ubatch,
         flash_attention="off" if spec.exact else "auto",
         cache_type=cache_type,
@@ -215,7 +215,7 @@ class _Need:
     shape: Shape
     context: int
     ubatch: int
-    judge: bool
+    is_causal_lm: bool
     exact: bool
     cache_bytes: int
 
@@ -227,22 +227,22 @@ class _Need:
         width = self.shape.width
         bytes_ = self.ubatch * width * 4 * _WIDTHS_AT_WORK
         if self.exact:  # without flash attention, each head's scores of all tokens against all tokens
-            against = self.context if self.judge else self.ubatch
+            against = self.context if self.is_causal_lm else self.ubatch
             bytes_ += max(width // _HEAD_WIDTH, 1) * self.ubatch * against * 4
-        return bytes_ + (_LOGITS_BYTES if self.judge else 0)
+        return bytes_ + (_LOGITS_BYTES if self.is_causal_lm else 0)
 
     def whole(self, slots: int) -> int:
         return self.shape.weights_bytes + self.shape.layers * self._cache(slots) + self.at_work()
 
     def _cache(self, slots: int) -> int:
         """Keys and values of one layer; an encoder keeps none."""
-        return slots * self.context * self.shape.kv_width * self.cache_bytes if self.judge else 0
+        return slots * self.context * self.shape.kv_width * self.cache_bytes if self.is_causal_lm else 0
 
 
 def _place(need: _Need, options: EngineOptions) -> tuple[int | None, int, str]:
     """Layers on the GPU (None: llama.cpp's choice), slots, and why."""
-    on_cpu = 1 if need.judge or need.exact else 4
-    on_gpu = _GPU_SLOTS if need.judge else (on_cpu,)
+    on_cpu = 1 if need.is_causal_lm or need.exact else 4
+    on_gpu = _GPU_SLOTS if need.is_causal_lm else (on_cpu,)
     asked, gpus = options.gpu_layers, options.usable
     if gpus == () or asked == 0:
         return 0, on_cpu, "gpu_layers is 0" if asked == 0 else "this engine has no GPU to use"

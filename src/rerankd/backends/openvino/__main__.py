@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:  # the last one is OpenVINO's for anything
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
-    scorer = Scorer(encoder, options.max_length, is_head=options.pooling == "rank")
+    scorer = Scorer(encoder, options.max_length, is_cross_encoder=options.pooling == "rank")
     print(encoder.about, file=sys.stderr)
     with Server(options.socket, scorer) as server:
         print(f"listening on {options.socket}", file=sys.stderr, flush=True)

@@ -117,7 +117,7 @@ def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -
 
 def raw_values(encoder: Encoder, recipe: Recipe, asked: Sequence[Sequence[Input]]) -> list[list[float]]:
     """The raw values of each query's inputs."""
-    scorer = Scorer(encoder, recipe.max_length, is_head=recipe.pooling == "rank")
+    scorer = Scorer(encoder, recipe.max_length, is_cross_encoder=recipe.pooling == "rank")
     return [scorer.score(of_query) for of_query in asked]
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.backends.worker import protocol
 from rerankd.errors import EngineError, InputTooLong
-from rerankd.process.protocol import Wire
+from rerankd.process.protocol import EngineClient
 from rerankd.scoring.engine_input import NONE, Frame, Ids
 
 
-class WorkerEngine(Wire, Engine):
+class WorkerEngine(EngineClient, Engine):
     """A worker's HTTP (see server.py). It holds a cross-encoder with a rank head (raw: its logit) or an
     embedding model (raw: the cosine). It has no tokenizer."""
 

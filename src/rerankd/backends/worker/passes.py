@@ -30,7 +30,7 @@ class Reading(NamedTuple):
     second: int
 
 
-def cut(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
+def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
     """The places of inputs of these lengths (1 at least), by passes, the longest inputs first. A pass holds
     inputs of nearly one length, and up to `most` tokens with padding, but one input at least."""
     waiting = sorted(range(len(lengths)), key=lengths.__getitem__)

@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"about": scorer.about})
         elif url.path == "/work":
             after = int(parse_qs(url.query).get("after", ["-1"])[0])
-            self._answer(200, {"steps": scorer.turn.steps(after, _LONGEST_WAIT_S)})
+            self._answer(200, {"steps": scorer.lock.steps(after, _LONGEST_WAIT_S)})
         else:
             self._answer(404, {"error": f"there is no {url.path}"})
 

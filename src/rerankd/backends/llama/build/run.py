@@ -32,7 +32,7 @@ def run(
     with log.open("a", encoding="utf-8") as out:
         out.write(f"\n$ {' '.join(argv)}\n")
         process = subprocess.Popen(
-            child.tethered(argv),
+            child.die_with_parent(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,3 +1,5 @@
+"""Causal-LM rerankers: the prompt, and the log-odds of the two labels in llama.cpp's answer."""
+
 import math
 
 import pytest

@@ -1,13 +1,15 @@
-"""Judge scoring against llama-server's own /v1/rerank, on the same shape in one run.
+"""Compare causal-LM scoring with llama-server's own /v1/rerank, on the same model shape.
 
-    python bench/judge.py [--folder FOLDER] [--documents 16] [--words 50] [--rounds 5] [--llama-server PATH]
+    python bench/causal_lm.py [--folder FOLDER] [--documents 16] [--words 50] [--rounds 5]
+        [--slots 4] [--llama-server PATH]
 
-Both run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank the file with a rank head (it
-needs one), rerankd the one without. They take turns, A B A B; each round asks a new query, as a user does.
-Prints medians and the ratio.
+Both run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank a file with a rank head, which
+it requires, and rerankd a file without one. They alternate; each round uses a new query. Prints medians and
+the ratio.
 
-The golden models' small vocabulary makes about two tokens of a word. So 50 of its words stand for 100 words
-of English under Qwen's own: some 190 tokens a pair, of which the prompt without the document is 91.
+The vocabulary of the golden models is small and needs about two tokens a word. So 50 of its words stand for
+100 English words in Qwen's own vocabulary: about 190 tokens a pair, 91 of them the prompt without the
+document.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ async def main(options: argparse.Namespace) -> None:
             "gpu_layers": 0,
             "force": True,
             "cache_entries": 0,
-            "scoring": {key: prompt[key] for key in ("template", "labels", "instruction")} | {"window": 2048},
+            "scoring": {key: prompt[key] for key in ("template", "labels", "instruction")}
+            | {"max_length": 2048},
         }
     )
     took: dict[str, list[float]] = {"rerank": [], "causal_lm": []}
@@ -98,22 +101,21 @@ async def main(options: argparse.Namespace) -> None:
                 asked = documents if at else documents[:2]  # the first round only warms up
                 body = {"query": query, "documents": asked}
                 plain_s, answer = await timed(client.compute("/v1/rerank", body))
-                judge_s, result = await timed(reranker.rerank(query, asked))
+                rerankd_s, result = await timed(reranker.rerank(query, asked))
                 if at == 0:
                     tokens = answer["usage"]["prompt_tokens"] / len(asked)
-                    print(
-                        f"{tokens:.0f} tokens a pair by /v1/rerank, {result.tokens / len(asked):.0f} by judge"
-                    )
+                    own = result.tokens / len(asked)
+                    print(f"{tokens:.0f} tokens a pair by /v1/rerank, {own:.0f} by rerankd")
                     continue
                 took["rerank"].append(plain_s)
-                took["causal_lm"].append(judge_s)
+                took["causal_lm"].append(rerankd_s)
         await client.close()
         await child.stop(5)
-    for name, label in (("rerank", "llama.cpp /v1/rerank"), ("causal_lm", "rerankd, judge")):
+    for name, label in (("rerank", "llama.cpp /v1/rerank"), ("causal_lm", "rerankd, causal LM")):
         median = statistics.median(took[name])
         each = ", ".join(f"{seconds:.2f}" for seconds in took[name])
         print(f"{label:22} {len(documents) / median:6.2f} pairs/s   {median:6.2f} s   ({each})")
-    ratios = [plain / judge for plain, judge in zip(took["rerank"], took["causal_lm"], strict=True)]
+    ratios = [plain / rerankd for plain, rerankd in zip(took["rerank"], took["causal_lm"], strict=True)]
     print(
         f"ratio                  {statistics.median(ratios):6.2f}   (min {min(ratios):.2f}, max "
         f"{max(ratios):.2f})"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 
-class Turn:
+class ComputeLock:
     """The right to compute. To be used from any thread."""
 
     def __init__(self) -> None:
@@ -16,7 +16,7 @@ class Turn:
         self._steps = 0
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Wait for the turn, and have it until the block ends."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_taken)
