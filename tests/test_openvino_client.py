@@ -202,7 +202,7 @@ def test_ids_that_the_model_does_not_have_are_refused(bad: int) -> None:
     )
     own = Question("", ids=ids(bad))
     for scorer, made in ((head, inputs(asked(1), [ROWS - 1], [bad])), (vectors, inputs(own, [1]))):
-        with pytest.raises(InvalidBatch, match="outside the 1000 of the model"):
+        with pytest.raises(InvalidBatch, match="outside the model's vocabulary of 1000"):
             scorer.score(made)
     with pytest.raises(InvalidBatch, match="no tokens"):
         vectors.score(inputs(asked(1), [1]))

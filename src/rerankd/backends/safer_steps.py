@@ -1,8 +1,8 @@
-"""(pure) Safer settings for an engine that crashes, one step after the other.
+"""(pure) Safer settings to try, one step after the other, when an engine crashes.
 
-Each step gives up some speed for one thing that may be at fault. A backend makes the steps of a model from
-how it runs by default; how many of them are taken is kept for the model's file and the engine's build, so a
-new build is tried with the better settings again.
+Each step trades some speed for avoiding one possible cause of the crash. A backend derives the steps of a
+model from its default settings. The number of steps in use is stored per model file and engine build, so a
+new build starts with the fastest settings again.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from rerankd.process.failure_reasons import Cause
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One safer setting, in words for a person. `saves_memory`: it lowers the memory that is used."""
+    """One safer setting; `words` describes it for messages. `saves_memory`: it reduces memory use."""
 
     name: str
     words: str
     saves_memory: bool = False
 
 
-# The last step of all, where another backend can run the same file. It may take more memory.
+# The last step, if another backend can run the same file. It may need more memory.
 OTHER_BACKEND = Step("other_backend", "another engine")
 
 
 def after(found: Sequence[Step], taken: int, cause: Cause, *, loaded: bool) -> int:
-    """How many of the steps to take after an engine went with `taken` of them; `loaded` tells whether it had
-    become ready. The same number: none of the rest would help."""
+    """Return how many steps to use after an engine failed with `taken` of them. The result equals `taken` if
+    no further step would help. `loaded`: the engine had become ready before it failed."""
     if cause == "crash" or (cause == "exit" and loaded):
         return min(taken + 1, len(found))
     if cause == "exit" and OTHER_BACKEND in found[taken:]:
-        # It ended in order and before it was ready: it cannot run this file here, whatever the settings.
+        # An orderly exit before it was ready: the engine can't run this file here with any settings.
         return len(found)
     if cause == "memory":
         saving = [at + 1 for at in range(taken, len(found)) if found[at].saves_memory]
@@ -41,5 +41,5 @@ def after(found: Sequence[Step], taken: int, cause: Cause, *, loaded: bool) -> i
 
 
 def words(found: Sequence[Step]) -> str:
-    """Steps that are taken, for a person."""
+    """Describe the steps in use, for messages."""
     return OTHER_BACKEND.words if OTHER_BACKEND in found else ", ".join(step.words for step in found)

@@ -1,4 +1,4 @@
-"""(pure) Which backend runs a model, and why the others do not."""
+"""(pure) Select which backend runs a model, and explain why the others do not."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The offer that is taken; the one to fall back to where its engine crashes, None where there is none;
-    and what the backends that can't run the model say, by their titles."""
+    """The selected offer, the fallback if its engine crashes (None if no other backend can run the model),
+    and the refusals of the other backends by title."""
 
     offer: Offer
     fallback: Offer | None
@@ -24,10 +24,9 @@ class Selection:
 
 
 def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Selection:
-    """The offer with the highest rank, the first where several have it; or that of the backend named
-    `wanted`.
+    """Select the offer of the backend named `wanted`, or with "auto" the first one with the highest rank.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError if no backend can run the model, or the wanted one can't.
     """
     offers = [one for _, one in said if isinstance(one, Offer)]
     refusals = {backend.title: one for backend, one in said if isinstance(one, Refusal)}
@@ -50,7 +49,7 @@ def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Sele
 
 
 def describe(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
-    """What each backend says of a model, for `rerankd inspect`."""
+    """Return one row per backend for `rerankd inspect`: whether it can run a model, and why."""
     try:
         used = choose(wanted, said).offer.backend
     except ConfigError:
@@ -69,7 +68,7 @@ def describe(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> li
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row of `describe` for a person."""
+    """Render a row of `describe` as a line of text."""
     word = "refuses" if row["refuses"] else "runs it" if row["used"] else "can run it"
     return f"engine {row['title']} {word}: " + "; ".join(filter(None, (row["reason"], row["next_step"])))
 

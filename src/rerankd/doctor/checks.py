@@ -27,7 +27,7 @@ def diagnose(seen: Seen) -> list[Check]:
         *_models(seen),
         *seen.engines,
         *_safer(seen),
-        *(Check.of_place(place, problem) for place, problem in (seen.online or {}).items()),
+        *(Check.reachable(place, problem) for place, problem in (seen.online or {}).items()),
     ]
 
 

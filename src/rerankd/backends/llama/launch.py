@@ -130,7 +130,7 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     return decided
 
 
-def has_answer(scoring: Recipe) -> bool:
+def needs_extra_token(scoring: Recipe) -> bool:
     """Whether the context must have room for a token more than the input, as for the first one of an answer.
     So it must for a model that may read its input in several steps."""
     return scoring.method == "causal_lm" or scoring.pooling == "last"
@@ -138,7 +138,7 @@ def has_answer(scoring: Recipe) -> bool:
 
 def _context(scoring: Recipe) -> int:
     """The context of a slot, in tokens."""
-    if not has_answer(scoring):
+    if not needs_extra_token(scoring):
         return scoring.max_length
     return -(-(scoring.max_length + 1) // _CONTEXT_STEP) * _CONTEXT_STEP
 
