@@ -1,4 +1,4 @@
-"""How settings come to have the options of every backend in the table."""
+"""Adds the options of every backend to the settings classes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ GROUPS = [backend.Options for backend in BACKENDS]
 
 
 def with_options(cls: type[M]) -> type[M]:
-    """The class, with the options of all backends."""
-    return _made((cls, *GROUPS), {})
+    """Add the options of all backends to a class."""
+    return _create((cls, *GROUPS), {})
 
 
-def with_own(*shared: type[Options]) -> Callable[[type[M]], type[M]]:
-    """The class, with a field for each setting of `shared` and of the backends that a model may have of its
-    own: None where it has none."""
-    own: dict[str, Any] = {}
+def with_overrides(*shared: type[Options]) -> Callable[[type[M]], type[M]]:
+    """Add a field to a class for each per-model setting of `shared` and of the backends; None: not set."""
+    overrides: dict[str, Any] = {}
     for group in (*shared, *GROUPS):
         for name, field in group.model_fields.items():
             if trait(field, "per_model"):
                 kind: Any = field.annotation
-                said = Field(description=field.description)
-                own[name] = (Annotated[(kind | None, said, *field.metadata)], None)
-    return lambda cls: _made((cls,), own)
+                described = Field(description=field.description)
+                overrides[name] = (Annotated[(kind | None, described, *field.metadata)], None)
+    return lambda cls: _create((cls,), overrides)
 
 
-def _made(bases: tuple[type[M], *tuple[Any, ...]], fields: dict[str, Any]) -> type[M]:
+def _create(bases: tuple[type[M], *tuple[Any, ...]], fields: dict[str, Any]) -> type[M]:
     first = bases[0]
-    made = create_model(
+    created = create_model(
         first.__name__, __base__=bases, __module__=first.__module__, __doc__=first.__doc__, **fields
     )
-    return cast(type[M], made)
+    return cast(type[M], created)

@@ -1,4 +1,4 @@
-"""The defaults of a request: its time budget, and how texts that are too long are truncated."""
+"""Request defaults: time budget, and truncation of texts that are too long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rerankd.domain import TruncateAt
 
 
 class RequestDefaults(Options):
-    """What a request gets that asks for nothing else. A model may have its own."""
+    """Defaults for the options that a request omits. A model may override them."""
 
     needs: ClassVar[Needs] = "live"
 
@@ -18,13 +18,14 @@ class RequestDefaults(Options):
         ge=0,
         le=86_400_000,
         description="milliseconds after which a request is answered with the documents scored so far; the "
-        "rest come last, named as unscored; 0 or not set: no budget",
+        "others come last and are listed as unscored; 0 or not set: no time budget",
     )
     truncate_query: bool = per_model(
-        False, description="truncate a query that is too long, with a warning; otherwise it is an error"
+        False,
+        description="truncate a query that is too long and return a warning instead of rejecting the request",
     )
     truncate_at: TruncateAt = per_model(
         "token",
-        description="where a truncated text ends: token, at the last token that fits, or sentence, at the "
-        "end of a sentence where one is near",
+        description="where a truncated text ends: token: at the last token that fits; sentence: at the last "
+        "end of a sentence, if one is close to that token",
     )

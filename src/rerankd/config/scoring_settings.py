@@ -1,8 +1,8 @@
-"""How a model is scored, as far as the user says so."""
+"""Scoring overrides: method, prompt template, max_length, pooling and normalization set by the user."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,27 +12,34 @@ from rerankd.domain import Method, NormalizationName
 
 
 class ScoringSettings(Options):
-    """How a model is scored, where the user knows better than the file and the catalog."""
+    """Scoring settings that override what a model's file and the catalog define; None: not overridden."""
 
-    method: Method | None = Field(None, description="how the model scores")
-    template: str | None = Field(None, description="causal_lm: the prompt, with {query} and {document} in it")
+    method: Method | None = Field(
+        None,
+        description="scoring method: " + ", ".join(get_args(Method)),
+    )
+    template: str | None = Field(
+        None, description="causal_lm: prompt template; it must contain {query} and {document}"
+    )
     labels: tuple[str, str] | None = Field(
-        None, description="causal_lm: the tokens for relevant and not relevant"
+        None, description="causal_lm: the tokens that mean relevant and not relevant"
     )
     instruction: str | None = Field(
-        None, description="causal_lm: what {instruction} becomes when none is sent"
+        None, description="causal_lm: value of {instruction} if the request sends none"
     )
     max_length: int | None = Field(
-        None, ge=16, le=2**20, description="tokens that one pair may use; lower it to save memory"
+        None, ge=16, le=2**20, description="maximum tokens of one pair; a lower value saves memory"
     )
     pooling: Literal["mean", "cls", "last"] | None = Field(
-        None, description="embedding: how tokens are pooled; ModernBERT: what its head reads"
+        None, description="embedding: pooling of the token states; ModernBERT: input of its classifier"
     )
-    query_prefix: str | None = Field(None, description="embedding: text put before a query")
-    document_prefix: str | None = Field(None, description="embedding: text put before a document")
-    normalization: NormalizationName | None = Field(None, description="how a raw value becomes a score")
-    low: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 0")
-    high: float | None = Field(None, ge=-1e6, le=1e6, description="affine: the raw value that becomes 1")
+    query_prefix: str | None = Field(None, description="embedding: text inserted before a query")
+    document_prefix: str | None = Field(None, description="embedding: text inserted before a document")
+    normalization: NormalizationName | None = Field(
+        None, description="function that turns a raw score into a score"
+    )
+    low: float | None = Field(None, ge=-1e6, le=1e6, description="affine: raw score that becomes 0")
+    high: float | None = Field(None, ge=-1e6, le=1e6, description="affine: raw score that becomes 1")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The settings of the service itself: where it listens, who may ask, and what a request may cost."""
+"""Settings of the service: address, API keys, allowed hosts, timeouts and request limits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rerankd.logs import LogFormat
 
 
 def _sendable(value: object) -> object:
-    """A key as a header can carry it: files and shells often add a line break."""
+    """Strip a key, since files and shells often append a line break; reject what a header can't contain."""
     if not isinstance(value, str):
         return value
     key = value.strip()
     if not key:
         raise ValueError(
-            "a blank one would let everyone in; fill it in, or remove the setting to ask for no key"
+            "an empty value would admit every client; set a value, or remove the setting to require no key"
         )
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
-        raise ValueError("no header can carry a key with line breaks or control characters")
+        raise ValueError("a header can't contain line breaks or control characters")
     return key
 
 
@@ -32,7 +32,7 @@ def _slashed(value: object) -> object:
 
 
 class FixedSettings(Options):
-    """What a running service can't take over from a file that is read again."""
+    """Settings that take effect only when rerankd restarts."""
 
     needs: ClassVar[Needs] = "restart"
 
@@ -43,98 +43,102 @@ class FixedSettings(Options):
     api_prefix: Annotated[str, BeforeValidator(_slashed)] = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        description="serve all paths under this one too, as in /llm/v1/rerank",
+        description="path prefix under which all paths are served as well; /llm: /llm/v1/rerank",
     )
     home: Path = setting(
         default_factory=folders.user_data, names_program=True, description="folder for models and logs"
     )
     memory_budget: MemoryBytes = Field(
         None,
-        description="bytes that all engines may hold together, of GPU memory where they work there; when "
-        "not set, four fifths of the machine's memory and of each card",
+        description="bytes of memory that all engines together may use (GPU memory for engines on a GPU); "
+        "if not set, 80 % of the machine's memory and of each GPU's",
     )
-    # So that two models in turn don't spend all their time on loading.
+    # Prevents two models that are requested alternately from spending all their time on loading.
     least_stay_s: float = Field(
         5.0,
         ge=0,
         le=DAY_S,
-        description="seconds that a model at work stays loaded before it makes room for one that waits",
+        description="minimum seconds that a busy model stays loaded before another model may evict it",
     )
-    header_timeout_s: Seconds = Field(10, description="seconds a client may take to send its headers")
-    send_timeout_s: Seconds = Field(
-        60, description="seconds an answer may wait for a client that does not read it"
-    )
-    keep_alive_s: Seconds = Field(
-        75, description="seconds a connection stays open for the client's next request"
-    )
+    header_timeout_s: Seconds = Field(10, description="timeout in seconds for a client to send its headers")
+    send_timeout_s: Seconds = Field(60, description="timeout in seconds for a client to read its response")
+    keep_alive_s: Seconds = Field(75, description="seconds before an idle connection is closed")
     max_connections: int | None = Field(
         None,
         ge=1,
         le=2**20,
-        description="open connections; when not set, what the limit of open files leaves room for",
+        description="maximum open connections; if not set, derived from the limit of open files (ulimit -n)",
     )
-    log_format: LogFormat = Field(
-        "text", description="how log lines are written: text, or json, one object a line"
+    log_format: LogFormat = Field("text", description="format of the log: text, or json (one object a line)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest severity that is logged: debug, info, warning or error"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
 
 
 class LiveSettings(Options):
-    """What a running service takes over without touching an engine."""
+    """Settings that take effect when they are reloaded, without a restart of any engine."""
 
     needs: ClassVar[Needs] = "live"
 
     api_key: Annotated[str | None, BeforeValidator(_sendable)] = Field(
-        None, description="when set, requests must carry it as a bearer token; other users can see a flag"
+        None,
+        description="API key that requests must send as a bearer token; other users of the machine can see "
+        "the value of a flag",
     )
     api_keys_file: Annotated[Path | None, BeforeValidator(_sendable)] = Field(
         None,
-        description="a file of more keys, each with a name that logs and metrics show; see `rerankd key new`",
+        description="file of named API keys, whose names appear in logs and metrics; see `rerankd key new`",
     )
     allowed_hosts: Names = Field(
         (),
-        description="more host names to serve, such as a proxy's; *.example.com for all below it, * for any. "
-        "Others are refused when this is set, and on a loopback address without a key",
+        description="additional host names to accept, such as a proxy's; *.example.com: all its subdomains; "
+        "*: any. Other hosts are rejected if this is set, or if rerankd listens on a loopback address and "
+        "requires no key",
     )
     allowed_origins: Names = Field(
         (),
-        description="origins of web pages and browser extensions that may use the service and read its "
-        "answers (CORS), such as https://app.example.com or chrome-extension://*; * for any",
+        description="origins (CORS) of web pages and browser extensions that may use the service and read "
+        "its responses, such as https://app.example.com or chrome-extension://*; *: any",
     )
     strict_model_names: bool = Field(
-        False, description="refuse a model name that is not served, even where only one model is"
+        False, description="reject unknown model names even if only one model is served"
     )
     admin_api: bool = Field(
-        False, description="let clients load, unload, pull and delete models; set a key as well"
+        False, description="allow clients to load, unload, pull and delete models; set an API key as well"
     )
-    request_timeout_s: Seconds = Field(120, description="seconds a request may take")
-    body_timeout_s: Seconds = Field(60, description="seconds a client may take to send its body")
+    request_timeout_s: Seconds = Field(120, description="timeout of a request in seconds")
+    body_timeout_s: Seconds = Field(60, description="timeout in seconds for a client to send its body")
     drain_timeout_s: float = Field(
-        30, ge=0, le=DAY_S, description="seconds that requests under way get to finish after SIGTERM"
+        30, ge=0, le=DAY_S, description="seconds that requests in progress may take to finish after SIGTERM"
     )
     max_body_bytes: int = Field(
-        32 * 2**20, ge=1024, le=2**31, description="the largest request body that is read"
+        32 * 2**20, ge=1024, le=2**31, description="maximum size of a request body in bytes"
     )
-    max_documents: int = Field(10_000, ge=1, le=1_000_000, description="documents that one request may hold")
+    max_documents: int = Field(10_000, ge=1, le=1_000_000, description="maximum documents in one request")
     max_document_characters: int = Field(
-        1_000_000, ge=1, le=2**30, description="characters that a document may have"
+        1_000_000, ge=1, le=2**30, description="maximum characters in one document"
     )
-    max_requests: int = Field(256, ge=1, le=100_000, description="requests under way or waiting, before 429")
+    max_requests: int = Field(
+        256, ge=1, le=100_000, description="maximum requests queued or in progress; more get status 429"
+    )
     max_queue_documents: int = Field(
         20_000,
         ge=1,
         le=10**8,
-        description="documents of all requests under way or waiting, before 429; each chunk of a document "
-        "counts",
+        description="maximum documents of all requests queued or in progress; more get status 429; each "
+        "chunk of a document counts",
     )
     max_queue_tokens: int = Field(
-        8_000_000, ge=1, le=10**12, description="tokens of all requests under way or waiting, before 429"
+        8_000_000,
+        ge=1,
+        le=10**12,
+        description="maximum tokens of all requests queued or in progress; more get status 429",
     )
     max_queue_bytes: int = Field(
         256 * 2**20,
         ge=1024,
         le=2**40,
-        description="bytes of text of all requests under way or waiting, before 429",
+        description="maximum bytes of text of all requests queued or in progress; more get status 429",
     )
-    open_metrics: bool = Field(False, description="answer /metrics without the API key")
+    open_metrics: bool = Field(False, description="serve /metrics without an API key")
     access_log: bool = Field(False, description="log each request: method, path, status, time, model and key")
