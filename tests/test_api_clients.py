@@ -72,8 +72,8 @@ async def test_a_header_counts_for_each_query_of_a_body_and_in_nested_options(he
 @pytest.mark.parametrize(
     ("header", "value", "says"),
     [
-        ("x-rerank-priority", "urgent", "The header x-rerank-priority: 'priority' is 'urgent', but must be"),
-        ("x-rerank-budget-ms", "2.5", "The header x-rerank-budget-ms: 'budget_ms' is the string '2.5', but"),
+        ("x-rerank-priority", "urgent", 'The header x-rerank-priority is the string "urgent", but must be'),
+        ("x-rerank-budget-ms", "2.5", 'The header x-rerank-budget-ms is the string "2.5", but'),
         ("x-rerank-budget-ms", "-2", "must not be negative"),
     ],
 )

@@ -80,7 +80,7 @@ def _dialects() -> str:
             f"{usual} …",
             *(f"`/{part}/…`" for part in one.prefixes),
         ]
-        rows.append(f"| {one.title} | {one.told_by} | {' '.join(paths)} | {one.answers_with} |")
+        rows.append(f"| {one.title} | {one.recognised_by} | {' '.join(paths)} | {one.answers_with} |")
     return "\n".join(rows)
 
 

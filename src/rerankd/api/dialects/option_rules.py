@@ -1,9 +1,9 @@
-"""What a dialect makes of the options in a body. Pure.
+"""Reading the options of a request body: several names for one option, unsupported options, headers. Pure.
 
-Null, and an empty string, is the same as not sent. Where several names of one option are sent, the first one
-counts that differs from the default; a name that says otherwise is named in a warning. So is an option that
-rerankd, the dialect or the model can't honour: it is never dropped in silence. Fields that are no option of
-anybody are ignored.
+Null and an empty string mean that an option was not sent. If a body has several names of one option, the
+first value that differs from the default is used, and a warning lists the names with other values. An option
+that rerankd, the dialect or the model does not support causes a warning or an error; it is never dropped
+silently. Unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rerankd.api.dialects import lenient, options
-from rerankd.api.dialects.type_errors import sentence
+from rerankd.api.dialects.type_errors import kind, sentence
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
 from rerankd.scoring import deduplicate
@@ -25,9 +25,12 @@ _OF_REQUEST = frozenset(RerankRequest.__dataclass_fields__)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is special about a dialect: the names that its own clients use (for the reference), options that
-    it can't honour (`unused`: a warning with this reason) or must not (`refused`: an error with this reason),
-    and defaults of its own."""
+    """How a dialect differs from the others in its options.
+
+    `own` lists the names that its own clients use, for the reference. `unused` options are ignored with a
+    warning, `refused` options are an error; both map to the reason. `defaults` replace those of
+    RerankRequest.
+    """
 
     own: Sequence[str] = ()
     unused: Mapping[str, str] = field(default_factory=dict)
@@ -35,9 +38,9 @@ class Rules:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-ALL_ROWS = "its clients assign scores by position, so each document must have one"
-"""Why an answer's shape can leave no document out."""
-NO_TEXTS = "the answer has no place for texts"
+ALL_ROWS = "its clients assign scores by position, so every document must have a score"
+"""Why a response can't omit documents."""
+NO_TEXTS = "the response has no field for texts"
 
 
 def request(
@@ -48,27 +51,31 @@ def request(
     documents: Sequence[str | Mapping[str, Any]],
     model: str | None,
 ) -> RerankRequest:
-    """The request of a JSON body `value` whose query and documents the dialect has read. Raises
-    InvalidRequest."""
-    asked, warnings = _options(rules, value)
-    unread = [at for at, document in enumerate(documents) if lenient.has_image(document)]
+    """Build the request from the JSON body `value` and the query and documents that the dialect has read.
+
+    Raises InvalidRequest.
+    """
+    wanted, warnings = _options(rules, value)
+    with_images = [at for at, document in enumerate(documents) if lenient.has_image(document)]
     if lenient.has_image(query):
-        warnings += ("Images are not read: the query has one.",)
-    if unread:
-        warnings += (f"Images are not read: {deduplicate.named(unread)}.",)
-    found = RerankRequest(
+        warnings += ("Images are ignored: the query has one.",)
+    if with_images:
+        warnings += (f"Images are ignored: {deduplicate.named(with_images)}.",)
+    plain = RerankRequest(
         query=lenient.text(query, "The query"),
-        documents=lenient.texts(documents, asked.pop("rank_fields", ())),
+        documents=lenient.texts(documents, wanted.pop("rank_fields", ())),
         model=model or None,
         warnings=warnings,
     )
-    return replace(found, **{name: option for name, option in asked.items() if name in _OF_REQUEST})
+    return replace(plain, **{name: option for name, option in wanted.items() if name in _OF_REQUEST})
 
 
 def _options(rules: Rules, value: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The options of a JSON body that differ from RerankRequest's defaults, and warnings about those that are
-    not honoured. Raises InvalidRequest."""
-    asked: dict[str, Any] = dict(rules.defaults)
+    """Return the options that differ from RerankRequest's defaults, and warnings about the ignored ones.
+
+    Raises InvalidRequest.
+    """
+    wanted: dict[str, Any] = dict(rules.defaults)
     warnings: list[str] = []
     for option in options.OPTIONS:
         default = rules.defaults.get(option.name, option.default)
@@ -79,24 +86,24 @@ def _options(rules: Rules, value: Mapping[str, Any]) -> tuple[dict[str, Any], tu
         name, chosen = next(iter(meant.items()))
         if option.name in rules.refused:
             raise InvalidRequest(
-                f"{name!r} can't be used in this dialect: {rules.refused[option.name]}. Leave it out, or "
-                "send query and documents to /jina/v1/rerank, which can leave documents out."
+                f"{name!r} is not supported in this dialect: {rules.refused[option.name]}. Remove it, or "
+                "send query and documents to /jina/v1/rerank, whose response can omit documents."
             )
         warnings += [
-            f"{other!r} is not used: {name!r} says otherwise."
+            f"{other!r} is ignored: {name!r} has a different value."
             for other, one in meant.items()
             if one != chosen
         ]
         unused = option.unused or rules.unused.get(option.name)
         if unused:
-            warnings.append(f"{name!r} is not used: {unused}.")
+            warnings.append(f"{name!r} is ignored: {unused}.")
         else:
-            asked[option.name] = chosen
-    return asked, tuple(warnings)
+            wanted[option.name] = chosen
+    return wanted, tuple(warnings)
 
 
 def with_headers(value: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
-    """A JSON body, with the options that stand in headers and not in the body. Raises InvalidRequest."""
+    """Return the JSON body plus the options that only the headers set. Raises InvalidRequest."""
     found = dict(value)
     for option in options.OPTIONS:
         sent = headers.get(option.header, "") if option.header else ""
@@ -105,13 +112,14 @@ def with_headers(value: Mapping[str, Any], headers: Mapping[str, str]) -> dict[s
             try:
                 _read(option.spellings[0], {name: sent})
             except InvalidRequest as error:
-                raise InvalidRequest(f"The header {option.header}: {error.message}") from None
+                message = error.message.removeprefix(f"{name!r} ")
+                raise InvalidRequest(f"The header {option.header} {message}") from None
             found[name] = sent
     return found
 
 
 def _read(spelling: options.Spelling, value: Mapping[str, Any]) -> Any:
-    """What a name says; None where it was not sent. Raises InvalidRequest."""
+    """Return the option's value under this name, or None if it was not sent. Raises InvalidRequest."""
     sent: Any = value
     for part in spelling.name.split("."):
         sent = sent.get(part) if isinstance(sent, Mapping) else None
@@ -123,23 +131,23 @@ def _read(spelling: options.Spelling, value: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         raise InvalidRequest(sentence(error, spelling.name)) from None
     except ValueError as error:
-        raise InvalidRequest(f"{spelling.name!r} is {sent!r:.80}, but {error}.") from None
+        raise InvalidRequest(f"{spelling.name!r} is {kind(sent)}, but {error}.") from None
 
 
 def schema(rules: Rules) -> dict[str, Any]:
-    """The options as properties of a JSON schema, each under the dialect's own name, or else our own."""
+    """Return the options as JSON schema properties, under the dialect's own names if it has some."""
     found = {}
     for option in options.OPTIONS:
         shown = next((one for one in option.spellings if one.name in rules.own), option.spellings[0])
         others = [spelling.name for spelling in option.spellings if spelling is not shown]
         meaning = option.meaning
         if option.name in rules.refused:
-            meaning += f" Refused here: {rules.refused[option.name]}."
+            meaning += f" Not supported in this dialect: {rules.refused[option.name]}."
         elif option.name in rules.unused:
-            meaning += f" Not used here: {rules.unused[option.name]}."
+            meaning += f" Ignored in this dialect: {rules.unused[option.name]}."
         if option.header:
-            meaning += f" Also as the header {option.header}."
+            meaning += f" Header: {option.header}."
         if others:
-            meaning += f" Also named {', '.join(others)}."
+            meaning += f" Other names: {', '.join(others)}."
         found[shown.name] = {**shown.adapter.json_schema(), "description": meaning}
     return found

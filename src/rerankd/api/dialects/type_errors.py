@@ -1,4 +1,4 @@
-"""What does not fit in a JSON value, in words. Pure."""
+"""Messages for JSON values of the wrong type, from pydantic's validation errors. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 
 def sentence(error: ValidationError, *place: str, example: object = None) -> str:
-    """What is wrong, by the first of the errors; `place` is where the value stands in the body, `example` a
-    whole one, for a field that is missing."""
+    """Describe the first of the errors.
+
+    `place` is the path of the value in the body. `example` is a valid body, shown if a field is missing.
+    """
     item: Any = error.errors()[0]
     name = ".".join(str(part) for part in (*place, *item["loc"]))
     if item["type"] == "missing":
@@ -36,16 +38,16 @@ _WANTED = {
 
 
 def kind(value: object) -> str:
-    """A JSON value in words."""
+    """Describe a JSON value as its sender typed it, shortened."""
     match value:
         case None:
             return "null"
         case bool():
             return str(value).lower()
         case str():
-            return f"the string {value[:40]!r}"
+            return f"the string {json.dumps(value[:40], ensure_ascii=False)}"
         case int() | float():
-            return f"the number {value}"
+            return f"the number {json.dumps(value)}"
         case list():
             return "a list"
         case _:
