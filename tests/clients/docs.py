@@ -1,4 +1,4 @@
-"""Writes docs/clients.md and the page's part Connect from table.toml: `python tests/clients/docs.py`."""
+"""Generate docs/clients.md and the page's Connect part from table.toml: `python tests/clients/docs.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ rerankd serve --host 0.0.0.0 --api-key choose-one
 ```
 
 - **Model name**: any, while one model is served. With `strict_model_names`, other names are an error.
-- **Key**: only needed if `api_key` is set. For programs that insist on one, type any word.
+- **`KEY`** is the server's `api_key`. Without one, leave the field empty, or type any word if it is required.
 - **Scores** are from 0 to 1 and never stretched to fill that range. Older versions of Dify's
   OpenAI-API-compatible provider (its SDK's own class) do that themselves: the best document has 1, the worst 0.
 - **Short timeouts**: with `budget_ms = 4500` a model answers programs that wait 5 s, with the documents scored
@@ -90,8 +90,8 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 def _fields(row: dict[str, Any]) -> str:
     words = {
         "{url}": f"`http://HOST:11440{row['url']}`",
-        "{key}": "the server's key, if it has one",
-        "{any_key}": "the server's key, or any word",
+        "{key}": "`KEY`",
+        "{any_key}": "`KEY` (required)",
     }
     said = [f"{name}: {words.get(value, value)}" for name, value in row["fields"]]
     return "<br>".join([*said, row["note"]] if "note" in row else said)
