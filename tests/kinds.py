@@ -216,12 +216,12 @@ KINDS = (
     Kind(
         "rerank template of its own that wants an instruction",
         Twin("My Reranker", template=f"{{instruction}} {OTHER_TEMPLATE}", labels=YES_NO, head=TWO_ROWS),
-        "which {instruction} it wants",
+        "does not define its {instruction}",
     ),
     Kind(
         "rerank template of its own, labels no and yes",
         Twin("My Reranker", template=OTHER_TEMPLATE, labels=("no", "yes"), head=TWO_ROWS),
-        "the relevant one first",
+        "relevant first",
     ),
     Kind(
         "Qwen3-Reranker with another rerank template",
@@ -238,7 +238,7 @@ KINDS = (
     Kind(
         "Prism-Qwen3-Reranker-4B-exp",
         Twin("Prism Qwen3 Reranker 4B Exp", blocks=36, width=2560),
-        "prompt is another",
+        "differs from Qwen3-Reranker's",
     ),
     Kind("Prism-Qwen3.5-Reranker", Twin("Prism Qwen3.5 Reranker 0.8B", "qwen35"), "prompt it was trained on"),
     Kind(
@@ -307,17 +307,17 @@ KINDS = (
     Kind(
         "llama-nemotron-rerank",
         Twin("Llama Nemotron Rerank 1b v2", "llama-embed", 16, 2048, pooling="mean"),
-        "both directions",
+        "bidirectional",
     ),
     Kind(
         "nemotron reranker under another name",
         Twin("Model", "llama-embed", 16, 2048, pooling="mean"),
-        "nothing in it says",
+        "nothing in the file tells",
     ),
     Kind(
         "nemotron reranker as a llama without causal attention",
         Twin("Model", "llama", 16, 2048, pooling="mean", extra={"llama.attention.causal": False}),
-        "nothing in it says",
+        "nothing in the file tells",
     ),
     Kind(
         "llama-nemotron-embed",
@@ -328,7 +328,7 @@ KINDS = (
     Kind("bge-reranker-v2-m3", Twin("Bge Reranker v2 M3", **XLMR, head=head_of(1024)), "cross_encoder"),
     Kind("bge-reranker-v2-m3 called Bge M3", Twin("Bge M3", **XLMR, head=head_of(1024)), "cross_encoder"),
     Kind(
-        "bge-reranker-v2-m3 without its head", Twin("Bge Reranker v2 M3", **XLMR, pooling="cls"), "not whole"
+        "bge-reranker-v2-m3 without its head", Twin("Bge Reranker v2 M3", **XLMR, pooling="cls"), "incomplete"
     ),
     Kind(
         "the same of a size that is not known",
@@ -354,7 +354,7 @@ KINDS = (
     Kind(
         "rerank template with labels that are no tokens",
         Twin("My Reranker", template=OTHER_TEMPLATE, labels=("LABEL_0", "LABEL_1"), head=TWO_ROWS),
-        "tokens of its vocabulary",
+        "tokens of the vocabulary",
     ),
     Kind(
         "headless reranker made from one, by its base model",
@@ -368,7 +368,11 @@ KINDS = (
         "embedding",
         file="bge-m3-Q8_0.gguf",
     ),
-    Kind("bge-m3 whose file says mean pooling", Twin("Bge M3", **XLMR, pooling="mean"), "that it has mean"),
+    Kind(
+        "bge-m3 whose file says mean pooling",
+        Twin("Bge M3", **XLMR, pooling="mean"),
+        "declares the pooling mean",
+    ),
     Kind(
         "EmbeddingGemma without its dense layers",
         Twin("embeddinggemma-300m", "gemma-embedding", 24, 768, pooling="mean"),
@@ -397,8 +401,10 @@ KINDS = (
     Kind("RankLLaMA", Twin("RankLLaMA 7b", "llama", 32, 2048, pooling="last"), "prompt it was trained on"),
     Kind("multilingual-e5-small", Twin("multilingual-e5-small", "bert", 12, 384), "embedding"),
     Kind("unnamed embedding model with its pooling", Twin("Model", **XLMR, pooling="mean"), "embedding"),
-    Kind("unnamed encoder without pooling", Twin("Model", **XLMR), "names no pooling"),
-    Kind("unnamed encoder with rank pooling and no head", Twin("Model", **XLMR, pooling="rank"), "not whole"),
+    Kind("unnamed encoder without pooling", Twin("Model", **XLMR), "declares no pooling"),
+    Kind(
+        "unnamed encoder with rank pooling and no head", Twin("Model", **XLMR, pooling="rank"), "incomplete"
+    ),
     Kind(
         "mmarco-mMiniLMv2 with its head",
         Twin("mmarco mMiniLMv2 L12 H384 v1", "bert", 12, 384, head=head_of(384)),
@@ -456,7 +462,7 @@ KINDS = (
     Kind(
         "granite reranker, older converter",
         Twin("Granite Embedding Reranker English R2", **MODERN, head=MODERN_HEAD),
-        "takes the mean",
+        "would use the mean",
     ),
     Kind(
         "unnamed ModernBERT, pooling cls",
@@ -471,7 +477,7 @@ KINDS = (
     Kind(
         "unnamed ModernBERT, older converter",
         Twin("Model", **MODERN, head=MODERN_HEAD),
-        "does not say which state",
+        "does not declare whether",
     ),
     Kind(
         "ModernBERT head without its norm",

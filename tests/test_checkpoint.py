@@ -178,13 +178,13 @@ def test_a_head_that_is_no_rerankers_is_refused(tmp_path: Path) -> None:
         resolve(model_files.read(folder), catalog.known()).require()
     del tensors["bert.pooler.dense.weight"]
     checkpoints.write(folder / "model.safetensors", tensors)
-    with pytest.raises(Unscorable, match=r"not whole: cls\.weight"):
+    with pytest.raises(Unscorable, match=r"incomplete: cls\.weight"):
         resolve(model_files.read(folder), catalog.known()).require()
 
 
 def test_only_its_head_scores_it() -> None:
     metadata = safetensors_metadata.read(GOLDEN / "bert-pairs")
-    with pytest.raises(ConfigError, match="scored by its head"):
+    with pytest.raises(ConfigError, match="scored by its rank head"):
         resolve(metadata, catalog.known(), PartialRecipe(method="embedding", pooling="mean"))
 
 

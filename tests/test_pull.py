@@ -316,7 +316,7 @@ def test_a_disk_that_is_too_small_is_said_before_it_is_full(hub: FakeHub, pulls:
 
 def test_a_model_that_cannot_be_scored_is_refused_before_its_bytes(hub: FakeHub, pulls: Pulls) -> None:
     hub.repos[REPO][FILE] = (GOLDEN / "qwen2-labels.gguf").read_bytes()
-    with pytest.raises(Unscorable, match="can't be scored right"):
+    with pytest.raises(Unscorable, match="can't be scored correctly"):
         pulls(f"hf:{REPO}", hub)
     assert hub.bodies == []
     hub.repos[REPO][FILE] = b"<!doctype html><title>Sign in</title>"

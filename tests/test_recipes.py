@@ -244,7 +244,7 @@ async def test_an_answer_says_that_the_prompt_was_assumed(tmp_path: Path) -> Non
 def test_an_embedding_model_that_is_not_known_warns_that_no_prefix_is_used(tmp_path: Path) -> None:
     """An e5 or a nomic under another name had worse scores, and only `inspect` said why."""
     path = Twin("Snowflake Arctic Embed L", "bert", 24, pooling="cls").write(tmp_path / "model.gguf")
-    assert any("want a prefix" in warning for warning in judged(path).warnings)
+    assert any("prefixes for queries" in warning for warning in judged(path).warnings)
     for prefix in ("", "query: "):
         assert judged(path, PartialRecipe(query_prefix=prefix)).warnings == ()
     known = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "known.gguf")
@@ -281,7 +281,7 @@ def test_force_is_no_recipe(tmp_path: Path) -> None:
     """It is for a model that fails the check at load; what a model is asked comes from the settings."""
     path = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
     settings = config.load("", {}, {"model": [str(path)], "force": True, "home": tmp_path})
-    with pytest.raises(Unscorable, match="not say what it is asked"):
+    with pytest.raises(Unscorable, match="not fully define its prompt"):
         prepare(settings)
 
 

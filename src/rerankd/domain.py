@@ -99,8 +99,8 @@ class Refusal:
     """Why a model is not served, and what the user can do: its file is damaged, its recipe is unknown, or the
     backend can't run it.
 
-    `reason` and `next_step` are clauses. `lines` are the settings for rerankd.toml that supply what is
-    missing, "" if settings can't.
+    `reason` and `next_step` are clauses without a capital letter or a full stop. `lines` are the settings for
+    rerankd.toml that supply what is missing, "" if settings can't.
     """
 
     reason: str
@@ -109,9 +109,11 @@ class Refusal:
 
     def error(self, subject: str) -> Unscorable:
         """The exception to raise; `subject` is a clause that says which model can't be used for what."""
-        return Unscorable(
-            f"{subject}: {self.reason}; {self.next_step}" + (self.lines and f"\n\n{self.lines}")
-        )
+        return Unscorable(f"{subject}: {self}" + (self.lines and f"\n\n{self.lines}"))
+
+    def __str__(self) -> str:
+        """The reason and the next step, as the rest of a sentence and a second one."""
+        return f"{self.reason}. {self.next_step[:1].upper()}{self.next_step[1:]}."
 
 
 @dataclass(frozen=True, slots=True)

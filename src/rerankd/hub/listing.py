@@ -140,7 +140,7 @@ def _entry_row(entry: catalog.Entry) -> Row:
 
 def _entry_text(row: Row) -> str:
     if row["refused"]:
-        return f"{row['name']} can't be scored right: {row['refused']}."
+        return f"{row['name']} can't be scored correctly: {row['refused']}."
     places = "  ".join(row["refs"]) or "no place is known; if you know one: rerankd pull hf:ORG/REPO"
     called = builtin.NAME if builtin.NAME in row["refs"] else row["name"]
     lines = [

@@ -38,7 +38,7 @@ from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
 from rerankd.progress import Progress, size_words, step
 from rerankd.recipes import catalog
 from rerankd.recipes.resolution import Resolution
-from rerankd.recipes.scoring_method import OTHERS
+from rerankd.recipes.scoring_method import KNOWN_GOOD
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ def _places(ref: ModelRef) -> tuple[list[ModelRef], str]:
         also = f" A repository of Hugging Face is named hf:{ref}" if "/" in ref.name else ""
         raise UnknownModel(f"rerankd knows no model {ref.name!r}.{nearest(ref.name)}{also}")
     if entry.refused:
-        raise Refusal(entry.refused, OTHERS).error(f"{entry.name} can't be scored right")
+        raise Refusal(entry.refused, KNOWN_GOOD).error(f"{entry.name} can't be scored correctly")
     places = [place for place in map(parse, entry.refs) if place.kind in HUBS]
     if not places:
         raise UnknownModel(

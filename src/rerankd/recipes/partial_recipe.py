@@ -1,4 +1,4 @@
-"""(pure) What each source says of a recipe, and the merge of all."""
+"""(pure) Partial recipes, one from each source, and their merge into one recipe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rerankd.domain import Method, NormalizationName, Pooling, Source
 
 @dataclass(frozen=True, slots=True)
 class PartialRecipe:
-    """The parts of a recipe that one source knows (see domain.Recipe); None: nothing.
+    """The parts of a recipe that one source defines (see domain.Recipe); None for the others.
 
-    `low` and `high` bound the affine normalization. `pooling` of a user's settings is also what a
-    ModernBERT's head reads, where the file does not say.
+    `low` and `high` are the bounds of the affine normalization. In a user's settings, `pooling` is also the
+    pooling that a ModernBERT's head reads, for files that do not declare it.
     """
 
     method: Method | None = None
@@ -30,13 +30,16 @@ class PartialRecipe:
 
 
 NOTHING = PartialRecipe()
-# How an embedding model's states may be pooled.
+# The poolings of embedding models.
 POOLINGS = ("mean", "cls", "last")
 
 
 def merge(partials: Mapping[Source, PartialRecipe]) -> tuple[PartialRecipe, dict[str, Source]]:
-    """All that the sources say together, and where each part is from. The first source in the mapping's order
-    wins; of lengths that the user does not set, the smallest does."""
+    """The merged partial recipes, and the source of each part.
+
+    The first source in the mapping's order wins. Exception: unless the user sets max_length, the smallest
+    one wins.
+    """
     values: dict[str, object] = {}
     sources: dict[str, Source] = {}
     for part in (field.name for field in fields(PartialRecipe)):

@@ -1,4 +1,5 @@
-"""(pure) What settings, catalog, file and method say of a recipe, in that order: one partial recipe each."""
+"""(pure) The sources of a recipe, by precedence: settings, catalog, file, method default; a partial recipe
+each."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from rerankd.recipes.catalog import Entry
 from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe
 from rerankd.recipes.prompts import Prompt, labels_of
 
-# Tokens that a causal model reads unless set. Its KV cache is allocated for all of them (Qwen3-0.6B at its
-# full 40,960: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference reads 8,192.
+# The default max_length of causal models. The KV cache is allocated for all tokens (Qwen3-0.6B at its full
+# 40,960: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference implementation reads 8,192.
 CAUSAL_MAX_LENGTH = 8192
-_UNSAID_MAX_LENGTH = 512
+_DEFAULT_MAX_LENGTH = 512
 
 
 def partials(
@@ -23,12 +24,12 @@ def partials(
     prompt: Prompt | None,
     method: Method,
 ) -> dict[Source, PartialRecipe]:
-    """What each source says of a model that is scored by `method`. `prompt` is what is known of how a causal
-    reranker is asked."""
+    """The partial recipe of each source for a model that is scored by `method`. `prompt` is a causal
+    reranker's prompt, None if it is unknown."""
     known = entry.partial(method) if entry is not None else NOTHING
     if method == "causal_lm" and prompt is not None:
         known = replace(prompt.catalog, method=known.method, max_length=known.max_length)
-    # What a head reads is no pooling of an engine's (see rank_heads.py).
+    # For a cross-encoder, `pooling` is the input of its head, not the engine's pooling (see rank_heads.py).
     own = replace(settings, pooling=None) if method == "cross_encoder" else settings
     return {
         "settings": own,
@@ -39,21 +40,23 @@ def partials(
 
 
 def longest(metadata: ModelMetadata, entry: Entry | None) -> int:
-    """Tokens that the model can read in one pass.
+    """The most tokens that the model can read in one pass.
 
-    An XLM-R's context_length is already 2 less than its position table: the converter takes the offset off.
+    An XLM-R's context_length is its number of positions less 2: the converter subtracts the offset.
     """
-    return metadata.context_length or (entry.max_length if entry is not None else 0) or _UNSAID_MAX_LENGTH
+    return metadata.context_length or (entry.max_length if entry is not None else 0) or _DEFAULT_MAX_LENGTH
 
 
 def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> PartialRecipe:
-    said = PartialRecipe(method=method, max_length=metadata.context_length or None)
+    partial = PartialRecipe(method=method, max_length=metadata.context_length or None)
     if method == "cross_encoder":
-        return replace(said, template=metadata.rerank_template or None)
+        return replace(partial, template=metadata.rerank_template or None)
     if method == "embedding":
-        return replace(said, pooling=metadata.pooling if metadata.pooling in POOLINGS else None)
-    asked = prompt.file if prompt is not None else NOTHING
-    return replace(said, template=asked.template, instruction=asked.instruction, labels=labels_of(metadata))
+        return replace(partial, pooling=metadata.pooling if metadata.pooling in POOLINGS else None)
+    in_file = prompt.file if prompt is not None else NOTHING
+    return replace(
+        partial, template=in_file.template, instruction=in_file.instruction, labels=labels_of(metadata)
+    )
 
 
 def _defaults(metadata: ModelMetadata, entry: Entry | None, method: Method) -> PartialRecipe:
