@@ -100,7 +100,7 @@ async def started_worker(
     spec = replace(model.spec, threads=options.threads)
     offer = backend.offer(spec, OpenVinoOptions(weights=options.weights), True)
     assert isinstance(offer, OpenVinoOffer), offer.reason
-    offer = replace(offer, precision=Choice(options.precision, "as asked"))
+    offer = replace(offer, precision=Choice(options.precision, "as prepared"))
     socket, log = folder / "o.sock", folder / "openvino.log"
     launched = backend.launch(offer, (), (), socket)
     child = await Child.start(launched.argv, log)

@@ -70,17 +70,17 @@ def model(folder: Path) -> Path:
 
 
 def engine_client(it: Service) -> httpx.AsyncClient:
-    """The engine of the service, asked past it over the same socket."""
+    """The engine of the service, prepared past it over the same socket."""
     (socket,) = it.runtime.glob("rerankd-*/*.sock")
     return httpx.AsyncClient(
         transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://engine", timeout=None
     )
 
 
-async def timed(client: httpx.AsyncClient, path: str, **asked: Any) -> float:
-    """`asked` is the body, as httpx takes it."""
+async def timed(client: httpx.AsyncClient, path: str, **prepared: Any) -> float:
+    """`prepared` is the body, as httpx takes it."""
     started = time.perf_counter()
-    (await client.post(path, **asked)).raise_for_status().json()
+    (await client.post(path, **prepared)).raise_for_status().json()
     return time.perf_counter() - started
 
 
@@ -94,14 +94,14 @@ async def turns(
     cpu: list[float] = []
     async with engine_client(it) as engine, http(it) as client:
         for at in range(-1, rounds):
-            asked = body(documents, words, f"{documents} {at}")
+            prepared = body(documents, words, f"{documents} {at}")
             if reader is not None:
-                inputs = await reader.plain(asked["query"], asked["documents"])
+                inputs = await reader.plain(prepared["query"], prepared["documents"])
                 direct_s = await timed(engine, "/score", content=protocol.render(inputs))
             else:
-                direct_s = await timed(engine, "/v1/rerank", json=asked)
+                direct_s = await timed(engine, "/v1/rerank", json=prepared)
             before = cpu_s(it.process.pid)
-            through_s = await timed(client, "/v1/rerank", json=asked)
+            through_s = await timed(client, "/v1/rerank", json=prepared)
             if at >= 0:
                 direct.append(direct_s)
                 through.append(through_s)

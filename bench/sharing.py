@@ -39,7 +39,7 @@ from rerankd.benchmark.load import text
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.service import Reranker
-from rerankd.serving.queue import NOBODY, Answer, Client
+from rerankd.serving.queue import ANONYMOUS, Answer, Client
 from support import golden_settings
 
 _PICK = random.Random(1)
@@ -70,14 +70,14 @@ class Bench:
 
         queue._score = timed
 
-    async def ask(self, asked: RerankRequest, client: Client = NOBODY) -> tuple[float, RerankResult]:
+    async def ask(self, asked: RerankRequest, client: Client = ANONYMOUS) -> tuple[float, RerankResult]:
         started = time.perf_counter()
         result = await self.reranker.answer(asked, client=client)
         return time.perf_counter() - started, result
 
     @property
     def waiting(self) -> int:
-        return self.served.queue.scheduler.held.documents
+        return self.served.queue.scheduler.usage.documents
 
 
 @asynccontextmanager
@@ -106,7 +106,7 @@ async def shares(bench: Bench, options: argparse.Namespace) -> None:
         # Bulk requests must last until the last small request is answered.
         needed = rate * (options.count * (0.3 + 3 * half) + 4 * options.seconds + 20)
         each = min(max(int(needed / max(many, 1)), 200), 10_000)
-        owners = [NOBODY if whose == "the same" else Client(f"client {at}") for at in range(many)]
+        owners = [ANONYMOUS if whose == "the same" else Client(f"client {at}") for at in range(many)]
         tasks = [asyncio.create_task(bench.ask(request(each, options.words), owner)) for owner in owners]
         while many and bench.waiting < each * many * 0.9:
             await asyncio.sleep(0.05)

@@ -33,8 +33,10 @@ async def main(options: argparse.Namespace) -> None:
         # As many words as the window holds of these: measured, not guessed.
         size = 400
         reader = await reranker.registry.find(None).reader()
-        asked = await reader.ask(text(WORDS, 8, "query"))
-        while (await reader.read(asked, [" ".join(whole[0].split()[: size + 1])])).cut == frozenset():
+        prepared = await reader.prepare(text(WORDS, 8, "query"))
+        while (
+            await reader.read(prepared, [" ".join(whole[0].split()[: size + 1])])
+        ).truncated == frozenset():
             size += 1
         cut = [" ".join(document.split()[:size]) for document in whole]
         for at in range(options.rounds):

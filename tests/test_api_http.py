@@ -18,7 +18,7 @@ from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
 from rerankd.service import Reranker
 from rerankd.serving.prepare_model import Model, prepare
-from rerankd.serving.queue import NOBODY, Client
+from rerankd.serving.queue import ANONYMOUS, Client
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 _BODY = {"query": "q", "documents": ["a", "bb"]}
@@ -37,7 +37,7 @@ class Scripted(Reranker):
         request: RerankRequest,
         *,
         timeout_s: float | None = None,
-        client: Client = NOBODY,
+        client: Client = ANONYMOUS,
         since: float | None = None,
     ) -> RerankResult:
         self.asked.append(request)

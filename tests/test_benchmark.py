@@ -153,7 +153,7 @@ def test_engines_at_hand(tmp_path: Path) -> None:
     own = prepare(golden_settings("xlmr-head", tmp_path, llama_path=program))
     assert engines.as_set(own.engine).name == f"llama.cpp {program}"
     openvino, bundled, mine = engines.all_of(
-        backend_offers.all_of(own.spec, own.wanted, tmp_path), own.wanted, tmp_path
+        backend_offers.all_offers(own.spec, own.wanted, tmp_path), own.wanted, tmp_path
     )
     environ = {"LLAMA_PATH": "/y", "RERANKD_LLAMA_PATH": "/x/llama-server", "HOME": "/h"}
     assert openvino.name == "OpenVINO" and bundled.name == "llama.cpp (bundled)"
@@ -163,7 +163,7 @@ def test_engines_at_hand(tmp_path: Path) -> None:
     assert "RERANKD_LLAMA_PATH" not in mine.environment(environ)
     causal = prepare(golden_settings("qwen3-headed", tmp_path))
     rows = engines.all_of(
-        backend_offers.all_of(causal.spec, causal.wanted, tmp_path), causal.wanted, tmp_path
+        backend_offers.all_offers(causal.spec, causal.wanted, tmp_path), causal.wanted, tmp_path
     )
     assert [row.name for row in rows] == ["llama.cpp (bundled)"]
 

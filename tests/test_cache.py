@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rerankd.scoring.cache import Known, QueryVectors, ScoreCache
+from rerankd.scoring.cache import CachedScore, QueryVectors, ScoreCache
 
 
 def one(cache: ScoreCache, query: str, text: str, truncation: str = "") -> bytes:
@@ -8,8 +8,8 @@ def one(cache: ScoreCache, query: str, text: str, truncation: str = "") -> bytes
     return key
 
 
-def known(raw: float, tokens: int = 1) -> Known:
-    return Known(raw, tokens, is_cut=False)
+def known(raw: float, tokens: int = 1) -> CachedScore:
+    return CachedScore(raw, tokens, is_truncated=False)
 
 
 def test_a_value_is_found_by_all_that_it_depends_on() -> None:
@@ -28,14 +28,14 @@ def test_a_value_is_found_by_all_that_it_depends_on() -> None:
 
 def test_a_value_of_another_engine_build_or_precision_is_not_found() -> None:
     cache = ScoreCache(10, "m")
-    cache.computed_by("openvino f32")
+    cache.set_engine("openvino f32")
     cache.put(one(cache, "q", "t"), known(0.5, 3))
-    cache.computed_by("openvino f32")
+    cache.set_engine("openvino f32")
     assert cache.get(one(cache, "q", "t")) == known(0.5, 3), "loaded again as it was"
-    cache.computed_by("openvino bf16")
+    cache.set_engine("openvino bf16")
     assert cache.get(one(cache, "q", "t")) is None
     cache.put(one(cache, "q", "t"), known(0.51, 3))
-    cache.computed_by("openvino f32")
+    cache.set_engine("openvino f32")
     assert cache.get(one(cache, "q", "t")) is None, "an old value does not come back"
 
 

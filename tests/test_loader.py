@@ -34,109 +34,109 @@ def policy(
 
 def test_a_model_is_loaded_once_for_all_who_ask_and_then_admits_at_once() -> None:
     it = policy(20, 10, 10)
-    assert it.ask("a", 1, 0) == [Load("a")]
-    assert it.ask("a", 2, 0) == []
+    assert it.request("a", 1, 0) == [Load("a")]
+    assert it.request("a", 2, 0) == []
     assert it.loaded("a", held(12), 1) == [Admit(1), Admit(2)]
-    assert it.ask("a", 3, 2) == [Admit(3)]
-    assert it.ask("b", 4, 3) == []  # it holds 12, more than was expected
+    assert it.request("a", 3, 2) == [Admit(3)]
+    assert it.request("b", 4, 3) == []  # it holds 12, more than was expected
 
 
 def test_the_least_recently_used_idle_model_makes_room() -> None:
     it = policy(20, 10, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", held(10), 0), it.leave("a", 1, 5)
-    it.ask("b", 2, 0), it.loaded("b", held(10), 0), it.leave("b", 2, 4)
-    assert it.ask("c", 3, 6) == [Unload("b")]
+    it.request("a", 1, 0), it.loaded("a", held(10), 0), it.release("a", 1, 5)
+    it.request("b", 2, 0), it.loaded("b", held(10), 0), it.release("b", 2, 4)
+    assert it.request("c", 3, 6) == [Unload("b")]
     assert it.unloaded("b", 7) == [Load("c")]
     assert it.loaded("c", held(10), 8) == [Admit(3)]
-    assert it.phase("a") == "in"
+    assert it.phase("a") == "loaded"
 
 
 def test_a_model_at_work_stays_its_least_time_then_finishes_and_goes() -> None:
     it = policy(10, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", held(10), 0)
-    assert it.ask("b", 2, 1) == []
-    assert it.ask("a", 3, 2) == [Admit(3)]
+    it.request("a", 1, 0), it.loaded("a", held(10), 0)
+    assert it.request("b", 2, 1) == []
+    assert it.request("a", 3, 2) == [Admit(3)]
     assert it.wake_at() == 5
     assert it.tick(5) == []
     assert it.wake_at() is None
     # It takes nobody new from now on, so that the others get their turn.
-    assert it.ask("a", 4, 6) == []
-    assert it.leave("a", 1, 7) == []
-    assert it.leave("a", 3, 8) == [Unload("a")]
+    assert it.request("a", 4, 6) == []
+    assert it.release("a", 1, 7) == []
+    assert it.release("a", 3, 8) == [Unload("a")]
     assert it.unloaded("a", 9) == [Load("b")]
     assert it.loaded("b", held(10), 10) == [Admit(2)]
-    assert it.leave("b", 2, 11) == [Unload("b")]
+    assert it.release("b", 2, 11) == [Unload("b")]
     assert it.unloaded("b", 12) == [Load("a")]
     assert it.loaded("a", held(10), 13) == [Admit(4)]
 
 
 def test_who_asked_first_is_loaded_first_even_where_a_later_one_would_fit() -> None:
     it = policy(20, 15, 20, 5)
-    it.ask("a", 1, 0), it.loaded("a", held(15), 0)
-    assert it.ask("b", 2, 1) == []
-    assert it.ask("c", 3, 2) == []
-    assert it.leave("a", 1, 3) == [Unload("a")]
+    it.request("a", 1, 0), it.loaded("a", held(15), 0)
+    assert it.request("b", 2, 1) == []
+    assert it.request("c", 3, 2) == []
+    assert it.release("a", 1, 3) == [Unload("a")]
     assert it.unloaded("a", 4) == [Load("b")]
 
 
 def test_one_who_gives_up_waiting_is_forgotten() -> None:
     it = policy(10, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", held(10), 0)
-    it.ask("b", 2, 1)
-    it.leave("b", 2, 2)
-    assert it.leave("a", 1, 3) == []
-    assert it.phase("a") == "in"
+    it.request("a", 1, 0), it.loaded("a", held(10), 0)
+    it.request("b", 2, 1)
+    it.release("b", 2, 2)
+    assert it.release("a", 1, 3) == []
+    assert it.phase("a") == "loaded"
 
 
 def test_an_idle_model_goes_after_its_time() -> None:
     it = policy(None, 10, idle=60)
-    it.ask("a", 1, 0), it.loaded("a", held(10), 1)
+    it.request("a", 1, 0), it.loaded("a", held(10), 1)
     assert it.wake_at() is None
-    it.leave("a", 1, 5)
+    it.release("a", 1, 5)
     assert it.wake_at() == 65
     assert it.tick(64) == []
     assert it.tick(65) == [Unload("a")]
-    assert it.ask("a", 2, 66) == []
+    assert it.request("a", 2, 66) == []
     assert it.unloaded("a", 67) == [Load("a")]
 
 
 def test_what_never_fits_is_refused_by_its_file_and_by_what_it_took() -> None:
-    assert policy(10, 11).ask("a", 1, 0) == [Refuse("a", 1, Need(11))]
+    assert policy(10, 11).request("a", 1, 0) == [Refuse("a", 1, Need(11))]
     it = policy(10, 5, 8)
-    it.ask("b", 1, 0), it.loaded("b", held(8), 0), it.leave("b", 1, 0)
-    it.ask("a", 2, 1), it.unloaded("b", 1)
+    it.request("b", 1, 0), it.loaded("b", held(8), 0), it.release("b", 1, 0)
+    it.request("a", 2, 1), it.unloaded("b", 1)
     assert it.loaded("a", held(12), 2) == [Refuse("a", 2, Need(12)), Unload("a")]
     it.unloaded("a", 3)
-    assert it.ask("a", 3, 4) == [Refuse("a", 3, Need(12))]
+    assert it.request("a", 3, 4) == [Refuse("a", 3, Need(12))]
 
 
 def test_a_model_that_took_more_than_its_file_pushes_idle_ones_out() -> None:
     it = policy(20, 8, 8)
-    it.ask("a", 1, 0), it.loaded("a", held(8), 0), it.leave("a", 1, 0)
-    assert it.ask("b", 2, 1) == [Load("b")]
+    it.request("a", 1, 0), it.loaded("a", held(8), 0), it.release("a", 1, 0)
+    assert it.request("b", 2, 1) == [Load("b")]
     assert it.loaded("b", held(15), 2) == [Admit(2), Unload("a")]
 
 
 def test_a_load_that_fails_is_told_to_all_and_tried_again_by_the_next() -> None:
     it = policy(None, 10)
-    it.ask("a", 1, 0), it.ask("a", 2, 0)
+    it.request("a", 1, 0), it.request("a", 2, 0)
     assert it.failed("a", 1) == [Refuse("a", 1), Refuse("a", 2)]
-    assert it.ask("a", 3, 2) == [Load("a")]
+    assert it.request("a", 3, 2) == [Load("a")]
 
 
 def test_one_asked_to_go_while_it_loads_serves_those_who_waited() -> None:
     it = policy(None, 10)
-    it.ask("a", 1, 0)
+    it.request("a", 1, 0)
     assert it.unload("a", 1) == []
     assert it.loaded("a", held(10), 2) == [Admit(1)]
-    assert it.leave("a", 1, 3) == [Unload("a")]
+    assert it.release("a", 1, 3) == [Unload("a")]
 
 
 def test_a_retired_model_is_forgotten_when_the_last_one_has_left() -> None:
     it = policy(None, 10, 10)
-    it.ask("a", 1, 0), it.loaded("a", held(10), 0)
+    it.request("a", 1, 0), it.loaded("a", held(10), 0)
     assert it.retire("a", 1) == []
-    assert it.leave("a", 1, 2) == [Unload("a")]
+    assert it.release("a", 1, 2) == [Unload("a")]
     it.unloaded("a", 3)
     assert it.phase("a") is None
     it.retire("b", 4)
@@ -156,14 +156,14 @@ def on_cards(**sizes: int) -> EvictionPolicy[str]:
 
 def test_a_model_goes_to_the_card_with_the_most_free_memory() -> None:
     it = on_cards(a=12, b=9, c=7)
-    assert it.ask("a", 1, 0) == [Load("a", ("gpu1",))]
-    assert it.ask("b", 2, 0) == [Load("b", ("gpu0",))]
-    assert it.ask("c", 3, 0) == [Load("c", ("gpu1",))]
+    assert it.request("a", 1, 0) == [Load("a", ("gpu1",))]
+    assert it.request("b", 2, 0) == [Load("b", ("gpu0",))]
+    assert it.request("c", 3, 0) == [Load("c", ("gpu1",))]
 
 
 def test_a_model_too_large_for_one_card_is_spread_over_all() -> None:
     it = on_cards(a=24)
-    assert it.ask("a", 1, 0) == [Load("a", ("gpu0", "gpu1"))]
+    assert it.request("a", 1, 0) == [Load("a", ("gpu0", "gpu1"))]
     assert place(Need(3, 24), TWO_CARDS) == {MEMORY: 3, "gpu0": 8, "gpu1": 16}
 
 
@@ -171,22 +171,22 @@ def test_what_is_in_memory_makes_no_room_on_a_card_nor_the_other_way_round() -> 
     """One budget for both unloaded the CPU's model for the card's, and added what has nothing in common."""
     it = on_cards(a=15, b=16)
     it.add("cpu", Need(90))
-    it.ask("cpu", 1, 0), it.loaded("cpu", held(95), 0), it.leave("cpu", 1, 0)
-    it.ask("a", 2, 1), it.loaded("a", {MEMORY: 2, "gpu1": 15}, 1), it.leave("a", 2, 1)
-    assert it.ask("b", 3, 2) == [Unload("a")]
-    assert it.phase("cpu") == "in"
+    it.request("cpu", 1, 0), it.loaded("cpu", held(95), 0), it.release("cpu", 1, 0)
+    it.request("a", 2, 1), it.loaded("a", {MEMORY: 2, "gpu1": 15}, 1), it.release("a", 2, 1)
+    assert it.request("b", 3, 2) == [Unload("a")]
+    assert it.phase("cpu") == "loaded"
     assert it.unloaded("a", 3) == [Load("b", ("gpu1",))]
     it.loaded("b", {MEMORY: 2, "gpu1": 16}, 4)
     it.add("more", Need(50))
-    assert it.ask("more", 4, 5) == [Unload("cpu")]
-    assert it.phase("b") == "in"
+    assert it.request("more", 4, 5) == [Unload("cpu")]
+    assert it.phase("b") == "loaded"
 
 
 def test_a_cards_engine_takes_its_share_of_the_machines_memory_too() -> None:
     it = on_cards(a=5)
     it.add("cpu", Need(95))
-    it.ask("a", 1, 0), it.loaded("a", {MEMORY: 8, "gpu1": 5}, 0), it.leave("a", 1, 0)
-    assert it.ask("cpu", 2, 1) == [Unload("a")]
+    it.request("a", 1, 0), it.loaded("a", {MEMORY: 8, "gpu1": 5}, 0), it.release("a", 1, 0)
+    assert it.request("cpu", 2, 1) == [Unload("a")]
 
 
 def test_what_the_cards_have_no_room_for_is_expected_in_memory() -> None:
@@ -225,7 +225,7 @@ _NEEDS = st.one_of(
 def test_any_history_keeps_the_promises(
     sizes: list[Need], budgets: dict[str, int], events: list[tuple[str, int]]
 ) -> None:
-    """Nobody who asked is lost, no model is loaded twice or unloaded under a user, and the budgets hold."""
+    """Nobody user asked is lost, no model is loaded twice or unloaded under a user, and the budgets hold."""
     it = EvictionPolicy[str](budgets, least_stay_s=3)
     for name, need in zip("abcdef", sizes, strict=False):
         it.add(name, need.within(budgets), 7)
@@ -234,7 +234,7 @@ def test_any_history_keeps_the_promises(
     using: dict[int, str] = {}
     under_way: list[Load[str] | Unload[str]] = []
     loaded: set[str] = set()
-    now, who = 0.0, 0
+    now, user = 0.0, 0
 
     def carry_out(actions: list[Any]) -> None:
         for action in actions:
@@ -268,12 +268,12 @@ def test_any_history_keeps_the_promises(
         now += 1
         name = names[number % len(names)]
         if event == "ask":
-            who += 1
-            waiting[who] = name
-            carry_out(it.ask(name, who, now))
+            user += 1
+            waiting[user] = name
+            carry_out(it.request(name, user, now))
         elif event == "leave" and using:
             one = sorted(using)[number % len(using)]
-            carry_out(it.leave(using.pop(one), one, now))
+            carry_out(it.release(using.pop(one), one, now))
         elif event == "tick":
             carry_out(it.tick(now))
         elif event == "unload":
@@ -286,7 +286,7 @@ def test_any_history_keeps_the_promises(
             finish()
         elif using:
             one = min(using)
-            carry_out(it.leave(using.pop(one), one, now))
+            carry_out(it.release(using.pop(one), one, now))
         elif waiting:
             carry_out(it.tick(now))
     assert not waiting

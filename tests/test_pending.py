@@ -84,9 +84,9 @@ def test_a_reload_of_what_requests_get_by_default_keeps_the_model(tmp_path: Path
     def add(model: Model, beside: Sequence[Entry]) -> ServedModel:
         raise AssertionError(f"{model.name} was read anew")
 
-    roster = ModelNames(Settings(model=("m",), home=tmp_path))
-    roster._expect(roster._wanted(roster.settings))
-    (entry,) = roster.entries
+    names = ModelNames(Settings(model=("m",), home=tmp_path))
+    names._expect(names._wanted(names.settings))
+    (entry,) = names.entries
     after = Settings(model=("m",), home=tmp_path, budget_ms=500, truncate_at="sentence")
-    assert roster._plan(roster._found(after), add) == (entry,)
+    assert names._plan(names._found(after), add) == (entry,)
     assert (entry.wanted.budget_ms, entry.wanted.truncate_at) == (500, "sentence")

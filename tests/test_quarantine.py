@@ -33,9 +33,9 @@ class Engine:
             words = [left[at] for at in call.at]
             if self.culprits & set(words):
                 self.deaths += 1
-                quarantine.died(quarantine.digests(words), "crash", now, alone=call.alone)
+                quarantine.engine_lost(quarantine.digests(words), "crash", now, alone=call.alone)
             else:
-                quarantine.answered(quarantine.digests(words))
+                quarantine.scored(quarantine.digests(words))
                 left = [text for text in left if text not in words]
         return without
 
@@ -67,25 +67,25 @@ def test_every_bad_text_is_found_and_no_other_one(count: int, bad: set[int]) -> 
 def test_one_death_alone_may_be_chance() -> None:
     quarantine = Quarantine("model")
     (text,) = quarantine.digests(["text"])
-    assert quarantine.died([text], "crash", 0, alone=True) == {}
-    quarantine.answered([text])
-    assert quarantine.died([text], "crash", 0, alone=True) == {}
-    assert set(quarantine.died([text], "crash", 0, alone=True)) == {text}
+    assert quarantine.engine_lost([text], "crash", 0, alone=True) == {}
+    quarantine.scored([text])
+    assert quarantine.engine_lost([text], "crash", 0, alone=True) == {}
+    assert set(quarantine.engine_lost([text], "crash", 0, alone=True)) == {text}
 
 
 def test_deaths_beside_another_call_blame_nobody() -> None:
     quarantine = Quarantine("model")
     (text,) = quarantine.digests(["text"])
     for _ in range(10):
-        assert quarantine.died([text], "crash", 0, alone=False) == {}
+        assert quarantine.engine_lost([text], "crash", 0, alone=False) == {}
     assert quarantine.next_call([text], 0).alone
 
 
 def test_memory_is_no_text_s_fault() -> None:
     quarantine = Quarantine("model")
     (text,) = quarantine.digests(["text"])
-    quarantine.died([text], "memory", 0, alone=True)
-    assert "memory" in quarantine.died([text], "memory", 0, alone=True)[text]
+    quarantine.engine_lost([text], "memory", 0, alone=True)
+    assert "memory" in quarantine.engine_lost([text], "memory", 0, alone=True)[text]
     assert quarantine.is_empty
 
 

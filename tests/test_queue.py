@@ -12,9 +12,9 @@ import pytest
 from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineError, EngineUnavailable, Overloaded, QueryRefused, Stopping
 from rerankd.scoring.engine_input import Input, Question
-from rerankd.serving.queue import NOBODY, Answer, Bounds, Client, Queue, Scheduler, Scores
+from rerankd.serving.queue import ANONYMOUS, Answer, Client, Queue, QueueLimits, Scheduler, Scores
 
-WIDE = Bounds(requests=100, documents=10_000, tokens=10**6, size_bytes=10**9)
+WIDE = QueueLimits(requests=100, documents=10_000, tokens=10**6, size_bytes=10**9)
 TWO_AT_A_TIME = BatchPolicy(tokens=20, most_tokens=20)
 
 
@@ -38,7 +38,9 @@ class Call:
 class Bench:
     """A queue whose engine does what the test says, and whose clock the test moves."""
 
-    def __init__(self, bounds: Bounds = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1) -> None:
+    def __init__(
+        self, bounds: QueueLimits = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1
+    ) -> None:
         self.now = 0.0
         self.calls: list[Call] = []
         self.queue = Queue(
@@ -53,7 +55,7 @@ class Bench:
         finally:
             self.calls.remove(call)
 
-    def send(self, name: str, count: int, client: Client = NOBODY, **how: Any) -> asyncio.Task[Scores]:
+    def send(self, name: str, count: int, client: Client = ANONYMOUS, **how: Any) -> asyncio.Task[Scores]:
         async def ask() -> Scores:
             with self.queue.admit(client, count, 1) as place:
                 return await place.score(inputs(name, count), **how)
@@ -110,7 +112,7 @@ async def test_a_small_request_goes_along_in_the_next_batch() -> None:
 @story
 async def test_how_long_a_request_waited_for_its_first_batch() -> None:
     bench = Bench(policy=BatchPolicy(tokens=10, most_tokens=10, at_engine=1))
-    with bench.queue.admit(NOBODY, 1, 1) as first, bench.queue.admit(NOBODY, 1, 1) as second:
+    with bench.queue.admit(ANONYMOUS, 1, 1) as first, bench.queue.admit(ANONYMOUS, 1, 1) as second:
         tasks = [asyncio.create_task(place.score(inputs("a", 1))) for place in (first, second)]
         await bench.settle()
         bench.now = 3.0
@@ -179,7 +181,7 @@ async def test_what_waits_of_a_request_that_failed_is_not_begun() -> None:
     assert await bench.settle() == []
     with pytest.raises(EngineError, match="no scores"):
         await fails
-    assert bench.queue.scheduler.held.requests == 0
+    assert bench.queue.scheduler.usage.requests == 0
 
 
 @story
@@ -237,7 +239,7 @@ async def test_what_has_begun_is_waited_for_until_the_latest_moment() -> None:
     assert await ask == Scores([None] * 3, {}, frozenset(range(3)))
     assert await other == Scores([None], {}, frozenset([0]))
     assert await bench.settle() == []
-    assert bench.queue.scheduler.held.requests == 0
+    assert bench.queue.scheduler.usage.requests == 0
 
 
 @story
@@ -255,7 +257,7 @@ async def test_blocks_are_batches_of_their_own() -> None:
 
 @story
 async def test_over_the_bounds_it_says_when_to_come_again() -> None:
-    bench = Bench(Bounds(requests=100, documents=40, tokens=10**6, size_bytes=10**6))
+    bench = Bench(QueueLimits(requests=100, documents=40, tokens=10**6, size_bytes=10**6))
     bulk = bench.send("a", 28, Client("bulk"))
     await bench.settle()
     with pytest.raises(Overloaded, match="This client has 28 documents under way and waiting") as caught:
@@ -268,12 +270,12 @@ async def test_over_the_bounds_it_says_when_to_come_again() -> None:
     bulk.cancel()
     small.cancel()
     await bench.settle()
-    assert bench.queue.scheduler.held.requests == 0
+    assert bench.queue.scheduler.usage.requests == 0
 
 
 @story
 async def test_a_request_with_too_many_tokens_is_refused_when_they_are_counted() -> None:
-    bench = Bench(Bounds(requests=100, documents=100, tokens=100, size_bytes=10**6))
+    bench = Bench(QueueLimits(requests=100, documents=100, tokens=100, size_bytes=10**6))
     first = bench.send("a", 5, Client("a"))
     await bench.settle()
     with pytest.raises(Overloaded, match="The queue is full: 50 tokens"):
@@ -282,7 +284,7 @@ async def test_a_request_with_too_many_tokens_is_refused_when_they_are_counted()
     await bench.settle()
     alone = bench.send("b", 60)
     await bench.settle()
-    assert bench.queue.scheduler.held.tokens == 600
+    assert bench.queue.scheduler.usage.tokens == 600
     alone.cancel()
     await bench.settle()
 
@@ -293,7 +295,7 @@ async def test_a_closed_queue_takes_nobody_and_says_when_it_is_empty() -> None:
     last = bench.send("a", 1)
     await bench.settle()
     bench.queue.close()
-    with pytest.raises(Stopping), bench.queue.admit(NOBODY, 1, 1):
+    with pytest.raises(Stopping), bench.queue.admit(ANONYMOUS, 1, 1):
         pass
     empty = asyncio.create_task(bench.queue.wait_empty())
     await bench.settle()

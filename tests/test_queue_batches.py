@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.admission import Bounds, Client
-from rerankd.serving.batches import Limits, whole
+from rerankd.serving.admission import Client, QueueLimits
+from rerankd.serving.batches import BatchLimits, whole
 from rerankd.serving.scheduler import Scheduler
 from rerankd.serving.throughput import Throughput
 
@@ -20,18 +20,18 @@ PADS = BatchPolicy(tokens=100, most_tokens=100, pads=True)
 def line_of(*requests: Sequence[int], questions: Sequence[bytes] = ()) -> Scheduler:
     """A scheduler with these requests, of a client each. Their priority is low: a head start would keep the
     others out of its batch."""
-    scheduler = Scheduler(Bounds(10**6, 10**9, 10**12, 10**12))
+    scheduler = Scheduler(QueueLimits(10**6, 10**9, 10**12, 10**12))
     for number, tokens in enumerate(requests):
-        assert scheduler.join(number, Client(f"{number}"), 1, len(tokens), weight=0.25) is None
+        assert scheduler.admit(number, Client(f"{number}"), 1, len(tokens), weight=0.25) is None
         question = questions[number] if questions else b""
-        assert scheduler.expect(number, tokens, question=question) is None
+        assert scheduler.enqueue(number, tokens, question=question) is None
     return scheduler
 
 
 def batches(scheduler: Scheduler, policy: BatchPolicy, most: int = 99) -> list[list[tuple[int, int]]]:
     """All that waits, batch by batch."""
     found = []
-    while len(found) < most and (batch := scheduler.next(policy, 0.0)).inputs:
+    while len(found) < most and (batch := scheduler.next_batch(policy, 0.0)).inputs:
         found.append(list(batch.inputs))
     return found
 
@@ -73,13 +73,13 @@ def test_where_it_pads_the_longest_come_first_with_others_of_nearly_their_length
 def test_where_it_pads_little_that_is_left_is_one_batch() -> None:
     """Whatever the lengths: the engine takes them apart, and a call costs more than that."""
     scheduler = line_of([60, 9, 20])
-    given = scheduler.next(PADS, 0.0)
+    given = scheduler.next_batch(PADS, 0.0)
     assert (given.inputs, given.tokens) == ([(0, 0), (0, 2), (0, 1)], 89)
 
 
 def test_where_it_pads_others_of_nearly_the_length_fill_a_batch() -> None:
     scheduler = line_of([50], [20, 60, 40])
-    first = scheduler.next(PADS, 0.0)
+    first = scheduler.next_batch(PADS, 0.0)
     assert (first.inputs, first.tokens) == ([(0, 0), (1, 2)], 100)
 
 
@@ -91,9 +91,9 @@ def test_where_it_pads_inputs_are_a_power_of_two_if_these_are_worth_a_batch() ->
 
 def test_a_request_with_a_budget_keeps_its_order_where_it_pads() -> None:
     scheduler = line_of()
-    scheduler.join(1, Client("1"), 1, 5)
-    scheduler.expect(1, [10, 11, 20, 33, 90, 10], until=99.0)
-    batch = scheduler.next(PADS, 0.0)
+    scheduler.admit(1, Client("1"), 1, 5)
+    scheduler.enqueue(1, [10, 11, 20, 33, 90, 10], until=99.0)
+    batch = scheduler.next_batch(PADS, 0.0)
     # Three fit, with padding to 20 tokens, and two of them are a batch.
     assert (batch.inputs, batch.tokens) == ([(1, 0), (1, 1)], 22)
 
@@ -101,100 +101,100 @@ def test_a_request_with_a_budget_keeps_its_order_where_it_pads() -> None:
 @pytest.mark.parametrize("policy", [PACKS, PADS])
 def test_a_block_is_a_batch_alone_however_large(policy: BatchPolicy) -> None:
     scheduler = line_of([10, 10])
-    scheduler.join(1, Client("1"), 1, 4)
-    scheduler.expect(1, [50, 60, 10, 10], blocks=[(0, 1), (2, 3)])
+    scheduler.admit(1, Client("1"), 1, 4)
+    scheduler.enqueue(1, [50, 60, 10, 10], blocks=[(0, 1), (2, 3)])
     assert sorted(batches(scheduler, policy)) == [[(0, 0), (0, 1)], [(1, 0), (1, 1)], [(1, 2), (1, 3)]]
 
 
 def test_a_fast_engine_gets_more_at_a_time() -> None:
     policy = BatchPolicy(tokens=100, most_tokens=1000, call_s=0.1)
     scheduler = line_of([10] * 1000)
-    first = scheduler.next(policy, 0.0)
+    first = scheduler.next_batch(policy, 0.0)
     assert first.tokens == 100
-    scheduler.done(first, 0.02)  # 5000 tokens a second
-    assert scheduler.limits(policy) == Limits(500, 64)
-    scheduler.done(scheduler.next(policy, 1.0), 1.01)
+    scheduler.batch_done(first, 0.02)  # 5000 tokens a second
+    assert scheduler.limits(policy) == BatchLimits(500, 64)
+    scheduler.batch_done(scheduler.next_batch(policy, 1.0), 1.01)
     assert scheduler.limits(policy).tokens == 1000
 
 
 def test_a_slow_engine_gets_no_more_than_a_second_of_work() -> None:
     policy = BatchPolicy(tokens=1000, most_tokens=4000)
     scheduler = line_of([100] * 1000)
-    scheduler.done(scheduler.next(policy, 0.0), 4.0)  # 250 tokens a second
+    scheduler.batch_done(scheduler.next_batch(policy, 0.0), 4.0)  # 250 tokens a second
     assert scheduler.limits(policy).tokens == 250
-    assert scheduler.next(policy, 4.0).tokens == 200
+    assert scheduler.next_batch(policy, 4.0).tokens == 200
 
 
 def test_an_engine_that_ran_out_of_memory_gets_half() -> None:
     scheduler = line_of([10] * 1000)
     scheduler.batch_size.halve()
-    assert scheduler.limits(PACKS) == Limits(50, 32)
-    assert len(scheduler.next(PACKS, 0.0).inputs) == 5
+    assert scheduler.limits(PACKS) == BatchLimits(50, 32)
+    assert len(scheduler.next_batch(PACKS, 0.0).inputs) == 5
     for _ in range(20):
         scheduler.batch_size.halve()
-    assert len(scheduler.next(PACKS, 0.0).inputs) == 1
+    assert len(scheduler.next_batch(PACKS, 0.0).inputs) == 1
     scheduler.batch_size.reset()
-    assert len(scheduler.next(PACKS, 0.0).inputs) == 10
+    assert len(scheduler.next_batch(PACKS, 0.0).inputs) == 10
 
 
 def test_the_rate_forgets() -> None:
-    rate, now = Throughput(), 0.0
-    assert not rate.is_measured
+    throughput, now = Throughput(), 0.0
+    assert not throughput.is_measured
     for tokens in (100, 10):
         for _ in range(300):
-            rate.begun(now, tokens)
+            throughput.batch_begun(now, tokens)
             now += 1.0
-            rate.ended(now, tokens, 2, is_scored=True)
-    assert rate.tokens == pytest.approx(10, rel=0.3)
-    assert rate.inputs == pytest.approx(2)
+            throughput.batch_ended(now, tokens, 2, is_scored=True)
+    assert throughput.tokens_per_s == pytest.approx(10, rel=0.3)
+    assert throughput.inputs_per_s == pytest.approx(2)
 
 
 def test_time_without_work_does_not_count() -> None:
-    rate = Throughput()
+    throughput = Throughput()
     for start in (0.0, 1000.0):
-        rate.begun(start, 200)
-        rate.ended(start + 1.0, 200, 1, is_scored=True)
-    assert rate.tokens == pytest.approx(200)
+        throughput.batch_begun(start, 200)
+        throughput.batch_ended(start + 1.0, 200, 1, is_scored=True)
+    assert throughput.tokens_per_s == pytest.approx(200)
 
 
 def test_the_start_of_an_engine_is_no_measure_of_it() -> None:
-    rate, now = Throughput(), 0.0
+    throughput, now = Throughput(), 0.0
     for took in (30.0, 1.0, 1.0, 1.0, 1.0, 1.0, 45.0, 1.0):
-        rate.begun(now, 500)
+        throughput.batch_begun(now, 500)
         now += took
-        rate.ended(now, 500, 1, is_scored=True)
-    assert rate.tokens > 100
+        throughput.batch_ended(now, 500, 1, is_scored=True)
+    assert throughput.tokens_per_s > 100
 
 
 def test_the_next_batch_is_due_shortly_before_the_engine_is_free() -> None:
     scheduler = line_of([100] * 10)
-    assert scheduler.next_at(0) == -float("inf")
-    scheduler.done(scheduler.next(PACKS, 0.0), 1.0)  # 100 tokens a second
-    scheduler.next(PACKS, 1.0)
-    assert scheduler.next_at(1) == pytest.approx(1.9)
-    scheduler.leave(0)
-    assert scheduler.next_at(1) == float("inf")
+    assert scheduler.next_batch_at(0) == -float("inf")
+    scheduler.batch_done(scheduler.next_batch(PACKS, 0.0), 1.0)  # 100 tokens a second
+    scheduler.next_batch(PACKS, 1.0)
+    assert scheduler.next_batch_at(1) == pytest.approx(1.9)
+    scheduler.remove(0)
+    assert scheduler.next_batch_at(1) == float("inf")
 
 
 def test_a_budget_waits_for_a_busy_engine_and_is_begun_if_that_turns_out_to_be_faster() -> None:
     scheduler = line_of([100] * 10)
-    scheduler.done(scheduler.next(PACKS, 0.0), 1.0)  # 100 tokens a second
-    under_way = scheduler.next(PACKS, 1.0)  # until 2.0, it seems
-    scheduler.join(1, Client("1"), 1, 1)
-    scheduler.expect(1, [20], until=2.1)
-    scheduler.leave(0)
-    assert scheduler.late(1.0) == []
-    assert scheduler.next(PACKS, 1.0).inputs == ()
-    scheduler.done(under_way, 1.5)
-    assert scheduler.late(1.5) == []
-    assert scheduler.next(PACKS, 1.5).inputs == [(1, 0)]
+    scheduler.batch_done(scheduler.next_batch(PACKS, 0.0), 1.0)  # 100 tokens a second
+    under_way = scheduler.next_batch(PACKS, 1.0)  # until 2.0, it seems
+    scheduler.admit(1, Client("1"), 1, 1)
+    scheduler.enqueue(1, [20], until=2.1)
+    scheduler.remove(0)
+    assert scheduler.drop_late(1.0) == []
+    assert scheduler.next_batch(PACKS, 1.0).inputs == ()
+    scheduler.batch_done(under_way, 1.5)
+    assert scheduler.drop_late(1.5) == []
+    assert scheduler.next_batch(PACKS, 1.5).inputs == [(1, 0)]
 
 
 def test_a_budget_that_no_engine_can_keep_is_given_up_at_once() -> None:
     scheduler = line_of([100] * 10)
-    scheduler.done(scheduler.next(PACKS, 0.0), 1.0)
-    scheduler.join(1, Client("1"), 1, 2)
-    scheduler.expect(1, [20, 20], until=1.1)
-    assert scheduler.late(1.0) == [1]
-    assert scheduler.held.documents == 9
-    assert scheduler.late(1.0) == []
+    scheduler.batch_done(scheduler.next_batch(PACKS, 0.0), 1.0)
+    scheduler.admit(1, Client("1"), 1, 2)
+    scheduler.enqueue(1, [20, 20], until=1.1)
+    assert scheduler.drop_late(1.0) == [1]
+    assert scheduler.usage.documents == 9
+    assert scheduler.drop_late(1.0) == []

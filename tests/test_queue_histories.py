@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.admission import Bounds, Client, Held
+from rerankd.serving.admission import Client, QueueLimits, Usage
 from rerankd.serving.scheduler import WEIGHTS, NextBatch, Scheduler
 from rerankd.serving.waiting_inputs import NEARLY
 
@@ -39,7 +39,7 @@ class Asked:
 class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(Bounds(requests=12, documents=200, tokens=20_000, size_bytes=10_000))
+        self.scheduler = Scheduler(QueueLimits(requests=12, documents=200, tokens=20_000, size_bytes=10_000))
         self.now = 0.0
         self.requests: dict[int, Asked | None] = {}
         self.under_way: list[NextBatch] = []
@@ -52,11 +52,11 @@ class Histories(RuleBasedStateMachine):
     @rule(client=st.sampled_from(CLIENTS), weight=st.sampled_from(sorted(WEIGHTS.values())))
     def join(self, client: Client, weight: float) -> None:
         self.count += 1
-        before = self.scheduler.held
-        if self.scheduler.join(self.count, client, 100, 3, weight) is None:
+        before = self.scheduler.usage
+        if self.scheduler.admit(self.count, client, 100, 3, weight) is None:
             self.requests[self.count] = None
         else:
-            assert self.scheduler.held == before
+            assert self.scheduler.usage == before
 
     @precondition(lambda self: None in self.requests.values())
     @rule(
@@ -70,7 +70,7 @@ class Histories(RuleBasedStateMachine):
         until = None if budget is None else self.now + budget
         blocks = [list(range(at, min(at + 4, len(tokens)))) for at in range(0, len(tokens), 4)]
         blocks = blocks if in_blocks else []
-        full = self.scheduler.expect(request, tokens, question=question, until=until, blocks=blocks)
+        full = self.scheduler.enqueue(request, tokens, question=question, until=until, blocks=blocks)
         asked = self.requests[request] = Asked(tokens, question, until, blocks)
         if full is None:
             asked.waiting = set(range(len(tokens)))
@@ -80,7 +80,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def next(self) -> None:
         self.drop_late()
-        given = self.scheduler.next(self.policy, self.now)
+        given = self.scheduler.next_batch(self.policy, self.now)
         if given.inputs:
             self.check(given)
             self.under_way.append(given)
@@ -94,7 +94,7 @@ class Histories(RuleBasedStateMachine):
     def done(self, which: int, took: float, is_scored: bool) -> None:
         self.now += took
         given = self.under_way.pop(which % len(self.under_way))
-        self.scheduler.done(given, self.now, is_scored=is_scored)
+        self.scheduler.batch_done(given, self.now, is_scored=is_scored)
         for request, _ in given.inputs:
             if (asked := self.requests.get(request)) is not None:
                 asked.at_engine -= 1
@@ -119,8 +119,8 @@ class Histories(RuleBasedStateMachine):
     def counts_what_is_there(self) -> None:
         there = [asked for asked in self.requests.values() if asked is not None]
         unknown = len(self.requests) - len(there)
-        assert self.scheduler.held.requests == len(self.requests)
-        assert self.scheduler.held.documents == 3 * unknown + sum(
+        assert self.scheduler.usage.requests == len(self.requests)
+        assert self.scheduler.usage.documents == 3 * unknown + sum(
             len(asked.waiting) + asked.at_engine for asked in there
         )
 
@@ -135,15 +135,15 @@ class Histories(RuleBasedStateMachine):
         assert not any(asked.waiting for asked in self.requests.values() if asked is not None)
         for request in tuple(self.requests):
             self.leave_one(request)
-        assert self.scheduler.held == Held()
+        assert self.scheduler.usage == Usage()
         assert len(self.scheduler) == 0
 
     def leave_one(self, request: int) -> None:
-        self.scheduler.leave(request)
+        self.scheduler.remove(request)
         del self.requests[request]
 
     def drop_late(self) -> None:
-        for request in self.scheduler.late(self.now):
+        for request in self.scheduler.drop_late(self.now):
             asked = self.requests[request]
             assert asked is not None and asked.until is not None and asked.waiting
             asked.waiting.clear()

@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.admission import Bounds, Client
+from rerankd.serving.admission import Client, QueueLimits
 from rerankd.serving.fairness import MOST_AHEAD
 from rerankd.serving.scheduler import NextBatch, Scheduler
 from rerankd.serving.turn_order import TurnOrder
 
-WIDE = Bounds(10**6, 10**9, 10**12, 10**12)
+WIDE = QueueLimits(10**6, 10**9, 10**12, 10**12)
 PADS = BatchPolicy(tokens=512, most_tokens=8192, pads=True)
 PACKS = BatchPolicy(tokens=512, most_tokens=4096)
 PREFIXES = BatchPolicy(tokens=1024, most_tokens=4096, one_question=True, run_tokens=4096)
@@ -47,8 +47,8 @@ class Simulation:
 
     def send(self, client: str, tokens: Sequence[int], weight: float = 1.0) -> int:
         number = next(self._numbers)
-        assert self.scheduler.join(number, Client(client), 1, len(tokens), weight) is None
-        assert self.scheduler.expect(number, tokens, question=str(number).encode()) is None
+        assert self.scheduler.admit(number, Client(client), 1, len(tokens), weight) is None
+        assert self.scheduler.enqueue(number, tokens, question=str(number).encode()) is None
         self._begun[number], self._left[number] = (client, self.now, tokens), len(tokens)
         self._fill()
         return number
@@ -77,23 +77,23 @@ class Simulation:
         return self._left[request] > 0
 
     def _end(self, batch: NextBatch) -> None:
-        self.scheduler.done(batch, self.now)
+        self.scheduler.batch_done(batch, self.now)
         for request, at in batch.inputs:
             client, begun, tokens = self._begun[request]
             self.got[client] += tokens[at]
             self._left[request] -= 1
             if not self._left[request]:
                 self.took[request] = self.now - begun
-                self.scheduler.leave(request)
+                self.scheduler.remove(request)
 
     def _fill(self) -> None:
         self._timer = math.inf
         while len(self._at_engine) < self.policy.at_engine:
-            at = self.scheduler.next_at(len(self._at_engine))
+            at = self.scheduler.next_batch_at(len(self._at_engine))
             if at > self.now:
                 self._timer = at
                 return
-            batch = self.scheduler.next(self.policy, self.now)
+            batch = self.scheduler.next_batch(self.policy, self.now)
             took = batch.tokens / SPEED + OVERHEAD_S
             self.longest_s = max(self.longest_s, took)
             self._free_at = max(self._free_at, self.now) + took
@@ -202,9 +202,9 @@ def test_a_run_goes_on_after_a_small_request() -> None:
 def test_a_batch_of_a_small_request_is_not_filled_with_bulk() -> None:
     scheduler = Scheduler(WIDE)
     for number, (client, tokens) in enumerate([("a", BULK), ("b", SMALL), ("c", SMALL), ("a", SMALL)]):
-        scheduler.join(number, Client(client), 1, len(tokens))
-        scheduler.expect(number, tokens)
-    batch = scheduler.next(replace(PACKS, tokens=10_000), 0.0)
+        scheduler.admit(number, Client(client), 1, len(tokens))
+        scheduler.enqueue(number, tokens)
+    batch = scheduler.next_batch(replace(PACKS, tokens=10_000), 0.0)
     assert {request for request, _ in batch.inputs} == {1, 2, 3}
     assert batch.tokens == 3 * sum(SMALL)
 
@@ -213,13 +213,13 @@ def test_a_batch_of_a_small_request_is_not_filled_with_bulk() -> None:
 def test_what_has_a_low_priority_has_no_head_start(weight: float, priority: float) -> None:
     scheduler = Scheduler(WIDE)
     for number in range(10):
-        scheduler.join(number, Client(f"{number}"), 1, len(BULK))
-        scheduler.expect(number, BULK)
-    scheduler.next(PACKS, 0.0)
+        scheduler.admit(number, Client(f"{number}"), 1, len(BULK))
+        scheduler.enqueue(number, BULK)
+    scheduler.next_batch(PACKS, 0.0)
     for number, client in ((10, Client("low", weight)), (11, Client("normal"))):
-        scheduler.join(number, client, 1, 8, priority if number == 10 else 1.0)
-        scheduler.expect(number, BULK[:8])
-    leads = [scheduler.next(PACKS, 0.0).inputs[0][0] for _ in range(13)]
+        scheduler.admit(number, client, 1, 8, priority if number == 10 else 1.0)
+        scheduler.enqueue(number, BULK[:8])
+    leads = [scheduler.next_batch(PACKS, 0.0).inputs[0][0] for _ in range(13)]
     assert leads[:3] == [11] * 3
     assert leads.index(10) == len(leads) - 1
 

@@ -12,7 +12,7 @@ from rerankd.backends.safer_steps import OTHER_BACKEND, Step, after, words
 from rerankd.domain import Normalization, Recipe
 from rerankd.machine import Gpu
 from rerankd.process.failure_reasons import Cause
-from rerankd.serving.safer_settings import SECTION, SaferSettings, told
+from rerankd.serving.safer_settings import SECTION, SaferSettings, models_in_use
 from rerankd.state import StateStore
 
 HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
@@ -91,7 +91,7 @@ def test_what_worked_is_kept_for_the_file_and_the_build(tmp_path: Path) -> None:
     first.is_ready()
     again = settings(tmp_path)
     assert again.steps == GPU[:2]
-    assert told(StateStore(tmp_path)) == [
+    assert models_in_use(StateStore(tmp_path)) == [
         (
             "model",
             "llama.cpp's default for flash attention, one text at a time, since b1 crashed while it loaded",

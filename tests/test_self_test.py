@@ -68,7 +68,7 @@ async def test_a_model_is_compared_with_the_other_engine_that_can_run_it_once(
     assert found.comparison.passed and found.comparison.apart < 0.01
     (kept,) = state.entries(serving_self_test.SECTION).values()
     async with Reranker(settings) as reranker:
-        assert reranker.registry.models[0].self_test.passed == serving_self_test.Passed(
+        assert reranker.registry.models[0].self_test.passed == serving_self_test.Result(
             found.against, found.comparison, kept.at
         )
     assert list(state.entries(serving_self_test.SECTION).values()) == [kept], "it was not made again"
@@ -83,13 +83,13 @@ def test_a_model_that_openvino_computes_otherwise_is_not_compared_with_it(tmp_pa
     )
     model = prepare(golden_settings("modernbert-head", tmp_path, model=[str(path)]))
     assert model.engine.backend.name == "llama"
-    assert serving_self_test.second(model, model.engine) is None
+    assert serving_self_test.second_computation(model, model.engine) is None
 
 
 async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path, engine="openvino", precision="f32")
     model, state = prepare(settings), StateStore(tmp_path)
-    other = serving_self_test.second(model, model.engine)
+    other = serving_self_test.second_computation(model, model.engine)
     assert other is not None
     key = serving_self_test.key(model, f"openvino {precision_choice.version()} f32 full", other)
     # The other engine really computes; what is wrong are the values it is compared with.
@@ -97,7 +97,7 @@ async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused
     values, vocabulary = [9.0, -9.0, 9.0, -9.0, 9.0], ModelVocabulary(model.metadata)
     wrong = await serving_self_test.run(model, values, other, vocabulary, socket, log)
     assert wrong is not None and wrong.is_fatal
-    serving_self_test.keep(state, key, model, other, wrong)
+    serving_self_test.store(state, key, model, other, wrong)
     with pytest.raises(Unscorable, match=r"DIFFERS from llama\.cpp b.*--force"):
         async with Reranker(settings):
             pass
@@ -105,7 +105,7 @@ async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused
     async with Reranker(forced) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
     assert "failed the self-test by a second engine" in warning
-    serving_self_test.keep(state, key, model, other, self_test.Comparison(0.1, 0.02, 0.0))
+    serving_self_test.store(state, key, model, other, self_test.Comparison(0.1, 0.02, 0.0))
     async with Reranker(settings) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
     assert "scores 0.1 apart, 0.02 allowed" in warning

@@ -50,7 +50,7 @@ async def reranker(
 
 async def room(reranker: Reranker) -> int:
     """What a document may have beside QUERY, in tokens."""
-    return (await (await reranker.registry.find(None).reader()).ask(QUERY)).room
+    return (await (await reranker.registry.find(None).reader()).ask(QUERY)).document_budget
 
 
 async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker) -> None:
@@ -221,7 +221,7 @@ def test_rows_are_in_the_order_of_raw_values(options: dict[str, Any], rows: list
 
 
 def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
-    made = deduplicate.make(["a", "b", "c", "d"], 3)
+    made = deduplicate.unique_texts(["a", "b", "c", "d"], 3)
     scored = Scored(
         made, [1.0, None, None, None], {2: "it hung", 1: "it crashed"}, partly=(0,), unscored=(3,)
     )

@@ -247,7 +247,7 @@ class RerankResult:
     tokens: int
     normalization: str
     warnings: tuple[str, ...] = ()
-    cut: tuple[int, ...] = ()
+    truncated: tuple[int, ...] = ()
     blank: tuple[int, ...] = ()
     errors: tuple[DocumentError, ...] = ()
     unscored: tuple[int, ...] = ()

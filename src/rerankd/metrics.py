@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rerankd.domain import RerankResult
-from rerankd.recent_history import Recent
+from rerankd.recent_history import RecentHistory
 
 # From a cached answer to the default deadline.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -42,7 +42,7 @@ class Metrics:
 
     def __init__(self, readings: Readings) -> None:
         self.started = time.monotonic()
-        self.recent = Recent()
+        self.recent = RecentHistory()
         registry = self._registry = CollectorRegistry()
         counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
         self.requests = counter(
@@ -63,7 +63,7 @@ class Metrics:
         )
         self.documents = histogram("rerankd_request_documents", "documents of a request", buckets=_DOCUMENTS)
         self.tokens = counter("rerankd_tokens", "tokens that the engine read")
-        self.cut = counter("rerankd_documents_cut", "documents cut to the model's window")
+        self.documents_truncated = counter("rerankd_documents_cut", "documents cut to the model's window")
         self.unscored = counter(
             "rerankd_documents_unscored", "documents that the budgets of their requests left out"
         )
@@ -85,7 +85,7 @@ class Metrics:
         self.tokens.inc(result.tokens)
         self.cache_hits.inc(result.cached)
         self.cache_misses.inc(texts - result.cached)
-        self.cut.inc(len(result.cut))
+        self.documents_truncated.inc(len(result.truncated))
         self.unscored.inc(len(result.unscored))
         self.recent.scored(time.monotonic(), documents - len(result.unscored))
 

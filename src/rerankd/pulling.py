@@ -42,7 +42,7 @@ def pull(
             check=check,
             say=say,
             progress=progress,
-            memory_bytes=machine.read().memory_bytes if backend_offers.cards(settings) == () else None,
+            memory_bytes=machine.read().memory_bytes if backend_offers.usable_cards(settings) == () else None,
         ).pull(wanted.ref)
 
 

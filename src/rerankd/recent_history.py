@@ -49,7 +49,7 @@ class _Step:
         return None
 
 
-class Recent:
+class RecentHistory:
     """Remembers `steps` steps of `step_s` seconds. Every `now` is of one clock that never goes back."""
 
     def __init__(self, step_s: float = STEP_S, steps: int = STEPS) -> None:

@@ -29,12 +29,12 @@ from rerankd.errors import (
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
 from rerankd.scoring import deduplicate
-from rerankd.scoring.deduplicate import Plan
+from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.result import Scored, ranked
 from rerankd.serving import metric_readings
-from rerankd.serving.document_scores import Budget, nothing, planned, score
+from rerankd.serving.document_scores import Budget, nothing_scored, score_documents, texts_to_score
 from rerankd.serving.prepare_model import Model
-from rerankd.serving.queue import NOBODY, WEIGHTS, Client, Place
+from rerankd.serving.queue import ANONYMOUS, WEIGHTS, Client, QueuedRequest
 from rerankd.serving.registry import ModelRegistry
 from rerankd.serving.served_model import ServedModel
 
@@ -151,7 +151,7 @@ class Reranker:
         request: RerankRequest,
         *,
         timeout_s: float | None = None,
-        client: Client = NOBODY,
+        client: Client = ANONYMOUS,
         since: float | None = None,
     ) -> RerankResult:
         """The way of a request: check, admit, tokenize, score each text once, rank by raw value.
@@ -167,14 +167,14 @@ class Reranker:
         self._check_started()
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
-        timeout_s = await self.registry.arrivals.until_read(request.model, timeout_s)
+        timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
         served = self.registry.find(request.model)
         budget = Budget.of(request, served.wanted.budget_ms, since)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
         with served.queue.admit(
             client, len(request.documents), size_bytes, weight=WEIGHTS[request.priority]
         ) as place:
-            texts = planned(request, served)
+            texts = texts_to_score(request, served)
             scored = await self._scored(served, request, place, texts, budget, timeout_s)
         rows = ranked(request, scored.raw, served.model.recipe.normalization)
         has_scores = any(value is not None for value in scored.raw)
@@ -191,7 +191,7 @@ class Reranker:
                 + scored.warnings
                 + none
             ),
-            cut=scored.cut,
+            truncated=scored.truncated,
             blank=texts.blank,
             errors=scored.document_errors,
             unscored=scored.unscored,
@@ -208,8 +208,8 @@ class Reranker:
         self,
         served: ServedModel,
         request: RerankRequest,
-        place: Place,
-        texts: Plan,
+        place: QueuedRequest,
+        texts: UniqueTexts,
         budget: Budget | None,
         timeout_s: float,
     ) -> Scored:
@@ -223,10 +223,10 @@ class Reranker:
                 async with self.registry.use(served):
                     is_loaded = True
                     limit.reschedule(asyncio.get_running_loop().time() + ends - time.monotonic())
-                    return await score(served, request, place, texts, budget)
+                    return await score_documents(served, request, place, texts, budget)
         except TimeoutError:
             if latest < ends and not is_loaded:
-                return nothing(texts)
+                return nothing_scored(texts)
             raise self._too_late(served, timeout_s) from None
 
     async def answer_all(
@@ -234,7 +234,7 @@ class Reranker:
         requests: Sequence[RerankRequest],
         *,
         timeout_s: float | None = None,
-        client: Client = NOBODY,
+        client: Client = ANONYMOUS,
     ) -> list[RerankResult]:
         """The answers of several requests to one model, one after the other. They are bound together by what
         one request is: so many documents, and one deadline. Raises what `answer` raises."""

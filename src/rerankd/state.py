@@ -86,7 +86,7 @@ class StateStore:
         self._now = now
         self._sections: dict[str, _Section] = {}
         self._mutex = threading.RLock()
-        self._said = False
+        self._warned = False
 
     def get(self, section: str, key: str) -> Any | None:
         """The value of an entry; None where there is none, or its time is over."""
@@ -200,7 +200,7 @@ class StateStore:
                 pending = self._sections[section].pending
                 for key in list(pending)[:-MOST_ENTRIES]:
                     del pending[key]
-                self._say_once(error)
+                self._warn_once(error)
 
     def _write(self, path: Path, known: _Section) -> None:
         """Write a section, just read, with its pending changes. The lock and the mutex are held."""
@@ -217,9 +217,9 @@ class StateStore:
         known.entries, known.stamp = kept, _stamp(path)
         known.pending.clear()
 
-    def _say_once(self, error: OSError) -> None:
-        if not self._said:
-            self._said = True
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
             _log.warning(
                 "%s can't be written (%s). What rerankd learns about this machine is kept in memory, and "
                 "learned again after a restart.",

@@ -91,8 +91,8 @@ class OverlapBackend:
 
     def launch(self, offer: OverlapOffer, taken: Sequence[Step], cards: object, socket: Path) -> Launch[Any]:
         spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
-        asked = (str(socket), str(spec.recipe.max_length), offer.capabilities.scope)
-        argv = [sys.executable, "-E", PROGRAM, *asked, *flags]
+        prepared = (str(socket), str(spec.recipe.max_length), offer.capabilities.scope)
+        argv = [sys.executable, "-E", PROGRAM, *prepared, *flags]
         return Launch(argv, OverlapEngine)
 
     def reference(self, spec: base.EngineSpec, running: base.Offer) -> None:

@@ -73,31 +73,31 @@ async def batch(reader: Reader, texts: Sequence[str] = TEXTS, query: str = QUERY
 async def scores(engine: Engine, reader: Reader, texts: Sequence[str] = TEXTS) -> None:
     """What holds of every engine that scores pairs."""
     assert await engine.is_ready() and await engine.shows_work(10)
-    asked = await batch(reader, texts)
-    answer = await engine.score(asked)
+    prepared = await batch(reader, texts)
+    answer = await engine.score(prepared)
     assert len(answer.values) == len(texts) and None not in answer.values and not answer.errors
     assert len(set(answer.values)) == len(texts)
-    backwards = await engine.score(Batch(asked.inputs[::-1]))
+    backwards = await engine.score(Batch(prepared.inputs[::-1]))
     assert backwards.values[::-1] == pytest.approx(answer.values, abs=1e-4)
-    at_once = await asyncio.gather(*(engine.score(Batch((one,))) for one in asked.inputs))
+    at_once = await asyncio.gather(*(engine.score(Batch((one,))) for one in prepared.inputs))
     assert [one.values[0] for one in at_once] == pytest.approx(answer.values, abs=1e-4)
 
 
-async def is_gone(engine: Engine, asked: Batch) -> None:
+async def is_gone(engine: Engine, prepared: Batch) -> None:
     assert not await engine.is_ready()
     assert await engine.shows_work(1) in (True, False)  # its death is seen elsewhere
     with pytest.raises(EngineUnavailable):
-        await engine.score(asked)
+        await engine.score(prepared)
 
 
 @every_row
 async def test_an_engine_scores_and_a_signal_ends_it(backend: Backend, tmp_path: Path) -> None:
     async with started(backend, HEAD, tmp_path) as (child, engine, reader):
         await scores(engine, reader)
-        asked = await batch(reader)
+        prepared = await batch(reader)
         await child.stop(30)
         assert child.exit_code in (0, -signal.SIGTERM)
-        await is_gone(engine, asked)
+        await is_gone(engine, prepared)
 
 
 @every_row
@@ -105,13 +105,13 @@ async def test_calls_to_an_engine_that_was_killed_fail_as_unavailable(
     backend: Backend, tmp_path: Path
 ) -> None:
     async with started(backend, HEAD, tmp_path) as (child, engine, reader):
-        asked = await batch(reader)
-        call = asyncio.create_task(engine.score(asked))
+        prepared = await batch(reader)
+        call = asyncio.create_task(engine.score(prepared))
         os.kill(child.pid, signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
         await asyncio.wait([call])  # it may have been answered before
         assert isinstance(call.exception(), EngineUnavailable | None)
-        await is_gone(engine, asked)
+        await is_gone(engine, prepared)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda row: row.name)
@@ -162,13 +162,13 @@ async def test_another_server_is_an_engine_without_files_child_or_token_counts(
     await engine.prepare()
     reader = Reader(HEAD.recipe, engine, reads_text=True)
     await scores(engine, reader)
-    asked = await batch(reader)
-    assert (await engine.score(asked)).values == [20, 18, 14]
+    prepared = await batch(reader)
+    assert (await engine.score(prepared)).values == [20, 18, 14]
     long = "ring " * 10_000
-    read = await reader.read(await reader.ask(QUERY), [long])
-    assert [one.text for one in read.inputs] == [long] and not read.cut
+    read = await reader.read(await reader.prepare(QUERY), [long])
+    assert [one.text for one in read.inputs] == [long] and not read.truncated
     with pytest.raises(EngineError, match="refused"):
         await engine.score(Batch((Input(Question(""), "ring", NONE, 1),)))
     await engine.close()
     with pytest.raises(EngineUnavailable):
-        await engine.score(asked)
+        await engine.score(prepared)

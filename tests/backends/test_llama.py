@@ -1,4 +1,4 @@
-"""llama.cpp as an engine that reads ids, and as a tokenizer: a real process, asked directly."""
+"""llama.cpp as an engine that reads ids, and as a tokenizer: a real process, prepared directly."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_its_ids_are_those_of_the_vocabulary(running: tuple[str, LlamaEngi
     found = await engine.encode(TEXTS)
     differ = [text for text, a, b in zip(TEXTS, found, wanted, strict=True) if a.tolist() != b.tolist()]
     assert all(max(map(len, text.split())) > 100 for text in differ) and len(differ) <= 2
-    # Without an id to stand between texts they are asked for one by one.
+    # Without an id to stand between texts they are prepared for one by one.
     assert [ids.tolist() for ids in found[:20]] == await engine.tokenize_all(TEXTS[:20], None)
     assert await engine.encode([]) == []
 
@@ -179,11 +179,11 @@ async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: 
 async def test_a_query_is_embedded_once_and_each_document_by_its_own(tmp_path: Path) -> None:
     async with started(BACKEND, SPECS["bert-embedder.gguf"], tmp_path) as (_, engine, reader):
         assert isinstance(engine, LlamaEngine)
-        asked: list[int] = []
+        prepared: list[int] = []
         compute = engine.compute
 
         async def counted(path: str, body: dict[str, Any]) -> Any:
-            asked.append(len(body["input"]))
+            prepared.append(len(body["input"]))
             return await compute(path, body)
 
         engine.compute = counted  # type: ignore[method-assign]
@@ -194,7 +194,7 @@ async def test_a_query_is_embedded_once_and_each_document_by_its_own(tmp_path: P
         ]
         first = (await engine.score(Batch(tuple(mixed)))).values
         again = (await engine.score(Batch(tuple(mixed[::-1])))).values
-        assert asked == [8, 6]
+        assert prepared == [8, 6]
         assert first[:2] == pytest.approx(first[4:]) and first[0] != pytest.approx(first[2])
         assert again[::-1] == pytest.approx(first, abs=1e-5)
 
@@ -210,7 +210,7 @@ async def test_labels_that_are_no_single_tokens_are_refused(tmp_path: Path) -> N
 async def test_answers_of_another_program_are_errors_with_words(tmp_path: Path) -> None:
     async with started(BACKEND, SPECS["bert-embedder.gguf"], tmp_path) as (_, engine, reader):
         assert isinstance(engine, LlamaEngine)
-        asked = Batch(tuple(await reader.plain("a", ["b"])))
+        prepared = Batch(tuple(await reader.plain("a", ["b"])))
         for answer in ({}, {"data": []}, {"data": [{"index": 0, "embedding": "AAAA"}]}, [], None):
 
             async def other(path: str, body: dict[str, Any], answer: Any = answer) -> Any:
@@ -218,6 +218,6 @@ async def test_answers_of_another_program_are_errors_with_words(tmp_path: Path) 
 
             engine.post = other  # type: ignore[method-assign]
             with pytest.raises(EngineError, match="can't be read"):
-                await engine.score(asked)
+                await engine.score(prepared)
             with pytest.raises(EngineError, match="can't be read"):
                 await engine.encode(["a"])

@@ -164,9 +164,11 @@ def test_openvino_has_nothing_to_say_of_a_file_that_is_not_known() -> None:
 def test_what_depends_on_its_block_is_not_compared_with_what_depends_on_its_pair() -> None:
     model: Any = SimpleNamespace(spec=XLMR)
     running = backend_offer(OPENVINO, XLMR)
-    other = run_self_test.second(model, running)
+    other = run_self_test.second_computation(model, running)
     assert other is not None and other.backend.name == "llama"
-    assert run_self_test.second(model, replace(running, capabilities=Capabilities("block"))) is None
+    assert (
+        run_self_test.second_computation(model, replace(running, capabilities=Capabilities("block"))) is None
+    )
 
 
 def test_each_backend_gets_its_work_in_its_own_way() -> None:

@@ -132,14 +132,14 @@ async def test_a_truncated_text_has_the_first_tokens_of_the_whole(served: Served
     )
     (one,) = await inputs(reranker, QUERY, [long])
     reader = await reranker.registry.find(None).reader()
-    asked = await reader.ask(QUERY)
-    (whole,) = await reader.tokenizer.encode([asked.head + long + asked.tail])
+    prepared = await reader.prepare(QUERY)
+    (whole,) = await reader.tokenizer.encode([prepared.prefix + long + prepared.suffix])
     kept = len(one.ids)
     assert one.ids.tolist() == whole[:kept].tolist()
     if not reads_text(reranker):
-        assert kept == asked.space
+        assert kept == prepared.ids_limit
         return
-    assert asked.space - 8 <= kept <= asked.space
+    assert prepared.ids_limit - 8 <= kept <= prepared.ids_limit
     (read,) = await reader.tokenizer.encode([one.text])
     assert read.tolist() == whole[:kept].tolist() and not one.text[-1].isspace()
 
@@ -211,7 +211,7 @@ async def test_a_score_is_the_same_at_every_place_and_in_every_company(
         for count, places in CALLS:
             texts = [TEXT if at in places else f"{OTHERS[at % len(OTHERS)]} {at}" for at in range(count)]
 
-            # Asked of the engine itself: the service scores equal texts of a request once.
+            # PreparedQuestion of the engine itself: the service scores equal texts of a request once.
             answer = await engine.score(await batch(reranker, QUERY, texts))
             values = answer.values
             found |= {(count, place): values[place] for place in places}
@@ -241,15 +241,15 @@ async def test_what_is_longer_than_max_length_is_an_error_and_never_truncated(se
     """By the engine; and the longest input that the service makes is taken."""
     engine, max_length = served.engine, served.reranker.model.engine.spec.recipe.max_length
     texts = ["a" + " a" * more for more in range(2 * max_length)]
-    asked = await inputs(served.reranker, QUERY, texts)
-    longest = [one for one in asked if one.tokens == max_length][-1]
-    answer = await engine.score(Batch((asked[0], longest)))
+    prepared = await inputs(served.reranker, QUERY, texts)
+    longest = [one for one in prepared if one.tokens == max_length][-1]
+    answer = await engine.score(Batch((prepared[0], longest)))
     assert None not in answer.values
-    (question,) = {one.question for one in asked}
+    (question,) = {one.question for one in prepared}
     if reads_text(served.reranker):
         over = replace(longest, text=longest.text + " a a")
     else:
         over = replace(longest, ids=np.append(longest.ids, longest.ids[-1:]))
     assert question is over.question
     with pytest.raises(InputTooLong):
-        await engine.score(Batch((asked[0], over)))
+        await engine.score(Batch((prepared[0], over)))

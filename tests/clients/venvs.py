@@ -63,7 +63,7 @@ def _node_modules() -> Path:
 
 
 def _locked(name: str) -> FileLock:
-    """Held while an environment is looked at or made: other test processes need the same one."""
+    """Usage while an environment is looked at or made: other test processes need the same one."""
     ROOT.mkdir(exist_ok=True)
     return FileLock(ROOT / f"{name}.lock")
 

@@ -63,7 +63,7 @@ async def health(request: Request) -> Response:
         status = "ok"
     else:
         status = next((phase for phase in phases if phase not in ("failed", "refused")), "failed")
-    if registry.arrivals.is_closing and status != "failed":
+    if registry.setup.is_closing and status != "failed":
         status = "stopping"
     first: ModelHealth = {"model": "", "engine": {"state": "starting", "starts": 0}}
     body: Health = {"status": status, **(rows[0] if rows else first), "models": rows}

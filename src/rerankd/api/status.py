@@ -131,7 +131,7 @@ async def status(request: Request) -> Response:
 
 async def _model(served: ServedModel) -> ModelStatus:
     model, recipe, scheduler = served.model, served.model.recipe, served.queue.scheduler
-    metadata, entry, rate = model.metadata, model.resolution.entry, scheduler.rate
+    metadata, entry, throughput = model.metadata, model.resolution.entry, scheduler.throughput
     return {
         "id": model.name,
         "aliases": list(model.names[1:]),
@@ -153,11 +153,11 @@ async def _model(served: ServedModel) -> ModelStatus:
         "engine": await _engine(served),
         "queue": {
             "requests": len(scheduler),
-            "documents": scheduler.held.documents,
-            "tokens": scheduler.held.tokens,
-            "size_bytes": scheduler.held.size_bytes,
-            "documents_per_second": round(rate.inputs, 2),
-            "tokens_per_second": round(tokens_per_second(rate), 1),
+            "documents": scheduler.usage.documents,
+            "tokens": scheduler.usage.tokens,
+            "size_bytes": scheduler.usage.size_bytes,
+            "documents_per_second": round(throughput.inputs_per_s, 2),
+            "tokens_per_second": round(tokens_per_second(throughput), 1),
         },
     }
 

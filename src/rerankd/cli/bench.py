@@ -132,7 +132,9 @@ async def _run(
     prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
     chosen: list[EngineRow] = []
     if prepared is not None and compare:
-        said = await asyncio.to_thread(backend_offers.all_of, prepared.spec, prepared.wanted, settings.home)
+        said = await asyncio.to_thread(
+            backend_offers.all_offers, prepared.spec, prepared.wanted, settings.home
+        )
         chosen = engines.all_of(said, prepared.wanted, settings.home)
     elif prepared is not None:
         chosen = [engines.as_set(prepared.engine)]

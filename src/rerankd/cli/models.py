@@ -48,8 +48,8 @@ def inspect(
     if resolved.recipe is not None:  # what was checked of a refused model is another recipe
         made = fingerprint(path)
         spec = backend_offers.spec(wanted.ref, path, metadata, resolved, wanted, made)
-        engines = select.describe(wanted.engine, backend_offers.all_of(spec, wanted, settings.home))
-        earlier = run_self_test.of_file(StateStore(settings.home), path, made)
+        engines = select.describe(wanted.engine, backend_offers.all_offers(spec, wanted, settings.home))
+        earlier = run_self_test.stored_of_file(StateStore(settings.home), path, made)
         checks = tuple(f"self-test: it {one.words}" for one in earlier)
         if check:
             from rerankd import pulling

@@ -39,7 +39,7 @@ def look(settings: Settings, checkup: Checkup) -> Seen:
     return Seen(
         machine=replace(machine.read(), gpus=machine.gpus()),
         cpu=machine.cpu_name(),
-        usable_cards=backend_offers.cards(settings),
+        usable_cards=backend_offers.usable_cards(settings),
         nvidia_card=_has_nvidia_card(),
         nvidia_smi=shutil.which("nvidia-smi") is not None,
         home=settings.home,
@@ -56,7 +56,7 @@ def look(settings: Settings, checkup: Checkup) -> Seen:
             for check in backend.checks(settings.options(backend.Options), settings.home, checkup)
         ),
         engines=tuple(asyncio.run(_engines(settings, checkup))),
-        safer=tuple(safer_settings.told(StateStore(settings.home))),
+        safer=tuple(safer_settings.models_in_use(StateStore(settings.home))),
         online=_online(checkup.report) if checkup.online else None,
     )
 

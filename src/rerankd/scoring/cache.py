@@ -27,25 +27,25 @@ _SEPARATOR = b"\0"  # texts come here without NUL (see plan.clean)
 _QUERIES_KEPT = 64
 
 
-class Known(NamedTuple):
+class CachedScore(NamedTuple):
     """A document's raw value, the tokens that were read for it, and whether it was truncated."""
 
     raw: float
     tokens: int
-    is_cut: bool
+    is_truncated: bool
 
 
 class ScoreCache:
-    """At most `most_entries` raw values; 0 keeps none. `model` says in any words what the values depend on
+    """At most `max_entries` raw values; 0 keeps none. `model` says in any words what the values depend on
     beside the pair."""
 
-    def __init__(self, most_entries: int, model: str) -> None:
-        self.most_entries = most_entries
+    def __init__(self, max_entries: int, model: str) -> None:
+        self.max_entries = max_entries
         self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
         self._model = self._of_model
-        self._values: OrderedDict[bytes, Known] = OrderedDict()
+        self._values: OrderedDict[bytes, CachedScore] = OrderedDict()
 
-    def computed_by(self, engine: str) -> None:
+    def set_engine(self, engine: str) -> None:
         """Say in any words which engine computes the values from now on: its build, precision and device.
         Values of another one are not found any more."""
         digest = self._of_model.copy()
@@ -60,7 +60,7 @@ class ScoreCache:
     def keys(self, question: bytes, texts: Sequence[str], truncation: str = "") -> list[bytes]:
         """The key of each document beside a question (see sequences.Question.key); none at all where the
         cache is off. `truncation` says in any words how documents are truncated."""
-        if not self.most_entries:
+        if not self.max_entries:
             return []
         asked = self._model.copy()
         asked.update(_SEPARATOR.join((b"", truncation.encode(), question, b"")))
@@ -71,18 +71,18 @@ class ScoreCache:
             made.append(document.digest())
         return made
 
-    def get(self, key: bytes) -> Known | None:
+    def get(self, key: bytes) -> CachedScore | None:
         known = self._values.get(key)
         if known is not None:
             self._values.move_to_end(key)
         return known
 
-    def put(self, key: bytes, known: Known) -> None:
-        if not self.most_entries:
+    def put(self, key: bytes, known: CachedScore) -> None:
+        if not self.max_entries:
             return
         self._values[key] = known
         self._values.move_to_end(key)
-        if len(self._values) > self.most_entries:
+        if len(self._values) > self.max_entries:
             self._values.popitem(last=False)
 
 

@@ -8,41 +8,41 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`texts` to score, each once; `places` holds, for each document, which of them it is. None: it is not
+class UniqueTexts:
+    """`texts` to score, each once; `text_index` holds, for each document, which of them it is. None: it is not
     scored, since it is blank, or left out (`unscored`)."""
 
     texts: tuple[str, ...]
-    places: tuple[int | None, ...]
+    text_index: tuple[int | None, ...]
     unscored: tuple[int, ...] = ()
 
     @property
     def blank(self) -> tuple[int, ...]:
         """The documents without anything to read."""
         left_out = {*self.unscored}
-        return tuple(at for at, place in enumerate(self.places) if place is None and at not in left_out)
+        return tuple(at for at, text in enumerate(self.text_index) if text is None and at not in left_out)
 
     def documents(self, texts: Sequence[int]) -> tuple[int, ...]:
         """The documents that are one of these texts."""
         wanted = {*texts}
-        return tuple(at for at, place in enumerate(self.places) if place in wanted) if wanted else ()
+        return tuple(at for at, text in enumerate(self.text_index) if text in wanted) if wanted else ()
 
 
-def make(documents: Sequence[str], most: int | None = None) -> Plan:
+def unique_texts(documents: Sequence[str], limit: int | None = None) -> UniqueTexts:
     """The plan for documents that are clean. Equal ones are scored once, blank ones never, and only the first
-    `most` are read."""
+    `limit` are read."""
     found: dict[str, int] = {}
-    places: list[int | None] = []
+    text_index: list[int | None] = []
     unscored: list[int] = []
     for at, text in enumerate(documents):
         if is_blank(text):
-            places.append(None)
-        elif most is not None and at >= most and text not in found:
-            places.append(None)
+            text_index.append(None)
+        elif limit is not None and at >= limit and text not in found:
+            text_index.append(None)
             unscored.append(at)
         else:
-            places.append(found.setdefault(text, len(found)))
-    return Plan(tuple(found), tuple(places), tuple(unscored))
+            text_index.append(found.setdefault(text, len(found)))
+    return UniqueTexts(tuple(found), tuple(text_index), tuple(unscored))
 
 
 def is_blank(text: str) -> bool:
@@ -61,7 +61,7 @@ def clean(text: str, *, nfc: bool = False) -> str:
     return unicodedata.normalize("NFC", text) if nfc else text
 
 
-def named(documents: Sequence[int]) -> str:
+def document_list(documents: Sequence[int]) -> str:
     """Documents by their indexes, the first 20 of them: document 1; documents 1, 4, 7."""
     more = f" and {len(documents) - 20} more" if len(documents) > 20 else ""
     return f"document{'s' * (len(documents) > 1)} {', '.join(map(str, documents[:20]))}{more}"

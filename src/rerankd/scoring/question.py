@@ -15,7 +15,7 @@ from rerankd.scoring.engine_input import NONE, Question
 from rerankd.scoring.tokenizer import Tokenizer
 
 # The fewest tokens that a question must leave a document; otherwise it is too long.
-_LEAST_ROOM = 8
+_LEAST_DOCUMENT_TOKENS = 8
 
 
 class Model(Protocol):
@@ -74,30 +74,32 @@ _PLAIN_DOCUMENTS = (0, 0, 1, 0, False)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PreparedQuestion:
     """A question, and how a document is read beside it: `head` and `tail` are put around its text before that
     is tokenized, and `space` is how many ids the three may have; `room` is what that leaves a document.
-    `query_room` is how many tokens a query is truncated to that leaves too little, `query_tokens` how many
+    `query_budget` is how many tokens a query is truncated to that leaves too little, `query_tokens` how many
     this one was truncated to, None where it was not."""
 
     question: Question
-    head: str
-    tail: str
-    space: int
-    room: int
-    query_room: int
+    prefix: str
+    suffix: str
+    ids_limit: int
+    document_budget: int
+    query_budget: int
     query_tokens: int | None = None
 
     def around(self, text: str) -> str:
         """A document's text as it is tokenized."""
-        return f"{self.head}{text}{self.tail}"
+        return f"{self.prefix}{text}{self.suffix}"
 
-    def room_for(self, how: Truncation) -> int:
+    def budget_for(self, how: Truncation) -> int:
         """The tokens that are read of a document, with a request's own bound."""
-        return min(self.room, how.max_tokens_per_doc or self.room)
+        return min(self.document_budget, how.max_tokens_per_doc or self.document_budget)
 
 
-async def ask(model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN) -> Asked:
+async def prepare(
+    model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN
+) -> PreparedQuestion:
     """The question of a request. Raises TooLong where the query leaves a document no room."""
     recipe, length = model.recipe, _length(model, how)
     query = deduplicate.clean(query, nfc=recipe.nfc)
@@ -108,26 +110,26 @@ async def ask(model: Model, query: str, instruction: str | None = None, how: Tru
         query, query_tokens = await _shortened(model, query, limit)
     # What is longer than any query may be need not be tokenized to its end.
     read = truncate.beginning(query, length)
-    asked = await _asked(model, read, instruction, length)
-    if asked.room < _LEAST_ROOM and how.query:
-        query, query_tokens = await _shortened(model, read, max(asked.query_room, 1))
-        asked = await _asked(model, query, instruction, length)
-    elif len(read) < len(query) and asked.room >= _LEAST_ROOM:
-        asked = await _asked(model, query, instruction, length)
+    prepared = await _prepare(model, read, instruction, length)
+    if prepared.document_budget < _LEAST_DOCUMENT_TOKENS and how.query:
+        query, query_tokens = await _shortened(model, read, max(prepared.query_budget, 1))
+        prepared = await _prepare(model, query, instruction, length)
+    elif len(read) < len(query) and prepared.document_budget >= _LEAST_DOCUMENT_TOKENS:
+        prepared = await _prepare(model, query, instruction, length)
     if query_tokens is not None and deduplicate.is_blank(query):
         raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
-    if asked.room < _LEAST_ROOM:
-        raise await _too_long(model, asked, read, length, how, is_whole=len(read) == len(query))
-    return replace(asked, query_tokens=query_tokens)
+    if prepared.document_budget < _LEAST_DOCUMENT_TOKENS:
+        raise await _too_long(model, prepared, read, length, how, is_whole=len(read) == len(query))
+    return replace(prepared, query_tokens=query_tokens)
 
 
 async def _too_long(
-    model: Model, asked: Asked, query: str, length: int, how: Truncation, *, is_whole: bool
+    model: Model, prepared: PreparedQuestion, query: str, length: int, how: Truncation, *, is_whole: bool
 ) -> TooLong:
     """Why a question is refused that leaves a document no room."""
     (ids,) = await model.tokenizer.encode([query])
     is_apart = model.recipe.method == "embedding"
-    most = asked.query_room if is_apart else asked.room + len(ids) - _LEAST_ROOM
+    most = prepared.query_budget if is_apart else prepared.document_budget + len(ids) - _LEAST_DOCUMENT_TOKENS
     if most < 1:
         return TooLong(
             f"What stands around query and document takes all of the {length} tokens that an input may have. "
@@ -151,7 +153,7 @@ def _length(model: Model, how: Truncation) -> int:
     return min(model.recipe.max_length, how.max_tokens_per_pair or model.recipe.max_length)
 
 
-async def _asked(model: Model, query: str, instruction: str, length: int) -> Asked:
+async def _prepare(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
     frame, recipe = model.tokenizer.frame, model.recipe
     if recipe.method == "embedding":
         texts = [recipe.query_prefix + query, recipe.query_prefix, recipe.document_prefix]
@@ -161,18 +163,18 @@ async def _asked(model: Model, query: str, instruction: str, length: int) -> Ask
         # It is read apart from the document, and takes nothing of its room.
         room = space - len(of_document) if len(own) <= space else 0
         question = Question(query, "", frame.start, frame.alone, ids)
-        return Asked(question, recipe.document_prefix, "", space, room, space - len(of_query) - 1)
+        return PreparedQuestion(question, recipe.document_prefix, "", space, room, space - len(of_query) - 1)
     if recipe.method == "cross_encoder":
         (own,) = await model.tokenizer.encode([query])
         before = np.concatenate((frame.start, own, frame.between))
         second = None if frame.first_typed is None else len(frame.start) + len(own) + frame.first_typed
         space = length - len(before) - len(frame.end)
         question = Question(query, "", before, frame.end, NONE, second)
-        return Asked(question, "", "", space, space, _share(space + len(own)))
+        return PreparedQuestion(question, "", "", space, space, _share(space + len(own)))
     return await _prompt(model, query, instruction, length)
 
 
-async def _prompt(model: Model, query: str, instruction: str, length: int) -> Asked:
+async def _prompt(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
     """A causal model's question: its prompt up to the piece with the document, and after it (see
     prompt.py)."""
     pieces = prompt.split(model.recipe.template, model.control_tokens)
@@ -196,7 +198,7 @@ async def _prompt(model: Model, query: str, instruction: str, length: int) -> As
     space = length - len(before) - len(after)
     question = Question(query, instruction, before, after)
     room = space - len(of_head) - len(of_tail)
-    return Asked(question, head, tail, space, room, _share(room + len(of_query)))
+    return PreparedQuestion(question, head, tail, space, room, _share(room + len(of_query)))
 
 
 async def _shortened(model: Model, query: str, limit: int) -> tuple[str, int | None]:

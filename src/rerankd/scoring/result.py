@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rerankd.domain import DocumentError, Normalization, RerankRequest, ScoredDocument
 from rerankd.scoring import deduplicate, normalize
-from rerankd.scoring.deduplicate import Plan
+from rerankd.scoring.deduplicate import UniqueTexts
 
 
 def ranked(
@@ -36,13 +36,13 @@ class Scored:
     `tokens` were read, `cached_tokens` are of the `cached` texts that were known and of those that the
     request repeats."""
 
-    plan: Plan
+    texts: UniqueTexts
     raw: Sequence[float | None]
     errors: Mapping[int, str]
     partly: Sequence[int] = ()
-    cut: tuple[int, ...] = ()
+    truncated: tuple[int, ...] = ()
     unscored: tuple[int, ...] = ()
-    room: int = 0
+    document_budget: int = 0
     query_tokens: int | None = None
     overlap: int | None = None
     unused_instruction: bool = False
@@ -68,30 +68,32 @@ class Scored:
                 f"Chunks share {self.overlap} tokens, half of what there is room for, and not the "
                 "overlap_tokens of the request."
             )
-        if self.cut:
+        if self.truncated:
             found.append(
-                f"Too long to be read whole, with {_tokens(self.room)} for a text: "
-                f"{deduplicate.named(self.cut)}."
+                f"Too long to be read whole, with {_tokens(self.document_budget)} for a text: "
+                f"{deduplicate.document_list(self.truncated)}."
             )
-        if self.plan.blank:
-            found.append(f"Blank, ranked last: {deduplicate.named(self.plan.blank)}.")
-        left_out = {*self.plan.unscored}
+        if self.texts.blank:
+            found.append(f"Blank, ranked last: {deduplicate.document_list(self.texts.blank)}.")
+        left_out = {*self.texts.unscored}
         for documents, why in (
             ([at for at in self.unscored if at in left_out], "max_scored_documents asks for no more"),
             ([at for at in self.unscored if at not in left_out], "the time budget was over"),
         ):
             if documents:
                 found.append(
-                    f"Not scored, ranked last in the order sent: {deduplicate.named(documents)}; {why}."
+                    f"Not scored, ranked last in the order sent: {deduplicate.document_list(documents)}; {why}."
                 )
         by_reason: dict[str, list[int]] = {}
         for at, reason in sorted(self.errors.items()):
             by_reason.setdefault(reason, []).append(at)
         for reason, indexes in by_reason.items():
-            found.append(f"Not scored and ranked last: {deduplicate.named(indexes)}. Reason: {reason}.")
+            found.append(
+                f"Not scored and ranked last: {deduplicate.document_list(indexes)}. Reason: {reason}."
+            )
         if self.partly:
             found.append(
-                f"Scored without the parts that could not be scored: {deduplicate.named(self.partly)}."
+                f"Scored without the parts that could not be scored: {deduplicate.document_list(self.partly)}."
             )
         return tuple(found)
 

@@ -1,4 +1,4 @@
-"""(pure) Who is let into the queue of a model: bounds on all requests together, and a share per client.
+"""(pure) Who is let into the queue of a model: limits on all requests together, and a share per client.
 
 A client may hold at most 3 times what it leaves free. So one client alone gets 3/4 of a bound, and n clients
 that take all they can get 3 / (3n + 1) each: 1 / (3n + 1) stays free for the next one. Nothing has to be set
@@ -24,11 +24,11 @@ class Client:
     weight: float = 1.0
 
 
-NOBODY = Client()
+ANONYMOUS = Client()
 """Who asks where clients aren't told apart."""
 
 
-class Held(NamedTuple):
+class Usage(NamedTuple):
     """What requests hold that are under way or waiting: their number, documents (once they are tokenized,
     inputs), tokens, and bytes of text."""
 
@@ -37,15 +37,15 @@ class Held(NamedTuple):
     tokens: int = 0
     size_bytes: int = 0
 
-    def plus(self, other: Held, sign: int = 1) -> Held:
-        return Held(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
+    def plus(self, other: Usage, sign: int = 1) -> Usage:
+        return Usage(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
 
-    def minus(self, other: Held) -> Held:
+    def minus(self, other: Usage) -> Usage:
         return self.plus(other, -1)
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class QueueLimits:
     """What all requests under way and waiting may hold together."""
 
     requests: int
@@ -54,7 +54,7 @@ class Bounds:
     size_bytes: int
 
     @classmethod
-    def of(cls, settings: Settings) -> Bounds:
+    def of(cls, settings: Settings) -> QueueLimits:
         """Those of the settings, for the queue of one model."""
         return cls(
             settings.max_requests,
@@ -64,7 +64,7 @@ class Bounds:
         )
 
 
-class Full(NamedTuple):
+class LimitReached(NamedTuple):
     """What is full, in words. `is_share`: not the whole, but what one client may hold. `over` is how much
     of the bound named `what` must become free."""
 
@@ -74,37 +74,41 @@ class Full(NamedTuple):
     over: int
 
 
-class Occupancy:
+class UsageByClient:
     """What is held by all requests together, and by those of each client."""
 
     def __init__(self) -> None:
-        self.total = Held()
-        self._clients: dict[str, Held] = {}
+        self.total = Usage()
+        self._clients: dict[str, Usage] = {}
 
-    def of(self, client: str) -> Held:
+    def of(self, client: str) -> Usage:
         """What one client holds."""
-        return self._clients.get(client, Held())
+        return self._clients.get(client, Usage())
 
-    def change(self, client: str, less: Held, more: Held) -> None:
+    def change(self, client: str, less: Usage, more: Usage) -> None:
         """One client holds less, or more, or other than before."""
         self.total = self.total.minus(less).plus(more)
         self._clients[client] = self.of(client).minus(less).plus(more)
-        if self._clients[client] == Held():
+        if self._clients[client] == Usage():
             del self._clients[client]
 
-    def full(self, bounds: Bounds, client: str, less: Held, more: Held) -> Full | None:
+    def limit_reached(
+        self, limits: QueueLimits, client: str, less: Usage, more: Usage
+    ) -> LimitReached | None:
         """What is full, if `more` can't be taken in place of `less`."""
         everyone, ours = self.total.minus(less), self.of(client).minus(less)
-        for field in Held._fields:
+        for field in Usage._fields:
             adds, own, taken = getattr(more, field), getattr(ours, field), getattr(everyone, field)
             # One more, so that a bound of 1 lets one in.
-            free = getattr(bounds, field) - taken - adds + 1
+            free = getattr(limits, field) - taken - adds + 1
             if not adds:
                 continue
             if free <= 0:
-                return Full(_words(field, taken), False, field, 1 - free)
+                return LimitReached(_words(field, taken), False, field, 1 - free)
             if own + adds > _SHARE * free:
-                return Full(_words(field, own), True, field, -(-(own + adds - _SHARE * free) // (_SHARE + 1)))
+                return LimitReached(
+                    _words(field, own), True, field, -(-(own + adds - _SHARE * free) // (_SHARE + 1))
+                )
         return None
 
 

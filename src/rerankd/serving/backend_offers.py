@@ -40,7 +40,7 @@ def spec(
     )
 
 
-def all_of(
+def all_offers(
     spec: EngineSpec, wanted: EffectiveModelSettings, home: Path
 ) -> list[tuple[Backend, Offer | Refusal]]:
     """What each backend says of a model with these settings. Looks at the machine; takes up to a second."""
@@ -51,7 +51,7 @@ def all_of(
     return said
 
 
-def cards(settings: Settings) -> tuple[Gpu, ...] | None:
+def usable_cards(settings: Settings) -> tuple[Gpu, ...] | None:
     """The cards that engines can use; None where they may use some and nothing is known of them."""
     found: tuple[Gpu, ...] = ()
     for backend in BACKENDS:

@@ -11,7 +11,7 @@ from rerankd.backends.base import BatchPolicy
 _LONGEST_CALL_S = 1.0
 
 
-class Limits(NamedTuple):
+class BatchLimits(NamedTuple):
     """The most that one batch may hold."""
 
     tokens: int
@@ -25,13 +25,13 @@ class BatchSize:
     def __init__(self) -> None:
         self._halvings = 0
 
-    def limits(self, policy: BatchPolicy, tokens_per_s: float | None) -> Limits:
+    def limits(self, policy: BatchPolicy, tokens_per_s: float | None) -> BatchLimits:
         """The limits now. `tokens_per_s` is the speed of one engine; None while it is not measured."""
         tokens = policy.tokens
         if tokens_per_s is not None:
             tokens = max(tokens, min(policy.most_tokens, int(tokens_per_s * policy.call_s)))
             tokens = min(tokens, int(tokens_per_s * _LONGEST_CALL_S))
-        return Limits(max(tokens >> self._halvings, 1), max(policy.inputs >> self._halvings, 1))
+        return BatchLimits(max(tokens >> self._halvings, 1), max(policy.inputs >> self._halvings, 1))
 
     def halve(self) -> None:
         """An engine has run out of memory: batches hold half as much from now on."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.batch_size import Limits
+from rerankd.serving.batch_size import BatchLimits
 from rerankd.serving.waiting_inputs import WaitingInputs
 
 
@@ -24,7 +24,7 @@ Others = Iterator[tuple[int, WaitingInputs]]
 
 
 def form(
-    policy: BatchPolicy, limits: Limits, lead: int, waiting: WaitingInputs, others: Others
+    policy: BatchPolicy, limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others
 ) -> list[Part]:
     """Take the next batch out of what waits. It holds at least one input of the request `lead`."""
     if waiting.blocks:
@@ -41,7 +41,7 @@ def form(
     return _packed(limits, lead, waiting, matching)
 
 
-def _packed(limits: Limits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
+def _packed(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     parts = [_packed_part(lead, waiting, max(waiting.packed(*limits), 1))]
     tokens = limits.tokens - parts[0].tokens
     inputs = limits.inputs - len(parts[0].places)
@@ -60,7 +60,7 @@ def _packed_part(request: int, waiting: WaitingInputs, count: int) -> Part:
     return Part(request, places, before - waiting.tokens)
 
 
-def _padded(limits: Limits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
+def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     own, longest = waiting.padded(*limits)
     if own < len(waiting) <= limits.inputs and waiting.tokens <= limits.tokens:
         # Little is left of the request, of lengths that don't go together: the engine takes them apart.

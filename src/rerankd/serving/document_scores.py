@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from rerankd.domain import RerankRequest
 from rerankd.errors import TextsRefused
 from rerankd.scoring import deduplicate
-from rerankd.scoring.cache import Known
-from rerankd.scoring.deduplicate import Plan
+from rerankd.scoring.cache import CachedScore
+from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.inputs import Reader, Reading
-from rerankd.scoring.question import Asked, Truncation, takes_instruction
+from rerankd.scoring.question import PreparedQuestion, Truncation, takes_instruction
 from rerankd.scoring.result import Scored
-from rerankd.serving.queue import Place
+from rerankd.serving.queue import QueuedRequest
 from rerankd.serving.served_model import ServedModel
 
 # How much longer than its budget a request waits for what has begun, as a share of it.
@@ -47,15 +47,19 @@ class Budget:
         return max(self.ends - time.monotonic(), 0.0)
 
 
-def planned(request: RerankRequest, served: ServedModel) -> Plan:
+def texts_to_score(request: RerankRequest, served: ServedModel) -> UniqueTexts:
     """The texts of a request that are to be scored."""
     nfc = served.model.recipe.nfc
     documents = [deduplicate.clean(document, nfc=nfc) for document in request.documents]
-    return deduplicate.make(documents, request.max_scored_documents or None)
+    return deduplicate.unique_texts(documents, request.max_scored_documents or None)
 
 
-async def score(
-    served: ServedModel, request: RerankRequest, place: Place, texts: Plan, budget: Budget | None
+async def score_documents(
+    served: ServedModel,
+    request: RerankRequest,
+    place: QueuedRequest,
+    texts: UniqueTexts,
+    budget: Budget | None,
 ) -> Scored:
     """The raw value of each document: from the cache, else by the engine. Raises what the engine does,
     TooLong where a text must not be truncated, and Overloaded where there are too many tokens."""
@@ -65,21 +69,21 @@ async def score(
     try:
         async with asyncio.timeout(budget.left_s if budget else None):
             reader = await served.reader()
-            asked = await reader.ask(request.query, request.instruction, how)
+            prepared = await reader.prepare(request.query, request.instruction, how)
     except TimeoutError:
-        return nothing(texts)
+        return nothing_scored(texts)
     # A value that depends on the block that it was scored in is not kept.
     is_kept = served.engine.capabilities.scope == "pair"
-    keys = cache.keys(asked.question.key, texts.texts, how.of_documents) if is_kept else []
-    known: dict[int, Known] = {}
+    keys = cache.keys(prepared.question.key, texts.texts, how.of_documents) if is_kept else []
+    known: dict[int, CachedScore] = {}
     for at, key in enumerate(keys):
         entry = cache.get(key)
-        if entry is not None and (how.is_allowed or not entry.is_cut):
+        if entry is not None and (how.is_allowed or not entry.is_truncated):
             known[at] = entry
     missing = [at for at in range(len(texts.texts)) if at not in known]
     raw: dict[int, float] = {at: entry.raw for at, entry in known.items()}
     tokens = {at: entry.tokens for at, entry in known.items()}
-    cut = {at for at, entry in known.items() if entry.is_cut}
+    truncated = {at for at, entry in known.items() if entry.is_truncated}
     errors: dict[int, str] = {}
     partly: list[int] = []
     unscored: list[int] = []
@@ -90,7 +94,7 @@ async def score(
             continue
         try:
             async with asyncio.timeout(budget.left_s if budget else None):
-                left, reading, refused = await _read(reader, asked, texts, portion, how)
+                left, reading, refused = await _read(reader, prepared, texts, portion, how)
         except TimeoutError:
             unscored += portion
             continue
@@ -105,56 +109,58 @@ async def score(
         for number, (at, part) in enumerate(zip(left, reading.parts, strict=True)):
             values = [value for one in part if (value := scores.values[one]) is not None]
             tokens[at] = sum(reading.inputs[one].tokens for one in part)
-            if number in reading.cut:
-                cut.add(at)
+            if number in reading.truncated:
+                truncated.add(at)
             if values:
                 raw[at] = max(values)
                 read += tokens[at]
             if len(values) == len(part):
                 if keys:
-                    cache.put(keys[at], Known(raw[at], tokens[at], number in reading.cut))
+                    cache.put(keys[at], CachedScore(raw[at], tokens[at], number in reading.truncated))
             elif not scores.unscored.isdisjoint(part):
                 unscored.append(at)
             elif values:
                 partly.append(at)
             else:
                 errors[at] = scores.errors[part[0]]
-    places = texts.places
+    places = texts.text_index
     requested_tokens = sum(tokens[at] for at in places if at in raw)
     return Scored(
-        plan=texts,
+        texts=texts,
         raw=[None if at is None else raw.get(at) for at in places],
         errors={document: errors[at] for document, at in enumerate(places) if at in errors},
         partly=texts.documents(partly),
-        cut=texts.documents(sorted(cut)),
+        truncated=texts.documents(sorted(truncated)),
         unscored=tuple(sorted((*texts.unscored, *texts.documents([at for at in unscored if at not in raw])))),
-        room=asked.room_for(how),
-        query_tokens=asked.query_tokens,
+        document_budget=prepared.budget_for(how),
+        query_tokens=prepared.query_tokens,
         overlap=overlap,
         unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
-        tokens=read + (len(asked.question.ids) if read else 0),
+        tokens=read + (len(prepared.question.ids) if read else 0),
         cached_tokens=requested_tokens - read,
         cached=len(known),
         engine_s=time.perf_counter() - started - place.waited_s,
     )
 
 
-def nothing(texts: Plan) -> Scored:
+def nothing_scored(texts: UniqueTexts) -> Scored:
     """What became of documents that no engine was ready for within the budget."""
-    every = tuple(at for at, place in enumerate(texts.places) if place is not None)
-    return Scored(texts, [None] * len(texts.places), {}, unscored=tuple(sorted((*every, *texts.unscored))))
+    every = tuple(at for at, place in enumerate(texts.text_index) if place is not None)
+    return Scored(
+        texts, [None] * len(texts.text_index), {}, unscored=tuple(sorted((*every, *texts.unscored)))
+    )
 
 
 async def _read(
-    reader: Reader, asked: Asked, texts: Plan, missing: Sequence[int], how: Truncation
+    reader: Reader, prepared: PreparedQuestion, texts: UniqueTexts, missing: Sequence[int], how: Truncation
 ) -> tuple[Sequence[int], Reading, dict[int, str]]:
     """The texts that can be read, their inputs, and why others can't be."""
     refused: dict[int, str] = {}
     while True:
         left = [at for at in missing if at not in refused]
-        numbers = [texts.places.index(at) for at in left] if not how.is_allowed else ()
+        numbers = [texts.text_index.index(at) for at in left] if not how.is_allowed else ()
         try:
-            return left, await reader.read(asked, [texts.texts[at] for at in left], how, numbers), refused
+            return left, await reader.read(prepared, [texts.texts[at] for at in left], how, numbers), refused
         except TextsRefused as error:
             refused |= {left[at]: reason for at, reason in error.reasons.items()}
 

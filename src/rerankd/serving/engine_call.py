@@ -19,7 +19,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 # A call that was given up sooner says nothing of an engine that turns out to be stuck.
 _SLOW_S = 1.0
-_MOST_GIVEN_UP = 100
+_MOST_ABANDONED = 100
 _REMEMBERED_S = 300.0
 # What a connection to an engine raises that had died before.
 _NOT_REACHED = (ConnectionRefusedError, ConnectionAbortedError, FileNotFoundError)
@@ -35,21 +35,21 @@ def always(at: int) -> bool:
 
 
 @dataclass(slots=True)
-class Asked(Generic[U]):
-    """What is asked, by place: the things, and what they are remembered by. `questions` are what the
+class Work(Generic[U]):
+    """What is asked, by place: the items, and what they are remembered by. `questions` are what the
     questions are remembered by that they are scored for; empty where they are only tokenized."""
 
-    things: Sequence[U]
-    names: Sequence[str]
-    questions: Sequence[str] = ()
+    items: Sequence[U]
+    keys: Sequence[str]
+    query_keys: Sequence[str] = ()
     is_wanted: IsWanted = always
 
-    def named(self, part: Sequence[int]) -> list[str]:
-        return [self.names[at] for at in part]
+    def keys_of(self, part: Sequence[int]) -> list[str]:
+        return [self.keys[at] for at in part]
 
 
 @dataclass(frozen=True, slots=True)
-class GivenUp:
+class AbandonedCall:
     """A call that nobody waits for any more; its engine may turn out to be stuck in it."""
 
     engine: Engine
@@ -58,7 +58,7 @@ class GivenUp:
     at: float
 
 
-class Lost(Exception):
+class EngineLost(Exception):
     """An engine that went under a call, or gave an error. `cause` None: it runs, but hung up."""
 
     def __init__(self, engine: Engine, cause: Cause | None, error: EngineError) -> None:
@@ -66,7 +66,7 @@ class Lost(Exception):
         self.engine, self.cause, self.error = engine, cause, error
 
 
-class Attempts:
+class EngineCaller:
     """Calls to the engines of one model. `running` gives them, or raises EngineUnavailable. `patience_s` is
     how long a call that has the engine alone may take before it is looked at whether the engine is stuck."""
 
@@ -75,31 +75,30 @@ class Attempts:
         self._running = running
         self._log = log
         self._patience_s = patience_s
-        self._given_up: list[GivenUp] = []
+        self._abandoned: list[AbandonedCall] = []
 
-    async def make(
-        self, asked: Asked[U], part: list[int], call: Part[U, T], *, after: Engine | None, alone: bool
+    async def call_once(
+        self, work: Work[U], part: list[int], call: Part[U, T], *, after: Engine | None, alone: bool
     ) -> Sequence[T]:
         """What `call` gets from an engine for the places in `part`. Once an engine is there, those are taken
         out of `part` that nobody wants any more. `after` is an engine that has failed the caller, `alone`: no
         other call has the engine meanwhile.
 
-        Raises Lost where the engine went or gave an error, InputTooLong, and what keeps an engine from being
-        ready.
+        Raises EngineLost, InputTooLong, and what keeps an engine from being ready.
         """
         supervisor = self._running().pick(after)
         async with supervisor.lease(after=after, alone=alone) as engine:
-            part[:] = [at for at in part if asked.is_wanted(at)]
+            part[:] = [at for at in part if work.is_wanted(at)]
             if not part:
                 return []
             begun = time.monotonic()
             try:
-                work = call(engine, [asked.things[at] for at in part])
-                return await (self._impatiently(work) if alone else work)
+                pending = call(engine, [work.items[at] for at in part])
+                return await (self._checking_slow(pending) if alone else pending)
             except asyncio.CancelledError:
                 if (now := time.monotonic()) - begun > _SLOW_S:
-                    self._given_up.append(GivenUp(engine, tuple(asked.named(part)), alone, now))
-                    del self._given_up[:-_MOST_GIVEN_UP]
+                    self._abandoned.append(AbandonedCall(engine, tuple(work.keys_of(part)), alone, now))
+                    del self._abandoned[:-_MOST_ABANDONED]
                 raise
             except InputTooLong:
                 raise
@@ -108,7 +107,7 @@ class Attempts:
                 cause = await supervisor.exit_cause(engine)
                 if isinstance(error.__cause__, _NOT_REACHED) and cause is not None:
                     cause = "killed"
-                raise Lost(engine, cause, error) from None
+                raise EngineLost(engine, cause, error) from None
             except EngineError as error:
                 failure = error
         cause = await supervisor.erred(engine, failure.message) or "errors"
@@ -119,23 +118,23 @@ class Attempts:
             f"rerankd's log and in {self._log}. Try again; if it stays so, try another engine "
             "or a smaller model."
         )
-        raise Lost(engine, cause, told)
+        raise EngineLost(engine, cause, told)
 
-    def since_lost(self) -> Iterator[tuple[GivenUp, Cause]]:
+    def lost_since(self) -> Iterator[tuple[AbandonedCall, Cause]]:
         """The calls that were given up and whose engine went since, each once."""
         now = time.monotonic()
-        for one in tuple(self._given_up):
+        for one in tuple(self._abandoned):
             cause = self._running().exit_cause(one.engine)
             if cause is None and now - one.at < _REMEMBERED_S:
                 continue
-            self._given_up.remove(one)
+            self._abandoned.remove(one)
             if cause is not None:
                 yield one, cause
 
-    async def _impatiently(self, work: Awaitable[T]) -> T:
+    async def _checking_slow(self, call: Awaitable[T]) -> T:
         """Wait for a call that has the engine alone. One that takes long has the engine looked at sooner than
         the deadline would: it is known what to expect."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(call)
         try:
             await asyncio.wait([task], timeout=self._patience_s)
             if not task.done():

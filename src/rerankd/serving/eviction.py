@@ -20,9 +20,9 @@ from typing import Generic, Literal, TypeVar
 from rerankd.memory import MEMORY, Bytes, Need, lacking, left, place
 
 K = TypeVar("K", bound=Hashable)
-Phase = Literal["out", "loading", "in", "leaving", "unloading"]
+Phase = Literal["unloaded", "loading", "loaded", "draining", "unloading"]
 _MEASURE_EVERY_S = 10.0
-_GOING: tuple[Phase, ...] = ("leaving", "unloading")
+_GOING: tuple[Phase, ...] = ("draining", "unloading")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,18 @@ class Unload(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The one who asked may use the model now, until `leave`."""
+    """The one user asked may use the model now, until `leave`."""
 
-    who: int
+    user: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse(Generic[K]):
-    """The one who asked won't get the model. `needs` is too much for the budgets; None means
+    """The one user asked won't get the model. `needs` is too much for the budgets; None means
     that the load failed."""
 
     key: K
-    who: int
+    user: int
     needs: Need | None = None
 
 
@@ -66,7 +66,7 @@ class _Entry(Generic[K]):
     key: K
     needs: Need
     idle_unload_s: float | None
-    phase: Phase = "out"
+    phase: Phase = "unloaded"
     held: Bytes = field(default_factory=dict)
     users: set[int] = field(default_factory=set)
     waiters: list[int] = field(default_factory=list)
@@ -78,7 +78,7 @@ class _Entry(Generic[K]):
 
     @property
     def is_idle(self) -> bool:
-        return self.phase == "in" and not self.users
+        return self.phase == "loaded" and not self.users
 
 
 class EvictionPolicy(Generic[K]):
@@ -117,72 +117,72 @@ class EvictionPolicy(Generic[K]):
         self._entries[key] = _Entry(key, needs, idle_unload_s)
 
     def retire(self, key: K, now: float) -> list[Action[K]]:
-        """Nobody asks for the model any more: those who have asked still get it, then it is forgotten."""
+        """Nobody asks for the model any more: those user have asked still get it, then it is forgotten."""
         entry = self._entries[key]
         entry.retired = True
         self._forget(entry)
         return self.unload(key, now) if key in self._entries else []
 
-    def ask(self, key: K, who: int, now: float) -> list[Action[K]]:
+    def request(self, key: K, user: int, now: float) -> list[Action[K]]:
         entry = self._entries[key]
         if lacking(entry.needs, self._budgets):
-            return [Refuse(key, who, entry.needs)]
-        if entry.phase == "in":
-            entry.users.add(who)
-            return [Admit(who)]
-        entry.waiters.append(who)
+            return [Refuse(key, user, entry.needs)]
+        if entry.phase == "loaded":
+            entry.users.add(user)
+            return [Admit(user)]
+        entry.waiters.append(user)
         return self._decide(now)
 
-    def leave(self, key: K, who: int, now: float) -> list[Action[K]]:
-        """The one who asked has what it wanted, or does not want it any more."""
+    def release(self, key: K, user: int, now: float) -> list[Action[K]]:
+        """The one user asked has what it wanted, or does not want it any more."""
         entry = self._entries.get(key)
         if entry is None:
             return []
-        if who in entry.users:
-            entry.users.discard(who)
+        if user in entry.users:
+            entry.users.discard(user)
             entry.last_used = now
-        elif who in entry.waiters:
-            entry.waiters.remove(who)
+        elif user in entry.waiters:
+            entry.waiters.remove(user)
         self._forget(entry)
         return self._decide(now)
 
     def loaded(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
         """The model is loaded and holds this; None where that can't be told."""
         entry = self._entries[key]
-        entry.phase, entry.loaded_at, entry.last_used = "in", now, now
+        entry.phase, entry.loaded_at, entry.last_used = "loaded", now, now
         if held is not None:
             entry.held, entry.needs = held, Need.of(held)
         actions: list[Action[K]] = []
         if lacking(entry.needs, self._budgets):
-            actions += [Refuse(key, who, entry.needs) for who in entry.waiters]
+            actions += [Refuse(key, user, entry.needs) for user in entry.waiters]
             entry.unwanted = True
         else:
-            actions += [Admit(who) for who in entry.waiters]
+            actions += [Admit(user) for user in entry.waiters]
             entry.users.update(entry.waiters)
         entry.waiters.clear()
         if entry.unwanted or entry.retired:
-            entry.phase = "leaving"
+            entry.phase = "draining"
         return actions + self._decide(now)
 
     def failed(self, key: K, now: float) -> list[Action[K]]:
         """The model could not be loaded. Who asks next has it tried again."""
         entry = self._entries[key]
-        refused: list[Action[K]] = [Refuse(key, who) for who in entry.waiters]
+        refused: list[Action[K]] = [Refuse(key, user) for user in entry.waiters]
         entry.waiters.clear()
         return refused + self.unloaded(key, now)
 
     def unload(self, key: K, now: float) -> list[Action[K]]:
-        """Somebody wants the model gone, as soon as those who use it have finished."""
+        """Somebody wants the model gone, as soon as those user use it have finished."""
         entry = self._entries[key]
-        if entry.phase == "in":
-            entry.phase = "leaving"
+        if entry.phase == "loaded":
+            entry.phase = "draining"
         elif entry.phase == "loading":
             entry.unwanted = True
         return self._decide(now)
 
     def unloaded(self, key: K, now: float) -> list[Action[K]]:
         entry = self._entries[key]
-        entry.phase, entry.unwanted, entry.held = "out", False, {}
+        entry.phase, entry.unwanted, entry.held = "unloaded", False, {}
         self._forget(entry)
         return self._decide(now)
 
@@ -206,13 +206,13 @@ class EvictionPolicy(Generic[K]):
             for entry in entries
             if entry.is_idle and entry.idle_unload_s is not None
         ]
-        head = self._head(entries)
-        if head is not None and self._short_of(head):
-            times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "in"]
+        first = self._first_waiting(entries)
+        if first is not None and self._short_of(first):
+            times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "loaded"]
         return min(times, default=None)
 
     def _forget(self, entry: _Entry[K]) -> None:
-        if entry.retired and entry.phase == "out" and not entry.waiters:
+        if entry.retired and entry.phase == "unloaded" and not entry.waiters:
             self._entries.pop(entry.key, None)
 
     def _decide(self, now: float) -> list[Action[K]]:
@@ -220,49 +220,49 @@ class EvictionPolicy(Generic[K]):
         for entry in entries:
             over = entry.idle_unload_s is not None and now - entry.last_used >= entry.idle_unload_s
             if entry.is_idle and over:
-                entry.phase = "leaving"
-        self._make_room(entries, self._overfull)
+                entry.phase = "draining"
+        self._evict_idle(entries, self._overfull)
         actions: list[Action[K]] = []
-        while head := self._head(entries):
-            if not self.fits(head.key):
-                self._make_room(entries, partial(self._short_of, head))
-                self._ask_the_busy(entries, head, now)
+        while first := self._first_waiting(entries):
+            if not self.fits(first.key):
+                self._evict_idle(entries, partial(self._short_of, first))
+                self._drain_busy(entries, first, now)
                 break
-            head.phase, head.held = "loading", place(head.needs, self._free())
-            actions.append(Load(head.key, tuple(device for device in head.held if device != MEMORY)))
+            first.phase, first.held = "loading", place(first.needs, self._free())
+            actions.append(Load(first.key, tuple(device for device in first.held if device != MEMORY)))
         for entry in entries:
-            if entry.phase == "leaving" and not entry.users:
+            if entry.phase == "draining" and not entry.users:
                 entry.phase = "unloading"
                 actions.append(Unload(entry.key))
         return actions
 
-    def _head(self, entries: list[_Entry[K]]) -> _Entry[K] | None:
+    def _first_waiting(self, entries: list[_Entry[K]]) -> _Entry[K] | None:
         """The model that is out and was asked for first: no other is loaded before it."""
-        waiting = [entry for entry in entries if entry.phase == "out" and entry.waiters]
+        waiting = [entry for entry in entries if entry.phase == "unloaded" and entry.waiters]
         return min(waiting, key=lambda entry: entry.waiters[0], default=None)
 
     def _free(self, *, without: tuple[Phase, ...] = ()) -> dict[str, float]:
         """What of the budgets is free, or would be without the models of these phases."""
         return left(self._budgets, (one.held for one in self._entries.values() if one.phase not in without))
 
-    def _short_of(self, head: _Entry[K]) -> frozenset[str]:
-        """The devices that `head` lacks room on even when those are gone that are about to go."""
-        return lacking(head.needs, self._free(without=_GOING))
+    def _short_of(self, first: _Entry[K]) -> frozenset[str]:
+        """The devices that `first` lacks room on even when those are gone that are about to go."""
+        return lacking(first.needs, self._free(without=_GOING))
 
     def _overfull(self) -> frozenset[str]:
         """The devices on which those that stay hold more than they may."""
         return frozenset(device for device, size in self._free(without=_GOING).items() if size < 0)
 
-    def _make_room(self, entries: list[_Entry[K]], short_of: Callable[[], frozenset[str]]) -> None:
+    def _evict_idle(self, entries: list[_Entry[K]], short_of: Callable[[], frozenset[str]]) -> None:
         """Idle models go, the least recently used one first, until no device is short of room."""
         for entry in sorted(filter(lambda entry: entry.is_idle, entries), key=lambda entry: entry.last_used):
             if short_of() & entry.held.keys():
-                entry.phase = "leaving"
+                entry.phase = "draining"
 
-    def _ask_the_busy(self, entries: list[_Entry[K]], head: _Entry[K], now: float) -> None:
+    def _drain_busy(self, entries: list[_Entry[K]], first: _Entry[K], now: float) -> None:
         """Models at work take nobody new, the one loaded first before the others; so do those with less than
         their least stay behind them, later."""
         for entry in sorted(entries, key=lambda entry: entry.loaded_at):
-            has_stayed = entry.phase == "in" and now - entry.loaded_at >= self._least_stay_s
-            if has_stayed and self._short_of(head) & entry.held.keys():
-                entry.phase = "leaving"
+            has_stayed = entry.phase == "loaded" and now - entry.loaded_at >= self._least_stay_s
+            if has_stayed and self._short_of(first) & entry.held.keys():
+                entry.phase = "draining"

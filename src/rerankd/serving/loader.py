@@ -46,7 +46,7 @@ class Loader(Generic[M]):
         self.budgets = budgets
         self._policy = EvictionPolicy[M](budgets, least_stay_s=least_stay_s)
         self._now = now
-        self._who = itertools.count()
+        self._user_ids = itertools.count()
         self._admissions: dict[int, asyncio.Future[None]] = {}
         self._tasks = Background()
         self._timer: asyncio.TimerHandle | None = None
@@ -73,7 +73,7 @@ class Loader(Generic[M]):
         return self._policy.fits(key)
 
     def retire(self, key: M) -> None:
-        """The model is not used any more by those who come now; when the others have gone, it is unloaded."""
+        """The model is not used any more by those user come now; when the others have gone, it is unloaded."""
         self._carry_out(self._policy.retire(key, self._now()))
 
     def unload(self, key: M) -> None:
@@ -88,32 +88,32 @@ class Loader(Generic[M]):
         """
         if self._closed or self._policy.phase(key) is None:
             raise EngineUnavailable("The engine is stopped.")
-        who = next(self._who)
-        admission = self._admissions[who] = asyncio.get_running_loop().create_future()
-        self._carry_out(self._policy.ask(key, who, self._now()))
+        user = next(self._user_ids)
+        admission = self._admissions[user] = asyncio.get_running_loop().create_future()
+        self._carry_out(self._policy.request(key, user, self._now()))
         try:
             await admission
             yield
         finally:
-            del self._admissions[who]
+            del self._admissions[user]
             if not self._closed:
-                self._leave(key, who)
+                self._release(key, user)
 
     async def close(self) -> None:
-        """Load and unload nothing more, and tell those who wait for a model. Safe to call again."""
+        """Load and unload nothing more, and tell those user wait for a model. Safe to call again."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for who in list(self._admissions):
-            self._settle(who, EngineUnavailable("The engine is stopped."))
+        for user in list(self._admissions):
+            self._settle(user, EngineUnavailable("The engine is stopped."))
         loading = [task for task in self._tasks if task.get_name() == _LOAD]
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
 
-    def _leave(self, key: M, who: int) -> None:
+    def _release(self, key: M, user: int) -> None:
         now = self._now()
-        actions = self._policy.leave(key, who, now)
+        actions = self._policy.release(key, user, now)
         if self._policy.is_to_be_measured(key, now):
             actions += self._policy.measured(key, self._held(key), now)
         self._carry_out(actions)
@@ -133,16 +133,16 @@ class Loader(Generic[M]):
                     self._tasks.begin(self._load(key, cards), _LOAD)
                 case Unload(key):
                     self._tasks.begin(self._unload(key), _UNLOAD)
-                case Admit(who):
-                    self._settle(who, None)
-                case Refuse(key, who, needs) if needs is not None:
-                    self._settle(who, self._does_not_fit(key, needs))
-                case Refuse(_, who):
-                    self._settle(who, copy.copy(error))  # one each: a raised error collects tracebacks
+                case Admit(user):
+                    self._settle(user, None)
+                case Refuse(key, user, needs) if needs is not None:
+                    self._settle(user, self._does_not_fit(key, needs))
+                case Refuse(_, user):
+                    self._settle(user, copy.copy(error))  # one each: a raised error collects tracebacks
         self._set_timer()
 
-    def _settle(self, who: int, error: RerankdError | None) -> None:
-        admission = self._admissions.get(who)
+    def _settle(self, user: int, error: RerankdError | None) -> None:
+        admission = self._admissions.get(user)
         if admission is None or admission.done():
             return
         if error is None:

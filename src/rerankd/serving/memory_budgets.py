@@ -23,7 +23,7 @@ def budgets(settings: Settings) -> Bytes:
     total = machine.read().memory_bytes
     found = {} if total is None else {MEMORY: int(total * _SHARE_FOR_ENGINES)}
     # Where nothing is known of a GPU, what can be measured is the machine's own memory.
-    return {**found, **card_budgets(backend_offers.cards(settings) or ())}
+    return {**found, **card_budgets(backend_offers.usable_cards(settings) or ())}
 
 
 def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:

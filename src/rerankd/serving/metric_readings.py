@@ -29,25 +29,25 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
     }
     if not isinstance(entry, ServedModel):
         return values
-    state, line = entry.state, entry.queue.scheduler
-    held, rate = line.held, line.rate
+    state, scheduler = entry.state, entry.queue.scheduler
+    usage, throughput = scheduler.usage, scheduler.throughput
     return values | {
         "engine_starts": ("children started, the first included", state.starts),
         "engine_lost": ("children that died, hung, or would not start", state.lost),
         "engine_memory_bytes": ("memory of the engine's processes", entry.memory_bytes() or 0),
-        "queue_requests": ("requests under way or waiting", len(line)),
-        "queue_documents": ("documents of these, by chunk, that are not scored yet", held.documents),
-        "queue_tokens": ("tokens of these that are not read yet", held.tokens),
-        "queue_bytes": ("bytes of text of these requests", held.size_bytes),
+        "queue_requests": ("requests under way or waiting", len(scheduler)),
+        "queue_documents": ("documents of these, by chunk, that are not scored yet", usage.documents),
+        "queue_tokens": ("tokens of these that are not read yet", usage.tokens),
+        "queue_bytes": ("bytes of text of these requests", usage.size_bytes),
         "documents_per_second": (
             "what the engines score while they have work, 0 before the first",
-            rate.inputs,
+            throughput.inputs_per_s,
         ),
-        "tokens_per_second": ("the same in tokens", tokens_per_second(rate)),
+        "tokens_per_second": ("the same in tokens", tokens_per_second(throughput)),
         "cache_entries": ("scores that are kept", len(entry.cache)),
     }
 
 
-def tokens_per_second(rate: Throughput) -> float:
+def tokens_per_second(throughput: Throughput) -> float:
     """What was measured, not what the queue guesses before."""
-    return rate.tokens if rate.is_measured else 0.0
+    return throughput.tokens_per_s if throughput.is_measured else 0.0

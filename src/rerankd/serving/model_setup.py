@@ -30,29 +30,29 @@ class ModelSetup:
     loaded; `is_closing` that no requests are taken any more.
     """
 
-    def __init__(self, roster: ModelNames, take: Callable[[PendingModel, Model], None]) -> None:
+    def __init__(self, names: ModelNames, take: Callable[[PendingModel, Model], None]) -> None:
         self.started = False
         self.is_closing = False
-        self._roster = roster
+        self._names = names
         self._take = take
         self._tasks: dict[PendingModel, asyncio.Task[None]] = {}
         self._changes = Changes()
         self._waiting = 0
 
-    def bring(self, pending: PendingModel, progress: Progress) -> None:
+    def begin(self, pending: PendingModel, progress: Progress) -> None:
         """Have a model read, and tried again, until it is served or not wanted any more."""
 
         def report(what: str, done: int, total: int) -> None:
             pending.report(what, done, total)
             progress(what, done, total)
 
-        async def bring() -> None:
+        async def read_and_retry() -> None:
             while True:
                 if pending.error is not None and await pending.wait_for_retry():
                     pending.begin()
                 try:
-                    check_names(preparing.names_of(pending.wanted), self._roster.before(pending))
-                    settings = self._roster.settings
+                    check_names(preparing.names_of(pending.wanted), self._names.before(pending))
+                    settings = self._names.settings
                     model = await asyncio.to_thread(preparing.prepare, settings, pending.wanted, report)
                     return self._take(pending, model)
                 except RerankdError as error:
@@ -61,12 +61,12 @@ class ModelSetup:
                     _log.exception("%s could not be read for an unexpected reason", pending.name)
                     self._refuse(pending, RerankdError(f"rerankd failed to read it: {error!r}."))
 
-        task = self._tasks[pending] = asyncio.get_running_loop().create_task(bring())
+        task = self._tasks[pending] = asyncio.get_running_loop().create_task(read_and_retry())
         task.add_done_callback(lambda _: self._tasks.pop(pending, None))
 
     def _refuse(self, pending: PendingModel, error: RerankdError) -> None:
         before = pending.error
-        pending.names = own_names(pending.wanted, self._roster.before(pending))
+        pending.names = own_names(pending.wanted, self._names.before(pending))
         pending.refuse(error)
         if self.started and (before is None or before.message != error.message):
             _log.error("%s is not served: %s", pending.name, error.message)
@@ -87,8 +87,8 @@ class ModelSetup:
         first where none of them can be served; else the reasons are logged."""
         failed: dict[ServedModel, RerankdError | None] = {}
         while True:
-            fresh = next((served for served in self._roster.models if served not in failed), None)
-            starting = [one for one in self._roster.pending if one.phase == "starting"]
+            fresh = next((served for served in self._names.models if served not in failed), None)
+            starting = [one for one in self._names.pending if one.phase == "starting"]
             if fresh is not None and not any(self._comes_soon(one, fresh) for one in starting):
                 failed[fresh] = None
                 try:
@@ -101,7 +101,7 @@ class ModelSetup:
                 break
         reasons = {
             entry: entry.error if isinstance(entry, PendingModel) else failed[entry]
-            for entry in self._roster.entries
+            for entry in self._names.entries
         }
         errors = [error for error in reasons.values() if error is not None]
         if errors and len(errors) == len(reasons):
@@ -114,10 +114,10 @@ class ModelSetup:
 
     def _comes_soon(self, pending: PendingModel, served: ServedModel) -> bool:
         """Whether a model before `served` will be read in no time, so that it may be loaded first."""
-        is_before = served not in self._roster.before(pending)
+        is_before = served not in self._names.before(pending)
         return is_before and not pending.doing and time.monotonic() - pending.since < _LOOK_S
 
-    async def until_read(self, asked: str | None, timeout_s: float) -> float:
+    async def wait_until_read(self, asked: str | None, timeout_s: float) -> float:
         """Wait while the model is being fetched or read. Returns what is left of `timeout_s`.
 
         Raises UnknownModel; ModelPending past the time, or at once where a download's rate tells that it
@@ -125,7 +125,7 @@ class ModelSetup:
         """
         if self._starting(asked) is None:
             return timeout_s
-        if self._waiting >= self._roster.settings.max_requests:
+        if self._waiting >= self._names.settings.max_requests:
             raise Overloaded(
                 f"{self._waiting} requests wait for models that are being made ready. Try again."
             )
@@ -145,7 +145,7 @@ class ModelSetup:
 
     def _starting(self, asked: str | None) -> PendingModel | None:
         """The model under this name, where it is being read."""
-        entry = self._roster.entry(asked)
+        entry = self._names.entry(asked)
         return entry if isinstance(entry, PendingModel) and entry.phase == "starting" else None
 
     def close(self) -> None:

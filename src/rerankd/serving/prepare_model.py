@@ -85,7 +85,7 @@ def prepare(
     memory = machine.read().memory_bytes
     names = names_of(model)
     spec = backend_offers.spec(names[0], path, metadata, resolved, model, made)
-    selection = select.choose(model.engine, backend_offers.all_of(spec, model, settings.home))
+    selection = select.choose(model.engine, backend_offers.all_offers(spec, model, settings.home))
     if memory is not None and metadata.size_bytes > memory and selection.offer.on_cpu:
         raise ModelFileError(
             f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, more than the "

@@ -67,7 +67,7 @@ class Quarantine:
         self._model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=16)
         self._suspects: dict[str, _Suspicion] = {}
         self._blamed: dict[str, tuple[str, float]] = {}
-        self._found = 0
+        self._blamed_since = 0
         self.unexplained = 0
 
     @property
@@ -110,11 +110,11 @@ class Quarantine:
         most = max(min(self._suspects[digest].size for digest in digests) // _PARTS, 1)
         return Call(tuple(range(min(most, len(digests)))), alone=True)
 
-    def died(self, digests: Sequence[str], fault: Fault, now: float, *, alone: bool) -> dict[str, str]:
+    def engine_lost(self, digests: Sequence[str], fault: Fault, now: float, *, alone: bool) -> dict[str, str]:
         """An engine went with a call of these texts. Returns those not to be asked again, with the reason."""
         found: dict[str, str] = {}
         if not self._suspects:
-            self._found = 0
+            self._blamed_since = 0
         for digest in digests:
             known = self._suspects.setdefault(digest, _Suspicion(len(digests), now + TTL_S))
             known.size = min(known.size, len(digests))
@@ -122,7 +122,7 @@ class Quarantine:
             known.alone += alone and len(digests) == 1
             if known.alone >= _DEATHS_ALONE:
                 del self._suspects[digest]
-                self._found += 1
+                self._blamed_since += 1
                 found[digest] = REASONS[fault]
                 if fault != "memory":
                     self.blame(digest, REASONS[fault], now + TTL_S)
@@ -130,12 +130,12 @@ class Quarantine:
             del self._suspects[next(iter(self._suspects))]
         return found
 
-    def answered(self, digests: Iterable[str]) -> None:
+    def scored(self, digests: Iterable[str]) -> None:
         """These texts were scored: nothing is wrong with them."""
         had_suspects = bool(self._suspects)
         for digest in digests:
             self._suspects.pop(digest, None)
-        if had_suspects and not self._suspects and not self._found:
+        if had_suspects and not self._suspects and not self._blamed_since:
             self.unexplained += 1
 
     def blame(self, digest: str, reason: str, until: float = _FOREVER_S) -> None:

@@ -20,15 +20,25 @@ from typing import Any
 from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineUnavailable, Overloaded, RerankdError, Stopping
 from rerankd.scoring.engine_input import Input
-from rerankd.serving.admission import NOBODY, Bounds, Client, Full
+from rerankd.serving.admission import ANONYMOUS, Client, LimitReached, QueueLimits
 from rerankd.serving.scheduler import WEIGHTS, NextBatch, Scheduler
 
-__all__ = ["NOBODY", "WEIGHTS", "Answer", "Bounds", "Client", "Place", "Queue", "Scheduler", "Scores"]
+__all__ = [
+    "ANONYMOUS",
+    "WEIGHTS",
+    "Answer",
+    "Client",
+    "Queue",
+    "QueueLimits",
+    "QueuedRequest",
+    "Scheduler",
+    "Scores",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a batch came to, by the place in it: the raw value of each input; None where `errors` says why it
+    """What a batch came to, by the request in it: the raw value of each input; None where `errors` says why it
     has none, where `failures` holds what its request fails with, or where nobody wants it any more."""
 
     values: Sequence[float | None]
@@ -38,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a request gets, by the place of each input: its raw value; None where `errors` says why it has
+    """What a request gets, by the request of each input: its raw value; None where `errors` says why it has
     none, and for the inputs in `unscored`, for which the time was too short."""
 
     values: Sequence[float | None]
@@ -49,12 +59,12 @@ class Scores:
 _CANCELLED = EngineUnavailable("The engine was stopped while it scored this. Try again.")
 
 Score = Callable[[Sequence[Input], Callable[[int], bool]], Coroutine[Any, Any, Answer]]
-"""Scores the inputs of a batch. The second argument tells whether the input at a place is still wanted."""
+"""Scores the inputs of a batch. The second argument tells whether the input at a request is still wanted."""
 
 
 @dataclass(eq=False, slots=True)
-class Place:
-    """One request's place in the queue. `waited_s` is how long its inputs waited for the first batch."""
+class QueuedRequest:
+    """One request's request in the queue. `waited_s` is how long its inputs waited for the first batch."""
 
     _queue: Queue
     _request: int
@@ -89,7 +99,7 @@ class Place:
         if not inputs:
             return Scores((), {}, frozenset())
         queue, tokens = self._queue, [one.tokens for one in inputs]
-        if full := queue.scheduler.expect(
+        if full := queue.scheduler.enqueue(
             self._request, tokens, question=inputs[0].question.key, until=until, blocks=blocks
         ):
             raise queue.overloaded(full, self._client)
@@ -101,9 +111,9 @@ class Place:
         timers = []
         if until is not None:
             passed = loop.time() - queue.now()
-            timers.append(loop.call_at(passed + until, queue.hand_out))
+            timers.append(loop.call_at(passed + until, queue.start_batches))
             timers.append(loop.call_at(passed + (latest or until), self._give_up))
-        queue.hand_out()
+        queue.start_batches()
         try:
             await self._over
         finally:
@@ -159,24 +169,24 @@ class Place:
 
     def _release(self) -> None:
         """Nothing is wanted any more: what waits is dropped, and batches that nobody else needs end."""
-        self._queue.scheduler.drop(self._request)
+        self._queue.scheduler.drop_waiting(self._request)
         for batch in self._batches:
             batch.end_if_unwanted()
 
 
 @dataclass(eq=False, slots=True)
 class _Batch:
-    """A batch at an engine: whose each input is, and its place there."""
+    """A batch at an engine: whose each input is, and its request there."""
 
     given: NextBatch
-    owners: Sequence[tuple[Place, int]]
+    owners: Sequence[tuple[QueuedRequest, int]]
     task: asyncio.Task[Answer] | None = None
 
     def is_wanted(self, at: int) -> bool:
         return not self.owners[at][0].is_over
 
     def end_if_unwanted(self) -> None:
-        if self.task is not None and all(place.is_over for place, _ in self.owners):
+        if self.task is not None and all(request.is_over for request, _ in self.owners):
             self.task.cancel()
 
 
@@ -199,7 +209,7 @@ class Queue:
         self.now = now
         self._policy = policy
         self._score = score
-        self._places: dict[int, Place] = {}
+        self._requests: dict[int, QueuedRequest] = {}
         self._under_way: set[_Batch] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._count = 0
@@ -208,22 +218,24 @@ class Queue:
         self._empty.set()
 
     @contextlib.contextmanager
-    def admit(self, client: Client, documents: int, size_bytes: int, weight: float = 1.0) -> Iterator[Place]:
-        """A place for a request, until the block ends. Raises Overloaded, or Stopping after `close`."""
+    def admit(
+        self, client: Client, documents: int, size_bytes: int, weight: float = 1.0
+    ) -> Iterator[QueuedRequest]:
+        """A request for a request, until the block ends. Raises Overloaded, or Stopping after `close`."""
         if self._closed:
             raise Stopping("rerankd is stopping and takes no new requests. Ask another one, or try again.")
         self._count += 1
         request = self._count
-        if full := self.scheduler.join(request, client, size_bytes, documents, weight):
+        if full := self.scheduler.admit(request, client, size_bytes, documents, weight):
             raise self.overloaded(full, client)
-        self._places[request] = Place(self, request, client)
+        self._requests[request] = QueuedRequest(self, request, client)
         self._empty.clear()
         try:
-            yield self._places[request]
+            yield self._requests[request]
         finally:
-            self.scheduler.leave(request)
-            del self._places[request]
-            if not self._places:
+            self.scheduler.remove(request)
+            del self._requests[request]
+            if not self._requests:
                 self._empty.set()
 
     def close(self) -> None:
@@ -238,7 +250,7 @@ class Queue:
         """Wait until no request is under way."""
         await self._empty.wait()
 
-    def overloaded(self, full: Full, client: Client) -> Overloaded:
+    def overloaded(self, full: LimitReached, client: Client) -> Overloaded:
         """What a request is told for which something is full."""
         wait_s = self.scheduler.retry_after_s(full, client)
         if full.is_share:
@@ -247,32 +259,32 @@ class Queue:
             told = f"The queue is full: {full.words} under way and waiting."
         return Overloaded(f"{told} Try again in about {wait_s} s.", retry_after_s=wait_s)
 
-    def hand_out(self) -> None:
+    def start_batches(self) -> None:
         """Begin batches until the engines have no room for another."""
         policy, now = self._policy(), self.now()
         while True:
-            for request in self.scheduler.late(now):
-                self._places[request]._drop()
+            for request in self.scheduler.drop_late(now):
+                self._requests[request]._drop()
             if len(self._under_way) >= policy.at_engine * self.scheduler.engines:
                 return
-            at = self.scheduler.next_at(len(self._under_way))
+            at = self.scheduler.next_batch_at(len(self._under_way))
             if at > now:
-                self._again(at - now)
+                self._start_batches_in(at - now)
                 return
-            given = self.scheduler.next(policy, now)
+            given = self.scheduler.next_batch(policy, now)
             if not given.inputs:
                 return
             self._begin(given)
 
-    def _again(self, seconds: float) -> None:
+    def _start_batches_in(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if seconds < math.inf:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self.hand_out)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.start_batches)
 
     def _begin(self, given: NextBatch) -> None:
-        batch = _Batch(given, [(self._places[request], at) for request, at in given.inputs])
-        inputs = [place._begin(at, batch) for place, at in batch.owners]
+        batch = _Batch(given, [(self._requests[request], at) for request, at in given.inputs])
+        inputs = [request._begin(at, batch) for request, at in batch.owners]
         # Its log lines are not those of the request that happened to come, or of a batch before.
         batch.task = asyncio.get_running_loop().create_task(
             self._score(inputs, batch.is_wanted), context=contextvars.Context()
@@ -283,17 +295,17 @@ class Queue:
     def _ended(self, batch: _Batch, task: asyncio.Task[Answer]) -> None:
         self._under_way.remove(batch)
         error = _CANCELLED if task.cancelled() else task.exception()
-        self.scheduler.done(batch.given, self.now(), is_scored=error is None)
-        for number, (place, at) in enumerate(batch.owners):
-            place._batches.discard(batch)
-            if place.is_over:
+        self.scheduler.batch_done(batch.given, self.now(), is_scored=error is None)
+        for number, (request, at) in enumerate(batch.owners):
+            request._batches.discard(batch)
+            if request.is_over:
                 continue
             if error is not None:
-                place._fail(copy.copy(error))  # one for each: a raised error collects tracebacks
+                request._fail(copy.copy(error))  # one for each: a raised error collects tracebacks
                 continue
             answer = task.result()
             if (failure := answer.failures.get(number)) is not None:
-                place._fail(failure)
+                request._fail(failure)
             else:
-                place._answer(at, answer.values[number], answer.errors.get(number))
-        self.hand_out()
+                request._answer(at, answer.values[number], answer.errors.get(number))
+        self.start_batches()

@@ -24,7 +24,7 @@ from rerankd.serving.model_names import Entry, ModelNames, check_names, first_of
 from rerankd.serving.model_setup import ModelSetup
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.prepare_model import Model
-from rerankd.serving.queue import Bounds
+from rerankd.serving.queue import QueueLimits
 from rerankd.serving.served_model import ServedModel
 from rerankd.state import StateStore
 
@@ -40,7 +40,7 @@ class ModelRegistry(ModelNames):
         self._metrics = metrics
         self._state = StateStore(settings.home)
         self._loader = Loader[ServedModel](budgets(settings), least_stay_s=settings.least_stay_s)
-        self.arrivals = ModelSetup(self, self._take)
+        self.setup = ModelSetup(self, self._take)
         self._run_dir: rundir.RunDir | None = None
         self._tasks = Background()
         self._changing = asyncio.Lock()
@@ -49,7 +49,7 @@ class ModelRegistry(ModelNames):
     @property
     def started(self) -> bool:
         """Whether all models of the start have been read, and loaded as far as they are wanted loaded."""
-        return self.arrivals.started
+        return self.setup.started
 
     @property
     def budgets(self) -> Bytes:
@@ -69,7 +69,7 @@ class ModelRegistry(ModelNames):
         self.owner = Owner.here()
         self._run_dir = await asyncio.to_thread(rundir.make)
         for pending in self.pending:
-            self.arrivals.bring(pending, progress)
+            self.setup.begin(pending, progress)
 
     async def start(self, progress: Progress = silent) -> None:
         """Read the models, and load those that are wanted from the start, in order, as far as they fit beside
@@ -83,7 +83,7 @@ class ModelRegistry(ModelNames):
 
         if self._run_dir is None:
             await self.begin(progress)
-        await self.arrivals.start(load)
+        await self.setup.start(load)
 
     def _take(self, pending: PendingModel, model: Model) -> None:
         """A model has been read: serve it. Raises DoesNotFit."""
@@ -93,7 +93,7 @@ class ModelRegistry(ModelNames):
             if self.started:
                 _log.info("%s is served now", served.name)
                 self._warm(served)
-            self.arrivals.changed()
+            self.setup.changed()
 
     async def drain(self) -> None:
         """Take no new requests, and wait for those under way, for up to `drain_timeout_s`."""
@@ -116,7 +116,7 @@ class ModelRegistry(ModelNames):
     def _close_doors(self) -> list[ServedModel]:
         """Take no new requests. Returns all models, those that are served no more but still at work among
         them."""
-        self.arrivals.close()
+        self.setup.close()
         everyone = self._loader.models
         for served in everyone:
             served.queue.close()
@@ -169,7 +169,7 @@ class ModelRegistry(ModelNames):
             waited_for = first_of(model.names, self.pending)
             if isinstance(waited_for, PendingModel):  # the settings name it, and it was missing until now
                 model = await asyncio.to_thread(preparing.prepare, self.settings, waited_for.wanted)
-                self.arrivals.give_up(waited_for)
+                self.setup.give_up(waited_for)
                 self._take(waited_for, model)
                 return self.find(model.name)
             served = self._add(model, self.entries)
@@ -204,18 +204,16 @@ class ModelRegistry(ModelNames):
         old, entries = self.entries, self._plan(found, self._add)
         for entry in old:
             if entry not in entries:
-                self.arrivals.give_up(entry) if isinstance(entry, PendingModel) else self._loader.retire(
-                    entry
-                )
+                self.setup.give_up(entry) if isinstance(entry, PendingModel) else self._loader.retire(entry)
         for entry in entries:
             if isinstance(entry, PendingModel):
-                entry.retry() if entry in old else self.arrivals.bring(entry, silent)
+                entry.retry() if entry in old else self.setup.begin(entry, silent)
             else:
-                entry.queue.scheduler.bounds = Bounds.of(settings)
+                entry.queue.scheduler.queue_limits = QueueLimits.of(settings)
                 if entry not in old or entry.state.phase == "failed":
                     entry.reload_failed()
                     self._warm(entry)
-        self.arrivals.changed()
+        self.setup.changed()
         if fixed:
             _log.warning("changed settings that need a restart of rerankd: %s", ", ".join(fixed))
         changed = [entry.name for entry in entries if entry not in old]

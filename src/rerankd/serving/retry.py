@@ -17,7 +17,7 @@ from rerankd.metrics import Metrics
 from rerankd.scoring import normalize, self_test
 from rerankd.scoring.engine_input import Ids, Input, Question
 from rerankd.scoring.inputs import Reader
-from rerankd.serving.engine_call import Asked, Attempts, IsWanted, Lost, Part, always
+from rerankd.serving.engine_call import EngineCaller, EngineLost, IsWanted, Part, Work, always
 from rerankd.serving.quarantine import REASONS, TTL_S, Fault, Quarantine
 from rerankd.serving.queue import Answer
 from rerankd.serving.replicas import Replicas
@@ -35,7 +35,7 @@ _MOST_USELESS = 2
 _TOO_LONG = "the engine says that it is longer than it takes"
 
 
-class Calls:
+class RetryingCaller:
     """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `reader` is how
     they read; `out_of_memory` is called when an engine ran out of it.
     `patience_s` is how long a call that has the engine alone may take before it is looked at whether the
@@ -61,7 +61,7 @@ class Calls:
         self._learned = learned
         self._metrics = metrics
         self._engine_log = log
-        self._attempts = Attempts(name, running, log, patience_s)
+        self._caller = EngineCaller(name, running, log, patience_s)
         self._quarantine = Quarantine(fingerprint)
         self._answered = 0
         for digest, entry in learned.entries(SECTION).items():
@@ -76,7 +76,7 @@ class Calls:
         return await self._tokenized(texts, lambda engine, part: engine.ends(part))
 
     async def _tokenized(self, texts: Sequence[str], call: Part[str, Ids]) -> list[Ids]:
-        answers, errors, _ = await self._each(Asked(texts, [f"\1{text}" for text in texts]), call)
+        answers, errors, _ = await self._each(Work(texts, [f"\1{text}" for text in texts]), call)
         if errors:
             raise TextsRefused(f"The engine for {self._name} ended twice on this text.", errors)
         return [answers[at] for at in range(len(texts))]
@@ -94,7 +94,7 @@ class Calls:
 
         names = [one.name for one in inputs]
         questions = [f"\0{one.question.query}\0{one.question.instruction}" for one in inputs]
-        pairs, errors, failures = await self._each(Asked(inputs, names, questions, is_wanted), each)
+        pairs, errors, failures = await self._each(Work(inputs, names, questions, is_wanted), each)
         errors |= {at: why for at, (_, why) in pairs.items() if why is not None}
         return Answer([pairs[at][0] if at in pairs else None for at in range(len(inputs))], errors, failures)
 
@@ -102,7 +102,7 @@ class Calls:
         """Whether an engine that just crashed under load did so by itself.
 
         That is so where nobody was asking it, where no text explained an earlier crash, and where so many
-        texts are blamed beside those that were scored that it must be the engine. These are then asked again.
+        texts are blamed beside those that were scored that it must be the engine. These are then work again.
         """
         quarantine = self._quarantine
         is_broken = quarantine.blamed >= _MANY and self._answered < _MANY * quarantine.blamed
@@ -119,7 +119,7 @@ class Calls:
             self._learned.remove(SECTION, digest)
 
     async def _each(
-        self, asked: Asked[U], call: Part[U, T]
+        self, work: Work[U], call: Part[U, T]
     ) -> tuple[dict[int, T], dict[int, str], dict[int, RerankdError]]:
         """By place: the answers, why there is none, and what a request fails with.
 
@@ -131,28 +131,28 @@ class Calls:
         failures: dict[int, RerankdError] = {}
         failed: Engine | None = None
         checked: set[str] = set()
-        useless, most = 0, len(asked.things)
-        await self._look_at_given_up()
+        useless, most = 0, len(work.items)
+        await self._suspect_abandoned()
         left = list(range(most))
         while left := [
             at
             for at in left
-            if at not in answers and at not in errors and at not in failures and asked.is_wanted(at)
+            if at not in answers and at not in errors and at not in failures and work.is_wanted(at)
         ]:
-            part, alone, blamed, refused = self._next(asked, left)
+            part, alone, blamed, refused = self._next(work, left)
             if blamed or refused:
                 errors |= blamed
                 failures |= {at: self._refused() for at in refused}
                 continue
             del part[most:]
             try:
-                outcome = await self._attempts.make(asked, part, call, after=failed, alone=alone)
+                outcome = await self._caller.call_once(work, part, call, after=failed, alone=alone)
             except InputTooLong:
                 if len(part) == 1:
                     errors[part[0]] = _TOO_LONG
                 most = 1
                 continue
-            except Lost as lost:
+            except EngineLost as lost:
                 self._metrics.retries.inc()
                 useless += lost.cause == "useless"
                 if useless >= _MOST_USELESS or (lost.cause is None and failed is lost.engine):
@@ -161,64 +161,64 @@ class Calls:
                 if lost.cause == "memory":
                     self._out_of_memory()
                 if lost.cause in REASONS:
-                    names = asked.named(part)
-                    found = await self._died(names, lost.cause, alone=alone)
+                    names = work.keys_of(part)
+                    found = await self._engine_lost(names, lost.cause, alone=alone)
                     errors |= {at: found[name] for at, name in zip(part, names, strict=True) if name in found}
-                    if alone and asked.questions:
+                    if alone and work.query_keys:
                         for at in part:
-                            if asked.questions[at] not in checked:
-                                checked.add(asked.questions[at])
-                                await self._check_query(asked, at)
+                            if work.query_keys[at] not in checked:
+                                checked.add(work.query_keys[at])
+                                await self._check_query(work, at)
                 continue
             answers.update(zip(part, outcome, strict=True))
-            if asked.questions:  # tokenizing says nothing of what scoring does
+            if work.query_keys:  # tokenizing says nothing of what scoring does
                 self._answered += len(part)
                 if not self._quarantine.is_empty:
-                    self._quarantine.answered(self._quarantine.digests(asked.named(part)))
+                    self._quarantine.scored(self._quarantine.digests(work.keys_of(part)))
         return answers, errors, failures
 
     def _next(
-        self, asked: Asked[U], left: list[int]
+        self, work: Work[U], left: list[int]
     ) -> tuple[list[int], bool, dict[int, str], tuple[int, ...]]:
-        """The places to ask next, whether without another call beside, those not to be asked with the reason,
-        and those whose query is not to be asked."""
+        """The places to ask next, whether without another call beside, those not to be work with the reason,
+        and those whose query is not to be work."""
         quarantine = self._quarantine
         if quarantine.is_empty:  # the usual case: nothing to look up
             return [*left], False, {}, ()
         now = time.time()
-        if asked.questions:
-            digests = quarantine.digests(asked.questions[at] for at in left)
+        if work.query_keys:
+            digests = quarantine.digests(work.query_keys[at] for at in left)
             reasons = [quarantine.reason(digest, now) for digest in digests]
             if refused := tuple(at for at, why in zip(left, reasons, strict=True) if why is not None):
                 return [], False, {}, refused
-        digests = quarantine.digests(asked.named(left))
+        digests = quarantine.digests(work.keys_of(left))
         known = [(at, quarantine.reason(digest, now)) for at, digest in zip(left, digests, strict=True)]
         if blamed := {at: why for at, why in known if why is not None}:
             return [], False, blamed, ()
         following = quarantine.next_call(digests, now)
         return [left[at] for at in following.at], following.alone, {}, ()
 
-    async def _died(self, names: Sequence[str], fault: Fault, *, alone: bool) -> dict[str, str]:
-        """An engine went with a call of these texts. Returns those not to be asked again, with the reason."""
+    async def _engine_lost(self, names: Sequence[str], fault: Fault, *, alone: bool) -> dict[str, str]:
+        """An engine went with a call of these texts. Returns those not to be work again, with the reason."""
         digests = self._quarantine.digests(names)
-        found = self._quarantine.died(digests, fault, time.time(), alone=alone)
+        found = self._quarantine.engine_lost(digests, fault, time.time(), alone=alone)
         for digest, reason in found.items():
             await self._remember(digest, "a text is not scored", reason, is_kept=fault != "memory")
         return {name: found[one] for name, one in zip(names, digests, strict=True) if one in found}
 
-    async def _check_query(self, asked: Asked[Any], at: int) -> None:
+    async def _check_query(self, work: Work[Any], at: int) -> None:
         """Whether the query of an input ends the engine beside a text that is known to work; then it is
         refused from now on."""
-        (digest,) = self._quarantine.digests([asked.questions[at]])
+        (digest,) = self._quarantine.digests([work.query_keys[at]])
         if self._quarantine.reason(digest, time.time()) is not None:  # another batch has found out
             return
-        question: Question = asked.things[at].question
+        question: Question = work.items[at].question
         reader = await self._reader()
         texts = self_test.RELEVANT[:1]  # known to work
-        known = Asked(await reader.plain(question.query, texts, question.instruction), [""])
+        known = Work(await reader.plain(question.query, texts, question.instruction), [""])
         try:
-            await self._attempts.make(known, [0], _score, after=None, alone=True)
-        except Lost as lost:
+            await self._caller.call_once(known, [0], _score, after=None, alone=True)
+        except EngineLost as lost:
             if lost.cause not in REASONS or lost.cause == "memory":
                 return
             reason = "the engine ends on this query whatever the text, so it is not asked for an hour"
@@ -230,11 +230,11 @@ class Calls:
         if is_kept:
             await asyncio.to_thread(self._learned.put, SECTION, digest, reason, TTL_S)
 
-    async def _look_at_given_up(self) -> None:
+    async def _suspect_abandoned(self) -> None:
         """Suspect the texts of calls that nobody waits for any more, where their engine went since."""
-        for one, cause in self._attempts.since_lost():
+        for one, cause in self._caller.lost_since():
             if cause in REASONS and cause != "memory":
-                await self._died(one.names, cause, alone=one.alone)
+                await self._engine_lost(one.names, cause, alone=one.alone)
 
     def _refused(self) -> QueryRefused:
         return QueryRefused(

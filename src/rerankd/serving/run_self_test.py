@@ -43,7 +43,7 @@ _POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class Result:
     """What a self-test found. `at` is in seconds since 1970."""
 
     against: str
@@ -59,7 +59,7 @@ class Passed:
         return f"{said} {self.against} (scores {apart:.2g} apart, {tolerance:g} allowed; {day})"
 
 
-def second(model: Model, running: Offer) -> Offer | None:
+def second_computation(model: Model, running: Offer) -> Offer | None:
     """A second computation of the model that runs so; None where there is none."""
     others = [backend for backend in BACKENDS if backend is not running.backend]
     for backend in (*others, running.backend):
@@ -75,13 +75,13 @@ def key(model: Model, computes: str, other: Offer) -> str:
     return f"{model.path.name} {hashlib.blake2b(words.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
 
 
-def kept(state: StateStore, key: str) -> Passed | None:
+def stored(state: StateStore, key: str) -> Result | None:
     """An earlier result; None where there is none."""
     entry = state.entries(SECTION).get(key)
     return _read(entry) if entry is not None else None
 
 
-def of_file(state: StateStore, path: Path, fingerprint: str) -> list[Passed]:
+def stored_of_file(state: StateStore, path: Path, fingerprint: str) -> list[Result]:
     """All that is kept of a file as it is now."""
     return [
         passed
@@ -92,11 +92,11 @@ def of_file(state: StateStore, path: Path, fingerprint: str) -> list[Passed]:
     ]
 
 
-def _read(entry: Entry) -> Passed | None:
+def _read(entry: Entry) -> Result | None:
     """What was kept; None for what is no such thing."""
     with contextlib.suppress(TypeError, KeyError):
         numbers = (float(entry.value[name]) for name in ("apart", "tolerance", "disagreement"))
-        return Passed(str(entry.value["against"]), Comparison(*numbers), entry.at)
+        return Result(str(entry.value["against"]), Comparison(*numbers), entry.at)
     return None
 
 
@@ -153,7 +153,7 @@ async def _scores(other: Offer, vocabulary: ModelVocabulary, socket: Path, log: 
         socket.unlink(missing_ok=True)
 
 
-def keep(state: StateStore, key: str, model: Model, other: Offer, found: Comparison) -> Passed:
+def store(state: StateStore, key: str, model: Model, other: Offer, found: Comparison) -> Result:
     """Remember a result."""
     value: dict[str, Any] = {
         "passed": found.passed,
@@ -163,7 +163,7 @@ def keep(state: StateStore, key: str, model: Model, other: Offer, found: Compari
         "fingerprint": model.fingerprint,
     }
     state.put(SECTION, key, value)
-    return Passed(other.title, found, time.time())
+    return Result(other.title, found, time.time())
 
 
 class SelfTest:
@@ -183,7 +183,7 @@ class SelfTest:
         log: Path,
     ) -> None:
         self.doubts: tuple[str, ...] = ()
-        self.passed: Passed | None = None
+        self.passed: Result | None = None
         self.again = False
         self._model = model
         self._vocabulary = vocabulary
@@ -212,12 +212,12 @@ class SelfTest:
         # The built-in file is checked by its checksum; what runs with safer settings is known to fail with
         # others; and what a program of the user's computes is compared when it is asked for.
         is_exempt = model.wanted.ref == builtin.NAME or is_safer or running.is_own_program
-        if (self.again or not is_exempt) and (other := second(model, running)) is not None:
+        if (self.again or not is_exempt) and (other := second_computation(model, running)) is not None:
             await self._compare(runs[0].values, other, key(model, computes, other))
 
     async def _compare(self, values: Sequence[float | None], other: Offer, key: str) -> None:
         async with self._testing:
-            self.passed = None if self.again else kept(self._learned, key)
+            self.passed = None if self.again else stored(self._learned, key)
             if self.passed is None:
                 try:
                     found = await run(self._model, values, other, self._vocabulary, self._socket(), self._log)
@@ -227,7 +227,7 @@ class SelfTest:
                     return
                 if found is None:
                     return
-                self.passed = await asyncio.to_thread(keep, self._learned, key, self._model, other, found)
+                self.passed = await asyncio.to_thread(store, self._learned, key, self._model, other, found)
             self.again = False
         if self.passed.comparison.passed:
             return

@@ -16,7 +16,7 @@ _log = logging.getLogger("rerankd.engine")
 SECTION = "safer_settings"
 
 
-def told(learned: StateStore) -> list[tuple[str, str]]:
+def models_in_use(learned: StateStore) -> list[tuple[str, str]]:
     """The models that run with safer settings by what is kept, and the settings in words."""
     found = []
     for entry in learned.entries(SECTION).values():

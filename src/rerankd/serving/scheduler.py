@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from rerankd.backends.base import BatchPolicy
 from rerankd.domain import Priority
-from rerankd.serving.admission import Bounds, Client, Full, Held, Occupancy
-from rerankd.serving.batch_size import BatchSize, Limits
+from rerankd.serving.admission import Client, LimitReached, QueueLimits, Usage, UsageByClient
+from rerankd.serving.batch_size import BatchLimits, BatchSize
 from rerankd.serving.batches import Others, Part, form
 from rerankd.serving.throughput import Throughput
 from rerankd.serving.turn_order import TurnOrder
@@ -35,7 +35,7 @@ _TYPICAL = 100.0
 
 
 class NextBatch(NamedTuple):
-    """The next batch: (request, place in it) of each input, none where nothing waits, and the tokens that the
+    """The next batch: (request, entry in it) of each input, none where nothing waits, and the tokens that the
     engine computes for it, padding included."""
 
     inputs: Sequence[tuple[int, int]] = ()
@@ -46,7 +46,7 @@ class NextBatch(NamedTuple):
 class _Request:
     client: Client
     weight: float
-    held: Held = field(default_factory=Held)
+    usage: Usage = field(default_factory=Usage)
     waiting: WaitingInputs = field(default_factory=lambda: WaitingInputs(()))
     until: float | None = None
     at_engine: int = 0
@@ -56,10 +56,10 @@ class Scheduler:
     """What waits and what is at the engines, of which there are `engines`. Its methods are the events; a
     request is a number that the caller makes up, `now` is in seconds of any clock."""
 
-    def __init__(self, bounds: Bounds, *, engines: int = 1) -> None:
-        self.bounds = bounds
-        self._occupancy = Occupancy()
-        self.rate = Throughput()
+    def __init__(self, queue_limits: QueueLimits, *, engines: int = 1) -> None:
+        self.queue_limits = queue_limits
+        self._usage = UsageByClient()
+        self.throughput = Throughput()
         self.engines = engines
         self.batch_size = BatchSize()
         self._requests: dict[int, _Request] = {}
@@ -73,25 +73,29 @@ class Scheduler:
         return len(self._requests)
 
     @property
-    def held(self) -> Held:
+    def usage(self) -> Usage:
         """What all requests hold that are under way or waiting."""
-        return self._occupancy.total
+        return self._usage.total
 
     # Who comes and goes.
 
-    def join(
+    def admit(
         self, request: int, client: Client, size_bytes: int, documents: int, weight: float = 1.0
-    ) -> Full | None:
+    ) -> LimitReached | None:
         """Take a request in; or say what is full, and take nothing. Whatever its size, one is taken where
         there is no other."""
-        asks = Held(1, documents, 0, size_bytes)
-        full = self._occupancy.full(self.bounds, client.name, Held(), asks) if self._requests else None
+        asks = Usage(1, documents, 0, size_bytes)
+        full = (
+            self._usage.limit_reached(self.queue_limits, client.name, Usage(), asks)
+            if self._requests
+            else None
+        )
         if full is None:
             self._requests[request] = _Request(client, weight)
-            self._hold(self._requests[request], Held(), asks)
+            self._hold(self._requests[request], Usage(), asks)
         return full
 
-    def expect(
+    def enqueue(
         self,
         request: int,
         tokens: Sequence[int],
@@ -99,42 +103,42 @@ class Scheduler:
         question: bytes = b"",
         until: float | None = None,
         blocks: Sequence[Sequence[int]] = (),
-    ) -> Full | None:
+    ) -> LimitReached | None:
         """The request's inputs are known and wait from now on: the tokens of each, and the key of their
         question. Or says what is full, and then none of them waits. No input is begun that would not be
         done by `until`. Each of `blocks` is a batch of its own."""
-        place = self._requests[request]
-        had, has = place.held._replace(requests=0, size_bytes=0), Held(0, len(tokens), sum(tokens), 0)
+        entry = self._requests[request]
+        had, has = entry.usage._replace(requests=0, size_bytes=0), Usage(0, len(tokens), sum(tokens), 0)
         if len(self._requests) > 1:
-            full = self._occupancy.full(self.bounds, place.client.name, had, has)
+            full = self._usage.limit_reached(self.queue_limits, entry.client.name, had, has)
             if full is not None:
                 return full
-        self._hold(place, had, has)
+        self._hold(entry, had, has)
         if tokens:
-            place.waiting = WaitingInputs(
+            entry.waiting = WaitingInputs(
                 tokens, question=question, is_ordered=until is not None, blocks=blocks
             )
-            place.until = until
+            entry.until = until
             if until is not None:
                 self._timed[request] = until
             self._wait(request)
         return None
 
-    def drop(self, request: int) -> None:
+    def drop_waiting(self, request: int) -> None:
         """None of the request's waiting inputs is to be given any more."""
-        place = self._requests[request]
-        self._hold(place, Held(0, *place.waiting.clear(), 0), Held())
+        entry = self._requests[request]
+        self._hold(entry, Usage(0, *entry.waiting.clear(), 0), Usage())
         self._stop_waiting(request)
 
-    def leave(self, request: int) -> None:
+    def remove(self, request: int) -> None:
         """The request has ended, one way or another. What is at the engine is nobody's now."""
-        self.drop(request)
-        place = self._requests.pop(request)
-        self._hold(place, place.held, Held())
+        self.drop_waiting(request)
+        entry = self._requests.pop(request)
+        self._hold(entry, entry.usage, Usage())
 
-    def retry_after_s(self, what: Full, client: Client) -> int:
+    def retry_after_s(self, what: LimitReached, client: Client) -> int:
         """Seconds until a request for which something was full should find room."""
-        typical = self.held.tokens / self.held.documents if self.held.tokens else _TYPICAL
+        typical = self.usage.tokens / self.usage.documents if self.usage.tokens else _TYPICAL
         if what.what == "tokens":
             over = float(what.over)
         elif what.what == "documents":
@@ -143,35 +147,35 @@ class Scheduler:
             those = (
                 one for one in self._requests.values() if not what.is_share or one.client.name == client.name
             )
-            over = min((one.held.tokens or one.held.documents * typical for one in those), default=0.0)
-        return min(max(math.ceil(over / self.rate.tokens), 1), _LONGEST_RETRY_S)
+            over = min((one.usage.tokens or one.usage.documents * typical for one in those), default=0.0)
+        return min(max(math.ceil(over / self.throughput.tokens_per_s), 1), _LONGEST_RETRY_S)
 
     # What the engine gets.
 
-    def limits(self, policy: BatchPolicy) -> Limits:
+    def limits(self, policy: BatchPolicy) -> BatchLimits:
         """The most that one batch may hold now."""
-        speed = self.rate.tokens / self.engines if self.rate.is_measured else None
+        speed = self.throughput.tokens_per_s / self.engines if self.throughput.is_measured else None
         return self.batch_size.limits(policy, speed)
 
-    def late(self, now: float) -> list[int]:
+    def drop_late(self, now: float) -> list[int]:
         """Drop what can't be scored in time any more: all that waits of the requests that are returned."""
         late = []
         for request, until in self._timed.items():
             first = self._requests[request].waiting.first()
-            if now >= until or (self.rate.is_measured and self.rate.within(now, until) < first):
+            if now >= until or (self.throughput.is_measured and self.throughput.capacity(now, until) < first):
                 late.append(request)
         for request in late:
-            self.drop(request)
+            self.drop_waiting(request)
         return late
 
-    def next_at(self, under_way: int) -> float:
+    def next_batch_at(self, under_way: int) -> float:
         """From when on the next batch may be begun, beside so many under way."""
         if not self._turns:
             return math.inf
-        is_ahead = self.engines == 1 and under_way > 0 and self.rate.is_measured
-        return self.rate.next_at() if is_ahead else -math.inf
+        is_ahead = self.engines == 1 and under_way > 0 and self.throughput.is_measured
+        return self.throughput.next_batch_at() if is_ahead else -math.inf
 
-    def next(self, policy: BatchPolicy, now: float) -> NextBatch:
+    def next_batch(self, policy: BatchPolicy, now: float) -> NextBatch:
         """The next batch, which is at the engine from now on. `late` has been called for this moment."""
         while (turn := self._turns.next(policy.run_tokens)) is not None and self._is_busy_for(turn[0], now):
             self._rest(turn[0])
@@ -181,66 +185,68 @@ class Scheduler:
         for part in parts:
             self._charge(part, turn[0])
         tokens = sum(part.tokens for part in parts)
-        self.rate.begun(now, tokens)
+        self.throughput.batch_begun(now, tokens)
         inputs = [(part.request, at) for part in parts for at in part.places]
         return NextBatch(inputs, tokens)
 
-    def done(self, batch: NextBatch, now: float, *, is_scored: bool = True) -> None:
+    def batch_done(self, batch: NextBatch, now: float, *, is_scored: bool = True) -> None:
         """The engine has ended with a batch; `is_scored` False where it gave no values."""
-        self.rate.ended(now, batch.tokens, len(batch.inputs), is_scored=is_scored)
+        self.throughput.batch_ended(now, batch.tokens, len(batch.inputs), is_scored=is_scored)
         for request, inputs in itertools.groupby(batch.inputs, key=itemgetter(0)):
-            if (place := self._requests.get(request)) is not None:
-                tokens = [place.waiting.lengths[at] for _, at in inputs]
-                place.at_engine -= len(tokens)
-                self._hold(place, Held(0, len(tokens), sum(tokens), 0), Held())
+            if (entry := self._requests.get(request)) is not None:
+                tokens = [entry.waiting.lengths[at] for _, at in inputs]
+                entry.at_engine -= len(tokens)
+                self._hold(entry, Usage(0, len(tokens), sum(tokens), 0), Usage())
         for request in tuple(self._resting):
-            if self.rate.is_measured or not self._requests[request].at_engine:
+            if self.throughput.is_measured or not self._requests[request].at_engine:
                 self._resting.discard(request)
                 self._wait(request)
 
     def _form(self, policy: BatchPolicy, lead: int, is_ahead: bool, now: float) -> list[Part]:
-        place = self._requests[lead]
+        entry = self._requests[lead]
         limits = self.limits(policy)
-        if place.until is not None and self.rate.is_measured:
-            limits = Limits(min(limits.tokens, self.rate.in_time(now, place.until)), limits.inputs)
+        if entry.until is not None and self.throughput.is_measured:
+            limits = BatchLimits(
+                min(limits.tokens, self.throughput.spare_capacity(now, entry.until)), limits.inputs
+            )
         others = self._others(lead, is_ahead, limits.tokens, now)
-        return form(policy, limits, lead, place.waiting, others)
+        return form(policy, limits, lead, entry.waiting, others)
 
     def _others(self, lead: int, is_ahead: bool, tokens: int, now: float) -> Others:
         """The requests that may add to the batch of `lead`, which has up to `tokens` tokens. A request with a
         time budget is among them only if that batch is sure to be done in time."""
         for request in self._turns.others(lead, is_ahead):
-            place = self._requests[request]
-            if place.until is None or (
-                self.rate.is_measured and self.rate.in_time(now, place.until) >= tokens
+            entry = self._requests[request]
+            if entry.until is None or (
+                self.throughput.is_measured and self.throughput.spare_capacity(now, entry.until) >= tokens
             ):
-                yield request, place.waiting
+                yield request, entry.waiting
 
     def _charge(self, part: Part, lead: int) -> None:
         """Count what a request gives to the batch of `lead`."""
-        place = self._requests[part.request]
+        entry = self._requests[part.request]
         self._turns.charge(part.request, part.tokens, lead)
-        place.at_engine += len(part.places)
-        if not place.waiting:
+        entry.at_engine += len(part.places)
+        if not entry.waiting:
             self._stop_waiting(part.request)
-        elif place.until is not None and not self.rate.is_measured:
+        elif entry.until is not None and not self.throughput.is_measured:
             self._rest(part.request)
 
-    def _hold(self, place: _Request, less: Held, more: Held) -> None:
-        place.held = place.held.minus(less).plus(more)
-        self._occupancy.change(place.client.name, less, more)
+    def _hold(self, entry: _Request, less: Usage, more: Usage) -> None:
+        entry.usage = entry.usage.minus(less).plus(more)
+        self._usage.change(entry.client.name, less, more)
 
     def _wait(self, request: int) -> None:
         """The request takes turns from now on."""
-        place = self._requests[request]
-        self._turns.arrive(request, place.client, place.weight, place.waiting.tokens)
+        entry = self._requests[request]
+        self._turns.arrive(request, entry.client, entry.weight, entry.waiting.tokens)
 
     def _is_busy_for(self, request: int, now: float) -> bool:
         """Whether what the engine has leaves the request no time now."""
-        place = self._requests[request]
-        if place.until is None or not self.rate.is_measured:
+        entry = self._requests[request]
+        if entry.until is None or not self.throughput.is_measured:
             return False
-        return self.rate.in_time(now, place.until) < place.waiting.first()
+        return self.throughput.spare_capacity(now, entry.until) < entry.waiting.first()
 
     def _rest(self, request: int) -> None:
         """The request takes no turn before a batch has ended."""

@@ -30,9 +30,9 @@ from rerankd.serving.load_backoff import Backoff
 from rerankd.serving.memory_budgets import HeldMemory
 from rerankd.serving.model_tokenizer import EngineTokenizer, ModelVocabulary
 from rerankd.serving.prepare_model import Model, fingerprint
-from rerankd.serving.queue import Bounds, Queue, Scheduler
+from rerankd.serving.queue import Queue, QueueLimits, Scheduler
 from rerankd.serving.replicas import Replicas
-from rerankd.serving.retry import Calls
+from rerankd.serving.retry import RetryingCaller
 from rerankd.serving.run_self_test import SelfTest
 from rerankd.serving.safer_settings import SaferSettings
 from rerankd.state import StateStore
@@ -67,7 +67,7 @@ class ServedModel:
         self._learned = learned
         self._vocabulary = ModelVocabulary(model.metadata)
         self.self_test = SelfTest(model, self._vocabulary, learned, lambda: run_dir().socket(), self.log)
-        self.calls = Calls(
+        self.caller = RetryingCaller(
             model.name,
             model.fingerprint,
             self._running,
@@ -79,9 +79,9 @@ class ServedModel:
             patience_s=settings.hang_margin_s,
         )
         self.queue = Queue(
-            Scheduler(Bounds.of(settings), engines=model.wanted.replicas),
+            Scheduler(QueueLimits.of(settings), engines=model.wanted.replicas),
             lambda: self.engine.policy,
-            self.calls.score,
+            self.caller.score,
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
         self._replicas: Replicas | None = None
@@ -182,7 +182,7 @@ class ServedModel:
             self._settled = await offer.backend.settle(offer, self._learned, self.log, timeout_s)
         finally:
             self._is_settling = False
-        self.cache.computed_by(self._computes())
+        self.cache.set_engine(self._computes())
         steps = self._settled.backend.steps(self._settled, self._cards)
         self._safer.begin((*steps, OTHER_BACKEND) if self.model.selection.fallback is not None else steps)
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
@@ -216,7 +216,7 @@ class ServedModel:
         """Start failed engines again, replace running ones between requests, and ask texts in quarantine
         again."""
         self._backoff.clear()
-        self.calls.forget()
+        self.caller.forget()
         self.queue.scheduler.batch_size.reset()
         self._safer.forget()
         if self._replicas is not None:
@@ -232,7 +232,7 @@ class ServedModel:
         if not running.capabilities.tokenizes:
             return model_tokenizer.reader(running, await self._vocabulary.tokenizer())
         async with self._running().pick().lease() as engine:
-            own = EngineTokenizer(engine.frame, self.calls.encode, self.calls.ends)
+            own = EngineTokenizer(engine.frame, self.caller.encode, self.caller.ends)
         return model_tokenizer.reader(running, own)
 
     def _ran_out_of_memory(self) -> None:
@@ -266,14 +266,14 @@ class ServedModel:
                     raise EngineStartFailed(f"{self.model.path} has changed and {why}")
                 raise EngineStartFailed(f"{self.model.path} is gone. Put it back, or serve another one.")
             begun_with = safer.taken
-            self.cache.computed_by(self._computes())
+            self.cache.set_engine(self._computes())
             return self.engine.backend.launch(self.engine, self._steps, self._cards, socket)
 
         def lost(cause: Cause, loaded: bool) -> bool:
             if begun_with != safer.taken:  # another replica was quicker
                 return True
             # Memory is never a text's fault; a crash may be.
-            if loaded and cause != "memory" and not (cause in _CRASHES and self.calls.blames_engine()):
+            if loaded and cause != "memory" and not (cause in _CRASHES and self.caller.blames_engine()):
                 return False
             return safer.lost(cause, loaded=loaded)
 

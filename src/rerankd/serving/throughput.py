@@ -36,26 +36,26 @@ class Throughput:
         return self._tokens > 0 and self._busy_s > 0
 
     @property
-    def tokens(self) -> float:
+    def tokens_per_s(self) -> float:
         """Tokens a second; a careful guess until they are measured."""
         return self._tokens / self._busy_s if self.is_measured else _FIRST_TOKENS
 
     @property
-    def inputs(self) -> float:
+    def inputs_per_s(self) -> float:
         """Inputs a second; 0 until they are measured."""
         return self._inputs / self._busy_s if self.is_measured else 0.0
 
-    def begun(self, now: float, tokens: int) -> None:
+    def batch_begun(self, now: float, tokens: int) -> None:
         """A batch of `tokens` tokens has begun."""
         if not self._batches:
             self._busy_since = self._free_at = now
         self._batches += 1
         self._at_engine += tokens
-        self._free_at = max(self._free_at, now) + tokens / self.tokens
+        self._free_at = max(self._free_at, now) + tokens / self.tokens_per_s
 
-    def ended(self, now: float, tokens: int, inputs: int, *, is_scored: bool) -> None:
+    def batch_ended(self, now: float, tokens: int, inputs: int, *, is_scored: bool) -> None:
         """A batch of `tokens` tokens and `inputs` inputs has ended, with values or without."""
-        seconds = min(now - self._busy_since, _MOST_SLOWER * tokens / self.tokens)
+        seconds = min(now - self._busy_since, _MOST_SLOWER * tokens / self.tokens_per_s)
         # What is older than the memory fades.
         keep = max(1 - seconds / _MEMORY_S, 0.0)
         self._tokens = self._tokens * keep + tokens * is_scored
@@ -64,18 +64,18 @@ class Throughput:
         self._busy_since = now
         self._batches -= 1
         self._at_engine -= tokens
-        self._free_at = now + self._at_engine / self.tokens
+        self._free_at = now + self._at_engine / self.tokens_per_s
 
-    def in_time(self, now: float, until: float) -> int:
+    def spare_capacity(self, now: float, until: float) -> int:
         """Tokens that can be scored by then, after all that the engines have."""
-        return self.within(max(self._free_at, now), until)
+        return self.capacity(max(self._free_at, now), until)
 
-    def within(self, since: float, until: float) -> int:
+    def capacity(self, since: float, until: float) -> int:
         """Tokens that can be scored in that time, by engines that have nothing else."""
-        return int((until - since) * self.tokens + _ROUNDING)
+        return int((until - since) * self.tokens_per_s + _ROUNDING)
 
-    def next_at(self) -> float:
+    def next_batch_at(self) -> float:
         """When the engine should have its next batch. Sooner would be too soon: a small request that comes
         then has to wait for that batch."""
-        work_s = self._at_engine / self.tokens
+        work_s = self._at_engine / self.tokens_per_s
         return self._free_at - max(work_s * _AHEAD, _AHEAD_S)

@@ -114,8 +114,8 @@ def render(result: RerankResult, request_id: str) -> Answer:
     }
     if result.cached:
         meta["cached"] = result.cached
-    if result.cut:
-        meta["cut"] = list(result.cut)
+    if result.truncated:
+        meta["cut"] = list(result.truncated)
     if result.blank:
         meta["blank"] = list(result.blank)
     if result.errors:

@@ -60,7 +60,7 @@ def request(
     if lenient.has_image(query):
         warnings += ("Images are ignored: the query has one.",)
     if with_images:
-        warnings += (f"Images are ignored: {deduplicate.named(with_images)}.",)
+        warnings += (f"Images are ignored: {deduplicate.document_list(with_images)}.",)
     plain = RerankRequest(
         query=lenient.text(query, "The query"),
         documents=lenient.texts(documents, wanted.pop("rank_fields", ())),

@@ -11,10 +11,10 @@ documents = st.lists(st.text(max_size=3), min_size=1, max_size=20)
 
 @given(documents, st.none() | st.integers(1, 20))
 def test_each_text_is_scored_once_and_each_document_has_its_place(texts: list[str], most: int | None) -> None:
-    made = deduplicate.make(texts, most)
+    made = deduplicate.unique_texts(texts, most)
     read = [text for text in texts[:most] if not deduplicate.is_blank(text)]
     assert list(made.texts) == list(dict.fromkeys(read))
-    for at, (text, place) in enumerate(zip(texts, made.places, strict=True)):
+    for at, (text, place) in enumerate(zip(texts, made.text_index, strict=True)):
         if deduplicate.is_blank(text):
             assert place is None and at in made.blank and at not in made.unscored
         elif text in read:
@@ -24,7 +24,7 @@ def test_each_text_is_scored_once_and_each_document_has_its_place(texts: list[st
 
 
 def test_the_documents_of_texts_are_all_that_are_equal() -> None:
-    made = deduplicate.make(["a", "b", "a", " ", "c"])
+    made = deduplicate.unique_texts(["a", "b", "a", " ", "c"])
     assert made.documents([0]) == (0, 2)
     assert made.documents([2, 1]) == (1, 4)
     assert made.documents([]) == ()

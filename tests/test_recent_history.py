@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.recent_history import Recent
+from rerankd.recent_history import RecentHistory
 
 
 def test_what_happens_is_in_the_step_it_happens_in() -> None:
-    recent = Recent(step_s=5, steps=3)
+    recent = RecentHistory(step_s=5, steps=3)
     recent.ended(1.0, 0.5, failed=False)
     recent.ended(4.9, 0.5, failed=True)
     recent.scored(4.9, 7)
@@ -21,7 +21,7 @@ def test_what_happens_is_in_the_step_it_happens_in() -> None:
 
 
 def test_what_is_older_than_the_ring_is_forgotten() -> None:
-    recent = Recent(step_s=5, steps=3)
+    recent = RecentHistory(step_s=5, steps=3)
     recent.ended(1.0, 0.5, failed=False)
     assert sum(recent.read(14.9).requests) == 1
     assert sum(recent.read(15.0).requests) == 0
@@ -34,7 +34,7 @@ def test_what_is_older_than_the_ring_is_forgotten() -> None:
     st.sampled_from([("median_s", 0.5), ("p95_s", 0.95)]),
 )
 def test_a_quantile_is_at_most_a_tenth_too_high(seconds: list[float], quantile: tuple[str, float]) -> None:
-    recent = Recent(step_s=5, steps=2)
+    recent = RecentHistory(step_s=5, steps=2)
     for one in seconds:
         recent.ended(0.0, one, failed=False)
     name, share = quantile
@@ -43,7 +43,7 @@ def test_a_quantile_is_at_most_a_tenth_too_high(seconds: list[float], quantile: 
 
 
 def test_it_does_not_grow() -> None:
-    recent = Recent(step_s=5, steps=10)
+    recent = RecentHistory(step_s=5, steps=10)
     for at in range(10_000):
         recent.ended(at * 1.0, at * 0.01, failed=False)
     assert len(recent.read(10_000.0).requests) == len(recent._steps) == 10
@@ -51,6 +51,6 @@ def test_it_does_not_grow() -> None:
 
 
 def test_nothing_took_no_time_at_all() -> None:
-    recent = Recent()
+    recent = RecentHistory()
     recent.ended(0.0, 0.0, failed=False)
     assert recent.read(0.0).p95_s[-1] == pytest.approx(1e-4, rel=0.1)
