@@ -214,7 +214,7 @@ def test_a_limit_of_the_query_is_kept_to_the_token(method: Method) -> None:
 
 def test_a_document_that_must_not_be_truncated_is_named() -> None:
     by = reader(recipe())
-    with pytest.raises(TooLong, match="Document 7 has 100 tokens and there is room for 59 beside the query"):
+    with pytest.raises(TooLong, match="Document 7 has 100 tokens, but the query leaves 59"):
         prepared = asyncio.run(by.prepare("panda"))
         how = Truncation(is_allowed=False)
         asyncio.run(by.read(prepared, ["a", " ".join(["bear"] * 100)], how, [3, 7]))

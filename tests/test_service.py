@@ -81,7 +81,7 @@ async def test_truncate_false_names_the_document_and_both_lengths(reranker: Rera
     long = prose(900)
     (length,) = await count_tokens(reranker, long)
     space = await room(reranker)
-    with pytest.raises(TooLong, match=r"Document 1 has \d+ tokens and there is room for \d+ ") as caught:
+    with pytest.raises(TooLong, match=r"Document 1 has \d+ tokens, but the query leaves \d+\.") as caught:
         await reranker.rerank(QUERY, ["short", long], truncate=False)
     _, said, told = map(int, re.findall(r"\d+", caught.value.message))
     # Beside its prompt a text may have a token or two less than alone.
@@ -227,10 +227,10 @@ def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
     )
     assert scored.document_errors == (DocumentError(1, "it crashed"), DocumentError(2, "it hung"))
     assert scored.warnings == (
-        "Not scored, ranked last in the order sent: document 3; max_scored_documents asks for no more.",
+        "Not scored, ranked last in the order sent: document 3; max_scored_documents was reached.",
         "Not scored and ranked last: document 1. Reason: it crashed.",
         "Not scored and ranked last: document 2. Reason: it hung.",
-        "Scored without the parts that could not be scored: document 0.",
+        "Some chunks could not be scored, so the score is that of the others: document 0.",
     )
 
 
@@ -243,7 +243,7 @@ async def test_only_the_first_documents_are_scored_where_that_is_asked_for(reran
     assert order[3:] == [1, 3, 5] and {*order[:3]} == {0, 2, 4}
     assert values(result)[0] == pytest.approx(whole[0], abs=1e-3)
     assert values(result)[2] == values(result)[4] == pytest.approx(whole[2], abs=1e-3)
-    assert "max_scored_documents asks for no more" in result.warnings[-1]
+    assert "max_scored_documents was reached" in result.warnings[-1]
     assert (await reranker.rerank(QUERY, texts, max_scored_documents=0)).unscored == ()
 
 
@@ -306,7 +306,7 @@ async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_p
         assert values(told) == pytest.approx(values(usual), abs=1e-6)
 
 
-@pytest.mark.parametrize(("how", "says"), [("same", "the same value"), ("place", "its place in the request")])
+@pytest.mark.parametrize(("how", "says"), [("same", "the same raw score"), ("place", "its position in the request")])
 async def test_a_model_that_fails_the_check_at_load_is_refused_unless_forced(
     tmp_path: Path, how: str, says: str
 ) -> None:

@@ -36,7 +36,7 @@ def test_the_first_documents_are_scored_in_the_time_there_is(tmp_path: Path) -> 
         assert [row["index"] for row in rows[scored:]] == unscored
         wanted = right(DOCUMENTS[:scored])
         assert {at: value for at, value in raw_scores(answer).items() if at < scored} == wanted
-        assert any("the time budget was over" in one for one in answer.json()["meta"]["warnings"])
+        assert any("the time budget was exhausted" in one for one in answer.json()["meta"]["warnings"])
         assert it.metric("rerankd_queue_documents") == 0
         assert len(it.rerank(DOCUMENTS[:9]).json()["results"]) == 9
 

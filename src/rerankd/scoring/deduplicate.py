@@ -1,4 +1,4 @@
-"""(pure) A request as texts to score, each once, and back to one value a document."""
+"""(pure) Deduplicate the documents of a request: each distinct text is scored once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class UniqueTexts:
-    """`texts` to score, each once; `text_index` holds, for each document, which of them it is. None: it is not
-    scored, since it is blank, or left out (`unscored`)."""
+    """The distinct texts of a request. `text_index` holds, for each document, its index in `texts`; it is
+    None for a blank document and for the documents in `unscored`, which exceed `max_scored_documents`."""
 
     texts: tuple[str, ...]
     text_index: tuple[int | None, ...]
@@ -18,19 +18,19 @@ class UniqueTexts:
 
     @property
     def blank(self) -> tuple[int, ...]:
-        """The documents without anything to read."""
+        """Indexes of the blank documents."""
         left_out = {*self.unscored}
         return tuple(at for at, text in enumerate(self.text_index) if text is None and at not in left_out)
 
     def documents(self, texts: Sequence[int]) -> tuple[int, ...]:
-        """The documents that are one of these texts."""
+        """Indexes of the documents whose text has one of these indexes."""
         wanted = {*texts}
         return tuple(at for at, text in enumerate(self.text_index) if text in wanted) if wanted else ()
 
 
 def unique_texts(documents: Sequence[str], limit: int | None = None) -> UniqueTexts:
-    """The plan for documents that are clean. Equal ones are scored once, blank ones never, and only the first
-    `limit` are read."""
+    """Deduplicate documents that `clean` has returned. Blank ones are left out, and only the first `limit`
+    documents are read."""
     found: dict[str, int] = {}
     text_index: list[int | None] = []
     unscored: list[int] = []
@@ -46,14 +46,14 @@ def unique_texts(documents: Sequence[str], limit: int | None = None) -> UniqueTe
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of `text` can be seen: it has only spaces, control and format characters (a byte order
-    mark, zero-width spaces). An embedding model may put such a text above all others."""
+    """Whether `text` has no visible characters: only spaces, control and format characters (byte order mark,
+    zero-width space). An embedding model may score such a text above all others."""
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
 def clean(text: str, *, nfc: bool = False) -> str:
-    """`text` without what no tokenizer takes (lone surrogates become U+FFFD, NUL a space), composed if
-    `nfc`."""
+    """Replace what tokenizers reject (lone surrogates become U+FFFD, NUL becomes a space); with `nfc`, also
+    compose the text."""
     text = text.replace("\0", " ")
     if text.isascii():
         return text
@@ -62,6 +62,6 @@ def clean(text: str, *, nfc: bool = False) -> str:
 
 
 def document_list(documents: Sequence[int]) -> str:
-    """Documents by their indexes, the first 20 of them: document 1; documents 1, 4, 7."""
+    """List documents by index, up to 20 of them: "document 1"; "documents 1, 4, 7"."""
     more = f" and {len(documents) - 20} more" if len(documents) > 20 else ""
     return f"document{'s' * (len(documents) > 1)} {', '.join(map(str, documents[:20]))}{more}"

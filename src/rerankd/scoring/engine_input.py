@@ -1,12 +1,12 @@
-"""What an engine reads: inputs as token ids, and what is counted of them.
+"""The input of an engine: token ids, and their count.
 
-An input is a document, or a chunk of one, beside its question. What the model reads of it is always
+An input is a document, or a chunk of one, with its question. The model reads
 
     question.before + ids + question.after
 
-whatever the method: `<s> query </s></s>` and `</s>` around a document's ids (cross_encoder); the parts of a
-prompt before and after the one that holds the document (causal_lm); the start and the end of a text, of which
-the query is another one, `question.ids` (embedding).
+for every scoring method. cross_encoder: `<s> query </s></s>` and `</s>` around the document's ids. causal_lm:
+the parts of the prompt before and after the one that contains the document. embedding: the tokens at the
+start and end of a text; the query is a text of its own, `question.ids`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rerankd.ids import Ids as Ids
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """What the inputs of one request share. `query` and `instruction` are for an engine that reads text, as
-    they are after truncation. `second` is the place in an input where the second token type begins, None
-    where there is one type only. Questions with the same `key` are the same to an engine."""
+    """The parts that all inputs of one request share. `query` and `instruction` are the truncated texts, for
+    an engine that reads text. `second` is the index in an input at which the second token type begins; None
+    for models with one type. Questions with the same `key` are identical to an engine."""
 
     query: str
     instruction: str = ""
@@ -47,9 +47,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Input:
-    """One input of a model. `text` is the document's, or for an engine that reads text the part of it that is
-    read; `ids` are its own ids, truncated; `tokens` is the number of all that the engine reads for it.
-    `chunk` numbers the inputs of one document."""
+    """One input of a model. `text` is the document; for an engine that reads text, the part of it that is
+    read. `ids` are the document's token ids, truncated. `tokens` counts all tokens that the engine reads for
+    this input. `chunk` numbers the inputs of one document."""
 
     question: Question
     text: str
@@ -59,10 +59,10 @@ class Input:
 
     @property
     def whole(self) -> Ids:
-        """All ids that the model reads."""
+        """All token ids that the model reads."""
         return np.concatenate((self.question.before, self.ids, self.question.after))
 
     @property
     def name(self) -> str:
-        """What it is remembered by where it ends an engine; the question is no part of it."""
+        """The quarantine key of this input. It does not include the question."""
         return f"{self.chunk}\0{self.text}" if self.chunk else self.text

@@ -1,8 +1,8 @@
-"""A question and texts -> the inputs that a model reads: token ids, truncated to what the model takes.
+"""Tokenize and truncate texts: a question and documents become the inputs of a model.
 
-Texts are tokenized once; a truncated text is the first of its ids, which is what the reference
-implementations read of it. Where the tokens of a text end in it (see tokenizer.Tokenizer.ends) is prepared only
-for texts that are too long, and only where it matters.
+Each text is tokenized once. A truncated text is its first token ids, as in the reference implementations. The
+end positions of tokens (see tokenizer.Tokenizer.ends) are computed only for texts that are too long, and only
+where they are needed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from rerankd.scoring.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The inputs of texts; `parts` holds, for each text, which of them it is made of. `cut` are the texts of
-    which something is left out, `overlap` is how many tokens chunks share where more were prepared for."""
+    """The inputs of a list of texts. `parts` holds the range of input indexes of each text. `truncated` holds
+    the indexes of texts that were not read to their end. `overlap` is the number of tokens that chunks share,
+    if that is less than requested."""
 
     inputs: Sequence[Input]
     parts: Sequence[range]
@@ -34,7 +35,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How one model reads questions and texts. `reads_text`: its engine takes no ids."""
+    """Turns questions and texts into the inputs of one model. With `reads_text`, its engine takes text
+    instead of token ids."""
 
     recipe: Recipe
     tokenizer: Tokenizer
@@ -44,7 +46,8 @@ class Reader:
     async def prepare(
         self, query: str, instruction: str | None = None, how: Truncation = PLAIN
     ) -> PreparedQuestion:
-        """The question of a request. Raises TooLong where the query leaves a document no room."""
+        """Prepare the question of a request. Raises TooLong if the query leaves too few tokens for a
+        document."""
         return await question.prepare(self, query, instruction, how)
 
     async def read(
@@ -54,12 +57,12 @@ class Reader:
         how: Truncation = PLAIN,
         documents: Sequence[int] = (),
     ) -> Reading:
-        """The inputs of texts that are clean and not blank. Raises TooLong for one that must not be
-        truncated; `documents` are the numbers to name them by."""
-        around = len(prepared.question.before) + len(prepared.question.after)
+        """The inputs of texts that are clean and not blank. Raises TooLong if a text is too long and the
+        request forbids truncation; `documents` are the document indexes for that message."""
+        shared = len(prepared.question.before) + len(prepared.question.after)
         bound = prepared.ids_limit - prepared.document_budget + prepared.budget_for(how)
         begun, found = await self._encoded(prepared, texts, bound * how.chunks)
-        # Joined texts may have a token less than they have apart.
+        # Joined texts may have a token less than the same texts apart.
         sure = bound if not (prepared.prefix or prepared.suffix) or bound == prepared.ids_limit else bound - 2
         long = [at for at, ids in enumerate(found) if len(ids) > sure]
         shortened = await self._truncated(prepared, long, texts, begun, found, how) if long else {}
@@ -69,7 +72,7 @@ class Reader:
             start = len(inputs)
             pieces, _ = shortened.get(at, ([(text, ids)], False))
             for number, (part, own) in enumerate(pieces):
-                inputs.append(Input(prepared.question, part, own, max(around + len(own), 1), number))
+                inputs.append(Input(prepared.question, part, own, max(shared + len(own), 1), number))
             parts.append(range(start, len(inputs)))
         truncated = frozenset(at for at, (_, is_truncated) in shortened.items() if is_truncated)
         if truncated and not how.is_allowed:
@@ -77,23 +80,24 @@ class Reader:
             (ids,) = await self.tokenizer.encode([prepared.around(texts[first])])
             raise TooLong(
                 f"Document {documents[first] if documents else first} has "
-                f"{len(ids) - (prepared.ids_limit - prepared.document_budget)} tokens and there is room for {prepared.budget_for(how)} "
-                "beside the query. Shorten it, or leave out truncate: false to have it truncated."
+                f"{len(ids) - (prepared.ids_limit - prepared.document_budget)} tokens, but the query leaves "
+                f"{prepared.budget_for(how)}. Shorten the document, or omit truncate: false to have it "
+                "truncated."
             )
         most = truncate.most_overlap(prepared.document_budget)
         is_chunked = len(inputs) > len(texts)
         return Reading(inputs, parts, truncated, most if is_chunked and how.overlap > most else None)
 
     async def plain(self, query: str, texts: Sequence[str], instruction: str | None = None) -> list[Input]:
-        """The inputs of texts as they are, one each."""
+        """The inputs of texts with default options, one input for each text."""
         reading = await self.read(await self.prepare(query, instruction), texts)
         return list(reading.inputs)
 
     async def _encoded(
         self, prepared: PreparedQuestion, texts: Sequence[str], tokens: int
     ) -> tuple[list[str], list[Ids]]:
-        """What is tokenized of each text: a beginning with more than `tokens` tokens, or all of it. And the
-        ids of that, with what stands around it."""
+        """Tokenize the start of each text, long enough to have more than `tokens` tokens, or all of it.
+        Returns the starts, and their ids together with the prefix and suffix."""
         begun = [truncate.beginning(text, tokens) for text in texts]
         found = await self.tokenizer.encode([prepared.around(text) for text in begun])
         expected = tokens
@@ -117,7 +121,7 @@ class Reader:
         found: Sequence[Ids],
         how: Truncation,
     ) -> dict[int, tuple[list[tuple[str, Ids]], bool]]:
-        """For each text that may be too long: its parts with their ids, and whether something is left out."""
+        """For each text that may be too long: its parts with their ids, and whether text was left out."""
         done: dict[int, tuple[list[tuple[str, Ids]], bool]] = {}
         is_plain = not (prepared.suffix or how.chunks > 1 or how.at_sentence or self.reads_text)
         if is_plain and not (prepared.prefix and how.max_tokens_per_doc):
@@ -126,7 +130,7 @@ class Reader:
                 if not begun[at][-1].isspace():
                     done[at] = ([(texts[at], found[at][:room])], True)
         rest = [at for at in long if at not in done]
-        # Each part that an engine reads as text, with the tokens that it should have.
+        # Each part that an engine reads as text, with the token ids it must have.
         to_read: list[tuple[int, str, Ids, Ids, int, bool]] = []
         for at, ends in zip(
             rest, await self.tokenizer.ends([prepared.around(begun[at]) for at in rest]), strict=True

@@ -1,5 +1,5 @@
-"""The longest beginning of a text that a tokenizer reads as the first tokens of the whole, for what has to be
-sent as text."""
+"""Truncate text for engines that read text: the longest prefix that is tokenized as the first tokens of the
+whole."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from rerankd.scoring import truncate
 from rerankd.scoring.tokenizer import Tokenizer
 
 Part = tuple[str, Ids, Ids, int, bool]
-"""A text, where its tokens end, their ids, how many it may have, and whether they must be those ids."""
+"""A text, the end positions of its tokens, their ids, the maximum number of tokens, and whether the tokens of
+the prefix must equal those ids."""
 
 
 async def shortened(tokenizer: Tokenizer, parts: Sequence[Part]) -> list[tuple[str, Ids]]:
-    """For each part: its longest beginning that has no more tokens than it may have when it is tokenized by
-    itself, and the ids of that."""
+    """For each part, its longest prefix that has at most the allowed number of tokens when tokenized by
+    itself, and the ids of that prefix."""
     options = [iter(truncate.ends_to_try(text, ends, room)) for text, ends, _, room, _ in parts]
     found: dict[int, tuple[str, Ids]] = {}
     while left := [at for at in range(len(parts)) if at not in found]:
