@@ -315,7 +315,7 @@ async def test_the_effect_of_each_option(client: httpx.AsyncClient, dialect: str
     assert left.status_code == 400 and "keeps the start" in left.text
 
     short = await ask(client, dialect, max_tokens_per_doc=1)
-    assert "with 1 token for a text: documents 0, 1, 2." in told(short)
+    assert "Truncated to the limit of 1 token: documents 0, 1, 2." in told(short)
     small = await ask(client, dialect, max_tokens_per_query=2)
     assert "The query was truncated to 2 tokens" in told(small)
     chunks = await ask(client, dialect, max_chunks_per_doc=200)

@@ -306,7 +306,9 @@ async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_p
         assert values(told) == pytest.approx(values(usual), abs=1e-6)
 
 
-@pytest.mark.parametrize(("how", "says"), [("same", "the same raw score"), ("place", "its position in the request")])
+@pytest.mark.parametrize(
+    ("how", "says"), [("same", "the same raw score"), ("place", "its position in the request")]
+)
 async def test_a_model_that_fails_the_check_at_load_is_refused_unless_forced(
     tmp_path: Path, how: str, says: str
 ) -> None:

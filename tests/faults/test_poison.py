@@ -38,7 +38,7 @@ def among(bad: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"), [("--crash-on", "crashed on it twice"), ("--error-on", "gave an error for it twice")]
+    ("flag", "says"), [("--crash-on", "crashed on it twice"), ("--error-on", "returned an error for it twice")]
 )
 def test_a_document_that_ends_the_engine_is_left_out_and_remembered(
     tmp_path: Path, flag: str, says: str
@@ -96,7 +96,7 @@ def test_a_query_that_ends_the_engine_is_refused_and_blames_no_document(tmp_path
     with service(tmp_path, "--crash-on-query", "POISON") as it:
         answer = it.rerank(GOOD, "a POISON query")
         assert answer.status_code == 422
-        assert "ended twice on this query" in answer.json()["message"]
+        assert "failed twice on this query" in answer.json()["message"]
         assert restarts(it) <= 1 + math.log2(len(GOOD))
         known = restarts(it)
         assert it.rerank(GOOD[:2], "a POISON query").status_code == 422

@@ -1,8 +1,9 @@
-"""(pure) Who is let into the queue of a model: limits on all requests together, and a share per client.
+"""(pure) Admit requests to the queue of a model: limits for all requests together, and a share for each
+client.
 
-A client may hold at most 3 times what it leaves free. So one client alone gets 3/4 of a bound, and n clients
-that take all they can get 3 / (3n + 1) each: 1 / (3n + 1) stays free for the next one. Nothing has to be set
-or known of how many clients there are.
+A client may use at most 3 times what it leaves free. So a single client gets 3/4 of a limit, and n clients
+that take as much as they can get 3 / (3n + 1) each: 1 / (3n + 1) stays free for the next one. This needs no
+setting and no knowledge of the number of clients.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ _SHARE = 3
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks. All requests of one name share what the client gets; `weight` is against other clients."""
+    """The sender of a request. All requests with the same name share one share of the queue; `weight` is
+    relative to other clients."""
 
     name: str = ""
     weight: float = 1.0
 
 
 ANONYMOUS = Client()
-"""Who asks where clients aren't told apart."""
+"""The client if clients are not distinguished."""
 
 
 class Usage(NamedTuple):
-    """What requests hold that are under way or waiting: their number, documents (once they are tokenized,
-    inputs), tokens, and bytes of text."""
+    """The usage of the queue by requests that wait or are being scored: their number, documents (inputs once
+    they are tokenized), tokens, and bytes of text."""
 
     requests: int = 0
     documents: int = 0
@@ -46,7 +48,7 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What all requests under way and waiting may hold together."""
+    """The limits of one model's queue, for all requests that wait or are being scored."""
 
     requests: int
     documents: int
@@ -55,7 +57,7 @@ class QueueLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> QueueLimits:
-        """Those of the settings, for the queue of one model."""
+        """The limits in the settings."""
         return cls(
             settings.max_requests,
             settings.max_queue_documents,
@@ -65,8 +67,8 @@ class QueueLimits:
 
 
 class LimitReached(NamedTuple):
-    """What is full, in words. `is_share`: not the whole, but what one client may hold. `over` is how much
-    of the bound named `what` must become free."""
+    """A limit that a request exceeds. `words` is the usage as text. `is_share`: the limit is the client's
+    share. `over` is how much of the quantity `what` must become free."""
 
     words: str
     is_share: bool
@@ -75,18 +77,18 @@ class LimitReached(NamedTuple):
 
 
 class UsageByClient:
-    """What is held by all requests together, and by those of each client."""
+    """The usage of the queue by all requests together, and by each client."""
 
     def __init__(self) -> None:
         self.total = Usage()
         self._clients: dict[str, Usage] = {}
 
     def of(self, client: str) -> Usage:
-        """What one client holds."""
+        """The usage of one client."""
         return self._clients.get(client, Usage())
 
     def change(self, client: str, less: Usage, more: Usage) -> None:
-        """One client holds less, or more, or other than before."""
+        """Replace `less` by `more` in the usage of a client."""
         self.total = self.total.minus(less).plus(more)
         self._clients[client] = self.of(client).minus(less).plus(more)
         if self._clients[client] == Usage():
@@ -95,7 +97,7 @@ class UsageByClient:
     def limit_reached(
         self, limits: QueueLimits, client: str, less: Usage, more: Usage
     ) -> LimitReached | None:
-        """What is full, if `more` can't be taken in place of `less`."""
+        """The limit that is exceeded if `more` replaces `less`; None if there is none."""
         everyone, ours = self.total.minus(less), self.of(client).minus(less)
         for field in Usage._fields:
             adds, own, taken = getattr(more, field), getattr(ours, field), getattr(everyone, field)

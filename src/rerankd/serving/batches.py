@@ -1,4 +1,4 @@
-"""(pure) One batch: how much of the request whose turn it is, and what of others fits beside it."""
+"""(pure) Form one batch: inputs of the request whose turn it is, and inputs of other requests that fit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rerankd.serving.waiting_inputs import WaitingInputs
 
 
 class Part(NamedTuple):
-    """What one request gives to a batch: the places of its inputs, and the tokens that the engine computes
-    for them, padding included."""
+    """The part of a batch that one request contributes: the indexes of its inputs, and the tokens that the
+    engine computes for them, including padding."""
 
     request: int
     places: Sequence[int]
@@ -20,13 +20,13 @@ class Part(NamedTuple):
 
 
 Others = Iterator[tuple[int, WaitingInputs]]
-"""Requests that may add to a batch of another one's, in the order of their turns."""
+"""Requests that may add inputs to the batch of another request, in the order of their turns."""
 
 
 def form(
     policy: BatchPolicy, limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others
 ) -> list[Part]:
-    """Take the next batch out of what waits. It holds at least one input of the request `lead`."""
+    """Take the next batch from the waiting inputs. It holds at least one input of the request `lead`."""
     if waiting.blocks:
         block = waiting.take_block()
         return [Part(lead, block, sum(waiting.lengths[at] for at in block))]
@@ -63,7 +63,8 @@ def _packed_part(request: int, waiting: WaitingInputs, count: int) -> Part:
 def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     own, longest = waiting.padded(*limits)
     if own < len(waiting) <= limits.inputs and waiting.tokens <= limits.tokens:
-        # Little is left of the request, of lengths that don't go together: the engine takes them apart.
+        # The rest of the request fits, but its lengths differ too much to pad. The engine splits them into
+        # passes.
         return [_packed_part(lead, waiting, len(waiting))]
     room = min(max(limits.tokens // longest, 1), limits.inputs)
     counts = [(lead, waiting, own)]
@@ -74,7 +75,7 @@ def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Othe
             counts.append((*other, count))
             total += count
     total = whole(total, longest, limits.tokens // 4)
-    if total < own:  # in the request's order, the longest may be one of those that are left for later
+    if total < own:  # in the request's order, the longest input may be left for a later batch
         longest = waiting.padded(limits.tokens, total)[1]
     parts: list[Part] = []
     for request, source, count in counts:
@@ -87,7 +88,8 @@ def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Othe
 
 
 def whole(count: int, longest: int, enough: int) -> int:
-    """How many of `count` inputs go into a batch that is padded to `longest`: a power of two where these hold
-    `enough` tokens, since the engine pads their number, too, and gains nothing from more."""
+    """How many of `count` inputs go into a batch that is padded to `longest`: a power of two if that many
+    hold `enough` tokens, because the engine also pads the number of inputs, and a larger batch is not
+    faster."""
     fewer = 1 << (count.bit_length() - 1)
     return fewer if fewer * longest >= enough else count

@@ -1,11 +1,11 @@
-"""What a request needs of a model: the raw value of each document, as far as its budget goes."""
+"""Score the documents of one request: from the cache or by an engine, within the request's time budget."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from rerankd.domain import RerankRequest
 from rerankd.errors import TextsRefused
@@ -15,27 +15,27 @@ from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.inputs import Reader, Reading
 from rerankd.scoring.question import PreparedQuestion, Truncation, takes_instruction
 from rerankd.scoring.result import Scored
-from rerankd.serving.queue import QueuedRequest
+from rerankd.serving.queue import QueuedRequest, Scores
 from rerankd.serving.served_model import ServedModel
 
-# How much longer than its budget a request waits for what has begun, as a share of it.
+# How long a request waits past its budget for inputs that an engine has begun, as a fraction of the budget.
 GRACE = 0.1
-# These are tokenized in some 20 ms.
+# Tokenized in about 20 ms.
 _PORTION_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When a request's budget ends, and until when it waits for what has begun: seconds of the monotonic
-    clock."""
+    """The time budget of a request, in seconds of the monotonic clock: when it ends, and until when the
+    request waits for inputs that an engine has begun."""
 
     ends: float
     latest: float
 
     @classmethod
-    def of(cls, request: RerankRequest, set_ms: int | None, since: float) -> Budget | None:
-        """That of a request that came at `since`; `set_ms` is what is set for its model."""
-        budget_ms = set_ms if request.budget_ms is None else request.budget_ms
+    def of(cls, request: RerankRequest, default_ms: int | None, since: float) -> Budget | None:
+        """The budget of a request that arrived at `since`. `default_ms` is the model's setting."""
+        budget_ms = default_ms if request.budget_ms is None else request.budget_ms
         if not budget_ms:
             return None
         seconds = budget_ms / 1000
@@ -43,26 +43,85 @@ class Budget:
 
     @property
     def left_s(self) -> float:
-        """Seconds until it ends, 0 after that."""
+        """Seconds until the budget ends; 0 after that."""
         return max(self.ends - time.monotonic(), 0.0)
 
 
 def texts_to_score(request: RerankRequest, served: ServedModel) -> UniqueTexts:
-    """The texts of a request that are to be scored."""
+    """Clean and deduplicate the documents of a request."""
     nfc = served.model.recipe.nfc
     documents = [deduplicate.clean(document, nfc=nfc) for document in request.documents]
     return deduplicate.unique_texts(documents, request.max_scored_documents or None)
 
 
+@dataclass(slots=True)
+class _Outcome:
+    """The outcome so far, by the index of each distinct text. `read` counts the tokens that the engine read
+    for scores, `overlap` is as in Reading."""
+
+    raw: dict[int, float] = field(default_factory=dict)
+    tokens: dict[int, int] = field(default_factory=dict)
+    truncated: set[int] = field(default_factory=set)
+    errors: dict[int, str] = field(default_factory=dict)
+    partly: list[int] = field(default_factory=list)
+    unscored: list[int] = field(default_factory=list)
+    read: int = 0
+    overlap: int | None = None
+
+    def add_cached(self, at: int, score: CachedScore) -> None:
+        self.raw[at], self.tokens[at] = score.raw, score.tokens
+        if score.is_truncated:
+            self.truncated.add(at)
+
+    def add(self, at: int, reading: Reading, number: int, scores: Scores) -> CachedScore | None:
+        """Add text `at`, which is text `number` of `reading`. Returns its score if all its chunks have
+        one."""
+        part, is_truncated = reading.parts[number], number in reading.truncated
+        values = [value for one in part if (value := scores.values[one]) is not None]
+        self.tokens[at] = sum(reading.inputs[one].tokens for one in part)
+        if is_truncated:
+            self.truncated.add(at)
+        if values:
+            self.raw[at] = max(values)
+            self.read += self.tokens[at]
+        if len(values) == len(part):
+            return CachedScore(self.raw[at], self.tokens[at], is_truncated)
+        if not scores.unscored.isdisjoint(part):
+            self.unscored.append(at)
+        elif values:
+            self.partly.append(at)
+        else:
+            self.errors[at] = scores.errors[part[0]]
+        return None
+
+    def scored(self, texts: UniqueTexts) -> Scored:
+        """The outcome by document."""
+        indexes = texts.text_index
+        unscored = texts.documents([at for at in self.unscored if at not in self.raw])
+        return Scored(
+            texts=texts,
+            raw=[None if at is None else self.raw.get(at) for at in indexes],
+            errors={document: self.errors[at] for document, at in enumerate(indexes) if at in self.errors},
+            partly=texts.documents(self.partly),
+            truncated=texts.documents(sorted(self.truncated)),
+            unscored=tuple(sorted((*texts.unscored, *unscored))),
+            overlap=self.overlap,
+            cached_tokens=sum(self.tokens[at] for at in indexes if at in self.raw) - self.read,
+        )
+
+
 async def score_documents(
     served: ServedModel,
     request: RerankRequest,
-    place: QueuedRequest,
+    queued: QueuedRequest,
     texts: UniqueTexts,
     budget: Budget | None,
 ) -> Scored:
-    """The raw value of each document: from the cache, else by the engine. Raises what the engine does,
-    TooLong where a text must not be truncated, and Overloaded where there are too many tokens."""
+    """Score each text, from the cache or by an engine.
+
+    Raises what the engine raises, TooLong if a text is too long and must not be truncated, and Overloaded if
+    the request has too many tokens for the queue.
+    """
     started = time.perf_counter()
     wanted, cache = served.wanted, served.cache
     how = Truncation.of(request, query=wanted.truncate_query, at=wanted.truncate_at)
@@ -72,80 +131,52 @@ async def score_documents(
             prepared = await reader.prepare(request.query, request.instruction, how)
     except TimeoutError:
         return nothing_scored(texts)
-    # A value that depends on the block that it was scored in is not kept.
-    is_kept = served.engine.capabilities.scope == "pair"
-    keys = cache.keys(prepared.question.key, texts.texts, how.of_documents) if is_kept else []
-    known: dict[int, CachedScore] = {}
+    # A score that depends on the other documents of its block is not cached.
+    is_cacheable = served.engine.capabilities.scope == "pair"
+    keys = cache.keys(prepared.question.key, texts.texts, how.of_documents) if is_cacheable else []
+    outcome = _Outcome()
     for at, key in enumerate(keys):
-        entry = cache.get(key)
-        if entry is not None and (how.is_allowed or not entry.is_truncated):
-            known[at] = entry
-    missing = [at for at in range(len(texts.texts)) if at not in known]
-    raw: dict[int, float] = {at: entry.raw for at, entry in known.items()}
-    tokens = {at: entry.tokens for at, entry in known.items()}
-    truncated = {at for at, entry in known.items() if entry.is_truncated}
-    errors: dict[int, str] = {}
-    partly: list[int] = []
-    unscored: list[int] = []
-    read, overlap = 0, None
+        score = cache.get(key)
+        if score is not None and (how.is_allowed or not score.is_truncated):
+            outcome.add_cached(at, score)
+    cached = len(outcome.raw)
+    missing = [at for at in range(len(texts.texts)) if at not in outcome.raw]
     for portion in _portions(texts.texts, missing) if budget else [missing]:
         if budget and not budget.left_s:
-            unscored += portion
+            outcome.unscored += portion
             continue
         try:
             async with asyncio.timeout(budget.left_s if budget else None):
-                left, reading, refused = await _read(reader, prepared, texts, portion, how)
+                readable, reading, refused = await _read(reader, prepared, texts, portion, how)
         except TimeoutError:
-            unscored += portion
+            outcome.unscored += portion
             continue
-        errors |= refused
-        overlap = overlap or reading.overlap
-        scores = await place.score(
+        outcome.errors |= refused
+        outcome.overlap = outcome.overlap or reading.overlap
+        scores = await queued.score(
             reading.inputs,
             until=budget.ends if budget else None,
             latest=budget.latest if budget else None,
-            blocks=() if is_kept else _blocks(len(reading.inputs), served.engine.policy.inputs),
+            blocks=() if is_cacheable else _blocks(len(reading.inputs), served.engine.policy.inputs),
         )
-        for number, (at, part) in enumerate(zip(left, reading.parts, strict=True)):
-            values = [value for one in part if (value := scores.values[one]) is not None]
-            tokens[at] = sum(reading.inputs[one].tokens for one in part)
-            if number in reading.truncated:
-                truncated.add(at)
-            if values:
-                raw[at] = max(values)
-                read += tokens[at]
-            if len(values) == len(part):
-                if keys:
-                    cache.put(keys[at], CachedScore(raw[at], tokens[at], number in reading.truncated))
-            elif not scores.unscored.isdisjoint(part):
-                unscored.append(at)
-            elif values:
-                partly.append(at)
-            else:
-                errors[at] = scores.errors[part[0]]
-    places = texts.text_index
-    requested_tokens = sum(tokens[at] for at in places if at in raw)
-    return Scored(
-        texts=texts,
-        raw=[None if at is None else raw.get(at) for at in places],
-        errors={document: errors[at] for document, at in enumerate(places) if at in errors},
-        partly=texts.documents(partly),
-        truncated=texts.documents(sorted(truncated)),
-        unscored=tuple(sorted((*texts.unscored, *texts.documents([at for at in unscored if at not in raw])))),
+        for number, at in enumerate(readable):
+            score = outcome.add(at, reading, number, scores)
+            if score is not None and keys:
+                cache.put(keys[at], score)
+    return replace(
+        outcome.scored(texts),
         document_budget=prepared.budget_for(how),
         query_tokens=prepared.query_tokens,
-        overlap=overlap,
         unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
-        tokens=read + (len(prepared.question.ids) if read else 0),
-        cached_tokens=requested_tokens - read,
-        cached=len(known),
-        engine_s=time.perf_counter() - started - place.waited_s,
+        tokens=outcome.read + (len(prepared.question.ids) if outcome.read else 0),
+        cached=cached,
+        engine_s=time.perf_counter() - started - queued.waited_s,
     )
 
 
 def nothing_scored(texts: UniqueTexts) -> Scored:
-    """What became of documents that no engine was ready for within the budget."""
-    every = tuple(at for at, place in enumerate(texts.text_index) if place is not None)
+    """The outcome if no engine was ready within the budget."""
+    every = tuple(at for at, text in enumerate(texts.text_index) if text is not None)
     return Scored(
         texts, [None] * len(texts.text_index), {}, unscored=tuple(sorted((*every, *texts.unscored)))
     )
@@ -154,7 +185,8 @@ def nothing_scored(texts: UniqueTexts) -> Scored:
 async def _read(
     reader: Reader, prepared: PreparedQuestion, texts: UniqueTexts, missing: Sequence[int], how: Truncation
 ) -> tuple[Sequence[int], Reading, dict[int, str]]:
-    """The texts that can be read, their inputs, and why others can't be."""
+    """Tokenize the texts. Returns the indexes of those that could be tokenized, their inputs, and why the
+    others could not be."""
     refused: dict[int, str] = {}
     while True:
         left = [at for at in missing if at not in refused]
@@ -166,8 +198,8 @@ async def _read(
 
 
 def _portions(texts: Sequence[str], missing: Sequence[int]) -> Iterator[list[int]]:
-    """The texts of a request with a budget, in its order, as they are tokenized: the first ones are scored
-    before a long one that follows is read."""
+    """Split the texts of a request with a time budget, in their order, so that the first ones are scored
+    before a long one that follows is tokenized."""
     portion: list[int] = []
     characters = 0
     for at in missing:
@@ -181,5 +213,5 @@ def _portions(texts: Sequence[str], missing: Sequence[int]) -> Iterator[list[int
 
 
 def _blocks(count: int, most: int) -> list[range]:
-    """A request's inputs as blocks that don't depend on what else the engine has to do."""
+    """Split a request's inputs into blocks that do not depend on other requests."""
     return [range(start, min(start + most, count)) for start in range(0, count, most)]

@@ -1,4 +1,4 @@
-"""One call to one of a model's engines, and what became of the engine if it failed."""
+"""Make one call to an engine, and find out why the engine was lost if it fails."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rerankd.serving.replicas import Replicas
 
 T = TypeVar("T")
 U = TypeVar("U")
-# A call that was given up sooner says nothing of an engine that turns out to be stuck.
+# A call that was abandoned sooner is no evidence that it blocked the engine.
 _SLOW_S = 1.0
 _MOST_ABANDONED = 100
 _REMEMBERED_S = 300.0
-# What a connection to an engine raises that had died before.
+# Raised by a connection to an engine that was dead before the call.
 _NOT_REACHED = (ConnectionRefusedError, ConnectionAbortedError, FileNotFoundError)
 
 Part = Callable[[Engine, Sequence[U]], Awaitable[Sequence[T]]]
-"""A call for some of what is asked: one answer for each."""
+"""A call for some of the items. Returns one answer for each."""
 IsWanted = Callable[[int], bool]
-"""Whether anybody still waits for what stands at this place."""
+"""Whether a client still waits for the item at this index."""
 
 
 def always(at: int) -> bool:
@@ -36,8 +36,8 @@ def always(at: int) -> bool:
 
 @dataclass(slots=True)
 class Work(Generic[U]):
-    """What is asked, by place: the items, and what they are remembered by. `questions` are what the
-    questions are remembered by that they are scored for; empty where they are only tokenized."""
+    """The items of a call, and their quarantine keys. `query_keys` are the quarantine keys of their queries;
+    empty if the items are only tokenized."""
 
     items: Sequence[U]
     keys: Sequence[str]
@@ -50,7 +50,7 @@ class Work(Generic[U]):
 
 @dataclass(frozen=True, slots=True)
 class AbandonedCall:
-    """A call that nobody waits for any more; its engine may turn out to be stuck in it."""
+    """A call whose clients have all disconnected. Its engine may still be blocked by it."""
 
     engine: Engine
     names: tuple[str, ...]
@@ -59,7 +59,8 @@ class AbandonedCall:
 
 
 class EngineLost(Exception):
-    """An engine that went under a call, or gave an error. `cause` None: it runs, but hung up."""
+    """An engine was lost during a call, or returned an error. `cause` is None if it still runs but closed the
+    connection."""
 
     def __init__(self, engine: Engine, cause: Cause | None, error: EngineError) -> None:
         super().__init__()
@@ -67,8 +68,8 @@ class EngineLost(Exception):
 
 
 class EngineCaller:
-    """Calls to the engines of one model. `running` gives them, or raises EngineUnavailable. `patience_s` is
-    how long a call that has the engine alone may take before it is looked at whether the engine is stuck."""
+    """Makes calls to the engines of one model. `running` returns them, or raises EngineUnavailable.
+    `patience_s` is how long an exclusive call may take before the engine is checked."""
 
     def __init__(self, name: str, running: Callable[[], Replicas], log: Path, patience_s: float) -> None:
         self._name = name
@@ -80,11 +81,11 @@ class EngineCaller:
     async def call_once(
         self, work: Work[U], part: list[int], call: Part[U, T], *, after: Engine | None, alone: bool
     ) -> Sequence[T]:
-        """What `call` gets from an engine for the places in `part`. Once an engine is there, those are taken
-        out of `part` that nobody wants any more. `after` is an engine that has failed the caller, `alone`: no
-        other call has the engine meanwhile.
+        """Call an engine once for the items at the indexes in `part`. As soon as an engine is leased, items
+        that no client waits for are removed from `part`. `after` is the engine that failed last time. With
+        `alone`, the call is exclusive: no other call uses the engine meanwhile.
 
-        Raises EngineLost, InputTooLong, and what keeps an engine from being ready.
+        Raises EngineLost, InputTooLong, and the error that keeps an engine from becoming ready.
         """
         supervisor = self._running().pick(after)
         async with supervisor.lease(after=after, alone=alone) as engine:
@@ -103,7 +104,8 @@ class EngineCaller:
             except InputTooLong:
                 raise
             except EngineUnavailable as error:
-                # The lease is kept until the engine is known to be dead: who gets it next would be suspected.
+                # Keep the lease until the engine is known to be dead. Otherwise the next call would be
+                # blamed.
                 cause = await supervisor.exit_cause(engine)
                 if isinstance(error.__cause__, _NOT_REACHED) and cause is not None:
                     cause = "killed"
@@ -113,15 +115,15 @@ class EngineCaller:
         cause = await supervisor.erred(engine, failure.message) or "errors"
         if cause == "errors" and failure_reasons.says_memory(failure.message):
             cause = "memory"
-        told = EngineError(
-            f"The engine for {self._name} gave an error instead of scores. Its own words are in "
-            f"rerankd's log and in {self._log}. Try again; if it stays so, try another engine "
+        reported = EngineError(
+            f"The engine for {self._name} returned an error instead of scores. Its message is in "
+            f"rerankd's log and in {self._log}. Try again. If the error persists, use another engine "
             "or a smaller model."
         )
-        raise EngineLost(engine, cause, told)
+        raise EngineLost(engine, cause, reported)
 
     def lost_since(self) -> Iterator[tuple[AbandonedCall, Cause]]:
-        """The calls that were given up and whose engine went since, each once."""
+        """The abandoned calls whose engine was lost afterwards, each once."""
         now = time.monotonic()
         for one in tuple(self._abandoned):
             cause = self._running().exit_cause(one.engine)
@@ -132,8 +134,8 @@ class EngineCaller:
                 yield one, cause
 
     async def _checking_slow(self, call: Awaitable[T]) -> T:
-        """Wait for a call that has the engine alone. One that takes long has the engine looked at sooner than
-        the deadline would: it is known what to expect."""
+        """Wait for an exclusive call. If it is slow, have the engine checked now, without waiting for the
+        deadline."""
         task = asyncio.ensure_future(call)
         try:
             await asyncio.wait([task], timeout=self._patience_s)

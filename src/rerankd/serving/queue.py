@@ -1,8 +1,9 @@
-"""The queue of one model: requests wait in it for their scores, and engines get their batches from it.
+"""The queue of one model: requests wait here for their scores, and engines take batches from it.
 
-What is decided is in scheduler.py; here are the acts: a task for each batch under way, a future for each
-request that waits, and timers for time budgets. A batch is begun when a request comes, when another batch
-ends, and shortly before one is expected to end."""
+scheduler.py makes the decisions. This module carries them out, with a task for each batch that an engine has,
+a future for each waiting request, and timers for time budgets. A batch is started when a request arrives,
+when another batch ends, and shortly before one is expected to end.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a batch came to, by the request in it: the raw value of each input; None where `errors` says why it
-    has none, where `failures` holds what its request fails with, or where nobody wants it any more."""
+    """The outcome of a batch, by index of its inputs: the raw score of each. It is None if `errors` holds a
+    reason, if `failures` holds the error of its request, or if no client waits for it."""
 
     values: Sequence[float | None]
     errors: Mapping[int, str] = field(default_factory=dict)
@@ -48,23 +49,25 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a request gets, by the request of each input: its raw value; None where `errors` says why it has
-    none, and for the inputs in `unscored`, for which the time was too short."""
+    """The scores of a request, by index of its inputs: the raw score of each. It is None if `errors` holds a
+    reason, and for the inputs in `unscored`, which did not fit into the time budget."""
 
     values: Sequence[float | None]
     errors: Mapping[int, str]
     unscored: frozenset[int]
 
 
-_CANCELLED = EngineUnavailable("The engine was stopped while it scored this. Try again.")
+_CANCELLED = EngineUnavailable("The engine was stopped while it scored this request. Try again.")
 
 Score = Callable[[Sequence[Input], Callable[[int], bool]], Coroutine[Any, Any, Answer]]
-"""Scores the inputs of a batch. The second argument tells whether the input at a request is still wanted."""
+"""Scores the inputs of a batch. The second argument returns whether a client still waits for the input at an
+index."""
 
 
 @dataclass(eq=False, slots=True)
 class QueuedRequest:
-    """One request's request in the queue. `waited_s` is how long its inputs waited for the first batch."""
+    """A request in the queue. `waited_s` is the time from its first inputs being queued to their first
+    batch."""
 
     _queue: Queue
     _request: int
@@ -73,7 +76,7 @@ class QueuedRequest:
     _since: float | None = None
     _over: asyncio.Future[None] | None = None
     _inputs: Sequence[Input] = ()
-    # An input is in the first of these, then in the second, then it has a value, an error, or neither.
+    # Each input is in `_waiting`, then in `_at_engine`. Then it has a score, an error, or neither.
     _waiting: set[int] = field(default_factory=set)
     _at_engine: set[int] = field(default_factory=set)
     _unscored: set[int] = field(default_factory=set)
@@ -89,12 +92,12 @@ class QueuedRequest:
         latest: float | None = None,
         blocks: Sequence[Sequence[int]] = (),
     ) -> Scores:
-        """The value of each input, of one question. Each of `blocks`, if any, is a batch of its own. To be
-        called again only when it has returned, before `latest`.
+        """Score inputs that have the same question. Each of `blocks`, if any, is a batch of its own. Call
+        this again only after it has returned, and before `latest`.
 
-        With `until`, inputs are scored in their order, and none is begun that would not be done by then. What
-        has begun is waited for until `latest`. Both are in seconds of the queue's clock (time.monotonic).
-        Raises Overloaded where there are too many inputs or tokens, and what the engine raises.
+        With `until`, inputs are scored in their order, and no input is started that would not be finished by
+        then. Inputs that were started are waited for until `latest`. Both are in seconds of the queue's clock
+        (time.monotonic). Raises Overloaded if the inputs or tokens are too many, and what the engine raises.
         """
         if not inputs:
             return Scores((), {}, frozenset())
@@ -124,7 +127,7 @@ class QueuedRequest:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is wanted any more."""
+        """Whether the request waits for no more scores."""
         return self._over is None or self._over.done()
 
     def _begin(self, at: int, batch: _Batch) -> Input:
@@ -143,13 +146,13 @@ class QueuedRequest:
         self._check()
 
     def _drop(self) -> None:
-        """What waits won't be scored: it would not be done in time."""
+        """Drop the waiting inputs, because they would not be finished in time."""
         self._unscored |= self._waiting
         self._waiting.clear()
         self._check()
 
     def _give_up(self) -> None:
-        """The time is over for what has begun, too."""
+        """The time to wait for inputs at an engine is over."""
         self._unscored |= self._at_engine
         self._at_engine.clear()
         self._drop()
@@ -163,12 +166,12 @@ class QueuedRequest:
     def _fail(self, error: BaseException) -> None:
         if self._over is not None and not self._over.done():
             self._over.set_exception(error)
-            # Whoever waits may be cancelled in this moment, and never look at it.
+            # The waiting task may be cancelled at this moment and never read the exception.
             self._over.exception()
             self._release()
 
     def _release(self) -> None:
-        """Nothing is wanted any more: what waits is dropped, and batches that nobody else needs end."""
+        """Drop the waiting inputs, and cancel batches that no other request waits for."""
         self._queue.scheduler.drop_waiting(self._request)
         for batch in self._batches:
             batch.end_if_unwanted()
@@ -176,7 +179,7 @@ class QueuedRequest:
 
 @dataclass(eq=False, slots=True)
 class _Batch:
-    """A batch at an engine: whose each input is, and its request there."""
+    """A batch at an engine, and for each of its inputs the request and the index there."""
 
     given: NextBatch
     owners: Sequence[tuple[QueuedRequest, int]]
@@ -191,10 +194,10 @@ class _Batch:
 
 
 class Queue:
-    """Lets requests in, and has engines score their inputs.
+    """Admits requests, and has engines score their inputs in batches.
 
-    `policy` tells how the engines get their work. `score` scores a batch; what it raises ends all requests of
-    the batch.
+    `policy` returns the backend's limits for batches. `score` scores a batch; an exception that it raises
+    fails all requests of the batch.
     """
 
     def __init__(
@@ -221,9 +224,9 @@ class Queue:
     def admit(
         self, client: Client, documents: int, size_bytes: int, weight: float = 1.0
     ) -> Iterator[QueuedRequest]:
-        """A request for a request, until the block ends. Raises Overloaded, or Stopping after `close`."""
+        """Admit a request until the block ends. Raises Overloaded, or Stopping after `close`."""
         if self._closed:
-            raise Stopping("rerankd is stopping and takes no new requests. Ask another one, or try again.")
+            raise Stopping("rerankd is shutting down and accepts no new requests. Retry later.")
         self._count += 1
         request = self._count
         if full := self.scheduler.admit(request, client, size_bytes, documents, weight):
@@ -239,7 +242,7 @@ class Queue:
                 self._empty.set()
 
     def close(self) -> None:
-        """Admit nobody any more."""
+        """Admit no more requests."""
         self._closed = True
 
     @property
@@ -247,20 +250,20 @@ class Queue:
         return self._closed
 
     async def wait_empty(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request is queued or being scored."""
         await self._empty.wait()
 
     def overloaded(self, full: LimitReached, client: Client) -> Overloaded:
-        """What a request is told for which something is full."""
+        """The error for a request that exceeds a limit."""
         wait_s = self.scheduler.retry_after_s(full, client)
         if full.is_share:
-            told = f"This client has {full.words} under way and waiting; the rest of the queue is for others."
+            why = f"This client has used its share of the queue ({full.words})."
         else:
-            told = f"The queue is full: {full.words} under way and waiting."
-        return Overloaded(f"{told} Try again in about {wait_s} s.", retry_after_s=wait_s)
+            why = f"The queue is full ({full.words})."
+        return Overloaded(f"{why} Retry in about {wait_s} s.", retry_after_s=wait_s)
 
     def start_batches(self) -> None:
-        """Begin batches until the engines have no room for another."""
+        """Start batches until the engines accept no more."""
         policy, now = self._policy(), self.now()
         while True:
             for request in self.scheduler.drop_late(now):
@@ -285,7 +288,7 @@ class Queue:
     def _begin(self, given: NextBatch) -> None:
         batch = _Batch(given, [(self._requests[request], at) for request, at in given.inputs])
         inputs = [request._begin(at, batch) for request, at in batch.owners]
-        # Its log lines are not those of the request that happened to come, or of a batch before.
+        # In a context of its own, so that its log lines do not carry the id of an unrelated request.
         batch.task = asyncio.get_running_loop().create_task(
             self._score(inputs, batch.is_wanted), context=contextvars.Context()
         )

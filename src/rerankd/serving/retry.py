@@ -1,6 +1,5 @@
-"""Calls to the engines of a model: repeated when an engine was lost, in parts until the text that ends it is
-found (see quarantine.py), for as long as somebody waits for them.
-"""
+"""Retry calls to engines: after a crash the items are sent again, in smaller calls until the text that
+crashes the engine is found (see quarantine.py)."""
 
 from __future__ import annotations
 
@@ -28,18 +27,17 @@ _log = logging.getLogger("rerankd")
 T = TypeVar("T")
 U = TypeVar("U")
 SECTION = "quarantine"
-# Texts that are blamed, where fewer than so many times as many were scored: it is not the texts.
+# With this many quarantined texts, and fewer than this many scored texts for each, the engine is at fault.
 _MANY = 5
-# Engines in a row that gave errors for a known pair, too: then it is none of the texts.
+# After this many engines in a row that also failed on a known pair, the texts are not at fault.
 _MOST_USELESS = 2
-_TOO_LONG = "the engine says that it is longer than it takes"
+_TOO_LONG = "the engine reports that it is too long"
 
 
 class RetryingCaller:
-    """What asks the engines of one model. `running` gives them, or raises EngineUnavailable; `reader` is how
-    they read; `out_of_memory` is called when an engine ran out of it.
-    `patience_s` is how long a call that has the engine alone may take before it is looked at whether the
-    engine is stuck."""
+    """Calls the engines of one model, with retries. `running` returns them, or raises EngineUnavailable.
+    `reader` returns the model's Reader. `out_of_memory` is called when an engine ran out of memory.
+    `patience_s` is as in EngineCaller."""
 
     def __init__(
         self,
@@ -68,23 +66,25 @@ class RetryingCaller:
             self._quarantine.blame(digest, str(entry.value), entry.until or time.time() + TTL_S)
 
     async def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, by the engine's tokenizer. Raises TextsRefused where texts end it."""
+        """The token ids of each text, by the engine's tokenizer. Raises TextsRefused for texts that crash the
+        engine."""
         return await self._tokenized(texts, lambda engine, part: engine.encode(part))
 
     async def ends(self, texts: Sequence[str]) -> list[Ids]:
-        """Where the tokens of each text end. Raises TextsRefused where texts end the engine."""
+        """The end positions of the tokens of each text. Raises TextsRefused for texts that crash the
+        engine."""
         return await self._tokenized(texts, lambda engine, part: engine.ends(part))
 
     async def _tokenized(self, texts: Sequence[str], call: Part[str, Ids]) -> list[Ids]:
         answers, errors, _ = await self._each(Work(texts, [f"\1{text}" for text in texts]), call)
         if errors:
-            raise TextsRefused(f"The engine for {self._name} ended twice on this text.", errors)
+            raise TextsRefused(f"The engine for {self._name} failed twice on this text.", errors)
         return [answers[at] for at in range(len(texts))]
 
     async def score(self, inputs: Sequence[Input], is_wanted: IsWanted = always) -> Answer:
-        """The raw value of each input; None where `errors` says why it has none, where `failures` holds what
-        its request fails with (QueryRefused: its query ends the engine whatever the text), and where nobody
-        wants it any more."""
+        """The raw score of each input. It is None if `errors` holds a reason, if `failures` holds the error
+        of the whole request (QueryRefused: its query crashes the engine with any text), or if no client waits
+        for it."""
 
         async def each(engine: Engine, part: Sequence[Input]) -> Sequence[tuple[float | None, str | None]]:
             answer = await engine.score(Batch(tuple(part)))
@@ -96,13 +96,15 @@ class RetryingCaller:
         questions = [f"\0{one.question.query}\0{one.question.instruction}" for one in inputs]
         pairs, errors, failures = await self._each(Work(inputs, names, questions, is_wanted), each)
         errors |= {at: why for at, (_, why) in pairs.items() if why is not None}
-        return Answer([pairs[at][0] if at in pairs else None for at in range(len(inputs))], errors, failures)
+        values = [pairs[at][0] if at in pairs else None for at in range(len(inputs))]
+        return Answer(values, errors, failures)
 
     def blames_engine(self) -> bool:
-        """Whether an engine that just crashed under load did so by itself.
+        """Whether an engine that crashed under load is itself at fault.
 
-        That is so where nobody was asking it, where no text explained an earlier crash, and where so many
-        texts are blamed beside those that were scored that it must be the engine. These are then work again.
+        It is if it had no call, if an earlier crash was explained by no text, or if so many texts are
+        quarantined compared with those scored that the texts cannot be the cause. In the last case the
+        quarantine is cleared.
         """
         quarantine = self._quarantine
         is_broken = quarantine.blamed >= _MANY and self._answered < _MANY * quarantine.blamed
@@ -114,17 +116,17 @@ class RetryingCaller:
         return False
 
     def forget(self) -> None:
-        """Ask every text again."""
+        """Clear the quarantine."""
         for digest in self._quarantine.clear():
             self._learned.remove(SECTION, digest)
 
     async def _each(
         self, work: Work[U], call: Part[U, T]
     ) -> tuple[dict[int, T], dict[int, str], dict[int, RerankdError]]:
-        """By place: the answers, why there is none, and what a request fails with.
+        """By index: the answers, the reasons for missing ones, and the errors that fail a whole request.
 
-        It ends: each loss makes the calls of suspects smaller or takes one out. A loss that no text is
-        suspected of comes from outside, and the deadlines of those who wait bound these.
+        The loop ends: after each loss, the calls of suspects get smaller or a suspect is quarantined. A loss
+        with no suspect has an external cause, and the deadlines of the waiting requests bound the retries.
         """
         answers: dict[int, T] = {}
         errors: dict[int, str] = {}
@@ -180,10 +182,10 @@ class RetryingCaller:
     def _next(
         self, work: Work[U], left: list[int]
     ) -> tuple[list[int], bool, dict[int, str], tuple[int, ...]]:
-        """The places to ask next, whether without another call beside, those not to be work with the reason,
-        and those whose query is not to be work."""
+        """The indexes of the next call, whether it is exclusive, the quarantined items with the reason, and
+        the indexes whose query is quarantined."""
         quarantine = self._quarantine
-        if quarantine.is_empty:  # the usual case: nothing to look up
+        if quarantine.is_empty:  # the usual case
             return [*left], False, {}, ()
         now = time.time()
         if work.query_keys:
@@ -199,7 +201,8 @@ class RetryingCaller:
         return [left[at] for at in following.at], following.alone, {}, ()
 
     async def _engine_lost(self, names: Sequence[str], fault: Fault, *, alone: bool) -> dict[str, str]:
-        """An engine went with a call of these texts. Returns those not to be work again, with the reason."""
+        """An engine was lost during a call with these texts. Returns those that are now quarantined, with the
+        reason."""
         digests = self._quarantine.digests(names)
         found = self._quarantine.engine_lost(digests, fault, time.time(), alone=alone)
         for digest, reason in found.items():
@@ -207,10 +210,10 @@ class RetryingCaller:
         return {name: found[one] for name, one in zip(names, digests, strict=True) if one in found}
 
     async def _check_query(self, work: Work[Any], at: int) -> None:
-        """Whether the query of an input ends the engine beside a text that is known to work; then it is
-        refused from now on."""
+        """Check whether the query of an input also crashes the engine with a text that is known to work. If
+        so, the query is quarantined."""
         (digest,) = self._quarantine.digests([work.query_keys[at]])
-        if self._quarantine.reason(digest, time.time()) is not None:  # another batch has found out
+        if self._quarantine.reason(digest, time.time()) is not None:  # another batch has already checked
             return
         question: Question = work.items[at].question
         reader = await self._reader()
@@ -221,7 +224,7 @@ class RetryingCaller:
         except EngineLost as lost:
             if lost.cause not in REASONS or lost.cause == "memory":
                 return
-            reason = "the engine ends on this query whatever the text, so it is not asked for an hour"
+            reason = "the engine fails on this query with any document, so it is not retried for an hour"
             self._quarantine.blame(digest, reason, time.time() + TTL_S)
             await self._remember(digest, "a query is refused", reason)
 
@@ -231,16 +234,16 @@ class RetryingCaller:
             await asyncio.to_thread(self._learned.put, SECTION, digest, reason, TTL_S)
 
     async def _suspect_abandoned(self) -> None:
-        """Suspect the texts of calls that nobody waits for any more, where their engine went since."""
+        """Suspect the texts of abandoned calls whose engine was lost afterwards."""
         for one, cause in self._caller.lost_since():
             if cause in REASONS and cause != "memory":
                 await self._engine_lost(one.names, cause, alone=one.alone)
 
     def _refused(self) -> QueryRefused:
         return QueryRefused(
-            f"The engine for {self._name} ended twice on this query, beside different documents. The query "
-            f"is not tried again for an hour, or until `rerankd reload {self._name}`. Change its text, and "
-            f"see {self._engine_log} for the engine's last words."
+            f"The engine for {self._name} failed twice on this query, with different documents. The query "
+            f"is not retried for an hour, or until `rerankd reload {self._name}`. Change its text, and "
+            f"see {self._engine_log} for the engine's last output."
         )
 
 

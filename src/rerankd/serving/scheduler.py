@@ -1,11 +1,11 @@
-"""(pure) The queue's decisions: who is let in, and what the next batch of an engine is.
+"""(pure) Schedule the queue of one model: admit requests, and form the next batch for an engine.
 
-Every batch is formed here, when an engine has room for one. turn_order.py tells whose turn it is. Inputs of
-that request make the batch; the room that they leave goes to other requests with inputs that fit (see
-batches.py).
+Every batch is formed here, when an engine can accept one. turn_order.py decides which request is next. Its
+inputs form the batch, and other requests fill what remains of it with inputs that fit (see batches.py).
 
-A request with a time budget gives its inputs in its own order. None is begun that the engine would not finish
-in time, by its measured rate and what it has already. They are dropped once an idle engine would not, either.
+The inputs of a request with a time budget are scored in the request's order. None is started that the engine
+would not finish in time, according to its measured throughput and the work it already has. They are dropped
+when even an idle engine would not finish them in time.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rerankd.serving.turn_order import TurnOrder
 from rerankd.serving.waiting_inputs import WaitingInputs
 
 WEIGHTS: Mapping[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
-"""What a request weighs against others of its client, and a client's setting against other clients."""
+"""The weight of a request compared with others of its client, and of a client compared with other clients."""
 
 _LONGEST_RETRY_S = 120
-# Tokens of a document, while none has been counted.
+# Assumed tokens per document until some are counted.
 _TYPICAL = 100.0
 
 
 class NextBatch(NamedTuple):
-    """The next batch: (request, entry in it) of each input, none where nothing waits, and the tokens that the
-    engine computes for it, padding included."""
+    """The next batch: the request of each input and the index in that request, empty if nothing waits; and
+    the tokens that the engine computes, including padding."""
 
     inputs: Sequence[tuple[int, int]] = ()
     tokens: int = 0
@@ -53,8 +53,8 @@ class _Request:
 
 
 class Scheduler:
-    """What waits and what is at the engines, of which there are `engines`. Its methods are the events; a
-    request is a number that the caller makes up, `now` is in seconds of any clock."""
+    """The waiting and running inputs of `engines` engines. Its methods are the events. The caller numbers the
+    requests; `now` is in seconds of any one clock."""
 
     def __init__(self, queue_limits: QueueLimits, *, engines: int = 1) -> None:
         self.queue_limits = queue_limits
@@ -64,8 +64,9 @@ class Scheduler:
         self.batch_size = BatchSize()
         self._requests: dict[int, _Request] = {}
         self._turns = TurnOrder()
-        # Requests with a budget that have inputs waiting, and those of them that take no turn before a batch
-        # has ended: no rate is known, or the engine is too busy now and may turn out to be faster.
+        # The requests with a time budget that have waiting inputs. Those in `_resting` get no turn before a
+        # batch has ended: the throughput is not known, or the engine is too busy now and may turn out to be
+        # faster.
         self._timed: dict[int, float] = {}
         self._resting: set[int] = set()
 
@@ -74,25 +75,25 @@ class Scheduler:
 
     @property
     def usage(self) -> Usage:
-        """What all requests hold that are under way or waiting."""
+        """The usage of all requests that wait or are being scored."""
         return self._usage.total
 
-    # Who comes and goes.
+    # Requests arrive and leave.
 
     def admit(
         self, request: int, client: Client, size_bytes: int, documents: int, weight: float = 1.0
     ) -> LimitReached | None:
-        """Take a request in; or say what is full, and take nothing. Whatever its size, one is taken where
-        there is no other."""
-        asks = Usage(1, documents, 0, size_bytes)
+        """Admit a request, or return the limit that it exceeds. A request is always admitted if there is no
+        other, whatever its size."""
+        added = Usage(1, documents, 0, size_bytes)
         full = (
-            self._usage.limit_reached(self.queue_limits, client.name, Usage(), asks)
+            self._usage.limit_reached(self.queue_limits, client.name, Usage(), added)
             if self._requests
             else None
         )
         if full is None:
             self._requests[request] = _Request(client, weight)
-            self._hold(self._requests[request], Usage(), asks)
+            self._hold(self._requests[request], Usage(), added)
         return full
 
     def enqueue(
@@ -104,9 +105,9 @@ class Scheduler:
         until: float | None = None,
         blocks: Sequence[Sequence[int]] = (),
     ) -> LimitReached | None:
-        """The request's inputs are known and wait from now on: the tokens of each, and the key of their
-        question. Or says what is full, and then none of them waits. No input is begun that would not be
-        done by `until`. Each of `blocks` is a batch of its own."""
+        """Queue the inputs of a request: the tokens of each, and the key of their question. If they exceed a
+        limit, return it and queue none. No input is started that would not be finished by `until`. Each of
+        `blocks` is a batch of its own."""
         entry = self._requests[request]
         had, has = entry.usage._replace(requests=0, size_bytes=0), Usage(0, len(tokens), sum(tokens), 0)
         if len(self._requests) > 1:
@@ -125,19 +126,19 @@ class Scheduler:
         return None
 
     def drop_waiting(self, request: int) -> None:
-        """None of the request's waiting inputs is to be given any more."""
+        """Drop the waiting inputs of a request."""
         entry = self._requests[request]
         self._hold(entry, Usage(0, *entry.waiting.clear(), 0), Usage())
         self._stop_waiting(request)
 
     def remove(self, request: int) -> None:
-        """The request has ended, one way or another. What is at the engine is nobody's now."""
+        """Remove a request that has ended. Nobody waits for its inputs at an engine."""
         self.drop_waiting(request)
         entry = self._requests.pop(request)
         self._hold(entry, entry.usage, Usage())
 
     def retry_after_s(self, what: LimitReached, client: Client) -> int:
-        """Seconds until a request for which something was full should find room."""
+        """The estimated seconds until the queue can admit a request that exceeded this limit."""
         typical = self.usage.tokens / self.usage.documents if self.usage.tokens else _TYPICAL
         if what.what == "tokens":
             over = float(what.over)
@@ -150,15 +151,16 @@ class Scheduler:
             over = min((one.usage.tokens or one.usage.documents * typical for one in those), default=0.0)
         return min(max(math.ceil(over / self.throughput.tokens_per_s), 1), _LONGEST_RETRY_S)
 
-    # What the engine gets.
+    # Batches for the engines.
 
     def limits(self, policy: BatchPolicy) -> BatchLimits:
-        """The most that one batch may hold now."""
+        """The current limits of one batch."""
         speed = self.throughput.tokens_per_s / self.engines if self.throughput.is_measured else None
         return self.batch_size.limits(policy, speed)
 
     def drop_late(self, now: float) -> list[int]:
-        """Drop what can't be scored in time any more: all that waits of the requests that are returned."""
+        """Drop inputs that can no longer be scored in time. Returns the requests whose waiting inputs were
+        dropped."""
         late = []
         for request, until in self._timed.items():
             first = self._requests[request].waiting.first()
@@ -169,14 +171,15 @@ class Scheduler:
         return late
 
     def next_batch_at(self, under_way: int) -> float:
-        """From when on the next batch may be begun, beside so many under way."""
+        """The time from which the next batch may be started, with `under_way` batches at the engines."""
         if not self._turns:
             return math.inf
         is_ahead = self.engines == 1 and under_way > 0 and self.throughput.is_measured
         return self.throughput.next_batch_at() if is_ahead else -math.inf
 
     def next_batch(self, policy: BatchPolicy, now: float) -> NextBatch:
-        """The next batch, which is at the engine from now on. `late` has been called for this moment."""
+        """Form the next batch, which is at the engine from now on. Call `drop_late` for the same moment
+        first."""
         while (turn := self._turns.next(policy.run_tokens)) is not None and self._is_busy_for(turn[0], now):
             self._rest(turn[0])
         if turn is None:
@@ -190,7 +193,7 @@ class Scheduler:
         return NextBatch(inputs, tokens)
 
     def batch_done(self, batch: NextBatch, now: float, *, is_scored: bool = True) -> None:
-        """The engine has ended with a batch; `is_scored` False where it gave no values."""
+        """The engine has finished a batch; with `is_scored` False, it returned no scores."""
         self.throughput.batch_ended(now, batch.tokens, len(batch.inputs), is_scored=is_scored)
         for request, inputs in itertools.groupby(batch.inputs, key=itemgetter(0)):
             if (entry := self._requests.get(request)) is not None:
@@ -213,8 +216,8 @@ class Scheduler:
         return form(policy, limits, lead, entry.waiting, others)
 
     def _others(self, lead: int, is_ahead: bool, tokens: int, now: float) -> Others:
-        """The requests that may add to the batch of `lead`, which has up to `tokens` tokens. A request with a
-        time budget is among them only if that batch is sure to be done in time."""
+        """The requests that may add inputs to the batch of `lead`, which has up to `tokens` tokens. A request
+        with a time budget is included only if that batch is certain to be finished in time."""
         for request in self._turns.others(lead, is_ahead):
             entry = self._requests[request]
             if entry.until is None or (
@@ -223,7 +226,7 @@ class Scheduler:
                 yield request, entry.waiting
 
     def _charge(self, part: Part, lead: int) -> None:
-        """Count what a request gives to the batch of `lead`."""
+        """Charge a request for its inputs in the batch of `lead`."""
         entry = self._requests[part.request]
         self._turns.charge(part.request, part.tokens, lead)
         entry.at_engine += len(part.places)
@@ -237,24 +240,24 @@ class Scheduler:
         self._usage.change(entry.client.name, less, more)
 
     def _wait(self, request: int) -> None:
-        """The request takes turns from now on."""
+        """Let the request take turns."""
         entry = self._requests[request]
         self._turns.arrive(request, entry.client, entry.weight, entry.waiting.tokens)
 
     def _is_busy_for(self, request: int, now: float) -> bool:
-        """Whether what the engine has leaves the request no time now."""
+        """Whether the engine's current work leaves too little time for the request."""
         entry = self._requests[request]
         if entry.until is None or not self.throughput.is_measured:
             return False
         return self.throughput.spare_capacity(now, entry.until) < entry.waiting.first()
 
     def _rest(self, request: int) -> None:
-        """The request takes no turn before a batch has ended."""
+        """Give the request no turn before a batch has ended."""
         self._turns.leave(request)
         self._resting.add(request)
 
     def _stop_waiting(self, request: int) -> None:
-        """The request has nothing waiting any more."""
+        """The request has no more waiting inputs."""
         self._timed.pop(request, None)
         self._resting.discard(request)
         self._turns.leave(request)

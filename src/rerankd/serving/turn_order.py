@@ -1,14 +1,15 @@
-"""(pure) Which request the next batch is for: fair between clients, then between the requests of one.
+"""(pure) Decide which request the next batch is for: fair between clients, then between the requests of a
+client.
 
-A client steps back for others while all that it wants has a low priority. Its high priority is only against
-its own requests.
+A client whose waiting requests all have low priority weighs less against other clients. High priority counts
+only among the requests of the same client.
 
-**Small requests** of up to HEAD_START tokens have a head start over all others (see fairness.py), unless
-their priority or their client's is low.
+**Small requests** of up to HEAD_START tokens get a head start (see fairness.py), unless they or their client
+have low priority.
 
-**Runs.** An engine that keeps what it has read of a question goes on with one request until that has had
-`run_tokens` in a row, although another one would be next. Only a small request with a head start interrupts:
-to read a question again costs less than to wait for the rest of a run. The run then goes on.
+**Runs.** An engine that caches the question's prefix continues with one request until it has had `run_tokens`
+in a row, even if another request is next. Only a small request with a head start interrupts a run: reading a
+question again costs less than waiting for the rest of a run. The run then continues.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rerankd.serving.waiting_inputs import NEARLY
 
 @dataclass(slots=True)
 class _Client:
-    """A client that waits, and its waiting requests by their weights."""
+    """A client with waiting requests, and the weights of these requests."""
 
     weight: float
     weights: dict[int, float] = field(default_factory=dict)
@@ -35,7 +36,8 @@ class _Client:
 
 
 class TurnOrder:
-    """The requests that wait. Its methods are the events; all amounts are tokens."""
+    """The waiting requests in the order of their turns. Its methods are the events; all amounts are in
+    tokens."""
 
     def __init__(self) -> None:
         self._turns: FairShare[str] = FairShare()
@@ -50,17 +52,17 @@ class TurnOrder:
         return request in self._owners
 
     def arrive(self, request: int, client: Client, weight: float, tokens: int) -> None:
-        """The request waits for so many tokens."""
+        """The request waits for `tokens` tokens."""
         ours = self._clients.setdefault(client.name, _Client(client.weight))
         ours.weight, ours.weights[request] = client.weight, weight
         self._owners[request] = client.name
         is_small = tokens <= HEAD_START and min(weight, client.weight) >= 1
-        head = tokens / NEARLY if is_small else 0.0  # as many as they may be with padding
+        head = tokens / NEARLY if is_small else 0.0  # the maximum with padding
         ours.turns.arrive(request, weight, head)
         self._turns.arrive(client.name, ours.against_others, head)
 
     def leave(self, request: int) -> None:
-        """The request does not wait, or not any more."""
+        """The request no longer waits."""
         name = self._owners.pop(request, None)
         if name is None:
             return
@@ -74,7 +76,7 @@ class TurnOrder:
             del self._clients[name]
 
     def next(self, run_tokens: int = 0) -> tuple[int, bool] | None:
-        """The request whose turn it is, and whether that is because of its head start. None where nobody
+        """The request whose turn it is, and whether it is because of a head start. None if no request
         waits."""
         name = self._turns.pick()
         if name is None:
@@ -91,8 +93,9 @@ class TurnOrder:
         return request, is_ahead
 
     def others(self, lead: int, is_ahead: bool) -> Iterator[int]:
-        """Who may add to a batch of `lead`, by turn, those of the same client first. Beside a request that
-        has the turn because of its head start only others that have one, too: it waits for no more work."""
+        """The requests that may add to a batch of `lead`, in turn order, those of the same client first. If
+        `lead` has the turn because of a head start, only other requests with a head start may add to its
+        batch: it waits for no other work."""
         own = self._owners[lead]
         for name in (own, *(name for name in self._turns.in_order() if name != own)):
             if is_ahead and name != own and not self._turns.is_ahead(name):
@@ -105,8 +108,8 @@ class TurnOrder:
                     yield request
 
     def charge(self, request: int, tokens: int, lead: int) -> None:
-        """A request that waits gives so much to the batch of `lead`. That one is charged first, and has left
-        before the others are charged, if nothing of it waits any more."""
+        """Charge a waiting request for `tokens` in the batch of `lead`. `lead` is charged first, and has left
+        before the others are charged if it has no more waiting inputs."""
         name = self._owners[request]
         leading = self._owners.get(lead)
         turns = self._clients[name].turns

@@ -1,7 +1,6 @@
-"""(pure) The inputs of one request that wait for a batch, and which of them go into the next one.
+"""(pure) The waiting inputs of one request, and which of them go into the next batch.
 
-They are kept in the order in which they are given, last one first, so that giving some is cutting the list's
-end: O(1) an input, however many wait.
+The list is in reverse order: the next input is last, so taking inputs truncates the list in O(1) per input.
 """
 
 from __future__ import annotations
@@ -11,19 +10,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 NEARLY = 0.75
-"""An input of at least this share of the longest one's tokens may be padded to it."""
+"""An input with at least this fraction of the tokens of the longest one may be padded to it."""
 
 
 class Row(NamedTuple):
-    """An input (or a block) that waits: its tokens, and its place in the request."""
+    """A waiting input (or block): its tokens, and its index in the request."""
 
     tokens: int
     at: int
 
 
 class WaitingInputs:
-    """`blocks` are groups of inputs that are one batch each. `is_ordered`: the inputs are given in the
-    request's order, whatever the engine would like best."""
+    """The waiting inputs of a request. Each of `blocks` is a batch of its own. With `is_ordered`, the inputs
+    are taken in the request's order."""
 
     def __init__(
         self,
@@ -49,20 +48,20 @@ class WaitingInputs:
         return len(self._rows)
 
     def arrange(self, by_length: bool) -> None:
-        """Give the longest inputs first, or keep the request's order."""
+        """Order the inputs longest first, or as in the request."""
         by_length = by_length and not self.is_ordered
         if by_length != self._is_sorted:
-            # Of equal length, the first of the request first.
+            # Inputs of equal length keep the request's order.
             self._rows.sort(key=(lambda row: (row.tokens, -row.at)) if by_length else (lambda row: -row.at))
             self._is_sorted = by_length
 
     def first(self) -> int:
-        """Tokens of the input that is next."""
+        """Tokens of the next input."""
         return self._rows[-1].tokens
 
     def fitting(self, longest: int, most: int) -> int:
-        """How many of the next inputs, up to `most`, may be padded to `longest`. Where the longest come
-        first, those that are longer are passed over."""
+        """How many of the next inputs, up to `most`, may be padded to `longest`. In longest-first order,
+        longer inputs are skipped."""
         if self._is_sorted:
             return min(len(self._range(longest)), most)
         count = 0
@@ -73,8 +72,7 @@ class WaitingInputs:
         return count
 
     def take_fitting(self, longest: int, most: int) -> list[int]:
-        """Give up to `most` inputs that may be padded to `longest`, the longest of them first; the places
-        of the inputs."""
+        """Take up to `most` inputs that may be padded to `longest`, longest first. Returns their indexes."""
         if not self._is_sorted:
             return self.take(self.fitting(longest, most))
         places = self._range(longest)[-most:] if most else range(0)
@@ -84,9 +82,9 @@ class WaitingInputs:
         return [row.at for row in reversed(taken)]
 
     def padded(self, room: int, most: int) -> tuple[int, int]:
-        """How many of the next inputs, at least one and up to `most`, hold no more than `room` tokens when
-        each is padded to the longest; and that one's tokens. Where the longest come first, those that are
-        much shorter are left for later."""
+        """How many of the next inputs, from one up to `most`, hold at most `room` tokens when each is padded
+        to the longest; and the tokens of the longest. In longest-first order, much shorter inputs are left
+        for later."""
         if self._is_sorted:
             longest = self.first()
             return self.fitting(longest, min(max(room // longest, 1), most)), longest
@@ -99,7 +97,7 @@ class WaitingInputs:
         return count, longest
 
     def packed(self, room: int, most: int) -> int:
-        """How many of the next inputs, up to `most`, hold no more than `room` tokens together."""
+        """How many of the next inputs, up to `most`, hold at most `room` tokens together."""
         count = 0
         for row in reversed(self._rows[-most:] if most else ()):
             room -= row.tokens
@@ -109,19 +107,19 @@ class WaitingInputs:
         return count
 
     def take(self, count: int) -> list[int]:
-        """Give the next `count` inputs; their places."""
+        """Take the next `count` inputs. Returns their indexes."""
         taken = self._rows[len(self._rows) - count :]
         del self._rows[len(self._rows) - count :]
         self.tokens -= sum(row.tokens for row in taken)
         return [row.at for row in reversed(taken)]
 
     def take_block(self) -> Sequence[int]:
-        """Give the next block; the places of its inputs."""
+        """Take the next block. Returns the indexes of its inputs."""
         (number,) = self.take(1)
         return self.blocks[number]
 
     def clear(self) -> tuple[int, int]:
-        """Give none any more; how many inputs were left, and their tokens."""
+        """Remove all inputs. Returns how many there were, and their tokens."""
         count = sum(len(self.blocks[row.at]) for row in self._rows) if self.blocks else len(self._rows)
         tokens, self.tokens = self.tokens, 0
         self._rows.clear()
