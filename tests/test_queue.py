@@ -260,7 +260,9 @@ async def test_over_the_bounds_it_says_when_to_come_again() -> None:
     bench = Bench(QueueLimits(requests=100, documents=40, tokens=10**6, size_bytes=10**6))
     bulk = bench.send("a", 28, Client("bulk"))
     await bench.settle()
-    with pytest.raises(Overloaded, match=r"This client has used its share of the queue \(28 documents\)") as caught:
+    with pytest.raises(
+        Overloaded, match=r"This client has used its share of the queue \(28 documents\)"
+    ) as caught:
         await bench.send("b", 9, Client("bulk"))
     assert caught.value.retry_after_s == 1
     with pytest.raises(Overloaded, match=r"The queue is full \(28 documents\)"):

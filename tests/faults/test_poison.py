@@ -38,7 +38,8 @@ def among(bad: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"), [("--crash-on", "crashed on it twice"), ("--error-on", "returned an error for it twice")]
+    ("flag", "says"),
+    [("--crash-on", "crashed on it twice"), ("--error-on", "returned an error for it twice")],
 )
 def test_a_document_that_ends_the_engine_is_left_out_and_remembered(
     tmp_path: Path, flag: str, says: str

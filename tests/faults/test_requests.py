@@ -176,7 +176,9 @@ def test_over_its_bounds_it_says_when_to_come_again(slow: Service) -> None:
         assert refused.status_code == 429
         wait_s = int(refused.headers["retry-after"])
         assert 1 <= wait_s <= 3
-        assert re.match(r"This client has used its share of the queue \(\d+ documents\)", refused.json()["message"])
+        assert re.match(
+            r"This client has used its share of the queue \(\d+ documents\)", refused.json()["message"]
+        )
         # The rest is for others: a proxy on this machine may name another client.
         other = slow.rerank(["a", "b"], **{"x-forwarded-for": "203.0.113.9"})
         assert other.status_code == 200 and not first.done()
