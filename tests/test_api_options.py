@@ -402,7 +402,7 @@ async def test_warnings_with_several_queries_name_the_pairs(client: httpx.AsyncC
     )
     warnings = json.loads(answer.headers["x-rerankd-warnings"])
     assert [warning.startswith("Pairs 0 to 1: '") for warning in warnings] == [True, True, False]
-    assert warnings[2].startswith("Pairs 2 to 3: Too long") and "document 1." in warnings[2]
+    assert warnings[2].startswith("Pairs 2 to 3: Truncated") and "document 1." in warnings[2]
 
 
 @pytest.mark.parametrize(

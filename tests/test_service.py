@@ -50,7 +50,7 @@ async def reranker(
 
 async def room(reranker: Reranker) -> int:
     """What a document may have beside QUERY, in tokens."""
-    return (await (await reranker.registry.find(None).reader()).ask(QUERY)).document_budget
+    return (await (await reranker.registry.find(None).reader()).prepare(QUERY)).document_budget
 
 
 async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker) -> None:
