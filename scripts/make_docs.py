@@ -1,8 +1,8 @@
 """Generate the parts of docs/ that repeat the code: `make docs`.
 
-The settings of docs/configuration.md come from their descriptions, docs/cli.md from the commands' help, the table
-of docs/models.md from the catalog, and the options and paths of docs/api.md from the tables that the service
-reads. tests/test_documentation.py fails if a page is out of date.
+The settings of docs/configuration.md come from their descriptions, docs/cli.md from the commands' help, the
+table of docs/models.md from the catalog, and the options and paths of docs/api.md from the tables that the
+service reads. tests/test_documentation.py fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def settings() -> str:
     of_models = (config.RequestDefaults, config.ServingSettings)
     last = [*(name for group in of_models for name in group.model_fields), *setting_options.of_backends()]
     rows = [
-        f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(name)} |"
+        f"| `{name}` | {_default(name, field)} | {field.description} | {config.needs(name)} |"
         for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)
         if name not in ("models", "scoring")
     ]
@@ -67,11 +67,6 @@ def _default(name: str, field: FieldInfo) -> str:
     if value in (None, "", ()):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _on_reload(name: str) -> str:
-    said = {"live": "at once", "engine": "restarts engines", "restart": "needs a restart"}
-    return said[config.needs(name)]
 
 
 def commands() -> str:
@@ -151,13 +146,13 @@ def _honoured(option: options.Option) -> Iterator[str]:
 
 def rerank_paths() -> str:
     """The table of paths for rerank requests, with the services and dialects that use them."""
-    rows = [f"| `POST {path}` | {whose} | any by its body |" for path, whose in table.SHARED.items()]
+    rows = [f"| `{path}` | {whose} | by body |" for path, whose in table.SHARED.items()]
     for dialect in table.shown():
-        rows += [f"| `POST {path}` | {whose} | {dialect.title} |" for path, whose in dialect.paths.items()]
+        rows += [f"| `{path}` | {whose} | {dialect.title} |" for path, whose in dialect.paths.items()]
     for dialect in table.shown():
-        if below := ", ".join(f"`POST {path}`" for path in dialect.named_paths):
-            rows.append(f"| {below} | where a body alone is ambiguous | {dialect.title} |")
-    return "\n".join(["| path | whose | dialect |", "|---|---|---|", *rows])
+        if below := ", ".join(f"`{path}`" for path in dialect.named_paths):
+            rows.append(f"| {below} | programs with an ambiguous body | {dialect.title} |")
+    return "\n".join(["| path | used by | dialect |", "|---|---|---|", *rows])
 
 
 def renamed() -> str:
@@ -180,7 +175,7 @@ MADE = {
 
 
 def written() -> dict[Path, str]:
-    """Each page with generated parts, and its up-to-date text. Raises ValueError if a page lacks a part's markers."""
+    """Each page with generated parts, and its current text. Raises ValueError for a missing marker."""
     pages: dict[Path, str] = {}
     for name, (file, make) in MADE.items():
         path = DOCS / file

@@ -17,8 +17,8 @@ _INTRO = """\
 
 <!-- Made by tests/clients/docs.py from tests/clients/table.toml; change those. -->
 
-What to type into each program so that it uses rerankd. Replace `HOST` with the machine that runs rerankd; in a
-container, `localhost` is the container. For other machines, start it with a key:
+What to type into each program so that it uses rerankd. Replace `HOST` with the machine that runs rerankd; in
+a container, `localhost` is the container. For other machines, start it with a key:
 
 ```sh
 rerankd serve --host 0.0.0.0 --api-key choose-one
@@ -26,10 +26,10 @@ rerankd serve --host 0.0.0.0 --api-key choose-one
 
 - **Model name**: any, while one model is served. With `strict_model_names`, other names are an error.
 - **`KEY`** is the server's `api_key`. Without one, leave the field empty, or type any word if it is required.
-- **Scores** are from 0 to 1 and never stretched to fill that range. Older versions of Dify's
-  OpenAI-API-compatible provider (its SDK's own class) do that themselves: the best document has 1, the worst 0.
-- **Short timeouts**: with `budget_ms = 4500` a model answers programs that wait 5 s, with the documents scored
-  by then ([api.md](api.md#priority-and-time-budget)).
+- **Scores** are from 0 to 1 and never stretched to fill that range. Older versions of Dify's provider (its
+  SDK's own class) stretch them: the best document has 1, the worst 0.
+- **Short timeouts**: with `budget_ms = 4500` a model answers programs that wait 5 s, with the documents
+  scored by then ([api.md](api.md#priority-and-time-budget)).
 - **Paths** may have doubled and trailing slashes. Behind a proxy that keeps a prefix, set `--api-prefix`.
 """
 
@@ -43,9 +43,9 @@ rerankd recognises a dialect by a field that only it sends; where bodies are the
 |---|---|---|---|
 {dialects}
 
-A document is a string, `{"text": …}`, `{"page_content": …}` (LangChain), `{"content": …}` with a string or text
-parts, or any other object, whose fields (all, or those in `rank_fields`) are read as `key: value` lines. Errors have
-the dialect of the request.
+A document is a string, `{"text": …}`, `{"page_content": …}` (LangChain), `{"content": …}` with a string or
+text parts, or any other object, whose fields (all, or those in `rank_fields`) are read as `key: value` lines.
+Errors have the dialect of the request.
 
 Answers have these headers:
 
