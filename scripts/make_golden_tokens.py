@@ -102,7 +102,7 @@ def built_in(path: Path, own_map: bytes, folder: Path) -> Encode:
 
     names = ("ggml.tokens", "ggml.scores", "ggml.precompiled_charsmap")
     with path.open("rb") as stream:
-        values = parse(stream, path.stat().st_size, names, sys.exit).values
+        values = parse(stream, path.stat().st_size, names, sys.exit, b"").values
     model = pb.ModelProto()
     # XLM-R has four control tokens of its own where SentencePiece has three.
     pieces = values["tokenizer.ggml.tokens"].texts()[4:-1]
@@ -139,7 +139,7 @@ def check(name: str, pieces: list[str]) -> None:
     """End the program where a tokenizer that was trained anew is not that of the golden file."""
     path = GOLDEN / f"{name}.gguf"
     with path.open("rb") as stream:
-        header = parse(stream, path.stat().st_size, ("ggml.tokens",), sys.exit)
+        header = parse(stream, path.stat().st_size, ("ggml.tokens",), sys.exit, b"")
     known = [piece.removeprefix("\u2581") for piece in header.values["tokenizer.ggml.tokens"].texts()]
     missing = [piece for piece in pieces if piece.removeprefix("\u2581").removeprefix("##") not in known]
     if missing:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -53,13 +53,18 @@ class Watched:
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
         here = urlsplit(url).netloc
-        self.page.on(
-            "console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text)
-        )
+
+        def on_console(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                self.errors.append(message.text)
+
+        def on_request(request: Request) -> None:
+            if urlsplit(request.url).netloc != here:
+                self.elsewhere.append(request.url)
+
+        self.page.on("console", on_console)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on(
-            "request", lambda sent: urlsplit(sent.url).netloc != here and self.elsewhere.append(sent.url)
-        )
+        self.page.on("request", on_request)
 
     def open(self, part: str = "") -> Page:
         self.page.goto(f"{self.url}/#{part}")

@@ -42,7 +42,9 @@ def write(
     out.add_eos_token_id(1)
     out.add_add_bos_token(False)
     for key, value in (extra or {}).items():
-        add = {str: out.add_string, bool: out.add_bool, int: out.add_uint32, list: out.add_array}[type(value)]
+        add: Any = {str: out.add_string, bool: out.add_bool, int: out.add_uint32, list: out.add_array}[
+            type(value)
+        ]
         add(key, value)
     shapes = (
         tensors

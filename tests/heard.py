@@ -8,7 +8,7 @@ from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.service import Reranker
 from rerankd.serving.pending_model import PendingModel
-from rerankd.serving.queue import Client
+from rerankd.serving.queue import NOBODY, Client
 
 
 class Heard(Reranker):
@@ -22,7 +22,11 @@ class Heard(Reranker):
         self.registry.entries = (PendingModel(wanted, ("tiny",)),)
 
     async def answer_all(
-        self, requests: Sequence[RerankRequest], *, timeout_s: float | None = None, client: Client
+        self,
+        requests: Sequence[RerankRequest],
+        *,
+        timeout_s: float | None = None,
+        client: Client = NOBODY,
     ) -> list[RerankResult]:
         self.asked += [(request, client) for request in requests]
         return [self._answered(request) for request in requests]

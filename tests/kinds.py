@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 from rerankd.recipes import catalog
@@ -24,8 +25,8 @@ QWEN3_TEMPLATE = _QWEN.template.replace("{instruction}", _QWEN.instruction)
 OTHER_TEMPLATE = "<|im_start|>Is {document} about {query}?<|im_end|>"
 YES_NO = ("yes", "no")
 TWO_ROWS = {"cls.output.weight": 2}
-XLMR = {"arch": "bert", "blocks": 24, "width": 1024}
-MODERN = {"arch": "modern-bert", "blocks": 22, "width": 768}
+XLMR: dict[str, Any] = {"arch": "bert", "blocks": 24, "width": 1024}
+MODERN: dict[str, Any] = {"arch": "modern-bert", "blocks": 22, "width": 768}
 MODERN_HEAD = head_of(768, "modern-bert")
 CLS, MEAN = {"modern-bert.classifier.pooling_type": 2}, {"modern-bert.classifier.pooling_type": 1}
 
@@ -94,7 +95,7 @@ def _folder(**files: str) -> Callable[[Path], Path]:
     return write
 
 
-def _tensors(change: Callable[[dict[str, object]], None], **config: object) -> Callable[[Path], Path]:
+def _tensors(change: Callable[[dict[str, Any]], None], **config: object) -> Callable[[Path], Path]:
     """A BERT cross-encoder whose tensors are changed."""
 
     def write(folder: Path) -> Path:
@@ -123,7 +124,7 @@ def _without(model: str, tensor: str) -> Callable[[Path], Path]:
     return write
 
 
-def _more_head(tensors: dict[str, object]) -> None:
+def _more_head(tensors: dict[str, Any]) -> None:
     tensors["classifier.1.weight"] = tensors["classifier.weight"]
 
 
@@ -134,7 +135,7 @@ def _default_prompt(folder: Path) -> Path:
     return made
 
 
-def _more_layers(tensors: dict[str, object]) -> None:
+def _more_layers(tensors: dict[str, Any]) -> None:
     tensors |= {
         name.replace(f"{_LAYER}1.", f"{_LAYER}2."): one
         for name, one in tensors.items()
@@ -142,20 +143,20 @@ def _more_layers(tensors: dict[str, object]) -> None:
     }
 
 
-def _gate(tensors: dict[str, object]) -> None:
+def _gate(tensors: dict[str, Any]) -> None:
     tensors[f"{_LAYER}0.attention.gate.weight"] = tensors[f"{_LAYER}0.attention.self.query.weight"]
 
 
-def _packed(kind: str) -> Callable[[dict[str, object]], None]:
+def _packed(kind: str) -> Callable[[dict[str, Any]], None]:
     """Matrices of a type that only a quantisation has."""
 
-    def change(tensors: dict[str, object]) -> None:
+    def change(tensors: dict[str, Any]) -> None:
         tensors[f"{_LAYER}0.attention.self.query.weight"] = kind, [64, 8], bytes(64 * 8 * 4)
 
     return change
 
 
-def _no_bias(tensors: dict[str, object]) -> None:
+def _no_bias(tensors: dict[str, Any]) -> None:
     del tensors[f"{_LAYER}1.output.dense.bias"]
 
 

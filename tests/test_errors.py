@@ -32,7 +32,7 @@ def test_attributes_are_inherited_from_the_base_class() -> None:
     assert (EngineStartFailed.status_hint, EngineStartFailed.exit_code) == (503, 4)
 
 
-def test_retry_after_defaults_to_the_classs_value() -> None:
+def test_retry_after_defaults_to_the_value_of_the_class() -> None:
     assert Overloaded("Full.").retry_after_s == EngineStartFailed("No.").retry_after_s == 1
     assert Overloaded("Full.", retry_after_s=7).retry_after_s == 7
     assert TooLong("Long.").retry_after_s is None

@@ -206,7 +206,7 @@ def test_a_query_that_is_a_document_itself_is_no_candidate_for_itself(tmp_path: 
     assert measure.of_queries(collection.judgements, read_run(run, collection, 2), ndcg) == {"q": 1.0}
 
 
-def test_a_document_of_the_querys_id_that_is_judged_relevant_stays(tmp_path: Path) -> None:
+def test_a_document_with_the_id_of_the_query_stays_if_it_is_judged_relevant(tmp_path: Path) -> None:
     """Two lists that are numbered from 1 each: the same id says nothing there."""
     collection = read(own_folder(tmp_path, "q\tq\t1\n"))
     assert collection.own == frozenset()

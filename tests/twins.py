@@ -70,7 +70,7 @@ class Twin:
         if self.template:
             out.add_string("tokenizer.chat_template.rerank", self.template)
         for key, value in self.extra.items():
-            add = {str: out.add_string, bool: out.add_bool, int: out.add_uint32}[type(value)]
+            add: Any = {str: out.add_string, bool: out.add_bool, int: out.add_uint32}[type(value)]
             add(key, value)
         shapes = {"token_embd.weight": (len(tokens), self.width)} | {
             name: (rows, self.width) if rows else (self.width,) for name, rows in self.head.items()

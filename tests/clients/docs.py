@@ -124,7 +124,9 @@ def connect() -> str:
 
 def _connect(row: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
     words = {"any": "{model}", "{url}": "{address}" + client.get("url", "")}
-    said = {name: row[name].strip() for name in ("id", "name", "where", "code") if name in row}
+    said: dict[str, Any] = {
+        name: row[name].strip() for name in ("id", "name", "where", "code") if name in row
+    }
     if "note" in client:
         said["note"] = client["note"]
     return {
