@@ -1,8 +1,8 @@
 """Checks what a release would hold: `make release-check`.
 
-Builds the source archive and the wheel into `dist/`, the wheel from the archive. Installs the wheel into an empty
-environment, starts `rerankd serve` there with an empty data folder, and sends the request of README.md. Ends with 0 only
-if the document about pandas comes first.
+Builds the source archive and the wheel into `dist/`, the wheel from the archive. Installs the wheel into an
+empty environment, starts `rerankd serve` there with an empty data folder, and sends the request of README.md.
+The exit code is 0 only if the document about pandas comes first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-import venv
 import zipfile
 from pathlib import Path
 
@@ -36,9 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rerankd-release-") as folder:
         serve_and_ask(wheel, Path(folder))
     if "urls" not in project:
-        print(
-            "note: pyproject.toml has no [project.urls]; add the addresses of the repository before a release"
-        )
+        print("note: pyproject.toml has no [project.urls]: add the repository's address before a release")
     print(f"{archive.name} and {wheel.name} are sound; they are in {DIST}")
 
 
@@ -46,66 +43,57 @@ def build(version: str) -> tuple[Path, Path]:
     """The source archive and the wheel that is built from it."""
     step("building the source archive and the wheel")
     shutil.rmtree(DIST, ignore_errors=True)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", DIST, ROOT], check=True, stdout=subprocess.DEVNULL
-    )
+    run(sys.executable, "-m", "build", "--outdir", DIST, ROOT)
     (archive,) = DIST.glob(f"rerankd-{version}.tar.gz")
     (wheel,) = DIST.glob(f"rerankd-{version}-py3-none-any.whl")
     return archive, wheel
 
 
 def check_files(archive: Path, wheel: Path) -> None:
-    """Each file of the package is in both; nothing that git ignores is in the archive."""
+    """Each file of the package is in both; nothing that git ignores is in either."""
     step("comparing their files with the repository")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = set(listed.stdout.splitlines())
-    package = {name.removeprefix("src/") for name in tracked if name.startswith("src/")}
+    sources = {name for name in tracked if name.startswith("src/")}
+    package = {name.removeprefix("src/") for name in sources}
     with zipfile.ZipFile(wheel) as file:
-        check(package - set(file.namelist()), "missing in the wheel")
-        check({name for name in file.namelist() if ".dist-info/" not in name} - package, "only in the wheel")
+        held = {name for name in file.namelist() if ".dist-info/" not in name}
+    check(package - held, "missing in the wheel")
+    check(held - package, "in the wheel, but not in the repository")
     with tarfile.open(archive) as source:
         held = {member.name.partition("/")[2] for member in source.getmembers() if member.isfile()}
-    check({name for name in tracked if name.startswith("src/")} - held, "missing in the source archive")
-    check(held - tracked - {"PKG-INFO"}, "only in the source archive")
+    check(sources - held, "missing in the source archive")
+    check(held - tracked - {"PKG-INFO"}, "in the source archive, but not in the repository")
 
 
 def serve_and_ask(wheel: Path, folder: Path) -> None:
     """Install the wheel into an empty environment, serve from it, and send README's request."""
     step("installing the wheel into an empty environment")
-    venv.create(folder / "environment", with_pip=True)
+    run(sys.executable, "-m", "venv", folder / "environment")
     programs = folder / "environment" / "bin"
-    subprocess.run(
-        [programs / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel],
-        check=True,
-        cwd=folder,
-    )
+    run(programs / "python", "-m", "pip", "install", "--disable-pip-version-check", wheel)
     step("starting rerankd serve, which fetches the built-in model")
-    # Nothing of this repository or of this user's settings may help: another folder, and none of the variables.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RERANKD_", "PYTHON"))
-    }
-    environment |= {"RERANKD_HOME": str(folder / "home"), "HOME": str(folder)}
+    # Neither this repository nor this user's settings may help: another folder, and none of the variables.
+    kept = (name for name in os.environ if not name.startswith(("RERANKD_", "PYTHON", "LLAMA_")))
+    environment = {name: os.environ[name] for name in kept} | {"RERANKD_HOME": str(folder / "home")}
     log = folder / "log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             [programs / "rerankd", "serve", "--port", "0"],
             cwd=folder,
-            env=environment,
+            env=environment | {"XDG_CONFIG_HOME": str(folder)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
     try:
         url = wait_until_ready(server, log)
-        step(f"asking {url}")
+        step(f"sending README's request to {url}")
         answer = post(f"{url}/v1/rerank", readme_request())
     finally:
         server.terminate()
         server.wait(60)
     first = answer["results"][0]
-    check(
-        {first["index"]} - {2},
-        f"is ranked first, with the score {first['relevance_score']}: it should be document 2",
-    )
+    check({first["index"]} - {2}, "is the index of the document that is ranked first; it should be 2")
     print(f"  document 2 is ranked first, with the score {first['relevance_score']:.3f}")
 
 
@@ -130,7 +118,7 @@ def readme_request() -> bytes:
     text = (ROOT / "README.md").read_text()
     found = re.search(r"curl http://127\.0\.0\.1:11440/v1/rerank -d '(\{.*?\})'", text, re.DOTALL)
     if found is None:
-        sys.exit("README.md has no curl to /v1/rerank: correct the pattern here")
+        sys.exit("README.md has no curl to /v1/rerank that this program finds")
     return found[1].encode()
 
 
@@ -143,6 +131,13 @@ def post(url: str, body: bytes) -> dict[str, list[dict[str, float]]]:
 def check(wrong: set[str] | set[float], what: str) -> None:
     if wrong:
         sys.exit(f"{', '.join(map(str, sorted(wrong)))}: {what}")
+
+
+def run(*command: str | Path) -> None:
+    """Run a program; exit with its output if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}")
 
 
 def step(text: str) -> None:
