@@ -30,7 +30,7 @@ START_TIMEOUT_S = 600
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    archive, wheel = build(project["version"])
+    archive, wheel = build()
     check_files(archive, wheel)
     with tempfile.TemporaryDirectory(prefix="rerankd-release-") as folder:
         serve_and_ask(wheel, Path(folder))
@@ -39,13 +39,13 @@ def main() -> None:
     print(f"{archive.name} and {wheel.name} are sound; they are in {DIST}")
 
 
-def build(version: str) -> tuple[Path, Path]:
+def build() -> tuple[Path, Path]:
     """The source archive and the wheel that is built from it."""
     step("building the source archive and the wheel")
     shutil.rmtree(DIST, ignore_errors=True)
     run(sys.executable, "-m", "build", "--outdir", DIST, ROOT)
-    (archive,) = DIST.glob(f"rerankd-{version}.tar.gz")
-    (wheel,) = DIST.glob(f"rerankd-{version}-py3-none-any.whl")
+    (archive,) = DIST.glob("rerankd-*.tar.gz")
+    (wheel,) = DIST.glob("rerankd-*-py3-none-any.whl")
     return archive, wheel
 
 

@@ -24,7 +24,7 @@ from support import GOLDEN, ROOT, environment
 sys.path.append(str(ROOT / "scripts"))
 import make_docs as made
 
-PAGES = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 XLMR = str(GOLDEN / "xlmr-head.gguf")
 HERE = "http://127.0.0.1:11440"
 

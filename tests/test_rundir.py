@@ -45,7 +45,7 @@ def dead_service(base: Path, engine: processes.Identity) -> Path:
     """What a service that was killed left behind."""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    folder = base / f"rerankd-{gone.pid}-abc"
+    folder = base / f"rerankd-{gone.pid}-abc01234"
     folder.mkdir(mode=0o700)
     (folder / "owner.json").write_text(json.dumps({"pid": gone.pid, "started": "1", "command": "x"}))
     noted = {"pid": engine.pid, "started": engine.started, "command": engine.command}
@@ -127,7 +127,7 @@ def test_the_folder_of_a_service_of_0_1_that_runs_is_left_alone(base: Path) -> N
     with subprocess.Popen(["sleep", "60"]) as old:
         identity = processes.identify(old.pid)
         assert identity is not None
-        folder = base / f"rerankd-{old.pid}-abc"
+        folder = base / f"rerankd-{old.pid}-abc01234"
         folder.mkdir(mode=0o700)
         noted = {"pid": old.pid, "started": identity.started, "command": identity.command}
         (folder / "owner.json").write_text(json.dumps(noted))
@@ -136,6 +136,23 @@ def test_the_folder_of_a_service_of_0_1_that_runs_is_left_alone(base: Path) -> N
         old.kill()
     rundir.make(base).remove()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("rerankd-my-backup", "1.sock"),
+        ("rerankd-release-ki8hp79k", "1.json"),
+        ("rerankd-4194303-abc01234", "notes.txt"),
+        ("rerankd-4194303-abc01234", "environment/pyvenv.cfg"),
+    ],
+)
+def test_a_folder_of_such_a_name_that_a_user_made_is_left_alone(base: Path, name: str, file: str) -> None:
+    kept = base / name / file
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    rundir.make(base).remove()
+    assert kept.read_text() == "mine"
 
 
 def test_a_folder_that_was_removed_is_made_again(base: Path) -> None:

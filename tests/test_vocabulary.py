@@ -201,14 +201,14 @@ def test_a_vocabulary_that_is_dropped_returns_its_memory(home: Path) -> None:
 import asyncio, os
 from pathlib import Path
 from rerankd import processes
-from rerankd.formats import modelfile, tokenizer
+from rerankd.formats import model_files, tokenizer
 from rerankd.serving.model_tokenizer import ModelVocabulary
 
 def held():
     return processes.memory_bytes(os.getpid()) >> 20
 
 async def main():
-    vocabulary = ModelVocabulary(modelfile.read(Path({str(builtin.path_in(home / "models"))!r})))
+    vocabulary = ModelVocabulary(model_files.read(Path({str(builtin.path_in(home / "models"))!r})))
     before = held()
     await vocabulary.tokenizer()
     read = held()

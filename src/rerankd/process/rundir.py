@@ -21,6 +21,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -36,8 +37,12 @@ from rerankd.errors import DataFolderError
 _log = logging.getLogger("rerankd.engine")
 
 _PREFIX = "rerankd-"
+# The process's id and random characters; 0.1 had those of tempfile.mkdtemp.
+_NAME = re.compile(rf"{_PREFIX}\d+-[a-z0-9_]{{8}}")
 # rerankd 0.1 wrote its pid into this file and took no lock.
 _OWNER = "owner.json"
+# Notes, and the tiny model of a smoke test.
+_FILES = (".json", ".gguf")
 # sun_path of unix(7) and of macOS' sys/un.h, less the NUL at its end.
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 _OWN_BYTES = len("/rerankd-4194304-01234567/012345.sock")
@@ -120,16 +125,28 @@ def places(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def sweep(base: Path) -> None:
-    """End the engines of dead services, and remove their folders."""
+    """End the engines of dead services, and remove their folders. A folder of such a name that holds anything
+    else is somebody's own, and is left alone."""
     for folder in base.glob(f"{_PREFIX}*-*"):
+        if not _NAME.fullmatch(folder.name):
+            continue
         with contextlib.suppress(OSError):
             held = _open(folder)
             try:
-                if _lock(held) and not _old_owner_runs(folder):
+                if _lock(held) and _is_run_folder(folder) and not _old_owner_runs(folder):
                     _end_engines(folder)
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(held)
+
+
+def _is_run_folder(folder: Path) -> bool:
+    """Whether it holds nothing but sockets and notes."""
+    return all(
+        stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and path.suffix in _FILES)
+        for path in folder.iterdir()
+        for mode in (path.lstat().st_mode,)
+    )
 
 
 def _place(candidates: Iterable[Path]) -> Path:

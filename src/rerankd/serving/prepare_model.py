@@ -89,7 +89,8 @@ def prepare(
     if memory is not None and metadata.size_bytes > memory and selection.offer.on_cpu:
         raise ModelFileError(
             f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, more than the "
-            f"{memory / 2**30:.1f} GiB of memory this machine has. Take a smaller quantisation or a smaller model."
+            f"{memory / 2**30:.1f} GiB of memory this machine has. Take a smaller quantisation or "
+            "a smaller model."
         )
     return Model(
         names,
