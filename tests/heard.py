@@ -8,7 +8,7 @@ from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.service import Reranker
 from rerankd.serving.pending_model import PendingModel
-from rerankd.serving.queue import NOBODY, Client
+from rerankd.serving.admission import NOBODY, Client
 
 
 class Heard(Reranker):
