@@ -8,7 +8,7 @@ from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.service import Reranker
 from rerankd.serving.pending_model import PendingModel
-from rerankd.serving.admission import NOBODY, Client
+from rerankd.serving.admission import ANONYMOUS, Client
 
 
 class Heard(Reranker):
@@ -26,7 +26,7 @@ class Heard(Reranker):
         requests: Sequence[RerankRequest],
         *,
         timeout_s: float | None = None,
-        client: Client = NOBODY,
+        client: Client = ANONYMOUS,
     ) -> list[RerankResult]:
         self.asked += [(request, client) for request in requests]
         return [self._answered(request) for request in requests]
