@@ -32,7 +32,7 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     archive, wheel = build()
     check_files(archive, wheel)
-    with tempfile.TemporaryDirectory(prefix="rerankd-release-") as folder:
+    with tempfile.TemporaryDirectory(prefix="release-check-") as folder:
         serve_and_ask(wheel, Path(folder))
     if "urls" not in project:
         print("note: pyproject.toml has no [project.urls]: add the repository's address before a release")
