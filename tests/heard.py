@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.service import Reranker
-from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.admission import ANONYMOUS, Client
+from rerankd.serving.pending_model import PendingModel
 
 
 class Heard(Reranker):
