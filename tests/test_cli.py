@@ -50,12 +50,12 @@ def test_serve_answers_the_notes_curl_and_leaves_nothing_behind(serve: Serve) ->
 
 def test_serve_says_which_llama_cpp_runs_and_why(serve: Serve) -> None:
     said = "".join(serve(XLMR, RERANKD_ENGINE="llama").said)
-    assert "llama.cpp bundled (b11549): it is set as engine; no other was built" in said
+    assert "llama.cpp bundled (b11549): it is set as engine; no other engine is installed" in said
 
 
 def test_serve_computes_in_the_precision_that_is_named(serve: Serve) -> None:
     program = serve(XLMR, "--engine", "openvino", "--precision", "f32")
-    assert "f32 (as the settings say)" in "".join(program.said)
+    assert "f32 (set by the user)" in "".join(program.said)
 
 
 def test_the_engine_dies_with_a_service_that_is_killed(serve: Serve) -> None:
@@ -107,7 +107,7 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(home: Path) -> None:
         ([XLMR, "--config", "/no/such.toml"], {}, 2, "can't be read"),
         ([XLMR], {"RERANKD_PRT": "1"}, 2, "Did you mean RERANKD_PORT?"),
         ([XLMR], {"LLAMA_PATH": "/no/llama-server"}, 4, "Check LLAMA_PATH"),
-        ([XLMR], {"LLAMA_PATH": "/bin/false"}, 4, "ended with exit code 1"),
+        ([XLMR], {"LLAMA_PATH": "/bin/false"}, 4, "exited with code 1"),
         ([XLMR, "--host", "203.0.113.1"], {}, 6, "can't listen on 203.0.113.1"),
     ],
 )

@@ -98,7 +98,7 @@ def test_as_many_layers_as_fit() -> None:
     assert decided.gpu_layers is not None
     assert 20 < decided.gpu_layers < 36
     assert decided.slots == 1
-    assert f"room for {decided.gpu_layers} of its 36 layers" in decided.reason
+    assert f"{decided.gpu_layers} of 36 layers fit" in decided.reason
     # What is said to fit does: weights and cache of these layers, and what a micro-batch takes.
     taken = decided.gpu_layers * (4.7 * GIB / 37 + 8448 * 2048 * 2)
     assert taken < 5.8 * GIB - 600 * 2**20
@@ -207,6 +207,6 @@ def test_one_card_of_several_is_named_and_only_its_memory_counts() -> None:
     options = replace(on(small, large), cards=("gpu1",))
     words = list(launch.argv(spec, options, Path("/s")))
     assert words[words.index("--main-gpu") + 1] == "1" and words[words.index("--split-mode") + 1] == "none"
-    assert "all of it fits on large" in launch.decide(spec, options).reason
+    assert "the whole model fits on large" in launch.decide(spec, options).reason
     assert "--main-gpu" not in launch.argv(spec, on(small, large), Path("/s"))
     assert "--main-gpu" not in launch.argv(spec, replace(on(large), cards=("gpu0",)), Path("/s"))

@@ -61,7 +61,7 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         ("", {"RERANKD_MODELS": "a"}, {}, "RERANKD_MODELS is not a setting."),
         ("port = 70000", {}, {}, "my.toml: port = 70000 can't be used: input should be less than"),
         ("", {"RERANKD_PORT": "many"}, {}, "RERANKD_PORT: port = 'many' can't be used: input should be a"),
-        ('engine_args = ["--host=x"]', {}, {}, "rerankd itself sets --host=x"),
+        ('engine_args = ["--host=x"]', {}, {}, "--host=x is set by rerankd"),
         ("", {}, {"gpu_layers": -2}, "--gpu-layers: gpu_layers = -2 can't be used"),
         ("port = true", {}, {}, "my.toml: port = true can't be used: it takes a value, not true or false"),
         ("port = = 1", {}, {}, "my.toml is not valid TOML: Invalid value (at line 1"),

@@ -42,9 +42,9 @@ CUDA = Toolkit(
     Path("/usr/local/cuda/lib64/libcudart.so"),
     Path("/usr/local/cuda/lib64/libcublas.so"),
 )
-BUNDLED = Binary("bundled", ("python",), "no other was built", 11549)
-NATIVE = Binary("b11434-cpu-0", ("/e",), "it is made for this machine", 11434)
-ON_CARD = Binary("b11434-cuda-0", ("/e",), "it is made for this machine", 11434, (CARD,))
+BUNDLED = Binary("bundled", ("python",), "no other engine is installed", 11549)
+NATIVE = Binary("b11434-cpu-0", ("/e",), "it was built for this machine", 11434)
+ON_CARD = Binary("b11434-cuda-0", ("/e",), "it was built for this machine", 11434, (CARD,))
 VM = Seen(
     machine=Machine(2, 8 * GIB),
     cpu="a CPU",
@@ -101,23 +101,23 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
     ("seen", "check", "verdict", "says", "step"),
     [
         (replace(CPU, instructions=("avx2", "avx512f")), "instructions", "warn", "avx512f", "engine build"),
-        (replace(CPU, instructions=("avx",)), "instructions", "fail", "no AVX2", "engine build"),
-        (replace(CPU, instructions=("avx",), choice=NATIVE), "instructions", "ok", "no AVX2", ""),
+        (replace(CPU, instructions=("avx",)), "instructions", "fail", "needs AVX2", "engine build"),
+        (replace(CPU, instructions=("avx",), choice=NATIVE), "instructions", "ok", "needs AVX2", ""),
         (replace(VM, machine=Machine(1, GIB // 2)), "memory", "warn", "0.5 GiB", "less than 500 MB"),
         (replace(VM, nvidia_card=True), "gpu", "warn", "driver is not installed", "ubuntu-drivers"),
         (replace(VM, nvidia_card=True, nvidia_smi=True), "gpu", "warn", "finds none", "restart"),
         (replace(GPU_BOX, usable_cards=()), "gpu", "warn", "not used", ""),
-        (replace(GPU, choice=BUNDLED), "cuda", "ok", "fits", "rerankd engine build --backend cuda"),
-        (replace(GPU, choice=BUNDLED, tools=Tools()), "cuda", "ok", "fits", ""),
-        (replace(GPU, toolkit=None), "cuda", "warn", "no nvcc", "cuda-toolkit-12-8"),
+        (replace(GPU, choice=BUNDLED), "cuda", "ok", "supports", "rerankd engine build --backend cuda"),
+        (replace(GPU, choice=BUNDLED, tools=Tools()), "cuda", "ok", "supports", ""),
+        (replace(GPU, toolkit=None), "cuda", "warn", "nvcc is missing", "cuda-toolkit-12-8"),
         (replace(GPU, toolkit=replace(CUDA, cublas=None)), "cuda", "warn", "lacks cuBLAS", "apt-get"),
-        (with_card(GPU, driver="470.1"), "cuda", "warn", "do not fit together", "update the driver"),
-        (with_card(GPU, compute_capability="6.1"), "cuda", "ok", "fits", ""),
+        (with_card(GPU, driver="470.1"), "cuda", "warn", "needs driver", "update the driver"),
+        (with_card(GPU, compute_capability="6.1"), "cuda", "ok", "supports", ""),
         (
             replace(with_card(GPU, compute_capability="6.1"), toolkit=replace(CUDA, release=(13, 0))),
             "cuda",
             "warn",
-            "do not fit",
+            "needs driver 580",
             "driver",
         ),
         (
@@ -208,10 +208,10 @@ def test_what_the_backends_say_is_among_it() -> None:
         (openvino.package("2026.4"), "2026.4", ""),
         (openvino.precision("m", None), "not chosen yet", ""),
         (openvino.precision("m", Choice("bf16", "it is faster")), "bf16: it is faster", ""),
-        (openvino.precision("m", Choice("f32", "no"), Choice("f32", "busy")), "again f32: no", ""),
+        (openvino.precision("m", Choice("f32", "no"), Choice("f32", "busy")), "unchanged: f32: no", ""),
         (
             openvino.precision("m", Choice("f32", "no"), Choice("bf16", "yes")),
-            "f32, until now bf16: no",
+            "f32, before bf16: no",
             "rerankd reload m",
         ),
     ],

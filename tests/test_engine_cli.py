@@ -58,7 +58,7 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     assert " llama-server\n" in (folder / "build.log").read_text()
 
     again = build(tree, tmp_path)
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     assert rerankd("engine", "path", home=tmp_path).stdout.strip() == str(folder / "llama-server")
     rows = json.loads(rerankd("engine", "list", "--json", home=tmp_path).stdout)
     assert [(row["name"], row["used"]) for row in rows] == [
@@ -77,7 +77,7 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     assert (gone.returncode, engines(tmp_path)) == (0, [])
     assert "uses bundled" in gone.stderr
     unknown = rerankd("engine", "use", "b9", home=tmp_path)
-    assert (unknown.returncode, "There are: bundled" in unknown.stderr) == (4, True)
+    assert (unknown.returncode, "The engines are: bundled" in unknown.stderr) == (4, True)
 
 
 def test_a_build_that_dies_in_its_test_is_built_again_with_care(tmp_path: Path) -> None:
@@ -85,14 +85,14 @@ def test_a_build_that_dies_in_its_test_is_built_again_with_care(tmp_path: Path) 
     dies = 'if (argc > 2) { fputs("tile\\n", stderr); raise(SIGILL); }'
     made = build(mini_tree.write(tmp_path / "tree", native=dies), tmp_path)
     assert made.returncode == 0, made.stderr
-    assert "ended by SIGILL" in made.stderr
-    assert "built again without the CPU's AMX" in made.stderr
+    assert "terminated by SIGILL" in made.stderr
+    assert "Building again without AMX" in made.stderr
     (one,) = installed.Engines(tmp_path).all()
     assert "-DGGML_NATIVE=OFF" in one.manifest.flags
     assert "without AMX" in one.manifest.notes[0]
     assert left_over(tmp_path) == []
     # Who asks again gets the careful one, and no second death.
-    assert "is there already" in build(tmp_path / "tree", tmp_path).stderr
+    assert "already exists" in build(tmp_path / "tree", tmp_path).stderr
 
 
 def test_a_build_that_fails_its_test_gets_no_name(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_build_that_fails_its_test_gets_no_name(tmp_path: Path) -> None:
     ends = "if (argc > 2) return 5;"
     failed = build(mini_tree.write(tmp_path / "tree", native=ends), home)
     assert failed.returncode == 4
-    assert "fails its smoke test: it ended with exit code 5" in failed.stderr
+    assert "fails its smoke test: it exited with code 5" in failed.stderr
     assert (engines(home), left_over(home)) == (before, [])
 
 
@@ -128,7 +128,7 @@ def test_a_source_that_cmake_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lacks", "says"), [("c++", "There is no C++ compiler"), ("cmake", "There is no cmake")]
+    ("lacks", "says"), [("c++", "C++ compiler is missing"), ("cmake", "cmake is missing")]
 )
 def test_without_tools_it_says_what_to_install(tmp_path: Path, lacks: str, says: str) -> None:
     home = with_an_engine(tmp_path)
@@ -174,7 +174,7 @@ def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path, monkeypatch:
     tree = mini_tree.write(tmp_path / "tree")
     failed = build(tree, small_disk)
     assert failed.returncode == 7
-    assert "A build takes about 1 GiB" in failed.stderr
+    assert "A build needs about 1 GiB" in failed.stderr
     assert "The engine in use has not changed" in failed.stderr
     # Where it fills up in the middle, whoever meets the end of it.
     monkeypatch.setitem(plan.DISK_BYTES, "cpu", 0)
@@ -193,7 +193,7 @@ def test_a_disk_that_fills_up_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     full = "#error No space left on device"
     monkeypatch.setitem(plan.DISK_BYTES, "cpu", 0)
     (tmp_path / "tree" / "src" / "more.cpp").write_text(full)
-    with pytest.raises(BuildFailed, match="goes on where it stopped"):
+    with pytest.raises(BuildFailed, match="resumes where it stopped"):
         made.build(builder.Request(source=tree, backend="cpu"))
 
 
@@ -239,7 +239,7 @@ def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
     with made._alone():
         failed = build(mini_tree.write(tmp_path / "tree"), tmp_path)
     assert failed.returncode == 4
-    assert "Another build is under way" in failed.stderr
+    assert "Another build is running" in failed.stderr
 
 
 def with_an_engine(folder: Path) -> Path:

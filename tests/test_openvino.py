@@ -71,8 +71,8 @@ def test_precision_is_what_the_cpu_is_faster_with() -> None:
     )
     forced = precision.without_trial("bf16", ["avx2"])
     assert forced is not None and forced.precision == "f32"  # no CPU does what it can't
-    assert precision.without_trial("bf16", ["avx512_bf16"]) == precision.Choice("bf16", "as the settings say")
-    assert precision.without_trial("f32", ["amx_bf16"]) == precision.Choice("f32", "as the settings say")
+    assert precision.without_trial("bf16", ["avx512_bf16"]) == precision.Choice("bf16", "set by the user")
+    assert precision.without_trial("f32", ["amx_bf16"]) == precision.Choice("f32", "set by the user")
     amx = ["amx_bf16", "avx512_bf16", "avx2"]
     assert precision.without_trial("auto", amx) is None
     fast = precision.after(precision.Trial(3.0, 0.001), amx)
@@ -119,7 +119,7 @@ async def test_a_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: 
     assert len({model.key, changed.key, other_weights.key}) == 3
     assert precision_choice.known(
         subject(model.spec.path, model.spec.recipe, precision="f32"), state
-    ) == precision.Choice("f32", "as the settings say")
+    ) == precision.Choice("f32", "set by the user")
     state.put(precision_choice.SECTION, model.key, "what somebody wrote there")
     assert precision_choice.known(model, state) is None
 

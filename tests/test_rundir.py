@@ -175,7 +175,7 @@ def test_a_path_that_is_too_long_for_a_socket_is_not_taken(base: Path, spare: in
     folder = base / ("x" * (length - len(os.fsencode(base)) - 1))
     folder.mkdir()
     if spare < 0:
-        with pytest.raises(DataFolderError, match="too long for a socket's path"):
+        with pytest.raises(DataFolderError, match="too long for a socket path"):
             rundir.make(folder)
         return
     made = rundir.make(folder)

@@ -30,7 +30,7 @@ def test_wrong_numbers_fail() -> None:
     assert smoke.compare(right).passed
     wrong = smoke.compare([right[0] + 0.2, right[1]])
     assert not wrong.passed
-    assert "wrong numbers" in wrong.text
+    assert "wrong scores" in wrong.text
 
 
 def test_an_end_is_told_with_its_signal_and_last_lines() -> None:

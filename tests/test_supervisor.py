@@ -69,10 +69,10 @@ def test_why_an_engine_went(code: int, lines: list[str], oom: bool, cause: str) 
     ("code", "lines", "step"),
     [
         (1, ["ERROR: argument 7"], "Take a newer one."),
-        (1, ["error: argument 7: out of memory"], "It needs more memory than there is."),
+        (1, ["error: argument 7: out of memory"], "It ran out of memory."),
         (7, ["argument 7, code 127"], "Its lock is taken."),
         (-signal.SIGILL, [], "Build it for this CPU."),
-        (-signal.SIGSEGV, [], "the file may be damaged"),
+        (-signal.SIGSEGV, [], "the file is damaged"),
     ],
 )
 def test_the_next_step_is_the_backends_or_the_general_one(code: int, lines: list[str], step: str) -> None:
@@ -315,7 +315,7 @@ def test_who_asks_during_a_long_delay_is_told_when_the_next_start_is(tmp_path: P
             gate.opened.clear()
             await it.kill(signal.SIGSEGV)
             state = await it.until(lambda state: state.phase == "failed")
-            with pytest.raises(EngineStartFailed, match=r"again in 60 s.*rerankd reload fake") as caught:
+            with pytest.raises(EngineStartFailed, match=r"restarted in 60 s.*rerankd reload fake") as caught:
                 await it.supervisor.ensure_ready()
             assert caught.value is not state.error
             assert caught.value.retry_after_s in (59, 60)
@@ -347,7 +347,7 @@ def test_a_first_start_that_fails_is_reported_at_once_and_tried_again(tmp_path: 
         flags = ("--die-at-start", "--only-first", str(tmp_path / "first"))
         async with bench(tmp_path, *flags, clock=gate) as it:
             with pytest.raises(
-                EngineStartFailed, match=r"exit code 7[^|]*\| .*[^|]*\| .*no such tensor"
+                EngineStartFailed, match=r"exited with code 7[^|]*\| .*[^|]*\| .*no such tensor"
             ) as caught:
                 await it.supervisor.ensure_ready()
             assert it.supervisor.status.starts == 1
@@ -514,7 +514,7 @@ def test_an_engine_that_grows_without_end_is_replaced_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The default leaves a gigabyte, which takes long to fill.
-    monkeypatch.setattr(memory_limit, "ROOM", 50 * 2**20)
+    monkeypatch.setattr(memory_limit, "HEADROOM_BYTES", 50 * 2**20)
 
     async def story() -> None:
         async with bench(tmp_path, "--grow-mib", "60", watch=Watch(health_poll_s=0.05)) as it:
@@ -533,15 +533,15 @@ def test_an_engine_that_grows_without_end_is_replaced_by_default(
             assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
-    assert "MiB expected of one that held" in caplog.text
+    assert "MiB for one that used" in caplog.text
 
 
 def test_the_default_bound_grows_with_what_was_held_and_with_each_short_life() -> None:
     mib = 2**20
-    assert memory_limit.bound(500 * mib, 0, 0) == 1000 * mib + memory_limit.ROOM
+    assert memory_limit.limit_bytes(500 * mib, 0, 0) == 1000 * mib + memory_limit.HEADROOM_BYTES
     # llama.cpp has not read all pages of its file yet.
-    assert memory_limit.bound(100 * mib, 4000 * mib, 0) == 4100 * mib + memory_limit.ROOM
-    assert memory_limit.bound(500 * mib, 0, 2) == 4 * memory_limit.bound(500 * mib, 0, 0)
+    assert memory_limit.limit_bytes(100 * mib, 4000 * mib, 0) == 4100 * mib + memory_limit.HEADROOM_BYTES
+    assert memory_limit.limit_bytes(500 * mib, 0, 2) == 4 * memory_limit.limit_bytes(500 * mib, 0, 0)
 
 
 def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_next_one_starts(
@@ -562,7 +562,7 @@ def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_nex
             assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
-    assert "1 MiB is free: the engine for fake.gguf ends before the next one starts" in caplog.text
+    assert "1 MiB is free: the engine for fake.gguf is stopped before the next one starts" in caplog.text
 
 
 def test_a_successor_that_does_not_start_costs_no_request(tmp_path: Path) -> None:
@@ -658,8 +658,8 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
             assert it.supervisor.status.starts == 2
 
     asyncio.run(story())
-    assert caplog.text.count("fails on a known pair") == 2
-    assert "3 errors in a row instead of scores and was replaced" in caplog.text
+    assert caplog.text.count("failed on a known pair") == 2
+    assert "3 errors in a row and was replaced" in caplog.text
 
 
 def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp_path: Path) -> None:
@@ -694,7 +694,7 @@ def test_a_memory_limit_that_no_engine_can_keep_is_refused(tmp_path: Path) -> No
     async def story() -> None:
         watch = Watch(max_engine_memory=2**20)
         async with bench(tmp_path, watch=watch) as it:
-            with pytest.raises(EngineStartFailed, match="when it has just loaded"):
+            with pytest.raises(EngineStartFailed, match="right after loading"):
                 await it.supervisor.ensure_ready()
 
     asyncio.run(story())
@@ -765,9 +765,7 @@ def test_an_engine_that_gives_an_error_for_a_known_pair_fails_the_start_in_our_w
 
     async def story() -> None:
         async with bench(tmp_path, check=refuse) as it:
-            with pytest.raises(
-                EngineStartFailed, match="an error instead of scores for a known pair"
-            ) as caught:
+            with pytest.raises(EngineStartFailed, match="returned an error for a known pair") as caught:
                 await it.supervisor.ensure_ready()
             assert "CUDA" not in caught.value.message
 

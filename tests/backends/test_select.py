@@ -83,7 +83,7 @@ def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) 
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (QWEN, "no causal model"),
+        (QWEN, "not support causal models"),
         (spec(HEAD, "nomic-bert", ("t5", "default")), "architecture nomic-bert"),
         (spec(HEAD, "bert", ("llama", "default")), "tokenizer llama"),
         (spec(HEAD, "modern-bert", ("gpt2", "jina-v2-code")), "tokenizer gpt2 jina-v2-code"),
@@ -97,7 +97,7 @@ def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) 
 def test_what_openvino_cannot_run_goes_to_llama_cpp_and_says_why(model: EngineSpec, why: str) -> None:
     found = chosen("auto", model)
     assert found.offer.backend is LLAMA and found.fallback is None
-    assert why in found.offer.reason and "no other was built" in found.offer.reason
+    assert why in found.offer.reason and "no other engine is installed" in found.offer.reason
     assert why in found.refusals["OpenVINO"].reason
     with pytest.raises(ConfigError, match=why):
         chosen("openvino", model)
@@ -147,7 +147,7 @@ def test_safetensors_run_on_openvino_whatever_else_there_is() -> None:
 def test_an_encoder_needs_no_llama_cpp() -> None:
     nothing = replace(CPU_ONLY, bundled=None)
     assert chosen("auto", XLMR, found=nothing).offer.backend is OPENVINO
-    with pytest.raises(ConfigError, match=r"no causal model.*LLAMA_PATH"):
+    with pytest.raises(ConfigError, match=r"not support causal models.*LLAMA_PATH"):
         chosen("auto", QWEN, found=nothing)
 
 

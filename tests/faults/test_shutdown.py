@@ -127,12 +127,12 @@ def test_a_model_that_has_failed_comes_back(tmp_path: Path, how: str) -> None:
         kill_until_failed(it)
         health = it.get("/health").json()
         assert health["status"] == "failed"
-        assert "was ended by signal 9" in health["engine"]["error"]
+        assert "was terminated by signal 9" in health["engine"]["error"]
         answer = it.rerank(["a"])
         assert answer.status_code == 503
         wait_s = int(answer.headers["retry-after"])
         assert 1 <= wait_s <= 7
-        assert "was ended by signal 9" in answer.json()["message"]
+        assert "was terminated by signal 9" in answer.json()["message"]
         assert "rerankd reload xlmr-head" in answer.json()["message"]
         assert it.get("/ready").status_code == 503
         if how == "sighup":

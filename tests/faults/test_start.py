@@ -308,7 +308,7 @@ def test_an_engine_to_use_that_is_gone_keeps_nothing_from_starting(tmp_path: Pat
     engines.mkdir(parents=True)
     (engines / "used").write_text("b9-cpu-0\n")
     with service(tmp_path, real=True, engine="llama") as it:
-        assert "b9-cpu-0, chosen with rerankd engine use, is not there any more" in it.output
+        assert "b9-cpu-0, chosen with rerankd engine use, was removed" in it.output
         assert ask(it, None).status_code == 200
 
 

@@ -145,7 +145,7 @@ def _say_choice(settings: config.Settings) -> None:
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     size = f"{row['size_bytes'] / 2**20:.0f} MB" if "size_bytes" in row else ""
     made = str(row.get("made_at", "")).partition("T")[0]
-    foreign = "" if row["runs_here"] else "made for another CPU"
+    foreign = "" if row["runs_here"] else "built for another CPU"
     build = f"b{row['build']}" if row.get("build") else row.get("version", "")
     number = f" ({build})" if build and build not in row["name"] else ""
     return ("*" if row["used"] else "", row["name"] + number, row.get("backend", ""), made, size, foreign)

@@ -1,4 +1,4 @@
-"""The children of one engine, each from its start to its end: the one in use, its successor, those before."""
+"""Start and stop the child processes of one engine: the current child, its successor, and retired ones."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _log = logging.getLogger("rerankd.engine")
 
 _FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.25
-# A process that crashes may take seconds to end on a busy machine, the more so where it writes a core file.
+# On a busy machine a crashing process may take seconds to exit, longer still if it writes a core file.
 _EXIT_NOTICE_S = 5.0
-# Calls under way get so long to end before an engine is replaced all the same.
+# An engine is replaced after this time even if calls are still running.
 _LONGEST_LEASE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """When an engine is replaced: see the settings of these names."""
+    """Settings for the health checks of an engine; see the settings of the same names."""
 
     health_poll_s: float = 2.0
     hang_margin_s: float = 30.0
@@ -43,12 +43,12 @@ class Watch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan(Generic[EngineT]):
-    """How the children of one engine are started, and what they are held to.
+    """How to start and check the children of one engine.
 
-    `name` is the model's, `file_name` its file's, and the weights in it have `weights_bytes`. `launch` says
-    how to start a child for a socket path. `check` is run on each engine that has become ready, before
-    anyone else gets it; what it raises makes it a failed start. `probe` scores one pair that is known to
-    work, for an engine that gave an error.
+    `name` is the model's name, `file_name` that of its file, and `weights_bytes` the size of its weights.
+    `launch` returns how to start a child for a socket path. `check` runs on each engine that becomes ready,
+    before any request uses it; if it raises, the start has failed. `probe` scores a known pair, after an
+    engine returned an error.
     """
 
     name: str
@@ -66,8 +66,9 @@ class Plan(Generic[EngineT]):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Why an engine has to go. `kill`: send SIGKILL, the process does not react to SIGTERM. `needs_more`: it
-    reached its bound of memory soon, so it needs more."""
+    """Why an engine must be replaced. `kill`: send SIGKILL, because the process does not react to SIGTERM.
+    `needs_more`: the engine reached its memory limit soon after its start, so the next one gets a higher
+    limit."""
 
     error: RerankdError
     cause: Cause
@@ -77,8 +78,10 @@ class Loss:
 
 @dataclass(eq=False)
 class EngineChild(Generic[EngineT]):
-    """A child, the engine behind its socket, and what its callers say of it: that one of them had no answer
-    in time (`suspected`), or an error (`erred`, and `errors` in a row), or no connection (`unreachable`)."""
+    """A child process, the client of its engine, and what callers reported about it.
+
+    A caller sets `suspected` after a timeout, `erred` after an error (`errors` counts them in a row), and
+    `unreachable` if it could not connect."""
 
     plan: Plan[EngineT]
     process: Child
@@ -95,7 +98,7 @@ class EngineChild(Generic[EngineT]):
 
     @classmethod
     async def start(cls, plan: Plan[EngineT]) -> EngineChild[EngineT]:
-        """Start a child. Raises RerankdError."""
+        """Start a child process. Raises RerankdError."""
         socket = plan.run_dir.socket()
         kills = processes.memory_kills()
         launch = plan.launch(socket)
@@ -106,7 +109,7 @@ class EngineChild(Generic[EngineT]):
         return cls(plan, process, launch.connect(socket), socket, note, launch.advice, kills)
 
     async def become_ready(self) -> Loss | None:
-        """Wait until the engine can score; else why it can't."""
+        """Wait until the engine can score. Returns why it can't, or None."""
         try:
             async with asyncio.timeout(self.plan.start_timeout_s):
                 return await self._load()
@@ -137,28 +140,28 @@ class EngineChild(Generic[EngineT]):
             if type(error) is not EngineError:
                 raise
             file_name, said = self.plan.file_name, error.message
-            _log.warning("the engine for %s gives an error for a known pair: %s", file_name, said)
+            _log.warning("the engine for %s returned an error for a known pair: %s", file_name, said)
             failed = EngineStartFailed(
-                f"The engine loaded {file_name}, but gives an error instead of scores for a known pair. Its "
-                f"own words are in rerankd's log. If memory is short: {failure_reasons.LESS_MEMORY}"
+                f"The engine loaded {file_name}, but returned an error for a known pair. The error is in "
+                f"rerankd's log. If memory is short: {failure_reasons.LESS_MEMORY}"
             )
             return Loss(failed, "memory" if failure_reasons.says_memory(said) else "start")
         most, held = self.plan.watch.max_engine_memory, processes.memory_bytes(self.process.pid)
-        if most is not None and held is not None and held > most:  # it would be replaced for ever
+        if most is not None and held is not None and held > most:  # it would be replaced again and again
             text = (
-                f"The engine for {self.plan.file_name} holds {held / 2**20:.0f} MiB when it has just loaded, "
-                f"more than max_engine_memory allows ({most / 2**20:.0f} MiB). Raise it, or: "
+                f"The engine for {self.plan.file_name} uses {held / 2**20:.0f} MiB right after loading, more "
+                f"than max_engine_memory allows ({most / 2**20:.0f} MiB). Raise max_engine_memory, or: "
                 f"{failure_reasons.LESS_MEMORY}"
             )
             return Loss(EngineStartFailed(text), "start")
         return None
 
     def describe(self, what: str) -> str:
-        """What the engine did, with its last lines."""
+        """Return a sentence about the engine, with its last lines of output."""
         return f"The engine for {self.plan.file_name} {what}\n{failure_reasons.quote(self.process.lines())}"
 
     async def ended(self, error: type[EngineUnavailable] = EngineUnavailable) -> Loss:
-        """Wait for the child's end; why it went."""
+        """Wait until the child has exited. Returns why it exited."""
         code = await self.process.wait()
         lines = self.process.lines()
         killed_for_memory = processes.memory_kills() > self.memory_kills
@@ -166,7 +169,7 @@ class EngineChild(Generic[EngineT]):
         return Loss(error(failure_reasons.died(self.plan.file_name, code, lines, self.advice)), cause)
 
     async def end(self, grace_s: float) -> None:
-        """End the child, and remove what it left; safe to call again."""
+        """Stop the child, and remove its socket and note. Safe to call again."""
         await self.process.stop(grace_s)
         await self.engine.close()
         self.socket.unlink(missing_ok=True)
@@ -174,8 +177,8 @@ class EngineChild(Generic[EngineT]):
 
 
 class EngineChildren(Generic[EngineT]):
-    """Starts children and ends them: none is left when `close` returns. `fates` says why an engine went;
-    `changes` are told when it is known."""
+    """Starts and stops children; none runs after `close` has returned. `exit_causes` holds why each engine
+    exited, and `changes` is notified when an entry is added."""
 
     def __init__(self, plan: Plan[EngineT], changes: Changes) -> None:
         self._plan = plan
@@ -187,14 +190,14 @@ class EngineChildren(Generic[EngineT]):
         self.exit_causes: weakref.WeakKeyDictionary[EngineT, Cause] = weakref.WeakKeyDictionary()
 
     async def exit_cause(self, engine: EngineT) -> Cause | None:
-        """Why `engine` went; None where it still runs some seconds after it closed a connection."""
+        """Return why `engine` exited, or None if it still runs some seconds after it closed a connection."""
         notice = time.monotonic() + _EXIT_NOTICE_S
         while engine not in self.exit_causes and (left_s := notice - time.monotonic()) > 0:
             await self._changes.wait(left_s)
         return self.exit_causes.get(engine)
 
     async def begin(self) -> EngineChild[EngineT] | Loss:
-        """Start a child, and wait until it can score; why it can't, once it has ended."""
+        """Start a child, and wait until it can score. If it can't, stop it and return why."""
         try:
             child = await EngineChild.start(self._plan)
         except RerankdError as error:
@@ -210,11 +213,11 @@ class EngineChildren(Generic[EngineT]):
         return loss or child
 
     async def end(self, child: EngineChild[EngineT], *, kill: bool = False) -> None:
-        """End a child. It ends even if the caller is cancelled meanwhile."""
+        """Stop a child, even if the caller is cancelled meanwhile."""
         await asyncio.shield(self._ends.begin(self._finish(child, kill=kill), "end an engine"))
 
     def retire(self, child: EngineChild[EngineT]) -> None:
-        """End an engine that has a successor when its last call has ended; returns at once."""
+        """Stop a replaced engine after its last call has ended. Returns at once."""
 
         async def retire() -> None:
             await self.drain(child)
@@ -223,18 +226,18 @@ class EngineChildren(Generic[EngineT]):
         self._ends.begin(retire(), "retire an engine")
 
     async def drain(self, child: EngineChild[EngineT]) -> None:
-        """Wait until no call uses the engine, for so long as calls may take."""
+        """Wait until no call uses the engine, at most `_LONGEST_LEASE_S`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST_LEASE_S):
                 await first(child.leases.unused(), self._closing.wait())
 
     async def close(self) -> None:
-        """End all."""
+        """Stop all children."""
         self._closing.set()
         await asyncio.gather(*self._ends, *(self._finish(child) for child in self._running))
 
     def kill(self) -> None:
-        """Have all end at once."""
+        """Send SIGKILL to all children."""
         self._grace_s = 0.0
         for child in self._running:
             child.process.kill()
@@ -242,7 +245,7 @@ class EngineChildren(Generic[EngineT]):
     async def _finish(self, child: EngineChild[EngineT], *, kill: bool = False) -> None:
         if child not in self._running:
             return
-        if child.engine not in self.exit_causes:  # who asks it learns so at once
+        if child.engine not in self.exit_causes:  # its callers learn the cause at once
             self.exit_causes[child.engine] = "requested"
             self._changes.tell()
         await child.end(0.0 if kill else self._grace_s)

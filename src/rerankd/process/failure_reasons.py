@@ -1,7 +1,7 @@
-"""(pure) What is said of an engine that went: the cause, its last lines, and the next step.
+"""(pure) Explain why an engine crashed or exited: the cause, its last lines of output, and the next step.
 
-`name` is the model file's name, `lines` what the engine wrote, the last line last. What only a backend can
-tell is its `Advice`.
+`name` is the name of the model file, `lines` the engine's output in order. A backend adds its own
+explanations as `Advice`.
 """
 
 from __future__ import annotations
@@ -11,49 +11,50 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 _QUOTED_LINES = 12
-LESS_MEMORY = "Take a smaller quantisation or lower scoring.max_length."
+LESS_MEMORY = "Use a smaller quantisation or lower scoring.max_length."
 Cause = Literal[
     "crash", "exit", "file", "hang", "memory", "killed", "errors", "useless", "start", "requested"
 ]
-"""Why an engine went: a signal that a fault in it raises, an exit code, a model file that is not whole (see
-DAMAGED_FILE), no sign of work, too little memory, a signal from outside, errors instead of scores for some
-texts or (useless) for a known pair, too, no start at all, or a planned replacement."""
+"""Why an engine stopped: `crash`, a signal raised by a fault in the program; `exit`, an exit code; `file`, a
+damaged model file (see DAMAGED_FILE); `hang`, no progress; `memory`, out of memory; `killed`, a signal from
+another process; `errors`, repeated errors instead of scores; `useless`, also for a known pair; `start`, a
+failed start; `requested`, a planned stop or replacement."""
 
 DAMAGED_FILE = 65
-"""The exit code (EX_DATAERR of sysexits.h) with which our own workers say that the model file is damaged or
-lacks a part. Another engine might compute something else of it and say nothing, so none is tried."""
+"""The exit code (EX_DATAERR of sysexits.h) of rerankd's own workers for a damaged or incomplete model file.
+No other engine is tried then: it might compute wrong scores from the file without an error."""
 
 Advice = Mapping[str | int, str]
-"""The next step, by words that the engine writes (in lower case), or by its exit code as a shell tells it:
-negative for a signal, NO_PROGRAM where it could not be run."""
+"""The next step by a phrase in the engine's output (lower case), or by its exit code: negative for a signal,
+NO_PROGRAM if the program could not be run."""
 NO_PROGRAM = 127
 
-# What a fault in the program itself raises; any other signal comes from outside.
+# Signals raised by a fault in the program itself. Any other signal comes from another process.
 _FAULTS = ("SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS")
-# Of engines, CUDA, C++, Rust, numpy, Python and the system.
+# Out-of-memory messages of engines, CUDA, C++, Rust, numpy, Python and the system.
 _MEMORY_SIGNS = (
     "failed to allocate", "out of memory", "bad_alloc", "memory allocation of", "unable to allocate",
     "memoryerror", "cannot allocate memory", "not enough memory",
 )  # fmt: skip
 _FAULT_NUMBERS = [getattr(signal, name) for name in _FAULTS if hasattr(signal, name)]
 _CODES = {
-    DAMAGED_FILE: "The model file is damaged, or a part of it was lost in conversion: take another "
-    "file of the same model.",
-    -4: "It met an instruction that this CPU does not have: another engine may work (see the setting "
-    "engine).",
-    -9: "It was killed from outside, which the system does where memory runs out. If that is why: "
+    DAMAGED_FILE: "The model file is damaged, or a part of it was lost in conversion. Use another file "
+    "of the same model.",
+    -4: "It executed an instruction that this CPU does not support. Another engine may work (see the "
+    "setting engine).",
+    -9: "Another process killed it. The system does so when memory runs out. If that is the cause: "
     + LESS_MEMORY,
-    -11: "It crashed: the file may be damaged, or the engine is broken on this machine: another one "
+    -11: "It crashed. Either the file is damaged, or the engine is broken on this machine. Another engine "
     "may work (see the setting engine).",
 }
 
 
 def died(name: str, code: int, lines: Sequence[str], advice: Advice) -> str:
-    """It ended with this exit code, negative for a signal."""
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    """Return the message for an exit code, negative for a signal."""
+    how = f"was terminated by signal {-code}" if code < 0 else f"exited with code {code}"
     output = "\n".join(lines).lower()
     if says_memory(output):
-        step = "It needs more memory than there is. " + LESS_MEMORY
+        step = "It ran out of memory. " + LESS_MEMORY
     else:
         by_words = (text for sign, text in advice.items() if isinstance(sign, str) and sign in output)
         step = next(by_words, (_CODES | dict(advice)).get(code, ""))
@@ -61,8 +62,8 @@ def died(name: str, code: int, lines: Sequence[str], advice: Advice) -> str:
 
 
 def cause(code: int, lines: Sequence[str], *, out_of_memory: bool) -> Cause:
-    """Why a process ended with this exit code, negative for a signal. `out_of_memory` says that the system
-    has killed a process for memory since it started."""
+    """Return the cause of an exit code, negative for a signal. `out_of_memory`: the system has killed a
+    process for lack of memory since this one started."""
     if (code == -signal.SIGKILL and out_of_memory) or says_memory("\n".join(lines)):
         return "memory"
     if code == DAMAGED_FILE:
@@ -73,20 +74,20 @@ def cause(code: int, lines: Sequence[str], *, out_of_memory: bool) -> Cause:
 
 
 def says_memory(text: str) -> bool:
-    """Whether an engine's words say that memory was short."""
+    """Whether an engine's output reports that it ran out of memory."""
     return any(sign in text.lower() for sign in _MEMORY_SIGNS)
 
 
 def not_started(program: str, error: OSError | RuntimeError) -> str:
-    """The system did not start the process, or a thread to watch it (RuntimeError)."""
+    """Return the message for a process that the system could not start, or not watch (RuntimeError)."""
     why = getattr(error, "strerror", None) or str(error)
     if isinstance(error, BlockingIOError) or "new thread" in why:
-        why += ": too many processes run (see ulimit -u, and TasksMax of a systemd unit)"
+        why += ": too many processes (see ulimit -u, and TasksMax of a systemd unit)"
     return f"The system could not start the engine {program}: {why}."
 
 
 def quote(lines: Sequence[str]) -> str:
-    """The last of its lines, for a message."""
+    """Quote the engine's last lines for a message."""
     if not lines:
-        return "It wrote nothing."
+        return "It wrote no output."
     return "\n".join(("Its last lines:", *(f"  | {line}" for line in lines[-_QUOTED_LINES:])))

@@ -1,19 +1,19 @@
-"""(pure) How much memory an engine may hold where `max_engine_memory` does not say.
+"""(pure) The default memory limit of an engine, used if `max_engine_memory` is not set.
 
-An engine holds the most when it works on its largest call. With the built-in model one went from 524 to 640
-MiB, with a tiny model from 88 to 112; another kind maps the file's pages as it reads them. What grows beyond
-twice that, and a gigabyte, is not a call's buffers.
+An engine's RSS peaks at its largest call: from 524 to 640 MiB with the built-in model, from 88 to 112 MiB
+with a tiny model. Some engines also map pages of the model file as they read them. Growth beyond twice the
+RSS after loading plus a gigabyte can't be buffers of a call.
 """
 
 from __future__ import annotations
 
-ROOM = 2**30
-"""Bytes beside a multiple of what an engine held after its load."""
-LONG_LIFE_S = 600.0
-"""An engine that reached its bound in less time did not leak, it needs more."""
+HEADROOM_BYTES = 2**30
+"""Added to twice the RSS after loading."""
+LEAK_AFTER_S = 600.0
+"""An engine that reaches its limit sooner after its start does not leak: it needs a higher limit."""
 
 
-def bound(held_bytes: int, weights_bytes: int, short_lives: int) -> int:
-    """Bytes that an engine may hold which held `held_bytes` right after it loaded its `weights_bytes`.
-    `short_lives` counts the engines before it that reached their bound soon: each doubles it."""
-    return (2 * held_bytes + max(weights_bytes - held_bytes, 0) + ROOM) << min(short_lives, 10)
+def limit_bytes(loaded_bytes: int, weights_bytes: int, raised: int) -> int:
+    """Return the limit of an engine whose RSS was `loaded_bytes` right after it loaded weights of
+    `weights_bytes`. The limit was `raised` times for engines that needed more; each time doubles it."""
+    return (2 * loaded_bytes + max(weights_bytes - loaded_bytes, 0) + HEADROOM_BYTES) << min(raised, 10)

@@ -1,9 +1,9 @@
-"""Keeps one engine running: starts its child, waits until it is ready, and replaces it when it must.
+"""The supervisor of one engine: starts its child, waits until it is ready, and restarts or replaces it.
 
-One task is the only writer of the state (see states.py); everybody else awaits `ensure_ready`, or holds a
-`lease` while it asks the engine something. A watcher for each reason finds that an engine has to go: it died,
-is silent, stuck or useless (see watchers.py). One that has outgrown its memory, has lost its socket or is to
-be reloaded is replaced without a failed request: the next one is started beside it where there is room for
+One task is the only writer of the state (see states.py). Callers await `ensure_ready`, or hold a `lease`
+while they call the engine. Watchers (see watchers.py) detect an engine that has crashed, does not answer,
+hangs, or returns only errors; it is restarted. An engine that exceeds its memory limit, has lost its socket,
+or is reloaded is replaced without a failed request: its successor starts beside it if memory suffices for
 two, else after it.
 """
 
@@ -31,17 +31,17 @@ from rerankd.process.tasks import Changes, first, forever
 
 _log = logging.getLogger("rerankd.engine")
 
-# A caller whose engine closed the connection learns within this time whether the engine has died.
+# After a lost connection, `ensure_ready` waits this long for the engine to turn out dead.
 _DEATH_NOTICE_S = 1.0
 
 
 class Supervisor(Generic[EngineT]):
-    """Owner of one engine and its child.
+    """Owns one engine and its child processes.
 
-    `safer` is told why an engine went and whether it had become ready, and returns whether the next start
-    differs: then a failed start is no failure yet. `lacks_room` says in words why there is no room for a
-    second engine beside a process, "" where there is. `pause` waits before a restart, and `chance` is a
-    random number for its length (see restart_delay.py).
+    `safer` receives why an engine stopped and whether it had become ready, and returns whether the next start
+    uses safer settings; then it follows without a delay. `lacks_room` explains why memory does not suffice
+    for a second engine beside a process, or returns "". `pause` waits before a restart, and `chance` is a
+    random number for the delay (see restart_delay.py).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Supervisor(Generic[EngineT]):
         self.status: Status[EngineT] = Status()
         self._changes = Changes()
         self._children = EngineChildren(plan, self._changes)
-        # The child in use, or the last one that was.
+        # The current child, or the last one.
         self._child: EngineChild[EngineT] | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -71,33 +71,33 @@ class Supervisor(Generic[EngineT]):
 
     @property
     def leases(self) -> int:
-        """Calls that are under way."""
+        """The number of running calls."""
         return self._child.leases.count if self._child is not None else 0
 
     def start(self) -> None:
-        """Begin; returns at once. Must be called on the thread of the event loop that stays (see
-        child.py)."""
+        """Start supervising; returns at once. Call it on the thread of the event loop, which must outlive the
+        engine (see child.py)."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"supervise {self._plan.name}")
 
     def reload(self) -> None:
-        """Try again now: start a failed or waiting engine, replace a running one between requests."""
+        """Start a failed or waiting engine now, or replace a running one between requests."""
         self._reload.set()
 
     def suspect(self) -> None:
-        """Say that a call was not answered in time; the engine is replaced if it is stuck."""
+        """Report that a call timed out. The engine is replaced if it hangs."""
         if self.status.engine is not None and self._child is not None:
             self._child.suspected.set()
 
     def answered(self, engine: EngineT) -> None:
-        """Say that `engine` has scored what a client asked for: it works."""
+        """Report that `engine` has answered a request, which resets the restart delay."""
         if self._child is not None and self._child.engine is engine:
             self._losses = self._child.errors = 0
 
     async def erred(self, engine: EngineT, message: str) -> Cause | None:
-        """Say that `engine` gave an error instead of scores. Nobody gets it until it has scored a known
-        pair; after three errors in a row it is replaced. Returns why; None where it goes on."""
-        _log.warning("the engine for %s gave an error instead of scores: %s", self._plan.file_name, message)
+        """Report that `engine` returned an error instead of scores. No request uses it until it has scored a
+        known pair; after three errors in a row it is replaced. Returns why it was replaced, or None."""
+        _log.warning("the engine for %s returned an error: %s", self._plan.file_name, message)
         if self._child is not None and self._child.engine is engine:
             self._child.errors += 1
             self._child.erred.set()
@@ -106,32 +106,32 @@ class Supervisor(Generic[EngineT]):
         return self.known_exit_cause(engine)
 
     async def exit_cause(self, engine: EngineT) -> Cause | None:
-        """Why `engine` went; None where it still runs some seconds after it closed a connection."""
+        """Return why `engine` exited, or None if it still runs some seconds after it closed a connection."""
         return await self._children.exit_cause(engine)
 
     def known_exit_cause(self, engine: EngineT) -> Cause | None:
-        """Why `engine` went, as far as that is known now."""
+        """Return why `engine` exited, or None if that is not known yet."""
         return self._children.exit_causes.get(engine)
 
     async def ensure_ready(self, *, after: EngineT | None = None) -> EngineT:
-        """Wait for a ready engine, and return it. `after` is one that has failed its caller: if it does not
-        turn out to be dead, it is returned again.
+        """Wait for a ready engine, and return it. `after` is the engine whose connection the caller lost; it
+        is returned again if it turns out to be alive.
 
-        Raises what made the engine fail, with the time of the next start, or EngineUnavailable once it is
-        stopped.
+        Raises the error that made the engine fail, with the time of the next start, or EngineUnavailable once
+        the supervisor is stopped.
         """
         notice = time.monotonic() + _DEATH_NOTICE_S
         while True:
             engine, state, timeout_s = self._usable(), self.status.state, None
             if engine is not None and self._child is not None:
                 if not self._child.socket.exists():
-                    self._child.unreachable.set()  # it is replaced
+                    self._child.unreachable.set()  # the watcher replaces it
                 elif engine is not after or time.monotonic() >= notice:
                     return engine
                 else:
                     timeout_s = notice - time.monotonic()
             if isinstance(state, Failed) and not self._reload.is_set():
-                error = copy.copy(state.error)  # one for each: a raised error collects tracebacks
+                error = copy.copy(state.error)  # one copy per caller: a raised error collects tracebacks
                 error.retry_after_s = max(math.ceil(state.until - time.monotonic()), 1)
                 raise error
             if self._task is None or self._is_stopping:
@@ -140,8 +140,8 @@ class Supervisor(Generic[EngineT]):
 
     @contextlib.asynccontextmanager
     async def lease(self, *, after: EngineT | None = None, alone: bool = False) -> AsyncIterator[EngineT]:
-        """A ready engine (see ensure_ready), which is not replaced without need until it is given back;
-        `alone`: no other call has it meanwhile."""
+        """Lease a ready engine (see ensure_ready). A planned replacement waits until the lease is released.
+        With `alone`, no other call uses the engine meanwhile."""
         while True:
             engine = await self.ensure_ready(after=after)
             assert self._child is not None
@@ -149,31 +149,31 @@ class Supervisor(Generic[EngineT]):
             await leases.enter(alone=alone)
             if self._usable() is engine:
                 break
-            leases.leave()  # it went while this call waited
+            leases.leave()  # it was replaced while this call waited
         try:
             yield engine
         finally:
             leases.leave()
 
     def _usable(self) -> EngineT | None:
-        """The engine that calls get now."""
+        """The engine for new calls, or None."""
         state = self.status.state
         return state.engine if isinstance(state, Ready) and not self._is_doubted() else None
 
     def _is_doubted(self) -> bool:
-        """Whether the engine gave an error, and has not scored a known pair since."""
+        """Whether the engine returned an error and has not scored a known pair since."""
         state = self.status.state
         if isinstance(state, Ready) and self._child is not None:
-            return self._child.erred.is_set()  # the task has not come to it yet
+            return self._child.erred.is_set()  # the watcher has not reacted yet
         return isinstance(state, Checking)
 
     async def stop(self, *, at_once: bool = False) -> None:
-        """Stop the engine and its child; safe to call again, and with `at_once` to cut an earlier call
-        short."""
+        """Stop the engine and its children. Safe to call again, also with `at_once` to kill them during an
+        earlier, graceful stop."""
         if at_once:
             self._children.kill()
         if self._task is not None:
-            if not self._is_stopping:  # another cancellation would cut the end short
+            if not self._is_stopping:  # a second cancellation would interrupt the cleanup
                 self._task.cancel()
             self._is_stopping = True
             await asyncio.wait([self._task])
@@ -193,7 +193,7 @@ class Supervisor(Generic[EngineT]):
                     await self._live()
                 except Exception as error:  # the crash boundary of this task
                     _log.exception("the supervisor of %s failed for an unexpected reason", self._plan.name)
-                    text = f"rerankd failed to watch its engine: {error!r}. See its log."
+                    text = f"rerankd failed to watch its engine: {error!r}. See rerankd's log."
                     self._set(Stopping())
                     if self._child is not None:
                         await self._children.end(self._child)
@@ -204,7 +204,7 @@ class Supervisor(Generic[EngineT]):
             self._set(Stopped())
 
     async def _wait_after(self, loss: Loss) -> None:
-        """The delay before the next start; a reload ends it."""
+        """Wait for the restart delay, or for a reload, which ends it."""
         self._count(lost=1)
         self._losses += 1
         delay_s, loaded = restart_delay.delay_s(self._losses, self._chance()), self._child is not None
@@ -215,12 +215,12 @@ class Supervisor(Generic[EngineT]):
         _log.log(level, "%s", text)
         self._set(state)
         await first(self._pause(delay_s), self._reload.wait())
-        if self._reload.is_set():  # somebody has mended something
+        if self._reload.is_set():  # the user may have fixed the cause
             self._losses = 0
             self._reload.clear()
 
     async def _live(self) -> None:
-        """Start an engine, and watch it to its end and beyond."""
+        """Start an engine, supervise it until it exits, and wait for the restart delay if it failed."""
         self._set(Starting())
         self._count(starts=1)
         child = await self._children.begin()
@@ -235,8 +235,8 @@ class Supervisor(Generic[EngineT]):
             await self._wait_after(loss)
 
     async def _supervise(self, child: EngineChild[EngineT]) -> Loss:
-        """Watch an engine, and its successors as long as they take over from each other. Returns why the last
-        one went, once it has ended."""
+        """Watch an engine, and its successors while each takes over from the one before. Returns why the last
+        one was stopped, once it has exited."""
         while True:
             self._child = child
             self._reload.clear()
@@ -256,11 +256,13 @@ class Supervisor(Generic[EngineT]):
         return found
 
     async def _start_successor(self, child: EngineChild[EngineT], loss: Loss) -> EngineChild[EngineT] | Loss:
-        """A successor that is ready, started beside the engine that has to go; a loss where that one has to
-        go first, or has gone."""
+        """Start a successor beside the current engine, and return it once it is ready. Returns the loss if
+        the current engine must stop first, or has crashed meanwhile."""
         lack = await asyncio.to_thread(self._lacks_room, child.process.pid)
         if lack:
-            _log.info("%s: the engine for %s ends before the next one starts", lack, self._plan.file_name)
+            _log.info(
+                "%s: the engine for %s is stopped before the next one starts", lack, self._plan.file_name
+            )
             return loss
 
         async def begin() -> EngineChild[EngineT] | Loss:
@@ -269,14 +271,16 @@ class Supervisor(Generic[EngineT]):
                 found = await self._children.begin()
                 if isinstance(found, EngineChild):
                     return found
-                _log.warning("no engine could be started beside the old one: %s", found.error.message)
+                _log.warning(
+                    "could not start the next engine beside the current one: %s", found.error.message
+                )
                 if not self._safer(found.cause, False):
                     return loss
 
         async def doubt() -> Never:
             if isinstance(self.status.state, Ready):
                 await child.erred.wait()
-                self._set(Checking(child.process.pid))  # the successor is waited for
+                self._set(Checking(child.process.pid))  # requests wait for the successor
             await forever()
 
         return await first(begin(), watchers.dead(child), doubt())

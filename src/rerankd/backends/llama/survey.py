@@ -1,4 +1,4 @@
-"""What doctor looks at for llama.cpp. It changes nothing."""
+"""Collect doctor's observations for llama.cpp: CPU, GPUs, build tools, engines. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rerankd.progress import Progress
 
 
 def look(options: LlamaOptions, home: Path, checkup: Checkup) -> Seen:
-    """All that the checks judge. It takes some seconds, most of them for the engines' smoke tests."""
+    """Collect the input of the checks. Takes some seconds, mostly for the smoke tests of the engines."""
     choice, choice_problem = _choice(options, home)
     return Seen(
         instructions=machine.instructions(),

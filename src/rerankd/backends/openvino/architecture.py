@@ -1,4 +1,14 @@
-"""What an architecture is, and what encoders share: matrices with a bias, layer normalisation, attention."""
+"""The base class of architectures, with shared layers: matrix with bias, layer norm, attention, pooling.
+
+To add an architecture:
+1. Subclass Architecture in a new file of architectures/, and implement `body` and `head`.
+2. Add a row to the table in architectures/__init__.py, and the name to `_ARCHITECTURES` in backend.py.
+3. If its embeddings are not BERT's (tokens, learned positions, token types), add a case to graph.embedder.
+4. Add a checkpoint to the cases of tests/backends/cases.py.
+
+Tensor and metadata names are those of GGUF, such as `blk.0.attn_q.weight`. formats/ translates those of
+safetensors checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +19,17 @@ from rerankd.formats.weights import Weights
 
 
 class Architecture:
-    """What the architectures share."""
+    """The forward pass of one model as an OpenVINO graph.
+
+    Shapes: `texts` are the inputs of a batch, `tokens` their padded length, `width` the model's hidden size.
+    `pooling` "rank" selects the rank head, other values an embedding. With `compressed`, matrices are stored
+    in 8 bits.
+    """
 
     default_head_pooling: Pooling = "cls"
+    """How the states are pooled for the rank head if the file does not declare it."""
     always_biased = False
-    """Whether each matrix and norm has a bias. One that is missing was lost then."""
+    """Whether each matrix and norm must have a bias; a file without one is then rejected as damaged."""
 
     def __init__(self, weights: Weights, pooling: Pooling, *, compressed: bool) -> None:
         self.weights = weights
@@ -27,16 +43,17 @@ class Architecture:
         self.pooling = self._head_pooling() if self.has_head else pooling
 
     def body(self, embeddings: Node, mask: Node) -> Node:
-        """The last layer's states [texts, tokens, width]; [texts, 1, width] where only the first counts."""
+        """Return the states of the last layer [texts, tokens, width], or [texts, 1, width] if only the first
+        token is pooled. `mask` is added to attention scores: 0 for a token, MASKED for padding."""
         raise NotImplementedError
 
     def pooled(self, states: Node, mask: Node) -> Node:
-        """One row for each text."""
+        """Pool the states to one row per text, and apply the rank head if there is one."""
         row = op.squeeze(states, ints(1)) if self.pooling == "cls" else mean(states, mask)
         return self.head(row) if self.has_head else row
 
     def head(self, row: Node) -> Node:
-        """[texts, width] -> logits [texts, 1]."""
+        """Return the logits [texts, 1] of the rank head for pooled states [texts, width]."""
         raise NotImplementedError
 
     def _head_pooling(self) -> Pooling:
@@ -44,14 +61,15 @@ class Architecture:
         return {1: "mean", 2: "cls"}.get(said, self.default_head_pooling)  # type: ignore[return-value]
 
     def linear(self, x: Node, name: str, rows: int, columns: int, part: slice = slice(None)) -> Node:
-        """x · weightᵀ + bias, where there is one, of all rows or a part of them."""
+        """Return x · weightᵀ + bias, where `part` selects rows of the weight matrix [rows, columns]. The bias
+        is optional unless `always_biased`."""
         matrix = self.weights.array(f"{name}.weight", (rows, columns))[part]
         fits = self.compressed and rows > 1 and columns % GROUP == 0
         product = op.matmul(x, quantised(matrix) if fits else op.constant(matrix), False, True)
         return self._biased(product, name, rows, part)
 
     def norm(self, x: Node, name: str) -> Node:
-        """Layer normalisation over the last axis."""
+        """Apply layer normalisation over the last axis."""
         normed = op.mvn(x, ints(-1), True, self.epsilon, "inside_sqrt")
         scaled = op.multiply(normed, op.constant(self.weights.array(f"{name}.weight", (self.width,))))
         return self._biased(scaled, name, self.width)
@@ -62,11 +80,11 @@ class Architecture:
         return op.add(x, op.constant(self.weights.array(f"{name}.bias", (rows,))[part]))
 
     def split_heads(self, x: Node) -> Node:
-        """[texts, tokens, width] -> [texts, heads, tokens, width / heads]."""
+        """Reshape [texts, tokens, width] to [texts, heads, tokens, width / heads]."""
         parts = op.reshape(x, ints(0, 0, self.heads, self.width // self.heads), True)
         return op.transpose(parts, ints(0, 2, 1, 3))
 
     def attention(self, query: Node, key: Node, value: Node, mask: Node) -> Node:
-        """Of heads [texts, heads, tokens, n] -> [texts, tokens, width]."""
+        """Apply scaled dot-product attention to [texts, heads, tokens, n]. Returns [texts, tokens, width]."""
         mixed = op.scaled_dot_product_attention(query, key, value, mask)
         return op.reshape(op.transpose(mixed, ints(0, 2, 1, 3)), ints(0, 0, self.width), True)

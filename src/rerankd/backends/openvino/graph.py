@@ -1,8 +1,8 @@
-"""A model's weights as an OpenVINO graph of its forward pass.
+"""Build the OpenVINO graph of a model's forward pass from its weights.
 
-Inputs: `embeddings` f32 [texts, tokens, width], what the first layer's normalisation reads, and `mask` f32
-[texts, 1, 1, tokens], 0 for a token and a large negative number for padding. Output: f32 [texts, 1], the rank
-head's logit, or [texts, width], the pooled embedding (not normalised).
+Inputs: `embeddings` f32 [texts, tokens, width], before the embedding norm, and `mask` f32 [texts, 1, 1,
+tokens], 0 for a token and a large negative number for padding. Output: f32 [texts, 1], the rank head's logit,
+or [texts, width], the pooled embedding (not normalised).
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from rerankd.formats.weights import Floats, Table, Weights
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """What stands before the graph: rows of tables, looked up for the tokens of a call only."""
+    """The embedding lookup, which runs before the graph and reads only the table rows of the tokens in a
+    call."""
 
     tokens: Table
     positions: Floats | None
-    """[window, width]; the first token type is added to it. None where the model has rotary positions."""
+    """[context length, width]; includes the first token type. None if the model has rotary positions."""
     second: Floats | None = None
-    """[width]: what the second token type has more than the first. None where there is one only."""
+    """[width]: the second token type minus the first. None if the model has only one."""
 
     def __call__(self, ids: np.ndarray[Any, Any], seconds: np.ndarray[Any, Any]) -> Floats:
-        """Ids [texts, tokens], and where the second type begins in each -> [texts, tokens, width]."""
+        """Return the embeddings [texts, tokens, width] of ids [texts, tokens]. `seconds` holds the position
+        in each text where the second token type begins."""
         found = self.tokens[ids.ravel()].reshape(*ids.shape, -1)
         if self.positions is not None:
             found = found + self.positions[: ids.shape[1]]
@@ -39,14 +41,14 @@ class Embedder:
 
 
 def embedder(weights: Weights) -> Embedder:
-    """The embedding tables. Of a GGUF file all tokens have the first token type, as llama.cpp has it; that is
-    right for what is served from one."""
+    """Return the embedding tables. For a GGUF file all tokens get the first token type, as in llama.cpp; that
+    is correct for the supported models."""
     width = weights.key("embedding_length")
     tokens = weights.table("token_embd.weight", weights.rows("token_embd.weight"), width)
     if weights.architecture == "modern-bert":
         return Embedder(tokens, None)
     positions = weights.array("position_embd.weight", (weights.key("context_length"), width))
-    # DistilBERT has none, and a vocabulary of word pieces.
+    # DistilBERT, recognized by its WordPiece vocabulary, has no token types.
     if weights.has("token_types.weight") or weights.values.get("tokenizer.ggml.model") != "bert":
         count = weights.rows("token_types.weight")
         types = weights.array("token_types.weight", (count, width))
@@ -55,12 +57,13 @@ def embedder(weights: Weights) -> Embedder:
 
 
 def build(weights: Weights, pooling: Pooling, *, compressed: bool = False) -> ov.Model:
-    """The graph of a model file; `pooling` is `rank` for its head, else how an embedding is pooled.
+    """Build the graph of a model file. `pooling` is `rank` for the rank head, else how an embedding is
+    pooled.
 
-    `compressed` keeps matrices in 8 bits and a scale for each 32 of them, as Q8_0 does: 0.8 GB instead of 2.5
-    for BERT-large's shape, at about the same speed with AVX2, and raw scores that move by some hundredths.
+    `compressed` stores matrices as 8-bit integers with a scale per 32 weights, like Q8_0: 0.8 GB instead of
+    2.5 GB for BERT-large's shape, at about the same speed with AVX2. Raw scores change by some hundredths.
 
-    Raises ModelFileError where a tensor or a key is missing.
+    Raises ModelFileError if a tensor or a key is missing.
     """
     width = weights.key("embedding_length")
     embeddings = op.parameter([-1, -1, width], np.float32, name="embeddings")

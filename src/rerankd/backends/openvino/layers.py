@@ -1,8 +1,7 @@
-"""Parts of a forward pass as nodes of an OpenVINO graph: rotary positions, local attention, pooling, and
-matrices that are kept in 8 bits.
+"""Building blocks of a forward pass as OpenVINO nodes: rotary positions, masks, pooling, 8-bit matrices.
 
-Constants are copied into the graph. (Sharing numpy's memory would save the copy, but OpenVINO does not keep
-the array alive, and freed memory becomes weights without an error.)
+Constants are copied into the graph. Sharing numpy's memory would save the copy, but OpenVINO does not keep
+the array alive and would silently read freed memory as weights.
 """
 
 from __future__ import annotations
@@ -15,16 +14,17 @@ from rerankd.backends.openvino.runtime import op
 from rerankd.formats.weights import Floats
 
 Node = Any
-"""OpenVINO's nodes have no types of use."""
+"""A node of the graph. OpenVINO's Python types don't help type checking."""
 
 MASKED = -1e9
-"""What the attention mask adds for a token that is not read."""
-# Weights that share a scale when they are compressed; OpenVINO takes them as they are into its products.
+"""The value of the attention mask for a token that is ignored."""
+# The number of weights that share a scale in a compressed matrix. OpenVINO multiplies with such matrices
+# directly.
 GROUP = 32
 
 
 def quantised(matrix: Floats) -> Node:
-    """A matrix kept as 8-bit numbers and a scale for each group of them."""
+    """Store a matrix as 8-bit integers with one scale per group of weights."""
     rows, columns = matrix.shape
     groups = matrix.reshape(rows, columns // GROUP, GROUP)
     scales = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).tiny)
@@ -34,7 +34,7 @@ def quantised(matrix: Floats) -> Node:
 
 
 def rotated(x: Node, rotation: tuple[Node, Node]) -> Node:
-    """Rotary positions, the pairs of coordinates being (i, i + n / 2)."""
+    """Apply rotary positions. `rotation` holds cos and sin; the coordinate pairs are (i, i + n / 2)."""
     cos, sin = rotation
     a, b = op.split(x, ints(-1, scalar=True), 2).outputs()
     first = op.subtract(op.multiply(a, cos), op.multiply(b, sin))
@@ -43,13 +43,14 @@ def rotated(x: Node, rotation: tuple[Node, Node]) -> Node:
 
 
 def count(length: Node) -> Node:
-    """0, 1, … length - 1 as floats."""
+    """Return 0, 1, … length - 1 as floats."""
     zero, one = (op.constant(np.array(value, np.int64)) for value in (0, 1))
     return op.convert(op.range(zero, length, one, "i64"), np.float32)
 
 
 def band(length: Node, reach: int) -> Node:
-    """[1, 1, tokens, tokens]: 0 where two tokens are at most `reach` apart, else MASKED."""
+    """Return the mask of local attention [1, 1, tokens, tokens]: 0 if two tokens are at most `reach` apart,
+    else MASKED."""
     places = count(length)
     apart = op.abs(op.subtract(op.unsqueeze(places, ints(1)), op.unsqueeze(places, ints(0))))
     far = op.greater(apart, op.constant(np.float32(reach)))
@@ -58,7 +59,7 @@ def band(length: Node, reach: int) -> Node:
 
 
 def mean(states: Node, mask: Node) -> Node:
-    """The mean state of the tokens that are no padding: [texts, tokens, width] -> [texts, width]."""
+    """Return the mean state of all tokens but padding: [texts, tokens, width] -> [texts, width]."""
     real = op.convert(op.greater(mask, op.constant(np.float32(MASKED / 2))), np.float32)
     real = op.reshape(real, ints(0, -1, 1), True)
     total = op.reduce_sum(op.multiply(states, real), ints(1))
@@ -66,9 +67,10 @@ def mean(states: Node, mask: Node) -> Node:
 
 
 def first(states: Node) -> Node:
-    """[texts, tokens, width] -> [texts, 1, width], the first token's."""
+    """Return the first token's state: [texts, tokens, width] -> [texts, 1, width]."""
     return op.slice(states, ints(0), ints(1), ints(1), ints(1))
 
 
 def ints(*values: int, scalar: bool = False) -> Node:
+    """Return a constant vector of integers, or with `scalar` a single one, for axes and shapes."""
     return op.constant(np.array(values[0] if scalar else values, np.int64))

@@ -1,7 +1,8 @@
-"""The precision that a model is computed in on this machine, chosen once and kept.
+"""Choose the precision (f32 or bf16) of a model on this machine once, and store the choice.
 
-A trial at each start gave one start in 36 another precision than the others, and so other scores. Now all
-replicas get what was chosen first, also after a restart; `rerankd doctor --remeasure` chooses again.
+With a trial at each start, one start in 36 chose another precision than the others, and so returned other
+scores. Therefore the first choice holds for all replicas and restarts. `rerankd doctor --remeasure` chooses
+again.
 """
 
 from __future__ import annotations
@@ -31,29 +32,29 @@ if TYPE_CHECKING:
 _log = logging.getLogger("rerankd.engine")
 
 SECTION = "precision"
-# What made a trial fail (a busy machine, too little memory, a sandbox) passes; the model does not change its
-# scores with each start meanwhile.
+# A failed trial is repeated after this time, because its cause (a busy machine, too little memory, a sandbox)
+# may pass. Until then the precision, and so the scores, stay the same at each start.
 _FAILED_TTL_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The model that a precision is chosen for, and how it will run."""
+    """A model whose precision is chosen, and its settings."""
 
     spec: EngineSpec
     options: OpenVinoOptions
 
     @property
     def key(self) -> str:
-        """What its choice is kept under, with all that it depends on beside the model. Threads are not among
-        it, since the trial measures CPU time."""
+        """The key of the stored choice: the model and everything else the choice depends on. The number of
+        threads is not part of it, because the trial measures CPU time."""
         here = (machine.cpu_name(), *sorted(machine.cpu_flags()), version())
         words = "\n".join((self.spec.fingerprint, self.options.weights, *here)).encode("utf-8", "replace")
         return f"{self.spec.path.name} {hashlib.blake2b(words, digest_size=8).hexdigest()}"
 
 
 def version() -> str:
-    """OpenVINO's version; "" where it is not installed."""
+    """Return OpenVINO's version, or "" if it is not installed."""
     from importlib import metadata
 
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -62,34 +63,34 @@ def version() -> str:
 
 
 def known(subject: Subject, state: StateStore) -> Choice | None:
-    """What is settled without a trial: by the settings, by the CPU, or by an earlier trial."""
+    """Return the choice if no trial is needed: from the settings, the CPU, or an earlier trial."""
     settled = precision.without_trial(subject.options.precision, machine.instructions())
     return settled or _kept(state.get(SECTION, subject.key))
 
 
 async def choose(subject: Subject, state: StateStore, log: Path, timeout_s: float) -> Choice:
-    """The precision of a model. Tries bf16 where nothing is known yet, in a process of its own that writes to
-    `log`; where that fails, it is float32, which is right for every model."""
+    """Choose the precision of a model. If no choice is stored, test bf16 in a separate process that writes to
+    `log`. If the trial fails, choose float32, which is correct for every model."""
     found = await asyncio.to_thread(known, subject, state)
     if found is not None:
         return found
-    _log.info("%s: trying whether bf16 is faster here and keeps the order, once", subject.spec.path.name)
+    _log.info("%s: testing once whether bf16 is faster on this CPU", subject.spec.path.name)
     made, ttl_s = await _try(subject, log, timeout_s)
     if ttl_s is not None:
-        _log.warning("%s: it is computed in float32: %s", subject.spec.path.name, made.why)
+        _log.warning("%s: using float32: %s", subject.spec.path.name, made.why)
     value = {
         **asdict(made),
         "model": str(subject.spec.path),
         "cpu": machine.cpu_name(),
         "openvino": version(),
     }
-    # Of two services that chose at the same time, both take what was kept first.
+    # If two services choose at the same time, both use the choice that was stored first.
     first = await asyncio.to_thread(state.setdefault, SECTION, subject.key, value, ttl_s)
     return _kept(first) or made
 
 
 async def _try(subject: Subject, log: Path, timeout_s: float) -> tuple[Choice, float | None]:
-    """What a trial tells, and for how many seconds that counts; None: for good."""
+    """Run a trial. Returns the choice, and for how many seconds it is stored (None: without limit)."""
     child = await Child.start(_argv(subject), log)
     try:
         async with asyncio.timeout(timeout_s):
@@ -101,7 +102,7 @@ async def _try(subject: Subject, log: Path, timeout_s: float) -> tuple[Choice, f
     said = _last_object(child.lines())
     if "ratio" in said:
         return precision.after(Trial(said["ratio"], said["gap"]), machine.instructions()), None
-    why = said.get("error") or f"it ended with {code}"
+    why = said.get("error") or f"it exited with code {code}"
     return Choice("f32", f"a trial of bf16 failed: {why}"), _FAILED_TTL_S
 
 
@@ -125,7 +126,7 @@ def _last_object(lines: Sequence[str]) -> dict[str, Any]:
 
 
 def _kept(value: Any) -> Choice | None:
-    """A kept choice; None for what is no such thing, since anybody may edit the file."""
+    """Parse a stored choice. Returns None if it is invalid, because users may edit the file."""
     with contextlib.suppress(TypeError, KeyError):
         if value["precision"] in ("f32", "bf16"):
             return Choice(value["precision"], str(value["why"]))

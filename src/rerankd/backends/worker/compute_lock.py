@@ -1,4 +1,4 @@
-"""Who computes: one caller after the other, in steps that can be watched."""
+"""A lock for the worker's computation, with a counter of forward passes that shows progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class ComputeLock:
-    """The right to compute. To be used from any thread."""
+    """Lets one caller compute at a time, and counts its forward passes. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -17,7 +17,7 @@ class ComputeLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Wait for the turn, and have it until the block ends."""
+        """Hold the lock for the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_taken)
             self._is_taken = True
@@ -29,14 +29,14 @@ class ComputeLock:
                 self._changed.notify_all()
 
     def step(self) -> None:
-        """Something was computed."""
+        """Count a forward pass."""
         with self._changed:
             self._steps += 1
             self._changed.notify_all()
 
     def steps(self, after: int, within_s: float) -> int:
-        """How many steps were taken, as soon as they are more than `after`, nobody computes, or the time is
-        over."""
+        """Return the number of passes, as soon as it exceeds `after`, nothing is computed, or `within_s`
+        seconds have passed."""
         with self._changed:
             self._changed.wait_for(lambda: self._steps > after or not self._is_taken, within_s)
             return self._steps

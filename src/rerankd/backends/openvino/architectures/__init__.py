@@ -1,4 +1,4 @@
-"""The architectures that the OpenVINO backend computes: one file each, and a line in this table."""
+"""The table of architectures that the OpenVINO backend supports. Each has a file here and a row below."""
 
 from __future__ import annotations
 
@@ -9,4 +9,5 @@ from rerankd.backends.openvino.architectures.bert import Bert
 from rerankd.backends.openvino.architectures.modern_bert import ModernBert
 
 ARCHITECTURES: Mapping[str, type[Architecture]] = {"bert": Bert, "modern-bert": ModernBert}
-"""By the architecture's name in GGUF metadata."""
+"""By `general.architecture` of the GGUF metadata. backend.py lists the same names, because it may not import
+OpenVINO."""

@@ -1,5 +1,7 @@
-"""BERT and XLM-R, as BertModel, BertForSequenceClassification and XLMRobertaForSequenceClassification of
-transformers compute them. GELU is the erf form, as in the models; llama.cpp's is the tanh form for `bert`.
+"""The BERT architecture, also of XLM-R (XLM-RoBERTa) and DistilBERT.
+
+It computes the same as BertModel, BertForSequenceClassification and XLMRobertaForSequenceClassification of
+transformers. GELU is the erf form, as in those models; llama.cpp uses the tanh form for `bert`.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from rerankd.backends.openvino.runtime import op
 
 
 class Bert(Architecture):
-    """BERT and XLM-R: normalisation after each part; the head is RoBERTa's (dense, tanh, output), and so are
-    BERT's pooler and classifier."""
+    """BERT: post-normalisation, and a rank head of dense, tanh and output layer. That is RoBERTa's head, and
+    equals BERT's pooler and classifier."""
 
     always_biased = True
 
@@ -19,7 +21,7 @@ class Bert(Architecture):
         x = self.norm(embeddings, "token_embd_norm")
         for layer in range(self.layers):
             name = f"blk.{layer}"
-            # Nothing reads the other tokens' last states.
+            # In the last layer only the first token needs a query if only its state is pooled.
             asking = first(x) if layer == self.layers - 1 and self.pooling == "cls" else x
             query, key, value = (
                 self.split_heads(self.projection(states, name, part))
@@ -34,8 +36,8 @@ class Bert(Architecture):
         return x
 
     def projection(self, x: Node, layer: str, part: str) -> Node:
-        """x · weightᵀ + bias of the query (q), key (k) or value (v); jina-reranker-v2's files hold the three
-        as the rows of one matrix."""
+        """Project x to the query (q), key (k) or value (v). Files of jina-reranker-v2 hold the three matrices
+        joined by rows."""
         merged = f"{layer}.attn_qkv"
         if not self.weights.has(f"{merged}.weight"):
             return self.linear(x, f"{layer}.attn_{part}", self.width, self.width)

@@ -1,4 +1,4 @@
-"""ModernBERT, as ModernBertForSequenceClassification of transformers computes it."""
+"""The ModernBERT architecture. It computes the same as transformers' ModernBertForSequenceClassification."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rerankd.domain import Pooling
 
 
 class ModernBert(Architecture):
-    """ModernBERT: rotary positions, local attention in most layers, GeGLU, normalisation before each part."""
+    """ModernBERT: pre-normalisation, rotary positions, GeGLU, and local attention in most layers."""
 
     default_head_pooling: Pooling = "mean"
 
@@ -27,7 +27,7 @@ class ModernBert(Architecture):
         for layer in range(self.layers):
             name = f"blk.{layer}"
             is_global = self._is_global(layer)
-            # The first layer has none: it reads what the embeddings' norm gives.
+            # The first layer has no attention norm: the embeddings are already normalised.
             is_normed = layer > 0 or self.weights.has(f"{name}.attn_norm.weight")
             normed = self.norm(x, f"{name}.attn_norm") if is_normed else x
             qkv = self.linear(normed, f"{name}.attn_qkv", 3 * self.width, self.width)
@@ -53,12 +53,12 @@ class ModernBert(Architecture):
 
     def _is_global(self, layer: int) -> bool:
         pattern = self.weights.key("attention.sliding_window_pattern", 3)
-        if isinstance(pattern, tuple):  # one flag a layer: whether it is local
+        if isinstance(pattern, tuple):  # one flag per layer: True for local
             return not pattern[layer]
         return bool(layer % pattern == 0)
 
     def _rotation(self, length: Node, base: float) -> tuple[Node, Node]:
-        """cos and sin [1, 1, tokens, n / 2] for each position and pair of coordinates."""
+        """Return cos and sin [1, 1, tokens, n / 2] for each position and pair of coordinates."""
         size = self.width // self.heads
         frequencies = (base ** (-np.arange(0, size, 2) / size)).astype(np.float32)
         angles = op.multiply(op.unsqueeze(count(length), ints(1)), op.constant(frequencies[None, :]))
