@@ -146,13 +146,16 @@ def _honoured(option: options.Option) -> Iterator[str]:
 
 def rerank_paths() -> str:
     """The table of paths for rerank requests, with the services and dialects that use them."""
-    rows = [f"| `{path}` | {whose} | by body |" for path, whose in table.SHARED.items()]
+    rows = [(path, whose, "by body") for path, whose in table.SHARED.items()]
     for dialect in table.shown():
-        rows += [f"| `{path}` | {whose} | {dialect.title} |" for path, whose in dialect.paths.items()]
+        rows += [(path, whose, dialect.title) for path, whose in dialect.paths.items()]
     for dialect in table.shown():
-        if below := ", ".join(f"`{path}`" for path in dialect.named_paths):
-            rows.append(f"| {below} | programs with an ambiguous body | {dialect.title} |")
-    return "\n".join(["| path | used by | dialect |", "|---|---|---|", *rows])
+        rows += [(path, "programs with an ambiguous body", dialect.title) for path in dialect.named_paths]
+    paths: dict[tuple[str, str], list[str]] = {}
+    for path, whose, title in rows:
+        paths.setdefault((whose, title), []).append(f"`{path}`")
+    lines = [f"| {', '.join(same)} | {whose} | {title} |" for (whose, title), same in paths.items()]
+    return "\n".join(["| path | used by | dialect |", "|---|---|---|", *lines])
 
 
 def renamed() -> str:
