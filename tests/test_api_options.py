@@ -319,12 +319,12 @@ async def test_the_effect_of_each_option(client: httpx.AsyncClient, dialect: str
     small = await ask(client, dialect, max_tokens_per_query=2)
     assert "The query was truncated to 2 tokens" in told(small)
     chunks = await ask(client, dialect, max_chunks_per_doc=200)
-    assert "Too long" not in told(chunks)
+    assert "Truncated to" not in told(chunks)
     # The smallest number of chunks that holds the text is too small if the chunks overlap.
     for most in range(2, 20):
-        if "Too long" not in told(await ask(client, dialect, max_chunks_per_doc=most)):
+        if "Truncated to" not in told(await ask(client, dialect, max_chunks_per_doc=most)):
             break
-    assert "Too long" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
+    assert "Truncated to" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
 
     pair = await ask(client, dialect, truncate_prompt_tokens=5)
     assert pair.status_code == 400 and "takes all of the 5 tokens" in pair.text
