@@ -327,7 +327,7 @@ async def test_the_effect_of_each_option(client: httpx.AsyncClient, dialect: str
     assert "Truncated to" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
 
     pair = await ask(client, dialect, truncate_prompt_tokens=5)
-    assert pair.status_code == 400 and "takes all of the 5 tokens" in pair.text
+    assert pair.status_code == 400 and "limit of 5 tokens for an input leaves none" in pair.text
     assert "'keep_alive' is ignored" in told(await ask(client, dialect, keep_alive="5m"))
 
 

@@ -97,7 +97,7 @@ DIGEST = hashlib.sha256(b"k").hexdigest()
         (f"default:{DIGEST}", 0o600, "the name default is taken"),
         (f"a:{DIGEST}", 0o620, "chmod go-w"),
         (f"a:{DIGEST}", 0o602, "chmod go-w"),
-        ("# nobody yet\n", 0o600, "holds no key. Make one with `rerankd key new NAME`"),
+        ("# nobody yet\n", 0o600, "contains no key. Create one with `rerankd key new NAME`"),
     ],
 )
 def test_a_file_of_keys_that_can_not_be_trusted_ends_the_start(

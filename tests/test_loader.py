@@ -393,7 +393,7 @@ def test_an_error_is_told_to_everyone_as_its_own_object() -> None:
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     loader = Loader[Model](held(10 * 2**20))
     with pytest.raises(
-        DoesNotFit, match="a needs 20 MiB of memory, and all engines together may hold 10 MiB"
+        DoesNotFit, match="a needs 20 MiB of memory, but the budget for all engines is 10 MiB"
     ):
         Models(loader, "a", size=20 * 2**20)
 

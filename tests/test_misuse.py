@@ -35,8 +35,8 @@ DOCUMENTS = ["a bear of China", "a kind of bread"]
         ({"query": None}, "The query is None"),
         ({"documents": ["a", None]}, "Document 1 is None"),
         ({"documents": [{"text": "a"}]}, "Document 0 is {'text': 'a'}"),
-        ({"documents": "abc"}, "The documents are a str"),
-        ({"documents": {"a": "b"}}, "The documents are a dict"),
+        ({"documents": "abc"}, "documents is a str"),
+        ({"documents": {"a": "b"}}, "documents is a dict"),
     ],
     ids=str,
 )
@@ -58,13 +58,15 @@ def test_no_bound_may_be_spelled_0() -> None:
 def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path)
     reranker = SyncReranker(settings)
-    with pytest.raises(Misuse, match=r"not started. Use it as `with SyncReranker\(\) as reranker:`, or call"):
+    with pytest.raises(
+        Misuse, match=r"has not been started. Use `with SyncReranker\(\) as reranker:`, or call"
+    ):
         reranker.rerank("panda?", DOCUMENTS)
     with pytest.raises(TypeError, match="start one in each"):
         pickle.dumps(reranker)
     reranker.start()
     assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
-    with pytest.raises(Misuse, match="started already"), reranker:
+    with pytest.raises(Misuse, match="already started"), reranker:
         pass
     assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
     reranker.close()
@@ -81,12 +83,12 @@ def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_pa
 
 async def test_a_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
     reranker = Reranker(golden_settings("xlmr-head", tmp_path))
-    with pytest.raises(Misuse, match="not started"):
+    with pytest.raises(Misuse, match="has not been started"):
         await reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(Misuse, match="not started"):
+    with pytest.raises(Misuse, match="has not been started"):
         _ = reranker.model
     await reranker.start()
-    with pytest.raises(Misuse, match="started already"):
+    with pytest.raises(Misuse, match="already started"):
         async with reranker:
             pass
     assert len((await reranker.rerank("panda?", DOCUMENTS)).results) == 2

@@ -66,7 +66,7 @@ def test_one_that_is_fetched_tells_what_is_done() -> None:
     it.report("downloading", 30, 120)
     assert it.doing == "downloading, 25%"
     refusal = it.refusal()
-    assert isinstance(refusal, ModelPending) and "m is being made ready: downloading, 25%" in refusal.message
+    assert isinstance(refusal, ModelPending) and "m is being prepared: downloading, 25%" in refusal.message
     it.report("loading", 0, 0)
     assert it.doing == "loading"
 

@@ -94,10 +94,10 @@ def test_what_worked_is_kept_for_the_file_and_the_build(tmp_path: Path) -> None:
     assert models_in_use(StateStore(tmp_path)) == [
         (
             "model",
-            "llama.cpp's default for flash attention, one text at a time, since b1 crashed while it loaded",
+            "llama.cpp's default for flash attention, one text at a time, since b1 crashed while loading",
         )
     ]
-    assert "one text at a time" in again.words and "crashed while it loaded" in again.words
+    assert "one text at a time" in again.words and "crashed while loading" in again.words
     assert settings(tmp_path, "b2").taken == 0
     again.forget()
     assert settings(tmp_path).taken == 0

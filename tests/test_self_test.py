@@ -104,11 +104,11 @@ async def test_a_model_whose_engines_disagree_warns_in_each_answer_or_is_refused
     forced = settings.model_copy(update={"force": True})
     async with Reranker(forced) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
-    assert "failed the self-test by a second engine" in warning
+    assert "failed the comparison with a second engine" in warning
     serving_self_test.store(state, key, model, other, self_test.Comparison(0.1, 0.02, 0.0))
     async with Reranker(settings) as reranker:
         (warning,) = (await reranker.rerank("q", ["a", "b"])).warnings
-    assert "scores 0.1 apart, 0.02 allowed" in warning
+    assert "scores differ by 0.1, tolerance 0.02" in warning
 
 
 def test_inspect_says_which_check_passed_and_makes_it_on_demand(tmp_path: Path) -> None:

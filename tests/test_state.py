@@ -197,7 +197,7 @@ def test_a_read_only_home_works_from_memory(disk: Path) -> None:
     store.remove("precision", "a")
     assert (store.get("precision", "a"), store.get("precision", "b")) == (None, 2)
     assert StateStore(disk).get("precision", "a") == 1
-    with pytest.raises(DataFolderError, match="can't be cleared"):
+    with pytest.raises(DataFolderError, match="cannot be cleared"):
         store.clear()
 
 
@@ -238,7 +238,7 @@ def test_a_home_that_can_t_be_written_works_from_memory_and_says_so_once(
     assert store.get("precision", "a") == {"precision": "f32"}
     assert store.get("precision", "b") is None
     assert store.sections() == ["precision"]
-    assert caplog.text.count("can't be written") == 1
+    assert caplog.text.count("cannot be written") == 1
     assert store.clear() == 1 and store.sections() == []
 
 

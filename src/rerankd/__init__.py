@@ -1,7 +1,7 @@
 """rerankd serves reranker models on your own machine.
 
-The names below are the public ones. They are imported when first used, so that the engine's child program,
-which lives in this package too, starts without the web framework.
+These are the public names. They are imported on first use, so that the engine's worker process, which is also
+part of this package, starts without the web framework.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""(pure) The last minutes of a service, in steps of a few seconds, for plots: bounded, however much happens.
+"""(pure) Recent history of the service for the status page, in steps of a few seconds. Its size is bounded.
 
-Latencies are kept as counts in classes that are each a tenth wider than the one before, so a quantile read
-from them is at most a tenth above the true one.
+Latencies are counted in classes, each a tenth wider than the one before, so a quantile is at most a tenth
+above the true one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _SHORTEST_S = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One value for each step of `step_s` seconds, oldest first; the last step is the one under way.
+    """One value for each step of `step_s` seconds, oldest first; the last step is in progress.
 
-    `failed` are those of `requests` that got no scores. `median_s` and `p95_s` are of the time to the answer,
-    in seconds, None where nothing was answered.
+    `failed` counts the `requests` that got no scores. `median_s` and `p95_s` are latencies in seconds, None
+    if no request was answered.
     """
 
     step_s: float
@@ -50,7 +50,7 @@ class _Step:
 
 
 class RecentHistory:
-    """Remembers `steps` steps of `step_s` seconds. Every `now` is of one clock that never goes back."""
+    """Keeps `steps` steps of `step_s` seconds. `now` is in seconds of one monotonic clock."""
 
     def __init__(self, step_s: float = STEP_S, steps: int = STEPS) -> None:
         self._step_s = step_s
@@ -65,11 +65,11 @@ class RecentHistory:
         step.classes[math.ceil(math.log(max(seconds, _SHORTEST_S)) / _WIDER)] += 1
 
     def scored(self, now: float, documents: int) -> None:
-        """So many documents have got their scores."""
+        """This many documents were scored."""
         self._at(now).documents += documents
 
     def read(self, now: float) -> Series:
-        """All steps up to now; those in which nothing happened are zeros."""
+        """All steps until now; steps without requests are zero."""
         last = int(now // self._step_s)
         kept = {step.number: step for step in self._steps}
         steps = [kept.get(number, _Step(number)) for number in range(last - self._most + 1, last + 1)]

@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class SyncReranker:
-    """A Reranker on an event loop of its own, in a thread of its own; may be shared between threads.
+    """A Reranker with its own event loop in its own thread. Threads may share it.
 
     Use it as a context manager, or call `start` and `close`. It belongs to the process that started it, and
-    is started once: `rerank` raises Misuse elsewhere, before, and after.
+    can be started once. `rerank` raises Misuse in another process, before the start, and after `close`.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class SyncReranker:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A SyncReranker can't be sent to another process: start one in each.")
+        raise TypeError("A SyncReranker cannot be sent to another process. Start one in each process.")
 
     def start(self) -> None:
-        """Start the engines, and wait until they are ready. Raises Misuse where it was started before, and
-        what keeps all models from being served."""
+        """Start the engines, and wait until the preloaded models are ready. Raises Misuse if it was started
+        before, and the first model's error if no model can be served."""
         if self._is_closed:
-            raise Misuse("This SyncReranker is closed, and can't be started again. Make a new one.")
+            raise Misuse("This SyncReranker is closed and cannot be restarted. Create a new one.")
         if self._pid:
             check_process(self._pid)
-            raise Misuse("This SyncReranker is started already: enter it once, and share it.")
+            raise Misuse("This SyncReranker is already started. Start it once and share it.")
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        # The engine is tied to the thread that started it, so this one lives as long as the engine.
+        # The engine exits with the thread that started it, so this thread lives as long as the engine.
         self._thread = threading.Thread(target=self._loop.run_forever, name="rerankd", daemon=True)
         self._thread.start()
         try:
@@ -68,8 +68,8 @@ class SyncReranker:
             raise
 
     def close(self) -> None:
-        """Stop the engines; safe to call again. In a forked process it does nothing: the engines are the
-        other's."""
+        """Stop the engines. Safe to call again. In a forked process it does nothing, because the engines
+        belong to the parent."""
         if self._is_closed or self._pid not in (0, os.getpid()):
             return
         if self._pid:
@@ -78,12 +78,12 @@ class SyncReranker:
         self._is_closed = True
 
     def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
-        """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields."""
+        """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields."""
         if self._is_closed:
-            raise Misuse("This SyncReranker is closed. Ask it inside its block, or make a new one.")
+            raise Misuse("This SyncReranker is closed. Use it inside its block, or create a new one.")
         if not self._pid:
             raise Misuse(
-                "This SyncReranker is not started. Use it as `with SyncReranker() as reranker:`, or call "
+                "This SyncReranker has not been started. Use `with SyncReranker() as reranker:`, or call "
                 "start() first and close() at the end."
             )
         check_process(self._pid)

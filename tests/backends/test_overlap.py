@@ -96,7 +96,7 @@ def test_a_child_that_was_killed_is_restarted(start: Serve) -> None:
 def test_a_child_that_crashes_at_load_gets_its_safer_settings(start: Serve) -> None:
     url = start(HEAD, "--engine", "overlap", "--overlap-flags=--crash-at-load").url
     why = engine(url)["why"]
-    assert "safer settings (careful reading) since its engine crashed while it loaded" in why
+    assert "safer settings (careful reading) because its engine crashed while loading" in why
     assert values(asked(url)) == [0, 2, 4, 1]
 
 

@@ -121,7 +121,7 @@ def test_what_takes_more_memory_than_all_may_have_is_refused_with_the_numbers(tm
     with service(tmp_path, *flags, model=path("xlmr-head"), preload=False, memory_budget=2 * 2**20) as it:
         answer = ask(it, "xlmr-head")
         assert answer.status_code == 507
-        assert "all engines together may hold 2 MiB" in answer.json()["message"]
+        assert "the budget for all engines is 2 MiB" in answer.json()["message"]
         until(lambda: it.engines() == [])
         # By now it is known what it needs, and it is not loaded to learn it again.
         assert ask(it, "xlmr-head").status_code == 507
@@ -144,7 +144,7 @@ def test_who_waits_for_room_past_the_deadline_is_told_when_to_come_again(tmp_pat
         answer = it.post("/v1/rerank", body, **{"x-request-timeout": "0.5"})
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
-        assert "waits until other models have made room" in answer.json()["message"]
+        assert "is waiting for memory that other models use" in answer.json()["message"]
         busy.join()
         assert it.post("/v1/rerank", body).status_code == 200
 
@@ -209,7 +209,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         settings_file(tmp_path, one + section("uno", "xlmr-head", 'aliases = ["one"]'))
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready", "uno": "refused"})
-        assert "Two models would answer to 'one'" in it.output
+        assert "Two models have the name 'one'" in it.output
         settings_file(tmp_path, one + "\n")
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready"})
@@ -217,7 +217,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         assert pid(it, "one") == before["one"]
         settings_file(tmp_path, "header_timeout_s = 3\n" + one)
         it.signal(signal.SIGHUP)
-        until(lambda: "need a restart of rerankd: header_timeout_s" in it.output)
+        until(lambda: "take effect after a restart of rerankd: header_timeout_s" in it.output)
 
 
 def pid(it: Service, name: str) -> int:
@@ -352,7 +352,7 @@ def test_after_a_pull_a_reload_serves_the_pulled_model_and_the_default_one(
             it.lines.clear()
             settings_file(tmp_path, text)
             it.signal(signal.SIGHUP)
-            until(lambda: "the settings were read again" in it.output)
+            until(lambda: "the settings were reloaded" in it.output)
             assert list(phases(it)) == ["first", "bge-reranker-v2-m3:q8_0"]
             until(lambda: set(phases(it).values()) == {"ready"})
         # The pulled one takes over what the settings say now, too.

@@ -34,7 +34,7 @@ def test_an_engine_that_crashes_while_it_loads_is_started_with_safer_settings(tm
         assert raw_scores(it.rerank(["a"])) == right(["a"])
         assert it.metric("rerankd_engine_starts") == 2
         assert "llama.cpp's default for flash attention" in it.output
-        assert "crashed while it loaded" in why(it)
+        assert "crashed while loading" in why(it)
     assert kept(tmp_path) == [["flash_attention"]]
     with service(tmp_path, "--crash-with", FLASH_OFF) as it:  # it is known by now
         assert raw_scores(it.rerank(["a"])) == right(["a"])
@@ -90,7 +90,7 @@ def test_where_openvino_can_t_write_code_llama_cpp_takes_over(tmp_path: Path) ->
         assert it.rerank(["a", "b"]).status_code == 200
         assert it.get("/v1/status").json()["models"][0]["engine"]["program"].startswith("llama.cpp")
         assert why(it).startswith("OpenVINO can't run it here; ")
-        assert "ended by itself while it loaded" in why(it)
+        assert "exited while loading" in why(it)
     ((*_, last),) = kept(tmp_path)
     assert last == "other_backend"
     # Kept, and forgotten by a reload: here the better engine works.

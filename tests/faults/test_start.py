@@ -105,8 +105,8 @@ def test_a_clash_of_names_and_a_model_without_room_refuse_themselves_alone(tmp_p
     with service(tmp_path, model=models, memory_budget=60 * 2**20, preload=False) as it:
         rows = {row["id"]: row["error"] for row in it.get("/v1/status").json()["unavailable"]}
         assert set(rows) == {str(twin), "large"}
-        assert "Two models would answer to 'xlmr-head'" in rows[str(twin)]
-        assert "all engines together may hold 60 MiB" in rows["large"]
+        assert "Two models have the name 'xlmr-head'" in rows[str(twin)]
+        assert "the budget for all engines is 60 MiB" in rows["large"]
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
 
 
@@ -141,11 +141,11 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
         it.signal(signal.SIGHUP)
         until(lambda: "the settings were not taken over: There is no file" in it.output)
         assert raw_scores(ask(it, None)) == right(["a"])
-        # With another model beside it the rest of the settings is taken over, and this one goes on as it was.
+        # With another model beside it the rest of the settings is taken over, and this one keeps its previous settings.
         write(200, second=True)
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready", "two": "ready"})
-        assert "one goes on as it was: There is no file" in it.output
+        assert "one keeps its previous settings: There is no file" in it.output
         assert raw_scores(ask(it, "one")) == right(["a"])
         assert it.get("/v1/models").status_code == 200  # though a file is gone
         (tmp_path / "away.gguf").rename(path)
@@ -220,7 +220,7 @@ def test_sighup_while_a_model_loads_ends_nothing(tmp_path: Path) -> None:
         (engine,) = it.engines()
         file.write_text(f'max_documents = 3\n[models.one]\nref = "{MODEL}"\n')
         it.signal(signal.SIGHUP)
-        until(lambda: "the settings were read again" in it.output)
+        until(lambda: "the settings were reloaded" in it.output)
         gate.touch()
         it.wait_up()
         assert it.engines() == [engine]
@@ -256,7 +256,7 @@ def test_sighup_on_a_terminal_reloads(tmp_path: Path) -> None:
     with it.stderr:
         next(line for line in it.stderr if "API endpoint URL" in line)
         it.send_signal(signal.SIGHUP)
-        assert "the settings were read again" in next(iter(it.stderr))
+        assert "the settings were reloaded" in next(iter(it.stderr))
         it.send_signal(signal.SIGTERM)
         assert it.wait(20) == 0
     os.close(master)

@@ -132,7 +132,7 @@ async def _too_long(
     most = prepared.query_budget if is_apart else prepared.document_budget + len(ids) - _LEAST_DOCUMENT_TOKENS
     if most < 1:
         return TooLong(
-            f"The prompt without query and document already has the {length} tokens that an input may have. "
+            f"The limit of {length} tokens for an input leaves none for the query and the document. "
             "Shorten the instruction, or raise the request's token limit."
         )
     more = "" if is_whole else " more than"

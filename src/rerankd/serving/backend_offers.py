@@ -1,4 +1,4 @@
-"""What every backend says of a model on this machine."""
+"""Ask every backend whether, and how, it can run a model on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def spec(
     wanted: EffectiveModelSettings,
     fingerprint: str,
 ) -> EngineSpec:
-    """All that a backend must know of a model. Raises Unscorable where it has no recipe."""
+    """Everything that a backend needs to know about a model. Raises Unscorable if the model has no recipe."""
     return EngineSpec(
         name,
         path,
@@ -43,16 +43,17 @@ def spec(
 def all_offers(
     spec: EngineSpec, wanted: EffectiveModelSettings, home: Path
 ) -> list[tuple[Backend, Offer | Refusal]]:
-    """What each backend says of a model with these settings. Looks at the machine; takes up to a second."""
-    said = []
+    """The offer or refusal of each backend for a model with these settings. Inspects the machine, which takes
+    up to a second."""
+    offers = []
     for backend in BACKENDS:
         options = wanted.options(backend.Options)
-        said.append((backend, backend.offer(spec, options, backend.survey(options, home, spec))))
-    return said
+        offers.append((backend, backend.offer(spec, options, backend.survey(options, home, spec))))
+    return offers
 
 
 def usable_cards(settings: Settings) -> tuple[Gpu, ...] | None:
-    """The cards that engines can use; None where they may use some and nothing is known of them."""
+    """The GPUs that engines can use; None if engines may use GPUs that rerankd cannot measure."""
     found: tuple[Gpu, ...] = ()
     for backend in BACKENDS:
         options = settings.options(backend.Options)

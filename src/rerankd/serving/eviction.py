@@ -1,13 +1,15 @@
-"""(pure) Which models are loaded: on demand, within a budget of memory, and fair to those that wait.
+"""(pure) Eviction: which models are loaded and which are evicted, within a memory budget and fair to waiting
+requests.
 
-A model that is asked for is loaded when it fits beside the others. Where it doesn't, models that nobody uses
-make room, the least recently used one first. Where all are in use, the one that was loaded first takes no new
-requests any more, finishes those it has, and makes room: else a model with steady work would keep the others
-out for ever. It may first stay for a while, so that two models in turn don't spend all their time on loading.
+A requested model is loaded if it fits in memory with the others. If it does not, idle models are evicted, the
+least recently used one first. If all models are in use, the one that was loaded first is drained: it admits
+no new requests, finishes those it has, and is evicted. Otherwise a model with steady traffic would keep the
+others out forever. Before it is drained it may stay for `least_stay_s`, so that two models in alternation do
+not spend all their time on loading.
 
-What a model needs is measured when it is loaded, by device: the machine's memory and each card have budgets
-of their own (see memory.py), and only what holds something where room is lacking makes room. Before the first
-time, a guess by the size of its file stands in.
+A model's memory is measured per device when it is loaded. The machine's memory and each GPU have separate
+budgets (see memory.py), and only models that hold memory on the device that lacks it are evicted. Until the
+first measurement, the memory is estimated from the file size.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ _GOING: tuple[Phase, ...] = ("draining", "unloading")
 
 @dataclass(frozen=True, slots=True)
 class Load(Generic[K]):
-    """Load the model, and then tell `loaded` or `failed`. `cards` are the ones that it is to use; none where
-    it uses none, or they have no budgets."""
+    """Load the model, then call `loaded` or `failed`. `cards` are the GPUs to use; empty if the model uses
+    none, or if GPUs have no budget."""
 
     key: K
     cards: tuple[str, ...] = ()
@@ -36,22 +38,21 @@ class Load(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Unload(Generic[K]):
-    """Unload the model, which nobody uses, and then tell `unloaded`."""
+    """Unload the model, which has no users, then call `unloaded`."""
 
     key: K
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The one user asked may use the model now, until `leave`."""
+    """Let the user use the model until `release`."""
 
     user: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse(Generic[K]):
-    """The one user asked won't get the model. `needs` is too much for the budgets; None means
-    that the load failed."""
+    """Refuse the model to the user. `needs` exceeds the budgets; None means that the load failed."""
 
     key: K
     user: int
@@ -70,7 +71,7 @@ class _Entry(Generic[K]):
     held: Bytes = field(default_factory=dict)
     users: set[int] = field(default_factory=set)
     waiters: list[int] = field(default_factory=list)
-    unwanted: bool = False  # to leave as soon as it is loaded
+    unwanted: bool = False  # drain it as soon as it is loaded
     retired: bool = False
     loaded_at: float = 0.0
     last_used: float = 0.0
@@ -82,48 +83,49 @@ class _Entry(Generic[K]):
 
 
 class EvictionPolicy(Generic[K]):
-    """The policy. Its methods are the events, and return what is to be done. Who asks is a number that the
-    caller makes up, larger than all before it."""
+    """The policy. Its methods are the events, and return the actions to carry out. The caller numbers the
+    users in ascending order."""
 
     def __init__(self, budgets: Bytes, *, least_stay_s: float = 0.0) -> None:
-        """A device without a budget has no bound. `least_stay_s` is how long a model at work may stay when
-        others wait for its room."""
+        """A device without a budget is unlimited. `least_stay_s` is how long a model in use may stay loaded
+        while other models wait for its memory."""
         self._budgets = budgets
         self._least_stay_s = least_stay_s
         self._entries: dict[K, _Entry[K]] = {}
 
     @property
     def keys(self) -> list[K]:
-        """All models that are known, the retired ones that are still in use among them."""
+        """All known models, including retired ones that are still in use."""
         return list(self._entries)
 
     def phase(self, key: K) -> Phase | None:
-        """What it does; None when it is not known, or not any more."""
+        """The phase of a model; None if it is not known."""
         entry = self._entries.get(key)
         return entry.phase if entry is not None else None
 
     def is_to_be_measured(self, key: K, now: float) -> bool:
-        """Whether nobody uses the model, which is loaded, and it was not measured for a while. Asking the
-        system costs as much as a small request does."""
+        """Whether a loaded model is idle and was not measured recently. A measurement costs as much as a
+        small request."""
         entry = self._entries.get(key)
         return entry is not None and entry.is_idle and now >= entry.measure_at
 
     def fits(self, key: K) -> bool:
-        """Whether the model could be loaded without unloading another."""
+        """Whether the model can be loaded without evicting another."""
         return not lacking(self._entries[key].needs, self._free())
 
     def add(self, key: K, needs: Need, idle_unload_s: float | None = None) -> None:
-        """A model that may be asked for from now on; `needs` is what it may need."""
+        """Add a model that may be requested from now on; `needs` is an estimate of its memory."""
         self._entries[key] = _Entry(key, needs, idle_unload_s)
 
     def retire(self, key: K, now: float) -> list[Action[K]]:
-        """Nobody asks for the model any more: those user have asked still get it, then it is forgotten."""
+        """Remove a model as soon as its current users and waiting requests have finished."""
         entry = self._entries[key]
         entry.retired = True
         self._forget(entry)
         return self.unload(key, now) if key in self._entries else []
 
     def request(self, key: K, user: int, now: float) -> list[Action[K]]:
+        """A user requests the model."""
         entry = self._entries[key]
         if lacking(entry.needs, self._budgets):
             return [Refuse(key, user, entry.needs)]
@@ -134,7 +136,7 @@ class EvictionPolicy(Generic[K]):
         return self._decide(now)
 
     def release(self, key: K, user: int, now: float) -> list[Action[K]]:
-        """The one user asked has what it wanted, or does not want it any more."""
+        """The user has finished with the model, or no longer wants it."""
         entry = self._entries.get(key)
         if entry is None:
             return []
@@ -147,7 +149,7 @@ class EvictionPolicy(Generic[K]):
         return self._decide(now)
 
     def loaded(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
-        """The model is loaded and holds this; None where that can't be told."""
+        """The model is loaded and holds this much memory; None if that cannot be measured."""
         entry = self._entries[key]
         entry.phase, entry.loaded_at, entry.last_used = "loaded", now, now
         if held is not None:
@@ -165,14 +167,14 @@ class EvictionPolicy(Generic[K]):
         return actions + self._decide(now)
 
     def failed(self, key: K, now: float) -> list[Action[K]]:
-        """The model could not be loaded. Who asks next has it tried again."""
+        """The model could not be loaded. The next request tries again."""
         entry = self._entries[key]
         refused: list[Action[K]] = [Refuse(key, user) for user in entry.waiters]
         entry.waiters.clear()
         return refused + self.unloaded(key, now)
 
     def unload(self, key: K, now: float) -> list[Action[K]]:
-        """Somebody wants the model gone, as soon as those user use it have finished."""
+        """Unload the model as soon as its users have finished."""
         entry = self._entries[key]
         if entry.phase == "loaded":
             entry.phase = "draining"
@@ -181,13 +183,14 @@ class EvictionPolicy(Generic[K]):
         return self._decide(now)
 
     def unloaded(self, key: K, now: float) -> list[Action[K]]:
+        """The model is unloaded."""
         entry = self._entries[key]
         entry.phase, entry.unwanted, entry.held = "unloaded", False, {}
         self._forget(entry)
         return self._decide(now)
 
     def measured(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
-        """What a loaded model holds by now."""
+        """The memory that a loaded model holds now."""
         entry = self._entries[key]
         entry.measure_at = now + _MEASURE_EVERY_S
         if held is not None:
@@ -199,7 +202,7 @@ class EvictionPolicy(Generic[K]):
         return self._decide(now)
 
     def wake_at(self) -> float | None:
-        """When `tick` will have something to do, if nothing else happens before."""
+        """When `tick` has something to do, if nothing else happens before."""
         entries = list(self._entries.values())
         times = [
             entry.last_used + entry.idle_unload_s
@@ -237,31 +240,31 @@ class EvictionPolicy(Generic[K]):
         return actions
 
     def _first_waiting(self, entries: list[_Entry[K]]) -> _Entry[K] | None:
-        """The model that is out and was asked for first: no other is loaded before it."""
+        """The unloaded model that was requested first. No other model is loaded before it."""
         waiting = [entry for entry in entries if entry.phase == "unloaded" and entry.waiters]
         return min(waiting, key=lambda entry: entry.waiters[0], default=None)
 
     def _free(self, *, without: tuple[Phase, ...] = ()) -> dict[str, float]:
-        """What of the budgets is free, or would be without the models of these phases."""
+        """The free part of each budget, not counting the models in the phases `without`."""
         return left(self._budgets, (one.held for one in self._entries.values() if one.phase not in without))
 
     def _short_of(self, first: _Entry[K]) -> frozenset[str]:
-        """The devices that `first` lacks room on even when those are gone that are about to go."""
+        """The devices that lack memory for `first` even after the models that are being evicted are gone."""
         return lacking(first.needs, self._free(without=_GOING))
 
     def _overfull(self) -> frozenset[str]:
-        """The devices on which those that stay hold more than they may."""
+        """The devices on which the models that stay exceed the budget."""
         return frozenset(device for device, size in self._free(without=_GOING).items() if size < 0)
 
     def _evict_idle(self, entries: list[_Entry[K]], short_of: Callable[[], frozenset[str]]) -> None:
-        """Idle models go, the least recently used one first, until no device is short of room."""
+        """Evict idle models, the least recently used one first, until no device lacks memory."""
         for entry in sorted(filter(lambda entry: entry.is_idle, entries), key=lambda entry: entry.last_used):
             if short_of() & entry.held.keys():
                 entry.phase = "draining"
 
     def _drain_busy(self, entries: list[_Entry[K]], first: _Entry[K], now: float) -> None:
-        """Models at work take nobody new, the one loaded first before the others; so do those with less than
-        their least stay behind them, later."""
+        """Drain models in use, the one loaded first before the others. Models that have been loaded for less
+        than `least_stay_s` are drained later."""
         for entry in sorted(entries, key=lambda entry: entry.loaded_at):
             has_stayed = entry.phase == "loaded" and now - entry.loaded_at >= self._least_stay_s
             if has_stayed and self._short_of(first) & entry.held.keys():

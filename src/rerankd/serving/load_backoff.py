@@ -1,4 +1,4 @@
-"""When a model that could not be loaded may be tried again."""
+"""Delay the next attempt to load a model after a failure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from rerankd.errors import RerankdError
 from rerankd.process import restart_delay
 
-# A load that failed takes seconds; the machine is left alone for at least as long.
+# A failed load takes seconds of CPU time; the machine gets at least as much rest.
 _SHORTEST_RETRY_S = 1.0
 
 
 class Backoff:
-    """The last failure of a load, and the growing delay after it (see process/restart_delay.py). `retry_at`
-    is of the monotonic clock."""
+    """The last load failure, and the growing delay after it (see process/restart_delay.py). `retry_at` is in
+    seconds of the monotonic clock."""
 
     def __init__(self) -> None:
         self.error: RerankdError | None = None
@@ -24,7 +24,7 @@ class Backoff:
         self._failures = 0
 
     def check(self) -> None:
-        """Raise the last failure again while its delay is not over."""
+        """Raise the last failure again until its delay is over."""
         left_s = self.retry_at - time.monotonic()
         if self.error is not None and left_s > 0:
             error = copy.copy(self.error)
@@ -32,7 +32,7 @@ class Backoff:
             raise error
 
     def failed(self, error: Exception) -> None:
-        """Count a failure. One that rerankd means is kept, and says when to try again."""
+        """Count a failure. A RerankdError is kept for `check` and gets the delay as `retry_after_s`."""
         self._failures += 1
         delay_s = max(restart_delay.delay_s(self._failures, random.random()), _SHORTEST_RETRY_S)
         self.retry_at = time.monotonic() + delay_s
@@ -41,5 +41,5 @@ class Backoff:
             self.error = error
 
     def clear(self) -> None:
-        """It was loaded, or somebody has mended something."""
+        """The model was loaded, or an operator has fixed something."""
         self.error, self._failures = None, 0

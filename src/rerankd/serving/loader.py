@@ -1,4 +1,4 @@
-"""Loads and unloads models as the policy says (see eviction.py)."""
+"""Load and unload models as the eviction policy decides (see eviction.py)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LOAD, _UNLOAD = "load a model", "unload a model"
 
 
 class Loadable(Hashable, Protocol):
-    """A model that can be loaded, on the cards it is given; its text is its name. `load` raises RerankdError,
-    `unload` nothing. `held` tells the bytes it holds by device, None where that can't be told."""
+    """A model that can be loaded on the given GPUs; its string is its name. `load` raises RerankdError,
+    `unload` raises nothing. `held` returns the bytes it holds by device, None if they cannot be measured."""
 
     async def load(self, cards: tuple[str, ...]) -> None: ...
     async def unload(self) -> None: ...
@@ -34,7 +34,7 @@ M = TypeVar("M", bound=Loadable)
 
 
 class Loader(Generic[M]):
-    """Loads and unloads models as the policy says, and lets requests use them."""
+    """Loads and unloads models as the policy decides, and lets requests use them."""
 
     def __init__(
         self,
@@ -54,37 +54,38 @@ class Loader(Generic[M]):
 
     @property
     def models(self) -> list[M]:
-        """All models that are known, the retired ones that are still in use among them."""
+        """All known models, including retired ones that are still in use."""
         return self._policy.keys
 
     def add(self, key: M, least: Need, guess: Need, idle_unload_s: float | None) -> None:
-        """A model that may be used from now on. `least` is what it takes in any case, `guess` what it may
-        take, for as long as that has not been measured. Raises DoesNotFit where it never could be loaded."""
+        """Add a model that may be used from now on. `least` is the memory that it needs in any case, `guess`
+        an estimate until it is measured. Raises DoesNotFit if it can never be loaded."""
         if (
             lacking(least.within(self.budgets), self.budgets)
             or least.within(self.budgets).total < least.total
         ):
             raise self._does_not_fit(key, least)
-        # Nothing is refused by a guess: it is tried, alone.
+        # An estimate alone refuses no model: it is tried, with all others evicted if necessary.
         self._policy.add(key, guess.within(self.budgets), idle_unload_s)
 
     def fits(self, key: M) -> bool:
-        """Whether the model could be loaded without unloading another."""
+        """Whether the model can be loaded without evicting another."""
         return self._policy.fits(key)
 
     def retire(self, key: M) -> None:
-        """The model is not used any more by those user come now; when the others have gone, it is unloaded."""
+        """Remove a model: new requests no longer use it, and it is unloaded when the current ones have
+        finished."""
         self._carry_out(self._policy.retire(key, self._now()))
 
     def unload(self, key: M) -> None:
-        """Have the model unloaded as soon as nobody uses it; the next one to use it has it loaded again."""
+        """Unload the model as soon as it has no users; the next request loads it again."""
         self._carry_out(self._policy.unload(key, self._now()))
 
     @contextlib.asynccontextmanager
     async def use(self, key: M) -> AsyncIterator[None]:
-        """Wait until the model is loaded, and keep it so until the block ends.
+        """Wait until the model is loaded, and keep it loaded until the block ends.
 
-        Raises DoesNotFit, what made the load fail, or EngineUnavailable once the loader is closed.
+        Raises DoesNotFit, the error of a failed load, or EngineUnavailable once the loader is closed.
         """
         if self._closed or self._policy.phase(key) is None:
             raise EngineUnavailable("The engine is stopped.")
@@ -100,7 +101,7 @@ class Loader(Generic[M]):
                 self._release(key, user)
 
     async def close(self) -> None:
-        """Load and unload nothing more, and tell those user wait for a model. Safe to call again."""
+        """Stop loading and unloading, and fail the requests that wait for a model. Safe to call again."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -119,14 +120,14 @@ class Loader(Generic[M]):
         self._carry_out(actions)
 
     def _held(self, key: M) -> Bytes | None:
-        """What a model holds. Where no card has a budget, the one that there is bounds it wherever it is."""
+        """The memory that a model holds. If no GPU has a budget, the only budget limits it wherever it is."""
         held = key.held()
         if held is None or self.budgets.keys() - {MEMORY}:
             return held
         return {MEMORY: main_bytes(held) or 0}
 
     def _carry_out(self, actions: list[Action[M]], error: RerankdError | None = None) -> None:
-        """`error` is what made a load fail."""
+        """Carry out the policy's actions. `error` is the error of a failed load."""
         for action in actions:
             match action:
                 case Load(key, cards):
@@ -138,7 +139,9 @@ class Loader(Generic[M]):
                 case Refuse(key, user, needs) if needs is not None:
                     self._settle(user, self._does_not_fit(key, needs))
                 case Refuse(_, user):
-                    self._settle(user, copy.copy(error))  # one each: a raised error collects tracebacks
+                    self._settle(
+                        user, copy.copy(error)
+                    )  # a copy for each: a raised error collects tracebacks
         self._set_timer()
 
     def _settle(self, user: int, error: RerankdError | None) -> None:
@@ -159,8 +162,8 @@ class Loader(Generic[M]):
             kind, size = "GPU memory", needs.cards
         bound = sum(self.budgets[device] for device in short)
         return DoesNotFit(
-            f"{key} needs {size / 2**20:,.0f} MiB of {kind}, and all engines together may hold "
-            f"{bound / 2**20:,.0f} MiB. Take a smaller quantisation or a smaller model, or raise "
+            f"{key} needs {size / 2**20:,.0f} MiB of {kind}, but the budget for all engines is "
+            f"{bound / 2**20:,.0f} MiB. Use a smaller quantisation or a smaller model, or raise "
             "memory_budget."
         )
 

@@ -1,7 +1,8 @@
-"""The models of the settings in their order, and the names that each answers to.
+"""The model names: which models the settings define, in order, and the names under which each is requested.
 
-A model is an entry from the start on: `PendingModel` until its file is read, then `Served`. One that is
-refused stays `PendingModel` and never keeps the others from being served (see pending_model.py)."""
+A model is an entry from the start: a `PendingModel` until its file is read, then a `ServedModel`. A refused
+model stays a `PendingModel` and never keeps the others from being served (see pending_model.py).
+"""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ Found = Entry | Model | RerankdError
 
 
 class ModelNames:
-    """Which models there are, and by which names they are asked for. What comes first has its names first.
-    `entries` are all models, in the order of the settings and then of the pulls."""
+    """The models and their names. A name that two models claim belongs to the first. `entries` are all
+    models, in the order of the settings, then of the pulls."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -33,21 +34,21 @@ class ModelNames:
         self._pulled: list[str] = []
 
     def _expect(self, wanted: Sequence[EffectiveModelSettings]) -> None:
-        """The models of the settings, which are to be read."""
+        """Add the models of the settings, which are not read yet."""
         self._default = wanted[0].ref
         self.entries = tuple(PendingModel(one, preparing.names_of(one)) for one in wanted)
 
     def _append_pulled(self, served: ServedModel) -> None:
-        """One more model, which new settings leave here, too."""
+        """Add a model that was pulled. It stays when the settings are reloaded."""
         self._pulled.append(served.wanted.ref)
         self.entries += (served,)
 
     def _replace(self, old: Entry, new: ServedModel) -> None:
-        """A model in another's place."""
+        """Put a model in the position of another."""
         self.entries = tuple(new if entry is old else entry for entry in self.entries)
 
     def _remove(self, served: ServedModel) -> None:
-        """A model is served no more."""
+        """Remove a model."""
         ref = served.wanted.ref
         self.entries = tuple(entry for entry in self.entries if entry is not served)
         self._pulled = [pulled for pulled in self._pulled if pulled != ref]
@@ -55,18 +56,18 @@ class ModelNames:
             self._default = ""
 
     def _wanted(self, settings: Settings) -> list[EffectiveModelSettings]:
-        """The models of the settings, and those that were pulled since the start and are not among them.
+        """The models of the settings, and the models pulled since the start that the settings do not include.
         Reads the disk."""
         wanted = preparing.wanted(settings)
         if not settings.model and not settings.models and self._default and wanted[0].ref in self._pulled:
-            # It was pulled beside the model that is served by default, and did not replace it.
+            # It was pulled in addition to the default model, and did not replace it.
             wanted = settings.wanted(self._default)
         named = {one.ref for one in wanted}
         return [*wanted, *(settings.of(ref) for ref in self._pulled if ref not in named)]
 
     def _found(self, settings: Settings) -> dict[EffectiveModelSettings, Found]:
-        """What there is for each wanted model: the entry that new settings and its file leave as it is, else
-        the model that was read, or why it can't be served. Reads the disk."""
+        """For each wanted model: its present entry if neither its settings nor its file have changed, else
+        the newly prepared model, or the error. Reads the disk."""
         kept: dict[EffectiveModelSettings, Entry] = {}
         if not config.engines_differ(self.settings, settings):
             kept = {
@@ -82,7 +83,7 @@ class ModelNames:
         found: Mapping[EffectiveModelSettings, Found],
         add: Callable[[Model, Sequence[Entry]], ServedModel],
     ) -> tuple[Entry, ...]:
-        """The entries from now on. `add` has a model served beside others, or raises RerankdError."""
+        """Replace the entries. `add` starts to serve a model next to others, or raises RerankdError."""
         entries: tuple[Entry, ...] = ()
         for wanted, one in found.items():
             if isinstance(one, Model):
@@ -97,11 +98,12 @@ class ModelNames:
         return entries
 
     def _instead(self, wanted: EffectiveModelSettings, error: RerankdError, before: Sequence[Entry]) -> Entry:
-        """What there is in place of a model that can't be served as new settings have it."""
+        """The entry for a model that cannot be served with the new settings: the model as it was, else a
+        refused one."""
         name = preparing.names_of(wanted)[0]
         was = next((old for old in self.models if old.name == name and old not in before), None)
         if was is not None and first_of(was.names, before) is None:
-            _log.error("%s goes on as it was: %s", was.name, error.message)
+            _log.error("%s keeps its previous settings: %s", was.name, error.message)
             return was
         pending = PendingModel(wanted, own_names(wanted, before), error)
         _log.error("%s is not served: %s", pending.name, error.message)
@@ -109,50 +111,51 @@ class ModelNames:
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        """The models that can be asked, in the order of the settings."""
+        """The served models, in the order of the settings."""
         return tuple(entry for entry in self.entries if isinstance(entry, ServedModel))
 
     @property
     def pending(self) -> tuple[PendingModel, ...]:
-        """The models that can't be asked, in the order of the settings: being read, or refused."""
+        """The models that are not served, in the order of the settings: being prepared, or refused."""
         return tuple(entry for entry in self.entries if isinstance(entry, PendingModel))
 
     def entry(self, asked: str | None) -> Entry:
-        """What there is under the name `asked`.
+        """The entry for the model name of a request.
 
-        Where the settings name one model any name is it, unless strict_model_names is set: people's apps send
-        the name of the hosted model that they were made for. Raises UnknownModel, which lists the known
-        names.
+        If the settings have one model, every name selects it unless strict_model_names is set: many apps send
+        the name of the hosted model that they were written for. Raises UnknownModel, whose message lists the
+        known names.
         """
         if not self.entries:
-            raise EngineUnavailable("rerankd has not begun to read its models.")
+            raise EngineUnavailable("rerankd has not started to read its models.")
         if not asked or (len(self.entries) == 1 and not self.settings.strict_model_names):
             return self.entries[0]
         return self.named(asked)
 
     def find(self, asked: str | None) -> ServedModel:
-        """The model under the name `asked`, as `entry` has it. Raises UnknownModel, and for one that is being
-        read or was refused ModelPending, ModelUnavailable or ModelRefused with the reason."""
+        """The served model for the model name of a request, found as by `entry`. Raises UnknownModel;
+        ModelPending, ModelUnavailable or ModelRefused with the reason if the model is being prepared or was
+        refused."""
         return _at_hand(self.entry(asked))
 
     def named(self, name: str) -> Entry:
-        """The model of exactly this name. Raises UnknownModel, which lists the known names."""
+        """The entry with exactly this name. Raises UnknownModel, whose message lists the known names."""
         found = first_of((name,), self.entries)
         if found is None:
             raise self.unknown(name)
         return found
 
     def served(self, name: str) -> ServedModel:
-        """The model of exactly this name, where it can be asked. Raises what `find` does."""
+        """The served model with exactly this name. Raises the same errors as `find`."""
         return _at_hand(self.named(name))
 
     def unknown(self, name: str) -> UnknownModel:
-        """The error of who asks for a model of this name; it lists the known ones."""
+        """The error for an unknown model name. It lists the known names."""
         known = ", ".join(known for entry in self.entries for known in entry.names)
-        return UnknownModel(f"There is no model {name!r} here. Served under these names: {known}.")
+        return UnknownModel(f"There is no model {name!r} here. Known model names: {known}.")
 
     def before(self, pending: PendingModel) -> tuple[Entry, ...]:
-        """The entries that come before this one, and so have their names first."""
+        """The entries before this one, whose names have priority over its own."""
         return self.entries[: self.entries.index(pending)] if pending in self.entries else ()
 
 
@@ -164,22 +167,22 @@ def _read(settings: Settings, wanted: EffectiveModelSettings) -> Model | Rerankd
 
 
 def first_of(wanted: Sequence[str], entries: Iterable[Entry]) -> Entry | None:
-    """The first of `entries` that answers to one of these names."""
+    """The first of `entries` that has one of these names."""
     return next((entry for entry in entries if not set(wanted).isdisjoint(entry.names)), None)
 
 
 def check_names(wanted: Sequence[str], entries: Iterable[Entry]) -> None:
-    """Raises ConfigError where one of `entries` has one of these names."""
+    """Raise ConfigError if one of `entries` has one of these names."""
     if (first := first_of(wanted, entries)) is not None:
         name = next(name for name in wanted if name in first.names)
         raise ConfigError(
-            f"Two models would answer to {name!r}; {first.wanted.ref} is the first. Give one of them "
+            f"Two models have the name {name!r}; {first.wanted.ref} is the first. Give one of them "
             "another name, as a [models.NAME] section or with aliases."
         )
 
 
 def own_names(wanted: EffectiveModelSettings, entries: Iterable[Entry]) -> tuple[str, ...]:
-    """The names of a model that none of `entries` has; where they have all, what the settings call it."""
+    """The names of a model that none of `entries` has; if all are taken, its reference in the settings."""
     taken = {name for entry in entries for name in entry.names}
     free = tuple(name for name in preparing.names_of(wanted) if name not in taken)
     return free or (wanted.ref,)

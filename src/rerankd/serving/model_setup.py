@@ -1,4 +1,4 @@
-"""How models come to be served: each is fetched and read, and tried again where that fails."""
+"""Set up models: fetch and read each one, retry after failures, and let requests wait until it is done."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rerankd.serving.served_model import ServedModel
 
 _log = logging.getLogger("rerankd")
 
-# Who waits for a download looks at its rate this often.
+# Requests that wait for a download check its rate this often.
 _LOOK_S = 1.0
 
 
 class ModelSetup:
-    """Brings the pending models of a roster, and has who asks wait for them. `take` serves one that has been
-    read, and raises RerankdError where it can't.
+    """Prepares the pending models, and lets requests wait for them. `take` starts to serve a prepared model,
+    and raises RerankdError if it cannot be served.
 
-    `started` tells whether all models of the start have been read, and loaded as far as they are wanted
-    loaded; `is_closing` that no requests are taken any more.
+    `started` is true once all models of the start have been prepared, and loaded if they are preloaded.
+    `is_closing` is true once requests are no longer admitted.
     """
 
     def __init__(self, names: ModelNames, take: Callable[[PendingModel, Model], None]) -> None:
@@ -40,7 +40,7 @@ class ModelSetup:
         self._waiting = 0
 
     def begin(self, pending: PendingModel, progress: Progress) -> None:
-        """Have a model read, and tried again, until it is served or not wanted any more."""
+        """Prepare a model in the background, and retry, until it is served or no longer wanted."""
 
         def report(what: str, done: int, total: int) -> None:
             pending.report(what, done, total)
@@ -58,7 +58,7 @@ class ModelSetup:
                 except RerankdError as error:
                     self._refuse(pending, error)
                 except Exception as error:  # the crash boundary of this task
-                    _log.exception("%s could not be read for an unexpected reason", pending.name)
+                    _log.exception("%s could not be read because of an unexpected error", pending.name)
                     self._refuse(pending, RerankdError(f"rerankd failed to read it: {error!r}."))
 
         task = self._tasks[pending] = asyncio.get_running_loop().create_task(read_and_retry())
@@ -73,18 +73,18 @@ class ModelSetup:
         self.changed()
 
     def give_up(self, pending: PendingModel) -> None:
-        """Nobody wants the model any more."""
+        """Stop preparing a model that is no longer wanted."""
         pending.is_dropped = True
         if pending in self._tasks:
             self._tasks[pending].cancel()
 
     def changed(self) -> None:
-        """Say that the roster has changed."""
+        """Wake up the tasks that wait for a change of the models."""
         self._changes.tell()
 
     async def start(self, load: Callable[[ServedModel], Awaitable[None]]) -> None:
-        """Read the models, and load those that are wanted from the start, in order. Raises the reason of the
-        first where none of them can be served; else the reasons are logged."""
+        """Wait until the models are prepared, and load those that are preloaded, in order. Raises the first
+        model's error if none can be served; otherwise the errors are logged."""
         failed: dict[ServedModel, RerankdError | None] = {}
         while True:
             fresh = next((served for served in self._names.models if served not in failed), None)
@@ -113,28 +113,29 @@ class ModelSetup:
         self.changed()
 
     def _comes_soon(self, pending: PendingModel, served: ServedModel) -> bool:
-        """Whether a model before `served` will be read in no time, so that it may be loaded first."""
+        """Whether a model before `served` will be prepared within moments, so that it should be loaded
+        first."""
         is_before = served not in self._names.before(pending)
         return is_before and not pending.doing and time.monotonic() - pending.since < _LOOK_S
 
     async def wait_until_read(self, asked: str | None, timeout_s: float) -> float:
-        """Wait while the model is being fetched or read. Returns what is left of `timeout_s`.
+        """Wait while the model is fetched or read. Returns the rest of `timeout_s`.
 
-        Raises UnknownModel; ModelPending past the time, or at once where a download's rate tells that it
-        takes longer; Overloaded where too many wait already; Stopping.
+        Raises UnknownModel; ModelPending after the timeout, or at once if the download will take longer;
+        Overloaded if too many requests wait already; Stopping.
         """
         if self._starting(asked) is None:
             return timeout_s
         if self._waiting >= self._names.settings.max_requests:
             raise Overloaded(
-                f"{self._waiting} requests wait for models that are being made ready. Try again."
+                f"{self._waiting} requests already wait for models that are being prepared. Retry later."
             )
         deadline = time.monotonic() + timeout_s
         self._waiting += 1
         try:
             while (pending := self._starting(asked)) is not None:
                 if self.is_closing:
-                    raise Stopping("rerankd is stopping. Ask another one, or try again.")
+                    raise Stopping("rerankd is shutting down. Retry later.")
                 left_s = deadline - time.monotonic()
                 if left_s <= (pending.left_s() or 0.0):
                     raise pending.refusal()
@@ -144,12 +145,12 @@ class ModelSetup:
         return max(deadline - time.monotonic(), 0.001)
 
     def _starting(self, asked: str | None) -> PendingModel | None:
-        """The model under this name, where it is being read."""
+        """The model with this name if it is being prepared."""
         entry = self._names.entry(asked)
         return entry if isinstance(entry, PendingModel) and entry.phase == "starting" else None
 
     def close(self) -> None:
-        """Bring nothing more, and tell those who wait; safe to call again."""
+        """Stop preparing models, and fail the waiting requests. Safe to call again."""
         self.is_closing = True
         for pending in list(self._tasks):
             self.give_up(pending)

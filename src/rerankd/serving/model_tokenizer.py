@@ -1,4 +1,4 @@
-"""Who tokenizes for a model: the service itself, by the vocabulary in the model's files, or its engine."""
+"""The tokenizer of a model: in this process, with the vocabulary in the model's files, or in the engine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rerankd.scoring.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from rerankd.formats.tokenizer import Vocabulary
 
-# A text of as many characters is tokenized in less time than another thread takes to hear of it.
+# Tokenizing this many characters takes less time than handing them to another thread.
 _AT_ONCE_CHARACTERS = 2_000
-# What one thread does at a time; between two parts other requests' texts have their turn.
+# The characters that a thread tokenizes before the texts of other requests get their turn.
 _PART_CHARACTERS = 2**18
-# `tokenizers` has threads of its own; these only wait for it, without holding up the event loop.
+# `tokenizers` has its own threads. These only wait for it, so that the event loop does not block.
 _THREADS = ThreadPoolExecutor(2, "tokenize")
 
 
 class OwnTokenizer:
-    """The vocabulary of the model's files: a tokenizer.Tokenizer that works in threads of this process."""
+    """A tokenizer.Tokenizer with the vocabulary in the model's files, in threads of this process."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.frame = vocabulary.frame
@@ -56,7 +56,7 @@ Ask = Callable[[Sequence[str]], Awaitable[list[Ids]]]
 
 
 class EngineTokenizer:
-    """The engine's own: a tokenizer.Tokenizer that asks it, with the care of other calls (see retry.py)."""
+    """A tokenizer.Tokenizer that calls the engine's tokenizer, with retries (see retry.py)."""
 
     def __init__(self, frame: Frame, encode: Ask, ends: Ask) -> None:
         self.frame = frame
@@ -71,42 +71,42 @@ class EngineTokenizer:
 
 
 class ModelVocabulary:
-    """The vocabulary in one model's files, read when it is first asked for and kept until it is dropped."""
+    """The vocabulary in a model's files. It is read on first use and kept until it is dropped."""
 
     def __init__(self, metadata: ModelMetadata) -> None:
         self._metadata = metadata
         self._task: asyncio.Task[None] | None = None
-        # No result of the task: such a result lives until Python collects what refers to itself.
+        # Not the result of the task: that would live until Python's cyclic garbage collection.
         self._found: list[OwnTokenizer] = []
 
     def begin(self) -> None:
-        """Have it read, in a thread of its own."""
+        """Start to read the vocabulary in a thread."""
         if self._task is None or (self._task.done() and self._task.exception() is not None):
             self._task = asyncio.create_task(asyncio.to_thread(self._read, self._found))
 
     async def tokenizer(self) -> OwnTokenizer:
-        """Raises ModelFileError where it can't be read."""
+        """The tokenizer. Raises ModelFileError if the vocabulary cannot be read."""
         self.begin()
         task, found = self._task, self._found
         assert task is not None
         await asyncio.shield(task)
-        return found[0] if found else await self.tokenizer()  # it was dropped at this moment
+        return found[0] if found else await self.tokenizer()  # it was dropped meanwhile
 
     async def drop(self) -> None:
-        """Forget it. One of 250,000 pieces has 280 MiB."""
+        """Free the vocabulary. One with 250,000 pieces takes 280 MiB."""
         self._task = None
-        self._found.clear()  # whoever else holds the list
-        self._found = []  # one that is still being read is not kept
+        self._found.clear()  # for other holders of the list
+        self._found = []  # a read in progress fills the old list
         await asyncio.to_thread(processes.give_back)
 
     def _read(self, found: list[OwnTokenizer]) -> None:
         from rerankd.formats import tokenizer  # its library takes a while to import
 
         found.append(OwnTokenizer(tokenizer.read(self._metadata)))
-        processes.give_back()  # what reading a file takes besides: 20 to 70 MiB
+        processes.give_back()  # reading the file took another 20 to 70 MiB
 
 
 def reader(running: Offer, tokenizer: Tokenizer) -> Reader:
-    """How a model that runs so reads texts."""
+    """The Reader for a model that runs as in this offer."""
     spec, reads_text = running.spec, running.capabilities.reads == "text"
     return Reader(spec.recipe, tokenizer, spec.control_tokens, reads_text=reads_text)

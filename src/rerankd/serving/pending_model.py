@@ -1,9 +1,10 @@
-"""A model that is to be served and can't be asked yet: it is fetched or read now, or it was refused.
+"""A model that is not served yet: it is being fetched or read, or it was refused.
 
     starting -(read)-> served              starting -(error)-> refused -(time, reload)-> starting
 
-A refusal that may pass by itself (a missing file, a failed download) is tried again for ever, with a growing
-delay. One that can't (a file that no right score can come of, a clash of names) waits for a reload.
+If the cause may pass by itself (a missing file, a failed download), the model is retried without limit, with
+a growing delay. If it cannot (a file that cannot be scored correctly, a duplicate name), the model waits for
+a reload.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ from rerankd.errors import (
 Phase = Literal["starting", "refused"]
 _LASTING = (ConfigError, DoesNotFit, EngineTooOld, Unscorable)
 _LONGEST_DELAY_S = 60.0
-# A rate that was measured for a shorter time tells little.
+# A rate that was measured for a shorter time is too uncertain.
 _LEAST_RATE_S = 2.0
 
 
 def may_pass(error: RerankdError) -> bool:
-    """Whether what refused a model may be gone at the next try, without anybody telling rerankd."""
+    """Whether the cause of a refusal may pass without a reload."""
     return not isinstance(error, _LASTING)
 
 
 def delay_s(failures: int) -> float:
-    """Seconds until the next try, after this many failed ones in a row."""
+    """Seconds until the next attempt, after this many failures in a row."""
     return min(2.0 ** (failures - 1), _LONGEST_DELAY_S)
 
 
 def left_s(done: int, total: int, elapsed_s: float) -> float | None:
-    """Seconds that a step still takes at the rate it had so far; None where that can't be told."""
+    """The estimated seconds until a step is done, at its rate so far; None if that is not known."""
     if elapsed_s < _LEAST_RATE_S or not 0 < done <= total:
         return None
     return elapsed_s * (total - done) / done
@@ -53,7 +54,7 @@ def left_s(done: int, total: int, elapsed_s: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is told of it, as of a served model (see process/supervisor.py)."""
+    """The state as shown to users, like that of a served model (see process/supervisor.py)."""
 
     phase: Phase
     error: RerankdError | None
@@ -62,9 +63,10 @@ class State:
 
 
 class PendingModel:
-    """One model by what the settings say of it, since there is no file to ask yet.
+    """A model as described by the settings, before its file is read.
 
-    `since` and `retry_at` are of the monotonic clock; `retry_at` None: only a reload has it tried again.
+    `since` and `retry_at` are in seconds of the monotonic clock. `retry_at` None means that only a reload
+    retries it.
     """
 
     def __init__(
@@ -97,66 +99,67 @@ class PendingModel:
         return State(self.phase, self.error, self.since)
 
     def begin(self) -> None:
-        """It is being fetched and read."""
+        """Start an attempt to fetch and read the model."""
         self.error, self.retry_at = None, None
         self.since = time.monotonic()
         self._step = ("", 0, 0, self.since)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Progress of the fetch, from its own thread. Raises where nobody wants the model any more."""
+        """Report the progress of a download, from its thread. Raises ModelPending if the model is no longer
+        wanted."""
         if self.is_dropped:
-            raise ModelPending(f"{self.name} is not wanted any more.")
+            raise ModelPending(f"{self.name} is no longer wanted.")
         before, _, _, began = self._step
         self._step = (what, done, total, began if what == before else time.monotonic())
 
     def refuse(self, error: RerankdError) -> None:
-        """It can't be served, for now or until a reload."""
+        """Refuse the model, until the next attempt or a reload."""
         self.error = error
         self.failures += 1
         self.since = time.monotonic()
         self.retry_at = self.since + delay_s(self.failures) if may_pass(error) else None
 
     def retry(self) -> None:
-        """Have it tried again at once."""
+        """Start the next attempt now."""
         self._again.set()
 
     async def wait_for_retry(self) -> bool:
-        """Wait until it is to be tried again. Returns whether somebody asked for that."""
+        """Wait until the next attempt. Returns whether it was requested by `retry`."""
         left_s = None if self.retry_at is None else max(self.retry_at - time.monotonic(), 0.0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left_s):
                 await self._again.wait()
-        asked = self._again.is_set()
+        is_requested = self._again.is_set()
         self._again.clear()
-        return asked
+        return is_requested
 
     @property
     def doing(self) -> str:
-        """What is being done to it, in words; "" before the first word of it."""
+        """The current step in words; "" before the first report."""
         what, done, total, _ = self._step
         return f"{what}, {done / total:.0%}" if what and total else what
 
     def left_s(self) -> float | None:
-        """Seconds that what is being done still takes; None where that can't be told."""
+        """The estimated seconds until the current step is done; None if that is not known."""
         _, done, total, began = self._step
         return left_s(done, total, time.monotonic() - began)
 
     def retry_after_s(self) -> int | None:
-        """Seconds after which asking again may help; None where that can't be told."""
+        """Seconds after which a request should be retried; None if that is not known."""
         left = self.left_s()
         if self.error is not None:
             left = None if self.retry_at is None else self.retry_at - time.monotonic()
         return None if left is None else max(math.ceil(left), 1)
 
     def refusal(self) -> RerankdError:
-        """What who asks for the model is told."""
+        """The error for a request for this model."""
         wait_s = self.retry_after_s()
         if self.error is None:
             doing = f": {self.doing}" if self.doing else ""
             return ModelPending(
-                f"{self.name} is being made ready{doing}. Try again.", retry_after_s=wait_s or 5
+                f"{self.name} is being prepared{doing}. Retry later.", retry_after_s=wait_s or 5
             )
         text = f"{self.name} can't be served: {self.error.message}"
         if wait_s is None:
-            return ModelRefused(f"{text} After that is put right, have rerankd reload (kill -HUP PID).")
-        return ModelUnavailable(f"{text} It is tried again in {wait_s} s.", retry_after_s=wait_s)
+            return ModelRefused(f"{text} Fix this, then reload rerankd (kill -HUP PID).")
+        return ModelUnavailable(f"{text} rerankd retries in {wait_s} s.", retry_after_s=wait_s)

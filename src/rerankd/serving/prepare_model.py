@@ -1,5 +1,5 @@
-"""From what a user names to a model that can be served: find the file, read its header, decide how it is
-scored."""
+"""Prepare a model to be served: find the file, read its metadata, decide how it is scored and which backend
+runs it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _HEADER_BYTES = 64 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be served: its names (the shown one first), its file or folder, how it is scored, and
-    the engine that runs it. `fingerprint` tells the file from another one at a glance (see scoring/cache.py).
-    `changed_at` is when the file was last written, in seconds since 1970. `selection` is what runs it."""
+    """A model that can be served: its names (the displayed one first), its file or folder, its recipe, and
+    the backend that runs it. `fingerprint` identifies the file (see scoring/cache.py). `changed_at` is when
+    the file was last modified, in seconds since 1970. `selection` is the chosen backend."""
 
     names: tuple[str, ...]
     path: Path
@@ -57,7 +57,7 @@ class Model:
 
 
 def wanted(settings: Settings) -> tuple[EffectiveModelSettings, ...]:
-    """The models that are to be served, by the settings and what is on this disk."""
+    """The models to serve, according to the settings and the downloaded files."""
     return settings.wanted(store.Store(settings.home).default())
 
 
@@ -66,16 +66,17 @@ def prepare(
     model: EffectiveModelSettings | None = None,
     progress: Progress = silent,
 ) -> Model:
-    """Find a model, fetch it if it is the built-in one, and decide how it is scored. None is the first one
-    that the settings want.
+    """Find a model, fetch it if it is the built-in one, and decide how it is scored. None means the first
+    model of the settings.
 
-    Blocks while it reads and fetches. Raises the errors of the data folder, the model file and the download,
-    Unscorable where no right score can come of it, and ConfigError where the engine that is wanted can't run
-    it.
+    Blocks while it reads and downloads. Raises the errors of the data folder, the model file and the
+    download, Unscorable if the file cannot be scored correctly, and ConfigError if the requested engine
+    cannot run it.
     """
     model = model or wanted(settings)[0]
     folders = store.Store(settings.home)
-    # A model that is there is served from a read-only folder, too. Who has to write says why that fails.
+    # A downloaded model can also be served from a read-only folder. Operations that need to write report the
+    # error.
     with contextlib.suppress(DataFolderError):
         folders.check_writable()
     path = folders.locate(model.ref, progress, settings.builtin_wheel)
@@ -88,9 +89,8 @@ def prepare(
     selection = select.choose(model.engine, backend_offers.all_offers(spec, model, settings.home))
     if memory is not None and metadata.size_bytes > memory and selection.offer.on_cpu:
         raise ModelFileError(
-            f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, more than the "
-            f"{memory / 2**30:.1f} GiB of memory this machine has. Take a smaller quantisation or "
-            "a smaller model."
+            f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, but this machine has only "
+            f"{memory / 2**30:.1f} GiB of memory. Use a smaller quantisation or a smaller model."
         )
     return Model(
         names,
@@ -107,33 +107,33 @@ def prepare(
 
 
 def names_of(model: EffectiveModelSettings) -> tuple[str, ...]:
-    """All names it will answer to, the shown one first, whether or not there is a file."""
+    """All names of a model, the displayed one first, whether or not its file exists."""
     try:
         return model.names or (store.display_name(model.ref),)
-    except UnknownModel:  # what it is called by names nothing: it will be refused, under these words
+    except UnknownModel:  # the reference is invalid: the model will be refused under this name
         return (model.ref,)
 
 
 def _changed_at(path: Path) -> int:
     try:
         return int(path.stat().st_mtime)
-    except OSError:  # it went just now; `fingerprint` notices
+    except OSError:  # it was just deleted; `fingerprint` detects that
         return 0
 
 
 def resolve_file(metadata: ModelMetadata, scoring: ScoringSettings) -> Resolution:
-    """How a file is scored, by its metadata, the catalog and the settings."""
+    """How a file is scored, according to its metadata, the catalog and the settings."""
     return resolve(metadata, catalog.known(), PartialRecipe(**scoring.model_dump()))
 
 
 def resolve_model(settings: Settings, metadata: ModelMetadata, model: str) -> Resolution:
-    """How a file is scored with what is set for the model that the user calls so."""
+    """How a file is scored, with the settings for the model that the user refers to as `model`."""
     return resolve_file(metadata, settings.of(model).scoring)
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a model's file from another one at a glance, or a folder's; of no file, that there is
-    none."""
+    """A fingerprint of a model's file or folder: path, size, modification time and header. For a missing file
+    it says so."""
     if path.is_dir():
         return (
             " ".join(fingerprint(path / name) for name in checkpoint_files.files(os.listdir(path)))

@@ -1,10 +1,9 @@
-"""The self-test of a model's engines: on known pairs, then beside a second computation of the same file.
+"""Run the self-test of a model's engine: on known pairs, then against a second engine with the same file.
 
-A check by one engine alone (see scoring/self_test.py) does not see that a tokenizer or an activation is
-another one than the model's, since all its values are wrong alike. Where a backend offers a second
-computation of the same file, both score the same pairs, once for a file and the engines' builds, and only
-where both have room in memory. Another backend's comes first, then the same backend's in its most exact
-arithmetic.
+A check of one engine (see scoring/self_test.py) does not detect a wrong tokenizer or activation function,
+because it makes all scores wrong in the same way. So if a backend offers a second computation of the same
+file, both score the same pairs, once for each file and pair of engine builds, and only if memory suffices for
+both. Another backend is preferred; then the same backend with its most exact arithmetic.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a self-test found. `at` is in seconds since 1970."""
+    """The result of a comparison with a second engine. `at` is in seconds since 1970."""
 
     against: str
     comparison: Comparison
@@ -52,15 +51,15 @@ class Result:
 
     @property
     def words(self) -> str:
-        """For a person."""
+        """The result in words."""
         day = time.strftime("%Y-%m-%d", time.localtime(self.at))
-        said = "agrees with" if self.comparison.passed else "DIFFERS from"
+        how = "agrees with" if self.comparison.passed else "DIFFERS from"
         apart, tolerance = self.comparison.apart, self.comparison.tolerance
-        return f"{said} {self.against} (scores {apart:.2g} apart, {tolerance:g} allowed; {day})"
+        return f"{how} {self.against} (scores differ by {apart:.2g}, tolerance {tolerance:g}; {day})"
 
 
 def second_computation(model: Model, running: Offer) -> Offer | None:
-    """A second computation of the model that runs so; None where there is none."""
+    """A second computation of a model that runs as in `running`; None if there is none."""
     others = [backend for backend in BACKENDS if backend is not running.backend]
     for backend in (*others, running.backend):
         offer = backend.reference(model.spec, running)
@@ -70,19 +69,19 @@ def second_computation(model: Model, running: Offer) -> Offer | None:
 
 
 def key(model: Model, computes: str, other: Offer) -> str:
-    """What a result is kept under: the file, and the builds of both engines."""
+    """The key of a stored result: the file, and the builds of both engines."""
     words = "\n".join((model.fingerprint, repr(model.recipe), computes, other.title))
     return f"{model.path.name} {hashlib.blake2b(words.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
 
 
 def stored(state: StateStore, key: str) -> Result | None:
-    """An earlier result; None where there is none."""
+    """A stored result; None if there is none."""
     entry = state.entries(SECTION).get(key)
     return _read(entry) if entry is not None else None
 
 
 def stored_of_file(state: StateStore, path: Path, fingerprint: str) -> list[Result]:
-    """All that is kept of a file as it is now."""
+    """All stored results of a file in its present state."""
     return [
         passed
         for entry in state.entries(SECTION).values()
@@ -93,7 +92,7 @@ def stored_of_file(state: StateStore, path: Path, fingerprint: str) -> list[Resu
 
 
 def _read(entry: Entry) -> Result | None:
-    """What was kept; None for what is no such thing."""
+    """A stored result; None if the entry has another form."""
     with contextlib.suppress(TypeError, KeyError):
         numbers = (float(entry.value[name]) for name in ("apart", "tolerance", "disagreement"))
         return Result(str(entry.value["against"]), Comparison(*numbers), entry.at)
@@ -108,25 +107,25 @@ async def run(
     socket: Path,
     log: Path,
 ) -> Comparison | None:
-    """Have the other engine score the pairs of the check at load, whose raw values are `values`. None where
-    it has no room, or can't. Raises ModelFileError where it says that the file is damaged."""
+    """Have the other engine score the pairs of the self-test, whose raw scores are `values`. Returns None if
+    it lacks memory or fails. Raises ModelFileError if it reports that the file is damaged."""
     available = machine.available_bytes()
     if available is not None and available < other.memory_bytes:
-        _log.info("%s: no room for a second engine, so no self-test by one", model.name)
+        _log.info("%s: not enough memory for a second engine; the comparison is skipped", model.name)
         return None
     try:
         found = await _scores(other, vocabulary, socket, log)
     except ModelFileError:
         raise
     except (RerankdError, TimeoutError) as error:
-        _log.info("%s: %s can't make the self-test: %r", model.name, other.title, error)
+        _log.info("%s: the comparison with %s failed: %r", model.name, other.title, error)
         return None
     return self_test.compare(values, found, model.recipe.normalization, model.metadata.quantisation)
 
 
 async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts: Sequence[str]) -> RawScores:
-    """The raw values of texts beside the query of the check at load, by an engine that runs so. Raises
-    EngineError, and ModelFileError where the vocabulary can't be read."""
+    """The raw scores of texts for the query of the self-test, from an engine that runs as in `running`.
+    Raises EngineError, and ModelFileError if the vocabulary cannot be read."""
     tokenizer = engine if running.capabilities.tokenizes else await vocabulary.tokenizer()
     reader = model_tokenizer.reader(running, tokenizer)
     return await engine.score(Batch(tuple(await reader.plain(self_test.QUERY, texts))))
@@ -143,7 +142,7 @@ async def _scores(other: Offer, vocabulary: ModelVocabulary, socket: Path, log: 
                     await child.wait()
                     raise ModelFileError(child.lines()[-1].removeprefix("error: ").rstrip("."))
                 if child.exit_code is not None:
-                    raise TimeoutError(f"it ended with {child.exit_code}")
+                    raise TimeoutError(f"it exited with code {child.exit_code}")
                 await asyncio.sleep(_POLL_S)
             await engine.prepare()
             return list((await ask(engine, other, vocabulary, self_test.TEXTS)).values)
@@ -154,7 +153,7 @@ async def _scores(other: Offer, vocabulary: ModelVocabulary, socket: Path, log: 
 
 
 def store(state: StateStore, key: str, model: Model, other: Offer, found: Comparison) -> Result:
-    """Remember a result."""
+    """Store a result."""
     value: dict[str, Any] = {
         "passed": found.passed,
         "against": other.title,
@@ -167,11 +166,11 @@ def store(state: StateStore, key: str, model: Model, other: Offer, found: Compar
 
 
 class SelfTest:
-    """What the engines of one model are checked by before anyone gets a score of them.
+    """The self-test of one model's engines, which runs before they serve requests.
 
-    `doubts` are the sentences that every answer carries, `passed` is what the second computation found, and
-    `again` has it made anew whatever is kept. `socket` gives a path for the second engine's, `log` is the
-    engine's log, `vocabulary` the model's.
+    `doubts` are warnings for every answer, `passed` is the result of the comparison, and `again` forces a new
+    comparison whatever is stored. `socket` returns a path for the second engine's socket, `log` is the
+    engine's log, `vocabulary` that of the model.
     """
 
     def __init__(
@@ -193,13 +192,13 @@ class SelfTest:
         self._testing = asyncio.Lock()
 
     async def probe(self, engine: Engine, running: Offer) -> None:
-        """Score one pair that is known to work. Raises EngineError."""
+        """Score one known pair. Raises EngineError."""
         answer = await ask(engine, running, self._vocabulary, self_test.TEXTS[:1])
         normalize.check_complete(answer.values, answer.errors)
 
     async def check(self, engine: Engine, running: Offer, computes: str, *, is_safer: bool) -> None:
-        """Check an engine that runs so, and whose values depend on `computes`. Raises Unscorable where it
-        fails, unless forced."""
+        """Check an engine that runs as in `running` and whose scores depend on `computes`. Raises Unscorable
+        if it fails, unless forced."""
         model = self._model
         is_alone = running.capabilities.scope == "pair"
         orders = self_test.ARRANGEMENTS if is_alone else self_test.OF_BLOCKS
@@ -208,9 +207,9 @@ class SelfTest:
         refusal, doubts = self_test.check([run.values for run in runs], model.recipe.normalization)
         for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
             _log.warning("%s: %s.", model.name, text)
-        self.doubts = self._unless_forced(refusal, "the check at load")
-        # The built-in file is checked by its checksum; what runs with safer settings is known to fail with
-        # others; and what a program of the user's computes is compared when it is asked for.
+        self.doubts = self._unless_forced(refusal, "the self-test")
+        # The built-in model is verified by its checksum. An engine with safer settings is known to fail with
+        # others. A program that the user configured is compared only on request.
         is_exempt = model.wanted.ref == builtin.NAME or is_safer or running.is_own_program
         if (self.again or not is_exempt) and (other := second_computation(model, running)) is not None:
             await self._compare(runs[0].values, other, key(model, computes, other))
@@ -222,7 +221,7 @@ class SelfTest:
                 try:
                     found = await run(self._model, values, other, self._vocabulary, self._socket(), self._log)
                 except ModelFileError as error:
-                    self.doubts += (f"{other.title} says that this model's file is damaged: {error}.",)
+                    self.doubts += (f"{other.title} reports that this model's file is damaged: {error}.",)
                     _log.warning("%s: %s", self._model.name, self.doubts[-1])
                     return
                 if found is None:
@@ -234,14 +233,15 @@ class SelfTest:
         refusal = Refusal(f"it {self.passed.words}", self_test.OTHER_ENGINE)
         _log.warning("%s: %s.", self._model.name, refusal.reason)
         is_fatal = self.passed.comparison.is_fatal
-        self.doubts += self._unless_forced(refusal, "the self-test by a second engine", is_fatal=is_fatal)
+        self.doubts += self._unless_forced(refusal, "the comparison with a second engine", is_fatal=is_fatal)
 
     def _unless_forced(
         self, refusal: Refusal | None, check: str, *, is_fatal: bool = True
     ) -> tuple[str, ...]:
-        """What a failed check adds to every answer. Raises Unscorable where it is fatal, unless forced."""
+        """The warning that a failed check adds to every answer. Raises Unscorable if it is fatal, unless
+        forced."""
         if refusal is None:
             return ()
         if is_fatal and not self._model.wanted.force:
-            raise refusal.error(f"{self._model.path.name} loads, but its scores can't be trusted")
+            raise refusal.error(f"{self._model.path.name} loads, but its scores cannot be trusted")
         return (f"This model failed {check}: {refusal.reason}.",)
