@@ -73,7 +73,7 @@ def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_pa
     reranker.close()
     with pytest.raises(Misuse, match="Ask it inside its block"):
         reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(Misuse, match="Make a new one"), reranker:
+    with pytest.raises(Misuse, match="Create a new one"), reranker:
         pass
     never = SyncReranker(settings)
     never.close()
@@ -96,7 +96,7 @@ async def test_a_reranker_before_its_start_after_its_end_and_started_twice(tmp_p
     await reranker.close()
     with pytest.raises(Stopping, match="closed"):
         await reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(Misuse, match="Make a new one"):
+    with pytest.raises(Misuse, match="Create a new one"):
         await reranker.start()
 
 

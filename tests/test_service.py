@@ -309,12 +309,12 @@ async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_p
 @pytest.mark.parametrize(
     ("how", "says"), [("same", "the same raw score"), ("place", "its position in the request")]
 )
-async def test_a_model_that_fails_the_check_at_load_is_refused_unless_forced(
+async def test_a_model_that_fails_the_self_test_is_refused_unless_forced(
     tmp_path: Path, how: str, says: str
 ) -> None:
     program = fake_engine.install(tmp_path, "--bad-scores", how, "--bad-after", "0")
     settings = golden_settings("xlmr-head", tmp_path, llama_path=program)
-    with pytest.raises(Unscorable, match=f"can't be trusted: .*{says}.*--force"):
+    with pytest.raises(Unscorable, match=f"cannot be trusted: .*{says}.*--force"):
         async with Reranker(settings):
             pass
     async with Reranker(settings, force=True) as forced:
@@ -342,7 +342,7 @@ def test_a_model_larger_than_the_memory_is_not_even_started(tmp_path: Path) -> N
     writer.write_ti_data_to_file()
     writer.close()
     os.truncate(tmp_path / "huge.gguf", 5 * 2**40)  # sparse: it takes no disk
-    with pytest.raises(ModelFileError, match="but this machine has only .* GiB of memory"):
+    with pytest.raises(ModelFileError, match=r"but this machine has only .* GiB of memory"):
         prepare(model(tmp_path / "huge.gguf", tmp_path))
 
 

@@ -251,7 +251,7 @@ def test_it_is_bounded_on_the_disk_and_in_memory(tmp_path: Path) -> None:
     store.put("quarantine", "new", 1)
     kept = list(StateStore(tmp_path).entries("quarantine"))
     assert len(kept) == MOST_ENTRIES and kept[0] == "1" and kept[-1] == "new"
-    with pytest.raises(ValueError, match="16384 bytes"):
+    with pytest.raises(ValueError, match="limit is 16384"):
         store.put("quarantine", "huge", "x" * MOST_VALUE_BYTES)
     with pytest.raises(ValueError):
         store.put("quarantine", "no number", float("nan"))

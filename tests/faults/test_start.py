@@ -141,7 +141,7 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
         it.signal(signal.SIGHUP)
         until(lambda: "the settings were not taken over: There is no file" in it.output)
         assert raw_scores(ask(it, None)) == right(["a"])
-        # With another model beside it the rest of the settings is taken over, and this one keeps its previous settings.
+        # With a second model, the other settings are applied, and this one keeps its previous settings.
         write(200, second=True)
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready", "two": "ready"})
