@@ -269,7 +269,7 @@ def test_a_crash_is_a_500_that_tells_nothing_of_the_inside(model: Model) -> None
     answer = Service(model, ZeroDivisionError("secret")).post(body={"query": "q", "texts": ["a"]})
     assert answer.status_code == 500
     assert answer.json() == {
-        "error": "rerankd failed for an unexpected reason; its log says more.",
+        "error": "rerankd failed for an unexpected reason. See its log for details.",
         "error_type": "Backend",
     }
 
@@ -300,10 +300,10 @@ def test_an_unknown_path_says_where_to_go(model: Model) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
-        ("POST", "/", "POST / is not served. The rerank endpoint is POST /v1/rerank"),
+        ("POST", "/", "POST is not allowed for /. The rerank endpoint is POST /v1/rerank"),
         ("POST", "/v1/rerankings", "Did you mean POST /v1/reranking? "),
         ("POST", "/llm/v1/rerank", "start rerankd with --api-prefix /llm."),
-        ("GET", "/v1/rerank", "GET /v1/rerank is not served. The rerank endpoint is POST /v1/rerank"),
+        ("GET", "/v1/rerank", "GET is not allowed for /v1/rerank. The rerank endpoint is POST /v1/rerank"),
     ],
 )
 def test_a_wrong_path_is_told_the_right_one(method: str, path: str, says: str, model: Model) -> None:
@@ -316,7 +316,7 @@ def test_a_wrong_path_is_told_the_right_one(method: str, path: str, says: str, m
 @pytest.mark.parametrize("path", [path for path in table.served() if path != "/v1/models/rerank"])
 def test_a_right_path_with_a_wrong_method_is_no_matter_of_a_proxy(path: str, model: Model) -> None:
     message = Service(model)("GET", path).json()["message"]
-    assert "is not served. The rerank endpoint is POST" in message and "--api-prefix" not in message
+    assert f"GET is not allowed for {path}. The rerank" in message and "--api-prefix" not in message
 
 
 def test_weaviate_asks_whether_the_service_is_there(model: Model) -> None:

@@ -87,7 +87,7 @@ async def test_a_dialect_in_the_tuple_is_served(monkeypatch: pytest.MonkeyPatch,
             described = (await client.get("/openapi.json")).json()
     assert 'rerankd_requests_total{dialect="toy"' in counted
     operation = described["paths"]["/toy/shop"]["post"]
-    assert operation["summary"] == "The same, as Toys has it"
+    assert operation["summary"] == "Rank documents, in the dialect of Toys"
     (schema,) = (one["schema"] for one in operation["requestBody"]["content"].values())
     assert {"query", "toys", "limit"} <= set(schema["properties"]) and schema["example"] == ToyBody.EXAMPLE
     assert "/toy/shop" in table.served() and "POST /toy/shop?" in table.hint("/toy/shops")

@@ -163,7 +163,7 @@ def test_create_app_mounted_without_a_lifespan_says_what_to_do(entered: rerankd.
     with running(outer) as url:
         answer = post(f"{url}/ml/v1/rerank", BODY)
         assert answer.status_code == 500
-        assert "give it to the outermost app" in answer.json()["message"]
+        assert "pass it to the outermost app" in answer.json()["message"]
 
 
 def test_create_app_is_a_whole_app(tmp_path: Path) -> None:

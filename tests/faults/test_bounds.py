@@ -100,7 +100,7 @@ def test_no_room_in_time_is_a_429_that_says_when_there_is(plain: Service) -> Non
         until(lambda: plain.metric("rerankd_held_bytes") >= 32 * MIB)
         second.sendall(post(b"{" * 31 * MIB))  # all of it: the answer must not be lost in a reset
         status, headers, body = answer(second)
-        assert status == 429 and "found no room for 10 s" in json.loads(body)["message"]
+        assert status == 429 and "got no memory for 10 s" in json.loads(body)["message"]
         # The first one has a minute in all, of which the second has waited 10 s.
         assert 30 <= int(headers["retry-after"]) <= 50
 
@@ -146,7 +146,7 @@ def test_answers_that_nobody_reads_are_counted_and_let_go(tmp_path: Path) -> Non
             assert client.recv(12) == b"HTTP/1.1 200"
         until(lambda: it.metric("rerankd_held_bytes") == 0, 20)
         assert it.rerank(["a"]).status_code == 200
-        assert "did not read its answer" in it.output
+        assert "did not read its response" in it.output
 
 
 def test_a_slow_reader_gets_all_of_its_answer(plain: Service) -> None:
@@ -284,10 +284,14 @@ def test_an_upgrade_is_answered_as_a_usual_request_without_noise(upgrade: str, p
         (b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000, 431, "larger than 32 KiB"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431, "larger than 32 KiB"),
         (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431, "larger than 32 KiB"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "no valid HTTP/1.1 request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "The request is not valid HTTP/1.1: "),
         (b"GET / HTTP/1.1\r\n\r\n", 400, "Missing mandatory Host"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "Only Transfer-Encoding"),
-        (post(b"").replace(b"Content-Length: 0", b"Content-Length: -1"), 400, "no valid HTTP/1.1"),
+        (
+            post(b"").replace(b"Content-Length: 0", b"Content-Length: -1"),
+            400,
+            "The request is not valid HTTP/1.1",
+        ),
         (
             b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
             400,

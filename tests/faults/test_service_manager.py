@@ -209,4 +209,4 @@ def test_a_passed_descriptor_that_does_not_listen_is_named(tmp_path: Path) -> No
         started_on(sock, tmp_path, tmp_path) as (it, log),
     ):
         assert it.wait(60) == AddressInUse.exit_code
-        assert "passed the descriptor 3" in log.read_text()
+        assert "listen on the descriptor 3" in log.read_text()

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1, with limits on connections that are too slow, too many, or malformed.
+"""Limits per connection: header, send and keep-alive timeouts, number of connections, malformed requests.
 
-uvicorn itself closes a connection that is idle after a request, and nothing else: one that never sends its
-headers, or never reads its answer, would stay for ever.
+uvicorn itself only closes connections that are idle after a request. A connection that never sends its
+headers or never reads its response would stay open forever.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from rerankd.errors import InvalidRequest
 
 _log = logging.getLogger("rerankd.api")
 
-# A request's line and headers together. nginx takes 32 KiB, too; tokens of single sign-on can have 10 KiB.
+# Request line and headers together. nginx also allows 32 KiB; single sign-on tokens can have 10 KiB.
 MOST_HEADER_BYTES = 2**15
-# When a client that has ended its side is asked whether it still reads, in seconds from then and from each
-# other.
+# Delays between the probes of a client that has closed its sending side, in seconds (see eof_received).
 _PROBES_S = (0.2, 0.05, 0.5, 1.0)
 _LATER_PROBES_S = 5.0
 
 
 class _Connection(h11.Connection):
-    """h11's parser, stricter in two things."""
+    """h11's parser with two more checks: body length headers and header size."""
 
     def next_event(self) -> Any:
         event = super().next_event()
@@ -43,17 +42,17 @@ class _Connection(h11.Connection):
 def _check(event: h11.Request) -> None:
     names = {name for name, _ in event.headers}
     if b"content-length" in names and b"transfer-encoding" in names:
-        # RFC 9112, 6.1: a proxy in front may have taken the other one for the end of the body.
+        # RFC 9112, 6.1: a proxy in front may have used the other header to find the end of the body.
         raise h11.RemoteProtocolError(
             "it has both Content-Length and Transfer-Encoding", error_status_hint=400
         )
     size_bytes = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
-    if size_bytes > MOST_HEADER_BYTES:  # h11 itself only looks while headers are incomplete
+    if size_bytes > MOST_HEADER_BYTES:  # h11 itself only checks while headers are incomplete
         raise h11.RemoteProtocolError("headers too large", error_status_hint=431)
 
 
 class Protocol(H11Protocol):
-    """One connection."""
+    """One HTTP/1.1 connection."""
 
     settings: Settings
     most_connections: int
@@ -69,14 +68,14 @@ class Protocol(H11Protocol):
         self.conn = _Connection(h11.SERVER, MOST_HEADER_BYTES)
         self.timeout_keep_alive = self.settings.keep_alive_s  # type: ignore[assignment]
 
-    # --- a connection begins and ends ---
+    # --- connect and disconnect ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most_connections and not self._close_an_idle_one():
             _log.warning(
-                "a connection was refused: %d are open and none is idle. Raise the limit of open files "
-                "(ulimit -n), or max_connections.",
+                "A connection was rejected: %d connections are open and none is idle. Increase the limit of "
+                "open files (ulimit -n) or max_connections.",
                 self.most_connections,
             )
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "retry-after: 1")
@@ -98,7 +97,7 @@ class Protocol(H11Protocol):
         return longest is not None
 
     def _refuse(self, status: HTTPStatus, header: str, body: bytes = b"") -> None:
-        """Answer past h11, which may have given the connection up, and close it."""
+        """Write a response without h11, which may be in an error state, and close the connection."""
         lines = f"{header}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(f"HTTP/1.1 {status} {status.phrase}\r\n{lines}".encode() + body)
         self.transport.close()
@@ -118,12 +117,12 @@ class Protocol(H11Protocol):
         if not self.flow.write_paused:
             self._paused_s = 0.0
             if self.transport.get_write_buffer_size():
-                # Below the mark at which writing pauses, but it may stay unread as well.
+                # Too little to pause writing, but the client may not read this rest either.
                 self._send_timer = self.loop.call_later(self.settings.send_timeout_s, self._unread)
 
     def _watch_headers(self) -> None:
-        """The timer runs while headers are awaited: from the beginning of a connection, and from the first
-        byte of a later request on. Between requests keep-alive holds."""
+        """Run the timer while headers are expected: from the start of a connection, and from the first byte
+        of each later request. Between requests, the keep-alive timeout applies."""
         awaits = self.cycle is None or (self.cycle.response_complete and self._idle_since is None)
         if not awaits:
             if self._header_timer is not None:
@@ -133,24 +132,24 @@ class Protocol(H11Protocol):
             self._header_timer = self.loop.call_later(self.settings.header_timeout_s, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to what is no HTTP request, or one that is refused before the app sees it."""
+        """Respond to a malformed request, or to one that is rejected before the app sees it."""
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
             self.transport.close()
             return
-        error = sys.exception()  # uvicorn calls this where it has caught it
+        error = sys.exception()  # uvicorn calls this in its except block
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        text = f"This is no valid HTTP/1.1 request: {error or msg}."
+        text = f"The request is not valid HTTP/1.1: {error or msg}."
         if status == 431:
             most = MOST_HEADER_BYTES // 1024
-            text = f"The request's headers are larger than {most} KiB. Send fewer or shorter ones."
+            text = f"The request headers are larger than {most} KiB. Send fewer or shorter headers."
         body = json.dumps(DEFAULT.render_error(InvalidRequest(text))).encode()
         self._refuse(HTTPStatus(status), "content-type: application/json", body)
 
     def _should_upgrade(self) -> bool:
-        """Never: a request for WebSocket or HTTP/2 is answered as the HTTP/1.1 request that it also is."""
+        """Never upgrade to WebSocket or HTTP/2: such a request is also a valid HTTP/1.1 request."""
         return False
 
-    # --- answers ---
+    # --- responses ---
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -164,7 +163,7 @@ class Protocol(H11Protocol):
         super().resume_writing()
         if self._send_timer is not None:
             self._send_timer.cancel()
-        # All waiting for one answer counts, or a client could read a few bytes now and then.
+        # All pauses of one response add up; otherwise a client could read a few bytes now and then.
         self._paused_s += self.loop.time() - self._paused_at
         if self.cycle is None or self.cycle.response_complete:
             self._paused_s = 0.0
@@ -172,17 +171,19 @@ class Protocol(H11Protocol):
     def _unread(self) -> None:
         if self.transport.get_write_buffer_size():
             _log.info(
-                "a client did not read its answer for %g s (send_timeout_s)", self.settings.send_timeout_s
+                "A client did not read its response for %g s (send_timeout_s).", self.settings.send_timeout_s
             )
             self.transport.abort()
 
-    # --- a client that has ended its side ---
+    # --- half-closed connections ---
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """A client that has sent its request may end its side and wait for the answer, or it may have hung
-        up: both look the same. An interim answer (100, which clients skip) tells: who has hung up answers it
-        with a reset, and then the next write fails. HTTP/1.0 has none; its clients, often proxies, count as
-        gone."""
+        """Detect whether a client that closed its sending side has disconnected or waits for the response.
+
+        Both look the same to the server. An interim response (100, which clients ignore) makes the
+        difference: the machine of a disconnected client replies with a reset, and the next write fails.
+        HTTP/1.0 has no interim responses; its clients, often proxies, count as disconnected.
+        """
         cycle = self.cycle
         is_waited_for = cycle is not None and not cycle.response_complete and not cycle.more_body
         if not is_waited_for or self.scope["http_version"] != "1.1" or self.scheme == "https":
@@ -201,5 +202,5 @@ class Protocol(H11Protocol):
 
 
 def protocol(settings: Settings, most_connections: int) -> type[Any]:
-    """The protocol with the limits of the settings, as uvicorn wants it."""
+    """Return a Protocol class with these limits; uvicorn creates an instance per connection."""
     return type("Protocol", (Protocol,), {"settings": settings, "most_connections": most_connections})

@@ -1,4 +1,7 @@
-"""The sockets to listen on; apart from the server, which takes half a second to import."""
+"""Bind the listening socket, and compute how many connections may be open.
+
+Separate from the server module, which takes 0.5 s to import.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from dataclasses import dataclass
 
 from rerankd.errors import AddressInUse
 
-# Descriptors for engines, logs, model files and the like.
+# File descriptors reserved for engines, logs and model files.
 _RESERVED = 64
 _BACKLOG = 2048
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A TCP socket on `host`:`port` that listens. Raises AddressInUse where somebody else has it or there is
-    no such address.
+    """Return a TCP socket that listens on `host`:`port`.
 
-    Who connects from now on waits for the server, which accepts half a second later.
+    Clients can connect from now on; the server accepts their connections 0.5 s later. Raises AddressInUse if
+    another process uses the port or the address does not exist.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -32,8 +35,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(
-                f"Port {port} on {host} is in use, perhaps by another rerankd. Stop that one, or choose "
-                f"another port with --port {port + 1 if port < 65535 else 0}."
+                f"Port {port} on {host} is in use, perhaps by another rerankd. Stop the other process, or "
+                f"choose another port with --port {port + 1 if port < 65535 else 0}."
             ) from error
         raise AddressInUse(
             f"rerankd can't listen on {host}:{port}: {error.strerror or error}. Choose another --host or "
@@ -43,12 +46,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url(sockets: Sequence[socket.socket]) -> str:
-    """The address of the first one, as people write it; of a UNIX socket its path."""
+    """Return the URL of the first socket for people on this machine; for a UNIX socket its path."""
     return _url(sockets[0], dict.fromkeys(("127.0.0.1", "0.0.0.0", "::", "::1"), "localhost"))
 
 
 def url_for_others(sockets: Sequence[socket.socket]) -> str:
-    """The same for programs, which may run on other machines where all can connect."""
+    """Return the URL for programs, which may run on other machines if the socket accepts all addresses."""
     return _url(sockets[0], dict.fromkeys(("0.0.0.0", "::"), "THIS-MACHINE"))
 
 
@@ -61,26 +64,27 @@ def _url(sock: socket.socket, names: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many connections may be open, and how many the system may keep for us before we look."""
+class ConnectionLimits:
+    """The most open connections, and the most that the kernel queues before they are accepted."""
 
     most: int
     backlog: int
 
 
-def connections_allowed(wanted: int | None) -> Room:
-    """The room for connections under the limit of open files, which is raised as far as this user may.
+def connections_allowed(wanted: int | None) -> ConnectionLimits:
+    """Compute the limits from the limit of open files, which is raised to the hard limit.
 
-    The event loop accepts a whole backlog before it looks at the first of them, so all of it must fit, too.
+    The event loop accepts the whole backlog before it handles the first connection, so the backlog must fit
+    too.
     """
     limit = _open_files()
     free = max(limit - _RESERVED, 16)
     backlog = min(max(free // 4, 8), _BACKLOG)
-    return Room(min(free - backlog, wanted or free), backlog)
+    return ConnectionLimits(min(free - backlog, wanted or free), backlog)
 
 
 def _open_files() -> int:
-    """The limit of open files, often 1,024; raised to what this user may have."""
+    """Raise the limit of open files, often 1,024, to the hard limit, and return it."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,15 +1,14 @@
-"""How much of the memory for request bodies and answers each client may hold. Decides; keeps no time of its
-own.
+"""Memory limits for request and response bodies, shared fairly among clients.
 
-A body is held from its first byte until it has been parsed, an answer until it has been sent. Together they
-stay within `most_bytes`:
+A request body uses memory from its first byte until it is parsed, a response body until it is sent. Together
+they may use `most_bytes`:
 
-- A body of up to SMALL_BYTES is taken wherever there is room.
-- Larger ones leave a quarter of the room to small ones, and one client's larger bodies and answers hold an
-  eighth of it at a time. So the next one of that client waits, and nobody else does.
-- An answer is never refused, for its work is done; it counts against what its client sends next.
-- Whatever its size, a body is taken where nothing else is held, and one larger body of a client where it has
-  no other.
+- A body of up to SMALL_BYTES is accepted if it fits.
+- Larger bodies may use three quarters of the memory, and those of one client an eighth. If one client sends
+  many large bodies, only that client waits.
+- A response is always accepted, because its work is done; it counts against the next requests of its client.
+- A body of any size is accepted if nothing else is in memory. A client's only large body is exempt from the
+  limit of an eighth.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _FOR_ONE_CLIENT = 1 / 8
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """What one request holds. `until` is when it ends at the latest, by the clock of the Shares."""
+    """The memory that one request uses. It is released at `until` at the latest, by the clock of Shares."""
 
     client: str
     until: float
@@ -47,12 +46,12 @@ class _Waiting:
 
 
 class Shares:
-    """All holds of a service, and who waits for room."""
+    """All memory in use by the bodies of a service, and the requests that wait for memory."""
 
     def __init__(
         self, most_bytes: int, now: Callable[[], float], changed: Callable[[int], object] = lambda _: None
     ) -> None:
-        """`changed` is told the bytes held, each time that they change."""
+        """`changed` is called with the bytes in use each time that they change."""
         self.most_bytes = most_bytes
         self.size_bytes = 0
         self._now = now
@@ -62,7 +61,7 @@ class Shares:
         self._waiting: deque[_Waiting] = deque()
 
     def has_room(self, hold: Hold, size_bytes: int) -> bool:
-        """Whether `hold` may grow by `size_bytes`."""
+        """Return whether `hold` may grow by `size_bytes`."""
         own = hold.size_bytes + size_bytes
         all_of_them = self.size_bytes + size_bytes
         if all_of_them == own:
@@ -75,12 +74,12 @@ class Shares:
         return all_of_them <= self.most_bytes * _FOR_LARGE
 
     def grow(self, hold: Hold, size_bytes: int) -> None:
-        """Count `size_bytes` more, whether there is room or not."""
+        """Add `size_bytes` to `hold` regardless of the limits."""
         self._set(hold, hold.size_bytes + size_bytes)
 
     async def take(self, hold: Hold, size_bytes: int, timeout_s: float) -> bool:
-        """Wait until `hold` may grow by `size_bytes`, and count them. Returns False, and counts nothing, if
-        that takes longer than `timeout_s`."""
+        """Wait until `hold` may grow by `size_bytes`, and grow it. After `timeout_s`, return False
+        instead."""
         if self.has_room(hold, size_bytes):
             self.grow(hold, size_bytes)
             return True
@@ -96,7 +95,7 @@ class Shares:
         return waiting.turn.done() and not waiting.turn.cancelled()
 
     def release(self, hold: Hold) -> None:
-        """The hold has nothing any more; safe to call again."""
+        """Release the memory of `hold` and wake up waiting requests. Can be called again."""
         self._set(hold, 0)
         for waiting in list(self._waiting):
             if self.has_room(waiting.hold, waiting.size_bytes) and not waiting.turn.done():
@@ -105,8 +104,8 @@ class Shares:
                 waiting.turn.set_result(None)
 
     def retry_after_s(self, hold: Hold, size_bytes: int) -> int:
-        """Seconds until enough holds have ended for `hold` to grow by `size_bytes`, if each of them takes as
-        long as it may."""
+        """Return the seconds until `hold` may grow by `size_bytes` at the latest: each hold ends at its
+        `until`."""
         own = [one for one in self._holds if one.client == hold.client and one.is_large and one is not hold]
         is_small = hold.size_bytes + size_bytes <= SMALL_BYTES
         most = self.most_bytes * (1 if is_small else _FOR_LARGE)

@@ -1,9 +1,9 @@
-"""From a value or an error to an HTTP answer, with the headers that a person debugging wants.
+"""HTTP responses: JSON, errors in the dialect of the request, and headers for debugging.
 
-Every answer carries `x-request-id`: the caller's own where it is sane, else a new one. An answer with scores
-also carries `x-rerankd-model` and how long it took: `x-rerankd-total-ms` and, of it, what it waited
-(`x-rerankd-queue-ms`) and what the engine worked (`x-rerankd-engine-ms`); and, where there are any, the
-warnings (`x-rerankd-warnings`), for which most dialects have no other place.
+Every response has `x-request-id`: the client's own if it is valid, else a new one. A response with scores
+also has `x-rerankd-model` and the durations `x-rerankd-total-ms`, `x-rerankd-queue-ms` (waiting) and
+`x-rerankd-engine-ms` (scoring). Warnings are in `x-rerankd-warnings`, because most dialects have no field for
+them.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from rerankd.service import Reranker
 _log = logging.getLogger("rerankd.api")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-# Proxies refuse headers of more than 4 to 8 KiB in all.
+# Many proxies reject more than 4 to 8 KiB of headers.
 _WARNINGS_CHARACTERS = 2000
 _WARNING_CHARACTERS = 300
-# Statuses after which waiting helps, and the caller is always told how long.
+# Statuses after which a retry helps; they always have Retry-After.
 _WAIT = (429, 503)
 
 
 class Route(APIRoute):
-    """A route that takes its path with doubled and trailing slashes too, and turns rerankd's errors into
-    answers; here and not in the app, so that the router also works in somebody else's.
+    """A route that ignores doubled and trailing slashes, and converts rerankd's errors to responses.
 
-    Whatever the dependencies of that app raise is the app's: its statuses and exception handlers hold.
+    This is done in the route and not in the app, so that the router also works in another app. Exceptions
+    from the dependencies of that app are left to its own exception handlers.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -76,8 +76,10 @@ class Route(APIRoute):
 
 
 def _bounded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """An endpoint with the crash boundary of a request; the same one where it has it already, since a router
-    that is included in another one has its routes made again."""
+    """Wrap an endpoint with the crash boundary of a request.
+
+    An endpoint that has one is returned as it is: FastAPI creates the routes again when a router is included.
+    """
     if hasattr(endpoint, "is_bounded"):
         return endpoint
 
@@ -88,25 +90,26 @@ def _bounded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         except (RerankdError, ClientDisconnect):
             raise
         except Exception:  # the crash boundary of a request
-            _log.exception("request %s failed for an unexpected reason", request_id(request))
-            raise RerankdError("rerankd failed for an unexpected reason; its log says more.") from None
+            _log.exception("Request %s failed for an unexpected reason.", request_id(request))
+            raise RerankdError("rerankd failed for an unexpected reason. See its log for details.") from None
 
     bounded.is_bounded = True  # type: ignore[attr-defined]
     return bounded
 
 
 def plain_path(path: str) -> str:
-    """A path without doubled or trailing slashes: //v1/rerank/ -> /v1/rerank."""
+    """Remove doubled and trailing slashes: //v1/rerank/ -> /v1/rerank."""
     return "/" + "/".join(part for part in path.split("/") if part)
 
 
-def speaks(request: Request, dialect: Dialect) -> None:
-    """From here on, this request's errors are rendered so."""
+def use_dialect(request: Request, dialect: Dialect) -> None:
+    """Set the dialect in which this request's errors are rendered."""
     request.state.spoken = dialect
 
 
 def request_id(request: Request) -> str:
-    """The caller's x-request-id where it is sane, else one made up; the same for all of a request."""
+    """Return the client's x-request-id if it is valid, else a generated one; the same for the whole
+    request."""
     if not hasattr(request.state, "request_id"):
         sent = request.headers.get("x-request-id", "")
         request.state.request_id = sent if _SANE_ID.fullmatch(sent) else f"rerank-{uuid.uuid4().hex}"
@@ -115,7 +118,7 @@ def request_id(request: Request) -> str:
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # A document may hold a lone surrogate; it comes back as the mark for what can't be read.
+    # A lone surrogate in a document is returned as "?".
     return Response(data.encode("utf-8", "replace"), status, dict(headers or {}), "application/json")
 
 
@@ -125,8 +128,10 @@ def error_response(
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Response:
-    """An error as an answer in the caller's dialect, with Retry-After where waiting helps. `more` are fields
-    beside the dialect's."""
+    """Return an error response in the request's dialect, with Retry-After if a retry helps.
+
+    `more` are additional JSON fields.
+    """
     spoken: Dialect = getattr(request.state, "spoken", DEFAULT)
     sent = {**(headers or {}), "x-request-id": request_id(request)}
     if error.retry_after_s is not None or error.status_hint in _WAIT:
@@ -137,8 +142,10 @@ def error_response(
 
 
 def warnings_header(warnings: Sequence[str]) -> str:
-    """Warnings as a JSON list in ASCII, which a header can hold; of at most `_WARNINGS_CHARACTERS`, so the
-    last ones may be missing, and say so."""
+    """Return the warnings as a JSON list in ASCII of at most `_WARNINGS_CHARACTERS`.
+
+    If the last warnings do not fit, they are replaced by their number: "3 more".
+    """
     most = _WARNING_CHARACTERS
     shown = [text if len(text) <= most else f"{text[:most]}…" for text in warnings]
     for kept in range(len(shown), -1, -1):
@@ -149,12 +156,12 @@ def warnings_header(warnings: Sequence[str]) -> str:
     return text
 
 
-def facts(model: str, result: RerankResult) -> dict[str, str]:
-    """The headers of an answer with scores."""
-    told = {"x-rerankd-warnings": warnings_header(result.warnings)} if result.warnings else {}
+def result_headers(model: str, result: RerankResult) -> dict[str, str]:
+    """Return the headers of a response with scores."""
+    warnings = {"x-rerankd-warnings": warnings_header(result.warnings)} if result.warnings else {}
     return {
-        **told,
-        # A header can't hold every script that a file may be named in.
+        **warnings,
+        # Header values are ASCII; file names can have any script.
         "x-rerankd-model": quote(model, safe=" !#$&'()*+,/:;=?@[]~|{}"),
         "x-rerankd-total-ms": f"{result.total_s * 1000:.1f}",
         "x-rerankd-queue-ms": f"{result.queue_s * 1000:.1f}",
@@ -163,20 +170,20 @@ def facts(model: str, result: RerankResult) -> dict[str, str]:
 
 
 def reranker_with_key(request: Request) -> Reranker:
-    """The app's reranker, for whoever may ask it. Raises Unauthorized, and what `reranker_of` does."""
+    """Return the app's reranker if the request has a valid key. Raises Unauthorized, and as `reranker_of`."""
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
     return reranker
 
 
 def reranker_of(request: Request) -> Reranker:
-    """The app's reranker. Raises RerankdError where the app was built without one."""
+    """Return the app's reranker. Raises RerankdError if the app has none."""
     reranker = limits.reranker_in(request)
     if reranker is None:
         raise RerankdError(
-            "rerankd is not running in this app: give the app lifespan=rerankd.lifespan(settings), see the "
-            "README. The lifespan of a mounted app does not run: give it to the outermost app, as in "
-            "FastAPI(lifespan=rerankd.lifespan(settings, your_own_lifespan)); or mount "
-            "create_app(reranker=…) with a Reranker that you have entered."
+            "rerankd is not running in this app. Create the app with lifespan=rerankd.lifespan(settings). "
+            "FastAPI does not run the lifespan of a mounted app: pass it to the outermost app, as in "
+            "FastAPI(lifespan=rerankd.lifespan(settings, your_own_lifespan)), or mount "
+            "create_app(reranker=…) with a Reranker that you have entered. See docs/python.md."
         )
     return reranker

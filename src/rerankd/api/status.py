@@ -1,5 +1,4 @@
-"""`GET /v1/status`: all that a person who looks after the service wants to see at once, for the page and
-`rerankd status`."""
+"""`GET /v1/status`: models, engines, queues and recent history, for the status page and `rerankd status`."""
 
 from __future__ import annotations
 
@@ -63,7 +62,7 @@ class ModelStatus(TypedDict):
     method: str
     max_length: int
     normalization: str
-    way: str  # this and the next two are 0.1's names
+    way: str  # this and the next two are names of 0.1
     window: int
     transform: str
     explain: str
@@ -74,8 +73,10 @@ class ModelStatus(TypedDict):
 
 
 class PendingStatus(TypedDict):
-    """A model of the settings that can't be asked: `starting` while it is fetched and read, or `refused`.
-    `retry_after_s` is None where only a reload has it tried again."""
+    """A model of the settings that can't be used: `starting` while it is downloaded and read, or `refused`.
+
+    `retry_after_s` is None if only a reload tries it again.
+    """
 
     id: str
     aliases: list[str]
@@ -109,7 +110,7 @@ class Status(TypedDict):
 
 @router.get(
     "/v1/status",
-    summary="Models, engines, queues and the last ten minutes",
+    summary="Get the status of models, engines and queues, and the last ten minutes",
     responses={200: {"model": Status}, **errors(401)},
 )
 async def status(request: Request) -> Response:
@@ -177,7 +178,7 @@ def _pending(one: PendingModel, now: float) -> PendingStatus:
 
 async def _engine(served: ServedModel) -> EngineStatus:
     state = served.state
-    told: EngineStatus = {
+    body: EngineStatus = {
         "program": served.engine_name,
         "why": served.engine_reason,
         "replicas": served.wanted.replicas,
@@ -190,8 +191,8 @@ async def _engine(served: ServedModel) -> EngineStatus:
         "last_lines": await asyncio.to_thread(last_lines, served.log),
     }
     if state.error is not None:
-        told["error"] = state.error.message
-    return told
+        body["error"] = state.error.message
+    return body
 
 
 def _recent(series: Series) -> RecentStatus:
@@ -209,7 +210,7 @@ def _recent(series: Series) -> RecentStatus:
 
 
 def last_lines(log: Path) -> list[str]:
-    """The last lines of a log, at most 40 of its last 32 KiB; none where it can't be read."""
+    """Return at most 40 lines from the last 32 KiB of a log file; none if it can't be read."""
     try:
         with log.open("rb") as stream:
             start = max(stream.seek(0, os.SEEK_END) - _LOG_BYTES, 0)

@@ -1,8 +1,7 @@
-"""What the service manager is told (systemd's `Type=notify`), and the sockets that it hands over.
+"""systemd: readiness notification (`Type=notify`), watchdog, and socket activation.
 
-The protocols are those of sd_notify(3) and sd_listen_fds(3): datagrams to the socket that NOTIFY_SOCKET
-names, and open descriptors from 3 on, as many as LISTEN_FDS says. Without systemd nothing is sent, and there
-are no such descriptors.
+The protocols are sd_notify(3), datagrams to the socket in NOTIFY_SOCKET, and sd_listen_fds(3), LISTEN_FDS
+open descriptors from 3 on. Without systemd, nothing is sent and no sockets are passed.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ _FIRST_DESCRIPTOR = 3
 
 
 class Notifier:
-    """Tells the service manager. `watchdog_s` is how often it wants to hear, None for never."""
+    """Sends notifications to the service manager. `watchdog_s` is the watchdog timeout, or None without
+    one."""
 
     def __init__(self, address: str = "", watchdog_s: float | None = None) -> None:
-        # A leading @ stands for the zero byte of an abstract socket.
+        # A leading @ means the zero byte of an abstract socket.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self.watchdog_s = watchdog_s
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str]) -> Notifier:
-        """The one that the environment names. Takes its names out of `environ`: they are not for children."""
+        """Create a notifier from `environ`, and remove its variables, which are not for child processes."""
         address = environ.pop("NOTIFY_SOCKET", "")
         every, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         is_ours = every.isdigit() and int(every) > 0 and pid in ("", str(os.getpid()))
@@ -38,7 +38,7 @@ class Notifier:
         return bool(self._address)
 
     def send(self, *assignments: str) -> None:
-        """Send NAME=VALUE assignments. A manager that does not listen is no fault of the service."""
+        """Send NAME=VALUE assignments. Errors are ignored: the service works without the manager."""
         if not self._address:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -46,13 +46,15 @@ class Notifier:
             sock.sendto("\n".join(assignments).encode(), self._address)
 
     def reloading(self) -> None:
-        """A reload has begun; READY=1 ends it."""
+        """Notify that a reload has started; READY=1 ends it."""
         self.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
 def passed_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """The listening sockets that the service manager opened for this process; none where it did not. Takes
-    their names out of `environ`. Raises AddressInUse where a descriptor is something else."""
+    """Return the listening sockets that the service manager passed to this process, if any.
+
+    Removes their variables from `environ`. Raises AddressInUse if a descriptor is not a listening socket.
+    """
     count, pid = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
     environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdigit():
@@ -63,10 +65,10 @@ def passed_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
             sock = socket.socket(fileno=descriptor)
             listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             if sock.type != socket.SOCK_STREAM or not listens:
-                raise OSError("it is not a stream socket that listens")
+                raise OSError("it is not a listening stream socket")
         except OSError as error:
             raise AddressInUse(
-                f"The service manager passed the descriptor {descriptor}, which rerankd can't serve on: "
+                f"rerankd can't listen on the descriptor {descriptor} from the service manager: "
                 f"{error.strerror or error}. Use ListenStream= and Accept=no in the socket unit."
             ) from error
         os.set_inheritable(descriptor, False)

@@ -101,7 +101,7 @@ class Lifecycle:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._reranker.close(at_once=self._at_once)
             if self._server is not None:
-                await self._server.say_last_words()
+                await self._server.finish_responses()
         if self.failure is not None:
             raise self.failure
 
