@@ -89,12 +89,12 @@ DIGEST = hashlib.sha256(b"k").hexdigest()
         ("laptop:rk-secret", 0o600, "Line 1 of .* is not NAME:SHA256"),
         (f"# keys\n\n{DIGEST}\n", 0o600, "Line 3 of"),
         (f"a b:{DIGEST}", 0o600, "is not NAME:SHA256"),
-        (f"a:{DIGEST}:urgent", 0o600, "NAME:SHA256:PRIORITY: a name, .* and low, normal or high"),
+        (f"a:{DIGEST}:urgent", 0o600, "NAME:SHA256:PRIORITY .a name, .* and low, normal or high"),
         (f"a:{DIGEST}:", 0o600, "is not NAME:SHA256"),
         (f"a:{DIGEST}:low:high", 0o600, "is not NAME:SHA256"),
         ("a:rk-secret:low", 0o600, "is not NAME:SHA256"),
-        (f"a:{DIGEST}\na:{DIGEST}", 0o600, "Line 2 of .*: the name a is taken"),
-        (f"default:{DIGEST}", 0o600, "the name default is taken"),
+        (f"a:{DIGEST}\na:{DIGEST}", 0o600, "Line 2 of .*: the name a is already used"),
+        (f"default:{DIGEST}", 0o600, "the name default is already used"),
         (f"a:{DIGEST}", 0o620, "chmod go-w"),
         (f"a:{DIGEST}", 0o602, "chmod go-w"),
         ("# nobody yet\n", 0o600, "contains no key. Create one with `rerankd key new NAME`"),
@@ -113,7 +113,7 @@ def test_a_file_of_keys_that_can_not_be_trusted_ends_the_start(
 
 def test_a_pipe_as_file_of_keys_holds_nothing_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys", 0o600)
-    with pytest.raises(ConfigError, match="not a plain file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         keys.read(Settings(api_keys_file=tmp_path / "keys"))
 
 

@@ -45,7 +45,7 @@ def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> 
         except OSError as error:
             raise httpx.ConnectError("All connection attempts failed") from error
     except httpx.ConnectError as error:
-        assert network_errors.explain(error) == "no connection: [Errno 111] Connection refused"
+        assert network_errors.explain(error) == "connecting failed: [Errno 111] Connection refused"
     untrusted = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
     assert "SSL_CERT_FILE" in network_errors.explain(untrusted)
 
@@ -113,10 +113,10 @@ def test_no_proxy_as_people_write_it(hub: FakeHub, tmp_path: Path, kind: str, no
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, "SSL_CERT_FILE names /nowhere/ca.pem, which is not there"),
+        ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, "SSL_CERT_FILE names /nowhere/ca.pem, which does not exist"),
         ({"SSL_CERT_FILE": __file__}, "the certificates can't be read"),
-        ({"ALL_PROXY": "gopher://user:secret@127.0.0.1:9"}, "the proxy settings can't be used"),
-        ({"HTTP_PROXY": "http://127.0.0.1:port"}, "the proxy settings can't be used"),
+        ({"ALL_PROXY": "gopher://user:secret@127.0.0.1:9"}, "the proxy settings are invalid"),
+        ({"HTTP_PROXY": "http://127.0.0.1:port"}, "the proxy settings are invalid"),
         ({"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}, "can't be reached"),
         ({"ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": ""}, "can't be reached"),
     ],
@@ -133,10 +133,10 @@ def test_an_environment_that_cannot_be_used_is_told(
 
 def test_a_remote_server_behind_settings_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:9")
-    with pytest.raises(RemoteError, match="the proxy settings can't be used"):
+    with pytest.raises(RemoteError, match="the proxy settings are invalid"):
         Remote("https://api.example.com")
     Remote("http://127.0.0.1:9")  # needs no proxy
-    with pytest.raises(RemoteError, match="can't be asked"):
+    with pytest.raises(RemoteError, match="can't be used"):
         Remote("http://[::1")
 
 

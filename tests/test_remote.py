@@ -128,10 +128,13 @@ async def test_a_rerankd_with_a_time_budget_is_asked_for_all_scores() -> None:
 async def test_a_server_without_rerank_is_told_with_what_it_said() -> None:
     with (
         running(FastAPI()) as url,
-        pytest.raises(RemoteError, match=r"answers no rerank request(.|\n)*/v1/rerank with documents.*404"),
+        pytest.raises(
+            RemoteError,
+            match=r"accepts none of the known rerank requests(.|\n)*/v1/rerank with documents.*404",
+        ),
     ):
         async with Remote(url):
             pass
-    with pytest.raises(RemoteError, match="did not answer"):
+    with pytest.raises(RemoteError, match="The request to .* failed"):
         async with Remote(url):
             pass

@@ -1,7 +1,8 @@
-"""What goes wrong between this machine and another one, in sentences: one table for all errors of httpx, and
-of httpx2, which has the same ones, and one way to say them of what is fetched (`Origin`).
+"""Network errors as messages: one table for all exceptions of httpx and httpx2, proxies, certificates,
+retries.
 
-`ERRORS` are what a request, or the making of a client, can raise. Callers catch these and show `explain`.
+`ERRORS` are the exceptions that creating a client or sending a request can raise. Callers catch them and show
+`explain(error)`. `Origin` builds the errors of a download.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from rerankd.errors import FetchError, HubUnreachable
 
 C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 
-# Statuses that another attempt may not meet.
+# Statuses after which a retry can succeed.
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
 def errors_of(library: ModuleType) -> tuple[type[Exception], ...]:
-    """What making a client of httpx or httpx2, a request by it, or reading the answer can raise.
+    """Return the exceptions of httpx or httpx2 when creating a client, sending a request or reading a
+    response.
 
-    ValueError: an address or a proxy that can't be read. ImportError: a proxy's protocol that needs a
-    library.
+    ValueError: an invalid URL or proxy. ImportError: a proxy protocol that needs another library.
     """
     own = library.HTTPError, library.InvalidURL, library.CookieConflict, library.StreamError
     return (*own, ImportError, OSError, ValueError)
@@ -41,43 +42,46 @@ def errors_of(library: ModuleType) -> tuple[type[Exception], ...]:
 
 ERRORS = errors_of(httpx)
 
-# By the names of the classes. `{said}` is what the error says itself.
+# By class name. `{said}` is the message of the exception.
 SENTENCES: Mapping[str, str] = {
-    "ConnectTimeout": "no connection came about in time",
-    "ReadTimeout": "no data came in time",
-    "WriteTimeout": "the request could not be sent in time",
-    "PoolTimeout": "no connection became free in time",
-    "TimeoutException": "it took too long",
-    "ConnectError": "no connection: {said}",
-    "ReadError": "the connection was cut: {said}",
-    "WriteError": "the connection was cut while the request was sent: {said}",
-    "CloseError": "the connection was cut at its end: {said}",
+    "ConnectTimeout": "connecting timed out",
+    "ReadTimeout": "waiting for data timed out",
+    "WriteTimeout": "sending the request timed out",
+    "PoolTimeout": "waiting for a free connection timed out",
+    "TimeoutException": "the request timed out",
+    "ConnectError": "connecting failed: {said}",
+    "ReadError": "the connection broke: {said}",
+    "WriteError": "the connection broke while sending the request: {said}",
+    "CloseError": "closing the connection failed: {said}",
     "NetworkError": "the network failed: {said}",
-    "ProxyError": "the proxy refused: {said}",
-    "UnsupportedProtocol": "the address is neither http:// nor https://: {said}",
-    "LocalProtocolError": "the request can't be written as HTTP, perhaps for a line break in a token: {said}",
-    "RemoteProtocolError": "the answer is not valid HTTP: {said}",
-    "ProtocolError": "what was said is not valid HTTP: {said}",
+    "ProxyError": "the proxy rejected the request: {said}",
+    "UnsupportedProtocol": "the URL is neither http:// nor https://: {said}",
+    "LocalProtocolError": "the request is not valid HTTP, perhaps because of a line break in a token: {said}",
+    "RemoteProtocolError": "the response is not valid HTTP: {said}",
+    "ProtocolError": "the communication is not valid HTTP: {said}",
     "TransportError": "the connection failed: {said}",
-    "DecodingError": "the answer says that it is compressed and is not, or is damaged: {said}",
-    "TooManyRedirects": "the address leads in a circle of redirects",
+    "DecodingError": "the compressed response is damaged: {said}",
+    "TooManyRedirects": "too many redirects",
     "RequestError": "the request failed: {said}",
-    "HTTPStatusError": "it was refused: {said}",
+    "HTTPStatusError": "the server rejected the request: {said}",
     "HTTPError": "the request failed: {said}",
-    "InvalidURL": "the address can't be read: {said}",
-    "CookieConflict": "the answer sets two cookies of one name: {said}",
-    "StreamConsumed": "the answer was read twice",
-    "StreamClosed": "the answer was read after its end",
-    "ResponseNotRead": "the answer was not read",
+    "InvalidURL": "the URL is invalid: {said}",
+    "CookieConflict": "the response sets two cookies with the same name: {said}",
+    "StreamConsumed": "the response was read twice",
+    "StreamClosed": "the response was read after its end",
+    "ResponseNotRead": "the response was not read",
     "RequestNotRead": "the request was not read",
-    "SSEError": "the answer's events can't be read: {said}",
-    "StreamError": "the answer can't be read: {said}",
+    "SSEError": "the server-sent events are invalid: {said}",
+    "StreamError": "reading the response failed: {said}",
 }
 
 
 def explain(error: BaseException) -> str:
-    """What an error means, in the middle of a sentence: the first cause that has one in the table, with the
-    words of the innermost."""
+    """Describe an error as a part of a sentence.
+
+    The text is that of the first exception in the chain of causes that is in SENTENCES, with the message of
+    the innermost one.
+    """
     chain = [error]
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         if inner in chain:
@@ -87,8 +91,8 @@ def explain(error: BaseException) -> str:
     said = said.splitlines()[0][:200]
     if "CERTIFICATE_VERIFY_FAILED" in said or isinstance(chain[-1], ssl.SSLCertVerificationError):
         return (
-            f"its certificate is not trusted ({said}); where a proxy reads along, name its certificate with "
-            "SSL_CERT_FILE"
+            f"its certificate is not trusted ({said}); if a proxy intercepts TLS, set SSL_CERT_FILE to the "
+            "proxy's certificate"
         )
     for one in chain:
         for kind in type(one).__mro__:
@@ -98,13 +102,15 @@ def explain(error: BaseException) -> str:
 
 
 def client(**options: Any) -> httpx.Client:
-    """An httpx.Client that goes by the environment's proxies and certificates. Raises ValueError, with a
-    sentence that names the variable, where these can't be used."""
+    """Return an httpx.Client with the proxies and certificates of the environment.
+
+    Raises ValueError with a message that names the variable if they are invalid.
+    """
     return _made(httpx.Client, options)
 
 
 def async_client(**options: Any) -> httpx.AsyncClient:
-    """As `client`."""
+    """Return an httpx.AsyncClient; see `client`."""
     return _made(httpx.AsyncClient, options)
 
 
@@ -118,9 +124,9 @@ def _made(kind: Callable[..., C], options: dict[str, Any]) -> C:
 
 @contextlib.contextmanager
 def environment() -> Iterator[None]:
-    """Within it, the proxy variables are written as all clients read them.
+    """Rewrite the proxy variables, within the context, in the form that all HTTP clients accept.
 
-    GNOME writes ALL_PROXY=socks://HOST:PORT, and many people NO_PROXY=[::1]: httpx and httpx2 refuse both.
+    GNOME sets ALL_PROXY=socks://HOST:PORT, and many users set NO_PROXY=[::1]; httpx and httpx2 reject both.
     """
     before = {name: os.environ[name] for name in _PROXIES if name in os.environ}
     os.environ.update({name: _plain(name, value) for name, value in before.items()})
@@ -145,7 +151,7 @@ def _plain(name: str, value: str) -> str:
 
 
 def _plain_host(host: str) -> str:
-    """[::1] and [::1]:8080 -> ::1; HOST:PORT -> HOST, since httpx knows no ports here."""
+    """[::1] and [::1]:8080 -> ::1; HOST:PORT -> HOST, because httpx does not support ports here."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     name, colon, port = host.partition(":")
@@ -153,24 +159,24 @@ def _plain_host(host: str) -> str:
 
 
 def fault_of_environment(error: Exception, environ: Mapping[str, str]) -> str:
-    """The sentence for a client that could not even be made."""
+    """Describe why a client could not be created: an invalid proxy or certificate variable."""
     for name in _CERTIFICATES:
         if (value := environ.get(name)) and not os.path.exists(value):
-            return f"{name} names {value}, which is not there. Correct it, or unset it"
-    # Without the password that a proxy's address may hold.
+            return f"{name} names {value}, which does not exist. Correct the variable, or unset it"
+    # Without the password that a proxy URL may contain.
     found = {name: re.sub(r"//[^/@]*@", "//…@", environ[name]) for name in _PROXIES if environ.get(name)}
     proxies = " ".join(f"{name}={value}" for name, value in found.items())
     if isinstance(error, OSError):
         names = " ".join(f"{name}={environ[name]}" for name in _CERTIFICATES if environ.get(name))
-        return f"the certificates can't be read ({explain(error)}){f': look at {names}' if names else ''}"
+        return f"the certificates can't be read ({explain(error)}){f'. Check {names}' if names else ''}"
     return (
-        f"the proxy settings can't be used ({explain(error)}): look at {proxies or 'the system settings'}. A "
+        f"the proxy settings are invalid ({explain(error)}). Check {proxies or 'the system settings'}. A "
         "proxy is http://HOST:PORT, https://, socks5:// or socks5h://"
     )
 
 
 def retry_after_s(value: str | None) -> int | None:
-    """The seconds of a Retry-After header, which may hold a date; None where it can't be read."""
+    """Return the seconds of a Retry-After header, which may be a date; None if it is missing or invalid."""
     if not value:
         return None
     with contextlib.suppress(ValueError, OverflowError):
@@ -181,13 +187,16 @@ def retry_after_s(value: str | None) -> int | None:
 
 
 class Busy(FetchError):
-    """The server refuses for now; another attempt may fare better."""
+    """The server is temporarily unavailable; a retry can succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where something is fetched from, as error sentences speak of it: what is fetched (`ref`), the server's
-    name and address, and what else to do where it fails."""
+    """The source of a download, for error messages.
+
+    `ref` is what is downloaded, `server` and `endpoint` the server's name and URL, and `otherwise` the
+    alternative if it fails, as the end of a sentence ("Try again later, or …").
+    """
 
     ref: str
     server: str
@@ -195,36 +204,37 @@ class Origin:
     otherwise: str
 
     def refused(self, status: int, retry_after: str = "") -> FetchError:
-        """The error of an answer with this HTTP status; `retry_after_s` is what the server asks to wait."""
+        """Return the error for a response with this HTTP status and Retry-After header."""
         kind, wait_s = (Busy, retry_after_s(retry_after)) if status in _BUSY else (FetchError, None)
         why, next_step = self.reason(status, wait_s)
-        return kind(f"{self.ref} can't be fetched: {self.server} {why}. {next_step}", retry_after_s=wait_s)
+        return kind(f"{self.ref} can't be downloaded: {self.server} {why}. {next_step}", retry_after_s=wait_s)
 
     def reason(self, status: int, wait_s: int | None) -> tuple[str, str]:
-        """What a refusal means, as the end of a sentence, and what to do about it."""
+        """Return the reason of a status, as the end of a sentence, and the next step."""
         when = "later" if wait_s is None else f"in {wait_s} s"
-        return f"answers with an error ({status})", f"Try again {when}, or {self.otherwise}."
+        return f"returned the status {status}", f"Try again {when}, or {self.otherwise}."
 
     def unreachable(self, error: Exception) -> HubUnreachable:
-        """The error of no answer at all."""
+        """Return the error for a server that does not respond."""
         return HubUnreachable(
-            f"{self.ref} can't be fetched: {self.server} can't be reached at {self.endpoint} "
-            f"({explain(error)}). Check the network, and HTTPS_PROXY where a proxy is in the way, or "
+            f"{self.ref} can't be downloaded: {self.server} can't be reached at {self.endpoint} "
+            f"({explain(error)}). Check the network and, if you need a proxy, HTTPS_PROXY, or "
             f"{self.otherwise}."
         )
 
     def web_page(self, host: str) -> HubUnreachable:
-        """The error of a page for people where data should be."""
+        """Return the error for a web page in place of the data."""
         return HubUnreachable(
-            f"{self.ref} can't be fetched: a web page came from {host} instead of what {self.server} has. "
-            "The network may ask you to log in first (open any page in a browser), or a proxy blocks it; "
-            f"else {self.otherwise}."
+            f"{self.ref} can't be downloaded: {host} returned a web page instead of the data of "
+            f"{self.server}. The network may require a login (open any page in a browser), or a proxy blocks "
+            "the download. "
+            f"Otherwise, {self.otherwise}."
         )
 
 
 def is_near(host: str) -> bool:
-    """Whether a host is reached without a proxy whatever the environment says: this machine, an address of a
-    private network, or a name without a dot, such as a container's."""
+    """Return whether a host is always reached without a proxy: this machine, an address of a private network,
+    or a name without a dot, such as that of a container."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:

@@ -1,9 +1,9 @@
-"""The client of a rerank server over HTTP: rerankd itself, or another one to measure beside it.
+"""HTTP client for rerank servers: rerankd itself, or another server to compare it with.
 
-Servers speak one of two bodies, at one of a few paths. A server is asked in each of these shapes until it
-answers one with scores:
+Servers accept one of two request bodies at one of a few paths. The client tries these until the server
+returns scores:
 
-| path | body | who |
+| path | body | servers |
 |---|---|---|
 | /v1/rerank | documents | rerankd, llama-server, vLLM, Jina |
 | /rerank | documents | Infinity, vLLM |
@@ -26,13 +26,13 @@ from rerankd.errors import RemoteError
 
 _PROBE = ("what is a panda?", ("a bear of China", "a kind of bread"))
 
-# What is measured needs a score of each document, whatever budget a rerankd's own settings give requests.
+# Disables the time budget that a rerankd server may have in its settings: every document needs a score.
 _ALL_SCORES = {b"x-rerank-budget-ms": b"0"}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One way to ask: a path, and the body's key for the documents."""
+    """A request format: the path, and the name of the documents in the body."""
 
     path: str
     key: str
@@ -48,8 +48,11 @@ SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A score for each document in the order of the call; and where the server says so, the tokens read and
-    the name of the model. `rows` has the place in the answer of each document."""
+    """The score of each document, in the order of the call.
+
+    `tokens` and `model` are set if the server reports them. `rows` has the position of each document in the
+    response.
+    """
 
     values: tuple[float, ...]
     tokens: int | None = None
@@ -57,31 +60,34 @@ class Scores:
     rows: tuple[int, ...] = ()
 
     def order(self) -> list[int]:
-        """The places of the documents, the best first. Equal scores keep the answer's order: the server may
-        rank by a value that its scores round."""
+        """Return the document indexes, the best first.
+
+        Equal scores keep the order of the response, because the server may rank by values that it rounds.
+        """
         rows = self.rows or range(len(self.values))
         return sorted(range(len(self.values)), key=lambda at: (-self.values[at], rows[at]))
 
 
 def shapes(path: str) -> tuple[Shape, ...]:
-    """The shapes to try for a URL with this path: at the path that it names, or at those of SHAPES."""
+    """Return the shapes to try for a URL path: only this path if it ends with rerank, else those of
+    SHAPES."""
     if path.rstrip("/").endswith("rerank"):
         return tuple(Shape(path, key) for key in ("documents", "texts"))
     return tuple(Shape(path.rstrip("/").removesuffix("/v1") + shape.path, shape.key) for shape in SHAPES)
 
 
 def body(shape: Shape, query: str, documents: Sequence[str], model: str | None) -> dict[str, Any]:
-    """What to POST. `truncate` is TEI's: without it a text beyond its window is an error there."""
-    asked: dict[str, Any] = {"query": query, shape.key: list(documents)}
+    """Return the request body. TEI needs `truncate`, or a text that is too long is an error."""
+    sent: dict[str, Any] = {"query": query, shape.key: list(documents)}
     if shape.key == "texts":
-        asked["truncate"] = True
+        sent["truncate"] = True
     if model:
-        asked["model"] = model
-    return asked
+        sent["model"] = model
+    return sent
 
 
 def read(answer: Any, count: int) -> Scores:
-    """The scores in an answer to `count` documents. Raises RemoteError."""
+    """Return the scores in a response for `count` documents. Raises RemoteError."""
     rows = answer.get("results") if isinstance(answer, dict) else answer
     values = [math.nan] * count
     places = [0] * count
@@ -94,15 +100,18 @@ def read(answer: Any, count: int) -> Scores:
         known = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) if usage else 0
         tokens = usage["prompt_tokens"] - known if usage else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise RemoteError(f"The answer has no scores that can be read ({error!r}).") from None
+        raise RemoteError(f"The response has no valid scores ({error!r}).") from None
     if len(rows or ()) != count or any(math.isnan(value) for value in values):
-        raise RemoteError(f"The answer leaves out scores of {count} documents.")
+        raise RemoteError(f"The response does not have a score for each of the {count} documents.")
     return Scores(tuple(values), tokens, facts.get("model"), tuple(places))
 
 
 class Remote:
-    """One server. `model` goes into each request, for servers that ask for one. An async context manager,
-    which finds the server's shape, and what it says it serves, at its start; raises RemoteError."""
+    """A client for one server, as an async context manager.
+
+    `model` is sent with each request if it is set. On entry, the client finds the server's request format
+    (`shape`) and the name of its model (`served`). Raises RemoteError.
+    """
 
     def __init__(
         self, url: str, *, api_key: str | None = None, model: str | None = None, timeout_s: float = 600
@@ -111,18 +120,18 @@ class Remote:
         self.model = model
         self.served: str | None = None
         self.shape = SHAPES[0]
-        # TEI takes so many texts in a request; a client of it sends the rest in others at the same time.
+        # The most texts that TEI accepts in one request; more are sent as several parallel requests.
         self.most_documents: int | None = None
         try:
             self._http = network_errors.async_client(
                 headers=_ALL_SCORES | ({b"authorization": f"Bearer {api_key}".encode()} if api_key else {}),
                 timeout=timeout_s,
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-                # A proxy of the environment is for the hosts of other networks.
+                # Proxies from the environment are used only for hosts outside the local network.
                 trust_env=not network_errors.is_near(httpx.URL(self.url).host),
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise RemoteError(f"{self.url} can't be asked: {error}.") from error
+            raise RemoteError(f"{self.url} can't be used: {error}.") from error
 
     async def __aenter__(self) -> Remote:
         try:
@@ -136,7 +145,7 @@ class Remote:
         await self._http.aclose()
 
     async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
-        """The scores of one request."""
+        """Return the scores of the documents for a query."""
         most = self.most_documents or len(documents)
         if len(documents) <= most:
             return await self._ask(self.shape, query, documents)
@@ -161,7 +170,7 @@ class Remote:
                 self.most_documents = await self._tei_bound()
             return
         raise RemoteError(
-            f"{self.url} answers no rerank request that is known here. Name the whole address of its "
+            f"{self.url} accepts none of the known rerank requests. Give the full URL of its rerank "
             "endpoint, such as http://HOST:PORT/v1/rerank.\n" + "\n".join(refusals)
         )
 
@@ -178,11 +187,11 @@ class Remote:
         try:
             answer = await self._http.post(url, json=body(shape, query, documents, self.model))
         except network_errors.ERRORS as error:
-            raise RemoteError(f"{self.url} did not answer: {network_errors.explain(error)}.") from None
+            raise RemoteError(f"The request to {self.url} failed: {network_errors.explain(error)}.") from None
         if answer.status_code != 200:
-            raise RemoteError(f"{self.url} answered {answer.status_code}: {answer.text[:300]}")
+            raise RemoteError(f"{self.url} returned {answer.status_code}: {answer.text[:300]}")
         try:
             value = answer.json()
         except ValueError:
-            raise RemoteError(f"{self.url} answered something that is not JSON.") from None
+            raise RemoteError(f"The response of {self.url} is not JSON.") from None
         return read(value, len(documents))

@@ -1,7 +1,7 @@
-"""Standard input, output and error of the program, whatever they are: closed, full, or of an old encoding.
+"""Standard input, output and error: handle closed streams, full disks and non-Unicode encodings.
 
-A descriptor 0, 1 or 2 that the caller closed is taken by the next file or socket that is opened, and what is
-meant for a person would be written into it.
+If the parent process closed descriptor 0, 1 or 2, the next opened file or socket gets that number, and output
+for the user would be written into it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import sys
 
 from rerankd.errors import OutputFailed
 
-# Standard output that was closed is opened for reading, so that writing to it fails and is told.
+# A closed standard output is opened for reading, so that writing fails with an error.
 _MODES = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
 
 
 def prepare() -> None:
-    """Open the standard streams that are closed, and have standard output write everything. To be called
-    before anything else is opened."""
+    """Open closed standard streams, and make standard output accept all characters.
+
+    Must be called before any file is opened.
+    """
     for number, mode in _MODES:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, mode)  # gets the lowest number that is free: this one
+            os.open(os.devnull, mode)  # gets the lowest free number, which is this one
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), encoding="utf-8")
     if sys.stderr is None:
@@ -41,7 +43,7 @@ def prepare() -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output. Raises OutputFailed where it can't be written, but for a reader that has gone."""
+    """Standard output. Raises OutputFailed if writing fails, but BrokenPipeError if the reader has exited."""
 
     def write(self, text: str, /) -> int:
         try:
@@ -59,7 +61,7 @@ class _Output(io.TextIOWrapper):
 def _failed(error: OSError) -> Exception:
     if error.errno == errno.EPIPE:
         return error
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at its exit
     closed = "it is closed" if error.errno == errno.EBADF else error.strerror
     return OutputFailed(f"The result can't be written to standard output: {closed}.")
 
@@ -68,7 +70,7 @@ _ESCAPED = "rerankd-escaped"
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Characters that an encoding lacks, as JSON writes them: what was JSON still is, and means the same."""
+    """Escape characters that the encoding lacks as JSON does, so that JSON output stays the same JSON."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

@@ -189,8 +189,8 @@ class _Body:
         if not await self._shares.take(self._hold, more_bytes, longest_s):
             wait_s = self._shares.retry_after_s(self._hold, more_bytes)
             raise Overloaded(
-                f"Request and response bodies use {self._shares.size_bytes / 2**20:.0f} MiB "
-                f"(max_queue_bytes), and this request got no memory for {longest_s:g} s. Send fewer large "
+                f"Request and response bodies use {self._shares.size_bytes / 2**20:.0f} MiB, "
+                f"and this request got no memory for {longest_s:g} s. Send fewer large "
                 f"requests at a time. "
                 f"Retry in {wait_s} s.",
                 retry_after_s=wait_s,
