@@ -36,5 +36,5 @@ def test_a_second_engine_needs_room_on_each_device() -> None:
     held = {"memory": 100 * MIB, "gpu0": 500 * MIB}
     assert lack(held, {"memory": 200 * MIB, "gpu0": 500 * MIB, "gpu1": 0}) == ""
     assert lack(held, {"memory": 200 * MIB}) == ""  # what is not known is no obstacle
-    assert lack(held, {"memory": 99 * MIB}) == "99 MiB of memory are free, too few for a second 100 MiB"
-    assert "10 MiB of gpu0" in lack(held, {"memory": 200 * MIB, "gpu0": 10 * MIB})
+    assert lack(held, {"memory": 99 * MIB}) == "memory has 99 MiB free, too little for another 100 MiB"
+    assert "gpu0 has 10 MiB free" in lack(held, {"memory": 200 * MIB, "gpu0": 10 * MIB})

@@ -1,7 +1,7 @@
-"""Whose engines they are: the process and the event loop that started them.
+"""Check that engines are used only in the process and on the event loop that started them.
 
-A forked process has a copy of the objects, but neither the threads nor the event loop that would ever answer:
-a call there waits for ever. So each call looks where it is made.
+A forked process has copies of the objects, but not the threads and the event loop that serve them, so a call
+there would wait forever. Therefore each call is checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rerankd.errors import Misuse
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process, and an event loop in it."""
+    """A process and an event loop in it."""
 
     pid: int
     loop: asyncio.AbstractEventLoop
@@ -35,17 +35,18 @@ class Owner:
         if asyncio.get_running_loop() is not self.loop:
             ended = ", which has ended" if self.loop.is_closed() else ""
             raise Misuse(
-                f"This Reranker was started on another event loop{ended}. Ask it there "
-                "(asyncio.run_coroutine_threadsafe), start one on this loop, or use a SyncReranker, which "
-                "threads may share."
+                f"This Reranker was started on another event loop{ended}. Call it on that loop "
+                "(asyncio.run_coroutine_threadsafe), start another Reranker on this loop, or use a "
+                "SyncReranker, which threads can share."
             )
 
 
 def check_process(pid: int) -> None:
-    """Raise Misuse unless this process is the one that started the engines."""
+    """Raise Misuse if another process started the engines."""
     if pid != os.getpid():
         raise Misuse(
-            f"This Reranker was started in process {pid}, and this is process {os.getpid()}: a forked "
-            "process can't ask the engines of another. Start one in each process after the fork (gunicorn: "
-            "in post_fork; multiprocessing: in the pool's initializer), or one server for all: rerankd serve."
+            f"This Reranker was started in process {pid}, but this is process {os.getpid()}. A forked "
+            "process can't use the engines of its parent. Start a Reranker in each process after the fork "
+            "(gunicorn: in post_fork; multiprocessing: in the pool's initializer), or one server for all: "
+            "rerankd serve."
         )
