@@ -1,4 +1,4 @@
-"""Every kind of model file that was tried, as a tiny file, and what must become of it.
+"""Tiny files of every kind of model file that was tested, each with its expected scoring method or refusal.
 
 `tests/golden/README.md` has the same table with the results before and after.
 """
@@ -19,8 +19,7 @@ from twins import JINA_TOKENS, PIECES, Twin, head_of
 
 _QWEN = catalog.known().find("Qwen3-Reranker-0.6B")
 assert _QWEN is not None
-# What llama.cpp's converter writes into every file of a folder that is called qwen3-reranker or
-# qwen3-vl-reranker.
+# llama.cpp's converter writes this into every file of a folder named qwen3-reranker or qwen3-vl-reranker.
 QWEN3_TEMPLATE = _QWEN.template.replace("{instruction}", _QWEN.instruction)
 OTHER_TEMPLATE = "<|im_start|>Is {document} about {query}?<|im_end|>"
 YES_NO = ("yes", "no")
@@ -33,9 +32,11 @@ CLS, MEAN = {"modern-bert.classifier.pooling_type": 2}, {"modern-bert.classifier
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file. `becomes` is its scoring method, or what the reason of its refusal must hold.
-    `asked` names the catalog's model whose prompt it must be asked with; `file` is the name it is written
-    under."""
+    """A kind of file.
+
+    `becomes` is its scoring method, or a part of the reason of its refusal. `asked` names the catalog's model
+    whose prompt it must get; `file` is its file name.
+    """
 
     what: str
     twin: Twin | Callable[[Path], Path]
@@ -48,7 +49,7 @@ class Kind:
         return self.becomes in ("cross_encoder", "causal_lm", "embedding")
 
     def write(self, folder: Path) -> Path:
-        """The file, or the folder, in a folder of its own."""
+        """Write the file or the checkpoint into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         return self.twin.write(folder / self.file) if isinstance(self.twin, Twin) else self.twin(folder)
 
@@ -58,7 +59,7 @@ def _checkpoint(name: str, **config: object) -> Callable[[Path], Path]:
 
 
 def _jina_v2(folder: Path) -> Path:
-    """jina-reranker-v2 in its own safetensors: XLM-R's class, tensors of other names."""
+    """jina-reranker-v2 in its original safetensors: XLM-R's class name, but other tensor names."""
     made = checkpoints.copy(
         "xlmr-head", folder / "jina-reranker-v2-base-multilingual",
         auto_map={"AutoModelForSequenceClassification": "modeling.XLMRobertaForSequenceClassification"},
@@ -75,7 +76,7 @@ def _jina_v2(folder: Path) -> Path:
 
 
 def _with_modules(folder: Path) -> Path:
-    """A sentence-transformers model whose modules say another thing than the class of config.json."""
+    """A sentence-transformers model whose modules contradict the class in config.json."""
     made = checkpoints.copy("modernbert-head", folder / "model")
     modules = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dense")
     checkpoints.write_modules(made, modules)
@@ -83,7 +84,7 @@ def _with_modules(folder: Path) -> Path:
 
 
 def _folder(**files: str) -> Callable[[Path], Path]:
-    """A folder with these files, a dot written as __ and a slash as ___."""
+    """A folder with these files; in the names, __ stands for a dot and ___ for a slash."""
 
     def write(folder: Path) -> Path:
         for name, text in files.items():
@@ -96,7 +97,7 @@ def _folder(**files: str) -> Callable[[Path], Path]:
 
 
 def _tensors(change: Callable[[dict[str, Any]], None], **config: object) -> Callable[[Path], Path]:
-    """A BERT cross-encoder whose tensors are changed."""
+    """A BERT cross-encoder with changed tensors."""
 
     def write(folder: Path) -> Path:
         made = checkpoints.copy("bert-pairs", folder / "model", **config)
@@ -112,7 +113,7 @@ _LAYER = "bert.encoder.layer."
 
 
 def _without(model: str, tensor: str) -> Callable[[Path], Path]:
-    """A checkpoint that has lost a tensor."""
+    """A checkpoint without one of its tensors."""
 
     def write(folder: Path) -> Path:
         made = checkpoints.copy(model, folder / "model")
@@ -148,7 +149,7 @@ def _gate(tensors: dict[str, Any]) -> None:
 
 
 def _packed(kind: str) -> Callable[[dict[str, Any]], None]:
-    """Matrices of a type that only a quantisation has."""
+    """A matrix of a type that only quantised checkpoints have."""
 
     def change(tensors: dict[str, Any]) -> None:
         tensors[f"{_LAYER}0.attention.self.query.weight"] = kind, [64, 8], bytes(64 * 8 * 4)
@@ -176,7 +177,7 @@ def _foreign_tokenizer(folder: Path) -> Path:
 
 
 KINDS = (
-    # Qwen3-Reranker and its kin
+    # Qwen3-Reranker and similar models
     Kind("Qwen3-Reranker, plain conversion", Twin("Qwen3 Reranker 0.6B"), "causal_lm", "Qwen3-Reranker-0.6B"),
     Kind(
         "Qwen3-Reranker with rank head and template",
@@ -544,7 +545,7 @@ KINDS = (
     Kind(
         "ColBERT by its tags", Twin("Model", **MODERN, pooling="cls", tags=("ColBERT",)), "late interaction"
     ),
-    # Parts of models, and damage
+    # Parts of models, and damaged files
     Kind("LoRA adapter", Twin("My adapter", extra={"general.type": "adapter"}), "part of one (adapter)"),
     Kind(
         "mmproj",
@@ -561,7 +562,7 @@ KINDS = (
     Kind("BERT cross-encoder, safetensors", _checkpoint("bert-pairs"), "cross_encoder"),
     Kind("XLM-R cross-encoder, safetensors", _checkpoint("xlmr-head"), "cross_encoder"),
     Kind("ModernBERT cross-encoder, safetensors", _checkpoint("modernbert-head"), "cross_encoder"),
-    Kind("jina-reranker-v2, safetensors", _jina_v2, "no tensor token_embd_norm.weight"),
+    Kind("jina-reranker-v2, safetensors", _jina_v2, "the tensor token_embd_norm.weight is missing"),
     Kind("modules.json of another head than the class", _with_modules, "modules.json"),
     Kind("git-LFS pointer as tokenizer.json", _pointer("tokenizer.json"), "git-LFS pointer"),
     Kind("git-LFS pointer as model.safetensors", _pointer("model.safetensors"), "git-LFS pointer"),
@@ -581,30 +582,36 @@ KINDS = (
         _tensors(_packed("F8_E4M3"), quantization_config={"quant_method": "fp8"}),
         "quantised",
     ),
-    Kind("more layers than config.json says", _tensors(_more_layers), "says that it has 2 layers"),
+    Kind("more layers than config.json says", _tensors(_more_layers), "declares 2 layers"),
     Kind("a layer with a tensor that its class does not have", _tensors(_gate), "its class does not have"),
-    Kind("a layer without one of its biases", _tensors(_no_bias), "no tensor blk.1.ffn_down.bias"),
     Kind(
-        "BERT head without its bias", _without("bert-pairs", "classifier.bias"), "no tensor cls.output.bias"
+        "a layer without one of its biases", _tensors(_no_bias), "the tensor blk.1.ffn_down.bias is missing"
     ),
     Kind(
-        "BERT pooler without its bias", _without("bert-pairs", "bert.pooler.dense.bias"), "no tensor cls.bias"
+        "BERT head without its bias",
+        _without("bert-pairs", "classifier.bias"),
+        "the tensor cls.output.bias is missing",
+    ),
+    Kind(
+        "BERT pooler without its bias",
+        _without("bert-pairs", "bert.pooler.dense.bias"),
+        "the tensor cls.bias is missing",
     ),
     Kind(
         "XLM-R head without its bias",
         _without("xlmr-head", "classifier.out_proj.bias"),
-        "no tensor cls.output.b",
+        "the tensor cls.output.bias is missing",
     ),
     Kind(
         "ModernBERT head without its norm, safetensors",
         _without("modernbert-head", "head.norm.weight"),
-        "no tensor cls.norm.weight",
+        "the tensor cls.norm.weight is missing",
     ),
-    Kind("a head with one more layer", _tensors(_more_head), "its head has the tensor"),
+    Kind("a head with one more layer", _tensors(_more_head), "its rank head has the tensor"),
     Kind(
         "ModernBERT that wants biases it does not have",
         _checkpoint("modernbert-head", attention_bias=True),
-        "no tensor blk.0.attn_qkv.bias",
+        "the tensor blk.0.attn_qkv.bias is missing",
     ),
     Kind(
         "ModernBERT with scaled positions, older config.json",
@@ -619,10 +626,10 @@ KINDS = (
     Kind(
         "attention heads that do not divide the width",
         _checkpoint("bert-pairs", num_attention_heads=3),
-        "3 att",
+        "its 3 attention heads",
     ),
     Kind("a prompt before each query by default", _default_prompt, "before each query"),
-    Kind("no class in config.json", _checkpoint("bert-pairs", architectures=None), "names no class"),
+    Kind("no class in config.json", _checkpoint("bert-pairs", architectures=None), "declares no class"),
     Kind(
         "a matrix of another shape than config.json says",
         _checkpoint("bert-pairs", intermediate_size=64),
@@ -643,7 +650,7 @@ KINDS = (
         _checkpoint("modernbert-head", hidden_activation="silu"),
         "'silu'",
     ),
-    # Folders that hold something else
+    # Folders that contain something else
     Kind(
         "LoRA adapter, safetensors",
         _folder(adapter_config__json="{}", adapter_model__safetensors=""),
@@ -673,7 +680,7 @@ KINDS = (
     Kind(
         "a shard is missing",
         _folder(**{"config__json": "{}", "tokenizer__json": "{}", "model-00001-of-00002__safetensors": ""}),
-        "weights are missing",
+        "weight files are missing",
     ),
-    Kind("an empty folder", _folder(README__md=""), "holds no weights"),
+    Kind("an empty folder", _folder(README__md=""), "contains no weights"),
 )

@@ -1,3 +1,5 @@
+"""GGUF headers: the metadata that is read, and the errors for damaged, truncated and hostile files."""
+
 from __future__ import annotations
 
 import io
@@ -92,13 +94,13 @@ def test_added_tokens_are_stored_as_they_are_written(tmp_path: Path) -> None:
     assert gguf_metadata.read(path).token_id("<|two words|>") == len(VOCABULARY)
 
 
-def test_a_token_inside_another_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_token_inside_another_token_is_not_found(tmp_path: Path) -> None:
     disguised = "a" + struct.pack("<Q", 3).decode() + "yes"
     path = write(tmp_path / "m.gguf", tokens=(disguised, *VOCABULARY))
     assert gguf_metadata.read(path).token_id("yes") == 4
 
 
-def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Path) -> None:
+def test_metadata_is_read_from_a_stream_without_seek(tiny: Path) -> None:
     whole = tiny.read_bytes()
 
     class Pipe(io.RawIOBase):
@@ -114,16 +116,16 @@ def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Pa
     assert from_stream == gguf_metadata.read(tiny)
 
 
-def test_a_vocabulary_larger_than_one_fetch(tmp_path: Path) -> None:
+def test_a_vocabulary_larger_than_the_first_read(tmp_path: Path) -> None:
     tokens = [*VOCABULARY, *(f"token number {i}" for i in range(60_000)), "last"]
     metadata = gguf_metadata.read(write(tmp_path / "m.gguf", tokens=tokens))
     assert metadata.token_id("last") == len(tokens) - 1
     assert metadata.tokens.index_of("token number 59999") == len(tokens) - 2
 
 
-def test_tensor_types_are_those_of_the_format() -> None:
+def test_tensor_types_match_the_reference_library() -> None:
     known = {int(kind): (kind.name, *sizes) for kind, sizes in reference.constants.GGML_QUANT_SIZES.items()}
-    del known[9]  # Q8_1: an older library has its size wrong; it is never stored in files
+    del known[9]  # Q8_1: an older library has a wrong size for it; files never contain it
     assert {kind: TENSOR_TYPES[kind] for kind in known} == known
 
 
@@ -141,22 +143,22 @@ def test_split_files(tmp_path: Path) -> None:
 
     (tmp_path / names[0]).unlink()
     (tmp_path / names[1]).unlink()
-    with pytest.raises(ModelFileError, match=r"m-00001-of-00003.gguf, m-00002-of-00003.gguf; download"):
+    with pytest.raises(ModelFileError, match=r"m-00001-of-00003.gguf, m-00002-of-00003.gguf. Download"):
         gguf_metadata.read(tmp_path / names[2])
     for name in ("renamed.gguf", "m-00001-of-00002.gguf"):
         last_part = next(tmp_path.iterdir())
-        with pytest.raises(ModelFileError, match="not named as one"):
+        with pytest.raises(ModelFileError, match="rename the parts"):
             gguf_metadata.read(last_part.rename(tmp_path / name))
 
 
-def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Path) -> None:
+def test_a_truncated_download_reports_how_much_is_missing(tiny: Path, tmp_path: Path) -> None:
     whole = tiny.read_bytes()
     path = tmp_path / "m.gguf"
     path.write_bytes(whole[:-1000])
     with pytest.raises(ModelFileError, match=r"1,000 of .* bytes are missing; download it again"):
         gguf_metadata.read(path)
     path.write_bytes(whole[:500])
-    with pytest.raises(ModelFileError, match="cut short or is damaged; download it again"):
+    with pytest.raises(ModelFileError, match="truncated or damaged; download it again"):
         gguf_metadata.read(path)
 
 
@@ -176,10 +178,12 @@ def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Pat
         (b"GGUF\1\0\0\0" + b"\0" * 16, "version 1"),
         (b"GGUF\0\0\0\3" + b"\0" * 16, "big-endian"),
         (b"GGUF\x63\0\0\0" + b"\0" * 16, "version 99"),
-        (b"GGUF", "past the end"),
+        (b"GGUF", "after the end"),
     ],
 )
-def test_what_is_not_a_model_is_named(tmp_path: Path, start: bytes, words: str) -> None:
+def test_the_error_names_what_the_file_is_instead_of_a_model(
+    tmp_path: Path, start: bytes, words: str
+) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(start)
     with pytest.raises(ModelFileError, match=words):
@@ -189,7 +193,7 @@ def test_what_is_not_a_model_is_named(tmp_path: Path, start: bytes, words: str) 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="folder"):
         gguf_metadata.read(tmp_path)
-    with pytest.raises(ModelFileError, match="no such file"):
+    with pytest.raises(ModelFileError, match="does not exist"):
         gguf_metadata.read(tmp_path / "none.gguf")
     with pytest.raises(ModelFileError, match="can't be read"):
         gguf_metadata.read("a\0b")
@@ -197,18 +201,18 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
         gguf_metadata.read(tmp_path / ("x" * 300))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
 def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
     path.chmod(0)
-    with pytest.raises(ModelFileError, match="no permission"):
+    with pytest.raises(ModelFileError, match="permission denied"):
         gguf_metadata.read(path)
 
 
-def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_is_an_error_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
-    with pytest.raises(ModelFileError, match="not a plain file"):
+    with pytest.raises(ModelFileError, match="not a regular file"):
         gguf_metadata.read(tmp_path / "m.gguf")
 
 
@@ -237,15 +241,15 @@ def info(name: bytes, dims: tuple[int, ...], kind: int = 0, offset: int = 0) -> 
         (header(), "no architecture"),
         (header(keys=1 << 60), "damaged"),
         (header(tensors=1 << 60), "damaged"),
-        (header(struct.pack("<Q", 1 << 62)), "past the end"),
-        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 61))), "claims .* strings"),
-        (header(pair(b"a", 9, struct.pack("<IQ", 4, 1 << 61))), "past the end"),
+        (header(struct.pack("<Q", 1 << 62)), "after the end"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 61))), "declares .* strings"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 4, 1 << 61))), "after the end"),
         (header(pair(b"a", 9, struct.pack("<IQ", 9, 1))), "unknown type 9"),
         (header(pair(b"a", 77, b"")), "unknown type 77"),
         (header(ARCH, ARCH), "twice"),
-        (header(pair(b"general.architecture", 4, b"\1\0\0\0")), "should hold a text"),
-        (header(ARCH, pair(b"qwen3.context_length", 8, text(b"x"))), "whole number"),
-        (header(ARCH, pair(b"qwen3.context_length", 7, b"\1")), "whole number"),
+        (header(pair(b"general.architecture", 4, b"\1\0\0\0")), "must be a string"),
+        (header(ARCH, pair(b"qwen3.context_length", 8, text(b"x"))), "must be an integer"),
+        (header(ARCH, pair(b"qwen3.context_length", 7, b"\1")), "must be an integer"),
         (header(ARCH, pair(b"qwen3.pooling_type", 4, b"\x09\0\0\0")), "unknown pooling 9"),
         (header(ARCH, pair(b"tokenizer.ggml.add_bos_token", 8, text(b"x"))), "true or false"),
         (header(ARCH, pair(b"general.alignment", 4, struct.pack("<I", 48))), "alignment"),
@@ -258,7 +262,7 @@ def info(name: bytes, dims: tuple[int, ...], kind: int = 0, offset: int = 0) -> 
         (header(ARCH, info(b"a", (1 << 50,)), keys=1, tensors=1), "bytes are missing"),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, data: bytes, words: str) -> None:
+def test_headers_with_impossible_values(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     with pytest.raises(ModelFileError, match=words):
@@ -268,22 +272,22 @@ def test_headers_that_lie(tmp_path: Path, data: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 30))), "claims 1,073,741,824 strings"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 30))), "declares 1,073,741,824 strings"),
         (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 22))), "no architecture"),
         (
             header(
                 *[pair(b"a%d" % i, 9, struct.pack("<IQ", 8, 1 << 20)) + b"\0" * (8 << 20) for i in range(5)]
             ),
-            "claims 1,048,576 strings",
+            "declares 1,048,576 strings",
         ),
         (header(struct.pack("<Q", HEADER_LIMIT)), "larger than 128 MiB"),
         (header(pair(b"a", 9, struct.pack("<IQ", 10, 1 << 29))), "larger than 128 MiB"),
-        (header(keys=1 << 15), "claims 32,768 keys"),
-        (header(tensors=1 << 17), "claims .* 131,072 tensors"),
+        (header(keys=1 << 15), "declares 32,768 keys"),
+        (header(tensors=1 << 17), "declares .* 131,072 tensors"),
     ],
     ids=range(7),
 )
-def test_a_huge_hostile_file_ends_soon(tmp_path: Path, data: bytes, words: str) -> None:
+def test_a_huge_hostile_file_is_rejected_quickly(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     os.truncate(path, 1 << 33)  # sparse: 8 GiB of zeros after the header
@@ -293,14 +297,14 @@ def test_a_huge_hostile_file_ends_soon(tmp_path: Path, data: bytes, words: str) 
     assert time.monotonic() - began < 10
 
 
-def test_a_small_file_may_not_claim_more_strings_than_it_can_hold(tmp_path: Path) -> None:
+def test_a_file_that_declares_more_strings_than_its_size_allows_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(header(pair(b"a", 9, struct.pack("<IQ", 8, 100))) + b"\0" * 400)
-    with pytest.raises(ModelFileError, match="claims 100 strings"):
+    with pytest.raises(ModelFileError, match="declares 100 strings"):
         gguf_metadata.read(path)
 
 
-def test_a_last_token_longer_than_one_fetch() -> None:
+def test_a_last_token_longer_than_one_read() -> None:
     long = b"x" * (3 << 20)
     array = struct.pack("<IQ", 8, 2) + text(b"short") + text(long)
     data = header(ARCH, pair(b"tokenizer.ggml.tokens", 9, array))
@@ -320,19 +324,19 @@ def read_bytes(data: bytes) -> None:
 
 @given(st.binary(max_size=400))
 @example(b"")
-def test_random_bytes_end_as_model_file_errors(data: bytes) -> None:
+def test_random_bytes_raise_only_model_file_errors(data: bytes) -> None:
     read_bytes(data)
     read_bytes(b"GGUF\3\0\0\0" + data)
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2000)
 @given(data=st.data())
-def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st.DataObject) -> None:
+def test_mutations_of_a_valid_file_raise_only_model_file_errors(tiny: Path, data: st.DataObject) -> None:
     raw = bytearray(tiny.read_bytes())
     end = len(raw) - 3000  # the header and a little of the weights
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(4, end))
-        what = data.draw(st.sampled_from(["byte", "word", "cut", "drop", "insert"]))
+        what = data.draw(st.sampled_from(["byte", "word", "truncate", "drop", "insert"]))
         if what == "byte":
             raw[at] = data.draw(st.integers(0, 255))
         elif what == "word":
@@ -340,7 +344,7 @@ def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st
                 st.one_of(st.integers(0, 20), st.integers(2**62, 2**64 - 1), st.integers(0, 2**33))
             )
             raw[at : at + 8] = struct.pack("<Q", word)
-        elif what == "cut":
+        elif what == "truncate":
             del raw[at:]
         elif what == "drop":
             del raw[at : at + data.draw(st.integers(1, 16))]
@@ -352,6 +356,6 @@ def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st
     read_bytes(bytes(raw))
 
 
-def test_all_strings_at_once_are_those_one_by_one() -> None:
+def test_texts_returns_the_same_strings_as_indexing() -> None:
     kept = strings("a", "", "熊猫", "\u2581the")
     assert kept.texts() == ["a", "", "熊猫", "\u2581the"] == [kept[at] for at in range(len(kept))]

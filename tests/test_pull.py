@@ -111,7 +111,7 @@ def test_a_pull_from_hugging_face(hub: FakeHub, pulls: Pulls) -> None:
     assert record.sha256 == (hashlib.sha256(XLMR).hexdigest(),)
     assert pulls.store.locate(f"hf:{REPO}", lambda *_: None) == path
     assert pulls.store.default() == f"hf:{REPO}"
-    assert "rank head" in "".join(pulls.said)
+    assert "cross-encoder" in "".join(pulls.said)
     assert pulls.parts == []
 
 

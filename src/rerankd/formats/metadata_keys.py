@@ -1,4 +1,4 @@
-"""The keys and tensors of a header, GGUF's or one in GGUF's names, as ModelMetadata."""
+"""GGUF metadata: map a header's keys and tensors to ModelMetadata (safetensors too, under GGUF names)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rerankd.formats.metadata import ModelMetadata
 
 _BASE_MODEL = re.compile(r"general\.base_model\.\d+\.(?:name|repo_url)")
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
-# Unknown ones too are tokens that plain text can't become.
+# Token types: unknown (2) and control (3), which no text is tokenized to, and user-defined (4).
 _CONTROL, _USER_DEFINED = (2, 3), (4,)
-# general.file_type -> the name that quantised files carry
+# general.file_type -> the usual name of the quantisation
 # fmt: off
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11:
@@ -30,19 +30,19 @@ _FILE_TYPES = {
 # fmt: on
 
 _Value = TypeVar("_Value", str, int, bool)
-_TYPES = {str: "a text", int: "a whole number", bool: "true or false"}
+_TYPES = {str: "a string", int: "an integer", bool: "true or false"}
 
 
 def refuse(path: Path, what: str) -> NoReturn:
-    """Raise ModelFileError for a model's file."""
+    """Raise ModelFileError for a model file."""
     raise ModelFileError(f"{path}: {what}")
 
 
 def typed(values: Mapping[str, Any], key: str, default: _Value, path: Path) -> _Value:
-    """The value of a key, of the default's type. Raises ModelFileError where it is of another one."""
+    """The value of a key. Raises ModelFileError if its type is not that of the default."""
     value = values.get(key, default)
     if type(value) is not type(default):
-        refuse(path, f"its key {key} should hold {_TYPES[type(default)]}: it is damaged")
+        refuse(path, f"its key {key} must be {_TYPES[type(default)]}: it is damaged")
     return value
 
 
@@ -53,7 +53,7 @@ def _pooling(values: Mapping[str, Any], key: str, path: Path) -> Pooling | None:
     if not 0 <= number < len(_POOLINGS):
         refuse(
             path,
-            f"its key {key} holds the unknown pooling {number}: it is damaged or newer than this rerankd",
+            f"its key {key} has the unknown pooling {number}: it is damaged, or too new for this rerankd",
         )
     return _POOLINGS[number]
 
@@ -68,22 +68,23 @@ def metadata_of(
     format: Format = "gguf",
     refusal: Refusal | None = None,
 ) -> ModelMetadata:
-    """What a header says, with the tensors of all parts. Raises ModelFileError for keys of the wrong kind."""
+    """The metadata from a header and the tensors of all parts. Raises ModelFileError for keys of a wrong
+    type."""
     values = header.values
     arch = typed(values, "general.architecture", "", path)
     if not arch:
-        refuse(path, "it names no architecture (general.architecture): it is damaged or not a model")
+        refuse(path, "it has no architecture (general.architecture): it is damaged or not a model")
     tokens = values.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, Strings) else Strings(b"", [])
     embedding, attention = tensors.get("token_embd.weight"), tensors.get("blk.0.attn_output.weight")
     if refusal is None and embedding is not None and 0 < embedding.rows < len(tokens):
         refusal = Refusal(
-            f"its vocabulary has {len(tokens):,} tokens and its embedding matrix {embedding.rows:,} rows: "
-            "the tokenizer belongs to another model",
-            "take another conversion of the model",
+            f"its vocabulary has {len(tokens):,} tokens, but its embedding matrix has {embedding.rows:,} "
+            "rows: the tokenizer belongs to another model",
+            "use another conversion of the model",
         )
     return ModelMetadata(
-        **_said(values, tensors, arch, path),
+        **_fields_of(values, tensors, arch, path),
         path=path,
         architecture=arch,
         version=header.version,
@@ -119,15 +120,17 @@ def metadata_of(
     )
 
 
-def _said(values: Mapping[str, Any], tensors: Mapping[str, Tensor], arch: str, path: Path) -> dict[str, Any]:
-    """The fields that name their key or tensor, as far as the header has them."""
-    said: dict[str, Any] = {}
+def _fields_of(
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor], arch: str, path: Path
+) -> dict[str, Any]:
+    """The fields that are declared with a key or tensor, as far as the header has them."""
+    found: dict[str, Any] = {}
     for one in fields(ModelMetadata):
         if "tensor" in one.metadata:
-            said[one.name] = one.metadata["tensor"] in tensors
+            found[one.name] = one.metadata["tensor"] in tensors
         elif "key" in one.metadata and (key := one.metadata["key"].format(arch=arch)) in values:
-            said[one.name] = typed(values, key, one.metadata["kind"](), path)
-    return said
+            found[one.name] = typed(values, key, one.metadata["kind"](), path)
+    return found
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -135,17 +138,17 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _kv_width(values: Mapping[str, Any], arch: str) -> int:
-    """Numbers that the keys and values of one token take in a layer; 0 where the header does not say."""
+    """How many numbers the keys and values of one token have in a layer, 0 if unknown."""
 
-    def said(key: str, default: int) -> int:
+    def value_of(key: str, default: int) -> int:
         value = values.get(f"{arch}.{key}")
-        # Where each layer has a number of its own, it is an array, which isn't kept: the most is taken.
+        # A header with a value per layer has an array, which is not kept: use the largest possible value.
         return value if isinstance(value, int) else default
 
-    heads = said("attention.head_count", 0)
-    head_width = said("embedding_length", 0) // heads if heads else 0
-    lengths = said("attention.key_length", head_width) + said("attention.value_length", head_width)
-    return said("attention.head_count_kv", heads) * lengths
+    heads = value_of("attention.head_count", 0)
+    head_width = value_of("embedding_length", 0) // heads if heads else 0
+    lengths = value_of("attention.key_length", head_width) + value_of("attention.value_length", head_width)
+    return value_of("attention.head_count_kv", heads) * lengths
 
 
 def _rows(tensor: Tensor | None) -> int:
@@ -160,7 +163,7 @@ def _block_weights(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _most(tensors: Mapping[str, Tensor]) -> str:
-    """The tensor type that holds most of the weights' bytes."""
+    """The tensor type with the largest share of the weights, in bytes."""
     sizes = Counter[str]()
     for tensor in tensors.values():
         sizes[tensor.type_name] += tensor.size_bytes

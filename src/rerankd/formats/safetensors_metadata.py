@@ -1,5 +1,4 @@
-"""A folder in transformers' format -> `ModelMetadata`; and the same of a repository, before its weights are
-fetched."""
+"""Read the metadata of a safetensors checkpoint: from a folder, or from a repository before the download."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from rerankd.formats.metadata_keys import metadata_of, refuse
 
 
 def read(folder: Path) -> ModelMetadata:
-    """The metadata of the model in a folder. Raises ModelFileError for one that is damaged or not whole."""
-
+    """The metadata of the model in a folder. Raises ModelFileError if it is damaged or incomplete."""
     try:
         found, held = safetensors.read(folder, partial(refuse, folder))
         size = sum(path.stat().st_size for path in held)
@@ -29,10 +27,11 @@ def read(folder: Path) -> ModelMetadata:
     return _metadata(folder, found, size, held)
 
 
-# A vocabulary of 250,000 pieces takes a second, and a file is looked at more than once.
+# Cached, because a vocabulary of 250,000 pieces takes a second, and the same file is read several times.
 @cache
 def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) -> None:
-    """Raises ModelFileError where the tokenizer can't be read."""
+    """Raise ModelFileError if the tokenizer can't be read. `changed_ns` and `size_bytes` are part of the
+    cache key."""
     try:
         tokenizer_file.read(path, rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -42,8 +41,8 @@ def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) ->
 def read_streams(
     where: Path, described: Mapping[str, bytes], parts: Iterable[tuple[Source, int, Path]]
 ) -> ModelMetadata:
-    """As `read`, from the files that describe the model and the beginnings of those that hold its weights:
-    (stream, its size in bytes, its path). `where` names the model."""
+    """Like `read`, from the contents of the files that describe the model and the streams of its weight
+    files: (stream, size in bytes, path). `where` is the model's path in error messages."""
     fail = partial(refuse, where)
     tensors, size, held = {}, 0, []
     for stream, size_bytes, path in parts:

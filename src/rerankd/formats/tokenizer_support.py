@@ -1,4 +1,4 @@
-"""(pure) Which vocabularies formats/tokenizer.py reads; without the library that reads them."""
+"""(pure) Which tokenizers formats/tokenizer.py supports, without importing the tokenizers library."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
 
-# (tokenizer.ggml.model, and .pre of byte-level BPE) -> the architectures whose files are known to hold such a
-# vocabulary as it is read here.
+# (tokenizer.ggml.model, and tokenizer.ggml.pre for byte-level BPE) -> the architectures it was tested with
 _KNOWN: Mapping[tuple[str, str], Collection[str]] = {
     ("t5", ""): ("bert", "jina-bert-v3", "nomic-bert-moe"),
     ("bert", ""): ("bert", "jina-bert-v2", "nomic-bert"),
@@ -20,13 +19,13 @@ _KNOWN: Mapping[tuple[str, str], Collection[str]] = {
 
 
 def refusal(metadata: ModelMetadata) -> str:
-    """Why the vocabulary of a model's files can't be read here, as a clause; "" where it can."""
+    """Why the vocabulary of a model's file is not supported, as a clause; "" if it is."""
     if metadata.format != "gguf":
         return ""
     kind, pre = metadata.tokenizer_model, metadata.tokenizer_pre
     known = _KNOWN.get((kind, pre if kind == "gpt2" else ""), ())
     if metadata.architecture not in known:
-        return f"the tokenizer {kind} {pre} of the architecture {metadata.architecture} is not known"
+        return f"the tokenizer {kind} {pre} of the architecture {metadata.architecture} is not supported"
     if kind == "t5" and not metadata.has_charsmap:
-        return "the file lacks the normalisation map of its tokenizer"
+        return "the file lacks its tokenizer's normalization map"
     return ""
