@@ -31,6 +31,7 @@ rerankd serve --host 0.0.0.0 --api-key choose-one
 - **Short timeouts**: with `budget_ms = 4500` a model answers programs that wait 5 s, with the documents
   scored by then ([api.md](api.md#priority-and-time-budget)).
 - **Paths** may have doubled and trailing slashes. Behind a proxy that keeps a prefix, set `--api-prefix`.
+- **Tested with** names the version that the tests run. *its request*: they send what the program sends.
 """
 
 _OUTRO = """\
