@@ -13,7 +13,7 @@ CONTROL = {"<|im_start|>": 1, "<|im_end|>": 2, "<|im|>": 3, "": 4}
 TEMPLATE = "<|im_start|>user\n{instruction} Q: {query} D: {document}<|im_end|>\n"
 
 
-def test_a_template_is_cut_at_its_control_tokens() -> None:
+def test_a_template_is_split_at_its_control_tokens() -> None:
     assert prompt.split(TEMPLATE, CONTROL) == [1, "user\n{instruction} Q: {query} D: {document}", 2, "\n"]
     assert prompt.split("a\x1eb<|im_end|>\x1ec", CONTROL) == ["a", "b", 2, "c"]
     assert prompt.split("plain", {}) == ["plain"]
@@ -24,7 +24,7 @@ def test_the_longest_control_token_wins() -> None:
 
 
 @given(st.text(), st.text())
-def test_texts_are_put_in_once_and_as_they_are(query: str, document: str) -> None:
+def test_texts_are_inserted_once_and_unchanged(query: str, document: str) -> None:
     filled = prompt.fill("{instruction}|{query}|{document}", instruction="i", query=query, document=document)
     assert filled == f"i|{query}|{document}"
 
@@ -47,7 +47,7 @@ def test_log_odds_undo_the_softmax(raw: float) -> None:
     )
 
 
-def test_log_odds_stay_finite_where_a_probability_is_gone() -> None:
+def test_log_odds_stay_finite_for_a_probability_of_0() -> None:
     assert completion.log_odds(answer(1.0, 0.0), (7, 8)) == 87.0
     assert completion.log_odds(answer(0.0, 1.0), (7, 8)) == -87.0
     with pytest.raises(KeyError):

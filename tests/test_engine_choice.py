@@ -1,4 +1,4 @@
-"""Which engine runs a model, and the engines on disk."""
+"""Which llama.cpp binary is chosen for a model, and the installed engines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def offer(*engines: Installed, **more: Any) -> Binaries:
         (offer(engine(1), engine(2), used="b1-cpu-0"), 0, "b1-cpu-0", "engine use"),
         (offer(engine(1), own=Path("/my/server"), used="b1-cpu-0"), 0, "/my/server", "llama_path"),
         (offer(engine(1)), 11000, "bundled", "older than b11000"),
-        (offer(engine(0)), 11000, "b0-cpu-0", "built for this machine"),  # its number is not known
+        (offer(engine(0)), 11000, "b0-cpu-0", "built for this machine"),  # an unknown build number
         (offer(engine(12000)), 11600, "b12000-cpu-0", "built for this machine"),
     ],
 )
@@ -56,7 +56,7 @@ def test_choice(offered: Binaries, needs: int, name: str, says: str) -> None:
     assert says in choice.reason
 
 
-def test_what_a_choice_may_use_of_the_gpus() -> None:
+def test_the_gpus_of_a_choice() -> None:
     assert choose(offer(engine(1, "cuda"), gpus=(GPU,))).gpus == (GPU,)
     assert choose(offer(engine(1), gpus=(GPU,), used="b1-cpu-0")).on_cpu
     assert choose(offer(gpus=(GPU,))).on_cpu
@@ -79,7 +79,7 @@ def test_an_engine_that_is_too_old_is_refused_with_the_number_needed(offered: Bi
     assert says in caught.value.message
 
 
-def test_an_engine_to_use_that_is_gone_is_passed_over_and_said() -> None:
+def test_a_removed_engine_is_skipped_with_a_reason() -> None:
     chosen = choose(offer(used="b9-cpu-0"))
     assert chosen.name == "bundled"
     assert "b9-cpu-0, chosen with rerankd engine use, was removed" in chosen.reason
@@ -88,7 +88,7 @@ def test_an_engine_to_use_that_is_gone_is_passed_over_and_said() -> None:
         choose(offer(bundled=None))
 
 
-def test_the_catalog_may_name_the_oldest_build() -> None:
+def test_the_catalog_can_require_a_build() -> None:
     table = '[[model]]\nname = "A"\nmethod = "cross_encoder"\nneeds_build = 12000\n'
     match = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
     entry = catalog.load(table + match).entries[0]

@@ -1,4 +1,4 @@
-"""The OpenVINO worker: its values, the shapes of its passes, precision, damaged files."""
+"""The OpenVINO worker: scores, tensor shapes, the choice of precision, damaged files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ggufs import rewrite, write
 from rerankd import machine
 from rerankd.backends.base import Batch, EngineSpec
-from rerankd.backends.openvino import precision, precision_choice, shapes, trial
+from rerankd.backends.openvino import backend, precision, precision_choice, shapes, trial
+from rerankd.backends.openvino.architectures import ARCHITECTURES
 from rerankd.backends.openvino.backend import OpenVinoBackend, OpenVinoOffer
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.options import OpenVinoOptions
@@ -37,7 +38,7 @@ from rerankd.state import StateStore
 from support import GOLDEN, children, golden, golden_settings
 
 
-def test_passes_have_few_shapes_whatever_lengths_come() -> None:
+def test_passes_have_few_shapes_for_all_lengths() -> None:
     pick = random.Random(3)
     seen = set()
     for _ in range(400):
@@ -49,28 +50,26 @@ def test_passes_have_few_shapes_whatever_lengths_come() -> None:
 
 
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
-def test_an_input_is_padded_a_little_and_never_beyond_the_window(longest: int, most: int) -> None:
+def test_an_input_is_padded_a_little_and_never_beyond_the_context(longest: int, most: int) -> None:
     padded_to = shapes.tokens(longest, most)
     assert longest <= padded_to <= max(longest, most)
     assert padded_to <= longest + max(7, longest // 8)
 
 
 @given(st.integers(1, 2000), st.integers(1, 512), st.integers(1, 256))
-def test_a_pass_is_cut_to_a_power_of_two_where_it_is_large_enough(
-    count: int, longest: int, enough: int
-) -> None:
+def test_a_large_pass_has_a_power_of_two_inputs(count: int, longest: int, enough: int) -> None:
     taken = shapes.whole(count, longest, enough)
     assert 1 <= taken <= count <= shapes.inputs(count) < 2 * count
     if taken < count:
         assert taken == shapes.inputs(taken) and taken * longest >= enough and 2 * taken > count
 
 
-def test_precision_is_what_the_cpu_is_faster_with() -> None:
+def test_the_faster_precision_is_chosen() -> None:
     assert precision.without_trial("auto", ["avx2"]) == precision.Choice(
         "f32", "this CPU has no bf16 arithmetic"
     )
     forced = precision.without_trial("bf16", ["avx2"])
-    assert forced is not None and forced.precision == "f32"  # no CPU does what it can't
+    assert forced is not None and forced.precision == "f32"  # the CPU has no bf16
     assert precision.without_trial("bf16", ["avx512_bf16"]) == precision.Choice("bf16", "set by the user")
     assert precision.without_trial("f32", ["amx_bf16"]) == precision.Choice("f32", "set by the user")
     amx = ["amx_bf16", "avx512_bf16", "avx2"]
@@ -81,17 +80,17 @@ def test_precision_is_what_the_cpu_is_faster_with() -> None:
     assert precision.after(precision.Trial(0.03, None), amx).precision == "f32"
 
 
-def test_bf16_that_swaps_documents_is_not_taken_however_fast_it_is() -> None:
+def test_bf16_that_swaps_documents_is_not_used_even_if_it_is_faster() -> None:
     choice = precision.after(precision.Trial(7.0, 0.012), ["amx_bf16"])
     assert choice.precision == "f32" and "differ by 0.012" in choice.why
 
 
-def test_the_largest_swap_is_that_of_scores_or_of_raw_values_where_scores_are_saturated() -> None:
+def test_the_largest_swap_uses_raw_scores_if_scores_are_saturated() -> None:
     sigmoid, affine = Normalization("sigmoid"), Normalization("affine", 0.7, 0.9)
     assert precision.largest_swap([3.0, 1.0, -2.0], [2.9, 1.2, -1.9], sigmoid) == 0
     assert precision.largest_swap([0.9, 0.8, 0.2], [0.8, 0.85, 0.2], affine) == pytest.approx(0.5)
     assert precision.largest_swap([1.0, 1.0, 0.0], [0.9, 1.1, 0.0], sigmoid) == 0, "equal ones have no order"
-    # All scores are below 0.001, and the order is wrong all the same.
+    # All scores are below 0.001, but the order is wrong.
     assert precision.largest_swap([-8.0, -9.0, -12.0], [-9.0, -8.0, -12.0], sigmoid) == pytest.approx(0.125)
 
 
@@ -101,15 +100,15 @@ def subject(path: Path, scoring: Recipe, fingerprint: str = "1", **more: Any) ->
 
 
 @pytest.mark.anyio
-async def test_a_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Any CPU may say that it has bf16: what it computes is right, only slow.
+async def test_a_precision_is_chosen_once_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pretend that the CPU has bf16: the results are correct, only slow.
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_bf16"))
     model = subject(GOLDEN / "xlmr-head.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
     state = StateStore(tmp_path)
     first = await precision_choice.choose(model, state, tmp_path / "log", 120)
     (entry,) = state.entries(precision_choice.SECTION).values()
     assert entry.value["precision"] == first.precision and "times as fast" in first.why
-    # What is kept counts, whatever a trial would say now: a second one could not even start.
+    # The stored choice is used without a trial: a second trial could not even start.
     kept = {**entry.value, "precision": "bf16", "why": "kept"}
     state.put(precision_choice.SECTION, model.key, kept)
     again = await precision_choice.choose(model, StateStore(tmp_path), tmp_path / "log", 0.001)
@@ -125,7 +124,7 @@ async def test_a_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.anyio
-async def test_all_replicas_and_all_starts_compute_in_the_precision_that_was_kept(
+async def test_all_replicas_and_restarts_use_the_stored_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_bf16"))
@@ -149,7 +148,7 @@ async def test_all_replicas_and_all_starts_compute_in_the_precision_that_was_kep
 
 
 @pytest.mark.anyio
-async def test_a_trial_that_fails_leaves_the_model_in_float32(
+async def test_after_a_failed_trial_the_model_uses_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
@@ -162,13 +161,13 @@ async def test_a_trial_that_fails_leaves_the_model_in_float32(
 
 
 @pytest.mark.anyio
-async def test_what_made_a_trial_fail_once_does_not_slow_the_model_for_good(
+async def test_a_failed_trial_is_repeated_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "amx_bf16"))
     model = subject(GOLDEN / "xlmr-head.gguf", Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank"))
     failed = await precision_choice.choose(model, StateStore(tmp_path), tmp_path / "log", 0.01)
-    # The scores stay the same over restarts for a day, and are tried anew after it.
+    # For a day, restarts keep the precision; then a new trial runs.
     assert precision_choice.known(model, StateStore(tmp_path)) == failed
     next_day = StateStore(tmp_path, now=lambda: time.time() + 24 * 3600 + 60)
     assert precision_choice.known(model, next_day) is None
@@ -177,7 +176,7 @@ async def test_what_made_a_trial_fail_once_does_not_slow_the_model_for_good(
     )
 
 
-def test_the_trial_s_speed_does_not_depend_on_what_else_the_machine_does() -> None:
+def test_the_measured_speed_up_does_not_depend_on_other_load() -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
         ratios = [trial.speed_ratio(64, 128) for _ in range(3)]
@@ -188,14 +187,14 @@ def test_the_trial_s_speed_does_not_depend_on_what_else_the_machine_does() -> No
     assert max(ratios) < 1.15 * min(ratios), ratios
 
 
-def test_the_trial_asks_in_both_languages() -> None:
+def test_the_trial_uses_queries_in_both_languages() -> None:
     asked = trial.questions(4, 20)
     assert [len(documents) for _, documents in asked] == [20] * 4
     assert {query.isascii() for query, _ in asked} == {True, False}
 
 
 @pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder"])
-def test_the_trial_compares_the_raw_values_of_what_a_model_reads(name: str) -> None:
+def test_the_trial_compares_raw_scores_of_the_models_own_inputs(name: str) -> None:
     is_cross_encoder = name == "xlmr-head"
     recipe = Recipe(
         "cross_encoder" if is_cross_encoder else "embedding",
@@ -228,8 +227,8 @@ def test_the_trial_compares_the_raw_values_of_what_a_model_reads(name: str) -> N
         ("modernbert-head", "output_norm.weight"),
     ],
 )
-def test_a_file_that_has_lost_a_tensor_is_not_scored_without_it(name: str, lost: str, tmp_path: Path) -> None:
-    """Raw scores were off by up to 3.4, and nobody was told."""
+def test_a_file_without_a_required_tensor_is_rejected(name: str, lost: str, tmp_path: Path) -> None:
+    """Once, raw scores were wrong by up to 3.4 without an error."""
     path = rewrite(
         GOLDEN / f"{name}.gguf",
         tmp_path / "m.gguf",
@@ -239,7 +238,7 @@ def test_a_file_that_has_lost_a_tensor_is_not_scored_without_it(name: str, lost:
         Encoder(path, "rank", threads=1, precision="f32")
 
 
-def test_weights_that_are_missing_or_misshapen_are_named() -> None:
+def test_missing_or_misshapen_weights_are_named() -> None:
     weights = Weights(GOLDEN / "xlmr-head.gguf")
     with pytest.raises(ModelFileError, match=r"tensor blk\.9\.attn_q\.weight is missing"):
         weights.array("blk.9.attn_q.weight", (64, 64))
@@ -249,14 +248,19 @@ def test_weights_that_are_missing_or_misshapen_are_named() -> None:
         weights.key("rope.freq_base")
 
 
-def test_rows_of_a_table_are_those_of_the_whole() -> None:
+def test_single_rows_of_a_table_equal_the_full_table() -> None:
     weights = Weights(GOLDEN / "bert-embedder.gguf")
     whole = weights.array("token_embd.weight", (1800, 64))
     rows = np.array([5, 1799, 5, 0])
     assert (weights.table("token_embd.weight", 1800, 64)[rows] == whole[rows]).all()
 
 
-def test_nothing_that_reports_usage_is_loaded() -> None:
+def test_the_service_and_the_worker_list_the_same_architectures() -> None:
+    """The service has a list of its own, because it does not import OpenVINO."""
+    assert tuple(ARCHITECTURES) == backend._ARCHITECTURES
+
+
+def test_openvinos_telemetry_is_not_loaded() -> None:
     program = (
         "import sys; import rerankd.backends.openvino.encoder; "
         "print([name for name in sys.modules if 'telemetry' in name or name == 'openvino.tools.ovc.convert'])"
@@ -266,14 +270,14 @@ def test_nothing_that_reports_usage_is_loaded() -> None:
 
 
 def golden_inputs(name: str, cases: list[dict[str, Any]]) -> list[Input]:
-    """What the model reads of golden cases, from their ids."""
+    """Return the inputs of golden cases, from their token ids."""
     made = []
     for ids in (case["ids"] for case in cases):
         if name == "bert-embedder":
             query, document = (np.array(one, np.int32) for one in ids)
             made.append(Input(Question("", ids=query), "", document, len(document)))
         else:
-            # Of these models only this one has two token types.
+            # Only this model has two token types.
             second = ids.index(ids[-1]) + 1 if name == "bert-pairs" else None
             made.append(Input(Question("", second=second), "", np.array(ids, np.int32), len(ids)))
     return made
@@ -282,7 +286,7 @@ def golden_inputs(name: str, cases: list[dict[str, Any]]) -> list[Input]:
 @pytest.mark.parametrize(
     "model", ["xlmr-head.gguf", "bert-embedder.gguf", "modernbert-head.gguf", "bert-pairs", "roberta-head"]
 )
-async def test_a_worker_gives_transformers_values_of_ids_and_loads_no_tokenizer(
+async def test_a_worker_returns_transformers_scores_and_loads_no_tokenizer(
     model: str, tmp_path: Path
 ) -> None:
     name = model.removesuffix(".gguf")
@@ -304,7 +308,7 @@ async def test_a_worker_gives_transformers_values_of_ids_and_loads_no_tokenizer(
         cases = [case for case in golden(name)["cases"] if case["fits"]]
         random.Random(4).shuffle(cases)
         inputs = golden_inputs(name, cases)
-        # One batch of some hundred inputs, and batches of one.
+        # One batch of some hundred inputs, then batches of one input.
         together = (await engine.score(Batch(tuple(inputs)))).values
         alone = [(await engine.score(Batch((one,)))).values[0] for one in inputs[:20]]
         assert together == pytest.approx([case["raw"] for case in cases], abs=1e-4)
@@ -319,18 +323,18 @@ async def test_a_worker_gives_transformers_values_of_ids_and_loads_no_tokenizer(
 
 
 @pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head"])
-def test_compressed_weights_move_scores_a_little(name: str) -> None:
+def test_compressed_weights_change_scores_a_little(name: str) -> None:
     cases = [case for case in golden(name)["cases"] if case["fits"]]
     wanted = np.array([case["raw"] for case in cases])
     encoder = Encoder(GOLDEN / f"{name}.gguf", "rank", threads=1, precision="f32", compressed=True)
     assert "weights compressed" in encoder.about
     found = np.array(Scorer(encoder, 512, is_cross_encoder=True).score(golden_inputs(name, cases)))
     moved = np.abs(found - wanted).max() / (wanted.max() - wanted.min())
-    assert 1e-4 < moved < 0.03  # 0.024 and 0.013 seen, of models with only 64 weights a row
+    assert 1e-4 < moved < 0.03  # 0.024 and 0.013 were seen, for models with only 64 weights per row
     assert np.corrcoef(found, wanted)[0, 1] > 0.999
 
 
-def test_a_file_without_a_whole_header_says_so(tmp_path: Path) -> None:
+def test_a_truncated_header_is_reported(tmp_path: Path) -> None:
     shapes = {"token_embd.weight": (10, 32), "token_embd_norm.weight": (32,), "token_embd_norm.bias": (32,)}
     shapes["position_embd.weight"] = (512, 32)
     numbers = {"feed_forward_length": 64, "attention.head_count": 4}

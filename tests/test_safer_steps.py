@@ -1,4 +1,4 @@
-"""Safer settings after crashes, as data."""
+"""Safer settings after crashes: which steps a model has, and which one follows a failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD = Gpu("card", 2**36, 2**36, "9.0")
 
 
 def names(recipe: Recipe, *, exact: bool = False, gpus: tuple[Gpu, ...] = ()) -> tuple[str, ...]:
-    """The steps of a model of 28 layers on llama.cpp."""
+    """Return the steps of a model with 28 layers on llama.cpp."""
     spec = EngineSpec("m", Path("m.gguf"), recipe, {}, exact, Shape(2**30, 28, 1024, 1024))
     return tuple(step.name for step in steps(spec, EngineOptions(("x",), 4, gpus=gpus)))
 
@@ -36,7 +36,7 @@ GPU = (
 )
 
 
-def test_the_steps_of_a_model_are_those_that_change_anything() -> None:
+def test_only_steps_that_change_something_are_listed() -> None:
     everything = tuple(step.name for step in GPU[:-1])
     assert names(JUDGE, exact=True, gpus=(CARD,)) == everything
     assert names(HEAD) == ("slots",)
@@ -45,7 +45,7 @@ def test_the_steps_of_a_model_are_those_that_change_anything() -> None:
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_crashes_take_all_steps_one_after_the_other(loaded: bool) -> None:
+def test_each_crash_takes_the_next_step(loaded: bool) -> None:
     found, taken = GPU, 0
     seen = []
     while (following := after(found, taken, "crash", loaded=loaded)) != taken:
@@ -57,19 +57,19 @@ def test_crashes_take_all_steps_one_after_the_other(loaded: bool) -> None:
 @pytest.mark.parametrize(
     ("cause", "loaded", "taken", "following"),
     [
-        ("memory", True, 0, 2),  # not flash attention, which saves none
+        ("memory", True, 0, 2),  # flash attention saves no memory
         ("memory", True, 2, 3),
-        ("memory", False, 5, 5),  # never another engine for memory
-        ("exit", False, 0, 6),  # it can't run the file here
+        ("memory", False, 5, 5),  # another engine does not help with memory
+        ("exit", False, 0, 6),  # the engine can't run the file here
         ("exit", True, 0, 1),
-        ("file", False, 0, 0),  # another engine might not notice
+        ("file", False, 0, 0),  # another engine might not notice the damage
         ("killed", True, 0, 0),
         ("hang", True, 0, 0),
         ("useless", True, 0, 0),
         ("start", False, 0, 0),
     ],
 )
-def test_what_follows_each_cause(cause: Cause, loaded: bool, taken: int, following: int) -> None:
+def test_the_step_after_each_cause(cause: Cause, loaded: bool, taken: int, following: int) -> None:
     assert after(GPU, taken, cause, loaded=loaded) == following
 
 
@@ -83,11 +83,11 @@ def settings(folder: Path, build: str = "b1") -> SaferSettings:
     return made
 
 
-def test_what_worked_is_kept_for_the_file_and_the_build(tmp_path: Path) -> None:
+def test_working_steps_are_stored_per_file_and_build(tmp_path: Path) -> None:
     first = settings(tmp_path)
     assert (first.steps, first.words) == ((), "")
     assert first.lost("crash", loaded=False) and first.lost("crash", loaded=False)
-    assert settings(tmp_path).taken == 0  # nothing has worked yet
+    assert settings(tmp_path).taken == 0  # no step has worked yet
     first.is_ready()
     again = settings(tmp_path)
     assert again.steps == GPU[:2]
@@ -103,7 +103,7 @@ def test_what_worked_is_kept_for_the_file_and_the_build(tmp_path: Path) -> None:
     assert settings(tmp_path).taken == 0
 
 
-def test_where_no_step_helps_the_next_try_begins_with_the_best_settings(tmp_path: Path) -> None:
+def test_if_no_step_helps_the_next_attempt_uses_the_default_settings(tmp_path: Path) -> None:
     made = settings(tmp_path)
     while made.lost("crash", loaded=False):
         pass
@@ -112,7 +112,7 @@ def test_where_no_step_helps_the_next_try_begins_with_the_best_settings(tmp_path
     assert SECTION not in StateStore(tmp_path).sections()
 
 
-def test_a_kept_value_that_is_damaged_counts_for_nothing(tmp_path: Path) -> None:
+def test_a_damaged_stored_value_is_ignored(tmp_path: Path) -> None:
     made = settings(tmp_path)
     made.lost("crash", loaded=True)
     made.is_ready()
@@ -123,5 +123,5 @@ def test_a_kept_value_that_is_damaged_counts_for_nothing(tmp_path: Path) -> None
         assert settings(tmp_path).taken == 0
 
 
-def test_words_name_another_engine_alone() -> None:
+def test_words_mention_only_the_other_engine() -> None:
     assert words(GPU) == "another engine"

@@ -1,4 +1,5 @@
-"""A whole backend for tests: a child process scores by shared words. See registered/sitecustomize.py."""
+"""A complete backend for tests. Its engine counts shared words. registered/sitecustomize.py adds it to the
+table."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ CAREFUL = Step("careful", "careful reading")
 
 
 class OverlapOptions(Options):
-    overlap_scope: Literal["pair", "block"] = per_model("pair", description="what a value depends on")
-    overlap_flags: str = per_model("", description="more flags of the program")
+    overlap_scope: Literal["pair", "block"] = per_model("pair", description="what a score depends on")
+    overlap_flags: str = per_model("", description="extra flags of the program")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class OverlapOffer(base.Offer):
 
 
 class OverlapEngine(WorkerEngine):
-    """A word is a token."""
+    """The client, with a tokenizer: each word is a token."""
 
     frame = Frame(between=np.zeros(1, np.int32))
 
@@ -91,8 +92,8 @@ class OverlapBackend:
 
     def launch(self, offer: OverlapOffer, taken: Sequence[Step], cards: object, socket: Path) -> Launch[Any]:
         spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
-        prepared = (str(socket), str(spec.recipe.max_length), offer.capabilities.scope)
-        argv = [sys.executable, "-E", PROGRAM, *prepared, *flags]
+        arguments = (str(socket), str(spec.recipe.max_length), offer.capabilities.scope)
+        argv = [sys.executable, "-E", PROGRAM, *arguments, *flags]
         return Launch(argv, OverlapEngine)
 
     def reference(self, spec: base.EngineSpec, running: base.Offer) -> None:

@@ -1,4 +1,5 @@
-"""The engines of every backend as what a supervisor and a request ask of them: real processes and sockets."""
+"""Contract tests of every backend's engines: start, score, stop and crash, with real processes and
+sockets."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ ROWS = [*BACKENDS, OVERLAP]
 async def started(
     backend: Backend, spec: EngineSpec, folder: Path
 ) -> AsyncIterator[tuple[Child, Engine, Reader]]:
-    """A child of the backend, as this machine has it; its engine, once it is ready or the child has ended;
-    and what reads texts for it."""
+    """Start a child of the backend on this machine, and wait until it is ready or has exited. Yields the
+    child, its engine, and the reader that prepares texts for it."""
     options = backend.Options()
     offer = backend.offer(spec, options, backend.survey(options, folder, spec))
     assert isinstance(offer, Offer)
@@ -71,7 +72,7 @@ async def batch(reader: Reader, texts: Sequence[str] = TEXTS, query: str = QUERY
 
 
 async def scores(engine: Engine, reader: Reader, texts: Sequence[str] = TEXTS) -> None:
-    """What holds of every engine that scores pairs."""
+    """Check the properties of every engine that scores pairs."""
     assert await engine.is_ready() and await engine.shows_work(10)
     prepared = await batch(reader, texts)
     answer = await engine.score(prepared)
@@ -85,7 +86,7 @@ async def scores(engine: Engine, reader: Reader, texts: Sequence[str] = TEXTS) -
 
 async def is_gone(engine: Engine, prepared: Batch) -> None:
     assert not await engine.is_ready()
-    assert await engine.shows_work(1) in (True, False)  # its death is seen elsewhere
+    assert await engine.shows_work(1) in (True, False)  # it must not raise
     with pytest.raises(EngineUnavailable):
         await engine.score(prepared)
 
@@ -115,7 +116,7 @@ async def test_calls_to_an_engine_that_was_killed_fail_as_unavailable(
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda row: row.name)
-async def test_a_damaged_file_ends_the_child_with_words(backend: Backend, tmp_path: Path) -> None:
+async def test_a_damaged_file_makes_the_child_exit_with_a_message(backend: Backend, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(HEAD.path.read_bytes()[:-4000])
     async with started(backend, replace(HEAD, path=damaged), tmp_path) as (child, engine, _):
@@ -126,7 +127,7 @@ async def test_a_damaged_file_ends_the_child_with_words(backend: Backend, tmp_pa
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Another rerank server, whose score is a text's length; it refuses empty queries."""
+    """Another rerank server. Its score is the length of the text; it rejects empty queries."""
 
     def do_GET(self) -> None:
         self._answer(200, {})
@@ -142,7 +143,7 @@ class _Server(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(value).encode())
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ async def test_another_server_is_an_engine_without_files_child_or_token_counts(
     long = "ring " * 10_000
     read = await reader.read(await reader.prepare(QUERY), [long])
     assert [one.text for one in read.inputs] == [long] and not read.truncated
-    with pytest.raises(EngineError, match="refused"):
+    with pytest.raises(EngineError, match="rejected"):
         await engine.score(Batch((Input(Question(""), "ring", NONE, 1),)))
     await engine.close()
     with pytest.raises(EngineUnavailable):

@@ -39,9 +39,9 @@ class Supervisor(Generic[EngineT]):
     """Owns one engine and its child processes.
 
     `safer` receives why an engine stopped and whether it had become ready, and returns whether the next start
-    uses safer settings; then it follows without a delay. `lacks_room` explains why memory does not suffice
-    for a second engine beside a process, or returns "". `pause` waits before a restart, and `chance` is a
-    random number for the delay (see restart_delay.py).
+    uses safer settings. If the engine had not become ready, that start follows without a delay. `lacks_room`
+    explains why memory does not suffice for a second engine beside a process, or returns "". `pause` waits
+    before a restart, and `chance` is a random number for the delay (see restart_delay.py).
     """
 
     def __init__(

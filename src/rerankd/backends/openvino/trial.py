@@ -73,9 +73,9 @@ def questions(queries: int, documents: int) -> list[tuple[str, list[str]]]:
     of letters with it."""
     texts = _texts("corpus.jsonl")
     pairs = [_letter_pairs(text) for text in texts]
-    prepared = _texts("queries.jsonl")
+    every = _texts("queries.jsonl")
     found = []
-    for query in prepared[:: len(prepared) // queries][:queries]:
+    for query in every[:: len(every) // queries][:queries]:
         own = _letter_pairs(query)
         best = sorted(range(len(texts)), key=lambda at: (-len(own & pairs[at]), at))
         found.append((query, [texts[at] for at in best[:documents]]))
@@ -105,21 +105,21 @@ class _Tokenizer:
         return self._vocabulary.ends(texts)
 
 
-def inputs(path: Path, recipe: Recipe, prepared: Sequence[tuple[str, list[str]]]) -> list[list[Input]]:
+def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -> list[list[Input]]:
     """Build the model's inputs for each query and its documents. Raises ModelFileError, and TooLong for a
     query."""
     reader = Reader(recipe, _Tokenizer(tokenizer.read(model_files.read(path))))
 
     async def read() -> list[list[Input]]:
-        return [await reader.plain(query, documents) for query, documents in prepared]
+        return [await reader.plain(query, documents) for query, documents in asked]
 
     return asyncio.run(read())
 
 
-def raw_values(encoder: Encoder, recipe: Recipe, prepared: Sequence[Sequence[Input]]) -> list[list[float]]:
+def raw_values(encoder: Encoder, recipe: Recipe, batches: Sequence[Sequence[Input]]) -> list[list[float]]:
     """Return the raw scores of each query's inputs."""
     scorer = Scorer(encoder, recipe.max_length, is_cross_encoder=recipe.pooling == "rank")
-    return [scorer.score(of_query) for of_query in prepared]
+    return [scorer.score(batch) for batch in batches]
 
 
 def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Trial:
@@ -128,12 +128,12 @@ def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Tria
     ratio = speed_ratio(weights.key("embedding_length"), weights.key("feed_forward_length"))
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
-    prepared = inputs(path, recipe, questions(_QUERIES, _DOCUMENTS))
+    batches = inputs(path, recipe, questions(_QUERIES, _DOCUMENTS))
     values: dict[Precision, list[list[float]]] = {}
     kinds: tuple[Precision, ...] = ("f32", "bf16")
     for kind in kinds:  # one after the other, because both may not fit into memory
         encoder = Encoder(path, recipe.pooling, threads=threads, precision=kind, compressed=compressed)
-        values[kind] = raw_values(encoder, recipe, prepared)
+        values[kind] = raw_values(encoder, recipe, batches)
         del encoder
     gaps = [
         precision.largest_swap(exact, rough, recipe.normalization)
