@@ -116,8 +116,8 @@ def test_inspect_says_which_check_passed_and_makes_it_on_demand(tmp_path: Path) 
     assert "self-test" not in rerankd("inspect", model, home=tmp_path).stdout
     checked = rerankd("inspect", "--check", model, home=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    assert "check at load: passed\nself-test: it agrees with llama.cpp b" in checked.stdout
-    assert "self-test: it agrees with llama.cpp b" in rerankd("inspect", model, home=tmp_path).stdout
+    assert "check at load: passed\nself-test: agrees with llama.cpp b" in checked.stdout
+    assert "self-test: agrees with llama.cpp b" in rerankd("inspect", model, home=tmp_path).stdout
     (state_before,) = StateStore(tmp_path).entries(serving_self_test.SECTION).values()
     told = json.loads(rerankd("inspect", "--check", "--json", model, home=tmp_path).stdout)
     assert told["checks"][0] == "check at load: passed"

@@ -37,7 +37,7 @@ def shell(line: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]
         ("rerankd list --catalog >/dev/full", 1, "standard output: No space left on device"),
         ("rerankd list --catalog --json >&-", 1, "standard output: it is closed"),
         ("rerankd --version >&-", 1, "standard output: it is closed"),
-        ("rerankd rerank q <&-", 2, "There are no documents"),
+        ("rerankd rerank q <&-", 2, "The input has no documents"),
         ("rerankd list 2>&-", 0, ""),
         ("rerankd list <&- 2>&-", 0, ""),
         ("rerankd list --catalog <&- >&- 2>&-", 1, ""),

@@ -51,6 +51,7 @@ RENAMED = (
     Renamed("JSON field", "rerankd inspect", "reason", "refusal.reason"),
     Renamed("JSON field", "rerankd inspect", "next_step", "refusal.next_step"),
     Renamed("JSON field", "rerankd inspect", "settings", "refusal.settings"),
+    Renamed("JSON field", "rerankd doctor", "checks.verdict", "checks.status"),
 )
 
 

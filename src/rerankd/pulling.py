@@ -59,10 +59,10 @@ def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[st
         async with reranker:
             if tested.doubts:
                 return tested.doubts
-            second = "no second engine can run it, or none has room"
+            comparison = "no second engine can run the model, or memory is too low for one"
             if tested.passed is not None:
-                second = f"it {tested.passed.words}"
-            return ("check at load: passed", f"self-test: {second}")
+                comparison = tested.passed.words
+            return ("check at load: passed", f"self-test: {comparison}")
 
     return asyncio.run(run())
 

@@ -139,7 +139,7 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
         path.rename(tmp_path / "away.gguf")
         write(200, second=False)
         it.signal(signal.SIGHUP)
-        until(lambda: "the settings were not taken over: There is no file" in it.output)
+        until(lambda: "the settings were not reloaded: There is no file" in it.output)
         assert raw_scores(ask(it, None)) == right(["a"])
         # With a second model, the other settings are applied, and this one keeps its previous settings.
         write(200, second=True)
@@ -300,7 +300,7 @@ def test_rerank_waits_for_a_server_that_loads_and_starts_no_engine_beside_it(tmp
         ended = support.rerankd("rerank", "q", home=tmp_path, stdin="a\n", RERANKD_PORT=port)
         thread.join()
         assert ended.returncode == 0, ended.stderr
-        assert "engine of its own" not in ended.stderr
+        assert "starting an engine" not in ended.stderr
 
 
 def test_an_engine_to_use_that_is_gone_keeps_nothing_from_starting(tmp_path: Path) -> None:

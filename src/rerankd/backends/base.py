@@ -169,7 +169,7 @@ class Installation:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-Verdict = Literal["ok", "warn", "fail"]
+Status = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Check:
     needed."""
 
     check: str
-    verdict: Verdict
+    status: Status
     says: str
     step: str = ""
 

@@ -1,4 +1,4 @@
-"""The server that runs on this machine, as other commands reach it."""
+"""HTTP requests of the commands to the server running on this machine."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ if TYPE_CHECKING:
 
 
 def client(settings: Settings) -> httpx.Client:
-    """A client that asks it, with the key if there is one."""
+    """Return an HTTP client for the server, which sends the configured API key."""
     import httpx
 
     headers = {b"authorization": f"Bearer {settings.api_key}".encode()} if settings.api_key else {}
     return httpx.Client(base_url=settings.local_url, headers=headers, trust_env=False)
 
 
-def ask(
+def request(
     settings: Settings,
     method: str,
     path: str,
     *,
     status: int,
     has: str,
-    knows: str,
     timeout_s: float,
     **body: Any,
 ) -> dict[str, Any]:
-    """The JSON object that the server answers with this status and this key in it; `body` goes to the client.
+    """Send a request and return the JSON object of the response; `body` is passed to httpx.
 
-    Raises RerankdError where there is no server, it refuses, or what answers does not know `knows`.
+    Raises RerankdError if no server answers, or if the response has another status or lacks the key `has`.
     """
     import httpx
 
     try:
-        with client(settings) as asked:
-            answer = asked.request(method, path, timeout=timeout_s, **body)
-            told = answer.json()
+        with client(settings) as http:
+            response = http.request(method, path, timeout=timeout_s, **body)
+            value = response.json()
     except httpx.HTTPError as error:
         raise RerankdError(
             f"No server answers at {settings.local_url} ({type(error).__name__}). Start one with rerankd "
-            "serve, or name another place with RERANKD_HOST and RERANKD_PORT."
+            "serve, or set another address with RERANKD_HOST and RERANKD_PORT."
         ) from None
     except ValueError:
-        told = None
-    if answer.status_code == status and isinstance(told, dict) and has in told:
-        return told
-    message = told.get("message") if isinstance(told, dict) else None
+        value = None
+    if response.status_code == status and isinstance(value, dict) and has in value:
+        return value
+    message = value.get("message") if isinstance(value, dict) else None
     raise RerankdError(
-        f"The server at {settings.local_url} says: {message}"
+        f"The server at {settings.local_url} reports: {message}"
         if isinstance(message, str)
-        else f"What answers at {settings.local_url} is not a rerankd that knows {knows}."
+        else f"The server at {settings.local_url} is not a rerankd that supports {method} {path}."
     )

@@ -1,4 +1,4 @@
-"""Settings as options of a command: name, type, bounds, default and help are the setting's."""
+"""Command-line flags made from settings: name, type, bounds, default and help come from the setting."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rerankd.config import Settings
 
 
 def of_backends() -> list[str]:
-    """The settings that are a backend's own."""
+    """Return the names of the backends' settings."""
     return [name for backend in BACKENDS for name in backend.Options.model_fields]
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, which takes `**flags`, an option for each of these settings. It is called with None for
-    those that are not given."""
+    """Add a flag for each of these settings to a command with a parameter `**flags`. Flags that are not given
+    are None."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         written = inspect.signature(command, eval_str=True)
@@ -37,7 +37,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 def _option(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     kind = _kind(field)
-    # Of a switch, only what it does not do by itself is said on the command line.
+    # A boolean is a single flag that turns it on; without `spelled`, typer would add --no-... as well.
     spelled = [f"--{name.replace('_', '-')}"] if kind is bool else []
     limits: dict[str, Any] = {
         limit: getattr(one, bound)
@@ -45,10 +45,10 @@ def _option(name: str) -> inspect.Parameter:
         for bound, limit in (("ge", "min"), ("le", "max"))
         if hasattr(one, bound)
     }
-    said = field.description or ""
+    text = field.description or ""
     shown = str(field.default) if field.default not in (None, "", (), False) else None
     option = typer.Option(
-        *spelled, help=f"{said[:1].upper()}{said[1:]}.", show_default=shown or False, **limits
+        *spelled, help=f"{text[:1].upper()}{text[1:]}.", show_default=shown or False, **limits
     )
     optional: Any = kind | None
     annotation = Annotated[(optional, option)]
@@ -56,7 +56,7 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """A setting's type on the command line, without the None that each option may be."""
+    """Return a setting's type on the command line, without None."""
     given = [kind for kind in get_args(field.annotation) if kind is not NoneType]
     kind = given[0] if NoneType in get_args(field.annotation) else field.annotation
     return list[str] if get_origin(kind) is tuple else kind

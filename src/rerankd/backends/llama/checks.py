@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rerankd.backends.base import Check, Verdict
+from rerankd.backends.base import Check, Status
 from rerankd.backends.llama.binaries import BUNDLED, Binary
 from rerankd.backends.llama.build import apt, cuda, tools
 from rerankd.backends.llama.build.cuda import Toolkit
@@ -128,9 +128,9 @@ def _install(seen: Seen, mirror: str | None) -> str:
 def _building(seen: Seen) -> Iterator[Check]:
     found, sentences = seen.tools, tools.missing(seen.tools)
     # Build tools are not needed if another engine than the bundled one is used.
-    verdict: Verdict = "ok" if seen.choice is not None and seen.choice.name != BUNDLED else "warn"
+    status: Status = "ok" if seen.choice is not None and seen.choice.name != BUNDLED else "warn"
     if sentences:
-        yield Check("build tools", verdict, "engines can't be built here", "\n".join(sentences))
+        yield Check("build tools", status, "engines can't be built here", "\n".join(sentences))
         return
     by = "ninja" if found.ninja else "make"
     says = f"cmake {found.cmake_version}, {by}, {found.compiler}" + (", ccache" if found.ccache else "")
@@ -151,7 +151,7 @@ def _engines(seen: Seen) -> Iterator[Check]:
 def _engine(engine: SeenEngine, *, is_used: bool) -> Check:
     name = f"engine {engine.name}"
     number = f"b{engine.build}, " if engine.build and f"b{engine.build}" not in engine.name else ""
-    bad: Verdict = "fail" if is_used else "warn"
+    bad: Status = "fail" if is_used else "warn"
     if engine.outcome is None:
         return Check(
             name,
