@@ -50,7 +50,7 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     (name,) = engines(tmp_path)
     assert name.startswith("b4000-cpu-")
     assert "passed: " in made.stderr
-    assert f"uses {name}" in made.stderr
+    assert f"uses this llama.cpp: {name}" in made.stderr
     assert left_over(tmp_path) == []
     assert list((tmp_path / "engines" / ".build").iterdir()) == []
     folder = tmp_path / "engines" / name
@@ -70,12 +70,12 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     )
     assert scored.returncode == 0, scored.stderr
     bundled = rerankd("engine", "use", "bundled", home=tmp_path)
-    assert "uses bundled: chosen with rerankd engine use" in bundled.stderr
+    assert "uses this llama.cpp: bundled (chosen with rerankd engine use" in bundled.stderr
     assert "bundled" in rerankd("engine", "path", home=tmp_path).stdout
     assert rerankd("engine", "use", "b4", home=tmp_path).returncode == 0
     gone = rerankd("engine", "remove", name, home=tmp_path)
     assert (gone.returncode, engines(tmp_path)) == (0, [])
-    assert "uses bundled" in gone.stderr
+    assert "uses this llama.cpp: bundled" in gone.stderr
     unknown = rerankd("engine", "use", "b9", home=tmp_path)
     assert (unknown.returncode, "The engines are: bundled" in unknown.stderr) == (4, True)
 
@@ -105,7 +105,7 @@ def test_a_build_that_fails_its_test_is_not_published(tmp_path: Path) -> None:
     assert (engines(home), left_over(home)) == (before, [])
 
 
-def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
+def test_a_source_that_does_not_compile_is_reported(tmp_path: Path) -> None:
     home = with_an_engine(tmp_path)
     before = engines(home)
     failed = build(mini_tree.write(tmp_path / "tree", more="int more() { return x; }"), home)
@@ -170,7 +170,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(home)], check=True)
 
 
-def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_and_during_the_build(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = mini_tree.write(tmp_path / "tree")
     failed = build(tree, small_disk)
     assert failed.returncode == 7

@@ -135,7 +135,7 @@ def test_files_with_a_byte_order_mark_are_read_whole(tmp_path: Path) -> None:
     run.write_text("q Q0 b 1 1 x\n", encoding="utf-8-sig")
     assert read_run(run, marked, 10) == {"q": ("b",)}
     run.write_text("q Q0 b 1 1 x\n", encoding="utf-16")
-    with pytest.raises(CollectionError, match=r"can't be read: it is in UTF-16; save it as UTF-8"):
+    with pytest.raises(CollectionError, match=r"can't be read: it is encoded in UTF-16; save it as UTF-8"):
         read_run(run, marked, 10)
 
 

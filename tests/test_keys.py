@@ -155,7 +155,7 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
         "dify",
     ]
     again = rerankd("key", "new", "dify", "--file", str(file), home=tmp_path)
-    assert again.returncode == 2 and "There is a key named dify" in again.stderr
+    assert again.returncode == 2 and "already has a key named dify" in again.stderr
     key("remove", "laptop", file=file, home=tmp_path)
     assert file.read_text().startswith("# who is who\n")
     assert keys.read(Settings(api_keys_file=file)).find(made.encode()) is None

@@ -551,7 +551,7 @@ def test_inspect_has_each_name_of_0_1_beside_the_new_one(one: Renamed) -> None:
 def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
     chat = describe(CHAT, judged(CHAT))
     assert "refused: it is a plain language model" in chat
-    assert "what to do: set template and labels in rerankd.toml" in chat
+    assert "next step: set template and labels in rerankd.toml" in chat
     told = describe_json(CHAT, judged(CHAT))
     assert told["recipe"] is None and told["scoring"] is None
     assert told["refusal"] == {key: told[key] for key in ("reason", "next_step", "settings")}

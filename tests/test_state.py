@@ -277,7 +277,7 @@ def test_state_shows_and_clears_what_was_learned(tmp_path: Path) -> None:
     assert said["folder"] == str(tmp_path / "state")
     assert said["sections"]["quarantine"]["c0ffee"]["until"] > said["sections"]["quarantine"]["c0ffee"]["at"]
     wrong = rerankd("state", "clear", "precisions", home=tmp_path)
-    assert wrong.returncode == 2 and "There are: precision, quarantine." in wrong.stderr
+    assert wrong.returncode == 2 and "Sections: precision, quarantine." in wrong.stderr
     assert "1 entries" in rerankd("state", "clear", "precision", home=tmp_path).stderr
     assert store.get("precision", "e5 on this CPU") is None, "a running service forgets it, too"
     assert store.get("quarantine", "c0ffee") == {"deaths": 2}

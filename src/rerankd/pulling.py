@@ -1,4 +1,4 @@
-"""A pull with everything it needs, built from the settings: for the command line and for the admin API."""
+"""Pulls and checks a model with the settings of this machine, for the command line and the admin API."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def pull(
     progress: Progress,
     check: Callable[[Path], None] = lambda path: None,
 ) -> Record:
-    """Fetch a model into the store. `check` is the last word on the file. Blocks; raises what
-    `Puller.pull` does, and what `progress` or `check` raise."""
+    """Download a model into the store. `check` runs on the file before it enters the store. Blocks. Raises
+    what `Puller.pull`, `progress` and `check` raise."""
     for client in ("huggingface_hub", "modelscope_hub"):
         logging.getLogger(client).setLevel(logging.ERROR)
     wanted = settings.of(model)
@@ -47,8 +47,8 @@ def pull(
 
 
 def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[str, ...]:
-    """Start an engine, check its scores, and have a second engine score the same pairs where one can,
-    whatever was found earlier. Returns in words what was checked. Blocks; raises what a start raises."""
+    """Start an engine, check its scores and compare them with a second engine's, even if stored results
+    exist. Returns the results in words. Blocks. Raises what starting an engine raises."""
     model = prepare(settings, wanted.model_copy(update={"replicas": 1, "preload": True}))
 
     async def run() -> tuple[str, ...]:
@@ -68,8 +68,8 @@ def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[st
 
 
 def start_once(settings: Settings, path: Path, scoring: config.ScoringSettings) -> None:
-    """Start an engine with a file that is scored so, check its scores, and stop it. Blocks; raises what a
-    start raises."""
+    """Start an engine with a file, check its scores, and stop it. Blocks. Raises what starting an engine
+    raises."""
 
     async def run() -> None:
         alone = {"model": (str(path),), "models": {}, "alias": (), "replicas": 1, "preload": True}

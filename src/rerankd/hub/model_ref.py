@@ -1,4 +1,4 @@
-"""What a user types to name a model <-> `ModelRef`.
+"""Model references: parses a name such as hf:org/repo:Q8_0 or a path into a `ModelRef`, and renders it.
 
     ref      = builtin | hub | name | path
     builtin  = "builtin:" word                        builtin:e5
@@ -7,11 +7,11 @@
     name     = word ["/" word] [":" quant]            qwen3-reranker-8b:q4_k_m, BAAI/bge-reranker-v2-m3
     path     = anything else                          model.gguf, ./model, ~/models/x, /models/x
 
-A name is the catalog's, or an alias: what the model's maker calls it on a hub, which holds one slash.
-What may be a name may also be the relative path of a file, or of a folder of safetensors: **what exists
-wins** (`Store.locate` looks).
-What ends in .gguf, or begins with a dot, a tilde or a slash, is always a path. The prefixes always win: a
-file that is called `hf:x` is `./hf:x`. Quants are compared without regard to case.
+A name is the catalog's name of a model or an alias: the model's name on its hub, which contains one slash.
+A text that could be a name may also be the relative path of a file or of a safetensors folder: **if that path
+exists, it wins** (`Store.locate` checks). A text that ends in .gguf, or begins with a dot, a tilde or a
+slash, is always a path. Prefixes always win: write `./hf:x` for a file named `hf:x`. The case of a quant does
+not matter.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ _QUANT = rf"(?::(?P<quant>{_WORD}))?"
 _HUB = re.compile(rf"(?P<name>{_WORD}/{_WORD})(?:{_QUANT}|/(?P<file>[^:\0]+\.gguf))", re.IGNORECASE)
 _NAME = re.compile(rf"(?P<name>{_WORD}(?:/{_WORD})?){_QUANT}")
 _WEB = re.compile(r"https?://(?:www\.)?(?P<host>huggingface\.co|hf\.co|modelscope\.(?:cn|ai))/(?P<rest>.+)")
-# What stands between a repository and a file of it in an address.
+# The URL of a repository or of a file in it, after the host name.
 _WEB_FILE = re.compile(r"^(?:models/)?(?P<repo>[^/]+/[^/]+)(?:/(?:resolve|blob)/[^/]+/(?P<file>[^?]+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """One model as a user names it. `name` is the catalog's name, `org/repo`, or the path, by `kind`.
+    """A parsed model reference. `name` is the catalog's name, `org/repo` or the path, depending on `kind`.
 
-    `file` is a path within the repository; it and `quant` are "" where the user leaves the choice.
+    `file` is a path within the repository. `file` and `quant` are "" if the user leaves the choice to
+    rerankd.
     """
 
     kind: Kind
@@ -54,12 +55,12 @@ class ModelRef:
 
     @property
     def is_pullable(self) -> bool:
-        """Whether it names something that a hub may have."""
+        """Whether the model may be on a hub."""
         return self.kind in ("hf", "ms", "name")
 
 
 def parse(text: str) -> ModelRef:
-    """The reference that `text` is. Raises UnknownModel for a hub's prefix with something else behind it."""
+    """Parse a reference. Raises UnknownModel if a hub's prefix is not followed by a valid repository name."""
     text = text.strip()
     prefix, _, rest = text.partition(":")
     if prefix == "builtin":
@@ -68,17 +69,17 @@ def parse(text: str) -> ModelRef:
         match = _HUB.fullmatch(rest)
         if match is None:
             raise UnknownModel(
-                f"{text!r} is not a reference to a model. Write {prefix}:ORG/REPO, {prefix}:ORG/REPO:QUANT "
+                f"{text!r} is not a valid model reference. Write {prefix}:ORG/REPO, {prefix}:ORG/REPO:QUANT "
                 f"as in {prefix}:org/repo:Q8_0, or {prefix}:ORG/REPO/FILE.gguf."
             )
         file = match["file"] or ""
         if any(part in ("", ".", "..") for part in file.split("/")) and file:
             raise UnknownModel(
-                f"{text!r} is not a reference to a model: {file!r} is no path in a repository."
+                f"{text!r} is not a valid model reference: {file!r} can't be a path in a repository."
             )
         return ModelRef(prefix, match["name"], match["quant"] or "", file)
     if web := _WEB.fullmatch(text):
-        raise UnknownModel(f"{text!r} is an address, not a reference to a model.{_as_ref(web)}")
+        raise UnknownModel(f"{text!r} is a URL, not a model reference.{_as_ref(web)}")
     if text.lower().endswith(".gguf") or text.startswith((".", "~", "/")):
         return ModelRef("path", text)
     if match := _NAME.fullmatch(text):
