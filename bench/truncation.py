@@ -1,7 +1,7 @@
-"""What truncation costs: python bench/window.py [--documents 100] [--words 2000] [--rounds 5]
+"""Cost of truncation: python bench/truncation.py [--documents 100] [--words 2000] [--rounds 5]
 
-The built-in model, documents far longer than its window, in one run and in turns: the whole documents, which
-rerankd must truncate, and the same documents cut to their first part by hand, which it need not.
+Scores documents far longer than the built-in model's max_length, and the same documents shortened beforehand
+so that rerankd need not truncate them, in alternation and in one run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ async def timed(reranker: Reranker, query: str, documents: Sequence[str]) -> tup
 
 
 async def main(options: argparse.Namespace) -> None:
-    took: dict[str, list[float]] = {"whole": [], "cut": []}
+    took: dict[str, list[float]] = {"whole": [], "short": []}
     whole = [text(WORDS, options.words, f"document {at}") for at in range(options.documents)]
     async with Reranker(from_machine({"cache_entries": 0})) as reranker:
-        # As many words as the window holds of these: measured, not guessed.
+        # Find the number of words that fit max_length.
         size = 400
         reader = await reranker.registry.find(None).reader()
         prepared = await reader.prepare(text(WORDS, 8, "query"))
@@ -38,18 +38,19 @@ async def main(options: argparse.Namespace) -> None:
             await reader.read(prepared, [" ".join(whole[0].split()[: size + 1])])
         ).truncated == frozenset():
             size += 1
-        cut = [" ".join(document.split()[:size]) for document in whole]
+        short = [" ".join(document.split()[:size]) for document in whole]
         for at in range(options.rounds):
             query = text(WORDS, 8, f"query {at}")
             whole_s, whole_tokens = await timed(reranker, query, whole)
-            cut_s, cut_tokens = await timed(reranker, query, cut)
+            short_s, short_tokens = await timed(reranker, query, short)
             took["whole"].append(whole_s / whole_tokens)
-            took["cut"].append(cut_s / cut_tokens)
+            took["short"].append(short_s / short_tokens)
             print(
-                f"whole {whole_s:.2f} s for {whole_tokens} tokens, cut by hand {cut_s:.2f} s for {cut_tokens}"
+                f"whole {whole_s:.2f} s for {whole_tokens} tokens, shortened beforehand {short_s:.2f} s for "
+                f"{short_tokens}"
             )
-    added = [100 * (a / b - 1) for a, b in zip(took["whole"], took["cut"], strict=True)]
-    print(f"added by truncation, a token: median {statistics.median(added):.1f} %")
+    added = [100 * (a / b - 1) for a, b in zip(took["whole"], took["short"], strict=True)]
+    print(f"added by truncation, per token: median {statistics.median(added):.1f} %")
 
 
 if __name__ == "__main__":
