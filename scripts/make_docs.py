@@ -61,7 +61,7 @@ def _meanings(fields: Mapping[str, FieldInfo]) -> str:
 
 
 def _default(name: str, field: FieldInfo) -> str:
-    if name == "home":  # another one on each system
+    if name == "home":  # depends on the system
         return "the user's data folder, on Linux `~/.local/share/rerankd`"
     value = field.default
     if value in (None, "", ()):
