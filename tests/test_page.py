@@ -151,9 +151,9 @@ def test_what_was_cut_is_marked_and_said(tab: Open) -> None:
     page.locator("#query").fill("pandas")
     page.locator("#documents").fill("panda bears eat bamboo " * 100 + "\nshort")
     page.get_by_role("button", name="Rerank").click()
-    expect(page.locator(".tag")).to_have_text("cut")
+    expect(page.locator(".tag")).to_have_text("truncated")
     expect(page.locator(".notes")).to_contain_text("document 0")
-    page.get_by_role("button", name="more").click()
+    page.get_by_role("button", name="show all").click()
     assert max(map(len, texts(page))) > 2000
 
 
@@ -188,20 +188,20 @@ def test_an_error_is_the_servers_sentence(tab: Open) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "documents", "counted"),
     [
-        ("a.txt", "one\n\ntwo\r\n", ["one", "two"], "2 documents, one a line"),
-        ("a.jsonl", '{"text": "one"}\n"two, \\"2\\""\n', ["one", 'two, "2"'], "2 documents, JSON lines"),
-        ("a.json", '[{"text": "one"}, "two"]', ["one", "two"], "2 documents, a JSON list"),
+        ("a.txt", "one\n\ntwo\r\n", ["one", "two"], "2 documents, one per line"),
+        ("a.jsonl", '{"text": "one"}\n"two, \\"2\\""\n', ["one", 'two, "2"'], "2 documents, JSON Lines"),
+        ("a.json", '[{"text": "one"}, "two"]', ["one", "two"], "2 documents, a JSON array"),
         (
             "a.csv",
             '\ufeffid,text\n1,"one, ""1"""\n2,"two\nlines"\n',
             ['one, "1"', "two\nlines"],
-            "2 documents, JSON lines",
+            "2 documents, JSON Lines",
         ),
         (
             "b.csv",
             "7,the longest column\n8,of all\n",
             ["the longest column", "of all"],
-            "2 documents, one a line",
+            "2 documents, one per line",
         ),
     ],
 )
@@ -346,7 +346,7 @@ def test_status_after_the_engine_was_killed(tab: Open, url: str) -> None:
     card = page.get_by_role("article", name="tiny")
     expect(card).to_contain_text(f"pid {before['pids'][0]}")
     os.kill(before["pids"][0], signal.SIGKILL)
-    expect(card).to_contain_text(f"{before['starts'] + 1}, lost: {before['lost'] + 1}")
+    expect(card).to_contain_text(f"{before['starts'] + 1}, unexpected exits: {before['lost'] + 1}")
     expect(card.locator(".pill")).to_have_text("ready")
     expect(card).not_to_contain_text(f"pid {before['pids'][0]}\n")
 
@@ -365,11 +365,11 @@ def test_pull_and_delete_with_what_happens_meanwhile(tab: Open, hub: FakeHub) ->
     page.get_by_role("link", name="Status").click()
     shown.picture(PICTURES, "pull")
     hub.hang.set()
-    expect(page.locator("#pull-progress .right")).to_contain_text("is here and served")
+    expect(page.locator("#pull-progress .right")).to_contain_text("is downloaded and served")
     card = page.get_by_role("article", name="other")
     expect(card.locator(".pill")).to_have_text("ready")
     card.get_by_role("button", name="Delete").click()
-    card.get_by_role("button", name="Delete its file?").click()
+    card.get_by_role("button", name="Delete the files?").click()
     expect(card).to_have_count(0)
 
 
@@ -380,7 +380,7 @@ def test_unload_load_and_reload(tab: Open, url: str) -> None:
     before = engine(url)
     card.get_by_role("button", name="Unload").click()
     expect(card.locator(".pill")).to_have_text("unloaded")
-    expect(page.locator("#summary")).to_contain_text("All is well")
+    expect(page.locator("#summary")).to_contain_text("All models are available")
     card.get_by_role("button", name="Load").click()
     expect(card.locator(".pill")).to_have_text("ready")
     card.get_by_role("button", name="Restart").click()
@@ -393,17 +393,17 @@ def test_a_model_that_is_not_served_is_shown_with_its_reason(tab: Open, started:
     page = tab(started(XLMR, str(late)).url).open()
     page.get_by_role("link", name="Status").click()
     expect(page.locator("#served")).to_have_text("2 models refused")
-    expect(page.locator("#summary")).to_contain_text("1 of 2 models can't answer now")
+    expect(page.locator("#summary")).to_contain_text("1 of 2 models are unavailable")
     card = page.get_by_role("article", name="late")
     expect(card.locator(".pill")).to_have_text("refused")
     expect(card).to_contain_text(f"There is no file {late}")
-    expect(card).to_contain_text("It is tried again in")
+    expect(card).to_contain_text("Retry in")
     # What can't answer is not offered.
     page.get_by_role("link", name="Try it").click()
     expect(page.locator("#model option")).to_have_text(["xlmr-head"])
     late.write_bytes(Path(XLMR).read_bytes())
     page.get_by_role("link", name="Status").click()
-    expect(page.locator("#summary")).to_contain_text("All is well")
+    expect(page.locator("#summary")).to_contain_text("All models are available")
     expect(page.get_by_role("article", name="late").locator(".pill")).to_have_text("ready")
 
 
@@ -411,7 +411,7 @@ def test_a_model_that_was_not_pulled_is_not_deleted(tab: Open) -> None:
     shown = tab()
     card = shown.open("status").get_by_role("article", name="tiny")
     card.get_by_role("button", name="Delete").click()
-    card.get_by_role("button", name="Delete its file?").click()
+    card.get_by_role("button", name="Delete the files?").click()
     expect(card.locator(".actions .wrong")).to_contain_text("was not pulled by rerankd")
     shown.forget("409")
 
@@ -426,11 +426,11 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> N
     expect(page.get_by_role("dialog")).to_be_visible()
     shown.picture(PICTURES, "key")
     assert shown.errors == []
-    page.get_by_role("textbox", name="Key").fill("wrong")
+    page.get_by_role("textbox", name="API key").fill("wrong")
     page.get_by_role("button", name="Continue").click()
-    expect(page.get_by_role("alert")).to_contain_text("That is not the key")
+    expect(page.get_by_role("alert")).to_contain_text("The API key is wrong")
     shown.forget("401")
-    page.get_by_role("textbox", name="Key").fill("a secret")
+    page.get_by_role("textbox", name="API key").fill("a secret")
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_role("dialog")).to_be_hidden()
     ask_panda(page)
@@ -461,7 +461,7 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> N
     other = shown.context.new_page()
     other.goto(f"{url}/")
     expect(other.get_by_role("dialog")).to_be_visible()
-    page.get_by_role("button", name="Forget the key").click()
+    page.get_by_role("button", name="Forget the API key").click()
     expect(page.get_by_role("dialog")).to_be_visible()
 
 

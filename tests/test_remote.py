@@ -135,6 +135,6 @@ async def test_a_server_without_rerank_is_told_with_what_it_said() -> None:
     ):
         async with Remote(url):
             pass
-    with pytest.raises(RemoteError, match="The request to .* failed"):
+    with pytest.raises(RemoteError, match=r"The request to .* failed"):
         async with Remote(url):
             pass

@@ -1,4 +1,4 @@
-// Status: figures, plots, models with their engines.
+// Status page: figures, plots, models with their engines.
 import { $, el } from "./dom.js";
 import { ask, Refused, send } from "./server.js";
 import { bars, format, lines } from "./plot.js";
@@ -22,18 +22,18 @@ export function update(status) {
   const total = (value) => models.reduce((sum, model) => sum + value(model), 0);
   const well = models.filter((model) => ["ready", "unloaded"].includes(model.state)).length;
   const time = duration(status.uptime_s);
-  $("summary").textContent = well === all ? t("All is well. Up for {time}.", { time }) : t("{n} of {all} models can't answer now. Up for {time}.", { n: all - well, all, time });
+  $("summary").textContent = well === all ? t("All models are available. Uptime: {time}.", { time }) : t("{n} of {all} models are unavailable. Uptime: {time}.", { n: all - well, all, time });
   const budget = status.memory_budget_bytes;
   $("figures").replaceChildren(
-    figure(t("Requests under way"), format(total((model) => model.queue.requests))),
-    figure(t("Documents waiting"), format(total((model) => model.queue.documents)), t("{n} tokens", { n: format(total((model) => model.queue.tokens)) })),
-    figure(t("Memory of engines"), size(total((model) => model.engine.memory_bytes ?? 0)), budget ? t("of {size}", { size: size(budget) }) : ""),
-    figure(t("Engines lost"), format(total((model) => model.engine.lost)), t("since the start")),
+    figure(t("Requests in progress"), format(total((model) => model.queue.requests))),
+    figure(t("Documents in the queue"), format(total((model) => model.queue.documents)), t("{n} tokens", { n: format(total((model) => model.queue.tokens)) })),
+    figure(t("Engine memory"), size(total((model) => model.engine.memory_bytes ?? 0)), budget ? t("budget: {size}", { size: size(budget) }) : ""),
+    figure(t("Unexpected engine exits"), format(total((model) => model.engine.lost)), t("since the server started")),
   );
   $("pull").hidden = !status.admin;
   $("plots").replaceChildren(
     bars(t("Requests"), "", recent.requests, recent.failed, recent.step_s),
-    lines(t("Time to answer"), "ms", { median: recent.median_ms, p95: recent.p95_ms }, recent.step_s),
+    lines(t("Latency"), "ms", { median: recent.median_ms, p95: recent.p95_ms }, recent.step_s),
     bars(t("Documents"), "", recent.documents, [], recent.step_s),
   );
   for (const id of shown.keys()) if (!models.some((model) => model.id === id)) shown.delete(id);
@@ -47,26 +47,26 @@ export function update(status) {
 }
 
 export function lost() {
-  $("summary").textContent = t("The server does not answer. What is below is what it said last.");
+  $("summary").textContent = t("The server does not respond. Below is its last known status.");
 }
 
 function figure(name, value, note = "") {
   return el("div", { class: "card figure" }, el("span", { class: "muted small" }, name), el("strong", {}, value), el("span", { class: "muted small" }, note));
 }
 
-/** What is told of a model that can't be asked: it is being read, or was refused. */
+/** The card of a model that can't be used: it is being read, or was refused. */
 function pending(model) {
-  const again = model.retry_after_s === null ? "" : t("It is tried again in {n} s.", { n: model.retry_after_s });
+  const again = model.retry_after_s === null ? "" : t("Retry in {n} s.", { n: model.retry_after_s });
   return el(
     "article",
     { class: "card model", "aria-label": model.id },
     el("header", {}, el("h3", {}, model.id), el("span", { class: `pill ${model.state}` }, t(model.state))),
-    model.error ? el("p", { class: "wrong" }, model.error) : el("p", { class: "muted" }, model.doing || t("One moment …")),
-    model.state === "refused" ? el("p", { class: "small muted" }, again || t("It is tried again after a reload.")) : "",
+    model.error ? el("p", { class: "wrong" }, model.error) : el("p", { class: "muted" }, model.doing || t("Please wait …")),
+    model.state === "refused" ? el("p", { class: "small muted" }, again || t("Reload rerankd to retry.")) : "",
   );
 }
 
-/** A model's card; `show` brings it up to date and leaves open what a person has opened. */
+/** The card of a model. `show` updates it and keeps opened details open. */
 function card(id) {
   const pill = el("span", { class: "pill" });
   const names = el("p", { class: "small muted" });
@@ -74,29 +74,29 @@ function card(id) {
   const notes = el("ul", { class: "notes" });
   const wrong = el("p", { class: "wrong" });
   const facts = el("dl", { class: "facts" });
-  const log = el("pre", { class: "log", tabIndex: 0, "aria-label": t("Last lines of the engine") });
+  const log = el("pre", { class: "log", tabIndex: 0, "aria-label": t("Last lines of the engine's log") });
   const where = el("p", { class: "small muted" });
   const actions = buttons(id);
-  const element = el("article", { class: "card model", "aria-label": id }, el("header", {}, el("h3", {}, id), pill), names, why, notes, wrong, facts, el("details", {}, el("summary", {}, t("Last lines of the engine")), where, log), actions.element);
+  const element = el("article", { class: "card model", "aria-label": id }, el("header", {}, el("h3", {}, id), pill), names, why, notes, wrong, facts, el("details", {}, el("summary", {}, t("Last lines of the engine's log")), where, log), actions.element);
 
   function show(model, admin) {
     const { engine } = model;
     actions.show(model.state, admin);
     pill.className = `pill ${model.state}`;
     pill.textContent = t(model.state);
-    names.textContent = model.aliases.length ? t("also {names}", { names: model.aliases.join(", ") }) : "";
+    names.textContent = model.aliases.length ? t("aliases: {names}", { names: model.aliases.join(", ") }) : "";
     why.textContent = model.explain;
     notes.replaceChildren(...model.notes.map((note) => el("li", {}, note)));
     wrong.textContent = engine.error ?? "";
     facts.replaceChildren(
-      ...fact(t("Scored as"), `${t(model.method)} → ${model.normalization}`),
+      ...fact(t("Method"), `${t(model.method)} → ${model.normalization}`),
       ...fact(t("Maximum length"), t("{n} tokens", { n: format(model.max_length) })),
       ...fact(t("Engine"), engine.pids.length ? `${engine.program}, pid ${engine.pids.join(", ")}` : engine.program),
-      ...fact(t("Chosen as"), engine.why),
+      ...fact(t("Engine choice"), engine.why),
       ...(model.self_test ? fact(t("Self-test"), model.self_test) : []),
       ...fact(t("Memory"), engine.memory_bytes ? size(engine.memory_bytes) : "–"),
-      ...fact(t("Starts"), engine.lost ? t("{n}, lost: {lost}", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
-      ...(model.queue.tokens_per_second ? fact(t("Speed"), t("{n} documents, {tokens} tokens a second while it works", { n: format(model.queue.documents_per_second), tokens: format(model.queue.tokens_per_second) })) : []),
+      ...fact(t("Starts"), engine.lost ? t("{n}, unexpected exits: {lost}", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
+      ...(model.queue.tokens_per_second ? fact(t("Throughput"), t("{n} documents/s, {tokens} tokens/s while busy", { n: format(model.queue.documents_per_second), tokens: format(model.queue.tokens_per_second) })) : []),
       ...fact(t("File"), [model.path, size(model.size_bytes), model.quantisation].filter(Boolean).join(", ")),
       ...(model.licence ? fact(t("Licence"), model.licence) : []),
       ...(model.languages.length ? fact(t("Languages"), model.languages.join(" ")) : []),
@@ -112,20 +112,20 @@ function card(id) {
   return { element, show };
 }
 
-/** What can be done to a model, where the server lets one. */
+/** The buttons of a model: load, unload, restart, delete. */
 function buttons(id) {
   const said = el("p", { class: "small", role: "status" });
   const act = (method, action, done) => async (button) => {
     button.disabled = true;
     said.className = "small muted";
-    said.textContent = t("One moment …");
+    said.textContent = t("Please wait …");
     try {
       await ask(`/v1/models/${encodeURIComponent(id)}${action}`, { method });
       said.textContent = t(done);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       said.className = "small wrong";
-      said.textContent = error.message || t("The server does not answer. Does it run?");
+      said.textContent = error.message || t("The server does not respond. Is it running?");
     }
     button.disabled = false;
     await refresh();
@@ -135,13 +135,13 @@ function buttons(id) {
     button.addEventListener("click", () => handle(button));
     return button;
   };
-  const load = make("Load", act("POST", "/load", "It is loaded."));
-  const unload = make("Unload", act("POST", "/unload", "It is unloaded as soon as nobody uses it."));
-  const reload = make("Restart", act("POST", "/reload", "A new engine takes over between requests."));
+  const load = make("Load", act("POST", "/load", "The model is loaded."));
+  const unload = make("Unload", act("POST", "/unload", "The model is unloaded when its requests are done."));
+  const reload = make("Restart", act("POST", "/reload", "A new engine takes over; no request is interrupted."));
   const remove = make("Delete", (button) => {
-    if (button.dataset.sure) return act("DELETE", "", "It is gone.")(button);
+    if (button.dataset.sure) return act("DELETE", "", "The model is deleted.")(button);
     button.dataset.sure = "yes";
-    button.textContent = t("Delete its file?");
+    button.textContent = t("Delete the files?");
     setTimeout(() => {
       delete button.dataset.sure;
       button.textContent = t("Delete");
@@ -149,7 +149,7 @@ function buttons(id) {
   });
   const element = el("div", { class: "actions" }, load, unload, reload, remove, said);
   function show(state, admin) {
-    // Restarting changes no model, so it needs no admin_api.
+    // A restart does not change the model, so it does not need admin_api.
     load.hidden = !admin || !["unloaded", "failed"].includes(state);
     unload.hidden = !admin || state === "unloaded";
     remove.hidden = !admin;
@@ -158,10 +158,10 @@ function buttons(id) {
   return { element, show };
 }
 
-/** Have the server pull a model, and show what it tells of it. */
+/** Pull a model on the server and show the progress. */
 async function pull(model) {
   const bar = el("progress", { max: 1 });
-  const said = el("p", { class: "small" }, t("One moment …"));
+  const said = el("p", { class: "small" }, t("Please wait …"));
   $("pull-progress").replaceChildren(said, bar);
   const wrong = (message) => $("pull-progress").replaceChildren(el("p", { class: "wrong" }, message));
   try {
@@ -170,17 +170,17 @@ async function pull(model) {
     for await (const event of events(response)) {
       if (event.status === "error") return wrong(event.message);
       if (event.status === "success") {
-        $("pull-progress").replaceChildren(el("p", { class: "right" }, t("{model} is here and served.", { model: event.model })));
+        $("pull-progress").replaceChildren(el("p", { class: "right" }, t("{model} is downloaded and served.", { model: event.model })));
         $("pull-name").value = "";
         break;
       }
-      // A step that is not a download counts what it does, not bytes.
+      // Only downloads count bytes; other steps count small numbers of items.
       said.textContent = event.total > 1000 ? `${event.status} · ${size(event.completed)} / ${size(event.total)}` : event.status;
       if (event.total) bar.value = event.completed / event.total;
       else bar.removeAttribute("value");
     }
   } catch (error) {
-    wrong(error.message || t("The server does not answer. Does it run?"));
+    wrong(error.message || t("The server does not respond. Is it running?"));
   }
   await refresh();
 }
