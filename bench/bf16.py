@@ -140,8 +140,8 @@ def main() -> None:
     parser.add_argument("--emulate", action="store_true", help="emulate bf16 even if this CPU has it")
     have = {"amx_bf16", "avx512_bf16"} & set(machine.instructions())
     emulate = parser.parse_args().emulate or not have
-    told = "bf16 emulated" if emulate else f"bf16 by {' and '.join(sorted(have))}"
-    print(f"{machine.cpu_name()}: {told}\n")
+    arithmetic = "bf16 emulated" if emulate else f"bf16 by {' and '.join(sorted(have))}"
+    print(f"{machine.cpu_name()}: {arithmetic}\n")
     print("| model | queries × documents | raw moves by (of its range) | score moves by "
           "| Kendall's tau, mean (least) | largest swap | taken |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")

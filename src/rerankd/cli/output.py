@@ -74,7 +74,7 @@ class progress:
     """Shows progress: on a terminal as a bar, elsewhere as a line at the start of each step and every ten
     seconds. A context manager that yields the function to report progress with.
 
-    After its end that function raises KeyboardInterrupt, which stops work that nobody waits for any more.
+    After its end that function raises KeyboardInterrupt, which stops work whose result is no longer awaited.
     """
 
     def __enter__(self) -> Progress:
