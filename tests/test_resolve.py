@@ -1,4 +1,4 @@
-"""Which files score right, and how: one row for each kind of file that is met in the wild."""
+"""`resolve`: the recipe or the refusal for each kind of model file, and the settings that override it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) 
     return metadata(arch, **(given | more))
 
 
-def judged(found: ModelMetadata, settings: PartialRecipe | None = None) -> Resolution:
+def resolution_of(found: ModelMetadata, settings: PartialRecipe | None = None) -> Resolution:
     return resolve(found, catalog.known(), settings or PartialRecipe())
 
 
@@ -92,7 +92,7 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 def test_cross_encoders_with_their_head(name: str) -> None:
     found = HEADS[name]
-    resolved = judged(found)
+    resolved = resolution_of(found)
     assert (resolved.entry.name if resolved.entry else "") == name
     scoring = resolved.require()
     assert (scoring.method, scoring.pooling, scoring.normalization) == (
@@ -114,12 +114,13 @@ def test_cross_encoders_with_their_head(name: str) -> None:
     ids=lambda found: found.architecture,
 )
 def test_unnamed_cross_encoders_with_their_head(found: ModelMetadata) -> None:
-    assert judged(found).require().method == "cross_encoder"
+    assert resolution_of(found).require().method == "cross_encoder"
 
 
-def test_a_head_keeps_the_template_of_its_file() -> None:
+def test_a_cross_encoder_keeps_the_template_of_its_file() -> None:
     assert (
-        judged(xlmr(rerank_template="{query}|{document}", **HEAD)).require().template == "{query}|{document}"
+        resolution_of(xlmr(rerank_template="{query}|{document}", **HEAD)).require().template
+        == "{query}|{document}"
     )
 
 
@@ -159,8 +160,8 @@ QWEN3_FILE_TEMPLATE = QWEN3_PROMPT.replace("{instruction}", INSTRUCTION)
         ("MemReranker-4B", qwen(basename="MemReranker", blocks=36, width=2560)),
     ],
 )
-def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMetadata) -> None:
-    resolved = judged(found)
+def test_qwen3_rerankers_are_causal_lm_with_or_without_a_head(name: str, found: ModelMetadata) -> None:
+    resolved = resolution_of(found)
     assert (resolved.entry.name if resolved.entry else "") == name
     scoring = resolved.require()
     assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", QWEN3_PROMPT, ("yes", "no"))
@@ -170,7 +171,7 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMet
 
 
 @pytest.mark.parametrize(
-    ("named", "says"),
+    ("names", "extra"),
     [
         ({"name": "Acme Qwen3 Reranker 0.6B Legal"}, "acme legal"),
         ({"name": "Model", "basename": "Qwen3-Reranker", "finetune": "medical-ko"}, "medical ko"),
@@ -180,19 +181,18 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMet
         ({"name": "Qwen3-Reranker-0.6B-seq-cls", "basename": "my-qwen3-reranker"}, ""),
     ],
 )
-def test_a_fine_tune_under_a_known_name_says_so_in_every_answer(named: dict[str, str], says: str) -> None:
-    """It may be asked something else, and was served as the known model without a word."""
-    resolved = judged(qwen(**named))
+def test_extra_words_in_a_known_name_are_a_warning(names: dict[str, str], extra: str) -> None:
+    """A fine-tune may need another prompt, and was served like the known model without a warning."""
+    resolved = resolution_of(qwen(**names))
     assert resolved.require().method == "causal_lm"
-    assert [f"its name also contains '{says}'" in warning for warning in resolved.warnings] == [True] * bool(
-        says
-    )
+    expected = [True] if extra else []
+    assert [f"its name also contains '{extra}'" in warning for warning in resolved.warnings] == expected
 
 
 @pytest.mark.parametrize(("blocks", "width", "size"), [(24, 896, "base"), (28, 1536, "large")])
-def test_mxbai_judges_with_ones_and_zeros(blocks: int, width: int, size: str) -> None:
+def test_mxbai_has_the_labels_1_and_0(blocks: int, width: int, size: str) -> None:
     found = qwen("qwen2", blocks, width, name=f"Mxbai Rerank {size.title()} v2", context_length=32768)
-    resolved = judged(found)
+    resolved = resolution_of(found)
     assert resolved.entry is not None
     assert resolved.entry.name == f"mxbai-rerank-{size}-v2"
     scoring = resolved.require()
@@ -245,8 +245,8 @@ QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Normalization
         ("", qwen(pooling="last"), ("last", "", "", Normalization("affine", 0.0, 1.0))),
     ],
 )
-def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected: tuple[Any, ...]) -> None:
-    resolved = judged(found)
+def test_embedding_models(name: str, found: ModelMetadata, expected: tuple[Any, ...]) -> None:
+    resolved = resolution_of(found)
     assert (resolved.entry.name if resolved.entry else "") == name
     scoring = resolved.require()
     got = (scoring.pooling, scoring.query_prefix, scoring.document_prefix, scoring.normalization)
@@ -300,8 +300,8 @@ def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected
         (metadata("bert", vocabulary_size=0), "no vocabulary"),
     ],
 )
-def test_refusals_say_why_and_what_to_do(found: ModelMetadata, reason: str) -> None:
-    resolved = judged(found)
+def test_a_refusal_has_a_reason_and_a_next_step(found: ModelMetadata, reason: str) -> None:
+    resolved = resolution_of(found)
     assert resolved.refusal is not None and resolved.refusal.next_step
     with pytest.raises(
         Unscorable,
@@ -310,105 +310,105 @@ def test_refusals_say_why_and_what_to_do(found: ModelMetadata, reason: str) -> N
         resolved.require()
 
 
-def test_an_embedding_models_name_does_not_hide_a_head() -> None:
-    resolved = judged(xlmr(name="bge-m3", **HEAD))
+def test_a_head_overrides_an_embedding_models_name() -> None:
+    resolved = resolution_of(xlmr(name="bge-m3", **HEAD))
     assert (resolved.require().method, resolved.entry) == ("cross_encoder", None)
 
 
-def test_the_sizes_tell_namesakes_apart() -> None:
-    assert judged(qwen(name="Qwen3 Reranker 0.6B", width=1000)).entry is None
-    assert judged(qwen(name="Qwen3 Reranker 0.6B", blocks=27)).entry is None
-    assert judged(xlmr(name="multilingual-e5-small")).entry is None
+def test_a_model_of_other_sizes_is_not_recognised_by_its_name() -> None:
+    assert resolution_of(qwen(name="Qwen3 Reranker 0.6B", width=1000)).entry is None
+    assert resolution_of(qwen(name="Qwen3 Reranker 0.6B", blocks=27)).entry is None
+    assert resolution_of(xlmr(name="multilingual-e5-small")).entry is None
 
 
-def test_a_name_is_whole_words_of_the_right_architecture() -> None:
-    assert judged(xlmr(name="notbge-m3", pooling="cls")).entry is None
-    assert judged(xlmr(name="bge-m30", pooling="cls")).entry is None
-    assert judged(metadata("nomic-bert", name="bge-m3", pooling="cls")).entry is None
-    assert judged(xlmr(name="My bge-m3 (tuned)", pooling="cls")).entry is not None
+def test_a_name_matches_whole_words_and_the_architecture() -> None:
+    assert resolution_of(xlmr(name="notbge-m3", pooling="cls")).entry is None
+    assert resolution_of(xlmr(name="bge-m30", pooling="cls")).entry is None
+    assert resolution_of(metadata("nomic-bert", name="bge-m3", pooling="cls")).entry is None
+    assert resolution_of(xlmr(name="My bge-m3 (tuned)", pooling="cls")).entry is not None
 
 
 CHAT = qwen("llama", name="Llama 3.2 1B Instruct", context_length=131072)
-ASK = PartialRecipe(template="Q: {query}\nD: {document}\nRelevant?", labels=("Yes", "No"))
+PROMPT = PartialRecipe(template="Q: {query}\nD: {document}\nRelevant?", labels=("Yes", "No"))
 
 
-def test_a_users_template_and_labels_make_any_causal_model_a_judge() -> None:
-    scoring = judged(CHAT, ASK).require()
-    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", ASK.template, ("Yes", "No"))
+def test_template_and_labels_make_any_causal_model_a_reranker() -> None:
+    scoring = resolution_of(CHAT, PROMPT).require()
+    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", PROMPT.template, ("Yes", "No"))
     assert (scoring.instruction, scoring.max_length) == ("", CAUSAL_MAX_LENGTH)
-    spaced = judged(
-        CHAT.__class__(**_fields(CHAT, tokenizer_model="gpt2")), replace(ASK, labels=(" maybe", "No"))
+    spaced = resolution_of(
+        CHAT.__class__(**_fields(CHAT, tokenizer_model="gpt2")), replace(PROMPT, labels=(" maybe", "No"))
     )
     assert spaced.require().labels == (" maybe", "No")
     zerank = qwen(name="zerank-2", blocks=36, width=2560)
-    assert judged(zerank, ASK).require().labels == ("Yes", "No")
+    assert resolution_of(zerank, PROMPT).require().labels == ("Yes", "No")
 
 
 def _fields(found: ModelMetadata, **more: Any) -> dict[str, Any]:
     return {name: getattr(found, name) for name in ModelMetadata.__dataclass_fields__} | more
 
 
-def test_a_known_judge_takes_a_users_instruction_or_template() -> None:
+def test_instruction_and_template_of_the_settings_override_the_catalog() -> None:
     found = qwen(name="Qwen3 Reranker 0.6B")
-    assert judged(found, PartialRecipe(instruction="Find code")).require().instruction == "Find code"
-    own = judged(found, PartialRecipe(template="{query} {document}")).require()
+    assert resolution_of(found, PartialRecipe(instruction="Find code")).require().instruction == "Find code"
+    own = resolution_of(found, PartialRecipe(template="{query} {document}")).require()
     assert (own.labels, own.instruction) == (("yes", "no"), "")
-    own = judged(found, PartialRecipe(template="{instruction} {query} {document}")).require()
+    own = resolution_of(found, PartialRecipe(template="{instruction} {query} {document}")).require()
     assert own.instruction == INSTRUCTION
 
 
 BGE = HEADS["bge-reranker-v2-m3"]
-E5_FACTS = xlmr(name="multilingual-e5-large")
+E5_METADATA = xlmr(name="multilingual-e5-large")
 
 
 @pytest.mark.parametrize(
     ("found", "settings", "words"),
     [
-        (CHAT, replace(ASK, template="{query}"), "{document} exactly once, but contains it 0 times"),
-        (CHAT, replace(ASK, template="{query}{document}{document}"), "contains it 2 times"),
-        (CHAT, replace(ASK, template="{query}{document}{instruction}{instruction}"), "more than once"),
-        (CHAT, replace(ASK, labels=("Yes", "Nope")), "'Nope' is not a single token"),
-        (CHAT, replace(ASK, labels=("Yes", "Yes")), "two different"),
-        (CHAT, replace(ASK, labels=("Yes", "")), "two different"),
+        (CHAT, replace(PROMPT, template="{query}"), "{document} exactly once, but contains it 0 times"),
+        (CHAT, replace(PROMPT, template="{query}{document}{document}"), "contains it 2 times"),
+        (CHAT, replace(PROMPT, template="{query}{document}{instruction}{instruction}"), "more than once"),
+        (CHAT, replace(PROMPT, labels=("Yes", "Nope")), "'Nope' is not a single token"),
+        (CHAT, replace(PROMPT, labels=("Yes", "Yes")), "two different"),
+        (CHAT, replace(PROMPT, labels=("Yes", "")), "two different"),
         (CHAT, PartialRecipe(method="cross_encoder"), "Remove method = cross_encoder"),
-        (CHAT, replace(ASK, instruction="x"), "no {instruction}"),
-        (CHAT, replace(ASK, pooling="last"), "pooling is for method = embedding"),
-        (BGE, ASK, "is an encoder"),
+        (CHAT, replace(PROMPT, instruction="x"), "no {instruction}"),
+        (CHAT, replace(PROMPT, pooling="last"), "pooling is for method = embedding"),
+        (BGE, PROMPT, "is an encoder"),
         (BGE, PartialRecipe(instruction="x"), "instruction is for method = causal_lm"),
         (BGE, PartialRecipe(query_prefix="x"), "query_prefix is for method = embedding"),
         (BGE, PartialRecipe(max_length=8193), "from 32 to 8192"),
         (BGE, PartialRecipe(max_length=31), "from 32 to 8192"),
         (BGE, PartialRecipe(low=0.1), "low and high are for"),
-        (E5_FACTS, PartialRecipe(normalization="sigmoid"), "squeezes"),
-        (E5_FACTS, PartialRecipe(low=0.95), "must be less"),
+        (E5_METADATA, PartialRecipe(normalization="sigmoid"), "squeezes"),
+        (E5_METADATA, PartialRecipe(low=0.95), "must be less"),
     ],
 )
-def test_settings_that_do_not_fit_name_the_fix(
+def test_settings_that_contradict_the_model_are_an_error(
     found: ModelMetadata, settings: PartialRecipe, words: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        judged(found, settings)
+        resolution_of(found, settings)
     assert words in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("found", "settings", "words"),
     [
-        (CHAT, replace(ASK, labels=None), "labels must be set"),
-        (CHAT, replace(ASK, template=None), "template must be set"),
+        (CHAT, replace(PROMPT, labels=None), "labels must be set"),
+        (CHAT, replace(PROMPT, template=None), "template must be set"),
         (CHAT, PartialRecipe(method="causal_lm"), "template and labels must be set"),
         (qwen(name="Jina Reranker v3"), PartialRecipe(method="causal_lm"), "template and labels must be set"),
     ],
 )
-def test_what_is_missing_after_the_merge_is_named_with_the_lines_that_supply_it(
+def test_a_missing_part_is_named_with_the_settings_that_supply_it(
     found: ModelMetadata, settings: PartialRecipe, words: str
 ) -> None:
-    refusal = judged(found, settings).refusal
+    refusal = resolution_of(found, settings).refusal
     assert refusal is not None
     assert words in refusal.reason and 'method = "causal_lm"' in refusal.lines
 
 
-def test_the_first_source_wins_and_of_bounds_the_smallest() -> None:
+def test_the_first_source_wins_except_for_the_smallest_max_length() -> None:
     merged, sources = merge(
         {
             "settings": PartialRecipe(labels=("a", "b")),
@@ -463,53 +463,55 @@ def test_the_first_source_wins_and_of_bounds_the_smallest() -> None:
 def test_each_part_of_a_recipe_names_its_source(
     found: ModelMetadata, settings: PartialRecipe, sources: dict[str, str]
 ) -> None:
-    assert judged(found, settings).require().sources == sources
+    assert resolution_of(found, settings).require().sources == sources
 
 
 def test_max_lengths() -> None:
-    assert judged(BGE, PartialRecipe(max_length=512)).require().max_length == 512
+    assert resolution_of(BGE, PartialRecipe(max_length=512)).require().max_length == 512
     reranker = qwen(name="Qwen3 Reranker 0.6B")
-    assert judged(reranker, PartialRecipe(max_length=40960)).require().max_length == 40960
-    assert "max_length is 8192, and the model can read 40960" in " ".join(judged(reranker).notes)
+    assert resolution_of(reranker, PartialRecipe(max_length=40960)).require().max_length == 40960
+    assert "max_length is 8192, and the model can read 40960" in " ".join(resolution_of(reranker).notes)
     small = wordpiece(name="all-MiniLM-L6-v2", block_count=6, embedding_length=384)
-    assert judged(small).require().max_length == 256
-    assert judged(small, PartialRecipe(max_length=512)).require().max_length == 512
-    assert judged(xlmr(context_length=0, **HEAD)).require().max_length == 512
+    assert resolution_of(small).require().max_length == 256
+    assert resolution_of(small, PartialRecipe(max_length=512)).require().max_length == 512
+    assert resolution_of(xlmr(context_length=0, **HEAD)).require().max_length == 512
     assert (
-        judged(metadata("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
+        resolution_of(metadata("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
         .require()
         .max_length
         == 16384
     )
-    assert judged(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().max_length == 2048
+    assert resolution_of(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().max_length == 2048
 
 
-def test_cosine_settings() -> None:
+def test_settings_of_embedding_models() -> None:
     own = PartialRecipe(pooling="cls", query_prefix="", document_prefix="d: ", low=0.5)
-    scoring = judged(E5_FACTS, own).require()
+    scoring = resolution_of(E5_METADATA, own).require()
     assert (scoring.pooling, scoring.query_prefix, scoring.document_prefix) == ("cls", "", "d: ")
     assert scoring.normalization == Normalization("affine", 0.5, 0.95)
-    unsaid = metadata("bert")
-    assert judged(unsaid, PartialRecipe(method="embedding", pooling="mean")).require().pooling == "mean"
-    refusal = judged(unsaid, PartialRecipe(method="embedding")).refusal
-    assert refusal is not None and "set pooling" in refusal.next_step
-    assert judged(E5_FACTS, PartialRecipe(normalization="identity")).require().normalization == Normalization(
-        "identity"
+    unpooled = metadata("bert")
+    assert (
+        resolution_of(unpooled, PartialRecipe(method="embedding", pooling="mean")).require().pooling == "mean"
     )
+    refusal = resolution_of(unpooled, PartialRecipe(method="embedding")).refusal
+    assert refusal is not None and "set pooling" in refusal.next_step
+    assert resolution_of(
+        E5_METADATA, PartialRecipe(normalization="identity")
+    ).require().normalization == Normalization("identity")
 
 
-def test_no_setting_but_a_judges_overrules_a_refusal() -> None:
+def test_no_setting_overrides_a_refusal_by_the_catalog() -> None:
     minilm = wordpiece(name="ms-marco-MiniLM-L6-v2", **HEAD_OUT)
-    assert judged(minilm, PartialRecipe(method="cross_encoder")).recipe is None
-    assert judged(minilm, PartialRecipe(method="embedding", pooling="cls")).recipe is None
+    assert resolution_of(minilm, PartialRecipe(method="cross_encoder")).recipe is None
+    assert resolution_of(minilm, PartialRecipe(method="embedding", pooling="cls")).recipe is None
 
 
-def test_descriptions() -> None:
+def test_the_description_of_a_recipe() -> None:
     found = qwen(
         name="Qwen3 Reranker 0.6B", file_type="Q8_0", parameters=596_000_000, size_bytes=639_000_000,
         parts=(Path("m.gguf"),), chat_template="{{ messages }}",
     )  # fmt: skip
-    text = describe(found, judged(found))
+    text = describe(found, resolution_of(found))
     assert text.splitlines() == [
         "m.gguf",
         "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
@@ -526,46 +528,48 @@ def test_descriptions() -> None:
         f'  instruction: "{INSTRUCTION}" (catalog)',
         "note: max_length is 8192, and the model can read 40960 tokens; set max_length to use more",
     ]
-    told = describe_json(found, judged(found))
-    assert (told["model"], told["scorable"], told["refusal"]) == ("Qwen3-Reranker-0.6B", True, None)
-    recipe = told["recipe"]
+    as_json = describe_json(found, resolution_of(found))
+    assert (as_json["model"], as_json["scorable"], as_json["refusal"]) == ("Qwen3-Reranker-0.6B", True, None)
+    recipe = as_json["recipe"]
     assert (recipe["method"], recipe["labels"], recipe["sources"]["labels"]) == (
         "causal_lm", ["yes", "no"], "catalog",
     )  # fmt: skip
-    assert told["scoring"]["way"] == "judge"
-    assert told["metadata"]["has_chat_template"] is True
-    assert "tokens" not in told["metadata"]
+    assert as_json["scoring"]["way"] == "judge"
+    assert as_json["metadata"]["has_chat_template"] is True
+    assert "tokens" not in as_json["metadata"]
 
 
 @pytest.mark.parametrize("one", [one for one in RENAMED if one.of == "rerankd inspect"], ids=str)
-def test_inspect_has_each_name_of_0_1_beside_the_new_one(one: Renamed) -> None:
+def test_inspect_has_each_deprecated_name_and_the_new_one(one: Renamed) -> None:
     found = CHAT if one.new.startswith("refusal") else BGE
-    told = describe_json(found, judged(found))
-    old, new = (reduce(lambda value, name: value[name], path.split("."), told) for path in (one.old, one.new))
+    as_json = describe_json(found, resolution_of(found))
+    old, new = (
+        reduce(lambda value, name: value[name], path.split("."), as_json) for path in (one.old, one.new)
+    )
     if one.new == "recipe":
         assert old["pooling"] == new["pooling"]
     else:
         assert old == (old_value("method", new) if one.new == "recipe.method" else new)
 
 
-def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
-    chat = describe(CHAT, judged(CHAT))
+def test_the_descriptions_of_a_refusal_and_of_an_embedding_model() -> None:
+    chat = describe(CHAT, resolution_of(CHAT))
     assert "refused: it is a plain language model" in chat
     assert "next step: set template and labels in rerankd.toml" in chat
-    told = describe_json(CHAT, judged(CHAT))
-    assert told["recipe"] is None and told["scoring"] is None
-    assert told["refusal"] == {key: told[key] for key in ("reason", "next_step", "settings")}
-    cosine = describe(E5_FACTS, judged(E5_FACTS))
+    as_json = describe_json(CHAT, resolution_of(CHAT))
+    assert as_json["recipe"] is None and as_json["scoring"] is None
+    assert as_json["refusal"] == {key: as_json[key] for key in ("reason", "next_step", "settings")}
+    embedding = describe(E5_METADATA, resolution_of(E5_METADATA))
     for line in (
         "  max_length: 512 tokens for text (file)",
         "  normalization: affine (catalog)",
         "  low: 0.7 (catalog)",
         '  query_prefix: "query: " (catalog)',
     ):
-        assert line in cosine.splitlines()
-    assert "encoder with a rank head" in describe(BGE, judged(BGE))
+        assert line in embedding.splitlines()
+    assert "encoder with a rank head" in describe(BGE, resolution_of(BGE))
     headed = qwen(**PAIR_HEAD)
-    assert "causal model with a rank head" in describe(headed, judged(headed))
+    assert "causal model with a rank head" in describe(headed, resolution_of(headed))
 
 
 def test_describe_json_is_json(tmp_path: Path) -> None:
@@ -575,7 +579,10 @@ def test_describe_json_is_json(tmp_path: Path) -> None:
     from rerankd.formats import gguf_metadata
 
     found = gguf_metadata.read(write(tmp_path / "m.gguf"))
-    assert json.loads(json.dumps(describe_json(found, judged(found))))["metadata"]["architecture"] == "qwen3"
+    assert (
+        json.loads(json.dumps(describe_json(found, resolution_of(found))))["metadata"]["architecture"]
+        == "qwen3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -599,8 +606,8 @@ _ARCHITECTURES = [
 
 
 @given(data=st.data())
-def test_a_file_without_settings_gets_a_recipe_or_a_refusal_and_never_an_error(data: st.DataObject) -> None:
-    """And what is served names all that an engine needs."""
+def test_without_settings_the_result_is_a_recipe_or_a_refusal_and_never_an_error(data: st.DataObject) -> None:
+    """And a recipe has all parts that an engine needs."""
     entry = data.draw(st.sampled_from([None, *catalog.known().entries]))
     sizes = (entry.match.block_count, entry.match.embedding_length) if entry is not None else (12, 384)
     choose = {
@@ -617,7 +624,7 @@ def test_a_file_without_settings_gets_a_recipe_or_a_refusal_and_never_an_error(d
         "control_tokens": [SPECIAL, {}],
     }  # fmt: skip
     drawn = {key: data.draw(st.sampled_from(values), key) for key, values in choose.items()}
-    resolved = judged(metadata(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
+    resolved = resolution_of(metadata(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
     recipe = resolved.recipe
     if resolved.refusal is not None:
         assert resolved.refusal.reason and resolved.refusal.next_step

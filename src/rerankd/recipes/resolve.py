@@ -39,6 +39,7 @@ from rerankd.recipes.user_notes import notes, warnings
 from rerankd.scoring.prompt import INSTRUCTION
 
 _SMALLEST_MAX_LENGTH = 32
+_MAIN_FILE = "give the path of the model's main file"
 # Byte-level BPE vocabularies whose reference tokenizer normalizes to NFC first; llama.cpp does not.
 _NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
 _MARKER = re.compile(r"<\|\w+\|>")
@@ -78,13 +79,8 @@ def resolve(metadata: ModelMetadata, catalog: Catalog, settings: PartialRecipe =
     outcome = method if isinstance(method, Refusal) else _recipe(case, method)
     if isinstance(outcome, Refusal):
         return Resolution(metadata.path, outcome, entry)
-    return Resolution(
-        metadata.path,
-        outcome,
-        entry,
-        notes(outcome, metadata, entry, prompt),
-        warnings(outcome, entry, prompt),
-    )
+    comments = notes(outcome, metadata, entry, prompt), warnings(outcome, entry, prompt)
+    return Resolution(metadata.path, outcome, entry, *comments)
 
 
 def _unusable_file(case: _Case) -> Refusal | None:
@@ -94,11 +90,9 @@ def _unusable_file(case: _Case) -> Refusal | None:
         return Refusal(metadata.refusal.reason, suggest_another_file(metadata, case.entry))
     if metadata.kind != "model" or metadata.architecture == "clip":
         part = "mmproj" if metadata.architecture == "clip" else metadata.kind
-        return Refusal(
-            f"the file is not a complete model but a part of one ({part})", "give the model's main file"
-        )
+        return Refusal(f"the file is not a complete model but a part of one ({part})", _MAIN_FILE)
     if not metadata.parameters:
-        return Refusal("the file contains a vocabulary but no weights", "give the model's main file")
+        return Refusal("the file contains a vocabulary but no weights", _MAIN_FILE)
     if not metadata.vocabulary_size:
         return Refusal("the file contains no vocabulary", "download a complete conversion of the model")
     if metadata.hidden_activation not in ("", "gelu", "silu"):
@@ -136,20 +130,15 @@ def _recipe(case: _Case, method: Method) -> Recipe | Refusal:
 
 def _check_settings(case: _Case, method: Method) -> None:
     """Raise ConfigError for a setting that this method does not use."""
-    metadata, settings = case.metadata, case.settings
-    is_pooled = method == "embedding" or (
-        method == "cross_encoder" and metadata.architecture == "modern-bert"
-    )
-    if settings.pooling is not None and not is_pooled:
-        raise ConfigError(
-            f"pooling is for method = embedding, but this model is scored as {method}. Remove pooling."
-        )
-    for other, names in _ONLY_FOR.items():
-        for name in names:
-            if other != method and getattr(settings, name) is not None:
-                raise ConfigError(
-                    f"{name} is for method = {other}, but this model is scored as {method}. Remove {name}."
-                )
+    unused = [(name, other) for other, names in _ONLY_FOR.items() if other != method for name in names]
+    has_pooling_head = method == "cross_encoder" and case.metadata.architecture == "modern-bert"
+    if method != "embedding" and not has_pooling_head:
+        unused.insert(0, ("pooling", "embedding"))
+    for name, other in unused:
+        if getattr(case.settings, name) is not None:
+            raise ConfigError(
+                f"{name} is for method = {other}, but this model is scored as {method}. Remove {name}."
+            )
 
 
 def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
@@ -190,9 +179,8 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
         )
     if template is None or labels is None:
         missing = " and ".join(n for n, v in (("template", template), ("labels", labels)) if v is None)
-        them = "it" if missing == "template" else "them"
         return Refusal(
-            f"{missing} must be set: neither the file nor the catalog defines {them}",
+            f"{missing} must be set: neither the file nor the catalog defines the whole prompt",
             SET_PROMPT,
             prompts.settings_lines(metadata, case.catalog, with_old_default=False),
         )
@@ -211,14 +199,11 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
         )
     unfit = _unfit_vocabulary(metadata, "" if sources["template"] == "settings" else template, labels)
     if unfit and sources["labels"] == "settings":
-        raise ConfigError(
-            f"{metadata.path}: {unfit}. Set two labels that are different single tokens of the vocabulary."
-        )
+        raise ConfigError(f"{metadata.path}: {unfit}. Set two different single tokens as labels.")
     if unfit and case.entry is None:
         lines = prompts.settings_lines(metadata, case.catalog, with_old_default=False)
-        return Refusal(
-            f"the prompt that the file defines does not fit its vocabulary: {unfit}", SET_PROMPT, lines
-        )
+        reason = f"the prompt that the file defines does not fit its vocabulary: {unfit}"
+        return Refusal(reason, SET_PROMPT, lines)
     if unfit:
         reason = f"{unfit}: the file is damaged, or not the model that its header names"
         return Refusal(reason, f"download it again, or {KNOWN_GOOD}")
