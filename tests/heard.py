@@ -1,4 +1,4 @@
-"""A Reranker without a model: it keeps what it is asked, and scores no more documents than it is told to."""
+"""A Reranker without a model. It records the requests, and scores a fixed number of documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rerankd.serving.pending_model import PendingModel
 
 
 class Heard(Reranker):
-    """Answers as one whose time was up after `scores`, the scores of the first documents."""
+    """Answers as if the time budget had ended after the first documents, whose scores are `scores`."""
 
     def __init__(self, settings: Settings, scores: Sequence[float] = (0.9,)) -> None:
         super().__init__(settings)

@@ -1,4 +1,4 @@
-"""Who is let into the queue: bounds on everything, and a share per client."""
+"""Admission to the queue: limits for all requests together, and a share for each client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANY = 10**9
 
 
 @pytest.mark.parametrize(
-    ("bounds", "full"),
+    ("limits", "reached"),
     [
         (QueueLimits(2, MANY, MANY, MANY), LimitReached("2 requests", False, "requests", 1)),
         (QueueLimits(MANY, 25, MANY, MANY), LimitReached("20 documents", False, "documents", 5)),
@@ -24,20 +24,20 @@ MANY = 10**9
         ),
     ],
 )
-def test_over_each_bound_nothing_is_taken(bounds: QueueLimits, full: LimitReached) -> None:
-    scheduler = Scheduler(bounds)
-    size = 2**20 if bounds.size_bytes < MANY else 1
+def test_a_request_over_a_limit_is_not_admitted(limits: QueueLimits, reached: LimitReached) -> None:
+    scheduler = Scheduler(limits)
+    size = 2**20 if limits.size_bytes < MANY else 1
     assert scheduler.admit(1, Client("a"), size, 10) is None
     assert scheduler.admit(2, Client("b"), size, 10) is None
     before = scheduler.usage
-    assert scheduler.admit(3, Client("c"), 2 * size, 10) == full
+    assert scheduler.admit(3, Client("c"), 2 * size, 10) == reached
     assert scheduler.usage == before
     scheduler.remove(1)
     assert scheduler.admit(3, Client("c"), 1, 10) is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_clients_that_take_all_they_can_leave_room_for_another(count: int) -> None:
+def test_greedy_clients_leave_a_share_for_another(count: int) -> None:
     scheduler = Scheduler(QueueLimits(256, MANY, MANY, MANY))
     greedy = [Client(f"greedy {number}") for number in range(count)]
     numbers = itertools.count()
@@ -50,7 +50,7 @@ def test_clients_that_take_all_they_can_leave_room_for_another(count: int) -> No
             return True
         return False
 
-    # One after the other takes what it can get; then, whenever a request ends, each tries again.
+    # Each client sends until it is refused. Then, whenever a request ends, each tries again.
     for client in greedy:
         while send(client):
             pass
@@ -65,13 +65,13 @@ def test_clients_that_take_all_they_can_leave_room_for_another(count: int) -> No
     assert sum(send(another) for _ in range(256)) >= 256 / (3 * count + 1) / 2
 
 
-@pytest.mark.parametrize("bound", [1, 2, 3])
-def test_one_client_can_use_a_small_bound(bound: int) -> None:
-    scheduler = Scheduler(QueueLimits(bound, MANY, MANY, MANY))
-    assert [scheduler.admit(number, Client(), 1, 1) for number in range(bound)] == [None] * bound
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_one_client_can_use_all_of_a_small_limit(limit: int) -> None:
+    scheduler = Scheduler(QueueLimits(limit, MANY, MANY, MANY))
+    assert [scheduler.admit(number, Client(), 1, 1) for number in range(limit)] == [None] * limit
 
 
-def test_a_request_larger_than_the_bounds_is_taken_alone() -> None:
+def test_a_request_larger_than_the_limits_is_admitted_alone() -> None:
     scheduler = Scheduler(QueueLimits(10, 10, 10, 10))
     assert scheduler.admit(1, Client("a"), 10**6, 500) is None
     assert scheduler.enqueue(1, [100] * 500) is None
@@ -80,7 +80,7 @@ def test_a_request_larger_than_the_bounds_is_taken_alone() -> None:
     assert scheduler.usage == Usage()
 
 
-def test_a_document_in_many_chunks_counts_as_what_it_is() -> None:
+def test_each_chunk_of_a_document_counts() -> None:
     scheduler = Scheduler(QueueLimits(100, 1000, MANY, MANY))
     for request, client in enumerate("ab"):
         assert scheduler.admit(request, Client(client), 1, 1) is None
@@ -92,25 +92,25 @@ def test_a_document_in_many_chunks_counts_as_what_it_is() -> None:
     assert scheduler.usage == Usage(2, 800, 8000, 2)
 
 
-def test_what_a_client_no_longer_holds_is_forgotten() -> None:
-    occupancy = UsageByClient()
-    occupancy.change("a", Usage(), Usage(1, 2, 3, 4))
-    occupancy.change("a", Usage(1, 2, 3, 4), Usage())
-    assert not occupancy._clients
+def test_a_client_without_usage_is_removed() -> None:
+    usage = UsageByClient()
+    usage.change("a", Usage(), Usage(1, 2, 3, 4))
+    usage.change("a", Usage(1, 2, 3, 4), Usage())
+    assert not usage._clients
 
 
-def test_retry_after_is_what_is_too_much_over_the_rate() -> None:
+def test_retry_after_is_the_excess_divided_by_the_throughput() -> None:
     scheduler = Scheduler(QueueLimits(100, 100, 10_000, MANY))
     big, small = Client("big"), Client("small")
     scheduler.admit(1, big, 1, 60)
     scheduler.enqueue(1, [100] * 60)
     scheduler.admit(2, small, 1, 10)
     scheduler.enqueue(2, [20] * 10)
-    # No rate is known: 1000 tokens a second.
+    # The throughput is not measured yet: 1000 tokens/s.
     assert scheduler.retry_after_s(LimitReached("", False, "tokens", 5000), big) == 5
     assert scheduler.retry_after_s(LimitReached("", False, "tokens", 10**9), big) == 120
-    # 70 documents of 6,200 tokens in all.
+    # 70 documents have 6,200 tokens together.
     assert scheduler.retry_after_s(LimitReached("", False, "documents", 35), big) == 4
-    # One request has to end: the smallest of all, or of this client.
+    # One request has to end: the smallest of all, or the smallest of this client.
     assert scheduler.retry_after_s(LimitReached("", False, "requests", 1), big) == 1
     assert scheduler.retry_after_s(LimitReached("", True, "requests", 1), big) == 6

@@ -10,24 +10,24 @@ documents = st.lists(st.text(max_size=3), min_size=1, max_size=20)
 
 
 @given(documents, st.none() | st.integers(1, 20))
-def test_each_text_is_scored_once_and_each_document_has_its_place(texts: list[str], most: int | None) -> None:
-    made = deduplicate.unique_texts(texts, most)
-    read = [text for text in texts[:most] if not deduplicate.is_blank(text)]
-    assert list(made.texts) == list(dict.fromkeys(read))
-    for at, (text, place) in enumerate(zip(texts, made.text_index, strict=True)):
+def test_texts_are_deduplicated_and_each_document_knows_its_text(texts: list[str], limit: int | None) -> None:
+    unique = deduplicate.unique_texts(texts, limit)
+    read = [text for text in texts[:limit] if not deduplicate.is_blank(text)]
+    assert list(unique.texts) == list(dict.fromkeys(read))
+    for at, (text, index) in enumerate(zip(texts, unique.text_index, strict=True)):
         if deduplicate.is_blank(text):
-            assert place is None and at in made.blank and at not in made.unscored
+            assert index is None and at in unique.blank and at not in unique.unscored
         elif text in read:
-            assert place is not None and made.texts[place] == text
+            assert index is not None and unique.texts[index] == text
         else:
-            assert place is None and at in made.unscored and at not in made.blank
+            assert index is None and at in unique.unscored and at not in unique.blank
 
 
-def test_the_documents_of_texts_are_all_that_are_equal() -> None:
-    made = deduplicate.unique_texts(["a", "b", "a", " ", "c"])
-    assert made.documents([0]) == (0, 2)
-    assert made.documents([2, 1]) == (1, 4)
-    assert made.documents([]) == ()
+def test_documents_of_a_text_are_all_equal_documents() -> None:
+    unique = deduplicate.unique_texts(["a", "b", "a", " ", "c"])
+    assert unique.documents([0]) == (0, 2)
+    assert unique.documents([2, 1]) == (1, 4)
+    assert unique.documents([]) == ()
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ def test_text_that_can_be_seen_is_not_blank(text: str) -> None:
 
 
 @given(st.text() | st.text(alphabet=st.characters(categories=["Cs"])))
-def test_clean_text_can_be_sent(text: str) -> None:
+def test_clean_text_has_no_nul_or_surrogate(text: str) -> None:
     cleaned = deduplicate.clean(text)
     assert "\0" not in cleaned.encode().decode()
     assert deduplicate.clean(cleaned) == cleaned
     assert unicodedata.is_normalized("NFC", deduplicate.clean(text, nfc=True))
 
 
-def test_clean_leaves_text_as_it_is() -> None:
+def test_clean_changes_only_what_it_must() -> None:
     assert deduplicate.clean("Grüße, 熊猫 🐼\n") == "Grüße, 熊猫 🐼\n"
     assert deduplicate.clean("u\u0308ber") == "u\u0308ber"
     assert deduplicate.clean("u\u0308ber", nfc=True) == "über"

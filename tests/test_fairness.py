@@ -1,4 +1,4 @@
-"""Shares by attained tokens: who is next, and how far anybody may be from a fair share."""
+"""Fair sharing by attained tokens: which key is next, and how far a key may be from its fair share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rerankd.serving.fairness import HEAD_START, MOST_AHEAD, FairShare
 
 
 def give(share: FairShare[str], tokens: float) -> str:
-    """The next key gets so many tokens."""
+    """Give tokens to the next key."""
     key = share.pick()
     assert key is not None
     share.charge(key, tokens)
     return key
 
 
-def test_nobody_waits() -> None:
+def test_without_keys_none_is_next() -> None:
     share = FairShare[str]()
     assert share.pick() is None
     share.arrive("a")
@@ -34,7 +34,7 @@ def test_equal_weights_take_turns() -> None:
     assert "".join(give(share, 10) for _ in range(9)) == "abcabcabc"
 
 
-def test_who_gets_more_at_a_time_has_fewer_turns() -> None:
+def test_a_key_with_larger_turns_gets_fewer_of_them() -> None:
     share = FairShare[str]()
     share.arrive("large")
     share.arrive("small")
@@ -48,7 +48,7 @@ def test_who_gets_more_at_a_time_has_fewer_turns() -> None:
     assert abs(got["large"] - got["small"]) <= 1000
 
 
-def test_a_newcomer_has_no_claim_on_what_was_given_before_and_need_not_make_up_for_it() -> None:
+def test_a_new_key_starts_at_the_clock() -> None:
     share = FairShare[str]()
     share.arrive("old")
     for _ in range(50):
@@ -58,7 +58,7 @@ def test_a_newcomer_has_no_claim_on_what_was_given_before_and_need_not_make_up_f
     assert got.count("n") == 10
 
 
-def test_leaving_and_coming_back_gains_nothing() -> None:
+def test_leaving_and_returning_gains_nothing() -> None:
     share = FairShare[str]()
     share.arrive("stays")
     got = {"stays": 0, "leaves": 0}
@@ -70,7 +70,7 @@ def test_leaving_and_coming_back_gains_nothing() -> None:
     assert got["leaves"] == got["stays"]
 
 
-def test_what_is_kept_of_a_key_is_forgotten_when_the_clock_has_passed_it() -> None:
+def test_kept_tags_are_removed_once_the_clock_has_passed_them() -> None:
     share = FairShare[str]()
     share.arrive("stays")
     for number in range(5000):
@@ -81,7 +81,7 @@ def test_what_is_kept_of_a_key_is_forgotten_when_the_clock_has_passed_it() -> No
     assert len(share._kept) < 200
 
 
-def test_a_small_newcomer_comes_before_thirty_large_ones_until_its_head_start_is_used() -> None:
+def test_a_new_small_key_precedes_thirty_large_ones_until_its_head_start_is_used() -> None:
     share = FairShare[str]()
     for number in range(30):
         share.arrive(f"bulk {number}")
@@ -92,7 +92,7 @@ def test_a_small_newcomer_comes_before_thirty_large_ones_until_its_head_start_is
     assert give(share, 500).startswith("bulk")
 
 
-def test_small_newcomers_come_in_the_order_of_arrival() -> None:
+def test_head_starts_are_served_in_order_of_arrival() -> None:
     share = FairShare[str]()
     share.arrive("bulk")
     for key in ("first", "second", "third"):
@@ -103,7 +103,7 @@ def test_small_newcomers_come_in_the_order_of_arrival() -> None:
 
 
 def test_a_head_start_is_a_loan() -> None:
-    """Small requests without end get a client MOST_AHEAD tokens once, and then its fair share."""
+    """Endless small requests get a client MOST_AHEAD tokens once, and then its fair share."""
     share = FairShare[str]()
     share.arrive("bulk")
     got = {"bulk": 0, "small": 0}
@@ -118,7 +118,7 @@ def test_a_head_start_is_a_loan() -> None:
     assert abs(got["small"] - got["bulk"]) <= MOST_AHEAD + 1000
 
 
-def test_ever_new_small_keys_take_no_more_than_half() -> None:
+def test_ever_new_small_keys_take_at_most_half_out_of_order() -> None:
     share = FairShare[str]()
     share.arrive("bulk")
     got = {"bulk": 0, "small": 0}
@@ -129,12 +129,12 @@ def test_ever_new_small_keys_take_no_more_than_half() -> None:
         got[key.split()[0]] += 1000
         if key != "bulk":
             share.leave(key)
-    # Half goes out of order, and of the other half each of the two has its share.
+    # Half is given out of order, and the other half is shared equally.
     assert got["small"] <= 0.75 * 2_000_000 + MOST_AHEAD
     assert got["small"] > got["bulk"]
 
 
-def test_served_alone_a_key_owes_nothing() -> None:
+def test_a_key_that_is_served_alone_owes_nothing() -> None:
     share = FairShare[str]()
     for _ in range(100):
         share.arrive("a", head=1000)
@@ -145,8 +145,8 @@ def test_served_alone_a_key_owes_nothing() -> None:
     assert share.pick() == "a"
 
 
-def test_spare_room_is_charged_only_so_far() -> None:
-    """Who took much room that nobody else could use is not made to wait for all of it later."""
+def test_spare_tokens_are_charged_up_to_a_limit() -> None:
+    """A key that took much space that no other key could use does not have to wait for all of it later."""
     share = FairShare[str]()
     share.arrive("leads")
     share.arrive("fills")
@@ -161,7 +161,7 @@ def test_spare_room_is_charged_only_so_far() -> None:
     assert waited <= 2 * HEAD_START + 500
 
 
-def test_weights_are_shares() -> None:
+def test_shares_are_proportional_to_weights() -> None:
     share = FairShare[str]()
     share.arrive("low", 0.25)
     share.arrive("normal", 1.0)
@@ -180,7 +180,7 @@ def test_weights_are_shares() -> None:
     weights=st.lists(st.sampled_from([0.25, 1.0, 4.0]), min_size=1, max_size=6),
     turns=st.lists(st.integers(1, 2000), min_size=1, max_size=300),
 )
-def test_those_who_always_wait_are_within_one_turn_of_their_share(
+def test_keys_that_always_wait_are_within_one_turn_of_their_share(
     weights: list[float], turns: list[int]
 ) -> None:
     share = FairShare[int]()
@@ -204,9 +204,9 @@ def test_those_who_always_wait_are_within_one_turn_of_their_share(
         max_size=400,
     )
 )
-def test_nobody_starves_whoever_comes(newcomers: list[tuple[bool, int, int]]) -> None:
-    """At each step somebody new may come and take what it is given. The one who waits gets its turn within
-    twice the tokens that its tag was ahead, times all weights, and what head starts may take once."""
+def test_no_key_starves_whatever_other_keys_arrive(newcomers: list[tuple[bool, int, int]]) -> None:
+    """At each step a new key may arrive and take what it is given. A waiting key gets its turn within twice
+    the tokens that its tag was ahead, times the sum of weights, plus what head starts may take once."""
     share = FairShare[str]()
     share.arrive("waits")
     share.arrive("other")
@@ -224,5 +224,5 @@ def test_nobody_starves_whoever_comes(newcomers: list[tuple[bool, int, int]]) ->
         share.charge(key, tokens)
         if key not in ("waits", "other"):
             share.leave(key)
-        # TurnOrder of others: one batch of those who wait with it, then what newcomers are lent.
+        # One turn of each other waiting key, then the head starts of new keys.
         assert given_since <= 2 * MOST_AHEAD + 8 * 2000 * (1 + len(share))

@@ -1,6 +1,6 @@
-"""What a model reads of a request. By a tokenizer of our own: a token is a word with the space before it, or
-a Chinese character. By the vocabularies of golden models: the ids that the reference's library truncates to.
-"""
+"""Tokenization and truncation. With a simple tokenizer: a token is a word with the space before it, or a
+Chinese character. With the vocabularies of golden models: the ids to which the reference library
+truncates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ids(*numbers: int) -> Ids:
 
 
 class Words:
-    """Each token has an id of its own."""
+    """A tokenizer with one id for each distinct token."""
 
     frame = Frame(ids(1), ids(2, 2), ids(2), ids(3))
 
@@ -119,7 +119,7 @@ def test_an_input_is_the_first_tokens_of_its_document(
 
 
 @given(short, texts, methods, st.integers(2, 6), st.integers(0, 40))
-def test_chunks_cover_a_document_and_share_what_was_asked_for(
+def test_chunks_cover_a_document_and_overlap_as_requested(
     query: str, document: str, method: Method, most: int, overlap: int
 ) -> None:
     by = reader(recipe(method))
@@ -141,7 +141,7 @@ def test_chunks_cover_a_document_and_share_what_was_asked_for(
 
 
 @given(short, texts, methods, st.integers(1, 4), st.integers(1, 60))
-def test_no_more_of_a_document_is_read_than_the_limit(
+def test_max_tokens_per_doc_limits_what_is_read(
     query: str, document: str, method: Method, most: int, limit: int
 ) -> None:
     by = reader(recipe(method))
@@ -154,7 +154,7 @@ def test_no_more_of_a_document_is_read_than_the_limit(
 
 
 @given(short, texts, methods)
-def test_an_engine_that_reads_text_gets_the_longest_beginning_with_the_same_tokens(
+def test_an_engine_that_reads_text_gets_the_longest_prefix_with_the_same_tokens(
     query: str, document: str, method: Method
 ) -> None:
     by_text, by_ids = reader(recipe(method), reads_text=True), reader(recipe(method))
@@ -189,7 +189,7 @@ def test_the_end_of_a_sentence_is_preferred() -> None:
 
 
 @pytest.mark.parametrize("method", ["cross_encoder", "causal_lm", "embedding"])
-def test_a_query_that_leaves_no_room_is_refused_or_truncated(method: Method) -> None:
+def test_a_query_that_leaves_too_few_tokens_is_refused_or_truncated(method: Method) -> None:
     by, query = reader(recipe(method)), "panda " * 70
     with pytest.raises(TooLong, match=r"The query has \d+ tokens.*truncate_query"):
         read(by, query, ["bear"])
@@ -204,7 +204,7 @@ def test_a_query_that_leaves_no_room_is_refused_or_truncated(method: Method) -> 
 
 
 @pytest.mark.parametrize("method", ["cross_encoder", "causal_lm", "embedding"])
-def test_a_limit_of_the_query_is_kept_to_the_token(method: Method) -> None:
+def test_max_tokens_per_query_is_exact(method: Method) -> None:
     by = reader(recipe(method))
     prepared, _ = read(by, "what is a panda and where", ["bear"], Truncation(max_tokens_per_query=3))
     assert (prepared.question.query, prepared.query_tokens) == ("what is a", 3)
@@ -228,7 +228,7 @@ def test_texts_are_tokenized_once() -> None:
 
 @pytest.mark.parametrize("reads_text", [False, True])
 @pytest.mark.parametrize("word", ["bear ", "熊猫", "uncharacteristically, "])
-def test_a_huge_document_is_not_tokenized_to_its_end(word: str, reads_text: bool) -> None:
+def test_only_the_start_of_a_huge_document_is_tokenized(word: str, reads_text: bool) -> None:
     by, document = reader(recipe(), reads_text=reads_text), word * (2_000_000 // len(word))
     (one,) = read(by, "panda", [document])[1].inputs
     assert sum(map(len, by.tokenizer.texts)) < 400_000  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ def test_a_huge_document_is_not_tokenized_to_its_end(word: str, reads_text: bool
     assert document.startswith(by.tokenizer.text(one.ids))  # type: ignore[attr-defined]
 
 
-def test_a_word_that_is_one_token_however_long_is_read_whole() -> None:
+def test_a_long_word_that_is_one_token_is_read_whole() -> None:
     by, document = reader(recipe()), "x" * 1_000_000
     _, reading = read(by, "panda", [document])
     assert (reading.inputs[0].tokens, reading.truncated) == (6, frozenset())
@@ -244,7 +244,7 @@ def test_a_word_that_is_one_token_however_long_is_read_whole() -> None:
         read(by, "panda " * 100_000, ["bear"])
 
 
-def test_a_prompt_is_tokenized_in_its_pieces_and_keeps_what_follows_the_document() -> None:
+def test_a_prompt_is_tokenized_piece_by_piece_and_keeps_the_text_after_the_document() -> None:
     by = reader(recipe("causal_lm", "<|s|>sys{query}<|e|>A: {document} B: {instruction}<|s|>end"))
     prepared, reading = read(by, "panda", ["bear", "bear " * 99], instruction="mine")
     text = by.tokenizer.text  # type: ignore[attr-defined]
@@ -266,7 +266,7 @@ def test_equal_questions_have_the_same_key() -> None:
     assert len({*keys}) == 3
 
 
-# The library that the models were trained with truncates by itself; these are its ids.
+# The expected ids come from the truncation of the library that the models were trained with.
 
 
 def _golden(name: str, tmp_path: Path) -> Reader:
@@ -282,7 +282,7 @@ LONG = (
 
 @pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head", "bert-pairs", "roberta-head"])
 @pytest.mark.parametrize("start", range(0, 40, 7))
-async def test_a_truncated_pair_is_what_the_library_truncates_it_to(
+async def test_a_truncated_pair_equals_the_tokenizers_librarys_truncation(
     name: str, start: int, tmp_path: Path
 ) -> None:
     by = _golden(name, tmp_path)

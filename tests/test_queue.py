@@ -1,4 +1,4 @@
-"""The queue that requests wait in: admission, batches under way, time budgets, and requests that go."""
+"""The queue: admission, batches, time budgets, and cancelled requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inputs(name: str, count: int, tokens: int = 10) -> list[Input]:
 
 
 class Call:
-    """A batch at the engine, until the test says what comes of it."""
+    """A batch at the engine; the test sets its outcome."""
 
     def __init__(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> None:
         self.texts = [one.text for one in batch]
@@ -36,15 +36,15 @@ class Call:
 
 
 class Bench:
-    """A queue whose engine does what the test says, and whose clock the test moves."""
+    """A queue with an engine and a clock that the test controls."""
 
     def __init__(
-        self, bounds: QueueLimits = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1
+        self, limits: QueueLimits = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1
     ) -> None:
         self.now = 0.0
         self.calls: list[Call] = []
         self.queue = Queue(
-            Scheduler(bounds, engines=engines), lambda: policy, self._score, now=lambda: self.now
+            Scheduler(limits, engines=engines), lambda: policy, self._score, now=lambda: self.now
         )
 
     async def _score(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> Answer:
@@ -63,29 +63,29 @@ class Bench:
         return asyncio.create_task(ask())
 
     async def settle(self) -> list[list[str]]:
-        """The batches at the engine, when all that can run has run."""
+        """Run all tasks that can run. Returns the batches at the engine."""
         for _ in range(20):
             await asyncio.sleep(0)
         return [call.texts for call in self.calls]
 
     async def end(self, which: int = 0, answer: Answer | None = None) -> list[list[str]]:
-        """The engine ends with a batch; those that are there then."""
+        """End a batch at the engine. Returns the batches that are there afterwards."""
         self.calls[which].end(answer)
         return await self.settle()
 
 
-def story(tell: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test as a coroutine."""
+def async_test(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Turn a coroutine function into a test."""
 
     def run() -> None:
-        asyncio.run(tell())
+        asyncio.run(test())
 
-    run.__name__, run.__doc__ = tell.__name__, tell.__doc__
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 
-@story
-async def test_values_come_back_to_their_places() -> None:
+@async_test
+async def test_scores_are_returned_by_input_index() -> None:
     bench = Bench()
     one, other = bench.send("a", 3), bench.send("b", 1)
     assert await bench.settle() == [["a0", "a1"], ["a2"]]
@@ -99,8 +99,8 @@ async def test_values_come_back_to_their_places() -> None:
     assert len(bench.queue.scheduler) == 0
 
 
-@story
-async def test_a_small_request_goes_along_in_the_next_batch() -> None:
+@async_test
+async def test_a_small_request_joins_the_next_batch() -> None:
     bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
     bench.send("a", 3)
     assert await bench.settle() == [["a0", "a1"]]
@@ -109,8 +109,8 @@ async def test_a_small_request_goes_along_in_the_next_batch() -> None:
     assert await bench.end() == [["a2", "b0"]]
 
 
-@story
-async def test_how_long_a_request_waited_for_its_first_batch() -> None:
+@async_test
+async def test_waited_s_is_the_time_until_the_first_batch() -> None:
     bench = Bench(policy=BatchPolicy(tokens=10, most_tokens=10, at_engine=1))
     with bench.queue.admit(ANONYMOUS, 1, 1) as first, bench.queue.admit(ANONYMOUS, 1, 1) as second:
         tasks = [asyncio.create_task(place.score(inputs("a", 1))) for place in (first, second)]
@@ -122,8 +122,8 @@ async def test_how_long_a_request_waited_for_its_first_batch() -> None:
         assert (first.waited_s, second.waited_s) == (0.0, 3.0)
 
 
-@story
-async def test_each_engine_has_a_batch_and_the_next_one() -> None:
+@async_test
+async def test_each_engine_gets_one_batch_ahead() -> None:
     bench = Bench(engines=2)
     bench.send("a", 9)
     assert len(await bench.settle()) == 4
@@ -131,8 +131,8 @@ async def test_each_engine_has_a_batch_and_the_next_one() -> None:
     assert len(await bench.end()) == 4
 
 
-@story
-async def test_the_batch_of_a_request_that_goes_frees_the_engine() -> None:
+@async_test
+async def test_cancelling_a_request_frees_the_engine() -> None:
     bench = Bench()
     gone, stays = bench.send("a", 5), bench.send("b", 1)
     assert await bench.settle() == [["a0", "a1"], ["a2", "a3"]]
@@ -143,8 +143,8 @@ async def test_the_batch_of_a_request_that_goes_frees_the_engine() -> None:
     assert len(bench.queue.scheduler) == 0
 
 
-@story
-async def test_a_batch_that_somebody_else_needs_goes_on() -> None:
+@async_test
+async def test_a_batch_shared_with_another_request_continues_after_a_cancellation() -> None:
     bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
     bench.send("a", 2)
     await bench.settle()
@@ -157,8 +157,8 @@ async def test_a_batch_that_somebody_else_needs_goes_on() -> None:
     assert (await stays).values == [0.0]
 
 
-@story
-async def test_a_failure_ends_its_request_at_once_and_no_other() -> None:
+@async_test
+async def test_a_failure_affects_only_its_request() -> None:
     bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
     bench.send("a", 2)
     await bench.settle()
@@ -172,8 +172,8 @@ async def test_a_failure_ends_its_request_at_once_and_no_other() -> None:
     assert (await stays).values == [0.0, 1.0, 2.0]
 
 
-@story
-async def test_what_waits_of_a_request_that_failed_is_not_begun() -> None:
+@async_test
+async def test_waiting_inputs_of_a_failed_request_are_dropped() -> None:
     bench = Bench()
     fails = bench.send("a", 9)
     await bench.settle()
@@ -184,8 +184,8 @@ async def test_what_waits_of_a_request_that_failed_is_not_begun() -> None:
     assert bench.queue.scheduler.usage.requests == 0
 
 
-@story
-async def test_an_error_that_nobody_expected_reaches_those_who_wait() -> None:
+@async_test
+async def test_an_unexpected_error_reaches_the_waiting_requests() -> None:
     bench = Bench()
     tasks = [bench.send("a", 1), bench.send("b", 1)]
     await bench.settle()
@@ -198,14 +198,14 @@ async def test_an_error_that_nobody_expected_reaches_those_who_wait() -> None:
         await tasks[1]
 
 
-@story
-async def test_a_budget_that_is_over_leaves_what_has_not_begun_and_waits_for_what_has() -> None:
+@async_test
+async def test_an_exhausted_budget_drops_waiting_inputs_and_waits_for_started_ones() -> None:
     bench = Bench()
     ask = bench.send("a", 9, until=0.5, latest=100.0)
-    # No rate is known yet: one batch.
+    # The throughput is not known yet, so only one batch is started.
     assert await bench.settle() == [["a0", "a1"]]
     bench.now = 0.2
-    # 100 tokens a second: 30 more until 0.5.
+    # 100 tokens/s: 30 more until 0.5.
     assert await bench.end() == [["a2", "a3"]]
     bench.now = 0.375
     assert await bench.end() == [["a4"]]
@@ -215,14 +215,14 @@ async def test_a_budget_that_is_over_leaves_what_has_not_begun_and_waits_for_wha
     assert await ask == Scores([0.0, 1.0, 2.0, 3.0, 4.0, *[None] * 4], {}, frozenset(range(5, 9)))
 
 
-@story
-async def test_a_busy_engine_gets_no_empty_batch_for_a_budget_that_has_to_wait() -> None:
+@async_test
+async def test_a_request_with_a_budget_that_has_to_wait_forms_no_empty_batch() -> None:
     bench = Bench()
     first = bench.send("a", 4)
     await bench.settle()
-    bench.now = 0.2  # 100 tokens a second
+    bench.now = 0.2  # 100 tokens/s
     assert await bench.end() == [["a2", "a3"]]
-    bench.now = 0.36  # the engine is free at 0.4, and then it is too late
+    bench.now = 0.36  # the engine is free at 0.4, which is too late
     ask = bench.send("b", 1, until=0.48, latest=100.0)
     assert await bench.settle() == [["a2", "a3"]]
     assert await bench.end() == [["b0"]]
@@ -231,8 +231,8 @@ async def test_a_busy_engine_gets_no_empty_batch_for_a_budget_that_has_to_wait()
     await first
 
 
-@story
-async def test_what_has_begun_is_waited_for_until_the_latest_moment() -> None:
+@async_test
+async def test_started_inputs_are_waited_for_until_latest() -> None:
     bench = Bench()
     ask = bench.send("a", 3, until=0.0, latest=0.01)
     other = bench.send("b", 1, until=0.01, latest=0.02)
@@ -242,8 +242,8 @@ async def test_what_has_begun_is_waited_for_until_the_latest_moment() -> None:
     assert bench.queue.scheduler.usage.requests == 0
 
 
-@story
-async def test_blocks_are_batches_of_their_own() -> None:
+@async_test
+async def test_each_block_is_a_separate_batch() -> None:
     bench = Bench()
     ask = bench.send("a", 5, blocks=[range(0, 3), range(3, 5)])
     other = bench.send("b", 1)
@@ -255,8 +255,8 @@ async def test_blocks_are_batches_of_their_own() -> None:
     assert (await ask).values == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
-@story
-async def test_over_the_bounds_it_says_when_to_come_again() -> None:
+@async_test
+async def test_a_full_queue_reports_retry_after() -> None:
     bench = Bench(QueueLimits(requests=100, documents=40, tokens=10**6, size_bytes=10**6))
     bulk = bench.send("a", 28, Client("bulk"))
     await bench.settle()
@@ -275,8 +275,8 @@ async def test_over_the_bounds_it_says_when_to_come_again() -> None:
     assert bench.queue.scheduler.usage.requests == 0
 
 
-@story
-async def test_a_request_with_too_many_tokens_is_refused_when_they_are_counted() -> None:
+@async_test
+async def test_a_request_with_too_many_tokens_is_refused_after_tokenization() -> None:
     bench = Bench(QueueLimits(requests=100, documents=100, tokens=100, size_bytes=10**6))
     first = bench.send("a", 5, Client("a"))
     await bench.settle()
@@ -291,8 +291,8 @@ async def test_a_request_with_too_many_tokens_is_refused_when_they_are_counted()
     await bench.settle()
 
 
-@story
-async def test_a_closed_queue_takes_nobody_and_says_when_it_is_empty() -> None:
+@async_test
+async def test_a_closed_queue_admits_no_request_and_reports_when_it_is_empty() -> None:
     bench = Bench()
     last = bench.send("a", 1)
     await bench.settle()

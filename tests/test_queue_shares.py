@@ -1,4 +1,5 @@
-"""The queue with a simulated engine: what small requests wait for beside bulk ones, and who gets how much."""
+"""The queue with a simulated engine: how long small requests wait among bulk requests, and the share of each
+client."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ OVERHEAD_S = 0.002
 
 
 class Simulation:
-    """One engine that takes a batch after the other, for a time that grows with the tokens."""
+    """An engine that computes one batch after another, in a time that grows with the number of tokens."""
 
     def __init__(self, policy: BatchPolicy) -> None:
         self.policy = policy
@@ -54,7 +55,7 @@ class Simulation:
         return number
 
     def step(self) -> float:
-        """The next thing happens; when it did."""
+        """Advance to the next event. Returns its time."""
         ends = self._at_engine[0][0] if self._at_engine else math.inf
         self.now = min(ends, self._timer)
         if self._timer >= ends:
@@ -68,7 +69,7 @@ class Simulation:
         self.now = moment
 
     def finish(self, request: int) -> float:
-        """Seconds that the request took."""
+        """Run until the request is finished. Returns the seconds it took."""
         while request not in self.took:
             self.step()
         return self.took[request]
@@ -109,7 +110,7 @@ def alone_s(policy: BatchPolicy) -> float:
 @pytest.mark.parametrize("policy", [PADS, PACKS, PREFIXES], ids=["pads", "packs", "prefixes"])
 @pytest.mark.parametrize("bulks", [0, 1, 10, 30])
 @pytest.mark.parametrize("is_same", [True, False], ids=["same client", "others"])
-def test_small_requests_wait_for_one_batch_and_bulk_ones_go_on(
+def test_small_requests_wait_for_at_most_one_batch_and_bulk_requests_continue(
     policy: BatchPolicy, bulks: int, is_same: bool
 ) -> None:
     simulation = Simulation(policy)
@@ -124,7 +125,7 @@ def test_small_requests_wait_for_one_batch_and_bulk_ones_go_on(
     before = simulation.got.total()
     for number in range(20):
         times.append(simulation.finish(simulation.send("small", SMALL)))
-        # At all phases of the batches under way.
+        # At various moments of the running batch.
         simulation.run_until(simulation.now + alone * (6 + 0.37 * (number % 7)))
         for request in [one for one in bulk if not simulation.is_waiting(one)]:
             client = bulk.pop(request)
@@ -135,7 +136,7 @@ def test_small_requests_wait_for_one_batch_and_bulk_ones_go_on(
         assert served >= 0.85 * SPEED * (simulation.now - began)
 
 
-def test_a_bulk_request_of_another_client_gets_half_whatever_the_first_one_sends() -> None:
+def test_a_client_with_one_bulk_request_gets_half_against_a_client_with_many() -> None:
     simulation = Simulation(PACKS)
     for _ in range(50):
         simulation.send("many", BULK)
@@ -153,13 +154,13 @@ def test_weights_of_clients_and_priorities_of_requests() -> None:
     other = simulation.send("b", BULK)
     simulation.finish(other)
     assert simulation.got["a"] == pytest.approx(sum(BULK), abs=4 * PACKS.tokens)
-    # The high priority is at the cost of the same client's other request.
+    # The high priority only delays the other request of the same client.
     simulation.finish(high)
     assert simulation.got["a"] - sum(BULK) == pytest.approx(sum(BULK) / 16, abs=4 * PACKS.tokens)
     simulation.finish(low)
 
 
-def test_a_client_with_low_priority_work_steps_back_for_others() -> None:
+def test_a_client_with_only_low_priority_work_weighs_less() -> None:
     simulation = Simulation(PACKS)
     low = simulation.send("a", BULK, weight=0.25)
     simulation.finish(simulation.send("b", BULK))
@@ -167,19 +168,19 @@ def test_a_client_with_low_priority_work_steps_back_for_others() -> None:
     simulation.finish(low)
 
 
-def test_low_priority_is_served_beside_an_endless_stream_of_small_requests() -> None:
+def test_low_priority_does_not_starve_under_endless_small_requests() -> None:
     simulation = Simulation(PACKS)
     low = simulation.send("batch", BULK, weight=0.25)
     sent = 0
     while simulation.is_waiting(low):
-        # Ever new clients, which always have something waiting.
+        # New clients without end.
         simulation.finish(simulation.send(f"client {sent}", SMALL * 4))
         sent += 1
         assert sent * sum(SMALL * 4) < 12 * sum(BULK) + 2 * MOST_AHEAD
     assert sent > 100
 
 
-def test_an_engine_reads_a_question_once_a_run() -> None:
+def test_an_engine_reads_a_question_once_per_run() -> None:
     simulation = Simulation(PREFIXES)
     for client in ("a", "b"):
         simulation.send(client, BULK)
@@ -189,7 +190,7 @@ def test_an_engine_reads_a_question_once_a_run() -> None:
     assert all(4 <= run <= 5 for run in runs[:-1])
 
 
-def test_a_run_goes_on_after_a_small_request() -> None:
+def test_a_run_continues_after_a_small_request() -> None:
     simulation = Simulation(replace(PREFIXES, at_engine=1))
     a, b = simulation.send("a", BULK), simulation.send("b", BULK)
     simulation.step()
@@ -210,7 +211,7 @@ def test_a_batch_of_a_small_request_is_not_filled_with_bulk() -> None:
 
 
 @pytest.mark.parametrize(("weight", "priority"), [(1.0, 0.25), (0.25, 1.0)])
-def test_what_has_a_low_priority_has_no_head_start(weight: float, priority: float) -> None:
+def test_low_priority_has_no_head_start(weight: float, priority: float) -> None:
     scheduler = Scheduler(WIDE)
     for number in range(10):
         scheduler.admit(number, Client(f"{number}"), 1, len(BULK))
@@ -224,7 +225,7 @@ def test_what_has_a_low_priority_has_no_head_start(weight: float, priority: floa
     assert leads.index(10) == len(leads) - 1
 
 
-def test_a_client_steps_back_again_when_only_its_low_priority_work_is_left() -> None:
+def test_a_client_weighs_less_again_when_only_its_low_priority_work_is_left() -> None:
     simulation = Simulation(PACKS)
     simulation.send("a", BULK, weight=0.25)
     normal = simulation.send("a", BULK)
@@ -236,7 +237,7 @@ def test_a_client_steps_back_again_when_only_its_low_priority_work_is_left() -> 
     assert got["a"] == pytest.approx(got["b"] / 4, abs=4 * PACKS.tokens)
 
 
-def test_a_client_that_has_used_up_its_head_start_is_not_taken_along() -> None:
+def test_a_client_without_head_start_does_not_join_a_batch_of_one_with_head_start() -> None:
     turns = TurnOrder()
     turns.arrive(0, Client("bulk"), 1.0, 10**6)
     request = 1
@@ -255,7 +256,7 @@ def test_a_client_that_has_used_up_its_head_start_is_not_taken_along() -> None:
     assert set(turns.others(100, is_ahead=False)) == {0, request}
 
 
-def test_small_requests_that_go_leave_no_head_start_to_their_client() -> None:
+def test_cancelled_small_requests_leave_no_head_start_to_their_client() -> None:
     turns = TurnOrder()
     turns.arrive(0, Client("a"), 1.0, 10**6)
     turns.arrive(1, Client("b"), 1.0, 10**6)

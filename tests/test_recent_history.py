@@ -1,4 +1,4 @@
-"""The ring of the last minutes."""
+"""The recent history for the status page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rerankd.recent_history import RecentHistory
 
 
-def test_what_happens_is_in_the_step_it_happens_in() -> None:
+def test_events_are_counted_in_their_step() -> None:
     recent = RecentHistory(step_s=5, steps=3)
     recent.ended(1.0, 0.5, failed=False)
     recent.ended(4.9, 0.5, failed=True)
@@ -20,7 +20,7 @@ def test_what_happens_is_in_the_step_it_happens_in() -> None:
     assert series.median_s[1] is None
 
 
-def test_what_is_older_than_the_ring_is_forgotten() -> None:
+def test_old_steps_are_dropped() -> None:
     recent = RecentHistory(step_s=5, steps=3)
     recent.ended(1.0, 0.5, failed=False)
     assert sum(recent.read(14.9).requests) == 1
@@ -42,7 +42,7 @@ def test_a_quantile_is_at_most_a_tenth_too_high(seconds: list[float], quantile: 
     assert true * 0.999 <= getattr(recent.read(0.0), name)[-1] <= true * 1.101
 
 
-def test_it_does_not_grow() -> None:
+def test_the_history_does_not_grow() -> None:
     recent = RecentHistory(step_s=5, steps=10)
     for at in range(10_000):
         recent.ended(at * 1.0, at * 0.01, failed=False)
@@ -50,7 +50,7 @@ def test_it_does_not_grow() -> None:
     assert recent.read(9_999.0).requests == (5,) * 10
 
 
-def test_nothing_took_no_time_at_all() -> None:
+def test_a_latency_of_zero_counts_as_the_shortest() -> None:
     recent = RecentHistory()
     recent.ended(0.0, 0.0, failed=False)
     assert recent.read(0.0).p95_s[-1] == pytest.approx(1e-4, rel=0.1)

@@ -1,4 +1,4 @@
-"""The way of a request on real engines with tiny models: what is cut, what is refused, what comes back."""
+"""Requests on real engines with tiny models: truncation, refusals and results."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def values(result: RerankResult) -> dict[int, float]:
 async def reranker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Reranker]:
-    """One of each way."""
+    """One model of each scoring method."""
     async with Reranker(golden_settings(request.param, tmp_path_factory.mktemp("home"))) as opened:
         yield opened
 
 
-async def room(reranker: Reranker) -> int:
-    """What a document may have beside QUERY, in tokens."""
+async def document_budget(reranker: Reranker) -> int:
+    """The number of tokens of a document with QUERY."""
     return (await (await reranker.registry.find(None).reader()).prepare(QUERY)).document_budget
 
 
-async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker) -> None:
+async def test_only_the_long_document_is_truncated(reranker: Reranker) -> None:
     long = prose(900)
     short = "the panda is a bear"
     result = await reranker.rerank(QUERY, [short, long], return_documents=True, raw_scores=True)
@@ -61,17 +61,17 @@ async def test_a_long_document_is_cut_and_the_others_are_not(reranker: Reranker)
     assert "document 1" in warning
     alone = await reranker.rerank(QUERY, [short], raw_scores=True)
     assert values(result)[0] == pytest.approx(values(alone)[0], abs=1e-3)
-    # All that there is room for is read; the text that comes back is whole.
+    # The document is read up to the limit, but returned whole.
     assert {scored.index: scored.text for scored in result.results}[1] == long
     one, other = await inputs(reranker, QUERY, [short, long])
     assert (one.tokens < 100, other.tokens) == (True, reranker.model.engine.spec.recipe.max_length)
     assert result.tokens == one.tokens + other.tokens + len(one.question.ids)
 
 
-async def test_a_document_that_fits_exactly_is_not_cut(reranker: Reranker) -> None:
-    space = await room(reranker)
+async def test_a_document_that_fits_exactly_is_not_truncated(reranker: Reranker) -> None:
+    budget = await document_budget(reranker)
     text = "panda"
-    while (await count_tokens(reranker, text + " a"))[0] <= space:
+    while (await count_tokens(reranker, text + " a"))[0] <= budget:
         text += " a"
     assert (await reranker.rerank(QUERY, [text], truncate=False)).warnings == ()
     assert (await reranker.rerank(QUERY, [text + prose(9)])).warnings != ()
@@ -80,16 +80,16 @@ async def test_a_document_that_fits_exactly_is_not_cut(reranker: Reranker) -> No
 async def test_truncate_false_names_the_document_and_both_lengths(reranker: Reranker) -> None:
     long = prose(900)
     (length,) = await count_tokens(reranker, long)
-    space = await room(reranker)
+    budget = await document_budget(reranker)
     with pytest.raises(TooLong, match=r"Document 1 has \d+ tokens, but the query leaves \d+\.") as caught:
         await reranker.rerank(QUERY, ["short", long], truncate=False)
     _, said, told = map(int, re.findall(r"\d+", caught.value.message))
-    # Beside its prompt a text may have a token or two less than alone.
-    assert 0 <= length - said <= 2 and told == space
+    # Inside its prompt, a text may have a token or two less than alone.
+    assert 0 <= length - said <= 2 and told == budget
     assert (await reranker.rerank(QUERY, ["short"], truncate=False)).warnings == ()
 
 
-async def test_the_score_of_a_document_in_chunks_is_that_of_its_best(reranker: Reranker) -> None:
+async def test_the_score_of_a_document_is_that_of_its_best_chunk(reranker: Reranker) -> None:
     text = prose(900)
     whole = await reranker.rerank(QUERY, [text], max_chunks_per_doc=50, raw_scores=True)
     assert whole.warnings == ()
@@ -97,13 +97,17 @@ async def test_the_score_of_a_document_in_chunks_is_that_of_its_best(reranker: R
     assert values(whole)[0] > values(one)[0] - 1e-6
     assert whole.tokens > 1.5 * one.tokens
     overlapping = await reranker.rerank(
-        QUERY, [text], max_chunks_per_doc=200, overlap_tokens=await room(reranker) // 2, raw_scores=True
+        QUERY,
+        [text],
+        max_chunks_per_doc=200,
+        overlap_tokens=await document_budget(reranker) // 2,
+        raw_scores=True,
     )
     assert overlapping.warnings == ()
     assert overlapping.tokens > 1.3 * whole.tokens
 
 
-async def test_max_tokens_per_doc_bounds_what_is_read(reranker: Reranker) -> None:
+async def test_max_tokens_per_doc_limits_the_tokens_read(reranker: Reranker) -> None:
     text = prose(900)
     one = await reranker.rerank(QUERY, ["a"])
     for most in (1, 50):
@@ -114,15 +118,15 @@ async def test_max_tokens_per_doc_bounds_what_is_read(reranker: Reranker) -> Non
     assert small.warnings == ()
 
 
-async def test_a_query_that_does_not_fit_is_refused_and_never_cut(reranker: Reranker) -> None:
+async def test_a_query_that_does_not_fit_is_refused_and_never_truncated(reranker: Reranker) -> None:
     with pytest.raises(TooLong, match="The query has"):
         await reranker.rerank(prose(900), ["a panda"])
 
 
-async def test_text_with_more_tokens_than_its_length_tells_is_cut_all_the_same(reranker: Reranker) -> None:
-    space = await room(reranker)
-    dense = "!?" * (space * 4 // 5)
-    assert (await count_tokens(reranker, dense))[0] > space
+async def test_text_with_unusually_many_tokens_per_character_is_truncated_too(reranker: Reranker) -> None:
+    budget = await document_budget(reranker)
+    dense = "!?" * (budget * 4 // 5)
+    assert (await count_tokens(reranker, dense))[0] > budget
     result = await reranker.rerank(QUERY, ["a panda", dense])
     assert "document 1" in result.warnings[0]
     alone = await reranker.rerank(QUERY, ["a panda"])
@@ -151,14 +155,14 @@ async def test_top_n_and_empty_requests(reranker: Reranker) -> None:
         await reranker.rerank("q", ["a"] * 10_001)
 
 
-async def test_text_that_is_no_text_is_scored_too(reranker: Reranker) -> None:
+async def test_surrogates_and_control_characters_are_scored(reranker: Reranker) -> None:
     result = await reranker.rerank("wh\ud800at\0?", ["\ud83d", "a\0b", "\0", "\x1e", "\u202e"])
     assert len(result.results) == 5
 
 
 @pytest.mark.parametrize("raw_scores", [False, True])
 async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_scores: bool) -> None:
-    """An embedding model puts an empty text above all others."""
+    """An embedding model scores an empty text above all others."""
     texts = ["", "a panda is a bear", " \n\u3000", "bread", "\ufeff\u200b\0"]
     result = await reranker.rerank(QUERY, texts, raw_scores=raw_scores, return_documents=True)
     assert [scored.index for scored in result.results][2:] == [0, 2, 4]
@@ -175,14 +179,14 @@ async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_
     assert sorted(values(alone).values()) == pytest.approx(sorted(shown[:2]), abs=1e-3)
 
 
-async def test_a_request_of_nothing_but_blanks_is_answered(reranker: Reranker) -> None:
+async def test_a_request_with_only_blank_documents_is_answered(reranker: Reranker) -> None:
     result = await reranker.rerank(QUERY, ["", " "])
     assert [(scored.index, scored.score) for scored in result.results] == [(0, 0), (1, 0)]
     with pytest.raises(InvalidRequest, match="query is empty"):
         await reranker.rerank("\ufeff\u200b", ["a"])
 
 
-async def test_documents_whose_scores_tie_at_the_bound_are_ranked_by_their_raw_values(tmp_path: Path) -> None:
+async def test_documents_with_equal_clipped_scores_are_ranked_by_raw_score(tmp_path: Path) -> None:
     """Both cosines are above the upper bound, so both scores are 1."""
     texts = [prose(12, seed) for seed in range(12)]
     scoring = {"low": -1.0, "high": -0.999}
@@ -212,8 +216,8 @@ LOGITS = (48.0, 76.0, None, 52.0, -1.0)
         ({"score_threshold": 0.0}, [(1, 1.0), (3, 1.0), (0, 1.0), (4, 0.2689), (2, 0.0)]),
     ],
 )
-def test_rows_are_in_the_order_of_raw_values(options: dict[str, Any], rows: list[tuple[int, float]]) -> None:
-    """Logits above 37 all have the score 1, and keep their order."""
+def test_rows_are_ordered_by_raw_score(options: dict[str, Any], rows: list[tuple[int, float]]) -> None:
+    """Logits above 37 all have the score 1, but keep their order."""
     request = RerankRequest("q", tuple("abcde"), **options)
     found = ranked(request, LOGITS, Normalization("sigmoid"))
     assert [row.index for row in found] == [index for index, _ in rows]
@@ -234,7 +238,7 @@ def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
     )
 
 
-async def test_only_the_first_documents_are_scored_where_that_is_asked_for(reranker: Reranker) -> None:
+async def test_max_scored_documents_scores_only_the_first_documents(reranker: Reranker) -> None:
     texts = ["a panda is a bear", " ", "bread", "a ticket", "bread", "pizza"]
     whole = values(await reranker.rerank(QUERY, texts[:4], raw_scores=True))
     result = await reranker.rerank(QUERY, texts, raw_scores=True, max_scored_documents=3)
@@ -247,8 +251,8 @@ async def test_only_the_first_documents_are_scored_where_that_is_asked_for(reran
     assert (await reranker.rerank(QUERY, texts, max_scored_documents=0)).unscored == ()
 
 
-async def test_usage_counts_what_was_asked_and_says_what_was_known(tmp_path: Path) -> None:
-    """It was 0 when all scores were known."""
+async def test_usage_counts_all_tokens_and_reports_cached_ones(tmp_path: Path) -> None:
+    """It was 0 if all scores were cached."""
     texts = [prose(12, seed) for seed in range(6)]
     settings = golden_settings("xlmr-head", tmp_path)
     async with Reranker(settings, cache_entries=1000) as reranker:
@@ -265,7 +269,7 @@ async def test_usage_counts_what_was_asked_and_says_what_was_known(tmp_path: Pat
     assert usage["prompt_tokens_details"] == {"cached_tokens": first.tokens}
 
 
-async def test_requests_side_by_side_get_their_own_answers(reranker: Reranker) -> None:
+async def test_concurrent_requests_get_their_own_answers(reranker: Reranker) -> None:
     texts = [prose(12, seed) for seed in range(8)]
     alone = [values(await reranker.rerank(query, texts)) for query in WORDS]
     together = await asyncio.gather(*(reranker.rerank(query, texts) for query in WORDS))
@@ -284,7 +288,7 @@ async def test_an_engine_that_is_killed_is_replaced(tmp_path: Path) -> None:
         assert reranker.state.pid != pid
 
 
-async def test_an_instruction_reaches_the_judge(tmp_path: Path) -> None:
+async def test_an_instruction_reaches_a_causal_lm(tmp_path: Path) -> None:
     async with Reranker(golden_settings("qwen3-headless", tmp_path)) as reranker:
         usual, other = [
             (await reranker.rerank(QUERY, ["a panda"], instruction=text, raw_scores=True)).results[0].score
@@ -297,7 +301,7 @@ async def test_an_instruction_reaches_the_judge(tmp_path: Path) -> None:
         assert named.results[0].score == pytest.approx(usual, abs=1e-4)
 
 
-async def test_an_instruction_that_a_model_has_no_place_for_is_owned_up_to(tmp_path: Path) -> None:
+async def test_an_unused_instruction_gives_a_warning(tmp_path: Path) -> None:
     async with Reranker(golden_settings("xlmr-head", tmp_path)) as reranker:
         usual = await reranker.rerank(QUERY, ["a panda"])
         told = await reranker.rerank(QUERY, ["a panda"], instruction="Find bears")
@@ -327,7 +331,7 @@ def model(path: Path | str, home: Path, **more: Any) -> Settings:
     return Settings.model_validate({"model": str(path), "home": home, **more})
 
 
-def test_a_model_larger_than_the_memory_is_not_even_started(tmp_path: Path) -> None:
+def test_a_model_larger_than_memory_is_refused_before_the_start(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "huge.gguf", "bert")
     writer.add_context_length(512)
     writer.add_token_type_count(1)
@@ -346,7 +350,7 @@ def test_a_model_larger_than_the_memory_is_not_even_started(tmp_path: Path) -> N
         prepare(model(tmp_path / "huge.gguf", tmp_path))
 
 
-def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
+def test_the_error_says_why_a_model_cannot_be_served(tmp_path: Path) -> None:
     xlmr = (GOLDEN / "xlmr-head.gguf").read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(xlmr[: len(xlmr) // 2])

@@ -28,7 +28,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
         (7.0, Normalization("identity"), 1.0),
     ],
 )
-def test_transform(raw: float, how: Normalization, score: float) -> None:
+def test_score_formulas(raw: float, how: Normalization, score: float) -> None:
     assert normalize.score(raw, how) == pytest.approx(score, abs=1e-12)
 
 
@@ -57,7 +57,7 @@ def test_rank_is_sorted_and_ties_keep_their_order(values: list[float | None]) ->
 
 
 @given(st.lists(finite | st.none(), min_size=1), st.sampled_from(NORMALIZATIONS))
-def test_a_document_without_a_value_shows_the_lowest_number(
+def test_a_document_without_a_score_gets_the_lowest_number(
     values: list[float | None], how: Normalization
 ) -> None:
     without = [at for at, value in enumerate(values) if value is None]
@@ -71,7 +71,7 @@ def test_a_document_without_a_value_shows_the_lowest_number(
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
-def test_what_is_not_a_number_is_an_engine_error(bad: float | None) -> None:
+def test_a_score_that_is_not_finite_is_an_engine_error(bad: float | None) -> None:
     with pytest.raises(EngineError, match="pair 1"):
         normalize.check_complete([0.5, bad], {})
     normalize.check_complete([0.5, None], {1: "the engine crashed on it"})

@@ -13,7 +13,7 @@ def runs(values: list[float]) -> list[list[float]]:
     return [[values[at] for at in order] for order in self_test.ARRANGEMENTS]
 
 
-def test_a_sound_model_passes() -> None:
+def test_a_correct_model_passes() -> None:
     assert self_test.check(runs(GOOD), SIGMOID) == (None, ())
 
 
@@ -28,7 +28,7 @@ def test_a_sound_model_passes() -> None:
         ([GOOD, GOOD, GOOD[:1]], "its place"),
     ],
 )
-def test_a_broken_model_is_found_out(broken: list[list[float]], says: str) -> None:
+def test_a_broken_model_is_detected(broken: list[list[float]], says: str) -> None:
     refusal, _ = self_test.check(broken, SIGMOID)
     assert refusal is not None
     assert says in refusal.reason and "--force" in refusal.next_step
@@ -45,6 +45,6 @@ def test_a_few_thousandths_are_only_a_warning() -> None:
     assert refusal is None and "its place" in doubt
 
 
-def test_noise_within_the_contract_is_no_doubt() -> None:
+def test_noise_within_the_score_contract_gives_no_warning() -> None:
     noisy = [runs(GOOD)[0], [value + 1e-4 for value in runs(GOOD)[1]], [GOOD[0]]]
     assert self_test.check(noisy, SIGMOID) == (None, ())
