@@ -24,8 +24,8 @@ _TENTHS = 10
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("kind", "name", "documents", "more_mib"),
-    # Each case takes minutes: OpenVINO computes tiny models ten times as fast as llama.cpp. It keeps memory for
-    # each shape of a pass, and some shapes first occur after the first tenth.
+    # Each case takes minutes: OpenVINO computes tiny models ten times as fast as llama.cpp. It keeps memory
+    # for each shape of a pass, and some shapes first occur after the first tenth.
     [
         ("openvino", "xlmr-head", 20_000, 8),
         ("llama", "xlmr-head", 3_000, 2),
