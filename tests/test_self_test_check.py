@@ -22,10 +22,10 @@ def test_a_correct_model_passes() -> None:
     [
         (runs([3.0, math.nan, 0.0, 1.0, 2.0]), "not finite numbers"),
         (runs([math.inf, 1.0, 0.0, 1.0, 2.0]), "not finite numbers"),
-        (runs([1.0] * 5), "same value"),
-        (runs([1e-20] * 5), "same value"),
-        ([*runs(GOOD)[:2], [GOOD[0] - 0.6]], "its place"),
-        ([GOOD, GOOD, GOOD[:1]], "its place"),
+        (runs([1.0] * 5), "same raw score"),
+        (runs([1e-20] * 5), "same raw score"),
+        ([*runs(GOOD)[:2], [GOOD[0] - 0.6]], "its position"),
+        ([GOOD, GOOD, GOOD[:1]], "its position"),
     ],
 )
 def test_a_broken_model_is_detected(broken: list[list[float]], says: str) -> None:
@@ -42,7 +42,7 @@ def test_a_wrong_order_is_only_a_warning() -> None:
 def test_a_few_thousandths_are_only_a_warning() -> None:
     noisy = [runs(GOOD)[0], [value + 0.03 for value in runs(GOOD)[1]], [GOOD[0]]]
     refusal, (doubt,) = self_test.check(noisy, SIGMOID)
-    assert refusal is None and "its place" in doubt
+    assert refusal is None and "its position" in doubt
 
 
 def test_noise_within_the_score_contract_gives_no_warning() -> None:

@@ -107,7 +107,7 @@ def test_headers_of_a_second_request_that_never_end_close_the_connection(steady:
 def test_an_invalid_deadline_is_refused(steady: Service, value: str) -> None:
     answer = steady.rerank(["a"], **{"x-request-timeout": value})
     assert answer.status_code == 400
-    assert "must be seconds" in answer.json()["message"]
+    assert "must be a number of seconds" in answer.json()["message"]
 
 
 def test_cached_documents_are_not_scored_again(steady: Service) -> None:
