@@ -62,7 +62,7 @@ def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_pa
         Misuse, match=r"has not been started. Use `with SyncReranker\(\) as reranker:`, or call"
     ):
         reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(TypeError, match="start one in each"):
+    with pytest.raises(TypeError, match="Start one in each"):
         pickle.dumps(reranker)
     reranker.start()
     assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
@@ -71,7 +71,7 @@ def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_pa
     assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
     reranker.close()
     reranker.close()
-    with pytest.raises(Misuse, match="Ask it inside its block"):
+    with pytest.raises(Misuse, match="Use it inside its block"):
         reranker.rerank("panda?", DOCUMENTS)
     with pytest.raises(Misuse, match="Create a new one"), reranker:
         pass
