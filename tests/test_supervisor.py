@@ -221,7 +221,7 @@ def test_every_transition_in_the_table_occurs(tmp_path: Path) -> None:
             if not works:
                 raise EngineError("it never does")
 
-        async with bench(folder, kind=Noted, probe=probe, lacks_room=lambda pid: lack) as it:
+        async with bench(folder, kind=Noted, probe=probe, lacks_memory=lambda pid: lack) as it:
             supervisor = it.supervisor
             engine = await supervisor.ensure_ready()
             assert await supervisor.erred(engine, "once") is None
@@ -548,7 +548,7 @@ def test_without_memory_for_two_a_leaking_engine_stops_before_the_next_one_start
     caplog.set_level("INFO")
 
     async def story() -> None:
-        room = {"watch": GROWING, "lacks_room": lambda pid: "1 MiB is free"}
+        room = {"watch": GROWING, "lacks_memory": lambda pid: "1 MiB is free"}
         async with bench(tmp_path, "--grow-mib", "60", **room) as it:
             async with it.supervisor.lease() as engine:
                 assert await it.score(engine) == RIGHT

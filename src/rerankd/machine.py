@@ -73,7 +73,7 @@ def available_bytes() -> int | None:
     return min(found, default=None)
 
 
-def lacks_room_beside(pid: int) -> str:
+def lacks_memory_beside(pid: int) -> str:
     """Return why memory does not suffice for a second process of the size of `pid`, or "" if it does or is
     unknown. May take a second."""
     cards = gpus()

@@ -1,5 +1,4 @@
-"""Processes of the system: identity (pid reuse), RSS, OOM kills, process groups, and output of short
-programs.
+"""Inspect and kill processes: identity (pid reuse), RSS, OOM kills, process groups; run short programs.
 
 It reads /proc on Linux and runs `ps` elsewhere. A pid alone does not identify a process, because the system
 reuses pids; pid and start time together do.

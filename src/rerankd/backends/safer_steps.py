@@ -26,20 +26,20 @@ class Step:
 OTHER_BACKEND = Step("other_backend", "another engine")
 
 
-def after(found: Sequence[Step], taken: int, cause: Cause, *, loaded: bool) -> int:
+def after(steps: Sequence[Step], taken: int, cause: Cause, *, loaded: bool) -> int:
     """Return how many steps to use after an engine failed with `taken` of them. The result equals `taken` if
     no further step would help. `loaded`: the engine had become ready before it failed."""
     if cause == "crash" or (cause == "exit" and loaded):
-        return min(taken + 1, len(found))
-    if cause == "exit" and OTHER_BACKEND in found[taken:]:
+        return min(taken + 1, len(steps))
+    if cause == "exit" and OTHER_BACKEND in steps[taken:]:
         # An orderly exit before it was ready: the engine can't run this file here with any settings.
-        return len(found)
+        return len(steps)
     if cause == "memory":
-        saving = [at + 1 for at in range(taken, len(found)) if found[at].saves_memory]
+        saving = [at + 1 for at in range(taken, len(steps)) if steps[at].saves_memory]
         return saving[0] if saving else taken
     return taken
 
 
-def words(found: Sequence[Step]) -> str:
+def words(steps: Sequence[Step]) -> str:
     """Describe the steps in use, for messages."""
-    return OTHER_BACKEND.words if OTHER_BACKEND in found else ", ".join(step.words for step in found)
+    return OTHER_BACKEND.words if OTHER_BACKEND in steps else ", ".join(step.words for step in steps)

@@ -23,15 +23,15 @@ class Selection:
     refusals: Mapping[str, Refusal]
 
 
-def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Selection:
+def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> Selection:
     """Select the offer of the backend named `wanted`, or with "auto" the first one with the highest rank.
 
     Raises ConfigError if no backend can run the model, or the wanted one can't.
     """
-    offers = [one for _, one in said if isinstance(one, Offer)]
-    refusals = {backend.title: one for backend, one in said if isinstance(one, Refusal)}
+    offers = [one for _, one in answers if isinstance(one, Offer)]
+    refusals = {backend.title: one for backend, one in answers if isinstance(one, Refusal)}
     if wanted != AUTO:
-        named = next(one for backend, one in said if backend.name == wanted)
+        named = next(one for backend, one in answers if backend.name == wanted)
         if isinstance(named, Refusal):
             raise ConfigError(
                 f"engine = {wanted} can't run this model: {named.reason}. Leave it at {AUTO}"
@@ -48,10 +48,10 @@ def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Sele
     return Selection(replace(best, reason=reason), fallback, refusals)
 
 
-def describe(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
+def describe(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
     """Return one row per backend for `rerankd inspect`: whether it can run a model, and why."""
     try:
-        used = choose(wanted, said).offer.backend
+        used = choose(wanted, answers).offer.backend
     except ConfigError:
         used = None
     return [
@@ -63,7 +63,7 @@ def describe(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> li
             "reason": one.reason,
             "next_step": one.next_step if isinstance(one, Refusal) else "",
         }
-        for backend, one in said
+        for backend, one in answers
     ]
 
 

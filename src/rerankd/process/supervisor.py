@@ -39,9 +39,9 @@ class Supervisor(Generic[EngineT]):
     """Owns one engine and its child processes.
 
     `safer` receives why an engine stopped and whether it had become ready, and returns whether the next start
-    uses safer settings. If the engine had not become ready, that start follows without a delay. `lacks_room`
-    explains why memory does not suffice for a second engine beside a process, or returns "". `pause` waits
-    before a restart, and `chance` is a random number for the delay (see restart_delay.py).
+    uses safer settings. If the engine had not become ready, that start follows without a delay.
+    `lacks_memory` explains why memory does not suffice for a second engine beside a process, or returns "".
+    `pause` waits before a restart, and `chance` is a random number for the delay (see restart_delay.py).
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Supervisor(Generic[EngineT]):
         plan: Plan[EngineT],
         *,
         safer: Callable[[Cause, bool], bool] = lambda cause, loaded: False,
-        lacks_room: Callable[[int], str] = machine.lacks_room_beside,
+        lacks_memory: Callable[[int], str] = machine.lacks_memory_beside,
         chance: Callable[[], float] = random.random,
         pause: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         self._plan = plan
         self._safer = safer
-        self._lacks_room = lacks_room
+        self._lacks_memory = lacks_memory
         self._chance = chance
         self._pause = pause
         self.status: Status[EngineT] = Status()
@@ -258,7 +258,7 @@ class Supervisor(Generic[EngineT]):
     async def _start_successor(self, child: EngineChild[EngineT], loss: Loss) -> EngineChild[EngineT] | Loss:
         """Start a successor beside the current engine, and return it once it is ready. Returns the loss if
         the current engine must stop first, or has crashed meanwhile."""
-        lack = await asyncio.to_thread(self._lacks_room, child.process.pid)
+        lack = await asyncio.to_thread(self._lacks_memory, child.process.pid)
         if lack:
             _log.info(
                 "%s: the engine for %s is stopped before the next one starts", lack, self._plan.file_name
@@ -283,4 +283,4 @@ class Supervisor(Generic[EngineT]):
                 self._set(Checking(child.process.pid))  # requests wait for the successor
             await forever()
 
-        return await first(begin(), watchers.dead(child), doubt())
+        return await first(begin(), watchers.exited(child), doubt())

@@ -29,22 +29,22 @@ async def loss(
     engine is checked and when it is ready again. `outgrown` counts the engines before it that needed a higher
     memory limit. `reload` is set when a reload is requested."""
     return await first(
-        dead(child),
-        silent(child),
-        stuck(child),
-        useless(child, write),
-        grown(child, outgrown),
-        requested(reload),
+        exited(child),
+        unresponsive(child),
+        hanging(child),
+        failing(child, write),
+        over_memory_limit(child, outgrown),
+        reloaded(reload),
         unreachable(child),
     )
 
 
-async def dead(child: EngineChild[EngineT]) -> Loss:
+async def exited(child: EngineChild[EngineT]) -> Loss:
     """Return when the process has exited."""
     return await child.ended()
 
 
-async def silent(child: EngineChild[EngineT]) -> Loss:
+async def unresponsive(child: EngineChild[EngineT]) -> Loss:
     """Return after three unanswered health polls in a row."""
     poll_s, misses = child.plan.watch.health_poll_s, 0
     while misses < _MOST_MISSES:
@@ -54,7 +54,7 @@ async def silent(child: EngineChild[EngineT]) -> Loss:
     return Loss(EngineUnavailable(text), "hang", kill=True)
 
 
-async def stuck(child: EngineChild[EngineT]) -> Loss:
+async def hanging(child: EngineChild[EngineT]) -> Loss:
     """Return when a request passed its deadline and the engine's compute loop made no progress within the
     margin after it. (Health polls can't show this: other threads may answer them.)"""
     margin_s = child.plan.watch.hang_margin_s
@@ -68,7 +68,7 @@ async def stuck(child: EngineChild[EngineT]) -> Loss:
             return Loss(EngineUnavailable(text), "hang", kill=True)
 
 
-async def useless(child: EngineChild[EngineT], write: Callable[[State[EngineT]], None]) -> Loss:
+async def failing(child: EngineChild[EngineT], write: Callable[[State[EngineT]], None]) -> Loss:
     """Return when three calls in a row ended in errors. After the first error the engine is checked: no
     request uses it until it has scored a known pair."""
     while True:
@@ -95,9 +95,9 @@ async def _scores(child: EngineChild[EngineT]) -> bool:
             await child.plan.probe(child.engine)
     except TimeoutError:
         child.suspected.set()
-        await forever()  # the watcher `stuck` takes over
+        await forever()  # the watcher `hanging` takes over
     except EngineUnavailable:
-        await forever()  # it is exiting, and the watcher `dead` takes over
+        await forever()  # it is exiting, and the watcher `exited` takes over
     except RerankdError as error:
         child.errors += 1
         _log.warning("the engine for %s failed on a known pair: %s", child.plan.file_name, error.message)
@@ -105,7 +105,7 @@ async def _scores(child: EngineChild[EngineT]) -> bool:
     return True
 
 
-async def grown(child: EngineChild[EngineT], outgrown: int) -> Loss:
+async def over_memory_limit(child: EngineChild[EngineT], outgrown: int) -> Loss:
     """Return when the engine's RSS exceeds its memory limit."""
     most, by = child.plan.watch.max_engine_memory, "max_engine_memory"
     started = time.monotonic()
@@ -126,7 +126,7 @@ async def grown(child: EngineChild[EngineT], outgrown: int) -> Loss:
         await asyncio.sleep(child.plan.watch.health_poll_s)
 
 
-async def requested(reload: asyncio.Event) -> Loss:
+async def reloaded(reload: asyncio.Event) -> Loss:
     """Return when a reload is requested."""
     await reload.wait()
     _log.info("a reload was requested: the engine is replaced between requests")

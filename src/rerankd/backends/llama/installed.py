@@ -120,14 +120,14 @@ def survey(options: LlamaOptions, home: Path, needs: int = 0) -> Binaries:
     engines = Engines(home)
     found = engines.all()
     own = options.llama_path
-    asks = options.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
+    needs_gpus = options.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
     return Binaries(
         own=own,
         own_build=build_number(own) if own and needs else 0,
         used=engines.used(),
         installed=found,
         bundled=bundled(),
-        gpus=machine.gpus() if asks else (),
+        gpus=machine.gpus() if needs_gpus else (),
         instructions=machine.instructions(),
     )
 

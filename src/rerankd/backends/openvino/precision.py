@@ -55,19 +55,21 @@ def is_worth_it(ratio: float) -> bool:
 def without_trial(wanted: Wanted, instructions: Collection[str]) -> Choice | None:
     """Return the choice that needs no trial, or None. `instructions` are those of the CPU (see
     machine.py)."""
-    if wanted != "f32" and not _able(instructions):  # OpenVINO then ignores the setting and uses f32
+    if wanted != "f32" and not _bf16_flags(instructions):  # OpenVINO then ignores the setting and uses f32
         return Choice("f32", "this CPU has no bf16 arithmetic")
     return None if wanted == "auto" else Choice(wanted, "set by the user")
 
 
 def after(trial: Trial, instructions: Collection[str]) -> Choice:
     """Return the choice after a trial."""
-    said = f"this CPU has {' and '.join(_able(instructions))}, and bf16 is {trial.ratio:.1f} times as fast"
+    reason = (
+        f"this CPU has {' and '.join(_bf16_flags(instructions))}, and bf16 is {trial.ratio:.1f} times as fast"
+    )
     if trial.gap is None:
-        return Choice("f32", said)
+        return Choice("f32", reason)
     if trial.gap > LARGEST_GAP:
-        return Choice("f32", f"{said}, but it swaps documents whose scores differ by {trial.gap:.2g}")
-    return Choice("bf16", f"{said} and keeps the order")
+        return Choice("f32", f"{reason}, but it swaps documents whose scores differ by {trial.gap:.2g}")
+    return Choice("bf16", f"{reason} and keeps the order")
 
 
 def largest_swap(exact: Sequence[float], rough: Sequence[float], normalization: Normalization) -> float:
@@ -86,5 +88,5 @@ def largest_swap(exact: Sequence[float], rough: Sequence[float], normalization: 
     return worst
 
 
-def _able(instructions: Collection[str]) -> list[str]:
+def _bf16_flags(instructions: Collection[str]) -> list[str]:
     return sorted(_BF16 & set(instructions))
