@@ -1,4 +1,4 @@
-"""API keys: which are refused at the start, how they are compared, and files of several."""
+"""API keys: rejected settings, comparison, and key files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_blank_key_is_no_open_server(blank: str) -> None:
         config.load(f"api_key = {blank!r}".replace("'", '"'), {}, {})
 
 
-def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:
+def test_a_key_that_no_header_can_contain_is_rejected_and_not_shown() -> None:
     with pytest.raises(ConfigError, match="a header can't contain") as caught:
         config.load("", {"RERANKD_API_KEY": "sec\nret"}, {})
     assert "sec" not in caught.value.message
@@ -60,7 +60,7 @@ def test_a_blank_key_ends_the_start_with_the_reason(tmp_path: Path) -> None:
         ("a" * 4000, b"a" * 4000),
     ],
 )
-def test_the_key_lets_in_however_it_was_written(key: str, sent: bytes) -> None:
+def test_the_key_is_accepted_in_any_encoding(key: str, sent: bytes) -> None:
     assert keys.read(Settings(api_key=key)).find(sent) == (
         "default",
         hashlib.sha256(sent).hexdigest(),
@@ -69,7 +69,7 @@ def test_the_key_lets_in_however_it_was_written(key: str, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"Secret", b"secret\x00", "钥匙".encode("gb18030"), b"?", b"\xff"])
-def test_another_key_does_not(sent: bytes) -> None:
+def test_a_wrong_key_is_rejected(sent: bytes) -> None:
     for key in ("secret", "钥匙", "schlüssel"):
         assert keys.read(Settings(api_key=key)).find(sent) is None
 
@@ -111,13 +111,13 @@ def test_a_file_of_keys_that_can_not_be_trusted_ends_the_start(
     assert "rk-secret" not in caught.value.message
 
 
-def test_a_pipe_as_file_of_keys_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_pipe_as_key_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys", 0o600)
     with pytest.raises(ConfigError, match="not a regular file"):
         keys.read(Settings(api_keys_file=tmp_path / "keys"))
 
 
-def test_a_file_of_keys_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"can't be read: .*No such file"):
         keys.read(Settings(api_keys_file=tmp_path / "none"))
 
@@ -140,7 +140,7 @@ def test_a_key_has_the_priority_of_its_line(tmp_path: Path) -> None:
     assert found == [*zip(names, digests, priorities, strict=True)]
 
 
-def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
+def test_keys_are_created_listed_and_removed(tmp_path: Path) -> None:
     file = tmp_path / "etc" / "keys"
     made = key("new", "laptop", file=file, home=tmp_path)
     write(file, "# who is who\n" + file.read_text(), 0o640)
@@ -165,7 +165,7 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
     assert gone.returncode == 2 and "no key named laptop" in gone.stderr
 
 
-def test_a_new_file_of_keys_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_new_key_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     key("new", "a", file=tmp_path / "keys", home=tmp_path)
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o600
 
@@ -221,7 +221,7 @@ def test_metrics_tell_whose_key_and_which_model_it_was(tmp_path: Path, file: Pat
         assert 'rerankd_request_seconds_count{dialect="jina",model="xlmr-head"} 1.0' in text
 
 
-def test_a_key_that_is_not_ascii_lets_in_over_a_socket(tmp_path: Path) -> None:
+def test_a_key_that_is_not_ascii_is_accepted_over_a_socket(tmp_path: Path) -> None:
     with service(tmp_path, api_key="schlüssel 钥匙\n") as it:
         assert status(it, "schlüssel 钥匙".encode()) == 200
         assert status(it, b"schl\xfcssel") == 401

@@ -1,4 +1,4 @@
-"""Log lines: the request they belong to, JSON, and none without end."""
+"""Log lines: request ids, JSON, and the limit of repeated lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def record(message: str, line: int = 1) -> logging.LogRecord:
     return logging.LogRecord("rerankd.test", logging.WARNING, "file.py", line, message, (), None)
 
 
-def test_a_line_that_repeats_itself_is_left_out_and_counted() -> None:
+def test_repeated_lines_are_suppressed_and_counted() -> None:
     now = [0.0]
     said: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The library used by mistake, and in process models that it was not made for: a sentence, never a hang."""
+"""Misuse of the library, and unsupported process models: an error message, never a hang."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DOCUMENTS = ["a bear of China", "a kind of bread"]
     ],
     ids=str,
 )
-async def test_an_option_of_another_kind_is_a_sentence(options: dict[str, Any], says: str) -> None:
+async def test_an_option_of_the_wrong_type_is_an_error(options: dict[str, Any], says: str) -> None:
     """top_n = -1 left out the last document, a negative bound gave each document 0, and a string was its
     letters."""
     with pytest.raises(InvalidRequest) as caught:
@@ -50,12 +50,12 @@ async def test_an_option_of_another_kind_is_a_sentence(options: dict[str, Any], 
     assert says in caught.value.message
 
 
-def test_no_bound_may_be_spelled_0() -> None:
+def test_zero_means_no_limit() -> None:
     zeros = dict.fromkeys(("top_n", "max_tokens_per_doc", "max_chunks_per_doc", "max_tokens_per_query"), 0)
     assert RerankRequest("q", ("a",), **zeros).top_n == 0
 
 
-def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
+def test_a_sync_reranker_before_start_after_close_and_started_twice(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path)
     reranker = SyncReranker(settings)
     with pytest.raises(
@@ -81,7 +81,7 @@ def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_pa
         never.start()
 
 
-async def test_a_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
+async def test_a_reranker_before_start_after_close_and_started_twice(tmp_path: Path) -> None:
     reranker = Reranker(golden_settings("xlmr-head", tmp_path))
     with pytest.raises(Misuse, match="has not been started"):
         await reranker.rerank("panda?", DOCUMENTS)
@@ -157,7 +157,7 @@ with SyncReranker(model=sys.argv[1]) as inherited:
 """
 
 
-def test_a_forked_process_is_told_and_leaves_the_engines_alone(tmp_path: Path) -> None:
+def test_a_forked_process_gets_an_error_and_keeps_the_engines_running(tmp_path: Path) -> None:
     """As under `gunicorn --preload` and in multiprocessing.Pool: all of them waited for ever."""
     program = tmp_path / "forks.py"
     program.write_text(FORKS)

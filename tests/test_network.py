@@ -1,4 +1,4 @@
-"""The network as people have it: proxies, certificates, and what httpx says of them."""
+"""Network errors: proxies, certificates, and the messages for the exceptions of httpx."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def errors_of(library: ModuleType) -> list[type[Exception]]:
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
-def test_every_error_of_the_library_has_a_sentence_and_is_caught(library: ModuleType) -> None:
+def test_every_exception_of_the_library_has_a_message_and_is_caught(library: ModuleType) -> None:
     errors = errors_of(library)
     assert len(errors) > 20
     assert {one.__name__ for one in errors} - set(network_errors.SENTENCES) == set()
     assert [one for one in errors if not issubclass(one, network_errors.errors_of(library))] == []
 
 
-def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> None:
+def test_the_message_has_the_innermost_cause() -> None:
     try:
         try:
             raise OSError(111, "Connection refused")
@@ -95,7 +95,9 @@ def pull(hub: FakeHub, home: Path, kind: str, **env: str) -> subprocess.Complete
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
 @pytest.mark.parametrize("scheme", ["socks", "socks5", "socks5h"])
-def test_a_model_comes_through_a_socks_proxy(hub: FakeHub, tmp_path: Path, kind: str, scheme: str) -> None:
+def test_a_model_is_downloaded_through_a_socks_proxy(
+    hub: FakeHub, tmp_path: Path, kind: str, scheme: str
+) -> None:
     with socks_proxy() as (port, connections):
         ended = pull(hub, tmp_path, kind, ALL_PROXY=f"{scheme}://127.0.0.1:{port}", NO_PROXY="")
         assert ended.returncode == 0, ended.stderr
@@ -104,7 +106,7 @@ def test_a_model_comes_through_a_socks_proxy(hub: FakeHub, tmp_path: Path, kind:
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
 @pytest.mark.parametrize("no_proxy", ["[::1]", "localhost,[::1]:8080,127.0.0.1", "*", "127.0.0.1:80,::1"])
-def test_no_proxy_as_people_write_it(hub: FakeHub, tmp_path: Path, kind: str, no_proxy: str) -> None:
+def test_spellings_of_no_proxy(hub: FakeHub, tmp_path: Path, kind: str, no_proxy: str) -> None:
     ended = pull(hub, tmp_path, kind, NO_PROXY=no_proxy)
     assert ended.returncode == 0, ended.stderr
 
@@ -121,7 +123,7 @@ def test_no_proxy_as_people_write_it(hub: FakeHub, tmp_path: Path, kind: str, no
         ({"ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": ""}, "can't be reached"),
     ],
 )
-def test_an_environment_that_cannot_be_used_is_told(
+def test_invalid_proxies_and_certificates_are_reported(
     hub: FakeHub, tmp_path: Path, kind: str, env: dict[str, str], says: str
 ) -> None:
     """Each ended in a traceback."""
@@ -131,7 +133,7 @@ def test_an_environment_that_cannot_be_used_is_told(
     assert "secret" not in ended.stderr
 
 
-def test_a_remote_server_behind_settings_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_server_with_invalid_proxy_settings_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:9")
     with pytest.raises(RemoteError, match="the proxy settings are invalid"):
         Remote("https://api.example.com")
@@ -152,7 +154,7 @@ def without_pip(tmp_path: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def test_an_environment_without_pip_has_that_of_ensurepip(without_pip: Path, tmp_path: Path) -> None:
+def test_an_environment_without_pip_uses_that_of_ensurepip(without_pip: Path, tmp_path: Path) -> None:
     if pip.bundled() is None:
         pytest.skip("this Python has no ensurepip; apt install python3-venv")
     program = (
@@ -162,7 +164,7 @@ def test_an_environment_without_pip_has_that_of_ensurepip(without_pip: Path, tmp
     assert ended.stdout.startswith("pip "), ended.stderr
 
 
-def test_an_environment_without_any_pip_is_told(without_pip: Path, tmp_path: Path) -> None:
+def test_an_environment_without_any_pip_is_reported(without_pip: Path, tmp_path: Path) -> None:
     library = tmp_path / "library"  # hides Python's own
     (library / "ensurepip").mkdir(parents=True)
     (library / "ensurepip" / "__init__.py").touch()
@@ -176,7 +178,7 @@ def test_an_environment_without_any_pip_is_told(without_pip: Path, tmp_path: Pat
         assert "Traceback" not in ended.stderr
 
 
-def test_pip_is_told_of_uvs_index() -> None:
+def test_pip_uses_the_index_of_uv() -> None:
     of_uv = {"UV_DEFAULT_INDEX": "https://a/simple", "UV_INDEX": "inner=https://b/simple https://c/x=y"}
     found = pip.environment(of_uv)
     assert found["PIP_INDEX_URL"] == "https://a/simple"

@@ -1,6 +1,6 @@
 """The page in a real browser, over the real service with the built-in model.
 
-Pictures of it come to .test-home/pictures, to be looked at.
+Writes pictures of the page to .test-home/pictures for inspection.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def ask_panda(page: Page) -> None:
 # --- try it ---
 
 
-def test_who_asks_before_the_list_of_models_has_come_sees_the_model_that_answered(tab: Open) -> None:
+def test_a_request_before_the_model_list_has_loaded_shows_the_model_that_answered(tab: Open) -> None:
     shown = tab()
     shown.page.route("**/v1/status*", lambda route: None)  # the list does not come
     page = shown.open()
@@ -146,7 +146,7 @@ def test_top_n_and_the_keyboard_alone(tab: Open) -> None:
     assert texts(page)[0] in ("bread", "a bear of China")
 
 
-def test_what_was_cut_is_marked_and_said(tab: Open) -> None:
+def test_a_truncated_document_is_marked_with_a_warning(tab: Open) -> None:
     page = tab().open()
     page.locator("#query").fill("pandas")
     page.locator("#documents").fill("panda bears eat bamboo " * 100 + "\nshort")
@@ -157,7 +157,7 @@ def test_what_was_cut_is_marked_and_said(tab: Open) -> None:
     assert max(map(len, texts(page))) > 2000
 
 
-def test_what_a_budget_left_out_has_no_score_and_is_marked(tab: Open) -> None:
+def test_an_unscored_document_is_marked_and_shows_no_score(tab: Open) -> None:
     shown = tab()
 
     def out_of_time(route: Route) -> None:
@@ -175,7 +175,7 @@ def test_what_a_budget_left_out_has_no_score_and_is_marked(tab: Open) -> None:
     assert page.locator(".score").all_inner_texts()[1:] == ["–", "–"]
 
 
-def test_an_error_is_the_servers_sentence(tab: Open) -> None:
+def test_an_error_shows_the_servers_message(tab: Open) -> None:
     shown = tab()
     page = shown.open()
     page.locator("#query").fill("panda " * 2000)
@@ -228,7 +228,7 @@ def clipboard(page: Page) -> str:
 
 
 @pytest.mark.parametrize("kind", ["curl", "Python"])
-def test_what_is_copied_runs(tab: Open, kind: str, url: str) -> None:
+def test_the_copied_code_runs(tab: Open, kind: str, url: str) -> None:
     shown = tab(permissions=["clipboard-read", "clipboard-write"])
     page = shown.open()
     page.locator("#query").fill('it\'s a "panda" $HOME `id`?')
@@ -247,7 +247,7 @@ def test_what_is_copied_runs(tab: Open, kind: str, url: str) -> None:
     assert f"{float(best):.4f}" == score
 
 
-def test_copying_works_without_a_clipboard_too(tab: Open) -> None:
+def test_copying_works_without_the_clipboard_api(tab: Open) -> None:
     page = tab(permissions=["clipboard-read", "clipboard-write"]).open()
     ask_panda(page)
     page.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: () => Promise.reject()})")
@@ -292,7 +292,7 @@ def test_each_programs_request_is_answered(tab: Open, url: str) -> None:
     shown.picture(PICTURES, "connect")
 
 
-def test_the_values_are_this_servers(tab: Open, url: str) -> None:
+def test_the_settings_have_this_servers_values(tab: Open, url: str) -> None:
     page = tab(permissions=["clipboard-read", "clipboard-write"]).open("connect/dify")
     page.get_by_role("button", name="Copy API endpoint URL").click()
     assert clipboard(page) == f"{url}/v1"
@@ -322,7 +322,7 @@ def engine(url: str) -> dict[str, Any]:
     return told
 
 
-def test_status_shows_the_model_its_engine_and_what_was_asked(tab: Open, url: str) -> None:
+def test_status_shows_the_model_its_engine_and_recent_requests(tab: Open, url: str) -> None:
     shown = tab()
     page = shown.open()
     ask_panda(page)
@@ -351,7 +351,7 @@ def test_status_after_the_engine_was_killed(tab: Open, url: str) -> None:
     expect(card).not_to_contain_text(f"pid {before['pids'][0]}\n")
 
 
-def test_pull_and_delete_with_what_happens_meanwhile(tab: Open, hub: FakeHub) -> None:
+def test_pull_with_progress_and_delete(tab: Open, hub: FakeHub) -> None:
     assert hub.hang is not None
     shown = tab()
     page = shown.open("status")
@@ -419,7 +419,7 @@ def test_a_model_that_was_not_pulled_is_not_deleted(tab: Open) -> None:
 # --- the key ---
 
 
-def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> None:
+def test_the_key_is_requested_and_kept_for_the_tab(tab: Open, started: Any) -> None:
     url = started(XLMR, RERANKD_API_KEY="a secret").url
     shown = tab(url, permissions=["clipboard-read", "clipboard-write"])
     page = shown.open()
@@ -469,7 +469,7 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
-def test_every_part_is_accessible_and_fits(
+def test_every_section_is_accessible_and_fits(
     tab: Open, options: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     # Judged at rest: while answers fade in, their contrast is too low for a moment.
@@ -497,7 +497,7 @@ def test_every_part_is_accessible_and_fits(
         assert not faults, "\n".join(faults)
 
 
-def test_it_is_in_chinese_where_the_browser_is(tab: Open) -> None:
+def test_the_page_is_in_chinese_in_a_chinese_browser(tab: Open) -> None:
     shown = tab(locale="zh-CN")
     page = shown.open()
     page.get_by_role("button", name="载入示例").first.click()
