@@ -12,8 +12,10 @@ Plain values without I/O or a framework. All layers use these terms:
   unless they request raw scores.
 - **max_length**: the most tokens that one forward pass reads, special tokens included. For `cross_encoder`
   and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `embedding` a single text.
-- **Truncated**: a document of which the model read only the beginning, because the rest exceeded a limit.
-- **Blank**: a document of spaces, control and format characters only. It is not scored and ranked last.
+- **Template** and **labels** (`causal_lm`): the prompt with placeholders for the texts, and the two answer
+  tokens.
+- **Truncated**: a document of which the model reads only the beginning, because the rest exceeds a limit.
+- **Blank**: a document of spaces, control and format characters only. It is not scored, and is ranked last.
 - **Unscored**: a document that is left out because of the request's `budget_ms` or `max_scored_documents`.
 - **Cached**: a document whose raw score for the query is known from an earlier request; the engine does not
   read it again.
@@ -233,7 +235,7 @@ class RerankResult:
 
     `unscored`, `blank` and `errors` name, by index, the documents without a raw score: omitted because of the
     budget, blank, or failed. They come last, in the request's order, with the lowest score possible (see
-    normalize.shown). `cut` names the truncated documents.
+    normalize.shown). `truncated` names the truncated documents.
 
     `tokens` is the number of tokens that the engine read. `cached` is the number of distinct texts whose
     score came from the cache; `cached_tokens` counts the tokens of these, and of the request's duplicates.
