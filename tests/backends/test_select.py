@@ -87,7 +87,7 @@ def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) 
         (spec(HEAD, "nomic-bert", ("t5", "default")), "architecture nomic-bert"),
         (spec(HEAD, "bert", ("llama", "default")), "tokenizer llama"),
         (spec(HEAD, "modern-bert", ("gpt2", "jina-v2-code")), "tokenizer gpt2 jina-v2-code"),
-        (spec(HEAD, "bert", ("t5", "default"), has_charsmap=False), "normalisation map"),
+        (spec(HEAD, "bert", ("t5", "default"), has_charsmap=False), "normalization map"),
         (spec(replace(EMBEDDING, pooling="last"), "bert", ("bert", "")), "pooling last"),
         (spec(replace(HEAD, template="{query}{document}"), "bert", ("t5", "")), "template"),
         (spec(HEAD, "bert", ("t5", "default"), parts=(Path("1"), Path("2"), Path("3"))), "split"),
