@@ -125,10 +125,10 @@ class Reader:
         done: dict[int, tuple[list[tuple[str, Ids]], bool]] = {}
         is_plain = not (prepared.suffix or how.chunks > 1 or how.at_sentence or self.reads_text)
         if is_plain and not (prepared.prefix and how.max_tokens_per_doc):
-            room = prepared.ids_limit - prepared.document_budget + prepared.budget_for(how)
+            budget = prepared.ids_limit - prepared.document_budget + prepared.budget_for(how)
             for at in long:
                 if not begun[at][-1].isspace():
-                    done[at] = ([(texts[at], found[at][:room])], True)
+                    done[at] = ([(texts[at], found[at][:budget])], True)
         rest = [at for at in long if at not in done]
         # Each part that an engine reads as text, with the token ids it must have.
         to_read: list[tuple[int, str, Ids, Ids, int, bool]] = []
@@ -141,10 +141,10 @@ class Reader:
             if prepared.suffix:
                 last = int(np.searchsorted(ends, len(prepared.prefix) + len(begun[at]), "right"))
             own = np.maximum(ends[first:last] - len(prepared.prefix), 0)
-            room = max(prepared.ids_limit - first - (len(ids) - last), 1)
+            budget = max(prepared.ids_limit - first - (len(ids) - last), 1)
             limit = how.max_tokens_per_doc or len(own)
             spans = truncate.chunks(
-                text, own, room, how.chunks, how.overlap, limit=limit, at_sentence=how.at_sentence
+                text, own, budget, how.chunks, how.overlap, limit=limit, at_sentence=how.at_sentence
             )
             is_truncated = truncate.is_something_left(text, own, spans[-1].stop)
             pieces = []

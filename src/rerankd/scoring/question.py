@@ -59,14 +59,14 @@ class Truncation:
     @property
     def of_documents(self) -> str:
         """The part of a cache key that stands for the truncation of documents (see cache.py)."""
-        said = (
+        options = (
             self.max_tokens_per_doc,
             self.max_tokens_per_pair,
             self.chunks,
             self.overlap,
             self.at_sentence,
         )
-        return "" if said == _PLAIN_DOCUMENTS else repr(said)
+        return "" if options == _PLAIN_DOCUMENTS else repr(options)
 
 
 PLAIN = Truncation()
@@ -161,9 +161,11 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
         ids = np.concatenate((frame.start, own, frame.alone))
         space = length - len(frame.start) - len(frame.alone)
         # An embedding model reads the query separately, so the query takes no tokens from the document.
-        room = space - len(of_document) if len(own) <= space else 0
+        budget = space - len(of_document) if len(own) <= space else 0
         question = Question(query, "", frame.start, frame.alone, ids)
-        return PreparedQuestion(question, recipe.document_prefix, "", space, room, space - len(of_query) - 1)
+        return PreparedQuestion(
+            question, recipe.document_prefix, "", space, budget, space - len(of_query) - 1
+        )
     if recipe.method == "cross_encoder":
         (own,) = await model.tokenizer.encode([query])
         before = np.concatenate((frame.start, own, frame.between))
@@ -197,8 +199,8 @@ async def _prompt(model: Model, query: str, instruction: str, length: int) -> Pr
     before, after = np.concatenate((start, *ids[:place])), np.concatenate((NONE, *ids[place:]))
     space = length - len(before) - len(after)
     question = Question(query, instruction, before, after)
-    room = space - len(of_head) - len(of_tail)
-    return PreparedQuestion(question, head, tail, space, room, _share(room + len(of_query)))
+    budget = space - len(of_head) - len(of_tail)
+    return PreparedQuestion(question, head, tail, space, budget, _share(budget + len(of_query)))
 
 
 async def _shortened(model: Model, query: str, limit: int) -> tuple[str, int | None]:

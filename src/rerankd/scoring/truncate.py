@@ -39,38 +39,38 @@ def beginning(text: str, tokens: int) -> str:
     return text[:end]
 
 
-def most_overlap(room: int) -> int:
-    """The largest number of tokens that two chunks of `room` tokens may share: half, so that each adds as
+def most_overlap(budget: int) -> int:
+    """The largest number of tokens that two chunks of `budget` tokens may share: half, so that each adds as
     many."""
-    return room // 2
+    return budget // 2
 
 
 def chunks(
     text: str,
     ends: Ids,
-    room: int,
+    budget: int,
     most: int = 1,
     overlap: int = 0,
     *,
     limit: int = sys.maxsize,
     at_sentence: bool = False,
 ) -> list[Span]:
-    """Split `text` into up to `most` chunks of up to `room` tokens.
+    """Split `text` into up to `most` chunks of up to `budget` tokens.
 
     A chunk begins `overlap` tokens before the end of the previous one, or at the next start of a word. Only
-    the first `limit` tokens are read. `room` and `limit` are at least 1.
+    the first `limit` tokens are read. `budget` and `limit` are at least 1.
     """
     count = min(len(ends), limit)
     found: list[Span] = []
     start = 0
     while True:
-        stop = min(start + room, count)
+        stop = min(start + budget, count)
         if stop < len(ends) and at_sentence:
             stop = at_sentence_end(text, ends, start, stop)
         found.append(Span(start, stop))
         if stop >= count or len(found) == most:
             return found
-        back = max(stop - min(overlap, most_overlap(room)), start + 1)
+        back = max(stop - min(overlap, most_overlap(budget)), start + 1)
         start = next((at for at in range(back, stop) if _starts_word(text, ends, at)), back)
 
 
@@ -95,12 +95,12 @@ def is_something_left(text: str, ends: Ids, stop: int) -> bool:
     return bool(text[int(ends[stop - 1]) if stop else 0 :].strip())
 
 
-def ends_to_try(text: str, ends: Ids, room: int) -> Sequence[int]:
-    """Positions (in characters) at which a prefix of `text` with up to `room` tokens may end, longest first.
-    A text that ends inside a word may be tokenized differently there, so the last candidates are at the start
-    of a word."""
-    near = [int(ends[stop - 1]) for stop in range(room, max(room - 8, 0), -1)]
-    words = [int(ends[stop - 1]) for stop in range(room, 0, -1) if _starts_word(text, ends, stop)]
+def ends_to_try(text: str, ends: Ids, budget: int) -> Sequence[int]:
+    """Positions (in characters) at which a prefix of `text` with up to `budget` tokens may end, longest
+    first. A text that ends inside a word may be tokenized differently there, so the last candidates are at
+    the start of a word."""
+    near = [int(ends[stop - 1]) for stop in range(budget, max(budget - 8, 0), -1)]
+    words = [int(ends[stop - 1]) for stop in range(budget, 0, -1) if _starts_word(text, ends, stop)]
     return sorted({*near, *words[:8], 0}, reverse=True)
 
 

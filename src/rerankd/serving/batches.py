@@ -66,12 +66,12 @@ def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Othe
         # The rest of the request fits, but its lengths differ too much to pad. The engine splits them into
         # passes.
         return [_packed_part(lead, waiting, len(waiting))]
-    room = min(max(limits.tokens // longest, 1), limits.inputs)
+    capacity = min(max(limits.tokens // longest, 1), limits.inputs)
     counts = [(lead, waiting, own)]
     total = own
-    while total < room and (other := next(others, None)):
+    while total < capacity and (other := next(others, None)):
         other[1].arrange(by_length=True)
-        if count := other[1].fitting(longest, room - total):
+        if count := other[1].fitting(longest, capacity - total):
             counts.append((*other, count))
             total += count
     total = whole(total, longest, limits.tokens // 4)

@@ -119,7 +119,7 @@ class ModelNames:
         """The models that are not served, in the order of the settings: being prepared, or refused."""
         return tuple(entry for entry in self.entries if isinstance(entry, PendingModel))
 
-    def entry(self, asked: str | None) -> Entry:
+    def entry(self, name: str | None) -> Entry:
         """The entry for the model name of a request.
 
         If the settings have one model, every name selects it unless strict_model_names is set: many apps send
@@ -128,15 +128,15 @@ class ModelNames:
         """
         if not self.entries:
             raise EngineUnavailable("rerankd has not started to read its models.")
-        if not asked or (len(self.entries) == 1 and not self.settings.strict_model_names):
+        if not name or (len(self.entries) == 1 and not self.settings.strict_model_names):
             return self.entries[0]
-        return self.named(asked)
+        return self.named(name)
 
-    def find(self, asked: str | None) -> ServedModel:
+    def find(self, name: str | None) -> ServedModel:
         """The served model for the model name of a request, found as by `entry`. Raises UnknownModel;
         ModelPending, ModelUnavailable or ModelRefused with the reason if the model is being prepared or was
         refused."""
-        return _at_hand(self.entry(asked))
+        return _at_hand(self.entry(name))
 
     def named(self, name: str) -> Entry:
         """The entry with exactly this name. Raises UnknownModel, whose message lists the known names."""

@@ -118,13 +118,13 @@ class ModelSetup:
         is_before = served not in self._names.before(pending)
         return is_before and not pending.doing and time.monotonic() - pending.since < _LOOK_S
 
-    async def wait_until_read(self, asked: str | None, timeout_s: float) -> float:
+    async def wait_until_read(self, name: str | None, timeout_s: float) -> float:
         """Wait while the model is fetched or read. Returns the rest of `timeout_s`.
 
         Raises UnknownModel; ModelPending after the timeout, or at once if the download will take longer;
         Overloaded if too many requests wait already; Stopping.
         """
-        if self._starting(asked) is None:
+        if self._starting(name) is None:
             return timeout_s
         if self._waiting >= self._names.settings.max_requests:
             raise Overloaded(
@@ -133,7 +133,7 @@ class ModelSetup:
         deadline = time.monotonic() + timeout_s
         self._waiting += 1
         try:
-            while (pending := self._starting(asked)) is not None:
+            while (pending := self._starting(name)) is not None:
                 if self.is_closing:
                     raise Stopping("rerankd is shutting down. Retry later.")
                 left_s = deadline - time.monotonic()
@@ -144,9 +144,9 @@ class ModelSetup:
             self._waiting -= 1
         return max(deadline - time.monotonic(), 0.001)
 
-    def _starting(self, asked: str | None) -> PendingModel | None:
+    def _starting(self, name: str | None) -> PendingModel | None:
         """The model with this name if it is being prepared."""
-        entry = self._names.entry(asked)
+        entry = self._names.entry(name)
         return entry if isinstance(entry, PendingModel) and entry.phase == "starting" else None
 
     def close(self) -> None:

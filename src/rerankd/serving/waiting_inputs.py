@@ -81,27 +81,27 @@ class WaitingInputs:
         self.tokens -= sum(row.tokens for row in taken)
         return [row.at for row in reversed(taken)]
 
-    def padded(self, room: int, most: int) -> tuple[int, int]:
-        """How many of the next inputs, from one up to `most`, hold at most `room` tokens when each is padded
-        to the longest; and the tokens of the longest. In longest-first order, much shorter inputs are left
-        for later."""
+    def padded(self, budget: int, most: int) -> tuple[int, int]:
+        """How many of the next inputs, from one up to `most`, hold at most `budget` tokens when each is
+        padded to the longest; and the tokens of the longest. In longest-first order, much shorter inputs are
+        left for later."""
         if self._is_sorted:
             longest = self.first()
-            return self.fitting(longest, min(max(room // longest, 1), most)), longest
+            return self.fitting(longest, min(max(budget // longest, 1), most)), longest
         count, longest = 0, 0
         for row in reversed(self._rows[-most:]):
             widest = max(longest, row.tokens)
-            if count and (count + 1) * widest > room:
+            if count and (count + 1) * widest > budget:
                 break
             count, longest = count + 1, widest
         return count, longest
 
-    def packed(self, room: int, most: int) -> int:
-        """How many of the next inputs, up to `most`, hold at most `room` tokens together."""
+    def packed(self, budget: int, most: int) -> int:
+        """How many of the next inputs, up to `most`, hold at most `budget` tokens together."""
         count = 0
         for row in reversed(self._rows[-most:] if most else ()):
-            room -= row.tokens
-            if room < 0:
+            budget -= row.tokens
+            if budget < 0:
                 break
             count += 1
         return count
