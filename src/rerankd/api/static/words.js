@@ -16,7 +16,7 @@ const ZH = {
   "Drop the file here": "把文件拖到这里",
   "Choose a file": "选择文件",
   Model: "模型",
-  "Results to return": "返回结果数",
+  "Max results": "最多返回数",
   all: "全部",
   "Compare with a second model": "与第二个模型对比",
   "Second model": "第二个模型",
