@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of the page, and what each of its tabs must never do."""
+"""A headless Chromium for tests of the page; it checks that no tab logs an error or contacts another host."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MISSING = "the page's tests need Chromium: apt install chromium, or name one wi
 
 
 def program() -> str:
-    """The path of Chromium. Without one the test is skipped, and fails where CI is set: a skipped test there
-    would go unnoticed."""
+    """Return the path of Chromium. Without one the test is skipped; if CI is set it fails, because nobody
+    would notice a skipped test there."""
     if found := os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None):
         return found
     if os.environ.get("CI"):
@@ -42,7 +42,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Watched:
-    """A tab, and what went wrong in it: errors in its console, and requests to other hosts than its own."""
+    """A tab, its console errors, and its requests to other hosts."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         options = {"locale": "en-GB", "viewport": {"width": 1280, "height": 900}, **options}
@@ -75,11 +75,11 @@ class Watched:
         self.page.screenshot(path=folder / f"{name}.png", full_page=True)
 
     def forget(self, status: str) -> None:
-        """Chromium itself notes in the console that an answer was an error. Here it was wanted, once."""
+        """Remove one expected console error: Chromium itself logs every error response."""
         assert len(self.errors) == 1 and f"status of {status} " in self.errors.pop()
 
     def close(self) -> None:
-        """Raises AssertionError where something went wrong."""
+        """Raise AssertionError if there was an error or a request to another host."""
         self.context.close()
         assert not self.errors, self.errors
         assert not self.elsewhere, self.elsewhere
