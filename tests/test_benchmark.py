@@ -288,7 +288,7 @@ def test_ctrl_c_prints_the_results_so_far(serve: Callable[..., Program], home: P
     [
         (("--url", "http://127.0.0.1:9", "builtin:e5"), "can't be combined with MODEL"),
         (("--documents", "none"), "such as 1,20,100, not 'none'"),
-        (("--url", "http://127.0.0.1:9"), "did not answer"),
+        (("--url", "http://127.0.0.1:9"), "connecting failed"),
     ],
 )
 def test_invalid_arguments_are_rejected(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:

@@ -229,9 +229,9 @@ own = [one.options(Other) for one in settings.wanted("")]
 assert own == [Other(speed=5, tool="t"), Other(speed=4, tool="t")]
 settings = config.load("", {"RERANKD_SPEED": "9", "RERANKD_TOOL": "x"}, {})
 assert settings.options(Other) == Other(speed=9, tool="x")
-assert "| `speed` | `3` | how fast it is | restarts engines |" in make_docs.settings()
+assert "| `speed` | `3` | how fast it is | engine |" in make_docs.settings()
 assert "other (all models)" in make_docs.settings()
-assert "| `--speed` | How fast it is. Default: 3. |" in make_docs.commands()
+assert "`--speed`" in make_docs.commands()
 """
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

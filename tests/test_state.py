@@ -274,7 +274,7 @@ def test_the_state_command_shows_and_clears_entries(tmp_path: Path) -> None:
     assert said["sections"]["quarantine"]["c0ffee"]["until"] > said["sections"]["quarantine"]["c0ffee"]["at"]
     wrong = rerankd("state", "clear", "precisions", home=tmp_path)
     assert wrong.returncode == 2 and "Sections: precision, quarantine." in wrong.stderr
-    assert "1 entries" in rerankd("state", "clear", "precision", home=tmp_path).stderr
+    assert "entries deleted: 1" in rerankd("state", "clear", "precision", home=tmp_path).stderr
     assert store.get("precision", "e5 on this CPU") is None, "a running service sees the change"
     assert store.get("quarantine", "c0ffee") == {"deaths": 2}
     rerankd("state", "clear", home=tmp_path)
