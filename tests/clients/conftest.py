@@ -122,7 +122,7 @@ def run() -> Run:
 
 
 def _environ() -> dict[str, str]:
-    """The environment without rerankd's settings and proxies, with the clients' telemetry and logs off."""
+    """The environment without rerankd's settings and proxies, and with telemetry and look-ups off."""
     kept = {
         name: value
         for name, value in os.environ.items()

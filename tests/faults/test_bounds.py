@@ -295,7 +295,7 @@ def test_an_upgrade_request_is_answered_normally_and_logs_nothing(upgrade: str, 
         (
             b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
             400,
-            "no valid",
+            "not valid HTTP",
         ),
     ],
 )
