@@ -206,3 +206,43 @@ def test_the_tests_named_in_the_threat_model_exist() -> None:
     ]
     heads = [row for row in rows if row.endswith("| held by |")]
     assert [row for row in rows if "::" not in row and row not in heads] == []
+
+
+TASKS = re.findall(
+    r"^\| (.+?) \| `([\w./]+)::([^`]+)` \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE
+)
+
+
+def test_the_table_of_tasks_has_24_rows() -> None:
+    assert len(TASKS) == 24
+
+
+@pytest.mark.parametrize(("task", "path", "symbol"), TASKS, ids=[path for _, path, _ in TASKS])
+def test_a_task_is_found_by_its_words(task: str, path: str, symbol: str) -> None:
+    """Its words in bold are in the file's name or first line, and the symbol is in the file."""
+    text = (ROOT / "src" / "rerankd" / path).read_text(encoding="utf-8")
+    findable = f"{path} {text.splitlines()[0]}".lower().replace("_", " ")
+    words = re.findall(r"\*\*(.+?)\*\*", task)
+    assert words, task
+    for word in words:
+        assert word.lower() in findable, findable
+    if path.endswith(".py"):
+        found: ast.AST = ast.parse(text)
+        for name in symbol.split("."):
+            (found,) = (node for node in ast.iter_child_nodes(found) if name in _names(node))
+    else:
+        assert symbol in text
+
+
+def _names(node: ast.AST) -> list[str]:
+    """The names that a statement defines."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return [node.name]
+    targets = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
+    return [target.id for target in targets if isinstance(target, ast.Name)]
