@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ggufs import strings
 from rerankd.deprecated_names import RENAMED, Renamed, old_value
-from rerankd.domain import Normalization
+from rerankd.domain import Method, Normalization, Recipe
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.inspect import describe, describe_json, size_words
@@ -517,8 +517,8 @@ def test_the_description_of_a_recipe() -> None:
         "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
         "qwen3 causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for "
         "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
-        "scored as causal_lm: a causal language model with a prompt: the score is the probability that the "
-        "next token is 'yes' rather than 'no'",
+        "scored as causal_lm: a causal language model with a prompt: its raw score is logit('yes') - "
+        "logit('no'); the score is its sigmoid, the probability of 'yes' rather than 'no'",
         "  method: causal_lm (catalog)",
         "  max_length: 8,192 tokens for query and document together (method default)",
         '  template: "<|im_start|>system\\nJudge whether the Document meets the requirements based on '
@@ -637,3 +637,16 @@ def test_without_settings_the_result_is_a_recipe_or_a_refusal_and_never_an_error
         assert recipe.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
     else:
         assert drawn["has_cls"] and drawn["cls_output_rows"] == 1 and not drawn["decision_blocks"]
+
+
+def test_the_explanation_names_the_normalization_that_is_used() -> None:
+    logit, cosine = Normalization("sigmoid"), Normalization("affine", 0.7, 0.9)
+    said = {
+        (method, how.name): Recipe(method, 512, how, labels=("yes", "no")).explanation
+        for method in get_args(Method)
+        for how in (logit, cosine, Normalization("identity"))
+    }
+    assert said["cross_encoder", "sigmoid"].endswith("one logit for each pair; the score is its sigmoid")
+    assert said["embedding", "affine"].endswith("document; the score maps 0.7…0.9 to 0…1")
+    assert said["causal_lm", "identity"].endswith("logit('no'); the score is the same number, limited to 0…1")
+    assert len({*said.values()}) == 9

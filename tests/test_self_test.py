@@ -98,7 +98,7 @@ async def test_a_model_whose_engines_disagree_is_refused_or_warns_in_each_answer
     wrong = await run_self_test.run(model, values, other, vocabulary, socket, log)
     assert wrong is not None and wrong.is_fatal
     run_self_test.store(state, key, model, other, wrong)
-    with pytest.raises(Unscorable, match=r"DIFFERS from llama\.cpp b.*--force"):
+    with pytest.raises(Unscorable, match=r"differs from llama\.cpp b.*--force"):
         async with Reranker(settings):
             pass
     forced = settings.model_copy(update={"force": True})
@@ -116,11 +116,11 @@ def test_inspect_shows_the_self_test_and_runs_it_on_demand(tmp_path: Path) -> No
     assert "self-test" not in rerankd("inspect", model, home=tmp_path).stdout
     checked = rerankd("inspect", "--check", model, home=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    assert "check at load: passed\nself-test: agrees with llama.cpp b" in checked.stdout
+    assert "self-test: passed\nsecond engine: agrees with llama.cpp b" in checked.stdout
     assert "self-test: agrees with llama.cpp b" in rerankd("inspect", model, home=tmp_path).stdout
     (state_before,) = StateStore(tmp_path).entries(run_self_test.SECTION).values()
     told = json.loads(rerankd("inspect", "--check", "--json", model, home=tmp_path).stdout)
-    assert told["checks"][0] == "check at load: passed"
+    assert told["checks"][0] == "self-test: passed"
     (state_after,) = StateStore(tmp_path).entries(run_self_test.SECTION).values()
     assert state_after.at > state_before.at, "--check forces a new comparison"
 

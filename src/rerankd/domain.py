@@ -86,14 +86,21 @@ class Recipe:
     @property
     def explanation(self) -> str:
         """The scoring formula, as a clause for the user."""
-        if self.method == "cross_encoder":
-            return "a cross-encoder: it returns one logit for each pair, and the score is its sigmoid"
-        if self.method == "embedding":
-            return "an embedding model: the score is the cosine of query and document, rescaled to 0…1"
-        return (
-            "a causal language model with a prompt: the score is the probability that the next token is "
-            f"{self.labels[0]!r} rather than {self.labels[1]!r}"
-        )
+        relevant, other = map(repr, self.labels)
+        raw = {
+            "cross_encoder": "a cross-encoder: its raw score is one logit for each pair",
+            "embedding": "an embedding model: its raw score is the cosine of query and document",
+            "causal_lm": "a causal language model with a prompt: its raw score is "
+            f"logit({relevant}) - logit({other})",
+        }[self.method]
+        low, high = self.normalization.low, self.normalization.high
+        probability = f", the probability of {relevant} rather than {other}"
+        score = {
+            "sigmoid": "the score is its sigmoid" + probability * (self.method == "causal_lm"),
+            "affine": f"the score maps {low:g}…{high:g} to 0…1",
+            "identity": "the score is the same number, limited to 0…1",
+        }[self.normalization.name]
+        return f"{raw}; {score}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[st
             comparison = "no second engine can run the model, or memory is too low for one"
             if tested.passed is not None:
                 comparison = tested.passed.words
-            return ("check at load: passed", f"self-test: {comparison}")
+            return ("self-test: passed", f"second engine: {comparison}")
 
     return asyncio.run(run())
 

@@ -53,7 +53,7 @@ class Result:
     def words(self) -> str:
         """The result in words."""
         day = time.strftime("%Y-%m-%d", time.localtime(self.at))
-        how = "agrees with" if self.comparison.passed else "DIFFERS from"
+        how = "agrees with" if self.comparison.passed else "differs from"
         apart, tolerance = self.comparison.apart, self.comparison.tolerance
         return f"{how} {self.against} (scores differ by {apart:.2g}, tolerance {tolerance:g}; {day})"
 

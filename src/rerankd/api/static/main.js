@@ -4,7 +4,7 @@ import { ask, asksForKey, key, Refused, setKey } from "./server.js";
 import { language, otherLanguage, t, translate } from "./words.js";
 import * as api from "./reference.js";
 import * as connect from "./connect.js";
-import * as status from "./status.js";
+import * as status from "./status_page.js";
 import * as trial from "./try.js";
 
 const PARTS = { try: trial, status, connect, api };
