@@ -7,13 +7,21 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: serve test docs engine test-clients test-soak lint clean
+.PHONY: serve test coverage docs engine test-clients test-soak lint release-check clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+
+# Which lines the tests run, in this process and in those that it starts. A report, not a gate.
+coverage: $(VENV)/installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	$(BIN)/coverage html --quiet
 
 # The parts of the documentation that say what the code says.
 docs: $(VENV)/installed-dev
@@ -39,6 +47,12 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/typos
+
+# What a release would hold: the source archive and the wheel, which is installed into an empty environment and asked
+# for scores.
+release-check: $(VENV)/installed-dev
+	$(BIN)/python scripts/release_check.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("rerankd needs Python 3.11 or newer; name one with make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -46,6 +60,7 @@ $(BIN)/python:
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@echo "installing rerankd into $(VENV) …"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null  # uv's environments have none
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
@@ -57,4 +72,5 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-clients .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+		.coverage .coverage.* htmlcov dist

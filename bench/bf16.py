@@ -1,14 +1,14 @@
-"""What bf16 does to scores and order: python bench/bf16.py [--emulate]
+"""Effect of bf16 on scores and ranking: python bench/bf16.py [--emulate]
 
-Prints a table of the built-in model over the whole collection that comes with rerankd (each query's 20 best
-documents by float32), and of the golden models over their golden pairs and the queries of the trial at the
-first start (see backends/openvino/trial.py). A swap is the largest difference of two documents' float32
-scores that change places; bf16 is taken where it is at most 0.01.
+Prints a table for the built-in model on the collection included in rerankd (each query's 20 best documents by
+float32), and for the golden models on their golden pairs and on the queries of the trial at the first start
+(see backends/openvino/trial.py). A swap is the largest difference of the float32 scores of two documents
+whose order changes; rerankd uses bf16 if it is at most 0.01.
 
-On a CPU with AMX or AVX512_BF16 the figures are of its own arithmetic. On others, and with `--emulate`, the
-graph is built with every input, weight and output of its products, normalisations and activations rounded to
-bf16 (8 bits of mantissa), the sums in float32. Rounding is Veltkamp's (T. J. Dekker, 1971, "A floating-point
-technique for extending the available precision"): with c = x (2^16 + 1), c - (c - x) is x with 24 - 16 bits.
+On a CPU with AMX or AVX512_BF16 the values are those of its arithmetic. On other CPUs, and with `--emulate`,
+the graph rounds every input, weight and output of its products, normalizations and activations to bf16 (8
+bits of mantissa) and sums in float32. Rounding is Veltkamp's (T. J. Dekker, 1971, "A floating-point technique
+for extending the available precision"): with c = x (2^16 + 1), c - (c - x) is x with 24 - 16 bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scipy.stats import kendalltau
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from rerankd import machine
-from rerankd.backends.openvino import graph, precision, trial
+from rerankd.backends.openvino import architecture, precision, trial
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import op
@@ -37,8 +37,8 @@ from rerankd.backends.worker.passes import Reading, padded
 from rerankd.config import Settings
 from rerankd.evaluation.collection import EVERYDAY, read
 from rerankd.scoring import normalize
-from rerankd.scoring.sequences import Input
-from rerankd.serving.prepare import Model, prepare
+from rerankd.scoring.engine_input import Input
+from rerankd.serving.prepare_model import Model, prepare
 from support import GOLDEN, golden, golden_settings
 
 _BEST = 20
@@ -50,15 +50,15 @@ Values = list[list[float]]
 
 
 def rounded(x: Any) -> Any:
-    """The values of an array, or of a node, with 8 bits of mantissa."""
+    """Round the values of an array or a node to 8 bits of mantissa."""
     stretched = x * np.array(2**16 + 1, np.float32)
     return stretched - (stretched - x)
 
 
 @contextmanager
 def rounding() -> Iterator[None]:
-    """Have `graph` build what bf16 computes."""
-    encoder: Any = graph._Encoder
+    """Make the graph compute as bf16 does."""
+    encoder: Any = architecture.Architecture
     linear, norm, attention, gelu = encoder.linear, encoder.norm, encoder.attention, op.gelu
 
     def product(self: Any, x: Any, name: str, rows: int, columns: int) -> Any:
@@ -78,10 +78,10 @@ def rounding() -> Iterator[None]:
 
 
 def both(model: Model, values: Callable[[Encoder], Values], *, emulate: bool) -> tuple[Values, Values]:
-    """What a model gives in float32 and in bf16."""
+    """Return a model's values in float32 and in bf16."""
 
     def encoder(kind: Precision) -> Encoder:
-        return Encoder(model.path, model.scoring.pooling, threads=_THREADS, precision=kind)
+        return Encoder(model.path, model.recipe.pooling, threads=_THREADS, precision=kind)
 
     exact = values(encoder("f32"))
     if not emulate:
@@ -91,7 +91,7 @@ def both(model: Model, values: Callable[[Encoder], Values], *, emulate: bool) ->
 
 
 def best(exact: Values, rough: Values) -> tuple[Values, Values]:
-    """The best documents of each query by float32."""
+    """Return the values of each query's best documents by float32."""
     tops = [np.argsort(-np.array(row), kind="stable")[:_BEST] for row in exact]
 
     def taken(rows: Values) -> Values:
@@ -102,7 +102,7 @@ def best(exact: Values, rough: Values) -> tuple[Values, Values]:
 
 def line(name: str, model: Model, exact: Values, rough: Values) -> float:
     """Print a row of the table; returns the largest swap."""
-    normalization = model.scoring.normalization
+    normalization = model.recipe.normalization
 
     def moved(change: Callable[[float], float]) -> float:
         pairs = zip((v for row in exact for v in row), (v for row in rough for v in row), strict=True)
@@ -125,7 +125,7 @@ def line(name: str, model: Model, exact: Values, rough: Values) -> float:
 
 
 def golden_pairs(name: str) -> Asked:
-    """The golden pairs of a model that fit it, by query."""
+    """Return the golden pairs that fit a model, by query."""
     pairs = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text(encoding="utf-8"))}
     asked: dict[str, list[str]] = {}
     for case in golden(name)["cases"]:
@@ -137,11 +137,11 @@ def golden_pairs(name: str) -> Asked:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--emulate", action="store_true", help="do not use this CPU's bf16")
+    parser.add_argument("--emulate", action="store_true", help="emulate bf16 even if this CPU has it")
     have = {"amx_bf16", "avx512_bf16"} & set(machine.instructions())
     emulate = parser.parse_args().emulate or not have
-    told = "bf16 emulated" if emulate else f"bf16 by {' and '.join(sorted(have))}"
-    print(f"{machine.cpu_name()}: {told}\n")
+    arithmetic = "bf16 emulated" if emulate else f"bf16 by {' and '.join(sorted(have))}"
+    print(f"{machine.cpu_name()}: {arithmetic}\n")
     print("| model | queries × documents | raw moves by (of its range) | score moves by "
           "| Kendall's tau, mean (least) | largest swap | taken |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
@@ -149,7 +149,7 @@ def main() -> None:
     collection = read(EVERYDAY)
     texts = list(collection.documents.values())
     asked = [(query, texts) for query in collection.queries.values()]
-    inputs = trial.inputs(model.path, model.scoring, asked)
+    inputs = trial.inputs(model.path, model.recipe, asked)
     exact, rough = both(model, lambda one: cosines(one, inputs), emulate=emulate)
     line("built-in, the 20 best of each query", model, *best(exact, rough))
     with tempfile.TemporaryDirectory() as home:
@@ -163,13 +163,13 @@ def main() -> None:
 
 
 def values(model: Model, asked: Asked) -> Callable[[Encoder], Values]:
-    """What gives an encoder's raw values."""
-    inputs = trial.inputs(model.path, model.scoring, asked)
-    return lambda encoder: trial.raw_values(encoder, model.scoring, inputs)
+    """Return a function that computes an encoder's raw values."""
+    inputs = trial.inputs(model.path, model.recipe, asked)
+    return lambda encoder: trial.raw_values(encoder, model.recipe, inputs)
 
 
 def cosines(encoder: Encoder, asked: Sequence[Sequence[Input]]) -> Values:
-    """The cosines of all queries with all documents, each text read once."""
+    """Return the cosines of all queries with all documents; each text is encoded once."""
     queries = len(asked)
     texts = [own[0].question.ids for own in asked] + [one.whole for one in asked[0]]
     rows = np.stack([encoder.forward(*padded([Reading(ids, len(ids))]))[0] for ids in texts])

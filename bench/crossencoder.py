@@ -1,13 +1,13 @@
-"""OpenVINO's worker beside sentence-transformers' CrossEncoder and ONNX Runtime, on the same safetensors:
+"""OpenVINO against sentence-transformers' CrossEncoder and ONNX Runtime, on the same safetensors:
 
     python -m venv /tmp/reference
     /tmp/reference/bin/pip install torch sentence-transformers onnx onnxscript onnxruntime
     python bench/crossencoder.py --python /tmp/reference/bin/python
 
-One run, all sides in turns, with the same threads and the same texts, of a random BERT cross-encoder of
-ms-marco-MiniLM-L6's shape (`--shape minilm`) or BERT-large's (`large`). Documents have 20 to 200 words, or
-`--words`; the small vocabulary makes two tokens of each. The last column is the largest difference of a logit
-from the first side.
+All sides score the same texts with the same number of threads, in alternation, in one run. The model is a
+random BERT cross-encoder with the shape of ms-marco-MiniLM-L6 (`--shape minilm`) or BERT-large (`large`).
+Documents have 20 to 200 words, or `--words`; the small vocabulary splits each word into two tokens. The last
+column is the largest difference of a logit from the first side.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ import engines
 import checkpoints
 from rerankd.backends.base import Batch
 from rerankd.config import Settings
-from rerankd.serving.prepare import prepare
+from rerankd.serving.prepare_model import prepare
 
 Ask = Callable[[str, list[str]], Awaitable[list[float]]]
-"""The raw scores of documents for a query."""
+"""Returns the raw scores of documents for a query."""
 # Layers, width, width of the feed-forward part, heads.
 SHAPES = {"minilm": (6, 384, 1536, 12), "large": (24, 1024, 4096, 16)}
 WINDOW = 512
 
 
 def make(folder: Path, shape: str) -> Path:
-    """A checkpoint's folder; made first where it is missing."""
+    """Return the folder of a checkpoint; create it if it is missing."""
     layers, width, hidden, heads = SHAPES[shape]
     target = folder / f"bert-pairs-{layers}x{width}"
     if target.exists():
@@ -70,7 +70,7 @@ def make(folder: Path, shape: str) -> Path:
 
 
 def names(layers: int, width: int, hidden: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of a BertForSequenceClassification, and their shapes."""
+    """Return the names and shapes of the tensors of a BertForSequenceClassification."""
     sizes: dict[str, tuple[int, ...]] = {
         "bert.embeddings.word_embeddings.weight": (vocabulary, width),
         "bert.embeddings.position_embeddings.weight": (WINDOW, width),
@@ -98,7 +98,7 @@ def names(layers: int, width: int, hidden: int, vocabulary: int) -> dict[str, tu
 
 
 def weights(sizes: dict[str, tuple[int, ...]]) -> checkpoints.Tensors:
-    """Random ones, in float32."""
+    """Return random float32 weights."""
     draw = np.random.default_rng(1)
     return {
         name: ("F32", list(shape), (draw.normal(0, 0.05, shape) + is_gain).astype(np.float32).tobytes())
@@ -129,7 +129,7 @@ async def reference(model: Path, side: str, options: argparse.Namespace, stack: 
     stack.push_async_callback(process.wait)
     stack.callback(process.stdin.close)
     requests, answers = process.stdin, process.stdout
-    assert await answers.readline(), f"{side} does not start: {program} tells why"
+    assert await answers.readline(), f"{side} does not start; run {program} by hand to see the error"
 
     async def ask(query: str, documents: list[str]) -> list[float]:
         requests.write(json.dumps({"query": query, "documents": documents}).encode() + b"\n")
@@ -148,7 +148,7 @@ async def run(options: argparse.Namespace) -> None:
         async with AsyncExitStack() as stack:
             sides = {side: await reference(model, side, options, stack) for side in options.sides}
             sides["OpenVINO"] = await worker(model, options, Path(name), stack)
-            for number in range(options.rounds + 1):  # one before the others warms up
+            for number in range(options.rounds + 1):  # the first one is a warm-up
                 query, documents = engines.texts(options, number, longest=200)
                 right: list[float] = []
                 for side, ask in sides.items():
@@ -170,12 +170,14 @@ async def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", required=True, help="the Python of an environment with the references")
+    parser.add_argument(
+        "--python", required=True, help="Python of an environment with the reference libraries"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rerankd-bench")
     parser.add_argument("--shape", choices=SHAPES, default="minilm")
     parser.add_argument("--sides", nargs="+", default=["torch-f32", "torch-bf16", "ort-int8"])
     parser.add_argument("--documents", type=int, default=64)
-    parser.add_argument("--words", type=int, help="of each document; 20 to 200 if not given")
+    parser.add_argument("--words", type=int, help="words per document (default: 20 to 200)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--rounds", type=int, default=5)

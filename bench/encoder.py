@@ -1,7 +1,7 @@
-"""Random cross-encoders of real shapes, for measuring speed: python bench/encoder.py FOLDER [SHAPE]
+"""Creates random cross-encoders of real shapes for speed measurements: python bench/encoder.py FOLDER [SHAPE]
 
-XLM-R with a rank head: `small`, 12 layers of 384 as multilingual-e5-small, in Q8_0; `large`, 24 layers of
-1,024 as bge-reranker-v2-m3, in F16; `large-q8` the same in Q8_0. Tokenizer and keys are those of
+XLM-R with a rank head: `small` has 12 layers of 384 like multilingual-e5-small, in Q8_0; `large` 24 layers of
+1,024 like bge-reranker-v2-m3, in F16; `large-q8` the same in Q8_0. Tokenizer and metadata are those of
 tests/golden/xlmr-head.gguf.
 """
 
@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "xlmr-head.gguf"
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model, and the type of its matrices."""
+    """The sizes of a model, and the type of its matrices."""
 
     layers: int
     width: int
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 def make(folder: Path, name: str = "small") -> Path:
-    """The file's path; made first where it is missing."""
+    """Return the path of the file; create it if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = SHAPES[name]
     sizes = {

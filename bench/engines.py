@@ -1,11 +1,12 @@
-"""OpenVINO's worker beside llama.cpp: python bench/engines.py [--shape large] [--documents 64] [--rounds 5]
+"""OpenVINO against llama.cpp: python bench/engines.py [--shape large] [--documents 64] [--rounds 5]
 
-One run, both sides in turns, with the same threads, the same file and the same texts. For a random
-cross-encoder of a real shape, llama.cpp's own `/v1/rerank`: the bundled one's, or a llama-server's where
-LLAMA_SERVER names one. With `--shape builtin`, the built-in model and llama.cpp's own `/v1/embeddings`. Then,
-as whole HTTP requests, rerankd on each engine. Documents have 20 to 400 words, or `--words`.
+Both engines score the same texts with the same file and number of threads, in alternation, in one run. For a
+random cross-encoder of a real shape, llama.cpp serves its own `/v1/rerank`: the bundled llama.cpp, or the
+llama-server named by LLAMA_SERVER. With `--shape builtin`, it serves `/v1/embeddings` with the built-in
+model. With `--whole`, rerankd on each engine is measured with HTTP requests too. Documents have 20 to 400
+words, or `--words`.
 
-The last lines say what share of this machine's float32 matrix product the worker reaches.
+The report also shows the share of this machine's float32 matrix product peak that OpenVINO reaches.
 """
 
 from __future__ import annotations
@@ -43,23 +44,23 @@ from rerankd.config import Settings
 from rerankd.formats.weights import Weights
 from rerankd.process.child import Child
 from rerankd.scoring.inputs import Reader
-from rerankd.serving.prepare import Model, prepare
-from rerankd.serving.tokens import ModelVocabulary, reader
+from rerankd.serving.model_tokenizer import ModelVocabulary, reader
+from rerankd.serving.prepare_model import Model, prepare
 
 Ask = Callable[[str, list[str]], Awaitable[int]]
-"""Scores texts for a query; gives the tokens that were read."""
+"""Scores texts for a query, and returns the number of tokens processed."""
 _WORDS = "the a of to and in is for bear train lake router bread glass panda river ticket".split()  # noqa: SIM905
 
 
 def texts(options: argparse.Namespace, seed: int, longest: int = 400) -> tuple[str, list[str]]:
-    """A query and documents that nobody has seen."""
+    """Return a query and documents that were not used before."""
     pick = random.Random(seed)
     sizes = [options.words or pick.randint(20, longest) for _ in range(options.documents)]
     return " ".join(pick.choices(_WORDS, k=8)), [" ".join(pick.choices(_WORDS, k=size)) for size in sizes]
 
 
 async def start(child: Child, client: Any, log: Path) -> float:
-    """Seconds until the engine is ready."""
+    """Return the seconds until the engine is ready."""
     started = time.perf_counter()
     while not await client.is_ready():
         assert child.exit_code is None, log.read_text()
@@ -70,7 +71,7 @@ async def start(child: Child, client: Any, log: Path) -> float:
 async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
     named = os.environ.get("LLAMA_SERVER")
     program = (named,) if named else (sys.executable, "-m", "rerankd.backends.llama.bundled")
-    spec = EngineSpec(model.name, model.path, model.scoring, model.facts.control_tokens, False)
+    spec = EngineSpec(model.name, model.path, model.recipe, model.metadata.control_tokens, False)
     socket, log = folder / "l.sock", folder / "llama.log"
     child = await Child.start(launch.argv(spec, launch.EngineOptions(program, options.threads), socket), log)
     stack.push_async_callback(child.stop, 2)
@@ -89,18 +90,18 @@ async def llama(model: Model, options: argparse.Namespace, folder: Path, stack: 
         answer = await client.compute("/v1/embeddings", {"input": inputs, "encoding_format": "base64"})
         return int(answer["usage"]["prompt_tokens"])
 
-    return rerank if model.scoring.method == "cross_encoder" else embed
+    return rerank if model.recipe.method == "cross_encoder" else embed
 
 
 async def started_worker(
     model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack
 ) -> tuple[Engine, Reader]:
-    """OpenVINO's worker with a model, and how its texts are read; the stack stops it."""
+    """Start an OpenVINO engine, which the stack stops; return its client and the reader of its texts."""
     backend = OpenVinoBackend()
     spec = replace(model.spec, threads=options.threads)
     offer = backend.offer(spec, OpenVinoOptions(weights=options.weights), True)
     assert isinstance(offer, OpenVinoOffer), offer.reason
-    offer = replace(offer, precision=Choice(options.precision, "as asked"))
+    offer = replace(offer, precision=Choice(options.precision, "as prepared"))
     socket, log = folder / "o.sock", folder / "openvino.log"
     launched = backend.launch(offer, (), (), socket)
     child = await Child.start(launched.argv, log)
@@ -110,7 +111,7 @@ async def started_worker(
     ready_s = await start(child, engine, log)
     await engine.prepare()
     print(f"{engine.about}: ready after {ready_s:.1f} s", flush=True)
-    return engine, reader(offer, await ModelVocabulary(model.facts).tokenizer())
+    return engine, reader(offer, await ModelVocabulary(model.metadata).tokenizer())
 
 
 async def worker(model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack) -> Ask:
@@ -127,7 +128,7 @@ async def worker(model: Model, options: argparse.Namespace, folder: Path, stack:
 async def whole(
     kind: str, model: Model, options: argparse.Namespace, folder: Path, stack: AsyncExitStack
 ) -> Ask:
-    """rerankd over HTTP, on one engine."""
+    """Start rerankd with one engine, and return a function that sends it HTTP requests."""
     home = folder / kind
     home.mkdir()
     settings = {"model": model.path, "threads": options.threads, "engine": kind, "force": True}
@@ -143,7 +144,7 @@ async def whole(
 
 
 async def in_turns(sides: dict[str, Ask], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each round; one round before them warms up."""
+    """Return the seconds of each round, after one warm-up round."""
     took: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(options.rounds + 1):
         query, documents = texts(options, number)
@@ -170,7 +171,7 @@ def tell(took: dict[str, list[float]], base: str, options: argparse.Namespace) -
 
 
 def peak_share(model: Model, seconds: Sequence[float], tokens: int) -> str:
-    """What the worker's matrix products reach of numpy's."""
+    """Return the FLOPS that the engine's matrix products reach, and their share of numpy's."""
     weights = Weights(model.path)
     width, hidden = weights.key("embedding_length"), weights.key("feed_forward_length")
     flops = 2.0 * tokens * weights.key("block_count") * (4 * width**2 + 2 * width * hidden)
@@ -214,12 +215,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rerankd-bench")
     parser.add_argument("--shape", choices=[*encoder.SHAPES, "builtin"], default="large")
     parser.add_argument("--documents", type=int, default=64)
-    parser.add_argument("--words", type=int, help="of each document; 20 to 400 if not given")
+    parser.add_argument("--words", type=int, help="words per document (default: 20 to 400)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--weights", choices=["full", "compressed"], default="full")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--whole", action="store_true", help="whole HTTP requests as well")
+    parser.add_argument("--whole", action="store_true", help="also measure HTTP requests to rerankd")
     asyncio.run(run(parser.parse_args()))
 
 

@@ -1,17 +1,18 @@
-"""What the service itself costs, without a model: python bench/hotpath.py [--rounds 5] [--only …]
+"""Overhead of the service without a model, in time and CPU: python bench/hotpath.py [--rounds 5] [--only …]
 
-The engine is tests/fake_engine.py (but for `worker`), which computes nothing and takes a set time for a
-document, so what is left is the service's own work. In one run, in turns, over the same socket and with the
-same texts:
+The engine is tests/fake_engine.py (except for `worker`), which computes nothing and takes a fixed time per
+document, so the rest is the service's own work. Requests go to the engine directly and through the service,
+in alternation, over the same socket and with the same texts:
 
-- throughput: 1,000 documents of 100 words in one request, at the engine itself and through the service;
-- latency: 20 documents in a request, the same way, which makes five calls to the engine;
-- worker: the same beside OpenVINO's worker with a tiny model, which gets the ids of all 20 in one call;
-- small: 200 requests of 2 documents a second, open loop: they are sent when their time has come, whether the
-  earlier ones have been answered or not. The engine takes no time there.
+- throughput: 1,000 documents of 100 words in one request; - latency: 20 documents per request, which take
+five calls to the engine; - worker: the same with an OpenVINO engine and a tiny model, which receives the
+token ids of all 20 documents in
+  one call;
+- small: 200 requests of 2 documents per second, open loop: they are sent at a fixed rate, whether or not
+  earlier ones have been answered. The engine takes no time.
 
-Wall time is told, and the CPU time of the service's process: that is what a busy machine doesn't change much,
-and what an engine that needs all cores loses to the service.
+The report shows wall time and the CPU time of the service's process. CPU time depends little on other load on
+the machine, and it is what the service takes from an engine that uses all cores.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from served import MODEL, Service, service
 from rerankd.backends.worker import protocol
 from rerankd.benchmark.load import text
 from rerankd.domain import Normalization, Recipe
-from rerankd.formats import modelfile
+from rerankd.formats import model_files
 from rerankd.scoring.inputs import Reader
-from rerankd.serving.tokens import ModelVocabulary
+from rerankd.serving.model_tokenizer import ModelVocabulary
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has taken."""
+    """Return the CPU time of a process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
@@ -60,8 +61,8 @@ def body(documents: int, words: int, seed: str) -> dict[str, Any]:
 
 
 def model(folder: Path) -> Path:
-    """The golden model with a window that all the documents fit: the fake engine takes each byte for a token,
-    and counting and cutting has a figure of its own (bench/window.py)."""
+    """Copy the golden model with a max_length that all documents fit, since the fake engine counts each byte
+    as a token. bench/truncation.py measures truncation."""
     path = folder / "model.gguf"
     shutil.copy(MODEL, path)
     field = gguf.GGUFReader(path, "r+").fields["bert.context_length"]
@@ -70,38 +71,38 @@ def model(folder: Path) -> Path:
 
 
 def engine_client(it: Service) -> httpx.AsyncClient:
-    """The engine of the service, asked past it over the same socket."""
+    """The engine of the service, prepared past it over the same socket."""
     (socket,) = it.runtime.glob("rerankd-*/*.sock")
     return httpx.AsyncClient(
         transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://engine", timeout=None
     )
 
 
-async def timed(client: httpx.AsyncClient, path: str, **asked: Any) -> float:
-    """`asked` is the body, as httpx takes it."""
+async def timed(client: httpx.AsyncClient, path: str, **prepared: Any) -> float:
+    """`prepared` is the body, as httpx takes it."""
     started = time.perf_counter()
-    (await client.post(path, **asked)).raise_for_status().json()
+    (await client.post(path, **prepared)).raise_for_status().json()
     return time.perf_counter() - started
 
 
 async def turns(
     it: Service, documents: int, words: int, rounds: int, reader: Reader | None = None
 ) -> tuple[list[float], list[float], float]:
-    """Seconds at the engine and through the service, and the service's CPU seconds for a request. `reader`
-    makes the ids that a worker reads."""
+    """Return the latencies at the engine and through the service, and the service's CPU seconds per request.
+    `reader` tokenizes the texts for a worker."""
     direct: list[float] = []
     through: list[float] = []
     cpu: list[float] = []
     async with engine_client(it) as engine, http(it) as client:
         for at in range(-1, rounds):
-            asked = body(documents, words, f"{documents} {at}")
+            prepared = body(documents, words, f"{documents} {at}")
             if reader is not None:
-                inputs = await reader.plain(asked["query"], asked["documents"])
+                inputs = await reader.plain(prepared["query"], prepared["documents"])
                 direct_s = await timed(engine, "/score", content=protocol.render(inputs))
             else:
-                direct_s = await timed(engine, "/v1/rerank", json=asked)
+                direct_s = await timed(engine, "/v1/rerank", json=prepared)
             before = cpu_s(it.process.pid)
-            through_s = await timed(client, "/v1/rerank", json=asked)
+            through_s = await timed(client, "/v1/rerank", json=prepared)
             if at >= 0:
                 direct.append(direct_s)
                 through.append(through_s)
@@ -119,22 +120,22 @@ async def throughput(it: Service, options: argparse.Namespace) -> None:
     lost = [100 * (1 - a / b) for a, b in zip(direct, through, strict=True)]
     half, whole = statistics.median(direct), statistics.median(through)
     share = 100 * cpu / whole / (os.cpu_count() or 1)
-    print(f"throughput: {options.documents} documents, an engine of {options.delay_ms:g} ms a document")
+    print(f"throughput: {options.documents} documents, an engine with {options.delay_ms:g} ms per document")
     print(f"  engine alone {half:.3f} s, through the service {whole:.3f} s, median of {options.rounds}")
-    print(f"  lost {statistics.median(lost):.1f} % (least {min(lost):.1f}, most {max(lost):.1f})")
-    print(f"  CPU time of the service {cpu * 1000:.0f} ms a request, {share:.1f} % of all cores", flush=True)
+    print(f"  overhead {statistics.median(lost):.1f} % (minimum {min(lost):.1f}, maximum {max(lost):.1f})")
+    print(f"  CPU time of the service {cpu * 1000:.0f} ms/request, {share:.1f} % of all cores", flush=True)
 
 
 async def latency(it: Service, options: argparse.Namespace) -> None:
-    print(f"latency: 20 documents, an engine of {options.delay_ms:g} ms a document")
+    print(f"latency: 20 documents, an engine with {options.delay_ms:g} ms per document")
     tell_added(*await turns(it, 20, options.words, options.rounds * 10))
 
 
 async def worker(it: Service, options: argparse.Namespace) -> None:
-    words = min(options.words, 40)  # its window is short
+    words = min(options.words, 40)  # its max_length is small
     print(f"worker: 20 documents of {words} words, OpenVINO with a tiny model")
     recipe = Recipe("cross_encoder", 512, Normalization("sigmoid"), "rank")
-    reader = Reader(recipe, await ModelVocabulary(modelfile.read(MODEL)).tokenizer())
+    reader = Reader(recipe, await ModelVocabulary(model_files.read(MODEL)).tokenizer())
     tell_added(*await turns(it, 20, words, options.rounds * 10, reader))
 
 
@@ -143,11 +144,11 @@ def tell_added(direct: list[float], through: list[float], cpu: float) -> None:
     alone, whole = (1000 * statistics.median(each) for each in (direct, through))
     print(f"  p50 engine alone {alone:.1f} ms, through the service {whole:.1f} ms")
     print(f"  added, median of {len(added)} pairs {statistics.median(added):.1f} ms", end="; ")
-    print(f"CPU time of the service {cpu * 1000:.1f} ms a request", flush=True)
+    print(f"CPU time of the service {cpu * 1000:.1f} ms/request", flush=True)
 
 
 class Lean:
-    """A client that costs little itself: 32 connections, and of HTTP what this service answers."""
+    """A client with little overhead: 32 connections, and only the HTTP features that the service uses."""
 
     def __init__(self, url: str) -> None:
         self._address = url.removeprefix("http://").split(":")
@@ -191,9 +192,9 @@ async def small(it: Service, options: argparse.Namespace) -> None:
     wall, cpu = time.perf_counter() - started, cpu_s(it.process.pid) - before
     await client.close()
     half, most = (1000 * statistics.quantiles(took, n=20)[at] for at in (9, 18))
-    print(f"small: {rate} requests a second of 2 documents, for {options.seconds} s")
-    print(f"  {len(took) / wall:.0f} a second were answered, p50 {half:.1f} ms, p95 {most:.1f} ms")
-    print(f"  CPU time of the service {1e6 * cpu / len(took):.0f} µs a request", end=", ")
+    print(f"small: {rate} requests/s of 2 documents, for {options.seconds} s")
+    print(f"  {len(took) / wall:.0f} responses/s, p50 {half:.1f} ms, p95 {most:.1f} ms")
+    print(f"  CPU time of the service {1e6 * cpu / len(took):.0f} µs/request", end=", ")
     print(f"{100 * cpu / wall:.0f} % of a core", flush=True)
 
 
@@ -209,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--words", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--delay-ms", type=float, default=5, help="what the engine takes for a document")
-    parser.add_argument("--seconds", type=int, default=10, help="of small requests")
+    parser.add_argument("--delay-ms", type=float, default=5, help="time of the engine per document")
+    parser.add_argument("--seconds", type=int, default=10, help="duration of the small requests")
     parser.add_argument("--only", choices=["throughput", "latency", "worker", "small"])
     options = parser.parse_args(arguments)
     for name, delay_ms, run in (

@@ -1,7 +1,7 @@
-"""Seconds from a request to its answer when the model is not loaded: python bench/load.py [--rounds 5]
+"""Cold start: latency of a request for a model that is not loaded: python bench/load.py [--rounds 5]
 
-The tiny models of the tests, each asked for, then unloaded, in turns: what is measured is the start of an
-engine, the check of its scores, and one request.
+Each of the tests' tiny models is requested, then unloaded, in alternation. The latency includes the start of
+an engine, the check of its scores, and one request.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def once(client: httpx.Client, name: str) -> float:
-    """Seconds of a request for a model that is not loaded; it is unloaded again."""
+    """Return the latency of a request for an unloaded model, and unload it again."""
     started = time.perf_counter()
     client.post("/v1/rerank", json={**BODY, "model": name}).raise_for_status()
     seconds = time.perf_counter() - started

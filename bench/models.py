@@ -1,7 +1,8 @@
-"""Random model files of real shapes, for measuring speed: python bench/models.py FOLDER
+"""Creates random causal LMs of real shapes for speed measurements: python bench/models.py FOLDER
 
-Qwen3-Reranker-0.6B's shape in Q8_0, with the rank head that llama.cpp's converter writes and without. The
-tokenizer and the keys are the golden models' (tests/golden), the vocabulary filled up to its real size.
+They have the shape of Qwen3-Reranker-0.6B in Q8_0, with and without the rank head that llama.cpp's converter
+writes. The tokenizer and metadata are those of the golden models (tests/golden); the vocabulary is padded to
+its real size.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _SIZES = {
 
 
 def qwen3(folder: Path, *, headed: bool) -> Path:
-    """The file's path; made first where it is missing (640 MB, a few seconds)."""
+    """Return the path of the file; create it if it is missing (640 MB, a few seconds)."""
     name = "qwen3-headed" if headed else "qwen3-headless"
     target = folder / f"{name}-0.6b-q8_0.gguf"
     if target.exists():
@@ -92,7 +93,7 @@ def _add_layer(writer: Any, name: str, random: np.random.Generator) -> None:
 
 
 def _add(writer: Any, name: str, random: np.random.Generator, rows: int, columns: int) -> None:
-    """A random Q8_0 matrix, written as its blocks: a half-float scale and 32 signed bytes."""
+    """Add a random Q8_0 matrix, as blocks of one half-precision scale and 32 signed bytes."""
     blocks = np.empty((rows, columns // 32, 34), np.uint8)
     blocks[..., :2] = np.frombuffer(np.float16(0.0004).tobytes(), np.uint8)
     blocks[..., 2:] = random.integers(0, 256, (rows, columns // 32, 32), np.uint8)

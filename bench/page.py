@@ -1,4 +1,4 @@
-"""How heavy the page is, and when its first words are seen: `python bench/page.py`. Needs Chromium."""
+"""Size and first contentful paint of the status page: `python bench/page.py`. Requires Chromium."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main() -> None:
     paints, loaded = [], 0
     try:
         with chromium() as browser:
-            for _ in range(rounds + 1):  # the first one starts parts of the browser, and does not count
+            for _ in range(rounds + 1):  # the first one starts parts of the browser and is not counted
                 context = browser.new_context()
                 page = context.new_page()
                 page.goto(f"{server.url}/")

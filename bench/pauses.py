@@ -1,10 +1,11 @@
-"""Pauses of the service under a steady load: python bench/pauses.py [--rate 50] [--seconds 60]
+"""Garbage collection pauses and tail latency under steady load: python bench/pauses.py [--rate 50] [--seconds
+60]
 
-Two figures. First, the CPU time of one full garbage collection in a process with the service's objects, as
-they are and frozen (gc.freeze), which is the longest that the collector can hold an answer up. Second, the
-latency of small requests that come at a fixed rate, whatever the answers do, to a running service: p50, p99,
-p99.9 and the longest. The documents are known after the first request, so that the engine has no part in it.
-A busy machine adds pauses of its own: say what else ran.
+Prints two results. The first is the CPU time of one full garbage collection in a process with the service's
+objects, before and after gc.freeze; it is the longest time for which the collector can delay a response. The
+second is the latency of small requests sent to a running service at a fixed rate (open loop): p50, p99, p99.9
+and the maximum. After the first request the documents' scores are cached, so that the engine has no
+influence. Other load on the machine adds pauses: report what else was running.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def collection_ms() -> float:
 
 
 async def steady(rate: float, seconds: float) -> list[float]:
-    """The latencies, from the moment that each request was due."""
+    """Return the latencies, measured from the time at which each request was due."""
     took: list[float] = []
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(
@@ -97,6 +98,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rate", type=float, default=50, help="requests a second")
+    parser.add_argument("--rate", type=float, default=50, help="requests per second")
     parser.add_argument("--seconds", type=float, default=60)
     main(parser.parse_args())

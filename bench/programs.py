@@ -1,4 +1,4 @@
-"""What the benchmarks share: texts at random, and programs that have to be up first."""
+"""Shared by the benchmarks: random texts, and waiting for a program to listen."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 
 def text(vocabulary: Sequence[str], words: int, seed: str) -> str:
-    """So many words at random; the same for the same seed."""
+    """Return random words, reproducible by seed."""
     pick = random.Random(seed)
     return " ".join(pick.choice(vocabulary) for _ in range(words))
 
 
 def wait_for_port(program: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until the program listens at the port of this machine."""
+    """Wait until the program listens on a local port."""
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

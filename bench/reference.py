@@ -1,10 +1,10 @@
-"""What crossencoder.py measures against, in an environment of its own: one line of JSON in, one out.
+"""Reference implementations for crossencoder.py, in their own Python environment; JSON lines in and out.
 
-Run as `python bench/reference.py FOLDER SIDE THREADS`, SIDE being `torch-f32` or `torch-bf16`
-(sentence-transformers' CrossEncoder, which sorts by length itself) or `ort-int8` (ONNX Runtime, weights and
+Usage: `python bench/reference.py FOLDER SIDE THREADS`. SIDE is `torch-f32` or `torch-bf16`
+(sentence-transformers' CrossEncoder, which sorts by length) or `ort-int8` (ONNX Runtime; weights and
 activations quantised by its own tool, sorted batches of the same size).
 
-It needs torch, sentence-transformers, and for ORT onnx, onnxscript and onnxruntime.
+Requires torch and sentence-transformers; for ORT also onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def ort_side(folder: Path, threads: int) -> Score:
 
 
 def quantised(folder: Path) -> Path:
-    """The model as ONNX in int8; made first where it is missing."""
+    """Return the path of the model as int8 ONNX; create it if it is missing."""
     target = folder / "model-int8.onnx"
     if target.exists():
         return target
@@ -91,7 +91,7 @@ def quantised(folder: Path) -> Path:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print where they like, some of them from C
+    os.dup2(2, 1)  # libraries print to standard output, some of them from C
     folder, side, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     kind, _, precision = side.partition("-")
     dtype = {"f32": "float32", "bf16": "bfloat16", "int8": ""}[precision]

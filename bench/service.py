@@ -1,9 +1,9 @@
-"""What the service costs on top of its engine: python bench/service.py [--rounds 15] [--documents 32]
-[--words 100] [--engine openvino]
+"""Startup time, memory and latency that the service adds to its engine: python bench/service.py [--rounds 15]
+[--documents 32] [--words 100] [--engine openvino]
 
-One run, with the built-in model: the time from the command to the first answer, the memory of the service
-without its engine, and a request's time over HTTP beside the time that the same call takes at the engine
-itself, in turns.
+Measures with the built-in model, in one run: the time from the command to the first response, the RSS of the
+service without its engine, and the latency of requests over HTTP and of the same calls to the engine itself,
+in alternation.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ PORT = 11441
 
 
 def start(engine: str) -> tuple[subprocess.Popen[bytes], float]:
-    """Start the service; returns it and the seconds from the command to its first answer."""
+    """Start the service; return it and the seconds from the command to its first response."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "rerankd", "serve", "--port", str(PORT)]
-    # Every text is scored anew: a cache would answer for the engine.
+    # Without the cache, every request reaches the engine.
     environment = {**os.environ, "RERANKD_CACHE_ENTRIES": "0", "RERANKD_ENGINE": engine}
     service = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     body = {"query": "what is a panda?", "documents": ["a bear of China", "a kind of bread"]}
@@ -69,7 +69,7 @@ def engine_socket(service: int) -> str:
 
 
 def engine_call(kind: str, query: str, texts: list[str]) -> tuple[str, dict[str, Any]]:
-    """The path and the body of what the service asks its engine."""
+    """Return the path and body of the service's request to its engine."""
     prefixed = [f"passage: {one}" for one in texts]
     if kind == "openvino":
         return "/score", {"query": f"query: {query}", "texts": prefixed}
@@ -77,7 +77,7 @@ def engine_call(kind: str, query: str, texts: list[str]) -> tuple[str, dict[str,
 
 
 def timed(client: httpx.Client, path: str, body: dict[str, Any]) -> float:
-    """Seconds from a finished body to a parsed answer."""
+    """Return the seconds from the serialized request to the parsed response."""
     data = json.dumps(body).encode()
     started = time.perf_counter()
     client.post(path, content=data, headers={"content-type": "application/json"}).raise_for_status().json()
@@ -94,7 +94,7 @@ def main(options: argparse.Namespace) -> None:
     service, first_s = start(options.engine)
     starts.append(first_s)
     each = ", ".join(f"{seconds:.2f}" for seconds in starts)
-    print(f"first answer after the command   {statistics.median(starts):.2f} s   ({each})")
+    print(f"command to first response        {statistics.median(starts):.2f} s   ({each})")
     uds = httpx.HTTPTransport(uds=engine_socket(service.pid))
     engine = httpx.Client(transport=uds, base_url="http://engine", timeout=120)
     http = httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120, trust_env=False)

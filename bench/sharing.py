@@ -1,16 +1,15 @@
-"""What the queue does for small requests, budgets and prompts: python bench/sharing.py [--part …] [--model …]
+"""Fairness of the queue, time budgets and prompt prefixes: python bench/sharing.py [--part …] [--model …]
 
-In one process with the real engines and default settings: requests go to a Reranker as they come out of HTTP.
-All texts are different, so that no cache helps.
+Sends requests to a Reranker in the same process, with the real engines and default settings. No text is sent
+twice, so that no cache answers.
 
-- shares: 20 requests of 8 short documents, one after the other, beside 0, 1, 10 and 30 bulk requests of the
-same
-  client and of others; and what the bulk requests get meanwhile, against what they get alone.
-- budgets: requests of 200 documents with a budget, on a model of Qwen3-Reranker-0.6B's size (random weights,
-  640 MB, made where it is missing).
-- prefixes: two queries at a time on a causal model with one slot: how often llama.cpp reads a prompt's start
-  anew, and documents a second beside those of one query alone.
-- size: 1,000 documents of 1 word to the model's length, and 20 documents.
+- shares: latency of 20 small requests of 8 short documents, one after the other, while 0, 1, 10 and 30 bulk
+  requests of the same client and of others run; and the throughput of the bulk requests meanwhile and alone.
+- budgets: requests of 200 documents with a time budget, on a model of Qwen3-Reranker-0.6B's size (random
+  weights, 640 MB, created if missing).
+- prefixes: two concurrent queries on a causal LM with one slot: how often llama.cpp processes a prompt prefix
+  again, and the throughput compared with that of one query.
+- size: 1,000 documents of 1 word up to max_length, and 20 documents.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ from rerankd.benchmark.load import text
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.service import Reranker
-from rerankd.serving.queue import NOBODY, Answer, Client
+from rerankd.serving.admission import ANONYMOUS, Client
+from rerankd.serving.queue_scores import Answer
 from support import golden_settings
 
 _PICK = random.Random(1)
@@ -52,7 +52,7 @@ def request(documents: int, words: int | tuple[int, int], **more: Any) -> Rerank
 
 
 class Bench:
-    """A reranker, and the seconds and tokens of its engine calls."""
+    """A reranker, with the seconds and tokens of its engine calls."""
 
     def __init__(self, reranker: Reranker) -> None:
         self.reranker = reranker
@@ -70,14 +70,14 @@ class Bench:
 
         queue._score = timed
 
-    async def ask(self, asked: RerankRequest, client: Client = NOBODY) -> tuple[float, RerankResult]:
+    async def ask(self, asked: RerankRequest, client: Client = ANONYMOUS) -> tuple[float, RerankResult]:
         started = time.perf_counter()
         result = await self.reranker.answer(asked, client=client)
         return time.perf_counter() - started, result
 
     @property
     def waiting(self) -> int:
-        return self.served.queue.line.held.documents
+        return self.served.queue.scheduler.usage.documents
 
 
 @asynccontextmanager
@@ -103,10 +103,10 @@ async def shares(bench: Bench, options: argparse.Namespace) -> None:
     await bench.ask(request(100, options.words))
     rate = 100 / (time.perf_counter() - started)
     for many, whose in [(0, "others"), *itertools.product((1, 10, 30), ("the same", "others"))]:
-        # Bulk requests must last until the last small request is answered.
+        # The bulk requests must run until the last small request has been answered.
         needed = rate * (options.count * (0.3 + 3 * half) + 4 * options.seconds + 20)
         each = min(max(int(needed / max(many, 1)), 200), 10_000)
-        owners = [NOBODY if whose == "the same" else Client(f"client {at}") for at in range(many)]
+        owners = [ANONYMOUS if whose == "the same" else Client(f"client {at}") for at in range(many)]
         tasks = [asyncio.create_task(bench.ask(request(each, options.words), owner)) for owner in owners]
         while many and bench.waiting < each * many * 0.9:
             await asyncio.sleep(0.05)
@@ -116,7 +116,7 @@ async def shares(bench: Bench, options: argparse.Namespace) -> None:
         beside = await small_requests(bench, options.count)
         during = (left - bench.waiting) / (time.perf_counter() - began)
         longest = max(bench.calls)
-        # The machine may have become slower meanwhile: the mean of before and after.
+        # The mean of before and after, as the machine's speed may have changed meanwhile.
         after = await bulk_rate(bench, options.seconds) if many else 0.0
         for task in tasks:
             task.cancel()
@@ -133,7 +133,7 @@ async def shares(bench: Bench, options: argparse.Namespace) -> None:
 
 
 async def bulk_rate(bench: Bench, seconds: float) -> float:
-    """Documents a second of what waits now."""
+    """Return the throughput of the queued requests, in documents per second."""
     began, left = time.perf_counter(), bench.waiting
     await asyncio.sleep(seconds)
     return (left - bench.waiting) / (time.perf_counter() - began)
@@ -154,7 +154,8 @@ async def budgets(bench: Bench, options: argparse.Namespace) -> None:
 
 
 async def prefixes(bench: Bench, options: argparse.Namespace) -> None:
-    """Each prompt's answer says how many tokens were read, and how many were kept from the one before."""
+    """Record from each prompt's response how many tokens were processed and how many were reused from the
+    previous prompt."""
     body, rows = completion.body, completion.rows
     runs: list[tuple[bytes, list[int]]] = []
 
@@ -177,7 +178,7 @@ async def prefixes(bench: Bench, options: argparse.Namespace) -> None:
             runs.append((batch.inputs[0].question.key, []))
             return await score(batch)
 
-    lock = asyncio.Lock()  # so that an answer's timings are known to be of this batch
+    lock = asyncio.Lock()  # so that the timings of a response belong to this batch
     engine.score = score_in_turn
     count = options.documents
     figures = {}
@@ -190,19 +191,19 @@ async def prefixes(bench: Bench, options: argparse.Namespace) -> None:
         kept: dict[bytes, list[int]] = {}
         for key, found in runs:
             kept.setdefault(key, []).extend(found)
-        # What all prompts of a question have in common is what each but the first of a run had been kept.
+        # The prefix that all prompts of a query share is what each but the first of a run reused.
         shared = {key: statistics.median(counts) for key, counts in kept.items()}
         anew = sum(n < shared[key] * 0.9 for key, counts in kept.items() for n in counts)
         print(
             f"{name}: {figures[name]:.2f} documents/s, {len(runs)} batches in {len(starts)} runs; "
-            f"a prompt's start of {max(shared.values()):.0f} tokens was read {anew} times, "
-            f"{anew / len(starts):.2f} a run",
+            f"a prompt prefix of {max(shared.values()):.0f} tokens was processed {anew} times, "
+            f"{anew / len(starts):.2f} per run",
             flush=True,
         )
 
 
 async def size(bench: Bench, options: argparse.Namespace) -> None:
-    longest = bench.served.model.scoring.max_length // 2
+    longest = bench.served.model.recipe.max_length // 2
     await bench.ask(request(20, 40))
     for rounds, documents, words in ((5, 20, 40), (2, options.documents, (1, longest))):
         took = [(await bench.ask(request(documents, words)))[0] for _ in range(rounds)]
@@ -212,7 +213,7 @@ async def size(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def cpu() -> str:
-    """The CPU's model and what of it matters, as the system says."""
+    """Return the CPU's model, cores and relevant features."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     wide = [one for one in machine.instructions() if one in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")]
@@ -248,12 +249,14 @@ def main() -> None:
     parser.add_argument("--part", choices=[*PARTS], default="shares")
     parser.add_argument("--model", choices=["builtin", "tiny", "large"], default="builtin")
     parser.add_argument("--engine", choices=["auto", "llama", "openvino"], default="auto")
-    parser.add_argument("--home", type=Path, help="the data folder with the built-in model")
+    parser.add_argument("--home", type=Path, help="data folder with the built-in model")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rerankd-bench")
-    parser.add_argument("--count", type=int, default=20, help="small requests")
-    parser.add_argument("--words", type=int, default=60, help="of a bulk document")
+    parser.add_argument("--count", type=int, default=20, help="number of small requests")
+    parser.add_argument("--words", type=int, default=60, help="words per bulk document")
     parser.add_argument("--documents", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=5, help="that bulk requests are watched alone")
+    parser.add_argument(
+        "--seconds", type=float, default=5, help="duration of the measurement of bulk requests alone"
+    )
     options = parser.parse_args()
     if options.home is None:
         options.home = Settings().home

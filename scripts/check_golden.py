@@ -1,7 +1,7 @@
-"""Compares the golden values of tests/golden with what llama.cpp gives for the same files.
+"""Compares the golden values of tests/golden with llama.cpp's raw scores for the same files.
 
-Prints, for each model, the largest and the mean difference of the raw scores, and the texts that llama.cpp
-tokenises unlike the reference, with what that does to their score. Needs xllamacpp and httpx only.
+Prints for each model the largest and the mean difference of the raw scores, and the texts that llama.cpp
+tokenizes differently from the reference, with the effect on their scores. Requires only xllamacpp and httpx.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POOLING = {"head": 4, "cosine": 1}  # LLAMA_POOLING_TYPE_RANK, _MEAN
 
 @contextlib.contextmanager
 def engine(model: Path, method: str, max_length: int, flash: bool, f32_cache: bool) -> Iterator[httpx.Client]:
-    """A client of llama.cpp's server for this model."""
+    """Run llama.cpp's server with this model, and yield a client of it."""
     folder = Path(tempfile.mkdtemp(prefix="g-"))
     p = xllamacpp.CommonParams()
     p.model.path = str(model)
@@ -65,7 +65,7 @@ def tokenize(client: httpx.Client, text: str, special: bool = False) -> list[int
 
 
 def engine_ids(client: httpx.Client, golden: dict, case: Case, pair: dict) -> list:
-    """The ids llama.cpp's tokenizer gives where the reference gives case["ids"]."""
+    """Return llama.cpp's token ids for the texts whose reference ids are case["ids"]."""
     query, document = pair["query"], pair["document"]
     if golden["way"] == "judge":
         out = []
@@ -73,7 +73,7 @@ def engine_ids(client: httpx.Client, golden: dict, case: Case, pair: dict) -> li
             if "{" not in piece:
                 out += tokenize(client, piece, special=True)
                 continue
-            for name in ("instruction", "query", "document"):  # each is there once, the document last
+            for name in ("instruction", "query", "document"):  # each occurs once, the document last
                 value = pair.get(name, golden["instruction"])
                 head, found, tail = piece.partition("{" + name + "}")
                 piece = head + value + tail if found else piece
@@ -121,7 +121,8 @@ def cosine_score(client: httpx.Client, ids: list[list[int]]) -> float:
 
 
 def engine_score(client: httpx.Client, golden: dict, pair: dict, ids: list) -> float:
-    """The engine's raw score of these ids; for a head, of those it makes from the pair's texts."""
+    """Return the engine's raw score of these ids; for a cross-encoder, of the ids that it makes from the
+    texts."""
     if golden["way"] == "judge":
         return judge_score(client, golden, ids)
     return cosine_score(client, ids) if golden["way"] == "cosine" else head_score(client, pair)
@@ -155,8 +156,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--golden", type=Path, default=Path("tests/golden"))
-    parser.add_argument("--only", action="append", help="names of models; all without it")
-    parser.add_argument("--no-flash", action="store_true", help="switch flash attention off")
+    parser.add_argument("--only", action="append", help="names of models (default: all)")
+    parser.add_argument("--no-flash", action="store_true", help="disable flash attention")
     parser.add_argument("--f32-cache", action="store_true", help="keep the KV cache in F32 instead of F16")
     args = parser.parse_args()
     pairs = {p["id"]: p for p in json.loads((args.golden / "pairs.json").read_text(encoding="utf-8"))}

@@ -1,4 +1,4 @@
-"""The prompts and the tokenizers of the golden models (see make_golden.py): small ones of each family's kind,
+"""Prompts and tokenizers of the golden models (see make_golden.py): a small tokenizer of each family's type,
 trained on the pairs of tests/golden."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # training is repeatable only on one thread
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # training is reproducible only on one thread
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -27,8 +27,8 @@ QWEN3_PIECES = [
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
 ]
 QWEN3_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-# From mixedbread-ai/mxbai-rerank, mxbai_rerank/mxbai_rerank_v2.py, commit 03324ea: it tokenises each of these
-# pieces apart. Its optional line `instruction: {instruction}` before the query is left out here.
+# From mixedbread-ai/mxbai-rerank, mxbai_rerank/mxbai_rerank_v2.py, commit 03324ea: it tokenizes each of these
+# pieces separately. Its optional line `instruction: {instruction}` before the query is omitted here.
 MXBAI_PIECES = [
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n",
@@ -45,7 +45,7 @@ QUERY_PREFIX, DOCUMENT_PREFIX = "query: ", "passage: "
 
 
 def fill(text: str, fields: dict[str, str]) -> str:
-    """Replaces each {name} once, in one pass: braces in a query or a document stay text."""
+    """Replace each {name} in one pass, so that braces in a query or a document stay unchanged."""
     return re.sub(r"\{([a-z]+)\}", lambda found: fields[found[1]], text)
 
 
@@ -53,8 +53,8 @@ def fill(text: str, fields: dict[str, str]) -> str:
 
 
 def corpus(pairs: list[dict[str, str]]) -> list[str]:
-    """What the tokenizers are trained on: the plain pairs and the prompts. The odd pairs are left out, so
-    that they hold characters the tokenizers don't know."""
+    """Return the training texts: the plain pairs and the prompts. The odd pairs are excluded, so that they
+    contain characters unknown to the tokenizers."""
     unseen = {"odd", "special", "char", "blank", "medium", "long"}
     texts = [t for p in pairs if p["id"].split("-")[0] not in unseen for t in (p["query"], p["document"])]
     prompts = [*QWEN3_PIECES, QWEN3_INSTRUCTION, *MXBAI_PIECES, QUERY_PREFIX, DOCUMENT_PREFIX]
@@ -65,7 +65,7 @@ def corpus(pairs: list[dict[str, str]]) -> list[str]:
 def train_bpe(
     texts: list[str], vocab: int, pre: pre_tokenizers.PreTokenizer, special: tuple[str, ...] = ()
 ) -> Tokenizer:
-    """`special` have the first ids."""
+    """Train a byte-level BPE tokenizer, in which the `special` tokens have the first ids."""
     tok = Tokenizer(tm.BPE())
     tok.normalizer = normalizers.NFC()
     tok.pre_tokenizer = pre
@@ -117,8 +117,8 @@ def qwen_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def wordpiece_vocabulary(words: list[str], size: int) -> list[str]:
-    """All characters, then the pieces that cover most of the text. The library's trainer won't do: its result
-    depends on the order of a hash map."""
+    """Return all characters, then the pieces that cover most of the text. The library's trainer is not used
+    because its result depends on the order of a hash map."""
     letters = sorted({c for w in words for c in w})
     cover: Counter[str] = Counter()
     for word in words:
@@ -142,7 +142,7 @@ def bert_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def train_sentencepiece(texts: list[str], folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """A unigram model with XLM-R's settings, and its NMT_NFKC character map."""
+    """Train a unigram model with XLM-R's settings and its NMT_NFKC character map."""
     model = folder / "sentencepiece.bpe.model"
     with model.open("wb") as out:
         sentencepiece.SentencePieceTrainer.train(
@@ -160,7 +160,8 @@ def train_sentencepiece(texts: list[str], folder: Path) -> sentencepiece.Sentenc
 
 
 def xlmr_tokenizer(sp: sentencepiece.SentencePieceProcessor) -> Tokenizer:
-    """The fast form of the same model, as transformers converts it: four specials first, then the pieces."""
+    """Return the fast tokenizer of the same model, as transformers converts it: four special tokens, then the
+    pieces."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(sp.serialized_model_proto())
@@ -179,16 +180,16 @@ def xlmr_tokenizer(sp: sentencepiece.SentencePieceProcessor) -> Tokenizer:
 
 
 def encoder_of(tok: Tokenizer) -> Encode:
-    """Encodes text of a user: special tokens in it are read as plain text."""
+    """Return a function that encodes user text, in which special tokens are plain text."""
     plain = Tokenizer.from_str(tok.to_str())
     plain.encode_special_tokens = True
     return lambda text: plain.encode(text, add_special_tokens=False).ids
 
 
 def sentencepiece_ids(sp: sentencepiece.SentencePieceProcessor) -> Encode:
-    """XLM-R's ids of a text.
+    """Return XLM-R's token ids of a text, from SentencePiece.
 
-    By SentencePiece itself, not the fast tokenizer: the latter's vocabulary holds `</s>` as a piece of score
-    0, so it reads the literal in a text as the control token even when told to split special tokens.
+    The fast tokenizer is not used: its vocabulary contains `</s>` as a piece of score 0, so it encodes this
+    literal as the control token even with the option to split special tokens.
     """
     return lambda text: [3 if i == 0 else i + 1 for i in sp.encode(text)]

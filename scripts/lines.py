@@ -1,8 +1,8 @@
 """Counts the lines of code in src by folder: `python scripts/lines.py [--against COMMIT]`.
 
-A line of code has something on it that Python runs: blank lines, comments and docstrings are not counted, and
-a statement of three lines counts as three. With `--against`, what a commit had stands before what the working
-tree has. Files of more than 300 lines are named below: each needs a reason for it in its docstring.
+Blank lines, comments and docstrings are not counted; a statement of three lines counts as three. With
+`--against`, the counts of a commit are shown before those of the working tree. Files of more than 300 lines
+are listed below the table: each needs a reason in its docstring.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, toke
 
 
 def code_lines(text: str) -> int:
-    """The lines of code in a Python file's text. A string that is a whole statement is a docstring."""
+    """Count the lines of code in a Python file. A string that is a whole statement counts as a docstring."""
     found: set[int] = set()
     statement: list[tokenize.TokenInfo] = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -38,13 +38,13 @@ def code_lines(text: str) -> int:
 
 
 def folder(path: str) -> str:
-    """The folder of the package that a file is counted in; `(top)` for the package's own."""
+    """Return the folder under which a file is counted; `(top)` for files of the package itself."""
     first, found, _ = path.removeprefix(_PACKAGE).partition("/")
     return f"{first}/" if found else "(top)"
 
 
 def counted(files: Iterable[tuple[str, str]]) -> tuple[Counter[str], Counter[str]]:
-    """The files and the lines of code in each folder, of paths and their texts."""
+    """Count the files and the lines of code per folder, from paths and texts."""
     number, lines = Counter[str](), Counter[str]()
     for path, text in files:
         number[folder(path)] += 1
@@ -53,13 +53,13 @@ def counted(files: Iterable[tuple[str, str]]) -> tuple[Counter[str], Counter[str
 
 
 def of_tree() -> Iterator[tuple[str, str]]:
-    """The package's files in the working tree."""
+    """Yield the package's files in the working tree."""
     for path in (ROOT / _PACKAGE).rglob("*.py"):
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
 
 
 def of_commit(commit: str) -> Iterator[tuple[str, str]]:
-    """The package's files in a commit. Raises CalledProcessError where there is no such commit."""
+    """Yield the package's files in a commit. Raises CalledProcessError if the commit does not exist."""
     for path in _git("ls-tree", "-r", "--name-only", commit, _PACKAGE).splitlines():
         if path.endswith(".py"):
             yield path, _git("show", f"{commit}:{path}")
@@ -72,7 +72,7 @@ def _git(*arguments: str) -> str:
 
 
 def table(*counts: tuple[Counter[str], Counter[str]]) -> str:
-    """The counts as a table, one pair of columns each; of two, also the difference in lines."""
+    """Render the counts as a table with a pair of columns each; for two, also the difference in lines."""
     names = sorted({name for number, _ in counts for name in number})
     rows = [["folder", *["files", "lines"] * len(counts)]]
     rows += [[name, *(str(one[name]) for count in counts for one in count)] for name in names]
@@ -87,14 +87,14 @@ def table(*counts: tuple[Counter[str], Counter[str]]) -> str:
 
 
 def long_files(files: Iterable[tuple[str, str]]) -> list[str]:
-    """The files with more than 300 lines of any kind, the longest first."""
+    """Return the files with more than 300 lines of any kind, longest first."""
     sizes = sorted(((text.count("\n"), path) for path, text in files), reverse=True)
     return [f"{path}: {size} lines" for size, path in sizes if size > _LONG]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--against", metavar="COMMIT", help="count this commit, too")
+    parser.add_argument("--against", metavar="COMMIT", help="also count this commit")
     commit = parser.parse_args().against
     before = [counted(of_commit(commit))] if commit else []
     print(table(*before, counted(of_tree())), *long_files(of_tree()), sep="\n")

@@ -1,8 +1,8 @@
-"""Writes the parts of docs/ that say what the code says: `make docs`.
+"""Generate the parts of docs/ that repeat the code: `make docs`.
 
-The settings of docs/configuration.md come from their own descriptions, docs/cli.md from the commands' help,
-the table of docs/models.md from the catalog, and the options and paths of docs/api.md from the tables that
-the service reads. tests/test_documentation.py fails where one is behind.
+The settings of docs/configuration.md come from their descriptions, docs/cli.md from the commands' help, the
+table of docs/models.md from the catalog, and the options and paths of docs/api.md from the tables that the
+service reads. tests/test_documentation.py fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typer.main import get_command
 
 from rerankd import config
 from rerankd.api.dialects import options, table
-from rerankd.cli import app, flags
+from rerankd.cli import app, setting_options
+from rerankd.deprecated_names import RENAMED
 from rerankd.hub import listing
-from rerankd.renamed import RENAMED
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 def settings() -> str:
-    """All settings but the sections, a row each."""
+    """The table of all settings except the sections."""
     fields = config.Settings.model_fields
-    # What a model may have of its own, and what is a backend's, come last.
+    # The settings that a model can have of its own, and those of backends, come last.
     of_models = (config.RequestDefaults, config.ServingSettings)
-    last = [*(name for group in of_models for name in group.model_fields), *flags.of_backends()]
+    last = [*(name for group in of_models for name in group.model_fields), *setting_options.of_backends()]
     rows = [
-        f"| `{name}` | {_default(name, field)} | {field.description} | {_on_reload(name)} |"
+        f"| `{name}` | {_default(name, field)} | {field.description} | {config.needs(name)} |"
         for name, field in sorted(fields.items(), key=lambda row: row[0] in last and last.index(row[0]) + 1)
         if name not in ("models", "scoring")
     ]
@@ -43,14 +43,15 @@ _SCORING = config.ScoringSettings.model_fields
 
 
 def of_a_model() -> str:
-    """What a [models.NAME] section alone may set."""
-    return _meanings(
-        {name: field for name, field in config.ModelSettings.model_fields.items() if name not in _SCORING}
-    )
+    """The settings of a [models.NAME] section. Only those that are not settings of all models get a row."""
+    fields = config.ModelSettings.model_fields
+    own = {name: fields[name] for name in fields if name not in config.Settings.model_fields | _SCORING}
+    shared = ", ".join(f"`{name}`" for name in fields if name in config.Settings.model_fields)
+    return f"{_meanings(own)}\n\nAlso: {shared}."
 
 
 def scoring() -> str:
-    """What [scoring] may set."""
+    """The settings of [scoring]."""
     return _meanings(_SCORING)
 
 
@@ -60,7 +61,7 @@ def _meanings(fields: Mapping[str, FieldInfo]) -> str:
 
 
 def _default(name: str, field: FieldInfo) -> str:
-    if name == "home":  # another one on each system
+    if name == "home":  # depends on the system
         return "the user's data folder, on Linux `~/.local/share/rerankd`"
     value = field.default
     if value in (None, "", ()):
@@ -68,13 +69,8 @@ def _default(name: str, field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _on_reload(name: str) -> str:
-    said = {"live": "at once", "engine": "restarts engines", "restart": "needs a restart"}
-    return said[config.needs(name)]
-
-
 def commands() -> str:
-    """All commands, with their arguments and options."""
+    """The sections of all commands, with their arguments and options."""
     return "\n".join(_commands((), get_command(app))).rstrip()
 
 
@@ -87,15 +83,26 @@ def _commands(words: tuple[str, ...], command: Any) -> Iterator[str]:
 
 
 def _command(words: tuple[str, ...], command: Any) -> str:
-    # Its own --help needs no line.
-    shown = [parameter for parameter in command.params if "--help" not in parameter.opts]
-    rows = [f"| {_name(one)} | {one.help or ''}{_shown_default(one)} |" for one in shown]
-    table = ["| | |", "|---|---|", *rows, ""] if rows else []
+    # The page explains these once, for all commands.
+    common = {"--help", "--config", "--json"}
+    shown = [parameter for parameter in command.params if not common & {*parameter.opts}]
+    settings = [one for one in shown if _is_setting(one)]
+    rows = [f"- {_name(one)}: {one.help or ''}{_shown_default(one)}" for one in shown if one not in settings]
+    if settings:
+        names = ", ".join(map(_name, settings))
+        rows.append(f"- Settings of the same name ([configuration.md](configuration.md)): {names}")
+    listed = [*rows, ""] if rows else []
     arguments = [f"[{one.name.upper()}]" for one in shown if one.param_type_name == "argument"]
     required = [one.name.upper() for one in shown if one.param_type_name == "argument" and one.required]
     usage = " ".join(word if word[1:-1] not in required else word[1:-1] for word in arguments)
     about = inspect.cleandoc(command.help or "")
-    return "\n".join([f"## `{' '.join(('rerankd', *words, usage)).strip()}`\n", about, "", *table])
+    return "\n".join([f"## `{' '.join(('rerankd', *words, usage)).strip()}`\n", about, "", *listed])
+
+
+def _is_setting(parameter: Any) -> bool:
+    """Whether an option has a setting's name and meaning: `--api-key` of `rerankd eval` has only its name."""
+    field = config.Settings.model_fields.get(parameter.name)
+    return field is not None and str(parameter.help).rstrip(".").lower() == str(field.description).lower()
 
 
 def _name(parameter: Any) -> str:
@@ -110,13 +117,13 @@ def _shown_default(parameter: Any) -> str:
 
 
 def catalog() -> str:
-    """The models that can be pulled by name."""
+    """The table of models that can be pulled by name."""
     head, *rows = listing.columns(listing.pullable(), catalog=True)
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
 def request_options() -> str:
-    """The options of a request, under all their names."""
+    """The table of request options, with all their names."""
     rows = []
     for option in options.OPTIONS:
         names = ", ".join(f"`{spelling.name}`" for spelling in option.spellings)
@@ -138,18 +145,21 @@ def _honoured(option: options.Option) -> Iterator[str]:
 
 
 def rerank_paths() -> str:
-    """The paths of rerank requests, and whose each is."""
-    rows = [f"| `POST {path}` | {whose} | any by its body |" for path, whose in table.SHARED.items()]
+    """The table of paths for rerank requests, with the services and dialects that use them."""
+    rows = [(path, whose, "by body") for path, whose in table.SHARED.items()]
     for dialect in table.shown():
-        rows += [f"| `POST {path}` | {whose} | {dialect.title} |" for path, whose in dialect.paths.items()]
+        rows += [(path, whose, dialect.title) for path, whose in dialect.paths.items()]
     for dialect in table.shown():
-        if below := ", ".join(f"`POST {path}`" for path in dialect.named_paths):
-            rows.append(f"| {below} | where a body alone is ambiguous | {dialect.title} |")
-    return "\n".join(["| path | whose | dialect |", "|---|---|---|", *rows])
+        rows += [(path, "programs with an ambiguous body", dialect.title) for path in dialect.named_paths]
+    paths: dict[tuple[str, str], list[str]] = {}
+    for path, whose, title in rows:
+        paths.setdefault((whose, title), []).append(f"`{path}`")
+    lines = [f"| {', '.join(same)} | {whose} | {title} |" for (whose, title), same in paths.items()]
+    return "\n".join(["| path | used by | dialect |", "|---|---|---|", *lines])
 
 
 def renamed() -> str:
-    """The names of 0.1 that are others now."""
+    """The table of names that changed since 0.1."""
     rows = [f"| {one.kind} in `{one.of}` | `{one.old}` | `{one.new}` |" for one in RENAMED]
     return "\n".join(["| what | in 0.1 | now |", "|---|---|---|", *rows])
 
@@ -164,11 +174,11 @@ MADE = {
     "options": ("api.md", request_options),
     "paths": ("api.md", rerank_paths),
 }
-"""The name of each part that is made, the page it is in, and how it is made."""
+"""Each generated part: its name, its page, and the function that makes it."""
 
 
 def written() -> dict[Path, str]:
-    """Each page with a part that is made here, as it should be. Raises ValueError for one without a place."""
+    """Each page with generated parts, and its current text. Raises ValueError for a missing marker."""
     pages: dict[Path, str] = {}
     for name, (file, make) in MADE.items():
         path = DOCS / file
@@ -177,7 +187,7 @@ def written() -> dict[Path, str]:
         before, found, rest = page.partition(start)
         _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise ValueError(f"{path} has no place for {name}: write {start} and {end} where it belongs.")
+            raise ValueError(f"{path} lacks the markers of {name}: write {start} and {end} where it belongs.")
         pages[path] = f"{before}{start}\n{make()}\n{end}{after}"
     return pages
 

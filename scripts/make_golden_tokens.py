@@ -1,13 +1,13 @@
-"""Makes tests/golden/tokens.json: texts of many scripts and the ids that the reference tokenizers give them.
+"""Generates tests/golden/tokens.json: texts in many scripts and their token ids from reference tokenizers.
 
-The texts are in no golden pair, so that no tokenizer was trained on them. The references are those of
-golden_tokenizers.py, trained anew (and checked to have the vocabulary of the golden files), and for the
-built-in model SentencePiece itself, with the pieces and scores of its GGUF, and the normalisation map of
+The texts are in no golden pair, so no tokenizer was trained on them. The references are those of
+golden_tokenizers.py, trained again (and checked to have the vocabulary of the golden files). For the built-in
+model the reference is SentencePiece, with the pieces and scores of its GGUF file and the normalization map of
 both.
 
-Left out is where SentencePiece and the library that people's models run on, `tokenizers`, part: U+0085 (a
-space for the library), and two cuts of the same score ("....", as one and three dots or as three and one). It
-needs tokenizers, sentencepiece, protobuf, gguf and numpy, but neither torch nor transformers:
+Excluded are texts for which SentencePiece and the library `tokenizers`, which most models use, differ: U+0085
+(a space for the library), and two segmentations with equal scores ("....", as one and three dots or as three
+and one). Requires tokenizers, sentencepiece, protobuf, gguf and numpy, but neither torch nor transformers:
 
     python scripts/make_golden_tokens.py path/to/multilingual-e5-small-Q4_0-builtin-3.gguf
 """
@@ -81,7 +81,7 @@ SCRIPTS = {
 
 
 def texts() -> Iterator[str]:
-    """Each script's text as it is, and in a few forms that tokenizers trip over."""
+    """Yield each script's text unchanged, and in a few forms that are difficult for tokenizers."""
     pick = random.Random(11)
     names = list(SCRIPTS)
     for name, text in SCRIPTS.items():
@@ -97,22 +97,22 @@ def texts() -> Iterator[str]:
 
 
 def built_in(path: Path, own_map: bytes, folder: Path) -> Encode:
-    """SentencePiece with what the GGUF holds, and with the sequences of its own map of NMT_NFKC."""
+    """Return SentencePiece with the data of the GGUF file, and with the sequences of its own NMT_NFKC map."""
     from sentencepiece import sentencepiece_model_pb2 as pb
 
     names = ("ggml.tokens", "ggml.scores", "ggml.precompiled_charsmap")
     with path.open("rb") as stream:
-        values = parse(stream, path.stat().st_size, names, sys.exit).values
+        values = parse(stream, path.stat().st_size, names, sys.exit, b"").values
     model = pb.ModelProto()
-    # XLM-R has four control tokens of its own where SentencePiece has three.
+    # XLM-R has four control tokens, SentencePiece has three.
     pieces = values["tokenizer.ggml.tokens"].texts()[4:-1]
     for piece, kind in (("<unk>", 2), ("<s>", 3), ("</s>", 3)):
         model.pieces.add(piece=piece, score=0, type=kind)
     for piece, score in zip(pieces, values["tokenizer.ggml.scores"][4:-1], strict=True):
         model.pieces.add(piece=piece, score=score)
     model.trainer_spec.model_type = 1  # unigram
-    # The keys of one character are those of the model's makers, the sequences SentencePiece's own: only so
-    # can they tell whether the sequences of the file are right.
+    # The keys of one character are the model's, the sequences SentencePiece's own: this way the result shows
+    # whether the sequences in the file are correct.
     singles = charsmap.parse(bytes(values["tokenizer.ggml.precompiled_charsmap"]))
     known = charsmap.parse(own_map)
     model.normalizer_spec.precompiled_charsmap = charsmap.build(
@@ -128,7 +128,7 @@ def built_in(path: Path, own_map: bytes, folder: Path) -> Encode:
 
 
 def map_of(processor: sentencepiece.SentencePieceProcessor) -> bytes:
-    """The normalisation map of a model."""
+    """Return the normalization map of a model."""
     from sentencepiece import sentencepiece_model_pb2 as pb
 
     model = pb.ModelProto.FromString(processor.serialized_model_proto())
@@ -136,21 +136,23 @@ def map_of(processor: sentencepiece.SentencePieceProcessor) -> bytes:
 
 
 def check(name: str, pieces: list[str]) -> None:
-    """End the program where a tokenizer that was trained anew is not that of the golden file."""
+    """Exit if the newly trained tokenizer differs from that of the golden file."""
     path = GOLDEN / f"{name}.gguf"
     with path.open("rb") as stream:
-        header = parse(stream, path.stat().st_size, ("ggml.tokens",), sys.exit)
+        header = parse(stream, path.stat().st_size, ("ggml.tokens",), sys.exit, b"")
     known = [piece.removeprefix("\u2581") for piece in header.values["tokenizer.ggml.tokens"].texts()]
     missing = [piece for piece in pieces if piece.removeprefix("\u2581").removeprefix("##") not in known]
     if missing:
-        sys.exit(f"{name}: this machine trains another tokenizer; it has {missing[:5]}")
+        sys.exit(
+            f"{name}: the tokenizer trained on this machine differs from the golden file's: {missing[:5]}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("builtin", type=Path, help="the built-in model's GGUF")
+    parser.add_argument("builtin", type=Path, help="GGUF file of the built-in model")
     options = parser.parse_args()
     trained_on = corpus(json.loads((GOLDEN / "pairs.json").read_text(encoding="utf-8")))
     with tempfile.TemporaryDirectory() as name:

@@ -1,8 +1,9 @@
-"""Makes the checkpoints of tests/golden/scaled and the scores that transformers gives them in float32.
+"""Generates the checkpoints of tests/golden/scaled and their float32 scores from transformers.
 
-With random weights of the usual size a wrong attention window moves a state by some thousandths, so that a
-comparison passes whatever is computed. Here matrices are ten times as large, so each part of the model moves
-the score: tests/backends/test_goldens_can_fail.py breaks one part at a time and sees each comparison fail.
+With random weights of the usual size, a wrong local attention window changes a state by only some
+thousandths, so a comparison would pass with wrong code. Here the matrices are ten times as large, so that
+each part of the model affects the score: tests/backends/test_goldens_can_fail.py breaks one part at a time
+and requires each comparison to fail.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ START, BETWEEN, END = 2, 3, 3
 
 
 def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Every weight anew: matrices of STD, norms about 1, biases about 0, the logit's row larger."""
+    """Randomise all weights: matrices with standard deviation STD, norms about 1, biases about 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
@@ -75,7 +76,7 @@ FAMILIES: dict[str, Callable[[], tuple[torch.nn.Module, bool]]] = {
 
 
 def sequences() -> list[tuple[list[int], int]]:
-    """Ids of pairs of many lengths, and where the second text begins in each."""
+    """Return the token ids of pairs of many lengths, and the position of the second text in each."""
     chance = random.Random(5)
     found = []
     for first, second in ((1, 1), (1, 3), (4, 9), (7, 20), (9, 24), (3, 40), (20, 20), (30, 31), (2, 59)):

@@ -1,6 +1,7 @@
-"""Makes docs/pictures from the page itself: `python scripts/pictures.py`. Needs Chromium.
+"""Takes the screenshots in docs/pictures from the status page: `python scripts/pictures.py`. Requires
+Chromium.
 
-Not made anew by `make docs`: a browser draws a little differently on each machine.
+`make docs` does not run it, because browsers render slightly differently on each machine.
 """
 
 from __future__ import annotations

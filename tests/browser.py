@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of the page, and what each of its tabs must never do."""
+"""A headless Chromium for tests of the page; it checks that no tab logs an error or contacts another host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -20,8 +20,8 @@ _MISSING = "the page's tests need Chromium: apt install chromium, or name one wi
 
 
 def program() -> str:
-    """The path of Chromium. Without one the test is skipped, and fails where CI is set: a skipped test there
-    would go unnoticed."""
+    """Return the path of Chromium. Without one the test is skipped; if CI is set it fails, because nobody
+    would notice a skipped test there."""
     if found := os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None):
         return found
     if os.environ.get("CI"):
@@ -42,7 +42,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Watched:
-    """A tab, and what went wrong in it: errors in its console, and requests to other hosts than its own."""
+    """A tab, its console errors, and its requests to other hosts."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         options = {"locale": "en-GB", "viewport": {"width": 1280, "height": 900}, **options}
@@ -53,13 +53,18 @@ class Watched:
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
         here = urlsplit(url).netloc
-        self.page.on(
-            "console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text)
-        )
+
+        def on_console(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                self.errors.append(message.text)
+
+        def on_request(request: Request) -> None:
+            if urlsplit(request.url).netloc != here:
+                self.elsewhere.append(request.url)
+
+        self.page.on("console", on_console)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on(
-            "request", lambda sent: urlsplit(sent.url).netloc != here and self.elsewhere.append(sent.url)
-        )
+        self.page.on("request", on_request)
 
     def open(self, part: str = "") -> Page:
         self.page.goto(f"{self.url}/#{part}")
@@ -70,11 +75,11 @@ class Watched:
         self.page.screenshot(path=folder / f"{name}.png", full_page=True)
 
     def forget(self, status: str) -> None:
-        """Chromium itself notes in the console that an answer was an error. Here it was wanted, once."""
+        """Remove one expected console error: Chromium itself logs every error response."""
         assert len(self.errors) == 1 and f"status of {status} " in self.errors.pop()
 
     def close(self) -> None:
-        """Raises AssertionError where something went wrong."""
+        """Raise AssertionError if there was an error or a request to another host."""
         self.context.close()
         assert not self.errors, self.errors
         assert not self.elsewhere, self.elsewhere

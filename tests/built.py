@@ -1,4 +1,4 @@
-"""Engines as a build leaves them, for tests of what is done with them."""
+"""Installed llama.cpp engines for tests, in the form in which a build publishes them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def engine(build: int, backend: manifest.Backend = "cpu", instructions: tuple[st
 
 
 def put(home: Path, build: int, **more: Any) -> str:
-    """An engine on disk, as a build leaves it, but for its program."""
+    """Install an engine in a data folder, with a shell script as its program. Returns its name."""
     known = replace(engine(build).manifest, **more)
     folder = home / "engines" / known.name
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Folders in transformers' format for tests, made from the golden ones."""
+"""Safetensors checkpoints for tests, made from the golden ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensors = dict[str, tuple[str, list[int], bytes]]
 
 
 def copy(name: str, folder: Path, **config: Any) -> Path:
-    """A golden checkpoint in a folder of its own; `config` changes its config.json, None takes a key away."""
+    """Copy a golden checkpoint to `folder`; `config` changes keys of its config.json, None removes a key."""
     shutil.copytree(GOLDEN / name, folder)
     edit(folder / "config.json", **config)
     return folder
@@ -50,7 +50,7 @@ def write(file: Path, tensors: Tensors) -> None:
 
 
 def write_hollow(file: Path, shapes: dict[str, list[int]]) -> None:
-    """F16 tensors of these shapes, whose bytes are a hole in the file."""
+    """Write F16 tensors of these shapes as a sparse file."""
     table, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * math.prod(shape)
@@ -62,7 +62,7 @@ def write_hollow(file: Path, shapes: dict[str, list[int]]) -> None:
 
 
 def write_modules(folder: Path, kinds: Sequence[str]) -> None:
-    """A modules.json of sentence-transformers with these modules in order."""
+    """Write a modules.json of sentence-transformers with these modules."""
     modules = [
         {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"st.models.{kind}"}
         for at, kind in enumerate(kinds)

@@ -1,9 +1,8 @@
-"""A llama-server that can fail in every way: a real program for the real supervisor to run.
+"""A fake llama-server that fails on demand: a real program for the real supervisor to run.
 
-It takes the flags that rerankd gives a llama-server and serves the same paths on the same UNIX socket, and
-scores by a formula that `raw` below repeats for tests. What goes wrong is said by flags of its own, which
-`install` writes into a small start script, since a service only names a program. "Calls" are calls that
-compute; the check at load makes four of them.
+It accepts the flags that rerankd passes to a llama-server and serves the same paths on a UNIX socket. Its
+scores are those of `raw`. Its own flags select a fault. `install` writes them into a start script, because
+the setting `llama_path` is only a path. "Calls" are calls that compute; a load makes CALLS_AT_LOAD of them.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-# prepare() makes one call, the check at load three.
+# prepare() makes one call, the self-test three.
 CALLS_AT_LOAD = 4
-WAYS_TO_ANSWER_BADLY = ("nan", "few", "garbage", "text", "error", "close")
-# Answers that are well formed, and wrong.
-WAYS_TO_SCORE_WRONG = ("same", "place")
+INVALID_RESPONSES = ("nan", "few", "garbage", "text", "error", "close")
+# Valid responses with wrong scores.
+WRONG_SCORES = ("same", "place")
 
 
 def raw(query: str, text: str) -> float:
-    """The raw value of a pair: any number in [-4, 4), the same each time."""
+    """Return the raw score of a pair: a pseudo-random number in [-4, 4), the same in each call."""
     digest = hashlib.blake2b(f"{query}\0{text}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") / 2**32 * 8 - 4
 
 
 def install(folder: Path, *flags: str) -> Path:
-    """A program in `folder` that runs this file with `flags`; for the setting `llama_path`."""
+    """Write a program to `folder` that runs this file with `flags`, for the setting `llama_path`."""
     program = folder / "fake-llama-server"
     quoted = " ".join(f"'{flag}'" for flag in flags)
     program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S '{__file__}' {quoted} \"$@\"\n")
@@ -47,36 +46,42 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(allow_abbrev=False)
     flags.add_argument("--host", required=True)
     flags.add_argument("--slow-load", type=float, default=0, help="seconds until it is ready")
-    flags.add_argument("--load-gate", default="", help="a file: it is not ready before there is one")
-    flags.add_argument("--die-at-start", action="store_true", help="end with code 7 before it listens")
-    flags.add_argument("--die-after", type=float, help="end with code 8 so many seconds after it listens")
-    flags.add_argument("--crash-after", type=int, help="SIGKILL itself in the call after so many")
-    flags.add_argument("--crash-on", default="", help="SIGSEGV when a document holds one of these words")
-    flags.add_argument("--crash-on-query", default="", help="SIGSEGV when the query holds this text")
-    flags.add_argument("--crash-on-count", default="", help="SIGSEGV when a text to tokenise holds this text")
-    flags.add_argument("--crash-with", default="", help="SIGSEGV at load when the flags hold these words")
-    flags.add_argument("--crash-with-after", type=int, default=0, help="the same in the call after so many")
-    flags.add_argument("--kill-on", default="", help="SIGKILL itself when a document holds this text")
-    flags.add_argument("--stall-on", default="", help="never answer a call with a document that holds this")
-    flags.add_argument("--error-on", default="", help="an error when a document holds this text")
-    flags.add_argument("--errors", default="", help="a file: errors for everything while it is there")
+    flags.add_argument("--load-gate", default="", help="a path: it is ready once this file exists")
+    flags.add_argument("--die-at-start", action="store_true", help="exit with code 7 before it listens")
+    flags.add_argument("--die-after", type=float, help="exit with code 8 N seconds after it listens")
+    flags.add_argument("--crash-after", type=int, help="SIGKILL itself in the call after N calls")
+    flags.add_argument("--crash-on", default="", help="SIGSEGV if a document contains one of these words")
+    flags.add_argument("--crash-on-query", default="", help="SIGSEGV if the query contains this text")
+    flags.add_argument(
+        "--crash-on-count", default="", help="SIGSEGV if a text to tokenize contains this text"
+    )
+    flags.add_argument(
+        "--crash-with", default="", help="SIGSEGV at load if rerankd's flags contain this text"
+    )
+    flags.add_argument("--crash-with-after", type=int, default=0, help="the same, in the call after N calls")
+    flags.add_argument("--kill-on", default="", help="SIGKILL itself if a document contains this text")
+    flags.add_argument("--stall-on", default="", help="never answer a call if a document contains this text")
+    flags.add_argument("--error-on", default="", help="return an error if a document contains this text")
+    flags.add_argument("--errors", default="", help="a path: return only errors while this file exists")
     flags.add_argument("--ignore-term", action="store_true")
-    flags.add_argument("--bad-scores", choices=WAYS_TO_ANSWER_BADLY + WAYS_TO_SCORE_WRONG)
-    flags.add_argument("--bad-after", type=int, default=CALLS_AT_LOAD, help="good calls before the bad ones")
-    flags.add_argument("--hang-after", type=int, help="stop altogether (SIGSTOP) in the call after so many")
-    flags.add_argument("--stall-after", type=int, help="never answer the call after so many, nor /slots")
-    flags.add_argument("--chatter", action="store_true", help="write as fast as anyone reads")
-    flags.add_argument("--delay-ms", type=float, default=0, help="milliseconds that a document takes")
-    flags.add_argument("--grow-mib", type=int, default=0, help="memory that each call takes and keeps")
-    flags.add_argument("--only-first", default="", help="a file: only the first to make it misbehaves")
-    flags.add_argument("--only-second", default="", help="a file: only the second to come by it misbehaves")
+    flags.add_argument("--bad-scores", choices=INVALID_RESPONSES + WRONG_SCORES)
+    flags.add_argument("--bad-after", type=int, default=CALLS_AT_LOAD, help="valid calls before --bad-scores")
+    flags.add_argument("--hang-after", type=int, help="SIGSTOP itself in the call after N calls")
+    flags.add_argument("--stall-after", type=int, help="after N calls, answer neither calls nor /slots")
+    flags.add_argument("--chatter", action="store_true", help="write output without end")
+    flags.add_argument("--delay-ms", type=float, default=0, help="milliseconds per document")
+    flags.add_argument("--grow-mib", type=int, default=0, help="memory that each call leaks")
+    flags.add_argument(
+        "--only-first", default="", help="a path: only the first process to open it has faults"
+    )
+    flags.add_argument("--only-second", default="", help="a path: only the second process has faults")
     return flags
 
 
 def end(sign: signal.Signals) -> None:
-    """Send a signal to itself; never returns."""
+    """Send a signal to this process. Never returns."""
     os.kill(os.getpid(), sign)
-    threading.Event().wait()  # a thread may run on for a moment after that
+    threading.Event().wait()  # the thread may keep running for a moment
 
 
 class Fake:
@@ -88,7 +93,7 @@ class Fake:
         self.stalled = threading.Event()
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any] | None:
-        """Status and body, or None: close the connection without a word."""
+        """Return status and body, or None to close the connection in the middle of the response."""
         if path == "/health":
             return 200, {"status": "ok"}
         if path == "/slots":
@@ -194,7 +199,7 @@ def chatter() -> None:
 
 
 def _turn(path: str) -> int:
-    """How many have come by the file at `path`, this one included; 0 without a path."""
+    """Return how many processes have opened `path`, including this one; 0 without a path."""
     if not path:
         return 0
     with open(path, "a+") as stream:
@@ -205,7 +210,7 @@ def _turn(path: str) -> int:
 
 def main() -> int:
     options, _ = parser().parse_known_args()
-    # The flags of the service come last.
+    # rerankd's flags come last.
     is_bad = options.crash_with and options.crash_with in " ".join(sys.argv).partition(" --model ")[2]
     if not is_bad:
         options.crash_with = ""

@@ -1,7 +1,8 @@
-"""A hub on loopback that speaks both hubs' protocols, with faults to order.
+"""A fake hub on loopback that speaks the protocols of Hugging Face and ModelScope, with configurable faults.
 
-What the real clients ask: Hugging Face's `/api/models/…` and `/…/resolve/…`, which redirects to the place of
-the bytes as the real one does, and ModelScope's `/api/v1/models/…/repo/files` and `/repo?FilePath=…`.
+It serves the paths that the official clients request: Hugging Face's `/api/models/…` and `/…/resolve/…`,
+which redirects to the file as the real one does, and ModelScope's `/api/v1/models/…/repo/files` and
+`/repo?FilePath=…`.
 """
 
 from __future__ import annotations
@@ -20,32 +21,33 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """`repos` maps org/repo to its files. The rest are faults; `asked` is what was asked for: path, Range."""
+    """`repos` maps org/repo to its files; `asked` are the requests, as path and Range; the others are
+    faults."""
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     claimed_sizes: dict[str, int] = field(default_factory=dict)
     list_status: int = 200
     file_status: int = 200
-    statuses: list[int] = field(default_factory=list)  # of the next answers with bytes, before file_status
-    cut_after: int | None = None  # bytes of each body, then the connection is closed
-    cuts: int = 10**9  # how many bodies are cut
-    garble: bool = False  # other bytes, beyond the header, than the listing's checksum is of
+    statuses: list[int] = field(default_factory=list)  # statuses of the next file responses; then file_status
+    cut_after: int | None = None  # the connection is closed after this many bytes of a body
+    cuts: int = 10**9  # number of bodies that are interrupted
+    garble: bool = False  # the body, beyond the header, does not match the checksum
     no_ranges: bool = False
-    range_status: int = 0  # the answer to each request for a range that does not begin at 0
+    range_status: int = 0  # status of responses to ranges that do not begin at 0
     hang: threading.Event | None = None  # bodies wait for this before their last byte
     needs_token: str = ""
-    busy_listings: int = 0  # how many listings are answered with 429 first
-    busy_s: str = "7"  # the Retry-After of what is refused
-    is_circle: bool = False  # bytes are redirected to themselves
-    encoding: str = ""  # the content encoding that bodies claim to have
-    is_portal: bool = False  # a network's log-in page answers for it
+    busy_listings: int = 0  # number of listings that get 429 first
+    busy_s: str = "7"  # the Retry-After header of rejected requests
+    is_circle: bool = False  # files redirect to themselves
+    encoding: str = ""  # a false content-encoding header of the bodies
+    is_portal: bool = False  # the log-in page of a network answers instead
     commit: str = COMMIT
     asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
     @property
     def bodies(self) -> list[str]:
-        """The ranges that bytes were asked for with, "" where for all; those of headers are left out."""
+        """The Range headers of the requests for files, "" for a whole file; without those for headers."""
         return [span for path, span in self.asked if _is_bytes(path) and not _is_header(span)]
 
 
@@ -59,7 +61,7 @@ def _is_header(span: str) -> bool:
 
 @contextlib.contextmanager
 def fake_hub(**options: object) -> Iterator[FakeHub]:
-    """A hub that runs in threads of its own."""
+    """Run a hub in its own threads."""
     hub = FakeHub(**options)  # type: ignore[arg-type]
 
     class Handler(_Handler):
@@ -129,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _hugging_face(self, repo: str, files: dict[str, bytes]) -> object:
         def sibling(name: str, data: bytes) -> object:
             size = self.hub.claimed_sizes.get(name, len(data))
-            if name.endswith(".json"):  # small files are in git itself, and have no checksum of their bytes
+            if name.endswith(".json"):  # small files are stored in git and have no SHA-256
                 return {"rfilename": name, "size": size, "blobId": "0" * 40}
             lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 134}
             return {"rfilename": name, "size": size, "blobId": "0" * 40, "lfs": lfs}
@@ -197,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 self.wfile.write(body[-1:])
         else:
-            with contextlib.suppress(OSError):  # who reads a header may have gone
+            with contextlib.suppress(OSError):  # the client may disconnect after the header
                 self.wfile.write(body)
 
     def _json(self, status: int, value: object, headers: dict[str, str]) -> None:

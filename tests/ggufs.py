@@ -1,4 +1,4 @@
-"""Tiny GGUF files for tests, written by the reference library."""
+"""Write tiny GGUF files for tests, with the reference library."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def write(
     out.add_eos_token_id(1)
     out.add_add_bos_token(False)
     for key, value in (extra or {}).items():
-        add = {str: out.add_string, bool: out.add_bool, int: out.add_uint32, list: out.add_array}[type(value)]
+        add: Any = {str: out.add_string, bool: out.add_bool, int: out.add_uint32, list: out.add_array}[
+            type(value)
+        ]
         add(key, value)
     shapes = (
         tensors
@@ -59,7 +61,7 @@ def write(
 
 
 def strings(*texts: str) -> Strings:
-    """A vocabulary as the reader keeps it."""
+    """A vocabulary as the header parser stores it."""
     blob, starts = b"", []
     for text in texts:
         starts.append(len(blob))
@@ -75,14 +77,16 @@ def rewrite(
     keys: Mapping[str, Any] | None = None,
     tensors: Callable[[dict[str, Any]], dict[str, Any]] = lambda held: held,
 ) -> Path:
-    """A copy of a file with other values for some keys, and other tensors: `tensors` maps the file's own, by
-    name and rows first, to what is written. For files of F32 and F16."""
-    said, own = _contents(source)
-    out = gguf.GGUFWriter(target, said[_ARCHITECTURE][0])
-    for name, (value, kind, inner) in said.items():
+    """Write a copy of an F32 or F16 file with changed keys and tensors.
+
+    `tensors` receives the file's tensors by name (rows first) and returns those to write.
+    """
+    values, original = _contents(source)
+    out = gguf.GGUFWriter(target, values[_ARCHITECTURE][0])
+    for name, (value, kind, inner) in values.items():
         if name != _ARCHITECTURE:
             out.add_key_value(name, (keys or {}).get(name, value), kind, inner)
-    for name, data in tensors(dict(own)).items():
+    for name, data in tensors(dict(original)).items():
         out.add_tensor(name, np.ascontiguousarray(data))
     out.write_header_to_file()
     out.write_kv_data_to_file()
@@ -93,7 +97,7 @@ def rewrite(
 
 @cache
 def _contents(source: Path) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Any]]:
-    """The keys of a file, each with its value, type and type of elements, and its tensors. The reader takes
+    """The keys of a file (value, type, element type) and its tensors. Cached, because the reader takes
     seconds for a vocabulary."""
     held = gguf.GGUFReader(source)
     keys = {
@@ -112,8 +116,7 @@ _ARCHITECTURE = "general.architecture"
 
 
 def merged_attention(held: dict[str, Any]) -> dict[str, Any]:
-    """The query, key and value matrices of each layer as the rows of one, as jina-reranker-v2's files have
-    them."""
+    """Merge the query, key and value matrices of each layer, as in jina-reranker-v2's files."""
     merged = {name: data for name, data in held.items() if ".attn_q." not in name}
     for name in held:
         if ".attn_q." in name:

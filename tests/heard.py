@@ -1,4 +1,4 @@
-"""A Reranker without a model: it keeps what it is asked, and scores no more documents than it is told to."""
+"""A Reranker without a model. It records the requests, and scores a fixed number of documents."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.service import Reranker
-from rerankd.serving.pending import Pending
-from rerankd.serving.queue import Client
+from rerankd.serving.admission import ANONYMOUS, Client
+from rerankd.serving.pending_model import PendingModel
 
 
 class Heard(Reranker):
-    """Answers as one whose time was up after `scores`, the scores of the first documents."""
+    """Answers as if the time budget had ended after the first documents, whose scores are `scores`."""
 
     def __init__(self, settings: Settings, scores: Sequence[float] = (0.9,)) -> None:
         super().__init__(settings)
         self.scores = scores
         self.asked: list[tuple[RerankRequest, Client]] = []
         (wanted,) = settings.wanted("tiny")
-        self.registry.entries = (Pending(wanted, ("tiny",)),)
+        self.registry.entries = (PendingModel(wanted, ("tiny",)),)
 
     async def answer_all(
-        self, requests: Sequence[RerankRequest], *, timeout_s: float | None = None, client: Client
+        self,
+        requests: Sequence[RerankRequest],
+        *,
+        timeout_s: float | None = None,
+        client: Client = ANONYMOUS,
     ) -> list[RerankResult]:
         self.asked += [(request, client) for request in requests]
         return [self._answered(request) for request in requests]

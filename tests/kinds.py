@@ -1,4 +1,4 @@
-"""Every kind of model file that was tried, as a tiny file, and what must become of it.
+"""Tiny files of every kind of model file that was tested, each with its expected scoring method or refusal.
 
 `tests/golden/README.md` has the same table with the results before and after.
 """
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 from rerankd.recipes import catalog
@@ -18,23 +19,24 @@ from twins import JINA_TOKENS, PIECES, Twin, head_of
 
 _QWEN = catalog.known().find("Qwen3-Reranker-0.6B")
 assert _QWEN is not None
-# What llama.cpp's converter writes into every file of a folder that is called qwen3-reranker or
-# qwen3-vl-reranker.
+# llama.cpp's converter writes this into every file of a folder named qwen3-reranker or qwen3-vl-reranker.
 QWEN3_TEMPLATE = _QWEN.template.replace("{instruction}", _QWEN.instruction)
 OTHER_TEMPLATE = "<|im_start|>Is {document} about {query}?<|im_end|>"
 YES_NO = ("yes", "no")
 TWO_ROWS = {"cls.output.weight": 2}
-XLMR = {"arch": "bert", "blocks": 24, "width": 1024}
-MODERN = {"arch": "modern-bert", "blocks": 22, "width": 768}
+XLMR: dict[str, Any] = {"arch": "bert", "blocks": 24, "width": 1024}
+MODERN: dict[str, Any] = {"arch": "modern-bert", "blocks": 22, "width": 768}
 MODERN_HEAD = head_of(768, "modern-bert")
 CLS, MEAN = {"modern-bert.classifier.pooling_type": 2}, {"modern-bert.classifier.pooling_type": 1}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file. `becomes` is its scoring method, or what the reason of its refusal must hold.
-    `asked` names the catalog's model whose prompt it must be asked with; `file` is the name it is written
-    under."""
+    """A kind of file.
+
+    `becomes` is its scoring method, or a part of the reason of its refusal. `asked` names the catalog's model
+    whose prompt it must get; `file` is its file name.
+    """
 
     what: str
     twin: Twin | Callable[[Path], Path]
@@ -47,7 +49,7 @@ class Kind:
         return self.becomes in ("cross_encoder", "causal_lm", "embedding")
 
     def write(self, folder: Path) -> Path:
-        """The file, or the folder, in a folder of its own."""
+        """Write the file or the checkpoint into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         return self.twin.write(folder / self.file) if isinstance(self.twin, Twin) else self.twin(folder)
 
@@ -57,7 +59,7 @@ def _checkpoint(name: str, **config: object) -> Callable[[Path], Path]:
 
 
 def _jina_v2(folder: Path) -> Path:
-    """jina-reranker-v2 in its own safetensors: XLM-R's class, tensors of other names."""
+    """jina-reranker-v2 in its original safetensors: XLM-R's class name, but other tensor names."""
     made = checkpoints.copy(
         "xlmr-head", folder / "jina-reranker-v2-base-multilingual",
         auto_map={"AutoModelForSequenceClassification": "modeling.XLMRobertaForSequenceClassification"},
@@ -74,7 +76,7 @@ def _jina_v2(folder: Path) -> Path:
 
 
 def _with_modules(folder: Path) -> Path:
-    """A sentence-transformers model whose modules say another thing than the class of config.json."""
+    """A sentence-transformers model whose modules contradict the class in config.json."""
     made = checkpoints.copy("modernbert-head", folder / "model")
     modules = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dense")
     checkpoints.write_modules(made, modules)
@@ -82,7 +84,7 @@ def _with_modules(folder: Path) -> Path:
 
 
 def _folder(**files: str) -> Callable[[Path], Path]:
-    """A folder with these files, a dot written as __ and a slash as ___."""
+    """A folder with these files; in the names, __ stands for a dot and ___ for a slash."""
 
     def write(folder: Path) -> Path:
         for name, text in files.items():
@@ -94,8 +96,8 @@ def _folder(**files: str) -> Callable[[Path], Path]:
     return write
 
 
-def _tensors(change: Callable[[dict[str, object]], None], **config: object) -> Callable[[Path], Path]:
-    """A BERT cross-encoder whose tensors are changed."""
+def _tensors(change: Callable[[dict[str, Any]], None], **config: object) -> Callable[[Path], Path]:
+    """A BERT cross-encoder with changed tensors."""
 
     def write(folder: Path) -> Path:
         made = checkpoints.copy("bert-pairs", folder / "model", **config)
@@ -111,7 +113,7 @@ _LAYER = "bert.encoder.layer."
 
 
 def _without(model: str, tensor: str) -> Callable[[Path], Path]:
-    """A checkpoint that has lost a tensor."""
+    """A checkpoint without one of its tensors."""
 
     def write(folder: Path) -> Path:
         made = checkpoints.copy(model, folder / "model")
@@ -123,7 +125,7 @@ def _without(model: str, tensor: str) -> Callable[[Path], Path]:
     return write
 
 
-def _more_head(tensors: dict[str, object]) -> None:
+def _more_head(tensors: dict[str, Any]) -> None:
     tensors["classifier.1.weight"] = tensors["classifier.weight"]
 
 
@@ -134,7 +136,7 @@ def _default_prompt(folder: Path) -> Path:
     return made
 
 
-def _more_layers(tensors: dict[str, object]) -> None:
+def _more_layers(tensors: dict[str, Any]) -> None:
     tensors |= {
         name.replace(f"{_LAYER}1.", f"{_LAYER}2."): one
         for name, one in tensors.items()
@@ -142,20 +144,20 @@ def _more_layers(tensors: dict[str, object]) -> None:
     }
 
 
-def _gate(tensors: dict[str, object]) -> None:
+def _gate(tensors: dict[str, Any]) -> None:
     tensors[f"{_LAYER}0.attention.gate.weight"] = tensors[f"{_LAYER}0.attention.self.query.weight"]
 
 
-def _packed(kind: str) -> Callable[[dict[str, object]], None]:
-    """Matrices of a type that only a quantisation has."""
+def _packed(kind: str) -> Callable[[dict[str, Any]], None]:
+    """A matrix of a type that only quantised checkpoints have."""
 
-    def change(tensors: dict[str, object]) -> None:
+    def change(tensors: dict[str, Any]) -> None:
         tensors[f"{_LAYER}0.attention.self.query.weight"] = kind, [64, 8], bytes(64 * 8 * 4)
 
     return change
 
 
-def _no_bias(tensors: dict[str, object]) -> None:
+def _no_bias(tensors: dict[str, Any]) -> None:
     del tensors[f"{_LAYER}1.output.dense.bias"]
 
 
@@ -175,7 +177,7 @@ def _foreign_tokenizer(folder: Path) -> Path:
 
 
 KINDS = (
-    # Qwen3-Reranker and its kin
+    # Qwen3-Reranker and similar models
     Kind("Qwen3-Reranker, plain conversion", Twin("Qwen3 Reranker 0.6B"), "causal_lm", "Qwen3-Reranker-0.6B"),
     Kind(
         "Qwen3-Reranker with rank head and template",
@@ -216,12 +218,12 @@ KINDS = (
     Kind(
         "rerank template of its own that wants an instruction",
         Twin("My Reranker", template=f"{{instruction}} {OTHER_TEMPLATE}", labels=YES_NO, head=TWO_ROWS),
-        "which {instruction} it wants",
+        "does not define its {instruction}",
     ),
     Kind(
         "rerank template of its own, labels no and yes",
         Twin("My Reranker", template=OTHER_TEMPLATE, labels=("no", "yes"), head=TWO_ROWS),
-        "the relevant one first",
+        "relevant first",
     ),
     Kind(
         "Qwen3-Reranker with another rerank template",
@@ -238,7 +240,7 @@ KINDS = (
     Kind(
         "Prism-Qwen3-Reranker-4B-exp",
         Twin("Prism Qwen3 Reranker 4B Exp", blocks=36, width=2560),
-        "prompt is another",
+        "differs from Qwen3-Reranker's",
     ),
     Kind("Prism-Qwen3.5-Reranker", Twin("Prism Qwen3.5 Reranker 0.8B", "qwen35"), "prompt it was trained on"),
     Kind(
@@ -307,17 +309,17 @@ KINDS = (
     Kind(
         "llama-nemotron-rerank",
         Twin("Llama Nemotron Rerank 1b v2", "llama-embed", 16, 2048, pooling="mean"),
-        "both directions",
+        "bidirectional",
     ),
     Kind(
         "nemotron reranker under another name",
         Twin("Model", "llama-embed", 16, 2048, pooling="mean"),
-        "nothing in it says",
+        "nothing in the file tells",
     ),
     Kind(
         "nemotron reranker as a llama without causal attention",
         Twin("Model", "llama", 16, 2048, pooling="mean", extra={"llama.attention.causal": False}),
-        "nothing in it says",
+        "nothing in the file tells",
     ),
     Kind(
         "llama-nemotron-embed",
@@ -328,7 +330,7 @@ KINDS = (
     Kind("bge-reranker-v2-m3", Twin("Bge Reranker v2 M3", **XLMR, head=head_of(1024)), "cross_encoder"),
     Kind("bge-reranker-v2-m3 called Bge M3", Twin("Bge M3", **XLMR, head=head_of(1024)), "cross_encoder"),
     Kind(
-        "bge-reranker-v2-m3 without its head", Twin("Bge Reranker v2 M3", **XLMR, pooling="cls"), "not whole"
+        "bge-reranker-v2-m3 without its head", Twin("Bge Reranker v2 M3", **XLMR, pooling="cls"), "incomplete"
     ),
     Kind(
         "the same of a size that is not known",
@@ -354,7 +356,7 @@ KINDS = (
     Kind(
         "rerank template with labels that are no tokens",
         Twin("My Reranker", template=OTHER_TEMPLATE, labels=("LABEL_0", "LABEL_1"), head=TWO_ROWS),
-        "tokens of its vocabulary",
+        "tokens of the vocabulary",
     ),
     Kind(
         "headless reranker made from one, by its base model",
@@ -368,7 +370,11 @@ KINDS = (
         "embedding",
         file="bge-m3-Q8_0.gguf",
     ),
-    Kind("bge-m3 whose file says mean pooling", Twin("Bge M3", **XLMR, pooling="mean"), "that it has mean"),
+    Kind(
+        "bge-m3 whose file says mean pooling",
+        Twin("Bge M3", **XLMR, pooling="mean"),
+        "declares the pooling mean",
+    ),
     Kind(
         "EmbeddingGemma without its dense layers",
         Twin("embeddinggemma-300m", "gemma-embedding", 24, 768, pooling="mean"),
@@ -397,8 +403,10 @@ KINDS = (
     Kind("RankLLaMA", Twin("RankLLaMA 7b", "llama", 32, 2048, pooling="last"), "prompt it was trained on"),
     Kind("multilingual-e5-small", Twin("multilingual-e5-small", "bert", 12, 384), "embedding"),
     Kind("unnamed embedding model with its pooling", Twin("Model", **XLMR, pooling="mean"), "embedding"),
-    Kind("unnamed encoder without pooling", Twin("Model", **XLMR), "names no pooling"),
-    Kind("unnamed encoder with rank pooling and no head", Twin("Model", **XLMR, pooling="rank"), "not whole"),
+    Kind("unnamed encoder without pooling", Twin("Model", **XLMR), "declares no pooling"),
+    Kind(
+        "unnamed encoder with rank pooling and no head", Twin("Model", **XLMR, pooling="rank"), "incomplete"
+    ),
     Kind(
         "mmarco-mMiniLMv2 with its head",
         Twin("mmarco mMiniLMv2 L12 H384 v1", "bert", 12, 384, head=head_of(384)),
@@ -456,7 +464,7 @@ KINDS = (
     Kind(
         "granite reranker, older converter",
         Twin("Granite Embedding Reranker English R2", **MODERN, head=MODERN_HEAD),
-        "takes the mean",
+        "would use the mean",
     ),
     Kind(
         "unnamed ModernBERT, pooling cls",
@@ -471,7 +479,7 @@ KINDS = (
     Kind(
         "unnamed ModernBERT, older converter",
         Twin("Model", **MODERN, head=MODERN_HEAD),
-        "does not say which state",
+        "does not declare whether",
     ),
     Kind(
         "ModernBERT head without its norm",
@@ -537,7 +545,7 @@ KINDS = (
     Kind(
         "ColBERT by its tags", Twin("Model", **MODERN, pooling="cls", tags=("ColBERT",)), "late interaction"
     ),
-    # Parts of models, and damage
+    # Parts of models, and damaged files
     Kind("LoRA adapter", Twin("My adapter", extra={"general.type": "adapter"}), "part of one (adapter)"),
     Kind(
         "mmproj",
@@ -554,7 +562,7 @@ KINDS = (
     Kind("BERT cross-encoder, safetensors", _checkpoint("bert-pairs"), "cross_encoder"),
     Kind("XLM-R cross-encoder, safetensors", _checkpoint("xlmr-head"), "cross_encoder"),
     Kind("ModernBERT cross-encoder, safetensors", _checkpoint("modernbert-head"), "cross_encoder"),
-    Kind("jina-reranker-v2, safetensors", _jina_v2, "no tensor token_embd_norm.weight"),
+    Kind("jina-reranker-v2, safetensors", _jina_v2, "the tensor token_embd_norm.weight is missing"),
     Kind("modules.json of another head than the class", _with_modules, "modules.json"),
     Kind("git-LFS pointer as tokenizer.json", _pointer("tokenizer.json"), "git-LFS pointer"),
     Kind("git-LFS pointer as model.safetensors", _pointer("model.safetensors"), "git-LFS pointer"),
@@ -574,30 +582,36 @@ KINDS = (
         _tensors(_packed("F8_E4M3"), quantization_config={"quant_method": "fp8"}),
         "quantised",
     ),
-    Kind("more layers than config.json says", _tensors(_more_layers), "says that it has 2 layers"),
+    Kind("more layers than config.json says", _tensors(_more_layers), "declares 2 layers"),
     Kind("a layer with a tensor that its class does not have", _tensors(_gate), "its class does not have"),
-    Kind("a layer without one of its biases", _tensors(_no_bias), "no tensor blk.1.ffn_down.bias"),
     Kind(
-        "BERT head without its bias", _without("bert-pairs", "classifier.bias"), "no tensor cls.output.bias"
+        "a layer without one of its biases", _tensors(_no_bias), "the tensor blk.1.ffn_down.bias is missing"
     ),
     Kind(
-        "BERT pooler without its bias", _without("bert-pairs", "bert.pooler.dense.bias"), "no tensor cls.bias"
+        "BERT head without its bias",
+        _without("bert-pairs", "classifier.bias"),
+        "the tensor cls.output.bias is missing",
+    ),
+    Kind(
+        "BERT pooler without its bias",
+        _without("bert-pairs", "bert.pooler.dense.bias"),
+        "the tensor cls.bias is missing",
     ),
     Kind(
         "XLM-R head without its bias",
         _without("xlmr-head", "classifier.out_proj.bias"),
-        "no tensor cls.output.b",
+        "the tensor cls.output.bias is missing",
     ),
     Kind(
         "ModernBERT head without its norm, safetensors",
         _without("modernbert-head", "head.norm.weight"),
-        "no tensor cls.norm.weight",
+        "the tensor cls.norm.weight is missing",
     ),
-    Kind("a head with one more layer", _tensors(_more_head), "its head has the tensor"),
+    Kind("a head with one more layer", _tensors(_more_head), "its rank head has the tensor"),
     Kind(
         "ModernBERT that wants biases it does not have",
         _checkpoint("modernbert-head", attention_bias=True),
-        "no tensor blk.0.attn_qkv.bias",
+        "the tensor blk.0.attn_qkv.bias is missing",
     ),
     Kind(
         "ModernBERT with scaled positions, older config.json",
@@ -612,10 +626,10 @@ KINDS = (
     Kind(
         "attention heads that do not divide the width",
         _checkpoint("bert-pairs", num_attention_heads=3),
-        "3 att",
+        "its 3 attention heads",
     ),
     Kind("a prompt before each query by default", _default_prompt, "before each query"),
-    Kind("no class in config.json", _checkpoint("bert-pairs", architectures=None), "names no class"),
+    Kind("no class in config.json", _checkpoint("bert-pairs", architectures=None), "declares no class"),
     Kind(
         "a matrix of another shape than config.json says",
         _checkpoint("bert-pairs", intermediate_size=64),
@@ -636,7 +650,7 @@ KINDS = (
         _checkpoint("modernbert-head", hidden_activation="silu"),
         "'silu'",
     ),
-    # Folders that hold something else
+    # Folders that contain something else
     Kind(
         "LoRA adapter, safetensors",
         _folder(adapter_config__json="{}", adapter_model__safetensors=""),
@@ -666,7 +680,7 @@ KINDS = (
     Kind(
         "a shard is missing",
         _folder(**{"config__json": "{}", "tokenizer__json": "{}", "model-00001-of-00002__safetensors": ""}),
-        "weights are missing",
+        "weight files are missing",
     ),
-    Kind("an empty folder", _folder(README__md=""), "holds no weights"),
+    Kind("an empty folder", _folder(README__md=""), "contains no weights"),
 )

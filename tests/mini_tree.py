@@ -1,5 +1,5 @@
-"""A source tree that builds like llama.cpp's with the real cmake, in seconds: its llama-server is a program
-of a few lines that becomes the bundled llama.cpp."""
+"""A tiny source tree that the real cmake builds in seconds like llama.cpp's: its llama-server executes the
+bundled llama.cpp."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
 
 
 def write(folder: Path, *, native: str = "", more: str = "int more() { return 0; }") -> Path:
-    """`native` is C++ that only a native build runs, `more` the other source file."""
+    """Write the tree. `native` is C++ code for native builds only, `more` the second source file."""
     for name in ("ggml", "src", "tools/server"):
         (folder / name).mkdir(parents=True)
     (folder / "CMakeLists.txt").write_text(_CMAKE)

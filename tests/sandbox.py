@@ -1,4 +1,4 @@
-"""Programs under bubblewrap, as a container or a systemd unit runs them, as far as it goes without these."""
+"""Run programs under bubblewrap with most of the restrictions of a container or a systemd unit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 
 from support import ROOT
 
-# Everything is read-only, and the user has no entry in /etc/passwd.
+# All files are read-only, and the user has no entry in /etc/passwd.
 _ANYONE = ("--ro-bind", "/", "/", "--proc", "/proc", "--unshare-user", "--uid", "64999", "--gid", "64999")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-# PR_SET_MDWE of prctl(2), which systemd uses for MemoryDenyWriteExecute (Linux 6.3).
+# prctl(2) with PR_SET_MDWE, which systemd uses for MemoryDenyWriteExecute (Linux 6.3).
 _DENY_WRITE_EXECUTE = (
     "import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True); "
     "libc.prctl(65, 1, 0, 0, 0) and sys.exit(f'PR_SET_MDWE: {os.strerror(ctypes.get_errno())}'); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
-# The unit's restrictions that `unit` applies (some by _ANYONE), and those that need systemd or seccomp.
+# The unit's restrictions that `unit` applies (some in _ANYONE), and those that need systemd or seccomp.
 APPLIED = {
     *("AmbientCapabilities", "CapabilityBoundingSet", "MemoryDenyWriteExecute", "NoNewPrivileges"),
     *("PrivateDevices", "PrivateTmp", "PrivateUsers", "ProtectHome", "ProtectHostname", "ProtectSystem"),
@@ -38,7 +38,7 @@ NOT_APPLIED = {
 
 
 def bubble(*options: str) -> list[str]:
-    """The start of the command line of a program in a sandbox. Skips the test where there can be none."""
+    """The command line prefix that runs a program in a sandbox. Skips the test without bubblewrap."""
     if reason := _reason():
         pytest.skip(reason)
     return ["bwrap", *_ANYONE, "--die-with-parent", *options]
@@ -49,17 +49,17 @@ def _reason() -> str:
     if shutil.which("bwrap") is None:
         return "this test needs bubblewrap: apt install bubblewrap"
     done = subprocess.run(["bwrap", *_ANYONE, "true"], capture_output=True, text=True)
-    return f"bubblewrap may not work here: {done.stderr.strip()}" if done.returncode else ""
+    return f"bubblewrap does not work here: {done.stderr.strip()}" if done.returncode else ""
 
 
 def container(home: Path) -> list[str]:
-    """A private /tmp, a data folder that can't be written, no HOME, no /dev/shm."""
+    """Like a container: a private /tmp, a read-only data folder, no HOME, no /dev/shm."""
     devices = [word for name in _DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
     return bubble("--tmpfs", "/dev", *devices, "--tmpfs", "/tmp", *seen(home), "--unsetenv", "HOME")
 
 
 def unit(text: str, state: Path, runtime: Path) -> list[str]:
-    """What the unit of this text allows, with its StateDirectory and RuntimeDirectory."""
+    """Like a systemd unit with this text, with its StateDirectory and RuntimeDirectory."""
     words = bubble("--dev", "/dev", "--unshare-uts", "--cap-drop", "ALL", "--chdir", str(state))
     for hidden in ("/home", "/root", "/run/user", "/tmp", "/var/tmp"):
         words += ["--tmpfs", hidden] if Path(hidden).is_dir() else []
@@ -72,7 +72,7 @@ def unit(text: str, state: Path, runtime: Path) -> list[str]:
 
 
 def seen(*more: Path) -> Sequence[str]:
-    """Where this project and its Python are, which may lie in a home or in /tmp."""
+    """Bind this project and its Python, which may be in /home, /root or /tmp, into the sandbox."""
     folders = (ROOT, Path(sys.prefix), Path(sys.base_prefix), *more)
     hidden = [path for path in folders if path.is_relative_to("/home") or path.is_relative_to("/root")]
     hidden += [path for path in folders if path.is_relative_to("/tmp")]

@@ -1,4 +1,4 @@
-"""What tests share: the golden models, and running programs."""
+"""Shared test helpers: golden models, running programs and servers."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ import uvicorn
 from rerankd.backends.base import Batch
 from rerankd.backends.llama import installed
 from rerankd.config import Settings
-from rerankd.scoring import plan
-from rerankd.scoring.sequences import Input
+from rerankd.scoring import deduplicate
+from rerankd.scoring.engine_input import Input
 from rerankd.service import Reranker
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-# Where `make engine` builds; apart from the data folder of other tests, which run on the bundled engine.
+# Where `make engine` builds. Other tests use another data folder and the bundled engine.
 ENGINE_HOME = ROOT / ".test-home" / "engine-build"
 
 
 def golden(name: str) -> dict[str, Any]:
-    """What transformers says of a golden model."""
+    """The reference results of a golden model."""
     value: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
     return value
 
 
 def golden_settings(name: str, home: Path, **more: Any) -> Settings:
-    """Settings that serve a golden model as its golden values were made. Nothing is kept in the cache:
-    each text is scored and its tokens are counted."""
+    """Settings that serve a golden model with the recipe of its reference results and no score cache."""
     values = golden(name)
     scoring: dict[str, Any] = {}
     if values["way"] == "judge":
@@ -59,34 +58,34 @@ def golden_settings(name: str, home: Path, **more: Any) -> Settings:
 async def inputs(
     reranker: Reranker, query: str, texts: Sequence[str], instruction: str | None = None
 ) -> list[Input]:
-    """What the first model reads of texts beside a query."""
+    """The engine inputs of texts for a query, for the first model."""
     reader = await reranker.registry.find(None).reader()
-    clean = [plan.clean(text, nfc=reader.recipe.nfc) for text in texts]
+    clean = [deduplicate.clean(text, nfc=reader.recipe.nfc) for text in texts]
     return await reader.plain(query, clean, instruction)
 
 
 async def batch(
     reranker: Reranker, query: str, texts: Sequence[str], instruction: str | None = None
 ) -> Batch:
-    """The same as one batch."""
+    """The same inputs as one batch."""
     return Batch(tuple(await inputs(reranker, query, texts, instruction)))
 
 
 async def count_tokens(reranker: Reranker, *texts: str) -> list[int]:
-    """Tokens of each text, without any around it."""
+    """The number of tokens of each text, without special tokens."""
     reader = await reranker.registry.find(None).reader()
     return [len(ids) for ids in await reader.tokenizer.encode(texts)]
 
 
 def native_engine() -> str:
-    """The llama-server that `make engine` has built, "" where there is none."""
+    """The llama-server that `make engine` has built, "" if there is none."""
     found = installed.Engines(ENGINE_HOME).all()
     return str(found[0].program) if found else ""
 
 
 @dataclass
 class Program:
-    """A rerankd program that runs, and where it can be reached."""
+    """A running rerankd process and its URL. `said` are its log lines up to the start."""
 
     process: subprocess.Popen[str]
     url: str
@@ -98,15 +97,16 @@ class Program:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """This process's environment without settings of its own, and with a data folder."""
+    """The environment of this process without rerankd settings, and with a data folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RERANKD_", "LLAMA_"))}
     return {**kept, "RERANKD_HOME": str(home), "PYTHONUNBUFFERED": "1", **more}
 
 
 def start_serving(home: Path, *arguments: str, inside: Sequence[str] = (), **env: str) -> Program:
-    """Start `rerankd serve` with arguments and environment; returns once it says that it serves. The caller
-    ends it, and closes its standard error. `inside` is the start of a command line that runs it in something
-    (see sandbox.py)."""
+    """Start `rerankd serve` and wait until it serves. The caller stops it and closes its standard error.
+
+    `inside` is a command line prefix that runs it in a sandbox (see sandbox.py).
+    """
     process = subprocess.Popen(
         [*inside, sys.executable, "-m", "rerankd", "serve", "--port", "0", *arguments],
         env=environment(home, **env),
@@ -120,13 +120,13 @@ def start_serving(home: Path, *arguments: str, inside: Sequence[str] = (), **env
         if "API endpoint URL" in line:
             return Program(process, line.split()[-1].removesuffix("/v1"), said)
     process.stderr.close()
-    raise AssertionError(f"it ended with {process.wait()}:\n{''.join(said)}")
+    raise AssertionError(f"rerankd exited with {process.wait()}:\n{''.join(said)}")
 
 
 def rerankd(
     *arguments: str, home: Path, stdin: str | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program to its end."""
+    """Run the command and wait for its exit."""
     return subprocess.run(
         [sys.executable, "-m", "rerankd", *arguments],
         env=environment(home, **env),
@@ -139,8 +139,7 @@ def rerankd(
 
 @contextlib.contextmanager
 def running(app: Any, **more: Any) -> Iterator[str]:
-    """Serve an app with uvicorn in a thread of its own; gives its URL. Raises what its lifespan raised.
-    `more` is for uvicorn's Config."""
+    """Serve an app with uvicorn in a thread; yields its URL. `more` are options of uvicorn's Config."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, **more))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
@@ -167,23 +166,23 @@ def children(pid: int) -> list[int]:
 
 
 def until(true: Callable[[], object], timeout_s: float = 10) -> None:
-    """Wait until `true()` is so."""
+    """Wait until `true()` returns a true value."""
     deadline = time.monotonic() + timeout_s
     while not true():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, f"not true after {timeout_s} s"
         time.sleep(0.005)
 
 
 def wait_until_gone(pids: list[int], within_s: float = 10) -> None:
-    """Wait for the end of processes that are not ours to wait for. An unreaped zombie counts as gone."""
+    """Wait for processes that are not our children to exit. An unreaped zombie counts as exited."""
     end = time.monotonic() + within_s
     while left := [pid for pid in pids if _runs(pid)]:
-        assert time.monotonic() < end, f"processes {left} are still there"
+        assert time.monotonic() < end, f"processes {left} are still running"
         os.sched_yield()
 
 
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # gone before the look, or under it
+    except (FileNotFoundError, ProcessLookupError):  # it exited before or during the read
         return False

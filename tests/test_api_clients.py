@@ -1,4 +1,4 @@
-"""What of a request's headers and of its sender reaches the Reranker. No engine runs here."""
+"""Options from headers, and the identity of the client, as the Reranker receives them; without an engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from heard import Heard
 from rerankd.api.app import create_app
 from rerankd.config import Settings
-from rerankd.serving.queue import Client
+from rerankd.serving.admission import Client
 
 BODY: dict[str, Any] = {"query": "q", "documents": ["a", "b"]}
 
@@ -51,7 +51,7 @@ def heard(tmp_path: Path) -> Heard:
         ({"x-rerank-budget-ms": "0"}, {}, "normal", 0),
     ],
 )
-async def test_the_bodys_option_wins_over_the_header(
+async def test_an_option_in_the_body_overrides_the_header(
     heard: Heard, sent: dict[str, str], body: dict[str, Any], priority: str, budget_ms: int | None
 ) -> None:
     answer = await ask(heard, {**BODY, **body}, headers=sent)
@@ -60,7 +60,7 @@ async def test_the_bodys_option_wins_over_the_header(
     assert (request.priority, request.budget_ms) == (priority, budget_ms)
 
 
-async def test_a_header_counts_for_each_query_of_a_body_and_in_nested_options(heard: Heard) -> None:
+async def test_a_header_applies_to_all_queries_of_a_body_and_to_nested_options(heard: Heard) -> None:
     pairs = {"text_1": ["a", "b"], "text_2": ["c", "d"]}
     await ask(heard, pairs, path="/v1/score", headers={"x-rerank-budget-ms": "9"})
     inner = {"input": {"query": "q", "documents": ["a"]}, "parameters": {"priority": "high"}}
@@ -72,14 +72,12 @@ async def test_a_header_counts_for_each_query_of_a_body_and_in_nested_options(he
 @pytest.mark.parametrize(
     ("header", "value", "says"),
     [
-        ("x-rerank-priority", "urgent", "The header x-rerank-priority: 'priority' is 'urgent', but must be"),
-        ("x-rerank-budget-ms", "2.5", "The header x-rerank-budget-ms: 'budget_ms' is the string '2.5', but"),
+        ("x-rerank-priority", "urgent", 'The header x-rerank-priority is the string "urgent", but must be'),
+        ("x-rerank-budget-ms", "2.5", 'The header x-rerank-budget-ms is the string "2.5", but'),
         ("x-rerank-budget-ms", "-2", "must not be negative"),
     ],
 )
-async def test_a_header_that_says_nothing_known_is_refused(
-    heard: Heard, header: str, value: str, says: str
-) -> None:
+async def test_an_invalid_header_is_rejected(heard: Heard, header: str, value: str, says: str) -> None:
     answer = await ask(heard, headers={header: value})
     assert answer.status_code == 400 and says in answer.json()["message"]
     assert heard.asked == []
@@ -133,9 +131,7 @@ async def test_without_a_key_a_client_is_its_address(heard: Heard, address: str,
         ("/v1/score", {"text_1": "q", "text_2": ["a", "b"]}),
     ],
 )
-async def test_each_document_has_a_row_and_each_row_a_number(
-    heard: Heard, path: str, body: dict[str, Any]
-) -> None:
+async def test_every_document_has_a_row_with_a_score(heard: Heard, path: str, body: dict[str, Any]) -> None:
     """Also one that was not scored: clients give scores out by position, or compare them."""
     answer = (await ask(heard, body, path=path)).json()
     if isinstance(answer, dict):

@@ -1,4 +1,4 @@
-"""Each dialect's parse and render, against golden pairs of what its vendor documents and its clients send."""
+"""Parsing and rendering of each dialect, against golden pairs from the vendors' documentation and clients."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.api.answer import plain_path
 from rerankd.api.dialects import lenient, options, table
 from rerankd.api.dialects.dialect import joined
+from rerankd.api.responses import plain_path
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
 
@@ -27,7 +27,7 @@ _CASES = [
 
 
 @pytest.mark.parametrize(("name", "case"), _CASES)
-def test_a_request_asks_for_this(name: str, case: dict[str, Any]) -> None:
+def test_a_request_is_parsed(name: str, case: dict[str, Any]) -> None:
     dialect = table.choose(case["path"], case["request"])
     assert dialect.name == name
     parsed = dialect.parse(case["request"])
@@ -35,7 +35,7 @@ def test_a_request_asks_for_this(name: str, case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "case"), _CASES)
-def test_a_result_is_answered_so(name: str, case: dict[str, Any]) -> None:
+def test_a_result_is_rendered(name: str, case: dict[str, Any]) -> None:
     dialect = _DIALECTS[name]
     given = case["result"] if name == "vllm" else [case["result"]]
     results = [_result(*pair) for pair in zip(dialect.parse(case["request"]), given, strict=True)]
@@ -47,13 +47,13 @@ def test_a_result_is_answered_so(name: str, case: dict[str, Any]) -> None:
 
 
 def _asks(request: RerankRequest) -> dict[str, Any]:
-    """What a request says beyond the defaults."""
-    said = {
+    """The fields of a request that differ from the defaults."""
+    sent = {
         field.name: getattr(request, field.name)
         for field in dataclasses.fields(RerankRequest)
         if getattr(request, field.name) != field.default
     }
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in sent.items()}
 
 
 def _result(request: RerankRequest, given: dict[str, Any]) -> RerankResult:
@@ -98,7 +98,7 @@ def test_an_error_has_the_dialects_shape(name: str, answer: dict[str, Any]) -> N
     assert _DIALECTS[name].render_error(Unauthorized("Send a key.")) == answer
 
 
-def test_tei_names_an_error_by_its_kind() -> None:
+def test_a_tei_error_has_its_type() -> None:
     assert _DIALECTS["tei"].render_error(EngineUnavailable("Wait."))["error_type"] == "Unhealthy"
 
 
@@ -135,7 +135,7 @@ def test_tei_names_an_error_by_its_kind() -> None:
         ("/voyage/score", {}, "vllm"),
     ],
 )
-def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dialect: str) -> None:
+def test_the_body_and_the_path_select_the_dialect(path: str, body: dict[str, Any], dialect: str) -> None:
     assert table.choose(path, body).name == dialect
 
 
@@ -146,12 +146,16 @@ def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dial
         ("/rerank", {"query": "q"}, "'documents' is missing"),
         ("/rerank", {"query": None, "documents": ["a"]}, "'query' is missing"),
         ("/rerank", {"query": "q", "documents": None}, "'documents' is missing"),
-        ("/rerank", {"query": "q", "documents": "a"}, "'documents' is the string 'a', but must be a list"),
+        (
+            "/rerank",
+            {"query": "q", "documents": "a"},
+            """'documents' is the string "a", but must be a list""",
+        ),
         ("/rerank", {"query": "q", "documents": ["a", 5]}, "'documents.1' is the number 5, but must be a st"),
         ("/rerank", {"query": "q", "documents": ["a", None]}, "'documents.1' is null"),
         ("/rerank", {"query": "q", "documents": [["a"]]}, "'documents.0' is a list"),
-        ("/rerank", {"query": "q", "documents": ["a", {}]}, "Document 1 holds no text"),
-        ("/rerank", {"query": "q", "documents": [{"image": "x"}]}, "images are not read"),
+        ("/rerank", {"query": "q", "documents": ["a", {}]}, "Document 1 has no text"),
+        ("/rerank", {"query": "q", "documents": [{"image": "x"}]}, "images are not supported"),
         (
             "/rerank",
             {"query": "q", "documents": [{"content": [{"type": "image_url"}]}]},
@@ -160,7 +164,7 @@ def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dial
         (
             "/rerank",
             {"query": "q", "documents": [{"a": "b"}], "rank_fields": ["c"]},
-            "none of the rank_fields",
+            "none of the fields that rank_fields names",
         ),
         (
             "/rerank",
@@ -178,12 +182,16 @@ def test_the_dialect_is_what_only_it_sends(path: str, body: dict[str, Any], dial
         ("/rerank", {"query": "q", "texts": ["a"], "truncation_direction": "Left"}, "keeps the start"),
         ("/rerank", {"query": "q", "documents": ["a"], "top_k": -3}, "'top_k' is the number -3"),
         ("/v1/ranking", {"query": {"text": "q"}}, "'passages' is missing"),
-        ("/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "2 queries and 1 documents"),
-        ("/score", {"text_1": "a", "text_2": []}, "1 queries and 0 documents"),
-        ("/score", {"text_1": [], "text_2": []}, "0 queries and 0 documents"),
+        (
+            "/score",
+            {"text_1": ["a", "b"], "text_2": ["a"]},
+            "queries (2) does not match the number of documents (1)",
+        ),
+        ("/score", {"text_1": "a", "text_2": []}, "queries (1) does not match the number of documents (0)"),
+        ("/score", {"text_1": [], "text_2": []}, "Send at least one document"),
     ],
 )
-def test_what_cannot_be_meant_is_a_sentence(path: str, body: dict[str, Any], says: str) -> None:
+def test_an_invalid_request_is_an_error(path: str, body: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         table.choose(path, body).parse(body)
     assert says in caught.value.message
@@ -195,21 +203,21 @@ def _asked(**sent: Any) -> RerankRequest:
 
 
 @pytest.mark.parametrize("spelled", [None, 0, "0", "", 0.0])
-def test_no_top_n_is_spelled_in_many_ways(spelled: object) -> None:
+def test_spellings_of_no_top_n(spelled: object) -> None:
     assert not _asked(top_n=spelled).top_n
 
 
 @pytest.mark.parametrize("spelled", [True, "true", "True", 1, "1"])
-def test_yes_is_spelled_in_many_ways(spelled: object) -> None:
+def test_spellings_of_true(spelled: object) -> None:
     assert _asked(return_documents=spelled).return_documents
 
 
 @pytest.mark.parametrize("spelled", [False, "false", "False", 0, "0", None, ""])
-def test_no_is_spelled_in_many_ways(spelled: object) -> None:
+def test_spellings_of_false(spelled: object) -> None:
     assert not _asked(return_documents=spelled).return_documents
 
 
-def test_a_document_that_is_nested_too_deeply_is_refused() -> None:
+def test_a_document_nested_too_deeply_is_rejected() -> None:
     deep: Any = "a"
     for _ in range(10_000):
         deep = [deep]
@@ -231,7 +239,7 @@ _FIELDS = sorted(_OPTIONS.union(*(dialect.schema()["properties"] for dialect in 
     path=st.sampled_from(["/rerank", *(path for dialect in table.DIALECTS for path in dialect.paths)]),
     body=st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=5), _JSON, max_size=6),
 )
-def test_whatever_is_sent_parses_or_is_refused_in_words(path: str, body: dict[str, Any]) -> None:
+def test_any_json_is_parsed_or_rejected_with_a_message(path: str, body: dict[str, Any]) -> None:
     try:
         parsed = table.choose(path, body).parse(body)
     except RerankdError as error:
@@ -243,7 +251,7 @@ def test_whatever_is_sent_parses_or_is_refused_in_words(path: str, body: dict[st
 
 @settings(deadline=None)  # a busy machine is no bug
 @given(st.dictionaries(st.text(min_size=1), _JSON, min_size=1, max_size=4))
-def test_an_object_becomes_text_or_is_refused(document: dict[str, Any]) -> None:
+def test_an_object_becomes_text_or_is_rejected(document: dict[str, Any]) -> None:
     try:
         assert isinstance(lenient.text(document, "Document 0"), str)
     except InvalidRequest as error:
@@ -259,7 +267,7 @@ def test_a_plain_path_has_no_doubled_or_trailing_slashes(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["text", "page_content", "content"])
-def test_an_object_with_a_text_of_a_known_name_is_this_text(name: str) -> None:
+def test_an_object_with_a_known_text_field_is_that_text(name: str) -> None:
     """LangChain's documents have page_content and metadata."""
     document = {name: "a", "metadata": {"source": "x.pdf"}, "id": None, "type": "Document"}
     assert lenient.text(document, "Document 0") == "a"

@@ -1,4 +1,4 @@
-"""Paths, headers, keys, model names and errors, through the app with a reranker that needs no engine."""
+"""Paths, headers, keys, model names and errors of the app, with a scripted reranker instead of an engine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
 from rerankd.service import Reranker
-from rerankd.serving.prepare import Model, prepare
-from rerankd.serving.queue import NOBODY, Client
+from rerankd.serving.admission import ANONYMOUS, Client
+from rerankd.serving.prepare_model import Model, prepare
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 _BODY = {"query": "q", "documents": ["a", "bb"]}
@@ -37,7 +37,7 @@ class Scripted(Reranker):
         request: RerankRequest,
         *,
         timeout_s: float | None = None,
-        client: Client = NOBODY,
+        client: Client = ANONYMOUS,
         since: float | None = None,
     ) -> RerankResult:
         self.asked.append(request)
@@ -91,14 +91,14 @@ _RERANK_PATHS = [path for path in table.served() if not path.endswith("/score")]
 
 @pytest.mark.parametrize("path", _RERANK_PATHS)
 @pytest.mark.parametrize("spelled", ["{}", "/{}", "{}/", "//{}//"])
-def test_every_path_reranks_however_its_slashes_are(path: str, spelled: str, model: Model) -> None:
+def test_every_path_works_with_doubled_and_trailing_slashes(path: str, spelled: str, model: Model) -> None:
     answer = Service(model).post(spelled.format(path))
     assert answer.status_code == 200
     assert [row["index"] for row in answer.json()["results"]] == [1, 0]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1//rerank/", "/v1/models/x", "/info", "/score"])
-def test_a_prefix_serves_all_paths_beside_the_plain_ones(path: str, model: Model) -> None:
+def test_all_paths_work_with_and_without_the_prefix(path: str, model: Model) -> None:
     service = Service(model, api_prefix="llm/")
     body = {"text_1": "q", "text_2": "a", **_BODY}
     for prefix in ("", "/llm", "//llm/"):
@@ -109,7 +109,7 @@ def test_a_prefix_serves_all_paths_beside_the_plain_ones(path: str, model: Model
 @pytest.mark.parametrize(
     ("written", "meant"), [("", ""), ("/", ""), ("llm", "/llm"), ("//a//b/", "/a/b"), ("/v1.2~x", "/v1.2~x")]
 )
-def test_a_prefix_may_be_written_in_many_ways(written: str, meant: str) -> None:
+def test_spellings_of_a_prefix(written: str, meant: str) -> None:
     assert Settings(api_prefix=written).api_prefix == meant
 
 
@@ -118,7 +118,7 @@ def test_a_prefix_is_not_a_pattern() -> None:
         load('api_prefix = "/{x}"', {}, {})
 
 
-def test_a_router_in_another_app_forgives_slashes_too(model: Model) -> None:
+def test_a_router_in_another_app_ignores_extra_slashes(model: Model) -> None:
     app = FastAPI()
     app.state.rerankd = Scripted(Settings(), model)
     app.include_router(router, prefix="/ai")
@@ -136,33 +136,33 @@ def test_pairs_are_scored_in_the_order_sent(model: Model) -> None:
     assert [asked.query for asked in service.reranker.asked] == ["q", "r"]
 
 
-def test_pairs_are_bounded_as_documents_are(model: Model) -> None:
+def test_pairs_are_limited_like_documents(model: Model) -> None:
     body = {"text_1": ["a", "b", "c"], "text_2": ["a", "b", "c"]}
     answer = Service(model, max_documents=2).post("/v1/score", body)
-    assert answer.status_code == 400 and "3 documents; at most 2" in answer.json()["message"]
+    assert answer.status_code == 400 and "3 documents; the limit is 2" in answer.json()["message"]
 
 
 # --- headers ---
 
 
-def test_a_sane_request_id_is_echoed(model: Model) -> None:
+def test_a_valid_request_id_is_returned(model: Model) -> None:
     answer = Service(model).post(x_request_id="trace-1/a:b")
     assert answer.headers["x-request-id"] == answer.json()["id"] == "trace-1/a:b"
 
 
 @pytest.mark.parametrize("sent", ["", "a b", 'a"b', "é", "x" * 200])
-def test_another_request_id_is_made_up(sent: str, model: Model) -> None:
+def test_an_invalid_request_id_is_replaced(sent: str, model: Model) -> None:
     answer = Service(model)("POST", "/rerank", json=_BODY, headers=[(b"x-request-id", sent.encode())])
     assert answer.headers["x-request-id"] == answer.json()["id"]
     assert answer.json()["id"].startswith("rerank-")
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/cluster/auth", "/v1/models", "/health", "/rerank"])
-def test_every_answer_has_a_request_id(path: str, model: Model) -> None:
+def test_every_response_has_a_request_id(path: str, model: Model) -> None:
     assert Service(model)("GET", path).headers["x-request-id"].startswith("rerank-")
 
 
-def test_an_answer_says_which_model_and_how_long(model: Model) -> None:
+def test_a_response_has_the_model_and_the_durations(model: Model) -> None:
     headers = Service(model).post(body={**_BODY, "model": "theirs"}).headers
     assert headers["x-rerankd-model"] == "bge"
     assert (headers["x-rerankd-total-ms"], headers["x-rerankd-engine-ms"]) == ("3.0", "2.0")
@@ -202,16 +202,16 @@ def test_a_wrong_key_is_a_401_whatever_the_body(content: bytes, model: Model) ->
 
 
 @pytest.mark.parametrize("header", [{"authorization": "bearer  right"}, {"x_api_key": "right"}])
-def test_the_key_lets_in(header: dict[str, str], model: Model) -> None:
+def test_the_key_is_accepted(header: dict[str, str], model: Model) -> None:
     assert Service(model, api_key="right").post(**header).status_code == 200
 
 
 @pytest.mark.parametrize("sent", ["", "Bearer", "Bearer None", "Basic eA==", "x"])
-def test_without_a_key_any_authorization_will_do(sent: str, model: Model) -> None:
+def test_without_a_key_any_authorization_is_accepted(sent: str, model: Model) -> None:
     assert Service(model).post(authorization=sent).status_code == 200
 
 
-def test_xinferences_clients_are_told_whether_there_is_a_key(model: Model) -> None:
+def test_xinferences_clients_learn_whether_a_key_is_required(model: Model) -> None:
     assert Service(model, api_key="k")("GET", "/v1/cluster/auth").json() == {"auth": True}
     assert "detail" in Service(model)("GET", "/v1/cluster/auth").json()
 
@@ -220,12 +220,12 @@ def test_xinferences_clients_are_told_whether_there_is_a_key(model: Model) -> No
 
 
 @pytest.mark.parametrize("name", ["anything", "", None, "bge", "the/other"])
-def test_any_name_is_the_one_model(name: str | None, model: Model) -> None:
+def test_any_name_selects_the_only_model(name: str | None, model: Model) -> None:
     assert Service(model).post(body={**_BODY, "model": name}).json()["model"] == (name or "bge")
 
 
 @pytest.mark.parametrize("name", ["", None, "bge", "the/other"])
-def test_a_served_name_is_fine_where_names_are_strict(name: str | None, model: Model) -> None:
+def test_strict_names_accept_a_served_name(name: str | None, model: Model) -> None:
     assert Service(model, strict_model_names=True).post(body={**_BODY, "model": name}).status_code == 200
 
 
@@ -238,7 +238,7 @@ def test_a_served_name_is_fine_where_names_are_strict(name: str | None, model: M
         ("/v1/models/nope", None),
     ],
 )
-def test_an_unknown_name_is_a_404_that_lists_the_known(path: str, body: Any, model: Model) -> None:
+def test_an_unknown_name_is_a_404_that_lists_the_known_names(path: str, body: Any, model: Model) -> None:
     service = Service(model, strict_model_names=True)
     answer = service("GET", path) if body is None else service.post(path, body)
     assert answer.status_code == 404
@@ -257,7 +257,7 @@ def test_an_unknown_name_is_a_404_that_lists_the_known(path: str, body: Any, mod
         (RerankdError("Wait.", retry_after_s=7), 500, "7"),
     ],
 )
-def test_an_error_says_when_to_come_back(
+def test_an_error_has_retry_after(
     error: RerankdError, status: int, retry_after: str | None, model: Model
 ) -> None:
     answer = Service(model, error).post()
@@ -265,17 +265,17 @@ def test_an_error_says_when_to_come_back(
     assert answer.json()["message"] == error.message
 
 
-def test_a_crash_is_a_500_that_tells_nothing_of_the_inside(model: Model) -> None:
+def test_a_crash_is_a_500_without_internal_details(model: Model) -> None:
     answer = Service(model, ZeroDivisionError("secret")).post(body={"query": "q", "texts": ["a"]})
     assert answer.status_code == 500
     assert answer.json() == {
-        "error": "rerankd failed for an unexpected reason; its log says more.",
+        "error": "rerankd failed for an unexpected reason. See its log for details.",
         "error_type": "Backend",
     }
 
 
 @pytest.mark.parametrize("content", [b"", b" ", b"{", b"[]", b"null", b"5", b'"a"', b"[" * 100_000, b"\xff"])
-def test_a_body_that_is_no_object_is_a_400(content: bytes, model: Model) -> None:
+def test_a_body_that_is_not_an_object_is_a_400(content: bytes, model: Model) -> None:
     answer = Service(model)("POST", "/rerank", content=content)
     assert answer.status_code == 400 and "Send JSON like" in answer.json()["message"]
 
@@ -286,11 +286,11 @@ def test_a_body_that_is_too_large_is_a_413(model: Model) -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/rerank", 200), ("/nowhere", 404)])
-def test_a_malformed_host_is_nobodys_business(path: str, status: int, model: Model) -> None:
+def test_a_malformed_host_is_ignored(path: str, status: int, model: Model) -> None:
     assert Service(model).post(path, host="[").status_code == status
 
 
-def test_an_unknown_path_says_where_to_go(model: Model) -> None:
+def test_an_unknown_path_names_the_rerank_endpoint(model: Model) -> None:
     answer = Service(model)("POST", "/v1/embeddings", json={})
     body = answer.json()
     assert answer.status_code == 404 and "POST /v1/rerank" in body["message"]
@@ -300,13 +300,13 @@ def test_an_unknown_path_says_where_to_go(model: Model) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
-        ("POST", "/", "POST / is not served. Rerank is POST /v1/rerank"),
+        ("POST", "/", "POST is not allowed for /. The rerank endpoint is POST /v1/rerank"),
         ("POST", "/v1/rerankings", "Did you mean POST /v1/reranking? "),
         ("POST", "/llm/v1/rerank", "start rerankd with --api-prefix /llm."),
-        ("GET", "/v1/rerank", "GET /v1/rerank is not served. Rerank is POST /v1/rerank"),
+        ("GET", "/v1/rerank", "GET is not allowed for /v1/rerank. The rerank endpoint is POST /v1/rerank"),
     ],
 )
-def test_a_wrong_path_is_told_the_right_one(method: str, path: str, says: str, model: Model) -> None:
+def test_a_wrong_path_names_the_right_one(method: str, path: str, says: str, model: Model) -> None:
     answer = Service(model)(method, path, json=_BODY)
     assert answer.status_code in (404, 405)
     assert says in answer.json()["message"]
@@ -314,12 +314,12 @@ def test_a_wrong_path_is_told_the_right_one(method: str, path: str, says: str, m
 
 # GET /v1/models/rerank asks for the model of that name.
 @pytest.mark.parametrize("path", [path for path in table.served() if path != "/v1/models/rerank"])
-def test_a_right_path_with_a_wrong_method_is_no_matter_of_a_proxy(path: str, model: Model) -> None:
+def test_a_wrong_method_does_not_suggest_a_proxy_prefix(path: str, model: Model) -> None:
     message = Service(model)("GET", path).json()["message"]
-    assert "is not served. Rerank is POST" in message and "--api-prefix" not in message
+    assert f"GET is not allowed for {path}. The rerank" in message and "--api-prefix" not in message
 
 
-def test_weaviate_asks_whether_the_service_is_there(model: Model) -> None:
+def test_weaviates_startup_requests(model: Model) -> None:
     service = Service(model)
     assert service("GET", "/.well-known/live").status_code == 204
     assert service("GET", "/meta").json()["model_name"] == service.reranker.model.name
@@ -327,12 +327,12 @@ def test_weaviate_asks_whether_the_service_is_there(model: Model) -> None:
     assert service("GET", "/.well-known/ready").status_code == service("GET", "/ready").status_code == 503
 
 
-def test_another_method_says_which_is_served(model: Model) -> None:
+def test_a_wrong_method_gets_the_allow_header(model: Model) -> None:
     answer = Service(model)("GET", "/v1/rerank/")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
-def test_the_reference_describes_what_is_served(model: Model) -> None:
+def test_openapi_describes_the_served_paths(model: Model) -> None:
     paths = Service(model, api_prefix="/x")("GET", "/openapi.json").json()["paths"]
     for path in ("/v1/rerank", "/api/rerank", "/v1/ranking", "/v1/score"):
         described = paths[path]["post"]

@@ -1,4 +1,4 @@
-"""A dialect is one file and one place in an ordered tuple."""
+"""A new dialect needs one file and one entry in an ordered tuple."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rerankd.api import routes
 from rerankd.api.dialects import table
 from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Texts
-from rerankd.api.dialects.rules import Rules
+from rerankd.api.dialects.option_rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
@@ -28,11 +28,11 @@ _PACKAGE = Path(rerankd.__file__).parent
 
 
 class ToyBody(Question):
-    """What a toy sends."""
+    """The request body."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {"query": "a bear", "toys": ["bread", "a panda"]}
 
-    documents: Texts = Field(description="The toys.", validation_alias="toys")
+    documents: Texts = Field(description="The documents to score.", validation_alias="toys")
 
 
 class ToyAnswer(TypedDict):
@@ -55,9 +55,9 @@ def render_error(error: RerankdError) -> ToyError:
 TOY = Dialect(
     name="toy",
     title="Toys",
-    told_by="`toys`",
+    recognised_by="`toys`",
     answers_with="`best`",
-    recognises=lambda sent, at_home: at_home or "toys" in sent,
+    recognises=lambda sent, on_own_path: on_own_path or "toys" in sent,
     paths={"/toy/shop": "the toy shop"},
     prefixes=("toys",),
     body=ToyBody,
@@ -87,7 +87,7 @@ async def test_a_dialect_in_the_tuple_is_served(monkeypatch: pytest.MonkeyPatch,
             described = (await client.get("/openapi.json")).json()
     assert 'rerankd_requests_total{dialect="toy"' in counted
     operation = described["paths"]["/toy/shop"]["post"]
-    assert operation["summary"] == "The same, as Toys has it"
+    assert operation["summary"] == "Rank documents, in the dialect of Toys"
     (schema,) = (one["schema"] for one in operation["requestBody"]["content"].values())
     assert {"query", "toys", "limit"} <= set(schema["properties"]) and schema["example"] == ToyBody.EXAMPLE
     assert "/toy/shop" in table.served() and "POST /toy/shop?" in table.hint("/toy/shops")
@@ -95,7 +95,7 @@ async def test_a_dialect_in_the_tuple_is_served(monkeypatch: pytest.MonkeyPatch,
 
 def test_no_other_file_names_a_dialect() -> None:
     folder = _PACKAGE / "api" / "dialects"
-    tools = {"__init__", "dialect", "lenient", "options", "rules", "sentences", "table"}
+    tools = {"__init__", "dialect", "lenient", "options", "option_rules", "type_errors", "table"}
     dialects = {path.stem for path in folder.glob("*.py")} - tools
     assert dialects == {one.name for one in table.DIALECTS}
     outside = {path for path in _PACKAGE.rglob("*.py") if path.parent != folder or path.stem in tools}
@@ -104,7 +104,7 @@ def test_no_other_file_names_a_dialect() -> None:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """The names that a file imports out of the dialects' folder."""
+    """The names that a file imports from the folder of the dialects."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rerankd.api.dialects"):
             yield from (str(node.module).rpartition(".")[2], *(one.name for one in node.names))

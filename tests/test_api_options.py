@@ -1,5 +1,7 @@
-"""Every option in every dialect: honoured, refused with a sentence, or named in a warning. Never dropped in
-silence. Made from the table of options, so a new option or dialect is in it without a change here."""
+"""Every option in every dialect is applied, rejected with an error, or ignored with a warning.
+
+The cases come from the table of options, so new options and dialects are tested without a change here.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from rerankd.api.answer import warnings_header
 from rerankd.api.app import create_app
 from rerankd.api.dialects import options, table
+from rerankd.api.responses import warnings_header
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
 from rerankd.service import Reranker
@@ -23,7 +25,7 @@ QUERY = "which bear lives in china?"
 LONG = "a river runs through the mountain and the bread is fresh. " * 60
 TEXTS = ["bread", "the panda is a bear of china", LONG]
 
-# A dialect's name, path and smallest body.
+# The name of each dialect, a path, and a minimal body.
 DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "jina": ("/v1/rerank", {"query": QUERY, "documents": TEXTS}),
     "tei": ("/rerank", {"query": QUERY, "texts": TEXTS}),
@@ -38,7 +40,7 @@ DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vllm": ("/v1/score", {"text_1": QUERY, "text_2": TEXTS}),
 }
-# What each name is sent as, and what that means.
+# The name of each option, the value that is sent, and the expected value in the request.
 SENT: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(("top_n", "top_k", "k", "limit"), (2, 2)),
     **dict.fromkeys(("return_documents", "return_text", "return_input", "raw_scores", "raw"), (True, True)),
@@ -60,7 +62,7 @@ SENT: dict[str, tuple[Any, Any]] = {
     "truncate_query": (True, True),
     "keep_alive": ("5m", None),
 }
-# What a dialect can't do; everything else it does. `keep_alive` nobody does.
+# What a dialect does not support. No dialect supports `keep_alive`.
 REFUSED = {(name, "score_threshold") for name in ("tei", "weaviate", "vllm")}
 WARNED = {
     *((name, "top_n") for name in ("tei", "weaviate", "vllm")),
@@ -77,7 +79,7 @@ PAIRS = [
 
 
 def body(dialect: str, name: str, value: Any) -> dict[str, Any]:
-    """The dialect's smallest body with one option."""
+    """A minimal body of the dialect, with one option."""
     for part in reversed(name.split(".")[1:]):
         value = {part: value}
     return {**DIALECTS[dialect][1], name.split(".")[0]: value}
@@ -85,7 +87,7 @@ def body(dialect: str, name: str, value: Any) -> dict[str, Any]:
 
 def parsed(dialect: str, sent: dict[str, Any]) -> RerankRequest:
     found = table.choose(DIALECTS[dialect][0], sent)
-    if dialect != "jina":  # `truncation` and `top_k` in Jina's body are what tells Voyage's
+    if dialect != "jina":  # a Jina body with `truncation` or `top_k` is Voyage's
         assert found.name == dialect
     (request,) = found.parse(sent)
     return request
@@ -97,7 +99,7 @@ def test_the_samples_cover_the_table() -> None:
 
 
 @pytest.mark.parametrize(("dialect", "option", "name"), PAIRS)
-def test_an_option_is_honoured_refused_or_named(dialect: str, option: options.Option, name: str) -> None:
+def test_an_option_is_applied_rejected_or_reported(dialect: str, option: options.Option, name: str) -> None:
     value, meaning = SENT[name]
     sent = body(dialect, name, value)
     if name == "rank_fields":
@@ -107,12 +109,12 @@ def test_an_option_is_honoured_refused_or_named(dialect: str, option: options.Op
     if meaning is InvalidRequest or (dialect, option.name) in REFUSED:
         with pytest.raises(InvalidRequest) as caught:
             parsed(dialect, sent)
-        said = caught.value.message
-        assert repr(name) in said or repr(value) in said
+        message = caught.value.message
+        assert repr(name) in message or value in message
         return
     request = parsed(dialect, sent)
     if (dialect, option.name) in WARNED:
-        assert any(warning.startswith(f"'{name}' is not used: ") for warning in request.warnings)
+        assert any(warning.startswith(f"'{name}' is ignored: ") for warning in request.warnings)
     else:
         assert request.warnings == ()
         if name == "rank_fields":
@@ -127,7 +129,7 @@ def test_null_is_the_same_as_not_sent(dialect: str, option: options.Option, name
     assert parsed(dialect, body(dialect, name, None)) == plain
     top = name.split(".")[0]
     assert parsed(dialect, {**DIALECTS[dialect][1], top: None}) == plain
-    for spelling in option.spellings:  # a null name hides no other
+    for spelling in option.spellings:  # null under one name does not hide a value under another
         if spelling.name != name:
             sent = body(dialect, spelling.name, SENT[spelling.name][0])
             try:
@@ -138,13 +140,13 @@ def test_null_is_the_same_as_not_sent(dialect: str, option: options.Option, name
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_names_that_disagree_are_named(dialect: str) -> None:
+def test_names_with_different_values_are_reported(dialect: str) -> None:
     request = parsed(dialect, {**DIALECTS[dialect][1], "instruction": "a", "instruct": "b", "task": "a"})
     assert request.instruction == "a"
-    assert request.warnings == ("'instruct' is not used: 'instruction' says otherwise.",)
+    assert request.warnings == ("'instruct' is ignored: 'instruction' has a different value.",)
 
 
-def test_a_default_that_a_library_always_sends_hides_no_other_name() -> None:
+def test_a_default_value_does_not_hide_another_name() -> None:
     sent = {**DIALECTS["jina"][1], "raw_scores": False, "normalize": False, "top_n": 0, "limit": 3}
     request = parsed("jina", sent)
     assert (request.raw_scores, request.top_n, request.warnings) == (True, 3, ())
@@ -175,26 +177,30 @@ def test_a_priority_is_a_word_or_a_whole_number(dialect: str, sent: Any, meant: 
     ("name", "sent", "says"),
     [
         ("budget_ms", -1, "'budget_ms' is the number -1, but must not be negative"),
-        ("budget_ms", "soon", "'budget_ms' is the string 'soon', but must be a whole number."),
+        ("budget_ms", "soon", "'budget_ms' is the string \"soon\", but must be a whole number."),
         (
             "max_scored_documents",
             2.5,
             "'max_scored_documents' is the number 2.5, but must be a whole number.",
         ),
-        ("truncate_query", "perhaps", "'truncate_query' is the string 'perhaps', but must be true or false."),
-        ("truncate_at", "word", """'truncate_at' is 'word', but must be "token" or "sentence"."""),
+        (
+            "truncate_query",
+            "perhaps",
+            """'truncate_query' is the string "perhaps", but must be true or false.""",
+        ),
+        ("truncate_at", "word", """'truncate_at' is the string "word", but must be "token" or "sentence"."""),
         ("truncate_at", 5, "'truncate_at' is the number 5, but must be a string."),
     ],
 )
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_what_no_option_can_be_is_said(dialect: str, name: str, sent: Any, says: str) -> None:
+def test_an_invalid_option_is_an_error(dialect: str, name: str, sent: Any, says: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parsed(dialect, body(dialect, name, sent))
     assert caught.value.message.startswith(says)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_what_is_off_in_a_request_wins_over_the_models_setting(dialect: str) -> None:
+def test_an_option_that_is_off_overrides_the_models_setting(dialect: str) -> None:
     sent = {**DIALECTS[dialect][1], "budget_ms": 0, "truncate_query": False, "truncate_at": "token"}
     request = parsed(dialect, sent)
     assert (request.budget_ms, request.truncate_query, request.truncate_at) == (0, False, "token")
@@ -203,20 +209,20 @@ def test_what_is_off_in_a_request_wins_over_the_models_setting(dialect: str) -> 
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_reference_has_every_option_once(dialect: str) -> None:
+def test_the_json_schema_has_every_option_once(dialect: str) -> None:
     (schema,) = (one.schema() for one in table.DIALECTS if one.name == dialect)
     for option in options.OPTIONS:
         names = {spelling.name for spelling in option.spellings}
         shown = [name for name in schema["properties"] if name in names]
         assert len(shown) == 1
-        said = schema["properties"][shown[0]]["description"]
-        assert all(name in said for name in names - {shown[0]})
+        description = schema["properties"][shown[0]]["description"]
+        assert all(name in description for name in names - {shown[0]})
         if (dialect, option.name) in REFUSED:
-            assert "Refused here" in said
+            assert "Not supported in this dialect" in description
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_line_of_the_table_is_an_option_of_all_dialects(
+def test_an_entry_of_the_table_is_an_option_of_all_dialects(
     dialect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = options.Option("max_tokens_per_doc", "As many.", (options.Spelling("most", int),))
@@ -226,7 +232,7 @@ def test_a_line_of_the_table_is_an_option_of_all_dialects(
     assert schema["properties"]["most"] == {"type": "integer", "description": "As many."}
 
 
-# The same on the wire, with a model that takes instructions: what each option does to the answer.
+# Over HTTP, with a model that supports instructions: the effect of each option on the response.
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +248,7 @@ Rows = list[tuple[float, str | None]]
 
 
 def rows(answer: Any) -> Rows:
-    """The score and the text of each row, whatever the dialect calls them."""
+    """The score and the text of each row, under the dialect's names."""
     if isinstance(answer, dict):
         answer = answer.get("output", answer)
         answer = next(answer[key] for key in ("results", "data", "rankings", "scores") if key in answer)
@@ -260,16 +266,16 @@ async def ask(client: httpx.AsyncClient, dialect: str, **sent: Any) -> httpx.Res
 
 
 def told(answer: httpx.Response) -> str:
-    """The warnings of an answer, in the place that every dialect has."""
+    """The warnings in the response header, which every dialect has."""
     return " ".join(json.loads(answer.headers.get("x-rerankd-warnings", "[]")))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, dialect: str) -> None:
+async def test_the_effect_of_each_option(client: httpx.AsyncClient, dialect: str) -> None:
     plain = await ask(client, dialect)
     base = rows(plain.json())
     assert len(base) == len(TEXTS)
-    assert "Too long to be read whole" in told(plain)
+    assert "Truncated to the limit of" in told(plain)
     scores = sorted(score for score, _ in base)
 
     def does(option: str) -> bool:
@@ -277,12 +283,12 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
 
     top = await ask(client, dialect, limit=1)
     assert len(rows(top.json())) == (1 if does("top_n") else 3)
-    assert does("top_n") or "'limit' is not used" in told(top)
+    assert does("top_n") or "'limit' is ignored" in told(top)
 
     shown = await ask(client, dialect, return_documents=True)
     texts = {text for _, text in rows(shown.json())}
     assert texts == (set(TEXTS) if does("return_documents") else {None})
-    assert does("return_documents") or "'return_documents' is not used" in told(shown)
+    assert does("return_documents") or "'return_documents' is ignored" in told(shown)
 
     raw = await ask(client, dialect, normalize=False)
     values = sorted(score for score, _ in rows(raw.json()))
@@ -301,7 +307,7 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
         none = await ask(client, dialect, score_threshold=1.5)
         assert rows(none.json()) == [] and "No document reaches" in told(none)
     else:
-        assert some.status_code == 400 and "'min_score' can't be used" in some.text
+        assert some.status_code == 400 and "'min_score' is not supported" in some.text
 
     whole = await ask(client, dialect, truncate="NONE")
     assert whole.status_code == 400 and "Document 2 has" in whole.text
@@ -309,24 +315,24 @@ async def test_what_the_options_do_to_an_answer(client: httpx.AsyncClient, diale
     assert left.status_code == 400 and "keeps the start" in left.text
 
     short = await ask(client, dialect, max_tokens_per_doc=1)
-    assert "with 1 token for a text: documents 0, 1, 2." in told(short)
+    assert "Truncated to the limit of 1 token: documents 0, 1, 2." in told(short)
     small = await ask(client, dialect, max_tokens_per_query=2)
     assert "The query was truncated to 2 tokens" in told(small)
     chunks = await ask(client, dialect, max_chunks_per_doc=200)
-    assert "Too long" not in told(chunks)
-    # As many chunks as just hold the text hold it no more when they overlap.
+    assert "Truncated to" not in told(chunks)
+    # The smallest number of chunks that holds the text is too small if the chunks overlap.
     for most in range(2, 20):
-        if "Too long" not in told(await ask(client, dialect, max_chunks_per_doc=most)):
+        if "Truncated to" not in told(await ask(client, dialect, max_chunks_per_doc=most)):
             break
-    assert "Too long" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
+    assert "Truncated to" in told(await ask(client, dialect, max_chunks_per_doc=most, overlap=200))
 
     pair = await ask(client, dialect, truncate_prompt_tokens=5)
-    assert pair.status_code == 400 and "takes all of the 5 tokens" in pair.text
-    assert "'keep_alive' is not used" in told(await ask(client, dialect, keep_alive="5m"))
+    assert pair.status_code == 400 and "limit of 5 tokens for an input leaves none" in pair.text
+    assert "'keep_alive' is ignored" in told(await ask(client, dialect, keep_alive="5m"))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_what_truncation_and_budgets_do_to_an_answer(client: httpx.AsyncClient, dialect: str) -> None:
+async def test_the_effect_of_truncation_and_budgets(client: httpx.AsyncClient, dialect: str) -> None:
     plain = rows((await ask(client, dialect)).json())
     path, sent = DIALECTS[dialect]
     long = json.loads(json.dumps(sent).replace(QUERY, LONG))
@@ -347,7 +353,7 @@ async def test_what_truncation_and_budgets_do_to_an_answer(client: httpx.AsyncCl
     few = await ask(client, dialect, max_scored_documents=1)
     lowest, other, best = sorted(score for score, _ in rows(few.json()))
     assert (lowest, best) == (other, pytest.approx(first, abs=1e-3)) and lowest < best
-    assert "max_scored_documents asks for no more" in told(few) and "documents 1, 2;" in told(few)
+    assert "max_scored_documents was reached" in told(few) and "documents 1, 2;" in told(few)
     if dialect == "jina":
         assert few.json()["meta"]["unscored"] == [1, 2]
 
@@ -358,11 +364,11 @@ async def test_what_truncation_and_budgets_do_to_an_answer(client: httpx.AsyncCl
     )
 
 
-async def test_images_are_named_as_not_read(client: httpx.AsyncClient) -> None:
+async def test_ignored_images_are_reported(client: httpx.AsyncClient) -> None:
     parts = [{"type": "text", "text": "a panda"}, {"type": "image_url", "image_url": {"url": "data:"}}]
     documents = ["bread", {"content": parts}, {"text": "a bear", "image": "https://here/a.png"}]
     answer = await client.post("/v1/rerank", json={"query": {"content": parts}, "documents": documents})
-    assert told(answer) == "Images are not read: the query has one. Images are not read: documents 1, 2."
+    assert told(answer) == "Images are ignored: the query has one. Images are ignored: documents 1, 2."
 
 
 async def test_ollamas_clients_find_the_models(client: httpx.AsyncClient) -> None:
@@ -373,12 +379,14 @@ async def test_ollamas_clients_find_the_models(client: httpx.AsyncClient) -> Non
     assert loaded["name"] == row["name"] and loaded["size"] > row["size"]
 
 
-async def test_warnings_are_in_the_body_too_where_it_has_a_place(client: httpx.AsyncClient) -> None:
+async def test_warnings_are_in_the_body_if_the_dialect_has_a_field_for_them(
+    client: httpx.AsyncClient,
+) -> None:
     answer = await ask(client, "jina", keep_alive="5m")
     assert answer.json()["meta"]["warnings"] == json.loads(answer.headers["x-rerankd-warnings"])
 
 
-async def test_weaviate_is_told_that_the_service_is_ready(client: httpx.AsyncClient) -> None:
+async def test_weaviates_readiness_check_succeeds(client: httpx.AsyncClient) -> None:
     assert (await client.get("/.well-known/ready")).status_code == 204
 
 
@@ -387,14 +395,14 @@ async def test_an_answer_without_warnings_has_no_header(client: httpx.AsyncClien
     assert answer.status_code == 200 and "x-rerankd-warnings" not in answer.headers
 
 
-async def test_warnings_about_pairs_of_several_queries_say_which(client: httpx.AsyncClient) -> None:
+async def test_warnings_with_several_queries_name_the_pairs(client: httpx.AsyncClient) -> None:
     answer = await client.post(
         "/score",
         json={"text_1": ["a", "a", "b", "b"], "text_2": ["c", "d", "c", LONG], "top_n": 1, "keep_alive": 9},
     )
     warnings = json.loads(answer.headers["x-rerankd-warnings"])
     assert [warning.startswith("Pairs 0 to 1: '") for warning in warnings] == [True, True, False]
-    assert warnings[2].startswith("Pairs 2 to 3: Too long") and "document 1." in warnings[2]
+    assert warnings[2].startswith("Pairs 2 to 3: Truncated") and "document 1." in warnings[2]
 
 
 @pytest.mark.parametrize(
@@ -410,8 +418,8 @@ def test_a_header_of_warnings_is_ascii_and_bounded(warnings: list[str]) -> None:
         assert said[-1].endswith("…") or said[-1] == f"{len(warnings) - len(said) + 1} more"
 
 
-def test_the_table_names_what_the_service_knows() -> None:
-    """Each field of a request but its texts is an option's, or is made of one."""
+def test_the_table_has_every_field_of_a_request() -> None:
+    """Every field of a request except its texts is an option."""
     fields = {field.name for field in dataclasses.fields(RerankRequest)}
     known = {option.name for option in options.OPTIONS}
     assert fields - known == {"query", "documents", "model", "warnings"}

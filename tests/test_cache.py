@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rerankd.scoring.cache import Known, QueryVectors, ScoreCache
+from rerankd.scoring.cache import CachedScore, QueryVectors, ScoreCache
 
 
 def one(cache: ScoreCache, query: str, text: str, truncation: str = "") -> bytes:
@@ -8,11 +8,11 @@ def one(cache: ScoreCache, query: str, text: str, truncation: str = "") -> bytes
     return key
 
 
-def known(raw: float, tokens: int = 1) -> Known:
-    return Known(raw, tokens, is_cut=False)
+def known(raw: float, tokens: int = 1) -> CachedScore:
+    return CachedScore(raw, tokens, is_truncated=False)
 
 
-def test_a_value_is_found_by_all_that_it_depends_on() -> None:
+def test_the_cache_key_covers_everything_a_score_depends_on() -> None:
     cache = ScoreCache(10, "file a")
     cache.put(one(cache, "q", "t"), known(0.0, 7))
     assert cache.get(one(cache, "q", "t")) == known(0.0, 7)
@@ -26,20 +26,20 @@ def test_a_value_is_found_by_all_that_it_depends_on() -> None:
         assert cache.get(other) is None
 
 
-def test_a_value_of_another_engine_build_or_precision_is_not_found() -> None:
+def test_scores_of_another_engine_build_or_precision_are_cache_misses() -> None:
     cache = ScoreCache(10, "m")
-    cache.computed_by("openvino f32")
+    cache.set_engine("openvino f32")
     cache.put(one(cache, "q", "t"), known(0.5, 3))
-    cache.computed_by("openvino f32")
+    cache.set_engine("openvino f32")
     assert cache.get(one(cache, "q", "t")) == known(0.5, 3), "loaded again as it was"
-    cache.computed_by("openvino bf16")
+    cache.set_engine("openvino bf16")
     assert cache.get(one(cache, "q", "t")) is None
     cache.put(one(cache, "q", "t"), known(0.51, 3))
-    cache.computed_by("openvino f32")
+    cache.set_engine("openvino f32")
     assert cache.get(one(cache, "q", "t")) is None, "an old value does not come back"
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_score_is_evicted() -> None:
     cache = ScoreCache(2, "m")
     first, second, third = cache.keys(b"q", ["1", "2", "3"])
     cache.put(first, known(1))
@@ -50,14 +50,14 @@ def test_the_least_recently_used_goes_first() -> None:
     assert len(cache) == 2
 
 
-def test_without_entries_it_is_off() -> None:
+def test_zero_entries_disable_the_cache() -> None:
     cache = ScoreCache(0, "m")
     assert cache.keys(b"q", ["1", "2"]) == []
     cache.put(b"key", known(1))
     assert len(cache) == 0
 
 
-def test_the_newest_queries_keep_their_vectors() -> None:
+def test_vectors_of_the_most_recent_queries_are_kept() -> None:
     vectors = QueryVectors[str]()
     for number in range(100):
         vectors.put(b"query %d" % number, f"vector {number}")

@@ -1,3 +1,5 @@
+"""The catalog: lookup by name, and the errors for invalid tables."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,16 +7,16 @@ import pytest
 from rerankd.errors import ConfigError
 from rerankd.recipes import catalog
 from rerankd.recipes.catalog import load, template_error
-from rerankd.recipes.evidence import plain
+from rerankd.recipes.model_identity import plain
 
 MATCH = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
-HEAD = f'[[model]]\nname = "A"\nmethod = "cross_encoder"\n{MATCH}\n'
+CROSS_ENCODER = f'[[model]]\nname = "A"\nmethod = "cross_encoder"\n{MATCH}\n'
 PROMPT = 'labels = ["y", "n"]\ntemplate = "{query}{document}"'
-JUDGE = f'[[model]]\nname = "A"\nmethod = "causal_lm"\n{PROMPT}\n{MATCH}\n'
-COSINE = f'[[model]]\nname = "A"\nmethod = "embedding"\npooling = "mean"\nlow = 0.1\nhigh = 0.9\n{MATCH}\n'
+CAUSAL_LM = f'[[model]]\nname = "A"\nmethod = "causal_lm"\n{PROMPT}\n{MATCH}\n'
+EMBEDDING = f'[[model]]\nname = "A"\nmethod = "embedding"\npooling = "mean"\nlow = 0.1\nhigh = 0.9\n{MATCH}\n'
 
 
-def test_the_catalog_that_comes_with_rerankd_is_sound() -> None:
+def test_the_catalog_of_the_package_is_valid() -> None:
     entries = catalog.known().entries
     assert len(entries) > 30
     assert all(entry.languages and entry.licence for entry in entries)
@@ -44,52 +46,52 @@ def test_the_qwen3_family_shares_one_prompt() -> None:
     assert len(prompts) == 1
 
 
-def test_sound_tables_load() -> None:
+def test_valid_tables_load() -> None:
     assert load("").entries == ()
-    assert load(HEAD).entries[0].low is None
-    assert load(JUDGE).entries[0].labels == ("y", "n")
-    assert load(COSINE).entries[0].low == 0.1
+    assert load(CROSS_ENCODER).entries[0].low is None
+    assert load(CAUSAL_LM).entries[0].labels == ("y", "n")
+    assert load(EMBEDDING).entries[0].low == 0.1
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[", "not TOML"),
-        ("other = 1", "tables only"),
-        ("model = 1", "tables only"),
-        ("model = [1]", "tables only"),
+        ("[", "not valid TOML"),
+        ("other = 1", "only [[model]] tables"),
+        ("model = 1", "only [[model]] tables"),
+        ("model = [1]", "only [[model]] tables"),
         ("[[model]]\n", "name: Field required"),
         ('[[model]]\nname = "A"\n', "catalog, A, match: Field required"),
-        (HEAD.replace('"cross_encoder"', '"best"'), "method: Input should be 'cross_encoder', 'causal_lm'"),
-        (HEAD.replace('method = "cross_encoder"\n', ""), "either method or refused"),
-        (HEAD + 'refused = "why"\n', "either method or refused"),
-        (HEAD.replace('"A"', "1"), "name: Input should be a valid string"),
-        (HEAD + "max_length = true\n", "max_length: Input should be a valid integer"),
-        (HEAD + "wndow = 5\n", "wndow: Extra inputs"),
-        (HEAD.replace("names", "nams"), "match.names: Field required"),
-        (HEAD.replace("8 }", "8, layers = 1 }"), "match.layers: Extra inputs"),
-        (HEAD.replace("a-b", "A B"), "joined by hyphens"),
-        (HEAD.replace('["a-b"]', "[]"), "match.names: Tuple should have at least 1 item"),
-        (HEAD.replace("block_count = 1, ", ""), "known exactly"),
-        (HEAD.replace(", embedding_length = 8", ""), "known exactly"),
-        (HEAD + 'aliases = [1]\n', "aliases.0: Input should be a valid string"),
-        (HEAD + 'template = "{query}{document}"\n', "are for causal_lm"),
-        (HEAD + 'query_prefix = "q"\n', "are an embedding model's"),
-        (HEAD + HEAD, "'A' is already A"),
-        (HEAD + 'aliases = ["a"]\n', "'a' is already A"),
-        (JUDGE.replace('["y", "n"]', '["y"]'), "labels.1: Field required"),
-        (JUDGE.replace("{query}", ""), "{query} exactly once"),
-        (JUDGE + 'instruction = "i"\n', "go together"),
-        (JUDGE.replace("{query}", "{query}{instruction}"), "go together"),
-        (JUDGE + 'prompt_of = "B"\n', "does not stand before it"),
-        (COSINE.replace('"mean"', '"rank"'), "embedding needs pooling"),
-        (COSINE.replace("low = 0.1\n", ""), "low and high should be cosines"),
-        (COSINE.replace("0.1", "0.9"), "low the smaller"),
-        (COSINE.replace("0.9", "9"), "should be cosines"),
-        (HEAD + "low = 0\n", "are an embedding model's"),
+        (CROSS_ENCODER.replace('"cross_encoder"', '"best"'), "method: Input should be 'cross_encoder'"),
+        (CROSS_ENCODER.replace('method = "cross_encoder"\n', ""), "either method or refused"),
+        (CROSS_ENCODER + 'refused = "why"\n', "either method or refused"),
+        (CROSS_ENCODER.replace('"A"', "1"), "name: Input should be a valid string"),
+        (CROSS_ENCODER + "max_length = true\n", "max_length: Input should be a valid integer"),
+        (CROSS_ENCODER + "wndow = 5\n", "wndow: Extra inputs"),
+        (CROSS_ENCODER.replace("names", "nams"), "match.names: Field required"),
+        (CROSS_ENCODER.replace("8 }", "8, layers = 1 }"), "match.layers: Extra inputs"),
+        (CROSS_ENCODER.replace("a-b", "A B"), "joined by hyphens"),
+        (CROSS_ENCODER.replace('["a-b"]', "[]"), "match.names: Tuple should have at least 1 item"),
+        (CROSS_ENCODER.replace("block_count = 1, ", ""), "exactly identified"),
+        (CROSS_ENCODER.replace(", embedding_length = 8", ""), "exactly identified"),
+        (CROSS_ENCODER + 'aliases = [1]\n', "aliases.0: Input should be a valid string"),
+        (CROSS_ENCODER + 'template = "{query}{document}"\n', "are for causal_lm"),
+        (CROSS_ENCODER + 'query_prefix = "q"\n', "are for embedding"),
+        (CROSS_ENCODER + CROSS_ENCODER, "'A' is already a name of A"),
+        (CROSS_ENCODER + 'aliases = ["a"]\n', "'a' is already a name of A"),
+        (CAUSAL_LM.replace('["y", "n"]', '["y"]'), "labels.1: Field required"),
+        (CAUSAL_LM.replace("{query}", ""), "{query} exactly once"),
+        (CAUSAL_LM + 'instruction = "i"\n', "require each other"),
+        (CAUSAL_LM.replace("{query}", "{query}{instruction}"), "require each other"),
+        (CAUSAL_LM + 'prompt_of = "B"\n', "no earlier table defines"),
+        (EMBEDDING.replace('"mean"', '"rank"'), "embedding needs the pooling"),
+        (EMBEDDING.replace("low = 0.1\n", ""), "low and high must be cosines"),
+        (EMBEDDING.replace("0.1", "0.9"), "low must be less than high"),
+        (EMBEDDING.replace("0.9", "9"), "must be cosines"),
+        (CROSS_ENCODER + "low = 0\n", "are for embedding"),
     ],
 )  # fmt: skip
-def test_a_faulty_catalog_names_the_fault(text: str, words: str) -> None:
+def test_an_error_names_the_model_and_the_field(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load(text)
     assert words in str(raised.value)

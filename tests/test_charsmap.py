@@ -1,3 +1,5 @@
+"""Normalization maps: what `build` writes is what llama.cpp and `parse` read."""
+
 import struct
 
 import pytest
@@ -10,8 +12,8 @@ texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 def longest_match(data: bytes, text: bytes) -> tuple[int, bytes]:
-    """How llama.cpp reads the map: the length of the longest key that `text` starts with, and what replaces
-    it."""
+    """Read the map as llama.cpp does: the length of the longest key that `text` starts with, and its
+    replacement."""
     (size,) = struct.unpack_from("<I", data)
     array = struct.unpack_from(f"<{size // 4}I", data, 4)
     replacements = data[4 + size :]
@@ -34,7 +36,7 @@ def longest_match(data: bytes, text: bytes) -> tuple[int, bytes]:
 
 
 @given(st.dictionaries(texts.filter(bool), texts, max_size=40), st.lists(texts, max_size=10))
-def test_every_key_is_found_and_nothing_else(replacements: dict[str, str], others: list[str]) -> None:
+def test_llama_cpp_finds_every_key_and_nothing_else(replacements: dict[str, str], others: list[str]) -> None:
     data = charsmap.build(replacements)
     for text in [*replacements, *others]:
         keys = [key for key in replacements if text.startswith(key)]
@@ -44,17 +46,17 @@ def test_every_key_is_found_and_nothing_else(replacements: dict[str, str], other
 
 
 @given(st.dictionaries(texts.filter(bool), texts, max_size=40))
-def test_what_was_built_is_read(replacements: dict[str, str]) -> None:
+def test_parse_returns_what_build_wrote(replacements: dict[str, str]) -> None:
     assert charsmap.parse(charsmap.build(replacements)) == replacements
 
 
 @pytest.mark.parametrize("data", [b"", b"\4\0\0\0", b"\xff\xff\xff\xff", bytes(64)])
-def test_what_is_no_map_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="it is no normalisation map"):
+def test_invalid_bytes_are_an_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="it is not a normalization map"):
         charsmap.parse(data)
 
 
 @pytest.mark.parametrize("bad", [{"": "a"}, {"\0": "a"}, {"a": "\0"}])
-def test_what_the_format_cannot_hold_is_refused(bad: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="can't hold"):
+def test_empty_keys_and_nul_are_an_error(bad: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="can't contain"):
         charsmap.build(bad)

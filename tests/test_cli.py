@@ -31,13 +31,13 @@ def run_folders(pid: int) -> list[Path]:
     return list(base.glob(f"rerankd-{pid}-*"))
 
 
-def test_serve_answers_the_notes_curl_and_leaves_nothing_behind(serve: Serve) -> None:
+def test_serve_answers_a_rerank_request_and_leaves_nothing_behind(serve: Serve) -> None:
     program = serve()
     answer = post(f"{program.url}/v1/rerank", PANDA)
     assert answer.status_code == 200
     assert [row["index"] for row in answer.json()["results"]] == [2, 1, 0]
     said = "".join(program.said)
-    assert "small model for trying things out" in said
+    assert "small model for a first try" in said
     assert "API endpoint URL" in said
     assert "threads: the fastest for an encoder on a CPU" in said
     engines = children(program.process.pid)
@@ -48,17 +48,17 @@ def test_serve_answers_the_notes_curl_and_leaves_nothing_behind(serve: Serve) ->
     assert run_folders(program.process.pid) == []
 
 
-def test_serve_says_which_llama_cpp_runs_and_why(serve: Serve) -> None:
+def test_serve_prints_which_llama_cpp_runs_and_why(serve: Serve) -> None:
     said = "".join(serve(XLMR, RERANKD_ENGINE="llama").said)
-    assert "llama.cpp bundled (b11549): it is set as engine; no other was built" in said
+    assert "llama.cpp bundled (b11549): it is set as engine; no other engine is installed" in said
 
 
-def test_serve_computes_in_the_precision_that_is_named(serve: Serve) -> None:
+def test_serve_computes_in_the_precision_of_the_flag(serve: Serve) -> None:
     program = serve(XLMR, "--engine", "openvino", "--precision", "f32")
-    assert "f32 (as the settings say)" in "".join(program.said)
+    assert "f32 (set by the user)" in "".join(program.said)
 
 
-def test_the_engine_dies_with_a_service_that_is_killed(serve: Serve) -> None:
+def test_the_engine_exits_when_the_service_is_killed(serve: Serve) -> None:
     program = serve(XLMR)
     engines = children(program.process.pid)
     program.stop(signal.SIGKILL)
@@ -75,13 +75,13 @@ def test_the_engine_runs_in_a_process_group_of_its_own(serve: Serve) -> None:
     assert os.getpgid(engine) == engine != os.getpgid(program.process.pid)
 
 
-def test_the_names_of_the_note_work(serve: Serve) -> None:
+def test_aliases_and_llama_rank_gguf_name_the_model(serve: Serve) -> None:
     program = serve("--alias", "bge-reranker-v2-m3", "--alias", "b", LLAMA_RANK_GGUF=XLMR)
     models = httpx.get(f"{program.url}/v1/models", trust_env=False).json()["data"]
     assert [model["id"] for model in models] == ["bge-reranker-v2-m3", "b"]
 
 
-def test_a_key_is_asked_for(serve: Serve) -> None:
+def test_requests_need_the_api_key(serve: Serve) -> None:
     program = serve(XLMR, RERANKD_API_KEY="secret")
     url = f"{program.url}/v1/rerank"
     assert post(url, PANDA).status_code == 401
@@ -91,7 +91,7 @@ def test_a_key_is_asked_for(serve: Serve) -> None:
     assert httpx.get(f"{program.url}/health", trust_env=False).status_code == 200
 
 
-def test_a_port_in_use_is_said_before_anything_is_loaded(home: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_loaded(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = rerankd("serve", XLMR, "--port", str(port), home=home)
@@ -107,11 +107,11 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(home: Path) -> None:
         ([XLMR, "--config", "/no/such.toml"], {}, 2, "can't be read"),
         ([XLMR], {"RERANKD_PRT": "1"}, 2, "Did you mean RERANKD_PORT?"),
         ([XLMR], {"LLAMA_PATH": "/no/llama-server"}, 4, "Check LLAMA_PATH"),
-        ([XLMR], {"LLAMA_PATH": "/bin/false"}, 4, "ended with exit code 1"),
+        ([XLMR], {"LLAMA_PATH": "/bin/false"}, 4, "exited with code 1"),
         ([XLMR, "--host", "203.0.113.1"], {}, 6, "can't listen on 203.0.113.1"),
     ],
 )
-def test_a_start_that_fails_says_why(
+def test_a_failed_start_reports_the_reason_and_exit_code(
     home: Path, arguments: list[str], env: dict[str, str], code: int, says: str
 ) -> None:
     ended = rerankd("serve", "--port", "0", *arguments, home=home, **env)
@@ -120,7 +120,7 @@ def test_a_start_that_fails_says_why(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_settings_file_with_a_mistake_is_named(home: Path, tmp_path: Path) -> None:
+def test_an_invalid_settings_file_is_reported(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
     file.write_text("prot = 1")
     ended = rerankd("serve", "--config", str(file), home=home)
@@ -134,10 +134,10 @@ def test_rerank_reads_standard_input_and_prints_plain_lines(home: Path) -> None:
     assert [row[1:] for row in rows] == [["1", "它是一种熊"], ["0", "hi"]]
     assert float(rows[0][0]) > float(rows[1][0])
     assert "no rerankd answers at http://127.0.0.1:9" in ended.stderr
-    assert "an engine of its own, with the model builtin:e5" in ended.stderr
+    assert "starting an engine for this call, with the model builtin:e5" in ended.stderr
 
 
-def test_rerank_asks_a_running_server(serve: Serve, home: Path, tmp_path: Path) -> None:
+def test_rerank_uses_a_running_server(serve: Serve, home: Path, tmp_path: Path) -> None:
     program = serve(XLMR, "--alias", "tiny")
     file = tmp_path / "documents.jsonl"
     file.write_text('{"page_content": "a panda", "metadata": {}}\n"bread"\n')
@@ -149,27 +149,27 @@ def test_rerank_asks_a_running_server(serve: Serve, home: Path, tmp_path: Path) 
     assert answer["model"] == "tiny"
     assert len(answer["results"]) == 1
     assert answer["results"][0]["text"] in ("a panda", "bread")
-    assert "engine of its own" not in ended.stderr
+    assert "starting an engine" not in ended.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "stdin", "says"),
     [
         (["q", "/no/file"], "", "/no/file can't be read"),
-        (["q"], "\n\n", "There are no documents"),
+        (["q"], "\n\n", "The input has no documents"),
         (["q", "--jsonl"], "{", "-, line 1: not valid JSON"),
-        (["q", "--jsonl"], '{"txt": 1}', "line 1: neither a JSON string nor"),
+        (["q", "--jsonl"], '{"txt": 1}', "line 1: expected a JSON string, or"),
         (["q", "-", "--model", "/no/m.gguf"], "a", "There is no file"),
     ],
 )
-def test_rerank_says_what_is_wrong(home: Path, arguments: list[str], stdin: str, says: str) -> None:
+def test_rerank_reports_invalid_input(home: Path, arguments: list[str], stdin: str, says: str) -> None:
     ended = rerankd("rerank", *arguments, home=home, stdin=stdin, RERANKD_PORT="9")
     assert says in ended.stderr
     assert ended.returncode in (2, 3)
     assert ended.stdout == ""
 
 
-def test_inspect_tells_the_verdict(home: Path) -> None:
+def test_inspect_prints_the_recipe_or_exits_with_a_refusal(home: Path) -> None:
     good = rerankd("inspect", XLMR, home=home)
     assert (good.returncode, "rank head" in good.stdout) == (0, True)
     refused = rerankd("inspect", str(GOLDEN / "qwen2-labels.gguf"), "--json", home=home)
@@ -177,7 +177,7 @@ def test_inspect_tells_the_verdict(home: Path) -> None:
     assert json.loads(refused.stdout)
 
 
-def test_a_signal_ends_a_download_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_sigterm_aborts_a_download_and_leaves_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
         process = subprocess.Popen(
@@ -185,7 +185,7 @@ def test_a_signal_ends_a_download_at_once_and_leaves_nothing(tmp_path: Path) -> 
             env=environment(tmp_path, PIP_INDEX_URL=index, PIP_CONFIG_FILE=os.devnull),
             stderr=subprocess.DEVNULL,
         )
-        with silent.accept()[0]:  # pip has come, and now waits
+        with silent.accept()[0]:  # pip is connected and waits for a response
             pips = children(process.pid)
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
@@ -193,7 +193,7 @@ def test_a_signal_ends_a_download_at_once_and_leaves_nothing(tmp_path: Path) -> 
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_a_signal_while_the_model_loads_ends_the_start(home: Path, tmp_path: Path) -> None:
+def test_sigterm_while_the_model_loads_aborts_the_start(home: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\necho loading\nexec sleep 60\n")
     slow.chmod(0o755)

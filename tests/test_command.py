@@ -1,3 +1,5 @@
+"""The llama-server command line: slots, GPU layers and flags; and the cores and cards of a machine."""
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +100,8 @@ def test_as_many_layers_as_fit() -> None:
     assert decided.gpu_layers is not None
     assert 20 < decided.gpu_layers < 36
     assert decided.slots == 1
-    assert f"room for {decided.gpu_layers} of its 36 layers" in decided.reason
-    # What is said to fit does: weights and cache of these layers, and what a micro-batch takes.
+    assert f"{decided.gpu_layers} of 36 layers fit" in decided.reason
+    # These layers fit: their weights and KV cache, and the buffers of a micro-batch.
     taken = decided.gpu_layers * (4.7 * GIB / 37 + 8448 * 2048 * 2)
     assert taken < 5.8 * GIB - 600 * 2**20
 
@@ -138,11 +140,11 @@ def test_command_line(made_for: EngineSpec, options: launch.EngineOptions, expec
     made = flags(launch.argv(made_for, options, SOCKET))
     assert expected.items() <= made.items()
     assert made["--cache-ram"] == "0"
-    assert ("--embedding" in made) == (made_for.scoring.method != "causal_lm")
+    assert ("--embedding" in made) == (made_for.recipe.method != "causal_lm")
     assert ("--flash-attn" in made) == made_for.exact
 
 
-def test_what_the_user_adds_replaces_what_was_decided() -> None:
+def test_flags_of_the_user_override_rerankds() -> None:
     extra = ("--threads", "3", "--ctx-size=64", "--mlock")
     made = list(launch.argv(E5, replace(CPU_2, extra=extra), SOCKET))
     assert made[-4:] == list(extra)
@@ -154,7 +156,7 @@ def test_what_the_user_adds_replaces_what_was_decided() -> None:
 @pytest.mark.parametrize(
     ("method", "pooling"), [("cross_encoder", "rank"), ("embedding", "cls"), ("causal_lm", "none")]
 )
-def test_the_bundled_program_knows_every_flag(method: Method, pooling: Pooling, exact: bool) -> None:
+def test_the_bundled_program_accepts_every_flag(method: Method, pooling: Pooling, exact: bool) -> None:
     for options in (CPU_2, CARD_24):
         words = list(launch.argv(spec(method, pooling, exact=exact), options, SOCKET))
         assert bundled.parser().parse_args(words[1:]).host == str(SOCKET)
@@ -164,8 +166,8 @@ def test_the_bundled_program_knows_every_flag(method: Method, pooling: Pooling, 
     ("siblings", "logical", "quota", "cores"),
     [
         (["0", "1"], 2, "", 2),  # a small VM
-        (["0,8", "1,9"] * 2, 4, "max 100000", 2),  # two threads a core
-        ([], 6, "", 6),  # no topology told
+        (["0,8", "1,9"] * 2, 4, "max 100000", 2),  # two threads per core
+        ([], 6, "", 6),  # unknown topology
         ([str(at) for at in range(64)], 64, "400000 100000", 4),  # a container with a quota
         (["0", "1"], 2, "150000 100000", 1),
         (["0", "1"], 2, "50000 100000", 1),
@@ -175,7 +177,7 @@ def test_cores(siblings: list[str], logical: int, quota: str, cores: int) -> Non
     assert machine.count_cores(siblings, logical, quota) == cores
 
 
-def test_cards_as_nvidia_smi_lists_them() -> None:
+def test_nvidia_smis_list_of_cards_is_parsed() -> None:
     text = (
         "NVIDIA GeForce RTX 4090, 24564, 23802, 8.9, 570.133.07\n"
         "NVIDIA H200, 143771, 143000, 9.0, 580.1\n"
@@ -196,17 +198,17 @@ def test_cards_as_nvidia_smi_lists_them() -> None:
     ("said", "left"),
     [(None, "ab"), ("0", "a"), ("1,0", "ba"), ("1,7,0", "b"), ("", ""), ("-1", ""), ("GPU-8a3f", "ab")],
 )
-def test_cards_that_the_environment_leaves(said: str | None, left: str) -> None:
+def test_cuda_visible_devices_selects_cards(said: str | None, left: str) -> None:
     found = machine.visible((card(1, "a"), card(1, "b")), said)
     assert "".join(gpu.name for gpu in found) == left
 
 
-def test_one_card_of_several_is_named_and_only_its_memory_counts() -> None:
+def test_a_single_card_of_several_is_selected_and_only_its_memory_counts() -> None:
     small, large = Gpu("small", 8 * GIB, 7 * GIB, "8.9"), Gpu("large", 24 * GIB, 23 * GIB, "8.9")
     spec = QWEN_8B_Q4
     options = replace(on(small, large), cards=("gpu1",))
     words = list(launch.argv(spec, options, Path("/s")))
     assert words[words.index("--main-gpu") + 1] == "1" and words[words.index("--split-mode") + 1] == "none"
-    assert "all of it fits on large" in launch.decide(spec, options).reason
+    assert "the whole model fits on large" in launch.decide(spec, options).reason
     assert "--main-gpu" not in launch.argv(spec, on(small, large), Path("/s"))
     assert "--main-gpu" not in launch.argv(spec, replace(on(large), cards=("gpu0",)), Path("/s"))

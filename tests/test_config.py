@@ -21,7 +21,7 @@ def test_flags_beat_environment_beats_file_beats_defaults() -> None:
     assert settings.model == ()
 
 
-def test_the_names_of_llama_cpp_set_ups_are_honoured() -> None:
+def test_environment_variables_of_llama_cpp_setups_are_honoured() -> None:
     environ = {"LLAMA_PATH": "/opt/llama-server", "LLAMA_RANK_GGUF": "/m/q.gguf", "LLAMA_PORT": "9"}
     settings = config.load("", environ, {})
     assert (settings.llama_path, settings.model) == (Path("/opt/llama-server"), ("/m/q.gguf",))
@@ -35,7 +35,7 @@ def test_scoring_is_a_table() -> None:
     assert (scoring.template, scoring.labels) == ("{query} {document}", ("yes", "no"))
 
 
-def test_flags_for_the_engine_are_split_as_a_shell_does() -> None:
+def test_engine_args_are_split_as_a_shell_splits_them() -> None:
     words = config.load("", {"RERANKD_ENGINE_ARGS": "--mlock --override-kv 'a=str:b c'"}, {}).engine_args
     assert words == ("--mlock", "--override-kv", "a=str:b c")
     assert config.load('engine_args = ["--mlock"]', {}, {}).engine_args == ("--mlock",)
@@ -50,7 +50,7 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
     [
         ("prot = 1", {}, {}, "my.toml: prot is not a setting. Did you mean port?"),
         ("", {"RERANKD_API_KEI": "k"}, {}, "RERANKD_API_KEI is not a setting. Did you mean RERANKD_API_KEY?"),
-        ("xyzzy = 1", {}, {}, "Known ones: access_log, admin_api, alias"),
+        ("xyzzy = 1", {}, {}, "The settings are: access_log, admin_api, alias"),
         ("[scoring]\nlabel = 1", {}, {}, "my.toml: scoring.label is not a setting. Did you mean labels?"),
         (
             "[models.a]\ntreads = 1",
@@ -61,12 +61,13 @@ def test_lists_in_the_environment_are_split_at_commas() -> None:
         ("", {"RERANKD_MODELS": "a"}, {}, "RERANKD_MODELS is not a setting."),
         ("port = 70000", {}, {}, "my.toml: port = 70000 can't be used: input should be less than"),
         ("", {"RERANKD_PORT": "many"}, {}, "RERANKD_PORT: port = 'many' can't be used: input should be a"),
-        ('engine_args = ["--host=x"]', {}, {}, "rerankd itself sets --host=x"),
+        ('engine_args = ["--host=x"]', {}, {}, "--host=x is set by rerankd"),
         ("", {}, {"gpu_layers": -2}, "--gpu-layers: gpu_layers = -2 can't be used"),
+        ("port = true", {}, {}, "my.toml: port = true can't be used: it takes a value, not true or false"),
         ("port = = 1", {}, {}, "my.toml is not valid TOML: Invalid value (at line 1"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_source(
+def test_an_error_names_the_source_of_the_setting(
     text: str, environ: dict[str, str], flags: dict[str, object], says: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -74,7 +75,7 @@ def test_what_is_wrong_is_said_with_its_source(
     assert says in caught.value.message
 
 
-def test_settings_given_by_name_are_checked_too() -> None:
+def test_overrides_are_validated() -> None:
     assert config.override(Settings(port=1), {"model": "m.gguf"}).model_dump(include={"port", "model"}) == {
         "port": 1,
         "model": ("m.gguf",),
@@ -88,24 +89,24 @@ def test_settings_are_frozen() -> None:
         Settings().port = 1  # type: ignore[misc]
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for name, field in Settings.model_fields.items() if name != "scoring")
 
 
-def test_a_file_is_found_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_file_is_found_by_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     assert config.find({}) is None
-    theirs = tmp_path / "config" / "rerankd" / "rerankd.toml"
-    theirs.parent.mkdir(parents=True)
-    theirs.touch()
-    assert config.find({}) == theirs
+    of_user = tmp_path / "config" / "rerankd" / "rerankd.toml"
+    of_user.parent.mkdir(parents=True)
+    of_user.touch()
+    assert config.find({}) == of_user
     Path("rerankd.toml").touch()
     assert config.find({}) == Path("rerankd.toml")
     assert config.find({"RERANKD_CONFIG": "other.toml"}) == Path("other.toml")
 
 
-def test_a_file_that_is_named_and_missing_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_settings_file_that_is_named_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't be read"):
         config.from_machine({}, tmp_path / "none.toml")
 
@@ -127,7 +128,7 @@ replicas = 2
 """
 
 
-def test_a_section_says_what_is_special_about_a_model() -> None:
+def test_a_model_section_overrides_the_settings_of_all_models() -> None:
     fast, bge = config.load(_SECTIONS, {}, {}).wanted("the-default")
     assert (fast.ref, fast.names) == ("builtin:e5", ("fast", "small"))
     assert (fast.threads, fast.preload, fast.replicas, fast.idle_unload_s) == (1, False, 1, 60)
@@ -146,11 +147,11 @@ def test_a_section_says_what_is_special_about_a_model() -> None:
         ('model = ["x.gguf", "fast"]\n' + _SECTIONS, ["x.gguf", "builtin:e5"]),
     ],
 )
-def test_models_named_are_served_else_the_sections_else_the_default(text: str, names: list[str]) -> None:
+def test_named_models_are_served_else_all_sections_else_the_default(text: str, names: list[str]) -> None:
     assert [wanted.ref for wanted in config.load(text, {}, {}).wanted("the-default")] == names
 
 
-def test_an_alias_is_the_first_models() -> None:
+def test_aliases_belong_to_the_first_model() -> None:
     first, second = Settings(model=("a.gguf", "b.gguf"), alias=("mine",)).wanted("")
     assert (first.names, second.names) == (("mine",), ())
 
@@ -159,14 +160,14 @@ def test_a_path_with_a_comma_is_one_model() -> None:
     assert config.load("", {"LLAMA_RANK_GGUF": "/m/a,b.gguf"}, {}).model == ("/m/a,b.gguf",)
 
 
-def test_a_setting_says_what_a_change_of_it_needs() -> None:
+def test_changed_settings_are_listed_by_what_they_require() -> None:
     other = Settings(port=1, api_key="k", start_timeout_s=1, threads=3)
     assert config.changed(Settings(), other, "restart") == ["port"]
     assert config.changed(Settings(), other, "live") == ["api_key"]
     assert config.changed(Settings(), other, "engine") == ["start_timeout_s", "threads"]
 
 
-def test_what_is_set_for_a_model_stops_only_the_engines_of_models_that_it_is_new_to() -> None:
+def test_a_changed_per_model_setting_restarts_only_the_engines_it_concerns() -> None:
     assert config.engines_differ(Settings(), Settings(start_timeout_s=1))
     before = config.load("gpu_layers = 1\n[models.a]\ngpu_layers = 2\n[models.b]", {}, {})
     after = config.override(before, {"port": 1, "api_key": "k", "gpu_layers": 3})
@@ -174,7 +175,7 @@ def test_what_is_set_for_a_model_stops_only_the_engines_of_models_that_it_is_new
     assert [one in after.wanted("") for one in before.wanted("")] == [True, False]
 
 
-def test_what_requests_get_by_default_stops_no_engine() -> None:
+def test_changed_request_defaults_restart_no_engine() -> None:
     before = config.load("budget_ms = 1\n[models.a]\nbudget_ms = 3\n[models.b]", {}, {})
     after = config.override(before, {"budget_ms": 2, "truncate_query": True, "truncate_at": "sentence"})
     assert config.changed(before, after, "live") == ["budget_ms", "truncate_at", "truncate_query"]
@@ -185,7 +186,7 @@ def test_what_requests_get_by_default_stops_no_engine() -> None:
     assert before.wanted("")[0].of_engines != threads.wanted("")[0].of_engines
 
 
-def test_a_backend_gets_its_options_and_what_is_set_for_a_model_wins() -> None:
+def test_a_backend_gets_its_options_with_per_model_values_first() -> None:
     text = 'gpu_layers = 1\nengine_args = "--mlock"\n[models.a]\ngpu_layers = 2'
     settings = config.load(text, {}, {})
     assert settings.options(LlamaOptions) == LlamaOptions(gpu_layers=1, engine_args=("--mlock",))
@@ -193,7 +194,7 @@ def test_a_backend_gets_its_options_and_what_is_set_for_a_model_wins() -> None:
     assert own == LlamaOptions(gpu_layers=2, engine_args=("--mlock",))
 
 
-def test_no_setting_is_written_twice() -> None:
+def test_no_setting_is_defined_twice() -> None:
     groups = [config.ServingSettings, *(row.Options for row in BACKENDS)]
     names = [name for group in groups for name in group.model_fields]
     assert len(set(names)) == len(names)
@@ -214,7 +215,7 @@ table.BACKENDS.append(Row())
 """
 
 
-def test_a_row_of_the_table_is_all_that_a_backends_settings_need(tmp_path: Path) -> None:
+def test_a_new_row_in_the_backend_table_adds_settings_flags_and_docs(tmp_path: Path) -> None:
     code = (
         _ONE_MORE
         + """
@@ -228,16 +229,16 @@ own = [one.options(Other) for one in settings.wanted("")]
 assert own == [Other(speed=5, tool="t"), Other(speed=4, tool="t")]
 settings = config.load("", {"RERANKD_SPEED": "9", "RERANKD_TOOL": "x"}, {})
 assert settings.options(Other) == Other(speed=9, tool="x")
-assert "| `speed` | `3` | how fast it is | restarts engines |" in make_docs.settings()
+assert "| `speed` | `3` | how fast it is | engine |" in make_docs.settings()
 assert "other (all models)" in make_docs.settings()
-assert "| `--speed` | How fast it is. Default: 3. |" in make_docs.commands()
+assert "`--speed`" in make_docs.commands()
 """
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_settings_load_without_what_engines_need() -> None:
+def test_the_command_line_does_not_import_engine_packages() -> None:
     code = "import sys, rerankd.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"numpy", "httptools", "openvino", "rerankd.state", "rerankd.formats.metadata"}
@@ -245,6 +246,6 @@ def test_settings_load_without_what_engines_need() -> None:
 
 
 @pytest.mark.parametrize("key", ["scoring", "models"])
-def test_a_section_in_the_environment_is_told_where_it_belongs(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"is not a setting. Write \[{key}\] into a settings file"):
+def test_a_section_in_the_environment_is_rejected_with_its_fix(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"is not a setting. Add a \[{key}\] section to a settings file"):
         config.load("", {f"RERANKD_{key.upper()}": "{}"}, {})

@@ -1,5 +1,4 @@
-"""Every numeric setting, given what no service could work with: a sentence at the start, and no surprise
-later."""
+"""Bounds of every numeric setting: an unusable value is rejected at startup with a message that names it."""
 
 from __future__ import annotations
 
@@ -51,9 +50,7 @@ def bounds(field: FieldInfo) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("section", "name", "field"), FIELDS, ids=lambda value: str(value)[:30])
-def test_a_number_is_within_its_bounds_or_the_message_names_it(
-    section: str, name: str, field: FieldInfo
-) -> None:
+def test_a_number_out_of_bounds_is_rejected_by_name(section: str, name: str, field: FieldInfo) -> None:
     low, high = bounds(field)
     assert math.isfinite(low) and math.isfinite(high)
     refused = 0
@@ -73,20 +70,20 @@ def test_a_number_is_within_its_bounds_or_the_message_names_it(
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (2, 1)])
-def test_a_range_that_is_none_is_refused_wherever_it_comes_from(low: float, high: float) -> None:
+def test_an_empty_score_range_is_rejected_from_every_source(low: float, high: float) -> None:
     with pytest.raises(ConfigError, match=r"low = . must be less than high = 1"):
         config.load(f"[scoring]\nlow = {low}\nhigh = {high}", {}, {})
-    with pytest.raises(ConfigError, match=r"models.a: with what \[scoring\] sets, low = . is not less than"):
+    with pytest.raises(ConfigError, match=r"models.a: merged with \[scoring\], low = . is not less than"):
         config.load(f"[scoring]\nlow = {low}\n[models.a]\nhigh = {high}", {}, {})
 
 
 @pytest.mark.parametrize("name", ["home", "llama_path", "builtin_wheel", "host"])
-def test_a_blank_text_is_no_path_and_no_address_of_all(name: str) -> None:
+def test_a_blank_path_or_host_is_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         config.load(f'{name} = " "', {}, {})
 
 
-def test_the_start_ends_with_a_sentence(tmp_path: Any) -> None:
+def test_serve_exits_with_the_message(tmp_path: Any) -> None:
     ended = rerankd("serve", home=tmp_path, RERANKD_THREADS="1000000")
     assert ended.returncode == 2
     assert "RERANKD_THREADS: threads = '1000000' can't be used: input should be less than" in ended.stderr

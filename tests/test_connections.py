@@ -1,4 +1,4 @@
-"""The connections to an engine: kept open, made anew when it hangs up, closed when a call is dropped."""
+"""Connections to an engine: keep-alive, reconnect on disconnect, close when a call is cancelled."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def answer_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     writer.write(OK)
 
 
-async def test_calls_one_after_the_other_share_a_connection(tmp_path: Path) -> None:
+async def test_consecutive_calls_share_a_connection(tmp_path: Path) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
@@ -76,7 +76,7 @@ async def test_calls_one_after_the_other_share_a_connection(tmp_path: Path) -> N
     assert Answer(200, b'{"a":1}').json() == {"a": 1}
 
 
-async def test_calls_at_the_same_time_have_a_connection_each(tmp_path: Path) -> None:
+async def test_concurrent_calls_use_separate_connections(tmp_path: Path) -> None:
     all_here = asyncio.Barrier(3)
 
     async def together(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
@@ -95,7 +95,7 @@ async def test_calls_at_the_same_time_have_a_connection_each(tmp_path: Path) -> 
         [b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nlo\r\n", b"2\r\nng\r\n0\r\n\r\n"],
     ],
 )
-async def test_answers_in_parts_and_in_chunks(tmp_path: Path, parts: list[bytes]) -> None:
+async def test_responses_in_parts_and_in_chunks(tmp_path: Path, parts: list[bytes]) -> None:
     async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         for part in parts:
             writer.write(part)
@@ -108,7 +108,7 @@ async def test_answers_in_parts_and_in_chunks(tmp_path: Path, parts: list[bytes]
         assert made.connections == 1
 
 
-async def test_an_engine_that_closes_after_its_answer_is_asked_on_a_new_connection(tmp_path: Path) -> None:
+async def test_an_engine_that_closes_after_its_response_gets_a_new_connection(tmp_path: Path) -> None:
     async def last(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
         writer.close()
@@ -119,7 +119,7 @@ async def test_an_engine_that_closes_after_its_answer_is_asked_on_a_new_connecti
         assert made.connections == 3
 
 
-async def test_a_connection_that_ended_while_idle_is_not_an_error(tmp_path: Path) -> None:
+async def test_a_connection_closed_while_idle_is_not_an_error(tmp_path: Path) -> None:
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         # It says nothing of closing, and reads no further request: it has hung up by the time of the next.
         writer.write(OK)
@@ -135,7 +135,9 @@ async def test_a_connection_that_ended_while_idle_is_not_an_error(tmp_path: Path
 @pytest.mark.parametrize(
     "said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", b"hello, who is there?\r\n\r\n"]
 )
-async def test_an_end_before_the_answer_and_no_http_are_errors(tmp_path: Path, said: bytes) -> None:
+async def test_a_closed_connection_without_response_and_invalid_http_are_errors(
+    tmp_path: Path, said: bytes
+) -> None:
     async def badly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         writer.write(said)
         await writer.drain()
@@ -147,7 +149,7 @@ async def test_an_end_before_the_answer_and_no_http_are_errors(tmp_path: Path, s
         assert made.connections == 1
 
 
-async def test_nobody_there_is_an_error(tmp_path: Path) -> None:
+async def test_a_missing_engine_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         await Connections(tmp_path / "none").get("/")
 
@@ -163,7 +165,7 @@ class Never:
         await reader.readexactly(1)
 
 
-async def test_a_dropped_call_hangs_up(tmp_path: Path) -> None:
+async def test_a_cancelled_call_closes_its_connection(tmp_path: Path) -> None:
     never = Never()
     async with engine(tmp_path, never) as (made, client):
         call = asyncio.create_task(client.get("/"))
@@ -174,7 +176,7 @@ async def test_a_dropped_call_hangs_up(tmp_path: Path) -> None:
         await made.ended.wait()
 
 
-async def test_close_ends_calls_under_way_and_takes_no_more(tmp_path: Path) -> None:
+async def test_close_ends_running_calls_and_rejects_new_ones(tmp_path: Path) -> None:
     never = Never()
     async with engine(tmp_path, never) as (_, client):
         call = asyncio.create_task(client.get("/"))

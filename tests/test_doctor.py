@@ -1,4 +1,4 @@
-"""What doctor makes of machines it has never seen, and what it says of this one."""
+"""`rerankd doctor`: its checks of many kinds of machines, and its output on this one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rerankd.backends.llama.checks import SeenEngine
 from rerankd.backends.openvino import checks as openvino
 from rerankd.backends.openvino.precision import Choice
 from rerankd.doctor import checks
-from rerankd.doctor.seen import Seen, SeenModel
+from rerankd.doctor.observations import Seen, SeenModel
 from rerankd.machine import Gpu, Machine
 from support import GOLDEN, ROOT, Program, environment, rerankd
 
@@ -42,9 +42,9 @@ CUDA = Toolkit(
     Path("/usr/local/cuda/lib64/libcudart.so"),
     Path("/usr/local/cuda/lib64/libcublas.so"),
 )
-BUNDLED = Binary("bundled", ("python",), "no other was built", 11549)
-NATIVE = Binary("b11434-cpu-0", ("/e",), "it is made for this machine", 11434)
-ON_CARD = Binary("b11434-cuda-0", ("/e",), "it is made for this machine", 11434, (CARD,))
+BUNDLED = Binary("bundled", ("python",), "no other engine is installed", 11549)
+NATIVE = Binary("b11434-cpu-0", ("/e",), "it was built for this machine", 11434)
+ON_CARD = Binary("b11434-cuda-0", ("/e",), "it was built for this machine", 11434, (CARD,))
 VM = Seen(
     machine=Machine(2, 8 * GIB),
     cpu="a CPU",
@@ -90,34 +90,34 @@ def row(seen: Seen | llama.Seen, check: str) -> Check:
     "seen",
     [VM, GPU_BOX, replace(VM, models=()), CPU, GPU, replace(CPU, instructions=())],
 )
-def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
+def test_a_complete_machine_has_no_warnings(seen: Seen | llama.Seen) -> None:
     rows = diagnose(seen)
-    assert [row.check for row in rows if row.verdict != "ok"] == []
+    assert [row.check for row in rows if row.status != "ok"] == []
     assert checks.can_run(rows)
 
 
-# What is wrong with a machine, and what is said of it. Only what keeps it from serving is a failure.
+# Faults of machines and the line that reports them. Only faults that prevent serving have status fail.
 @pytest.mark.parametrize(
-    ("seen", "check", "verdict", "says", "step"),
+    ("seen", "check", "status", "says", "step"),
     [
         (replace(CPU, instructions=("avx2", "avx512f")), "instructions", "warn", "avx512f", "engine build"),
-        (replace(CPU, instructions=("avx",)), "instructions", "fail", "no AVX2", "engine build"),
-        (replace(CPU, instructions=("avx",), choice=NATIVE), "instructions", "ok", "no AVX2", ""),
+        (replace(CPU, instructions=("avx",)), "instructions", "fail", "needs AVX2", "engine build"),
+        (replace(CPU, instructions=("avx",), choice=NATIVE), "instructions", "ok", "needs AVX2", ""),
         (replace(VM, machine=Machine(1, GIB // 2)), "memory", "warn", "0.5 GiB", "less than 500 MB"),
         (replace(VM, nvidia_card=True), "gpu", "warn", "driver is not installed", "ubuntu-drivers"),
-        (replace(VM, nvidia_card=True, nvidia_smi=True), "gpu", "warn", "finds none", "restart"),
-        (replace(GPU_BOX, usable_cards=()), "gpu", "warn", "not used", ""),
-        (replace(GPU, choice=BUNDLED), "cuda", "ok", "fits", "rerankd engine build --backend cuda"),
-        (replace(GPU, choice=BUNDLED, tools=Tools()), "cuda", "ok", "fits", ""),
-        (replace(GPU, toolkit=None), "cuda", "warn", "no nvcc", "cuda-toolkit-12-8"),
+        (replace(VM, nvidia_card=True, nvidia_smi=True), "gpu", "warn", "does not find it", "restart"),
+        (replace(GPU_BOX, usable_cards=()), "gpu", "warn", "does not use it", ""),
+        (replace(GPU, choice=BUNDLED), "cuda", "ok", "supports", "rerankd engine build --backend cuda"),
+        (replace(GPU, choice=BUNDLED, tools=Tools()), "cuda", "ok", "supports", ""),
+        (replace(GPU, toolkit=None), "cuda", "warn", "nvcc is missing", "cuda-toolkit-12-8"),
         (replace(GPU, toolkit=replace(CUDA, cublas=None)), "cuda", "warn", "lacks cuBLAS", "apt-get"),
-        (with_card(GPU, driver="470.1"), "cuda", "warn", "do not fit together", "update the driver"),
-        (with_card(GPU, compute_capability="6.1"), "cuda", "ok", "fits", ""),
+        (with_card(GPU, driver="470.1"), "cuda", "warn", "needs driver", "update the driver"),
+        (with_card(GPU, compute_capability="6.1"), "cuda", "ok", "supports", ""),
         (
             replace(with_card(GPU, compute_capability="6.1"), toolkit=replace(CUDA, release=(13, 0))),
             "cuda",
             "warn",
-            "do not fit",
+            "needs driver 580",
             "driver",
         ),
         (
@@ -130,7 +130,7 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
         (replace(CPU, tools=Tools()), "build tools", "warn", "can't be built", "apt install cmake"),
         (replace(CPU, tools=Tools(), choice=NATIVE), "build tools", "ok", "can't be built", "g++"),
         (replace(VM, home_problem="No room."), "disk", "fail", "No room", "RERANKD_HOME"),
-        (replace(VM, free_bytes=GIB // 2), "disk", "warn", "0.5 GiB free", "make room"),
+        (replace(VM, free_bytes=GIB // 2), "disk", "warn", "0.5 GiB free", "free disk space"),
         (replace(VM, port_problem="Port 1 on h is in use. Stop it."), "port", "fail", "in use", "--port"),
         (replace(VM, port_problem="Port 1 is in use.", serves=("a", "b")), "port", "ok", "serves a, b", ""),
         (
@@ -155,7 +155,7 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
             "engine remove",
         ),
         (replace(CPU, choice=None, choice_problem="It is gone."), "engine", "fail", "gone", "engine list"),
-        (replace(VM, models=()), "model", "ok", "none here yet", "rerankd pull"),
+        (replace(VM, models=()), "model", "ok", "no model yet", "rerankd pull"),
         (replace(VM, model_problem="There is no x."), "model", "fail", "no x", "rerankd list"),
         (
             replace(VM, models=(SeenModel("m", 1, False, "it has no head", True),)),
@@ -169,7 +169,7 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
             replace(VM, models=(SeenModel("m", 9 * GIB, True, "scored", True),)),
             "model m",
             "fail",
-            "more than there is memory",
+            "more than the machine's memory",
             "smaller",
         ),
         (
@@ -187,14 +187,16 @@ def test_a_sound_machine_has_nothing_to_mend(seen: Seen | llama.Seen) -> None:
         (replace(VM, online={"a hub": ""}), "a hub", "ok", "can be reached", ""),
     ],
 )  # fmt: skip
-def test_verdicts(seen: Seen | llama.Seen, check: str, verdict: str, says: str, step: str) -> None:
+def test_each_fault_is_reported_with_its_next_step(
+    seen: Seen | llama.Seen, check: str, status: str, says: str, step: str
+) -> None:
     found = row(seen, check)
-    assert (found.verdict, says in found.says, step in found.step) == (verdict, True, True), found
+    assert (found.status, says in found.says, step in found.step) == (status, True, True), found
     assert bool(found.step) == bool(step)
-    assert checks.can_run(diagnose(seen)) == (verdict != "fail")
+    assert checks.can_run(diagnose(seen)) == (status != "fail")
 
 
-def test_what_the_backends_say_is_among_it() -> None:
+def test_the_checks_of_the_backends_are_included() -> None:
     bad, known = Check("engine", "fail", "It is gone."), Check("precision m", "ok", "f32")
     rows = checks.diagnose(replace(VM, backends=(bad,), engines=(known,)))
     assert [row for row in rows if row in (bad, known)] == [bad, known]
@@ -208,20 +210,20 @@ def test_what_the_backends_say_is_among_it() -> None:
         (openvino.package("2026.4"), "2026.4", ""),
         (openvino.precision("m", None), "not chosen yet", ""),
         (openvino.precision("m", Choice("bf16", "it is faster")), "bf16: it is faster", ""),
-        (openvino.precision("m", Choice("f32", "no"), Choice("f32", "busy")), "again f32: no", ""),
+        (openvino.precision("m", Choice("f32", "no"), Choice("f32", "busy")), "unchanged: f32: no", ""),
         (
             openvino.precision("m", Choice("f32", "no"), Choice("bf16", "yes")),
-            "f32, until now bf16: no",
+            "f32, before bf16: no",
             "rerankd reload m",
         ),
     ],
 )
-def test_openvino(found: Check, says: str, step: str) -> None:
-    assert found.verdict == "ok"
+def test_checks_of_openvino(found: Check, says: str, step: str) -> None:
+    assert found.status == "ok"
     assert (says in found.says, step in found.step, bool(found.step)) == (True, True, bool(step)), found
 
 
-def test_the_commands_for_cuda_are_those_of_the_release() -> None:
+def test_the_commands_that_install_cuda_match_the_linux_release() -> None:
     step = row(replace(GPU, toolkit=None), "cuda").step.splitlines()
     assert step[0].endswith("/repos/ubuntu2404/x86_64/cuda-keyring_1.1-1_all.deb")
     assert step[1:4] == [
@@ -247,7 +249,7 @@ def test_the_commands_for_cuda_are_those_of_the_release() -> None:
         ({}, "riscv64", None),
     ],
 )
-def test_apt(release: dict[str, str], machine: str, folder: str | None) -> None:
+def test_apt_repository_of_each_release(release: dict[str, str], machine: str, folder: str | None) -> None:
     found = apt.commands(release, machine)
     assert (f"/{folder}/" in found[0]) if folder else not found
     mirrored = apt.commands(release, machine, "https://mirror.example/cuda/")
@@ -265,19 +267,20 @@ def test_this_machine(home: Path) -> None:
         ended = rerankd(
             "doctor", "--json", home=home, RERANKD_PORT=port, LLAMA_RANK_GGUF=str(GOLDEN / "xlmr-head.gguf")
         )
-    told = json.loads(ended.stdout)
-    rows = {row["check"]: row for row in told["checks"]}
-    assert rows["engine bundled"]["verdict"] == "ok"
+    report = json.loads(ended.stdout)
+    rows = {row["check"]: row for row in report["checks"]}
+    assert rows["engine bundled"]["status"] == "ok"
     assert "smoke test passed" in rows["engine bundled"]["says"]
-    assert rows["model builtin:e5"]["verdict"] == "ok"
+    assert rows["model builtin:e5"]["status"] == "ok"
     assert any(check.endswith("xlmr-head.gguf") for check in rows)
-    # The one thing that is wrong here.
-    assert [row["check"] for row in told["checks"] if row["verdict"] == "fail"] == ["port"]
-    assert (told["ok"], ended.returncode) == (False, 1)
-    assert not any("reached" in row["says"] for row in told["checks"])
+    # The only fault on this machine.
+    assert [row["check"] for row in report["checks"] if row["status"] == "fail"] == ["port"]
+    assert all(row["verdict"] == row["status"] for row in report["checks"])  # the name in 0.1
+    assert (report["ok"], ended.returncode) == (False, 1)
+    assert not any("reached" in row["says"] for row in report["checks"])
 
 
-# A backend that is nowhere but here, and is asked first.
+# A backend that only this test adds, first in the table.
 _ANOTHER = """
 from rerankd.__main__ import main
 from rerankd.backends.base import Check
@@ -307,7 +310,7 @@ main()
 """
 
 
-def test_a_new_row_of_the_table_is_asked(home: Path) -> None:
+def test_a_new_row_in_the_backend_table_adds_its_checks(home: Path) -> None:
     model = str(GOLDEN / "xlmr-head.gguf")
     ended = subprocess.run(
         [sys.executable, "-c", _ANOTHER, "doctor", "--json", "--remeasure", "--cuda-mirror", "here"],
@@ -324,17 +327,17 @@ def test_a_new_row_of_the_table_is_asked(home: Path) -> None:
     assert "openvino" in dict(found) and "engine bundled" in dict(found)
 
 
-def test_people_get_a_line_for_each_check(home: Path) -> None:
+def test_the_text_output_has_a_line_for_each_check(home: Path) -> None:
     ended = rerankd("doctor", home=home, RERANKD_PORT="0")
     assert ended.returncode == 0, ended.stdout
     assert "rerankd can serve a model here" in ended.stderr
     assert any(line.startswith("ok    engine bundled") for line in ended.stdout.splitlines())
 
 
-def test_its_own_running_server_is_no_fault(serve: Callable[..., Program]) -> None:
+def test_a_running_rerankd_at_the_port_is_no_fault(serve: Callable[..., Program]) -> None:
     program = serve(str(GOLDEN / "xlmr-head.gguf"))
     port = program.url.rpartition(":")[2]
     ended = rerankd("doctor", "--json", home=ROOT / ".test-home", RERANKD_PORT=port)
     row = next(row for row in json.loads(ended.stdout)["checks"] if row["check"] == "port")
-    assert (row["verdict"], "serves xlmr-head" in row["says"]) == ("ok", True), row
+    assert (row["status"], "serves xlmr-head" in row["says"]) == ("ok", True), row
     assert ended.returncode == 0, ended.stdout

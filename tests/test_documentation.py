@@ -1,4 +1,4 @@
-"""The documentation: what it shows runs, what comes from the code is up to date, and links lead somewhere."""
+"""The documentation: examples run, generated parts are up to date, and links have targets."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from support import GOLDEN, ROOT, environment
 sys.path.append(str(ROOT / "scripts"))
 import make_docs as made
 
-PAGES = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 XLMR = str(GOLDEN / "xlmr-head.gguf")
 HERE = "http://127.0.0.1:11440"
 
 
 def blocks(language: str) -> list[Any]:
-    """Each block of code in a language, wherever it stands."""
+    """Return each code block in a language, from all pages."""
     found = []
     fence = re.compile(rf"^ *```{language}\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
     for page in sorted(PAGES):
@@ -40,7 +40,7 @@ def blocks(language: str) -> list[Any]:
 
 
 def commands(block: str) -> list[str]:
-    """The commands of a block for the shell; one may have several lines."""
+    """Return the commands of a shell block; one may span several lines."""
     found, rest = [], ""
     for line in block.splitlines():
         rest += line + "\n"
@@ -79,12 +79,12 @@ def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.stderr.close()
 
 
-def test_there_are_examples_to_run() -> None:
+def test_the_pages_have_examples() -> None:
     assert len(CURLS) >= 10
 
 
 @pytest.mark.parametrize("command", CURLS)
-def test_a_curl_is_answered(command: str, url: str) -> None:
+def test_each_curl_example_succeeds(command: str, url: str) -> None:
     assert HERE in command
     done = subprocess.run(
         ["bash", "-c", command.replace(HERE, url).replace("curl ", "curl -sS --fail-with-body ", 1)],
@@ -97,8 +97,8 @@ def test_a_curl_is_answered(command: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("sh"))
-def test_a_command_of_rerankd_is_one_that_there_is(block: str) -> None:
-    """Its name and its options are understood; it is not run."""
+def test_each_rerankd_command_exists(block: str) -> None:
+    """The name and the options are parsed; the command is not run."""
     for command in commands(block):
         for part in command.split("|"):
             words = shlex.split(part, comments=True)
@@ -113,17 +113,17 @@ def test_a_command_of_rerankd_is_one_that_there_is(block: str) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("toml"))
-def test_settings_can_be_read(block: str) -> None:
+def test_each_settings_example_is_valid(block: str) -> None:
     assert config.load(block, {}, {}) and tomllib.loads(block)
 
 
 @pytest.mark.parametrize("block", blocks("json"))
-def test_json_is_json(block: str) -> None:
+def test_each_json_example_is_valid(block: str) -> None:
     assert json.loads(block)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_a_program_runs(block: str, tmp_path: Path) -> None:
+def test_each_python_example_runs(block: str, tmp_path: Path) -> None:
     code = block.replace("model.gguf", XLMR)
     asynchronous = "async with" in code
     if asynchronous:
@@ -144,19 +144,19 @@ def test_a_program_runs(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_the_code_says_the_pages_say() -> None:
+def test_generated_parts_are_up_to_date() -> None:
     for path, text in made.written().items():
         assert path.read_text(encoding="utf-8") == text, "run: make docs"
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub creates them."""
     heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: page.stem)
-def test_each_link_leads_somewhere(page: Path) -> None:
+def test_each_link_has_a_target(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?:", link):
@@ -171,12 +171,12 @@ def test_each_link_leads_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_table_of_contents() -> None:
     contents = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in contents]
-    assert missing == ["README.md"]
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert [name for name in sorted(pages) if f"({name})" not in contents] == []
 
 
-def test_the_chinese_readme_keeps_step() -> None:
-    """Its commands, and the values to type in, are the English one's."""
+def test_the_chinese_readme_has_the_same_commands() -> None:
+    """The commands and the values to enter are those of the English README."""
 
     def of(name: str) -> list[str]:
         found = [str(block.values[0]) for block in blocks("sh") if str(block.id).startswith(f"{name}-")]
@@ -196,7 +196,7 @@ def test_the_pictures_are_small() -> None:
     assert pictures and sum(picture.stat().st_size for picture in pictures) < 300_000
 
 
-def test_the_tests_that_the_threat_model_names_are_there() -> None:
+def test_the_tests_named_in_the_threat_model_exist() -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "security.md").read_text())
     assert len(named) > 20
     for file, name in named:
@@ -206,3 +206,43 @@ def test_the_tests_that_the_threat_model_names_are_there() -> None:
     ]
     heads = [row for row in rows if row.endswith("| held by |")]
     assert [row for row in rows if "::" not in row and row not in heads] == []
+
+
+TASKS = re.findall(
+    r"^\| (.+?) \| `([\w./]+)::([^`]+)` \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE
+)
+
+
+def test_the_table_of_tasks_has_24_rows() -> None:
+    assert len(TASKS) == 24
+
+
+@pytest.mark.parametrize(("task", "path", "symbol"), TASKS, ids=[path for _, path, _ in TASKS])
+def test_a_task_is_found_by_its_words(task: str, path: str, symbol: str) -> None:
+    """Its words in bold are in the file's name or first line, and the symbol is in the file."""
+    text = (ROOT / "src" / "rerankd" / path).read_text(encoding="utf-8")
+    findable = f"{path} {text.splitlines()[0]}".lower().replace("_", " ")
+    words = re.findall(r"\*\*(.+?)\*\*", task)
+    assert words, task
+    for word in words:
+        assert word.lower() in findable, findable
+    if path.endswith(".py"):
+        found: ast.AST = ast.parse(text)
+        for name in symbol.split("."):
+            (found,) = (node for node in ast.iter_child_nodes(found) if name in _names(node))
+    else:
+        assert symbol in text
+
+
+def _names(node: ast.AST) -> list[str]:
+    """The names that a statement defines."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return [node.name]
+    targets = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,4 +1,8 @@
-"""What no hub in tests/fake_hub.py does to a download."""
+"""Downloads from a server without range requests, whose first response breaks off and later ones are too
+long.
+
+tests/fake_hub.py has the other faults.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.download import Downloader, Patience, Source
 from rerankd.progress import silent
 
 CONTENT = bytes(range(256)) * 8
-ORIGIN = network.Origin("a file", "the server", "http://server", "ask another one")
+ORIGIN = network_errors.Origin("a file", "the server", "http://server", "ask another one")
 SOURCE = Source(ORIGIN, "http://server/file", "file", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 
 class Cut(httpx.SyncByteStream):
-    """A body in small pieces; the connection breaks after so many bytes."""
+    """A response body in small pieces; the connection breaks after `after` bytes."""
 
     def __init__(self, body: bytes, after: int) -> None:
         self.body, self.after = body, after
@@ -33,7 +37,7 @@ class Cut(httpx.SyncByteStream):
 
 @pytest.fixture
 def downloader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Downloader]:
-    """Of a server that knows no ranges, breaks its first answer off, and adds to the others."""
+    """A downloader connected to this server."""
     bodies = iter([Cut(CONTENT, 500), *(Cut(CONTENT + b"more", 10_000) for _ in range(3))])
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=next(bodies)))
     real = httpx.Client
@@ -42,15 +46,13 @@ def downloader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Downloader]:
         yield made
 
 
-def test_the_beginning_is_read_on_past_what_was_read_before(downloader: Downloader) -> None:
+def test_reading_the_beginning_continues_after_an_interruption(downloader: Downloader) -> None:
     with downloader.beginning(SOURCE) as stream:
         assert stream.read(1000) == CONTENT[:1000]
         assert stream.read() == CONTENT[1000:]
 
 
-def test_a_file_is_gone_on_with_and_never_longer_than_it_should_be(
-    downloader: Downloader, tmp_path: Path
-) -> None:
+def test_a_resumed_file_is_not_longer_than_expected(downloader: Downloader, tmp_path: Path) -> None:
     part = tmp_path / "file.part"
     downloader.fetch(SOURCE, part, silent)
     assert part.read_bytes() == CONTENT

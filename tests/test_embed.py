@@ -1,4 +1,4 @@
-"""rerankd inside other programs: in somebody's FastAPI app, and without HTTP."""
+"""rerankd inside other programs: in a FastAPI app, and without HTTP."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def get(url: str) -> httpx.Response:
     return httpx.get(url, trust_env=False)
 
 
-def test_the_notes_own_app(tmp_path: Path) -> None:
-    """An app with a lifespan and routes of its own, as the how-to that this project began from has it."""
+def test_an_app_with_its_own_lifespan_and_routes(tmp_path: Path) -> None:
+    """An app with its own lifespan and routes, as in the how-to that this project began from."""
     events: list[str] = []
 
     @contextlib.asynccontextmanager
@@ -73,7 +73,7 @@ def theirs() -> None:
 
 
 def broken() -> None:
-    raise ZeroDivisionError("a fault of theirs")
+    raise ZeroDivisionError("an error in the app")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_dependencies_of_the_whole_app_keep_their_meaning_too(entered: rerankd.S
         assert post(f"{url}/v1/rerank", BODY).status_code == 422
 
 
-def test_a_fault_of_the_apps_own_dependency_is_the_apps(entered: rerankd.Settings) -> None:
+def test_an_error_in_the_apps_dependency_reaches_the_apps_handler(entered: rerankd.Settings) -> None:
     app = FastAPI(lifespan=rerankd.lifespan(entered))
     app.include_router(rerankd.router, dependencies=[Depends(broken)])
 
@@ -130,14 +130,14 @@ def test_a_fault_of_the_apps_own_dependency_is_the_apps(entered: rerankd.Setting
         assert post(f"{url}/v1/rerank", BODY).text == "reported"
 
 
-def test_a_fault_of_rerankds_own_is_told_as_such(
+def test_an_error_in_rerankd_is_reported_as_such(
     entered: rerankd.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = FastAPI(lifespan=rerankd.lifespan(entered))
     app.include_router(rerankd.router)
 
     async def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("a fault of ours")
+        raise ZeroDivisionError("an error in rerankd")
 
     with running(app) as url:
         monkeypatch.setattr(app.state.rerankd, "answer", fail)
@@ -163,10 +163,10 @@ def test_create_app_mounted_without_a_lifespan_says_what_to_do(entered: rerankd.
     with running(outer) as url:
         answer = post(f"{url}/ml/v1/rerank", BODY)
         assert answer.status_code == 500
-        assert "give it to the outermost app" in answer.json()["message"]
+        assert "pass it to the outermost app" in answer.json()["message"]
 
 
-def test_create_app_is_a_whole_app(tmp_path: Path) -> None:
+def test_create_app_returns_a_complete_app(tmp_path: Path) -> None:
     with running(rerankd.create_app(golden_settings("xlmr-head", tmp_path))) as url:
         assert get(f"{url}/ready").status_code == 200
         assert len(post(f"{url}/rerank", BODY).json()["results"]) == 2
@@ -174,7 +174,7 @@ def test_create_app_is_a_whole_app(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["llama", "openvino"])
-def test_it_runs_on_uvloop_which_uvicorn_takes_where_it_is_installed(tmp_path: Path, engine: str) -> None:
+def test_it_runs_on_uvloop(tmp_path: Path, engine: str) -> None:
     app = rerankd.create_app(golden_settings("xlmr-head", tmp_path, engine=engine))
     with running(app, loop="uvloop") as url:
         assert len(post(f"{url}/rerank", BODY).json()["results"]) == 2
@@ -197,7 +197,7 @@ def test_without_an_event_loop(tmp_path: Path) -> None:
 
 def test_a_sync_reranker_that_cannot_start_leaves_no_thread(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path, llama_path="/bin/false")
-    with pytest.raises(EngineUnavailable, match="exit code 1"), rerankd.SyncReranker(settings):
+    with pytest.raises(EngineUnavailable, match="exited with code 1"), rerankd.SyncReranker(settings):
         pass
 
 

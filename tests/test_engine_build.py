@@ -1,4 +1,4 @@
-"""What a build decides, and what is said of one that fails."""
+"""Building llama.cpp: the plan, CUDA, sources, the package index, and messages of failed builds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def options(made: plan.Plan) -> dict[str, str]:
     return dict(made.options)
 
 
-def test_a_native_build_leaves_the_instructions_to_the_compiler() -> None:
+def test_a_native_build_lets_the_compiler_detect_instructions() -> None:
     made = plan.make(TREE, "cpu", TOOLS, SERVER)
     said = options(made)
     assert said["GGML_NATIVE"] == "ON"
@@ -61,7 +61,7 @@ def test_a_native_build_leaves_the_instructions_to_the_compiler() -> None:
     assert made.instructions == SERVER
 
 
-def test_a_careful_build_names_all_instructions_but_amx() -> None:
+def test_a_careful_build_lists_all_instructions_but_amx() -> None:
     made = plan.careful(plan.make(TREE, "cpu", TOOLS, SERVER))
     said = options(made)
     assert said["GGML_NATIVE"] == "OFF"
@@ -72,7 +72,7 @@ def test_a_careful_build_names_all_instructions_but_amx() -> None:
     assert plan.named_instructions(("asimddp", "i8mm"))["GGML_CPU_ARM_ARCH"] == "armv8.2-a+dotprod+i8mm"
 
 
-def test_a_portable_build_uses_what_nearly_every_cpu_has() -> None:
+def test_a_portable_build_uses_instructions_of_nearly_every_cpu() -> None:
     made = plan.make(TREE, "cpu", TOOLS, plan.portable(SERVER), native=False)
     said = options(made)
     assert (said["GGML_NATIVE"], said["GGML_AVX2"], said["GGML_AVX512"]) == ("OFF", "ON", "OFF")
@@ -80,7 +80,7 @@ def test_a_portable_build_uses_what_nearly_every_cpu_has() -> None:
     assert plan.careful(made).name == made.name
 
 
-def test_a_name_tells_builds_apart_and_not_machines_alike() -> None:
+def test_a_name_depends_on_the_build_and_not_on_paths() -> None:
     made = plan.make(TREE, "cpu", TOOLS, AVX2)
     others = [
         plan.make(replace(TREE, digest="0"), "cpu", TOOLS, AVX2),
@@ -97,7 +97,7 @@ def test_a_name_tells_builds_apart_and_not_machines_alike() -> None:
     assert plan.make(replace(TREE, tree=Path("/x")), "cpu", elsewhere, AVX2).name == made.name
 
 
-def test_a_cuda_build_is_for_the_card_and_links_what_there_is() -> None:
+def test_a_cuda_build_is_for_the_card_and_links_available_libraries() -> None:
     has_driver: dict[str, Any] = {"architectures": "89", "has_driver": True}
     said = options(plan.make(TREE, "cuda", TOOLS, AVX2, toolkit=TOOLKIT, **has_driver))
     assert said["CMAKE_CUDA_ARCHITECTURES"] == "89"
@@ -145,13 +145,13 @@ def test_architectures() -> None:
     assert cuda.architectures(None, (CARD, replace(CARD, compute_capability="12.0"), CARD)) == "89;120"
     assert cuda.architectures("86,89", ()) == "86;89"
     for asked in ("8.9", "native", "89; rm"):
-        with pytest.raises(BuildFailed, match="write 89"):
+        with pytest.raises(BuildFailed, match="pass 89"):
             cuda.architectures(asked, ())
     with pytest.raises(BuildFailed, match="--cuda-arch 89"):
         cuda.architectures(None, ())
 
 
-def test_what_a_toolkit_lacks_and_where_it_comes_from() -> None:
+def test_missing_parts_of_a_toolkit_and_their_wheels() -> None:
     assert cuda.lacks(TOOLKIT) == []
     assert cuda.lacks(None) == ["nvcc"]
     thirteen = replace(TOOLKIT, release=(13, 0), cublas=None)
@@ -168,7 +168,7 @@ def test_what_a_toolkit_lacks_and_where_it_comes_from() -> None:
         "nvidia-cublas",
     ]
     assert len({name.partition("==")[2] for name in names}) == 1
-    with pytest.raises(BuildFailed, match="hold no compiler"):
+    with pytest.raises(BuildFailed, match="contain no compiler"):
         cuda.wheels(replace(TOOLKIT, cublas=None))
     assert cuda.release_of("Cuda compilation tools, release 12.8, V12.8.93") == (12, 8)
 
@@ -197,7 +197,7 @@ def test_wheels_become_a_toolkit(tmp_path: Path) -> None:
     assert found.cublas.resolve() == root / "lib" / "libcublas.so.13"
     assert (root / "nvvm" / "bin" / "cicc").stat().st_mode & 0o111
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.whl", "root"]
-    with pytest.raises(BuildFailed, match="no nvcc"):
+    with pytest.raises(BuildFailed, match="has no nvcc"):
         cuda.find({}, tmp_path)
 
 
@@ -207,10 +207,10 @@ def test_wheels_become_a_toolkit(tmp_path: Path) -> None:
         (replace(TOOLS, cmake=""), "pip install cmake"),
         (replace(TOOLS, cmake_version="3.10.2"), "older than 3.18"),
         (replace(TOOLS, cxx=""), "apt install g++"),
-        (replace(TOOLS, ninja="", make=""), "neither ninja nor make"),
+        (replace(TOOLS, ninja="", make=""), "ninja and make are missing"),
     ],
 )
-def test_what_is_missing_is_said_with_the_way_to_get_it(found: tools.Tools, says: str) -> None:
+def test_missing_tools_are_reported_with_the_install_command(found: tools.Tools, says: str) -> None:
     assert tools.missing(TOOLS) == []
     with pytest.raises(BuildFailed) as caught:
         tools.check(found)
@@ -222,20 +222,20 @@ def test_what_is_missing_is_said_with_the_way_to_get_it(found: tools.Tools, says
     [
         (["x.o: fatal error: error writing: No space left on device"], "The disk is full"),
         (["c++: fatal error: Killed signal terminated program cc1plus"], "--jobs 1"),
-        (["CMake Error: No CMAKE_CXX_COMPILER could be found."], "There is no C++ compiler"),
+        (["CMake Error: No CMAKE_CXX_COMPILER could be found."], "The C++ compiler is missing"),
         (["#error -- unsupported GNU version! gcc versions later than 14"], "CC=gcc-12"),
         (["x.cpp:3:1: error: expected ';'"], "expected ';'"),
-        ([], "The whole log is /log"),
+        ([], "The full log is /log"),
     ],
 )
-def test_a_failed_build_says_why(lines: list[str], says: str) -> None:
+def test_a_failed_build_explains_the_cause(lines: list[str], says: str) -> None:
     message = faults.failed("compile", [*["[1/9] fine"] * 30, *lines], Path("/log"))
     assert says in message
     assert "The engine in use has not changed" in message
     assert message.count("fine") <= 12
 
 
-def test_progress_is_read_from_ninja_and_make() -> None:
+def test_progress_of_ninja_and_make_is_parsed() -> None:
     assert run.progress_in("[12/208] Building CXX object x.o") == (12, 208)
     assert run.progress_in("[  7%] Building CXX object x.o") == (7, 100)
     assert run.progress_in("x.cpp:12: warning: [3/4]") is None
@@ -286,7 +286,7 @@ def test_a_tree_and_its_archive_are_the_same_source(tmp_path: Path) -> None:
     assert first.digest == second.digest
     (tree / "src" / "more.cpp").write_text("int more() { return 1; }")
     assert source.get(str(tree), tmp_path / "s", TOOLS, nothing).digest != second.digest
-    # A second time nothing is unpacked.
+    # The second call unpacks nothing.
     archive_time = second.tree.stat().st_mtime_ns
     assert source.get(str(archive), tmp_path / "s", TOOLS, nothing).tree.stat().st_mtime_ns == archive_time
 
@@ -315,15 +315,15 @@ def tools_git() -> str:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda folder: folder / "none", "is no source of llama.cpp"),
-        (lambda folder: folder, "has no CMakeLists.txt"),
+        (lambda folder: folder / "none", "can't be used"),
+        (lambda folder: folder, "lacks CMakeLists.txt"),
         (
             lambda folder: (folder / "x.tar.gz").write_bytes(b"\x1f\x8bnot") and folder / "x.tar.gz",
             "unpacked",
         ),
     ],
 )
-def test_what_is_no_source_is_refused(tmp_path: Path, make: Any, says: str) -> None:
+def test_an_invalid_source_is_rejected(tmp_path: Path, make: Any, says: str) -> None:
     with pytest.raises(BuildFailed, match=says):
         source.get(str(make(tmp_path)), tmp_path / "s", TOOLS, nothing)
     assert not list((tmp_path / "s").glob("*")) if (tmp_path / "s").exists() else True
@@ -346,7 +346,7 @@ def test_indexes_are_those_of_pip() -> None:
 
 
 class Index:
-    """A package index in the memory: a page in JSON or HTML, and a file that may be cut."""
+    """An in-memory package index: a page in JSON or HTML, and a file whose download may be interrupted."""
 
     def __init__(self, content: bytes, *, html: bool = False, cut_after: int = 0) -> None:
         self.content, self.html, self.cut_after = content, html, cut_after
@@ -394,7 +394,7 @@ def archive_of(content: bytes) -> index.Archive:
 
 
 @pytest.mark.parametrize("html", [False, True])
-def test_a_pinned_file_is_fetched_and_a_cut_one_goes_on(
+def test_a_pinned_file_is_downloaded_and_an_interrupted_download_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, html: bool
 ) -> None:
     one = Index(CONTENT, html=html, cut_after=300_000)
@@ -412,12 +412,12 @@ def test_another_file_than_the_pinned_one_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served(monkeypatch, Index(b"x" * len(CONTENT)))
-    with pytest.raises(FetchError, match="another checksum"):
+    with pytest.raises(FetchError, match="wrong checksum"):
         index.fetch(archive_of(CONTENT), tmp_path, nothing)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_the_index_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_missing_on_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served(monkeypatch, Index(CONTENT))
     with pytest.raises(FetchError, match="--source"):
         index.fetch(replace(archive_of(CONTENT), file="b.tar.gz"), tmp_path, nothing)
@@ -425,13 +425,13 @@ def test_a_file_that_the_index_does_not_have(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_build_that_is_interrupted_leaves_no_compiler_behind(tmp_path: Path, number: int) -> None:
-    """A compiler of ninja's has a process group of its own, which a signal to ninja's does not reach."""
+    """ninja runs compilers in their own process groups, which a signal to ninja's group does not reach."""
     compiler = tmp_path / "compiler"
     compiler.write_text(
         f'#!/bin/sh\necho $$ > "{tmp_path}/pid.part"; mv "{tmp_path}/pid.part" "{tmp_path}/pid"\nsleep 300\n'
     )
     compiler.chmod(0o755)
-    # It does as ninja does, and does not look after its compilers: the worst case.
+    # The worst case: like ninja, but it does not stop its compilers.
     builder = (
         "import subprocess, sys, time; subprocess.Popen([sys.argv[1]], process_group=0); time.sleep(300)"
     )

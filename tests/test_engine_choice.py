@@ -1,4 +1,4 @@
-"""Which engine runs a model, and the engines on disk."""
+"""Which llama.cpp binary is chosen for a model, and the installed engines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rerankd.backends.llama.binaries import Binaries, Binary, Installed, choose
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import ConfigError, EngineTooOld, EngineUnknown
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
 from rerankd.recipes import catalog
-from rerankd.serving import prepare
+from rerankd.serving import prepare_model
 from support import golden_settings
 
 GPU = Gpu("RTX", 24 * 2**30, 23 * 2**30, "8.9")
@@ -35,10 +35,10 @@ def offer(*engines: Installed, **more: Any) -> Binaries:
 @pytest.mark.parametrize(
     ("offered", "needs", "name", "says"),
     [
-        (offer(), 0, "bundled", "no other was built"),
-        (offer(engine(1)), 0, "b1-cpu-0", "built here"),
+        (offer(), 0, "bundled", "no other engine is installed"),
+        (offer(engine(1)), 0, "b1-cpu-0", "built for this machine"),
         (offer(engine(1), engine(2)), 0, "b2-cpu-0", "newest"),
-        (offer(engine(1), engine(3, instructions=("amx_int8",))), 0, "b1-cpu-0", "built here"),
+        (offer(engine(1), engine(3, instructions=("amx_int8",))), 0, "b1-cpu-0", "built for this machine"),
         (offer(engine(3, instructions=("amx_int8",))), 0, "bundled", "another CPU"),
         (offer(engine(2), engine(1, "cuda"), gpus=(GPU,)), 0, "b1-cuda-0", "this machine"),
         (offer(engine(1), engine(2, "cuda")), 0, "b1-cpu-0", "this machine"),
@@ -46,8 +46,8 @@ def offer(*engines: Installed, **more: Any) -> Binaries:
         (offer(engine(1), engine(2), used="b1-cpu-0"), 0, "b1-cpu-0", "engine use"),
         (offer(engine(1), own=Path("/my/server"), used="b1-cpu-0"), 0, "/my/server", "llama_path"),
         (offer(engine(1)), 11000, "bundled", "older than b11000"),
-        (offer(engine(0)), 11000, "b0-cpu-0", "built here"),  # its number is not known
-        (offer(engine(12000)), 11600, "b12000-cpu-0", "built here"),
+        (offer(engine(0)), 11000, "b0-cpu-0", "built for this machine"),  # an unknown build number
+        (offer(engine(12000)), 11600, "b12000-cpu-0", "built for this machine"),
     ],
 )
 def test_choice(offered: Binaries, needs: int, name: str, says: str) -> None:
@@ -56,7 +56,7 @@ def test_choice(offered: Binaries, needs: int, name: str, says: str) -> None:
     assert says in choice.reason
 
 
-def test_what_a_choice_may_use_of_the_gpus() -> None:
+def test_the_gpus_of_a_choice() -> None:
     assert choose(offer(engine(1, "cuda"), gpus=(GPU,))).gpus == (GPU,)
     assert choose(offer(engine(1), gpus=(GPU,), used="b1-cpu-0")).on_cpu
     assert choose(offer(gpus=(GPU,))).on_cpu
@@ -67,7 +67,7 @@ def test_what_a_choice_may_use_of_the_gpus() -> None:
 @pytest.mark.parametrize(
     ("offered", "says"),
     [
-        (offer(), "needs llama.cpp b12000 or newer, and the bundled llama.cpp is b11549"),
+        (offer(), "needs llama.cpp b12000 or newer, but the bundled llama.cpp is b11549"),
         (offer(engine(1), used="b1-cpu-0"), "the engine b1-cpu-0 is b1. Build a newer one"),
         (offer(own=Path("/my/server"), own_build=5), "/my/server is b5. Set LLAMA_PATH to a newer one"),
         (offer(used="bundled"), "rerankd engine build"),
@@ -79,16 +79,16 @@ def test_an_engine_that_is_too_old_is_refused_with_the_number_needed(offered: Bi
     assert says in caught.value.message
 
 
-def test_an_engine_to_use_that_is_gone_is_passed_over_and_said() -> None:
+def test_a_removed_engine_is_skipped_with_a_reason() -> None:
     chosen = choose(offer(used="b9-cpu-0"))
     assert chosen.name == "bundled"
-    assert "b9-cpu-0, chosen with rerankd engine use, is not there any more" in chosen.reason
+    assert "b9-cpu-0, chosen with rerankd engine use, was removed" in chosen.reason
     assert choose(offer(engine(1), used="b9-cpu-0")).name == engine(1).name
     with pytest.raises(EngineUnknown, match="LLAMA_PATH"):
         choose(offer(bundled=None))
 
 
-def test_the_catalog_may_name_the_oldest_build() -> None:
+def test_the_catalog_can_require_a_build() -> None:
     table = '[[model]]\nname = "A"\nmethod = "cross_encoder"\nneeds_build = 12000\n'
     match = 'match = { architectures = ["bert"], names = ["a-b"], block_count = 1, embedding_length = 8 }'
     entry = catalog.load(table + match).entries[0]
@@ -99,27 +99,27 @@ def test_the_catalog_may_name_the_oldest_build() -> None:
 def test_a_modern_bert_with_another_activation_needs_a_build_that_reads_it(
     activation: str, build: int
 ) -> None:
-    facts = ModelMetadata(Path("m.gguf"), "modern-bert", hidden_activation=activation)
+    metadata = ModelMetadata(Path("m.gguf"), "modern-bert", hidden_activation=activation)
     recipe = Recipe("cross_encoder", 512, Normalization("sigmoid"))
-    assert needed_build(EngineSpec("m", facts.path, recipe, {}, metadata=facts)) == build
+    assert needed_build(EngineSpec("m", metadata.path, recipe, {}, metadata=metadata)) == build
 
 
 def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = golden_settings("qwen3-headed", tmp_path)
-    facts = gguf.read(settings.model[0])
-    sizes = f"block_count = {facts.block_count}, embedding_length = {facts.embedding_length}"
+    metadata = gguf_metadata.read(settings.model[0])
+    sizes = f"block_count = {metadata.block_count}, embedding_length = {metadata.embedding_length}"
     prompt = (
         'method = "causal_lm"\nlabels = ["y", "n"]\ntemplate = "{query}{document}"\nneeds_build = 99999\n'
     )
-    match = f'match = {{ architectures = ["qwen3"], names = ["{catalog.plain(facts.name)}"], {sizes} }}'
+    match = f'match = {{ architectures = ["qwen3"], names = ["{catalog.plain(metadata.name)}"], {sizes} }}'
     table = catalog.load(f'[[model]]\nname = "A"\n{prompt}{match}')
     monkeypatch.setattr(catalog, "known", lambda: table)
     with pytest.raises(
-        ConfigError, match=r"needs llama\.cpp b99999 or newer, and the bundled llama\.cpp is b1"
+        ConfigError, match=r"needs llama\.cpp b99999 or newer, but the bundled llama\.cpp is b1"
     ):
-        prepare.prepare(settings)
+        prepare_model.prepare(settings)
 
 
 def test_engines_on_disk(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_engines_on_disk(tmp_path: Path) -> None:
     assert engines.used() == ""
     assert [one.name for one in engines.all()] == [second]
     assert sorted(path.name for path in engines.folder.iterdir()) == [".new", second, "b3-cpu-0"]
-    with pytest.raises(EngineUnknown, match=f"There are: bundled, {second}"):
+    with pytest.raises(EngineUnknown, match=f"The engines are: bundled, {second}"):
         engines.use("b9")
 
 

@@ -1,6 +1,6 @@
 """`rerankd engine …` as a user runs it, with the real cmake and compiler on a small source tree.
 
-The faults: each ends in a sentence, and leaves the engine that was in use.
+Every failure ends with a message, and leaves the engine in use unchanged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def engines(home: Path) -> list[str]:
 
 
 def left_over(home: Path) -> list[str]:
-    """What lies in the engines folder beside engines, sources and the lock."""
+    """List everything in the engines folder except engines, sources and the lock."""
     known = {".lock", ".build", ".source", *engines(home)}
     return [path.name for path in (home / "engines").iterdir() if path.name not in known]
 
@@ -50,7 +50,7 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     (name,) = engines(tmp_path)
     assert name.startswith("b4000-cpu-")
     assert "passed: " in made.stderr
-    assert f"uses {name}" in made.stderr
+    assert f"uses this llama.cpp: {name}" in made.stderr
     assert left_over(tmp_path) == []
     assert list((tmp_path / "engines" / ".build").iterdir()) == []
     folder = tmp_path / "engines" / name
@@ -58,7 +58,7 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     assert " llama-server\n" in (folder / "build.log").read_text()
 
     again = build(tree, tmp_path)
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     assert rerankd("engine", "path", home=tmp_path).stdout.strip() == str(folder / "llama-server")
     rows = json.loads(rerankd("engine", "list", "--json", home=tmp_path).stdout)
     assert [(row["name"], row["used"]) for row in rows] == [
@@ -70,42 +70,42 @@ def test_an_engine_is_built_tested_used_and_removed(tmp_path: Path) -> None:
     )
     assert scored.returncode == 0, scored.stderr
     bundled = rerankd("engine", "use", "bundled", home=tmp_path)
-    assert "uses bundled: chosen with rerankd engine use" in bundled.stderr
+    assert "uses this llama.cpp: bundled (chosen with rerankd engine use" in bundled.stderr
     assert "bundled" in rerankd("engine", "path", home=tmp_path).stdout
     assert rerankd("engine", "use", "b4", home=tmp_path).returncode == 0
     gone = rerankd("engine", "remove", name, home=tmp_path)
     assert (gone.returncode, engines(tmp_path)) == (0, [])
-    assert "uses bundled" in gone.stderr
+    assert "uses this llama.cpp: bundled" in gone.stderr
     unknown = rerankd("engine", "use", "b9", home=tmp_path)
-    assert (unknown.returncode, "There are: bundled" in unknown.stderr) == (4, True)
+    assert (unknown.returncode, "The engines are: bundled" in unknown.stderr) == (4, True)
 
 
-def test_a_build_that_dies_in_its_test_is_built_again_with_care(tmp_path: Path) -> None:
-    # As AMX kernels do: it answers health and dies when it computes.
+def test_a_build_that_crashes_in_its_test_is_rebuilt_without_amx(tmp_path: Path) -> None:
+    # Like broken AMX kernels: it answers health polls and crashes when it computes.
     dies = 'if (argc > 2) { fputs("tile\\n", stderr); raise(SIGILL); }'
     made = build(mini_tree.write(tmp_path / "tree", native=dies), tmp_path)
     assert made.returncode == 0, made.stderr
-    assert "ended by SIGILL" in made.stderr
-    assert "built again without the CPU's AMX" in made.stderr
+    assert "terminated by SIGILL" in made.stderr
+    assert "Building again without AMX" in made.stderr
     (one,) = installed.Engines(tmp_path).all()
     assert "-DGGML_NATIVE=OFF" in one.manifest.flags
     assert "without AMX" in one.manifest.notes[0]
     assert left_over(tmp_path) == []
-    # Who asks again gets the careful one, and no second death.
-    assert "is there already" in build(tmp_path / "tree", tmp_path).stderr
+    # The second command finds the careful build and does not crash again.
+    assert "already exists" in build(tmp_path / "tree", tmp_path).stderr
 
 
-def test_a_build_that_fails_its_test_gets_no_name(tmp_path: Path) -> None:
+def test_a_build_that_fails_its_test_is_not_published(tmp_path: Path) -> None:
     home = with_an_engine(tmp_path)
     before = engines(home)
     ends = "if (argc > 2) return 5;"
     failed = build(mini_tree.write(tmp_path / "tree", native=ends), home)
     assert failed.returncode == 4
-    assert "fails its smoke test: it ended with exit code 5" in failed.stderr
+    assert "fails its smoke test: it exited with code 5" in failed.stderr
     assert (engines(home), left_over(home)) == (before, [])
 
 
-def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
+def test_a_source_that_does_not_compile_is_reported(tmp_path: Path) -> None:
     home = with_an_engine(tmp_path)
     before = engines(home)
     failed = build(mini_tree.write(tmp_path / "tree", more="int more() { return x; }"), home)
@@ -118,7 +118,7 @@ def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
     assert installed.chosen(LlamaOptions(), home).name == before[0]
 
 
-def test_a_source_that_cmake_refuses(tmp_path: Path) -> None:
+def test_a_source_that_cmake_rejects(tmp_path: Path) -> None:
     tree = mini_tree.write(tmp_path / "tree")
     (tree / "CMakeLists.txt").write_text("project(x)\nno_such_command()\n")
     failed = build(tree, tmp_path)
@@ -128,9 +128,9 @@ def test_a_source_that_cmake_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lacks", "says"), [("c++", "There is no C++ compiler"), ("cmake", "There is no cmake")]
+    ("lacks", "says"), [("c++", "C++ compiler is missing"), ("cmake", "cmake is missing")]
 )
-def test_without_tools_it_says_what_to_install(tmp_path: Path, lacks: str, says: str) -> None:
+def test_missing_tools_are_named_with_the_install_command(tmp_path: Path, lacks: str, says: str) -> None:
     home = with_an_engine(tmp_path)
     before = engines(home)
     programs = tmp_path / "bin"
@@ -145,7 +145,7 @@ def test_without_tools_it_says_what_to_install(tmp_path: Path, lacks: str, says:
     assert (engines(home), left_over(home)) == (before, [])
 
 
-def test_make_does_where_there_is_no_ninja(tmp_path: Path) -> None:
+def test_make_is_used_without_ninja(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("cmake", "make", "cc", "c++", "sh", "as", "ld", "ar", "ranlib"):
@@ -170,13 +170,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(home)], check=True)
 
 
-def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_and_during_the_build(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = mini_tree.write(tmp_path / "tree")
     failed = build(tree, small_disk)
     assert failed.returncode == 7
-    assert "A build takes about 1 GiB" in failed.stderr
+    assert "A build needs about 1 GiB" in failed.stderr
     assert "The engine in use has not changed" in failed.stderr
-    # Where it fills up in the middle, whoever meets the end of it.
+    # The disk can also fill up during the build, at any step.
     monkeypatch.setitem(plan.DISK_BYTES, "cpu", 0)
     made = builder.Builder(small_disk, report=lambda *_: None, say=lambda _: None, environ=os.environ)
     with pytest.raises((BuildFailed, DataFolderError), match="some space"):
@@ -184,7 +186,7 @@ def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path, monkeypatch:
     assert (engines(small_disk), left_over(small_disk)) == ([], [])
 
 
-def test_a_disk_that_fills_up_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = builder.Builder(tmp_path, report=lambda *_: None, say=lambda _: None, environ=os.environ)
     tree = str(mini_tree.write(tmp_path / "tree"))
     monkeypatch.setitem(plan.DISK_BYTES, "cpu", 2**60)
@@ -193,17 +195,17 @@ def test_a_disk_that_fills_up_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     full = "#error No space left on device"
     monkeypatch.setitem(plan.DISK_BYTES, "cpu", 0)
     (tmp_path / "tree" / "src" / "more.cpp").write_text(full)
-    with pytest.raises(BuildFailed, match="goes on where it stopped"):
+    with pytest.raises(BuildFailed, match="resumes where it stopped"):
         made.build(builder.Request(source=tree, backend="cpu"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_build_that_was_cut_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    """The compiler of the first build never ends; that of the second finds what the first has done."""
+def test_an_interrupted_build_resumes(tmp_path: Path, number: signal.Signals) -> None:
+    """The compiler of the first build never ends; the second build reuses the finished files of the first."""
     tree = mini_tree.write(tmp_path / "tree")
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    # The compiler reads a pipe that nobody writes to.
+    # The compiler reads a pipe without a writer.
     (tree / "src" / "more.cpp").write_text(f'#include "{gate}"\nint more() {{ return 0; }}\n')
     command = [sys.executable, "-m", "rerankd", "engine", "build", "--source", str(tree), "--backend", "cpu"]
     started = subprocess.Popen(
@@ -212,12 +214,12 @@ def test_a_build_that_was_cut_goes_on(tmp_path: Path, number: signal.Signals) ->
     assert started.stderr is not None
     with started.stderr as said:
         assert any("Building " in line for line in said)
-        with gate.open("w"):  # a writer only gets through once the compiler reads
+        with gate.open("w"):  # open() returns once the compiler reads
             group = compilers(started.pid)
             assert group
             started.send_signal(number)
             assert started.wait(30) in (130, -signal.SIGKILL)
-            wait_until_gone(group[:1])  # who starts compilers; a compiler under way ends with its file
+            wait_until_gone(group[:1])  # ninja; a running compiler ends with its file
     wait_until_gone(group)
     assert engines(tmp_path) == []
     (folder,) = (tmp_path / "engines" / ".build").iterdir()
@@ -228,27 +230,27 @@ def test_a_build_that_was_cut_goes_on(tmp_path: Path, number: signal.Signals) ->
     assert made.returncode == 0, made.stderr
     assert len(engines(tmp_path)) == 1
     log = (tmp_path / "engines" / engines(tmp_path)[0] / "build.log").read_text()
-    # Compiled once, by the first of the two, if it got so far.
+    # Compiled once, by the first build if it got that far.
     assert log.count("main.cpp.o") >= len(kept)
     if kept:
         assert log.count("Building CXX object CMakeFiles/llama-server.dir/src/main.cpp.o") == 1
 
 
-def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
+def test_a_second_concurrent_build_is_rejected(tmp_path: Path) -> None:
     made = builder.Builder(tmp_path, report=lambda *_: None, say=lambda _: None, environ=os.environ)
     with made._alone():
         failed = build(mini_tree.write(tmp_path / "tree"), tmp_path)
     assert failed.returncode == 4
-    assert "Another build is under way" in failed.stderr
+    assert "Another build is running" in failed.stderr
 
 
 def with_an_engine(folder: Path) -> Path:
-    """A data folder with an engine that is used."""
+    """Create a data folder with an engine in use."""
     built.put(folder / "home", 4000, instructions=())
     return folder / "home"
 
 
 def compilers(pid: int) -> list[int]:
-    """The pids of all below a process."""
+    """Return the pids of all descendants of a process."""
     found = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return found + [below for child in found for below in compilers(child)]

@@ -1,4 +1,4 @@
-"""CUDA without a card: what cmake makes of the plan, and one kernel, compiled for real where nvcc is."""
+"""CUDA builds without a card: compile one kernel if nvcc is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def nothing(*_: object) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_kernel_compiles(tmp_path: Path) -> None:
-    """With the machine's nvcc; what the toolkit lacks comes from the package index (500 MB, once)."""
+    """Uses the machine's nvcc; missing parts of the toolkit come from the package index (500 MB, once)."""
     found = tools.find(os.environ)
     toolkit = cuda.find(os.environ)
     if toolkit is None:

@@ -1,4 +1,4 @@
-"""What an environment brings that nobody typed: variables of Kubernetes, no home, foreign code."""
+"""Unusual environments: variables that Kubernetes sets, users without a home, untrusted current folders."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(*arguments: str, home: Path, **more: object) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize("links", [POD, LINKED], ids=["Kubernetes", "docker --link"])
-def test_a_services_address_is_no_setting(tmp_path: Path, links: dict[str, str]) -> None:
+def test_service_link_variables_are_ignored_with_one_warning(tmp_path: Path, links: dict[str, str]) -> None:
     settings = config.load("", links, {})
     assert settings.port == Settings(home=tmp_path).port
     assert config.service_links(links) == sorted(links)
@@ -58,7 +58,7 @@ def test_a_services_address_is_no_setting(tmp_path: Path, links: dict[str, str])
     assert all(name in done.stderr for name in links)
 
 
-def test_what_the_user_typed_is_a_setting_beside_it() -> None:
+def test_variables_of_the_user_still_count_beside_service_links() -> None:
     links = {**POD, "RERANKD_HOST": "0.0.0.0", "LLAMA_PORT": "8080"} | {"RERANKD_PORT": "9000"}
     assert (config.load("", links, {}).host, config.load("", links, {}).port) == ("0.0.0.0", 9000)
     with pytest.raises(ConfigError, match="RERANKD_PORTT is not a setting"):
@@ -83,14 +83,14 @@ def sandboxed(*arguments: str, home: Path | None) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["list"], ["list", "--catalog"], ["inspect", XLMR]])
-def test_a_user_without_a_home_is_served_from_rerankd_home(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_user_without_a_home_can_use_rerankd_home(tmp_path: Path, arguments: list[str]) -> None:
     done = sandboxed(*arguments, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("model", ["hf:org/x", "ms:org/x"])
-def test_a_user_without_a_home_may_pull(model: str) -> None:
+def test_a_user_without_a_home_can_pull(model: str) -> None:
     hub = "http://127.0.0.1:9"
     done = subprocess.run(
         [
@@ -111,7 +111,7 @@ def test_a_user_without_a_home_may_pull(model: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["inspect", "~/model"], ["serve", "--port", "0"]])
-def test_without_any_folder_the_sentence_names_the_setting(tmp_path: Path, arguments: list[str]) -> None:
+def test_without_any_folder_the_error_names_the_setting(tmp_path: Path, arguments: list[str]) -> None:
     done = sandboxed(*arguments, home=None)
     assert done.returncode == 2
     assert "HOME is not set" in done.stderr and "Set RERANKD_HOME" in done.stderr
@@ -130,42 +130,42 @@ def test_without_any_folder_the_sentence_names_the_setting(tmp_path: Path, argum
     ],
     ids=lambda env: next(iter(env)),
 )
-def test_an_odd_environment_changes_no_score(tmp_path: Path, env: dict[str, str], plain: str) -> None:
-    done = asked_in(tmp_path, **env)
+def test_an_unusual_environment_changes_no_score(tmp_path: Path, env: dict[str, str], plain: str) -> None:
+    done = rerank_in(tmp_path, **env)
     assert (done.returncode, done.stdout) == (0, plain), done.stderr
 
 
-def asked_in(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def rerank_in(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     documents = folder / "documents"
     documents.write_text("a bear of China\n大熊猫\n", encoding="utf-8")
-    asked = ("rerank", "panda", str(documents), "--model", XLMR)
-    return run(*asked, home=folder, env=environment(folder, RERANKD_PRECISION="f32", **env))
+    command = ("rerank", "panda", str(documents), "--model", XLMR)
+    return run(*command, home=folder, env=environment(folder, RERANKD_PRECISION="f32", **env))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What it prints in this environment."""
-    printed = asked_in(tmp_path_factory.mktemp("plain")).stdout
+    """The output in the environment of the tests."""
+    printed = rerank_in(tmp_path_factory.mktemp("plain")).stdout
     assert printed.count("\n") == 2
     return printed
 
 
 @pytest.mark.parametrize("engine", ["llama", "openvino"])
 def test_code_in_the_current_folder_is_not_run(tmp_path: Path, engine: str) -> None:
-    folder = tmp_path / "theirs"
+    folder = tmp_path / "untrusted"
     folder.mkdir()
     for name in ("random", "numpy", "json", "tokenizers", "openvino", "xllamacpp", "pip", "rerankd"):
         (folder / f"{name}.py").write_text("import sys; sys.exit('foreign code has run')\n")
     (folder / "documents").write_text("a bear\nbread\n")
-    asked = ("rerank", "panda", "documents", "--model", XLMR)
-    done = run(*asked, home=tmp_path, cwd=folder, env=environment(tmp_path, RERANKD_ENGINE=engine))
+    command = ("rerank", "panda", "documents", "--model", XLMR)
+    done = run(*command, home=tmp_path, cwd=folder, env=environment(tmp_path, RERANKD_ENGINE=engine))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 2
     assert "foreign" not in "".join(path.read_text() for path in (tmp_path / "logs").iterdir())
 
 
-def test_every_python_that_is_started_leaves_the_current_folder_alone() -> None:
-    """`python -m` and `python -c` look for modules there first, unless -P or -I says otherwise."""
+def test_every_child_python_ignores_modules_in_the_current_folder() -> None:
+    """`python -m` and `python -c` search the current folder first, unless -P or -I is given."""
     found = 0
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -182,7 +182,7 @@ def test_every_python_that_is_started_leaves_the_current_folder_alone() -> None:
 @pytest.mark.parametrize(
     "line", ['llama_path = "./llama-server"', 'engine_args = ["--log-file", "x"]', 'home = "./data"']
 )
-def test_a_settings_file_that_merely_lies_there_names_no_program(
+def test_an_unnamed_settings_file_in_the_current_folder_can_not_set_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     name = line.split()[0]
@@ -194,7 +194,7 @@ def test_a_settings_file_that_merely_lies_there_names_no_program(
         ConfigError, match=rf"sets {name}, which decides what program runs.*--config rerankd.toml"
     ):
         config.from_machine()
-    # Named, it is the user's own word.
+    # A file that the user names is trusted.
     assert config.from_machine(path=Path("rerankd.toml"))
     monkeypatch.setenv("RERANKD_CONFIG", "rerankd.toml")
     assert config.from_machine()

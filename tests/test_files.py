@@ -1,4 +1,4 @@
-"""What is written whole, moved whole, locked, and told of a disk that refuses."""
+"""Atomic writes and moves, file locks, disk errors, progress steps and sizes as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rerankd.errors import DataFolderError, disk_errors
 from rerankd.progress import size_words, step
 
 
-def test_a_file_is_written_whole_or_left_as_it_was(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     files.write_whole(path, b"old")
     with pytest.raises(TypeError):
@@ -25,7 +25,7 @@ def test_a_file_is_written_whole_or_left_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_a_folder_replaces_another(tmp_path: Path) -> None:
     for name in ("first", "second"):
         new = tmp_path / "new"
         new.mkdir()
@@ -35,13 +35,13 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
         assert os.listdir(tmp_path / "target") == [name]
 
 
-def test_an_error_of_the_disk_says_what_could_not_be_done_and_what_to_do() -> None:
+def test_a_disk_error_names_the_action_and_the_next_step() -> None:
     with pytest.raises(DataFolderError) as caught, disk_errors("It can't be written", "Free some space."):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.message == "It can't be written: No space left on device. Free some space."
 
 
-def test_a_lock_that_is_held_is_refused_until_it_is_free(tmp_path: Path) -> None:
+def test_a_lock_can_not_be_taken_twice_until_it_is_released(tmp_path: Path) -> None:
     with locks.held(tmp_path / "lock"), pytest.raises(BlockingIOError), locks.held(tmp_path / "lock"):
         pass
     with locks.held(tmp_path / "lock"):
@@ -51,15 +51,15 @@ def test_a_lock_that_is_held_is_refused_until_it_is_free(tmp_path: Path) -> None
 
 
 def test_a_step_that_fails_is_not_reported_as_done() -> None:
-    told: list[tuple[str, int, int]] = []
-    with step(lambda *report: told.append(report), "one"):
+    reports: list[tuple[str, int, int]] = []
+    with step(lambda *report: reports.append(report), "one"):
         pass
-    with pytest.raises(ValueError), step(lambda *report: told.append(report), "two"):
+    with pytest.raises(ValueError), step(lambda *report: reports.append(report), "two"):
         raise ValueError
-    assert told == [("one", 0, 1), ("one", 1, 1), ("two", 0, 1)]
+    assert reports == [("one", 0, 1), ("one", 1, 1), ("two", 0, 1)]
 
 
-def test_sizes_in_words() -> None:
+def test_sizes_as_text() -> None:
     assert [size_words(size) for size in (0, 1023, 669 * 2**20, 1000 * 2**20, 2**31)] == [
         "0 bytes",
         "1023 bytes",

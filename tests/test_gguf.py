@@ -1,3 +1,5 @@
+"""GGUF headers: the metadata that is read, and the errors for damaged, truncated and hostile files."""
+
 from __future__ import annotations
 
 import io
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from ggufs import VOCABULARY, strings, write
 from rerankd.errors import ModelFileError
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.formats.gguf_header import HEADER_LIMIT, TENSOR_TYPES
 
 
@@ -40,55 +42,65 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_facts(tiny: Path) -> None:
-    facts = gguf.read(tiny)
-    assert (facts.path, facts.parts, facts.size_bytes) == (tiny, (tiny,), tiny.stat().st_size)
-    assert (facts.version, facts.kind, facts.architecture) == (3, "model", "qwen3")
-    assert (facts.name, facts.basename) == ("Tiny", "Tiny-Reranker")
-    assert (facts.context_length, facts.embedding_length, facts.block_count) == (512, 32, 1)
-    assert (facts.vocabulary_size, len(facts.tokens), facts.tokens[3]) == (10, 10, "yes")
-    assert (facts.pooling, facts.output_labels, facts.causal_attention) == ("rank", ("yes", "no"), True)
-    assert (facts.has_cls, facts.has_cls_output, facts.cls_output_rows, facts.has_output) == (
+def test_metadata(tiny: Path) -> None:
+    metadata = gguf_metadata.read(tiny)
+    assert (metadata.path, metadata.parts, metadata.size_bytes) == (tiny, (tiny,), tiny.stat().st_size)
+    assert (metadata.version, metadata.kind, metadata.architecture) == (3, "model", "qwen3")
+    assert (metadata.name, metadata.basename) == ("Tiny", "Tiny-Reranker")
+    assert (metadata.context_length, metadata.embedding_length, metadata.block_count) == (512, 32, 1)
+    assert (metadata.vocabulary_size, len(metadata.tokens), metadata.tokens[3]) == (10, 10, "yes")
+    assert (metadata.pooling, metadata.output_labels, metadata.causal_attention) == (
+        "rank",
+        ("yes", "no"),
+        True,
+    )
+    assert (metadata.has_cls, metadata.has_cls_output, metadata.cls_output_rows, metadata.has_output) == (
         False,
         True,
         2,
         True,
     )
-    assert (facts.chat_template, facts.rerank_template) == ("chat", "{query}\n{document}")
-    assert (facts.eos_id, facts.sep_id, facts.pad_id, facts.add_bos, facts.add_eos) == (
+    assert (metadata.chat_template, metadata.rerank_template) == ("chat", "{query}\n{document}")
+    assert (metadata.eos_id, metadata.sep_id, metadata.pad_id, metadata.add_bos, metadata.add_eos) == (
         1,
         9,
         None,
         False,
         None,
     )
-    assert (facts.file_type, facts.quantisation) == ("Q8_0", "F32")
-    assert facts.parameters == 10 * 32 * 2 + 2 * 32 + 32
-    assert facts.tensor_bytes == 4 * facts.parameters
-    assert facts.control_tokens == {"<s>": 0, "</s>": 1, "<|im_start|>": 2}
-    assert facts.user_defined_tokens == {"<think>": 6}
+    assert (metadata.file_type, metadata.quantisation) == ("Q8_0", "F32")
+    assert metadata.parameters == 10 * 32 * 2 + 2 * 32 + 32
+    assert metadata.tensor_bytes == 4 * metadata.parameters
+    assert metadata.control_tokens == {"<s>": 0, "</s>": 1, "<|im_start|>": 2}
+    assert metadata.user_defined_tokens == {"<think>": 6}
 
 
 def test_token_ids(tiny: Path) -> None:
-    facts = gguf.read(tiny)
-    assert [facts.token_id(text) for text in ("yes", "no", " yes", "😀", "<|im_start|>")] == [3, 4, 5, 7, 2]
-    assert facts.token_id("ye") is None
-    assert facts.token_id("") is None
-    assert [facts.tokens.index_of(text) for text in VOCABULARY] == list(range(10))
+    metadata = gguf_metadata.read(tiny)
+    assert [metadata.token_id(text) for text in ("yes", "no", " yes", "😀", "<|im_start|>")] == [
+        3,
+        4,
+        5,
+        7,
+        2,
+    ]
+    assert metadata.token_id("ye") is None
+    assert metadata.token_id("") is None
+    assert [metadata.tokens.index_of(text) for text in VOCABULARY] == list(range(10))
 
 
 def test_added_tokens_are_stored_as_they_are_written(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", tokens=(*VOCABULARY, "<|two words|>"))
-    assert gguf.read(path).token_id("<|two words|>") == len(VOCABULARY)
+    assert gguf_metadata.read(path).token_id("<|two words|>") == len(VOCABULARY)
 
 
-def test_a_token_inside_another_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_token_inside_another_token_is_not_found(tmp_path: Path) -> None:
     disguised = "a" + struct.pack("<Q", 3).decode() + "yes"
     path = write(tmp_path / "m.gguf", tokens=(disguised, *VOCABULARY))
-    assert gguf.read(path).token_id("yes") == 4
+    assert gguf_metadata.read(path).token_id("yes") == 4
 
 
-def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Path) -> None:
+def test_metadata_is_read_from_a_stream_without_seek(tiny: Path) -> None:
     whole = tiny.read_bytes()
 
     class Pipe(io.RawIOBase):
@@ -100,20 +112,20 @@ def test_a_stream_that_cannot_seek_is_enough_and_only_its_start_is_read(tiny: Pa
             self.at += len(data)
             return data
 
-    from_stream = gguf.read_streams([(Pipe(), len(whole), tiny)])
-    assert from_stream == gguf.read(tiny)
+    from_stream = gguf_metadata.read_streams([(Pipe(), len(whole), tiny)])
+    assert from_stream == gguf_metadata.read(tiny)
 
 
-def test_a_vocabulary_larger_than_one_fetch(tmp_path: Path) -> None:
+def test_a_vocabulary_larger_than_the_first_read(tmp_path: Path) -> None:
     tokens = [*VOCABULARY, *(f"token number {i}" for i in range(60_000)), "last"]
-    facts = gguf.read(write(tmp_path / "m.gguf", tokens=tokens))
-    assert facts.token_id("last") == len(tokens) - 1
-    assert facts.tokens.index_of("token number 59999") == len(tokens) - 2
+    metadata = gguf_metadata.read(write(tmp_path / "m.gguf", tokens=tokens))
+    assert metadata.token_id("last") == len(tokens) - 1
+    assert metadata.tokens.index_of("token number 59999") == len(tokens) - 2
 
 
-def test_tensor_types_are_those_of_the_format() -> None:
+def test_tensor_types_match_the_reference_library() -> None:
     known = {int(kind): (kind.name, *sizes) for kind, sizes in reference.constants.GGML_QUANT_SIZES.items()}
-    del known[9]  # Q8_1: an older library has its size wrong; it is never stored in files
+    del known[9]  # Q8_1: an older library has a wrong size for it; files never contain it
     assert {kind: TENSOR_TYPES[kind] for kind in known} == known
 
 
@@ -122,32 +134,32 @@ def test_split_files(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", tensors=shapes, split_max_tensors=2)
     names = [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    whole = gguf.read(tmp_path / names[0])
+    whole = gguf_metadata.read(tmp_path / names[0])
     assert whole.parameters == 6 * 4 * 32
     assert whole.size_bytes == sum((tmp_path / name).stat().st_size for name in names)
     assert [part.name for part in whole.parts] == names
-    last = gguf.read(tmp_path / names[2])
+    last = gguf_metadata.read(tmp_path / names[2])
     assert (last.architecture, last.parameters, last.token_id("yes")) == ("qwen3", whole.parameters, 3)
 
     (tmp_path / names[0]).unlink()
     (tmp_path / names[1]).unlink()
-    with pytest.raises(ModelFileError, match=r"m-00001-of-00003.gguf, m-00002-of-00003.gguf; download"):
-        gguf.read(tmp_path / names[2])
+    with pytest.raises(ModelFileError, match=r"m-00001-of-00003.gguf, m-00002-of-00003.gguf. Download"):
+        gguf_metadata.read(tmp_path / names[2])
     for name in ("renamed.gguf", "m-00001-of-00002.gguf"):
         last_part = next(tmp_path.iterdir())
-        with pytest.raises(ModelFileError, match="not named as one"):
-            gguf.read(last_part.rename(tmp_path / name))
+        with pytest.raises(ModelFileError, match="rename the parts"):
+            gguf_metadata.read(last_part.rename(tmp_path / name))
 
 
-def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Path) -> None:
+def test_a_truncated_download_reports_how_much_is_missing(tiny: Path, tmp_path: Path) -> None:
     whole = tiny.read_bytes()
     path = tmp_path / "m.gguf"
     path.write_bytes(whole[:-1000])
     with pytest.raises(ModelFileError, match=r"1,000 of .* bytes are missing; download it again"):
-        gguf.read(path)
+        gguf_metadata.read(path)
     path.write_bytes(whole[:500])
-    with pytest.raises(ModelFileError, match="cut short or is damaged; download it again"):
-        gguf.read(path)
+    with pytest.raises(ModelFileError, match="truncated or damaged; download it again"):
+        gguf_metadata.read(path)
 
 
 @pytest.mark.parametrize(
@@ -166,40 +178,42 @@ def test_a_download_cut_short_says_how_much_is_missing(tiny: Path, tmp_path: Pat
         (b"GGUF\1\0\0\0" + b"\0" * 16, "version 1"),
         (b"GGUF\0\0\0\3" + b"\0" * 16, "big-endian"),
         (b"GGUF\x63\0\0\0" + b"\0" * 16, "version 99"),
-        (b"GGUF", "past the end"),
+        (b"GGUF", "after the end"),
     ],
 )
-def test_what_is_not_a_model_is_named(tmp_path: Path, start: bytes, words: str) -> None:
+def test_the_error_names_what_the_file_is_instead_of_a_model(
+    tmp_path: Path, start: bytes, words: str
+) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(start)
     with pytest.raises(ModelFileError, match=words):
-        gguf.read(path)
+        gguf_metadata.read(path)
 
 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="folder"):
-        gguf.read(tmp_path)
-    with pytest.raises(ModelFileError, match="no such file"):
-        gguf.read(tmp_path / "none.gguf")
+        gguf_metadata.read(tmp_path)
+    with pytest.raises(ModelFileError, match="does not exist"):
+        gguf_metadata.read(tmp_path / "none.gguf")
     with pytest.raises(ModelFileError, match="can't be read"):
-        gguf.read("a\0b")
+        gguf_metadata.read("a\0b")
     with pytest.raises(ModelFileError, match="can't be read"):
-        gguf.read(tmp_path / ("x" * 300))
+        gguf_metadata.read(tmp_path / ("x" * 300))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
 def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
     path.chmod(0)
-    with pytest.raises(ModelFileError, match="no permission"):
-        gguf.read(path)
+    with pytest.raises(ModelFileError, match="permission denied"):
+        gguf_metadata.read(path)
 
 
-def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_is_an_error_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
-    with pytest.raises(ModelFileError, match="not a plain file"):
-        gguf.read(tmp_path / "m.gguf")
+    with pytest.raises(ModelFileError, match="not a regular file"):
+        gguf_metadata.read(tmp_path / "m.gguf")
 
 
 def header(*items: bytes, keys: int | None = None, tensors: int = 0) -> bytes:
@@ -227,15 +241,15 @@ def info(name: bytes, dims: tuple[int, ...], kind: int = 0, offset: int = 0) -> 
         (header(), "no architecture"),
         (header(keys=1 << 60), "damaged"),
         (header(tensors=1 << 60), "damaged"),
-        (header(struct.pack("<Q", 1 << 62)), "past the end"),
-        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 61))), "claims .* strings"),
-        (header(pair(b"a", 9, struct.pack("<IQ", 4, 1 << 61))), "past the end"),
+        (header(struct.pack("<Q", 1 << 62)), "after the end"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 61))), "declares .* strings"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 4, 1 << 61))), "after the end"),
         (header(pair(b"a", 9, struct.pack("<IQ", 9, 1))), "unknown type 9"),
         (header(pair(b"a", 77, b"")), "unknown type 77"),
         (header(ARCH, ARCH), "twice"),
-        (header(pair(b"general.architecture", 4, b"\1\0\0\0")), "should hold a text"),
-        (header(ARCH, pair(b"qwen3.context_length", 8, text(b"x"))), "whole number"),
-        (header(ARCH, pair(b"qwen3.context_length", 7, b"\1")), "whole number"),
+        (header(pair(b"general.architecture", 4, b"\1\0\0\0")), "must be a string"),
+        (header(ARCH, pair(b"qwen3.context_length", 8, text(b"x"))), "must be an integer"),
+        (header(ARCH, pair(b"qwen3.context_length", 7, b"\1")), "must be an integer"),
         (header(ARCH, pair(b"qwen3.pooling_type", 4, b"\x09\0\0\0")), "unknown pooling 9"),
         (header(ARCH, pair(b"tokenizer.ggml.add_bos_token", 8, text(b"x"))), "true or false"),
         (header(ARCH, pair(b"general.alignment", 4, struct.pack("<I", 48))), "alignment"),
@@ -248,81 +262,81 @@ def info(name: bytes, dims: tuple[int, ...], kind: int = 0, offset: int = 0) -> 
         (header(ARCH, info(b"a", (1 << 50,)), keys=1, tensors=1), "bytes are missing"),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, data: bytes, words: str) -> None:
+def test_headers_with_impossible_values(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     with pytest.raises(ModelFileError, match=words):
-        gguf.read(path)
+        gguf_metadata.read(path)
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 30))), "claims 1,073,741,824 strings"),
+        (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 30))), "declares 1,073,741,824 strings"),
         (header(pair(b"a", 9, struct.pack("<IQ", 8, 1 << 22))), "no architecture"),
         (
             header(
                 *[pair(b"a%d" % i, 9, struct.pack("<IQ", 8, 1 << 20)) + b"\0" * (8 << 20) for i in range(5)]
             ),
-            "claims 1,048,576 strings",
+            "declares 1,048,576 strings",
         ),
         (header(struct.pack("<Q", HEADER_LIMIT)), "larger than 128 MiB"),
         (header(pair(b"a", 9, struct.pack("<IQ", 10, 1 << 29))), "larger than 128 MiB"),
-        (header(keys=1 << 15), "claims 32,768 keys"),
-        (header(tensors=1 << 17), "claims .* 131,072 tensors"),
+        (header(keys=1 << 15), "declares 32,768 keys"),
+        (header(tensors=1 << 17), "declares .* 131,072 tensors"),
     ],
     ids=range(7),
 )
-def test_a_huge_hostile_file_ends_soon(tmp_path: Path, data: bytes, words: str) -> None:
+def test_a_huge_hostile_file_is_rejected_quickly(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
     os.truncate(path, 1 << 33)  # sparse: 8 GiB of zeros after the header
     began = time.monotonic()
     with pytest.raises(ModelFileError, match=words):
-        gguf.read(path)
+        gguf_metadata.read(path)
     assert time.monotonic() - began < 10
 
 
-def test_a_small_file_may_not_claim_more_strings_than_it_can_hold(tmp_path: Path) -> None:
+def test_a_file_that_declares_more_strings_than_its_size_allows_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(header(pair(b"a", 9, struct.pack("<IQ", 8, 100))) + b"\0" * 400)
-    with pytest.raises(ModelFileError, match="claims 100 strings"):
-        gguf.read(path)
+    with pytest.raises(ModelFileError, match="declares 100 strings"):
+        gguf_metadata.read(path)
 
 
-def test_a_last_token_longer_than_one_fetch() -> None:
+def test_a_last_token_longer_than_one_read() -> None:
     long = b"x" * (3 << 20)
     array = struct.pack("<IQ", 8, 2) + text(b"short") + text(long)
     data = header(ARCH, pair(b"tokenizer.ggml.tokens", 9, array))
-    tokens = gguf.read_streams([(io.BytesIO(data), len(data), Path())]).tokens
+    tokens = gguf_metadata.read_streams([(io.BytesIO(data), len(data), Path())]).tokens
     assert (tokens[0], len(tokens[1])) == ("short", len(long))
 
 
 def read_bytes(data: bytes) -> None:
     """Reading may succeed or raise ModelFileError; anything else is a bug."""
     try:
-        facts = gguf.read_streams([(io.BytesIO(data), len(data), Path())])
+        metadata = gguf_metadata.read_streams([(io.BytesIO(data), len(data), Path())])
     except ModelFileError as error:
         assert len(str(error)) < 1000
     else:
-        facts.token_id("yes")
+        metadata.token_id("yes")
 
 
 @given(st.binary(max_size=400))
 @example(b"")
-def test_random_bytes_end_as_model_file_errors(data: bytes) -> None:
+def test_random_bytes_raise_only_model_file_errors(data: bytes) -> None:
     read_bytes(data)
     read_bytes(b"GGUF\3\0\0\0" + data)
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2000)
 @given(data=st.data())
-def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st.DataObject) -> None:
+def test_mutations_of_a_valid_file_raise_only_model_file_errors(tiny: Path, data: st.DataObject) -> None:
     raw = bytearray(tiny.read_bytes())
     end = len(raw) - 3000  # the header and a little of the weights
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(4, end))
-        what = data.draw(st.sampled_from(["byte", "word", "cut", "drop", "insert"]))
+        what = data.draw(st.sampled_from(["byte", "word", "truncate", "drop", "insert"]))
         if what == "byte":
             raw[at] = data.draw(st.integers(0, 255))
         elif what == "word":
@@ -330,7 +344,7 @@ def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st
                 st.one_of(st.integers(0, 20), st.integers(2**62, 2**64 - 1), st.integers(0, 2**33))
             )
             raw[at : at + 8] = struct.pack("<Q", word)
-        elif what == "cut":
+        elif what == "truncate":
             del raw[at:]
         elif what == "drop":
             del raw[at : at + data.draw(st.integers(1, 16))]
@@ -342,6 +356,6 @@ def test_mutations_of_a_sound_file_end_as_model_file_errors(tiny: Path, data: st
     read_bytes(bytes(raw))
 
 
-def test_all_strings_at_once_are_those_one_by_one() -> None:
+def test_texts_returns_the_same_strings_as_indexing() -> None:
     kept = strings("a", "", "熊猫", "\u2581the")
     assert kept.texts() == ["a", "", "熊猫", "\u2581the"] == [kept[at] for at in range(len(kept))]

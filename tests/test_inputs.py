@@ -1,6 +1,6 @@
-"""What a model reads of a request. By a tokenizer of our own: a token is a word with the space before it, or
-a Chinese character. By the vocabularies of golden models: the ids that the reference's library truncates to.
-"""
+"""Tokenization and truncation. With a simple tokenizer: a token is a word with the space before it, or a
+Chinese character. With the vocabularies of golden models: the ids to which the reference library
+truncates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tokenizers import Tokenizer as Library
 
 from rerankd.domain import Method, Normalization, Recipe
 from rerankd.errors import TooLong
-from rerankd.formats import modelfile, tokenizer
+from rerankd.formats import model_files, tokenizer
 from rerankd.scoring import truncate
+from rerankd.scoring.engine_input import Frame, Ids
 from rerankd.scoring.inputs import Reader, Reading
-from rerankd.scoring.question import PLAIN, Asked, Truncation
-from rerankd.scoring.sequences import Frame, Ids
-from rerankd.serving.prepare import prepare
-from rerankd.serving.tokens import OwnTokenizer
+from rerankd.scoring.question import PLAIN, PreparedQuestion, Truncation
+from rerankd.serving.model_tokenizer import OwnTokenizer
+from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, golden_settings
 
 TOKEN = re.compile(r"[\u4e00-\u9fff]|\s*[^\s\u4e00-\u9fff]+|\s+")
@@ -46,7 +46,7 @@ def ids(*numbers: int) -> Ids:
 
 
 class Words:
-    """Each token has an id of its own."""
+    """A tokenizer with one id for each distinct token."""
 
     frame = Frame(ids(1), ids(2, 2), ids(2), ids(3))
 
@@ -89,10 +89,10 @@ def reader(of: Recipe, *, reads_text: bool = False) -> Reader:
 
 def read(
     by: Reader, query: str, documents: Sequence[str], how: Truncation = PLAIN, **more: Any
-) -> tuple[Asked, Reading]:
-    async def both() -> tuple[Asked, Reading]:
-        asked = await by.ask(query, how=how, **more)
-        return asked, await by.read(asked, documents, how)
+) -> tuple[PreparedQuestion, Reading]:
+    async def both() -> tuple[PreparedQuestion, Reading]:
+        prepared = await by.prepare(query, how=how, **more)
+        return prepared, await by.read(prepared, documents, how)
 
     return asyncio.run(both())
 
@@ -106,42 +106,42 @@ def test_an_input_is_the_first_tokens_of_its_document(
     query: str, documents: list[str], method: Method
 ) -> None:
     by = reader(recipe(method))
-    asked, reading = read(by, query, documents)
+    prepared, reading = read(by, query, documents)
     assert [list(part) for part in reading.parts] == [[at] for at in range(len(documents))]
     for at, (document, one) in enumerate(zip(documents, reading.inputs, strict=True)):
         assert one.tokens == len(one.whole) <= MAX_LENGTH
-        whole = asked.head + document + asked.tail
+        whole = prepared.prefix + document + prepared.suffix
         (everything,) = asyncio.run(by.tokenizer.encode([whole]))
-        assert one.ids.tolist() == everything[: asked.space].tolist()
-        left_out = by.tokenizer.text(everything[asked.space :])  # type: ignore[attr-defined]
-        assert (at in reading.cut) == bool(left_out.strip())
-        assert one.tokens == MAX_LENGTH or at not in reading.cut
+        assert one.ids.tolist() == everything[: prepared.ids_limit].tolist()
+        left_out = by.tokenizer.text(everything[prepared.ids_limit :])  # type: ignore[attr-defined]
+        assert (at in reading.truncated) == bool(left_out.strip())
+        assert one.tokens == MAX_LENGTH or at not in reading.truncated
 
 
 @given(short, texts, methods, st.integers(2, 6), st.integers(0, 40))
-def test_chunks_cover_a_document_and_share_what_was_asked_for(
+def test_chunks_cover_a_document_and_overlap_as_requested(
     query: str, document: str, method: Method, most: int, overlap: int
 ) -> None:
     by = reader(recipe(method))
-    asked, reading = read(by, query, [document], Truncation(chunks=most, overlap=overlap))
+    prepared, reading = read(by, query, [document], Truncation(chunks=most, overlap=overlap))
     assert 1 <= len(reading.inputs) <= most
     assert all(one.tokens <= MAX_LENGTH for one in reading.inputs)
     assert [one.chunk for one in reading.inputs] == list(range(len(reading.inputs)))
     found = [by.tokenizer.text(one.ids) for one in reading.inputs]  # type: ignore[attr-defined]
-    chunks = [text.removeprefix(asked.head) for text in found]
+    chunks = [text.removeprefix(prepared.prefix) for text in found]
     covered = 0
     for chunk in chunks:
         matches = re.finditer(f"(?={re.escape(chunk)})", document)
         starts = [match.start() for match in matches if match.start() <= covered]
         assert starts, "a chunk begins inside or right after what came before"
         covered = max(covered, max(starts) + len(chunk))
-    assert bool(reading.cut) == bool(document[covered:].strip())
-    room = asked.room
+    assert bool(reading.truncated) == bool(document[covered:].strip())
+    room = prepared.document_budget
     assert reading.overlap == (room // 2 if len(chunks) > 1 and overlap > room // 2 else None)
 
 
 @given(short, texts, methods, st.integers(1, 4), st.integers(1, 60))
-def test_no_more_of_a_document_is_read_than_the_limit(
+def test_max_tokens_per_doc_limits_what_is_read(
     query: str, document: str, method: Method, most: int, limit: int
 ) -> None:
     by = reader(recipe(method))
@@ -150,23 +150,23 @@ def test_no_more_of_a_document_is_read_than_the_limit(
     beside = whole.inputs[0].tokens - 1
     assert sum(one.tokens - beside for one in reading.inputs) <= limit + 1
     if tokens(document) <= limit and tokens(document) + beside <= MAX_LENGTH:
-        assert not reading.cut
+        assert not reading.truncated
 
 
 @given(short, texts, methods)
-def test_an_engine_that_reads_text_gets_the_longest_beginning_with_the_same_tokens(
+def test_an_engine_that_reads_text_gets_the_longest_prefix_with_the_same_tokens(
     query: str, document: str, method: Method
 ) -> None:
     by_text, by_ids = reader(recipe(method), reads_text=True), reader(recipe(method))
     (one,) = read(by_text, query, [document])[1].inputs
-    asked, reading = read(by_ids, query, [document])
+    prepared, reading = read(by_ids, query, [document])
     (other,) = reading.inputs
     assert document.startswith(one.text)
-    assert not reading.cut or not one.text[-1:].isspace()
-    assert tokens(asked.head + one.text + asked.tail) <= len(other.ids)
-    if reading.cut and not any(mark in document for mark in (" \n", "  ")):
+    assert not reading.truncated or not one.text[-1:].isspace()
+    assert tokens(prepared.prefix + one.text + prepared.suffix) <= len(other.ids)
+    if reading.truncated and not any(mark in document for mark in (" \n", "  ")):
         assert tokens(one.text) >= tokens(document[: len(one.text)]) == tokens(one.text)
-        assert len(one.ids) + len(asked.head) * 0 <= len(other.ids)
+        assert len(one.ids) + len(prepared.prefix) * 0 <= len(other.ids)
 
 
 @given(texts, st.integers(8, 60))
@@ -189,31 +189,35 @@ def test_the_end_of_a_sentence_is_preferred() -> None:
 
 
 @pytest.mark.parametrize("method", ["cross_encoder", "causal_lm", "embedding"])
-def test_a_query_that_leaves_no_room_is_refused_or_truncated(method: Method) -> None:
+def test_a_query_that_leaves_too_few_tokens_is_refused_or_truncated(method: Method) -> None:
     by, query = reader(recipe(method)), "panda " * 70
     with pytest.raises(TooLong, match=r"The query has \d+ tokens.*truncate_query"):
         read(by, query, ["bear"])
-    asked, reading = read(by, query, ["bear " * 99], Truncation(query=True))
-    assert asked.query_tokens is not None
-    assert asked.room >= MAX_LENGTH // 4 - 6 if method != "embedding" else asked.query_tokens > 50
+    prepared, reading = read(by, query, ["bear " * 99], Truncation(query=True))
+    assert prepared.query_tokens is not None
+    assert (
+        prepared.document_budget >= MAX_LENGTH // 4 - 6
+        if method != "embedding"
+        else prepared.query_tokens > 50
+    )
     assert reading.inputs[0].tokens == MAX_LENGTH
 
 
 @pytest.mark.parametrize("method", ["cross_encoder", "causal_lm", "embedding"])
-def test_a_limit_of_the_query_is_kept_to_the_token(method: Method) -> None:
+def test_max_tokens_per_query_is_exact(method: Method) -> None:
     by = reader(recipe(method))
-    asked, _ = read(by, "what is a panda and where", ["bear"], Truncation(max_tokens_per_query=3))
-    assert (asked.question.query, asked.query_tokens) == ("what is a", 3)
-    asked, _ = read(by, "what is a", ["bear"], Truncation(max_tokens_per_query=3))
-    assert (asked.question.query, asked.query_tokens) == ("what is a", None)
+    prepared, _ = read(by, "what is a panda and where", ["bear"], Truncation(max_tokens_per_query=3))
+    assert (prepared.question.query, prepared.query_tokens) == ("what is a", 3)
+    prepared, _ = read(by, "what is a", ["bear"], Truncation(max_tokens_per_query=3))
+    assert (prepared.question.query, prepared.query_tokens) == ("what is a", None)
 
 
 def test_a_document_that_must_not_be_truncated_is_named() -> None:
     by = reader(recipe())
-    with pytest.raises(TooLong, match="Document 7 has 100 tokens and there is room for 59 beside the query"):
-        asked = asyncio.run(by.ask("panda"))
+    with pytest.raises(TooLong, match="Document 7 has 100 tokens, but the query leaves 59"):
+        prepared = asyncio.run(by.prepare("panda"))
         how = Truncation(is_allowed=False)
-        asyncio.run(by.read(asked, ["a", " ".join(["bear"] * 100)], how, [3, 7]))
+        asyncio.run(by.read(prepared, ["a", " ".join(["bear"] * 100)], how, [3, 7]))
 
 
 def test_texts_are_tokenized_once() -> None:
@@ -224,7 +228,7 @@ def test_texts_are_tokenized_once() -> None:
 
 @pytest.mark.parametrize("reads_text", [False, True])
 @pytest.mark.parametrize("word", ["bear ", "熊猫", "uncharacteristically, "])
-def test_a_huge_document_is_not_tokenized_to_its_end(word: str, reads_text: bool) -> None:
+def test_only_the_start_of_a_huge_document_is_tokenized(word: str, reads_text: bool) -> None:
     by, document = reader(recipe(), reads_text=reads_text), word * (2_000_000 // len(word))
     (one,) = read(by, "panda", [document])[1].inputs
     assert sum(map(len, by.tokenizer.texts)) < 400_000  # type: ignore[attr-defined]
@@ -232,22 +236,22 @@ def test_a_huge_document_is_not_tokenized_to_its_end(word: str, reads_text: bool
     assert document.startswith(by.tokenizer.text(one.ids))  # type: ignore[attr-defined]
 
 
-def test_a_word_that_is_one_token_however_long_is_read_whole() -> None:
+def test_a_long_word_that_is_one_token_is_read_whole() -> None:
     by, document = reader(recipe()), "x" * 1_000_000
     _, reading = read(by, "panda", [document])
-    assert (reading.inputs[0].tokens, reading.cut) == (6, frozenset())
+    assert (reading.inputs[0].tokens, reading.truncated) == (6, frozenset())
     with pytest.raises(TooLong, match=r"The query has more than 2\d\d tokens"):
         read(by, "panda " * 100_000, ["bear"])
 
 
-def test_a_prompt_is_tokenized_in_its_pieces_and_keeps_what_follows_the_document() -> None:
+def test_a_prompt_is_tokenized_piece_by_piece_and_keeps_the_text_after_the_document() -> None:
     by = reader(recipe("causal_lm", "<|s|>sys{query}<|e|>A: {document} B: {instruction}<|s|>end"))
-    asked, reading = read(by, "panda", ["bear", "bear " * 99], instruction="mine")
+    prepared, reading = read(by, "panda", ["bear", "bear " * 99], instruction="mine")
     text = by.tokenizer.text  # type: ignore[attr-defined]
     first, second = reading.inputs
-    assert (asked.question.before[0], asked.question.before[-1]) == (7, 8)
-    assert text(asked.question.before[1:-1]) == "syspanda"
-    assert asked.question.after[0] == 7 and text(asked.question.after[1:]) == "end"
+    assert (prepared.question.before[0], prepared.question.before[-1]) == (7, 8)
+    assert text(prepared.question.before[1:-1]) == "syspanda"
+    assert prepared.question.after[0] == 7 and text(prepared.question.after[1:]) == "end"
     assert text(first.ids) == "A: bear B: mine"
     assert text(second.ids).startswith("A: bear bear") and text(second.ids).endswith(" B: mine")
     assert second.tokens == MAX_LENGTH
@@ -262,13 +266,13 @@ def test_equal_questions_have_the_same_key() -> None:
     assert len({*keys}) == 3
 
 
-# The library that the models were trained with truncates by itself; these are its ids.
+# The expected ids come from the truncation of the library that the models were trained with.
 
 
 def _golden(name: str, tmp_path: Path) -> Reader:
     model = prepare(golden_settings(name, tmp_path, model=(str(GOLDEN / name),)))
-    vocabulary = tokenizer.read(modelfile.read(model.path))
-    return Reader(model.scoring, OwnTokenizer(vocabulary), model.spec.control_tokens)
+    vocabulary = tokenizer.read(model_files.read(model.path))
+    return Reader(model.recipe, OwnTokenizer(vocabulary), model.spec.control_tokens)
 
 
 LONG = (
@@ -278,9 +282,7 @@ LONG = (
 
 @pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head", "bert-pairs", "roberta-head"])
 @pytest.mark.parametrize("start", range(0, 40, 7))
-async def test_a_truncated_pair_is_what_the_library_truncates_it_to(
-    name: str, start: int, tmp_path: Path
-) -> None:
+async def test_a_truncated_pair_equals_the_tokenizers_library(name: str, start: int, tmp_path: Path) -> None:
     by = _golden(name, tmp_path)
     library = Library.from_file(str(GOLDEN / name / "tokenizer.json"))
     library.no_padding()

@@ -1,4 +1,4 @@
-"""API keys: which are refused at the start, how they are compared, and files of several."""
+"""API keys: rejected settings, comparison, and key files."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ BODY = {"query": "q", "documents": ["a"]}
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", "\t \r\n"])
 def test_a_blank_key_is_no_open_server(blank: str) -> None:
-    with pytest.raises(ConfigError, match=r"^RERANKD_API_KEY: .*would let everyone in"):
+    with pytest.raises(ConfigError, match=r"^RERANKD_API_KEY: .*would admit every client"):
         config.load("", {"RERANKD_API_KEY": blank}, {})
     with pytest.raises(ConfigError, match=r"^RERANKD_API_KEYS_FILE: .*it is blank; name a path"):
         config.load("", {"RERANKD_API_KEYS_FILE": blank}, {})
-    with pytest.raises(ConfigError, match="would let everyone in"):
+    with pytest.raises(ConfigError, match="would admit every client"):
         config.load("", {}, {"api_key": blank})
-    with pytest.raises(ConfigError, match="would let everyone in"):
+    with pytest.raises(ConfigError, match="would admit every client"):
         config.load(f"api_key = {blank!r}".replace("'", '"'), {}, {})
 
 
-def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:
-    with pytest.raises(ConfigError, match="no header can carry") as caught:
+def test_a_key_that_no_header_can_contain_is_rejected_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="a header can't contain") as caught:
         config.load("", {"RERANKD_API_KEY": "sec\nret"}, {})
     assert "sec" not in caught.value.message
 
@@ -46,7 +46,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown() -> None:
 def test_a_blank_key_ends_the_start_with_the_reason(tmp_path: Path) -> None:
     ended = rerankd("serve", home=tmp_path, RERANKD_API_KEY="")
     assert ended.returncode == 2
-    assert "RERANKD_API_KEY: api_key can't be used: a blank one would let everyone in" in ended.stderr
+    assert "RERANKD_API_KEY: api_key can't be used: an empty value would admit every client" in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_blank_key_ends_the_start_with_the_reason(tmp_path: Path) -> None:
         ("a" * 4000, b"a" * 4000),
     ],
 )
-def test_the_key_lets_in_however_it_was_written(key: str, sent: bytes) -> None:
+def test_the_key_is_accepted_in_any_encoding(key: str, sent: bytes) -> None:
     assert keys.read(Settings(api_key=key)).find(sent) == (
         "default",
         hashlib.sha256(sent).hexdigest(),
@@ -69,7 +69,7 @@ def test_the_key_lets_in_however_it_was_written(key: str, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"Secret", b"secret\x00", "钥匙".encode("gb18030"), b"?", b"\xff"])
-def test_another_key_does_not(sent: bytes) -> None:
+def test_a_wrong_key_is_rejected(sent: bytes) -> None:
     for key in ("secret", "钥匙", "schlüssel"):
         assert keys.read(Settings(api_key=key)).find(sent) is None
 
@@ -89,15 +89,15 @@ DIGEST = hashlib.sha256(b"k").hexdigest()
         ("laptop:rk-secret", 0o600, "Line 1 of .* is not NAME:SHA256"),
         (f"# keys\n\n{DIGEST}\n", 0o600, "Line 3 of"),
         (f"a b:{DIGEST}", 0o600, "is not NAME:SHA256"),
-        (f"a:{DIGEST}:urgent", 0o600, "NAME:SHA256:PRIORITY: a name, .* and low, normal or high"),
+        (f"a:{DIGEST}:urgent", 0o600, "NAME:SHA256:PRIORITY .a name, .* and low, normal or high"),
         (f"a:{DIGEST}:", 0o600, "is not NAME:SHA256"),
         (f"a:{DIGEST}:low:high", 0o600, "is not NAME:SHA256"),
         ("a:rk-secret:low", 0o600, "is not NAME:SHA256"),
-        (f"a:{DIGEST}\na:{DIGEST}", 0o600, "Line 2 of .*: the name a is taken"),
-        (f"default:{DIGEST}", 0o600, "the name default is taken"),
+        (f"a:{DIGEST}\na:{DIGEST}", 0o600, "Line 2 of .*: the name a is already used"),
+        (f"default:{DIGEST}", 0o600, "the name default is already used"),
         (f"a:{DIGEST}", 0o620, "chmod go-w"),
         (f"a:{DIGEST}", 0o602, "chmod go-w"),
-        ("# nobody yet\n", 0o600, "holds no key. Make one with `rerankd key new NAME`"),
+        ("# nobody yet\n", 0o600, "contains no key. Create one with `rerankd key new NAME`"),
     ],
 )
 def test_a_file_of_keys_that_can_not_be_trusted_ends_the_start(
@@ -111,13 +111,13 @@ def test_a_file_of_keys_that_can_not_be_trusted_ends_the_start(
     assert "rk-secret" not in caught.value.message
 
 
-def test_a_pipe_as_file_of_keys_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_pipe_as_key_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys", 0o600)
-    with pytest.raises(ConfigError, match="not a plain file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         keys.read(Settings(api_keys_file=tmp_path / "keys"))
 
 
-def test_a_file_of_keys_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"can't be read: .*No such file"):
         keys.read(Settings(api_keys_file=tmp_path / "none"))
 
@@ -140,7 +140,7 @@ def test_a_key_has_the_priority_of_its_line(tmp_path: Path) -> None:
     assert found == [*zip(names, digests, priorities, strict=True)]
 
 
-def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
+def test_keys_are_created_listed_and_removed(tmp_path: Path) -> None:
     file = tmp_path / "etc" / "keys"
     made = key("new", "laptop", file=file, home=tmp_path)
     write(file, "# who is who\n" + file.read_text(), 0o640)
@@ -155,7 +155,7 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
         "dify",
     ]
     again = rerankd("key", "new", "dify", "--file", str(file), home=tmp_path)
-    assert again.returncode == 2 and "There is a key named dify" in again.stderr
+    assert again.returncode == 2 and "already has a key named dify" in again.stderr
     key("remove", "laptop", file=file, home=tmp_path)
     assert file.read_text().startswith("# who is who\n")
     assert keys.read(Settings(api_keys_file=file)).find(made.encode()) is None
@@ -165,7 +165,7 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
     assert gone.returncode == 2 and "no key named laptop" in gone.stderr
 
 
-def test_a_new_file_of_keys_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_new_key_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     key("new", "a", file=tmp_path / "keys", home=tmp_path)
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o600
 
@@ -221,7 +221,7 @@ def test_metrics_tell_whose_key_and_which_model_it_was(tmp_path: Path, file: Pat
         assert 'rerankd_request_seconds_count{dialect="jina",model="xlmr-head"} 1.0' in text
 
 
-def test_a_key_that_is_not_ascii_lets_in_over_a_socket(tmp_path: Path) -> None:
+def test_a_key_that_is_not_ascii_is_accepted_over_a_socket(tmp_path: Path) -> None:
     with service(tmp_path, api_key="schlüssel 钥匙\n") as it:
         assert status(it, "schlüssel 钥匙".encode()) == 200
         assert status(it, b"schl\xfcssel") == 401

@@ -1,4 +1,4 @@
-"""scripts/lines.py counts lines of code, and nothing else."""
+"""scripts/lines.py counts lines of code without blank lines, comments and docstrings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ lines"""
 '''
 
 
-def test_blank_lines_comments_and_docstrings_are_no_code() -> None:
+def test_blank_lines_comments_and_docstrings_are_not_counted() -> None:
     assert lines.code_lines(_TEXT) == 1 + 4 + 1 + 2 + 1
     assert lines.code_lines("") == 0
     assert lines.code_lines('"""Only words."""\n# and a comment\n') == 0
@@ -48,11 +48,11 @@ def test_blank_lines_comments_and_docstrings_are_no_code() -> None:
         ("src/rerankd/backends/llama/build/run.py", "backends/"),
     ],
 )
-def test_a_file_counts_in_its_first_folder(path: str, folder: str) -> None:
+def test_a_file_is_counted_in_its_top_folder(path: str, folder: str) -> None:
     assert lines.folder(path) == folder
 
 
-def test_two_counts_stand_side_by_side_with_what_changed() -> None:
+def test_the_table_compares_two_counts() -> None:
     before = lines.counted([("src/rerankd/a.py", "a = 1\n" * 8), ("src/rerankd/api/b.py", "b = 1\n" * 2)])
     after = lines.counted([("src/rerankd/a.py", "a = 1\n" * 5)])
     rows = [row.split() for row in lines.table(before, after).splitlines()]

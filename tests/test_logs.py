@@ -1,4 +1,4 @@
-"""Log lines: the request they belong to, JSON, and none without end."""
+"""Log lines: request ids, JSON, and the limit of repeated lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def record(message: str, line: int = 1) -> logging.LogRecord:
     return logging.LogRecord("rerankd.test", logging.WARNING, "file.py", line, message, (), None)
 
 
-def test_a_line_that_repeats_itself_is_left_out_and_counted() -> None:
+def test_repeated_lines_are_suppressed_and_counted() -> None:
     now = [0.0]
     said: list[str] = []
 
@@ -29,13 +29,13 @@ def test_a_line_that_repeats_itself_is_left_out_and_counted() -> None:
     keep = Keep()
     logger.addHandler(keep)
     try:
-        alike = logs.Alike(lambda: now[0])
+        alike = logs.RepeatLimit(lambda: now[0])
         passed = [alike.filter(record(f"number {number}")) for number in range(1000)]
         assert sum(passed) == 20 and all(passed[:20])
         assert alike.filter(record("another place", line=2))
         now[0] = 11.0
         assert alike.filter(record("again"))
-        assert said == ["980 more log lines like these were left out"]
+        assert said == ["980 more log lines like these were suppressed."]
     finally:
         logger.removeHandler(keep)
 

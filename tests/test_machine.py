@@ -1,9 +1,9 @@
-"""What nvidia-smi says of processes, where there is no card to ask."""
+"""GPU memory from nvidia-smi's output, and the check for memory for a second engine."""
 
 from __future__ import annotations
 
 from rerankd.machine import Gpu, gpu_memory, lack, parse_gpu_memory, parse_gpus
-from rerankd.serving.budgets import card_budgets
+from rerankd.serving.memory_budgets import card_budgets
 
 CARDS = [
     Gpu("A", 24 * 2**30, 23 * 2**30, "8.9", uuid="GPU-a"),
@@ -12,29 +12,29 @@ CARDS = [
 MIB = 2**20
 
 
-def test_a_process_holds_what_it_holds_on_each_card() -> None:
+def test_gpu_memory_of_processes_per_card() -> None:
     text = "GPU-a, 101, 500\nGPU-b, 202, 40\nGPU-b, 101, 24\nGPU-a, 303, [N/A]\nGPU-x, 101, 7\nno such line\n"
     assert parse_gpu_memory(text, [101], CARDS) == {"gpu0": 500 * MIB, "gpu1": 24 * MIB}
     assert parse_gpu_memory(text, [101, 202], CARDS) == {"gpu0": 500 * MIB, "gpu1": 64 * MIB}
-    # In a container the numbers are other ones: then it is not known, which is not the same as nothing.
+    # A container has other pids: the memory is then unknown, not 0.
     assert parse_gpu_memory(text, [9], CARDS) is None
     assert parse_gpu_memory("", [101], CARDS) is None
 
 
-def test_a_card_is_known_by_its_id_and_budgeted_by_what_others_leave_of_it() -> None:
+def test_cards_are_identified_by_uuid_and_budgeted_by_their_free_memory() -> None:
     (found,) = parse_gpus("RTX 4090, 24564, 24000, 8.9, 570.1, GPU-a\n")
     assert (found.uuid, found.driver) == ("GPU-a", "570.1")
     assert card_budgets(CARDS) == {"gpu0": int(24 * 2**30 * 0.8), "gpu1": 2**30}
 
 
-def test_without_nvidia_smi_nothing_is_known(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_without_nvidia_smi_gpu_memory_is_unknown(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("PATH", "")
     assert gpu_memory([1], CARDS) is None
 
 
-def test_a_second_engine_needs_room_on_each_device() -> None:
+def test_a_second_engine_needs_free_memory_on_each_device() -> None:
     held = {"memory": 100 * MIB, "gpu0": 500 * MIB}
     assert lack(held, {"memory": 200 * MIB, "gpu0": 500 * MIB, "gpu1": 0}) == ""
-    assert lack(held, {"memory": 200 * MIB}) == ""  # what is not known is no obstacle
-    assert lack(held, {"memory": 99 * MIB}) == "99 MiB of memory are free, too few for a second 100 MiB"
-    assert "10 MiB of gpu0" in lack(held, {"memory": 200 * MIB, "gpu0": 10 * MIB})
+    assert lack(held, {"memory": 200 * MIB}) == ""  # an unknown device is no obstacle
+    assert lack(held, {"memory": 99 * MIB}) == "memory has 99 MiB free, too little for another 100 MiB"
+    assert "gpu0 has 10 MiB free" in lack(held, {"memory": 200 * MIB, "gpu0": 10 * MIB})

@@ -1,4 +1,4 @@
-"""The library used by mistake, and in process models that it was not made for: a sentence, never a hang."""
+"""Misuse of the library, and unsupported process models: an error message, never a hang."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ DOCUMENTS = ["a bear of China", "a kind of bread"]
         ({"query": None}, "The query is None"),
         ({"documents": ["a", None]}, "Document 1 is None"),
         ({"documents": [{"text": "a"}]}, "Document 0 is {'text': 'a'}"),
-        ({"documents": "abc"}, "The documents are a str"),
-        ({"documents": {"a": "b"}}, "The documents are a dict"),
+        ({"documents": "abc"}, "documents is a str"),
+        ({"documents": {"a": "b"}}, "documents is a dict"),
     ],
     ids=str,
 )
-async def test_an_option_of_another_kind_is_a_sentence(options: dict[str, Any], says: str) -> None:
+async def test_an_option_of_the_wrong_type_is_an_error(options: dict[str, Any], says: str) -> None:
     """top_n = -1 left out the last document, a negative bound gave each document 0, and a string was its
     letters."""
     with pytest.raises(InvalidRequest) as caught:
@@ -50,28 +50,30 @@ async def test_an_option_of_another_kind_is_a_sentence(options: dict[str, Any], 
     assert says in caught.value.message
 
 
-def test_no_bound_may_be_spelled_0() -> None:
+def test_zero_means_no_limit() -> None:
     zeros = dict.fromkeys(("top_n", "max_tokens_per_doc", "max_chunks_per_doc", "max_tokens_per_query"), 0)
     assert RerankRequest("q", ("a",), **zeros).top_n == 0
 
 
-def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
+def test_a_sync_reranker_before_start_after_close_and_started_twice(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path)
     reranker = SyncReranker(settings)
-    with pytest.raises(Misuse, match=r"not started. Use it as `with SyncReranker\(\) as reranker:`, or call"):
+    with pytest.raises(
+        Misuse, match=r"has not been started. Use `with SyncReranker\(\) as reranker:`, or call"
+    ):
         reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(TypeError, match="start one in each"):
+    with pytest.raises(TypeError, match="Start one in each"):
         pickle.dumps(reranker)
     reranker.start()
     assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
-    with pytest.raises(Misuse, match="started already"), reranker:
+    with pytest.raises(Misuse, match="already started"), reranker:
         pass
     assert len(reranker.rerank("panda?", DOCUMENTS).results) == 2
     reranker.close()
     reranker.close()
-    with pytest.raises(Misuse, match="Ask it inside its block"):
+    with pytest.raises(Misuse, match="Use it inside its block"):
         reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(Misuse, match="Make a new one"), reranker:
+    with pytest.raises(Misuse, match="Create a new one"), reranker:
         pass
     never = SyncReranker(settings)
     never.close()
@@ -79,14 +81,14 @@ def test_a_sync_reranker_before_its_start_after_its_end_and_started_twice(tmp_pa
         never.start()
 
 
-async def test_a_reranker_before_its_start_after_its_end_and_started_twice(tmp_path: Path) -> None:
+async def test_a_reranker_before_start_after_close_and_started_twice(tmp_path: Path) -> None:
     reranker = Reranker(golden_settings("xlmr-head", tmp_path))
-    with pytest.raises(Misuse, match="not started"):
+    with pytest.raises(Misuse, match="has not been started"):
         await reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(Misuse, match="not started"):
+    with pytest.raises(Misuse, match="has not been started"):
         _ = reranker.model
     await reranker.start()
-    with pytest.raises(Misuse, match="started already"):
+    with pytest.raises(Misuse, match="already started"):
         async with reranker:
             pass
     assert len((await reranker.rerank("panda?", DOCUMENTS)).results) == 2
@@ -94,7 +96,7 @@ async def test_a_reranker_before_its_start_after_its_end_and_started_twice(tmp_p
     await reranker.close()
     with pytest.raises(Stopping, match="closed"):
         await reranker.rerank("panda?", DOCUMENTS)
-    with pytest.raises(Misuse, match="Make a new one"):
+    with pytest.raises(Misuse, match="Create a new one"):
         await reranker.start()
 
 
@@ -155,7 +157,7 @@ with SyncReranker(model=sys.argv[1]) as inherited:
 """
 
 
-def test_a_forked_process_is_told_and_leaves_the_engines_alone(tmp_path: Path) -> None:
+def test_a_forked_process_gets_an_error_and_keeps_the_engines_running(tmp_path: Path) -> None:
     """As under `gunicorn --preload` and in multiprocessing.Pool: all of them waited for ever."""
     program = tmp_path / "forks.py"
     program.write_text(FORKS)

@@ -1,4 +1,4 @@
-"""pull, list, show and remove as a user runs them, against a hub on loopback."""
+"""`rerankd pull`, `list`, `show` and `remove` against a fake hub on loopback."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def hub() -> Iterator[FakeHub]:
         yield running
 
 
-def test_pull_and_serve(hub: FakeHub, serve: Serve, tmp_path: Path) -> None:
-    places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
-    pulled = rerankd("pull", "qwen3-reranker-0.6b", home=tmp_path, **places)
+def test_a_pulled_model_is_checked_and_served_by_default(hub: FakeHub, serve: Serve, tmp_path: Path) -> None:
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    pulled = rerankd("pull", "qwen3-reranker-0.6b", home=tmp_path, **env)
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stdout == ""
-    for said in (
+    for message in (
         "downloading qwen3",
         "checking qwen3",
         "starting the engine",
         "qwen3-reranker-0.6b is ready",
     ):
-        assert said in pulled.stderr
+        assert message in pulled.stderr
     program: Program = serve(RERANKD_HOME=str(tmp_path))
     assert "the model that was pulled last" in "".join(program.said)
     (model,) = httpx.get(f"{program.url}/v1/models", trust_env=False).json()["data"]
@@ -60,7 +60,7 @@ def test_pull_and_serve(hub: FakeHub, serve: Serve, tmp_path: Path) -> None:
 
 
 def cli(home: Path, *arguments: str) -> str:
-    """What the program prints, run in this process."""
+    """Run the command line in this process, and return its output."""
     ended = CliRunner().invoke(app, arguments, env={"RERANKD_HOME": str(home)}, catch_exceptions=False)
     return ended.output
 
@@ -74,7 +74,7 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
     assert set(rows) == {"bge-reranker-v2-m3", "bge-reranker-v2-m3:f16", f"hf:{BGE}:q4_k_m"}
     assert [name for name, row in rows.items() if row["default"]] == ["bge-reranker-v2-m3"]
     assert rows["bge-reranker-v2-m3"]["method"] == "cross_encoder"
-    assert rows["bge-reranker-v2-m3"]["scored_as"] == "head"  # as 0.1 had it
+    assert rows["bge-reranker-v2-m3"]["scored_as"] == "head"  # the field and value of 0.1
     assert "bge-reranker-v2-m3:f16\t832 KiB\t" in cli(tmp_path, "list")
 
     shown = cli(tmp_path, "show", "BAAI/bge-reranker-v2-m3")
@@ -82,48 +82,48 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
     assert "scored as cross_encoder" in shown
     assert json.loads(cli(tmp_path, "show", "bge-reranker-v2-m3", "--json"))["scorable"]
     assert "rerankd pull bge-m3" in cli(tmp_path, "show", "bge-m3")
-    assert "can't be scored right" in cli(tmp_path, "show", "zerank-2")
+    assert "can't be scored correctly" in cli(tmp_path, "show", "zerank-2")
 
-    assert "832 KiB are free again" in cli(tmp_path, "remove", "bge-reranker-v2-m3")
+    assert "was deleted (832 KiB)" in cli(tmp_path, "remove", "bge-reranker-v2-m3")
     assert not (tmp_path / "models" / "bge-reranker-v2-m3").exists()
-    with pytest.raises(UnknownModel, match="Pulled are: bge-reranker-v2-m3:f16"):
+    with pytest.raises(UnknownModel, match="Pulled models: bge-reranker-v2-m3:f16"):
         cli(tmp_path, "remove", "bge-reranker-v2-m4")
 
 
-def test_show_tells_of_the_built_in_model_what_list_does(tmp_path: Path, home: Path) -> None:
-    """It was "not on this machine" while `list` had it, and was to be pulled by a name with blanks."""
+def test_show_and_list_agree_about_the_built_in_model(tmp_path: Path, home: Path) -> None:
+    """`show` reported "not on this machine" although `list` listed it, and named a command with blanks."""
     absent = cli(tmp_path, "show", "builtin:e5")
-    assert "not on this machine; rerankd pull builtin:e5" in absent
+    assert "not on this machine; to get it: rerankd pull builtin:e5" in absent
     for name in ("builtin:e5", "e5"):
         assert "scored as embedding: " in cli(home, "show", name)
 
 
-def test_the_catalog_is_listed_with_what_one_must_know_before_a_pull(tmp_path: Path) -> None:
+def test_the_catalog_lists_size_languages_licence_and_method(tmp_path: Path) -> None:
     listed = cli(tmp_path, "list", "--catalog").splitlines()
     assert "qwen3-reranker-0.6b\t639 MB\tmulti\tApache-2.0\t8192\tcausal_lm" in listed
     rows = json.loads(cli(tmp_path, "list", "--catalog", "--json"))
     assert all(row["quant"] and row["max_length"] and row["licence"] and row["languages"] for row in rows)
 
 
-def test_a_model_that_is_not_here_yet_says_how_to_get_it(tmp_path: Path) -> None:
+def test_serving_a_model_that_was_not_pulled_names_the_command(tmp_path: Path) -> None:
     ended = rerankd("serve", "bge-reranker-v2-m3", "--port", "0", home=tmp_path)
     assert (ended.returncode, "rerankd pull bge-reranker-v2-m3" in ended.stderr) == (3, True)
 
 
-def test_a_terminal_sees_a_bar(hub: FakeHub, tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
+def test_a_terminal_shows_a_progress_bar(hub: FakeHub, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "rerankd", "pull", "bge-reranker-v2-m3", "--no-check"],
         env=environment(tmp_path, HF_ENDPOINT=hub.url, TERM="xterm", COLUMNS="120"),
-        stderr=theirs,
-        stdout=theirs,
-        stdin=theirs,
+        stderr=slave,
+        stdout=slave,
+        stdin=slave,
     )
-    os.close(theirs)
+    os.close(slave)
     seen = b""
-    while data := _read(ours):
+    while data := _read(master):
         seen += data
-    os.close(ours)
+    os.close(master)
     assert process.wait(30) == 0, seen.decode()
     assert b"100%" in seen
     assert b"bge-reranker-v2-m3 is ready" in seen
@@ -132,11 +132,11 @@ def test_a_terminal_sees_a_bar(hub: FakeHub, tmp_path: Path) -> None:
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 65536)
-    except OSError:  # a terminal's other end is closed
+    except OSError:  # the other end of the terminal is closed
         return b""
 
 
-def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_in_one_line(tmp_path: Path) -> None:
     ended = rerankd(
         "pull",
         "ms:org/repo",
@@ -146,7 +146,7 @@ def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path) -> None:
         MODELSCOPE_CACHE=str(tmp_path / "ms"),
         MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS="2",
     )
-    asking, said = ended.stderr.splitlines()
-    assert (ended.returncode, asking) == (5, "asking ModelScope for org/repo …")
-    assert "Connection refused" in said
-    assert len(said) < 320
+    progress, message = ended.stderr.splitlines()
+    assert (ended.returncode, progress) == (5, "listing org/repo on ModelScope …")
+    assert "Connection refused" in message
+    assert len(message) < 320

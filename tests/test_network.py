@@ -1,4 +1,4 @@
-"""The network as people have it: proxies, certificates, and what httpx says of them."""
+"""Network errors: proxies, certificates, and the messages for the exceptions of httpx."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 
 from fake_hub import FakeHub, fake_hub
 from fake_socks import socks_proxy
-from rerankd import network, pip
+from rerankd import network_errors, pip
 from rerankd.errors import RemoteError
-from rerankd.remote import Remote
+from rerankd.remote_client import Remote
 from support import GOLDEN, environment, rerankd
 
 REPO, FILE = "org/tiny-GGUF", "tiny-Q8_0.gguf"
@@ -31,23 +31,23 @@ def errors_of(library: ModuleType) -> list[type[Exception]]:
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
-def test_every_error_of_the_library_has_a_sentence_and_is_caught(library: ModuleType) -> None:
+def test_every_exception_of_the_library_has_a_message_and_is_caught(library: ModuleType) -> None:
     errors = errors_of(library)
     assert len(errors) > 20
-    assert {one.__name__ for one in errors} - set(network.SENTENCES) == set()
-    assert [one for one in errors if not issubclass(one, network.errors_of(library))] == []
+    assert {one.__name__ for one in errors} - set(network_errors.SENTENCES) == set()
+    assert [one for one in errors if not issubclass(one, network_errors.errors_of(library))] == []
 
 
-def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> None:
+def test_the_message_has_the_innermost_cause() -> None:
     try:
         try:
             raise OSError(111, "Connection refused")
         except OSError as error:
             raise httpx.ConnectError("All connection attempts failed") from error
     except httpx.ConnectError as error:
-        assert network.explain(error) == "no connection: [Errno 111] Connection refused"
+        assert network_errors.explain(error) == "connecting failed: [Errno 111] Connection refused"
     untrusted = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
-    assert "SSL_CERT_FILE" in network.explain(untrusted)
+    assert "SSL_CERT_FILE" in network_errors.explain(untrusted)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_the_innermost_words_are_said_with_the_sentence_of_the_outer_error() -> 
     [("7", 7), ("0", 0), ("1.2", 2), ("-3", 0), ("", None), ("soon", None), (None, None)],
 )
 def test_retry_after(value: str | None, seconds: int | None) -> None:
-    assert network.retry_after_s(value) == seconds
+    assert network_errors.retry_after_s(value) == seconds
 
 
 def test_retry_after_may_be_a_date() -> None:
     now = datetime.datetime.now(datetime.UTC)
-    found = network.retry_after_s(email.utils.format_datetime(now + datetime.timedelta(seconds=60)))
+    found = network_errors.retry_after_s(email.utils.format_datetime(now + datetime.timedelta(seconds=60)))
     assert found is not None and 55 < found <= 60
 
 
@@ -78,7 +78,7 @@ def test_retry_after_may_be_a_date() -> None:
     ],
 )
 def test_hosts_that_need_no_proxy(host: str, near: bool) -> None:
-    assert network.is_near(host) is near
+    assert network_errors.is_near(host) is near
 
 
 @pytest.fixture
@@ -95,7 +95,9 @@ def pull(hub: FakeHub, home: Path, kind: str, **env: str) -> subprocess.Complete
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
 @pytest.mark.parametrize("scheme", ["socks", "socks5", "socks5h"])
-def test_a_model_comes_through_a_socks_proxy(hub: FakeHub, tmp_path: Path, kind: str, scheme: str) -> None:
+def test_a_model_is_downloaded_through_a_socks_proxy(
+    hub: FakeHub, tmp_path: Path, kind: str, scheme: str
+) -> None:
     with socks_proxy() as (port, connections):
         ended = pull(hub, tmp_path, kind, ALL_PROXY=f"{scheme}://127.0.0.1:{port}", NO_PROXY="")
         assert ended.returncode == 0, ended.stderr
@@ -104,7 +106,7 @@ def test_a_model_comes_through_a_socks_proxy(hub: FakeHub, tmp_path: Path, kind:
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
 @pytest.mark.parametrize("no_proxy", ["[::1]", "localhost,[::1]:8080,127.0.0.1", "*", "127.0.0.1:80,::1"])
-def test_no_proxy_as_people_write_it(hub: FakeHub, tmp_path: Path, kind: str, no_proxy: str) -> None:
+def test_spellings_of_no_proxy(hub: FakeHub, tmp_path: Path, kind: str, no_proxy: str) -> None:
     ended = pull(hub, tmp_path, kind, NO_PROXY=no_proxy)
     assert ended.returncode == 0, ended.stderr
 
@@ -113,15 +115,15 @@ def test_no_proxy_as_people_write_it(hub: FakeHub, tmp_path: Path, kind: str, no
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, "SSL_CERT_FILE names /nowhere/ca.pem, which is not there"),
+        ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, "SSL_CERT_FILE names /nowhere/ca.pem, which does not exist"),
         ({"SSL_CERT_FILE": __file__}, "the certificates can't be read"),
-        ({"ALL_PROXY": "gopher://user:secret@127.0.0.1:9"}, "the proxy settings can't be used"),
-        ({"HTTP_PROXY": "http://127.0.0.1:port"}, "the proxy settings can't be used"),
+        ({"ALL_PROXY": "gopher://user:secret@127.0.0.1:9"}, "the proxy settings are invalid"),
+        ({"HTTP_PROXY": "http://127.0.0.1:port"}, "the proxy settings are invalid"),
         ({"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}, "can't be reached"),
         ({"ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": ""}, "can't be reached"),
     ],
 )
-def test_an_environment_that_cannot_be_used_is_told(
+def test_invalid_proxies_and_certificates_are_reported(
     hub: FakeHub, tmp_path: Path, kind: str, env: dict[str, str], says: str
 ) -> None:
     """Each ended in a traceback."""
@@ -131,12 +133,12 @@ def test_an_environment_that_cannot_be_used_is_told(
     assert "secret" not in ended.stderr
 
 
-def test_a_remote_server_behind_settings_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_server_with_invalid_proxy_settings_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:9")
-    with pytest.raises(RemoteError, match="the proxy settings can't be used"):
+    with pytest.raises(RemoteError, match="the proxy settings are invalid"):
         Remote("https://api.example.com")
     Remote("http://127.0.0.1:9")  # needs no proxy
-    with pytest.raises(RemoteError, match="can't be asked"):
+    with pytest.raises(RemoteError, match="can't be used"):
         Remote("http://[::1")
 
 
@@ -152,7 +154,7 @@ def without_pip(tmp_path: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def test_an_environment_without_pip_has_that_of_ensurepip(without_pip: Path, tmp_path: Path) -> None:
+def test_an_environment_without_pip_uses_that_of_ensurepip(without_pip: Path, tmp_path: Path) -> None:
     if pip.bundled() is None:
         pytest.skip("this Python has no ensurepip; apt install python3-venv")
     program = (
@@ -162,7 +164,7 @@ def test_an_environment_without_pip_has_that_of_ensurepip(without_pip: Path, tmp
     assert ended.stdout.startswith("pip "), ended.stderr
 
 
-def test_an_environment_without_any_pip_is_told(without_pip: Path, tmp_path: Path) -> None:
+def test_an_environment_without_any_pip_is_reported(without_pip: Path, tmp_path: Path) -> None:
     library = tmp_path / "library"  # hides Python's own
     (library / "ensurepip").mkdir(parents=True)
     (library / "ensurepip" / "__init__.py").touch()
@@ -176,7 +178,7 @@ def test_an_environment_without_any_pip_is_told(without_pip: Path, tmp_path: Pat
         assert "Traceback" not in ended.stderr
 
 
-def test_pip_is_told_of_uvs_index() -> None:
+def test_pip_uses_the_index_of_uv() -> None:
     of_uv = {"UV_DEFAULT_INDEX": "https://a/simple", "UV_INDEX": "inner=https://b/simple https://c/x=y"}
     found = pip.environment(of_uv)
     assert found["PIP_INDEX_URL"] == "https://a/simple"

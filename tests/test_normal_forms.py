@@ -1,4 +1,4 @@
-"""Texts in NFC and NFD, as keyboards, PDFs and macOS's file names have them, are the same texts."""
+"""Texts in NFC and NFD, as from keyboards, PDFs and macOS file names, are scored alike."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from rerankd.config import Settings
-from rerankd.formats import charsmap, gguf
+from rerankd.formats import charsmap, gguf_metadata
 from rerankd.formats.tokenizer import ARRAYS, of_file
 from rerankd.hub import builtin
-from rerankd.scoring import plan
+from rerankd.scoring import deduplicate
 from rerankd.service import Reranker
 from support import GOLDEN, count_tokens, golden_settings
 
 ROWS: list[dict[str, Any]] = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-# A question, what answers it, and what does not.
+# A question, a relevant document, and an irrelevant one.
 PAIRS = {
     "german": (
         "Wo liegt München?",
@@ -70,11 +70,12 @@ def nfd(text: str) -> str:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "llama"])
-async def test_the_builtin_model_scores_nfd_as_nfc(home: Path, engine: str) -> None:
-    """Of NFD it read letters and marks apart: a Korean answer had .239 instead of .847, and came third."""
+async def test_the_builtin_model_scores_nfd_like_nfc(home: Path, engine: str) -> None:
+    """NFD letters and marks were tokenized separately: a Korean answer scored .239 instead of .847 and was
+    ranked third."""
     async with Reranker(Settings(home=home, engine=engine, cache_entries=0)) as reranker:
         for language, (query, right, wrong) in PAIRS.items():
-            # The engine's own map, too, not only what is done to texts before they reach it.
+            # The engine's own character map, not only the cleaning of texts before they reach it.
             apart, together = await count_tokens(reranker, nfd(right), nfc(right))
             assert apart == together, language
             composed = await reranker.rerank(nfc(query), [nfc(wrong), nfc(right)])
@@ -91,7 +92,7 @@ MODELS = ["builtin", "xlmr-head", "bert-embedder", "modernbert-head", "qwen2-lab
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_llama_cpp_reads_the_ids_of_the_reference_in_any_normal_form(
+async def test_llama_cpp_tokenizes_any_normal_form_like_the_reference(
     home: Path, tmp_path: Path, name: str
 ) -> None:
     settings = (
@@ -102,7 +103,7 @@ async def test_llama_cpp_reads_the_ids_of_the_reference_in_any_normal_form(
     async with Reranker(settings) as reranker:
         engine = reranker.state.engine
         for row in ROWS:
-            text = plan.clean(row["text"], nfc=reranker.model.scoring.nfc)
+            text = deduplicate.clean(row["text"], nfc=reranker.model.recipe.nfc)
             assert await engine.tokenize(text) == row[name], row["text"]
 
 
@@ -112,9 +113,9 @@ def test_the_golden_texts_are_in_both_forms() -> None:
     assert sum(text != nfc(text) for text in texts if text == nfd(text)) >= 8
 
 
-def test_a_unigram_tokenizer_json_composes_as_sentencepiece(home: Path, tmp_path: Path) -> None:
-    """The library leaves graphemes of six bytes and more as they are, Hangul and kana among them."""
-    header, _ = gguf.header_of(builtin.path_in(home / "models"), ARRAYS)
+def test_a_unigram_tokenizer_json_composes_like_sentencepiece(home: Path, tmp_path: Path) -> None:
+    """The library does not normalize graphemes of six bytes or more, Hangul and kana among them."""
+    header, _ = gguf_metadata.header_of(builtin.path_in(home / "models"), ARRAYS)
     values = header.values
     pieces, scores = values["tokenizer.ggml.tokens"].texts(), values["tokenizer.ggml.scores"]
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), 3))
@@ -150,14 +151,14 @@ def test_all_spellings_of_a_composed_character_are_keys(written: str, text: str)
     assert charsmap.sequences(singles)[written] == text
 
 
-def test_what_is_composed_already_or_excluded_from_composition_is_no_key() -> None:
+def test_composed_and_excluded_characters_are_not_keys() -> None:
     keys = charsmap.sequences({"\u0958": "\u0915\u093c"})
     assert "\u1ea4" not in keys
-    assert "\u0915\u093c" not in keys  # QA is written as KA and nukta in NFC, too
+    assert "\u0915\u093c" not in keys  # in NFC, too, QA is written as KA and nukta
     assert all(unicodedata.normalize("NFC", key) == text for key, text in keys.items())
 
 
-def test_a_home_with_the_older_file_gets_the_new_one_without_a_download(home: Path, tmp_path: Path) -> None:
+def test_an_older_builtin_file_is_upgraded_without_a_download(home: Path, tmp_path: Path) -> None:
     new = builtin.path_in(home / "models")
     written = new.read_bytes()
     key = b"tokenizer.ggml.precompiled_charsmap"

@@ -1,5 +1,4 @@
-"""The worker: how a batch is cut and computed, its HTTP, and the service's side of it, with a model that adds
-up ids."""
+"""The worker protocol, passes, scorer, HTTP server and client, with a model that adds up token ids."""
 
 from __future__ import annotations
 
@@ -19,20 +18,20 @@ from hypothesis import strategies as st
 from rerankd.backends.base import Batch
 from rerankd.backends.worker import protocol
 from rerankd.backends.worker.client import WorkerEngine
-from rerankd.backends.worker.passes import Reading, cut, padded
+from rerankd.backends.worker.compute_lock import ComputeLock
+from rerankd.backends.worker.passes import Reading, padded, split
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
-from rerankd.backends.worker.turn import Turn
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
-from rerankd.scoring.sequences import Frame, Ids, Input, Question
+from rerankd.scoring.engine_input import Frame, Ids, Input, Question
 
 FAILS, WAITS, ROWS, MAX_LENGTH = 666, 77, 1000, 16
 
 
 class Sum:
-    """A model whose logit is the sum of the ids, twice as much for those of the second type. It waits for
-    leave at the id WAITS, and fails at FAILS."""
+    """A model whose logit is the sum of the ids; ids of the second type count twice. The id WAITS makes it
+    wait for the test, and the id FAILS makes it fail."""
 
     about = "a sum"
     rows = ROWS
@@ -59,7 +58,7 @@ class Sum:
 
 
 class Lengths(Sum):
-    """A model whose vector is the number of even ids and that of odd ones."""
+    """A model whose vector is the number of even and of odd ids."""
 
     def forward(self, ids: Any, lengths: Any, seconds: Any) -> Any:
         self.calls.append(len(ids))
@@ -73,7 +72,7 @@ def ids(*values: int) -> Ids:
 
 
 def asked(*values: int, second: int | None = None) -> Question:
-    """A question whose ids stand before the document, and 3 after it."""
+    """A question with ids before the document, and the id 3 after it."""
     return Question("", before=ids(*values), after=ids(3), second=second)
 
 
@@ -104,7 +103,7 @@ def batches(draw: st.DrawFn) -> list[Input]:
 
 
 @given(batches())
-def test_a_batch_is_read_as_it_was_written(made: list[Input]) -> None:
+def test_a_batch_survives_a_round_trip(made: list[Input]) -> None:
     read = protocol.parse(protocol.render(made))
     assert len(read) == len(made)
     for one, other in zip(read, made, strict=True):
@@ -114,7 +113,7 @@ def test_a_batch_is_read_as_it_was_written(made: list[Input]) -> None:
 
 
 @given(batches(), st.data())
-def test_a_damaged_body_is_refused_or_is_a_batch(made: list[Input], data: st.DataObject) -> None:
+def test_a_damaged_body_is_rejected_or_still_valid(made: list[Input], data: st.DataObject) -> None:
     body = bytearray(protocol.render(made))
     at = data.draw(st.integers(0, len(body) - 1))
     length = data.draw(st.integers(0, 4))
@@ -131,18 +130,18 @@ def test_a_damaged_body_is_refused_or_is_a_batch(made: list[Input], data: st.Dat
         (b"[]\n", "first line can't be read"),
         (b'{"questions": []}\n', "first line can't be read"),
         (b'{"questions": [[1, 2, 3]], "inputs": []}\n', "first line can't be read"),
-        (b'{"questions": [], "inputs": [[0, 0]]}\n', "of question 0, and there are 0"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[-1, 0]]}\n', "no length"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, -1]]}\nabcd', "no length"),
-        (b'{"questions": [[0, 0, 0, -1]], "inputs": [[0, 1]]}\nabcd', "no length"),
-        (b'{"questions": [[0, true, 0, null]], "inputs": []}\nabcd', "no length"),
-        (b'{"questions": [[0, 0.0, 0, null]], "inputs": []}\n', "no length"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 2]]}\nabcd', "2 ids, and 4 bytes follow"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 1]]}\nabcdefg', "1 ids, and 7 bytes follow"),
+        (b'{"questions": [], "inputs": [[0, 0]]}\n', "refers to question 0 of 0"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[-1, 0]]}\n', "neither a length"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, -1]]}\nabcd', "neither a length"),
+        (b'{"questions": [[0, 0, 0, -1]], "inputs": [[0, 1]]}\nabcd', "neither a length"),
+        (b'{"questions": [[0, true, 0, null]], "inputs": []}\nabcd', "neither a length"),
+        (b'{"questions": [[0, 0.0, 0, null]], "inputs": []}\n', "neither a length"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 2]]}\nabcd', "2 ids, but 4 bytes follow"),
+        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 1]]}\nabcdefg', "1 ids, but 7 bytes follow"),
         (b'{"questions": [[%d, 0, 0, null]], "inputs": []}\n' % 10**30, "0 bytes follow"),
     ],
 )
-def test_what_is_wrong_with_a_body_is_told(body: bytes, says: str) -> None:
+def test_an_invalid_body_is_explained(body: bytes, says: str) -> None:
     with pytest.raises(InvalidBatch, match=says):
         protocol.parse(body)
 
@@ -153,7 +152,7 @@ lengths = st.lists(st.integers(1, 1500), min_size=1, max_size=80)
 @given(lengths, st.integers(64, 1024))
 def test_each_input_is_in_one_pass_and_no_pass_is_too_large(tokens: list[int], most: int) -> None:
     seen = []
-    for places in cut(tokens, most, lambda count, longest: (count + 1) // 2):
+    for places in split(tokens, most, lambda count, longest: (count + 1) // 2):
         longest = max(tokens[at] for at in places)
         assert len(places) == 1 or len(places) * longest <= most
         assert all(tokens[at] >= 0.75 * longest for at in places)
@@ -161,19 +160,19 @@ def test_each_input_is_in_one_pass_and_no_pass_is_too_large(tokens: list[int], m
     assert sorted(seen) == list(range(len(tokens)))
 
 
-def test_inputs_of_one_length_go_together_the_longest_first() -> None:
-    assert cut([10, 50, 11, 49, 12], 100, lambda count, longest: count) == [[3, 1], [0, 2, 4]]
-    assert cut([], 100, lambda count, longest: count) == []
+def test_inputs_of_similar_length_share_a_pass_the_longest_first() -> None:
+    assert split([10, 50, 11, 49, 12], 100, lambda count, longest: count) == [[3, 1], [0, 2, 4]]
+    assert split([], 100, lambda count, longest: count) == []
 
 
-def test_padding_keeps_inputs_whole() -> None:
+def test_padding_keeps_inputs_complete() -> None:
     made = padded([Reading(ids(1, 2), 1), Reading(ids(3), 1), Reading(ids(4, 5, 6), 3)])
     assert [one.tolist() for one in made] == [[[1, 2, 0], [3, 0, 0], [4, 5, 6]], [2, 1, 3], [1, 1, 3]]
 
 
-def test_values_stand_in_the_order_of_the_inputs() -> None:
+def test_scores_are_in_the_order_of_the_inputs() -> None:
     model = Sum()
-    scorer = Scorer(model, MAX_LENGTH, is_head=True)
+    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=True)
     plain, typed = asked(1), asked(1, 2, second=2)
     long, short = [10] * 12, [5]
     mixed = [*inputs(plain, long, short), *inputs(typed, long, short), *inputs(plain, [])]
@@ -182,9 +181,9 @@ def test_values_stand_in_the_order_of_the_inputs() -> None:
     assert scorer.score([]) == []
 
 
-def test_a_cosine_is_that_of_the_question_s_own_ids_computed_once() -> None:
+def test_the_query_vector_is_computed_once_and_cached() -> None:
     model = Lengths()
-    scorer = Scorer(model, MAX_LENGTH, is_head=False)
+    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=False)
     even, odd = (Question("", before=ids(2), after=ids(1), ids=own) for own in (ids(4, 4, 6), ids(7)))
     mixed = [*inputs(even, [2, 2], []), *inputs(odd, [2, 2])]
     wanted = [3 / 10**0.5, 0.5**0.5, 1 / 10**0.5]
@@ -195,11 +194,14 @@ def test_a_cosine_is_that_of_the_question_s_own_ids_computed_once() -> None:
 
 
 @pytest.mark.parametrize("bad", [ROWS, -1, -(2**31), 2**31 - 1])
-def test_ids_that_the_model_does_not_have_are_refused(bad: int) -> None:
-    head, vectors = Scorer(Sum(), MAX_LENGTH, is_head=True), Scorer(Lengths(), MAX_LENGTH, is_head=False)
+def test_ids_outside_the_vocabulary_are_rejected(bad: int) -> None:
+    head, vectors = (
+        Scorer(Sum(), MAX_LENGTH, is_cross_encoder=True),
+        Scorer(Lengths(), MAX_LENGTH, is_cross_encoder=False),
+    )
     own = Question("", ids=ids(bad))
     for scorer, made in ((head, inputs(asked(1), [ROWS - 1], [bad])), (vectors, inputs(own, [1]))):
-        with pytest.raises(InvalidBatch, match="outside the 1000 of the model"):
+        with pytest.raises(InvalidBatch, match="outside the model's vocabulary of 1000"):
             scorer.score(made)
     with pytest.raises(InvalidBatch, match="no tokens"):
         vectors.score(inputs(asked(1), [1]))
@@ -212,7 +214,7 @@ def model() -> Sum:
 
 @pytest.fixture
 def scorer(model: Sum) -> Scorer:
-    return Scorer(model, MAX_LENGTH, is_head=True)
+    return Scorer(model, MAX_LENGTH, is_cross_encoder=True)
 
 
 @pytest.fixture
@@ -227,7 +229,7 @@ def socket(model: Sum, scorer: Scorer, tmp_path: Path) -> Iterator[Path]:
         thread.join()
 
 
-async def test_a_batch_of_two_questions_gets_its_values(socket: Path) -> None:
+async def test_a_batch_of_two_questions_is_scored(socket: Path) -> None:
     engine = WorkerEngine(socket)
     assert await engine.is_ready()
     await engine.prepare()
@@ -241,13 +243,13 @@ async def test_a_batch_of_two_questions_gets_its_values(socket: Path) -> None:
     await engine.close()
 
 
-async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
+async def test_an_input_that_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
     engine = WorkerEngine(socket)
     with pytest.raises(InputTooLong, match="17 tokens, and max_length is 16"):
         await engine.score(batch(asked(1), [2], [4] * 15))
     with pytest.raises(EngineError, match=r"Check failed at brgemm\.cpp"):
         await engine.score(batch(asked(1), [FAILS]))
-    with pytest.raises(EngineError, match=r"the batch is invalid: an id is outside"):
+    with pytest.raises(EngineError, match=r"the batch is invalid: a token id is outside"):
         await engine.score(batch(asked(1), [ROWS]))
     with pytest.raises(EngineError, match=r"the batch is invalid: its first line can't be read"):
         await engine.post("/score", b"{}\n")
@@ -257,7 +259,7 @@ async def test_what_can_not_be_scored_is_an_engine_error(socket: Path) -> None:
         await engine.score(batch(asked(1), [2]))
 
 
-async def test_calls_that_overlap_are_computed_one_after_the_other(socket: Path, model: Sum) -> None:
+async def test_concurrent_calls_are_computed_one_after_the_other(socket: Path, model: Sum) -> None:
     engine = WorkerEngine(socket)
     calls = [asyncio.create_task(engine.score(batch(asked(at), [WAITS], [1]))) for at in (1, 2, 3)]
     for _ in calls:
@@ -268,7 +270,7 @@ async def test_calls_that_overlap_are_computed_one_after_the_other(socket: Path,
     await engine.close()
 
 
-async def test_who_hangs_up_while_it_waits_is_not_computed(socket: Path, model: Sum) -> None:
+async def test_a_call_that_disconnects_while_it_waits_is_not_computed(socket: Path, model: Sum) -> None:
     engine = WorkerEngine(socket)
     under_way = asyncio.create_task(engine.score(batch(asked(1), [WAITS])))
     assert await asyncio.to_thread(model.at_gate.acquire, timeout=10)
@@ -285,7 +287,7 @@ async def test_who_hangs_up_while_it_waits_is_not_computed(socket: Path, model: 
     await engine.close()
 
 
-async def test_who_hangs_up_in_the_middle_frees_the_worker_after_the_pass(socket: Path, model: Sum) -> None:
+async def test_a_disconnect_stops_the_computation_after_the_current_pass(socket: Path, model: Sum) -> None:
     engine = WorkerEngine(socket)
     large = asyncio.create_task(engine.score(batch(asked(1), *[[WAITS] * 12] * 30)))
     assert await asyncio.to_thread(model.at_gate.acquire, timeout=10)
@@ -297,7 +299,7 @@ async def test_who_hangs_up_in_the_middle_frees_the_worker_after_the_pass(socket
     await engine.close()
 
 
-async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path, model: Sum) -> None:
+async def test_a_hanging_worker_shows_no_work_but_answers_health_polls(socket: Path, model: Sum) -> None:
     engine = WorkerEngine(socket)
     assert await engine.shows_work(5)
     hung = asyncio.create_task(engine.score(batch(asked(1), [WAITS])))
@@ -310,29 +312,29 @@ async def test_a_worker_that_hangs_shows_no_work_and_answers_health(socket: Path
     await engine.close()
 
 
-def test_steps_are_told_when_one_ends_or_nobody_computes() -> None:
-    turn = Turn()
-    assert turn.steps(7, 10) == 0
-    with turn.taken(), ThreadPoolExecutor() as others:
-        assert turn.steps(0, 0.01) == 0
-        told = others.submit(turn.steps, 0, 10)
-        turn.step()
+def test_steps_returns_after_a_pass_or_when_nothing_is_computed() -> None:
+    lock = ComputeLock()
+    assert lock.steps(7, 10) == 0
+    with lock.held(), ThreadPoolExecutor() as others:
+        assert lock.steps(0, 0.01) == 0
+        told = others.submit(lock.steps, 0, 10)
+        lock.step()
         assert told.result() == 1
-    assert turn.steps(1, 10) == 1
+    assert lock.steps(1, 10) == 1
 
 
-def test_a_turn_that_ended_in_an_error_is_over() -> None:
-    turn = Turn()
-    with pytest.raises(ValueError, match="one"), turn.taken():
+def test_an_error_releases_the_lock() -> None:
+    lock = ComputeLock()
+    with pytest.raises(ValueError, match="one"), lock.held():
         raise ValueError("one")
-    with turn.taken():
-        assert turn.steps(0, 0) == 0
+    with lock.held():
+        assert lock.steps(0, 0) == 0
 
 
-async def test_a_worker_that_is_gone_is_not_ready(tmp_path: Path) -> None:
+async def test_a_stopped_worker_is_not_ready(tmp_path: Path) -> None:
     engine = WorkerEngine(tmp_path / "nobody.sock")
     assert not await engine.is_ready()
-    assert await engine.shows_work(1)  # its death is seen elsewhere
+    assert await engine.shows_work(1)  # the supervisor detects the exit
     with pytest.raises(EngineUnavailable):
         await engine.score(batch(asked(1), [2]))
     await engine.close()

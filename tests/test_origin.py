@@ -1,4 +1,4 @@
-"""Which hosts and web pages reach the service: as pure rules, and over real sockets with default settings."""
+"""Host and Origin checks: the pure rules, and real sockets with default settings."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ FOREIGN_TRICKS = (
 
 
 @pytest.mark.parametrize("host", OWN)
-def test_on_loopback_names_of_this_machine_are_served(host: str) -> None:
+def test_on_loopback_names_of_this_machine_are_allowed(host: str) -> None:
     assert host_refusal(host, Settings(), "127.0.0.1", has_keys=False) is None
 
 
 @pytest.mark.parametrize("host", (*FOREIGN, *FOREIGN_TRICKS))
-def test_on_loopback_without_a_key_other_names_are_refused_with_the_setting(host: str) -> None:
+def test_on_loopback_without_a_key_other_names_are_rejected(host: str) -> None:
     why = host_refusal(host, Settings(), "127.0.0.1", has_keys=False)
     assert why is not None and "allowed_hosts" in why and "api_key" in why and "nginx" in why
 
@@ -74,7 +74,9 @@ def test_on_loopback_without_a_key_other_names_are_refused_with_the_setting(host
         ("127.0.0.1", None, False),  # a UNIX socket
     ],
 )
-def test_elsewhere_any_host_is_served(listens: str, server: str | None, has_keys: bool) -> None:
+def test_on_other_addresses_any_host_name_is_allowed(
+    listens: str, server: str | None, has_keys: bool
+) -> None:
     assert host_refusal("rerank.example.com", Settings(host=listens), server, has_keys=has_keys) is None
 
 
@@ -89,7 +91,7 @@ def test_elsewhere_any_host_is_served(listens: str, server: str | None, has_keys
         ("10.1.2.3:8080", True),  # a probe of Kubernetes
     ],
 )
-def test_allowed_hosts_hold_on_every_address(host: str, is_served: bool) -> None:
+def test_allowed_hosts_apply_on_every_address(host: str, is_served: bool) -> None:
     settings = Settings(host="0.0.0.0", allowed_hosts="rerank.example.com, *.internal")
     assert (host_refusal(host, settings, "10.0.0.3", has_keys=True) is None) == is_served
 
@@ -207,7 +209,7 @@ def test_a_web_page_costs_no_work_and_curl_does_not_notice(kind: str, plain: Ser
         assert client.post("/v1/rerank", content=body, headers={"content-type": kind}).status_code == 200
 
 
-def test_curl_without_origin_and_body_restarts_the_engine(plain: Service) -> None:
+def test_a_request_without_origin_and_body_restarts_the_engine(plain: Service) -> None:
     with plain.client() as client:
         assert client.post(RELOAD).status_code == 202
 
@@ -237,7 +239,7 @@ def test_an_allowed_extension_gets_cors_and_may_change(tmp_path: Path) -> None:
             assert client.post(RELOAD, headers={"x-api-key": "k"}).status_code == 403
 
 
-def test_a_service_for_a_network_is_reached_under_any_name(tmp_path: Path) -> None:
+def test_a_service_for_a_network_accepts_any_host_name(tmp_path: Path) -> None:
     with service(tmp_path, host="0.0.0.0") as it:
         port = urlsplit(it.url).port
         answer = httpx.get(f"http://127.0.0.1:{port}/health", headers={"host": "rerankd"}, trust_env=False)

@@ -1,6 +1,6 @@
 """The page in a real browser, over the real service with the built-in model.
 
-Pictures of it come to .test-home/pictures, to be looked at.
+Writes pictures of the page to .test-home/pictures for inspection.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def ask_panda(page: Page) -> None:
 # --- try it ---
 
 
-def test_who_asks_before_the_list_of_models_has_come_sees_the_model_that_answered(tab: Open) -> None:
+def test_a_request_before_the_model_list_has_loaded_shows_the_model_that_answered(tab: Open) -> None:
     shown = tab()
     shown.page.route("**/v1/status*", lambda route: None)  # the list does not come
     page = shown.open()
@@ -146,18 +146,18 @@ def test_top_n_and_the_keyboard_alone(tab: Open) -> None:
     assert texts(page)[0] in ("bread", "a bear of China")
 
 
-def test_what_was_cut_is_marked_and_said(tab: Open) -> None:
+def test_a_truncated_document_is_marked_with_a_warning(tab: Open) -> None:
     page = tab().open()
     page.locator("#query").fill("pandas")
     page.locator("#documents").fill("panda bears eat bamboo " * 100 + "\nshort")
     page.get_by_role("button", name="Rerank").click()
-    expect(page.locator(".tag")).to_have_text("cut")
+    expect(page.locator(".tag")).to_have_text("truncated")
     expect(page.locator(".notes")).to_contain_text("document 0")
-    page.get_by_role("button", name="more").click()
+    page.get_by_role("button", name="show all").click()
     assert max(map(len, texts(page))) > 2000
 
 
-def test_what_a_budget_left_out_has_no_score_and_is_marked(tab: Open) -> None:
+def test_an_unscored_document_is_marked_and_shows_no_score(tab: Open) -> None:
     shown = tab()
 
     def out_of_time(route: Route) -> None:
@@ -175,7 +175,7 @@ def test_what_a_budget_left_out_has_no_score_and_is_marked(tab: Open) -> None:
     assert page.locator(".score").all_inner_texts()[1:] == ["–", "–"]
 
 
-def test_an_error_is_the_servers_sentence(tab: Open) -> None:
+def test_an_error_shows_the_servers_message(tab: Open) -> None:
     shown = tab()
     page = shown.open()
     page.locator("#query").fill("panda " * 2000)
@@ -188,20 +188,20 @@ def test_an_error_is_the_servers_sentence(tab: Open) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "documents", "counted"),
     [
-        ("a.txt", "one\n\ntwo\r\n", ["one", "two"], "2 documents, one a line"),
-        ("a.jsonl", '{"text": "one"}\n"two, \\"2\\""\n', ["one", 'two, "2"'], "2 documents, JSON lines"),
-        ("a.json", '[{"text": "one"}, "two"]', ["one", "two"], "2 documents, a JSON list"),
+        ("a.txt", "one\n\ntwo\r\n", ["one", "two"], "2 documents, one per line"),
+        ("a.jsonl", '{"text": "one"}\n"two, \\"2\\""\n', ["one", 'two, "2"'], "2 documents, JSON Lines"),
+        ("a.json", '[{"text": "one"}, "two"]', ["one", "two"], "2 documents, a JSON array"),
         (
             "a.csv",
             '\ufeffid,text\n1,"one, ""1"""\n2,"two\nlines"\n',
             ['one, "1"', "two\nlines"],
-            "2 documents, JSON lines",
+            "2 documents, JSON Lines",
         ),
         (
             "b.csv",
             "7,the longest column\n8,of all\n",
             ["the longest column", "of all"],
-            "2 documents, one a line",
+            "2 documents, one per line",
         ),
     ],
 )
@@ -228,7 +228,7 @@ def clipboard(page: Page) -> str:
 
 
 @pytest.mark.parametrize("kind", ["curl", "Python"])
-def test_what_is_copied_runs(tab: Open, kind: str, url: str) -> None:
+def test_the_copied_code_runs(tab: Open, kind: str, url: str) -> None:
     shown = tab(permissions=["clipboard-read", "clipboard-write"])
     page = shown.open()
     page.locator("#query").fill('it\'s a "panda" $HOME `id`?')
@@ -247,7 +247,7 @@ def test_what_is_copied_runs(tab: Open, kind: str, url: str) -> None:
     assert f"{float(best):.4f}" == score
 
 
-def test_copying_works_without_a_clipboard_too(tab: Open) -> None:
+def test_copying_works_without_the_clipboard_api(tab: Open) -> None:
     page = tab(permissions=["clipboard-read", "clipboard-write"]).open()
     ask_panda(page)
     page.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: () => Promise.reject()})")
@@ -292,7 +292,7 @@ def test_each_programs_request_is_answered(tab: Open, url: str) -> None:
     shown.picture(PICTURES, "connect")
 
 
-def test_the_values_are_this_servers(tab: Open, url: str) -> None:
+def test_the_settings_have_this_servers_values(tab: Open, url: str) -> None:
     page = tab(permissions=["clipboard-read", "clipboard-write"]).open("connect/dify")
     page.get_by_role("button", name="Copy API endpoint URL").click()
     assert clipboard(page) == f"{url}/v1"
@@ -322,7 +322,7 @@ def engine(url: str) -> dict[str, Any]:
     return told
 
 
-def test_status_shows_the_model_its_engine_and_what_was_asked(tab: Open, url: str) -> None:
+def test_status_shows_the_model_its_engine_and_recent_requests(tab: Open, url: str) -> None:
     shown = tab()
     page = shown.open()
     ask_panda(page)
@@ -346,12 +346,12 @@ def test_status_after_the_engine_was_killed(tab: Open, url: str) -> None:
     card = page.get_by_role("article", name="tiny")
     expect(card).to_contain_text(f"pid {before['pids'][0]}")
     os.kill(before["pids"][0], signal.SIGKILL)
-    expect(card).to_contain_text(f"{before['starts'] + 1}, lost: {before['lost'] + 1}")
+    expect(card).to_contain_text(f"{before['starts'] + 1}, unexpected exits: {before['lost'] + 1}")
     expect(card.locator(".pill")).to_have_text("ready")
     expect(card).not_to_contain_text(f"pid {before['pids'][0]}\n")
 
 
-def test_pull_and_delete_with_what_happens_meanwhile(tab: Open, hub: FakeHub) -> None:
+def test_pull_with_progress_and_delete(tab: Open, hub: FakeHub) -> None:
     assert hub.hang is not None
     shown = tab()
     page = shown.open("status")
@@ -365,11 +365,11 @@ def test_pull_and_delete_with_what_happens_meanwhile(tab: Open, hub: FakeHub) ->
     page.get_by_role("link", name="Status").click()
     shown.picture(PICTURES, "pull")
     hub.hang.set()
-    expect(page.locator("#pull-progress .right")).to_contain_text("is here and served")
+    expect(page.locator("#pull-progress .right")).to_contain_text("is downloaded and served")
     card = page.get_by_role("article", name="other")
     expect(card.locator(".pill")).to_have_text("ready")
     card.get_by_role("button", name="Delete").click()
-    card.get_by_role("button", name="Delete its file?").click()
+    card.get_by_role("button", name="Delete the files?").click()
     expect(card).to_have_count(0)
 
 
@@ -380,7 +380,7 @@ def test_unload_load_and_reload(tab: Open, url: str) -> None:
     before = engine(url)
     card.get_by_role("button", name="Unload").click()
     expect(card.locator(".pill")).to_have_text("unloaded")
-    expect(page.locator("#summary")).to_contain_text("All is well")
+    expect(page.locator("#summary")).to_contain_text("All models are available")
     card.get_by_role("button", name="Load").click()
     expect(card.locator(".pill")).to_have_text("ready")
     card.get_by_role("button", name="Restart").click()
@@ -393,17 +393,17 @@ def test_a_model_that_is_not_served_is_shown_with_its_reason(tab: Open, started:
     page = tab(started(XLMR, str(late)).url).open()
     page.get_by_role("link", name="Status").click()
     expect(page.locator("#served")).to_have_text("2 models refused")
-    expect(page.locator("#summary")).to_contain_text("1 of 2 models can't answer now")
+    expect(page.locator("#summary")).to_contain_text("1 of 2 models are unavailable")
     card = page.get_by_role("article", name="late")
     expect(card.locator(".pill")).to_have_text("refused")
     expect(card).to_contain_text(f"There is no file {late}")
-    expect(card).to_contain_text("It is tried again in")
+    expect(card).to_contain_text("Retry in")
     # What can't answer is not offered.
     page.get_by_role("link", name="Try it").click()
     expect(page.locator("#model option")).to_have_text(["xlmr-head"])
     late.write_bytes(Path(XLMR).read_bytes())
     page.get_by_role("link", name="Status").click()
-    expect(page.locator("#summary")).to_contain_text("All is well")
+    expect(page.locator("#summary")).to_contain_text("All models are available")
     expect(page.get_by_role("article", name="late").locator(".pill")).to_have_text("ready")
 
 
@@ -411,7 +411,7 @@ def test_a_model_that_was_not_pulled_is_not_deleted(tab: Open) -> None:
     shown = tab()
     card = shown.open("status").get_by_role("article", name="tiny")
     card.get_by_role("button", name="Delete").click()
-    card.get_by_role("button", name="Delete its file?").click()
+    card.get_by_role("button", name="Delete the files?").click()
     expect(card.locator(".actions .wrong")).to_contain_text("was not pulled by rerankd")
     shown.forget("409")
 
@@ -419,18 +419,18 @@ def test_a_model_that_was_not_pulled_is_not_deleted(tab: Open) -> None:
 # --- the key ---
 
 
-def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> None:
+def test_the_key_is_requested_and_kept_for_the_tab(tab: Open, started: Any) -> None:
     url = started(XLMR, RERANKD_API_KEY="a secret").url
     shown = tab(url, permissions=["clipboard-read", "clipboard-write"])
     page = shown.open()
     expect(page.get_by_role("dialog")).to_be_visible()
     shown.picture(PICTURES, "key")
     assert shown.errors == []
-    page.get_by_role("textbox", name="Key").fill("wrong")
+    page.get_by_role("textbox", name="API key").fill("wrong")
     page.get_by_role("button", name="Continue").click()
-    expect(page.get_by_role("alert")).to_contain_text("That is not the key")
+    expect(page.get_by_role("alert")).to_contain_text("The API key is wrong")
     shown.forget("401")
-    page.get_by_role("textbox", name="Key").fill("a secret")
+    page.get_by_role("textbox", name="API key").fill("a secret")
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_role("dialog")).to_be_hidden()
     ask_panda(page)
@@ -461,7 +461,7 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> N
     other = shown.context.new_page()
     other.goto(f"{url}/")
     expect(other.get_by_role("dialog")).to_be_visible()
-    page.get_by_role("button", name="Forget the key").click()
+    page.get_by_role("button", name="Forget the API key").click()
     expect(page.get_by_role("dialog")).to_be_visible()
 
 
@@ -469,7 +469,7 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(tab: Open, started: Any) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
-def test_every_part_is_accessible_and_fits(
+def test_every_section_is_accessible_and_fits(
     tab: Open, options: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     # Judged at rest: while answers fade in, their contrast is too low for a moment.
@@ -497,7 +497,7 @@ def test_every_part_is_accessible_and_fits(
         assert not faults, "\n".join(faults)
 
 
-def test_it_is_in_chinese_where_the_browser_is(tab: Open) -> None:
+def test_the_page_is_in_chinese_in_a_chinese_browser(tab: Open) -> None:
     shown = tab(locale="zh-CN")
     page = shown.open()
     page.get_by_role("button", name="载入示例").first.click()

@@ -1,4 +1,4 @@
-"""How the page is served, and what it is made of; tests/test_page.py looks at it in a browser."""
+"""Serving the page, its files and its translations; tests/test_page.py tests it in a browser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 import rerankd
 from rerankd.config import Settings
-from rerankd.serving.prepare import Model, prepare
+from rerankd.serving.prepare_model import Model, prepare
 from support import GOLDEN, ROOT
 from test_api_http import Service, ask
 
@@ -23,11 +23,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return prepare(Settings(model=(file,), alias=("bge", "the/other"), home=tmp_path_factory.mktemp("home")))
 
 
-def test_the_page_is_light() -> None:
+def test_the_page_is_small() -> None:
     assert sum(path.stat().st_size for path in STATIC.iterdir()) < 150_000
 
 
-def test_every_word_of_the_page_is_there_in_chinese() -> None:
+def test_every_text_of_the_page_has_a_chinese_translation() -> None:
     chinese = (STATIC / "words.js").read_text(encoding="utf-8").split("const ZH = {")[1].split("\n};")[0]
     known = {quoted or bare for quoted, bare in re.findall(r'^  (?:"([^"]+)"|(\w+)):', chinese, re.MULTILINE)}
     html = (STATIC / "index.html").read_text(encoding="utf-8")
@@ -75,20 +75,20 @@ def test_the_page_is_under_the_prefix_too(model: Model) -> None:
     assert service("GET", "/llm/openapi.json").json() == service("GET", "/openapi.json").json()
 
 
-def test_the_docs_load_nothing_from_elsewhere(model: Model) -> None:
+def test_the_api_reference_loads_nothing_from_other_hosts(model: Model) -> None:
     service = Service(model)
     assert service("GET", "/docs").headers["location"] == "./#api"
     assert service("GET", "/redoc").status_code == 404
 
 
-def test_a_program_of_ones_own_keeps_its_first_page(model: Model) -> None:
+def test_an_app_with_the_router_keeps_its_own_root_page(model: Model) -> None:
     app = FastAPI()
     app.include_router(rerankd.router)
     app.state.rerankd = Service(model).reranker
     assert ask(app, "GET", "/").status_code == 404
 
 
-def test_the_status_tells_what_it_is_asked_for(model: Model) -> None:
+def test_the_status_has_the_models_data(model: Model) -> None:
     service = Service(model)
     service.post()
     service.post(body={})
@@ -100,7 +100,7 @@ def test_the_status_tells_what_it_is_asked_for(model: Model) -> None:
         "cross_encoder",
         "sigmoid",
     )
-    length = model.scoring.max_length
+    length = model.recipe.max_length
     assert told["explain"] == model.resolution.explanation and told["max_length"] == length
     # The names of 0.1, for one release.
     assert (told["way"], told["window"], told["transform"]) == ("head", length, "sigmoid")

@@ -1,4 +1,4 @@
-"""A model that can't be asked yet: when it is tried again, and what who asks is told."""
+"""A model that is not served yet: when it is retried, and the errors of requests for it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.serving.pending import Pending, delay_s, left_s, may_pass
-from rerankd.serving.prepare import Model
-from rerankd.serving.roster import Entry, Roster
+from rerankd.serving.model_names import Entry, ModelNames
+from rerankd.serving.pending_model import PendingModel, delay_s, left_s, may_pass
+from rerankd.serving.prepare_model import Model
 from rerankd.serving.served_model import ServedModel
 
 
-def pending(error: RerankdError | None = None) -> Pending:
-    return Pending(Settings(model=("m",)).wanted("m")[0], ("m", "other"), error)
+def pending(error: RerankdError | None = None) -> PendingModel:
+    return PendingModel(Settings(model=("m",)).wanted("m")[0], ("m", "other"), error)
 
 
 def test_the_delay_grows_to_a_minute_and_stays_there() -> None:
@@ -35,7 +35,7 @@ def test_the_delay_grows_to_a_minute_and_stays_there() -> None:
 
 
 @pytest.mark.parametrize("kind", [ModelFileError, UnknownModel, FetchError, RerankdError])
-def test_what_may_pass_by_itself_is_tried_again_and_says_when(kind: type[RerankdError]) -> None:
+def test_a_temporary_failure_is_retried_and_reports_when(kind: type[RerankdError]) -> None:
     it = pending(kind("It is away."))
     assert may_pass(kind("")) and it.phase == "refused"
     refusal = it.refusal()
@@ -46,47 +46,47 @@ def test_what_may_pass_by_itself_is_tried_again_and_says_when(kind: type[Rerankd
 
 
 @pytest.mark.parametrize("kind", [Unscorable, ConfigError, DoesNotFit])
-def test_what_does_not_pass_by_itself_waits_for_a_reload(kind: type[RerankdError]) -> None:
+def test_a_permanent_failure_waits_for_a_reload(kind: type[RerankdError]) -> None:
     it = pending(kind("It is wrong."))
     refusal = it.refusal()
     assert isinstance(refusal, ModelRefused) and refusal.status_hint == 422
     assert refusal.retry_after_s is None and "kill -HUP" in refusal.message
 
 
-def test_what_is_left_of_a_download_is_told_by_its_rate_once_there_is_one() -> None:
+def test_the_remaining_time_of_a_download_follows_from_its_rate() -> None:
     assert left_s(25, 100, 10) == 30
     assert left_s(100, 100, 10) == 0
     for unknown in ((25, 100, 1), (0, 100, 10), (0, 0, 10), (101, 100, 10)):
         assert left_s(*unknown) is None
 
 
-def test_one_that_is_fetched_tells_what_is_done() -> None:
+def test_a_model_being_fetched_reports_its_progress() -> None:
     it = pending()
     assert (it.phase, it.doing) == ("starting", "")
     it.report("downloading", 30, 120)
     assert it.doing == "downloading, 25%"
     refusal = it.refusal()
-    assert isinstance(refusal, ModelPending) and "m is being made ready: downloading, 25%" in refusal.message
+    assert isinstance(refusal, ModelPending) and "m is being prepared: downloading, 25%" in refusal.message
     it.report("loading", 0, 0)
     assert it.doing == "loading"
 
 
-def test_a_fetch_that_nobody_wants_any_more_is_ended_by_its_next_report() -> None:
+def test_a_fetch_that_is_no_longer_wanted_ends_at_its_next_report() -> None:
     it = pending()
     it.is_dropped = True
     with pytest.raises(ModelPending):
         it.report("downloading", 1, 2)
 
 
-def test_a_reload_of_what_requests_get_by_default_keeps_the_model(tmp_path: Path) -> None:
-    """Its engines know nothing of these settings, so none is started."""
+def test_changed_request_defaults_do_not_reload_the_model(tmp_path: Path) -> None:
+    """The engines do not depend on these settings, so none is restarted."""
 
     def add(model: Model, beside: Sequence[Entry]) -> ServedModel:
-        raise AssertionError(f"{model.name} was read anew")
+        raise AssertionError(f"{model.name} was prepared again")
 
-    roster = Roster(Settings(model=("m",), home=tmp_path))
-    roster._expect(roster._wanted(roster.settings))
-    (entry,) = roster.entries
+    names = ModelNames(Settings(model=("m",), home=tmp_path))
+    names._expect(names._wanted(names.settings))
+    (entry,) = names.entries
     after = Settings(model=("m",), home=tmp_path, budget_ms=500, truncate_at="sentence")
-    assert roster._plan(roster._found(after), add) == (entry,)
+    assert names._plan(names._found(after), add) == (entry,)
     assert (entry.wanted.budget_ms, entry.wanted.truncate_at) == (500, "sentence")

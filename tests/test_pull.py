@@ -1,4 +1,4 @@
-"""Pulls through the hubs' real clients, against hubs on loopback that are out of order in every way."""
+"""Pulls with the hubs' official clients from fake hubs on loopback, with every kind of fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rerankd.errors import (
     UnknownModel,
     Unscorable,
 )
-from rerankd.formats import gguf
+from rerankd.formats import gguf_metadata
 from rerankd.hub.hubs import HuggingFace, ModelScope
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Store
@@ -43,7 +43,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clients' caches and tokens are this test's; a listing that fails is not tried again."""
+    """Give the clients caches and tokens of this test; a failed listing is not retried."""
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms-cache"))
     monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "ms-home"))
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
@@ -60,24 +60,24 @@ def hub() -> Iterator[FakeHub]:
 
 @dataclasses.dataclass
 class Pulls:
-    """A store, and pulls into it that do not wait long."""
+    """A store and a function that pulls into it, with short timeouts."""
 
     store: Store
     said: list[str]
     timeout_s: float = 10
     slept: list[float] = dataclasses.field(default_factory=list)
-    told: list[str] = dataclasses.field(default_factory=list)
+    progress: list[str] = dataclasses.field(default_factory=list)
 
     def __call__(self, text: str, hub: FakeHub | str, ms: FakeHub | str = NOWHERE, **more: Any) -> Path:
         urls = [one.url if isinstance(one, FakeHub) else one for one in (hub, ms)]
         patience = Patience(self.timeout_s, pause_s=0, sleep=self.slept.append)
-        with Downloader(patience, lambda what, done, total: self.told.append(what)) as downloader:
+        with Downloader(patience, lambda what, done, total: self.progress.append(what)) as downloader:
             puller = Puller(
                 store=self.store,
                 hubs={"hf": HuggingFace(urls[0]), "ms": ModelScope(urls[1])},
                 downloader=downloader,
                 **{
-                    "resolve": lambda facts: resolve(facts, catalog.known()),
+                    "resolve": lambda metadata: resolve(metadata, catalog.known()),
                     "check": lambda path: None,
                     "say": self.said.append,
                     "progress": lambda what, done, total: None,
@@ -88,7 +88,7 @@ class Pulls:
 
     @property
     def shown(self) -> list[str]:
-        """What looks like a model to a person or a program: every .gguf outside the folder for pulls."""
+        """The visible models: every .gguf outside the folder of incomplete pulls."""
         found = self.store.models.rglob("*.gguf")
         return [str(path) for path in found if ".pull" not in path.parts]
 
@@ -111,7 +111,7 @@ def test_a_pull_from_hugging_face(hub: FakeHub, pulls: Pulls) -> None:
     assert record.sha256 == (hashlib.sha256(XLMR).hexdigest(),)
     assert pulls.store.locate(f"hf:{REPO}", lambda *_: None) == path
     assert pulls.store.default() == f"hf:{REPO}"
-    assert "rank head" in "".join(pulls.said)
+    assert "cross-encoder" in "".join(pulls.said)
     assert pulls.parts == []
 
 
@@ -120,7 +120,7 @@ def test_a_pull_from_model_scope(hub: FakeHub, pulls: Pulls) -> None:
     assert pulls.store.find(f"ms:{REPO}") is not None
 
 
-def test_a_second_pull_fetches_nothing_and_a_new_revision_replaces_the_old(
+def test_a_second_pull_downloads_nothing_and_a_new_revision_replaces_the_old(
     hub: FakeHub, pulls: Pulls
 ) -> None:
     pulls(f"hf:{REPO}", hub)
@@ -134,31 +134,31 @@ def test_a_second_pull_fetches_nothing_and_a_new_revision_replaces_the_old(
     assert len(pulls.store.records()) == len(pulls.shown) == 1
 
 
-def test_what_is_here_stays_when_the_hub_is_out_of_reach(hub: FakeHub, pulls: Pulls) -> None:
+def test_a_pulled_model_is_kept_if_the_hub_is_unreachable(hub: FakeHub, pulls: Pulls) -> None:
     path = pulls(f"hf:{REPO}", hub)
     assert pulls(f"hf:{REPO}", NOWHERE) == path
-    assert "stays as it is" in pulls.said[-1]
+    assert "was not changed" in pulls.said[-1]
 
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
 @pytest.mark.parametrize(
     ("fault", "error", "says"),
     [
-        ({"list_status": 401}, FetchError, "without a token (401)"),
+        ({"list_status": 401}, FetchError, "requires a token for it (401)"),
         ({"list_status": 403}, FetchError, "Accept its terms at https://"),
-        ({"list_status": 404}, FetchError, "has no such thing (404)"),
+        ({"list_status": 404}, FetchError, "has no such file or repository (404)"),
         ({"list_status": 429}, FetchError, "too many requests"),
-        ({"list_status": 500}, FetchError, "with an error (500)"),
-        ({"file_status": 401}, FetchError, "without a token (401)"),
+        ({"list_status": 500}, FetchError, "returned the status 500"),
+        ({"file_status": 401}, FetchError, "requires a token for it (401)"),
         ({"file_status": 403}, FetchError, "gated"),
-        ({"file_status": 404}, FetchError, "has no such thing (404)"),
+        ({"file_status": 404}, FetchError, "has no such file or repository (404)"),
         ({"file_status": 429}, FetchError, "Try again in 7 s"),
-        ({"file_status": 500}, FetchError, "with an error (500)"),
-        ({"cut_after": 0}, FetchError, "goes on where it stopped"),
-        ({"garble": True}, FetchError, "it was deleted"),
+        ({"file_status": 500}, FetchError, "returned the status 500"),
+        ({"cut_after": 0}, FetchError, "Try again: the download resumes"),
+        ({"garble": True}, FetchError, "and was deleted"),
     ],
 )
-def test_a_hub_out_of_order(
+def test_a_fault_of_the_hub_is_reported_and_leaves_no_model(
     hub: FakeHub, pulls: Pulls, kind: str, fault: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     for name, value in fault.items():
@@ -171,7 +171,7 @@ def test_a_hub_out_of_order(
 
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
-def test_no_network(pulls: Pulls, kind: str) -> None:
+def test_without_a_network_the_error_names_the_proxy_setting(pulls: Pulls, kind: str) -> None:
     with pytest.raises(HubUnreachable, match="can't be reached at") as caught:
         pulls(f"{kind}:{REPO}", NOWHERE)
     assert "HTTPS_PROXY" in str(caught.value)
@@ -181,15 +181,15 @@ def test_no_network(pulls: Pulls, kind: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ({"is_circle": True}, "circle of redirects"),
-        ({"encoding": "gzip"}, "says that it is compressed and is not"),
-        ({"is_portal": True}, "a web page came from"),
+        ({"is_circle": True}, "too many redirects"),
+        ({"encoding": "gzip"}, "the compressed response is damaged"),
+        ({"is_portal": True}, "returned a web page instead of"),
     ],
 )
-def test_a_proxy_that_spoils_answers_is_told(
+def test_responses_that_a_proxy_changed_are_reported(
     hub: FakeHub, pulls: Pulls, kind: str, fault: dict[str, Any], says: str
 ) -> None:
-    """Each ended in a traceback."""
+    """Each caused a traceback."""
     for name, value in fault.items():
         setattr(hub, name, value)
     with pytest.raises(FetchError) as caught:
@@ -199,17 +199,15 @@ def test_a_proxy_that_spoils_answers_is_told(
 
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
-def test_a_busy_hub_is_waited_for_as_long_as_it_asks(hub: FakeHub, pulls: Pulls, kind: str) -> None:
+def test_a_busy_hub_is_retried_after_the_time_it_requests(hub: FakeHub, pulls: Pulls, kind: str) -> None:
     hub.busy_listings, hub.statuses, hub.busy_s = 2, [429, 503], "9"
     assert pulls(f"{kind}:{REPO}", hub, hub).read_bytes() == XLMR
     assert sum(pulls.slept) == 4 * 9
-    assert "waiting 9 s, as the hub asks" in pulls.told
+    assert "waiting 9 s, as the hub requests" in pulls.progress
 
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
-def test_a_hub_that_asks_for_more_than_five_minutes_is_not_waited_for(
-    hub: FakeHub, pulls: Pulls, kind: str
-) -> None:
+def test_waits_of_more_than_five_minutes_are_reported_instead(hub: FakeHub, pulls: Pulls, kind: str) -> None:
     hub.busy_listings, hub.busy_s = 9, "301"
     with pytest.raises(FetchError, match="Try again in 301 s"):
         pulls(f"{kind}:{REPO}", hub, hub)
@@ -219,10 +217,10 @@ def test_a_hub_that_asks_for_more_than_five_minutes_is_not_waited_for(
     assert sum(pulls.slept) == 2 * 120
 
 
-def test_a_file_system_without_locks_is_written_to(
+def test_a_file_system_without_locks_can_be_used(
     hub: FakeHub, pulls: Pulls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """NFS without its lock service; no file system here refuses them, so the system call does."""
+    """NFS without its lock service. No file system of a test machine refuses locks, so the call does."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -232,7 +230,7 @@ def test_a_file_system_without_locks_is_written_to(
     assert "has no locks" in caplog.text
 
 
-def test_a_gated_model_comes_with_a_token(
+def test_a_gated_model_is_pulled_with_a_token(
     hub: FakeHub, pulls: Pulls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.needs_token = "secret"
@@ -246,7 +244,7 @@ def test_a_gated_model_comes_with_a_token(
     assert pulls(f"ms:{REPO}", NOWHERE, hub).read_bytes() == XLMR
 
 
-def test_a_connection_that_is_cut_is_taken_up_again(hub: FakeHub, pulls: Pulls) -> None:
+def test_an_interrupted_download_resumes(hub: FakeHub, pulls: Pulls) -> None:
     hub.cut_after = 300_000
     assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
     assert hub.bodies == ["", "bytes=300000-", "bytes=600000-"]
@@ -266,8 +264,8 @@ def test_a_second_pull_resumes_the_first(hub: FakeHub, pulls: Pulls) -> None:
     assert pulls.parts == []
 
 
-def test_what_one_hub_began_the_other_ends(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
-    """A part is known by the checksum of its file, whoever sent it."""
+def test_a_download_from_one_hub_resumes_from_the_other(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
+    """A part file is identified by the checksum of its file, not by the hub."""
     hub.cut_after, hub.cuts, hub.statuses = 300_000, 1, [200] + [503] * 9
     with pytest.raises(FetchError):
         pulls(f"hf:{REPO}", hub)
@@ -282,7 +280,7 @@ def test_what_one_hub_began_the_other_ends(hub: FakeHub, pulls: Pulls, tmp_path:
 
 
 @pytest.mark.parametrize("fault", [{"no_ranges": True}, {"range_status": 416}])
-def test_a_hub_that_refuses_ranges_sends_it_all_again(
+def test_a_hub_without_range_requests_sends_the_whole_file_again(
     hub: FakeHub, pulls: Pulls, fault: dict[str, Any]
 ) -> None:
     for name, value in {"cut_after": 300_000, "cuts": 1, **fault}.items():
@@ -299,24 +297,24 @@ def test_wrong_bytes_are_deleted_and_do_not_spoil_the_next_pull(hub: FakeHub, pu
     assert pulls(f"hf:{REPO}", hub).read_bytes() == XLMR
 
 
-def test_a_hub_that_stops_sending_is_given_up_after_a_while(hub: FakeHub, pulls: Pulls) -> None:
+def test_a_hub_that_stops_sending_times_out(hub: FakeHub, pulls: Pulls) -> None:
     hub.hang = threading.Event()
     pulls.timeout_s = 0.2
-    with pytest.raises(FetchError, match="was cut at"):
+    with pytest.raises(FetchError, match="was interrupted at"):
         pulls(f"hf:{REPO}", hub)
     assert pulls.shown == []
 
 
-def test_a_disk_that_is_too_small_is_said_before_it_is_full(hub: FakeHub, pulls: Pulls) -> None:
+def test_a_disk_that_is_too_small_is_reported_before_the_download(hub: FakeHub, pulls: Pulls) -> None:
     hub.claimed_sizes[FILE] = 10**17
-    with pytest.raises(DataFolderError, match="are still to come"):
+    with pytest.raises(DataFolderError, match="the download needs another"):
         pulls(f"hf:{REPO}", hub)
     assert pulls.shown == []
 
 
-def test_a_model_that_cannot_be_scored_is_refused_before_its_bytes(hub: FakeHub, pulls: Pulls) -> None:
+def test_a_model_that_can_not_be_scored_is_refused_before_the_download(hub: FakeHub, pulls: Pulls) -> None:
     hub.repos[REPO][FILE] = (GOLDEN / "qwen2-labels.gguf").read_bytes()
-    with pytest.raises(Unscorable, match="can't be scored right"):
+    with pytest.raises(Unscorable, match="can't be scored correctly"):
         pulls(f"hf:{REPO}", hub)
     assert hub.bodies == []
     hub.repos[REPO][FILE] = b"<!doctype html><title>Sign in</title>"
@@ -326,9 +324,9 @@ def test_a_model_that_cannot_be_scored_is_refused_before_its_bytes(hub: FakeHub,
         pulls(f"hf:{REPO}", hub, memory_bytes=10)
 
 
-def test_a_model_that_fails_the_check_has_no_place(hub: FakeHub, pulls: Pulls) -> None:
+def test_a_model_that_fails_the_check_is_not_stored(hub: FakeHub, pulls: Pulls) -> None:
     def fails(path: Path) -> None:
-        assert gguf.read(path).size_bytes == len(XLMR)
+        assert gguf_metadata.read(path).size_bytes == len(XLMR)
         raise Unscorable("its scores are all alike")
 
     with pytest.raises(Unscorable, match="alike"):
@@ -337,7 +335,7 @@ def test_a_model_that_fails_the_check_has_no_place(hub: FakeHub, pulls: Pulls) -
     assert not pulls.store.staging("hf--org--tiny-GGUF").exists()
 
 
-def test_an_engine_that_does_not_start_costs_no_second_download(hub: FakeHub, pulls: Pulls) -> None:
+def test_an_engine_that_does_not_start_causes_no_second_download(hub: FakeHub, pulls: Pulls) -> None:
     def fails(path: Path) -> None:
         raise FetchError("no engine")
 
@@ -349,7 +347,7 @@ def test_an_engine_that_does_not_start_costs_no_second_download(hub: FakeHub, pu
     assert hub.bodies == []
 
 
-def test_the_other_hub_is_tried_and_said(hub: FakeHub, pulls: Pulls) -> None:
+def test_the_other_hub_is_tried_with_a_message(hub: FakeHub, pulls: Pulls) -> None:
     hub.repos["gpustack/bge-reranker-v2-m3-GGUF"] = {"bge-reranker-v2-m3-Q8_0.gguf": XLMR, "x-F16.gguf": b""}
     path = pulls("BAAI/bge-reranker-v2-m3", NOWHERE, hub)
     assert path.parent.name == "bge-reranker-v2-m3"
@@ -358,7 +356,7 @@ def test_the_other_hub_is_tried_and_said(hub: FakeHub, pulls: Pulls) -> None:
     assert pulls.store.records()[0].source == "ms:gpustack/bge-reranker-v2-m3-GGUF"
 
 
-def test_a_quantisation_is_looked_for_in_every_place(hub: FakeHub, pulls: Pulls) -> None:
+def test_a_quantisation_is_searched_in_all_sources(hub: FakeHub, pulls: Pulls) -> None:
     hub.repos["ggml-org/Qwen3-Reranker-0.6B-Q8_0-GGUF"] = {"qwen3-reranker-0.6b-q8_0.gguf": XLMR}
     hub.repos["Voodisss/Qwen3-Reranker-0.6B-GGUF-llama_cpp"] = {"Qwen3-Reranker-0.6B-Q4_K_M.gguf": XLMR}
     assert pulls("qwen3-reranker-0.6b:q4_k_m", hub).name == "Qwen3-Reranker-0.6B-Q4_K_M.gguf"
@@ -372,12 +370,12 @@ def test_a_quantisation_is_looked_for_in_every_place(hub: FakeHub, pulls: Pulls)
         ("bge-reranker-v2-m4", UnknownModel, "Did you mean bge-reranker-v2-m3?"),
         ("some/where", UnknownModel, "rerankd list --catalog"),
         ("zerank-2", Unscorable, "logit"),
-        ("mxbai-rerank-base-v2", UnknownModel, "no place that has it"),
-        ("./model.gguf", UnknownModel, "nothing that is pulled"),
+        ("mxbai-rerank-base-v2", UnknownModel, "names no repository"),
+        ("./model.gguf", UnknownModel, "can't be pulled"),
         (f"hf:{REPO}:q4_0", UnknownModel, FILE),
     ],
 )
-def test_what_cannot_be_pulled(
+def test_a_reference_that_can_not_be_pulled_is_rejected_with_a_hint(
     hub: FakeHub, pulls: Pulls, text: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -385,9 +383,7 @@ def test_what_cannot_be_pulled(
     assert says in str(caught.value)
 
 
-def test_a_file_in_a_clients_own_cache_is_taken_from_there(
-    hub: FakeHub, pulls: Pulls, tmp_path: Path
-) -> None:
+def test_a_file_in_the_official_clients_cache_is_reused(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
     snapshot = tmp_path / "hf-cache" / "models--org--tiny-GGUF" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (snapshot / FILE).write_bytes(XLMR)
@@ -395,7 +391,7 @@ def test_a_file_in_a_clients_own_cache_is_taken_from_there(
     assert hub.bodies == []
 
 
-def test_two_pulls_of_one_model_at_once_fetch_it_once(hub: FakeHub, tmp_path: Path) -> None:
+def test_two_simultaneous_pulls_of_one_model_download_it_once(hub: FakeHub, tmp_path: Path) -> None:
     hub.hang = threading.Event()
     first, second = (Pulls(Store(tmp_path / "home"), []) for _ in range(2))
     paths: list[Path] = []
@@ -415,8 +411,8 @@ def test_two_pulls_of_one_model_at_once_fetch_it_once(hub: FakeHub, tmp_path: Pa
     assert hub.bodies == [""]
 
 
-def test_a_split_model_is_judged_and_pulled_whole(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
-    """Its rank head is in its last part, as llama-gguf-split leaves it."""
+def test_all_parts_of_a_split_model_are_read_and_pulled(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
+    """The rank head is in the last part, where llama-gguf-split puts it."""
     tensors = {name: (10, 32) for name in ("token_embd.weight", "output_norm.weight", "cls.output.weight")}
     name = {"general.basename": "Qwen3-Reranker"}
     tokens = ("<|im_end|>", *ggufs.VOCABULARY[1:])
@@ -426,14 +422,16 @@ def test_a_split_model_is_judged_and_pulled_whole(hub: FakeHub, pulls: Pulls, tm
     hub.repos[REPO] = parts
     path = pulls(f"hf:{REPO}", hub)
     assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == parts
-    facts = gguf.read(path)
-    assert facts.has_cls_output
-    assert len(facts.parts) == 2
+    metadata = gguf_metadata.read(path)
+    assert metadata.has_cls_output
+    assert len(metadata.parts) == 2
     assert pulls.store.records()[0].files == tuple(sorted(parts))
 
 
-def test_a_disk_that_fills_up_on_the_way_leaves_what_can_be_resumed(hub: FakeHub, tmp_path: Path) -> None:
-    """A limit on a file's size stands for the full disk: the write fails in the same place."""
+def test_a_disk_that_fills_up_during_the_download_leaves_a_resumable_part(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    """A limit of the file size simulates the full disk: the write fails at the same point."""
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); sys.argv[0] = 'rerankd';"
@@ -447,7 +445,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_what_can_be_resumed(hub: FakeHub
         timeout=60,
     )
     assert ended.returncode == 7, ended.stderr
-    assert "Free some space" in ended.stderr
+    assert "Free disk space" in ended.stderr
     assert "Traceback" not in ended.stderr
     store = Store(tmp_path / "home")
     (part,) = store.models.rglob("*.part")
@@ -467,24 +465,24 @@ def checkpoint_hub() -> Iterator[FakeHub]:
 
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
-def test_a_checkpoint_is_pulled_whole(checkpoint_hub: FakeHub, pulls: Pulls, kind: str) -> None:
+def test_a_checkpoint_is_pulled_with_all_its_files(checkpoint_hub: FakeHub, pulls: Pulls, kind: str) -> None:
     hubs = (checkpoint_hub, NOWHERE) if kind == "hf" else (NOWHERE, checkpoint_hub)
     path = pulls(f"{kind}:org/pairs", *hubs)
     assert path == pulls.store.models / f"{kind}--org--pairs"
     assert {one.name: one.read_bytes() for one in path.iterdir()} == CHECKPOINT
     assert pulls.store.locate(f"{kind}:org/pairs", lambda *_: None) == path
-    assert f"model.safetensors ({CHECKPOINT_SIZE}), as its makers have it" in "".join(pulls.said)
+    assert f"model.safetensors ({CHECKPOINT_SIZE}), safetensors, unquantised" in "".join(pulls.said)
     pulls.store.index.unlink()
     assert [record.name for record in pulls.store.records()] == [f"{kind}:org/pairs"]
     pulls.store.remove(pulls.store.records()[0])
     assert not path.exists()
 
 
-def test_a_checkpoint_of_a_new_revision_is_fetched_again(checkpoint_hub: FakeHub, pulls: Pulls) -> None:
+def test_a_checkpoint_of_a_new_revision_is_downloaded_again(checkpoint_hub: FakeHub, pulls: Pulls) -> None:
     path = pulls("hf:org/pairs", checkpoint_hub)
     pulls("hf:org/pairs", checkpoint_hub)
     assert "already" in pulls.said[-1]
-    # Of the same size, and a small file has no checksum.
+    # The size is unchanged, and hubs report no checksum for small files.
     changed = CHECKPOINT["tokenizer_config.json"].replace(b"128", b"100")
     checkpoint_hub.repos["org/pairs"]["tokenizer_config.json"] = changed
     checkpoint_hub.commit = "1" * 40
@@ -492,10 +490,10 @@ def test_a_checkpoint_of_a_new_revision_is_fetched_again(checkpoint_hub: FakeHub
     assert (path / "tokenizer_config.json").read_bytes() == changed
 
 
-def test_what_an_earlier_pull_left_of_another_revision_is_not_taken(
+def test_files_of_an_earlier_pull_of_another_revision_are_not_reused(
     checkpoint_hub: FakeHub, pulls: Pulls
 ) -> None:
-    """A small file has no checksum, and may have kept its size."""
+    """Hubs report no checksum for small files, and the size may be unchanged."""
     staged = pulls.store.staging("hf--org--pairs")
     staged.mkdir(parents=True)
     old = CHECKPOINT["tokenizer_config.json"].replace(b"128", b"100")
@@ -504,7 +502,7 @@ def test_what_an_earlier_pull_left_of_another_revision_is_not_taken(
     assert (path / "tokenizer_config.json").read_bytes() == CHECKPOINT["tokenizer_config.json"]
 
 
-def test_a_checkpoint_larger_than_memory_is_named_by_its_weights(
+def test_a_checkpoint_larger_than_memory_is_rejected_by_its_weights(
     checkpoint_hub: FakeHub, pulls: Pulls
 ) -> None:
     with pytest.raises(
@@ -513,7 +511,7 @@ def test_a_checkpoint_larger_than_memory_is_named_by_its_weights(
         pulls("hf:org/pairs", checkpoint_hub, memory_bytes=1024)
 
 
-def test_a_checkpoint_that_cannot_be_scored_is_refused_before_its_bytes(
+def test_a_checkpoint_that_can_not_be_scored_is_refused_before_the_download(
     checkpoint_hub: FakeHub, pulls: Pulls
 ) -> None:
     config = CHECKPOINT["config.json"].replace(b"BertFor", b"DebertaFor")
@@ -524,8 +522,10 @@ def test_a_checkpoint_that_cannot_be_scored_is_refused_before_its_bytes(
     assert not any("model.safetensors" in body for body in checkpoint_hub.bodies)
 
 
-def test_what_is_no_checkpoint_to_be_pulled(checkpoint_hub: FakeHub, pulls: Pulls) -> None:
-    with pytest.raises(UnknownModel, match="no whole model in safetensors"):
+def test_an_incomplete_checkpoint_and_a_quantisation_of_one_are_rejected(
+    checkpoint_hub: FakeHub, pulls: Pulls
+) -> None:
+    with pytest.raises(UnknownModel, match="no complete safetensors model"):
         pulls("hf:org/pickled", checkpoint_hub)
-    with pytest.raises(UnknownModel, match="nothing to choose"):
+    with pytest.raises(UnknownModel, match="pulled as a whole"):
         pulls("hf:org/pairs:Q8_0", checkpoint_hub)

@@ -1,4 +1,4 @@
-"""Finding the texts that end an engine, as data."""
+"""Finding the texts that crash an engine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rerankd.serving.quarantine import TTL_S, Quarantine
 
 
 class Engine:
-    """An engine that ends on some texts. `hunt` asks it as calls.py does."""
+    """An engine that crashes on some texts. `hunt` calls it as retry.py does."""
 
     def __init__(self, culprits: set[str]) -> None:
         self.culprits = culprits
-        self.deaths = 0
+        self.crashes = 0
 
     def hunt(self, quarantine: Quarantine, texts: list[str], now: float = 0.0) -> set[str]:
-        """Ask until each text has its answer; those without one."""
+        """Send the texts until each is scored or quarantined. Returns the quarantined ones."""
         left, without = list(texts), set[str]()
         while left:
             digests = quarantine.digests(left)
@@ -32,63 +32,63 @@ class Engine:
             assert call.at
             words = [left[at] for at in call.at]
             if self.culprits & set(words):
-                self.deaths += 1
-                quarantine.died(quarantine.digests(words), "crash", now, alone=call.alone)
+                self.crashes += 1
+                quarantine.engine_lost(quarantine.digests(words), "crash", now, alone=call.alone)
             else:
-                quarantine.answered(quarantine.digests(words))
+                quarantine.scored(quarantine.digests(words))
                 left = [text for text in left if text not in words]
         return without
 
 
 @pytest.mark.parametrize("count", [4, 5, 8, 16, 63, 64, 1000])
-def test_one_bad_text_is_found_in_few_deaths_and_costs_none_for_an_hour(count: int) -> None:
+def test_a_bad_text_is_found_within_few_crashes_and_costs_none_for_an_hour(count: int) -> None:
     texts = [f"text {at}" for at in range(count)]
     for bad in (texts[0], texts[count // 2], texts[-1]):
         quarantine, engine = Quarantine("model"), Engine({bad})
         assert engine.hunt(quarantine, texts) == {bad}
-        assert engine.deaths <= 1 + math.log2(count)
+        assert engine.crashes <= 1 + math.log2(count)
         again = Engine({bad})
         assert again.hunt(quarantine, texts, TTL_S - 1) == {bad}
-        assert again.deaths == 0
+        assert again.crashes == 0
         assert again.hunt(quarantine, [bad], TTL_S + 1) == {bad}
-        assert again.deaths == 2 + 1  # it is a new one: once among others, and twice alone
+        assert again.crashes == 2 + 1  # after the hour: one crash among others, and two alone
 
 
 @given(st.integers(1, 80), st.sets(st.integers(0, 79), max_size=6))
-def test_every_bad_text_is_found_and_no_other_one(count: int, bad: set[int]) -> None:
+def test_exactly_the_bad_texts_are_quarantined(count: int, bad: set[int]) -> None:
     texts = [str(at) for at in range(count)]
     culprits = {str(at) for at in bad if at < count}
     quarantine, engine = Quarantine("model"), Engine(culprits)
     assert engine.hunt(quarantine, texts) == culprits
-    assert engine.deaths <= len(culprits) * (math.log(count, 4) + 4)
+    assert engine.crashes <= len(culprits) * (math.log(count, 4) + 4)
     assert quarantine.is_empty == (not culprits)
 
 
-def test_one_death_alone_may_be_chance() -> None:
+def test_one_crash_alone_is_not_enough() -> None:
     quarantine = Quarantine("model")
     (text,) = quarantine.digests(["text"])
-    assert quarantine.died([text], "crash", 0, alone=True) == {}
-    quarantine.answered([text])
-    assert quarantine.died([text], "crash", 0, alone=True) == {}
-    assert set(quarantine.died([text], "crash", 0, alone=True)) == {text}
+    assert quarantine.engine_lost([text], "crash", 0, alone=True) == {}
+    quarantine.scored([text])
+    assert quarantine.engine_lost([text], "crash", 0, alone=True) == {}
+    assert set(quarantine.engine_lost([text], "crash", 0, alone=True)) == {text}
 
 
-def test_deaths_beside_another_call_blame_nobody() -> None:
+def test_crashes_with_a_concurrent_call_blame_no_text() -> None:
     quarantine = Quarantine("model")
     (text,) = quarantine.digests(["text"])
     for _ in range(10):
-        assert quarantine.died([text], "crash", 0, alone=False) == {}
+        assert quarantine.engine_lost([text], "crash", 0, alone=False) == {}
     assert quarantine.next_call([text], 0).alone
 
 
-def test_memory_is_no_text_s_fault() -> None:
+def test_out_of_memory_quarantines_no_text() -> None:
     quarantine = Quarantine("model")
     (text,) = quarantine.digests(["text"])
-    quarantine.died([text], "memory", 0, alone=True)
-    assert "memory" in quarantine.died([text], "memory", 0, alone=True)[text]
+    quarantine.engine_lost([text], "memory", 0, alone=True)
+    assert "memory" in quarantine.engine_lost([text], "memory", 0, alone=True)[text]
     assert quarantine.is_empty
 
 
-def test_a_text_is_known_for_one_model_only() -> None:
+def test_a_digest_is_valid_for_one_model_only() -> None:
     assert Quarantine("one").digests(["a"]) != Quarantine("other").digests(["a"])
     assert Quarantine("one").digests(["a", "\ud800"]) == Quarantine("one").digests(["a", "\ud800"])

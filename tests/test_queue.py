@@ -1,4 +1,4 @@
-"""The queue that requests wait in: admission, batches under way, time budgets, and requests that go."""
+"""The queue: admission, batches, time budgets, and cancelled requests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 
 from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineError, EngineUnavailable, Overloaded, QueryRefused, Stopping
-from rerankd.scoring.sequences import Input, Question
-from rerankd.serving.queue import NOBODY, Answer, Bounds, Client, Line, Queue, Scores
+from rerankd.scoring.engine_input import Input, Question
+from rerankd.serving.admission import ANONYMOUS, Client, QueueLimits
+from rerankd.serving.queue import Queue
+from rerankd.serving.queue_scores import Answer, Scores
+from rerankd.serving.scheduler import Scheduler
 
-WIDE = Bounds(requests=100, documents=10_000, tokens=10**6, size_bytes=10**9)
+WIDE = QueueLimits(requests=100, documents=10_000, tokens=10**6, size_bytes=10**9)
 TWO_AT_A_TIME = BatchPolicy(tokens=20, most_tokens=20)
 
 
@@ -24,7 +27,7 @@ def inputs(name: str, count: int, tokens: int = 10) -> list[Input]:
 
 
 class Call:
-    """A batch at the engine, until the test says what comes of it."""
+    """A batch at the engine; the test sets its outcome."""
 
     def __init__(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> None:
         self.texts = [one.text for one in batch]
@@ -36,12 +39,16 @@ class Call:
 
 
 class Bench:
-    """A queue whose engine does what the test says, and whose clock the test moves."""
+    """A queue with an engine and a clock that the test controls."""
 
-    def __init__(self, bounds: Bounds = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1) -> None:
+    def __init__(
+        self, limits: QueueLimits = WIDE, policy: BatchPolicy = TWO_AT_A_TIME, engines: int = 1
+    ) -> None:
         self.now = 0.0
         self.calls: list[Call] = []
-        self.queue = Queue(Line(bounds, engines=engines), lambda: policy, self._score, now=lambda: self.now)
+        self.queue = Queue(
+            Scheduler(limits, engines=engines), lambda: policy, self._score, now=lambda: self.now
+        )
 
     async def _score(self, batch: Sequence[Input], is_wanted: Callable[[int], bool]) -> Answer:
         call = Call(batch, is_wanted)
@@ -51,7 +58,7 @@ class Bench:
         finally:
             self.calls.remove(call)
 
-    def send(self, name: str, count: int, client: Client = NOBODY, **how: Any) -> asyncio.Task[Scores]:
+    def send(self, name: str, count: int, client: Client = ANONYMOUS, **how: Any) -> asyncio.Task[Scores]:
         async def ask() -> Scores:
             with self.queue.admit(client, count, 1) as place:
                 return await place.score(inputs(name, count), **how)
@@ -59,29 +66,29 @@ class Bench:
         return asyncio.create_task(ask())
 
     async def settle(self) -> list[list[str]]:
-        """The batches at the engine, when all that can run has run."""
+        """Run all tasks that can run. Returns the batches at the engine."""
         for _ in range(20):
             await asyncio.sleep(0)
         return [call.texts for call in self.calls]
 
     async def end(self, which: int = 0, answer: Answer | None = None) -> list[list[str]]:
-        """The engine ends with a batch; those that are there then."""
+        """End a batch at the engine. Returns the batches that are there afterwards."""
         self.calls[which].end(answer)
         return await self.settle()
 
 
-def story(tell: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """A test as a coroutine."""
+def async_test(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Turn a coroutine function into a test."""
 
     def run() -> None:
-        asyncio.run(tell())
+        asyncio.run(test())
 
-    run.__name__, run.__doc__ = tell.__name__, tell.__doc__
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 
-@story
-async def test_values_come_back_to_their_places() -> None:
+@async_test
+async def test_scores_are_returned_by_input_index() -> None:
     bench = Bench()
     one, other = bench.send("a", 3), bench.send("b", 1)
     assert await bench.settle() == [["a0", "a1"], ["a2"]]
@@ -92,11 +99,11 @@ async def test_values_come_back_to_their_places() -> None:
     assert await one == Scores([0.0, 1.0, None], {2: "the engine crashed on it"}, frozenset())
     assert await other == Scores([0.0], {}, frozenset())
     assert await bench.send("nothing", 0) == Scores((), {}, frozenset())
-    assert len(bench.queue.line) == 0
+    assert len(bench.queue.scheduler) == 0
 
 
-@story
-async def test_a_small_request_goes_along_in_the_next_batch() -> None:
+@async_test
+async def test_a_small_request_joins_the_next_batch() -> None:
     bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
     bench.send("a", 3)
     assert await bench.settle() == [["a0", "a1"]]
@@ -105,10 +112,10 @@ async def test_a_small_request_goes_along_in_the_next_batch() -> None:
     assert await bench.end() == [["a2", "b0"]]
 
 
-@story
-async def test_how_long_a_request_waited_for_its_first_batch() -> None:
+@async_test
+async def test_waited_s_is_the_time_until_the_first_batch() -> None:
     bench = Bench(policy=BatchPolicy(tokens=10, most_tokens=10, at_engine=1))
-    with bench.queue.admit(NOBODY, 1, 1) as first, bench.queue.admit(NOBODY, 1, 1) as second:
+    with bench.queue.admit(ANONYMOUS, 1, 1) as first, bench.queue.admit(ANONYMOUS, 1, 1) as second:
         tasks = [asyncio.create_task(place.score(inputs("a", 1))) for place in (first, second)]
         await bench.settle()
         bench.now = 3.0
@@ -118,8 +125,8 @@ async def test_how_long_a_request_waited_for_its_first_batch() -> None:
         assert (first.waited_s, second.waited_s) == (0.0, 3.0)
 
 
-@story
-async def test_each_engine_has_a_batch_and_the_next_one() -> None:
+@async_test
+async def test_each_engine_gets_one_batch_ahead() -> None:
     bench = Bench(engines=2)
     bench.send("a", 9)
     assert len(await bench.settle()) == 4
@@ -127,8 +134,8 @@ async def test_each_engine_has_a_batch_and_the_next_one() -> None:
     assert len(await bench.end()) == 4
 
 
-@story
-async def test_the_batch_of_a_request_that_goes_frees_the_engine() -> None:
+@async_test
+async def test_cancelling_a_request_frees_the_engine() -> None:
     bench = Bench()
     gone, stays = bench.send("a", 5), bench.send("b", 1)
     assert await bench.settle() == [["a0", "a1"], ["a2", "a3"]]
@@ -136,11 +143,11 @@ async def test_the_batch_of_a_request_that_goes_frees_the_engine() -> None:
     assert await bench.settle() == [["b0"]]
     assert await bench.end() == []
     assert (await stays).values == [0.0]
-    assert len(bench.queue.line) == 0
+    assert len(bench.queue.scheduler) == 0
 
 
-@story
-async def test_a_batch_that_somebody_else_needs_goes_on() -> None:
+@async_test
+async def test_a_batch_shared_with_another_request_continues_after_a_cancellation() -> None:
     bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
     bench.send("a", 2)
     await bench.settle()
@@ -153,8 +160,8 @@ async def test_a_batch_that_somebody_else_needs_goes_on() -> None:
     assert (await stays).values == [0.0]
 
 
-@story
-async def test_a_failure_ends_its_request_at_once_and_no_other() -> None:
+@async_test
+async def test_a_failure_affects_only_its_request() -> None:
     bench = Bench(policy=BatchPolicy(tokens=20, most_tokens=20, at_engine=1))
     bench.send("a", 2)
     await bench.settle()
@@ -168,8 +175,8 @@ async def test_a_failure_ends_its_request_at_once_and_no_other() -> None:
     assert (await stays).values == [0.0, 1.0, 2.0]
 
 
-@story
-async def test_what_waits_of_a_request_that_failed_is_not_begun() -> None:
+@async_test
+async def test_waiting_inputs_of_a_failed_request_are_dropped() -> None:
     bench = Bench()
     fails = bench.send("a", 9)
     await bench.settle()
@@ -177,11 +184,11 @@ async def test_what_waits_of_a_request_that_failed_is_not_begun() -> None:
     assert await bench.settle() == []
     with pytest.raises(EngineError, match="no scores"):
         await fails
-    assert bench.queue.line.held.requests == 0
+    assert bench.queue.scheduler.usage.requests == 0
 
 
-@story
-async def test_an_error_that_nobody_expected_reaches_those_who_wait() -> None:
+@async_test
+async def test_an_unexpected_error_reaches_the_waiting_requests() -> None:
     bench = Bench()
     tasks = [bench.send("a", 1), bench.send("b", 1)]
     await bench.settle()
@@ -194,14 +201,14 @@ async def test_an_error_that_nobody_expected_reaches_those_who_wait() -> None:
         await tasks[1]
 
 
-@story
-async def test_a_budget_that_is_over_leaves_what_has_not_begun_and_waits_for_what_has() -> None:
+@async_test
+async def test_an_exhausted_budget_drops_waiting_inputs_and_waits_for_started_ones() -> None:
     bench = Bench()
     ask = bench.send("a", 9, until=0.5, latest=100.0)
-    # No rate is known yet: one batch.
+    # The throughput is not known yet, so only one batch is started.
     assert await bench.settle() == [["a0", "a1"]]
     bench.now = 0.2
-    # 100 tokens a second: 30 more until 0.5.
+    # 100 tokens/s: 30 more until 0.5.
     assert await bench.end() == [["a2", "a3"]]
     bench.now = 0.375
     assert await bench.end() == [["a4"]]
@@ -211,14 +218,14 @@ async def test_a_budget_that_is_over_leaves_what_has_not_begun_and_waits_for_wha
     assert await ask == Scores([0.0, 1.0, 2.0, 3.0, 4.0, *[None] * 4], {}, frozenset(range(5, 9)))
 
 
-@story
-async def test_a_busy_engine_gets_no_empty_batch_for_a_budget_that_has_to_wait() -> None:
+@async_test
+async def test_a_request_with_a_budget_that_has_to_wait_forms_no_empty_batch() -> None:
     bench = Bench()
     first = bench.send("a", 4)
     await bench.settle()
-    bench.now = 0.2  # 100 tokens a second
+    bench.now = 0.2  # 100 tokens/s
     assert await bench.end() == [["a2", "a3"]]
-    bench.now = 0.36  # the engine is free at 0.4, and then it is too late
+    bench.now = 0.36  # the engine is free at 0.4, which is too late
     ask = bench.send("b", 1, until=0.48, latest=100.0)
     assert await bench.settle() == [["a2", "a3"]]
     assert await bench.end() == [["b0"]]
@@ -227,19 +234,19 @@ async def test_a_busy_engine_gets_no_empty_batch_for_a_budget_that_has_to_wait()
     await first
 
 
-@story
-async def test_what_has_begun_is_waited_for_until_the_latest_moment() -> None:
+@async_test
+async def test_started_inputs_are_waited_for_until_latest() -> None:
     bench = Bench()
     ask = bench.send("a", 3, until=0.0, latest=0.01)
     other = bench.send("b", 1, until=0.01, latest=0.02)
     assert await ask == Scores([None] * 3, {}, frozenset(range(3)))
     assert await other == Scores([None], {}, frozenset([0]))
     assert await bench.settle() == []
-    assert bench.queue.line.held.requests == 0
+    assert bench.queue.scheduler.usage.requests == 0
 
 
-@story
-async def test_blocks_are_batches_of_their_own() -> None:
+@async_test
+async def test_each_block_is_a_separate_batch() -> None:
     bench = Bench()
     ask = bench.send("a", 5, blocks=[range(0, 3), range(3, 5)])
     other = bench.send("b", 1)
@@ -251,47 +258,49 @@ async def test_blocks_are_batches_of_their_own() -> None:
     assert (await ask).values == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
-@story
-async def test_over_the_bounds_it_says_when_to_come_again() -> None:
-    bench = Bench(Bounds(requests=100, documents=40, tokens=10**6, size_bytes=10**6))
+@async_test
+async def test_a_full_queue_reports_retry_after() -> None:
+    bench = Bench(QueueLimits(requests=100, documents=40, tokens=10**6, size_bytes=10**6))
     bulk = bench.send("a", 28, Client("bulk"))
     await bench.settle()
-    with pytest.raises(Overloaded, match="This client has 28 documents under way and waiting") as caught:
+    with pytest.raises(
+        Overloaded, match=r"This client has used its share of the queue \(28 documents\)"
+    ) as caught:
         await bench.send("b", 9, Client("bulk"))
     assert caught.value.retry_after_s == 1
-    with pytest.raises(Overloaded, match="The queue is full: 28 documents under way and waiting"):
+    with pytest.raises(Overloaded, match=r"The queue is full \(28 documents\)"):
         await bench.send("b", 13, Client("other"))
     small = bench.send("b", 5, Client("other"))
     await bench.settle()
     bulk.cancel()
     small.cancel()
     await bench.settle()
-    assert bench.queue.line.held.requests == 0
+    assert bench.queue.scheduler.usage.requests == 0
 
 
-@story
-async def test_a_request_with_too_many_tokens_is_refused_when_they_are_counted() -> None:
-    bench = Bench(Bounds(requests=100, documents=100, tokens=100, size_bytes=10**6))
+@async_test
+async def test_a_request_with_too_many_tokens_is_refused_after_tokenization() -> None:
+    bench = Bench(QueueLimits(requests=100, documents=100, tokens=100, size_bytes=10**6))
     first = bench.send("a", 5, Client("a"))
     await bench.settle()
-    with pytest.raises(Overloaded, match="The queue is full: 50 tokens"):
+    with pytest.raises(Overloaded, match=r"The queue is full \(50 tokens\)"):
         await bench.send("b", 6, Client("b"))
     first.cancel()
     await bench.settle()
     alone = bench.send("b", 60)
     await bench.settle()
-    assert bench.queue.line.held.tokens == 600
+    assert bench.queue.scheduler.usage.tokens == 600
     alone.cancel()
     await bench.settle()
 
 
-@story
-async def test_a_closed_queue_takes_nobody_and_says_when_it_is_empty() -> None:
+@async_test
+async def test_a_closed_queue_admits_no_request_and_reports_when_it_is_empty() -> None:
     bench = Bench()
     last = bench.send("a", 1)
     await bench.settle()
     bench.queue.close()
-    with pytest.raises(Stopping), bench.queue.admit(NOBODY, 1, 1):
+    with pytest.raises(Stopping), bench.queue.admit(ANONYMOUS, 1, 1):
         pass
     empty = asyncio.create_task(bench.queue.wait_empty())
     await bench.settle()

@@ -1,4 +1,4 @@
-"""What goes into a batch, by the engine's policy, its measured rate, and what memory it has."""
+"""Which inputs form a batch, by the backend's policy, the measured throughput and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -8,193 +8,193 @@ from dataclasses import replace
 import pytest
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.admission import Bounds, Client
-from rerankd.serving.batches import Limits, whole
-from rerankd.serving.line import Line
-from rerankd.serving.rate import Rate
+from rerankd.serving.admission import Client, QueueLimits
+from rerankd.serving.batches import BatchLimits, whole
+from rerankd.serving.scheduler import Scheduler
+from rerankd.serving.throughput import Throughput
 
 PACKS = BatchPolicy(tokens=100, most_tokens=100)
 PADS = BatchPolicy(tokens=100, most_tokens=100, pads=True)
 
 
-def line_of(*requests: Sequence[int], questions: Sequence[bytes] = ()) -> Line:
-    """A line with these requests, of a client each. Their priority is low: a head start would keep the others
-    out of its batch."""
-    line = Line(Bounds(10**6, 10**9, 10**12, 10**12))
+def scheduler_of(*requests: Sequence[int], questions: Sequence[bytes] = ()) -> Scheduler:
+    """A scheduler with these requests, each of its own client. They have low priority, because a head start
+    would keep other requests out of their batches."""
+    scheduler = Scheduler(QueueLimits(10**6, 10**9, 10**12, 10**12))
     for number, tokens in enumerate(requests):
-        assert line.join(number, Client(f"{number}"), 1, len(tokens), weight=0.25) is None
+        assert scheduler.admit(number, Client(f"{number}"), 1, len(tokens), weight=0.25) is None
         question = questions[number] if questions else b""
-        assert line.expect(number, tokens, question=question) is None
-    return line
+        assert scheduler.enqueue(number, tokens, question=question) is None
+    return scheduler
 
 
-def batches(line: Line, policy: BatchPolicy, most: int = 99) -> list[list[tuple[int, int]]]:
-    """All that waits, batch by batch."""
+def batches(scheduler: Scheduler, policy: BatchPolicy, most: int = 99) -> list[list[tuple[int, int]]]:
+    """All batches until no input waits."""
     found = []
-    while len(found) < most and (batch := line.next(policy, 0.0)).inputs:
+    while len(found) < most and (batch := scheduler.next_batch(policy, 0.0)).inputs:
         found.append(list(batch.inputs))
     return found
 
 
-def test_inputs_are_given_in_the_order_of_the_request() -> None:
-    assert batches(line_of([40, 50, 20, 90, 5]), PACKS) == [
+def test_inputs_keep_the_order_of_the_request() -> None:
+    assert batches(scheduler_of([40, 50, 20, 90, 5]), PACKS) == [
         [(0, 0), (0, 1)],
         [(0, 2)],
         [(0, 3), (0, 4)],
     ]
 
 
-def test_an_input_larger_than_a_batch_is_one_alone() -> None:
-    assert batches(line_of([500, 10]), PACKS) == [[(0, 0)], [(0, 1)]]
-    assert batches(line_of([500, 490]), PADS) == [[(0, 0)], [(0, 1)]]
+def test_an_input_larger_than_a_batch_is_a_batch_of_its_own() -> None:
+    assert batches(scheduler_of([500, 10]), PACKS) == [[(0, 0)], [(0, 1)]]
+    assert batches(scheduler_of([500, 490]), PADS) == [[(0, 0)], [(0, 1)]]
 
 
-def test_room_that_is_left_goes_to_others() -> None:
-    assert batches(line_of([60], [80], [30, 30]), PACKS) == [[(0, 0), (2, 0)], [(1, 0)], [(2, 1)]]
+def test_other_requests_fill_the_rest_of_a_batch() -> None:
+    assert batches(scheduler_of([60], [80], [30, 30]), PACKS) == [[(0, 0), (2, 0)], [(1, 0)], [(2, 1)]]
 
 
-def test_the_number_of_inputs_is_bounded() -> None:
+def test_the_number_of_inputs_is_limited() -> None:
     policy = replace(PACKS, inputs=3)
-    assert [len(batch) for batch in batches(line_of([10, 10], [10, 10]), policy)] == [3, 1]
+    assert [len(batch) for batch in batches(scheduler_of([10, 10], [10, 10]), policy)] == [3, 1]
 
 
-def test_one_question_a_batch() -> None:
+def test_a_batch_has_one_question_if_the_policy_requires_it() -> None:
     policy = replace(PACKS, one_question=True)
-    line = line_of([40], [40], [40], questions=[b"q", b"r", b"q"])
-    assert batches(line, policy) == [[(0, 0), (2, 0)], [(1, 0)]]
+    scheduler = scheduler_of([40], [40], [40], questions=[b"q", b"r", b"q"])
+    assert batches(scheduler, policy) == [[(0, 0), (2, 0)], [(1, 0)]]
 
 
-def test_where_it_pads_the_longest_come_first_with_others_of_nearly_their_length() -> None:
-    assert batches(line_of([20, 50, 38, 37]), PADS) == [[(0, 1), (0, 2)], [(0, 3), (0, 0)]]
+def test_padding_takes_the_longest_inputs_first_with_others_of_similar_length() -> None:
+    assert batches(scheduler_of([20, 50, 38, 37]), PADS) == [[(0, 1), (0, 2)], [(0, 3), (0, 0)]]
     # Padding counts: 3 x 50 tokens do not fit.
-    assert batches(line_of([50, 40, 40]), PADS) == [[(0, 0), (0, 1)], [(0, 2)]]
+    assert batches(scheduler_of([50, 40, 40]), PADS) == [[(0, 0), (0, 1)], [(0, 2)]]
 
 
-def test_where_it_pads_little_that_is_left_is_one_batch() -> None:
-    """Whatever the lengths: the engine takes them apart, and a call costs more than that."""
-    line = line_of([60, 9, 20])
-    given = line.next(PADS, 0.0)
+def test_padding_puts_a_small_rest_into_one_batch() -> None:
+    """Whatever the lengths: the engine splits the batch into passes, which costs less than another call."""
+    scheduler = scheduler_of([60, 9, 20])
+    given = scheduler.next_batch(PADS, 0.0)
     assert (given.inputs, given.tokens) == ([(0, 0), (0, 2), (0, 1)], 89)
 
 
-def test_where_it_pads_others_of_nearly_the_length_fill_a_batch() -> None:
-    line = line_of([50], [20, 60, 40])
-    first = line.next(PADS, 0.0)
+def test_padding_fills_a_batch_with_inputs_of_similar_length() -> None:
+    scheduler = scheduler_of([50], [20, 60, 40])
+    first = scheduler.next_batch(PADS, 0.0)
     assert (first.inputs, first.tokens) == ([(0, 0), (1, 2)], 100)
 
 
-def test_where_it_pads_inputs_are_a_power_of_two_if_these_are_worth_a_batch() -> None:
+def test_padding_rounds_the_number_of_inputs_down_to_a_power_of_two_in_large_batches() -> None:
     assert [whole(count, 10, 40) for count in (1, 3, 4, 7, 8, 9)] == [1, 3, 4, 4, 8, 8]
-    assert [len(batch) for batch in batches(line_of([10] * 7), PADS)] == [4, 3]
-    assert [len(batch) for batch in batches(line_of([5] * 7), PADS)] == [7]
+    assert [len(batch) for batch in batches(scheduler_of([10] * 7), PADS)] == [4, 3]
+    assert [len(batch) for batch in batches(scheduler_of([5] * 7), PADS)] == [7]
 
 
-def test_a_request_with_a_budget_keeps_its_order_where_it_pads() -> None:
-    line = line_of()
-    line.join(1, Client("1"), 1, 5)
-    line.expect(1, [10, 11, 20, 33, 90, 10], until=99.0)
-    batch = line.next(PADS, 0.0)
-    # Three fit, with padding to 20 tokens, and two of them are a batch.
+def test_padding_keeps_the_order_of_a_request_with_a_budget() -> None:
+    scheduler = scheduler_of()
+    scheduler.admit(1, Client("1"), 1, 5)
+    scheduler.enqueue(1, [10, 11, 20, 33, 90, 10], until=99.0)
+    batch = scheduler.next_batch(PADS, 0.0)
+    # Three inputs fit with padding to 20 tokens, and two of them form the batch.
     assert (batch.inputs, batch.tokens) == ([(1, 0), (1, 1)], 22)
 
 
 @pytest.mark.parametrize("policy", [PACKS, PADS])
-def test_a_block_is_a_batch_alone_however_large(policy: BatchPolicy) -> None:
-    line = line_of([10, 10])
-    line.join(1, Client("1"), 1, 4)
-    line.expect(1, [50, 60, 10, 10], blocks=[(0, 1), (2, 3)])
-    assert sorted(batches(line, policy)) == [[(0, 0), (0, 1)], [(1, 0), (1, 1)], [(1, 2), (1, 3)]]
+def test_a_block_is_one_batch_of_any_size(policy: BatchPolicy) -> None:
+    scheduler = scheduler_of([10, 10])
+    scheduler.admit(1, Client("1"), 1, 4)
+    scheduler.enqueue(1, [50, 60, 10, 10], blocks=[(0, 1), (2, 3)])
+    assert sorted(batches(scheduler, policy)) == [[(0, 0), (0, 1)], [(1, 0), (1, 1)], [(1, 2), (1, 3)]]
 
 
-def test_a_fast_engine_gets_more_at_a_time() -> None:
+def test_a_fast_engine_gets_larger_batches() -> None:
     policy = BatchPolicy(tokens=100, most_tokens=1000, call_s=0.1)
-    line = line_of([10] * 1000)
-    first = line.next(policy, 0.0)
+    scheduler = scheduler_of([10] * 1000)
+    first = scheduler.next_batch(policy, 0.0)
     assert first.tokens == 100
-    line.done(first, 0.02)  # 5000 tokens a second
-    assert line.limits(policy) == Limits(500, 64)
-    line.done(line.next(policy, 1.0), 1.01)
-    assert line.limits(policy).tokens == 1000
+    scheduler.batch_done(first, 0.02)  # 5000 tokens a second
+    assert scheduler.limits(policy) == BatchLimits(500, 64)
+    scheduler.batch_done(scheduler.next_batch(policy, 1.0), 1.01)
+    assert scheduler.limits(policy).tokens == 1000
 
 
-def test_a_slow_engine_gets_no_more_than_a_second_of_work() -> None:
+def test_a_slow_engine_gets_at_most_one_second_of_work() -> None:
     policy = BatchPolicy(tokens=1000, most_tokens=4000)
-    line = line_of([100] * 1000)
-    line.done(line.next(policy, 0.0), 4.0)  # 250 tokens a second
-    assert line.limits(policy).tokens == 250
-    assert line.next(policy, 4.0).tokens == 200
+    scheduler = scheduler_of([100] * 1000)
+    scheduler.batch_done(scheduler.next_batch(policy, 0.0), 4.0)  # 250 tokens a second
+    assert scheduler.limits(policy).tokens == 250
+    assert scheduler.next_batch(policy, 4.0).tokens == 200
 
 
-def test_an_engine_that_ran_out_of_memory_gets_half() -> None:
-    line = line_of([10] * 1000)
-    line.lower()
-    assert line.limits(PACKS) == Limits(50, 32)
-    assert len(line.next(PACKS, 0.0).inputs) == 5
+def test_the_batch_size_is_halved_after_out_of_memory() -> None:
+    scheduler = scheduler_of([10] * 1000)
+    scheduler.batch_size.halve()
+    assert scheduler.limits(PACKS) == BatchLimits(50, 32)
+    assert len(scheduler.next_batch(PACKS, 0.0).inputs) == 5
     for _ in range(20):
-        line.lower()
-    assert len(line.next(PACKS, 0.0).inputs) == 1
-    line.restore()
-    assert len(line.next(PACKS, 0.0).inputs) == 10
+        scheduler.batch_size.halve()
+    assert len(scheduler.next_batch(PACKS, 0.0).inputs) == 1
+    scheduler.batch_size.reset()
+    assert len(scheduler.next_batch(PACKS, 0.0).inputs) == 10
 
 
-def test_the_rate_forgets() -> None:
-    rate, now = Rate(), 0.0
-    assert not rate.is_measured
+def test_the_throughput_follows_recent_batches() -> None:
+    throughput, now = Throughput(), 0.0
+    assert not throughput.is_measured
     for tokens in (100, 10):
         for _ in range(300):
-            rate.begun(now, tokens)
+            throughput.batch_begun(now, tokens)
             now += 1.0
-            rate.ended(now, tokens, 2, is_scored=True)
-    assert rate.tokens == pytest.approx(10, rel=0.3)
-    assert rate.inputs == pytest.approx(2)
+            throughput.batch_ended(now, tokens, 2, is_scored=True)
+    assert throughput.tokens_per_s == pytest.approx(10, rel=0.3)
+    assert throughput.inputs_per_s == pytest.approx(2)
 
 
-def test_time_without_work_does_not_count() -> None:
-    rate = Rate()
+def test_idle_time_does_not_count() -> None:
+    throughput = Throughput()
     for start in (0.0, 1000.0):
-        rate.begun(start, 200)
-        rate.ended(start + 1.0, 200, 1, is_scored=True)
-    assert rate.tokens == pytest.approx(200)
+        throughput.batch_begun(start, 200)
+        throughput.batch_ended(start + 1.0, 200, 1, is_scored=True)
+    assert throughput.tokens_per_s == pytest.approx(200)
 
 
-def test_the_start_of_an_engine_is_no_measure_of_it() -> None:
-    rate, now = Rate(), 0.0
+def test_waiting_for_an_engine_to_start_does_not_lower_the_throughput() -> None:
+    throughput, now = Throughput(), 0.0
     for took in (30.0, 1.0, 1.0, 1.0, 1.0, 1.0, 45.0, 1.0):
-        rate.begun(now, 500)
+        throughput.batch_begun(now, 500)
         now += took
-        rate.ended(now, 500, 1, is_scored=True)
-    assert rate.tokens > 100
+        throughput.batch_ended(now, 500, 1, is_scored=True)
+    assert throughput.tokens_per_s > 100
 
 
 def test_the_next_batch_is_due_shortly_before_the_engine_is_free() -> None:
-    line = line_of([100] * 10)
-    assert line.next_at(0) == -float("inf")
-    line.done(line.next(PACKS, 0.0), 1.0)  # 100 tokens a second
-    line.next(PACKS, 1.0)
-    assert line.next_at(1) == pytest.approx(1.9)
-    line.leave(0)
-    assert line.next_at(1) == float("inf")
+    scheduler = scheduler_of([100] * 10)
+    assert scheduler.next_batch_at(0) == -float("inf")
+    scheduler.batch_done(scheduler.next_batch(PACKS, 0.0), 1.0)  # 100 tokens a second
+    scheduler.next_batch(PACKS, 1.0)
+    assert scheduler.next_batch_at(1) == pytest.approx(1.9)
+    scheduler.remove(0)
+    assert scheduler.next_batch_at(1) == float("inf")
 
 
-def test_a_budget_waits_for_a_busy_engine_and_is_begun_if_that_turns_out_to_be_faster() -> None:
-    line = line_of([100] * 10)
-    line.done(line.next(PACKS, 0.0), 1.0)  # 100 tokens a second
-    under_way = line.next(PACKS, 1.0)  # until 2.0, it seems
-    line.join(1, Client("1"), 1, 1)
-    line.expect(1, [20], until=2.1)
-    line.leave(0)
-    assert line.late(1.0) == []
-    assert line.next(PACKS, 1.0).inputs == ()
-    line.done(under_way, 1.5)
-    assert line.late(1.5) == []
-    assert line.next(PACKS, 1.5).inputs == [(1, 0)]
+def test_a_request_with_a_budget_waits_for_a_busy_engine_and_starts_if_it_is_faster_than_expected() -> None:
+    scheduler = scheduler_of([100] * 10)
+    scheduler.batch_done(scheduler.next_batch(PACKS, 0.0), 1.0)  # 100 tokens a second
+    under_way = scheduler.next_batch(PACKS, 1.0)  # until 2.0, it seems
+    scheduler.admit(1, Client("1"), 1, 1)
+    scheduler.enqueue(1, [20], until=2.1)
+    scheduler.remove(0)
+    assert scheduler.drop_late(1.0) == []
+    assert scheduler.next_batch(PACKS, 1.0).inputs == ()
+    scheduler.batch_done(under_way, 1.5)
+    assert scheduler.drop_late(1.5) == []
+    assert scheduler.next_batch(PACKS, 1.5).inputs == [(1, 0)]
 
 
-def test_a_budget_that_no_engine_can_keep_is_given_up_at_once() -> None:
-    line = line_of([100] * 10)
-    line.done(line.next(PACKS, 0.0), 1.0)
-    line.join(1, Client("1"), 1, 2)
-    line.expect(1, [20, 20], until=1.1)
-    assert line.late(1.0) == [1]
-    assert line.held.documents == 9
-    assert line.late(1.0) == []
+def test_a_budget_that_no_engine_can_meet_is_dropped_at_once() -> None:
+    scheduler = scheduler_of([100] * 10)
+    scheduler.batch_done(scheduler.next_batch(PACKS, 0.0), 1.0)
+    scheduler.admit(1, Client("1"), 1, 2)
+    scheduler.enqueue(1, [20, 20], until=1.1)
+    assert scheduler.drop_late(1.0) == [1]
+    assert scheduler.usage.documents == 9
+    assert scheduler.drop_late(1.0) == []

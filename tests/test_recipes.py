@@ -1,5 +1,4 @@
-"""No model is given another one's recipe: every kind of file that is met in the wild, as a tiny file; and
-every model of the catalog, as a twin, is served as its entry says."""
+"""No model gets another model's recipe: all kinds of files are tested, and all models of the catalog."""
 
 from __future__ import annotations
 
@@ -17,35 +16,35 @@ from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
 from rerankd.domain import Normalization
 from rerankd.errors import ConfigError, ModelFileError, Unscorable
-from rerankd.formats import modelfile, safetensors_metadata
+from rerankd.formats import model_files, safetensors_metadata
 from rerankd.hub.inspect import describe, describe_json
 from rerankd.recipes import catalog
 from rerankd.recipes.catalog import Entry
-from rerankd.recipes.partial import PartialRecipe
+from rerankd.recipes.partial_recipe import PartialRecipe
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
 from rerankd.service import Reranker
-from rerankd.serving.prepare import prepare
+from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, inputs, rerankd
 from twins import Twin
 
-# Their recipe is for the checkpoint: a GGUF file can't hold the model.
+# Served from their checkpoints only: GGUF can't represent them.
 FOLDERS = ("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2")
 ENTRIES = catalog.known().entries
 
 
-def judged(path: Path, settings: PartialRecipe | None = None) -> Resolution:
-    return resolve(modelfile.read(path), catalog.known(), settings or PartialRecipe())
+def resolution_of(path: Path, settings: PartialRecipe | None = None) -> Resolution:
+    return resolve(model_files.read(path), catalog.known(), settings or PartialRecipe())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
-def test_each_kind_of_file_is_scored_by_its_own_recipe_or_refused(kind: Kind, tmp_path: Path) -> None:
+def test_each_kind_of_file_gets_its_own_recipe_or_is_refused(kind: Kind, tmp_path: Path) -> None:
     path = kind.write(tmp_path)
     if not kind.is_served:
         with pytest.raises(ModelFileError, match=re.escape(kind.becomes)):
-            judged(path).require()
+            resolution_of(path).require()
         return
-    scoring = judged(path).require()
+    scoring = resolution_of(path).require()
     assert scoring.method == kind.becomes
     if kind.becomes == "causal_lm":
         entry = catalog.known().find(kind.asked)
@@ -54,7 +53,7 @@ def test_each_kind_of_file_is_scored_by_its_own_recipe_or_refused(kind: Kind, tm
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tmp_path: Path) -> None:
+def test_every_model_of_the_catalog_gets_the_recipe_of_its_entry(entry: Entry, tmp_path: Path) -> None:
     for at, name in enumerate(entry.match.names):
         folder = tmp_path / str(at)
         if entry.name in FOLDERS:
@@ -63,14 +62,14 @@ def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tm
         else:
             folder.mkdir()
             path = twins.of_entry(entry, name).write(folder / "model.gguf")
-        resolved = judged(path)
+        resolved = resolution_of(path)
         assert resolved.entry is not None and resolved.entry.name in _namesakes(entry), name
         if entry.refused:
             assert resolved.refusal is not None and resolved.entry.refused in resolved.refusal.reason
             continue
         scoring = resolved.require()
-        said = (scoring.method, scoring.template, scoring.labels, scoring.instruction)
-        assert said == (entry.method, entry.template, entry.labels, entry.instruction)
+        recipe = (scoring.method, scoring.template, scoring.labels, scoring.instruction)
+        assert recipe == (entry.method, entry.template, entry.labels, entry.instruction)
         if entry.low is None or entry.high is None:
             assert scoring.normalization.name == "sigmoid"
         else:
@@ -82,15 +81,15 @@ def test_every_model_of_the_catalog_is_served_as_its_entry_says(entry: Entry, tm
 
 
 def _namesakes(entry: Entry) -> set[str]:
-    """Entries that a file of that name and size may be taken for: the ones of the same sizes."""
+    """The entries that a file with this name may be recognised as."""
     return {other.name for other in ENTRIES if other.match.names[-1] in entry.match.names} | {entry.name}
 
 
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.method], ids=lambda entry: entry.name)
-def test_a_namesake_of_another_size_is_not_known(entry: Entry, tmp_path: Path) -> None:
+def test_a_namesake_of_another_size_is_not_recognised(entry: Entry, tmp_path: Path) -> None:
     twin = twins.of_entry(entry)
     other = Twin(twin.name, twin.arch, twin.blocks + 1, twin.width, head=twin.head)
-    assert judged(other.write(tmp_path / "model.gguf")).entry in (None, *_refused(entry))
+    assert resolution_of(other.write(tmp_path / "model.gguf")).entry in (None, *_refused(entry))
 
 
 def _refused(entry: Entry) -> list[Entry]:
@@ -103,16 +102,15 @@ REFUSED_FOR_A_RECIPE = [kind for kind in KINDS if not kind.is_served and isinsta
 
 
 @pytest.mark.parametrize("kind", REFUSED_FOR_A_RECIPE, ids=lambda kind: kind.what)
-def test_the_lines_that_a_refusal_prints_serve_the_model(kind: Kind, tmp_path: Path) -> None:
-    """Filled in with what a model card would say, they are a settings file under which the model is
-    served."""
+def test_with_the_printed_settings_a_refused_model_is_served(kind: Kind, tmp_path: Path) -> None:
+    """After the values from its model card are filled in."""
     path = kind.write(tmp_path)
-    refusal = judged(path)
+    refusal = resolution_of(path)
     lines = refusal.settings()
     if not lines:
         return
-    assert lines in describe(modelfile.read(path), refusal)
-    assert describe_json(modelfile.read(path), refusal)["settings"] == lines
+    assert lines in describe(model_files.read(path), refusal)
+    assert describe_json(model_files.read(path), refusal)["settings"] == lines
     unfilled = _scoring(lines)
     filled = {
         **unfilled,
@@ -120,15 +118,15 @@ def test_the_lines_that_a_refusal_prints_serve_the_model(kind: Kind, tmp_path: P
     }
     with pytest.raises(ModelFileError, match=re.escape(lines)):
         refusal.require()
-    assert judged(path, PartialRecipe(**_tuples(filled))).require().method == filled["method"]
+    assert resolution_of(path, PartialRecipe(**_tuples(filled))).require().method == filled["method"]
 
 
-# What the user fills in.
+# The values that the user fills in.
 _CARD = {"template": "{query} {document}", "labels": ["yes", "no"], "pooling": "mean"}
 
 
 def _scoring(lines: str) -> dict[str, Any]:
-    """The scoring settings of the only section in the lines."""
+    """The scoring settings in the only section of the lines."""
     (section,) = tomllib.loads(lines)["models"].values()
     return {key: value for key, value in section.items() if key != "ref"}
 
@@ -137,39 +135,38 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def test_the_lines_bring_back_what_rerankd_0_1_did(tmp_path: Path) -> None:
+def test_the_printed_settings_contain_the_defaults_of_rerankd_0_1(tmp_path: Path) -> None:
     reranker = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
-    lines = judged(reranker).settings()
+    lines = resolution_of(reranker).settings()
     head, _, instead = lines.partition("# Or these instead")
     before = head[: head.index("template = ")] + instead.partition("\n")[2].replace("# ", "")
     loaded = config.load(before, {}, {}).models["lychee"]
     overrides = PartialRecipe(**_tuples({k: v for k, v in _scoring(before).items()}))
-    scoring = judged(reranker, overrides).require()
+    scoring = resolution_of(reranker, overrides).require()
     assert scoring.template.replace("{instruction}", scoring.instruction) == QWEN3_TEMPLATE
     assert (scoring.labels, loaded.ref) == (YES_NO, str(reranker))
     headless = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "bge-reranker-v2-m3.gguf")
-    scoring = judged(headless, PartialRecipe(**_scoring(judged(headless).settings()))).require()
+    scoring = resolution_of(headless, PartialRecipe(**_scoring(resolution_of(headless).settings()))).require()
     assert (scoring.method, scoring.pooling) == ("embedding", "cls")
 
 
-def test_lines_that_are_not_filled_in_serve_nothing(tmp_path: Path) -> None:
-    """The empty places are no recipe."""
+def test_printed_settings_with_empty_values_are_an_error(tmp_path: Path) -> None:
     reranker = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
-    overrides = PartialRecipe(**_tuples(_scoring(judged(reranker).settings())))
+    overrides = PartialRecipe(**_tuples(_scoring(resolution_of(reranker).settings())))
     with pytest.raises(ConfigError, match="exactly once"):
-        judged(reranker, overrides)
+        resolution_of(reranker, overrides)
     unpooled = Twin("Model", "bert", 24).write(tmp_path / "model.gguf")
     with pytest.raises(ConfigError, match="pooling"):
-        config.load(judged(unpooled).settings(), {}, {})
+        config.load(resolution_of(unpooled).settings(), {}, {})
 
 
-def test_a_safetensors_twin_of_a_refused_gguf_is_served(tmp_path: Path) -> None:
+def test_a_model_refused_as_gguf_is_served_from_safetensors(tmp_path: Path) -> None:
     folder = twins.write_bert_folder(tmp_path / "ms-marco-TinyBERT-L2-v2", 2, 120)
     assert resolve(safetensors_metadata.read(folder), catalog.known()).require().method == "cross_encoder"
 
 
-def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path) -> None:
-    """The user copies it, fills it in, and asks again as before: by the path, or by the section's name."""
+def test_the_printed_section_applies_to_the_model(tmp_path: Path) -> None:
+    """The user copies it, fills it in, and names the model by its path or by the section's name."""
     path = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
     refused = rerankd("inspect", str(path), home=tmp_path)
     assert refused.returncode == 3 and "refused: " in refused.stdout
@@ -182,20 +179,20 @@ def test_the_section_that_a_refusal_prints_is_used_for_the_model(tmp_path: Path)
         assert served.returncode == 0 and "scored as causal_lm" in served.stdout, served.stderr
 
 
-def test_a_section_that_was_printed_for_a_relative_path_holds_in_every_folder(
+def test_a_section_printed_for_a_relative_path_applies_in_every_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It named the file as the user did, and was passed over for any other spelling of the path."""
+    """It contained the relative path, and was ignored for any other spelling of the path."""
     path = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
     monkeypatch.chdir(tmp_path)
-    lines = judged(Path("lychee.gguf")).settings("lychee.gguf")
+    lines = resolution_of(Path("lychee.gguf")).settings("lychee.gguf")
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     settings = config.load(lines.replace('""', '"x"'), {}, {})
     for spelled in (str(path), "../lychee.gguf", "lychee"):
         assert settings.of(spelled).names == ("lychee",)
         assert settings.of(spelled).ref == str(path)
-    assert settings.of("lychee.gguf").names == ()  # of this folder: another file
+    assert settings.of("lychee.gguf").names == ()  # another file, in this folder
 
 
 @pytest.mark.parametrize(
@@ -207,15 +204,15 @@ def test_a_section_that_was_printed_for_a_relative_path_holds_in_every_folder(
         ("\u9e1f.gguf", "model"),
     ],
 )
-def test_the_section_that_is_printed_can_be_read(ref: str, name: str, tmp_path: Path) -> None:
-    refusal = judged(Twin("Lychee Rerank").write(tmp_path / "model.gguf"))
+def test_the_printed_section_is_valid_toml(ref: str, name: str, tmp_path: Path) -> None:
+    refusal = resolution_of(Twin("Lychee Rerank").write(tmp_path / "model.gguf"))
     ((section, own),) = tomllib.loads(refusal.settings(ref))["models"].items()
     assert (section, own["ref"]) == (name, ref)
 
 
-def test_a_decision_model_is_no_reranker_whatever_is_set(tmp_path: Path) -> None:
+def test_no_setting_makes_a_decision_model_a_reranker(tmp_path: Path) -> None:
     (kind,) = [kind for kind in KINDS if kind.what == "ModernBERT decision model"]
-    assert judged(kind.write(tmp_path), PartialRecipe(method="cross_encoder")).recipe is None
+    assert resolution_of(kind.write(tmp_path), PartialRecipe(method="cross_encoder")).recipe is None
 
 
 def test_a_section_is_found_by_its_ref() -> None:
@@ -227,8 +224,8 @@ def test_a_section_is_found_by_its_ref() -> None:
     assert settings.of("other").scoring.pooling is None
 
 
-async def test_an_answer_says_that_the_prompt_was_assumed(tmp_path: Path) -> None:
-    """A Qwen3-Reranker by its name only: served as before, and every answer says why."""
+async def test_an_assumed_prompt_is_a_warning_in_every_response(tmp_path: Path) -> None:
+    """For a Qwen3-Reranker by its name only."""
     path = ggufs.rewrite(
         GOLDEN / "qwen3-headless.gguf", tmp_path / "m.gguf", keys={"general.name": "My Qwen3-Reranker"}
     )
@@ -241,51 +238,53 @@ async def test_an_answer_says_that_the_prompt_was_assumed(tmp_path: Path) -> Non
         assert (await reranker.rerank("panda", ["a bear"])).warnings == ()
 
 
-def test_an_embedding_model_that_is_not_known_warns_that_no_prefix_is_used(tmp_path: Path) -> None:
-    """An e5 or a nomic under another name had worse scores, and only `inspect` said why."""
+def test_an_unknown_embedding_model_without_prefixes_has_a_warning(tmp_path: Path) -> None:
+    """An e5 or a nomic model under another name had worse scores, and only `inspect` explained it."""
     path = Twin("Snowflake Arctic Embed L", "bert", 24, pooling="cls").write(tmp_path / "model.gguf")
-    assert any("want a prefix" in warning for warning in judged(path).warnings)
+    assert any("prefixes for queries" in warning for warning in resolution_of(path).warnings)
     for prefix in ("", "query: "):
-        assert judged(path, PartialRecipe(query_prefix=prefix)).warnings == ()
+        assert resolution_of(path, PartialRecipe(query_prefix=prefix)).warnings == ()
     known = Twin("Bge M3", "bert", 24, pooling="cls").write(tmp_path / "known.gguf")
-    assert judged(known).warnings == ()
+    assert resolution_of(known).warnings == ()
 
 
-def test_a_prompt_that_the_file_contradicts_is_in_every_answer(tmp_path: Path) -> None:
+def test_a_template_in_the_file_that_is_not_used_is_a_warning(tmp_path: Path) -> None:
     (kind,) = [kind for kind in KINDS if kind.what == "Qwen3-Reranker with another rerank template"]
-    assert any("another rerank template" in warning for warning in judged(kind.write(tmp_path)).warnings)
+    assert any(
+        "another rerank template" in warning for warning in resolution_of(kind.write(tmp_path)).warnings
+    )
 
 
-def test_a_known_model_is_asked_with_the_instruction_in_its_file(tmp_path: Path) -> None:
-    """A fine-tune under Qwen3-Reranker's name was asked with the instruction of the catalog."""
+def test_the_instruction_in_the_file_overrides_the_catalog(tmp_path: Path) -> None:
+    """A fine-tune with Qwen3-Reranker's name got the catalog's instruction."""
     qwen = catalog.known().find("Qwen3-Reranker-0.6B")
     assert qwen is not None
     own = qwen.template.replace("{instruction}", "Find the tool that the user needs")
     path = Twin("Qwen3 Reranker 0.6B", template=own).write(tmp_path / "model.gguf")
-    assert judged(path).require().instruction == "Find the tool that the user needs"
+    assert resolution_of(path).require().instruction == "Find the tool that the user needs"
 
 
-async def test_a_template_without_control_tokens_is_asked(tmp_path: Path) -> None:
-    """Every request failed: llama-server does not take a prompt of strings alone."""
+async def test_a_template_without_control_tokens_works(tmp_path: Path) -> None:
+    """Every request failed, because llama-server rejects a prompt of strings only."""
     scoring = {"template": "{query}|{document}", "labels": ["yes", "no"]}
     text = {"model": [str(GOLDEN / "qwen3-headless.gguf")], "home": tmp_path, "scoring": scoring}
     async with Reranker(config.load("", {}, text)) as reranker:
         result = await reranker.rerank("panda", ["a bear", "a train"], raw_scores=True)
         assert result.warnings == () and len({row.score for row in result.results}) == 2
         engine: Any = reranker.state.engine
-        (asked,) = await inputs(reranker, "panda", ["a bear"])
-        assert asked.whole.tolist() == await engine.tokenize("panda|a bear", special=True)
+        (prompt,) = await inputs(reranker, "panda", ["a bear"])
+        assert prompt.whole.tolist() == await engine.tokenize("panda|a bear", special=True)
 
 
-def test_force_is_no_recipe(tmp_path: Path) -> None:
-    """It is for a model that fails the check at load; what a model is asked comes from the settings."""
+def test_force_does_not_replace_a_recipe(tmp_path: Path) -> None:
+    """It is for models that fail the self-test; a prompt must come from the settings."""
     path = Twin("Lychee Rerank").write(tmp_path / "lychee.gguf")
     settings = config.load("", {}, {"model": [str(path)], "force": True, "home": tmp_path})
-    with pytest.raises(Unscorable, match="not say what it is asked"):
+    with pytest.raises(Unscorable, match="not fully define its prompt"):
         prepare(settings)
 
 
-def test_a_model_that_was_pulled_is_listed_by_its_section(tmp_path: Path) -> None:
+def test_list_and_show_apply_the_section_of_a_pulled_model(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "hf--org--lychee-rerank"
     folder.mkdir(parents=True)
     Twin("Lychee Rerank").write(folder / "lychee.gguf")
@@ -293,14 +292,14 @@ def test_a_model_that_was_pulled_is_listed_by_its_section(tmp_path: Path) -> Non
         '[models.mine]\nref = "hf:org/lychee-rerank"\nmethod = "causal_lm"\ntemplate = "{query} {document}"\n'
         'labels = ["yes", "no"]\n'
     )
-    told = rerankd("list", "--json", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
-    assert json.loads(told.stdout)[0]["method"] == "causal_lm"
+    listed = rerankd("list", "--json", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
+    assert json.loads(listed.stdout)[0]["method"] == "causal_lm"
     shown = rerankd("show", "mine", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
     assert "scored as causal_lm" in shown.stdout
     assert json.loads(rerankd("list", "--json", home=tmp_path).stdout)[0]["method"] is None
 
 
-def test_each_kind_stands_in_the_table_of_results() -> None:
+def test_each_kind_is_in_the_table_of_results() -> None:
     rows = (GOLDEN / "README.md").read_text().splitlines()
     for kind in KINDS:
         (row,) = [row for row in rows if row.startswith(f"| {kind.what} |")]

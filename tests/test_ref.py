@@ -1,4 +1,4 @@
-"""References to models, and the choice of files: pure, by table."""
+"""Model references, and the choice of a repository's files: pure functions, tested by tables."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.errors import UnknownModel
-from rerankd.hub.ref import ModelRef, parse
-from rerankd.hub.repository_files import RemoteFile, choose, quant_of
+from rerankd.hub.choose_files import RemoteFile, choose, quant_of
+from rerankd.hub.model_ref import ModelRef, parse
 
 GB = 10**9
 
@@ -38,7 +38,7 @@ GB = 10**9
         ("two words", ModelRef("path", "two words")),
     ],
 )
-def test_what_a_user_types(text: str, ref: ModelRef) -> None:
+def test_references_are_parsed_and_rendered(text: str, ref: ModelRef) -> None:
     assert parse(text) == ref
     assert str(ref) == text.strip()
 
@@ -50,13 +50,13 @@ def test_what_a_user_types(text: str, ref: ModelRef) -> None:
         ("ms:", "ms:ORG/REPO"),
         ("hf:org/repo/readme.md", "FILE.gguf"),
         ("hf:org/repo:", "hf:ORG/REPO"),
-        ("hf:org/repo/../../x.gguf", "no path in a repository"),
+        ("hf:org/repo/../../x.gguf", "can't be a path in a repository"),
         ("https://huggingface.co/org/repo", "Write hf:org/repo."),
         ("https://huggingface.co/org/repo/resolve/main/a.gguf?download=true", "Write hf:org/repo/a.gguf."),
         ("https://www.modelscope.cn/models/org/repo", "Write ms:org/repo."),
     ],
 )
-def test_what_is_no_reference_is_told_with_the_form_it_should_have(text: str, says: str) -> None:
+def test_an_invalid_reference_is_rejected_with_the_expected_form(text: str, says: str) -> None:
     with pytest.raises(UnknownModel, match="reference") as caught:
         parse(text)
     assert says in caught.value.message
@@ -77,12 +77,12 @@ _NAME_REFS = st.builds(ModelRef, st.just("name"), _WORDS, st.just("") | _WORDS).
 
 
 @given(_HUB_REFS | _FILE_REFS | _NAME_REFS)
-def test_a_reference_reads_back_what_it_writes(ref: ModelRef) -> None:
+def test_a_rendered_reference_parses_to_itself(ref: ModelRef) -> None:
     assert parse(str(ref)) == ref
 
 
 @given(st.text())
-def test_any_text_is_a_reference_or_refused_in_words(text: str) -> None:
+def test_any_text_is_a_reference_or_rejected_with_a_message(text: str) -> None:
     try:
         assert parse(str(parse(text))) == parse(text)
     except UnknownModel as error:
@@ -104,46 +104,46 @@ MANY = [
 
 
 @pytest.mark.parametrize(
-    ("asked", "name", "why"),
+    ("options", "name", "why"),
     [
-        ({}, "m-Q8_0.gguf", "usual"),
-        ({"default": "q4_k_m"}, "m-Q4_K_M.gguf", "usual"),
-        ({"quant": "f16", "default": "q8_0", "memory_bytes": GB}, "m-F16.gguf", "asked"),
-        ({"file": "m-Q6_K.gguf"}, "m-Q6_K.gguf", "asked"),
+        ({}, "m-Q8_0.gguf", "default"),
+        ({"default": "q4_k_m"}, "m-Q4_K_M.gguf", "default"),
+        ({"quant": "f16", "default": "q8_0", "memory_bytes": GB}, "m-F16.gguf", "requested"),
+        ({"file": "m-Q6_K.gguf"}, "m-Q6_K.gguf", "requested"),
         ({"memory_bytes": 8 * GB}, "m-Q6_K.gguf", "fits"),
         ({"memory_bytes": 6 * GB}, "m-Q4_K_M.gguf", "fits"),
         ({"memory_bytes": 6 * GB, "default": "Q8_0"}, "m-Q4_K_M.gguf", "fits"),
     ],
 )
-def test_the_quantisation_that_is_taken(asked: dict[str, object], name: str, why: str) -> None:
-    choice = choose(MANY, "hf:o/r", **asked)  # type: ignore[arg-type]
+def test_the_chosen_quantisation(options: dict[str, object], name: str, why: str) -> None:
+    choice = choose(MANY, "hf:o/r", **options)  # type: ignore[arg-type]
     assert [file.path for file in choice.files] == [name]
     assert why in choice.why
 
 
 @pytest.mark.parametrize(
-    ("listing", "asked", "says"),
+    ("listing", "options", "says"),
     [
-        ([], {}, "holds no GGUF file"),
-        (files("model.safetensors"), {}, "holds no GGUF file"),
-        (MANY, {"quant": "Q2_K"}, "there is no Q2_K. There is:"),
-        (MANY, {"file": "x.gguf"}, "there is no file x.gguf"),
+        ([], {}, "has no GGUF file"),
+        (files("model.safetensors"), {}, "has no GGUF file"),
+        (MANY, {"quant": "Q2_K"}, "hf:o/r has no Q2_K. Available files:"),
+        (MANY, {"file": "x.gguf"}, "has no file x.gguf"),
         (MANY, {"memory_bytes": GB}, "the smallest is Q4_K_M with 4.66 GiB"),
-        (files("a-Q8_0.gguf", "b-Q8_0.gguf"), {"quant": "q8_0"}, "Name one: hf:o/r/a-Q8_0.gguf"),
-        (files("a-Q8_0.gguf", "b-Q8_0.gguf"), {}, "more than one file is meant"),
-        (files("a.gguf", "b.gguf"), {}, "more than one file is meant"),
+        (files("a-Q8_0.gguf", "b-Q8_0.gguf"), {"quant": "q8_0"}, "as in hf:o/r/a-Q8_0.gguf"),
+        (files("a-Q8_0.gguf", "b-Q8_0.gguf"), {}, "More than one file of hf:o/r matches"),
+        (files("a.gguf", "b.gguf"), {}, "More than one file of hf:o/r matches"),
         (files("m-Q8_0-00001-of-00003.gguf", "m-Q8_0-00003-of-00003.gguf"), {}, "only 2 of them"),
     ],
 )
-def test_what_is_missing_or_ambiguous_lists_what_there_is(
-    listing: list[RemoteFile], asked: dict[str, object], says: str
+def test_a_missing_or_ambiguous_choice_lists_the_available_files(
+    listing: list[RemoteFile], options: dict[str, object], says: str
 ) -> None:
     with pytest.raises(UnknownModel) as caught:
-        choose(listing, "hf:o/r", **asked)  # type: ignore[arg-type]
+        choose(listing, "hf:o/r", **options)  # type: ignore[arg-type]
     assert says in caught.value.message
 
 
-def test_a_split_model_is_one_and_comes_whole() -> None:
+def test_all_parts_of_a_split_model_are_chosen() -> None:
     parts = [f"Q8_0/m-Q8_0-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     listing = files(*reversed(parts), "m-F16.gguf")
     assert [file.path for file in choose(listing, "hf:o/r").files] == parts
@@ -163,10 +163,10 @@ def test_a_split_model_is_one_and_comes_whole() -> None:
         ("q8_0", "Q8_0"),
     ],
 )
-def test_a_file_name_says_its_quantisation(stem: str, quant: str) -> None:
+def test_the_quantisation_is_read_from_the_file_name(stem: str, quant: str) -> None:
     assert quant_of(stem) == quant
 
 
-def test_a_tag_may_be_longer_than_the_quantisation() -> None:
+def test_a_quantisation_can_be_named_with_its_prefix() -> None:
     listing = files("m-UD-Q4_K_XL.gguf", "m-Q4_K_M.gguf")
     assert choose(listing, "hf:o/r", quant="ud-q4_k_xl").files[0].path == "m-UD-Q4_K_XL.gguf"

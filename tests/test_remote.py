@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request
 
 from rerankd.errors import RemoteError
-from rerankd.remote import Remote, Scores, Shape, body, read, shapes
+from rerankd.remote_client import Remote, Scores, Shape, body, read, shapes
 from support import running
 
 
@@ -52,7 +52,7 @@ def test_bodies() -> None:
         ([{"index": 1, "score": 0.25}, {"index": 0, "score": 1}], (1.0, 0.25)),
     ],
 )
-def test_answers_of_both_kinds_are_read(answer: Any, scores: tuple[float, ...]) -> None:
+def test_responses_of_both_formats_are_read(answer: Any, scores: tuple[float, ...]) -> None:
     assert read(answer, 2).values == scores
 
 
@@ -70,7 +70,7 @@ def test_answers_of_both_kinds_are_read(answer: Any, scores: tuple[float, ...]) 
         None,
     ],
 )
-def test_answers_without_all_scores_are_refused(answer: Any) -> None:
+def test_responses_without_all_scores_are_rejected(answer: Any) -> None:
     with pytest.raises(RemoteError):
         read(answer, 2)
 
@@ -85,7 +85,7 @@ def test_equal_scores_keep_the_order_in_which_the_server_ranked_them() -> None:
     assert read({"results": rows}, 4).order() == [2, 0, 3, 1]
 
 
-async def test_a_server_that_knows_texts_only_is_found_and_asked_in_its_parts() -> None:
+async def test_a_tei_server_is_detected_and_gets_requests_of_its_maximum_size() -> None:
     sizes: list[int] = []
     app = FastAPI()
 
@@ -109,7 +109,7 @@ async def test_a_server_that_knows_texts_only_is_found_and_asked_in_its_parts() 
     assert sorted(sizes) == [1, 3, 3]
 
 
-async def test_a_rerankd_with_a_time_budget_is_asked_for_all_scores() -> None:
+async def test_the_time_budget_of_a_rerankd_server_is_disabled() -> None:
     asked: list[str | None] = []
     app = FastAPI()
 
@@ -125,13 +125,16 @@ async def test_a_rerankd_with_a_time_budget_is_asked_for_all_scores() -> None:
     assert asked == ["0", "0"]
 
 
-async def test_a_server_without_rerank_is_told_with_what_it_said() -> None:
+async def test_a_server_without_rerank_endpoint_is_reported_with_its_responses() -> None:
     with (
         running(FastAPI()) as url,
-        pytest.raises(RemoteError, match=r"answers no rerank request(.|\n)*/v1/rerank with documents.*404"),
+        pytest.raises(
+            RemoteError,
+            match=r"accepts none of the known rerank requests(.|\n)*/v1/rerank with documents.*404",
+        ),
     ):
         async with Remote(url):
             pass
-    with pytest.raises(RemoteError, match="did not answer"):
+    with pytest.raises(RemoteError, match=r"The request to .* failed"):
         async with Remote(url):
             pass

@@ -1,27 +1,27 @@
-"""Which files score right, and how: one row for each kind of file that is met in the wild."""
+"""`resolve`: the recipe or the refusal for each kind of model file, and the settings that override it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufs import strings
-from rerankd.domain import Normalization
+from rerankd.deprecated_names import RENAMED, Renamed, old_value
+from rerankd.domain import Method, Normalization, Recipe
 from rerankd.errors import ConfigError, Unscorable
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.inspect import describe, describe_json, size_words
 from rerankd.recipes import catalog
-from rerankd.recipes.partial import PartialRecipe, merge
+from rerankd.recipes.partial_recipe import PartialRecipe, merge
+from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
-from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
-from rerankd.renamed import RENAMED, Renamed, old_value
 
 QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
 SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
@@ -31,7 +31,7 @@ HEAD_OUT = {"has_cls_output": True, "cls_output_rows": 1}
 PAIR_HEAD = {"has_cls_output": True, "cls_output_rows": 2, "pooling": "rank"}
 
 
-def facts(arch: str, **more: Any) -> ModelMetadata:
+def metadata(arch: str, **more: Any) -> ModelMetadata:
     given: dict[str, Any] = {
         "context_length": 512,
         "embedding_length": 1024,
@@ -44,11 +44,11 @@ def facts(arch: str, **more: Any) -> ModelMetadata:
 
 
 def xlmr(**more: Any) -> ModelMetadata:
-    return facts("bert", **({"tokenizer_model": "t5", "token_type_count": 1} | more))
+    return metadata("bert", **({"tokenizer_model": "t5", "token_type_count": 1} | more))
 
 
 def wordpiece(**more: Any) -> ModelMetadata:
-    return facts("bert", **({"tokenizer_model": "bert", "token_type_count": 2} | more))
+    return metadata("bert", **({"tokenizer_model": "bert", "token_type_count": 2} | more))
 
 
 def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) -> ModelMetadata:
@@ -59,10 +59,10 @@ def qwen(arch: str = "qwen3", blocks: int = 28, width: int = 1024, **more: Any) 
         "tokenizer_model": "gpt2",
         "control_tokens": SPECIAL,
     }
-    return facts(arch, **(given | more))
+    return metadata(arch, **(given | more))
 
 
-def judged(found: ModelMetadata, settings: PartialRecipe | None = None) -> Resolution:
+def resolution_of(found: ModelMetadata, settings: PartialRecipe | None = None) -> Resolution:
     return resolve(found, catalog.known(), settings or PartialRecipe())
 
 
@@ -77,11 +77,11 @@ HEADS = {
         context_length=1024,
         **HEAD,
     ),
-    "gte-reranker-modernbert-base": facts(
+    "gte-reranker-modernbert-base": metadata(
         "modern-bert", basename="gte-reranker-modernbert", name="Gte Reranker Modernbert Base",
         block_count=22, embedding_length=768, context_length=8192, **MODERN_HEAD,
     ),
-    "granite-embedding-reranker-english-r2": facts(
+    "granite-embedding-reranker-english-r2": metadata(
         "modern-bert", name="Granite Embedding Reranker English R2", classifier_pooling="cls",
         block_count=22, embedding_length=768, context_length=8192, **MODERN_HEAD,
     ),
@@ -92,7 +92,7 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 def test_cross_encoders_with_their_head(name: str) -> None:
     found = HEADS[name]
-    resolved = judged(found)
+    resolved = resolution_of(found)
     assert (resolved.entry.name if resolved.entry else "") == name
     scoring = resolved.require()
     assert (scoring.method, scoring.pooling, scoring.normalization) == (
@@ -107,19 +107,20 @@ def test_cross_encoders_with_their_head(name: str) -> None:
 @pytest.mark.parametrize(
     "found",
     [
-        facts("neo-bert", **HEAD),
-        facts("modern-bert", classifier_pooling="cls", **MODERN_HEAD),
+        metadata("neo-bert", **HEAD),
+        metadata("modern-bert", classifier_pooling="cls", **MODERN_HEAD),
         xlmr(pooling="rank", **HEAD),
     ],
     ids=lambda found: found.architecture,
 )
 def test_unnamed_cross_encoders_with_their_head(found: ModelMetadata) -> None:
-    assert judged(found).require().method == "cross_encoder"
+    assert resolution_of(found).require().method == "cross_encoder"
 
 
-def test_a_head_keeps_the_template_of_its_file() -> None:
+def test_a_cross_encoder_keeps_the_template_of_its_file() -> None:
     assert (
-        judged(xlmr(rerank_template="{query}|{document}", **HEAD)).require().template == "{query}|{document}"
+        resolution_of(xlmr(rerank_template="{query}|{document}", **HEAD)).require().template
+        == "{query}|{document}"
     )
 
 
@@ -159,8 +160,8 @@ QWEN3_FILE_TEMPLATE = QWEN3_PROMPT.replace("{instruction}", INSTRUCTION)
         ("MemReranker-4B", qwen(basename="MemReranker", blocks=36, width=2560)),
     ],
 )
-def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMetadata) -> None:
-    resolved = judged(found)
+def test_qwen3_rerankers_are_causal_lm_with_or_without_a_head(name: str, found: ModelMetadata) -> None:
+    resolved = resolution_of(found)
     assert (resolved.entry.name if resolved.entry else "") == name
     scoring = resolved.require()
     assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", QWEN3_PROMPT, ("yes", "no"))
@@ -170,7 +171,7 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMet
 
 
 @pytest.mark.parametrize(
-    ("named", "says"),
+    ("names", "extra"),
     [
         ({"name": "Acme Qwen3 Reranker 0.6B Legal"}, "acme legal"),
         ({"name": "Model", "basename": "Qwen3-Reranker", "finetune": "medical-ko"}, "medical ko"),
@@ -180,17 +181,18 @@ def test_qwen3_rerankers_judge_with_or_without_a_head(name: str, found: ModelMet
         ({"name": "Qwen3-Reranker-0.6B-seq-cls", "basename": "my-qwen3-reranker"}, ""),
     ],
 )
-def test_a_fine_tune_under_a_known_name_says_so_in_every_answer(named: dict[str, str], says: str) -> None:
-    """It may be asked something else, and was served as the known model without a word."""
-    resolved = judged(qwen(**named))
+def test_extra_words_in_a_known_name_are_a_warning(names: dict[str, str], extra: str) -> None:
+    """A fine-tune may need another prompt, and was served like the known model without a warning."""
+    resolved = resolution_of(qwen(**names))
     assert resolved.require().method == "causal_lm"
-    assert [f"its name also says '{says}'" in warning for warning in resolved.warnings] == [True] * bool(says)
+    expected = [True] if extra else []
+    assert [f"its name also contains '{extra}'" in warning for warning in resolved.warnings] == expected
 
 
 @pytest.mark.parametrize(("blocks", "width", "size"), [(24, 896, "base"), (28, 1536, "large")])
-def test_mxbai_judges_with_ones_and_zeros(blocks: int, width: int, size: str) -> None:
+def test_mxbai_has_the_labels_1_and_0(blocks: int, width: int, size: str) -> None:
     found = qwen("qwen2", blocks, width, name=f"Mxbai Rerank {size.title()} v2", context_length=32768)
-    resolved = judged(found)
+    resolved = resolution_of(found)
     assert resolved.entry is not None
     assert resolved.entry.name == f"mxbai-rerank-{size}-v2"
     scoring = resolved.require()
@@ -225,7 +227,7 @@ QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Normalization
         ("bge-m3", xlmr(name="bge-m3", pooling="cls"), ("cls", "", "", Normalization("affine", 0.30, 0.85))),
         (
             "nomic-embed-text-v1.5",
-            facts("nomic-bert", name="nomic-embed-text-v1.5", block_count=12, embedding_length=768),
+            metadata("nomic-bert", name="nomic-embed-text-v1.5", block_count=12, embedding_length=768),
             ("mean", "search_query: ", "search_document: ", Normalization("affine", 0.40, 0.90)),
         ),
         ("Qwen3-Embedding-0.6B", qwen(name="Qwen3 Embedding 0.6B", add_eos=True), QWEN3_EMBEDDING),
@@ -243,8 +245,8 @@ QWEN3_EMBEDDING = ("last", f"Instruct: {INSTRUCTION}\nQuery:", "", Normalization
         ("", qwen(pooling="last"), ("last", "", "", Normalization("affine", 0.0, 1.0))),
     ],
 )
-def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected: tuple[Any, ...]) -> None:
-    resolved = judged(found)
+def test_embedding_models(name: str, found: ModelMetadata, expected: tuple[Any, ...]) -> None:
+    resolved = resolution_of(found)
     assert (resolved.entry.name if resolved.entry else "") == name
     scoring = resolved.require()
     got = (scoring.pooling, scoring.query_prefix, scoring.document_prefix, scoring.normalization)
@@ -261,13 +263,13 @@ def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected
         (wordpiece(name="Cross Encoder", pooling="rank"), "two token types"),
         (wordpiece(name="Bge Reranker v2 M3", **HEAD), "two token types.* type 0, so even"),
         (wordpiece(token_type_count=1, **HEAD), "DistilBERT"),
-        (xlmr(**HEAD_OUT), r"not whole: cls\.weight missing"),
-        (xlmr(name="Bge Reranker v2 M3"), r"cls\.weight and cls\.output\.weight missing"),
-        (xlmr(pooling="rank"), r"cls\.weight and cls\.output\.weight missing"),
+        (xlmr(**HEAD_OUT), r"incomplete: cls\.weight is missing"),
+        (xlmr(name="Bge Reranker v2 M3"), r"cls\.weight and cls\.output\.weight are missing"),
+        (xlmr(pooling="rank"), r"cls\.weight and cls\.output\.weight are missing"),
         (xlmr(**(HEAD | {"cls_output_rows": 3})), "classifier with 3 labels"),
-        (facts("jina-bert-v2", has_cls=True, cls_rows=1), "tanh on the one logit"),
+        (metadata("jina-bert-v2", has_cls=True, cls_rows=1), "tanh to the single logit"),
         (
-            facts("jina-bert-v2", name="Jina Reranker v1 Tiny En", block_count=4, embedding_length=384),
+            metadata("jina-bert-v2", name="Jina Reranker v1 Tiny En", block_count=4, embedding_length=384),
             "jina-reranker-v1-tiny-en: .*pooler",
         ),
         (
@@ -275,137 +277,138 @@ def test_embedding_models_give_cosines(name: str, found: ModelMetadata, expected
             "pooling 'cls'.*older llama.cpp",
         ),
         (replace(HEADS["gte-reranker-modernbert-base"], classifier_pooling="cls"), "pooling 'mean'"),
-        (facts("modern-bert", classifier_pooling="cls", **HEAD_OUT), r"cls\.weight missing"),
-        (facts("eurobert", pooling="rank"), "no rank head for eurobert"),
-        (facts("qwen3", causal_attention=False, pooling="rank"), "no rank head for qwen3"),
-        (facts("bert"), "names no pooling"),
-        (facts("bert", pooling="none"), "names no pooling"),
+        (metadata("modern-bert", classifier_pooling="cls", **HEAD_OUT), r"cls\.weight is missing"),
+        (metadata("eurobert", pooling="rank"), "no rank head for eurobert"),
+        (metadata("qwen3", causal_attention=False, pooling="rank"), "no rank head for qwen3"),
+        (metadata("bert"), "declares no pooling"),
+        (metadata("bert", pooling="none"), "declares no pooling"),
         (qwen(name="Qwen3 0.6B", chat_template="…"), "plain language model"),
         (qwen("llama", name="Llama 3.2 1B Instruct"), "plain language model"),
-        (qwen("gemma3", name="Some Reranker"), "does not know"),
-        (qwen("qwen2", pooling="rank"), "does not know"),
-        (facts("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
+        (qwen("gemma3", name="Some Reranker"), "not in the catalog"),
+        (qwen("qwen2", pooling="rank"), "not in the catalog"),
+        (metadata("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
         (qwen(name="zerank-2", blocks=36, width=2560), "zerank-2: .*divided by 5"),
         (qwen(name="Zerank 1", blocks=36, width=2560), "zerank-1: "),
         (qwen(name="Jina Reranker v3"), "listwise"),
-        (qwen("llama", name="Llama Nemotron Rerank 1b v2"), "both directions"),
+        (qwen("llama", name="Llama Nemotron Rerank 1b v2"), "bidirectional"),
         (qwen("minicpm", name="bge-reranker-v2-minicpm-layerwise"), "layer chosen"),
         (qwen(name="Qwen3 Reranker 8B", blocks=36, width=4096, **PAIR_HEAD), "output.weight"),
         (qwen(name="Qwen3 Reranker 0.6B", tokens=strings("yes")), "'no' is not a single token"),
         (qwen(name="Qwen3 Reranker 0.6B", control_tokens={}), "<|im_start|> is not a special"),
-        (facts("bert", kind="adapter"), "adapter"),
-        (facts("bert", parameters=0), "no weights"),
-        (facts("bert", vocabulary_size=0), "no vocabulary"),
+        (metadata("bert", kind="adapter"), "adapter"),
+        (metadata("bert", parameters=0), "no weights"),
+        (metadata("bert", vocabulary_size=0), "no vocabulary"),
     ],
 )
-def test_refusals_say_why_and_what_to_do(found: ModelMetadata, reason: str) -> None:
-    resolved = judged(found)
+def test_a_refusal_has_a_reason_and_a_next_step(found: ModelMetadata, reason: str) -> None:
+    resolved = resolution_of(found)
     assert resolved.refusal is not None and resolved.refusal.next_step
     with pytest.raises(
-        Unscorable, match=f"^m.gguf: can't be scored right: .*{reason.replace('|', '[|]')}.*; .+"
+        Unscorable,
+        match=f"^m.gguf: can't be scored correctly: .*{reason.replace('|', '[|]')}.*[.] [A-Z].+[.]",
     ):
         resolved.require()
 
 
-def test_an_embedding_models_name_does_not_hide_a_head() -> None:
-    resolved = judged(xlmr(name="bge-m3", **HEAD))
+def test_a_head_overrides_an_embedding_models_name() -> None:
+    resolved = resolution_of(xlmr(name="bge-m3", **HEAD))
     assert (resolved.require().method, resolved.entry) == ("cross_encoder", None)
 
 
-def test_the_sizes_tell_namesakes_apart() -> None:
-    assert judged(qwen(name="Qwen3 Reranker 0.6B", width=1000)).entry is None
-    assert judged(qwen(name="Qwen3 Reranker 0.6B", blocks=27)).entry is None
-    assert judged(xlmr(name="multilingual-e5-small")).entry is None
+def test_a_model_of_other_sizes_is_not_recognised_by_its_name() -> None:
+    assert resolution_of(qwen(name="Qwen3 Reranker 0.6B", width=1000)).entry is None
+    assert resolution_of(qwen(name="Qwen3 Reranker 0.6B", blocks=27)).entry is None
+    assert resolution_of(xlmr(name="multilingual-e5-small")).entry is None
 
 
-def test_a_name_is_whole_words_of_the_right_architecture() -> None:
-    assert judged(xlmr(name="notbge-m3", pooling="cls")).entry is None
-    assert judged(xlmr(name="bge-m30", pooling="cls")).entry is None
-    assert judged(facts("nomic-bert", name="bge-m3", pooling="cls")).entry is None
-    assert judged(xlmr(name="My bge-m3 (tuned)", pooling="cls")).entry is not None
+def test_a_name_matches_whole_words_and_the_architecture() -> None:
+    assert resolution_of(xlmr(name="notbge-m3", pooling="cls")).entry is None
+    assert resolution_of(xlmr(name="bge-m30", pooling="cls")).entry is None
+    assert resolution_of(metadata("nomic-bert", name="bge-m3", pooling="cls")).entry is None
+    assert resolution_of(xlmr(name="My bge-m3 (tuned)", pooling="cls")).entry is not None
 
 
 CHAT = qwen("llama", name="Llama 3.2 1B Instruct", context_length=131072)
-ASK = PartialRecipe(template="Q: {query}\nD: {document}\nRelevant?", labels=("Yes", "No"))
+PROMPT = PartialRecipe(template="Q: {query}\nD: {document}\nRelevant?", labels=("Yes", "No"))
 
 
-def test_a_users_template_and_labels_make_any_causal_model_a_judge() -> None:
-    scoring = judged(CHAT, ASK).require()
-    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", ASK.template, ("Yes", "No"))
+def test_template_and_labels_make_any_causal_model_a_reranker() -> None:
+    scoring = resolution_of(CHAT, PROMPT).require()
+    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", PROMPT.template, ("Yes", "No"))
     assert (scoring.instruction, scoring.max_length) == ("", CAUSAL_MAX_LENGTH)
-    spaced = judged(
-        CHAT.__class__(**_fields(CHAT, tokenizer_model="gpt2")), replace(ASK, labels=(" maybe", "No"))
+    spaced = resolution_of(
+        CHAT.__class__(**_fields(CHAT, tokenizer_model="gpt2")), replace(PROMPT, labels=(" maybe", "No"))
     )
     assert spaced.require().labels == (" maybe", "No")
     zerank = qwen(name="zerank-2", blocks=36, width=2560)
-    assert judged(zerank, ASK).require().labels == ("Yes", "No")
+    assert resolution_of(zerank, PROMPT).require().labels == ("Yes", "No")
 
 
 def _fields(found: ModelMetadata, **more: Any) -> dict[str, Any]:
     return {name: getattr(found, name) for name in ModelMetadata.__dataclass_fields__} | more
 
 
-def test_a_known_judge_takes_a_users_instruction_or_template() -> None:
+def test_instruction_and_template_of_the_settings_override_the_catalog() -> None:
     found = qwen(name="Qwen3 Reranker 0.6B")
-    assert judged(found, PartialRecipe(instruction="Find code")).require().instruction == "Find code"
-    own = judged(found, PartialRecipe(template="{query} {document}")).require()
+    assert resolution_of(found, PartialRecipe(instruction="Find code")).require().instruction == "Find code"
+    own = resolution_of(found, PartialRecipe(template="{query} {document}")).require()
     assert (own.labels, own.instruction) == (("yes", "no"), "")
-    own = judged(found, PartialRecipe(template="{instruction} {query} {document}")).require()
+    own = resolution_of(found, PartialRecipe(template="{instruction} {query} {document}")).require()
     assert own.instruction == INSTRUCTION
 
 
 BGE = HEADS["bge-reranker-v2-m3"]
-E5_FACTS = xlmr(name="multilingual-e5-large")
+E5_METADATA = xlmr(name="multilingual-e5-large")
 
 
 @pytest.mark.parametrize(
     ("found", "settings", "words"),
     [
-        (CHAT, replace(ASK, template="{query}"), "{document} exactly once, and holds it 0 times"),
-        (CHAT, replace(ASK, template="{query}{document}{document}"), "holds it 2 times"),
-        (CHAT, replace(ASK, template="{query}{document}{instruction}{instruction}"), "more than once"),
-        (CHAT, replace(ASK, labels=("Yes", "Nope")), "'Nope' is not a single token"),
-        (CHAT, replace(ASK, labels=("Yes", "Yes")), "two different"),
-        (CHAT, replace(ASK, labels=("Yes", "")), "two different"),
-        (CHAT, PartialRecipe(method="cross_encoder"), "remove method = cross_encoder"),
-        (CHAT, replace(ASK, instruction="x"), "no {instruction}"),
-        (CHAT, replace(ASK, pooling="last"), "pooling is for method = embedding"),
-        (BGE, ASK, "is an encoder"),
+        (CHAT, replace(PROMPT, template="{query}"), "{document} exactly once, but contains it 0 times"),
+        (CHAT, replace(PROMPT, template="{query}{document}{document}"), "contains it 2 times"),
+        (CHAT, replace(PROMPT, template="{query}{document}{instruction}{instruction}"), "more than once"),
+        (CHAT, replace(PROMPT, labels=("Yes", "Nope")), "'Nope' is not a single token"),
+        (CHAT, replace(PROMPT, labels=("Yes", "Yes")), "two different"),
+        (CHAT, replace(PROMPT, labels=("Yes", "")), "two different"),
+        (CHAT, PartialRecipe(method="cross_encoder"), "Remove method = cross_encoder"),
+        (CHAT, replace(PROMPT, instruction="x"), "no {instruction}"),
+        (CHAT, replace(PROMPT, pooling="last"), "pooling is for method = embedding"),
+        (BGE, PROMPT, "is an encoder"),
         (BGE, PartialRecipe(instruction="x"), "instruction is for method = causal_lm"),
         (BGE, PartialRecipe(query_prefix="x"), "query_prefix is for method = embedding"),
         (BGE, PartialRecipe(max_length=8193), "from 32 to 8192"),
         (BGE, PartialRecipe(max_length=31), "from 32 to 8192"),
         (BGE, PartialRecipe(low=0.1), "low and high are for"),
-        (E5_FACTS, PartialRecipe(normalization="sigmoid"), "squeezes"),
-        (E5_FACTS, PartialRecipe(low=0.95), "must be less"),
+        (E5_METADATA, PartialRecipe(normalization="sigmoid"), "squeezes"),
+        (E5_METADATA, PartialRecipe(low=0.95), "must be less"),
     ],
 )
-def test_settings_that_do_not_fit_name_the_fix(
+def test_settings_that_contradict_the_model_are_an_error(
     found: ModelMetadata, settings: PartialRecipe, words: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        judged(found, settings)
+        resolution_of(found, settings)
     assert words in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("found", "settings", "words"),
     [
-        (CHAT, replace(ASK, labels=None), "labels must be set"),
-        (CHAT, replace(ASK, template=None), "template must be set"),
+        (CHAT, replace(PROMPT, labels=None), "labels must be set"),
+        (CHAT, replace(PROMPT, template=None), "template must be set"),
         (CHAT, PartialRecipe(method="causal_lm"), "template and labels must be set"),
         (qwen(name="Jina Reranker v3"), PartialRecipe(method="causal_lm"), "template and labels must be set"),
     ],
 )
-def test_what_is_missing_after_the_merge_is_named_with_the_lines_that_supply_it(
+def test_a_missing_part_is_named_with_the_settings_that_supply_it(
     found: ModelMetadata, settings: PartialRecipe, words: str
 ) -> None:
-    refusal = judged(found, settings).refusal
+    refusal = resolution_of(found, settings).refusal
     assert refusal is not None
     assert words in refusal.reason and 'method = "causal_lm"' in refusal.lines
 
 
-def test_the_first_source_wins_and_of_bounds_the_smallest() -> None:
+def test_the_first_source_wins_except_for_the_smallest_max_length() -> None:
     merged, sources = merge(
         {
             "settings": PartialRecipe(labels=("a", "b")),
@@ -460,60 +463,62 @@ def test_the_first_source_wins_and_of_bounds_the_smallest() -> None:
 def test_each_part_of_a_recipe_names_its_source(
     found: ModelMetadata, settings: PartialRecipe, sources: dict[str, str]
 ) -> None:
-    assert judged(found, settings).require().sources == sources
+    assert resolution_of(found, settings).require().sources == sources
 
 
 def test_max_lengths() -> None:
-    assert judged(BGE, PartialRecipe(max_length=512)).require().max_length == 512
+    assert resolution_of(BGE, PartialRecipe(max_length=512)).require().max_length == 512
     reranker = qwen(name="Qwen3 Reranker 0.6B")
-    assert judged(reranker, PartialRecipe(max_length=40960)).require().max_length == 40960
-    assert "max_length 8192 of the 40960 tokens" in " ".join(judged(reranker).notes)
+    assert resolution_of(reranker, PartialRecipe(max_length=40960)).require().max_length == 40960
+    assert "max_length is 8192, and the model can read 40960" in " ".join(resolution_of(reranker).notes)
     small = wordpiece(name="all-MiniLM-L6-v2", block_count=6, embedding_length=384)
-    assert judged(small).require().max_length == 256
-    assert judged(small, PartialRecipe(max_length=512)).require().max_length == 512
-    assert judged(xlmr(context_length=0, **HEAD)).require().max_length == 512
+    assert resolution_of(small).require().max_length == 256
+    assert resolution_of(small, PartialRecipe(max_length=512)).require().max_length == 512
+    assert resolution_of(xlmr(context_length=0, **HEAD)).require().max_length == 512
     assert (
-        judged(facts("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
+        resolution_of(metadata("modern-bert", context_length=16384, classifier_pooling="mean", **MODERN_HEAD))
         .require()
         .max_length
         == 16384
     )
-    assert judged(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().max_length == 2048
+    assert resolution_of(qwen(name="Qwen3 Reranker 0.6B", context_length=2048)).require().max_length == 2048
 
 
-def test_cosine_settings() -> None:
+def test_settings_of_embedding_models() -> None:
     own = PartialRecipe(pooling="cls", query_prefix="", document_prefix="d: ", low=0.5)
-    scoring = judged(E5_FACTS, own).require()
+    scoring = resolution_of(E5_METADATA, own).require()
     assert (scoring.pooling, scoring.query_prefix, scoring.document_prefix) == ("cls", "", "d: ")
     assert scoring.normalization == Normalization("affine", 0.5, 0.95)
-    unsaid = facts("bert")
-    assert judged(unsaid, PartialRecipe(method="embedding", pooling="mean")).require().pooling == "mean"
-    refusal = judged(unsaid, PartialRecipe(method="embedding")).refusal
-    assert refusal is not None and "set pooling" in refusal.next_step
-    assert judged(E5_FACTS, PartialRecipe(normalization="identity")).require().normalization == Normalization(
-        "identity"
+    unpooled = metadata("bert")
+    assert (
+        resolution_of(unpooled, PartialRecipe(method="embedding", pooling="mean")).require().pooling == "mean"
     )
+    refusal = resolution_of(unpooled, PartialRecipe(method="embedding")).refusal
+    assert refusal is not None and "set pooling" in refusal.next_step
+    assert resolution_of(
+        E5_METADATA, PartialRecipe(normalization="identity")
+    ).require().normalization == Normalization("identity")
 
 
-def test_no_setting_but_a_judges_overrules_a_refusal() -> None:
+def test_no_setting_overrides_a_refusal_by_the_catalog() -> None:
     minilm = wordpiece(name="ms-marco-MiniLM-L6-v2", **HEAD_OUT)
-    assert judged(minilm, PartialRecipe(method="cross_encoder")).recipe is None
-    assert judged(minilm, PartialRecipe(method="embedding", pooling="cls")).recipe is None
+    assert resolution_of(minilm, PartialRecipe(method="cross_encoder")).recipe is None
+    assert resolution_of(minilm, PartialRecipe(method="embedding", pooling="cls")).recipe is None
 
 
-def test_descriptions() -> None:
+def test_the_description_of_a_recipe() -> None:
     found = qwen(
         name="Qwen3 Reranker 0.6B", file_type="Q8_0", parameters=596_000_000, size_bytes=639_000_000,
         parts=(Path("m.gguf"),), chat_template="{{ messages }}",
     )  # fmt: skip
-    text = describe(found, judged(found))
+    text = describe(found, resolution_of(found))
     assert text.splitlines() == [
         "m.gguf",
         "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
         "qwen3 causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for "
         "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
-        "scored as causal_lm: a causal reranker asked for one token after the prompt: the score is the "
-        "probability of 'yes' against 'no'",
+        "scored as causal_lm: a causal language model with a prompt: its raw score is logit('yes') - "
+        "logit('no'); the score is its sigmoid, the probability of 'yes' rather than 'no'",
         "  method: causal_lm (catalog)",
         "  max_length: 8,192 tokens for query and document together (method default)",
         '  template: "<|im_start|>system\\nJudge whether the Document meets the requirements based on '
@@ -521,58 +526,63 @@ def test_descriptions() -> None:
         '  labels: "yes", "no" (catalog)',
         "  normalization: sigmoid (method default)",
         f'  instruction: "{INSTRUCTION}" (catalog)',
-        "note: max_length 8192 of the 40960 tokens it can read; set max_length for more",
+        "note: max_length is 8192, and the model can read 40960 tokens; set max_length to use more",
     ]
-    told = describe_json(found, judged(found))
-    assert (told["model"], told["scorable"], told["refusal"]) == ("Qwen3-Reranker-0.6B", True, None)
-    recipe = told["recipe"]
+    as_json = describe_json(found, resolution_of(found))
+    assert (as_json["model"], as_json["scorable"], as_json["refusal"]) == ("Qwen3-Reranker-0.6B", True, None)
+    recipe = as_json["recipe"]
     assert (recipe["method"], recipe["labels"], recipe["sources"]["labels"]) == (
         "causal_lm", ["yes", "no"], "catalog",
     )  # fmt: skip
-    assert told["scoring"]["way"] == "judge"
-    assert told["facts"]["has_chat_template"] is True
-    assert "tokens" not in told["facts"]
+    assert as_json["scoring"]["way"] == "judge"
+    assert as_json["metadata"]["has_chat_template"] is True
+    assert "tokens" not in as_json["metadata"]
 
 
 @pytest.mark.parametrize("one", [one for one in RENAMED if one.of == "rerankd inspect"], ids=str)
-def test_inspect_has_each_name_of_0_1_beside_the_new_one(one: Renamed) -> None:
+def test_inspect_has_each_deprecated_name_and_the_new_one(one: Renamed) -> None:
     found = CHAT if one.new.startswith("refusal") else BGE
-    told = describe_json(found, judged(found))
-    old, new = (reduce(lambda value, name: value[name], path.split("."), told) for path in (one.old, one.new))
+    as_json = describe_json(found, resolution_of(found))
+    old, new = (
+        reduce(lambda value, name: value[name], path.split("."), as_json) for path in (one.old, one.new)
+    )
     if one.new == "recipe":
         assert old["pooling"] == new["pooling"]
     else:
         assert old == (old_value("method", new) if one.new == "recipe.method" else new)
 
 
-def test_descriptions_of_a_refusal_and_of_a_cosine() -> None:
-    chat = describe(CHAT, judged(CHAT))
+def test_the_descriptions_of_a_refusal_and_of_an_embedding_model() -> None:
+    chat = describe(CHAT, resolution_of(CHAT))
     assert "refused: it is a plain language model" in chat
-    assert "what to do: say in rerankd.toml what it is asked" in chat
-    told = describe_json(CHAT, judged(CHAT))
-    assert told["recipe"] is None and told["scoring"] is None
-    assert told["refusal"] == {key: told[key] for key in ("reason", "next_step", "settings")}
-    cosine = describe(E5_FACTS, judged(E5_FACTS))
+    assert "next step: set template and labels in rerankd.toml" in chat
+    as_json = describe_json(CHAT, resolution_of(CHAT))
+    assert as_json["recipe"] is None and as_json["scoring"] is None
+    assert as_json["refusal"] == {key: as_json[key] for key in ("reason", "next_step", "settings")}
+    embedding = describe(E5_METADATA, resolution_of(E5_METADATA))
     for line in (
         "  max_length: 512 tokens for text (file)",
         "  normalization: affine (catalog)",
         "  low: 0.7 (catalog)",
         '  query_prefix: "query: " (catalog)',
     ):
-        assert line in cosine.splitlines()
-    assert "encoder with a rank head" in describe(BGE, judged(BGE))
+        assert line in embedding.splitlines()
+    assert "encoder with a rank head" in describe(BGE, resolution_of(BGE))
     headed = qwen(**PAIR_HEAD)
-    assert "causal model with a rank head" in describe(headed, judged(headed))
+    assert "causal model with a rank head" in describe(headed, resolution_of(headed))
 
 
 def test_describe_json_is_json(tmp_path: Path) -> None:
     import json
 
     from ggufs import write
-    from rerankd.formats import gguf
+    from rerankd.formats import gguf_metadata
 
-    found = gguf.read(write(tmp_path / "m.gguf"))
-    assert json.loads(json.dumps(describe_json(found, judged(found))))["facts"]["architecture"] == "qwen3"
+    found = gguf_metadata.read(write(tmp_path / "m.gguf"))
+    assert (
+        json.loads(json.dumps(describe_json(found, resolution_of(found))))["metadata"]["architecture"]
+        == "qwen3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -596,8 +606,8 @@ _ARCHITECTURES = [
 
 
 @given(data=st.data())
-def test_a_file_without_settings_gets_a_recipe_or_a_refusal_and_never_an_error(data: st.DataObject) -> None:
-    """And what is served names all that an engine needs."""
+def test_without_settings_the_result_is_a_recipe_or_a_refusal_and_never_an_error(data: st.DataObject) -> None:
+    """And a recipe has all parts that an engine needs."""
     entry = data.draw(st.sampled_from([None, *catalog.known().entries]))
     sizes = (entry.match.block_count, entry.match.embedding_length) if entry is not None else (12, 384)
     choose = {
@@ -614,7 +624,7 @@ def test_a_file_without_settings_gets_a_recipe_or_a_refusal_and_never_an_error(d
         "control_tokens": [SPECIAL, {}],
     }  # fmt: skip
     drawn = {key: data.draw(st.sampled_from(values), key) for key, values in choose.items()}
-    resolved = judged(facts(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
+    resolved = resolution_of(metadata(data.draw(st.sampled_from(_ARCHITECTURES)), **drawn))
     recipe = resolved.recipe
     if resolved.refusal is not None:
         assert resolved.refusal.reason and resolved.refusal.next_step
@@ -627,3 +637,16 @@ def test_a_file_without_settings_gets_a_recipe_or_a_refusal_and_never_an_error(d
         assert recipe.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
     else:
         assert drawn["has_cls"] and drawn["cls_output_rows"] == 1 and not drawn["decision_blocks"]
+
+
+def test_the_explanation_names_the_normalization_that_is_used() -> None:
+    logit, cosine = Normalization("sigmoid"), Normalization("affine", 0.7, 0.9)
+    said = {
+        (method, how.name): Recipe(method, 512, how, labels=("yes", "no")).explanation
+        for method in get_args(Method)
+        for how in (logit, cosine, Normalization("identity"))
+    }
+    assert said["cross_encoder", "sigmoid"].endswith("one logit for each pair; the score is its sigmoid")
+    assert said["embedding", "affine"].endswith("document; the score maps 0.7…0.9 to 0…1")
+    assert said["causal_lm", "identity"].endswith("logit('no'); the score is the same number, limited to 0…1")
+    assert len({*said.values()}) == 9

@@ -1,4 +1,4 @@
-"""The folder for sockets: who owns it, where it lies, and what happens when it goes."""
+"""The run directory: ownership, location, cleanup after dead services, and recreation."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from rerankd.process import rundir
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A folder with a path short enough for sockets in it."""
+    """A folder whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def orphan(base: Path) -> Any:
-    """A process in a group of its own, as an engine of a killed service is."""
+    """A process in its own process group, like an engine of a killed service."""
     code = "import time; print('up', flush=True); time.sleep(600)"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(base / "x.sock")], stdout=subprocess.PIPE, start_new_session=True
@@ -42,10 +42,10 @@ def orphan(base: Path) -> Any:
 
 
 def dead_service(base: Path, engine: processes.Identity) -> Path:
-    """What a service that was killed left behind."""
+    """Create the run directory of a killed service."""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    folder = base / f"rerankd-{gone.pid}-abc"
+    folder = base / f"rerankd-{gone.pid}-abc01234"
     folder.mkdir(mode=0o700)
     (folder / "owner.json").write_text(json.dumps({"pid": gone.pid, "started": "1", "command": "x"}))
     noted = {"pid": engine.pid, "started": engine.started, "command": engine.command}
@@ -55,7 +55,7 @@ def dead_service(base: Path, engine: processes.Identity) -> Path:
     return folder
 
 
-def test_an_engine_of_an_earlier_run_is_ended_at_start(base: Path, orphan: subprocess.Popen[bytes]) -> None:
+def test_an_engine_of_an_earlier_run_is_killed_at_start(base: Path, orphan: subprocess.Popen[bytes]) -> None:
     engine = processes.identify(orphan.pid)
     assert engine is not None
     folder = dead_service(base, engine)
@@ -65,7 +65,7 @@ def test_an_engine_of_an_earlier_run_is_ended_at_start(base: Path, orphan: subpr
     assert made.make().stat().st_mode & 0o777 == 0o700
 
 
-def test_a_stranger_under_an_old_pid_is_left_alone(base: Path, orphan: subprocess.Popen[bytes]) -> None:
+def test_a_process_that_reuses_a_pid_is_left_alone(base: Path, orphan: subprocess.Popen[bytes]) -> None:
     engine = processes.identify(orphan.pid)
     assert engine is not None
     folder = dead_service(base, replace(engine, started="long ago"))
@@ -74,7 +74,7 @@ def test_a_stranger_under_an_old_pid_is_left_alone(base: Path, orphan: subproces
     assert not folder.exists()
 
 
-def test_the_folder_of_a_service_that_runs_is_left_alone(base: Path) -> None:
+def test_the_folder_of_a_running_service_is_left_alone(base: Path) -> None:
     first, second = rundir.make(base), rundir.make(base)
     assert first.make() != second.make() and len(list(base.iterdir())) == 2
     first.remove()
@@ -83,7 +83,7 @@ def test_the_folder_of_a_service_that_runs_is_left_alone(base: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"pid": "x", "started": 1}', "\x00"])
-def test_a_damaged_note_does_no_harm(base: Path, text: str, orphan: subprocess.Popen[bytes]) -> None:
+def test_a_damaged_note_is_ignored(base: Path, text: str, orphan: subprocess.Popen[bytes]) -> None:
     engine = processes.identify(orphan.pid)
     assert engine is not None
     folder = dead_service(base, engine)
@@ -93,7 +93,7 @@ def test_a_damaged_note_does_no_harm(base: Path, text: str, orphan: subprocess.P
     assert orphan.poll() is None
 
 
-def test_a_process_is_known_by_its_start(orphan: subprocess.Popen[bytes]) -> None:
+def test_a_process_is_identified_by_its_start_time(orphan: subprocess.Popen[bytes]) -> None:
     engine = processes.identify(orphan.pid)
     assert engine is not None
     assert "time.sleep(600)" in engine.command
@@ -106,8 +106,8 @@ def test_a_process_is_known_by_its_start(orphan: subprocess.Popen[bytes]) -> Non
     processes.end_group(orphan.pid)
 
 
-def test_a_service_in_another_pid_namespace_is_not_taken_for_dead(base: Path) -> None:
-    """Two containers that share /tmp."""
+def test_a_service_in_another_pid_namespace_is_recognized_as_running(base: Path) -> None:
+    """As with two containers that share /tmp."""
     mine = rundir.make(base)
     code = "import pathlib, sys, rerankd.process.rundir as it; it.make(pathlib.Path(sys.argv[1])).remove()"
     done = subprocess.run(
@@ -122,12 +122,12 @@ def test_a_service_in_another_pid_namespace_is_not_taken_for_dead(base: Path) ->
     mine.remove()
 
 
-def test_the_folder_of_a_service_of_0_1_that_runs_is_left_alone(base: Path) -> None:
-    """It took no lock, but wrote who it is."""
+def test_the_folder_of_a_running_service_0_1_is_left_alone(base: Path) -> None:
+    """rerankd 0.1 took no lock but wrote its pid."""
     with subprocess.Popen(["sleep", "60"]) as old:
         identity = processes.identify(old.pid)
         assert identity is not None
-        folder = base / f"rerankd-{old.pid}-abc"
+        folder = base / f"rerankd-{old.pid}-abc01234"
         folder.mkdir(mode=0o700)
         noted = {"pid": old.pid, "started": identity.started, "command": identity.command}
         (folder / "owner.json").write_text(json.dumps(noted))
@@ -138,7 +138,24 @@ def test_the_folder_of_a_service_of_0_1_that_runs_is_left_alone(base: Path) -> N
     assert not folder.exists()
 
 
-def test_a_folder_that_was_removed_is_made_again(base: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("rerankd-my-backup", "1.sock"),
+        ("rerankd-release-ki8hp79k", "1.json"),
+        ("rerankd-4194303-abc01234", "notes.txt"),
+        ("rerankd-4194303-abc01234", "environment/pyvenv.cfg"),
+    ],
+)
+def test_a_users_folder_with_a_similar_name_is_left_alone(base: Path, name: str, file: str) -> None:
+    kept = base / name / file
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    rundir.make(base).remove()
+    assert kept.read_text() == "mine"
+
+
+def test_a_removed_folder_is_recreated(base: Path) -> None:
     one = rundir.make(base)
     first = one.make()
     assert one.make() == first
@@ -146,19 +163,19 @@ def test_a_folder_that_was_removed_is_made_again(base: Path) -> None:
     assert one.socket().parent.is_dir()
     second = one.make()
     second.rename(base / "elsewhere")
-    second.mkdir()  # somebody else's, under the same name
+    second.mkdir()  # another folder of the same name
     assert one.make() not in (first, second)
     one.remove()
 
 
 @pytest.mark.parametrize("spare", [0, -1])
-def test_a_path_that_is_too_long_for_a_socket_is_not_taken(base: Path, spare: int) -> None:
+def test_a_path_too_long_for_a_socket_is_rejected(base: Path, spare: int) -> None:
     own = len("/rerankd-4194304-01234567/012345.sock")
     length = rundir.SOCKET_PATH_BYTES - own - spare
     folder = base / ("x" * (length - len(os.fsencode(base)) - 1))
     folder.mkdir()
     if spare < 0:
-        with pytest.raises(DataFolderError, match="too long for a socket's path"):
+        with pytest.raises(DataFolderError, match="too long for a socket path"):
             rundir.make(folder)
         return
     made = rundir.make(folder)
@@ -167,7 +184,7 @@ def test_a_path_that_is_too_long_for_a_socket_is_not_taken(base: Path, spare: in
     made.remove()
 
 
-def test_no_folder_at_all_is_a_sentence(base: Path) -> None:
+def test_without_a_usable_folder_the_error_explains_what_to_do(base: Path) -> None:
     with pytest.raises(DataFolderError, match=r"gone \(does not exist\).*XDG_RUNTIME_DIR"):
         rundir.make(base / "gone")
 
@@ -182,6 +199,6 @@ def test_no_folder_at_all_is_a_sentence(base: Path) -> None:
         ({}, tempfile.gettempdir()),
     ],
 )
-def test_a_logins_runtime_folder_is_only_used_in_a_unit(environ: dict[str, str], first: str) -> None:
+def test_a_logins_runtime_folder_is_used_only_in_a_unit(environ: dict[str, str], first: str) -> None:
     found = list(rundir.places(environ))
     assert (found[0], found[-1]) == (Path(first), Path("/tmp"))

@@ -1,4 +1,4 @@
-"""Who may hold memory for bodies and answers: the policy, under a clock that the tests move."""
+"""Memory shares of request and response bodies, with a fake clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.api.shares import SMALL_BYTES, Hold, Shares
+from rerankd.api.memory_shares import SMALL_BYTES, Hold, Shares
 
 MIB = 2**20
 MOST = 256 * MIB
@@ -21,7 +21,7 @@ def hold(client: str, until: float = 60.0) -> Hold:
     return Hold(client, until)
 
 
-def test_a_second_large_body_of_a_client_waits_and_nobody_else_does() -> None:
+def test_a_second_large_body_of_a_client_waits_and_other_clients_do_not() -> None:
     it = shares()
     it.grow(hold("a"), 32 * MIB)
     assert not it.has_room(hold("a"), 2 * MIB)
@@ -41,11 +41,11 @@ def test_large_bodies_leave_room_for_small_ones() -> None:
     assert not it.has_room(hold("h"), SMALL_BYTES)
 
 
-def test_whatever_its_size_a_body_is_taken_where_nothing_else_is_held() -> None:
+def test_a_body_of_any_size_is_accepted_if_nothing_else_is_in_memory() -> None:
     assert shares().has_room(hold("a"), 10 * MOST)
 
 
-def test_what_waits_is_taken_when_there_is_room_and_the_next_may_pass() -> None:
+def test_a_waiting_body_is_accepted_when_memory_is_free_and_others_may_overtake() -> None:
     async def story() -> None:
         it = Shares(MOST, asyncio.get_running_loop().time)
         first = hold("a")
@@ -61,7 +61,7 @@ def test_what_waits_is_taken_when_there_is_room_and_the_next_may_pass() -> None:
     asyncio.run(story())
 
 
-def test_who_waits_too_long_or_hangs_up_leaves_nothing_behind() -> None:
+def test_a_timeout_or_disconnect_releases_the_memory() -> None:
     async def story() -> None:
         it = Shares(MOST, asyncio.get_running_loop().time)
         first = hold("a")
@@ -79,7 +79,7 @@ def test_who_waits_too_long_or_hangs_up_leaves_nothing_behind() -> None:
     asyncio.run(story())
 
 
-def test_retry_after_is_when_enough_has_ended() -> None:
+def test_retry_after_is_when_enough_memory_is_released() -> None:
     it = shares(now=10.0)
     it.grow(hold("a", until=40.2), 32 * MIB)
     assert it.retry_after_s(hold("a"), 32 * MIB) == 31
@@ -95,7 +95,7 @@ _events = st.lists(
 
 
 @given(_events)
-def test_together_they_stay_within_the_bound_and_end_at_nothing(events: list[tuple[str, int, bool]]) -> None:
+def test_memory_stays_within_the_limit_and_is_released(events: list[tuple[str, int, bool]]) -> None:
     it = Shares(64 * MIB, lambda: 0.0)
     holds: list[Hold] = []
     for client, size_bytes, ends in events:

@@ -1,4 +1,4 @@
-"""What rerankd has learned: kept over restarts and between services, and lost without harm."""
+"""Persistent state: it survives restarts, is shared between services, and can be lost without harm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support import rerankd
 
 
 class Clock:
-    """A clock that tests turn."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.at = 1_000_000.0
@@ -30,20 +30,20 @@ class Clock:
 
 
 def python(program: str, *arguments: str) -> subprocess.Popen[str]:
-    """Run a program in a process of its own."""
+    """Run a program in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
 
-def test_what_was_learned_is_known_after_a_restart(tmp_path: Path) -> None:
+def test_entries_survive_a_restart(tmp_path: Path) -> None:
     StateStore(tmp_path).put("precision", "model on cpu", {"precision": "bf16", "ratio": 1.7})
     assert StateStore(tmp_path).get("precision", "model on cpu") == {"precision": "bf16", "ratio": 1.7}
     assert StateStore(tmp_path).get("precision", "another") is None
     assert StateStore(tmp_path).sections() == ["precision"]
 
 
-def test_an_entry_is_forgotten_when_its_time_is_over(tmp_path: Path) -> None:
+def test_an_entry_expires(tmp_path: Path) -> None:
     clock = Clock()
     store = StateStore(tmp_path, now=clock)
     store.put("quarantine", "digest", {"deaths": 2}, ttl_s=3600)
@@ -59,7 +59,7 @@ def test_an_entry_is_forgotten_when_its_time_is_over(tmp_path: Path) -> None:
     ]
 
 
-def test_a_clock_set_back_by_years_keeps_no_entry_for_years(tmp_path: Path) -> None:
+def test_an_entry_from_the_future_is_ignored(tmp_path: Path) -> None:
     clock = Clock()
     store = StateStore(tmp_path, now=clock)
     store.put("quarantine", "digest", 1, ttl_s=3600)
@@ -79,7 +79,7 @@ for at in range(100):
 """
 
 
-def test_two_services_that_share_a_home_keep_each_other_s_entries(tmp_path: Path) -> None:
+def test_services_that_share_a_data_folder_keep_each_others_entries(tmp_path: Path) -> None:
     writers = [python(_WRITER, str(tmp_path), name) for name in ("one", "two")]
     for writer in writers:
         assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
@@ -92,27 +92,25 @@ def test_two_services_that_share_a_home_keep_each_other_s_entries(tmp_path: Path
     assert {key: entry.value for key, entry in reader.entries("self_test").items()} == expected
 
 
-def test_two_services_share_a_home_where_there_is_no_flock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_services_share_a_data_folder_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_supported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    # Such a file system can't be mounted by a test.
+    # A test cannot mount a file system without flock.
     monkeypatch.setattr(fcntl, "flock", not_supported)
     one, two = StateStore(tmp_path), StateStore(tmp_path)
     one.put("precision", "a", 1)
     held = tmp_path / "state" / ".lock.held"
     assert not held.exists()
     held.touch()
-    two.put("precision", "b", 2)  # another writer holds the lock for longer than anyone waits
+    two.put("precision", "b", 2)  # another writer holds the lock for longer than the timeout
     assert two.get("precision", "b") == 2 and one.get("precision", "b") is None
-    os.utime(held, (0, 0))  # that writer died long ago
+    os.utime(held, (0, 0))  # that writer exited long ago
     two.put("precision", "c", 3)
     assert {key: entry.value for key, entry in one.entries("precision").items()} == {"a": 1, "b": 2, "c": 3}
 
 
-def test_a_writer_that_holds_the_lock_delays_nobody_for_long(tmp_path: Path) -> None:
+def test_a_held_lock_delays_others_only_briefly(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     store.put("precision", "a", 1)
     with (tmp_path / "state" / ".lock").open() as lock:
@@ -140,7 +138,7 @@ def test_a_writer_that_holds_the_lock_delays_nobody_for_long(tmp_path: Path) -> 
     ],
     ids=lambda content: repr(content[:30]),
 )
-def test_a_damaged_or_newer_file_is_set_aside(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_or_newer_file_is_renamed(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state" / "precision.json"
     path.parent.mkdir()
     path.write_bytes(content)
@@ -153,7 +151,7 @@ def test_a_damaged_or_newer_file_is_set_aside(tmp_path: Path, content: bytes) ->
     assert StateStore(tmp_path).sections() == ["precision"]
 
 
-def test_a_file_too_large_to_be_ours_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "state" / "precision.json"
     path.parent.mkdir()
     with path.open("wb") as stream:
@@ -174,7 +172,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_costs_nothing_but_what_was_learned(disk: Path) -> None:
+def test_a_full_disk_keeps_entries_in_memory(disk: Path) -> None:
     store = StateStore(disk)
     store.put("precision", "a", 1)
     with pytest.raises(OSError), (disk / "rest").open("wb") as stream:
@@ -183,13 +181,13 @@ def test_a_full_disk_costs_nothing_but_what_was_learned(disk: Path) -> None:
             stream.flush()
     store.put("precision", "b", 2)
     assert store.get("precision", "b") == 2
-    assert StateStore(disk).get("precision", "a") == 1, "what was there is whole"
+    assert StateStore(disk).get("precision", "a") == 1, "the old entry is intact"
     (disk / "rest").unlink()
     store.put("precision", "c", 3)
-    assert StateStore(disk).get("precision", "b") == 2, "written as soon as there is room"
+    assert StateStore(disk).get("precision", "b") == 2, "written as soon as space is free"
 
 
-def test_a_read_only_home_works_from_memory(disk: Path) -> None:
+def test_a_read_only_data_folder_keeps_entries_in_memory(disk: Path) -> None:
     StateStore(disk).put("precision", "a", 1)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     store = StateStore(disk)
@@ -197,7 +195,7 @@ def test_a_read_only_home_works_from_memory(disk: Path) -> None:
     store.remove("precision", "a")
     assert (store.get("precision", "a"), store.get("precision", "b")) == (None, 2)
     assert StateStore(disk).get("precision", "a") == 1
-    with pytest.raises(DataFolderError, match="can't be cleared"):
+    with pytest.raises(DataFolderError, match="cannot be cleared"):
         store.clear()
 
 
@@ -217,17 +215,15 @@ store.put("precision", "b", 2)
 """
 
 
-def test_a_write_that_breaks_off_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_file_intact(tmp_path: Path) -> None:
     writer = python(_LIMITED, str(tmp_path))
     assert writer.communicate(timeout=60)[0] == "True 1\n"
     assert sorted(StateStore(tmp_path).entries("precision")) == ["a", "b", "large 0", "large 1", "large 2"]
     left = sorted(path.name for path in (tmp_path / "state").iterdir())
-    assert left == [".lock", "precision.json"], "no half-written file stays"
+    assert left == [".lock", "precision.json"], "no partial file remains"
 
 
-def test_a_home_that_can_t_be_written_works_from_memory_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unwritable_data_folder_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     home = tmp_path / "home"
     home.write_text("a file where the folder should be: not even root can write below it")
     store = StateStore(home)
@@ -238,11 +234,11 @@ def test_a_home_that_can_t_be_written_works_from_memory_and_says_so_once(
     assert store.get("precision", "a") == {"precision": "f32"}
     assert store.get("precision", "b") is None
     assert store.sections() == ["precision"]
-    assert caplog.text.count("can't be written") == 1
+    assert caplog.text.count("cannot be written") == 1
     assert store.clear() == 1 and store.sections() == []
 
 
-def test_it_is_bounded_on_the_disk_and_in_memory(tmp_path: Path) -> None:
+def test_size_is_limited_on_disk_and_in_memory(tmp_path: Path) -> None:
     full = {str(at): [at, 1.0, None] for at in range(MOST_ENTRIES)}
     folder = tmp_path / "state"
     folder.mkdir()
@@ -251,7 +247,7 @@ def test_it_is_bounded_on_the_disk_and_in_memory(tmp_path: Path) -> None:
     store.put("quarantine", "new", 1)
     kept = list(StateStore(tmp_path).entries("quarantine"))
     assert len(kept) == MOST_ENTRIES and kept[0] == "1" and kept[-1] == "new"
-    with pytest.raises(ValueError, match="16384 bytes"):
+    with pytest.raises(ValueError, match="limit is 16384"):
         store.put("quarantine", "huge", "x" * MOST_VALUE_BYTES)
     with pytest.raises(ValueError):
         store.put("quarantine", "no number", float("nan"))
@@ -263,7 +259,7 @@ def test_it_is_bounded_on_the_disk_and_in_memory(tmp_path: Path) -> None:
     assert len(in_memory.entries("quarantine")) == MOST_ENTRIES
 
 
-def test_state_shows_and_clears_what_was_learned(tmp_path: Path) -> None:
+def test_the_state_command_shows_and_clears_entries(tmp_path: Path) -> None:
     store = StateStore(tmp_path)
     store.put("precision", "e5 on this CPU", {"precision": "bf16"})
     store.put("quarantine", "c0ffee", {"deaths": 2}, ttl_s=3600)
@@ -277,9 +273,9 @@ def test_state_shows_and_clears_what_was_learned(tmp_path: Path) -> None:
     assert said["folder"] == str(tmp_path / "state")
     assert said["sections"]["quarantine"]["c0ffee"]["until"] > said["sections"]["quarantine"]["c0ffee"]["at"]
     wrong = rerankd("state", "clear", "precisions", home=tmp_path)
-    assert wrong.returncode == 2 and "There are: precision, quarantine." in wrong.stderr
-    assert "1 entries" in rerankd("state", "clear", "precision", home=tmp_path).stderr
-    assert store.get("precision", "e5 on this CPU") is None, "a running service forgets it, too"
+    assert wrong.returncode == 2 and "Sections: precision, quarantine." in wrong.stderr
+    assert "entries deleted: 1" in rerankd("state", "clear", "precision", home=tmp_path).stderr
+    assert store.get("precision", "e5 on this CPU") is None, "a running service sees the change"
     assert store.get("quarantine", "c0ffee") == {"deaths": 2}
     rerankd("state", "clear", home=tmp_path)
     assert store.sections() == [] and [path.name for path in store.folder.iterdir()] == [".lock"]

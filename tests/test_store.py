@@ -1,4 +1,4 @@
-"""The store: names, folders and the index that may be lost."""
+"""The model store: names, folders, and an index that may be missing or damaged."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from rerankd.errors import ModelFileError, UnknownModel
 from rerankd.hub import builtin
-from rerankd.hub.ref import parse
+from rerankd.hub.model_ref import parse
 from rerankd.hub.store import Record, Store, folder_of, name_of
 
 _WORDS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,8}", fullmatch=True)
 
 
 def put(store: Store, name: str, pulled_at: float, data: bytes = b"GGUF") -> Record:
-    """Add a model of one file."""
+    """Add a model with one file."""
     folder = folder_of(parse(name))
     with store.locked(folder, lambda: None):
         staged = store.staging(folder)
@@ -38,13 +38,13 @@ def put(store: Store, name: str, pulled_at: float, data: bytes = b"GGUF") -> Rec
         ("hf:Org/Repo/a/b.gguf", "hf--Org--Repo--a--b.gguf"),
     ],
 )
-def test_a_folder_is_recognised_by_its_name(ref: str, folder: str) -> None:
+def test_the_folder_of_a_reference(ref: str, folder: str) -> None:
     assert folder_of(parse(ref)) == folder
     assert folder_of(parse(name_of(folder))) == folder
 
 
 @given(st.sampled_from(["hf", "ms"]), _WORDS, _WORDS, st.just("") | _WORDS)
-def test_a_folder_tells_the_reference(hub: str, org: str, repo: str, quant: str) -> None:
+def test_the_reference_of_a_folder(hub: str, org: str, repo: str, quant: str) -> None:
     text = f"{hub}:{org}/{repo}" + (f":{quant.lower()}" if quant else "")
     assert name_of(folder_of(parse(text))) == text
 
@@ -63,7 +63,7 @@ def test_the_index_is_rebuilt_when_it_is_missing_or_damaged(tmp_path: Path) -> N
     assert store.default() == "hf:org/repo:q8_0" or store.default() == "bge-m3"
 
 
-def test_the_index_is_believed_only_as_far_as_it_is_true(tmp_path: Path) -> None:
+def test_index_entries_that_contradict_the_files_are_ignored(tmp_path: Path) -> None:
     store = Store(tmp_path)
     record = put(store, "bge-m3", 1)
     (store.path(record)).write_bytes(b"GGUF, and more")
@@ -77,7 +77,7 @@ def test_the_index_is_believed_only_as_far_as_it_is_true(tmp_path: Path) -> None
     assert store.locate("my-model", lambda *_: None) == made / "x.gguf"
 
 
-def test_the_model_pulled_last_is_served_when_none_is_named(tmp_path: Path) -> None:
+def test_the_model_pulled_last_is_the_default(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.default() == builtin.NAME
     put(store, "bge-m3", 2)
@@ -90,7 +90,7 @@ def test_the_model_pulled_last_is_served_when_none_is_named(tmp_path: Path) -> N
     assert store.find("bge-m3") is None
 
 
-def test_a_quantisation_may_be_left_out_where_one_was_pulled(tmp_path: Path) -> None:
+def test_the_quantisation_can_be_omitted_if_only_one_was_pulled(tmp_path: Path) -> None:
     store = Store(tmp_path)
     put(store, "qwen3-reranker-8b:q4_k_m", 1)
     found = store.find("Qwen3-Reranker-8B")
@@ -101,12 +101,14 @@ def test_a_quantisation_may_be_left_out_where_one_was_pulled(tmp_path: Path) -> 
         store.find("qwen3-reranker-8b")
 
 
-def test_a_file_that_exists_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_takes_precedence_over_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path / "home")
     record = put(store, "bge-m3", 1)
     monkeypatch.chdir(tmp_path)
     assert store.locate("bge-m3", lambda *_: None) == store.path(record)
-    (tmp_path / "bge-m3").mkdir()  # a folder is no model file
+    (tmp_path / "bge-m3").mkdir()  # an empty folder is not a model
     assert store.locate("bge-m3", lambda *_: None) == store.path(record)
     (tmp_path / "bge-m3").rmdir()
     (tmp_path / "bge-m3").write_bytes(b"GGUF")
@@ -125,7 +127,7 @@ def test_a_file_that_exists_wins_over_a_name(tmp_path: Path, monkeypatch: pytest
         ("builtin:e6", UnknownModel, "builtin:e5"),
     ],
 )
-def test_what_is_not_here_says_where_it_may_be(
+def test_a_missing_model_names_the_command_that_gets_it(
     tmp_path: Path, model: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error) as caught:

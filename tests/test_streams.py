@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or of an old encoding; and Ctrl-C while it starts."""
+"""Standard streams: closed, full, or with an old encoding; and Ctrl-C during the start."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def shell(line: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]
         ("rerankd list --catalog >/dev/full", 1, "standard output: No space left on device"),
         ("rerankd list --catalog --json >&-", 1, "standard output: it is closed"),
         ("rerankd --version >&-", 1, "standard output: it is closed"),
-        ("rerankd rerank q <&-", 2, "There are no documents"),
+        ("rerankd rerank q <&-", 2, "The input has no documents"),
         ("rerankd list 2>&-", 0, ""),
         ("rerankd list <&- 2>&-", 0, ""),
         ("rerankd list --catalog <&- >&- 2>&-", 1, ""),
         ("rerankd inspect no-such-file 2>&-", 3, ""),
     ],
 )
-def test_a_closed_or_full_stream_is_a_sentence_and_no_traceback(
+def test_a_closed_or_full_stream_is_an_error_without_traceback(
     tmp_path: Path, line: str, code: int, says: str
 ) -> None:
     done = shell(line, tmp_path)
@@ -52,11 +52,11 @@ def test_a_closed_or_full_stream_is_a_sentence_and_no_traceback(
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
 
 
-def test_a_reader_that_has_gone_is_no_error_to_talk_of(tmp_path: Path) -> None:
+def test_a_reader_that_has_exited_is_not_reported(tmp_path: Path) -> None:
     assert shell("rerankd list --catalog | head -0", tmp_path).stderr == ""
 
 
-def test_what_a_file_or_socket_gets_is_never_what_a_person_should_read(tmp_path: Path) -> None:
+def test_output_for_the_user_is_never_written_to_another_file_or_socket(tmp_path: Path) -> None:
     """A closed descriptor is taken by the next file that is opened."""
     done = shell(f"rerankd inspect {XLMR} >&- 2>&-", tmp_path)
     assert done.returncode == 1
@@ -64,7 +64,7 @@ def test_what_a_file_or_socket_gets_is_never_what_a_person_should_read(tmp_path:
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp932"])
-def test_a_terminal_of_an_old_encoding_gets_every_character(tmp_path: Path, encoding: str) -> None:
+def test_a_terminal_with_an_old_encoding_gets_every_character(tmp_path: Path, encoding: str) -> None:
     text = "Ünïcode 大熊猫 😀"
     documents = tmp_path / "documents.txt"
     documents.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What `make test` does on a machine that lacks something."""
+"""The test suite on a machine without Chromium: the page's tests are skipped, except in CI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import browser
 
 
 @pytest.mark.parametrize("ci", [False, True])
-def test_without_chromium_the_pages_tests_are_skipped_and_ci_forbids_it(
+def test_without_chromium_the_page_tests_are_skipped_but_fail_in_ci(
     monkeypatch: pytest.MonkeyPatch, ci: bool
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")

@@ -1,4 +1,4 @@
-"""The supervisor with a real child that fails as it is told (see fake_engine.py), and its policy as data."""
+"""The supervisor with a real child process that fails on demand (fake_engine.py), and its pure policies."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from rerankd.backends.base import Batch, Engine, EngineSpec
 from rerankd.backends.llama.engines import LlamaEngine, connect
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import EngineError, EngineStartFailed, EngineUnavailable
-from rerankd.process import growth, reasons, restart, rundir, states
+from rerankd.process import failure_reasons, memory_limit, restart_delay, rundir, states
 from rerankd.process.child import Child, Launch
-from rerankd.process.life import Plan, Watch
+from rerankd.process.children import Plan, Watch
 from rerankd.process.states import State, Status
 from rerankd.process.supervisor import Supervisor
-from rerankd.scoring.sequences import NONE, Input, Question
+from rerankd.scoring.engine_input import NONE, Input, Question
 
 
 @pytest.mark.parametrize(
     ("losses", "delay_s"),
     [(1, 0.2), (2, 0.4), (3, 0.8), (6, 6.4), (9, 51.2), (10, 60.0), (11, 60.0), (10**9, 60.0)],
 )
-def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, delay_s: float) -> None:
-    assert delay_s == pytest.approx(restart.delay_s(losses))
-    assert delay_s * (1 - restart.JITTER) <= restart.delay_s(losses, 0.999) < delay_s
+def test_the_restart_delay_grows_to_a_minute(losses: int, delay_s: float) -> None:
+    assert delay_s == pytest.approx(restart_delay.delay_s(losses))
+    assert delay_s * (1 - restart_delay.JITTER) <= restart_delay.delay_s(losses, 0.999) < delay_s
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, 
         (-signal.SIGTERM, [], False, "killed"),
         (1, [], False, "exit"),
         (0, [], False, "exit"),
-        (reasons.DAMAGED_FILE, ["error: m.gguf: it has no tensor cls.bias."], False, "file"),
+        (failure_reasons.DAMAGED_FILE, ["error: m.gguf: it has no tensor cls.bias."], False, "file"),
         (-signal.SIGABRT, ["terminate called after throwing std::bad_alloc"], False, "memory"),
         (1, ["CUDA error: out of memory"], False, "memory"),
         (1, ["error: Unable to allocate 2.25 MiB for an array"], False, "memory"),
@@ -61,34 +61,34 @@ def test_the_delay_before_a_start_grows_to_a_minute_and_never_ends(losses: int, 
         (1, ["MemoryError"], False, "memory"),
     ],
 )
-def test_why_an_engine_went(code: int, lines: list[str], oom: bool, cause: str) -> None:
-    assert reasons.cause(code, lines, out_of_memory=oom) == cause
+def test_the_cause_of_an_exit_code(code: int, lines: list[str], oom: bool, cause: str) -> None:
+    assert failure_reasons.cause(code, lines, out_of_memory=oom) == cause
 
 
 @pytest.mark.parametrize(
     ("code", "lines", "step"),
     [
         (1, ["ERROR: argument 7"], "Take a newer one."),
-        (1, ["error: argument 7: out of memory"], "It needs more memory than there is."),
+        (1, ["error: argument 7: out of memory"], "It ran out of memory."),
         (7, ["argument 7, code 127"], "Its lock is taken."),
         (-signal.SIGILL, [], "Build it for this CPU."),
-        (-signal.SIGSEGV, [], "the file may be damaged"),
+        (-signal.SIGSEGV, [], "the file is damaged"),
     ],
 )
-def test_the_next_step_is_the_backends_or_the_general_one(code: int, lines: list[str], step: str) -> None:
-    advice: reasons.Advice = {
+def test_the_next_step_comes_from_the_backend_or_is_general(code: int, lines: list[str], step: str) -> None:
+    advice: failure_reasons.Advice = {
         "error: argument": "Take a newer one.",
-        reasons.NO_PROGRAM: "Install it.",
+        failure_reasons.NO_PROGRAM: "Install it.",
         7: "Its lock is taken.",
         -signal.SIGILL: "Build it for this CPU.",
     }
-    said = reasons.died("m.gguf", code, lines, advice)
+    said = failure_reasons.died("m.gguf", code, lines, advice)
     assert step in said
     assert not any(other in said for other in advice.values() if other != step)
 
 
 class Clock:
-    """Time that passes only in waits before a restart."""
+    """A clock that advances only by restart delays."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
@@ -98,7 +98,7 @@ class Clock:
 
 
 class Gate(Clock):
-    """The waits last until the test opens them."""
+    """Restart delays last until the test opens the gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,13 +110,13 @@ class Gate(Clock):
 
 
 def pairs(query: str, *texts: str) -> Batch:
-    """As the fake engine reads them: as text."""
+    """Make a batch of texts, as the fake engine reads it."""
     question = Question(query)
     return Batch(tuple(Input(question, text, NONE, 1) for text in texts))
 
 
 class Bench:
-    """One supervisor over the fake engine."""
+    """A supervisor of the fake engine."""
 
     def __init__(self, folder: Path, clock: Clock, supervisor: Supervisor) -> None:
         self.folder, self.clock, self.supervisor = folder, clock, supervisor
@@ -132,7 +132,7 @@ class Bench:
         return (await engine.score(pairs("q", "a", "b"))).values
 
     async def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the engine once it is ready, and wait until it has gone."""
+        """Send a signal to the engine once it is ready, and wait until it has exited."""
         state = await self.until(lambda state: state.engine is not None)
         os.kill(state.pid or 0, sign)
         await self.until(lambda now: now.engine is not state.engine)
@@ -149,7 +149,7 @@ def spec(tmp_path: Path) -> EngineSpec:
 async def bench(tmp_path: Path, *flags: str, **options: Any) -> AsyncIterator[Bench]:
     program = fake_engine.install(tmp_path, *flags)
     clock = options.pop("clock", None) or Clock()
-    short = tempfile.mkdtemp(prefix="rd-", dir="/tmp")  # a socket's path may have 107 bytes
+    short = tempfile.mkdtemp(prefix="rd-", dir="/tmp")  # a socket path has at most 107 bytes
     run_dir = rundir.make(Path(short))
     (tmp_path / "command").mkdir(exist_ok=True)
 
@@ -195,7 +195,7 @@ STATES: dict[type, State[Any]] = {
 
 
 @pytest.mark.parametrize("before", STATES)
-def test_a_state_is_followed_by_those_that_the_table_has_and_by_no_other(before: type) -> None:
+def test_only_the_transitions_in_the_table_are_allowed(before: type) -> None:
     status = Status(STATES[before], starts=3, lost=2)
     for kind, state in STATES.items():
         if kind in states.TRANSITIONS[before]:
@@ -205,7 +205,7 @@ def test_a_state_is_followed_by_those_that_the_table_has_and_by_no_other(before:
                 status.after(state)
 
 
-def test_every_change_of_state_that_the_table_has_does_happen(tmp_path: Path) -> None:
+def test_every_transition_in_the_table_occurs(tmp_path: Path) -> None:
     seen: set[tuple[type, type]] = set()
 
     class Noted(Supervisor[LlamaEngine]):
@@ -214,14 +214,14 @@ def test_every_change_of_state_that_the_table_has_does_happen(tmp_path: Path) ->
             super()._set(state)
             seen.add((before, type(state)))
 
-    async def a_long_life(folder: Path) -> None:
+    async def many_failures(folder: Path) -> None:
         works, lack = True, ""
 
         async def probe(engine: Engine) -> None:
             if not works:
                 raise EngineError("it never does")
 
-        async with bench(folder, kind=Noted, probe=probe, lacks_room=lambda pid: lack) as it:
+        async with bench(folder, kind=Noted, probe=probe, lacks_memory=lambda pid: lack) as it:
             supervisor = it.supervisor
             engine = await supervisor.ensure_ready()
             assert await supervisor.erred(engine, "once") is None
@@ -236,7 +236,7 @@ def test_every_change_of_state_that_the_table_has_does_happen(tmp_path: Path) ->
             supervisor.reload()
             await it.until(lambda status: status.starts == 4)
             for _ in range(5):
-                await it.kill()  # the last delay is a long one
+                await it.kill()  # until the delay is long
             program = folder / "fake-llama-server"
             await it.until(lambda status: status.engine is not None)
             supervisor.answered(await supervisor.ensure_ready())
@@ -250,23 +250,23 @@ def test_every_change_of_state_that_the_table_has_does_happen(tmp_path: Path) ->
                 await it.until(lambda status: status.phase == "stopping")
                 await supervisor.stop()
 
-    async def no_life(folder: Path) -> None:
+    async def a_failed_start(folder: Path) -> None:
         steps = iter([True])
         safer = {"safer": lambda cause, loaded: next(steps, False)}
         async with bench(folder, "--die-at-start", kind=Noted, clock=Gate(), **safer) as it:
             await it.until(lambda status: status.phase == "failed")
             assert (it.supervisor.status.starts, it.supervisor.status.lost) == (2, 2)
 
-    async def an_end_before_the_start(folder: Path) -> None:
+    async def a_stop_before_the_start(folder: Path) -> None:
         async with bench(folder, "--slow-load", "60", kind=Noted) as it:
             await it.until(lambda status: status.phase == "starting")
 
-    async def an_end_in_a_wait(folder: Path) -> None:
+    async def a_stop_during_a_delay(folder: Path) -> None:
         async with bench(folder, kind=Noted, clock=Gate()) as it:
             await it.kill()
             await it.until(lambda status: status.phase == "waiting")
 
-    for story in (a_long_life, no_life, an_end_before_the_start, an_end_in_a_wait):
+    for story in (many_failures, a_failed_start, a_stop_before_the_start, a_stop_during_a_delay):
         folder = tmp_path / story.__name__
         folder.mkdir()
         asyncio.run(story(folder))
@@ -276,10 +276,10 @@ def test_every_change_of_state_that_the_table_has_does_happen(tmp_path: Path) ->
 RIGHT = [fake_engine.raw("q", "a"), fake_engine.raw("q", "b")]
 
 
-def test_an_engine_that_dies_is_started_again_and_an_answer_ends_the_growth(tmp_path: Path) -> None:
+def test_a_crashed_engine_is_restarted_and_an_answer_resets_the_delay(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path) as it:
-            for _ in range(4):  # it scores, but nobody says that a client had its answer
+            for _ in range(4):  # it scores, but no request is reported as answered
                 assert await it.score() == RIGHT
                 await it.kill()
             engine = await it.supervisor.ensure_ready()
@@ -293,11 +293,12 @@ def test_an_engine_that_dies_is_started_again_and_an_answer_ends_the_growth(tmp_
     asyncio.run(story())
 
 
-def test_an_engine_that_is_killed_each_time_it_is_ready_is_started_for_ever(tmp_path: Path) -> None:
+def test_an_engine_killed_each_time_it_is_ready_is_always_restarted(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path) as it:
             for _ in range(12):
                 await it.kill()
+            await it.until(lambda state: state.engine is not None)
             assert await it.score() == RIGHT
             assert it.clock.waits[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
             assert it.clock.waits[-2:] == [60.0, 60.0]
@@ -305,7 +306,7 @@ def test_an_engine_that_is_killed_each_time_it_is_ready_is_started_for_ever(tmp_
     asyncio.run(story())
 
 
-def test_who_asks_during_a_long_delay_is_told_when_the_next_start_is(tmp_path: Path) -> None:
+def test_a_request_during_a_long_delay_is_rejected_with_the_time_of_the_restart(tmp_path: Path) -> None:
     async def story() -> None:
         gate = Gate()
         gate.opened.set()
@@ -315,15 +316,15 @@ def test_who_asks_during_a_long_delay_is_told_when_the_next_start_is(tmp_path: P
             gate.opened.clear()
             await it.kill(signal.SIGSEGV)
             state = await it.until(lambda state: state.phase == "failed")
-            with pytest.raises(EngineStartFailed, match=r"again in 60 s.*rerankd reload fake") as caught:
+            with pytest.raises(EngineStartFailed, match=r"restarted in 60 s.*rerankd reload fake") as caught:
                 await it.supervisor.ensure_ready()
             assert caught.value is not state.error
             assert caught.value.retry_after_s in (59, 60)
             it.supervisor.reload()
             await it.supervisor.ensure_ready()
             await it.kill()
-            await it.until(lambda state: state.phase == "waiting")
-            assert it.clock.waits[-1] == 0.2  # who reloads has mended something
+            await it.until(lambda state: state.phase == "waiting" and it.clock.waits[-1] < 1)
+            assert it.clock.waits[-1] == 0.2  # a reload resets the delay
             waiting = asyncio.create_task(it.supervisor.ensure_ready())
             gate.opened.set()
             assert await it.score(await waiting) == RIGHT
@@ -331,7 +332,7 @@ def test_who_asks_during_a_long_delay_is_told_when_the_next_start_is(tmp_path: P
     asyncio.run(story())
 
 
-def test_an_engine_that_never_loads_is_reported_at_its_deadline(tmp_path: Path) -> None:
+def test_an_engine_that_never_loads_fails_at_its_deadline(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path, "--slow-load", "60", start_timeout_s=0.5, clock=Gate()) as it:
             with pytest.raises(EngineStartFailed, match=r"within 0\.5 s.*\n(.*\n)*.*fake engine: loading"):
@@ -341,13 +342,13 @@ def test_an_engine_that_never_loads_is_reported_at_its_deadline(tmp_path: Path) 
     asyncio.run(story())
 
 
-def test_a_first_start_that_fails_is_reported_at_once_and_tried_again(tmp_path: Path) -> None:
+def test_a_failed_first_start_is_reported_at_once_and_retried(tmp_path: Path) -> None:
     async def story() -> None:
         gate = Gate()
         flags = ("--die-at-start", "--only-first", str(tmp_path / "first"))
         async with bench(tmp_path, *flags, clock=gate) as it:
             with pytest.raises(
-                EngineStartFailed, match=r"exit code 7[^|]*\| .*[^|]*\| .*no such tensor"
+                EngineStartFailed, match=r"exited with code 7[^|]*\| .*[^|]*\| .*no such tensor"
             ) as caught:
                 await it.supervisor.ensure_ready()
             assert it.supervisor.status.starts == 1
@@ -359,7 +360,7 @@ def test_a_first_start_that_fails_is_reported_at_once_and_tried_again(tmp_path: 
     asyncio.run(story())
 
 
-def test_a_program_that_is_gone_for_a_while_is_named_and_started_when_it_is_back(tmp_path: Path) -> None:
+def test_a_missing_program_is_reported_and_started_once_it_exists(tmp_path: Path) -> None:
     async def story() -> None:
         gate = Gate()
         async with bench(tmp_path, clock=gate) as it:
@@ -377,8 +378,8 @@ def test_a_program_that_is_gone_for_a_while_is_named_and_started_when_it_is_back
     asyncio.run(story())
 
 
-def test_a_system_that_starts_no_process_for_a_while_costs_a_wait(tmp_path: Path) -> None:
-    """fork fails: here because no descriptor is left for the pipe."""
+def test_a_failed_fork_is_retried(tmp_path: Path) -> None:
+    """fork fails here because no file descriptor is left for the pipe."""
 
     async def story() -> None:
         async with bench(tmp_path, clock=Gate()) as it:
@@ -400,10 +401,10 @@ def test_a_system_that_starts_no_process_for_a_while_costs_a_wait(tmp_path: Path
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="there asyncio needs no thread to watch a child")
-def test_a_child_that_no_thread_can_watch_is_not_left_running(tmp_path: Path) -> None:
+def test_a_child_that_can_not_be_watched_is_killed(tmp_path: Path) -> None:
     async def story() -> None:
-        others = set(support.children(os.getpid()))  # of fixtures of other tests
-        usual = threading.stack_size(2**46)  # more than an address space has: no thread can start
+        others = set(support.children(os.getpid()))  # children of other tests' fixtures
+        usual = threading.stack_size(2**46)  # more than the address space, so no thread can start
         try:
             with pytest.raises(EngineStartFailed, match="too many processes"):
                 await Child.start(["/bin/sleep", "60"], tmp_path / "log")
@@ -415,9 +416,7 @@ def test_a_child_that_no_thread_can_watch_is_not_left_running(tmp_path: Path) ->
     asyncio.run(asyncio.wait_for(story(), 20))
 
 
-def test_a_fault_of_the_supervisor_itself_is_not_the_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_supervisor_survives_its_own_exceptions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         async with bench(tmp_path, clock=Gate()) as it:
             await it.supervisor.ensure_ready()
@@ -434,7 +433,7 @@ def test_a_fault_of_the_supervisor_itself_is_not_the_end(
 
 
 def stop(pid: int) -> None:
-    """SIGSTOP, and wait until it has: for a moment after the call a process can still answer."""
+    """Send SIGSTOP, and wait until the process has stopped: for a moment it can still answer."""
     os.kill(pid, signal.SIGSTOP)
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         os.sched_yield()
@@ -449,7 +448,7 @@ def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signa
             pid = it.supervisor.status.pid or 0
             if isinstance(sign, signal.Signals):
                 stop(pid)
-            with pytest.raises(EngineUnavailable):  # the call that was under way learns of it
+            with pytest.raises(EngineUnavailable):  # the running call fails
                 await it.score(engine)
             assert await it.score(await it.supervisor.ensure_ready(after=engine)) == RIGHT
             assert it.supervisor.status.starts == 2
@@ -458,7 +457,7 @@ def test_an_engine_that_hangs_is_killed_and_replaced(tmp_path: Path, sign: signa
     asyncio.run(story())
 
 
-def test_an_engine_that_is_stuck_in_a_request_is_replaced_though_its_health_is_fine(tmp_path: Path) -> None:
+def test_an_engine_that_hangs_in_a_request_is_replaced_though_health_polls_succeed(tmp_path: Path) -> None:
     async def story() -> None:
         flags = ("--stall-after", "1", "--only-first", str(tmp_path / "first"))
         watch = Watch(health_poll_s=0.1, hang_margin_s=0.3)
@@ -467,7 +466,7 @@ def test_an_engine_that_is_stuck_in_a_request_is_replaced_though_its_health_is_f
             call = asyncio.create_task(it.score(engine))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(call), 0.6)
-            assert it.supervisor.status.engine is engine  # no deadline has passed: it may be a long text
+            assert it.supervisor.status.engine is engine  # no deadline has passed, so it may still compute
             it.supervisor.suspect()
             with pytest.raises(EngineUnavailable):
                 await call
@@ -477,7 +476,7 @@ def test_an_engine_that_is_stuck_in_a_request_is_replaced_though_its_health_is_f
     asyncio.run(story())
 
 
-def test_an_engine_that_works_is_not_replaced_for_a_passed_deadline(tmp_path: Path) -> None:
+def test_a_working_engine_is_not_replaced_after_a_deadline(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path, watch=Watch(health_poll_s=0.05, hang_margin_s=0.2)) as it:
             engine = await it.supervisor.ensure_ready()
@@ -491,16 +490,16 @@ def test_an_engine_that_works_is_not_replaced_for_a_passed_deadline(tmp_path: Pa
 GROWING = Watch(health_poll_s=0.05, max_engine_memory=100 * 2**20)
 
 
-def test_an_engine_that_grows_has_a_successor_before_it_goes(tmp_path: Path) -> None:
+def test_an_engine_that_grows_is_replaced_without_a_gap(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path, "--grow-mib", "60", watch=GROWING) as it:
             async with it.supervisor.lease() as engine:
                 pid = it.supervisor.status.pid or 0
                 assert await it.score(engine) == RIGHT  # the second call: 120 MiB
                 state = await it.until(lambda state: state.engine is not engine)
-                assert state.engine is not None  # nobody had to wait
+                assert state.engine is not None  # no request had to wait
                 assert processes.identify(pid) is not None
-                assert await it.score(engine) == RIGHT  # it has the engine until it gives it back
+                assert await it.score(engine) == RIGHT  # the lease keeps the engine
             async with asyncio.timeout(10):
                 while processes.identify(pid) is not None:
                     await asyncio.sleep(0.005)
@@ -510,11 +509,11 @@ def test_an_engine_that_grows_has_a_successor_before_it_goes(tmp_path: Path) -> 
     asyncio.run(story())
 
 
-def test_an_engine_that_grows_without_end_is_replaced_by_default(
+def test_a_leaking_engine_is_replaced_at_the_default_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The default leaves a gigabyte, which takes long to fill.
-    monkeypatch.setattr(growth, "ROOM", 50 * 2**20)
+    # The default headroom of a gigabyte would take long to fill.
+    monkeypatch.setattr(memory_limit, "HEADROOM_BYTES", 50 * 2**20)
 
     async def story() -> None:
         async with bench(tmp_path, "--grow-mib", "60", watch=Watch(health_poll_s=0.05)) as it:
@@ -528,29 +527,29 @@ def test_an_engine_that_grows_without_end_is_replaced_by_default(
                         assert calls < 50, "it was never replaced"
                         await asyncio.sleep(0.1)
                     sizes.append(calls)
-            # It grew beyond its bound at once, so the next one may hold twice as much: perhaps it needs that.
+            # The first one reached its limit soon, so the limit of the next one is doubled.
             assert sizes[1] > sizes[0]
             assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
-    assert "MiB expected of one that held" in caplog.text
+    assert "MiB for one that used" in caplog.text
 
 
-def test_the_default_bound_grows_with_what_was_held_and_with_each_short_life() -> None:
+def test_the_default_limit_grows_with_rss_and_doubles_when_raised() -> None:
     mib = 2**20
-    assert growth.bound(500 * mib, 0, 0) == 1000 * mib + growth.ROOM
+    assert memory_limit.limit_bytes(500 * mib, 0, 0) == 1000 * mib + memory_limit.HEADROOM_BYTES
     # llama.cpp has not read all pages of its file yet.
-    assert growth.bound(100 * mib, 4000 * mib, 0) == 4100 * mib + growth.ROOM
-    assert growth.bound(500 * mib, 0, 2) == 4 * growth.bound(500 * mib, 0, 0)
+    assert memory_limit.limit_bytes(100 * mib, 4000 * mib, 0) == 4100 * mib + memory_limit.HEADROOM_BYTES
+    assert memory_limit.limit_bytes(500 * mib, 0, 2) == 4 * memory_limit.limit_bytes(500 * mib, 0, 0)
 
 
-def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_next_one_starts(
+def test_without_memory_for_two_a_leaking_engine_stops_before_the_next_one_starts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
 
     async def story() -> None:
-        room = {"watch": GROWING, "lacks_room": lambda pid: "1 MiB is free"}
+        room = {"watch": GROWING, "lacks_memory": lambda pid: "1 MiB is free"}
         async with bench(tmp_path, "--grow-mib", "60", **room) as it:
             async with it.supervisor.lease() as engine:
                 assert await it.score(engine) == RIGHT
@@ -562,10 +561,10 @@ def test_where_there_is_no_room_for_two_an_engine_that_grows_ends_before_the_nex
             assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
-    assert "1 MiB is free: the engine for fake.gguf ends before the next one starts" in caplog.text
+    assert "1 MiB is free: the engine for fake.gguf is stopped before the next one starts" in caplog.text
 
 
-def test_a_successor_that_does_not_start_costs_no_request(tmp_path: Path) -> None:
+def test_a_successor_that_fails_to_start_costs_no_request(tmp_path: Path) -> None:
     async def story() -> None:
         flags = ("--die-at-start", "--only-second", str(tmp_path / "second"))
         async with bench(tmp_path, *flags) as it:
@@ -578,10 +577,10 @@ def test_a_successor_that_does_not_start_costs_no_request(tmp_path: Path) -> Non
     asyncio.run(story())
 
 
-def test_a_service_that_stops_while_a_successor_starts_leaves_no_process(tmp_path: Path) -> None:
+def test_a_stop_while_a_successor_starts_leaves_no_process(tmp_path: Path) -> None:
     async def story() -> None:
         flags = ("--slow-load", "60", "--only-second", str(tmp_path / "second"))
-        others = set(support.children(os.getpid()))  # of fixtures of other tests
+        others = set(support.children(os.getpid()))  # children of other tests' fixtures
         async with bench(tmp_path, *flags) as it:
             await it.supervisor.ensure_ready()
             it.supervisor.reload()
@@ -594,7 +593,7 @@ def test_a_service_that_stops_while_a_successor_starts_leaves_no_process(tmp_pat
     asyncio.run(story())
 
 
-def test_an_engine_that_errs_while_its_successor_starts_is_given_to_nobody(tmp_path: Path) -> None:
+def test_an_engine_with_an_error_is_not_used_while_its_successor_starts(tmp_path: Path) -> None:
     async def story() -> None:
         flags = ("--slow-load", "60", "--only-second", str(tmp_path / "second"))
         async with bench(tmp_path, *flags) as it:
@@ -614,7 +613,7 @@ def test_an_engine_that_errs_while_its_successor_starts_is_given_to_nobody(tmp_p
     asyncio.run(story())
 
 
-def test_a_call_that_wants_the_engine_alone_has_it_alone(tmp_path: Path) -> None:
+def test_an_exclusive_lease_excludes_other_calls(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path) as it:
             supervisor, order, free = it.supervisor, [], asyncio.Event()
@@ -640,7 +639,7 @@ def test_a_call_that_wants_the_engine_alone_has_it_alone(tmp_path: Path) -> None
     asyncio.run(story())
 
 
-def test_an_engine_that_gives_only_errors_is_replaced_after_three(
+def test_an_engine_that_returns_only_errors_is_replaced_after_three(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
@@ -658,11 +657,11 @@ def test_an_engine_that_gives_only_errors_is_replaced_after_three(
             assert it.supervisor.status.starts == 2
 
     asyncio.run(story())
-    assert caplog.text.count("fails on a known pair") == 2
-    assert "3 errors in a row instead of scores and was replaced" in caplog.text
+    assert caplog.text.count("failed on a known pair") == 2
+    assert "3 errors in a row and was replaced" in caplog.text
 
 
-def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp_path: Path) -> None:
+def test_after_an_error_an_engine_is_ready_once_it_scores_a_known_pair(tmp_path: Path) -> None:
     async def story() -> None:
         works = asyncio.Event()
 
@@ -690,11 +689,11 @@ def test_an_engine_that_gave_an_error_and_scores_a_known_pair_is_ready_again(tmp
     asyncio.run(story())
 
 
-def test_a_memory_limit_that_no_engine_can_keep_is_refused(tmp_path: Path) -> None:
+def test_a_memory_limit_below_the_size_after_loading_fails_the_start(tmp_path: Path) -> None:
     async def story() -> None:
         watch = Watch(max_engine_memory=2**20)
         async with bench(tmp_path, watch=watch) as it:
-            with pytest.raises(EngineStartFailed, match="when it has just loaded"):
+            with pytest.raises(EngineStartFailed, match="right after loading"):
                 await it.supervisor.ensure_ready()
 
     asyncio.run(story())
@@ -711,7 +710,7 @@ def test_an_engine_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_second_stop_does_not_wait(tmp_path: Path) -> None:
+def test_a_second_stop_kills_at_once(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path, "--ignore-term", stop_timeout_s=60.0) as it:
             await it.supervisor.ensure_ready()
@@ -724,21 +723,21 @@ def test_a_second_stop_does_not_wait(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_an_engine_that_writes_without_end_neither_stops_nor_fills_the_disk(tmp_path: Path) -> None:
+def test_endless_output_neither_blocks_the_engine_nor_fills_the_disk(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path, "--chatter") as it:
             engine = await it.supervisor.ensure_ready()
             log, old = tmp_path / "engine.log", tmp_path / "engine.log.1"
             async with asyncio.timeout(30):
-                while not old.exists():  # 8 MiB have come
+                while not old.exists():  # until 8 MiB are written
                     assert await it.score(engine) == RIGHT
             assert log.stat().st_size + old.stat().st_size < 20 * 2**20
 
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("how", fake_engine.WAYS_TO_ANSWER_BADLY)
-def test_a_bad_answer_is_an_engine_error(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", fake_engine.INVALID_RESPONSES)
+def test_an_invalid_response_is_an_engine_error(tmp_path: Path, how: str) -> None:
     async def story() -> None:
         async with bench(tmp_path, "--bad-scores", how, "--bad-after", "1") as it:
             with pytest.raises(EngineError) as caught:
@@ -748,7 +747,7 @@ def test_a_bad_answer_is_an_engine_error(tmp_path: Path, how: str) -> None:
     asyncio.run(story())
 
 
-def test_who_learns_of_a_closed_connection_gets_the_same_engine_if_it_lives(tmp_path: Path) -> None:
+def test_after_a_lost_connection_a_living_engine_is_returned_again(tmp_path: Path) -> None:
     async def story() -> None:
         async with bench(tmp_path) as it:
             engine = await it.supervisor.ensure_ready()
@@ -757,7 +756,7 @@ def test_who_learns_of_a_closed_connection_gets_the_same_engine_if_it_lives(tmp_
     asyncio.run(story())
 
 
-def test_an_engine_that_gives_an_error_for_a_known_pair_fails_the_start_in_our_words(
+def test_an_error_for_a_known_pair_fails_the_start_with_rerankds_own_message(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def refuse(engine: Engine) -> None:
@@ -765,9 +764,7 @@ def test_an_engine_that_gives_an_error_for_a_known_pair_fails_the_start_in_our_w
 
     async def story() -> None:
         async with bench(tmp_path, check=refuse) as it:
-            with pytest.raises(
-                EngineStartFailed, match="an error instead of scores for a known pair"
-            ) as caught:
+            with pytest.raises(EngineStartFailed, match="returned an error for a known pair") as caught:
                 await it.supervisor.ensure_ready()
             assert "CUDA" not in caught.value.message
 

@@ -1,4 +1,4 @@
-"""Text files of people, as the editors and shells of all systems write them."""
+"""Text files of users: byte order marks, encodings and line separators of all systems."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from rerankd import config, textfile
+from rerankd import config, text_files
 from rerankd.errors import ConfigError
 from rerankd.formats import tokenizer
 from support import GOLDEN, rerankd
 
 
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, mark: bytes) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path, mark: bytes) -> None:
     path = tmp_path / "text"
     path.write_bytes(mark + "für\r\nzwei\ufeff".encode())
-    assert textfile.read(path) == "für\r\nzwei\ufeff"
-    with textfile.lines(path) as stream:
+    assert text_files.read(path) == "für\r\nzwei\ufeff"
+    with text_files.lines(path) as stream:
         assert list(stream) == ["für\n", "zwei\ufeff"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be", "utf-32-be"])
-def test_other_encodings_are_named(tmp_path: Path, encoding: str) -> None:
+def test_other_encodings_are_rejected_by_name(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "text"
     path.write_text("\ufefftext" if encoding.endswith("be") else "text", encoding=encoding)
-    for reader in (textfile.read, textfile.lines):
-        with pytest.raises(ValueError, match=f"it is in {encoding[:6].upper()}; save it as UTF-8"):
+    for reader in (text_files.read, text_files.lines):
+        with pytest.raises(ValueError, match=f"it is encoded in {encoding[:6].upper()}; save it as UTF-8"):
             reader(path)
-    # Documents are read as far as they go, but not these.
+    # Invalid bytes of documents are replaced, but not these encodings.
     with pytest.raises(ValueError, match="save it as UTF-8"):
-        textfile.decode(path.read_bytes(), errors="replace")
+        text_files.decode(path.read_bytes(), errors="replace")
 
 
 def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path.write_text("port = 4321\n", encoding="utf-8-sig")
     assert config.from_machine(path=path).port == 4321
     path.write_text("port = 4321\n", encoding="utf-16")
-    with pytest.raises(ConfigError, match=r"can't be read: it is in UTF-16; save it as UTF-8\."):
+    with pytest.raises(ConfigError, match=r"can't be read: it is encoded in UTF-16; save it as UTF-8\."):
         config.from_machine(path=path)
 
 
@@ -54,7 +54,7 @@ def test_a_tokenizer_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert one.tolist() == other.tolist() != []
 
 
-def test_a_checkpoint_whose_json_files_have_byte_order_marks_is_judged_as_without(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_json_files_have_byte_order_marks_is_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / "bert-pairs", folder)
     for path in folder.glob("*.json"):
@@ -64,7 +64,7 @@ def test_a_checkpoint_whose_json_files_have_byte_order_marks_is_judged_as_withou
 
 
 def test_documents_with_byte_order_marks_and_line_separators_stay_whole(home: Path, tmp_path: Path) -> None:
-    """A mark was scored as a part of the first document; form feeds, U+0085 and U+2028 split others."""
+    """The mark was scored as part of the first document; form feeds, U+0085 and U+2028 split documents."""
     lines = ["a bear of China", "page one\fpage two\x85three", "a kind of bread"]
     path = tmp_path / "documents.txt"
     path.write_text("\n".join(lines), encoding="utf-8-sig", newline="\r\n")
@@ -79,4 +79,4 @@ def test_documents_with_byte_order_marks_and_line_separators_stay_whole(home: Pa
 
     path.write_text("a bear", encoding="utf-16")
     ended = rerankd("rerank", "panda?", str(path), home=home)
-    assert (ended.returncode, "it is in UTF-16; save it as UTF-8" in ended.stderr) == (2, True)
+    assert (ended.returncode, "it is encoded in UTF-16; save it as UTF-8" in ended.stderr) == (2, True)

@@ -1,6 +1,6 @@
-"""A start with what 0.1 has left: its settings file, its models, its folder for sockets.
+"""Upgrade from release 0.1: its settings file, its pulled models and its runtime folder keep working.
 
-`from_0_1/` holds a settings file of 0.1 and the index that its store wrote.
+`from_0_1/` contains a settings file of 0.1 and the index file of its model store.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from rerankd import config, processes
+from rerankd.deprecated_names import RENAMED
 from rerankd.errors import ConfigError
-from rerankd.renamed import RENAMED
 from support import GOLDEN, ROOT, start_serving
 
 LEFT = ROOT / "tests" / "from_0_1"
@@ -26,7 +26,7 @@ FIRST, SECOND = "bge-reranker-v2-m3:q8_0", "judge"
 
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
-    """The folders of a user of 0.1: `home`, the data, and `config`, the settings."""
+    """The folders of a 0.1 user: `home` with the data, `config` with the settings."""
     models = tmp_path / "home" / "models"
     for folder, file, model in (
         ("bge-reranker-v2-m3--q8_0", "bge-reranker-v2-m3-Q8_0.gguf", "xlmr-head.gguf"),
@@ -42,7 +42,7 @@ def left(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def orphan() -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """The folder of a service of 0.1 that was killed, and the engine that it has left running."""
+    """The runtime folder of a 0.1 service that was killed, and its engine, which still runs."""
     with (
         tempfile.TemporaryDirectory(prefix="r") as base,
         subprocess.Popen(["sleep", "300"], start_new_session=True) as engine,
@@ -59,7 +59,9 @@ def orphan() -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
         engine.kill()
 
 
-def test_it_serves_what_0_1_served(left: Path, orphan: tuple[Path, subprocess.Popen[bytes]]) -> None:
+def test_models_and_settings_of_0_1_are_served(
+    left: Path, orphan: tuple[Path, subprocess.Popen[bytes]]
+) -> None:
     folder, engine = orphan
     program = start_serving(
         left / "home", XDG_CONFIG_HOME=str(left / "config"), XDG_RUNTIME_DIR=str(folder.parent)
@@ -81,11 +83,11 @@ def test_it_serves_what_0_1_served(left: Path, orphan: tuple[Path, subprocess.Po
         rest = program.process.communicate()[1]
     (warning,) = [line for line in [*program.said, *rest.splitlines()] if "names of 0.1" in line]
     file = left / "config" / "rerankd" / "rerankd.toml"
-    assert f"{file} in [scoring]: window is max_length now, transform is normalization now" in warning
-    assert 'in [models.judge]: way is method now, method = "judge" is "causal_lm" now' in warning
+    assert f"{file} in [scoring]: window is now max_length, transform is now normalization" in warning
+    assert 'in [models.judge]: way is now method, method = "judge" is now "causal_lm"' in warning
 
 
-def test_each_old_name_means_its_new_one(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_each_deprecated_name_works_and_is_logged(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     file = tmp_path / "rerankd.toml"
     values = {"method": "head", "max_length": 99, "normalization": "identity"}
     for one in (one for one in RENAMED if one.kind == "setting"):
@@ -97,13 +99,13 @@ def test_each_old_name_means_its_new_one(caplog: pytest.LogCaptureFixture, tmp_p
         caplog.clear()
         file.write_text(f'[models.a]\n{one.of} = "{one.old}"\n')
         assert getattr(config.from_machine({}, file).models["a"], one.of) == one.new
-        assert f'{file} in [models.a]: {one.of} = "{one.old}" is "{one.new}" now' in caplog.text
+        assert f'{file} in [models.a]: {one.of} = "{one.old}" is now "{one.new}"' in caplog.text
     caplog.clear()
     file.write_text('[scoring]\nmethod = "embedding"\nmax_length = 99\n')
     config.from_machine({}, file)
     assert not caplog.records
 
 
-def test_a_setting_under_both_names_is_refused() -> None:
+def test_a_setting_under_both_names_is_an_error() -> None:
     with pytest.raises(ConfigError, match="window is the old name of max_length, which is set too"):
         config.load("[scoring]\nwindow = 99\nmax_length = 98\n", {}, {})

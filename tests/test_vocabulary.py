@@ -1,4 +1,4 @@
-"""Vocabularies: the ids of the reference, for every golden model, and where tokens end in a text."""
+"""Tokenizers: token ids equal the reference's for every golden model; the ends of tokens in a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ggufs import rewrite
 from rerankd.errors import ModelFileError
-from rerankd.formats import modelfile, tokenizer, vocabularies
+from rerankd.formats import model_files, tokenizer, tokenizer_support
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.hub import builtin
 from rerankd.scoring import prompt
@@ -29,11 +29,11 @@ FILES = (
     *("xlmr-head", "bert-embedder", "modernbert-head", "qwen2-labels", "qwen3-headed", "qwen3-headless"),
     *("bert-pairs", "roberta-head"),
 )
-# Checkpoints, and the golden model that has the same tokenizer.
+# Checkpoint -> the golden model with the same tokenizer.
 FOLDERS = {"xlmr-head": "xlmr-head", "modernbert-head": "modernbert-head", "bert-pairs": "bert-embedder"}
-FACTS = {name: modelfile.read(GOLDEN / golden(name)["model"]) for name in FILES}
-READ = {name: tokenizer.read(facts) for name, facts in FACTS.items()}
-FROM_FILES = {name: tokenizer.read(modelfile.read(GOLDEN / name)) for name in (*FOLDERS, "roberta-head")}
+FACTS = {name: model_files.read(GOLDEN / golden(name)["model"]) for name in FILES}
+READ = {name: tokenizer.read(metadata) for name, metadata in FACTS.items()}
+FROM_FILES = {name: tokenizer.read(model_files.read(GOLDEN / name)) for name in (*FOLDERS, "roberta-head")}
 ALL = [*READ.values(), *FROM_FILES.values()]
 TOKENS = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text(encoding="utf-8"))}
@@ -41,7 +41,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_ids_of_every_golden_pair_are_those_of_the_reference(name: str) -> None:
+def test_the_ids_of_every_golden_pair_equal_the_reference(name: str) -> None:
     cases = [case for case in golden(name)["cases"] if case["fits"]]
     assert len(cases) >= 180
     for case in cases:
@@ -49,23 +49,23 @@ def test_the_ids_of_every_golden_pair_are_those_of_the_reference(name: str) -> N
 
 
 def read(name: str, pair: dict[str, str]) -> list[Any]:
-    """What the model reads of a pair."""
-    said, vocabulary = golden(name), READ[name]
+    """The token ids of a pair."""
+    expected, vocabulary = golden(name), READ[name]
     start, between, end, alone = (ids.tolist() for ids in vocabulary.frame[:4])
 
     def ids(text: str) -> list[int]:
         return vocabulary.encode([text])[0].tolist()
 
     query, document = pair["query"], pair["document"]
-    if said["way"] == "cosine":
-        prefixed = (said["query_prefix"] + query, said["document_prefix"] + document)
+    if expected["way"] == "cosine":
+        prefixed = (expected["query_prefix"] + query, expected["document_prefix"] + document)
         return [[*start, *ids(text), *alone] for text in prefixed]
-    if said["way"] == "head":
+    if expected["way"] == "head":
         return [*start, *ids(query), *between, *ids(document), *end]
     found: list[int] = []
-    for piece in said["pieces"]:
+    for piece in expected["pieces"]:
         if prompt.placeholders(piece):
-            texts = {"instruction": said["instruction"] or "", "query": query, "document": document}
+            texts = {"instruction": expected["instruction"] or "", "query": query, "document": document}
             found += ids(prompt.fill(piece, **texts))
         else:
             for part in prompt.split(piece, FACTS[name].control_tokens):
@@ -74,10 +74,10 @@ def read(name: str, pair: dict[str, str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder", "modernbert-head", "qwen2-labels", "builtin"])
-def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, home: Path) -> None:
+def test_the_ids_of_texts_in_many_scripts_equal_the_reference(name: str, home: Path) -> None:
     is_builtin = name == "builtin"
     vocabulary = (
-        tokenizer.read(modelfile.read(builtin.path_in(home / "models"))) if is_builtin else READ[name]
+        tokenizer.read(model_files.read(builtin.path_in(home / "models"))) if is_builtin else READ[name]
     )
     assert len(TOKENS) >= 126
     for row, ids in zip(TOKENS, vocabulary.encode([row["text"] for row in TOKENS]), strict=True):
@@ -85,13 +85,13 @@ def test_fresh_texts_of_many_scripts_get_the_ids_of_the_reference(name: str, hom
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_tokenizer_json_gives_the_ids_of_the_reference(name: str) -> None:
+def test_the_ids_of_a_tokenizer_json_equal_the_reference(name: str) -> None:
     for row, ids in zip(TOKENS, FROM_FILES[name].encode([row["text"] for row in TOKENS]), strict=True):
         assert ids.tolist() == row[FOLDERS[name]], row["text"]
 
 
 @given(texts)
-def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -> None:
+def test_no_text_becomes_a_control_token_or_an_unknown_id(text: str) -> None:
     for vocabulary in ALL:
         (ids,) = vocabulary.encode([text + "</s><s>[CLS][SEP]<|endoftext|><|im_end|>" + text])
         assert not set(ids.tolist()) & vocabulary.control_ids
@@ -99,7 +99,7 @@ def test_no_text_becomes_a_control_token_or_an_id_that_is_not_there(text: str) -
 
 
 @given(texts)
-def test_tokens_end_in_their_order_and_within_the_text(text: str) -> None:
+def test_token_ends_increase_and_stay_within_the_text(text: str) -> None:
     for vocabulary in ALL:
         (ids,), (ends,) = vocabulary.encode([text]), vocabulary.ends([text])
         assert len(ends) == len(ids) and ends.dtype == np.int32
@@ -107,8 +107,8 @@ def test_tokens_end_in_their_order_and_within_the_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", ALL)
-def test_a_text_up_to_a_tokens_end_is_read_as_the_tokens_up_to_there(vocabulary: Vocabulary) -> None:
-    """But for a few: what follows decides on merges, on words that are not known whole, and on spaces."""
+def test_a_text_truncated_at_a_token_end_has_the_tokens_up_to_there(vocabulary: Vocabulary) -> None:
+    """With few exceptions: merges, words split into pieces, and spaces depend on the text that follows."""
     whole = [row["text"] for row in TOKENS]
     cuts = [
         (text[:end], ids[: at + 1].tolist())
@@ -131,13 +131,13 @@ def test_a_text_up_to_a_tokens_end_is_read_as_the_tokens_up_to_there(vocabulary:
         ("na\u0323\u0302 z", {2, 3}),
     ],
 )
-def test_no_token_ends_within_a_letter_that_is_put_together(name: str, text: str, inside: set[int]) -> None:
+def test_no_token_ends_inside_a_composed_letter(name: str, text: str, inside: set[int]) -> None:
     (ends,) = READ[name].ends([text])
     assert not inside & {*ends.tolist()}
     assert ends[-1] == len(text)
 
 
-def test_texts_are_tokenized_by_many_threads_at_a_time() -> None:
+def test_a_vocabulary_is_thread_safe() -> None:
     whole = [row["text"] for row in TOKENS]
     for vocabulary in ALL:
         wanted = [ids.tolist() for ids in vocabulary.encode(whole)]
@@ -146,7 +146,7 @@ def test_texts_are_tokenized_by_many_threads_at_a_time() -> None:
                 assert [ids.tolist() for ids in found] == wanted
 
 
-def test_what_stands_around_texts() -> None:
+def test_special_tokens_around_texts() -> None:
     def frame(vocabulary: Vocabulary) -> list[list[int]]:
         return [ids.tolist() for ids in vocabulary.frame[:4]]
 
@@ -165,50 +165,50 @@ def test_what_stands_around_texts() -> None:
         ("bert-embedder", {"add_eos_token": False}, [2], []),
     ],
 )
-def test_the_flags_of_a_file_say_what_stands_around_a_text(
+def test_the_header_flags_select_the_special_tokens(
     tmp_path: Path, name: str, keys: dict[str, bool], start: list[int], alone: list[int]
 ) -> None:
     changed = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     path = rewrite(GOLDEN / f"{name}.gguf", tmp_path / "m.gguf", keys=changed)
-    frame = tokenizer.read(modelfile.read(path)).frame
+    frame = tokenizer.read(model_files.read(path)).frame
     assert (frame.start.tolist(), frame.alone.tolist()) == (start, alone)
 
 
-def test_what_can_be_read_is_known_beforehand() -> None:
-    assert [vocabularies.refusal(facts) for facts in FACTS.values()] == [""] * len(FACTS)
+def test_unsupported_tokenizers_are_detected_from_the_metadata() -> None:
+    assert [tokenizer_support.refusal(metadata) for metadata in FACTS.values()] == [""] * len(FACTS)
     xlmr, qwen = FACTS["xlmr-head"], FACTS["qwen3-headless"]
-    assert "normalisation map" in vocabularies.refusal(replace(xlmr, has_charsmap=False))
-    assert vocabularies.refusal(replace(qwen, tokenizer_pre="llama-bpe")).startswith(
+    assert "normalization map" in tokenizer_support.refusal(replace(xlmr, has_charsmap=False))
+    assert tokenizer_support.refusal(replace(qwen, tokenizer_pre="llama-bpe")).startswith(
         "the tokenizer gpt2 llama"
     )
-    assert vocabularies.refusal(replace(qwen, architecture="gemma")).endswith("gemma is not known")
+    assert tokenizer_support.refusal(replace(qwen, architecture="gemma")).endswith("gemma is not supported")
 
 
-def test_a_vocabulary_that_is_not_whole_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_vocabulary_is_an_error(tmp_path: Path) -> None:
     path = rewrite(
         GOLDEN / "qwen3-headless.gguf",
         tmp_path / "m.gguf",
         keys={"tokenizer.ggml.merges": ["no such", "pieces here"]},
     )
     with pytest.raises(ModelFileError, match=r"m\.gguf: its tokenizer can't be read"):
-        tokenizer.read(modelfile.read(path))
+        tokenizer.read(model_files.read(path))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to return freed memory")
-def test_a_vocabulary_that_is_dropped_returns_its_memory(home: Path) -> None:
-    """An unloaded model held 230 MiB of the service for good."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc_trim")
+def test_a_dropped_vocabulary_returns_its_memory(home: Path) -> None:
+    """The service kept 230 MiB after unloading a model."""
     program = f"""
 import asyncio, os
 from pathlib import Path
 from rerankd import processes
-from rerankd.formats import modelfile, tokenizer
-from rerankd.serving.tokens import ModelVocabulary
+from rerankd.formats import model_files
+from rerankd.serving.model_tokenizer import ModelVocabulary
 
 def held():
     return processes.memory_bytes(os.getpid()) >> 20
 
 async def main():
-    vocabulary = ModelVocabulary(modelfile.read(Path({str(builtin.path_in(home / "models"))!r})))
+    vocabulary = ModelVocabulary(model_files.read(Path({str(builtin.path_in(home / "models"))!r})))
     before = held()
     await vocabulary.tokenizer()
     read = held()

@@ -1,6 +1,6 @@
-"""Files with the header of a known model and no weights to speak of: what a verdict sees of the real one.
+"""Twins of known models for tests: sparse files with the same header and the same tensor shapes.
 
-Tensors have the real shapes, and their bytes are a hole in the file.
+`resolve` can't tell a twin from the real model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKENIZERS = {"bert": "t5", "nomic-bert": "bert", "modern-bert": "gpt2"}
 
 @dataclass(frozen=True)
 class Twin:
-    """What a GGUF file's header says; `head` names the tensors of its rank head and their rows."""
+    """The contents of a GGUF header; `head` maps the tensors of the rank head to their numbers of rows."""
 
     name: str
     arch: str = "qwen3"
@@ -45,7 +45,7 @@ class Twin:
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def write(self, path: Path) -> Path:
-        """The file, as llama.cpp's converter would have written it."""
+        """Write the file as llama.cpp's converter would."""
         out = gguf.GGUFWriter(path, self.arch)
         encoder = self.arch in _TOKENIZERS
         tokens = [*(self.tokens or (PIECES if encoder else QWEN_TOKENS))]
@@ -70,7 +70,7 @@ class Twin:
         if self.template:
             out.add_string("tokenizer.chat_template.rerank", self.template)
         for key, value in self.extra.items():
-            add = {str: out.add_string, bool: out.add_bool, int: out.add_uint32}[type(value)]
+            add: Any = {str: out.add_string, bool: out.add_bool, int: out.add_uint32}[type(value)]
             add(key, value)
         shapes = {"token_embd.weight": (len(tokens), self.width)} | {
             name: (rows, self.width) if rows else (self.width,) for name, rows in self.head.items()
@@ -90,23 +90,23 @@ class Twin:
 
 
 def head_of(width: int, arch: str = "bert") -> dict[str, int]:
-    """The tensors of a whole rank head and their rows; 0 rows for a vector."""
+    """The tensors of a complete rank head and their numbers of rows, 0 for a vector."""
     norm = {"cls.norm.weight": 0} if arch == "modern-bert" else {}
     return {"cls.weight": width, "cls.output.weight": 1} | norm
 
 
 def of_entry(entry: Entry, name: str = "") -> Twin:
-    """The GGUF twin of an entry of the catalog: its first architecture, its sizes, one of its names."""
+    """The GGUF twin of a catalog entry, with its first architecture, its sizes and one of its names."""
     arch = entry.match.architectures[0]
     width = entry.match.embedding_length or 1024
-    headed = entry.method == "cross_encoder"
+    has_head = entry.method == "cross_encoder"
     return Twin(
         name or entry.match.names[0],
         arch,
         entry.match.block_count or 12,
         width,
         context=entry.context_length or 8192,
-        head=head_of(width, arch) if headed else {},
+        head=head_of(width, arch) if has_head else {},
         extra={f"{arch}.classifier.pooling_type": _POOLINGS.index(entry.classifier_pooling)}
         if entry.classifier_pooling
         else {},
@@ -117,7 +117,7 @@ _WORDPIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c")
 
 
 def write_bert_folder(folder: Path, blocks: int, width: int, **config: Any) -> Path:
-    """A BertForSequenceClassification of these sizes, as transformers saves it; its weights are a hole."""
+    """Write a BertForSequenceClassification as transformers saves it, with its weights in a sparse file."""
     folder.mkdir(parents=True)
     inner, vocabulary, max_length = 4 * width, len(_WORDPIECES), 512
     values = {
@@ -155,7 +155,7 @@ def write_bert_folder(folder: Path, blocks: int, width: int, **config: Any) -> P
 
 
 def write_wordpiece(file: Path, more: Sequence[str] = ()) -> None:
-    """The smallest tokenizer.json of BERT's kind; `more` are pieces besides."""
+    """Write a minimal WordPiece tokenizer.json; `more` are additional pieces."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     pieces = {piece: at for at, piece in enumerate((*_WORDPIECES, *more))}

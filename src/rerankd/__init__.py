@@ -1,21 +1,21 @@
 """rerankd serves reranker models on your own machine.
 
-The names below are the public ones. They are imported when first used, so that the engine's child program,
-which lives in this package too, starts without the web framework.
+These are the public names. They are imported on first use, so that the engine's worker process, which is also
+part of this package, starts without the web framework.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from rerankd.api.app import create_app, lifespan
     from rerankd.api.routes import router
     from rerankd.config import Settings
     from rerankd.service import Reranker
-    from rerankd.sync import SyncReranker
+    from rerankd.sync_reranker import SyncReranker
 
 __all__ = ["Reranker", "Settings", "SyncReranker", "__version__", "create_app", "lifespan", "router"]
 
@@ -25,7 +25,7 @@ _HOMES = {
     "router": "rerankd.api.routes",
     "Settings": "rerankd.config",
     "Reranker": "rerankd.service",
-    "SyncReranker": "rerankd.sync",
+    "SyncReranker": "rerankd.sync_reranker",
 }
 
 

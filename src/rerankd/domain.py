@@ -1,4 +1,25 @@
-"""The values that every layer speaks: a request, a result, and how a model is scored. No framework here."""
+"""The vocabulary of the project: rerank request and result, recipe, normalization, refusal.
+
+Plain values without I/O or a framework. All layers use these terms:
+
+- **Method**: how a model scores a pair of a query and a document. `cross_encoder`: the model reads both texts
+  together and its rank head returns one logit. `causal_lm`: a language model reads a prompt with both texts,
+  and the logits of two possible next tokens, the labels, are compared. `embedding`: each text is read alone
+  and becomes a vector; the raw score is the cosine of the two vectors.
+- **Raw score**: the number that the method yields: a logit, a difference of two logits, or a cosine.
+  Documents are ordered by it.
+- **Normalized score**: the raw score mapped to [0, 1] by the recipe's normalization. Clients get this one
+  unless they request raw scores.
+- **max_length**: the most tokens that one forward pass reads, special tokens included. For `cross_encoder`
+  and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `embedding` a single text.
+- **Template** and **labels** (`causal_lm`): the prompt with placeholders for the texts, and the two answer
+  tokens.
+- **Truncated**: a document of which the model reads only the beginning, because the rest exceeds a limit.
+- **Blank**: a document of spaces, control and format characters only. It is not scored, and is ranked last.
+- **Unscored**: a document that is left out because of the request's `budget_ms` or `max_scored_documents`.
+- **Cached**: a document whose raw score for the query is known from an earlier request; the engine does not
+  read it again.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +36,17 @@ Format = Literal["gguf", "safetensors"]
 NormalizationName = Literal["sigmoid", "affine", "identity"]
 Priority = Literal["low", "normal", "high"]
 TruncateAt = Literal["token", "sentence"]
-# Where a part of a recipe is from; the first one that says it wins.
+# Where a part of a recipe comes from, by precedence: the first source that defines the part wins.
 Source = Literal["settings", "catalog", "file", "method default"]
 
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """raw -> score in [0, 1].
+    """The function that maps a raw score to a normalized score in [0, 1].
 
-    `sigmoid`: 1 / (1 + exp(-raw)), for logits and log-odds (softmax over two labels is the sigmoid of their
-    logits' difference). `affine`: (raw - low) / (high - low), clipped; for cosines. `identity`: the raw
-    value, clipped.
+    `sigmoid`: 1 / (1 + exp(-raw)), for logits and differences of logits (the softmax over two labels is the
+    sigmoid of the difference of their logits). `affine`: (raw - low) / (high - low), clipped to [0, 1], for
+    cosines. `identity`: the raw score, clipped to [0, 1].
     """
 
     name: NormalizationName
@@ -35,15 +56,18 @@ class Normalization:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one model is scored, and all that an engine must know of it.
+    """How one model is scored: everything that turns a query and a document into a raw score and a score.
 
-    `max_length` is the number of tokens that one forward pass may hold, special tokens included: the pair for
-    `cross_encoder` and `causal_lm`, a single text for `embedding`. `nfc` says that the model's tokenizer
-    composes letters and their marks first (Unicode NFC), which llama.cpp leaves out or does in part.
-    `template` holds `{query}`, `{document}` and perhaps `{instruction}` (causal_lm); where the reference
-    tokenises its parts apart, U+001E stands between them. `labels` are the texts of the tokens that mean
-    relevant and not relevant (causal_lm only): raw = logit(first) - logit(second). `sources` says where each
-    part that is set is from; `low` and `high` are the normalization's.
+    `max_length`: the most tokens of one forward pass, special tokens included; of the pair for
+    `cross_encoder` and `causal_lm`, of a single text for `embedding`.
+    `template` (causal_lm): the complete prompt, special tokens included, with the placeholders `{query}` and
+    `{document}` and optionally `{instruction}`. U+001E separates parts that the reference implementation
+    tokenizes separately.
+    `labels` (causal_lm): the texts of two tokens, relevant first; raw score = logit(first) - logit(second).
+    `query_prefix`, `document_prefix`, `pooling` (embedding): the text put before a query or a document, and
+    how the token states become one vector.
+    `nfc`: the model's tokenizer normalizes texts to Unicode NFC first; llama.cpp does not, or not completely.
+    `sources`: where each part that is set comes from; the parts `low` and `high` belong to the normalization.
     """
 
     method: Method
@@ -56,62 +80,76 @@ class Recipe:
     instruction: str = ""
     labels: tuple[str, str] = ("", "")
     nfc: bool = False
-    # No part of what scores depend on, nor of the keys that are made of it.
+    # Scores do not depend on it, so it is not compared and not part of any cache key.
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def explanation(self) -> str:
-        """How a score comes about, in a sentence for the user."""
-        if self.method == "cross_encoder":
-            return (
-                "a cross-encoder with a rank head: each pair's pass gives a logit, the score is its sigmoid"
-            )
-        if self.method == "embedding":
-            return "an embedding model: the score is the cosine of query and document, stretched to 0…1"
-        return (
-            "a causal reranker asked for one token after the prompt: the score is the probability of "
-            f"{self.labels[0]!r} against {self.labels[1]!r}"
-        )
+        """The scoring formula, as a clause for the user."""
+        relevant, other = map(repr, self.labels)
+        raw = {
+            "cross_encoder": "a cross-encoder: its raw score is one logit for each pair",
+            "embedding": "an embedding model: its raw score is the cosine of query and document",
+            "causal_lm": "a causal language model with a prompt: its raw score is "
+            f"logit({relevant}) - logit({other})",
+        }[self.method]
+        low, high = self.normalization.low, self.normalization.high
+        probability = f", the probability of {relevant} rather than {other}"
+        score = {
+            "sigmoid": "the score is its sigmoid" + probability * (self.method == "causal_lm"),
+            "affine": f"the score maps {low:g}…{high:g} to 0…1",
+            "identity": "the score is the same number, limited to 0…1",
+        }[self.normalization.name]
+        return f"{raw}; {score}"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something is not done, and what to do next: a file is damaged, a model's recipe is not known, a
-    backend can't run it. `lines` are the settings that supply what is missing, "" where none do."""
+    """Why a model is not served, and what the user can do: its file is damaged, its recipe is unknown, or the
+    backend can't run it.
+
+    `reason` and `next_step` are clauses without a capital letter or a full stop. `lines` are the settings for
+    rerankd.toml that supply what is missing, "" if settings can't.
+    """
 
     reason: str
     next_step: str
     lines: str = ""
 
     def error(self, subject: str) -> Unscorable:
-        """The exception for it; `subject` says what can't be done with which model."""
-        return Unscorable(
-            f"{subject}: {self.reason}; {self.next_step}" + (self.lines and f"\n\n{self.lines}")
-        )
+        """The exception to raise; `subject` is a clause that says which model can't be used for what."""
+        return Unscorable(f"{subject}: {self}" + (self.lines and f"\n\n{self.lines}"))
+
+    def __str__(self) -> str:
+        """The reason and the next step, as the rest of a sentence and a second one."""
+        return f"{self.reason}. {self.next_step[:1].upper()}{self.next_step[1:]}."
 
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """One question and the documents to order by how well they answer it.
+    """One query, and the documents to order by relevance to it.
 
-    `top_n` None or 0 means all. `instruction` None means the model's own. `max_tokens_per_doc` bounds what is
-    read of each document; `max_chunks_per_doc` > 1 lets a long document be read in that many chunks that
-    overlap by `overlap_tokens`, its score being that of its best chunk. `truncate` False turns a document
-    that does not fit into an error. `raw_scores` asks for the model's raw value instead of a score in [0, 1].
-    `score_threshold` leaves out documents whose score in [0, 1] is lower, whatever value is shown.
-    `max_tokens_per_query` truncates a longer query. `max_tokens_per_pair` is a limit smaller than the
-    model's, special tokens included.
+    `top_n`: how many results to return; None or 0 for all.
+    `instruction`: replaces the model's default instruction; None keeps it.
+    `max_tokens_per_doc`: truncate each document to this many tokens.
+    `max_chunks_per_doc`: if above 1, a long document is read in at most this many chunks, which overlap by
+    `overlap_tokens`; its score is the score of its best chunk.
+    `truncate`: if False, a document that does not fit is an error instead of being truncated.
+    `raw_scores`: return raw scores instead of normalized ones.
+    `score_threshold`: omit documents with a lower normalized score, also if raw scores are returned.
+    `max_tokens_per_query`: truncate a longer query to this many tokens.
+    `max_tokens_per_pair`: a limit below the model's max_length, special tokens included.
+    `max_scored_documents`: score only this many documents, in the request's order; None or 0 for all.
+    `priority`: the weight of this request among those of the same client.
+    `warnings`: options of the client's request that rerankd ignores or changes; the response repeats them.
 
-    Three options are the model's setting where they are None. `truncate_query` truncates a query that is too
-    long for the model; otherwise that is an error. `truncate_at` "token" ends a truncated text at the last
-    token that fits, "sentence" at the end of a sentence where one is near. `budget_ms` is the time in
-    milliseconds for scoring, 0 for no limit: documents are scored in the request's order, and one that would
-    not be done in time is not begun. `max_scored_documents` limits their number instead; None or 0 means all.
+    None means the model's setting for these three. `truncate_query`: truncate a query that is too long for
+    the model; otherwise it is an error. `truncate_at`: "token" truncates after the last token that fits,
+    "sentence" at the end of a sentence if there is one nearby. `budget_ms`: time for scoring in milliseconds,
+    0 for no limit; documents are scored in the request's order, and a document that would not finish in time
+    is not started.
 
-    `priority` weighs this request against others of the same caller. `warnings` say what of the caller's
-    request is not in here; the answer repeats them.
-
-    Raises InvalidRequest for a value of another type or out of its bounds.
+    Raises InvalidRequest for a value of the wrong type or out of range.
     """
 
     query: str
@@ -138,9 +176,9 @@ class RerankRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.query, str):
             raise InvalidRequest(f"The query is {self.query!r:.80}, but must be a string.")
-        for at, text in enumerate(self.documents):
+        for index, text in enumerate(self.documents):
             if not isinstance(text, str):
-                raise InvalidRequest(f"Document {at} is {text!r:.80}, but must be a string.")
+                raise InvalidRequest(f"Document {index} is {text!r:.80}, but must be a string.")
         for name in _COUNTS:
             count = getattr(self, name)
             if count is not None and (type(count) is bool or not isinstance(count, int) or count < 0):
@@ -152,18 +190,19 @@ class RerankRequest:
         for name, words in _WORDS.items():
             word = getattr(self, name)
             if word not in words:
-                *some, last = (repr(one) for one in words)
-                known = f"{', '.join(some)} or {last}"
-                raise InvalidRequest(f"{name} is {word!r:.80}, but must be {known}.")
+                *others, last = (repr(one) for one in words)
+                allowed = f"{', '.join(others)} or {last}"
+                raise InvalidRequest(f"{name} is {word!r:.80}, but must be {allowed}.")
         if not isinstance(self.truncate_query, bool | None):
             raise InvalidRequest(
                 f"truncate_query is {self.truncate_query!r:.80}, but must be True, False or None."
             )
-        bound = self.score_threshold
-        if bound is None:
+        threshold = self.score_threshold
+        if threshold is None:
             return
-        if type(bound) is bool or not isinstance(bound, int | float) or not math.isfinite(bound):
-            raise InvalidRequest(f"score_threshold is {bound!r:.80}, but must be a number.")
+        is_number = isinstance(threshold, int | float) and type(threshold) is not bool
+        if not is_number or not math.isfinite(threshold):
+            raise InvalidRequest(f"score_threshold is {threshold!r:.80}, but must be a number.")
 
 
 _COUNTS = (
@@ -182,7 +221,7 @@ _WORDS = {"priority": get_args(Priority), "truncate_at": (None, *get_args(Trunca
 
 @dataclass(frozen=True, slots=True)
 class ScoredDocument:
-    """A document's place in the request, its score, and its text when it was asked for."""
+    """A document's index in the request, its score, and its text if the request has `return_documents`."""
 
     index: int
     score: float
@@ -191,7 +230,7 @@ class ScoredDocument:
 
 @dataclass(frozen=True, slots=True)
 class DocumentError:
-    """A document that could not be scored: its place in the request, and the reason as a clause."""
+    """A document that could not be scored: its index in the request, and the reason as a clause."""
 
     index: int
     reason: str
@@ -199,16 +238,17 @@ class DocumentError:
 
 @dataclass(frozen=True, slots=True)
 class RerankResult:
-    """Documents in order of their raw values, best first; ties keep the request's order.
+    """Documents ordered by raw score, best first; documents with equal raw scores keep the request's order.
 
-    Documents that the request's budget left out (`unscored`, by index), blank ones (`blank`) and those that
-    could not be scored (`errors`) have no value of their own: they come last, in the request's order, with
-    the lowest score there is (see normalize.shown).
+    `unscored`, `blank` and `errors` name, by index, the documents without a raw score: omitted because of the
+    budget, blank, or failed. They come last, in the request's order, with the lowest score possible (see
+    normalize.shown). `truncated` names the truncated documents.
 
-    `tokens` is what the engine read, over all pairs. `transform` names how raw values became scores (`raw`
-    when they did not). `warnings` says in words what the caller should know, such as which documents were
-    cut, by index in `cut` too. `cached` counts the different texts whose score was known, and which the
-    engine did not read; `cached_tokens` are the tokens of these, and of texts that the request repeats.
+    `tokens` is the number of tokens that the engine read. `cached` is the number of distinct texts whose
+    score came from the cache; `cached_tokens` counts the tokens of these, and of the request's duplicates.
+    `normalization` is the name of the normalization, or `raw` for raw scores. `warnings` are sentences for
+    the client, for example which documents were truncated. Times are in seconds: waiting in the queue, in the
+    engine, and from start to end.
     """
 
     model: str
@@ -216,7 +256,7 @@ class RerankResult:
     tokens: int
     normalization: str
     warnings: tuple[str, ...] = ()
-    cut: tuple[int, ...] = ()
+    truncated: tuple[int, ...] = ()
     blank: tuple[int, ...] = ()
     errors: tuple[DocumentError, ...] = ()
     unscored: tuple[int, ...] = ()
@@ -227,6 +267,6 @@ class RerankResult:
     total_s: float = 0.0
 
     @property
-    def asked_tokens(self) -> int:
-        """Tokens of all that was asked, whether or not it had to be read for this request."""
+    def requested_tokens(self) -> int:
+        """Tokens of the whole request, whether the engine read them or their score was known."""
         return self.tokens + self.cached_tokens

@@ -1,8 +1,9 @@
-"""Files over HTTP: the beginning of one, to judge it by, and the whole of it, resumed and verified.
+"""Downloads files over HTTP with retries, resumption and checksum verification.
 
-What has arrived lies in a part file whose name no one takes for a model. A connection that is cut is taken up
-again where it ended; only attempts in a row that bring nothing count against it. The file's checksum, not its
-length, says that it is complete; a part with the wrong one is deleted, since no byte of it can be trusted.
+Data is written to a part file whose name can't be mistaken for a model. An interrupted download resumes where
+it stopped; only consecutive attempts that bring no data count towards the limit of retries. A file is
+complete when its checksum matches; a part file with the wrong checksum is deleted, since none of it can be
+trusted.
 """
 
 from __future__ import annotations
@@ -20,25 +21,24 @@ from typing import TypeVar
 
 import httpx
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.errors import DataFolderError, FetchError, disk_errors
 from rerankd.progress import Progress, silent, size_words, step
 
 T = TypeVar("T")
 
 _ATTEMPTS = 5
-# One request's share of a header: most headers are 1 to 16 MiB, nearly all of it the vocabulary.
+# Bytes per request when a header is read: most headers are 1 to 16 MiB, nearly all of it the vocabulary.
 _HEADER_BYTES = 8 * 2**20
-# What a server may ask to wait for, of one file or listing altogether.
+# Maximum total of the waits that a server requests (Retry-After), per file or listing.
 _LONGEST_WAIT_S = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file: its address, and its expected size and sha256 ("" where that is not known).
-    `headers` are sent along."""
+    """A file to download: URL, expected size and sha256 ("" if unknown), and the request headers to send."""
 
-    origin: network.Origin
+    origin: network_errors.Origin
     url: str
     name: str
     size_bytes: int
@@ -48,8 +48,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait: for an answer or the next byte (`timeout_s`), and between attempts that bring nothing
-    (`pause_s`, doubled each time, or what the server asks for). `sleep` waits for a number of seconds."""
+    """Timeouts: for a response or the next byte (`timeout_s`), and before a retry (`pause_s`, doubled each
+    time, unless the server sends Retry-After). `sleep` waits for a number of seconds."""
 
     timeout_s: float = 30
     pause_s: float = 1
@@ -57,8 +57,11 @@ class Patience:
 
 
 class Downloader(contextlib.AbstractContextManager["Downloader"]):
-    """Fetches files; a context manager that holds `client` with its connections. `progress` is told of waits
-    that a server asked for. Raises FetchError where the environment's proxy or certificates can't be used."""
+    """Downloads files with one HTTP client, which it closes as a context manager.
+
+    `progress` receives the waits that a server requests. Raises FetchError if the proxy or certificates set
+    in the environment can't be used.
+    """
 
     def __init__(
         self,
@@ -69,31 +72,31 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
         self._patience = patience
         self._progress = progress
         try:
-            self.client = network.client(
+            self.client = network_errors.client(
                 follow_redirects=True,
                 timeout=patience.timeout_s,
                 headers={"accept-encoding": "identity"},
                 verify=verify,
             )
         except ValueError as error:
-            raise FetchError(f"Nothing can be fetched: {error}.") from error
+            raise FetchError(f"Nothing can be downloaded: {error}.") from error
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
 
     @contextlib.contextmanager
     def beginning(self, source: Source) -> Iterator[Beginning]:
-        """A stream of the file's first bytes, fetched as they are read; its reads raise FetchError."""
+        """Yield a stream of the file from its start, downloaded as it is read; reading raises FetchError."""
         with contextlib.closing(self._pieces(source, 0, _HEADER_BYTES)) as pieces:
             yield Beginning(pieces)
 
-    def asked(self, ask: Callable[[], T]) -> T:
-        """What `ask` gets from a server; asked again after the time that it names where it is busy. Raises
-        what `ask` raises."""
+    def retrying(self, request: Callable[[], T]) -> T:
+        """Return the result of `request`, which is retried after the time that a busy server sends in
+        Retry-After. Raises what `request` raises."""
         waits, fruitless = _Waits(self._patience, self._progress), 0
         while True:
             try:
-                return ask()
+                return request()
             except FetchError as error:
                 if error.retry_after_s is None:
                     raise
@@ -101,9 +104,9 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
                 waits.pause(fruitless, error)
 
     def fetch(self, source: Source, part: Path, progress: Progress) -> None:
-        """Bring `part` to the whole of the file, from where it is, and verify it.
+        """Download the rest of the file into `part` and verify it.
 
-        Raises FetchError, after which the part holds what can be resumed, or nothing; and DataFolderError.
+        Raises FetchError, after which `part` can be resumed or is deleted; and DataFolderError.
         """
         what = f"downloading {source.name}"
         if (done := _size(part)) > source.size_bytes:
@@ -114,8 +117,8 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
         with (
             disk_errors(
                 f"{source.name} can't be written to {part.parent}",
-                "Free some space, or name another folder with RERANKD_HOME; the next attempt goes on from "
-                "here.",
+                "Free disk space, or set RERANKD_HOME to another folder. The next attempt resumes the "
+                "download.",
             ),
             part.open("ab") as stream,
             contextlib.closing(self._pieces(source, done)) as pieces,
@@ -127,11 +130,11 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
         verify(part, source, progress)
 
     def _pieces(self, source: Source, at: int, share: int | None = None) -> Pieces:
-        """The file's bytes from `at` on, asked for in shares of so many, and again where they are cut off.
-        Raises FetchError."""
+        """Yield the file's bytes from `at` on, with at most `share` bytes per request, and reconnect after
+        interruptions. Raises FetchError."""
         waits, fruitless, has_ranges = _Waits(self._patience, self._progress), 0, True
         while at < source.size_bytes:
-            before, said = at, "the connection was closed"
+            before, reason = at, "the connection was closed"
             cause: FetchError | None = None
             end = "" if share is None else min(at + share, source.size_bytes) - 1
             byte_range = f"bytes={at}-{end}" if has_ranges and (at or share) else ""
@@ -140,7 +143,7 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
                     if answer.status_code == 416:
                         has_ranges = False
                         continue
-                    skip = at if answer.status_code == 200 else 0  # it sends all, whatever was asked for
+                    skip = at if answer.status_code == 200 else 0  # the server ignored the range
                     for data in answer.iter_bytes():
                         piece = data[skip : skip + source.size_bytes - at]
                         skip -= min(skip, len(data))
@@ -150,18 +153,18 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
                         if at == source.size_bytes:
                             break
             except httpx.TransportError as error:
-                said = network.explain(error)
+                reason = network_errors.explain(error)
                 cause = source.origin.unreachable(error) if isinstance(error, httpx.ConnectError) else None
-            except network.Busy as error:
+            except network_errors.Busy as error:
                 cause = error
             fruitless = fruitless + 1 if at == before else 0
             if fruitless:
-                waits.pause(fruitless, cause or _cut(source, at, said))
+                waits.pause(fruitless, cause or _interrupted(source, at, reason))
 
     @contextlib.contextmanager
     def _get(self, source: Source, byte_range: str) -> Iterator[httpx.Response]:
-        """Ask for bytes. Raises FetchError, and TransportError and Busy, after which another attempt may
-        help; so does the block, while it reads the answer."""
+        """Send a GET request. It, and reading the response, raise FetchError, or TransportError and Busy,
+        after which a retry may succeed."""
         headers = source.headers | ({"range": byte_range} if byte_range else {})
         try:
             with self.client.stream("GET", source.url, headers=headers) as answer:
@@ -179,39 +182,40 @@ class Downloader(contextlib.AbstractContextManager["Downloader"]):
 
 
 class _Waits:
-    """The pauses between attempts at one thing, which together take no longer than a person would wait."""
+    """The pauses between the attempts at one file or listing, limited in number and total time."""
 
     def __init__(self, patience: Patience, progress: Progress) -> None:
         self._patience, self._progress = patience, progress
-        self._asked_s = 0
+        self._requested_s = 0
 
     def pause(self, fruitless: int, cause: FetchError) -> None:
-        """Wait before the next attempt: as long as the server asks in `cause`, else longer each time. Raises
-        `cause` where there have been enough."""
-        asked_s = cause.retry_after_s
-        if fruitless >= _ATTEMPTS or self._asked_s + (asked_s or 0) > _LONGEST_WAIT_S:
+        """Wait before the next attempt: as long as the server requests in `cause`, else with exponential
+        backoff. Raises `cause` after too many attempts or too long a wait."""
+        requested_s = cause.retry_after_s
+        if fruitless >= _ATTEMPTS or self._requested_s + (requested_s or 0) > _LONGEST_WAIT_S:
             raise cause
-        if asked_s is None:
+        if requested_s is None:
             self._patience.sleep(self._patience.pause_s * 2 ** (fruitless - 1))
             return
-        self._asked_s += asked_s
-        for second in range(asked_s):
-            self._progress(f"waiting {asked_s} s, as the hub asks", second, asked_s)
+        self._requested_s += requested_s
+        what = f"waiting {requested_s} s, as the hub requests"
+        for second in range(requested_s):
+            self._progress(what, second, requested_s)
             self._patience.sleep(1)
-        self._progress(f"waiting {asked_s} s, as the hub asks", asked_s, asked_s or 1)
+        self._progress(what, requested_s, requested_s or 1)
 
 
 Pieces = Generator[bytes, None, None]
 
 
 class Beginning:
-    """A stream over pieces of bytes, for reading from its start."""
+    """A readable stream over an iterator of bytes."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._buffer = pieces, b""
 
     def read(self, count: int = -1) -> bytes:
-        """Up to `count` bytes; fewer only at the end."""
+        """Read `count` bytes, fewer only at the end; -1: all."""
         parts = [self._buffer]
         held = len(self._buffer)
         while count < 0 or held < count:
@@ -221,13 +225,13 @@ class Beginning:
             parts.append(piece)
             held += len(piece)
         data = b"".join(parts)
-        cut = len(data) if count < 0 else count
-        self._buffer = data[cut:]
-        return data[:cut]
+        end = len(data) if count < 0 else count
+        self._buffer = data[end:]
+        return data[:end]
 
 
 def verify(path: Path, source: Source, progress: Progress) -> None:
-    """Check size and checksum of what was fetched; deletes it and raises FetchError where they are wrong."""
+    """Check the size and checksum of a downloaded file; delete it and raise FetchError if they are wrong."""
     found = ""
     if source.sha256:
         with step(progress, f"checking {source.name}"):
@@ -236,14 +240,14 @@ def verify(path: Path, source: Source, progress: Progress) -> None:
         return
     path.unlink()
     raise FetchError(
-        f"What {source.origin.server} sent for {source.name} has another checksum than it should (sha256 "
-        f"{found or 'unknown'}, expected {source.sha256 or 'unknown'}); it was deleted. A proxy or a mirror "
-        f"may have changed it: try again, or {source.origin.otherwise}."
+        f"{source.name} from {source.origin.server} has the wrong checksum (sha256 {found or 'unknown'}, "
+        f"expected {source.sha256 or 'unknown'}) and was deleted. A proxy or a mirror may have changed it: "
+        f"try again, or {source.origin.otherwise}."
     )
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of a file, in hexadecimal. Raises OSError."""
+    """Return the SHA-256 of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -252,16 +256,16 @@ def _check_space(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         raise DataFolderError(
-            f"The disk of {part.parent} has {size_words(free)} left, and {size_words(needed)} are still "
-            "to come. Free some space, or name another folder with RERANKD_HOME; the next attempt goes "
-            "on from here."
+            f"The disk of {part.parent} has {size_words(free)} left, but the download needs another "
+            f"{size_words(needed)}. Free disk space, or set RERANKD_HOME to another folder. The next attempt "
+            "resumes the download."
         )
 
 
-def _cut(source: Source, at: int, said: str) -> FetchError:
+def _interrupted(source: Source, at: int, reason: str) -> FetchError:
     return FetchError(
-        f"The download of {source.name} from {source.origin.server} was cut at {size_words(at)} of "
-        f"{size_words(source.size_bytes)} ({said}). Try again: it goes on where it stopped."
+        f"The download of {source.name} from {source.origin.server} was interrupted at {size_words(at)} of "
+        f"{size_words(source.size_bytes)} ({reason}). Try again: the download resumes."
     )
 
 

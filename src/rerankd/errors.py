@@ -1,9 +1,9 @@
-"""Every error rerankd raises on purpose, in one tree.
+"""The error tree: every exception that rerankd raises on purpose, with its code, HTTP status and exit code.
 
-An error carries a `code` for programs, a `status_hint` for HTTP, an `exit_code` for the shell, and a message
-that says what happened, why, and what to do next. A class names those in which it differs from its base;
-`wait_s` is the seconds after which to try again where an error itself says none. Dialects decide how it looks
-on the wire.
+An error has a `code` for programs, a `status_hint` (the HTTP status), an `exit_code` for the shell, and a
+message that says what happened, why, and what to do. `wait_s` is the default of `retry_after_s`, the seconds
+after which a client should retry. A class defines only the attributes that differ from its base class. The
+dialects (api/dialects/) render an error as a response.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import ClassVar
 
 
 class RerankdError(Exception):
-    """Base of all errors that a user may see; `str()` of it is the sentence to show."""
+    """Base class of all errors that a user may see; `str(error)` is the message to show."""
 
     code: ClassVar[str] = "internal_error"
     status_hint: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
     wait_s: ClassVar[int | None] = None
 
-    def __init_subclass__(cls, **facts: str | int) -> None:
-        for name, value in facts.items():
+    def __init_subclass__(cls, **attributes: str | int) -> None:
+        for name, value in attributes.items():
             setattr(cls, name, value)
 
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
@@ -36,15 +36,15 @@ class InvalidRequest(RerankdError, code="invalid_request", status_hint=400, exit
 
 
 class TooLong(InvalidRequest, code="too_long"):
-    """A query, or an uncut document, that does not fit the window."""
+    """A query, or a document that must not be truncated, exceeds max_length."""
 
 
 class QueryRefused(InvalidRequest, code="query_refused", status_hint=422):
-    """The engine ends on this query, whatever the text."""
+    """The engine crashes on this query, whatever the document."""
 
 
 class TextsRefused(QueryRefused, code="texts_refused"):
-    """The engine ends on these texts while it tokenizes them. `reasons` says why, by their places."""
+    """The engine crashes while it tokenizes these texts. `reasons` maps each text's index to its reason."""
 
     def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
         super().__init__(message)
@@ -52,63 +52,63 @@ class TextsRefused(QueryRefused, code="texts_refused"):
 
 
 class PayloadTooLarge(RerankdError, code="payload_too_large", status_hint=413):
-    """The body has more bytes than max_body_bytes."""
+    """The request body is larger than max_body_bytes."""
 
 
 class BodyTimeout(RerankdError, code="body_timeout", status_hint=408):
-    """The request's body came too slowly."""
+    """The request body did not arrive before the timeout."""
 
 
 class Overloaded(RerankdError, code="overloaded", status_hint=429, wait_s=1):
-    """The queue is full; says when to come again."""
+    """The queue is full; the client should retry after `retry_after_s`."""
 
 
 class Stopping(RerankdError, code="stopping", status_hint=503, wait_s=5):
-    """The service is about to end and takes nothing new."""
+    """The service is shutting down and rejects new requests."""
 
 
 class Unauthorized(RerankdError, code="unauthorized", status_hint=401):
-    """The key is missing or wrong."""
+    """The API key is missing or wrong."""
 
 
 class UnknownModel(RerankdError, code="model_not_found", status_hint=404, exit_code=3):
-    """No model goes by this name here."""
+    """No model has this name."""
 
 
 class Misuse(RerankdError, code="misuse", status_hint=503):
-    """A Reranker that is not started, closed, or another process's or loop's."""
+    """A Reranker is used before its start, after it was closed, or from another process or event loop."""
 
 
 class Conflict(RerankdError, code="conflict", status_hint=409):
-    """What is asked for can't be done with this model; says why."""
+    """The operation is not allowed for this model."""
 
 
 class AdminOff(RerankdError, code="admin_api_off", status_hint=403):
-    """The admin API is not switched on."""
+    """The admin API is disabled."""
 
 
 class HostNotAllowed(RerankdError, code="host_not_allowed", status_hint=403):
-    """The Host header is a name that the service is not served under."""
+    """The Host header names a host that is not allowed."""
 
 
 class OriginNotAllowed(RerankdError, code="origin_not_allowed", status_hint=403):
-    """A web page of another origin may not do this."""
+    """A web page of another origin is not allowed to send this request."""
 
 
 class UnsupportedMediaType(RerankdError, code="unsupported_media_type", status_hint=415):
-    """A content type or an encoding that is not read here."""
+    """The request has a content type or a content encoding that is not supported."""
 
 
 class NoSuchPath(RerankdError, code="not_found", status_hint=404):
-    """Nothing is served there."""
+    """No route has this path."""
 
 
 class NoSuchMethod(RerankdError, code="method_not_allowed", status_hint=405):
-    """The path is served, but not with this method."""
+    """The route exists, but not for this HTTP method."""
 
 
 class ConfigError(RerankdError, code="config_error", exit_code=2):
-    """Settings that can't be read or don't fit together."""
+    """The settings can't be read, are invalid, or contradict each other."""
 
 
 class OutputFailed(RerankdError, code="output_failed"):
@@ -116,28 +116,31 @@ class OutputFailed(RerankdError, code="output_failed"):
 
 
 class AddressInUse(RerankdError, code="address_in_use", exit_code=6):
-    """The port is taken, or there is no such address."""
+    """The port is in use, or the address does not exist on this machine."""
 
 
 class CollectionError(RerankdError, code="collection_error", exit_code=2):
-    """A judged collection, or a run over it, that can't be read."""
+    """A collection with relevance judgements, or a run file for it, can't be read."""
 
 
 class MissingExtra(RerankdError, code="missing_extra", exit_code=2):
-    """A part of rerankd that is installed apart, and is not."""
+    """An optional extra of rerankd is required and not installed."""
 
 
 class RemoteError(RerankdError, code="remote_error"):
-    """Another rerank server gave no scores."""
+    """Another rerank server returned no scores."""
 
 
 class DataFolderError(RerankdError, code="data_folder_error", status_hint=507, exit_code=7):
-    """The data folder can't be written."""
+    """The data folder is not writable."""
 
 
 @contextlib.contextmanager
 def disk_errors(what: str, next_step: str = "") -> Iterator[None]:
-    """An OSError within it becomes a DataFolderError: what could not be done, why, and what to do."""
+    """Convert an OSError inside the block to a DataFolderError.
+
+    `what` is a sentence without its full stop: what could not be done; `next_step` is a full sentence.
+    """
     try:
         yield
     except OSError as error:
@@ -146,51 +149,51 @@ def disk_errors(what: str, next_step: str = "") -> Iterator[None]:
 
 
 class FetchError(RerankdError, code="fetch_error", status_hint=502, exit_code=5):
-    """A download failed, or brought something else than expected."""
+    """A download failed or returned something unexpected."""
 
 
 class HubUnreachable(FetchError, code="hub_unreachable"):
-    """No answer from the hub at all."""
+    """The hub did not answer at all."""
 
 
 class ModelFileError(RerankdError, code="model_file_error", status_hint=422, exit_code=3):
-    """The file is missing, not GGUF, cut short, or damaged."""
+    """The model file is missing, of another format, truncated, or damaged."""
 
 
 class Unscorable(ModelFileError, code="unscorable_model"):
-    """A sound file that can't be scored right; says why and the way out."""
+    """The model file is intact, but rerankd can't compute the model's own scores from it."""
 
 
 class DoesNotFit(ModelFileError, code="does_not_fit", status_hint=507):
-    """It needs more memory than all engines together may hold."""
+    """The model needs more memory than the limit for all engines together."""
 
 
 class ModelRefused(ModelFileError, code="model_refused"):
-    """A model of the settings that is not served, until a reload; says why."""
+    """A model in the settings is refused and stays so until the settings are reloaded."""
 
 
 class ModelUnavailable(RerankdError, code="model_unavailable", status_hint=503, exit_code=3):
-    """A model of the settings that is not served for now; says why."""
+    """A model in the settings is temporarily not served."""
 
 
 class ModelPending(ModelUnavailable, code="model_starting"):
-    """It is being fetched or read."""
+    """The model is being downloaded or its file is being read."""
 
 
 class EngineError(RerankdError, code="engine_error", status_hint=502, exit_code=4):
-    """The engine answered something no score can be made of."""
+    """The engine returned a response without usable scores."""
 
 
 class InputTooLong(EngineError, code="engine_input_too_long"):
-    """The engine met a pair longer than its window (the service then cuts)."""
+    """The engine received a pair longer than its max_length."""
 
 
 class EngineUnavailable(EngineError, code="engine_unavailable", status_hint=503, wait_s=1):
-    """No engine is ready (starting, dead, closed); retry later."""
+    """No engine is ready: it is starting, has crashed, or was stopped. Retry later."""
 
 
 class EngineStartFailed(EngineUnavailable, code="engine_start_failed"):
-    """It would not start; quotes its last lines."""
+    """The engine did not start; the message quotes the last lines of its log."""
 
 
 class EngineTooOld(EngineUnavailable, code="engine_too_old"):
@@ -198,12 +201,12 @@ class EngineTooOld(EngineUnavailable, code="engine_too_old"):
 
 
 class EngineUnknown(EngineUnavailable, code="engine_unknown"):
-    """No engine of that name, or none at all."""
+    """No engine has this name, or no engine is installed."""
 
 
 class BuildFailed(EngineError, code="engine_build_failed"):
-    """Llama.cpp could not be built; the engine in use stays."""
+    """The build of llama.cpp failed; the engine in use is unchanged."""
 
 
 class EngineTimeout(EngineError, code="engine_timeout", status_hint=504):
-    """No answer before the deadline; what was not begun is dropped."""
+    """The engine did not answer before the deadline; inputs not yet started are dropped."""

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or not at all."""
+"""Atomic writes of files and folders: they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put a whole new file in the place of `path`, or raise OSError and leave the old one."""
+    """Replace the file at `path` atomically. Raises OSError and then leaves the old file."""
     number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
     try:
         with os.fdopen(number, "wb") as stream:
             stream.write(data)
             stream.flush()
-            # Else a machine that loses power may keep the name of the new file without its content.
+            # Without fsync, a power failure can leave the new file empty.
             os.fsync(stream.fileno())
         os.chmod(name, mode)
         os.replace(name, path)
@@ -27,7 +27,7 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def move_folder(new: Path, target: Path) -> None:
-    """Put a folder in the place of another one, if there is one. Raises OSError."""
+    """Move the folder `new` to `target` and delete the one that was there. Raises OSError."""
     aside = target.with_name(f".old-{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -37,6 +37,6 @@ def move_folder(new: Path, target: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is, or will be."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free
+    """Return the free space on the disk of `folder`, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""Token ids, and those that a model's own tokenizer puts around texts."""
+"""Token ids, and the special tokens that a model's tokenizer adds around texts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
-"""Token ids, or places in a text: int32 [tokens]."""
+"""Token ids, or positions in a text: int32 [tokens]."""
 
 NONE: Ids = np.zeros(0, np.int32)
 
 
 class Frame(NamedTuple):
-    """The ids that a model's own tokenizer puts around texts: `start`, `between` and `end` around those of a
-    pair, `start` and `alone` around a single one. In a pair, the second token type begins with the text after
-    `first_typed` ids of `between`; None where there is one type only."""
+    """The special tokens that a model's tokenizer adds: `start`, `between` and `end` around a pair, `start`
+    and `alone` around a single text. In a pair, the second token type begins after `first_typed` ids of
+    `between`; None for models with one type."""
 
     start: Ids = NONE
     between: Ids = NONE

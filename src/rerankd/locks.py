@@ -1,4 +1,4 @@
-"""Locks on files, as far as the file system has them."""
+"""File locks (flock), with a fallback for file systems without locks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from pathlib import Path
 
 _log = logging.getLogger("rerankd")
 
-# How file systems say that they have no locks: NFS without its lock service, and some FUSE ones.
+# The errors of file systems without locks: NFS without its lock service, and some FUSE file systems.
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-# A lock file of a writer that died is taken over after this time. A write takes milliseconds.
+# A lock file this old is left from a dead process and is replaced. A write takes milliseconds.
 _LEFT_S = 10.0
 
 
 @contextlib.contextmanager
 def held(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock of a file, in any process; `waiting` is called where it must be waited for.
+    """Hold the lock of a file, exclusive among all processes. `waiting` is called before waiting for the
+    lock.
 
-    Where the file system has no locks the work goes on without one, and the log says so. Raises OSError, and
-    BlockingIOError where another process holds it and `waiting` is None.
+    On a file system without locks, continues without one and logs a warning. Raises OSError, and
+    BlockingIOError if another process holds the lock and `waiting` is None.
     """
     with path.open("a") as file:
         try:
@@ -39,7 +40,7 @@ def held(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None
             if error.errno not in _NO_FLOCK:
                 raise
             _log.warning(
-                "the file system of %s has no locks (%s): don't let two processes write there at a time",
+                "the file system of %s has no locks (%s): only one process at a time may write there",
                 path.parent,
                 error.strerror,
             )
@@ -48,8 +49,8 @@ def held(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None
 
 @contextlib.contextmanager
 def held_soon(folder: Path, within_s: float) -> Iterator[None]:
-    """Hold a folder's lock, also on a file system without flock. Raises OSError when `within_s` passes
-    without the lock."""
+    """Hold the lock of a folder, also on a file system without flock. Raises OSError if it is not acquired
+    within `within_s` seconds."""
     deadline = time.monotonic() + within_s
     with (folder / ".lock").open("a") as file, contextlib.ExitStack() as stack:
         while True:
@@ -68,8 +69,8 @@ def held_soon(folder: Path, within_s: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock_file(path: Path, deadline: float) -> Iterator[None]:
-    """A lock for file systems without flock, some network ones among them: the file exists while it is
-    held."""
+    """A lock for file systems without flock, such as some network file systems: the file exists while the
+    lock is held."""
     while True:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -1,5 +1,4 @@
-"""Log lines of the service: as text or as JSON, with the request that they belong to, and none without
-end."""
+"""Logging: text or JSON lines, request ids, and rate limiting of repeated lines."""
 
 from __future__ import annotations
 
@@ -15,23 +14,23 @@ LogFormat = Literal["text", "json"]
 
 _NOTHING: Mapping[str, str] = {}
 _request: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("request", default=_NOTHING)
-# Of lines that are alike, so many in so long are written.
-_ALIKE = 20
-_ALIKE_S = 10.0
+# At most this many similar lines are written in this many seconds.
+_MOST_REPEATS = 20
+_PERIOD_S = 10.0
 _CHATTY = ("gguf", "httpx", "httpx2", "uvicorn")
 
 
 def belongs_to(request_id: str, key: str = "") -> None:
-    """Lines that this task and those that it starts write from now on belong to a request; `key` is the name
-    of the client's key."""
+    """Add a request id to the log lines of this task and its child tasks; `key` is the name of the API
+    key."""
     _request.set({"request_id": request_id, **({"key": key} if key else {})})
 
 
 def configure(level: str, log_format: LogFormat) -> None:
-    """Send all log lines to standard error. Libraries only say what is wrong, unless `level` is debug."""
+    """Send all log lines to standard error. Noisy libraries log only warnings unless `level` is debug."""
     handler = logging.StreamHandler()
     handler.setFormatter(Json() if log_format == "json" else Text())
-    handler.addFilter(Alike())
+    handler.addFilter(RepeatLimit())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":
         for name in _CHATTY:
@@ -39,7 +38,7 @@ def configure(level: str, log_format: LogFormat) -> None:
 
 
 def is_json() -> bool:
-    """Whether all that is said goes to a program that reads JSON."""
+    """Whether the log is written as JSON."""
     return any(isinstance(handler.formatter, Json) for handler in logging.getLogger().handlers)
 
 
@@ -53,7 +52,7 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """One object a line."""
+    """Formats each record as one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         value = {
@@ -69,11 +68,11 @@ class Json(logging.Formatter):
         return json.dumps(value, ensure_ascii=False)
 
 
-class Alike(logging.Filter):
-    """Lets through the first lines of one kind in each period, and says how many more there were.
+class RepeatLimit(logging.Filter):
+    """Limits repeated lines: passes the first lines of each kind in a period and counts the rest.
 
-    A kind is a place in the code. A fault that repeats itself, such as a lack of descriptors at each accept,
-    would fill a disk otherwise.
+    A kind is a line of code. Without this filter, a repeated fault, such as running out of file descriptors
+    at each accept, would fill the disk.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -84,20 +83,22 @@ class Alike(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         now = self._now()
-        if now - self._since >= _ALIKE_S:
+        if now - self._since >= _PERIOD_S:
             self._since = now
-            self._tell()
+            self._report()
         kind = (record.name, record.pathname, record.lineno)
         self._counts[kind] = self._counts.get(kind, 0) + 1
-        return self._counts[kind] <= _ALIKE
+        return self._counts[kind] <= _MOST_REPEATS
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         counts, self._counts = self._counts, {}
         for (name, *_), count in counts.items():
-            if count > _ALIKE:
-                logging.getLogger(name).warning("%d more log lines like these were left out", count - _ALIKE)
+            if count > _MOST_REPEATS:
+                logging.getLogger(name).warning(
+                    "%d more log lines like these were suppressed.", count - _MOST_REPEATS
+                )
 
 
 def tell(text: str) -> None:
-    """What the program tells its user, as a line of the log."""
+    """Write a message for the user as a log line."""
     logging.getLogger("rerankd").info("%s", text)

@@ -1,4 +1,4 @@
-"""What this machine offers an engine: cores, memory and GPUs, as far as this process may use them."""
+"""The resources of this machine: CPU cores and instructions, memory and GPUs, within container limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 _SMI_TIMEOUT_S = 10.0
 _SMI_QUERY = "name,memory.total,memory.free,compute_cap,driver_version,uuid"
-# What of a CPU's flags a compiler makes faster code of.
+# The CPU flags that let a compiler generate faster code.
 _INSTRUCTIONS = (
     "avx", "avx2", "fma", "f16c", "bmi2", "sse4_2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq",
     "avx512cd", "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
@@ -26,8 +26,8 @@ _INSTRUCTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One NVIDIA card: memory in bytes (0: it has none of its own), compute capability such as "8.9", the
-    driver's version, and the card's own id."""
+    """One NVIDIA card: memory in bytes (0: it shares main memory), compute capability such as "8.9", the
+    driver version, and the card's UUID."""
 
     name: str
     total_bytes: int
@@ -39,8 +39,8 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`cores` are the physical ones this process may keep busy, a container's quota respected;
-    `memory_bytes` is what it may use in all, None where it can't be told."""
+    """The machine as this process may use it. `cores` counts physical cores, limited by a container's CPU
+    quota. `memory_bytes` is the total memory, None if unknown."""
 
     cores: int
     memory_bytes: int | None
@@ -48,7 +48,7 @@ class Machine:
 
 
 def read() -> Machine:
-    """This machine without its GPUs, the limits of a container included."""
+    """Read this machine's cores and memory, without GPUs, within the limits of a container."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = count_cores(_siblings(allowed), len(allowed), _read(_CGROUP / "cpu.max"))
     found = None
@@ -61,8 +61,8 @@ def read() -> Machine:
 
 
 def available_bytes() -> int | None:
-    """Memory that another process may take now without others being moved out, the limits of a container
-    included; None where it can't be told."""
+    """Return the memory that a process can allocate now without swapping, within the limits of a container,
+    or None if unknown."""
     found = []
     with contextlib.suppress(ValueError, StopIteration):
         lines = _read(Path("/proc/meminfo")).splitlines()
@@ -73,9 +73,9 @@ def available_bytes() -> int | None:
     return min(found, default=None)
 
 
-def lacks_room_beside(pid: int) -> str:
-    """Why no second process of the size of `pid` has room now, in words; "" where it has, or it can't be
-    told. It may take a second."""
+def lacks_memory_beside(pid: int) -> str:
+    """Return why memory does not suffice for a second process of the size of `pid`, or "" if it does or is
+    unknown. May take a second."""
     cards = gpus()
     held = dict(gpu_memory([pid], cards) or {}) if cards else {}
     free = {memory.card(at): gpu.free_bytes for at, gpu in enumerate(cards)}
@@ -86,24 +86,24 @@ def lacks_room_beside(pid: int) -> str:
 
 
 def lack(held: memory.Bytes, free: memory.Bytes) -> str:
-    """(pure) Which device has too little free for what is held there once more, in words; "" for none."""
+    """(pure) Return which device lacks the free memory to hold the same amount again, in words, or ""."""
     for device, size in held.items():
         if size > free.get(device, size):
-            amount = f"{free[device] / 2**20:,.0f} MiB of {device} are free"
-            return f"{amount}, too few for a second {size / 2**20:,.0f} MiB"
+            amount = f"{device} has {free[device] / 2**20:,.0f} MiB free"
+            return f"{amount}, too little for another {size / 2**20:,.0f} MiB"
     return ""
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA cards that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi; none where there is no such program.
-    It may take a second."""
+    """List the NVIDIA cards that CUDA_VISIBLE_DEVICES allows, with nvidia-smi; none if it is not installed.
+    May take a second."""
     found = parse_gpus(_smi(f"--query-gpu={_SMI_QUERY}"))
     return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
-    """(pure) The cards that CUDA_VISIBLE_DEVICES leaves: their numbers, up to the first that there is not.
-    Other names than numbers are not looked into: then all are taken."""
+    """(pure) Return the cards that CUDA_VISIBLE_DEVICES allows. Indexes count up to the first invalid one, as
+    in CUDA. If the value has names other than indexes, all cards are returned."""
     if said is None or any(not word.strip().lstrip("-").isdigit() for word in said.split(",") if word):
         return gpus
     left = []
@@ -115,38 +115,40 @@ def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
 
 
 def gpu_memory(pids: Sequence[int], gpus: Sequence[Gpu]) -> dict[str, int] | None:
-    """Bytes that these processes hold on each of these cards (see memory.card), by nvidia-smi; None where it
-    does not tell of them, as in a container with process numbers of its own. It may take a second."""
+    """Return the bytes that these processes use on each card (see memory.card), with nvidia-smi. None if it
+    does not list them, as in a container with its own pid namespace. May take a second."""
     return parse_gpu_memory(_smi("--query-compute-apps=gpu_uuid,pid,used_memory"), pids, gpus)
 
 
 def _smi(query: str) -> str:
-    """What nvidia-smi answers, as CSV; "" where there is no such program."""
+    """Return the CSV output of nvidia-smi, or "" if it is not installed."""
     return processes.output(["nvidia-smi", query, "--format=csv,noheader,nounits"], _SMI_TIMEOUT_S)
 
 
 def cpu_name() -> str:
-    """The CPU as it calls itself."""
+    """Return the CPU's model name."""
     found = (line.partition(":")[2] for line in _cpuinfo() if line.startswith("model name"))
     return next(found, "").strip() or platform.processor() or platform.machine()
 
 
 def instructions() -> tuple[str, ...]:
-    """Those of the CPU's instruction sets that matter for speed, by Linux's names; () elsewhere."""
+    """Return the CPU's instruction sets that affect speed, by their Linux names; () on other systems."""
     flags = cpu_flags()
     return tuple(name for name in _INSTRUCTIONS if name in flags)
 
 
 def cpu_flags() -> frozenset[str]:
-    """All that the CPU can do, by Linux's names; none elsewhere."""
+    """Return all flags of the CPU, by their Linux names; empty on other systems."""
     lines = (line.partition(":")[2] for line in _cpuinfo() if line.startswith(("flags", "Features")))
     return frozenset(next(lines, "").split())
 
 
 def count_cores(siblings: Iterable[str], logical: int, quota: str) -> int:
-    """(pure) Physical cores: of `siblings`, one text for each CPU that names all CPUs of its core, those
-    that differ; where there are none, the `logical` CPUs. `quota` is cgroup's cpu.max: microseconds of CPU
-    time a period, or "max".
+    """(pure) Count physical cores, limited by `quota`.
+
+    `siblings` has an entry for each logical CPU that names all CPUs of its core, so distinct entries are
+    cores. If it is empty, the number of `logical` CPUs is used. `quota` is the cgroup's cpu.max: microseconds
+    of CPU time per period, or "max".
     """
     cores = len(set(siblings)) or logical
     with contextlib.suppress(ValueError):
@@ -156,20 +158,20 @@ def count_cores(siblings: Iterable[str], logical: int, quota: str) -> int:
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """(pure) The lines of nvidia-smi's CSV, memory in MiB; a line that is not one of a card is left out."""
+    """(pure) Parse nvidia-smi's CSV, with memory in MiB. Lines that don't describe a card are skipped."""
     found = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
         with contextlib.suppress(ValueError):
             name, total, free, capability, driver, *uuid = fields
-            float(capability)  # what is no card has none
+            float(capability)  # raises ValueError if the line is not a card
             found.append(Gpu(name, _mebibytes(total), _mebibytes(free), capability, driver, "".join(uuid)))
     return tuple(found)
 
 
 def parse_gpu_memory(text: str, pids: Sequence[int], gpus: Sequence[Gpu]) -> dict[str, int] | None:
-    """(pure) The lines "card's id, pid, MiB" of nvidia-smi's CSV, summed up by card for these processes; None
-    where there is none of them."""
+    """(pure) Sum the lines "UUID, pid, MiB" of nvidia-smi's CSV by card for these processes. None if no line
+    belongs to them."""
     devices = {gpu.uuid: memory.card(at) for at, gpu in enumerate(gpus)}
     held: dict[str, int] = {}
     for line in text.splitlines():

@@ -1,7 +1,7 @@
-"""(pure) Memory by device: what a model needs, what is free, and where it goes.
+"""(pure) Memory per device: the need of a model, the free memory, and the placement on devices.
 
-A device is "memory" (the machine's own) or a card: "gpu0", "gpu1" … in the order of `machine.gpus`. What a
-card holds says nothing of the machine's memory, nor of another card's.
+A device is "memory" (main memory) or a card: "gpu0", "gpu1" … in the order of `machine.gpus`. Each device is
+accounted for separately.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Bytes = Mapping[str, int]
 
 
 def card(at: int) -> str:
-    """The device that the card of this number is."""
+    """Return the device name of a card's index."""
     return f"gpu{at}"
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model takes: bytes of the machine's memory, and bytes that may lie on any card or be spread."""
+    """The memory a model needs, in bytes: main memory, and memory on any card or spread over several."""
 
     memory: int
     cards: int = 0
 
     @classmethod
     def of(cls, held: Bytes) -> Need:
-        """The need of a model that was seen to hold this."""
+        """Return the need of a model from its measured memory per device."""
         return cls(held.get(MEMORY, 0), sum(size for device, size in held.items() if device != MEMORY))
 
     @property
@@ -38,21 +38,20 @@ class Need:
         return self.memory + self.cards
 
     def within(self, budgets: Bytes) -> Need:
-        """The need of an engine that is told to make do with `budgets`: what the cards have no room for stays
-        in the machine's memory."""
+        """Limit the need to `budgets`: what does not fit on the cards stays in main memory."""
         on_cards = min(self.cards, sum(size for device, size in budgets.items() if device != MEMORY))
         memory = self.memory + self.cards - on_cards
         return Need(min(memory, budgets.get(MEMORY, memory)), on_cards)
 
 
 def main_bytes(sizes: Bytes) -> int | None:
-    """What counts of sizes by device: those of the cards, else of the machine's memory; None without any."""
+    """Return the total size on the cards, or if there is none, the size in main memory, or None."""
     return sum(size for device, size in sizes.items() if device != MEMORY) or sizes.get(MEMORY)
 
 
 def lacking(need: Need, free: Mapping[str, float]) -> frozenset[str]:
-    """The devices that have too little free for `need`; none where it fits. A device that `free` does not
-    name has no bound."""
+    """Return the devices with too little free memory for `need`; empty if it fits. A device that `free` does
+    not contain has no limit."""
     short = {MEMORY} if need.memory > free.get(MEMORY, math.inf) else set()
     cards = {device: size for device, size in free.items() if device != MEMORY}
     if need.cards and cards and sum(max(size, 0) for size in cards.values()) < need.cards:
@@ -61,8 +60,8 @@ def lacking(need: Need, free: Mapping[str, float]) -> frozenset[str]:
 
 
 def place(need: Need, free: Mapping[str, float]) -> dict[str, int]:
-    """Where a need goes that fits: on the card with the most free memory, else spread over all cards in
-    proportion to what is free there."""
+    """Place a need that fits: on the card with the most free memory, or if it is too small, over all cards in
+    proportion to their free memory."""
     held = {MEMORY: need.memory} if need.memory else {}
     cards = {device: max(size, 0.0) for device, size in free.items() if device != MEMORY}
     if not need.cards or not cards:
@@ -75,7 +74,7 @@ def place(need: Need, free: Mapping[str, float]) -> dict[str, int]:
 
 
 def left(budgets: Bytes, held: Iterable[Bytes]) -> dict[str, float]:
-    """What of `budgets` is free beside what is held."""
+    """Return the free memory: `budgets` less the memory that is in use (`held`)."""
     free: dict[str, float] = dict(budgets)
     for one in held:
         for device, size in one.items():

@@ -1,7 +1,7 @@
-"""Wheels from the package index, by pip, also where this Python's environment has none, as uv makes them.
+"""Download wheels from the package index with pip, even in an environment without pip, such as uv's.
 
-pip knows the user's index, proxy and certificates; the copy in Python's `ensurepip` does, too, and runs out
-of its wheel without being installed.
+pip knows the user's index, proxy and certificates. Without pip, the copy in Python's `ensurepip` is used,
+which runs from its wheel without installation.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.errors import FetchError
 
 
 def command() -> list[str]:
-    """The program and first arguments. Raises FetchError where this Python has no pip at all."""
+    """Return the command that runs pip. Raises FetchError if this Python has no pip at all."""
     if find_spec("pip") is not None:
         return [sys.executable, "-P", "-m", "pip"]
     wheel = bundled()
     if wheel is not None:
         return [sys.executable, "-P", str(wheel / "pip")]
     raise FetchError(
-        "This Python environment has no pip, which fetches from the package index. Install it: "
+        "This Python environment has no pip, which downloads from the package index. Install it: "
         "uv pip install pip (with uv), python -m ensurepip, or apt install python3-venv (Debian, Ubuntu)."
     )
 
 
 def bundled() -> Path | None:
-    """The wheel of pip that comes with Python; systems that take Python apart keep it elsewhere."""
+    """Return the pip wheel that comes with Python. Distributions that split Python keep it in another
+    folder."""
     ensurepip = find_spec("ensurepip")
     folders = [Path(ensurepip.origin).parent / "_bundled"] if ensurepip and ensurepip.origin else []
     if place := sysconfig.get_config_var("WHEEL_PKG_DIR"):
@@ -42,7 +43,7 @@ def bundled() -> Path | None:
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for it: where only uv's index is set, that is pip's, too."""
+    """Return the environment for pip: if only uv's index is configured, pip uses it."""
     of_uv = {
         "PIP_INDEX_URL": environ.get("UV_DEFAULT_INDEX") or environ.get("UV_INDEX_URL"),
         "PIP_EXTRA_INDEX_URL": environ.get("UV_INDEX") or environ.get("UV_EXTRA_INDEX_URL"),
@@ -59,17 +60,18 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 def download(
     requirement: str, folder: Path, *options: str, report: Callable[[int], None] = lambda done_bytes: None
 ) -> Path:
-    """The wheel that pip brings into `folder`, which is empty. `report` is told how many bytes are there.
+    """Download a wheel into `folder`, which must be empty, and return its path. `report` receives the number
+    of bytes so far.
 
-    Raises FetchError with pip's last words, and OSError.
+    Raises FetchError with pip's last lines, and OSError.
     """
     argv = [
         *command(), "download", requirement, "--no-deps", "--only-binary=:all:", "--no-cache-dir",
         "--disable-pip-version-check", "--quiet", "--progress-bar=off", "--no-input", f"--dest={folder}",
         *options,
     ]  # fmt: skip
-    # pip writes to TMPDIR while it downloads: its growth there is the progress, whatever pip's version.
-    with network.environment():
+    # Every version of pip downloads to TMPDIR, so the size of that folder is the progress.
+    with network_errors.environment():
         environ = {**environment(), "TMPDIR": str(folder)}
     with subprocess.Popen(
         argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -1,7 +1,7 @@
-"""What the system says of a process (when it started, its command line, its memory), and of a short program.
+"""Inspect and kill processes: identity (pid reuse), RSS, OOM kills, process groups; run short programs.
 
-Linux has /proc; elsewhere `ps` is asked. A pid alone names nothing, since the system gives it to another
-process later: with the start time it does.
+It reads /proc on Linux and runs `ps` elsewhere. A pid alone does not identify a process, because the system
+reuses pids; pid and start time together do.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _MOST_LOOKS = 200
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`started` is the system's own word for the time (only good for comparing); `command` the command line,
-    its words joined by spaces."""
+    """Identifies a process. `started` is its start time in the system's format, only for comparison.
+    `command` is the command line, joined by spaces."""
 
     pid: int
     started: str
@@ -33,7 +33,7 @@ class Identity:
 
 
 def identify(pid: int) -> Identity | None:
-    """Who runs under this pid; None where nobody does, or nobody that still runs."""
+    """Return the identity of the process with this pid, or None if it does not run (any longer)."""
     if (_PROC / "self" / "stat").exists():
         with contextlib.suppress(OSError):
             command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ")
@@ -46,8 +46,7 @@ def identify(pid: int) -> Identity | None:
 
 
 def memory_bytes(pid: int) -> int | None:
-    """Memory that the process holds now, the model's file as far as it is mapped in included; None where it
-    can't be told."""
+    """Return the RSS of a process, including resident pages of a mapped model file, or None if unknown."""
     if (_PROC / "self" / "statm").exists():
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int((_PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -57,16 +56,16 @@ def memory_bytes(pid: int) -> int | None:
 
 
 def give_back() -> None:
-    """Return memory that this process has freed to the system. Only glibc keeps it, and can be told to."""
-    import ctypes  # 2 ms, and few commands need it
+    """Return this process's freed memory to the system (malloc_trim). Only glibc holds it back."""
+    import ctypes  # deferred: 2 ms, and few commands need it
 
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_kills() -> int:
-    """How many processes the system has killed because memory ran out, in this container where it counts
-    them, else on this machine; 0 where it does not tell."""
+    """Return how many processes the OOM killer has killed, in this container if it counts them, else on this
+    machine; 0 if unknown."""
     for path in (_CGROUP_EVENTS, _PROC / "vmstat"):
         with contextlib.suppress(OSError, ValueError):
             for line in path.read_text().splitlines():
@@ -76,8 +75,8 @@ def memory_kills() -> int:
 
 
 def private_bytes(pid: int) -> int | None:
-    """Memory of the process that is no file's: what an engine holds beside the file that it has mapped; None
-    where it can't be told."""
+    """Return the RSS of a process without mapped files, such as an engine's memory besides its model file, or
+    None if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         _, resident, shared = (_PROC / str(pid) / "statm").read_text().split()[:3]
         return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
@@ -85,15 +84,15 @@ def private_bytes(pid: int) -> int | None:
 
 
 def end_group(pid: int) -> None:
-    """SIGKILL to the process group that `pid` leads; nothing happens where there is none."""
-    if pid > 1:  # 0 is our own group, 1 is everybody
+    """Send SIGKILL to the process group of `pid`. Does nothing if it does not exist."""
+    if pid > 1:  # 0 would be our own group, 1 all processes
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
 
 
 def end_session(leader: int) -> None:
-    """SIGKILL to every process of the session that `leader` began, whatever its group is, and whether or not
-    the leader still runs. Where the system can't list them, SIGKILL to the leader's group."""
+    """Send SIGKILL to all processes of the session of `leader`, in any process group, even if the leader has
+    exited. On systems without /proc, send it to the leader's process group."""
     if not (_PROC / "self" / "stat").exists():
         end_group(leader)
         return
@@ -104,7 +103,7 @@ def end_session(leader: int) -> None:
         for pid in members:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        # One that was about to start another is gone now; the other is found by the next look.
+        # A killed process may just have started another one, which the next iteration finds.
         time.sleep(_LOOK_AGAIN_S)
 
 
@@ -113,7 +112,7 @@ def _pids() -> list[int]:
 
 
 def _stat(pid: int, field: int) -> str:
-    """A field of what Linux tells of a process, by its number from 1; "" where it has ended."""
+    """Return a field of /proc/PID/stat by its number from 1, or "" if the process has exited."""
     with contextlib.suppress(OSError, IndexError, UnicodeDecodeError):
         # The second field is the program's name in parentheses, which may hold spaces and parentheses.
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -122,7 +121,7 @@ def _stat(pid: int, field: int) -> str:
 
 
 def output(argv: Sequence[str], timeout_s: float) -> str:
-    """What a program that ends soon writes, to standard output and error; "" where it can't be run."""
+    """Run a short program, and return its standard output and error, or "" if it can't run or times out."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(
             argv,

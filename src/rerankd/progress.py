@@ -1,4 +1,4 @@
-"""How long work reports how far it is, and sizes as a person says them."""
+"""Progress reports of long operations, and sizes as text (639 MiB)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is, in bytes or steps; what it
-raises ends the work."""
+"""Called with a description of the work, the amount done and the total, in bytes or steps. An exception that
+it raises stops the work."""
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """The progress that nobody is told."""
+    """Discard progress reports."""
 
 
 @contextlib.contextmanager
 def step(progress: Progress, what: str) -> Iterator[None]:
-    """Report the begin of something whose own progress is not known, and its end if it succeeds."""
+    """Report the start of an operation that reports no progress itself, and its end if it succeeds."""
     progress(what, 0, 1)
     yield
     progress(what, 1, 1)
 
 
 def size_words(size_bytes: int) -> str:
-    """A size as a person says it: `639 MiB`."""
+    """Return a size as text: `639 MiB`."""
     size, unit = float(size_bytes), 0
     while size >= 1024 and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1

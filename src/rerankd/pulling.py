@@ -1,4 +1,4 @@
-"""A pull with everything it needs, built from the settings: for the command line and for the admin API."""
+"""Pulls and checks a model with the settings of this machine, for the command line and the admin API."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from rerankd import config, machine
 from rerankd.config import Settings
 from rerankd.download import Downloader
-from rerankd.hub import hubs, ref
+from rerankd.hub import hubs, model_ref
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Record, Store
 from rerankd.progress import Progress
 from rerankd.service import Reranker
-from rerankd.serving import offers
-from rerankd.serving.prepare import prepare, resolve_file
+from rerankd.serving import backend_offers
+from rerankd.serving.prepare_model import prepare, resolve_file
 
 
 def pull(
@@ -27,28 +27,28 @@ def pull(
     progress: Progress,
     check: Callable[[Path], None] = lambda path: None,
 ) -> Record:
-    """Fetch a model into the store. `check` is the last word on the file. Blocks; raises what
-    `Puller.pull` does, and what `progress` or `check` raise."""
+    """Download a model into the store. `check` runs on the file before it enters the store. Blocks. Raises
+    what `Puller.pull`, `progress` and `check` raise."""
     for client in ("huggingface_hub", "modelscope_hub"):
         logging.getLogger(client).setLevel(logging.ERROR)
     wanted = settings.of(model)
-    ref.parse(wanted.ref)
+    model_ref.parse(wanted.ref)
     with Downloader(progress=progress) as downloader:
         return Puller(
             store=Store(settings.home),
             hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
             downloader=downloader,
-            resolve=lambda facts: resolve_file(facts, wanted.scoring),
+            resolve=lambda metadata: resolve_file(metadata, wanted.scoring),
             check=check,
             say=say,
             progress=progress,
-            memory_bytes=machine.read().memory_bytes if offers.cards(settings) == () else None,
+            memory_bytes=machine.read().memory_bytes if backend_offers.usable_cards(settings) == () else None,
         ).pull(wanted.ref)
 
 
 def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[str, ...]:
-    """Start an engine, check its scores, and have a second engine score the same pairs where one can,
-    whatever was found earlier. Returns in words what was checked. Blocks; raises what a start raises."""
+    """Start an engine, check its scores and compare them with a second engine's, even if stored results
+    exist. Returns the results in words. Blocks. Raises what starting an engine raises."""
     model = prepare(settings, wanted.model_copy(update={"replicas": 1, "preload": True}))
 
     async def run() -> tuple[str, ...]:
@@ -59,17 +59,17 @@ def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[st
         async with reranker:
             if tested.doubts:
                 return tested.doubts
-            second = "no second engine can run it, or none has room"
+            comparison = "no second engine can run the model, or memory is too low for one"
             if tested.passed is not None:
-                second = f"it {tested.passed.words}"
-            return ("check at load: passed", f"self-test: {second}")
+                comparison = tested.passed.words
+            return ("self-test: passed", f"second engine: {comparison}")
 
     return asyncio.run(run())
 
 
 def start_once(settings: Settings, path: Path, scoring: config.ScoringSettings) -> None:
-    """Start an engine with a file that is scored so, check its scores, and stop it. Blocks; raises what a
-    start raises."""
+    """Start an engine with a file, check its scores, and stop it. Blocks. Raises what starting an engine
+    raises."""
 
     async def run() -> None:
         alone = {"model": (str(path),), "models": {}, "alias": (), "replicas": 1, "preload": True}

@@ -1,4 +1,4 @@
-"""The whole story of a request, without HTTP: `Reranker.answer` reads as the way of a request.
+"""The Reranker class: admit, score and rank requests, without HTTP. `Reranker.answer` shows the steps.
 
 async with Reranker() as reranker:
     result = await reranker.rerank("what is a panda?", ["a bear of China", "a kind of bread"])
@@ -28,48 +28,51 @@ from rerankd.errors import (
 )
 from rerankd.metrics import Metrics
 from rerankd.process.states import Status
-from rerankd.scoring import plan
-from rerankd.scoring.plan import Plan
+from rerankd.scoring import deduplicate
+from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.result import Scored, ranked
-from rerankd.serving import readings
-from rerankd.serving.prepare import Model
-from rerankd.serving.queue import NOBODY, WEIGHTS, Client, Place
+from rerankd.serving import metric_readings
+from rerankd.serving.admission import ANONYMOUS, Client
+from rerankd.serving.document_scores import Budget, nothing_scored, score_documents, texts_to_score
+from rerankd.serving.prepare_model import Model
+from rerankd.serving.queue import QueuedRequest
 from rerankd.serving.registry import ModelRegistry
-from rerankd.serving.request import Budget, nothing, planned, score
+from rerankd.serving.scheduler import WEIGHTS
 from rerankd.serving.served_model import ServedModel
 
 NOT_STARTED = (
-    "This Reranker is not started. Use it as `async with Reranker() as reranker:`, or call "
+    "This Reranker has not been started. Use `async with Reranker() as reranker:`, or call "
     "`await reranker.start()` first and `await reranker.close()` at the end."
 )
 
 
 class Reranker:
-    """Scores documents against a query with the models of its settings, whose engines it starts, keeps
-    running and stops.
+    """Scores documents for a query with the models of its settings. It starts, supervises and stops their
+    engines.
 
-    Use it as an async context manager; entering waits until those are ready that are loaded at the start.
-    Where there is no block to put it around, `start` and `close` do the same. It belongs to the process and
-    the event loop that started it, and is started once: its methods raise Misuse elsewhere and before, and
-    Stopping after.
+    Use it as an async context manager; entering waits until the preloaded models are ready. Without a block,
+    call `start` and `close`. It belongs to the process and the event loop that started it, and can be started
+    once. Its methods raise Misuse in another process or loop and before the start, and Stopping after
+    `close`.
     """
 
     def __init__(
         self, settings: Settings | None = None, *, prepared: Sequence[Model] = (), **overrides: Any
     ) -> None:
-        """`settings` None reads the environment and the settings file; `overrides` are settings by name.
+        """With `settings` None, the environment and the settings file are read. `overrides` are settings by
+        name.
 
         `prepared` are models that `prepare` has already returned. Raises ConfigError, and DoesNotFit for a
-        model that the memory budget can never hold.
+        model that exceeds the memory budget.
         """
         settings = config.override(settings, overrides) if settings else config.from_machine(overrides)
         self.keys = keys.read(settings)
         if self.keys and not len(self.keys):
             raise ConfigError(
-                f"The file of API keys {settings.api_keys_file} holds no key. Make one with "
+                f"The API key file {settings.api_keys_file} contains no key. Create one with "
                 "`rerankd key new NAME`."
             )
-        self.metrics = Metrics(lambda: readings.of(self.registry.entries))
+        self.metrics = Metrics(lambda: metric_readings.of(self.registry.entries))
         self.registry = ModelRegistry(settings, self.metrics)
         self.registry.begin_with(prepared)
         self._is_closed = False
@@ -82,12 +85,12 @@ class Reranker:
         await self.close()
 
     async def start(self) -> None:
-        """Start the engines, and wait until those are ready that are loaded at the start. Raises Misuse where
-        it was started before, and what keeps all models from being served."""
+        """Start the engines, and wait until the preloaded models are ready. Raises Misuse if it was started
+        before, and the first model's error if no model can be served."""
         if self._is_closed:
-            raise Misuse("This Reranker is closed, and can't be started again. Make a new one.")
+            raise Misuse("This Reranker is closed and cannot be restarted. Create a new one.")
         if self.registry.owner is not None:
-            raise Misuse("This Reranker is started already: enter it once, and share it.")
+            raise Misuse("This Reranker is already started. Start it once and share it.")
         try:
             await self.registry.start()
         except BaseException:
@@ -95,13 +98,13 @@ class Reranker:
             raise
 
     async def drain(self) -> None:
-        """Take no new requests, let those under way finish for up to `drain_timeout_s`, then close."""
+        """Admit no new requests, wait up to `drain_timeout_s` for the others to finish, then close."""
         await self.registry.drain()
         await self.close()
 
     async def close(self, *, at_once: bool = False) -> None:
-        """Stop the engines and remove what they left; safe to call again, and with `at_once` to cut an
-        earlier call short. In a forked process it does nothing: the engines are the other's."""
+        """Stop the engines and remove their files. Safe to call again; `at_once` then ends an earlier call.
+        In a forked process it does nothing, because the engines belong to the parent."""
         if self.registry.owner is not None:
             if not self.registry.owner.is_this_process:
                 return
@@ -110,8 +113,8 @@ class Reranker:
         self._is_closed = True
 
     async def apply(self, settings: Settings) -> None:
-        """Go on by other settings, and by the keys that are in the file now: one that was removed is refused
-        at once, even where the other settings can't be taken over.
+        """Apply changed settings, and read the API key file again. A removed key is rejected at once, even if
+        the other settings cannot be applied.
 
         Raises ConfigError, and what `ModelRegistry.apply` raises; then the other settings have not changed.
         """
@@ -120,17 +123,17 @@ class Reranker:
 
     @property
     def settings(self) -> Settings:
-        """What it works by; a reload may change it."""
+        """The current settings; a reload may change them."""
         return self.registry.settings
 
     @property
     def model(self) -> Model:
-        """The first model, which answers where a request names none."""
+        """The first model, which answers requests that name no model."""
         return self._first().model
 
     @property
     def state(self) -> Status[Engine]:
-        """What the engines of the first model do."""
+        """The state of the first model's engines."""
         return self._first().state
 
     def _first(self) -> ServedModel:
@@ -139,11 +142,11 @@ class Reranker:
         return self.registry.find(None)
 
     async def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
-        """Order `documents` by how well they answer `query`; `options` are RerankRequest's fields. Raises
+        """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields. Raises
         InvalidRequest for an invalid request, and what `answer` raises."""
-        if isinstance(documents, str | bytes | Mapping):  # whose parts would be taken for documents
+        if isinstance(documents, str | bytes | Mapping):  # their elements would be taken for documents
             kind = type(documents).__name__
-            raise InvalidRequest(f"The documents are a {kind}, but must be a list of strings.")
+            raise InvalidRequest(f"documents is a {kind}, but must be a list of strings.")
         return await self.answer(RerankRequest(query, tuple(documents), **options))
 
     async def answer(
@@ -151,39 +154,39 @@ class Reranker:
         request: RerankRequest,
         *,
         timeout_s: float | None = None,
-        client: Client = NOBODY,
+        client: Client = ANONYMOUS,
         since: float | None = None,
     ) -> RerankResult:
-        """The way of a request: check, admit, tokenize, score each text once, rank by raw value.
+        """Process a request: check, admit, tokenize, score each distinct text, rank by raw score.
 
-        `timeout_s` may shorten the deadline of the settings; `client` is who asks, and has a fair share.
-        `since` is when its budget began (time.monotonic), if that was not now.
+        `timeout_s` may shorten the deadline of the settings. `client` is the sender, which gets a fair share.
+        `since` is when its time budget began (time.monotonic), if that was before now.
 
-        Raises InvalidRequest for an invalid request, Overloaded where the queue is full, EngineTimeout past
-        the deadline, and another EngineError where scoring failed.
+        Raises InvalidRequest for an invalid request, Overloaded if the queue is full, EngineTimeout after the
+        deadline, and another EngineError if scoring failed.
         """
         started = time.perf_counter()
         since = time.monotonic() if since is None else since
         self._check_started()
         self._check_request(request)
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
-        timeout_s = await self.registry.arrivals.until_read(request.model, timeout_s)
+        timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
         served = self.registry.find(request.model)
         budget = Budget.of(request, served.wanted.budget_ms, since)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
         with served.queue.admit(
             client, len(request.documents), size_bytes, weight=WEIGHTS[request.priority]
         ) as place:
-            texts = planned(request, served)
+            texts = texts_to_score(request, served)
             scored = await self._scored(served, request, place, texts, budget, timeout_s)
-        rows = ranked(request, scored.raw, served.model.scoring.normalization)
+        rows = ranked(request, scored.raw, served.model.recipe.normalization)
         has_scores = any(value is not None for value in scored.raw)
         none = ("No document reaches the score_threshold of the request.",) * (has_scores and not rows)
         result = RerankResult(
             model=request.model or served.name,
             results=rows,
             tokens=scored.tokens,
-            normalization="raw" if request.raw_scores else served.model.scoring.normalization.name,
+            normalization="raw" if request.raw_scores else served.model.recipe.normalization.name,
             warnings=(
                 request.warnings
                 + served.model.resolution.warnings
@@ -191,7 +194,7 @@ class Reranker:
                 + scored.warnings
                 + none
             ),
-            cut=scored.cut,
+            truncated=scored.truncated,
             blank=texts.blank,
             errors=scored.document_errors,
             unscored=scored.unscored,
@@ -208,14 +211,14 @@ class Reranker:
         self,
         served: ServedModel,
         request: RerankRequest,
-        place: Place,
-        texts: Plan,
+        place: QueuedRequest,
+        texts: UniqueTexts,
         budget: Budget | None,
         timeout_s: float,
     ) -> Scored:
-        """What `score` says, before the deadline; and with a budget, before it is over."""
+        """Load the model and score the documents, within the deadline and the time budget."""
         ends = time.monotonic() + timeout_s
-        # `score` keeps to the budget itself; this is for the load that may come before.
+        # score_documents observes the budget itself; this is for loading the model before it.
         latest = math.inf if budget is None else budget.latest
         is_loaded = False
         try:
@@ -223,10 +226,10 @@ class Reranker:
                 async with self.registry.use(served):
                     is_loaded = True
                     limit.reschedule(asyncio.get_running_loop().time() + ends - time.monotonic())
-                    return await score(served, request, place, texts, budget)
+                    return await score_documents(served, request, place, texts, budget)
         except TimeoutError:
             if latest < ends and not is_loaded:
-                return nothing(texts)
+                return nothing_scored(texts)
             raise self._too_late(served, timeout_s) from None
 
     async def answer_all(
@@ -234,17 +237,17 @@ class Reranker:
         requests: Sequence[RerankRequest],
         *,
         timeout_s: float | None = None,
-        client: Client = NOBODY,
+        client: Client = ANONYMOUS,
     ) -> list[RerankResult]:
-        """The answers of several requests to one model, one after the other. They are bound together by what
-        one request is: so many documents, and one deadline. Raises what `answer` raises."""
+        """Process several requests to one model, one after the other. Together they have the limits of one
+        request: its number of documents, and one deadline. Raises what `answer` raises."""
         if len(requests) == 1:
             return [await self.answer(requests[0], timeout_s=timeout_s, client=client)]
         self._check_count(sum(len(request.documents) for request in requests))
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                since = time.monotonic()  # one budget for all
+                since = time.monotonic()  # one time budget for all
                 return [await self.answer(request, client=client, since=since) for request in requests]
         except TimeoutError:
             raise self._too_late(self.registry.find(requests[0].model), timeout_s) from None
@@ -254,19 +257,19 @@ class Reranker:
             raise Misuse(NOT_STARTED)
         self.registry.owner.check()
         if self._is_closed:
-            raise Stopping("This Reranker is closed. Ask it inside its block, or make a new one.")
+            raise Stopping("This Reranker is closed. Use it inside its block, or create a new one.")
 
     def _check_request(self, request: RerankRequest) -> None:
-        if plan.is_blank(request.query):
-            raise InvalidRequest("The query is empty. Send the question the documents should answer.")
+        if deduplicate.is_blank(request.query):
+            raise InvalidRequest("The query is empty. Send the question that the documents should answer.")
         if not request.documents:
-            raise InvalidRequest("There are no documents. Send at least one.")
+            raise InvalidRequest("The list of documents is empty. Send at least one document.")
         self._check_count(len(request.documents))
         most = self.settings.max_document_characters
         for at, text in enumerate(request.documents):
             if len(text) > most:
                 raise InvalidRequest(
-                    f"Document {at} has {len(text)} characters; at most {most} are taken. Send it in parts, "
+                    f"Document {at} has {len(text)} characters; the limit is {most}. Send it in parts, "
                     "or raise max_document_characters."
                 )
 
@@ -274,25 +277,25 @@ class Reranker:
         most = self.settings.max_documents
         if documents > most:
             raise InvalidRequest(
-                f"The request has {documents} documents; at most {most} are taken at once. Send them in "
-                "parts, or raise max_documents."
+                f"The request has {documents} documents; the limit is {most}. Send them in several requests, "
+                "or raise max_documents."
             )
 
     def _too_late(self, served: ServedModel, timeout_s: float) -> EngineError:
-        """The error of a request that passed its deadline; the engine, if it had one, is looked at."""
+        """The error of a request that exceeded its deadline. Its engine, if it had one, is checked."""
         self.metrics.deadlines.inc()
         state = served.state
         if state.engine is None:
             why = f" {state.error.message}" if state.error is not None else ""
             if state.phase == "unloaded":
-                why = f" {served.name} waits until other models have made room for it."
+                why = f" {served.name} is waiting for memory that other models use."
             wait_s = max(math.ceil(state.until - time.monotonic()), 1)
             return EngineUnavailable(
-                f"No engine was ready before the request's deadline of {timeout_s:g} s.{why}",
+                f"No engine was ready within the request's deadline of {timeout_s:g} s.{why}",
                 retry_after_s=wait_s,
             )
         served.suspect()
         return EngineTimeout(
-            f"The request took longer than {timeout_s:g} s and was dropped. Send fewer or shorter documents, "
+            f"The request exceeded its deadline of {timeout_s:g} s. Send fewer or shorter documents, "
             "or raise request_timeout_s."
         )

@@ -1,14 +1,15 @@
-"""What rerankd has learned about this machine and its models: `state/` in the data folder.
+"""Persistent state: what rerankd has learned about this machine and its models, in `state/` in the data
+folder.
 
-One JSON file for each section ("precision", "self_test", …) holds a version and its entries. All of it can be
-learned again, so losing it costs time and no more: no reader of this module has an error to handle.
+Each section ("precision", "self_test", …) is one JSON file with a version and its entries. Everything in it
+can be learned again, so losing it only costs time, and reading it raises no errors.
 
-- Writers take a lock, read the file again, change their own entry and replace the file, so services that
-  share a data folder keep each other's entries. Readers take no lock; they read the
-  file again when it has changed.
-- A file that is damaged, or that a newer rerankd wrote, counts as empty. The next writer renames it.
-- Where nothing can be written (a read-only folder, a full disk, a lock that somebody else holds), entries are
-  kept in this process's memory and written with the next one that can be. The log says so once.
+- A writer takes a lock, reads the file again, changes its own entry and replaces the file, so services that
+  share a data folder keep each other's entries. Readers take no lock; they read the file again when it has
+  changed.
+- A file that is damaged, or written by a newer rerankd, is treated as empty. The next writer renames it.
+- If the file cannot be written (read-only folder, full disk, locked by another process), entries are kept in
+  memory and written with the next write that succeeds. This is logged once.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ _log = logging.getLogger("rerankd")
 FOLDER = "state"
 VERSION = 1
 MOST_ENTRIES = 1_000
-"""Entries of a section. The ones written first are dropped."""
+"""Maximum number of entries of a section. The oldest are dropped."""
 MOST_VALUE_BYTES = 16 * 2**10
-"""Bytes of one entry's key and value as JSON."""
-# No section that this module wrote is larger; one that is, is not read into memory.
+"""Maximum size of one entry's key and value as JSON."""
+# This module writes no larger file. A larger one is not read into memory.
 _MOST_FILE_BYTES = 2 * MOST_ENTRIES * MOST_VALUE_BYTES
 _LOCK_WAIT_S = 1.0
-# Clocks of machines that share a folder differ by less. An entry from the future has no age to trust.
+# The clocks of machines that share a folder differ by less. An entry further in the future is not trusted.
 _CLOCK_SKEW_S = 300.0
 _SECTION = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
-# What reading JSON of any content may raise.
+# Raised by parsing JSON of an unexpected form.
 _NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 _Stamp = tuple[int, int, int] | None
@@ -52,21 +53,21 @@ _Stamp = tuple[int, int, int] | None
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value that was learned. `at` and `until` are in seconds since 1970; `until` None is for good."""
+    """A learned value. `at` and `until` are in seconds since 1970; with `until` None it does not expire."""
 
     value: Any
     at: float
     until: float | None = None
 
     def is_live(self, now: float) -> bool:
-        """Whether it still holds."""
+        """Whether it has not expired."""
         return self.until is None or self.at - _CLOCK_SKEW_S <= now < self.until
 
 
 @dataclass(slots=True)
 class _Section:
-    """What was last read of a file, the stamp it had then, and the changes that could not be written yet
-    (None: removed). `unread` says why the file counts as empty."""
+    """The last content read from a file, its stamp then, and the changes not yet written (None: removed).
+    `unread` says why the file is treated as empty."""
 
     stamp: _Stamp = None
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -75,10 +76,10 @@ class _Section:
 
 
 class StateStore:
-    """The learned values below a data folder. Safe to use from several threads.
+    """The learned values in a data folder. Thread-safe.
 
-    Reading looks at one file's time of change. Writing takes milliseconds, and up to a second where another
-    process is writing, so an event loop calls `put`, `remove` and `clear` in a thread.
+    Reading checks one file's modification time. Writing takes milliseconds, or up to a second while another
+    process writes, so an event loop must call `put`, `remove` and `clear` in a thread.
     """
 
     def __init__(self, home: Path, *, now: Callable[[], float] = time.time) -> None:
@@ -86,15 +87,15 @@ class StateStore:
         self._now = now
         self._sections: dict[str, _Section] = {}
         self._mutex = threading.RLock()
-        self._said = False
+        self._warned = False
 
     def get(self, section: str, key: str) -> Any | None:
-        """The value of an entry; None where there is none, or its time is over."""
+        """The value of an entry; None if there is none, or it has expired."""
         entry = self.entries(section).get(key)
         return None if entry is None else entry.value
 
     def entries(self, section: str) -> dict[str, Entry]:
-        """The entries of a section that still hold, the oldest first."""
+        """The entries of a section that have not expired, oldest first."""
         with self._mutex:
             known = self._read(section)
             return self._live(_merged(known.entries, known.pending))
@@ -107,27 +108,26 @@ class StateStore:
             return sorted(name for name in names if self.entries(name))
 
     def put(self, section: str, key: str, value: Any, ttl_s: float | None = None) -> None:
-        """Keep a value, for `ttl_s` seconds or for good. Raises ValueError where it is not JSON, or is larger
-        than MOST_VALUE_BYTES with its key."""
+        """Store a value, for `ttl_s` seconds or without expiry. Raises ValueError if it is not JSON, or
+        exceeds MOST_VALUE_BYTES with its key."""
         self._change(section, {key: self._made(section, key, value, ttl_s)})
 
     def setdefault(self, section: str, key: str, value: Any, ttl_s: float | None = None) -> Any:
-        """Keep a value, for `ttl_s` seconds or for good, where there is none yet. Returns the one
-        that is kept: of several processes that find out the same at once, the first one's. Raises ValueError
-        as `put`."""
+        """Store a value, for `ttl_s` seconds or without expiry, if there is none yet. Returns the stored
+        value: if several processes store one at the same time, the first. Raises ValueError like `put`."""
         with self._mutex:
             if self.get(section, key) is None:
                 self._change(section, {key: self._made(section, key, value, ttl_s)}, unless_there=True)
             return self.get(section, key)
 
     def remove(self, section: str, key: str) -> None:
-        """Forget an entry; nothing happens where there is none."""
+        """Remove an entry, if there is one."""
         if key in self.entries(section):
             self._change(section, {key: None})
 
     def clear(self, section: str | None = None) -> int:
-        """Forget a section, or all of them, with the files that were set aside. Returns how many entries
-        there were. Raises DataFolderError where a file can't be removed."""
+        """Remove a section, or all of them, including renamed damaged files. Returns the number of entries
+        removed. Raises DataFolderError if a file cannot be removed."""
         with self._mutex:
             names = self.sections() if section is None else [section]
             count = sum(len(self.entries(name)) for name in names)
@@ -136,8 +136,8 @@ class StateStore:
             files = [path for path in self._files() if section in (None, path.name.partition(".")[0])]
             with (
                 disk_errors(
-                    f"{self.folder} can't be cleared",
-                    "Change its rights, or delete the folder: rerankd makes it anew.",
+                    f"{self.folder} cannot be cleared",
+                    "Change its permissions, or delete the folder; rerankd creates it again.",
                 ),
                 locks.held_soon(self.folder, _LOCK_WAIT_S) if files else contextlib.nullcontext(),
             ):
@@ -152,13 +152,13 @@ class StateStore:
 
     def _path(self, section: str) -> Path:
         if not _SECTION.fullmatch(section):
-            raise ValueError(f"{section!r} is no name of a section")
+            raise ValueError(f"{section!r} is not a valid section name")
         return self.folder / f"{section}.json"
 
     def _made(self, section: str, key: str, value: Any, ttl_s: float | None = None) -> Entry:
         size = len(json.dumps([key, value], allow_nan=False).encode())
         if size > MOST_VALUE_BYTES:
-            raise ValueError(f"{section}: an entry may have {MOST_VALUE_BYTES} bytes, this one has {size}")
+            raise ValueError(f"{section}: the entry has {size} bytes; the limit is {MOST_VALUE_BYTES}")
         now = self._now()
         return Entry(value, now, None if ttl_s is None else now + ttl_s)
 
@@ -167,7 +167,7 @@ class StateStore:
         return {key: entry for key, entry in entries.items() if entry.is_live(now)}
 
     def _read(self, section: str) -> _Section:
-        """The section as it is on the disk now. The mutex is held."""
+        """The section as it is on disk now. The caller holds the mutex."""
         path = self._path(section)
         known = self._sections.setdefault(section, _Section())
         stamp = _stamp(path)
@@ -177,7 +177,7 @@ class StateStore:
                 try:
                     known.entries = _load(path, stamp)
                 except OSError as error:
-                    _log.debug("%s can't be read: %s", path, error)
+                    _log.debug("%s cannot be read: %s", path, error)
                 except _NOT_OURS as error:
                     known.unread = str(error) or repr(error)
         return known
@@ -200,10 +200,10 @@ class StateStore:
                 pending = self._sections[section].pending
                 for key in list(pending)[:-MOST_ENTRIES]:
                     del pending[key]
-                self._say_once(error)
+                self._warn_once(error)
 
     def _write(self, path: Path, known: _Section) -> None:
-        """Write a section, just read, with its pending changes. The lock and the mutex are held."""
+        """Write a section, just read, with its pending changes. The caller holds the lock and the mutex."""
         merged = self._live(_merged(known.entries, known.pending))
         kept = dict(list(merged.items())[-MOST_ENTRIES:])
         if known.unread:
@@ -217,40 +217,40 @@ class StateStore:
         known.entries, known.stamp = kept, _stamp(path)
         known.pending.clear()
 
-    def _say_once(self, error: OSError) -> None:
-        if not self._said:
-            self._said = True
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
             _log.warning(
-                "%s can't be written (%s). What rerankd learns about this machine is kept in memory, and "
-                "learned again after a restart.",
+                "%s cannot be written (%s). What rerankd learns about this machine is kept in memory, and "
+                "is lost at exit.",
                 self.folder,
                 error.strerror or error,
             )
 
 
 def _load(path: Path, stamp: tuple[int, int, int]) -> dict[str, Entry]:
-    """The entries of a file. Raises OSError, and one of _NOT_OURS where it can't be understood."""
+    """The entries of a file. Raises OSError, and one of _NOT_OURS if its content is not valid."""
     if stamp[1] > _MOST_FILE_BYTES:
         raise ValueError("it is too large")
-    said = json.loads(path.read_bytes())
-    if said["version"] != VERSION:
-        raise ValueError(f"it has version {said['version']!r}, and this rerankd knows {VERSION}")
-    return {str(key): _entry(one) for key, one in said["entries"].items()}
+    content = json.loads(path.read_bytes())
+    if content["version"] != VERSION:
+        raise ValueError(f"it has version {content['version']!r}, but this rerankd supports {VERSION}")
+    return {str(key): _entry(one) for key, one in content["entries"].items()}
 
 
-def _entry(said: Any) -> Entry:
-    value, at, until = said
+def _entry(parsed: Any) -> Entry:
+    value, at, until = parsed
     return Entry(value, float(at), None if until is None else float(until))
 
 
 def _merged(entries: Mapping[str, Entry], changes: Mapping[str, Entry | None]) -> dict[str, Entry]:
-    """The entries after the changes; what has changed is the newest."""
+    """The entries after the changes; changed entries are the newest."""
     merged = {key: entry for key, entry in entries.items() if key not in changes}
     return merged | {key: entry for key, entry in changes.items() if entry is not None}
 
 
 def _stamp(path: Path) -> _Stamp:
-    """What tells a file from the one that replaced it."""
+    """Identifies a version of a file."""
     try:
         status = path.stat()
     except OSError:

@@ -1,9 +1,9 @@
-"""The golden models, and the engines that they are compared on with transformers' values.
+"""The cases of the contract suite: each golden model on each engine, compared with transformers' scores.
 
-Tolerances: 1e-3, and for OpenVINO in f32 a tenth of it (5e-6 seen), but for two causes that are llama.cpp's
-own (tests/golden/README.md has the measurements).
-xlmr-head: its GELU for `bert` is the tanh form, out of a table in F16; the model's is the erf form.
-qwen2-labels: with F16 matrices it rounds activations to F16 as well.
+The tolerance is 1e-3, and 1e-4 for OpenVINO in f32 (5e-6 was seen). It is larger for two models on llama.cpp
+(measurements: tests/golden/README.md). xlmr-head: llama.cpp computes GELU for `bert` in the tanh form, from
+an F16 table; the model uses the erf form. qwen2-labels: with F16 matrices, llama.cpp rounds activations to
+F16.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ BOUNDS = {
     "qwen2-labels": 3.5e-3,
     "bert-embedder": 1e-3,
 }
-# A llama-server as old as b11434 has the tanh form of GELU for ModernBERT too; the bundled one has erf.
+# llama-server b11434 uses the tanh form of GELU for ModernBERT, too; the bundled build uses erf.
 SERVER_BOUNDS = BOUNDS | {"modernbert-head": 5e-3}
 OPENVINO_BOUNDS = dict.fromkeys(("xlmr-head", "modernbert-head", "bert-embedder"), 1e-4)
-# llama.cpp cuts a word of over 100 letters into WordPieces; the reference makes it one unknown token.
+# llama.cpp splits a word of over 100 letters into WordPieces; for the reference it is one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
-# Checkpoints in transformers' format, of the same weights as the GGUF file where there is one.
+# Checkpoints in transformers' format, with the same weights as the GGUF file of that name, if any.
 CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A golden model on one engine, which the settings choose."""
+    """A golden model and an engine, which `settings` select."""
 
     name: str
     engine: str
@@ -57,8 +57,8 @@ class Case:
 
 
 def cases() -> Iterator[Any]:
-    """Every golden model on every engine that can run it; on a llama-server where LLAMA_SERVER names one, or
-    `make engine` has built one."""
+    """Yield every golden model on every engine that can run it, including a llama-server if LLAMA_SERVER is
+    set or `make engine` has built one."""
     for name, bound in OPENVINO_BOUNDS.items():
         yield Case(name, "openvino", bound, {"engine": "openvino", "precision": "f32"})
     for name in CHECKPOINTS:
@@ -66,7 +66,7 @@ def cases() -> Iterator[Any]:
     for name, bound in BOUNDS.items():
         yield Case(name, "bundled", bound, {"engine": "llama"})
     server = os.environ.get("LLAMA_SERVER") or native_engine()
-    reason = "there is no llama-server to test with: make engine builds one, LLAMA_SERVER names one"
+    reason = "no llama-server: run make engine, or set LLAMA_SERVER"
     skip = pytest.mark.skipif(not server, reason=reason)
     for name, bound in SERVER_BOUNDS.items():
         case = Case(name, "llama-server", bound, {"llama_path": server, "gpu_layers": 0})
@@ -88,7 +88,7 @@ def documents(cases: list[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Served:
-    """A case whose engine runs."""
+    """A case with a running engine."""
 
     case: Case
     reranker: Reranker

@@ -16,7 +16,7 @@ from support import golden_settings
 async def served(
     request: pytest.FixtureRequest, anyio_backend: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Served]:
-    """A golden model on an engine of the table, started once a module: a real process on a real socket."""
+    """A golden model on a real engine process, started once per module."""
     case: Any = request.param
     async with Reranker(golden_settings(case.name, tmp_path_factory.mktemp("home"), **case.settings)) as one:
         yield Served(case, one)

@@ -1,4 +1,5 @@
-"""A whole backend for tests: a child process scores by shared words. See registered/sitecustomize.py."""
+"""A complete backend for tests. Its engine counts shared words. registered/sitecustomize.py adds it to the
+table."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 
 from rerankd.backends import base
-from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options, per_model
+from rerankd.backends.safer_steps import Step
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.domain import Refusal
 from rerankd.process.child import Launch
-from rerankd.scoring.sequences import Frame, Ids
+from rerankd.scoring.engine_input import Frame, Ids
 
 PROGRAM = str(Path(__file__).with_name("overlap_program.py"))
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -26,8 +27,8 @@ CAREFUL = Step("careful", "careful reading")
 
 
 class OverlapOptions(Options):
-    overlap_scope: Literal["pair", "block"] = per_model("pair", description="what a value depends on")
-    overlap_flags: str = per_model("", description="more flags of the program")
+    overlap_scope: Literal["pair", "block"] = per_model("pair", description="what a score depends on")
+    overlap_flags: str = per_model("", description="extra flags of the program")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class OverlapOffer(base.Offer):
 
 
 class OverlapEngine(WorkerEngine):
-    """A word is a token."""
+    """The client, with a tokenizer: each word is a token."""
 
     frame = Frame(between=np.zeros(1, np.int32))
 
@@ -63,7 +64,7 @@ class OverlapBackend:
         return ()
 
     def offer(self, spec: base.EngineSpec, options: OverlapOptions, survey: None) -> OverlapOffer | Refusal:
-        if spec.scoring.method == "causal_lm":
+        if spec.recipe.method == "causal_lm":
             return Refusal("shared words answer no question", "take an encoder")
         return OverlapOffer(
             backend=self,
@@ -72,7 +73,7 @@ class OverlapBackend:
             build=f"{self.name} 1",
             title=self.title,
             reason="a test wants it for every cross-encoder",
-            rank=base.Rank.GPU if spec.scoring.method == "cross_encoder" else base.Rank.CPU,
+            rank=base.Rank.GPU if spec.recipe.method == "cross_encoder" else base.Rank.CPU,
             memory_bytes=spec.replicas * 2**20,
             policy=base.BatchPolicy(tokens=1000, most_tokens=1000),
             capabilities=base.Capabilities(options.overlap_scope, tokenizes=True),
@@ -91,8 +92,8 @@ class OverlapBackend:
 
     def launch(self, offer: OverlapOffer, taken: Sequence[Step], cards: object, socket: Path) -> Launch[Any]:
         spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
-        asked = (str(socket), str(spec.scoring.max_length), offer.capabilities.scope)
-        argv = [sys.executable, "-E", PROGRAM, *asked, *flags]
+        arguments = (str(socket), str(spec.recipe.max_length), offer.capabilities.scope)
+        argv = [sys.executable, "-E", PROGRAM, *arguments, *flags]
         return Launch(argv, OverlapEngine)
 
     def reference(self, spec: base.EngineSpec, running: base.Offer) -> None:

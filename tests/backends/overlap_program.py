@@ -1,17 +1,17 @@
-"""The child of the overlap backend: a pair's value is the number of ids that its texts have in common."""
+"""The engine of the overlap backend: the score of a pair is the number of token ids that its texts share."""
 
 import argparse
 import signal
 import zlib
 
+from rerankd.backends.worker.compute_lock import ComputeLock
 from rerankd.backends.worker.server import Server
-from rerankd.backends.worker.turn import Turn
 from rerankd.errors import InputTooLong
 
 flags = argparse.ArgumentParser()
 flags.add_argument("socket")
 flags.add_argument("max_length", type=int)
-flags.add_argument("scope", help="block: a value is relative to the mean of its block")
+flags.add_argument("scope", help="block: scores are relative to the mean of their block")
 flags.add_argument("--careful", action="store_true", help="don't crash at load")
 flags.add_argument("--crash-at-load", action="store_true")
 flags.add_argument("--crash-on", help="crash on a document with this word", default="")
@@ -19,16 +19,16 @@ options = flags.parse_args()
 
 
 class Overlap:
-    """What the server asks of a scorer."""
+    """The scorer that the server calls."""
 
-    about, turn = "", Turn()
+    about, lock = "", ComputeLock()
 
     def score(self, inputs, check):
         if any(one.tokens > options.max_length for one in inputs):
             raise InputTooLong(f"a pair has more than {options.max_length} words")
         if any(zlib.crc32(options.crash_on.encode()) >> 1 in one.ids for one in inputs):
             signal.raise_signal(signal.SIGSEGV)
-        # An embedding model's query stands apart.
+        # For an embedding model, the query's ids are separate from the prompt's.
         asked = [{*one.question.before.tolist(), *one.question.ids.tolist()} for one in inputs]
         values = [float(len(query & {*one.ids.tolist()})) for query, one in zip(asked, inputs, strict=True)]
         mean = sum(values) / len(values) if options.scope == "block" else 0

@@ -1,8 +1,6 @@
-"""A golden test must be able to fail: one part of a model is broken at a time, and the comparison with
-transformers' scores sees each.
+"""Golden tests must be able to fail: break one part of a model at a time, and check that the scores differ.
 
-The parts are broken in the model's files, so what is tested is what is served: the configuration or a tensor
-says another thing than the model that was scored.
+The parts are broken in the model's files (configuration or tensors), so the served code is what is tested.
 """
 
 from __future__ import annotations
@@ -27,16 +25,16 @@ from twins import write_wordpiece
 
 SCALED = GOLDEN / "scaled"
 FAMILIES = ("bert", "xlmr", "modernbert-mean", "modernbert-cls")
-# What OpenVINO in float32 comes to.
+# The largest error of OpenVINO in float32.
 BOUND = 2e-5
-# A break must be seen by far.
+# A broken part must change scores by far more.
 SEEN = 20 * BOUND
 
 Change = Callable[[Path], None]
 
 
 def copied(family: str, folder: Path) -> Path:
-    """The checkpoint of a family, with a tokenizer; the tests give ids."""
+    """Copy the checkpoint of a family, and add a tokenizer. The tests pass token ids."""
     made = folder / family
     shutil.copytree(SCALED / family, made)
     write_wordpiece(made / "tokenizer.json")
@@ -44,7 +42,7 @@ def copied(family: str, folder: Path) -> Path:
 
 
 def distance(folder: Path, second: int = 0) -> float:
-    """How far the worst score is from transformers', each pair alone and all in one padded batch."""
+    """Return the largest difference from transformers' scores, for single pairs and for one padded batch."""
     cases = json.loads((folder / "golden.json").read_text())
     encoder = Encoder(folder, "rank", threads=1, precision="f32")
     texts = [Reading(case["ids"], case["second"] + second) for case in cases]
@@ -60,7 +58,7 @@ def config(**changes: Any) -> Change:
 
 
 def tensor(part: str, change: Callable[[Any], Any]) -> Change:
-    """Changes the tensors whose name ends so."""
+    """Return a change of the tensors whose names end with `part`."""
 
     def apply(folder: Path) -> None:
         held = checkpoints.read(folder / "model.safetensors")
@@ -171,7 +169,7 @@ def test_a_second_text_that_begins_one_token_late_is_seen(tmp_path: Path) -> Non
     assert distance(copied("bert", tmp_path), second=1) > SEEN
 
 
-# GGUF files, whose keys and tensors are broken in the same way.
+# The same for keys and tensors of GGUF files.
 
 
 def sampled(name: str) -> tuple[list[dict[str, Any]], Any]:
@@ -180,7 +178,7 @@ def sampled(name: str) -> tuple[list[dict[str, Any]], Any]:
 
 
 def file_distance(path: Path, name: str) -> float:
-    """How far OpenVINO's worst score of a GGUF file is from the golden ones of `name`."""
+    """Return OpenVINO's largest difference from the golden scores of `name` for a GGUF file."""
     cases, wanted = sampled(name)
     encoder = Encoder(path, "rank", threads=1, precision="f32")
     found = [encoder.forward(*padded([Reading(case["ids"], len(case["ids"]))]))[0, 0] for case in cases]
@@ -188,7 +186,7 @@ def file_distance(path: Path, name: str) -> float:
 
 
 def test_a_merged_attention_matrix_gives_the_scores_of_its_parts(tmp_path: Path) -> None:
-    """As jina-reranker-v2's GGUF files have it; with the parts in another order it is another model."""
+    """GGUF files of jina-reranker-v2 have one. With its parts in another order, scores must differ."""
     merged = ggufs.rewrite(
         GOLDEN / "xlmr-head.gguf", tmp_path / "merged.gguf", tensors=ggufs.merged_attention
     )
@@ -239,7 +237,7 @@ def test_a_broken_part_of_a_file_is_seen_on_openvino(what: str, tmp_path: Path) 
 
 
 async def llama_distance(path: Path, name: str, home: Path) -> float:
-    """How far llama.cpp's worst score of a file is from the golden ones of `name`, with the default
+    """Return llama.cpp's largest difference from the golden scores of `name` for a file, with the default
     settings."""
     cases, wanted = sampled(name)
     settings = golden_settings(name, home, engine="llama").model_copy(update={"model": (str(path),)})
@@ -268,7 +266,8 @@ async def test_a_broken_part_of_a_file_is_seen_on_llama_cpp(what: str, tmp_path:
 
 
 async def test_a_merged_attention_matrix_is_served_by_every_engine(tmp_path: Path) -> None:
-    """Auto takes an engine that can load jina-reranker-v2's files, and both give the scores of the parts."""
+    """Both engines load the layout of jina-reranker-v2 and return the scores of the separate matrices; auto
+    selects OpenVINO."""
     merged = ggufs.rewrite(
         GOLDEN / "xlmr-head.gguf", tmp_path / "merged.gguf", tensors=ggufs.merged_attention
     )

@@ -1,4 +1,5 @@
-"""The engines of every backend as what a supervisor and a request ask of them: real processes and sockets."""
+"""Contract tests of every backend's engines: start, score, stop and crash, with real processes and
+sockets."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ from rerankd.backends.base import Backend, Batch, Engine, EngineSpec, Offer
 from rerankd.backends.table import BACKENDS
 from rerankd.errors import EngineError, EngineUnavailable
 from rerankd.process.child import Child
-from rerankd.process.reasons import died
+from rerankd.process.failure_reasons import died
+from rerankd.scoring.engine_input import NONE, Input, Question
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import NONE, Input, Question
-from rerankd.serving import tokens
+from rerankd.serving import model_tokenizer
 
 QUERY = "rings of planets"
 TEXTS = ["trains leave at nine", "planets have rings", "rings are gold"]
@@ -36,8 +37,8 @@ ROWS = [*BACKENDS, OVERLAP]
 async def started(
     backend: Backend, spec: EngineSpec, folder: Path
 ) -> AsyncIterator[tuple[Child, Engine, Reader]]:
-    """A child of the backend, as this machine has it; its engine, once it is ready or the child has ended;
-    and what reads texts for it."""
+    """Start a child of the backend on this machine, and wait until it is ready or has exited. Yields the
+    child, its engine, and the reader that prepares texts for it."""
     options = backend.Options()
     offer = backend.offer(spec, options, backend.survey(options, folder, spec))
     assert isinstance(offer, Offer)
@@ -45,14 +46,18 @@ async def started(
     child = await Child.start(launch.argv, folder / "e.log", {**launch.environment, **os.environ})
     engine = launch.connect(folder / "e.sock")
     assert spec.metadata is not None
-    own = engine if offer.capabilities.tokenizes else await tokens.ModelVocabulary(spec.metadata).tokenizer()
+    own = (
+        engine
+        if offer.capabilities.tokenizes
+        else await model_tokenizer.ModelVocabulary(spec.metadata).tokenizer()
+    )
     try:
         async with asyncio.timeout(60):
             while child.exit_code is None and not await engine.is_ready():
                 await asyncio.sleep(0.02)
             if child.exit_code is None:
                 await engine.prepare()
-        yield child, engine, tokens.reader(offer, own)
+        yield child, engine, model_tokenizer.reader(offer, own)
     finally:
         await child.stop(0)
         await engine.close()
@@ -67,33 +72,33 @@ async def batch(reader: Reader, texts: Sequence[str] = TEXTS, query: str = QUERY
 
 
 async def scores(engine: Engine, reader: Reader, texts: Sequence[str] = TEXTS) -> None:
-    """What holds of every engine that scores pairs."""
+    """Check the properties of every engine that scores pairs."""
     assert await engine.is_ready() and await engine.shows_work(10)
-    asked = await batch(reader, texts)
-    answer = await engine.score(asked)
+    prepared = await batch(reader, texts)
+    answer = await engine.score(prepared)
     assert len(answer.values) == len(texts) and None not in answer.values and not answer.errors
     assert len(set(answer.values)) == len(texts)
-    backwards = await engine.score(Batch(asked.inputs[::-1]))
+    backwards = await engine.score(Batch(prepared.inputs[::-1]))
     assert backwards.values[::-1] == pytest.approx(answer.values, abs=1e-4)
-    at_once = await asyncio.gather(*(engine.score(Batch((one,))) for one in asked.inputs))
+    at_once = await asyncio.gather(*(engine.score(Batch((one,))) for one in prepared.inputs))
     assert [one.values[0] for one in at_once] == pytest.approx(answer.values, abs=1e-4)
 
 
-async def is_gone(engine: Engine, asked: Batch) -> None:
+async def is_gone(engine: Engine, prepared: Batch) -> None:
     assert not await engine.is_ready()
-    assert await engine.shows_work(1) in (True, False)  # its death is seen elsewhere
+    assert await engine.shows_work(1) in (True, False)  # it must not raise
     with pytest.raises(EngineUnavailable):
-        await engine.score(asked)
+        await engine.score(prepared)
 
 
 @every_row
 async def test_an_engine_scores_and_a_signal_ends_it(backend: Backend, tmp_path: Path) -> None:
     async with started(backend, HEAD, tmp_path) as (child, engine, reader):
         await scores(engine, reader)
-        asked = await batch(reader)
+        prepared = await batch(reader)
         await child.stop(30)
         assert child.exit_code in (0, -signal.SIGTERM)
-        await is_gone(engine, asked)
+        await is_gone(engine, prepared)
 
 
 @every_row
@@ -101,17 +106,17 @@ async def test_calls_to_an_engine_that_was_killed_fail_as_unavailable(
     backend: Backend, tmp_path: Path
 ) -> None:
     async with started(backend, HEAD, tmp_path) as (child, engine, reader):
-        asked = await batch(reader)
-        call = asyncio.create_task(engine.score(asked))
+        prepared = await batch(reader)
+        call = asyncio.create_task(engine.score(prepared))
         os.kill(child.pid, signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
         await asyncio.wait([call])  # it may have been answered before
         assert isinstance(call.exception(), EngineUnavailable | None)
-        await is_gone(engine, asked)
+        await is_gone(engine, prepared)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda row: row.name)
-async def test_a_damaged_file_ends_the_child_with_words(backend: Backend, tmp_path: Path) -> None:
+async def test_a_damaged_file_makes_the_child_exit_with_a_message(backend: Backend, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(HEAD.path.read_bytes()[:-4000])
     async with started(backend, replace(HEAD, path=damaged), tmp_path) as (child, engine, _):
@@ -122,7 +127,7 @@ async def test_a_damaged_file_ends_the_child_with_words(backend: Backend, tmp_pa
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Another rerank server, whose score is a text's length; it refuses empty queries."""
+    """Another rerank server. Its score is the length of the text; it rejects empty queries."""
 
     def do_GET(self) -> None:
         self._answer(200, {})
@@ -138,7 +143,7 @@ class _Server(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(value).encode())
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -156,15 +161,15 @@ async def test_another_server_is_an_engine_without_files_child_or_token_counts(
 ) -> None:
     engine = upstream.connect(f"http://127.0.0.1:{server.server_port}")
     await engine.prepare()
-    reader = Reader(HEAD.scoring, engine, reads_text=True)
+    reader = Reader(HEAD.recipe, engine, reads_text=True)
     await scores(engine, reader)
-    asked = await batch(reader)
-    assert (await engine.score(asked)).values == [20, 18, 14]
+    prepared = await batch(reader)
+    assert (await engine.score(prepared)).values == [20, 18, 14]
     long = "ring " * 10_000
-    read = await reader.read(await reader.ask(QUERY), [long])
-    assert [one.text for one in read.inputs] == [long] and not read.cut
-    with pytest.raises(EngineError, match="refused"):
+    read = await reader.read(await reader.prepare(QUERY), [long])
+    assert [one.text for one in read.inputs] == [long] and not read.truncated
+    with pytest.raises(EngineError, match="rejected"):
         await engine.score(Batch((Input(Question(""), "ring", NONE, 1),)))
     await engine.close()
     with pytest.raises(EngineUnavailable):
-        await engine.score(asked)
+        await engine.score(prepared)

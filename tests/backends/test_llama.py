@@ -1,4 +1,4 @@
-"""llama.cpp as an engine that reads ids, and as a tokenizer: a real process, asked directly."""
+"""llama.cpp as an engine for token ids, and as a tokenizer: a real process, called directly."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from rerankd.backends.base import Batch
 from rerankd.backends.llama.backend import LlamaBackend
 from rerankd.backends.llama.engines import LlamaEngine
 from rerankd.errors import EngineError, InputTooLong, Unscorable
-from rerankd.formats import gguf, modelfile, tokenizer
+from rerankd.formats import gguf_metadata, model_files, tokenizer
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.ids import Ids
-from rerankd.scoring import plan
+from rerankd.scoring import deduplicate
+from rerankd.scoring.engine_input import Input, Question
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import Input, Question
 from support import GOLDEN, golden
 
 BACKEND = LlamaBackend()
-# Of each kind of vocabulary: SentencePiece, WordPiece, and byte-level BPE with and without a rank head.
+# One model per kind of vocabulary: SentencePiece, WordPiece, and byte-level BPE with and without a rank head.
 NAMES = ("xlmr-head", "bert-embedder", "modernbert-head", "qwen2-labels", "qwen3-headless")
 ROWS = json.loads((GOLDEN / "tokens.json").read_text(encoding="utf-8"))
-TEXTS = [plan.clean(pair["document"], nfc=True) for pair in PAIRS.values() if pair["document"].strip()]
+TEXTS = [deduplicate.clean(pair["document"], nfc=True) for pair in PAIRS.values() if pair["document"].strip()]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -52,7 +52,7 @@ def vocabulary(name: str) -> Vocabulary:
 
 
 def inputs(name: str, *ids: list[Any]) -> Batch:
-    """What the model reads is given whole; of an embedding model, the query's ids and the document's."""
+    """Make a batch of complete inputs, or for the embedding model of (query ids, document ids)."""
     if name == "bert-embedder":
         made = [(Question("", ids=array(query)), array(document)) for query, document in ids]
     else:
@@ -72,7 +72,7 @@ async def test_values_are_those_of_the_reference(running: tuple[str, LlamaEngine
     cases = [case for case in cases if PAIRS[case["id"]]["document"].strip()]  # blank: never scored
     if reader.reads_text:
         pairs = [PAIRS[case["id"]] for case in cases]
-        texts = [(pair["query"], plan.clean(pair["document"], nfc=True)) for pair in pairs]
+        texts = [(pair["query"], deduplicate.clean(pair["document"], nfc=True)) for pair in pairs]
         batches = [Batch(tuple(await reader.plain(query, [document]))) for query, document in texts]
     else:
         ids = [case["ids"] for case in cases]
@@ -82,18 +82,18 @@ async def test_values_are_those_of_the_reference(running: tuple[str, LlamaEngine
 
 
 async def test_its_ids_are_those_of_the_vocabulary(running: tuple[str, LlamaEngine, Reader]) -> None:
-    """All but a word of more than 100 letters, which is one unknown token to WordPiece's reference."""
+    """Except for a word of more than 100 letters, which is one unknown token for the WordPiece reference."""
     name, engine, _ = running
     wanted = vocabulary(name).encode(TEXTS)
     found = await engine.encode(TEXTS)
     differ = [text for text, a, b in zip(TEXTS, found, wanted, strict=True) if a.tolist() != b.tolist()]
     assert all(max(map(len, text.split())) > 100 for text in differ) and len(differ) <= 2
-    # Without an id to stand between texts they are asked for one by one.
+    # Without a separator id, each text is a call of its own.
     assert [ids.tolist() for ids in found[:20]] == await engine.tokenize_all(TEXTS[:20], None)
     assert await engine.encode([]) == []
 
 
-async def test_a_text_up_to_a_tokens_end_is_mostly_read_as_the_tokens_up_to_there(
+async def test_a_text_truncated_at_a_token_end_is_mostly_tokenized_as_before(
     running: tuple[str, LlamaEngine, Reader],
 ) -> None:
     _, engine, _ = running
@@ -112,12 +112,12 @@ async def test_a_text_up_to_a_tokens_end_is_mostly_read_as_the_tokens_up_to_ther
     assert same > 0.85 * len(cuts) > 100
 
 
-async def test_it_says_what_stands_around_texts(running: tuple[str, LlamaEngine, Reader]) -> None:
+async def test_it_reports_the_special_tokens_around_texts(running: tuple[str, LlamaEngine, Reader]) -> None:
     name, engine, _ = running
     start, between, end, alone, _ = engine.frame
     own = vocabulary(name).frame
     if name in ("xlmr-head", "modernbert-head"):
-        # llama.cpp puts them there itself: only their number is known.
+        # llama.cpp adds them itself; only their number is known.
         assert len(start) == len(own.start) + len(own.between) + len(own.end)
         assert not len(between) + len(end) + len(alone)
     else:
@@ -149,14 +149,15 @@ async def test_an_input_may_have_max_length_tokens_and_no_more(
 
 
 @pytest.mark.parametrize("pre", ["qwen2", "qwen35"])
-async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: str) -> None:
-    """Of a rule that no golden model has, llama.cpp's own code is the other witness."""
+async def test_pre_tokenizer_rules_are_those_of_llama_cpp(tmp_path: Path, pre: str) -> None:
+    """Compares with llama.cpp, because no golden model uses these rules."""
     source = GOLDEN / "qwen3-headless.gguf"
-    header, _ = gguf.header_of(source, tokenizer.ARRAYS)
+    header, _ = gguf_metadata.header_of(source, tokenizer.ARRAYS)
     tokens, kinds, merges = (
         header.values[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges")
     )
-    # A letter and the first byte of a mark, which only Qwen3.5 has in one word, instead of an unused token.
+    # Replace an unused token by a letter and the first byte of a mark: only Qwen3.5's rule keeps them
+    # together.
     joined, unused = "e\u00cc", 1605
     keys = {
         "tokenizer.ggml.pre": pre,
@@ -165,10 +166,10 @@ async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: 
         "tokenizer.ggml.merges": [*merges.texts(), "e \u00cc"],
     }
     path = rewrite(source, tmp_path / "m.gguf", keys=keys)
-    spec = replace(SPECS["qwen3-headless.gguf"], path=path, metadata=modelfile.read(path))
+    spec = replace(SPECS["qwen3-headless.gguf"], path=path, metadata=model_files.read(path))
     assert spec.metadata is not None
     marked = "xe\u0331a 'S'LL 12 \r\n\n e\u0331"
-    texts = [*TEXTS, *(plan.clean(row["text"], nfc=True) for row in ROWS), marked]
+    texts = [*TEXTS, *(deduplicate.clean(row["text"], nfc=True) for row in ROWS), marked]
     async with started(BACKEND, spec, tmp_path) as (_, engine, _):
         found = await engine.encode(texts)
     wanted = tokenizer.read(spec.metadata).encode(texts)
@@ -179,11 +180,11 @@ async def test_rules_that_cut_words_are_those_of_llama_cpp(tmp_path: Path, pre: 
 async def test_a_query_is_embedded_once_and_each_document_by_its_own(tmp_path: Path) -> None:
     async with started(BACKEND, SPECS["bert-embedder.gguf"], tmp_path) as (_, engine, reader):
         assert isinstance(engine, LlamaEngine)
-        asked: list[int] = []
+        sizes: list[int] = []
         compute = engine.compute
 
         async def counted(path: str, body: dict[str, Any]) -> Any:
-            asked.append(len(body["input"]))
+            sizes.append(len(body["input"]))
             return await compute(path, body)
 
         engine.compute = counted  # type: ignore[method-assign]
@@ -194,30 +195,30 @@ async def test_a_query_is_embedded_once_and_each_document_by_its_own(tmp_path: P
         ]
         first = (await engine.score(Batch(tuple(mixed)))).values
         again = (await engine.score(Batch(tuple(mixed[::-1])))).values
-        assert asked == [8, 6]
+        assert sizes == [8, 6]
         assert first[:2] == pytest.approx(first[4:]) and first[0] != pytest.approx(first[2])
         assert again[::-1] == pytest.approx(first, abs=1e-5)
 
 
-async def test_labels_that_are_no_single_tokens_are_refused(tmp_path: Path) -> None:
+async def test_labels_that_are_not_single_tokens_are_refused(tmp_path: Path) -> None:
     spec = SPECS["qwen3-headless.gguf"]
-    spec = replace(spec, scoring=replace(spec.scoring, labels=("yes", "certainly not")))
+    spec = replace(spec, recipe=replace(spec.recipe, labels=("yes", "certainly not")))
     with pytest.raises(Unscorable, match=r"'certainly not' is . tokens"):
         async with started(BACKEND, spec, tmp_path):
             pass
 
 
-async def test_answers_of_another_program_are_errors_with_words(tmp_path: Path) -> None:
+async def test_malformed_responses_are_engine_errors(tmp_path: Path) -> None:
     async with started(BACKEND, SPECS["bert-embedder.gguf"], tmp_path) as (_, engine, reader):
         assert isinstance(engine, LlamaEngine)
-        asked = Batch(tuple(await reader.plain("a", ["b"])))
+        prepared = Batch(tuple(await reader.plain("a", ["b"])))
         for answer in ({}, {"data": []}, {"data": [{"index": 0, "embedding": "AAAA"}]}, [], None):
 
             async def other(path: str, body: dict[str, Any], answer: Any = answer) -> Any:
                 return answer
 
             engine.post = other  # type: ignore[method-assign]
-            with pytest.raises(EngineError, match="can't be read"):
-                await engine.score(asked)
-            with pytest.raises(EngineError, match="can't be read"):
+            with pytest.raises(EngineError, match="unexpected form"):
+                await engine.score(prepared)
+            with pytest.raises(EngineError, match="unexpected form"):
                 await engine.encode(["a"])

@@ -1,5 +1,5 @@
-"""No file outside a backend's folder knows the backend: neither its modules nor its name, but for what is
-listed here with a reason."""
+"""No file outside a backend's folder imports the backend or contains its name, except those listed here with
+a reason."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from rerankd.backends.table import BACKENDS
 PACKAGE = Path(__file__).parents[2] / "src" / "rerankd"
 TABLE = "backends/table.py"
 
-# Backend -> file -> why its code says that name. Comments and docstrings are free to.
+# Backend -> file -> why its code contains the name. Comments and docstrings are not checked.
 EXCEPTIONS = {
     "openvino": {
         "api/dialects/table.py": "OpenVINO Model Server is another product, whose clients are served",
     },
     "llama": {
         "api/dialects/table.py": "llama-server is another product, whose clients are served",
-        "backends/openvino/checks.py": "says what runs encoders where OpenVINO is not installed",
+        "backends/openvino/checks.py": "names the backend that runs encoders without OpenVINO",
         "cli/bench.py": "llama-server is another product, to measure against",
-        "cli/engine.py": "its commands build, choose and remove llama.cpp: no other engine is built here",
-        "cli/eval.py": "llama-server is another product, whose answers are judged",
-        "config/service.py": "LLAMA_PORT is a name in the environment that users have set",
-        "config/settings.py": "LLAMA_RANK_GGUF is a name in the environment that users have set",
-        "formats/gguf_header.py": "says which version of GGUF is read no longer, and by what",
+        "cli/engine.py": "its commands build, choose and remove llama.cpp, the only engine that is built",
+        "cli/eval.py": "llama-server is another product, whose ranking is evaluated",
+        "config/service_settings.py": "LLAMA_PORT is an environment variable that users have set",
+        "config/settings.py": "LLAMA_RANK_GGUF is an environment variable that users have set",
+        "formats/gguf_header.py": "names the GGUF version that llama.cpp no longer reads",
         "formats/metadata.py": "names of an architecture and of a tokenizer in GGUF files",
         "hub/builtin_file.py": "LlamaFileType is a name of the library that writes GGUF",
-        "hub/inspect.py": "llama-server is another product, whose answer for such a file is told",
-        "recipes/evidence.py": "a part of names of models",
-        "recipes/heads.py": "says what llama.cpp computes of a GGUF head: which files can be scored at all",
-        "recipes/prompts.py": "a part of names of models",
-        "recipes/resolve.py": "says what llama.cpp's converter has left out of a file",
+        "hub/inspect.py": "llama-server is another product, whose result for such a file is described",
+        "recipes/model_identity.py": "a part of model names",
+        "recipes/rank_heads.py": "which rank heads in GGUF files llama.cpp computes",
+        "recipes/prompts.py": "a part of model names",
+        "recipes/resolve.py": "names what llama.cpp's converter omits from a file",
         "recipes/scoring_method.py": "names of architectures and of a model",
     },
 }  # fmt: skip
 
 
 def code(path: Path) -> str:
-    """A file's code without comments and docstrings."""
+    """Return a file's code without comments and docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         for body in (getattr(node, "body", None), getattr(node, "orelse", None)):

@@ -1,5 +1,6 @@
-"""A backend is a row of the table: the overlap backend is chosen, served, restarted, put on its safer
-settings, measured and listed by a product that knows nothing of it. Real commands, services and children."""
+"""A new backend needs only a row in the table: the overlap backend is selected, served, restarted, started
+with safer settings, benchmarked and listed without other code. Real commands, services and child
+processes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ Serve = Callable[..., Program]
 
 
 def rerankd(*arguments: str, home: Path) -> str:
-    """What the program prints with the backend registered."""
+    """Run a command with the backend registered, and return its output."""
     done = support.rerankd(*arguments, home=home, **REGISTERED)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -57,17 +58,17 @@ def asked(url: str, *texts: str, query: str = QUERY) -> dict[str, Any]:
 
 
 def values(answer: dict[str, Any]) -> list[float]:
-    """In the order of the documents."""
+    """Return the scores in the order of the documents."""
     rows = sorted(answer["results"], key=lambda row: row["index"])
     return [row["relevance_score"] for row in rows]
 
 
-def test_it_takes_less_than_150_lines() -> None:
+def test_it_has_less_than_150_lines() -> None:
     lines = [len((HERE / name).read_text().splitlines()) for name in ("overlap.py", "overlap_program.py")]
     assert sum(lines) < 150
 
 
-def test_its_rank_has_it_chosen_and_it_serves(start: Serve) -> None:
+def test_it_is_selected_by_rank_and_serves(start: Serve) -> None:
     url = start(HEAD).url
     row = engine(url)
     assert row["program"] == "Overlap" and "a test wants it" in row["why"]
@@ -76,7 +77,7 @@ def test_its_rank_has_it_chosen_and_it_serves(start: Serve) -> None:
     assert values(answer) == [0, 2, 4, 1]
 
 
-def test_it_is_chosen_where_the_user_names_it(start: Serve) -> None:
+def test_it_is_selected_by_name(start: Serve) -> None:
     assert "OpenVINO" in engine(start(EMBEDDER).url)["program"]
     row = engine(start(EMBEDDER, "--engine", "overlap").url)
     assert row["program"] == "Overlap" and "it is set as engine" in row["why"]
@@ -96,25 +97,25 @@ def test_a_child_that_was_killed_is_restarted(start: Serve) -> None:
 def test_a_child_that_crashes_at_load_gets_its_safer_settings(start: Serve) -> None:
     url = start(HEAD, "--engine", "overlap", "--overlap-flags=--crash-at-load").url
     why = engine(url)["why"]
-    assert "safer settings (careful reading) since its engine crashed while it loaded" in why
+    assert "safer settings (careful reading) because its engine crashed while loading" in why
     assert values(asked(url)) == [0, 2, 4, 1]
 
 
-def test_a_text_that_crashes_it_is_left_out(start: Serve) -> None:
+def test_a_document_that_crashes_it_is_ranked_last(start: Serve) -> None:
     url = start(HEAD, "--engine", "overlap", "--overlap-flags=--crash-on gold").url
     answer = asked(url)
     assert [row["index"] for row in answer["results"]] == [2, 1, 0, 3]
     assert "the engine crashed on it" in json.dumps(answer)
 
 
-def test_its_block_is_scored_as_one_and_no_value_of_it_is_kept(start: Serve) -> None:
+def test_a_block_is_scored_as_a_whole_and_not_cached(start: Serve) -> None:
     url = start(HEAD, "--overlap-scope", "block").url
     assert values(asked(url)) == pytest.approx([-1.75, 0.25, 2.25, -0.75])
-    assert values(asked(url, *TEXTS[:2])) == pytest.approx([-1, 1])  # the same texts in other company
+    assert values(asked(url, *TEXTS[:2])) == pytest.approx([-1, 1])  # the same texts in another block
     assert values(asked(url)) == pytest.approx([-1.75, 0.25, 2.25, -0.75])
 
 
-def test_a_document_has_the_tokens_that_its_own_tokenizer_says(start: Serve) -> None:
+def test_tokens_are_counted_by_its_own_tokenizer(start: Serve) -> None:
     words = sum(len(QUERY.split()) + 1 + len(text.split()) for text in TEXTS)
     assert asked(start(HEAD).url)["usage"]["total_tokens"] == words
 
@@ -127,26 +128,26 @@ def test_it_is_listed_with_its_settings(tmp_path: Path) -> None:
     assert "--overlap-scope" in said and "overlap (encoders in tests)" in " ".join(said.split())
 
 
-def test_what_it_says_of_a_model_is_told(tmp_path: Path) -> None:
+def test_inspect_shows_its_offer_or_refusal(tmp_path: Path) -> None:
     said = rerankd("inspect", str(HEAD), home=tmp_path)
     assert "engine Overlap runs it: a test wants it for every cross-encoder" in said
     assert "engine OpenVINO can run it: the fastest for an encoder on a CPU" in said
-    settings = tmp_path / "judge.toml"
+    settings = tmp_path / "causal_lm.toml"
     settings.write_text('[scoring]\ntemplate = "{query} {document}"\nlabels = ["a", "b"]')
-    judge = str(GOLDEN / "qwen3-headless.gguf")
-    said = rerankd("inspect", judge, "--config", str(settings), home=tmp_path)
+    model = str(GOLDEN / "qwen3-headless.gguf")
+    said = rerankd("inspect", model, "--config", str(settings), home=tmp_path)
     assert "engine Overlap refuses: shared words answer no question; take an encoder" in said
-    told = json.loads(rerankd("inspect", judge, "--config", str(settings), "--json", home=tmp_path))
-    assert {row["name"]: row["refuses"] for row in told["engines"]}["overlap"]
-    assert [row["name"] for row in told["engines"] if row["used"]] == ["llama"]
+    shown = json.loads(rerankd("inspect", model, "--config", str(settings), "--json", home=tmp_path))
+    assert {row["name"]: row["refuses"] for row in shown["engines"]}["overlap"]
+    assert [row["name"] for row in shown["engines"] if row["used"]] == ["llama"]
 
 
-def test_doctor_asks_it(tmp_path: Path) -> None:
+def test_doctor_shows_its_checks(tmp_path: Path) -> None:
     done = support.rerankd("doctor", "--json", home=tmp_path, **REGISTERED)
     assert "shares words" in done.stdout
 
 
-def test_it_is_measured(tmp_path: Path) -> None:
+def test_it_is_benchmarked(tmp_path: Path) -> None:
     flags = ("--documents", "2", "--concurrency", "1", "--words", "5", "--rounds", "1", "--json")
     found = json.loads(rerankd("bench", str(HEAD), *flags, home=tmp_path))
     assert found["cases"][0]["server"] == "Overlap" and found["cases"][0]["pairs_per_s"] > 0

@@ -1,7 +1,6 @@
-"""What every backend says of every recipe on every kind of machine: an offer that holds together, or a
-refusal.
+"""Every backend returns a consistent offer or a refusal, for every recipe on every kind of machine.
 
-refusals.txt lists the refusals: a backend that refuses more, or less, or for another reason, fails here.
+refusals.txt lists all refusals: a change in them, or in their reasons, fails here.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from typing import Any
 import pytest
 from overlap import OVERLAP
 
-from rerankd.backends import ladder
+from rerankd.backends import safer_steps
 from rerankd.backends.base import Backend, EngineSpec, Offer
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.table import BACKENDS
 from rerankd.domain import Refusal
-from rerankd.formats import modelfile
+from rerankd.formats import model_files
 from rerankd.machine import Gpu
-from rerankd.serving import offers
-from rerankd.serving.prepare import resolve_file, wanted
+from rerankd.serving import backend_offers
+from rerankd.serving.prepare_model import resolve_file, wanted
 from support import GOLDEN, golden_settings
 
 ROWS: Mapping[str, Backend] = {backend.name: backend for backend in (*BACKENDS, OVERLAP)}
 CARD = Gpu("card", 2**34, 2**34, "9.0")
 BUNDLED = Binaries(None, 0, "", (), Binary("bundled", ("bundled",), "", 11549), (), ())
-# What each backend finds on a machine without a GPU, on one with a GPU and an engine for it, and on one where
-# nothing was installed for the backend.
+# The survey of each backend on a machine without a GPU, on one with a GPU and an engine for it, and on one
+# without the backend's packages.
 MACHINES: Mapping[str, Mapping[str, Any]] = {
     "openvino": {"cpu": True, "gpu": True, "bare": False},
     "llama": {
@@ -41,7 +40,7 @@ MACHINES: Mapping[str, Mapping[str, Any]] = {
     },
     "overlap": {"cpu": None, "gpu": None, "bare": None},
 }
-# Golden models: each method, in each format, of each architecture.
+# Golden models of each scoring method, format and architecture.
 MODELS = (
     *("xlmr-head.gguf", "modernbert-head.gguf", "bert-embedder.gguf", "qwen2-labels.gguf"),
     *("qwen3-headed.gguf", "qwen3-headless.gguf"),
@@ -52,8 +51,8 @@ MODELS = (
 def spec_of(model: str) -> EngineSpec:
     settings = golden_settings(model.removesuffix(".gguf"), Path("/none"), model=(str(GOLDEN / model),))
     (one,) = wanted(settings)
-    facts = modelfile.read(GOLDEN / model)
-    return offers.spec(model, GOLDEN / model, facts, resolve_file(facts, one.scoring), one, "f")
+    metadata = model_files.read(GOLDEN / model)
+    return backend_offers.spec(model, GOLDEN / model, metadata, resolve_file(metadata, one.scoring), one, "f")
 
 
 SPECS = {model: spec_of(model) for model in MODELS}
@@ -77,15 +76,15 @@ def test_the_refusals_are_those_that_are_listed() -> None:
 
 
 @pytest.mark.parametrize(("name", "model", "machine"), OFFERED)
-def test_an_offer_holds_together(name: str, model: str, machine: str) -> None:
+def test_an_offer_is_consistent(name: str, model: str, machine: str) -> None:
     backend, spec = ROWS[name], SPECS[model]
     offer = said(backend, spec, machine)
     assert isinstance(offer, Offer)
     assert offer.backend is backend
-    # A backend may take shorter inputs than the recipe says; all else is as it was asked for.
-    max_length = offer.spec.scoring.max_length
-    assert 0 < max_length <= spec.scoring.max_length
-    assert offer.spec == replace(spec, scoring=replace(spec.scoring, max_length=max_length))
+    # A backend may lower max_length; everything else in the spec stays the same.
+    max_length = offer.spec.recipe.max_length
+    assert 0 < max_length <= spec.recipe.max_length
+    assert offer.spec == replace(spec, recipe=replace(spec.recipe, max_length=max_length))
     assert offer.name and offer.build and offer.title and offer.reason
     assert offer.on_cpu or machine == "gpu"
     more = said(backend, replace(spec, replicas=3), machine)
@@ -98,15 +97,13 @@ def test_an_offer_holds_together(name: str, model: str, machine: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "model", "machine"), OFFERED)
-def test_the_safer_settings_end_and_each_changes_how_it_is_started(
-    name: str, model: str, machine: str
-) -> None:
+def test_safer_steps_end_and_each_changes_the_launch(name: str, model: str, machine: str) -> None:
     backend = ROWS[name]
     offer = said(backend, SPECS[model], machine)
     steps = backend.steps(offer, ())
     assert len({step.name for step in steps}) == len(steps)
     taken = [0]
-    while (following := ladder.after(steps, taken[-1], "crash", loaded=False)) != taken[-1]:
+    while (following := safer_steps.after(steps, taken[-1], "crash", loaded=False)) != taken[-1]:
         taken.append(following)
     assert taken == list(range(len(steps) + 1))
     starts = [backend.launch(offer, steps[:count], (), Path("/s")) for count in taken]
@@ -114,11 +111,11 @@ def test_the_safer_settings_end_and_each_changes_how_it_is_started(
     assert len(set(said_of)) == len(said_of)
 
 
-def test_every_row_of_the_table_is_asked() -> None:
+def test_every_row_of_the_table_is_covered() -> None:
     assert MACHINES.keys() == ROWS.keys()
 
 
-def test_no_offer_needs_what_an_engine_computes_with() -> None:
+def test_an_offer_imports_no_engine_library() -> None:
     code = "import sys, test_refusals as t; [t.said(t.ROWS[a], t.SPECS[b], c) for a, b, c in t.ASKED]; "
     code += "print({'openvino', 'torch', 'xllamacpp'} & sys.modules.keys())"
     folders = [Path(__file__).parent, Path(__file__).parents[1]]

@@ -1,4 +1,4 @@
-"""Which backend runs a model, and why the others do not: every recipe on every kind of machine."""
+"""Which backend is selected for a model and why the others are not, for recipes and kinds of machines."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rerankd.domain import Normalization, Recipe, Refusal
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
-from rerankd.serving import self_test
+from rerankd.serving import run_self_test
 
 OPENVINO, LLAMA = OpenVinoBackend(), LlamaBackend()
 HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
-COSINE = Recipe("embedding", 512, Normalization("affine"), pooling="mean")
-JUDGE = Recipe(
+EMBEDDING = Recipe("embedding", 512, Normalization("affine"), pooling="mean")
+CAUSAL_LM = Recipe(
     "causal_lm", 8192, Normalization("sigmoid"), template="{query}{document}", labels=("yes", "no")
 )
 CARD = Gpu("card", 2**34, 2**34, "9.0")
@@ -46,9 +46,9 @@ def spec(recipe: Recipe, architecture: str, tokenizer: tuple[str, str], **more: 
 
 
 XLMR = spec(HEAD, "bert", ("t5", "default"))
-BERT = spec(COSINE, "bert", ("bert", "jina-v2-en"))
+BERT = spec(EMBEDDING, "bert", ("bert", "jina-v2-en"))
 MODERN = spec(HEAD, "modern-bert", ("gpt2", "modern-bert"))
-QWEN = spec(JUDGE, "qwen3", ("gpt2", "qwen2"))
+QWEN = spec(CAUSAL_LM, "qwen3", ("gpt2", "qwen2"))
 FOLDER = spec(HEAD, "bert", ("", ""), format="safetensors", parts=(Path("a"), Path("b")), has_charsmap=False)
 
 
@@ -83,21 +83,21 @@ def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) 
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (QWEN, "no causal model"),
+        (QWEN, "not support causal models"),
         (spec(HEAD, "nomic-bert", ("t5", "default")), "architecture nomic-bert"),
         (spec(HEAD, "bert", ("llama", "default")), "tokenizer llama"),
         (spec(HEAD, "modern-bert", ("gpt2", "jina-v2-code")), "tokenizer gpt2 jina-v2-code"),
-        (spec(HEAD, "bert", ("t5", "default"), has_charsmap=False), "normalisation map"),
-        (spec(replace(COSINE, pooling="last"), "bert", ("bert", "")), "pooling last"),
+        (spec(HEAD, "bert", ("t5", "default"), has_charsmap=False), "normalization map"),
+        (spec(replace(EMBEDDING, pooling="last"), "bert", ("bert", "")), "pooling last"),
         (spec(replace(HEAD, template="{query}{document}"), "bert", ("t5", "")), "template"),
         (spec(HEAD, "bert", ("t5", "default"), parts=(Path("1"), Path("2"), Path("3"))), "split"),
         (spec(HEAD, "modern-bert", ("gpt2", "modern-bert"), hidden_activation="silu"), "activation silu"),
     ],
 )
-def test_what_openvino_cannot_run_goes_to_llama_cpp_and_says_why(model: EngineSpec, why: str) -> None:
+def test_models_that_openvino_can_not_run_use_llama_cpp_with_the_reason(model: EngineSpec, why: str) -> None:
     found = chosen("auto", model)
     assert found.offer.backend is LLAMA and found.fallback is None
-    assert why in found.offer.reason and "no other was built" in found.offer.reason
+    assert why in found.offer.reason and "no other engine is installed" in found.offer.reason
     assert why in found.refusals["OpenVINO"].reason
     with pytest.raises(ConfigError, match=why):
         chosen("openvino", model)
@@ -110,7 +110,7 @@ def test_without_the_extra_encoders_run_on_llama_cpp() -> None:
         chosen("openvino", XLMR, has_wheel=False)
 
 
-def test_a_llama_server_that_the_user_names_is_used_and_nothing_takes_its_place() -> None:
+def test_a_llama_server_chosen_by_the_user_has_no_fallback() -> None:
     for options, found in (
         (LlamaOptions(llama_path=Path("/my/server")), replace(CPU_ONLY, own=Path("/my/server"))),
         (LlamaOptions(engine_args=("--mlock",)), CPU_ONLY),
@@ -122,7 +122,7 @@ def test_a_llama_server_that_the_user_names_is_used_and_nothing_takes_its_place(
         assert chosen("openvino", XLMR, options=options, found=found).offer.backend is OPENVINO
 
 
-def test_a_gpu_does_the_work_where_an_engine_can_use_it() -> None:
+def test_an_engine_with_a_gpu_is_preferred() -> None:
     own = replace(CPU_ONLY, own=Path("/my/server"), gpus=(CARD,))
     on_card = LLAMA.offer(XLMR, LlamaOptions(), own)
     assert isinstance(on_card, Offer) and not on_card.on_cpu and "a GPU" in on_card.reason
@@ -133,7 +133,7 @@ def test_a_gpu_does_the_work_where_an_engine_can_use_it() -> None:
     assert found.fallback is not None and found.fallback.backend is OPENVINO
 
 
-def test_safetensors_run_on_openvino_whatever_else_there_is() -> None:
+def test_safetensors_always_run_on_openvino() -> None:
     named = LlamaOptions(llama_path=Path("/my/server"))
     for wanted, options in (("auto", None), ("openvino", None), ("auto", named)):
         found = chosen(wanted, FOLDER, options=options, found=replace(CPU_ONLY, gpus=(CARD,)))
@@ -147,7 +147,7 @@ def test_safetensors_run_on_openvino_whatever_else_there_is() -> None:
 def test_an_encoder_needs_no_llama_cpp() -> None:
     nothing = replace(CPU_ONLY, bundled=None)
     assert chosen("auto", XLMR, found=nothing).offer.backend is OPENVINO
-    with pytest.raises(ConfigError, match=r"no causal model.*LLAMA_PATH"):
+    with pytest.raises(ConfigError, match=r"not support causal models.*LLAMA_PATH"):
         chosen("auto", QWEN, found=nothing)
 
 
@@ -157,24 +157,26 @@ def test_an_engine_that_is_too_old_is_refused_with_the_number_needed() -> None:
     assert said.next_step == "build a newer one: rerankd engine build"
 
 
-def test_openvino_has_nothing_to_say_of_a_file_that_is_not_known() -> None:
+def test_openvino_refuses_a_model_without_metadata() -> None:
     assert refused(HEAD, None, is_installed=True) is not None
 
 
-def test_what_depends_on_its_block_is_not_compared_with_what_depends_on_its_pair() -> None:
+def test_block_scores_are_not_compared_with_pair_scores() -> None:
     model: Any = SimpleNamespace(spec=XLMR)
     running = backend_offer(OPENVINO, XLMR)
-    other = self_test.second(model, running)
+    other = run_self_test.second_computation(model, running)
     assert other is not None and other.backend.name == "llama"
-    assert self_test.second(model, replace(running, capabilities=Capabilities("block"))) is None
+    assert (
+        run_self_test.second_computation(model, replace(running, capabilities=Capabilities("block"))) is None
+    )
 
 
-def test_each_backend_gets_its_work_in_its_own_way() -> None:
+def test_each_backend_has_its_own_batch_policy() -> None:
     found = chosen("auto", XLMR)
     assert found.fallback is not None and found.offer.policy.pads and not found.fallback.policy.pads
 
 
-def test_memory_grows_with_the_replicas_and_with_what_is_held_beside_the_file() -> None:
+def test_memory_grows_with_replicas_and_with_expanded_weights() -> None:
     one = spec(HEAD, "bert", ("t5", "default"), size_bytes=100, block_weights=10)
     held = {backend: backend_offer(backend, one).memory_bytes for backend in (OPENVINO, LLAMA)}
     assert held == {OPENVINO: 180, LLAMA: 100}

@@ -1,8 +1,8 @@
-"""What an engine computes: transformers' values and token ids for the same pairs, on every engine here, and
-the same value for a pair wherever it stands.
+"""Contract tests of scores: every engine returns transformers' scores and token ids, and the score of a pair
+does not depend on its batch.
 
-The tolerances between calls are those of docs/scores.md, of raw values. What is left are sums in another
-order: a matrix product takes its rows in blocks whose size depends on the number of rows.
+The tolerances between calls are those of docs/scores.md for raw scores. The remaining differences come from
+the order of sums: a matrix product processes rows in blocks whose size depends on the number of rows.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from rerankd import machine
 from rerankd.backends.base import Batch
 from rerankd.errors import InputTooLong
 from rerankd.recipes import catalog
-from rerankd.scoring.sequences import Input
+from rerankd.scoring.engine_input import Input
 from rerankd.service import Reranker
 from support import batch, count_tokens, golden, golden_settings, inputs
 
 QUERY = "Which planets have rings?"
 TEXT = "Saturn has the brightest rings, and Jupiter, Uranus and Neptune have faint ones of dust and ice."
 OTHERS = ["no", "A train to Lyon leaves at nine, and another at ten. " * 2, "Rings of gold are sold here."]
-# How many texts stand in a call, and where TEXT stands among them.
+# The number of texts in a call, and the indexes of TEXT among them.
 CALLS: list[tuple[int, tuple[int, ...]]] = [
     *((1, (0,)), (2, (0,)), (2, (1,)), (3, (1,)), (7, (0, 6)), (16, (5, 6, 7)), (33, (0, 17, 32))),
     (20, tuple(range(20))),
 ]
-# The largest difference of raw values, by engine and by what it computes with.
+# The largest difference of raw scores, by engine and precision.
 TOLERANCE = {"llama": 1e-5, "openvino f32": 1e-5, "openvino bf16": 1e-3}
 
 RUNS = [
@@ -65,7 +65,7 @@ async def test_raw_values_are_those_of_transformers(served: Served) -> None:
 
 async def test_token_ids_are_those_of_the_reference(served: Served) -> None:
     reranker = served.reranker
-    embeds = reranker.model.scoring.method == "embedding"
+    embeds = reranker.model.recipe.method == "embedding"
     for query, cases in by_query(served.case).items():
         found = await inputs(reranker, query, documents(cases))
         for case, one in zip(cases, found, strict=True):
@@ -83,15 +83,15 @@ def reads_text(reranker: Reranker) -> bool:
 
 
 async def as_llama_reads_pairs(reranker: Reranker, one: Input) -> list[int]:
-    """The ids of a pair, as llama.cpp puts them together: <s> q </s> and <s> d </s> make
-    <s> q </s></s> d </s>; [CLS] q [SEP] and [CLS] d [SEP] make [CLS] q [SEP] d [SEP]."""
+    """Return the ids of a pair as llama.cpp joins them: <s> q </s> and <s> d </s> become
+    <s> q </s></s> d </s>; [CLS] q [SEP] and [CLS] d [SEP] become [CLS] q [SEP] d [SEP]."""
     engine: Any = reranker.state.engine
     first, second = [await engine.tokenize(text, special=True) for text in (one.question.query, one.text)]
     between = first[-1:] * (len(engine.frame.start) - 3)
     return [*first, *between, *second[1:]]
 
 
-async def test_a_pair_has_one_score_wherever_it_stands(served: Served) -> None:
+async def test_a_pair_has_the_same_score_at_every_position(served: Served) -> None:
     reranker = served.reranker
     query, cases = next(iter(by_query(served.case).items()))
     texts = documents(cases)
@@ -107,8 +107,8 @@ async def test_a_pair_has_one_score_wherever_it_stands(served: Served) -> None:
     assert all(len(same) == 1 for same in twins.values())
 
 
-async def test_a_score_does_not_depend_on_what_else_there_is_to_do(served: Served) -> None:
-    """Other requests' documents share its batches, or come between them."""
+async def test_a_score_does_not_depend_on_concurrent_requests(served: Served) -> None:
+    """Documents of other requests share its batches, or are scored in between."""
     reranker, texts = served.reranker, [TEXT, *OTHERS, *(f"{TEXT} {at}" for at in range(12))]
     kind = "llama" if reranker.model.engine.backend.name == "llama" else "openvino f32"
 
@@ -124,7 +124,7 @@ async def test_a_score_does_not_depend_on_what_else_there_is_to_do(served: Serve
 
 
 async def test_a_truncated_text_has_the_first_tokens_of_the_whole(served: Served) -> None:
-    """Also where llama.cpp tokenizes what is left of it by itself."""
+    """Also if llama.cpp tokenizes the truncated text itself."""
     reranker = served.reranker
     long = (
         "Saturn's rings, it is said, are\n\nof  dust… Große Ringe (熊猫) sind uncharacteristically thin! "
@@ -132,14 +132,14 @@ async def test_a_truncated_text_has_the_first_tokens_of_the_whole(served: Served
     )
     (one,) = await inputs(reranker, QUERY, [long])
     reader = await reranker.registry.find(None).reader()
-    asked = await reader.ask(QUERY)
-    (whole,) = await reader.tokenizer.encode([asked.head + long + asked.tail])
+    prepared = await reader.prepare(QUERY)
+    (whole,) = await reader.tokenizer.encode([prepared.prefix + long + prepared.suffix])
     kept = len(one.ids)
     assert one.ids.tolist() == whole[:kept].tolist()
     if not reads_text(reranker):
-        assert kept == asked.space
+        assert kept == prepared.ids_limit
         return
-    assert asked.space - 8 <= kept <= asked.space
+    assert prepared.ids_limit - 8 <= kept <= prepared.ids_limit
     (read,) = await reader.tokenizer.encode([one.text])
     assert read.tolist() == whole[:kept].tolist() and not one.text[-1].isspace()
 
@@ -198,7 +198,7 @@ async def test_control_tokens_are_text_for_an_embedder_too(tmp_path: Path, engin
 
 
 @pytest.mark.parametrize(("kind", "name", "precision"), RUNS)
-async def test_a_score_is_the_same_at_every_place_and_in_every_company(
+async def test_a_score_is_the_same_in_every_batch(
     kind: str, name: str, precision: str, tmp_path: Path
 ) -> None:
     if precision == "bf16" and not {"amx_bf16", "avx512_bf16"} & set(machine.instructions()):
@@ -211,7 +211,7 @@ async def test_a_score_is_the_same_at_every_place_and_in_every_company(
         for count, places in CALLS:
             texts = [TEXT if at in places else f"{OTHERS[at % len(OTHERS)]} {at}" for at in range(count)]
 
-            # Asked of the engine itself: the service scores equal texts of a request once.
+            # Call the engine directly: the service scores equal texts of a request only once.
             answer = await engine.score(await batch(reranker, QUERY, texts))
             values = answer.values
             found |= {(count, place): values[place] for place in places}
@@ -237,19 +237,19 @@ async def test_a_batch_may_hold_many_queries_and_calls_may_overlap(served: Serve
         assert answer.values == pytest.approx(alone[at % len(alone)].values, abs=1e-4)
 
 
-async def test_what_is_longer_than_max_length_is_an_error_and_never_truncated(served: Served) -> None:
-    """By the engine; and the longest input that the service makes is taken."""
-    engine, max_length = served.engine, served.reranker.model.engine.spec.scoring.max_length
+async def test_an_engine_rejects_inputs_longer_than_max_length(served: Served) -> None:
+    """It never truncates them, and accepts the longest input that the service makes."""
+    engine, max_length = served.engine, served.reranker.model.engine.spec.recipe.max_length
     texts = ["a" + " a" * more for more in range(2 * max_length)]
-    asked = await inputs(served.reranker, QUERY, texts)
-    longest = [one for one in asked if one.tokens == max_length][-1]
-    answer = await engine.score(Batch((asked[0], longest)))
+    prepared = await inputs(served.reranker, QUERY, texts)
+    longest = [one for one in prepared if one.tokens == max_length][-1]
+    answer = await engine.score(Batch((prepared[0], longest)))
     assert None not in answer.values
-    (question,) = {one.question for one in asked}
+    (question,) = {one.question for one in prepared}
     if reads_text(served.reranker):
         over = replace(longest, text=longest.text + " a a")
     else:
         over = replace(longest, ids=np.append(longest.ids, longest.ids[-1:]))
     assert question is over.question
     with pytest.raises(InputTooLong):
-        await engine.score(Batch((asked[0], over)))
+        await engine.score(Batch((prepared[0], over)))

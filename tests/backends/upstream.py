@@ -1,4 +1,4 @@
-"""An engine without a backend, files, a child or a tokenizer: another rerank server, spoken to over HTTP."""
+"""A client of another rerank server as an Engine: without a backend, model files, a child or a tokenizer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import httpx
 
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.errors import EngineError, EngineUnavailable
-from rerankd.scoring.sequences import NONE, Frame, Ids
+from rerankd.scoring.engine_input import NONE, Frame, Ids
 
 
 class Upstream:
-    """The server at `url`, which answers POST /rerank as Jina's does. Raises EngineError only."""
+    """The server at `url`, with Jina's POST /rerank. Raises only EngineError."""
 
     about = "another server"
     frame = Frame()
@@ -31,13 +31,13 @@ class Upstream:
         return await self.is_ready(within_s)
 
     async def prepare(self) -> None:
-        """Nothing has to be asked of it."""
+        """Do nothing: the server needs no initialisation."""
 
     async def close(self) -> None:
         await self._http.aclose()
 
     async def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """It does not say, so nothing is truncated here: its own limits hold."""
+        """Return no token ids, because the server does not report them; so nothing is truncated here."""
         return [NONE] * len(texts)
 
     async def ends(self, texts: Sequence[str]) -> list[Ids]:
@@ -53,14 +53,14 @@ class Upstream:
     async def _score(self, query: str, texts: Sequence[str]) -> list[float]:
         try:
             answer = await self._http.post("/rerank", json={"query": query, "documents": texts})
-        except (httpx.HTTPError, RuntimeError) as error:  # the latter: it was closed
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed
             raise EngineUnavailable("The other server can't be reached.") from error
         if not answer.is_success:
-            raise EngineError(f"The other server refused the request: {answer.text}")
+            raise EngineError(f"The other server rejected the request: {answer.text}")
         rows = sorted(answer.json()["results"], key=lambda row: row["index"])
         return [float(row["relevance_score"]) for row in rows]
 
 
 def connect(url: str) -> Engine:
-    """The engine at an address: mypy sees here that it has all that an engine must have."""
+    """Return the client of a server. mypy checks here that Upstream implements Engine."""
     return Upstream(url)

@@ -1,4 +1,4 @@
-"""A live server, `rerankd serve` on a tiny model, and how client programs are run against it."""
+"""A live server (`rerankd serve` with a tiny model), and a runner for client programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TIMEOUT_S = 120
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test of an environment makes it, which takes a minute or two."""
+    """The first test of an environment creates it, which takes one or two minutes."""
     for item in items:
         if _HERE in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Starts `rerankd serve` with more arguments, and waits until it listens."""
+    """Start `rerankd serve` with additional arguments, and wait until it listens."""
     running: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
     def start(*arguments: str, key: str = "", **environ: str) -> Server:
@@ -77,13 +77,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
 @pytest.fixture(scope="session")
 def server(start_server: StartServer) -> Server:
-    """A server that asks for no key."""
+    """A server without an API key."""
     return start_server()
 
 
 @pytest.fixture(scope="session")
 def guarded(start_server: StartServer) -> Server:
-    """A server that asks for a key."""
+    """A server with an API key."""
     return start_server(key="secret-key")
 
 
@@ -122,7 +122,7 @@ def run() -> Run:
 
 
 def _environ() -> dict[str, str]:
-    """This environment without settings of our own, without proxies, and with the clients' chatter off."""
+    """The environment without rerankd's settings and proxies, and with telemetry and look-ups off."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""Writes docs/clients.md and the page's part Connect from table.toml: `python tests/clients/docs.py`."""
+"""Generate docs/clients.md and the page's Connect part from table.toml: `python tests/clients/docs.py`."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ _INTRO = """\
 
 <!-- Made by tests/clients/docs.py from tests/clients/table.toml; change those. -->
 
-What to type into each program so that it uses rerankd. `HOST` is the machine that rerankd runs on; inside a
-container, `localhost` is the container, so use the machine's address. Start rerankd with `--host 0.0.0.0`
-to be reached from other machines.
+What to type into each program so that it uses rerankd. Replace `HOST` with the machine that runs rerankd; in
+a container, `localhost` is the container. For other machines, start it with a key:
 
-- **Model name**: any, while one model is served. `strict_model_names` makes other names than the model's an
-  error.
-- **Key**: none is needed unless `RERANKD_API_KEY` is set. Programs that insist on one take any word then.
-- **Scores** are from 0 to 1 and the model's own; an answer is never stretched to fill that range. Older
-  versions of Dify's OpenAI-API-compatible provider (its SDK's own class) stretch it themselves: the best
-  document then has 1 and the worst 0, whatever their scores. Newer ones compare the threshold with the score
-  as it is.
-- **Programs that give up early**: the setting `budget_ms` has a model answer in time, with the documents
-  scored by then: `budget_ms = 4500` for programs that wait 5 s ([api.md](api.md#priority-and-time-budget)).
-- Every path takes doubled and trailing slashes. Behind a proxy that keeps a prefix, set `--api-prefix`.
+```sh
+rerankd serve --host 0.0.0.0 --api-key choose-one
+```
+
+- **Model name**: any, while one model is served. With `strict_model_names`, other names are an error.
+- **`KEY`** is the server's `api_key`. Without one, leave the field empty, or type any word if it is required.
+- **Scores** are from 0 to 1 and never stretched to fill that range. Older versions of Dify's provider (its
+  SDK's own class) stretch them: the best document has 1, the worst 0.
+- **Short timeouts**: with `budget_ms = 4500` a model answers programs that wait 5 s, with the documents
+  scored by then ([api.md](api.md#priority-and-time-budget)).
+- **Paths** may have doubled and trailing slashes. Behind a proxy that keeps a prefix, set `--api-prefix`.
+- **Tested with** names the version that the tests run. *its request*: they send what the program sends.
 """
 
 _OUTRO = """\
-## What rerankd understands
+## Dialects
 
-The dialect is told by what only it sends, at every one of its paths; where bodies are the same, the path
-tells. [api.md](api.md#paths) lists all paths, and the options that every dialect takes.
+rerankd recognises a dialect by a field that only it sends; where bodies are the same, by the path.
+[api.md](api.md#paths) lists all paths, and the options that every dialect accepts.
 
-| dialect | told by | paths | answers with |
+| dialect | recognised by | paths | answers with |
 |---|---|---|---|
 {dialects}
 
-A document may be a string, `{"text": …}`, `{"page_content": …}` (LangChain), `{"content": …}` with a string
-or text parts, or any object: then the fields that `rank_fields` names, or else all of them, are read as
-`key: value` lines. The content type
-does not matter. Errors come in the dialect of the request.
+A document is a string, `{"text": …}`, `{"page_content": …}` (LangChain), `{"content": …}` with a string or
+text parts, or any other object, whose fields (all, or those in `rank_fields`) are read as `key: value` lines.
+Errors have the dialect of the request.
 
-Each answer has these headers:
+Answers have these headers:
 
 | header | meaning |
 |---|---|
-| `x-request-id` | the one that was sent, or a new one; it is the answer's `id` too |
-| `x-rerankd-model` | the model that answered, whatever name was asked for |
+| `x-request-id` | the one sent, or a new one; also the answer's `id` |
+| `x-rerankd-model` | the model that answered, whatever name was sent |
 | `x-rerankd-total-ms` | milliseconds from the parsed request to the scores |
 | `x-rerankd-engine-ms` | of these, milliseconds with the engine |
-| `x-rerankd-warnings` | where there are warnings: a JSON list of sentences |
+| `x-rerankd-warnings` | the warnings, if any, as a JSON list |
 | `retry-after` | with 429 and 503: seconds to wait |
 """
 
@@ -68,7 +68,7 @@ def page() -> str:
         rows = [row for row in TABLE["clients"] if row["section"] == section]
         parts.append(f"## {section}\n\n| client | type this | tested with |\n|---|---|---|\n" + _lines(rows))
     elsewhere = "\n".join(f"- {name}: {why}." for name, why in TABLE["elsewhere"].items())
-    parts.append(f"## What can't be pointed here\n\n{elsewhere}\n")
+    parts.append(f"## Programs that can't use rerankd\n\n{elsewhere}\n")
     return "\n".join([*parts, _OUTRO.replace("{dialects}", _dialects())])
 
 
@@ -80,7 +80,7 @@ def _dialects() -> str:
             f"{usual} …",
             *(f"`/{part}/…`" for part in one.prefixes),
         ]
-        rows.append(f"| {one.title} | {one.told_by} | {' '.join(paths)} | {one.answers_with} |")
+        rows.append(f"| {one.title} | {one.recognised_by} | {' '.join(paths)} | {one.answers_with} |")
     return "\n".join(rows)
 
 
@@ -91,8 +91,8 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 def _fields(row: dict[str, Any]) -> str:
     words = {
         "{url}": f"`http://HOST:11440{row['url']}`",
-        "{key}": "the server's key, if it has one",
-        "{any_key}": "the server's key, or any word",
+        "{key}": "`KEY`",
+        "{any_key}": "`KEY` (required)",
     }
     said = [f"{name}: {words.get(value, value)}" for name, value in row["fields"]]
     return "<br>".join([*said, row["note"]] if "note" in row else said)
@@ -125,7 +125,9 @@ def connect() -> str:
 
 def _connect(row: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:
     words = {"any": "{model}", "{url}": "{address}" + client.get("url", "")}
-    said = {name: row[name].strip() for name in ("id", "name", "where", "code") if name in row}
+    said: dict[str, Any] = {
+        name: row[name].strip() for name in ("id", "name", "where", "code") if name in row
+    }
     if "note" in client:
         said["note"] = client["note"]
     return {

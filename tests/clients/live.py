@@ -1,4 +1,4 @@
-"""What the tests of the clients share: the server they talk to, and the question they ask it."""
+"""Shared by the tests of the clients: the server and the request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCUMENTS = [
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its root URL, without a path, and its key, empty where it wants none."""
+    """A running server: its root URL without a path, and its API key, empty if it needs none."""
 
     url: str
     key: str
@@ -29,7 +29,7 @@ class Server:
         return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=30)
 
     def rows(self, query: str = QUERY, documents: list[str] = DOCUMENTS) -> list[tuple[int, float]]:
-        """The server's own answer, which a client's must equal: (index, score), best first."""
+        """Return the server's own scores, which a client must get too: (index, score), best first."""
         with self.client() as http:
             answer = http.post("/v1/rerank", json={"query": query, "documents": documents})
         answer.raise_for_status()

@@ -1,4 +1,4 @@
-"""Apps that no package index carries: their exact requests, and what each does with the answer.
+"""Apps that are on no package index: their exact requests, and how each reads the response.
 
 What they send and need was read in their sources. A reader below does with
 the answer what its app does, so that a KeyError here is what the app's user would meet.
@@ -28,7 +28,7 @@ _NO_KEY = {"Authorization": "Bearer "}
 
 
 def results(answer: Any) -> Rows:
-    """The rows as most apps read them."""
+    """Read the rows as most apps do."""
     return [(row["index"], row["relevance_score"]) for row in answer["results"]]
 
 
@@ -64,7 +64,7 @@ def bare_list(answer: Any) -> Rows:
 
 
 def with_text(answer: Any) -> Rows:
-    """document.text is read without a look whether it is there."""
+    """Reads document.text without checking that it exists."""
     for row in answer["results"]:
         assert row["document"]["text"] == DOCUMENTS[row["index"]]
     return results(answer)
@@ -103,7 +103,7 @@ def voyage(answer: Any) -> Rows:
 
 
 def openrouter(answer: Any) -> Rows:
-    """Refuses rows whose index or score is of another type or out of range."""
+    """Rejects rows whose index or score has the wrong type or is out of range."""
     for index, score in results(answer):
         assert type(index) is int and 0 <= index < _ALL
         assert type(score) in (int, float)
@@ -117,7 +117,7 @@ def weaviate(answer: Any) -> Rows:
 
 
 def nvidia(answer: Any) -> Rows:
-    """Reads logits, raw values: the model's is a sigmoid."""
+    """Reads logits, that is, raw scores; the model's normalization is a sigmoid."""
     return [(row["index"], 1 / (1 + math.exp(-row["logit"]))) for row in answer["rankings"]]
 
 
@@ -306,7 +306,7 @@ def test_an_app_gets_what_it_reads(app: App, server: Server) -> None:
 
 
 @pytest.mark.parametrize("app", APPS, ids=[app.name for app in APPS])
-def test_an_app_without_the_key_reads_why(app: App, guarded: Server) -> None:
+def test_an_app_without_the_key_gets_the_error_message(app: App, guarded: Server) -> None:
     status, answer = _send(guarded, app.posts(), app.body, app.headers)
     assert status == 401
     message = answer.get("detail") or answer.get("message") or answer["error"]

@@ -55,7 +55,7 @@ def test_the_model_name_of_the_endpoint_is_free(server: Server, run: Run) -> Non
 
 @contextlib.contextmanager
 def _out_of_time(scores: list[float], home: Path) -> Iterator[Server]:
-    """A server whose time is up after the first documents, which get these scores."""
+    """A server whose time budget ends after the first documents, which get these scores."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         app = create_app(reranker=Heard(Settings(home=home), scores))
@@ -75,7 +75,7 @@ def _out_of_time(scores: list[float], home: Path) -> Iterator[Server]:
 def test_documents_that_were_not_scored_come_last(
     scores: list[float], spread: list[float], run: Run, tmp_path: Path
 ) -> None:
-    """Dify computes with the score of every row, so each has a number, also where the budget left it out."""
+    """Dify computes with the score of every row, so unscored documents have a number too."""
     with _out_of_time(scores, tmp_path) as server:
         answer = run("dify_openai.py", server)
     assert answer.get("validated"), answer

@@ -10,7 +10,7 @@ from live import DOCUMENTS, Run, Server
 
 @pytest.fixture(params=["no key", "key"])
 def either(request: pytest.FixtureRequest) -> Server:
-    """A server that asks for a key, and one that does not."""
+    """A server with an API key, and one without."""
     return request.getfixturevalue("server" if request.param == "no key" else "guarded")
 
 

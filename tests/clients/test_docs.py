@@ -1,4 +1,4 @@
-"""docs/clients.md says what the table says, and the table names programs that there are."""
+"""docs/clients.md and the page match table.toml, and its programs exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service against its own OpenAPI: no 5xx, and every answer is one that the reference describes."""
+"""The service against its own openapi.json: no 5xx, and every response matches its description."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,r
 
 
 def _generate(server: Server, folder: Path, phases: str, examples: int) -> tuple[int, Counter[str]]:
-    """The number of requests made, and of each status among their answers."""
+    """Return the number of requests, and the number of each status."""
     report, log = folder / "report.json", folder / "log.ndjson"
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""The programs that the page shows under Connect, run as a person would paste them."""
+"""The programs in the page's Connect part, run as a user would paste them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENVIRONMENTS = {"cohere": "sdk", "langchain": "langchain", "llamaindex": "llama
 
 
 def _code(name: str, server: Server) -> str:
-    """The program with this server's values in it, as the page fills them in."""
+    """Return the program with this server's values, as the page shows it."""
     values = {
         "{address}": server.url,
         "{model}": "my-model",

@@ -1,4 +1,4 @@
-"""Makes the environments that the client programs run in: `python tests/clients/venvs.py [small|wide] …`.
+"""Create the environments of the client programs: `python tests/clients/venvs.py [small|wide] …`.
 
 Each lies in .venv-clients/NAME and is made only where it is missing or its packages in table.toml have
 changed, since most of a run's time would go there otherwise.
@@ -22,7 +22,7 @@ _INSTALL_TIMEOUT_S = 900
 
 
 def python(name: str) -> Path:
-    """The interpreter of an environment, which is made if need be. Raises CalledProcessError."""
+    """Return the interpreter of an environment; create it if necessary. Raises CalledProcessError."""
     with _locked(name):
         return _python(name)
 
@@ -40,12 +40,12 @@ def _python(name: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """The environments of one set, `small` or `wide`."""
+    """Return the environments of one set, `small` or `wide`."""
     return [name for name, row in TABLE["environments"].items() if row["set"] == kind]
 
 
 def node_modules() -> Path:
-    """The folder with package.json's packages, which are installed if need be."""
+    """Return the folder with the packages of package.json; install them if necessary."""
     with _locked("npm"):
         return _node_modules()
 
@@ -63,7 +63,7 @@ def _node_modules() -> Path:
 
 
 def _locked(name: str) -> FileLock:
-    """Held while an environment is looked at or made: other test processes need the same one."""
+    """Lock an environment while it is checked or created: other test processes need the same one."""
     ROOT.mkdir(exist_ok=True)
     return FileLock(ROOT / f"{name}.lock")
 

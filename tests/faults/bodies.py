@@ -1,4 +1,4 @@
-"""Bodies that no client should send, and that some do."""
+"""Request bodies that no client should send, and that some do."""
 
 from __future__ import annotations
 

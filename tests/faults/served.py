@@ -1,4 +1,4 @@
-"""The real service as a process, for tests that do bad things to it."""
+"""The real service as a process, for fault tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STARTED = re.compile(r"serves .+ at (http://\S+)")
 
 
 class Service:
-    """One `rerankd serve`: its process, its address and what it has written."""
+    """One `rerankd serve`: its process, its address and its output."""
 
     def __init__(self, process: subprocess.Popen[str], runtime: Path) -> None:
         self.process = process
@@ -74,14 +74,14 @@ class Service:
         return sum(map(float, found))
 
     def engines(self) -> list[int]:
-        """The pids of its engines, by the notes in its runtime folder."""
+        """The process ids of its engines, from the notes in its runtime folder."""
         return [int(path.stem) for path in self.runtime.glob("rerankd-*/[0-9]*.json")]
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def ended(self, timeout_s: float = 30) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until the process exits. Returns the exit code."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
         return code
@@ -96,7 +96,7 @@ def service(
     under: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[Service]:
-    """The service with settings by name, over the fake engine with these flags, or over the real one; `under`
+    """The service with settings by name, with the fake engine and these flags, or with the real one; `under`
     is a program that starts it."""
     runtime = _runtime(folder)
     runtime.mkdir(mode=0o700, exist_ok=True)
@@ -129,18 +129,18 @@ def service(
         running.ended()
         assert process.stderr is not None
         process.stderr.close()
-        with contextlib.suppress(OSError):  # a service that was killed leaves its folder to the next one
+        with contextlib.suppress(OSError):  # the next service removes the folder of one that was killed
             runtime.rmdir()
 
 
 def _runtime(folder: Path) -> Path:
-    """The folder for sockets that belongs to `folder`: a short path, since a socket's path has at most 107
-    bytes and pytest's folders are long."""
+    """The runtime folder for `folder`: a short path, because a socket path has at most 107 bytes and pytest's
+    folders are long."""
     return Path("/tmp") / f"rd-{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}"
 
 
 def right(documents: list[str], query: str = "q") -> dict[int, float]:
-    """What the fake engine's scores are."""
+    """The fake engine's scores."""
     return {at: fake_engine.raw(query, text) for at, text in enumerate(documents)}
 
 

@@ -1,4 +1,4 @@
-"""Connections that hold memory, are too many, half closed or malformed: over real sockets."""
+"""Connections that hold memory, are too many, half closed or malformed, over real sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with default settings, that has to live through all of it."""
+    """A service with default settings, which must survive all tests."""
     with service(tmp_path_factory.mktemp("plain")) as it:
         yield it
         assert "Traceback" not in it.output
@@ -62,14 +62,14 @@ def answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
 # --- memory ---
 
 
-def test_a_client_that_holds_large_bodies_locks_nobody_out(plain: Service) -> None:
+def test_a_client_with_large_bodies_does_not_block_others(plain: Service) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             client = stack.enter_context(connect(plain))
             client.sendall(post(b'{"query": "', size_bytes=32 * MIB))
         until(lambda: plain.metric("rerankd_held_bytes") >= 32 * MIB)
         started = time.monotonic()
-        # The same client's usual requests, and others' large ones.
+        # Small requests of the same client, and large ones of others.
         assert plain.rerank(["a"]).status_code == 200
         large = question(*["x" * 900_000] * 20)
         with connect(plain, "127.0.0.2") as other:
@@ -80,7 +80,7 @@ def test_a_client_that_holds_large_bodies_locks_nobody_out(plain: Service) -> No
     until(lambda: plain.metric("rerankd_held_bytes") == 0)
 
 
-def test_a_second_large_body_is_taken_when_the_first_has_ended(plain: Service) -> None:
+def test_a_second_large_body_is_read_after_the_first(plain: Service) -> None:
     with connect(plain) as first, connect(plain) as second:
         first.sendall(post(b"{", size_bytes=32 * MIB))
         until(lambda: plain.metric("rerankd_held_bytes") >= 32 * MIB)
@@ -94,19 +94,19 @@ def test_a_second_large_body_is_taken_when_the_first_has_ended(plain: Service) -
         assert answer(second)[0] == 200
 
 
-def test_no_room_in_time_is_a_429_that_says_when_there_is(plain: Service) -> None:
+def test_a_body_that_waits_too_long_gets_429_with_retry_after(plain: Service) -> None:
     with connect(plain) as first, connect(plain) as second:
         first.sendall(post(b"{", size_bytes=32 * MIB))
         until(lambda: plain.metric("rerankd_held_bytes") >= 32 * MIB)
-        second.sendall(post(b"{" * 31 * MIB))  # all of it: the answer must not be lost in a reset
+        second.sendall(post(b"{" * 31 * MIB))  # completely: the answer must not be lost in a reset
         status, headers, body = answer(second)
-        assert status == 429 and "found no room for 10 s" in json.loads(body)["message"]
-        # The first one has a minute in all, of which the second has waited 10 s.
+        assert status == 429 and "got no memory for 10 s" in json.loads(body)["message"]
+        # The first request has a minute, of which the second has waited 10 s.
         assert 30 <= int(headers["retry-after"]) <= 50
 
 
 @pytest.mark.parametrize("header", ["Host: evil.example", "Origin: http://evil.example"])
-def test_a_page_or_name_that_is_refused_while_it_sends_gets_its_answer(plain: Service, header: str) -> None:
+def test_a_foreign_origin_or_host_gets_its_answer_while_sending(plain: Service, header: str) -> None:
     lines = ["POST /v1/rerank HTTP/1.1", "Host: localhost", header, f"Content-Length: {31 * MIB}", "", ""]
     if header.startswith("Host"):
         del lines[1]
@@ -117,7 +117,7 @@ def test_a_page_or_name_that_is_refused_while_it_sends_gets_its_answer(plain: Se
 
 
 @pytest.mark.parametrize("key", ["wrong", "right"])
-def test_who_is_refused_while_it_sends_gets_its_answer(key: str, tmp_path: Path) -> None:
+def test_a_client_refused_while_sending_gets_its_answer(key: str, tmp_path: Path) -> None:
     with service(tmp_path, api_key="right") as it, connect(it) as client:
         client.sendall(post(b"x" * (60 if key == "right" else 31) * MIB, f"x-api-key: {key}"))
         status, headers, _ = answer(client)
@@ -128,12 +128,12 @@ def memory(it: Service) -> int:
     return int(Path(f"/proc/{it.process.pid}/statm").read_text().split()[1]) * 4096
 
 
-def test_answers_that_nobody_reads_are_counted_and_let_go(tmp_path: Path) -> None:
-    # It takes a minute each with the default.
+def test_unread_answers_are_counted_and_dropped(tmp_path: Path) -> None:
+    # With the default, each would take a minute.
     with service(tmp_path, send_timeout_s=1) as it, contextlib.ExitStack() as stack:
         documents = [f"{number}" + "x" * 900_000 for number in range(12)]
         body = question(*documents, return_documents=True)
-        assert it.rerank(documents).status_code == 200  # the answers are to come one after the other
+        assert it.rerank(documents).status_code == 200  # cached, so that the answers come one after another
         clients = []
         for _ in range(9):
             client = stack.enter_context(connect(it))
@@ -146,7 +146,7 @@ def test_answers_that_nobody_reads_are_counted_and_let_go(tmp_path: Path) -> Non
             assert client.recv(12) == b"HTTP/1.1 200"
         until(lambda: it.metric("rerankd_held_bytes") == 0, 20)
         assert it.rerank(["a"]).status_code == 200
-        assert "did not read its answer" in it.output
+        assert "did not read its response" in it.output
 
 
 def test_a_slow_reader_gets_all_of_its_answer(plain: Service) -> None:
@@ -164,7 +164,7 @@ def test_a_slow_reader_gets_all_of_its_answer(plain: Service) -> None:
 # --- too many ---
 
 
-def test_more_connections_than_descriptors_fill_no_log(tmp_path: Path) -> None:
+def test_running_out_of_descriptors_does_not_flood_the_log(tmp_path: Path) -> None:
     with (
         service(tmp_path, under=("sh", "-c", 'ulimit -n 100 && exec "$@"', "sh")) as it,
         contextlib.ExitStack() as stack,
@@ -172,7 +172,7 @@ def test_more_connections_than_descriptors_fill_no_log(tmp_path: Path) -> None:
         for _ in range(200):
             with contextlib.suppress(OSError):
                 stack.enter_context(connect(it))
-        time.sleep(1)  # what floods a log does so all the time
+        time.sleep(1)  # long enough for a flood to show
         assert len(it.output) < 20_000
         assert "Traceback" not in it.output
         stack.close()
@@ -185,20 +185,20 @@ def _status(it: Service) -> int:
     return 0
 
 
-def test_idle_connections_make_room_for_new_ones(tmp_path: Path) -> None:
+def test_idle_connections_are_closed_for_new_ones(tmp_path: Path) -> None:
     with service(tmp_path, max_connections=5) as it, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(it.client()) for _ in range(20)]
         assert [client.get("/health").status_code for client in clients] == [200] * 20
         busy = [stack.enter_context(connect(it)) for _ in range(5)]
         for client in busy:
             client.sendall(post(b"{", size_bytes=10))
-        until(lambda: _status(it) in (0, 503) and "5 are open and none is idle" in it.output, 30)
+        until(lambda: _status(it) in (0, 503) and "5 connections are open and none is idle" in it.output, 30)
 
 
-# --- what clients do ---
+# --- client behaviour ---
 
 
-def test_a_client_that_ends_its_side_gets_its_answer(plain: Service) -> None:
+def test_a_client_that_shuts_down_its_side_gets_its_answer(plain: Service) -> None:
     with connect(plain) as client:
         client.sendall(post(question("a", "b")))
         client.shutdown(socket.SHUT_WR)
@@ -209,7 +209,7 @@ def test_a_client_that_ends_its_side_gets_its_answer(plain: Service) -> None:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that takes 20 ms a document."""
+    """A service that takes 20 ms per document."""
     with service(tmp_path_factory.mktemp("slow"), "--delay-ms", "20", cache_entries=0) as it:
         yield it
 
@@ -217,7 +217,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 DOCUMENTS = [f"document {number}" for number in range(50)]
 
 
-def test_a_client_that_ends_its_side_gets_an_answer_that_takes_long(slow: Service) -> None:
+def test_a_client_that_shuts_down_its_side_gets_a_slow_answer(slow: Service) -> None:
     with connect(slow) as client:
         client.sendall(post(question(*DOCUMENTS)))
         client.shutdown(socket.SHUT_WR)
@@ -226,7 +226,7 @@ def test_a_client_that_ends_its_side_gets_an_answer_that_takes_long(slow: Servic
         assert (status, scores) == (200, right(DOCUMENTS))
 
 
-def test_http_client_of_python_reads_past_the_interim_answers(slow: Service) -> None:
+def test_pythons_http_client_skips_interim_responses(slow: Service) -> None:
     import http.client
 
     address = urlsplit(slow.url)
@@ -237,25 +237,25 @@ def test_http_client_of_python_reads_past_the_interim_answers(slow: Service) -> 
     connection.close()
 
 
-def test_a_client_that_ends_its_side_too_early_is_let_go(plain: Service) -> None:
+def test_a_client_that_shuts_down_its_side_too_early_is_disconnected(plain: Service) -> None:
     with connect(plain) as client:
         client.sendall(post(b"{", size_bytes=10))
         client.shutdown(socket.SHUT_WR)
         assert client.recv(100) == b""
 
 
-def test_a_client_may_come_again_on_its_connection_after_many_seconds(tmp_path: Path) -> None:
-    # Headers may take 10 s by default; keep-alive is another thing.
+def test_the_header_timeout_does_not_limit_keep_alive(tmp_path: Path) -> None:
+    # Headers may take 10 s by default; keep-alive has its own timeout.
     with service(tmp_path, header_timeout_s=0.2) as it, connect(it) as client:
         for _ in range(2):
             client.sendall(post(question("a")))
             assert answer(client)[0] == 200
-            time.sleep(0.6)  # far longer than headers may take
+            time.sleep(0.6)  # much longer than header_timeout_s
         client.sendall(b"GET /health HTTP/1.1\r\n")
-        assert client.recv(1) == b""  # now it has begun, and its headers are late
+        assert client.recv(1) == b""  # the second request has begun, and its headers are late
 
 
-def test_keep_alive_ends(tmp_path: Path) -> None:
+def test_an_idle_keep_alive_connection_is_closed(tmp_path: Path) -> None:
     with service(tmp_path, keep_alive_s=0.3) as it, connect(it) as client:
         client.sendall(post(question("a")))
         assert answer(client)[0] == 200
@@ -269,7 +269,7 @@ def test_keep_alive_ends(tmp_path: Path) -> None:
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAA",
     ],
 )
-def test_an_upgrade_is_answered_as_a_usual_request_without_noise(upgrade: str, plain: Service) -> None:
+def test_an_upgrade_request_is_answered_normally_and_logs_nothing(upgrade: str, plain: Service) -> None:
     said = len(plain.lines)
     with connect(plain) as client:
         client.sendall(f"GET /health HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n\r\n".encode())
@@ -284,18 +284,22 @@ def test_an_upgrade_is_answered_as_a_usual_request_without_noise(upgrade: str, p
         (b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000, 431, "larger than 32 KiB"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431, "larger than 32 KiB"),
         (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431, "larger than 32 KiB"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "no valid HTTP/1.1 request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "The request is not valid HTTP/1.1: "),
         (b"GET / HTTP/1.1\r\n\r\n", 400, "Missing mandatory Host"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "Only Transfer-Encoding"),
-        (post(b"").replace(b"Content-Length: 0", b"Content-Length: -1"), 400, "no valid HTTP/1.1"),
+        (
+            post(b"").replace(b"Content-Length: 0", b"Content-Length: -1"),
+            400,
+            "The request is not valid HTTP/1.1",
+        ),
         (
             b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
             400,
-            "no valid",
+            "not valid HTTP",
         ),
     ],
 )
-def test_what_is_no_request_is_told_why(sent: bytes, status: int, says: str, plain: Service) -> None:
+def test_an_invalid_http_request_gets_the_reason(sent: bytes, status: int, says: str, plain: Service) -> None:
     with connect(plain) as client:
         client.sendall(sent)
         got, headers, body = answer(client)
@@ -326,7 +330,7 @@ def test_head_is_get_without_a_body(path: str, plain: Service) -> None:
         ("x", 415),
     ],
 )
-def test_the_charset_of_a_body_is_the_one_that_it_names(charset: str, status: int, plain: Service) -> None:
+def test_a_body_is_decoded_with_its_declared_charset(charset: str, status: int, plain: Service) -> None:
     body = {"query": "q", "documents": ["Käse", "a"], "raw_scores": True}
     text = json.dumps(body, ensure_ascii=False)
     data = text.encode("utf-8" if status != 200 else charset.strip('"'))
@@ -347,7 +351,7 @@ def zipped(it: Service, data: bytes, encoding: str = "gzip") -> httpx.Response:
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_a_body_packed_by_gzip_is_read(parts: int, plain: Service) -> None:
+def test_a_gzip_body_is_read(parts: int, plain: Service) -> None:
     documents = [f"{number} " * 5000 for number in range(100)]
     data = question(*documents)
     step = len(data) // parts + 1
@@ -357,7 +361,7 @@ def test_a_body_packed_by_gzip_is_read(parts: int, plain: Service) -> None:
     assert plain.metric("rerankd_held_bytes") == 0
 
 
-def test_a_body_that_gets_too_large_when_unpacked_is_refused_within_bounds(plain: Service) -> None:
+def test_a_gzip_bomb_is_refused_with_limited_memory(plain: Service) -> None:
     before = memory(plain)
     bomb = gzip.compress(b'{"query": "' + b"x" * (400 * MIB))
     assert len(bomb) < MIB
@@ -377,7 +381,7 @@ def test_a_body_that_gets_too_large_when_unpacked_is_refused_within_bounds(plain
     ],
     ids=["no gzip", "cut short", "empty", "br", "twice"],
 )
-def test_a_packed_body_that_can_not_be_read_says_why(
+def test_an_invalid_compressed_body_gets_the_reason(
     data: bytes, encoding: str, status: int, says: str, plain: Service
 ) -> None:
     got = zipped(plain, data, encoding)

@@ -1,8 +1,10 @@
-"""Time budgets of a real service: with a slow engine, one that never answers, and one that is not there yet.
+"""Time budgets of a real service: with a slow engine, with one that never answers, and with one that is
+loading.
 
-The engine counts a token for each byte, and takes 0.1 s for a document. How exactly budgets are kept on a
-calm machine is measured by bench/sharing.py; here a busy one may add some seconds. Without a budget the last
-three would take minutes."""
+The engine counts one token per byte, and takes 0.1 s per document. bench/sharing.py measures how exactly
+budgets are kept on an idle machine; on a busy one, seconds may be added here. Without a budget, the last
+three tests would take minutes.
+"""
 
 from __future__ import annotations
 
@@ -22,33 +24,33 @@ def asked(it: Service, budget_ms: int) -> tuple[httpx.Response, float]:
     return answer, time.perf_counter() - started
 
 
-def test_the_first_documents_are_scored_in_the_time_there_is(tmp_path: Path) -> None:
+def test_the_first_documents_are_scored_within_the_budget(tmp_path: Path) -> None:
     with service(tmp_path, "--delay-ms", "100") as it:
         assert it.rerank(["warm " + "x" * 80] * 2).status_code == 200
-        it.rerank([f"{number} " + "x" * 80 for number in range(6)])  # so that its rate is known
+        it.rerank([f"{number} " + "x" * 80 for number in range(6)])  # so that its throughput is known
         answer, took_s = asked(it, 1500)
         unscored = answer.json()["meta"]["unscored"]
         scored = len(DOCUMENTS) - len(unscored)
         assert took_s < 1.5 * 1.1 + 1  # of 4 s
         assert 3 <= scored <= 16 and unscored == [*range(scored, len(DOCUMENTS))]
-        # The rest follows in the order sent, with the lowest score, and a warning.
+        # The others follow in the order sent, with the lowest score and a warning.
         rows = answer.json()["results"]
         assert [row["index"] for row in rows[scored:]] == unscored
         wanted = right(DOCUMENTS[:scored])
         assert {at: value for at, value in raw_scores(answer).items() if at < scored} == wanted
-        assert any("the time budget was over" in one for one in answer.json()["meta"]["warnings"])
+        assert any("the time budget was exhausted" in one for one in answer.json()["meta"]["warnings"])
         assert it.metric("rerankd_queue_documents") == 0
         assert len(it.rerank(DOCUMENTS[:9]).json()["results"]) == 9
 
 
-def test_an_engine_that_never_answers_costs_no_more_than_the_budget(tmp_path: Path) -> None:
+def test_a_hanging_engine_delays_the_answer_only_by_the_budget(tmp_path: Path) -> None:
     with service(tmp_path, "--stall-on", "document  0") as it:
         answer, took_s = asked(it, 700)
         assert answer.status_code == 200 and took_s < 10
         assert 0 in answer.json()["meta"]["unscored"]
 
 
-def test_a_model_that_is_still_loaded_costs_no_more_than_the_budget(tmp_path: Path) -> None:
+def test_a_loading_model_delays_the_answer_only_by_the_budget(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with service(tmp_path, "--load-gate", str(gate), preload="false") as it:
         answer, took_s = asked(it, 500)
@@ -59,8 +61,8 @@ def test_a_model_that_is_still_loaded_costs_no_more_than_the_budget(tmp_path: Pa
         assert raw_scores(it.rerank(DOCUMENTS)) == right(DOCUMENTS)
 
 
-def test_a_long_document_does_not_keep_the_ones_before_it_from_being_scored(tmp_path: Path) -> None:
-    """All documents were read before the first one was scored, and a megabyte takes long to read."""
+def test_documents_before_a_long_one_are_scored_first(tmp_path: Path) -> None:
+    """All documents were tokenized before the first one was scored, and a megabyte takes long to tokenize."""
     with service(tmp_path, "--delay-ms", "1") as it:
         long = "panda " * 160_000
         body = {"query": "q", "documents": [*DOCUMENTS[:2], long], "max_chunks_per_doc": 10_000}

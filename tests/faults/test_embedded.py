@@ -1,4 +1,4 @@
-"""Faults seen by a program that has the Reranker inside."""
+"""Faults as seen by a program that embeds the Reranker."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def reranker(tmp_path: Path, *flags: str, **settings: Any) -> Reranker:
     return Reranker(Settings(**{"model": str(MODEL), "home": tmp_path, "llama_path": program, **settings}))
 
 
-async def until(true: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -34,8 +34,8 @@ async def ask(it: Reranker, *documents: str, query: str = "q", **options: Any) -
     return await it.rerank(query, documents, raw_scores=True, **options)
 
 
-def test_a_file_that_changes_is_not_served_before_it_has_been_read_anew(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_a_changed_file_is_read_again_before_it_is_served(tmp_path: Path) -> None:
+    async def scenario() -> None:
         path = tmp_path / "model.gguf"
         shutil.copy(MODEL, path)
         async with reranker(tmp_path, model=str(path)) as it:
@@ -44,17 +44,17 @@ def test_a_file_that_changes_is_not_served_before_it_has_been_read_anew(tmp_path
             os.utime(path, (1, 1))
             os.kill(it.state.pid or 0, signal.SIGKILL)
             await until(lambda: "has changed" in str(before.state.error))
-            # Reloads that come while it is replaced find nothing to do.
+            # Reloads during the replacement have nothing to do.
             await asyncio.gather(it.registry.reload(before), it.registry.reload(before))
             await until(lambda: it.registry.models[0] is not before)
             assert (await ask(it, "a")).cached == 0
             assert it.state.starts == 1
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_where_no_engine_is_ready_in_time_the_answer_is_to_come_again(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_the_error_has_retry_after_if_no_engine_is_ready_in_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
         async with reranker(tmp_path, "--slow-load", "0.5", request_timeout_s=0.2) as it:
             os.kill(it.state.pid or 0, signal.SIGKILL)
             await until(lambda: it.state.engine is None)
@@ -62,11 +62,11 @@ def test_where_no_engine_is_ready_in_time_the_answer_is_to_come_again(tmp_path: 
                 await ask(it, "a")
             assert caught.value.retry_after_s
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_an_engine_that_is_stuck_past_deadline_and_margin_is_replaced(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_a_hanging_engine_is_replaced_after_deadline_and_margin(tmp_path: Path) -> None:
+    async def scenario() -> None:
         flags = ("--stall-after", str(fake_engine.CALLS_AT_LOAD), "--only-first", str(tmp_path / "first"))
         async with reranker(tmp_path, *flags, request_timeout_s=0.5, hang_margin_s=0.3) as it:
             with pytest.raises(EngineTimeout):
@@ -74,11 +74,11 @@ def test_an_engine_that_is_stuck_past_deadline_and_margin_is_replaced(tmp_path: 
             await until(lambda: it.state.starts == 2 and it.state.engine is not None)
             assert [row.score for row in (await ask(it, "a")).results] == [fake_engine.raw("q", "a")]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_equal_documents_are_scored_once_and_known_ones_not_at_all(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_duplicates_are_scored_once_and_cached_documents_not_at_all(tmp_path: Path) -> None:
+    async def scenario() -> None:
         async with reranker(tmp_path, cache_entries=3) as it:
             first = await ask(it, "a", "b", "a")
             again = await ask(it, "b", "a")
@@ -89,18 +89,18 @@ def test_equal_documents_are_scored_once_and_known_ones_not_at_all(tmp_path: Pat
                 0: fake_engine.raw("q", "b"),
                 1: fake_engine.raw("q", "a"),
             }
-            await ask(it, "c", "d")  # more than it keeps
+            await ask(it, "c", "d")  # more than cache_entries
             assert (await ask(it, "a")).cached == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_after_close_it_takes_nothing(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_a_closed_reranker_admits_no_request(tmp_path: Path) -> None:
+    async def scenario() -> None:
         async with reranker(tmp_path) as it:
             await it.drain()
             assert it.state.phase == "stopped"
             with pytest.raises(Stopping):
                 await ask(it, "a")
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""Folders that go while the service runs: at a logout, by a cleaner of /tmp, by a careless rm."""
+"""Folders that are removed while the service runs: by a logout, by a cleaner of /tmp, by a mistaken rm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import until
 
 @pytest.mark.parametrize("whole", [False, True], ids=["its own folder", "the login's folder"])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_without_its_sockets_every_request_is_answered_and_the_engine_is_replaced(
+def test_every_request_is_answered_after_the_sockets_are_deleted(
     tmp_path: Path, whole: bool, replicas: int
 ) -> None:
     with service(tmp_path, replicas=replicas, cache_entries=0) as it, ThreadPoolExecutor(16) as pool:
@@ -27,7 +27,7 @@ def test_without_its_sockets_every_request_is_answered_and_the_engine_is_replace
         assert [answer.status_code for answer in answers] == [200] * len(many)
         assert [raw_scores(answer) for answer in answers] == [right(documents) for documents in many]
         assert "was removed by another program" in it.output
-        # What dies now is started again as ever.
+        # An engine that exits now is restarted as usual.
         before = it.metric("rerankd_engine_starts")
         told = it.get("/v1/status").json()["models"][0]["engine"]
         os.kill(told["pids"][0], signal.SIGKILL)
@@ -46,7 +46,7 @@ def test_an_idle_engine_without_its_socket_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "rotated"])
-def test_a_log_that_was_taken_away_is_written_anew(tmp_path: Path, how: str) -> None:
+def test_a_removed_or_rotated_log_is_created_again(tmp_path: Path, how: str) -> None:
     with service(tmp_path, "--chatter") as it:
         (log,) = (tmp_path / "home" / "logs").glob("*.log")
         if how == "removed":

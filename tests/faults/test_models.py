@@ -1,4 +1,4 @@
-"""Several models in one service: loaded on demand, within a budget, changed while it runs."""
+"""Several models in one service: loaded on demand, within a budget, changed at run time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fake_hub import FakeHub, fake_hub
 from rerankd import processes
 
 NAMES = ("xlmr-head", "modernbert-head", "qwen3-headed")
-# An engine is started in most of them.
+# Most of these tests start an engine.
 until = partial(support.until, timeout_s=20)
 DOCUMENTS = ["The giant panda is a bear of China.", "Bread is baked from flour.", "熊猫住在竹林里"]
 
@@ -49,9 +49,9 @@ def memory(it: Service) -> list[int]:
     return [int(float(line.split()[-1])) for line in lines if line.startswith("rerankd_engine_memory_bytes{")]
 
 
-def test_three_models_with_room_for_two_answer_everyone_right(tmp_path: Path) -> None:
+def test_three_models_in_memory_for_two_give_correct_answers(tmp_path: Path) -> None:
     several = ",".join(map(path, NAMES))
-    # Scores of two services are compared, and `auto` may choose another precision at another start.
+    # Scores of two services are compared, and `auto` may choose another precision at each start.
     options = {"real": True, "model": several, "cache_entries": 0, "precision": "f32"}
     with service(tmp_path, **options) as it:
         assert set(phases(it).values()) == {"ready"}
@@ -60,7 +60,7 @@ def test_three_models_with_room_for_two_answer_everyone_right(tmp_path: Path) ->
         assert len({tuple(scores.values()) for scores in expected.values()}) == 3
     room = sum(held[1:]) + held[0] // 10
     with service(tmp_path, memory_budget=room, least_stay_s=0.3, **options) as it:
-        # What a model takes is known when it has been loaded once; for the first time its file stands in.
+        # A model's memory is known after its first load; until then it is estimated from the file size.
         for name in NAMES:
             assert ask(it, name).status_code == 200
         until(lambda: len(it.engines()) <= 2)
@@ -89,15 +89,15 @@ def test_three_models_with_room_for_two_answer_everyone_right(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def lazy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Two models, of which nothing is loaded before it is asked for, nor kept for long."""
+    """Two models that are loaded on demand and unloaded soon."""
     folder = tmp_path_factory.mktemp("lazy")
     both = f"{path('xlmr-head')},{path('modernbert-head')}"
     with service(folder, model=both, preload=False, idle_unload_s=0.5) as it:
         yield it
 
 
-def test_a_model_is_loaded_when_asked_for_and_unloaded_when_idle(lazy: Service) -> None:
-    assert "It is loaded at the first request for it." in lazy.output
+def test_a_model_is_loaded_on_demand_and_unloaded_when_idle(lazy: Service) -> None:
+    assert "It is loaded at its first request." in lazy.output
     assert lazy.get("/ready").status_code == 200
     assert lazy.get("/health").json()["status"] == "ok"
     assert raw_scores(ask(lazy, "modernbert-head")) == right(DOCUMENTS, "what is a panda?")
@@ -106,7 +106,7 @@ def test_a_model_is_loaded_when_asked_for_and_unloaded_when_idle(lazy: Service) 
     assert lazy.engines() == []
 
 
-def test_with_several_models_a_name_has_to_be_known_and_none_is_the_first(lazy: Service) -> None:
+def test_with_several_models_unknown_names_fail_and_no_name_selects_the_first(lazy: Service) -> None:
     unknown = ask(lazy, "gpt-4")
     assert unknown.status_code == 404
     assert "xlmr-head, modernbert-head" in unknown.json()["message"]
@@ -116,26 +116,26 @@ def test_with_several_models_a_name_has_to_be_known_and_none_is_the_first(lazy: 
     assert [row["id"] for row in rows] == ["xlmr-head", "modernbert-head"]
 
 
-def test_what_takes_more_memory_than_all_may_have_is_refused_with_the_numbers(tmp_path: Path) -> None:
+def test_a_model_over_the_memory_budget_is_refused_with_the_numbers(tmp_path: Path) -> None:
     flags = ["--only-first", str(tmp_path / "first"), "--grow-mib", "0"]
     with service(tmp_path, *flags, model=path("xlmr-head"), preload=False, memory_budget=2 * 2**20) as it:
         answer = ask(it, "xlmr-head")
         assert answer.status_code == 507
-        assert "all engines together may hold 2 MiB" in answer.json()["message"]
+        assert "the budget for all engines is 2 MiB" in answer.json()["message"]
         until(lambda: it.engines() == [])
-        # By now it is known what it needs, and it is not loaded to learn it again.
+        # Its memory is now known, so it is not loaded again.
         assert ask(it, "xlmr-head").status_code == 507
         assert starts(it) == {"xlmr-head": 1}
 
 
-def test_who_waits_for_room_past_the_deadline_is_told_when_to_come_again(tmp_path: Path) -> None:
+def test_a_request_that_waits_for_memory_past_its_deadline_gets_retry_after(tmp_path: Path) -> None:
     both = f"{path('xlmr-head')},{path('modernbert-head')}"
     with service(tmp_path, model=path("xlmr-head")) as it:
         room = memory(it)[0] * 3 // 2
     with service(
         tmp_path, "--delay-ms", "50", model=both, preload=False, memory_budget=room, least_stay_s=60
     ) as it:
-        for name in NAMES[:2]:  # now it is known what they take
+        for name in NAMES[:2]:  # after this their memory is known
             assert ask(it, name).status_code == 200
         busy = threading.Thread(target=ask, args=[it, "modernbert-head", [f"{n}" for n in range(100)]])
         busy.start()
@@ -144,12 +144,12 @@ def test_who_waits_for_room_past_the_deadline_is_told_when_to_come_again(tmp_pat
         answer = it.post("/v1/rerank", body, **{"x-request-timeout": "0.5"})
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
-        assert "waits until other models have made room" in answer.json()["message"]
+        assert "is waiting for memory that other models use" in answer.json()["message"]
         busy.join()
         assert it.post("/v1/rerank", body).status_code == 200
 
 
-def test_replicas_share_the_work_and_one_may_die(tmp_path: Path) -> None:
+def test_replicas_share_the_work_and_one_may_crash(tmp_path: Path) -> None:
     with service(tmp_path, "--delay-ms", "2", model=path("xlmr-head"), replicas=2, cache_entries=0) as it:
         first, second = sorted(it.engines())
         documents = [f"document {number}" for number in range(200)]
@@ -185,7 +185,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         thread = threading.Thread(target=lambda: answers.append(ask(it, "two", many)))
         thread.start()
         until(lambda: it.metric("rerankd_queue_requests") >= 1)
-        # `two` gets another window, `three` is new, and the limit is another one.
+        # `two` gets another max_length, `three` is new, and max_documents changes.
         changed = section("two", "modernbert-head", "max_length = 200")
         settings_file(tmp_path, "max_documents = 6\n" + one + changed + section("three", "xlmr-head"))
         it.signal(signal.SIGHUP)
@@ -196,7 +196,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         assert pid(it, "two") != before["two"]
         until(lambda: processes.identify(before["two"]) is None)
         assert ask(it, "one", [*many, "six"]).status_code == 200
-        # What can't be read changes nothing, and says why.
+        # Invalid settings change nothing, and the log says why.
         for text, says in (
             ("max_dokuments = 1\n", "max_dokuments is not a setting"),
             (section("one", "no-such-file"), "There is no file"),
@@ -205,11 +205,11 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
             it.signal(signal.SIGHUP)
             until(lambda says=says: says in it.output)
             assert set(phases(it)) == {"one", "two", "three"}
-        # A model that can't be served is listed, and the others are.
+        # A model that cannot be served is listed as refused; the others are served.
         settings_file(tmp_path, one + section("uno", "xlmr-head", 'aliases = ["one"]'))
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready", "uno": "refused"})
-        assert "Two models would answer to 'one'" in it.output
+        assert "Two models have the name 'one'" in it.output
         settings_file(tmp_path, one + "\n")
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready"})
@@ -217,11 +217,11 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         assert pid(it, "one") == before["one"]
         settings_file(tmp_path, "header_timeout_s = 3\n" + one)
         it.signal(signal.SIGHUP)
-        until(lambda: "need a restart of rerankd: header_timeout_s" in it.output)
+        until(lambda: "take effect after a restart of rerankd: header_timeout_s" in it.output)
 
 
 def pid(it: Service, name: str) -> int:
-    """The process of a model's engine."""
+    """The process id of a model's engine."""
     rows = it.get("/v1/status", **KEY).json()["models"]
     (found,) = next(row["engine"]["pids"] for row in rows if row["id"] == name)
     return int(found)
@@ -259,7 +259,7 @@ def admin_call(it: Service, method: str, where: str, **options: Any) -> httpx.Re
     ("method", "where"),
     [("POST", "x/load"), ("POST", "x/unload"), ("POST", "pull"), ("DELETE", "x")],
 )
-def test_the_admin_api_asks_for_the_key_and_is_off_by_itself(
+def test_the_admin_api_requires_the_key_and_is_off_by_default(
     admin: Service, lazy: Service, method: str, where: str
 ) -> None:
     assert admin_call(admin, method, where, headers={}).status_code == 401
@@ -300,13 +300,13 @@ def test_pull_then_serve_then_delete(admin: Service) -> None:
     assert again.status_code == 404
 
 
-def test_what_was_not_pulled_is_not_deleted(admin: Service) -> None:
+def test_a_file_that_was_not_pulled_is_not_deleted(admin: Service) -> None:
     answer = admin_call(admin, "DELETE", "modernbert-head")
     assert answer.status_code == 409
     assert (GOLDEN / "modernbert-head.gguf").exists()
 
 
-def test_a_pull_that_fails_says_why_as_its_last_word(admin: Service, hub: FakeHub) -> None:
+def test_a_failed_pull_ends_with_the_reason(admin: Service, hub: FakeHub) -> None:
     told = events(admin_call(admin, "POST", "pull", json={"model": "hf:no/such"}))
     assert told[-1]["status"] == "error" and told[-1]["code"] in ("fetch_error", "model_not_found")
     whole = admin_call(admin, "POST", "pull", json={"model": "hf:no/such", "stream": False})
@@ -314,7 +314,7 @@ def test_a_pull_that_fails_says_why_as_its_last_word(admin: Service, hub: FakeHu
     assert admin_call(admin, "POST", "pull", json={}).status_code == 400
 
 
-def test_a_pull_that_nobody_waits_for_ends_and_the_next_goes_on(admin: Service, hub: FakeHub) -> None:
+def test_an_abandoned_pull_ends_and_the_next_resumes_it(admin: Service, hub: FakeHub) -> None:
     hub.hang = threading.Event()
     try:
         with (
@@ -337,7 +337,7 @@ def test_after_a_pull_a_reload_serves_the_pulled_model_and_the_default_one(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    # The model that is served by default is the one pulled last: at the start there is one.
+    # The default model is the one pulled last; at the start there is only one.
     first = tmp_path / "home" / "models" / "first"
     first.mkdir(parents=True)
     shutil.copy(path("modernbert-head"), first / "first.gguf")
@@ -352,10 +352,10 @@ def test_after_a_pull_a_reload_serves_the_pulled_model_and_the_default_one(
             it.lines.clear()
             settings_file(tmp_path, text)
             it.signal(signal.SIGHUP)
-            until(lambda: "the settings were read again" in it.output)
+            until(lambda: "the settings were reloaded" in it.output)
             assert list(phases(it)) == ["first", "bge-reranker-v2-m3:q8_0"]
             until(lambda: set(phases(it).values()) == {"ready"})
-        # The pulled one takes over what the settings say now, too.
+        # Changed settings also apply to the pulled model.
         before = pid(it, "bge-reranker-v2-m3:q8_0")
         settings_file(tmp_path, "admin_api = true\nthreads = 1\n")
         it.signal(signal.SIGHUP)

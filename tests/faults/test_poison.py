@@ -1,4 +1,4 @@
-"""Documents and queries that end the engine, with the product's defaults: nobody else loses an answer."""
+"""Documents and queries that crash the engine, with default settings: no other client loses an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def restarts(it: Service) -> int:
 
 
 def check(answer: httpx.Response, documents: list[str], bad: str, says: str) -> None:
-    """All documents are scored right but those that hold `bad`, which come last with the reason."""
+    """All documents have the right scores except those that contain `bad`, which come last with the
+    reason."""
     assert answer.status_code == 200, answer.text
     found = raw_scores(answer)
     culprits = [at for at, text in enumerate(documents) if bad in text]
@@ -38,11 +39,10 @@ def among(bad: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"), [("--crash-on", "crashed on it twice"), ("--error-on", "gave an error for it twice")]
+    ("flag", "says"),
+    [("--crash-on", "crashed on it twice"), ("--error-on", "returned an error for it twice")],
 )
-def test_a_document_that_ends_the_engine_is_left_out_and_remembered(
-    tmp_path: Path, flag: str, says: str
-) -> None:
+def test_a_document_that_crashes_the_engine_is_quarantined(tmp_path: Path, flag: str, says: str) -> None:
     documents = among("POISON")
     with service(tmp_path, flag, "POISON") as it:
         check(it.rerank(documents), documents, "POISON", says)
@@ -59,7 +59,7 @@ def test_a_document_that_ends_the_engine_is_left_out_and_remembered(
         known = restarts(it)
         it.rerank(["POISON", "a POISON document"])
         assert restarts(it) == known
-    # A service that is started again knows it.
+    # The quarantine survives a restart of the service.
     with service(tmp_path, flag, "POISON") as it:
         check(it.rerank(documents), documents, "POISON", says)
         assert restarts(it) == 0
@@ -92,11 +92,11 @@ def test_several_bad_documents_and_other_clients_get_their_scores(tmp_path: Path
             assert raw_scores(answer) == right(mine)
 
 
-def test_a_query_that_ends_the_engine_is_refused_and_blames_no_document(tmp_path: Path) -> None:
+def test_a_query_that_crashes_the_engine_is_refused_and_blames_no_document(tmp_path: Path) -> None:
     with service(tmp_path, "--crash-on-query", "POISON") as it:
         answer = it.rerank(GOOD, "a POISON query")
         assert answer.status_code == 422
-        assert "ended twice on this query" in answer.json()["message"]
+        assert "failed twice on this query" in answer.json()["message"]
         assert restarts(it) <= 1 + math.log2(len(GOOD))
         known = restarts(it)
         assert it.rerank(GOOD[:2], "a POISON query").status_code == 422
@@ -113,13 +113,13 @@ def test_a_document_that_crashes_the_tokenizer_does_not_fail_the_others(tmp_path
         assert {at: value for at, value in raw_scores(answer).items() if at < 20} == right(GOOD)
 
 
-def test_a_kill_from_outside_blames_nobody(tmp_path: Path) -> None:
+def test_an_external_kill_quarantines_no_document(tmp_path: Path) -> None:
     with service(tmp_path, "--kill-on", "POISON", request_timeout_s=4) as it:
         assert it.rerank(["a POISON document"]).status_code == 503
         assert not list((tmp_path / "home" / "state").glob("quarantine.json"))
 
 
-def test_an_engine_that_gives_only_errors_is_replaced_and_the_client_is_told_in_our_words(
+def test_an_engine_with_only_errors_is_replaced_and_its_message_stays_in_the_log(
     tmp_path: Path,
 ) -> None:
     errors = tmp_path / "errors"
@@ -136,8 +136,8 @@ def test_an_engine_that_gives_only_errors_is_replaced_and_the_client_is_told_in_
         assert it.metric("rerankd_engine_lost") >= 1
 
 
-def test_a_document_in_which_the_engine_hangs_is_found_over_some_requests(tmp_path: Path) -> None:
-    """The limits of time are short, so that the test is: a hang is seen when they have passed."""
+def test_a_document_on_which_the_engine_hangs_is_found_within_several_requests(tmp_path: Path) -> None:
+    """The timeouts are short so that the test is: a hang is detected only after they have passed."""
     documents = ["a", "HANG", "b"]
     limits = {"request_timeout_s": 2, "hang_margin_s": 0.5, "health_poll_s": 0.5}
     with service(tmp_path, "--stall-on", "HANG", **limits) as it:
@@ -146,5 +146,5 @@ def test_a_document_in_which_the_engine_hangs_is_found_over_some_requests(tmp_pa
             if answer.status_code == 200:
                 break
             assert answer.status_code in (503, 504)
-        check(answer, documents, "HANG", "stopped working on it twice")
+        check(answer, documents, "HANG", "hung on it twice")
         assert raw_scores(it.rerank(GOOD)) == right(GOOD)

@@ -1,4 +1,4 @@
-"""Faults of the real engine under load. The long ones are marked `soak`: make test-soak."""
+"""Faults of the real engines under load. The long tests are marked `soak`: make test-soak."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from served import GOLDEN, Service, service
 from served import raw_scores as scores
 
 from rerankd import processes
-from rerankd.process import restart
+from rerankd.process import restart_delay
 
 CASES = {
     case["id"]: 1 / (1 + math.exp(-case["raw"]))
@@ -41,13 +41,13 @@ TOLERANCE = 1e-3  # the score contract
 
 @pytest.fixture(params=["llama", "openvino"])
 def quiet(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings that choose an engine, with one thread: the tests beside this one, and the engine's other
-    threads, wait for each other on few cores."""
+    """Settings that select an engine with one thread: on few cores, concurrent tests and engine threads would
+    wait for each other."""
     return {"real": True, "threads": 1, "engine": request.param, "precision": "f32"}
 
 
 class Client:
-    """Asks pairs whose right values are known, over and over, and keeps what came back."""
+    """Sends pairs with known scores in a loop, and records the answers."""
 
     def __init__(self, it: Service, number: int) -> None:
         self._it = it
@@ -55,15 +55,15 @@ class Client:
         self._random = random.Random(number)
         self.statuses: Counter[int] = Counter()
         self.wrong: list[str] = []
-        self.spans: list[tuple[float, float]] = []  # when an answer was asked for, and when it came
+        self.spans: list[tuple[float, float]] = []  # when a request was sent and answered
 
     def run(self, stop: threading.Event) -> None:
         with self._it.client() as http:
             while not stop.is_set():
                 pair = self._random.choice(PAIRS)
-                # The same query, several documents: the right value of the first is known.
+                # The same query with several documents: the score of the first is known.
                 others = [self._random.choice(PAIRS)["document"] for _ in range(self._random.randrange(12))]
-                # One that is not in the cache, so that each request needs the engine.
+                # One document is never cached, so that each request needs the engine.
                 documents = [pair["document"], *others, f"{self._number} {self.statuses.total()}"]
                 body = {"query": pair["query"], "documents": documents}
                 asked = time.monotonic()
@@ -80,7 +80,7 @@ class Client:
 
 @contextmanager
 def load(it: Service, count: int = 8) -> Iterator[list[Client]]:
-    """Clients that ask until the block ends."""
+    """Clients that send requests until the block ends."""
     clients = [Client(it, number) for number in range(count)]
     stop = threading.Event()
     threads = [threading.Thread(target=client.run, args=(stop,)) for client in clients]
@@ -96,7 +96,7 @@ def load(it: Service, count: int = 8) -> Iterator[list[Client]]:
 
 
 def kills(it: Service, count: int, sign: signal.Signals, within_s: float) -> list[float]:
-    """Seconds from each kill until an answer came that was asked for after it."""
+    """Kill the engine repeatedly. Returns the seconds from each kill until a later request is answered."""
     waits = []
     with load(it) as clients:
         for _ in range(count):
@@ -123,9 +123,7 @@ def kills(it: Service, count: int, sign: signal.Signals, within_s: float) -> lis
     return waits
 
 
-def test_a_real_engine_that_is_killed_under_load_costs_no_answer(
-    tmp_path: Path, quiet: dict[str, Any]
-) -> None:
+def test_killing_a_real_engine_under_load_loses_no_answer(tmp_path: Path, quiet: dict[str, Any]) -> None:
     with service(tmp_path, cache_entries=0, **quiet) as it:
         kills(it, 3, signal.SIGKILL, within_s=10)
         assert it.get("/health").json()["engine"]["starts"] == 4
@@ -149,7 +147,7 @@ def test_twenty_kills_under_eight_clients(tmp_path: Path, quiet: dict[str, Any])
 
 
 class Loads:
-    """How long each load of the engine took, as /health tells; until the block ends."""
+    """Measures how long each load of the engine takes, from /health, until the block ends."""
 
     def __init__(self, it: Service) -> None:
         self.took = [0.0]
@@ -182,8 +180,8 @@ class Loads:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["llama", "openvino"])
 def test_an_engine_that_is_killed_each_time_it_is_ready(tmp_path: Path, kind: str) -> None:
-    """Fifty times in a row, with the product's defaults, under six clients. (float32, since the right values
-    are of it.) An outage lasts as long as was announced, and a load."""
+    """Fifty times in a row, with default settings, under six clients; float32, because the expected scores
+    are. An outage lasts as long as announced, plus a load."""
     with service(tmp_path, real=True, engine=kind, precision="f32") as it:
         kills: list[tuple[float, int]] = []
         mine: list[tuple[float, float]] = []
@@ -205,7 +203,7 @@ def test_an_engine_that_is_killed_each_time_it_is_ready(tmp_path: Path, kind: st
                     time.sleep(int(answer.headers["retry-after"]))
                 mine.append((asked, time.monotonic()))
                 kills.append((killed, announced))
-        # An outage ends with the first answer to anyone who asked after the kill.
+        # An outage ends with the first answer to a request sent after the kill.
         spans = mine + [span for client in clients for span in client.spans]
         outages = [
             (min(came for asked, came in spans if asked > killed) - killed, announced)
@@ -219,12 +217,12 @@ def test_an_engine_that_is_killed_each_time_it_is_ready(tmp_path: Path, kind: st
         )
         assert [wrong for client in clients for wrong in client.wrong] == []
         assert set(statuses) <= {200, 429, 503}
-        # Nothing is announced where the next start is so near that requests wait for it.
+        # If the next start is close, requests wait for it and nothing is announced.
         longest = max(loads.took)
         assert [
-            outage for outage in outages if outage[0] > max(outage[1], restart.PATIENCE_S) + longest
+            outage for outage in outages if outage[0] > max(outage[1], restart_delay.PATIENCE_S) + longest
         ] == []
-        # No document and no setting was blamed for it.
+        # No document was quarantined, and no safer settings were taken.
         assert not (tmp_path / "home" / "state" / "quarantine.json").exists()
         assert not (tmp_path / "home" / "state" / "safer_settings.json").exists()
 
@@ -296,10 +294,10 @@ def test_five_thousand_malformed_bodies(tmp_path: Path, quiet: dict[str, Any]) -
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_a_restart_of_the_client_machine(tmp_path: Path, quiet: dict[str, Any]) -> None:
-    """Hundreds of clients that all hang up at once, with work under way."""
+def test_hundreds_of_clients_disconnect_at_once(tmp_path: Path, quiet: dict[str, Any]) -> None:
+    """Hundreds of clients disconnect at once while their requests are being scored."""
     with service(tmp_path, cache_entries=0, max_queue_documents=10**6, **quiet) as it:
-        # More than any engine here scores in a second.
+        # More than any engine scores in a second.
         words = " ".join(["document"] * 30)
         body = {"query": "q", "documents": [f"{words} {number}" for number in range(1000)]}
 

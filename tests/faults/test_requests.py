@@ -1,4 +1,5 @@
-"""What clients do to a service: too much, too slowly, nonsense, and hanging up."""
+"""Client behaviour that a service must survive: too many requests, slow requests, invalid requests and
+disconnects."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from support import until
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service that has to live through all of it."""
+    """One service that must survive all tests."""
     with service(
         tmp_path_factory.mktemp("steady"),
         header_timeout_s=0.5,
@@ -47,13 +48,13 @@ def answered(data: bytes, client: httpx.Client) -> httpx.Response:
     answer = client.post("/v1/rerank", content=data)
     assert answer.status_code in (200, 400, 413, 422), (data[:200], answer.text)
     assert isinstance(answer.json(), dict | list)
-    if answer.status_code != 200:  # each dialect has a place of its own for the sentence
+    if answer.status_code != 200:  # the field of the message depends on the dialect
         assert any(name in answer.json() for name in ("message", "detail", "error")), answer.text
     return answer
 
 
 @pytest.mark.parametrize("number", range(len(CORPUS)))
-def test_a_body_that_nobody_should_send_gets_an_answer(steady: Service, number: int) -> None:
+def test_every_body_of_the_corpus_gets_an_answer(steady: Service, number: int) -> None:
     with steady.client() as client:
         answered(CORPUS[number], client)
 
@@ -81,7 +82,7 @@ def test_a_document_that_is_too_long_is_named(steady: Service) -> None:
     assert "Document 1 has 50001 characters" in answer.json()["message"]
 
 
-def test_a_body_that_never_ends_is_cut_off(steady: Service) -> None:
+def test_a_body_that_never_ends_gets_408(steady: Service) -> None:
     with connect(steady) as client:
         client.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         answer = client.makefile("rb").read()
@@ -90,26 +91,26 @@ def test_a_body_that_never_ends_is_cut_off(steady: Service) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\n", b"G"])
-def test_headers_that_never_end_are_cut_off(steady: Service, sent: bytes) -> None:
+def test_headers_that_never_end_close_the_connection(steady: Service, sent: bytes) -> None:
     with connect(steady) as client:
         client.sendall(sent)
         assert client.recv(1000) == b""
 
 
-def test_headers_of_a_second_request_that_never_end_are_cut_off(steady: Service) -> None:
+def test_headers_of_a_second_request_that_never_end_close_the_connection(steady: Service) -> None:
     with connect(steady) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET")
         assert client.makefile("rb").read().startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf", ""])
-def test_a_deadline_that_is_no_time_is_refused(steady: Service, value: str) -> None:
+def test_an_invalid_deadline_is_refused(steady: Service, value: str) -> None:
     answer = steady.rerank(["a"], **{"x-request-timeout": value})
     assert answer.status_code == 400
-    assert "must be seconds" in answer.json()["message"]
+    assert "must be a number of seconds" in answer.json()["message"]
 
 
-def test_what_was_scored_is_not_scored_again(steady: Service) -> None:
+def test_cached_documents_are_not_scored_again(steady: Service) -> None:
     documents = ["one", "two", "one", "three"]
     first, second = steady.rerank(documents, "cached?"), steady.rerank([*documents, "four"], "cached?")
     assert "cached" not in first.json()["meta"]
@@ -137,47 +138,50 @@ def test_metrics_tell_what_happened(steady: Service) -> None:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that takes 20 ms a document."""
+    """A service that takes 20 ms per document."""
     folder = tmp_path_factory.mktemp("slow")
     with service(folder, "--delay-ms", "20", max_queue_documents=100, cache_entries=0) as it:
         yield it
 
 
-# Of some length, so that they are many batches.
+# Long enough for many batches.
 DOCUMENTS = [f"document {number} " + "and its words " * 15 for number in range(50)]
 
 
 @pytest.fixture(scope="module")
 def whole_s(slow: Service) -> float:
-    """Seconds that DOCUMENTS take on this machine, as busy as it is: what ends earlier was not all done."""
+    """Seconds that DOCUMENTS take on this machine under its present load. A request that ends earlier was not
+    scored completely."""
     started = time.monotonic()
     assert slow.rerank(DOCUMENTS).status_code == 200
     return time.monotonic() - started
 
 
-def test_past_its_deadline_a_request_is_dropped(slow: Service, whole_s: float) -> None:
+def test_a_request_past_its_deadline_is_dropped(slow: Service, whole_s: float) -> None:
     started = time.monotonic()
     answer = slow.rerank(DOCUMENTS, **{"x-request-timeout": "0.2"})
     assert answer.status_code == 504
     assert time.monotonic() - started < whole_s
     assert slow.metric("rerankd_queue_requests") == 0
     assert slow.metric("rerankd_deadlines_passed_total") == 1
-    # What was not begun is not done: the engine is free for others.
+    # Waiting inputs were dropped, so the engine is free for others.
     assert slow.rerank(["a"], **{"x-request-timeout": "2"}).status_code == 200
     assert slow.get("/health").json()["engine"]["starts"] == 1
 
 
-def test_over_its_bounds_it_says_when_to_come_again(slow: Service) -> None:
+def test_a_client_over_its_share_gets_429_with_retry_after(slow: Service) -> None:
     with ThreadPoolExecutor(1) as pool:
-        slow.rerank(DOCUMENTS[:10])  # so that it knows its own pace
+        slow.rerank(DOCUMENTS[:10])  # so that its throughput is known
         first = pool.submit(slow.rerank, DOCUMENTS)
         until(lambda: slow.metric("rerankd_queue_requests") == 1)
         refused = slow.rerank(DOCUMENTS)
         assert refused.status_code == 429
         wait_s = int(refused.headers["retry-after"])
         assert 1 <= wait_s <= 3
-        assert re.match(r"This client has \d+ documents under way and waiting", refused.json()["message"])
-        # The rest is for others: a proxy on this machine may name another client.
+        assert re.match(
+            r"This client has used its share of the queue \(\d+ documents\)", refused.json()["message"]
+        )
+        # The rest is for other clients: a proxy on this machine may name one.
         other = slow.rerank(["a", "b"], **{"x-forwarded-for": "203.0.113.9"})
         assert other.status_code == 200 and not first.done()
         time.sleep(wait_s)
@@ -185,7 +189,7 @@ def test_over_its_bounds_it_says_when_to_come_again(slow: Service) -> None:
         assert raw_scores(first.result()) == right(DOCUMENTS)
 
 
-def test_a_client_that_hangs_up_frees_its_place(slow: Service, whole_s: float) -> None:
+def test_a_disconnect_removes_the_request_from_the_queue(slow: Service, whole_s: float) -> None:
     body = json.dumps({"query": "q", "documents": DOCUMENTS}).encode()
     with connect(slow) as client:
         client.sendall(
@@ -197,7 +201,7 @@ def test_a_client_that_hangs_up_frees_its_place(slow: Service, whole_s: float) -
     assert slow.rerank(["a"]).status_code == 200
 
 
-def test_a_small_request_is_not_stuck_behind_a_large_one(slow: Service) -> None:
+def test_a_small_request_does_not_wait_for_a_large_one(slow: Service) -> None:
     with ThreadPoolExecutor(1) as pool:
         large = pool.submit(slow.rerank, DOCUMENTS)
         until(lambda: slow.metric("rerankd_queue_requests") == 1)
@@ -209,7 +213,7 @@ def test_a_small_request_is_not_stuck_behind_a_large_one(slow: Service) -> None:
     ("how", "status"),
     [("nan", 502), ("garbage", 502), ("close", 503)],  # all of them: test_supervisor.py
 )
-def test_a_bad_answer_of_the_engine_is_no_score(tmp_path: Path, how: str, status: int) -> None:
+def test_an_invalid_engine_answer_gives_no_score(tmp_path: Path, how: str, status: int) -> None:
     with service(tmp_path, "--bad-scores", how) as it:
         answer = it.rerank(["a"])
         assert answer.status_code == status
@@ -229,7 +233,7 @@ def test_a_request_whose_engine_crashes_is_answered_by_the_next_one(tmp_path: Pa
         assert it.metric("rerankd_retries_total") >= 1
 
 
-def test_an_engine_that_hangs_costs_its_clients_a_wait_and_no_more(tmp_path: Path) -> None:
+def test_a_hanging_engine_delays_requests_but_fails_none(tmp_path: Path) -> None:
     calls = str(fake_engine.CALLS_AT_LOAD + 1)
     flags = ("--hang-after", calls, "--only-first", str(tmp_path / "first"))
     with service(tmp_path, *flags, health_poll_s=0.2) as it, ThreadPoolExecutor(8) as pool:
@@ -238,7 +242,7 @@ def test_an_engine_that_hangs_costs_its_clients_a_wait_and_no_more(tmp_path: Pat
         assert [raw_scores(answer) for answer in answers] == [right(documents) for documents in many]
 
 
-def test_idle_and_slow_connections_do_not_keep_others_out(tmp_path: Path) -> None:
+def test_idle_and_slow_connections_do_not_block_others(tmp_path: Path) -> None:
     with service(tmp_path, header_timeout_s=3, body_timeout_s=3) as it, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connect(it)) for _ in range(500)]
         slow = [stack.enter_context(connect(it)) for _ in range(200)]
@@ -263,14 +267,14 @@ def test_idle_and_slow_connections_do_not_keep_others_out(tmp_path: Path) -> Non
                 assert it.rerank([f"beside {number}"]).status_code == 200
                 took.append(time.monotonic() - started)
             assert sorted(took)[-2] < 1
-            for client in idle:  # cut off when they have had their time
+            for client in idle:  # closed after header_timeout_s
                 assert client.recv(1) == b""
         finally:
             stop.set()
             dripping.join()
 
 
-def test_a_full_disk_for_logs_stops_nothing(tmp_path: Path) -> None:
+def test_requests_succeed_with_a_full_log_disk(tmp_path: Path) -> None:
     logs = tmp_path / "home" / "logs"
     logs.mkdir(parents=True)
     (logs / "xlmr-head.log").symlink_to("/dev/full")

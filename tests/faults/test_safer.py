@@ -1,4 +1,4 @@
-"""Engines that crash with the settings they have: the next start is a safer one, and that is kept."""
+"""Engines that crash with their settings: the next start uses safer settings, which are stored."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def why(it: Service) -> str:
     return str(it.get("/v1/status").json()["models"][0]["engine"]["why"])
 
 
-def test_an_engine_that_crashes_while_it_loads_is_started_with_safer_settings(tmp_path: Path) -> None:
+def test_an_engine_that_crashes_while_loading_is_started_with_safer_settings(tmp_path: Path) -> None:
     with service(tmp_path, "--crash-with", FLASH_OFF) as it:
         assert raw_scores(it.rerank(["a"])) == right(["a"])
         assert it.metric("rerankd_engine_starts") == 2
         assert "llama.cpp's default for flash attention" in it.output
-        assert "crashed while it loaded" in why(it)
+        assert "crashed while loading" in why(it)
     assert kept(tmp_path) == [["flash_attention"]]
-    with service(tmp_path, "--crash-with", FLASH_OFF) as it:  # it is known by now
+    with service(tmp_path, "--crash-with", FLASH_OFF) as it:  # the safer settings are stored
         assert raw_scores(it.rerank(["a"])) == right(["a"])
         assert it.metric("rerankd_engine_starts") == 1
 
@@ -63,7 +63,7 @@ def test_a_bad_document_changes_no_settings(tmp_path: Path) -> None:
     assert kept(tmp_path) == []
 
 
-def test_kills_from_outside_change_no_settings(tmp_path: Path) -> None:
+def test_external_kills_change_no_settings(tmp_path: Path) -> None:
     with service(tmp_path) as it:
         for _ in range(3):
             until(lambda: it.get("/ready").status_code == 200)
@@ -74,13 +74,13 @@ def test_kills_from_outside_change_no_settings(tmp_path: Path) -> None:
 
 
 def denies_code_writing() -> bool:
-    """Whether this system has PR_SET_MDWE (Linux 6.3), which MemoryDenyWriteExecute of a unit sets."""
+    """Whether this system has PR_SET_MDWE (Linux 6.3), which a unit's MemoryDenyWriteExecute sets."""
     libc = ctypes.CDLL(None)
     return sys.platform == "linux" and libc.prctl(66, 0, 0, 0, 0) >= 0  # PR_GET_MDWE
 
 
 @pytest.mark.skipif(not denies_code_writing(), reason="this kernel has no PR_SET_MDWE")
-def test_where_openvino_can_t_write_code_llama_cpp_takes_over(tmp_path: Path) -> None:
+def test_llama_cpp_takes_over_if_openvino_cannot_write_code(tmp_path: Path) -> None:
     code = (
         "import ctypes, os, sys\n"
         "ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)  # PR_SET_MDWE\n"
@@ -90,10 +90,10 @@ def test_where_openvino_can_t_write_code_llama_cpp_takes_over(tmp_path: Path) ->
         assert it.rerank(["a", "b"]).status_code == 200
         assert it.get("/v1/status").json()["models"][0]["engine"]["program"].startswith("llama.cpp")
         assert why(it).startswith("OpenVINO can't run it here; ")
-        assert "ended by itself while it loaded" in why(it)
+        assert "exited while loading" in why(it)
     ((*_, last),) = kept(tmp_path)
     assert last == "other_backend"
-    # Kept, and forgotten by a reload: here the better engine works.
+    # Stored until a reload: without PR_SET_MDWE the default engine works.
     with service(tmp_path, real=True) as it:
         assert it.get("/v1/status").json()["models"][0]["engine"]["program"].startswith("llama.cpp")
         port = it.url.rpartition(":")[2]

@@ -1,4 +1,5 @@
-"""What systemd is told, and the sockets that it passes: a real notify socket, and a real descriptor."""
+"""Notifications to systemd and the sockets that it passes, with a real notify socket and a real
+descriptor."""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ from served import MODEL, raw_scores, right, service
 
 import fake_engine
 import support
-from rerankd.api.notify import Notifier, passed_sockets
+from rerankd.api.systemd import Notifier, passed_sockets
 from rerankd.errors import AddressInUse
 
-# An engine is started in most of them.
+# Most of these tests start an engine.
 until = partial(support.until, timeout_s=60)
 
 
 class Manager:
-    """The manager's end of a notify socket: every assignment that came, in order."""
+    """The manager's end of a notify socket. It records every assignment in order."""
 
     def __init__(self, address: str) -> None:
         self.said: list[tuple[float, str]] = []
@@ -63,7 +64,7 @@ def manager(
     it.close()
 
 
-def test_systemd_is_told_of_each_phase(
+def test_systemd_is_notified_of_each_phase(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
@@ -90,7 +91,7 @@ def test_systemd_is_told_of_each_phase(
         until(lambda: manager.lines("STOPPING=1"))
 
 
-def test_a_start_that_serves_nothing_is_never_called_ready(manager: Manager, tmp_path: Path) -> None:
+def test_a_start_without_a_served_model_never_reports_ready(manager: Manager, tmp_path: Path) -> None:
     with service(tmp_path, model="/no/such.gguf", wait=False) as it:
         assert it.ended() == 3
         assert "rerankd: There is no file /no/such.gguf" in it.output
@@ -98,14 +99,14 @@ def test_a_start_that_serves_nothing_is_never_called_ready(manager: Manager, tmp
     assert not manager.lines("READY=1")
 
 
-def test_a_watchdog_of_another_process_is_left_alone() -> None:
+def test_the_watchdog_of_another_process_is_ignored() -> None:
     environ = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
     notifier = Notifier.of(environ)
     assert notifier.watchdog_s is None and environ == {}
-    notifier.send("READY=1")  # nobody listens, and that is no fault
+    notifier.send("READY=1")  # an absent listener is not an error
 
 
-def test_descriptors_for_another_process_are_left_alone() -> None:
+def test_descriptors_for_another_process_are_ignored() -> None:
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "x"}
     assert passed_sockets(environ) == [] and environ == {}
 
@@ -118,7 +119,7 @@ _PASS = 'exec 3<&"$1"; shift; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
 def started_on(
     sock: socket.socket, folder: Path, program: Path
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """`rerankd serve` on a descriptor that it is given, as systemd gives it; and what it writes."""
+    """`rerankd serve` on a passed descriptor, as from systemd; and its log."""
     log = folder / f"{time.monotonic_ns()}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -135,7 +136,7 @@ def started_on(
 
 
 def ready(log: Path) -> str:
-    """Wait for the greeting; the address in it."""
+    """Wait for the startup message. Returns the address in it."""
     until(lambda: "API endpoint URL" in log.read_text())
     found = re.search(r"serves .+ at (\S+)", log.read_text())
     assert found
@@ -156,7 +157,7 @@ def test_a_restart_on_a_passed_socket_refuses_no_connection(tmp_path: Path) -> N
                 count += 1
                 text = f"document {number} {count}"
                 body = {"query": "q", "documents": [text], "raw_scores": True}
-                try:  # a new connection each time, as curl makes it
+                try:  # a new connection each time, like curl
                     answer = httpx.post(url, json=body, timeout=60, trust_env=False)
                 except httpx.HTTPError as error:
                     wrong.append(error)
@@ -209,4 +210,4 @@ def test_a_passed_descriptor_that_does_not_listen_is_named(tmp_path: Path) -> No
         started_on(sock, tmp_path, tmp_path) as (it, log),
     ):
         assert it.wait(60) == AddressInUse.exit_code
-        assert "passed the descriptor 3" in log.read_text()
+        assert "listen on the descriptor 3" in log.read_text()

@@ -1,4 +1,4 @@
-"""SIGTERM, a second one, SIGHUP, SIGKILL: nothing may be left."""
+"""Shutdown and reload by SIGTERM, a second SIGTERM, SIGHUP and SIGKILL: no process and no file remains."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def under_way(it: Service) -> bool:
     return it.metric("rerankd_queue_requests") == 1
 
 
-def test_sigterm_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:
+def test_sigterm_finishes_running_requests_and_admits_no_new_ones(tmp_path: Path) -> None:
     with service(tmp_path, "--delay-ms", "100") as it:
         (engine,) = it.engines()
         answers: list[httpx.Response] = []
@@ -46,7 +46,7 @@ def test_sigterm_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path
         refused = it.rerank(["a"])
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "5"
-        assert "stopping" in refused.json()["message"]
+        assert "shutting down" in refused.json()["message"]
         assert it.get("/health").status_code == 200
         thread.join()
         assert raw_scores(answers[0]) == right(DOCUMENTS)
@@ -55,7 +55,7 @@ def test_sigterm_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path
         assert list(it.runtime.iterdir()) == []
 
 
-def test_what_does_not_finish_in_time_gets_503(tmp_path: Path) -> None:
+def test_a_request_that_does_not_finish_in_time_gets_503(tmp_path: Path) -> None:
     with service(tmp_path, "--delay-ms", "100", drain_timeout_s=0.3) as it:
         answers: list[httpx.Response] = []
         thread = in_background(answers, it.rerank, DOCUMENTS)
@@ -67,7 +67,7 @@ def test_what_does_not_finish_in_time_gets_503(tmp_path: Path) -> None:
         assert list(it.runtime.iterdir()) == []
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
     with service(tmp_path, "--delay-ms", "100", "--ignore-term", drain_timeout_s=60, stop_timeout_s=60) as it:
         (engine,) = it.engines()
 
@@ -89,7 +89,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         assert list(it.runtime.iterdir()) == []
 
 
-def test_a_signal_during_the_start_ends_it_in_order(tmp_path: Path) -> None:
+def test_a_signal_during_the_start_exits_cleanly(tmp_path: Path) -> None:
     with service(tmp_path, "--slow-load", "60", wait=False) as it:
         until(lambda: it.engines() != [])
         (engine,) = it.engines()
@@ -121,18 +121,18 @@ def kill_until_failed(it: Service) -> None:
 
 
 @pytest.mark.parametrize("how", ["time", "sighup", "reload"])
-def test_a_model_that_has_failed_comes_back(tmp_path: Path, how: str) -> None:
-    """By itself when the delay is over, and at once when somebody asks for it. Neither needs admin_api."""
+def test_a_failed_model_recovers(tmp_path: Path, how: str) -> None:
+    """By itself after the delay, or at once on request. Neither needs admin_api."""
     with service(tmp_path) as it:
         kill_until_failed(it)
         health = it.get("/health").json()
         assert health["status"] == "failed"
-        assert "was ended by signal 9" in health["engine"]["error"]
+        assert "was terminated by signal 9" in health["engine"]["error"]
         answer = it.rerank(["a"])
         assert answer.status_code == 503
         wait_s = int(answer.headers["retry-after"])
         assert 1 <= wait_s <= 7
-        assert "was ended by signal 9" in answer.json()["message"]
+        assert "was terminated by signal 9" in answer.json()["message"]
         assert "rerankd reload xlmr-head" in answer.json()["message"]
         assert it.get("/ready").status_code == 503
         if how == "sighup":
@@ -143,30 +143,28 @@ def test_a_model_that_has_failed_comes_back(tmp_path: Path, how: str) -> None:
             assert told.returncode == 0, told.stderr
             assert "xlmr-head is being reloaded" in told.stderr
             unknown = support.rerankd("reload", "who", home=tmp_path / "home", RERANKD_PORT=port)
-            assert (unknown.returncode, "There is no model 'who'" in unknown.stderr) == (1, True)
+            assert (unknown.returncode, "The model 'who' does not exist" in unknown.stderr) == (1, True)
         until(lambda: it.get("/ready").status_code == 200, timeout_s=wait_s + 5)
         assert raw_scores(it.rerank(["a"])) == right(["a"])
 
 
 @pytest.mark.parametrize("new", [MODEL, MODEL.with_name("modernbert-head.gguf")])
-def test_a_model_file_that_is_gone_for_seconds_is_served_again_when_it_is_back(
-    tmp_path: Path, new: Path
-) -> None:
-    """Also where another file has its name by then: it is read anew."""
+def test_a_model_file_that_was_missing_is_served_again(tmp_path: Path, new: Path) -> None:
+    """Also if another file now has its name; that file is prepared again."""
     model = tmp_path / "model.gguf"
     shutil.copyfile(MODEL, model)
     with service(tmp_path, model=model) as it:
         model.unlink()
         (engine,) = it.engines()
         os.kill(engine, signal.SIGKILL)
-        until(lambda: "model.gguf is gone" in it.output)
+        until(lambda: "model.gguf is missing" in it.output)
         shutil.copyfile(new, model)
         until(lambda: it.get("/ready").status_code == 200, timeout_s=20)
         assert raw_scores(it.rerank(["a"])) == right(["a"])
         assert it.get("/v1/status").json()["models"][0]["size_bytes"] == new.stat().st_size
 
 
-def test_a_model_file_that_was_replaced_by_a_damaged_one_is_told_as_damaged(tmp_path: Path) -> None:
+def test_a_model_file_replaced_by_a_damaged_one_is_reported(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     shutil.copyfile(MODEL, model)
     with service(tmp_path, model=model) as it:

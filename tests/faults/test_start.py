@@ -1,4 +1,5 @@
-"""How the service starts: at once, with the models that can be served, and with a signal at any time."""
+"""The start of the service: it listens at once, serves the models that can be served, and handles signals at
+any time."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from rerankd.errors import ModelFileError, ModelRefused, ModelUnavailable
 
 until = partial(support.until, timeout_s=60)
 OTHER = GOLDEN / "modernbert-head.gguf"
-# A judge without a template: sound, and no right score can come of it.
+# A causal LM without a template: a valid file, but it cannot be scored correctly.
 UNSCORABLE = GOLDEN / "qwen2-labels.gguf"
 
 
@@ -43,7 +44,7 @@ def ask(it: Service, model: str | None, **headers: str) -> httpx.Response:
 
 
 def listening(it: Service) -> None:
-    """Wait until the service says where it listens, which is before it is ready."""
+    """Wait until the service reports its address, which is before it is ready."""
     pattern = re.compile(r"listens at (http://\S+)")
     until(lambda: pattern.search(it.output) or it.process.poll() is not None)
     found = pattern.search(it.output)
@@ -51,7 +52,7 @@ def listening(it: Service) -> None:
     it.url = found.group(1).replace("localhost", "127.0.0.1")
 
 
-def test_a_missing_model_keeps_no_other_from_starting_and_is_served_when_it_comes(tmp_path: Path) -> None:
+def test_a_missing_model_does_not_block_others_and_is_served_once_present(tmp_path: Path) -> None:
     late = tmp_path / "late.gguf"
     with service(tmp_path, model=f"{late},{MODEL}") as it:
         assert f"{late.stem} is NOT served: There is no file {late}" in it.output
@@ -64,7 +65,7 @@ def test_a_missing_model_keeps_no_other_from_starting_and_is_served_when_it_come
         (told,) = it.get("/v1/status").json()["unavailable"]
         assert (told["id"], told["state"], told["ref"]) == ("late", "refused", str(late))
         assert 'rerankd_model_served{model="late"} 0.0' in it.get("/metrics").text
-        # No name is the first model's, and another one does not answer in its place.
+        # A request without a model name is for the first model; no other model answers it.
         for name in ("late", None):
             answer = ask(it, name)
             assert answer.status_code == 503 and "There is no file" in answer.json()["message"]
@@ -77,7 +78,7 @@ def test_a_missing_model_keeps_no_other_from_starting_and_is_served_when_it_come
         assert raw_scores(ask(it, None)) == right(["a"])
 
 
-def test_a_refused_model_waits_for_a_reload_and_the_others_answer(tmp_path: Path) -> None:
+def test_a_refused_model_waits_for_a_reload_and_does_not_block_others(tmp_path: Path) -> None:
     path = tmp_path / "second.gguf"
     shutil.copy(UNSCORABLE, path)
     with service(tmp_path, model=f"{MODEL},{path}") as it:
@@ -86,7 +87,7 @@ def test_a_refused_model_waits_for_a_reload_and_the_others_answer(tmp_path: Path
         assert answer.status_code == 422
         assert "template" in answer.json()["message"] and "kill -HUP" in answer.json()["message"]
         assert raw_scores(ask(it, None)) == right(["a"])
-        # It is not served under a name that means nothing, either, as one model alone would be.
+        # With two models, unknown names are rejected.
         assert ask(it, "gpt-4").status_code == 404
         shutil.copy(OTHER, path)
         it.signal(signal.SIGHUP)
@@ -94,7 +95,7 @@ def test_a_refused_model_waits_for_a_reload_and_the_others_answer(tmp_path: Path
         assert raw_scores(ask(it, "second")) == right(["a"])
 
 
-def test_a_clash_of_names_and_a_model_without_room_refuse_themselves_alone(tmp_path: Path) -> None:
+def test_a_duplicate_name_and_a_model_over_budget_do_not_block_others(tmp_path: Path) -> None:
     twin = tmp_path / "xlmr-head.gguf"
     shutil.copy(OTHER, twin)
     large = tmp_path / "large.gguf"
@@ -105,27 +106,25 @@ def test_a_clash_of_names_and_a_model_without_room_refuse_themselves_alone(tmp_p
     with service(tmp_path, model=models, memory_budget=60 * 2**20, preload=False) as it:
         rows = {row["id"]: row["error"] for row in it.get("/v1/status").json()["unavailable"]}
         assert set(rows) == {str(twin), "large"}
-        assert "Two models would answer to 'xlmr-head'" in rows[str(twin)]
-        assert "all engines together may hold 60 MiB" in rows["large"]
+        assert "Two models have the name 'xlmr-head'" in rows[str(twin)]
+        assert "the budget for all engines is 60 MiB" in rows["large"]
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
 
 
-def test_a_failed_download_keeps_no_other_from_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_does_not_block_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     with service(tmp_path, model=f"builtin:e5,{MODEL}") as it:
         assert phases(it) == {"builtin:e5": "refused", "xlmr-head": "ready"}
-        assert "could not be fetched" in ask(it, "builtin:e5").json()["message"]
+        assert "could not be downloaded" in ask(it, "builtin:e5").json()["message"]
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
-        # It is tried again beside them, which ends nothing.
+        # It is retried, which does not affect the others.
         retry = it.get("/v1/status").json()["unavailable"][0]["retry_after_s"]
         until(lambda: it.get("/v1/status").json()["unavailable"][0]["retry_after_s"] > retry)
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
 
 
-def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Path) -> None:
+def test_a_reload_that_would_refuse_all_models_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "moves.gguf"
     shutil.copy(OTHER, path)
     file = tmp_path / "rerankd.toml"
@@ -139,15 +138,15 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
         path.rename(tmp_path / "away.gguf")
         write(200, second=False)
         it.signal(signal.SIGHUP)
-        until(lambda: "the settings were not taken over: There is no file" in it.output)
+        until(lambda: "the settings were not reloaded: There is no file" in it.output)
         assert raw_scores(ask(it, None)) == right(["a"])
-        # With another model beside it the rest of the settings is taken over, and this one goes on as it was.
+        # With a second model, the other settings are applied, and this one keeps its previous settings.
         write(200, second=True)
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready", "two": "ready"})
-        assert "one goes on as it was: There is no file" in it.output
+        assert "one keeps its previous settings: There is no file" in it.output
         assert raw_scores(ask(it, "one")) == right(["a"])
-        assert it.get("/v1/models").status_code == 200  # though a file is gone
+        assert it.get("/v1/models").status_code == 200  # although a file is missing
         (tmp_path / "away.gguf").rename(path)
         it.signal(signal.SIGHUP)
         until(
@@ -155,7 +154,7 @@ def test_a_reload_that_none_of_the_models_survives_changes_nothing(tmp_path: Pat
         )
 
 
-def test_it_listens_at_once_and_tells_what_it_waits_for(tmp_path: Path) -> None:
+def test_it_listens_at_once_and_reports_what_it_waits_for(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with service(tmp_path, "--load-gate", str(gate), wait=False) as it:
         listening(it)
@@ -186,16 +185,14 @@ def test_it_listens_at_once_and_tells_what_it_waits_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def silent_index(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """A package index that takes connections and never answers."""
+    """A package index that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{sock.getsockname()[1]}/simple")
         monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
         yield sock
 
 
-def test_while_a_model_is_fetched_the_port_is_open_and_the_others_answer(
-    tmp_path: Path, silent_index: socket.socket
-) -> None:
+def test_the_port_is_open_while_a_model_is_fetched(tmp_path: Path, silent_index: socket.socket) -> None:
     with service(tmp_path, model=f"builtin:e5,{MODEL}", wait=False) as it:
         listening(it)
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
@@ -211,7 +208,7 @@ def test_while_a_model_is_fetched_the_port_is_open_and_the_others_answer(
     assert list((tmp_path / "home" / "models").iterdir()) == []
 
 
-def test_sighup_while_a_model_loads_ends_nothing(tmp_path: Path) -> None:
+def test_sighup_while_a_model_loads_is_safe(tmp_path: Path) -> None:
     file = tmp_path / "rerankd.toml"
     file.write_text(f'[models.one]\nref = "{MODEL}"\n')
     gate = tmp_path / "gate"
@@ -220,14 +217,14 @@ def test_sighup_while_a_model_loads_ends_nothing(tmp_path: Path) -> None:
         (engine,) = it.engines()
         file.write_text(f'max_documents = 3\n[models.one]\nref = "{MODEL}"\n')
         it.signal(signal.SIGHUP)
-        until(lambda: "the settings were read again" in it.output)
+        until(lambda: "the settings were reloaded" in it.output)
         gate.touch()
         it.wait_up()
         assert it.engines() == [engine]
         assert it.rerank(["a", "b", "c", "d"]).status_code == 400
 
 
-def test_sighup_while_the_program_is_still_imported_ends_nothing(tmp_path: Path) -> None:
+def test_sighup_during_imports_is_safe(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "class Hook:\n"
@@ -256,14 +253,14 @@ def test_sighup_on_a_terminal_reloads(tmp_path: Path) -> None:
     with it.stderr:
         next(line for line in it.stderr if "API endpoint URL" in line)
         it.send_signal(signal.SIGHUP)
-        assert "the settings were read again" in next(iter(it.stderr))
+        assert "the settings were reloaded" in next(iter(it.stderr))
         it.send_signal(signal.SIGTERM)
         assert it.wait(20) == 0
     os.close(master)
     os.close(slave)
 
 
-def test_a_second_signal_while_a_model_loads_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_while_a_model_loads_exits_at_once(tmp_path: Path) -> None:
     with service(tmp_path, "--slow-load", "60", "--ignore-term", stop_timeout_s=60, wait=False) as it:
         until(lambda: it.engines() != [])
         (engine,) = it.engines()
@@ -278,13 +275,13 @@ def test_a_second_signal_while_a_model_loads_ends_at_once(tmp_path: Path) -> Non
 
 
 def phases_or_none(it: Service) -> Any:
-    """What /health says; None where nobody answers."""
+    """The answer of /health; None if the service does not answer."""
     with contextlib.suppress(httpx.HTTPError):
         return it.get("/health").json() if it.url else None
     return None
 
 
-def test_rerank_waits_for_a_server_that_loads_and_starts_no_engine_beside_it(tmp_path: Path) -> None:
+def test_the_rerank_command_waits_for_a_loading_server(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with service(tmp_path, "--load-gate", str(gate), wait=False) as it:
         listening(it)
@@ -300,15 +297,15 @@ def test_rerank_waits_for_a_server_that_loads_and_starts_no_engine_beside_it(tmp
         ended = support.rerankd("rerank", "q", home=tmp_path, stdin="a\n", RERANKD_PORT=port)
         thread.join()
         assert ended.returncode == 0, ended.stderr
-        assert "engine of its own" not in ended.stderr
+        assert "starting an engine" not in ended.stderr
 
 
-def test_an_engine_to_use_that_is_gone_keeps_nothing_from_starting(tmp_path: Path) -> None:
+def test_a_removed_engine_build_does_not_block_the_start(tmp_path: Path) -> None:
     engines = tmp_path / "home" / "engines"
     engines.mkdir(parents=True)
     (engines / "used").write_text("b9-cpu-0\n")
     with service(tmp_path, real=True, engine="llama") as it:
-        assert "b9-cpu-0, chosen with rerankd engine use, is not there any more" in it.output
+        assert "b9-cpu-0, chosen with rerankd engine use, was removed" in it.output
         assert ask(it, None).status_code == 200
 
 

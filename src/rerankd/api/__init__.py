@@ -1,1 +1,1 @@
-"""HTTP: dialects, routes and the app."""
+"""The HTTP API: dialects, routes, the web page and the FastAPI app."""

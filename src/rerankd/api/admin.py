@@ -1,4 +1,4 @@
-"""What changes the served models: load, unload, pull and delete. Off unless `admin_api` is set."""
+"""The admin API: load, unload, pull and delete models. Enabled by the setting `admin_api`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
-from rerankd.api import reference
-from rerankd.api.answer import Route, json_response, request_id, reranker_with_key
+from rerankd.api import openapi
 from rerankd.api.body import read_json
+from rerankd.api.openapi import errors
 from rerankd.api.origin import check_change
-from rerankd.api.reference import errors
+from rerankd.api.responses import Route, json_response, request_id, reranker_with_key
 from rerankd.errors import (
     AdminOff,
     Conflict,
@@ -33,8 +33,8 @@ router = APIRouter(route_class=Route)
 
 _MOST_PULLS = 2
 _BODY_BYTES = 2**16
-# Progress is told this often at most: a page can't show more.
-_TELL_EVERY_S = 0.2
+# The shortest time between two progress events: a page can't show more.
+_PROGRESS_INTERVAL_S = 0.2
 
 
 class Done(TypedDict):
@@ -44,7 +44,7 @@ class Done(TypedDict):
 
 
 class Pulled(TypedDict):
-    """One event of a pull; the last one's status is success or error."""
+    """One event of a pull. The status of the last event is `success` or `error`."""
 
     status: str
     completed: NotRequired[int]
@@ -55,12 +55,13 @@ class Pulled(TypedDict):
 
 
 def _admin(request: Request) -> Reranker:
-    """The reranker, for one who may change it. Raises Unauthorized and AdminOff."""
+    """Return the reranker if the client may change it. Raises Unauthorized, AdminOff and what check_change
+    does."""
     reranker = reranker_with_key(request)
     if not reranker.settings.admin_api:
         raise AdminOff(
-            "Models can't be changed over HTTP here. To allow it, set admin_api = true (RERANKD_ADMIN_API) "
-            "and an API key."
+            "The admin API is disabled, so models can't be changed over HTTP. To enable it, set "
+            "admin_api = true (RERANKD_ADMIN_API) and an API key."
         )
     check_change(request, reranker)
     return reranker
@@ -71,7 +72,7 @@ _ERRORS = errors(401, 403, 404, 415)
 
 @router.post(
     "/v1/models/{name:path}/load",
-    summary="Load a model, and wait until it is ready (admin_api)",
+    summary="Load a model and wait until it is ready (admin API)",
     responses={200: {"model": Done}, **_ERRORS, **errors(503, 507)},
 )
 async def load(request: Request, name: str) -> Response:
@@ -82,7 +83,8 @@ async def load(request: Request, name: str) -> Response:
             await reranker.registry.load(served)
     except TimeoutError:
         raise EngineUnavailable(
-            f"{served.name} is not loaded yet after {reranker.settings.request_timeout_s:g} s; try again."
+            f"{served.name} is still loading after {reranker.settings.request_timeout_s:g} s "
+            "(request_timeout_s). Retry later."
         ) from None
     return json_response({"status": "loaded", "model": served.name})
 
@@ -90,7 +92,7 @@ async def load(request: Request, name: str) -> Response:
 @router.post(
     "/v1/models/{name:path}/unload",
     status_code=202,
-    summary="Unload a model as soon as nobody uses it (admin_api)",
+    summary="Unload a model when its current requests are done (admin API)",
     responses={202: {"model": Done}, **_ERRORS},
 )
 async def unload(request: Request, name: str) -> Response:
@@ -102,7 +104,7 @@ async def unload(request: Request, name: str) -> Response:
 
 @router.delete(
     "/v1/models/{name:path}",
-    summary="Serve a pulled model no more, and delete its files (admin_api)",
+    summary="Unload a model and delete its files (admin API)",
     responses={200: {"model": Done}, **_ERRORS, **errors(409)},
 )
 async def delete(request: Request, name: str) -> Response:
@@ -117,7 +119,10 @@ async def delete(request: Request, name: str) -> Response:
         records = await asyncio.to_thread(store.records)
         record = next((one for one in records if store.path(one) == served.model.path), None)
         if record is None:
-            raise Conflict(f"{served.name} was not pulled by rerankd, so its file is left alone.")
+            raise Conflict(
+                f"{served.name} was not pulled by rerankd, so rerankd does not delete its file. Remove the "
+                "model from the settings to stop serving it."
+            )
         reranker.registry.drop(served)
     await asyncio.to_thread(store.remove, record)
     return json_response({"status": "deleted", "model": record.name, "freed_bytes": record.size_bytes})
@@ -125,22 +130,29 @@ async def delete(request: Request, name: str) -> Response:
 
 @router.post(
     "/v1/models/pull",
-    summary="Download a model and serve it; progress as server-sent events (admin_api)",
+    summary="Download a model and serve it (admin API)",
     responses={
         200: {
             "model": Pulled,
             "content": {"text/event-stream": {}},
-            "description": "one event after the other; with `stream` false, the last one alone",
+            "description": "Progress as server-sent events. With `stream` false: the last event, as JSON.",
         },
         **errors(400, 401, 403, 413, 415, 429, 502),
     },
-    openapi_extra=reference.body(
+    openapi_extra=openapi.body(
         {
             "type": "object",
             "required": ["model"],
             "properties": {
-                "model": {"type": "string", "description": "what `rerankd pull` takes"},
-                "stream": {"type": "boolean", "default": True},
+                "model": {
+                    "type": "string",
+                    "description": "A catalog name or a reference, as for `rerankd pull`: hf:org/repo:Q8_0",
+                },
+                "stream": {
+                    "type": "boolean",
+                    "default": True,
+                    "description": "Send progress as server-sent events.",
+                },
             },
         }
     ),
@@ -151,13 +163,13 @@ async def pull(request: Request) -> Response:
     ref, stream = body.get("model"), body.get("stream", True)
     if not isinstance(ref, str) or not ref.strip():
         raise InvalidRequest(
-            '"model" is missing. Send the name to pull, as in {"model": "bge-reranker-v2-m3"}.'
+            '"model" is missing. Send the name of the model to pull: {"model": "bge-reranker-v2-m3"}.'
         )
     if not isinstance(stream, bool):
         raise InvalidRequest('"stream" must be true or false.')
     events = _Pull(reranker, ref.strip()).events()
     if stream:
-        first = await anext(events)  # what is wrong at once is an answer of its own
+        first = await anext(events)  # an immediate error gets an error status instead of a stream
         return StreamingResponse(
             _as_lines(first, events),
             media_type="text/event-stream",
@@ -180,15 +192,15 @@ def _line(event: Pulled) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-class _HungUp(RerankdError, code="hung_up"):
-    """Nobody waits for a pull any more."""
+class _Disconnected(RerankdError, code="hung_up"):
+    """The client of a pull has disconnected."""
 
 
 class _Pull:
-    """One pull, in a thread of its own. When nobody wants its events any more it ends; the next pull of the
-    model goes on where it stopped."""
+    """One pull, in its own thread. It is cancelled when the client disconnects; the next pull of the same
+    model resumes the download."""
 
-    under_way = 0
+    running = 0
 
     def __init__(self, reranker: Reranker, ref: str) -> None:
         self._reranker = reranker
@@ -196,13 +208,15 @@ class _Pull:
         self._events: asyncio.Queue[Pulled | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._wanted = True
-        self._told = ("", 0.0)
+        self._last_sent = ("", 0.0)
 
     async def events(self) -> AsyncGenerator[Pulled]:
-        """What happens, as it happens. Raises Overloaded where there are too many pulls."""
-        if _Pull.under_way >= _MOST_PULLS:
-            raise Overloaded(f"{_MOST_PULLS} pulls are under way; try again later.", retry_after_s=30)
-        _Pull.under_way += 1
+        """Yield the events of the pull. Raises Overloaded if too many pulls are running."""
+        if _Pull.running >= _MOST_PULLS:
+            raise Overloaded(
+                f"{_MOST_PULLS} pulls are already running. Retry when one is done.", retry_after_s=30
+            )
+        _Pull.running += 1
         task = asyncio.ensure_future(self._run())
         try:
             while (event := await self._events.get()) is not None:
@@ -210,22 +224,22 @@ class _Pull:
             await task
         finally:
             self._wanted = False
-            _Pull.under_way -= 1
+            _Pull.running -= 1
 
     async def _run(self) -> None:
         try:
             record = await asyncio.to_thread(self._fetch)
-            self._tell({"status": f"loading {record.name}"})
+            self._send({"status": f"loading {record.name}"})
             served = await self._reranker.registry.add(record.name)
             await self._reranker.registry.load(served)
-            self._tell({"status": "success", "model": served.name})
+            self._send({"status": "success", "model": served.name})
         except RerankdError as error:
-            self._tell({"status": "error", "code": error.code, "message": error.message})
+            self._send({"status": "error", "code": error.code, "message": error.message})
         finally:
-            self._tell(None)
+            self._send(None)
 
     def _fetch(self) -> Record:
-        # The hubs' clients take a quarter of a second to import, which every start would have to wait for.
+        # Importing the hub clients takes 0.25 s, which would delay every start.
         from rerankd import pulling
 
         settings = self._reranker.settings
@@ -234,17 +248,17 @@ class _Pull:
         return pulling.pull(settings, self._ref, say=self._say, progress=self._progress)
 
     def _say(self, text: str) -> None:
-        self._tell({"status": text})
+        self._send({"status": text})
 
     def _progress(self, what: str, done: int, total: int) -> None:
         if not self._wanted:
-            raise _HungUp("Nobody waits for this pull any more.")
-        told, at = self._told
+            raise _Disconnected("The client of this pull has disconnected.")
+        last, at = self._last_sent
         now = time.monotonic()
-        if what != told or done >= total or now - at >= _TELL_EVERY_S:
-            self._told = (what, now)
-            self._tell({"status": what, "completed": done, "total": total})
+        if what != last or done >= total or now - at >= _PROGRESS_INTERVAL_S:
+            self._last_sent = (what, now)
+            self._send({"status": what, "completed": done, "total": total})
 
-    def _tell(self, event: Pulled | None) -> None:
-        """Also from the thread of the pull. None is the end."""
+    def _send(self, event: Pulled | None) -> None:
+        """Queue an event, from any thread. None ends the stream."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)

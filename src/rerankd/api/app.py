@@ -1,7 +1,7 @@
-"""The app, and the lifespan that starts and stops the engine with it.
+"""The FastAPI app, and the lifespan that starts and stops the engines with it.
 
-app = create_app(settings)                              # a whole app
-app = FastAPI(lifespan=rerankd.lifespan(settings))      # or in one of your own:
+app = create_app(settings)                              # the complete app
+app = FastAPI(lifespan=rerankd.lifespan(settings))      # or as part of your own app:
 app.include_router(rerankd.router)
 """
 
@@ -21,9 +21,9 @@ from starlette.routing import Mount
 
 from rerankd import __version__
 from rerankd.api import page
-from rerankd.api.answer import error_response, plain_path
 from rerankd.api.dialects.table import hint
 from rerankd.api.origin import Gate
+from rerankd.api.responses import error_response, plain_path
 from rerankd.api.routes import router
 from rerankd.config import Settings, from_machine
 from rerankd.errors import NoSuchMethod, NoSuchPath
@@ -33,11 +33,12 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 
 def lifespan(settings: Settings | None = None, inner: Lifespan | None = None) -> Lifespan:
-    """A lifespan for a FastAPI app: the engine is ready before the first request and stopped after the last.
+    """Return a lifespan for a FastAPI app: it starts a Reranker before the first request and stops it at the
+    end.
 
-    `settings` None reads the environment and the settings file. `inner` is a lifespan that the app already
-    has; it runs inside, and what it yields is passed on. Apps that are mounted in the app by then, such as
-    `create_app()`, whose own lifespan does not run there, have the same engine.
+    With `settings` None, the settings come from the environment and the settings file. `inner` is the app's
+    own lifespan: it runs inside this one, and its state is passed on. Apps that are mounted in the app, such
+    as `create_app()`, use the same Reranker, because FastAPI does not run the lifespan of a mounted app.
     """
 
     @contextlib.asynccontextmanager
@@ -55,7 +56,7 @@ def lifespan(settings: Settings | None = None, inner: Lifespan | None = None) ->
 
 
 def _with_mounted(app: Starlette) -> Iterator[Starlette]:
-    """The app, and the apps that are mounted in it, at any depth."""
+    """Yield the app and all apps that are mounted in it, at any depth."""
     yield app
     for route in app.routes:
         if isinstance(route, Mount) and isinstance(route.app, Starlette):
@@ -63,19 +64,19 @@ def _with_mounted(app: Starlette) -> Iterator[Starlette]:
 
 
 def create_app(settings: Settings | None = None, *, reranker: Reranker | None = None) -> FastAPI:
-    """The whole service as an app.
+    """Return the complete service as an app.
 
-    With `reranker`, one that the caller has entered and will leave; else the app's lifespan runs its own.
-    `settings` None are the reranker's, or else read from the environment and the settings file. Raises
-    ConfigError.
+    `reranker` is a Reranker that the caller enters and exits; without it, the app's lifespan creates one.
+    With `settings` None, the settings are those of `reranker`, or else come from the environment and the
+    settings file. Raises ConfigError.
     """
     settings = settings or (reranker.settings if reranker is not None else from_machine())
     app = FastAPI(
         title="rerankd",
         version=__version__,
-        description="Reranker models on your own machine, with scores you can trust.",
+        description="Serves reranker models on your own machine, with scores you can trust.",
         lifespan=None if reranker is not None else lifespan(settings),
-        # They load scripts from elsewhere; the page has a reference of its own at /docs.
+        # FastAPI's pages load scripts from other hosts; rerankd's own page has the reference at /docs.
         docs_url=None,
         redoc_url=None,
     )
@@ -98,10 +99,12 @@ def create_app(settings: Settings | None = None, *, reranker: Reranker | None = 
 async def _not_routed(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     if isinstance(error, HTTPException) and error.detail != HTTPStatus(status).phrase:
-        return await http_exception_handler(request, error)  # of a dependency that somebody added
+        return await http_exception_handler(request, error)  # raised by a dependency of the surrounding app
     path = request.scope["path"]
     where = hint(plain_path(path))
     if status == 405:
         allow = getattr(error, "headers", None)
-        return error_response(request, NoSuchMethod(f"{request.method} {path} is not served. {where}"), allow)
-    return error_response(request, NoSuchPath(f"There is nothing at {path}. {where}"))
+        return error_response(
+            request, NoSuchMethod(f"{request.method} is not allowed for {path}. {where}"), allow
+        )
+    return error_response(request, NoSuchPath(f"The path {path} does not exist. {where}"))

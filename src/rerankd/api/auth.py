@@ -1,4 +1,4 @@
-"""Who may ask: a bearer token or an x-api-key header, where the service asks for a key."""
+"""Authentication: the API key of a request, from a bearer token or the header x-api-key."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rerankd.keys import Key, Keys
 
 
 def key_of(request: Request, keys: Keys) -> Key | None:
-    """The key that a request carries, None where it carries none of `keys`."""
+    """Return the key that the request has, or None if it has none of `keys`."""
     return next((key for sent in _sent(request) if (key := keys.find(sent)) is not None), None)
 
 
 def _sent(request: Request) -> Iterator[bytes]:
-    """What may be a key. As bytes: a header is text in an encoding that only its sender knows."""
+    """Yield the candidates for a key, as bytes, because the encoding of a header is unknown."""
     for name, value in request.scope["headers"]:
         if name == b"authorization":
             scheme, _, token = value.partition(b" ")
@@ -27,17 +27,17 @@ def _sent(request: Request) -> Iterator[bytes]:
 
 
 def refusal(request: Request, keys: Keys) -> Unauthorized | None:
-    """Why a request is not let in: None where it carries one of `keys`, or none is asked for."""
+    """Return the error for a request without a valid key; None if it has one or the service needs none."""
     if not keys or key_of(request, keys) is not None:
         return None
     return Unauthorized(
-        "The API key is missing or wrong. Send the server's key as 'Authorization: Bearer KEY' or "
+        "The API key is missing or wrong. Send the server's key in the header 'Authorization: Bearer KEY' or "
         "'x-api-key: KEY'."
     )
 
 
 def check_key(request: Request, keys: Keys) -> None:
-    """Raise Unauthorized unless the request is let in."""
+    """Raise Unauthorized unless the request has a valid key or the service needs none."""
     refused = refusal(request, keys)
     if refused is not None:
         raise refused

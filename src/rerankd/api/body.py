@@ -1,4 +1,4 @@
-"""Reading a request's body: bytes -> JSON object, with sentences for what can't be read."""
+"""Read the JSON body of a request: size limit, charset, number of values."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from fastapi import Request
 
-from rerankd.api.dialects.sentences import kind
+from rerankd.api.dialects.type_errors import kind
 from rerankd.api.limits import parsed
 from rerankd.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\"';,\s]+)", re.IGNORECASE)
-# Those of Python's codecs that are an encoding of text and are in use.
+# Only text encodings that are in use: Python also has codecs that are not encodings of text.
 _CHARSETS = re.compile(
     r"(us-)?ascii|latin-?1|iso-?8859-\d{1,2}|(windows-|cp)125\d|gbk|gb2312|gb18030|big5(-hkscs)?|shift[_-]jis|"
     r"euc-(jp|kr)|koi8-[ru]"
 )
 
-# A value in JSON takes up to 64 bytes when read, for the 2 that it may have as text: 32 MiB of "[[],[],…"
-# would take 700 MB. So many values take 64 MB; ten thousand documents with a hundred fields have as many.
+# A parsed JSON value takes up to 64 bytes of memory and as little as 2 bytes of text: 32 MiB of "[[],[],…"
+# would take 700 MB. This many values take 64 MB, and are enough for 10,000 documents with 100 fields.
 _MOST_VALUES = 1_000_000
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
@@ -28,9 +28,9 @@ EXAMPLE = '{"query": "what is a panda?", "documents": ["a bear of China", "a kin
 
 
 async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
-    """The JSON object in the body, whatever content type it claims (plain `curl -d` says it is a form).
+    """Return the JSON object in the body. The content type does not matter: plain `curl -d` declares a form.
 
-    Raises PayloadTooLarge over `most_bytes`, UnsupportedMediaType for a charset that is not known, and
+    Raises PayloadTooLarge for more than `most_bytes`, UnsupportedMediaType for an unknown charset, and
     InvalidRequest for anything but a JSON object.
     """
     data = bytearray()
@@ -38,8 +38,8 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
         data += chunk
         if len(data) > most_bytes:
             raise PayloadTooLarge(
-                f"The request body is larger than {most_bytes / 2**20:g} MiB. Send fewer documents at a "
-                "time, or raise max_body_bytes."
+                f"The request body is larger than {most_bytes / 2**20:g} MiB. Send fewer documents per "
+                "request, or increase max_body_bytes."
             )
     if not data.strip():
         raise InvalidRequest(f"The request body is empty. Send JSON like {EXAMPLE}")
@@ -52,16 +52,18 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
         ) from None
     parsed(request)
     if not isinstance(value, dict):
-        raise InvalidRequest(f"The request body is {kind(value)}, not an object. Send JSON like {EXAMPLE}")
+        raise InvalidRequest(
+            f"The request body must be an object, but is {kind(value)}. Send JSON like {EXAMPLE}"
+        )
     return value
 
 
 def _check_structure(data: bytes | bytearray) -> None:
-    """Raise InvalidRequest for JSON of so many values that reading them would take far more memory than the
-    text has."""
+    """Raise InvalidRequest for JSON with too many values: parsed, they would need far more memory than the
+    text."""
     if _values(data) > _MOST_VALUES and _values(_STRING.sub(b"", data)) > _MOST_VALUES:
         raise InvalidRequest(
-            f"The request body holds more than {_MOST_VALUES} JSON values. Send fewer documents at a time."
+            f"The request body has more than {_MOST_VALUES} JSON values. Send fewer documents per request."
         )
 
 
@@ -70,14 +72,14 @@ def _values(data: bytes | bytearray) -> int:
 
 
 def _text(data: bytearray, content_type: str) -> str | bytearray:
-    """A body in the charset of its content type. Without one it is JSON's own: UTF-8, UTF-16 or UTF-32."""
+    """Decode a body by the charset of its content type; without one it is UTF-8, UTF-16 or UTF-32."""
     found = _CHARSET.search(content_type)
     name = found[1].lower() if found else "utf-8"
     if name.startswith("utf"):
-        return data  # JSON tells which of them
+        return data  # the JSON parser detects which one
     try:
         if _CHARSETS.fullmatch(name):
             return data.decode(name)
     except LookupError:
         pass
-    raise UnsupportedMediaType(f"The charset {name[:40]!r} of the request body is not known. Send UTF-8.")
+    raise UnsupportedMediaType(f"The charset {name[:40]!r} of the request body is not supported. Send UTF-8.")

@@ -1,4 +1,4 @@
-"""Who asks: the client whose requests share limits, and its turns in the queue."""
+"""Identify the client of a request: its API key or its address. Fair queueing and limits are per client."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import ipaddress
 from fastapi import Request
 
 from rerankd.keys import Key
-from rerankd.serving.queue import WEIGHTS, Client
+from rerankd.serving.admission import Client
+from rerankd.serving.scheduler import WEIGHTS
 
 
 def identify(request: Request, key: Key | None) -> Client:
-    """The client of a request: its key, or without one its address."""
+    """Return the client: the key of the request or, without one, its address."""
     if key is None:
         return Client(_address(request))
     return Client(f"key {key.name}", WEIGHTS[key.priority])
 
 
 def client_of(request: Request) -> Client:
-    """The client of a request that runs in a guard (see limits.py)."""
+    """Return the client of a request that runs in a guard (see limits.py)."""
     client: Client = request.state.client
     return client
 
 
 def _address(request: Request) -> str:
-    """The address that a request comes from; of IPv6 the network, since a machine may have all of its
-    addresses."""
+    """Return the address of the sender; for IPv6 its /64 network, because one machine can use all addresses
+    in it."""
     host = request.client.host if request.client is not None else ""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

@@ -1,4 +1,4 @@
-"""No work for a client that has gone, and an answer for one that is refused."""
+"""Client disconnects: cancel the work on the request, and read the body of a rejected request."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ _DISCARD_S = 2.0
 
 
 async def unless_gone(answer: Coroutine[Any, Any, Response], gone: Coroutine[Any, Any, None]) -> Response:
-    """What `answer` returns; the work on it ends when `gone` does."""
+    """Return the response of `answer`; cancel it when `gone` completes, that is, when the client
+    disconnects."""
     work, hung_up = asyncio.ensure_future(answer), asyncio.ensure_future(gone)
     try:
         await asyncio.wait({work, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        # 499 is nginx' word for it; nobody reads it but the metrics.
+        # nginx uses 499 for a client that disconnected; only the metrics see it.
         return work.result() if work.done() else Response(status_code=499)
     finally:
         work.cancel()
@@ -27,9 +28,12 @@ async def unless_gone(answer: Coroutine[Any, Any, Response], gone: Coroutine[Any
 
 
 async def discard(receive: Receive, headers: Mapping[str, str], most_bytes: int) -> bool:
-    """Read the body of a refused request, for a moment. A connection that is closed with unread bytes is
-    reset, and then a client that still sends never sees its answer. Returns whether the body has ended."""
-    if "expect" in headers:  # it waits for our word, and then sends nothing
+    """Read the rest of a rejected request's body, at most `most_bytes` and for at most 2 s.
+
+    A connection that is closed with unread bytes is reset, and a client that is still sending never sees the
+    response. Returns whether the end of the body was reached.
+    """
+    if "expect" in headers:  # the client waits for a 100 response and has not sent the body
         return False
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD_S):

@@ -1,4 +1,4 @@
-"""What a client or a manager asks beside scores: whether the service runs, and what it measures."""
+"""Health, readiness and metrics: /health, /ready and /metrics, and Weaviate's readiness check."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from typing_extensions import TypedDict
 
-from rerankd.api.answer import Route, error_response, json_response, reranker_of
 from rerankd.api.auth import check_key
-from rerankd.api.reference import errors
+from rerankd.api.openapi import errors
+from rerankd.api.responses import Route, error_response, json_response, reranker_of
 from rerankd.errors import EngineUnavailable
-from rerankd.serving.pending import Pending
-from rerankd.serving.roster import Entry
+from rerankd.serving.model_names import Entry
+from rerankd.serving.pending_model import PendingModel
 
 router = APIRouter(route_class=Route)
 
-# A model in one of these phases answers the next request, if only after it was loaded.
+# A model in one of these phases can answer the next request; an unloaded one is loaded first.
 _CAN_ANSWER = ("ready", "unloaded")
 
 
@@ -43,27 +43,30 @@ class Health(TypedDict):
 
 @router.get(
     "/health",
-    summary="Whether the service runs, and what its engine does",
+    summary="Check whether the service runs",
     responses={
         200: {
             "model": Health,
-            "description": "it runs; `status` is ok when a model can answer, starting until all are read",
+            "description": (
+                "The service runs. `status` is `ok` if at least one model can answer, and `starting` until "
+                "all models are read."
+            ),
         },
-        503: {"model": Health, "description": "all engines have failed, or all models were refused"},
+        503: {"model": Health, "description": "All engines have failed or all models were refused."},
     },
 )
 async def health(request: Request) -> Response:
     registry = reranker_of(request).registry
     rows = [_health_of(entry) for entry in registry.entries]
     phases = [row["engine"]["state"] for row in rows]
-    # One model that works is a service that works; one that is loaded on demand works, too.
+    # The service is healthy if one model can answer, including one that is loaded on demand.
     if not registry.started:
         status = "starting"
     elif any(phase in _CAN_ANSWER for phase in phases):
         status = "ok"
     else:
         status = next((phase for phase in phases if phase not in ("failed", "refused")), "failed")
-    if registry.arrivals.is_closing and status != "failed":
+    if registry.setup.is_closing and status != "failed":
         status = "stopping"
     first: ModelHealth = {"model": "", "engine": {"state": "starting", "starts": 0}}
     body: Health = {"status": status, **(rows[0] if rows else first), "models": rows}
@@ -83,7 +86,7 @@ class Ready(TypedDict):
 
 
 class Awaited(TypedDict):
-    """A model that can't be asked now: what it does, and for how many seconds by now."""
+    """A model that can't answer requests now: its state, and for how many seconds."""
 
     model: str
     state: str
@@ -93,13 +96,13 @@ class Awaited(TypedDict):
 
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "not yet; `waiting_for` names each model, what it does and since when"}
+    503: {"description": "Not ready. `waiting_for` lists each model with its state and since when."}
 }
 
 
 @router.get(
     "/ready",
-    summary="200 when requests can be answered, else 503",
+    summary="Check whether the service can answer requests",
     responses={200: {"model": Ready}, **_NOT_READY},
 )
 async def ready(request: Request) -> Response:
@@ -109,7 +112,7 @@ async def ready(request: Request) -> Response:
 
 @router.get(
     "/v1/models/{name:path}/ready",
-    summary="200 when this model can be asked, else 503",
+    summary="Check whether a model can answer requests",
     responses={200: {"model": Ready}, **_NOT_READY, **errors(404)},
 )
 async def model_ready(request: Request, name: str) -> Response:
@@ -120,7 +123,7 @@ def _readiness(request: Request, entries: Sequence[Entry], *, started: bool = Tr
     if started and any(entry.state.phase in _CAN_ANSWER for entry in entries):
         return json_response({"status": "ready"})
     awaited = [_awaited(entry) for entry in entries if entry.state.phase != "ready"]
-    words = "; ".join(_in_words(one) for one in awaited) or "it has not begun to read its models"
+    words = "; ".join(_in_words(one) for one in awaited) or "the models are not read yet"
     waits = [wait_s for entry in entries if (wait_s := entry.retry_after_s())]
     error = EngineUnavailable(f"Not ready: {words}.", retry_after_s=min(waits, default=1))
     return error_response(request, error, more={"status": "not ready", "waiting_for": awaited})
@@ -133,7 +136,7 @@ def _awaited(entry: Entry) -> Awaited:
         "state": state.phase,
         "since_s": round(time.monotonic() - state.since, 1),
     }
-    if isinstance(entry, Pending) and entry.doing:
+    if isinstance(entry, PendingModel) and entry.doing:
         told["doing"] = entry.doing
     if state.error is not None:
         told["error"] = state.error.message
@@ -142,25 +145,25 @@ def _awaited(entry: Entry) -> Awaited:
 
 def _in_words(one: Awaited) -> str:
     doing = f" ({one['doing']})" if "doing" in one else ""
-    return f"{one['model']} is {one['state']}{doing} since {one['since_s']:.0f} s"
+    return f"{one['model']} is {one['state']}{doing} for {one['since_s']:.0f} s"
 
 
 @router.get("/.well-known/live", include_in_schema=False)
 async def weaviate_live(request: Request) -> Response:
-    """What Weaviate's module reranker-transformers asks: 204 while the service runs."""
+    """Weaviate's liveness check (module reranker-transformers): 204 while the service runs."""
     return Response(status_code=204)
 
 
 @router.get("/.well-known/ready", include_in_schema=False)
 async def weaviate_ready(request: Request) -> Response:
-    """What Weaviate waits for at its start: 204 as soon as /ready is 200, else its 503."""
+    """Weaviate's readiness check at its start: 204 if /ready is 200, else the 503 of /ready."""
     answer = await ready(request)
     return Response(status_code=204) if answer.status_code == 200 else answer
 
 
 @router.get(
     "/metrics",
-    summary="Counters and measurements, as Prometheus reads them",
+    summary="Get metrics in the Prometheus format",
     response_class=PlainTextResponse,
     responses=errors(401),
 )

@@ -1,8 +1,8 @@
-"""Limits per request: time and memory for its body and its answer, and no work once its client has gone.
+"""Limits per request: body timeout, memory of bodies and responses, cancellation when the client disconnects.
 
-Each request runs in a `guard`: it reads the body under a deadline and within its client's share of the memory
-for bodies (see shares.py), and it watches the connection (see disconnect.py), so that a client that hangs up
-frees its place in the queue. Limits per connection are in protocol.py.
+Each request runs in a `guard`. It reads the body before a deadline and within the client's share of memory
+(see memory_shares.py), and it watches the connection (see disconnect.py), so that the requests of a
+disconnected client leave the queue. Limits per connection are in http_protocol.py.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from starlette.types import Message, Receive, Scope, Send
 from rerankd.api.auth import key_of
 from rerankd.api.client import identify
 from rerankd.api.disconnect import discard, unless_gone
-from rerankd.api.shares import SMALL_BYTES, Hold, Shares
+from rerankd.api.memory_shares import SMALL_BYTES, Hold, Shares
 from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded, UnsupportedMediaType
 from rerankd.service import Reranker
 
 TIMEOUT_HEADER = "x-request-timeout"
-# What is unpacked or sent at a time.
+# Bodies are decompressed, and responses sent, in pieces of this size.
 PIECE_BYTES = 2**16
-# How long a body waits for room before its client is told when to come again.
+# How long a body waits for memory before the request fails with 429 and Retry-After.
 _LONGEST_WAIT_S = 10.0
 
 Answer = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def wanted_timeout_s(request: Request) -> float | None:
-    """The deadline that the client names, in seconds. Raises InvalidRequest for what is no time."""
+    """Return the timeout in seconds that the client sets in a header. Raises InvalidRequest if it is
+    invalid."""
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:
         return None
@@ -43,18 +44,20 @@ def wanted_timeout_s(request: Request) -> float | None:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise InvalidRequest(f"The header {TIMEOUT_HEADER} is {text[:40]!r}, but must be seconds, like 2.5.")
+        raise InvalidRequest(
+            f"The header {TIMEOUT_HEADER} is {text[:40]!r}, but must be a number of seconds, such as 2.5."
+        )
     return seconds
 
 
 def reranker_in(request: Request) -> Reranker | None:
-    """The reranker of the request's app; None where the app was built without one."""
+    """Return the reranker of the request's app, or None if the app has none."""
     reranker = getattr(request.app.state, "rerankd", None)
     return reranker if isinstance(reranker, Reranker) else None
 
 
 def guard(answer: Answer) -> Answer:
-    """`answer` within the limits of the Reranker of the request's app, and counted in its metrics."""
+    """Wrap a handler: apply the limits of the app's Reranker and count the request in its metrics."""
 
     async def guarded(request: Request) -> Response:
         reranker = reranker_in(request)
@@ -73,7 +76,7 @@ def guard(answer: Answer) -> Answer:
         finally:
             body.release()
         if body.is_begun and not body.is_read:
-            # What is left of the body would be taken for the next request.
+            # The rest of the body would be parsed as the next request.
             response.headers["connection"] = "close"
             if response.status_code != 408:
                 await body.discard()
@@ -92,14 +95,14 @@ def guard(answer: Answer) -> Answer:
 
 
 def parsed(request: Request) -> None:
-    """The bytes of the request's body are not kept any more: what was read from them counts in the queue."""
+    """Release the memory of the request's raw body: the parsed texts are counted in the queue."""
     body = getattr(request.state, "rerankd_body", None)
     if isinstance(body, _Body):
         body.release()
 
 
 def _shares(request: Request, reranker: Reranker) -> Shares:
-    """What all bodies and answers of the request's app hold."""
+    """Return the memory shares of the request's app."""
     state = request.app.state
     if not hasattr(state, "rerankd_shares"):
         loop = asyncio.get_running_loop()
@@ -110,7 +113,7 @@ def _shares(request: Request, reranker: Reranker) -> Shares:
 
 
 class _Body:
-    """One request's body on its way in, and its answer on its way out."""
+    """The body of one request while it is received, and its response while it is sent."""
 
     def __init__(self, request: Request, reranker: Reranker, *, client: str) -> None:
         self._settings = reranker.settings
@@ -131,10 +134,10 @@ class _Body:
         return self._read.is_set()
 
     async def receive(self) -> Message:
-        """The next message, unpacked where the body is compressed.
+        """Receive the next message; decompress the body if it is compressed.
 
-        Raises BodyTimeout, Overloaded where too much is held already, UnsupportedMediaType for an encoding
-        that is not read, and InvalidRequest for a damaged one.
+        Raises BodyTimeout, Overloaded if too much memory is in use, UnsupportedMediaType for an unknown
+        content encoding, and InvalidRequest for damaged data.
         """
         if not self.is_begun:
             self.is_begun = True
@@ -145,8 +148,8 @@ class _Body:
                 await self._take(min(self._declared_bytes(), self._settings.max_body_bytes))
             else:
                 raise UnsupportedMediaType(
-                    f"The request body has the encoding {encoding[:40]!r}. Send it as it is, or with "
-                    "'Content-Encoding: gzip'."
+                    f"The content encoding {encoding[:40]!r} is not supported. Send the body uncompressed, "
+                    "or with 'Content-Encoding: gzip'."
                 )
         message = await self._next()
         if message["type"] == "http.request":
@@ -162,8 +165,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise BodyTimeout(
-                f"The request body did not come within {self._settings.body_timeout_s:g} s. Send it faster "
-                "or in parts, or raise body_timeout_s."
+                f"The request body was not received within {self._settings.body_timeout_s:g} s. Send it "
+                "faster, send fewer documents per request, or increase body_timeout_s."
             ) from None
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._read.set()
@@ -174,8 +177,8 @@ class _Body:
         return int(declared) if declared.isdecimal() else 0
 
     async def _take(self, size_bytes: int) -> None:
-        """Hold `size_bytes` in all. A body of unknown size counts as the largest one allowed, or two of
-        them could wait for each other."""
+        """Hold `size_bytes` in total. A body of unknown size counts as the largest allowed one; otherwise two
+        such bodies could wait for each other."""
         if size_bytes > SMALL_BYTES and not self._is_sized:
             size_bytes = max(size_bytes, self._settings.max_body_bytes)
         more_bytes = size_bytes - self._hold.size_bytes
@@ -186,26 +189,27 @@ class _Body:
         if not await self._shares.take(self._hold, more_bytes, longest_s):
             wait_s = self._shares.retry_after_s(self._hold, more_bytes)
             raise Overloaded(
-                f"rerankd holds {self._shares.size_bytes / 2**20:.0f} MiB of requests and answers, and this "
-                f"one found no room for {longest_s:g} s. Send fewer large requests at a time; try "
-                f"again in {wait_s} s.",
+                f"Request and response bodies use {self._shares.size_bytes / 2**20:.0f} MiB, "
+                f"and this request got no memory for {longest_s:g} s. Send fewer large "
+                f"requests at a time. "
+                f"Retry in {wait_s} s.",
                 retry_after_s=wait_s,
             )
-        self._deadline += self._now() - asked  # waiting for others is not the client's time
+        self._deadline += self._now() - asked  # the wait for memory does not count against the client
         self._hold.until = self._deadline
 
     async def discard(self) -> None:
-        """Read what is left of a refused body, for a moment."""
+        """Read the rest of a rejected body (see disconnect.discard)."""
         if await discard(self._receive, self._headers, self._settings.max_body_bytes):
             self._read.set()
 
     def release(self) -> None:
-        """The body is not kept any more."""
+        """Release the memory of the body."""
         self._shares.release(self._hold)
 
     def counted(self, response: Response) -> Response:
-        """The response, whose body counts until it is sent."""
-        body = getattr(response, "body", b"")  # one that streams has none
+        """Return the response, whose body counts as memory in use until it is sent."""
+        body = getattr(response, "body", b"")  # a streaming response has none
         if len(body) <= PIECE_BYTES:
             return response
         self._hold.until = self._now() + self._settings.send_timeout_s
@@ -213,14 +217,14 @@ class _Body:
         return _Sending(response, self.release)
 
     async def wait_gone(self) -> None:
-        """Wait until the client has hung up after it has sent its body."""
+        """Wait until the client disconnects after it has sent its body."""
         await self._read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
 
 class _Sending(Response):
-    """A large answer on its way: in pieces, each when the one before has been taken."""
+    """Sends a large response in pieces; each piece waits until the client has taken the previous one."""
 
     def __init__(self, response: Response, sent: Callable[[], None]) -> None:
         self._response = response
@@ -245,9 +249,9 @@ class _Sending(Response):
 
 
 def gunzip(receive: Receive) -> Receive:
-    """The messages of a body that is packed by gzip, unpacked in pieces of bounded size.
+    """Decompress the messages of a gzip body in pieces of at most PIECE_BYTES.
 
-    Raises InvalidRequest for what is not gzip. How large it gets is for the caller to bound.
+    Raises InvalidRequest for invalid gzip data. The caller limits the total size.
     """
     unpack = zlib.decompressobj(wbits=31)
     packed, is_last = b"", False
@@ -261,13 +265,13 @@ def gunzip(receive: Receive) -> Receive:
                     return message
                 packed, is_last = message.get("body", b""), not message.get("more_body", False)
             elif unpack.eof and not packed:
-                return await receive()  # all of it was given out
+                return await receive()  # the whole body was delivered
             try:
                 piece = unpack.decompress(packed, PIECE_BYTES)
             except zlib.error as error:
                 raise InvalidRequest(f"The request body is not valid gzip: {error}.") from None
             packed = unpack.unconsumed_tail
-            if unpack.eof and unpack.unused_data:  # a file may have several parts
+            if unpack.eof and unpack.unused_data:  # a gzip file can have several members
                 packed, unpack = unpack.unused_data, zlib.decompressobj(wbits=31)
             is_done = is_last and not packed and len(piece) < PIECE_BYTES
             if is_done and not unpack.eof:

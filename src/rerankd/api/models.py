@@ -1,4 +1,4 @@
-"""What a client asks of the models: which are served, and how one of them reads."""
+"""Model endpoints: list the served models, reload one, and TEI's /info."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_of, reranker_with_key
+from rerankd.api.openapi import errors
 from rerankd.api.origin import check_change
-from rerankd.api.reference import errors
+from rerankd.api.responses import Route, json_response, reranker_of, reranker_with_key
 from rerankd.errors import NoSuchPath
-from rerankd.serving.pending import Pending
-from rerankd.serving.roster import Entry
+from rerankd.serving.model_names import Entry
+from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
@@ -29,14 +29,14 @@ class ModelRow(TypedDict):
 
 
 class Unavailable(TypedDict):
-    """A model of the settings that can't be asked, and why."""
+    """A model of the settings that can't be used, and the reason."""
 
     id: str
     reason: str
 
 
 class ModelList(TypedDict):
-    """`data` holds what may be asked; `unavailable`, only where there is one, what was refused."""
+    """`data` lists the usable models. `unavailable` lists refused models, if there are any."""
 
     object: Literal["list"]
     data: list[ModelRow]
@@ -45,13 +45,13 @@ class ModelList(TypedDict):
 
 @router.get(
     "/v1/models",
-    summary="The models that are served",
+    summary="List the served models",
     responses={200: {"model": ModelList}, **errors(401)},
 )
 async def models(request: Request) -> Response:
     reranker = reranker_with_key(request)
     registry = reranker.registry
-    # A client may keep this list and offer all of it to people: what was refused is not among it.
+    # Clients may offer the whole list to their users, so refused models are not in `data`.
     refused = [one for one in registry.pending if one.error is not None]
     usable = [entry for entry in registry.entries if entry not in refused]
     body: ModelList = {
@@ -65,13 +65,13 @@ async def models(request: Request) -> Response:
 
 @router.get(
     "/v1/models/{name:path}",
-    summary="One model, by any name it is taken for",
+    summary="Get a model by its name or an alias",
     responses={200: {"model": ModelRow}, **errors(401, 404, 422, 503)},
 )
 async def model(request: Request, name: str) -> Response:
     reranker = reranker_with_key(request)
     entry = reranker.registry.entry(name)
-    if isinstance(entry, Pending) and entry.error is not None:
+    if isinstance(entry, PendingModel) and entry.error is not None:
         raise entry.refusal()
     return json_response(_row(entry, name))
 
@@ -80,7 +80,7 @@ def _row(entry: Entry, name: str) -> ModelRow:
     return {
         "id": name,
         "object": "model",
-        # As it was when it was read: the file may be gone by now.
+        # From when the model was read: the file may have been deleted since.
         "created": entry.model.changed_at if isinstance(entry, ServedModel) else 0,
         "owned_by": "rerankd",
         "model_type": "rerank",
@@ -91,9 +91,9 @@ def _row(entry: Entry, name: str) -> ModelRow:
 @router.post(
     "/v1/models/{name:path}/reload",
     status_code=202,
-    summary="Start a failed engine again, or replace a running one between requests",
+    summary="Restart a failed engine, or replace a running one without downtime",
     responses={
-        202: {"description": "it has begun"},
+        202: {"description": "The reload has started."},
         **errors(401, 403, 404, 415),
     },
 )
@@ -107,10 +107,12 @@ async def reload(request: Request, name: str) -> Response:
 
 @router.get("/v1/cluster/auth", include_in_schema=False)
 async def cluster_auth(request: Request) -> Response:
-    """What Xinference's clients ask first. Without a key it is a 404, as in a Xinference without users; with
-    one they only send theirs when they are told that it is asked for."""
+    """Xinference's clients call this first, to learn whether to send their key.
+
+    Without API keys it is a 404, as in a Xinference without users.
+    """
     if not reranker_of(request).keys:
-        raise NoSuchPath("This service asks for no key, so there is nothing at /v1/cluster/auth.")
+        raise NoSuchPath("The path /v1/cluster/auth does not exist, because this server needs no API key.")
     return json_response({"auth": True})
 
 
@@ -134,12 +136,14 @@ class Info(TypedDict):
 
 
 @router.get(
-    "/info", summary="The model, as Text Embeddings Inference tells of it", responses={200: {"model": Info}}
+    "/info",
+    summary="Get the first model in the format of Text Embeddings Inference",
+    responses={200: {"model": Info}},
 )
 async def info(request: Request) -> Response:
-    # Without a key, as /health: Continue sends none here.
+    # No key is required, as for /health: Continue sends none here.
     reranker = reranker_of(request)
-    max_length = reranker.model.scoring.max_length
+    max_length = reranker.model.recipe.max_length
     body: Info = {
         "model_id": reranker.model.name,
         "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
@@ -154,6 +158,7 @@ async def info(request: Request) -> Response:
 
 @router.get("/meta", include_in_schema=False)
 async def weaviate_meta(request: Request) -> Response:
-    """What Weaviate shows of the model in its own /v1/meta. It sends no key, so none is asked for here."""
+    """The model's data that Weaviate shows in its own /v1/meta. Weaviate sends no key, so none is
+    required."""
     model = reranker_of(request).model
-    return json_response({"model_name": model.name, "max_input_length": model.scoring.max_length})
+    return json_response({"model_name": model.name, "max_input_length": model.recipe.max_length})

@@ -1,4 +1,4 @@
-"""What Ollama's clients ask before they rerank: which version this is, and which models there are."""
+"""Ollama's endpoints for its clients: version, list of models, loaded models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_with_key
+from rerankd.api.responses import Route, json_response, reranker_with_key
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route, include_in_schema=False)
@@ -34,13 +34,13 @@ class ModelRow(TypedDict):
 
 @router.get("/api/version")
 async def version(request: Request) -> Response:
-    """rerankd's version: there is no Ollama here whose features a client could count on."""
+    """rerankd's own version: clients must not expect the features of an Ollama version."""
     return json_response({"version": __version__})
 
 
 @router.get("/api/tags")
 async def tags(request: Request) -> Response:
-    """The models that are served, by each name that they are taken for."""
+    """The served models, one row for each name and alias."""
     reranker = reranker_with_key(request)
     rows = [_row(served, name) for served in reranker.registry.models for name in served.names]
     return json_response({"models": rows})
@@ -48,7 +48,7 @@ async def tags(request: Request) -> Response:
 
 @router.get("/api/ps")
 async def loaded(request: Request) -> Response:
-    """The models whose engines run."""
+    """The loaded models."""
     reranker = reranker_with_key(request)
     rows: list[ModelRow] = [
         {**_row(served, served.name), "size": served.memory_bytes() or 0, "size_vram": 0}
@@ -60,13 +60,13 @@ async def loaded(request: Request) -> Response:
 
 def _row(served: ServedModel, name: str) -> ModelRow:
     model = served.model
-    family = model.facts.architecture
+    family = model.metadata.architecture
     return {
         "name": name,
         "model": name,
         "modified_at": datetime.fromtimestamp(model.changed_at, UTC).isoformat(),
-        "size": model.facts.tensor_bytes,
-        # Ollama's is the file's digest; reading gigabytes to tell two files apart is not worth it here.
+        "size": model.metadata.tensor_bytes,
+        # Ollama returns the digest of the file. Hashing gigabytes is not worth it here.
         "digest": hashlib.sha256(model.fingerprint.encode("utf-8", "replace")).hexdigest(),
         "details": {
             "format": model.path.suffix.lstrip(".") or "folder",

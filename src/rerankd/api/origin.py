@@ -1,15 +1,15 @@
-"""Which web pages and which host names may reach the service.
+"""CORS, CSRF and DNS rebinding: which web pages and host names may use the service.
 
-A browser runs the code of any page that its user opens, and that code can send requests to this machine. Two
-rules keep it out:
+A browser runs the code of every page that its user opens, and that code can send requests to this machine.
+Two checks protect the service:
 
-- **Host.** A page of evil.example whose name is pointed at 127.0.0.1 (DNS rebinding) has the same origin as
-  the service, so the browser lets it read everything. It can't choose the Host header, though: that one names
-  evil.example. See `host_refusal`.
-- **Origin.** A page of another origin can't read answers, but its requests arrive and have their effect. A
-  browser names the page's origin in each POST and DELETE. See `change_refusal` and `work_refusal`.
+- **Host.** If the name evil.example resolves to 127.0.0.1 (DNS rebinding), its page has the same origin as
+  the service, and the browser lets the page read all responses. But the page can't choose the Host header,
+  which is still evil.example. See `host_refusal`.
+- **Origin.** A page of another origin can't read responses, but its requests arrive and take effect. The
+  browser sends the page's origin with every POST and DELETE. See `change_refusal` and `work_refusal`.
 
-Programs other than browsers send no Origin, and a Host that was typed by their user.
+Programs other than browsers send no Origin, and a Host that their user typed.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rerankd import logs
-from rerankd.api.answer import error_response, request_id
 from rerankd.api.disconnect import discard
 from rerankd.api.limits import reranker_in
+from rerankd.api.responses import error_response, request_id
 from rerankd.config import Settings
 from rerankd.errors import HostNotAllowed, OriginNotAllowed, RerankdError, UnsupportedMediaType
 from rerankd.service import Reranker
 
 _access = logging.getLogger("rerankd.access")
 
-# Docker's and Podman's names for the host machine, which containers use to reach it.
+# The names by which containers reach the host machine in Docker and Podman.
 _OF_CONTAINERS = ("host.docker.internal", "host.containers.internal")
 _HOST = re.compile(r"(?:(?P<name>[^:/@\[\]]+)|\[(?P<address>[0-9a-f:.]+(?:%[^]]*)?)\])(?::\d*)?")
-# What an HTML form, or a fetch without a preflight, can send.
+# The content types that an HTML form, or a fetch without a preflight, can send.
 _FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 
 
 def host_refusal(host: str | None, settings: Settings, server: str | None, *, has_keys: bool) -> str | None:
-    """Why a request with this Host header is refused; None where it is served.
+    """Return why a request with this Host header is rejected, or None if it is allowed.
 
-    `server` is the local address that the request came in at. Names are checked where the service listens
-    on a loopback address and asks for no key, and where `allowed_hosts` is set.
+    `server` is the local address that received the request. Host names are checked if the service listens on
+    a loopback address and needs no key, or if `allowed_hosts` is set.
     """
     on_loopback = not has_keys and is_loopback(settings.host) and server is not None and is_loopback(server)
     if (
@@ -58,15 +58,15 @@ def host_refusal(host: str | None, settings: Settings, server: str | None, *, ha
     ):
         return None
     return (
-        f"This server is not served under the host name {_shown(host)}. If the name is right, add it to "
-        "allowed_hosts (RERANKD_ALLOWED_HOSTS), or set api_key. Behind nginx, either that or "
-        "'proxy_set_header Host localhost;'."
+        f"The host name {_shown(host)} is not allowed. If it is a name of this server, add it to "
+        "allowed_hosts (RERANKD_ALLOWED_HOSTS) or set api_key. Behind nginx, 'proxy_set_header Host "
+        "localhost;' works too."
     )
 
 
 def is_own_host(host: str, allowed: Sequence[str]) -> bool:
-    """Whether a Host header names this machine in a way that a foreign page can't: a loopback name, an IP
-    address, the machine's own name, a container's name for it, or one of `allowed`."""
+    """Return whether a Host header has a name that no foreign page can have: a loopback name, an IP address,
+    the machine's own name, a container's name for the host, or one of `allowed`."""
     name = _name(host)
     return name is not None and (
         _address(name) is not None
@@ -78,7 +78,7 @@ def is_own_host(host: str, allowed: Sequence[str]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or an address means this machine, and nobody else can reach it."""
+    """Return whether a host name or address is this machine's loopback, unreachable from others."""
     address = _address(host)
     if address is not None:
         return address.is_loopback
@@ -86,55 +86,56 @@ def is_loopback(host: str) -> bool:
 
 
 def change_refusal(headers: Mapping[str, str], settings: Settings, *, has_keys: bool) -> RerankdError | None:
-    """Why a request may not change the service: its page is of another origin, or a form may have sent it.
+    """Return the error for a request that must not change the service, or None.
 
-    Without a key, a page of the same origin is only trusted where its host name is (see `is_own_host`).
+    Rejected are pages of other origins, and content types that an HTML form can send. If the service needs no
+    key, a page of the same origin is trusted only if `is_own_host` accepts its host name.
     """
     origin, host = headers.get("origin"), headers.get("host", "")
-    # Old browsers send a form without an Origin.
+    # Old browsers send forms without an Origin.
     is_page = origin is not None or headers.get("sec-fetch-site") in ("cross-site", "same-site")
     if is_page and _is_same_origin(headers):
         if not has_keys and not is_own_host(host, settings.allowed_hosts):
             return HostNotAllowed(
-                f"A page of {_shown(host)} may not change this server, which asks for no key. Add the name "
-                "to allowed_hosts (RERANKD_ALLOWED_HOSTS), or set api_key."
+                f"A web page of {_shown(host)} is not allowed to change this server, because no API key is "
+                "set. Add the name to allowed_hosts (RERANKD_ALLOWED_HOSTS), or set api_key."
             )
     elif is_page and not _is_allowed(origin, settings.allowed_origins):
         return OriginNotAllowed(
-            f"A page of {_shown(origin or 'another site')} may not change this server. If it should, add its "
-            "origin to allowed_origins (RERANKD_ALLOWED_ORIGINS)."
+            f"A web page of {_shown(origin or 'another site')} is not allowed to change this server. To "
+            "allow it, add its origin to allowed_origins (RERANKD_ALLOWED_ORIGINS)."
         )
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _FORM_TYPES:
         return UnsupportedMediaType(
-            f"A request that changes this server can't be of type {kind}, which any web page can send. Send "
-            "it with the header 'Content-Type: application/json', or without body and Content-Type."
+            f"Requests that change this server can't have the content type {kind}, because any web page can "
+            "send it. Use 'Content-Type: application/json', or send neither a body nor a content type."
         )
     return None
 
 
 def work_refusal(headers: Mapping[str, str], settings: Settings) -> RerankdError | None:
-    """Why a page may not have this machine work for it, where no key is asked for.
+    """Return the error for a web page of another machine that requests work without a key, or None.
 
-    Only web pages of other machines are refused: apps with a page inside (Electron, Tauri, browser
-    extensions) have an origin with a scheme of their own, which no web page can claim.
+    Apps with an embedded page (Electron, Tauri, browser extensions) are allowed: their origin has its own
+    scheme, which no web page can have.
     """
     origin = headers.get("origin")
     if origin is None or _is_same_origin(headers) or _is_allowed(origin, settings.allowed_origins):
         return None
     scheme, _, netloc = origin.lower().partition("://")
-    # "null" is a sandboxed frame, of any page.
+    # The origin "null" is a sandboxed frame, which any page can contain.
     if scheme not in ("http", "https", "null") or (scheme != "null" and is_loopback(_name(netloc) or "")):
         return None
     return OriginNotAllowed(
-        f"A page of {_shown(origin)} may not use this server, which asks for no key. If it should, add its "
-        "origin to allowed_origins (RERANKD_ALLOWED_ORIGINS)."
+        f"A web page of {_shown(origin)} is not allowed to use this server, because no API key is set. To "
+        "allow it, add its origin to allowed_origins (RERANKD_ALLOWED_ORIGINS)."
     )
 
 
 def _is_same_origin(headers: Mapping[str, str]) -> bool:
-    # The scheme is not compared: TLS may end at a proxy. The browser's own word, which a page can't forge,
-    # also holds where a proxy has replaced the Host.
+    # The scheme is not compared, because TLS may end at a proxy. Sec-Fetch-Site is set by the browser,
+    # can't be forged by a page, and is right even if a proxy has replaced the Host.
     origin = headers.get("origin", "").lower().partition("://")[2]
     same_host = origin != "" and origin == headers.get("host", "").lower()
     return same_host or headers.get("sec-fetch-site") == "same-origin"
@@ -146,16 +147,17 @@ def _is_allowed(origin: str | None, allowed: Sequence[str]) -> bool:
 
 def check_change(request: Request, reranker: Reranker) -> None:
     """Raise OriginNotAllowed, HostNotAllowed or UnsupportedMediaType for a request that must not change the
-    service."""
+    service (see `change_refusal`)."""
     refused = change_refusal(request.headers, reranker.settings, has_keys=bool(reranker.keys))
     if refused is not None:
         raise refused
 
 
 class Gate:
-    """ASGI middleware of the whole service: refuses hosts and pages, and answers CORS preflights.
+    """ASGI middleware: checks Host and Origin, handles CORS preflights, and writes the access log.
 
-    An app that includes `rerankd.router` has its own rules instead; only `check_change` holds there too.
+    An app that includes `rerankd.router` applies its own rules instead; only `check_change` applies there
+    too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -176,12 +178,12 @@ class Gate:
             await discard(receive, request.headers, reranker.settings.max_body_bytes)
             answer = error_response(request, refused, {"connection": "close"})
             return await answer(scope, receive, send)
-        if scope["method"] == "HEAD":  # the server leaves the body out
+        if scope["method"] == "HEAD":  # the server omits the body
             scope = {**scope, "method": "GET"}
         await self._for(reranker.settings.allowed_origins)(scope, receive, send)
 
     def _for(self, allowed: tuple[str, ...]) -> ASGIApp:
-        """The app behind CORS of these origins; a reload may change them."""
+        """Return the app with CORS for these origins, which a reload can change."""
         if self._cors[0] != allowed:
             app = CORSMiddleware(
                 self._app,
@@ -196,8 +198,8 @@ class Gate:
 
 
 def _logged(request: Request, send: Send, level: int) -> Send:
-    """`send`, with a line in the log when the answer is on its way. Without the query, which may hold a
-    key."""
+    """Wrap `send` to write an access log line when the response starts. The query string is not logged,
+    because it may contain a key."""
     started = time.perf_counter()
 
     async def logged(message: Message) -> None:
@@ -224,7 +226,7 @@ def _logged(request: Request, send: Send, level: int) -> Send:
 def _refusal(request: Request, reranker: Reranker) -> RerankdError | None:
     settings, headers, scope = reranker.settings, request.headers, request.scope
     has_keys = bool(reranker.keys)
-    # A UNIX socket has no port, and no browser reaches it.
+    # A UNIX socket has no port, and no browser can connect to it.
     server = scope["server"][0] if scope.get("server") and scope["server"][1] is not None else None
     why = host_refusal(headers.get("host"), settings, server, has_keys=has_keys)
     if why is not None:
@@ -236,7 +238,7 @@ def _refusal(request: Request, reranker: Reranker) -> RerankdError | None:
 
 @functools.lru_cache(maxsize=8)
 def _pattern(allowed: tuple[str, ...]) -> str:
-    """A regular expression of these origins, in which * stands for any part of a name."""
+    """Return a regular expression for these origins, in which * matches any part of a name."""
     if "*" in allowed:
         return ".*"
     return "|".join(re.escape(one.rstrip("/")).replace(r"\*", "[^/]*") for one in allowed) or "(?!)"
@@ -250,7 +252,7 @@ def _names_of_machine() -> frozenset[str]:
 
 
 def _name(host: str) -> str | None:
-    """The name in a Host header, without port, brackets and a last dot; None for what is no host."""
+    """Return the name in a Host header without port, brackets and final dot; None if it is not a host."""
     found = _HOST.fullmatch(host.strip().lower())
     return (found["name"] or found["address"]).rstrip(".") or None if found else None
 

@@ -1,7 +1,7 @@
-"""The page at `/`: files of the folder `static`, which ask nothing of any other host.
+"""The web page at `/` (try it, status page, connect, API reference), served from the folder `static`.
 
-Its addresses are relative to its own, so it works under api_prefix and behind a proxy's prefix too. It is
-served without the key, and asks for it: what it shows comes from endpoints that are behind it.
+The page loads nothing from other hosts. Its URLs are relative, so it works under api_prefix and behind a
+proxy's prefix. The page itself needs no API key; it asks its user for the key of the endpoints that it calls.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
-from rerankd.api.answer import Route, json_response, reranker_of
+from rerankd.api.responses import Route, json_response, reranker_of
 from rerankd.errors import NoSuchPath
 
 _FOLDER = Path(__file__).with_name("static")
@@ -32,17 +32,17 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-# The page is told whether there is a key to ask for; trying without one would be an error in its console.
+# Tells the page whether a key is needed: a request without one would log an error in the browser's console.
 _KEY_MARK = b'data-key="no"'
 
 
 def router(prefix: str = "") -> APIRouter:
-    """The page at `prefix`/, its files, and its reference of the API at `prefix`/docs."""
+    """Return the routes of the page at `prefix`/, its files, and `prefix`/docs."""
     found = APIRouter(route_class=Route, prefix=prefix, include_in_schema=False)
     found.add_api_route("" if prefix else "/", _page, methods=["GET", "HEAD"])
     found.add_api_route("/static/{name}", _file, methods=["GET", "HEAD"])
     found.add_api_route("/docs", _docs, methods=["GET", "HEAD"])
-    if prefix:  # the app itself has it at its root
+    if prefix:  # without a prefix, the app itself serves it
         found.add_api_route("/openapi.json", _openapi, methods=["GET"])
     return found
 
@@ -59,7 +59,7 @@ async def _page(request: Request) -> Response:
 
 async def _file(request: Request, name: str) -> Response:
     if name not in _files() or name == "index.html":
-        raise NoSuchPath(f"The page has no file {name!r}.")
+        raise NoSuchPath(f"The file {name!r} does not exist.")
     return _answer(request, _files()[name], Path(name).suffix)
 
 

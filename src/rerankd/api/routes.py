@@ -1,4 +1,4 @@
-"""All routes, and the one handler of rerank requests, which serves each dialect at each of its paths."""
+"""All routes, and the handler of rerank requests for all dialects and paths."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from rerankd.api import admin, health, limits, models, ollama_models, reference, status
-from rerankd.api.answer import Route, facts, json_response, plain_path, request_id, reranker_of, speaks
+from rerankd.api import admin, health, limits, models, ollama_models, openapi, status
 from rerankd.api.auth import refusal
 from rerankd.api.body import read_json
 from rerankd.api.client import client_of
 from rerankd.api.dialects import table
 from rerankd.api.dialects.dialect import Dialect, joined
-from rerankd.api.dialects.rules import with_headers
+from rerankd.api.dialects.option_rules import with_headers
+from rerankd.api.responses import (
+    Route,
+    json_response,
+    plain_path,
+    request_id,
+    reranker_of,
+    result_headers,
+    use_dialect,
+)
 from rerankd.errors import RerankdError
 from rerankd.service import Reranker
 
-# What is read of the body of a caller who is not let in, to answer in the dialect it speaks.
+# How much of an unauthorized request's body is read to detect the dialect of the error.
 _REFUSED_BYTES = 2**16
 
 
 async def rerank(request: Request) -> Response:
-    """The answer to a rerank request, in its dialect."""
+    """Handle a rerank request in any dialect."""
     reranker = reranker_of(request)
     dialect, value = await _read(request, reranker)
     timeout_s = limits.wanted_timeout_s(request)
@@ -31,50 +39,52 @@ async def rerank(request: Request) -> Response:
     request.state.model = entry.name
     answers = await reranker.answer_all(asked, timeout_s=timeout_s, client=client_of(request))
     result = joined(answers)
-    return json_response(dialect.render(result, request_id(request)), headers=facts(entry.name, result))
+    return json_response(
+        dialect.render(result, request_id(request)), headers=result_headers(entry.name, result)
+    )
 
 
 async def _read(request: Request, reranker: Reranker) -> tuple[Dialect, dict[str, Any]]:
-    """The body and its dialect, which errors are rendered in from here on.
+    """Read the body and detect its dialect, in which errors are rendered from now on.
 
-    Raises Unauthorized, PayloadTooLarge or InvalidRequest. A refused caller's body is read too, within
-    bounds: what it says tells how to refuse.
+    The body of an unauthorized request is read too, up to a limit, to detect the dialect of the error. Raises
+    Unauthorized, PayloadTooLarge or InvalidRequest.
     """
     settings = reranker.settings
-    path = plain_path(request.scope["path"])  # not .url, which a malformed Host breaks
+    path = plain_path(request.scope["path"])  # request.url fails for a malformed Host header
     request.state.dialect = "unknown"
     refused = refusal(request, reranker.keys)
     try:
         value = await read_json(request, settings.max_body_bytes if refused is None else _REFUSED_BYTES)
     except RerankdError as error:
-        speaks(request, table.choose(path, {}))
+        use_dialect(request, table.choose(path, {}))
         raise refused or error from None
     dialect = table.choose(path, value)
     request.state.dialect = dialect.name
-    speaks(request, dialect)
+    use_dialect(request, dialect)
     if refused is not None:
         raise refused
     return dialect, value
 
 
 def all_routes() -> APIRouter:
-    """The routes of the service. Of the paths that speak the same dialects the first is in the reference."""
+    """Return all routes. openapi.json has only the first of the paths that accept the same dialects."""
     found = APIRouter(route_class=Route)
     for part in (admin, health, models, ollama_models, status):
         found.include_router(part.router)
     shown = table.shown()
     shared = (*table.SHARED, *(path for dialect in shown for path in dialect.named_paths))
-    _add(found, shared, "Order documents by how well they answer a query", *(d for d in shown if not d.paths))
+    _add(found, shared, "Rank documents by their relevance to a query", *(d for d in shown if not d.paths))
     for dialect in shown:
-        _add(found, dialect.own_paths, f"The same, as {dialect.title} has it", dialect)
+        _add(found, dialect.own_paths, f"Rank documents, in the dialect of {dialect.title}", dialect)
     return found
 
 
 def _add(found: APIRouter, paths: tuple[str, ...], summary: str, *spoken: Dialect) -> None:
-    told = reference.scores(spoken)
+    described = openapi.scores(spoken)
     for path in paths:
         found.add_api_route(
-            path, rerank, methods=["POST"], summary=summary, include_in_schema=path == paths[0], **told
+            path, rerank, methods=["POST"], summary=summary, include_in_schema=path == paths[0], **described
         )
 
 

@@ -1,5 +1,4 @@
-"""`GET /v1/status`: all that a person who looks after the service wants to see at once, for the page and
-`rerankd status`."""
+"""`GET /v1/status`: models, engines, queues and recent history, for the status page and `rerankd status`."""
 
 from __future__ import annotations
 
@@ -13,13 +12,13 @@ from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from rerankd import __version__
-from rerankd.api.answer import Route, json_response, reranker_with_key
-from rerankd.api.reference import errors
+from rerankd.api.openapi import errors
+from rerankd.api.responses import Route, json_response, reranker_with_key
+from rerankd.deprecated_names import old_value
 from rerankd.memory import main_bytes
-from rerankd.recent import Series
-from rerankd.renamed import old_value
-from rerankd.serving.pending import Pending
-from rerankd.serving.readings import tokens_per_second
+from rerankd.recent_history import Series
+from rerankd.serving.metric_readings import tokens_per_second
+from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
@@ -63,7 +62,7 @@ class ModelStatus(TypedDict):
     method: str
     max_length: int
     normalization: str
-    way: str  # this and the next two are 0.1's names
+    way: str  # this and the next two are names of 0.1
     window: int
     transform: str
     explain: str
@@ -74,8 +73,10 @@ class ModelStatus(TypedDict):
 
 
 class PendingStatus(TypedDict):
-    """A model of the settings that can't be asked: `starting` while it is fetched and read, or `refused`.
-    `retry_after_s` is None where only a reload has it tried again."""
+    """A model of the settings that can't be used: `starting` while it is downloaded and read, or `refused`.
+
+    `retry_after_s` is None if only a reload tries it again.
+    """
 
     id: str
     aliases: list[str]
@@ -109,7 +110,7 @@ class Status(TypedDict):
 
 @router.get(
     "/v1/status",
-    summary="Models, engines, queues and the last ten minutes",
+    summary="Get the status of models, engines and queues, and the last ten minutes",
     responses={200: {"model": Status}, **errors(401)},
 )
 async def status(request: Request) -> Response:
@@ -130,39 +131,39 @@ async def status(request: Request) -> Response:
 
 
 async def _model(served: ServedModel) -> ModelStatus:
-    model, scoring, line = served.model, served.model.scoring, served.queue.line
-    facts, entry, rate = model.facts, model.resolution.entry, line.rate
+    model, recipe, scheduler = served.model, served.model.recipe, served.queue.scheduler
+    metadata, entry, throughput = model.metadata, model.resolution.entry, scheduler.throughput
     return {
         "id": model.name,
         "aliases": list(model.names[1:]),
         "state": served.state.phase,
         "path": str(model.path),
-        "size_bytes": facts.size_bytes,
-        "quantisation": facts.file_type or facts.quantisation or None,
+        "size_bytes": metadata.size_bytes,
+        "quantisation": metadata.file_type or metadata.quantisation or None,
         "licence": entry.licence if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
-        "method": scoring.method,
-        "max_length": scoring.max_length,
-        "normalization": scoring.normalization.name,
-        "way": old_value("method", scoring.method),
-        "window": scoring.max_length,
-        "transform": scoring.normalization.name,
+        "method": recipe.method,
+        "max_length": recipe.max_length,
+        "normalization": recipe.normalization.name,
+        "way": old_value("method", recipe.method),
+        "window": recipe.max_length,
+        "transform": recipe.normalization.name,
         "explain": model.resolution.explanation,
         "notes": [*model.resolution.notes, *served.self_test.doubts],
         "self_test": test.words if (test := served.self_test.passed) is not None else None,
         "engine": await _engine(served),
         "queue": {
-            "requests": len(line),
-            "documents": line.held.documents,
-            "tokens": line.held.tokens,
-            "size_bytes": line.held.size_bytes,
-            "documents_per_second": round(rate.inputs, 2),
-            "tokens_per_second": round(tokens_per_second(rate), 1),
+            "requests": len(scheduler),
+            "documents": scheduler.usage.documents,
+            "tokens": scheduler.usage.tokens,
+            "size_bytes": scheduler.usage.size_bytes,
+            "documents_per_second": round(throughput.inputs_per_s, 2),
+            "tokens_per_second": round(tokens_per_second(throughput), 1),
         },
     }
 
 
-def _pending(one: Pending, now: float) -> PendingStatus:
+def _pending(one: PendingModel, now: float) -> PendingStatus:
     return {
         "id": one.name,
         "aliases": list(one.names[1:]),
@@ -177,7 +178,7 @@ def _pending(one: Pending, now: float) -> PendingStatus:
 
 async def _engine(served: ServedModel) -> EngineStatus:
     state = served.state
-    told: EngineStatus = {
+    body: EngineStatus = {
         "program": served.engine_name,
         "why": served.engine_reason,
         "replicas": served.wanted.replicas,
@@ -190,8 +191,8 @@ async def _engine(served: ServedModel) -> EngineStatus:
         "last_lines": await asyncio.to_thread(last_lines, served.log),
     }
     if state.error is not None:
-        told["error"] = state.error.message
-    return told
+        body["error"] = state.error.message
+    return body
 
 
 def _recent(series: Series) -> RecentStatus:
@@ -209,7 +210,7 @@ def _recent(series: Series) -> RecentStatus:
 
 
 def last_lines(log: Path) -> list[str]:
-    """The last lines of a log, at most 40 of its last 32 KiB; none where it can't be read."""
+    """Return at most 40 lines from the last 32 KiB of a log file; none if it can't be read."""
     try:
         with log.open("rb") as stream:
             start = max(stream.seek(0, os.SEEK_END) - _LOG_BYTES, 0)

@@ -1,1 +1,1 @@
-"""What runs a model: one folder a backend, the contract they share, and the choice between them."""
+"""Backends run models: one folder per backend, the interface they share, and the choice between them."""

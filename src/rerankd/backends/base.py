@@ -1,12 +1,12 @@
-"""What a backend is to the rest of the house: it says what it can run, and how.
+"""The interface of a backend: which models it can run, and how it starts and calls an engine for them.
 
-A backend makes engines from a model's files; an engine scores. Nothing outside a backend's folder knows its
-name: the registry, the loader, doctor and the benchmark walk the table (table.py).
+A backend starts engines from a model's files; an engine computes scores. No code outside a backend's folder
+uses its name: the registry, the loader, doctor and the benchmark iterate over the table in table.py.
 
-The contract was walked through five cases before it was written. llama.cpp with a prompt prefix that is kept:
-batches of one question follow each other. OpenVINO's cross-encoder: `settle` waits for the trial of bf16. A
-listwise model: a batch is a block of documents. Late interaction: document vectors that are kept are the
-engine's own affair. A remote server that counts no tokens: an `Engine` without a backend, a file or a child.
+The interface covers five cases. llama.cpp caches a prompt prefix, so batches of one query follow each other.
+OpenVINO tests bf16 before the first load (`settle`). A listwise model scores a block of documents at once.
+A late-interaction engine caches document vectors by itself. A remote server that counts no tokens is an
+`Engine` without a backend, a model file or a child process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from rerankd.backends.ladder import Step
 from rerankd.backends.options import Options
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe, Refusal
 from rerankd.process.child import Launch, Running
 from rerankd.scoring.tokenizer import Tokenizer
@@ -26,25 +26,26 @@ if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
     from rerankd.progress import Progress
-    from rerankd.scoring.sequences import Input
+    from rerankd.scoring.engine_input import Input
     from rerankd.state import StateStore
 
 
 Scope = Literal["pair", "block"]
-"""What a value depends on: its pair alone, or the whole block that it was scored in."""
+"""What a raw score depends on: its pair alone, or the whole block that was scored together."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How an engine is given its work: what the queue puts into one batch, which is one call.
+    """The batch size of an engine and other rules by which the queue forms a batch; a batch is one call.
 
-    A batch holds up to `tokens`, padding included, and one input at least. An engine that computes more than
-    that within `call_s` gets as much, up to `most_tokens`, since each call costs the service and the engine
-    some work of its own. `inputs` bounds their number. With `pads`, inputs of a batch are padded to the
-    longest one, so those of nearly one length go together, and their number is a power of two where that
-    holds enough. `one_question`: the inputs of a batch have one question. `run_tokens`: batches of one
-    question follow each other for so many tokens before another one's turn, since the engine keeps what it
-    has read of the question. `at_engine` calls are there at a time: the one under way and the next."""
+    A batch holds at least one input, at most `inputs` of them, and up to `tokens` tokens, padding included.
+    If the engine computes more than that within `call_s`, batches grow up to `most_tokens`, because each
+    call has a fixed cost. With `pads`, the engine pads the inputs of a batch to the longest: the queue then
+    groups inputs of similar length, and uses a power of two as their number if that fills the batch. With
+    `one_question`, all inputs of a batch belong to one query. The engine caches the part of the prompt that
+    inputs of a query share, so the queue sends batches of the same query in sequence, up to `run_tokens`
+    tokens, before it switches to another. `at_engine` is the number of concurrent calls: one is computed
+    while the next one waits in the engine."""
 
     tokens: int
     most_tokens: int
@@ -58,15 +59,15 @@ class BatchPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one engine call gets. With the scope "block", its inputs are one block, of one question."""
+    """The inputs of one engine call. With the scope "block", they are one block of one query."""
 
     inputs: tuple[Input, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RawScores:
-    """Raw values, one per input in the order of the batch. A value is None where `errors` says why that input
-    has none, as a clause: "the engine crashed on it"."""
+    """Raw scores, one per input in the order of the batch. A score is None if that input failed; `errors`
+    then holds the reason by index, as a clause: "the engine crashed on it"."""
 
     values: Sequence[float | None]
     errors: Mapping[int, str] = field(default_factory=dict)
@@ -74,12 +75,12 @@ class RawScores:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine does.
+    """What an engine supports.
 
-    `reads`: ids, or text, where its protocol takes nothing else. `tokenizes`: the engine's own tokenizer is
-    the one to ask; else the model's files have one that the service reads. With the scope "block", a block is
-    one batch of up to the policy's number of inputs, made when the request comes, and no value is kept for
-    another request.
+    `reads`: the engine takes token ids, or text if its protocol accepts nothing else. `tokenizes`: the
+    service uses the engine's own tokenizer, else the tokenizer in the model's files. With the scope "block",
+    each request is divided into blocks of up to `BatchPolicy.inputs` documents, one batch per block, and no
+    score is cached for another request.
     """
 
     scope: Scope = "pair"
@@ -89,8 +90,8 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How much memory a model takes: bytes of its weights, layers, numbers a token takes in one of them, and
-    numbers that its keys and values take there. 0 where the file does not say.
+    """The sizes that determine a model's memory: bytes of its weights, number of layers, and per token and
+    layer the numbers in its hidden state and in its keys and values. 0 if the file does not declare a size.
     """
 
     weights_bytes: int = 0
@@ -101,18 +102,17 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """All that a backend must know of the model it runs: its recipe and its files.
+    """A model as a backend needs it: its recipe and its files.
 
-    `control_tokens` maps the text of each control token of the vocabulary to its id. `exact` says that the
-    weights are not quantised, so that the arithmetic around them is the largest error left. `metadata` is
-    what the files say, `fingerprint` tells them from others (see serving/prepare.py). `needs_build` is the
-    oldest build of an engine with numbered builds that computes the model right. Each of `replicas` engines
-    has `threads`.
-    """
+    `control_tokens` maps the text of each control token of the vocabulary to its id. `exact`: the weights are
+    not quantised, so the arithmetic is the largest remaining error. `metadata` is read from the files, and
+    `fingerprint` identifies them (see serving/prepare_model.py). `needs_build` is the oldest build that
+    computes the model correctly, for engines with build numbers. Each of the `replicas` has `threads`
+    threads."""
 
     name: str
     path: Path
-    scoring: Recipe
+    recipe: Recipe
     control_tokens: Mapping[str, int]
     exact: bool = False
     shape: Shape = Shape()
@@ -125,11 +125,12 @@ class EngineSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """How a backend would run a model. Of several backends the one with the highest `rank` does; `reason`
-    says why, as a clause. `is_own_program`: it is a program of the user's, which may compute what it likes.
+    """How a backend would run a model. The offer with the highest `rank` is used; `reason` is a clause that
+    explains the rank. `is_own_program`: the engine is a program of the user, whose scores are not rerankd's
+    responsibility.
 
-    `name` is the engine's, `build` tells its builds apart. `memory_bytes` is what its engines may hold, for
-    as long as that has not been measured. `on_cpu`: nothing of it is on a GPU.
+    `name` is the engine's name, and `build` identifies its build. `memory_bytes` is an estimate for all
+    replicas, used until their memory is measured. `on_cpu`: no part of the model is on a GPU.
     """
 
     backend: Backend
@@ -147,16 +148,18 @@ class Offer:
 
 
 class Rank:
-    """What an offer's rank means. NAMED: the user has named what is to run; nothing else takes its place."""
+    """The ranks of an offer. NAMED: the user chose this engine by name, so no other one replaces it."""
 
     CPU, BEST_ON_CPU, GPU, NAMED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """An engine on this machine, for lists and comparisons: `label` is its name in a table of several
-    backends' engines, `environment` makes a service use it, `used` says that models of the backend run on it,
-    and `runs_here` that this CPU can. `details` are more for programs that read."""
+    """An engine that is installed on this machine, for lists and benchmarks.
+
+    `label` is its name in a table of all backends' engines. A service started with the variables in
+    `environment` uses it. `used`: the backend's models run on it now. `runs_here`: this CPU supports it.
+    `details` holds further facts for JSON output."""
 
     name: str
     label: str
@@ -166,31 +169,32 @@ class Installation:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-Verdict = Literal["ok", "warn", "fail"]
+Status = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of doctor. `step` is what to do next, "" where nothing needs doing; it may have several
-    lines."""
+    """One line of `rerankd doctor`. `step` is the next step, possibly several lines, or "" if none is
+    needed."""
 
     check: str
-    verdict: Verdict
+    status: Status
     says: str
     step: str = ""
 
     @classmethod
-    def of_place(cls, place: str, problem: str) -> Check:
-        """Whether a place on the network answers; `problem` is "" where it does."""
+    def reachable(cls, host: str, problem: str) -> Check:
+        """Report whether a host on the network can be reached; `problem` is "" if it can."""
         if problem:
-            return cls(place, "warn", f"can't be reached: {problem}", "check the network and HTTPS_PROXY")
-        return cls(place, "ok", "can be reached")
+            return cls(host, "warn", f"can't be reached: {problem}", "check the network and HTTPS_PROXY")
+        return cls(host, "ok", "can be reached")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """What doctor is asked for: `online` to ask the network too, `again` to find out anew what is kept of
-    models. `cuda_mirror` is a copy of NVIDIA's package repositories, for commands that install CUDA."""
+    """Options of `rerankd doctor`: `online` also checks the network, `again` repeats measurements that are
+    stored per model. `cuda_mirror` is a copy of NVIDIA's package repositories, for the printed commands that
+    install CUDA."""
 
     report: Progress
     online: bool = False
@@ -199,26 +203,28 @@ class Checkup:
 
 
 class Engine(Running, Tokenizer, Protocol):
-    """One running engine. It scores and nothing else: it never sorts, normalises or truncates; it raises only
-    EngineError; it may be called concurrently; a call that is cancelled frees it.
+    """The client of one running engine. It only scores: it never sorts, normalises or truncates. It raises
+    only EngineError. Calls may run concurrently, and cancelling a call stops its computation.
 
-    `about` is what computes, in words, "" where the offer's title says all. As a Tokenizer it is asked only
-    where its capabilities say that it tokenizes; one that can't tell says no ids, and then nothing is
-    truncated here."""
+    `about` describes the running engine, or is "" if the offer's title is enough. The Tokenizer methods are
+    called only if `Capabilities.tokenizes` is set. An engine that can't report token ids returns none; the
+    service then truncates nothing."""
 
     about: str
 
     async def score(self, batch: Batch) -> RawScores:
-        """The raw value of each input of the batch.
+        """Return the raw score of each input of the batch.
 
-        Raises InputTooLong where an input does not fit max_length, else another EngineError.
+        Raises InputTooLong if an input exceeds max_length, or another EngineError.
         """
 
 
 class Backend(Protocol):
-    """How to make an engine from files, and what doctor says of it. What looks at the machine or runs
-    something says so; all else is pure. `title` is its name in sentences, `summary` what it is good for,
-    `packages` are those whose versions belong to a benchmark's figures, `Options` are its own settings."""
+    """One way to run models, such as llama.cpp or OpenVINO.
+
+    Methods are pure unless their docstring says that they inspect the machine or start a process. `title` is
+    the name for use in sentences, `summary` what the backend is good for. `packages` are the packages whose
+    versions a benchmark reports. `Options` are the backend's own settings."""
 
     name: str
     title: str
@@ -229,39 +235,42 @@ class Backend(Protocol):
     def Options(self) -> type[Options]: ...
 
     def survey(self, options: Any, home: Path, spec: EngineSpec | None = None) -> Any:
-        """What this machine has for the backend, and for a model where one is given: a value that `offer`
-        decides by. Takes up to a second."""
+        """Inspect this machine, for a model if one is given. The result is the input of `offer`. Takes up to
+        a second."""
 
     def installations(self, options: Any, home: Path) -> Sequence[Installation]:
-        """Its engines on this machine. Takes up to a second."""
+        """List the backend's engines on this machine. Inspects the machine; takes up to a second."""
 
     def cards(self, survey: Any, options: Any) -> tuple[Gpu, ...] | None:
-        """The cards that its engines can use; None where that is not known."""
+        """Return the GPUs that its engines can use, or None if that is unknown."""
 
     def offer(self, spec: EngineSpec, options: Any, survey: Any) -> Offer | Refusal:
-        """How it would run the model, or why it can't."""
+        """Return how the backend would run the model, or why it can't."""
 
     async def settle(self, offer: Any, learned: StateStore, log: Path, timeout_s: float) -> Any:
-        """The offer with what is only known before a load: what was tried, what is free on the cards now."""
+        """Complete the offer with facts that are determined right before a load: the result of a trial, the
+        free GPU memory. May start a process."""
 
     def steps(self, offer: Any, cards: Sequence[str]) -> tuple[Step, ...]:
-        """Safer settings for an engine that crashes, one after the other; those that would change nothing for
+        """List safer settings to try in order when the engine crashes. Settings that would change nothing for
         this model are left out."""
 
     def identity(self, offer: Any, taken: Sequence[Step]) -> str:
-        """What the values depend on beside model and texts: build, precision, device."""
+        """Return everything a raw score depends on besides model and texts: build, precision, device. It is
+        part of the cache key."""
 
     def launch(self, offer: Any, taken: Sequence[Step], cards: Sequence[str], socket: Path) -> Launch[Engine]:
-        """How an engine is started with the steps that are taken. `cards` are those that it may use (see
-        memory.card), none for all."""
+        """Return how to start an engine that listens on `socket`, with the safer settings `taken`. `cards`
+        are the GPUs it may use (see memory.card); an empty sequence means all."""
 
     def reference(self, spec: EngineSpec, running: Offer) -> Offer | None:
-        """A second computation to compare what runs with; None where the backend has none that differs."""
+        """Return a second computation of the model for the self-test to compare with the running one, or
+        None if this backend has none that differs."""
 
     def checks(self, options: Any, home: Path, checkup: Checkup) -> Sequence[Check]:
-        """What of this machine matters to it. May take some seconds."""
+        """Check what the backend needs of this machine, for doctor. May take some seconds."""
 
     async def model_checks(
         self, offer: Any, learned: StateStore, log: Path, timeout_s: float, checkup: Checkup
     ) -> Sequence[Check]:
-        """What `settle` has found out, or finds out anew."""
+        """Report what `settle` determined for a model, and determine it again if `checkup.again` is set."""

@@ -1,7 +1,7 @@
-"""Settings, each written once: default, type, help, and what a change of it needs.
+"""The base class of settings. A setting declares its default, type, help text, and what a change requires.
 
-A backend has an `Options` class of its own settings. The settings file, the environment, the command line and
-the documentation are made from it.
+Each backend has an `Options` class for its own settings. The settings file, the environment variables, the
+command line and the documentation are generated from these classes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ O = TypeVar("O", bound="Options")  # noqa: E741
 
 
 class Options(BaseModel):
-    """Settings that belong together, such as those of one backend. `needs` is what a change of them takes:
-    nothing ("live"), another engine, or a restart of rerankd."""
+    """A group of settings, such as those of one backend. `needs` is what a change requires: nothing ("live"),
+    a new engine, or a restart of rerankd."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
@@ -38,7 +38,7 @@ class Options(BaseModel):
         return value
 
     def options(self, of: type[O]) -> O:
-        """Those of these settings that are a backend's."""
+        """Return the subset of these settings that the class `of` declares."""
         return cast(O, of.model_construct(**{name: getattr(self, name) for name in of.model_fields}))
 
 
@@ -50,18 +50,18 @@ def setting(
     per_model: bool = False,
     **field: Any,
 ) -> Any:
-    """A setting with traits: `environment` is a second name in the environment; one that `names_program` is
-    not taken from a file that lies in the current folder; what is `per_model` may be set by a `[models.NAME]`
-    section, too. The other arguments are those of pydantic's Field."""
+    """A pydantic Field with traits. `environment` is a second environment variable for the setting. A setting
+    with `names_program` is ignored in a settings file in the current folder. A setting that is `per_model`
+    can also be set in a `[models.NAME]` section. All other arguments are passed to Field."""
     traits: Any = {"environment": environment, "names_program": names_program, "per_model": per_model}
     return Field(default, json_schema_extra=traits, **field)
 
 
 def per_model(default: Any, **field: Any) -> Any:
-    """A setting that a `[models.NAME]` section may set, too. The arguments are those of pydantic's Field."""
+    """A setting that can also be set in a `[models.NAME]` section. The arguments are those of Field."""
     return setting(default, per_model=True, **field)
 
 
 def trait(field: FieldInfo, name: str) -> Any:
-    """What `setting` was told of a field; None where that is nothing."""
+    """Return a trait that `setting` declared for a field, or None."""
     return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None

@@ -1,4 +1,4 @@
-"""(pure) Which backend runs a model, and why the others do not."""
+"""(pure) Select which backend runs a model, and explain why the others do not."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The offer that is taken; the one to fall back to where its engine crashes, None where there is none;
-    and what the backends that can't run the model say, by their titles."""
+    """The selected offer, the fallback if its engine crashes (None if no other backend can run the model),
+    and the refusals of the other backends by title."""
 
     offer: Offer
     fallback: Offer | None
     refusals: Mapping[str, Refusal]
 
 
-def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Selection:
-    """The offer with the highest rank, the first where several have it; or that of the backend named
-    `wanted`.
+def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> Selection:
+    """Select the offer of the backend named `wanted`, or with "auto" the first one with the highest rank.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError if no backend can run the model, or the wanted one can't.
     """
-    offers = [one for _, one in said if isinstance(one, Offer)]
-    refusals = {backend.title: one for backend, one in said if isinstance(one, Refusal)}
+    offers = [one for _, one in answers if isinstance(one, Offer)]
+    refusals = {backend.title: one for backend, one in answers if isinstance(one, Refusal)}
     if wanted != AUTO:
-        named = next(one for backend, one in said if backend.name == wanted)
+        named = next(one for backend, one in answers if backend.name == wanted)
         if isinstance(named, Refusal):
             raise ConfigError(
                 f"engine = {wanted} can't run this model: {named.reason}. Leave it at {AUTO}"
@@ -49,10 +48,10 @@ def choose(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> Sele
     return Selection(replace(best, reason=reason), fallback, refusals)
 
 
-def told(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
-    """What each backend says of a model, for `rerankd inspect`."""
+def describe(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
+    """Return one row per backend for `rerankd inspect`: whether it can run a model, and why."""
     try:
-        used = choose(wanted, said).offer.backend
+        used = choose(wanted, answers).offer.backend
     except ConfigError:
         used = None
     return [
@@ -64,12 +63,12 @@ def told(wanted: str, said: Sequence[tuple[Backend, Offer | Refusal]]) -> list[d
             "reason": one.reason,
             "next_step": one.next_step if isinstance(one, Refusal) else "",
         }
-        for backend, one in said
+        for backend, one in answers
     ]
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row of `told` for a person."""
+    """Render a row of `describe` as a line of text."""
     word = "refuses" if row["refuses"] else "runs it" if row["used"] else "can run it"
     return f"engine {row['title']} {word}: " + "; ".join(filter(None, (row["reason"], row["next_step"])))
 

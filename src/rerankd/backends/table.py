@@ -1,7 +1,7 @@
-"""The backends, in the order in which they are asked. A new one is a folder and a line here.
+"""The table of backends, in order of preference. To add a backend, add its folder and a line here.
 
-The settings are made from the rows when they are imported, which every command does: what takes long to
-import, a row imports where it is used.
+Every command imports this table, because the settings are built from its rows. A row therefore imports slow
+modules only inside the methods that use them.
 """
 
 from __future__ import annotations

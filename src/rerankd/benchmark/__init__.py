@@ -1,1 +1,2 @@
-"""Measuring how fast rerank servers are, side by side: the same requests in turn, and their ratios."""
+"""`rerankd bench`: measures throughput and latency of rerank servers with the same requests in
+alternation."""

@@ -1,4 +1,4 @@
-"""Sends the rounds of all cases to all servers in turn: A B, A B, for each case."""
+"""Drives a benchmark: sends the rounds of each case to all servers in alternation (A B A B)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from rerankd.benchmark.figures import Round, Series
 from rerankd.benchmark.load import Plan, Request, round_of
 from rerankd.progress import Progress
-from rerankd.remote import Remote
+from rerankd.remote_client import Remote
 
-# Rounds that are sent and not counted have negative numbers, so that their texts are others too.
+# Rounds that are not counted have negative numbers, so that their texts differ from those of counted rounds.
 _COLD, _WARM_UP = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server under a name. `start_s` is how long it took to start, None where it ran already."""
+    """A server to measure. `start_s` is the time that it took to start; None: it was already running."""
 
     name: str
     server: Remote
@@ -27,8 +27,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """What came of it: `cold_s` is each server's first request, `again_s` the same one when it came again and
-    could be answered from a cache. `complete` is False where the time was up or Ctrl-C came."""
+    """The measurements. `cold_s`: latency of each server's first request. `again_s`: latency of the same
+    request sent again, which a cache may answer. `complete`: neither the time limit nor Ctrl-C ended it."""
 
     series: list[Series]
     cold_s: dict[str, float]
@@ -37,8 +37,8 @@ class Driven:
 
 
 async def drive(targets: Sequence[Target], plan: Plan, progress: Progress) -> Driven:
-    """Measure until all rounds are done or the time is up; being cancelled ends it as well, and returns what
-    there is. Raises RemoteError where a server fails."""
+    """Measure until all rounds are done, the time limit is reached or the task is cancelled; return the
+    results so far. Raises RemoteError if a server fails."""
     series = [[Series(target.name, case) for target in targets] for case in plan.cases]
     driven = Driven([one for row in series for one in row], {}, {}, complete=False)
     ends = time.monotonic() + plan.within_s
@@ -67,17 +67,18 @@ async def drive(targets: Sequence[Target], plan: Plan, progress: Progress) -> Dr
 
 
 async def one_round(server: Remote, requests: Sequence[Request]) -> Round:
-    """All the requests at the same time, each by a client of its own."""
+    """Send all requests at the same time, each from its own client."""
     started = time.perf_counter()
     answered = await asyncio.gather(*(timed(server, request) for request in requests))
     wall_s = time.perf_counter() - started
-    told = [tokens for _, tokens in answered if tokens is not None]
+    reported = [tokens for _, tokens in answered if tokens is not None]
     seconds = tuple(took for took, _ in answered)
-    return Round(seconds, wall_s, sum(told) if len(told) == len(answered) else None)
+    return Round(seconds, wall_s, sum(reported) if len(reported) == len(answered) else None)
 
 
 async def timed(server: Remote, request: Request) -> tuple[float, int | None]:
-    """The seconds until the answer, and the tokens that the server says it read, None where it says none."""
+    """Return the latency in seconds, and the number of tokens that the server reports, None if it does
+    not."""
     started = time.perf_counter()
     answer = await server.rerank(request.query, request.documents)
     return time.perf_counter() - started, answer.tokens

@@ -1,4 +1,5 @@
-"""The engines that can run a model here, each as a name and the environment that makes a service use it."""
+"""The engines to compare: all that can run a model here, with the environment that makes a service use
+each."""
 
 from __future__ import annotations
 
@@ -15,28 +16,29 @@ from rerankd.domain import Refusal
 
 @dataclass(frozen=True, slots=True)
 class EngineRow:
-    """`without` are environment names that are taken away, `settings` those that are set."""
+    """An engine to measure. A service uses it if the variables `without` are removed from its environment and
+    `settings` are added."""
 
     name: str
     without: frozenset[str]
     settings: Mapping[str, str]
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """`environ` as a service with this engine is to have it."""
+        """Return the environment of a service with this engine."""
         kept = {name: value for name, value in environ.items() if name not in self.without}
         return {**kept, **self.settings}
 
 
 def as_set(chosen: Offer) -> EngineRow:
-    """The engine that rerankd has chosen for the model."""
+    """Return the engine that rerankd has selected for the model."""
     return EngineRow(chosen.title, frozenset(), {})
 
 
 def all_of(
     said: Sequence[tuple[Backend, Offer | Refusal]], wanted: EffectiveModelSettings, home: Path
 ) -> list[EngineRow]:
-    """Every engine at hand of the backends that can run the model; `said` is what each says of it. Looks at
-    the machine."""
+    """Return all installed engines of the backends that can run the model. `said` is the offer or refusal of
+    each backend. Inspects the machine."""
     named = programs()
     without = frozenset(("RERANKD_ENGINE", *(f"RERANKD_{name.upper()}" for name in named), *named.values()))
     return [
@@ -49,6 +51,6 @@ def all_of(
 
 
 def programs() -> dict[str, str]:
-    """The settings that name a backend's program, each with its second name in the environment."""
+    """Return the settings that name a backend's program, each with its second environment variable."""
     fields = (field for backend in BACKENDS for field in backend.Options.model_fields.items())
     return {name: other for name, field in fields if (other := trait(field, "environment"))}

@@ -1,4 +1,4 @@
-"""(pure) From the times of requests to figures: medians, percentiles, and ratios of what ran side by side."""
+"""(pure) Statistics of a benchmark: median throughput, latency percentiles, and ratios between servers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rerankd.benchmark.load import Case
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of a case at one server: seconds of each request, and from the first begin to the last end.
+    """One round of a case on one server: the latency of each request, and the duration of the whole round.
 
-    `tokens` is what the server says it read, None where it does not say.
+    `tokens` is the number of tokens that the server reports; None: it reports none.
     """
 
     seconds: tuple[float, ...]
@@ -24,7 +24,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The rounds of one case at one server."""
+    """The rounds of one case on one server."""
 
     target: str
     case: Case
@@ -32,23 +32,22 @@ class Series:
 
     @property
     def pairs_per_s(self) -> float:
-        """The median over the rounds."""
+        """Throughput: the median over the rounds."""
         return median(self.case.pairs / each.wall_s for each in self.rounds)
 
     def latency_s(self, share: float) -> float:
-        """The time within which that share of all requests was answered."""
+        """Latency percentile over all requests; `share` 0.95 is p95."""
         return percentile([one for each in self.rounds for one in each.seconds], share)
 
     @property
     def tokens_per_pair(self) -> float | None:
-        told = [each.tokens for each in self.rounds if each.tokens is not None]
-        return sum(told) / (len(told) * self.case.pairs) if told else None
+        reported = [each.tokens for each in self.rounds if each.tokens is not None]
+        return sum(reported) / (len(reported) * self.case.pairs) if reported else None
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as many pairs a second one server scores as another, round by round: the median, the
-    least and the most."""
+    """The throughput of one server divided by another's, per round: median, minimum and maximum."""
 
     median: float
     least: float
@@ -56,14 +55,15 @@ class Ratio:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least that share of the values does not exceed."""
+    """Return the smallest value that at least `share` of the values do not exceed."""
     return sorted(values)[max(math.ceil(share * len(values)), 1) - 1]
 
 
 def ratio(one: Series, other: Series) -> Ratio | None:
-    """`one` over `other`, by the rounds that both have; None where there are none.
+    """Return the throughput of `one` divided by that of `other`, over the rounds that both have; None: none.
 
-    Rounds are compared and not medians, since what else the machine does falls on both of a round alike.
+    Rounds are compared instead of medians because other load on the machine affects both servers of a round
+    alike.
     """
-    each = [theirs.wall_s / ours.wall_s for ours, theirs in zip(one.rounds, other.rounds, strict=False)]
-    return Ratio(median(each), min(each), max(each)) if each else None
+    ratios = [theirs.wall_s / ours.wall_s for ours, theirs in zip(one.rounds, other.rounds, strict=False)]
+    return Ratio(median(ratios), min(ratios), max(ratios)) if ratios else None

@@ -1,4 +1,5 @@
-"""What a benchmark ran on: the processor, the versions, and the peak that a matrix product reaches."""
+"""The hardware of a benchmark: processor, package versions, and the measured peak FLOPS of a matrix
+product."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import numpy as np
 from rerankd import machine
 from rerankd.backends.table import BACKENDS
 
-# What decides how fast products of matrices are, in the names that Linux gives them.
+# CPU features that determine the speed of matrix products, by their names in Linux.
 _FLAGS = (
     *("avx2", "f16c", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_int8", "amx_bf16", "amx_fp16", "asimddp", "bf16", "i8mm", "sve", "sve2"),
@@ -25,8 +26,7 @@ _MEASURE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """`load` is what the machine had to do already: the mean number of processes that wanted to run in the
-    minute before. `peak_flops` is of f32."""
+    """The machine. `load` is the load average of the minute before the benchmark. `peak_flops` is for f32."""
 
     processor: str
     flags: tuple[str, ...]
@@ -39,7 +39,7 @@ class Hardware:
 
 
 def read() -> Hardware:
-    """This machine. Takes a second, for the peak."""
+    """Describe this machine. Takes one second to measure the peak."""
     here = machine.read()
     flags = machine.cpu_flags()
     load = None
@@ -58,10 +58,10 @@ def read() -> Hardware:
 
 
 def gemm_peak() -> float:
-    """FLOPs a second of the fastest of several f32 products of square matrices with numpy, on all cores.
+    """Measure the FLOPS of numpy's f32 product of square matrices on all cores; return the best of several.
 
-    A matrix product is most of what a model computes, so no engine gets past that with f32. With bf16 or int8
-    instructions it can: numpy has no product of these, and the peak they reach is not measured here.
+    Matrix products are most of a model's computation, so no engine exceeds this peak with f32. With bf16 or
+    int8 instructions an engine can: numpy has no such product, so their peak is not measured.
     """
     generator = np.random.default_rng(1)
     left, right = (generator.standard_normal((_SIZE, _SIZE)).astype(np.float32) for _ in range(2))
@@ -73,7 +73,7 @@ def gemm_peak() -> float:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes here, by package."""
+    """Return the versions of the packages that compute, by name."""
     found = {}
     of_backends = (package for backend in BACKENDS for package in backend.packages)
     for package in ("rerankd", *of_backends, "numpy"):

@@ -1,4 +1,4 @@
-"""The requests of a benchmark: the same for a seed, and no text twice, so that no cache answers them."""
+"""The requests of a benchmark: reproducible by seed, and without repeated texts, so that no cache answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ QUERY_WORDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kind of load: `concurrency` clients at a time, each sending `documents` of `least_words` to
-    `most_words` words and waiting for the answer."""
+    """One kind of load: `concurrency` clients, each of which sends `documents` documents of `least_words` to
+    `most_words` words and waits for the response."""
 
     documents: int
     concurrency: int
@@ -26,7 +26,7 @@ class Case:
 
     @property
     def pairs(self) -> int:
-        """Pairs of one round: one request of each client."""
+        """Pairs of one round, in which each client sends one request."""
         return self.documents * self.concurrency
 
     @property
@@ -37,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent: `rounds` of each case, as many as fit into `within_s` seconds."""
+    """The requests to send: `rounds` of each case, until `within_s` seconds have passed."""
 
     cases: Sequence[Case]
     rounds: int
@@ -52,7 +52,8 @@ class Request:
 
 
 def cases(documents: Sequence[int], concurrency: Sequence[int], words: tuple[int, int]) -> list[Case]:
-    """Each number of documents with the first concurrency, and the middle one of them with each other."""
+    """Combine each number of documents with the first concurrency, and the median number of documents with
+    each other concurrency."""
     middle = sorted(documents)[len(documents) // 2]
     return [Case(count, concurrency[0], *words) for count in documents] + [
         Case(middle, many, *words) for many in concurrency[1:]
@@ -60,7 +61,7 @@ def cases(documents: Sequence[int], concurrency: Sequence[int], words: tuple[int
 
 
 def round_of(case: Case, seed: int, at: int) -> list[Request]:
-    """The requests of round `at`, one for each client."""
+    """Return the requests of round `at`, one per client."""
     made = []
     for client in range(case.concurrency):
         pick = random.Random(f"{seed} {case} {at} {client}")
@@ -72,14 +73,14 @@ def round_of(case: Case, seed: int, at: int) -> list[Request]:
 
 
 def text(pick: random.Random, words: int) -> str:
-    """So many English words at random."""
+    """Return `words` random English words."""
     return " ".join(pick.choices(english(), k=words))
 
 
 @cache
 def english() -> tuple[str, ...]:
-    """The words of the English texts that come with rerankd: as long, and as many tokens each, as in real
-    texts."""
+    """Return the words of the English texts included in rerankd, whose lengths and token counts are those of
+    real texts."""
     found: set[str] = set()
     for words in read(EVERYDAY).documents.values():
         if words.isascii():
@@ -94,7 +95,7 @@ def numbers(value: str, name: str) -> list[int]:
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise ConfigError(f"--{name} is {value!r}, but must be numbers like 1,20,100.")
+        raise ConfigError(f"--{name} must be a list of positive numbers such as 1,20,100, not {value!r}.")
     return found
 
 
@@ -106,5 +107,5 @@ def word_range(value: str) -> tuple[int, int]:
     except ValueError:
         found = (0, 0)
     if not 1 <= found[0] <= found[1]:
-        raise ConfigError(f"--words is {value!r}, but must be a number like 100, or two like 20-400.")
+        raise ConfigError(f"--words must be a number such as 100 or a range such as 20-400, not {value!r}.")
     return found

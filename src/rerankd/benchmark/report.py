@@ -1,4 +1,4 @@
-"""(pure) What a benchmark found: as rows of tables for a person, as JSON for a program."""
+"""(pure) The report of a benchmark, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rerankd.benchmark.figures import Series, ratio
 from rerankd.benchmark.hardware import Hardware
 from rerankd.formats.metadata import ModelMetadata
 
-# As few rounds as a median may be taken for one.
+# Minimum number of rounds for a median; the report warns below it.
 ENOUGH_ROUNDS = 5
 _BUSY = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """`first` is the server that the others are compared with. `known` are the servers that run `facts`; a
-    server that is only known by its address may run any model."""
+    """The results of a benchmark. `first` is the server that the others are compared with. `known` are the
+    servers that run the model of `metadata`; a server named by its URL may run any model."""
 
     hardware: Hardware
     model: str
-    facts: ModelMetadata | None
+    metadata: ModelMetadata | None
     causal: bool
     known: frozenset[str]
     start_s: dict[str, float]
@@ -36,12 +36,12 @@ class Benchmark:
         return self.driven.series[0].target
 
     def share(self, series: Series) -> float | None:
-        """The share of the measured peak; None where the work is not known."""
+        """Return the share of the measured peak FLOPS; None: the server's model is unknown."""
         tokens = series.tokens_per_pair
-        if self.facts is None or tokens is None or series.target not in self.known:
+        if self.metadata is None or tokens is None or series.target not in self.known:
             return None
         return flops.share(
-            self.facts,
+            self.metadata,
             causal=self.causal,
             pairs_per_s=series.pairs_per_s,
             tokens_per_pair=tokens,
@@ -49,14 +49,14 @@ class Benchmark:
         )
 
     def pairs(self) -> list[tuple[Series, Series]]:
-        """The first server's series with each other server's of the same case."""
+        """Return the first server's series paired with each other server's series of the same case."""
         first = {one.case: one for one in self.driven.series if one.target == self.first}
         return [(first[one.case], one) for one in self.driven.series if one.target != self.first]
 
 
 def table(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
-    """The head, and one row for each case and server that has at least one round; without the columns that
-    are empty in all rows."""
+    """Return the header, and a row for each case and server with at least one round. Empty columns are
+    omitted."""
     measured = [one for one in benchmark.driven.series if one.rounds]
     columns = {title: [cell(benchmark, one) for one in measured] for title, cell in _COLUMNS.items()}
     kept = {title: cells for title, cells in columns.items() if any(cells)}
@@ -64,7 +64,7 @@ def table(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
 
 
 def before(benchmark: Benchmark) -> list[str]:
-    """What stands above the table: the machine, the versions, the model, and how the servers started."""
+    """Return the lines above the table: machine, versions, model, and the start of each server."""
     here = benchmark.hardware
     memory = f", {here.memory_bytes / 2**30:.0f} GiB" if here.memory_bytes else ""
     lines = [
@@ -75,47 +75,49 @@ def before(benchmark: Benchmark) -> list[str]:
     ]
     if here.load is not None and here.load > _BUSY * here.cores:
         lines.append(
-            f"          The machine was busy (load {here.load:.1f}): trust ratios, not absolute figures."
+            f"          The machine was busy (load {here.load:.1f}): trust the ratios, not absolute values."
         )
     lines.append(f"model     {benchmark.model}")
     for name, cold_s in benchmark.driven.cold_s.items():
         start = benchmark.start_s.get(name)
         again = benchmark.driven.again_s.get(name)
         lines.append(
-            f"cold      {name}: {'' if start is None else f'serves after {start:.1f} s; '}first request "
-            f"{_ms(cold_s)}" + ("" if again is None else f", the same again {_ms(again)}")
+            f"cold      {name}: {'' if start is None else f'ready after {start:.1f} s; '}first request "
+            f"{_ms(cold_s)}" + ("" if again is None else f", same request again {_ms(again)}")
         )
     return lines
 
 
 def after(benchmark: Benchmark) -> list[str]:
-    """What stands below the table: what its columns mean, and what to mind."""
+    """Return the lines below the table: the meaning of the columns, and warnings."""
     lines = [
-        "pairs/s is the median of the rounds, p50 and p95 are over all requests; a text never comes twice.",
+        "pairs/s: median of the rounds. p50, p95: latency over all requests. No text was sent twice.",
     ]
     if any(benchmark.share(one) for one in benchmark.driven.series if one.rounds):
-        lines.append("of peak is the share of the f32 peak above; bf16 and int8 can go beyond it.")
+        lines.append("of peak: share of the f32 peak above; bf16 and int8 can exceed 100 %.")
     if benchmark.pairs():
         lines.append(
-            f"times as fast: {benchmark.first} against this server, median of the rounds (least to most)."
+            f"times as fast: throughput of {benchmark.first} divided by this server's, median of the rounds "
+            "(minimum to maximum)."
         )
     fewest = min((len(one.rounds) for one in benchmark.driven.series), default=0)
     if not benchmark.driven.complete:
-        lines.append("It was ended before all rounds were done: this is what there is.")
+        lines.append("The benchmark ended before all rounds were done: these are the results so far.")
     if fewest < ENOUGH_ROUNDS:
         lines.append(
-            f"Fewer than {ENOUGH_ROUNDS} rounds of some cases: give it more --seconds, or fewer documents."
+            f"Some cases have fewer than {ENOUGH_ROUNDS} rounds: increase --seconds, or measure fewer "
+            "documents."
         )
     return lines
 
 
 def as_json(benchmark: Benchmark) -> dict[str, Any]:
-    """All of it, with every round."""
-    facts = benchmark.facts
+    """Return all results, with every round."""
+    metadata = benchmark.metadata
     return {
         "machine": asdict(benchmark.hardware),
         "model": benchmark.model,
-        "weights_in_blocks": facts.block_weights if facts is not None else None,
+        "weights_in_blocks": metadata.block_weights if metadata is not None else None,
         "seed": benchmark.seed,
         "complete": benchmark.driven.complete,
         "servers": {

@@ -1,4 +1,4 @@
-"""Starts a rerankd of its own for a benchmark, and stops it."""
+"""Starts and stops the `rerankd serve` that a benchmark measures."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _STOP_S = 20.0
 async def running(
     arguments: Sequence[str], environ: Mapping[str, str], log: Path, within_s: float
 ) -> AsyncIterator[tuple[str, float]]:
-    """`rerankd serve` with these arguments on a free port: its address, and the seconds until it served.
+    """Run `rerankd serve` with these arguments on a free port. Yields its URL and the seconds until it
+    served.
 
-    Raises EngineStartFailed with its last lines where it ends, or does not serve within `within_s` seconds.
+    Raises EngineStartFailed with its last log lines if it exits, or does not serve within `within_s` seconds.
     """
     started = time.perf_counter()
     argv = (sys.executable, "-P", "-m", "rerankd", "serve", *arguments, "--port", "0")
@@ -34,9 +35,9 @@ async def running(
             took = time.perf_counter() - started
             ended = child.exit_code is not None
             if ended or took > within_s:
-                what = "ended at its start" if ended else f"did not serve in {took:.0f} s"
+                what = "exited during startup" if ended else f"was not ready after {took:.0f} s"
                 last = "\n".join(f"  {line}" for line in child.lines()[-12:])
-                raise EngineStartFailed(f"The service to be measured {what}. Its last lines:\n{last}")
+                raise EngineStartFailed(f"The service to measure {what}. Its last log lines:\n{last}")
             await asyncio.sleep(_LOOK_S)
         yield url, time.perf_counter() - started
     finally:

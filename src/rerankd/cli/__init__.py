@@ -1,8 +1,8 @@
-"""The command line; the one place that builds everything from settings.
+"""The command line interface of rerankd: one module per command or family of commands.
 
-One module for each command or family of commands. What a program may read goes to standard output, everything
-else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the model, 4 the engine, 5
-a download, 6 the address, 7 the data folder.
+Results go to standard output, messages and progress to standard error. Exit codes: 0 success, 1 failure,
+2 invalid usage or settings, 3 model error, 4 engine error, 5 download error, 6 address in use or invalid,
+7 data folder error.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ app = typer.Typer(
     name="rerankd",
     help="Serve reranker models on your own machine.",
     epilog=(
-        "To begin: rerankd serve, and then open the address it says in a browser. For a better model than "
-        "the built-in one: rerankd list --catalog, and rerankd pull NAME. When something is wrong: rerankd "
-        "doctor and rerankd status."
+        "To start: run rerankd serve and open the address that it prints in a browser. For a better model "
+        "than the built-in one: rerankd list --catalog, then rerankd pull NAME. If something does not work: "
+        "rerankd doctor and rerankd status."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -60,8 +60,8 @@ def main() -> None:
         if not isinstance(error, MemoryError) and "start new thread" not in str(error):
             raise
         typer.echo(
-            "rerankd: the system has no memory left (see ulimit -v), or allows no more processes and threads "
-            "(see ulimit -u, and TasksMax of a systemd unit). Raise the limit and start again.",
+            "rerankd: the system is out of memory (see ulimit -v), or the limit of processes and threads is "
+            "reached (see ulimit -u, and TasksMax of a systemd unit). Raise the limit and start again.",
             err=True,
         )
         sys.exit(1)

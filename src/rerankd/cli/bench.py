@@ -1,4 +1,4 @@
-"""`rerankd bench`."""
+"""`rerankd bench`: measure throughput and latency of a model, an engine or another server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rerankd import config, textfile
+from rerankd import config, text_files
 from rerankd.cli.output import Config, Json, print_json, progress, say
 from rerankd.errors import ConfigError
 from rerankd.progress import Progress, step
@@ -28,61 +28,77 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A name of `rerankd list`, a GGUF file, or builtin:e5.",
-            show_default="what `rerankd serve` takes",
+            help="A name from `rerankd list`, a GGUF file, or builtin:e5.",
+            show_default="the model that `rerankd serve` serves",
         ),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Measure the server at this address instead of starting one.")
+        str | None, typer.Option(help="Measure the running server at this URL instead of starting one.")
     ] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another server to drive in turn: rerankd, llama-server, TEI, Infinity, Cohere's API …; "
-            "may be repeated."
+            help="URL of another server to compare with: rerankd, llama-server, TEI, Infinity, Cohere's "
+            "API …; may be repeated."
         ),
     ] = None,
     remote_model: Annotated[
-        str | None, typer.Option(help="The model to name in requests to --url and --against.")
+        str | None, typer.Option(help="Model name to send in requests to --url and --against.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(help="The key that --url and --against ask for.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="API key for the servers of --url and --against.")
+    ] = None,
     compare_engines: Annotated[
-        bool, typer.Option("--compare-engines", help="Measure the model on every engine at hand, in turn.")
+        bool, typer.Option("--compare-engines", help="Measure the model on every engine on this machine.")
     ] = False,
-    documents: Annotated[str, typer.Option(help="Documents in a request, as 1,20,100.")] = "1,20,100",
+    documents: Annotated[
+        str, typer.Option(help="Documents per request: a list of sizes to measure.")
+    ] = "1,20,100",
     concurrency: Annotated[
-        str, typer.Option(help="Clients that ask at the same time; more than the first with one size only.")
+        str,
+        typer.Option(
+            help="Concurrent clients: a list of numbers to measure; values after the first are measured with "
+            "one request size only."
+        ),
     ] = "1,4",
-    words: Annotated[str, typer.Option(help="Words in a document; 20-400 for any number between.")] = "100",
-    rounds: Annotated[int, typer.Option(help="Rounds of each case.", min=1)] = 5,
-    seconds: Annotated[float, typer.Option(help="End after so long with what there is.", min=1)] = 300,
-    seed: Annotated[int, typer.Option(help="Of the texts; the same seed sends the same requests.")] = 1,
+    words: Annotated[
+        str, typer.Option(help="Words per document, or a range such as 20-400 for mixed lengths.")
+    ] = "100",
+    rounds: Annotated[int, typer.Option(help="Number of times that each case is measured.", min=1)] = 5,
+    seconds: Annotated[
+        float, typer.Option(help="Time limit; the results measured until then are printed.", min=1)
+    ] = 300,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the texts; the same seed sends the same requests.")
+    ] = 1,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Measure how fast a model is served: pairs a second, and how long a request takes.
+    """Measure throughput (pairs/s) and latency of a served model.
 
-    A pair is one document scored against the query. The service is started for this and asked over HTTP
-    as a client asks it, by documents in a request and by clients at a time; no text comes twice, so that no
-    cache answers. With --against or
-    --compare-engines all servers get the same requests in turn (A B, A B), and the ratios are told: on a busy
-    machine they hold where the times do not. Ctrl-C prints what has been measured so far.
+    A pair is one document scored against the query. The command starts the service and sends it HTTP
+    requests, as a client does, for each number of documents and of concurrent clients. No text is sent
+    twice, so that no cache answers. With --against or --compare-engines, all servers receive the same
+    requests in alternation (A B A B), and the report shows ratios: on a busy machine ratios are more reliable
+    than times. Ctrl-C prints the results so far.
 
-    rerankd bench --against http://localhost:8080      compare with a llama-server that runs there
+    To compare with a running llama-server: rerankd bench --against http://localhost:8080
     """
     from rerankd.benchmark import engines, load, report
 
     if url and (model or compare_engines):
-        raise ConfigError("--url measures a server that runs; leave out MODEL and --compare-engines with it.")
+        raise ConfigError(
+            "--url measures a running server, so it can't be combined with MODEL or --compare-engines."
+        )
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     if compare_engines:
         path = config_file or config.find(os.environ)
-        in_file = config.load(textfile.read(path) if path else "", {}, {})  # what the file alone says
+        in_file = config.load(text_files.read(path) if path else "", {}, {})  # without the environment
         for name, variable in engines.programs().items():
             if getattr(in_file, name) is not None:
                 raise ConfigError(
-                    f"The settings file names an engine's program ({name}), so that no other can be started "
-                    f"beside it. Leave it out there, and set {variable} for this command."
+                    f"The settings file sets an engine's program ({name}), so no other engine can be "
+                    f"compared with it. Remove it from the file, and set {variable} for this command instead."
                 )
     cases = load.cases(
         load.numbers(documents, "documents"),
@@ -118,13 +134,13 @@ async def _run(
     plan: Plan,
     tell: Progress,
 ) -> Benchmark:
-    """Start what has to be started, drive all of it, and stop it again. `arguments` are those of the services
-    to start, None for none."""
+    """Start the services, send the requests to all targets, and stop the services. `arguments` are those of
+    the services to start; None: start none."""
     from rerankd.benchmark import drive, engines, hardware, service
     from rerankd.benchmark.report import Benchmark
-    from rerankd.remote import Remote
-    from rerankd.serving import offers
-    from rerankd.serving.prepare import prepare
+    from rerankd.remote_client import Remote
+    from rerankd.serving import backend_offers
+    from rerankd.serving.prepare_model import prepare
 
     with step(tell, "measuring the machine"):
         here = await asyncio.to_thread(hardware.read)
@@ -132,13 +148,18 @@ async def _run(
     prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
     chosen: list[EngineRow] = []
     if prepared is not None and compare:
-        said = await asyncio.to_thread(offers.all_of, prepared.spec, prepared.wanted, settings.home)
+        said = await asyncio.to_thread(
+            backend_offers.all_offers, prepared.spec, prepared.wanted, settings.home
+        )
         chosen = engines.all_of(said, prepared.wanted, settings.home)
     elif prepared is not None:
         chosen = [engines.as_set(prepared.engine)]
     if compare and len(chosen) == 1:
         named = " or ".join(engines.programs().values())
-        say(f"There is one engine here: {chosen[0].name}. {named} names another to compare with.")
+        say(
+            f"This machine has one engine for this model: {chosen[0].name}. Set {named} to compare it with "
+            "another one."
+        )
     targets: list[Target] = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rerankd-bench-")))
@@ -163,9 +184,9 @@ async def _run(
         driven = await drive.drive(targets, plan, tell)
     return Benchmark(
         hardware=here,
-        model=prepared.name if prepared else targets[0].server.served or name or "not told",
-        facts=prepared.facts if prepared else None,
-        causal=prepared is not None and prepared.scoring.method == "causal_lm",
+        model=prepared.name if prepared else targets[0].server.served or name or "unknown",
+        metadata=prepared.metadata if prepared else None,
+        causal=prepared is not None and prepared.recipe.method == "causal_lm",
         known=frozenset(row.name for row in chosen),
         start_s={target.name: target.start_s for target in targets if target.start_s is not None},
         driven=driven,
@@ -180,7 +201,7 @@ def _print(found: Benchmark) -> None:
 
     from rerankd.benchmark import report
 
-    # Into a file or a pipe the table is not cut to the width of a terminal that isn't there.
+    # In a file or a pipe the table is not truncated to the width of a terminal.
     console = Console(width=None if os.isatty(1) else 200, highlight=False)
     console.print(*report.before(found), sep="\n", markup=False)
     head, rows = report.table(found)

@@ -1,4 +1,4 @@
-"""`rerankd doctor`."""
+"""`rerankd doctor`: check this machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rerankd.cli.output import Config, Json, print_json, progress, say
 
 def doctor(
     online: Annotated[
-        bool, typer.Option("--online", help="Ask the package index and the hubs whether they can be reached.")
+        bool, typer.Option("--online", help="Also check that the package index and the hubs can be reached.")
     ] = False,
     cuda_mirror: Annotated[
         str | None,
-        typer.Option(help="A copy of NVIDIA's package repositories, for the commands that install CUDA."),
+        typer.Option(help="URL of a mirror of NVIDIA's package repositories, for the commands it suggests."),
     ] = None,
     remeasure: Annotated[
         bool,
         typer.Option(
-            "--remeasure", help="Choose again how the models to be served are computed: in which precision."
+            "--remeasure", help="Measure again which precision is best for the models to be served."
         ),
     ] = False,
     as_json: Json = False,
@@ -31,32 +31,36 @@ def doctor(
 ) -> None:
     """Check this machine: CPU, memory, GPUs, CUDA, build tools, disk, port, engines, models.
 
-    Each line has a verdict, and a next step where there is one. Exit code 0 when a model can be served.
+    Each line has a status (ok, warn or fail) and, if something is wrong, the next step. Exit code 0 if
+    rerankd can serve a model here, else 1.
     """
-    from rerankd.doctor import checks, observe
+    from rerankd.doctor import checks, survey
 
     settings = config.from_machine({}, config_file)
     with progress() as report:
-        seen = observe.look(settings, Checkup(report, online, remeasure, cuda_mirror))
+        seen = survey.look(settings, Checkup(report, online, remeasure, cuda_mirror))
     rows = checks.diagnose(seen)
     able = checks.can_run(rows)
     if as_json:
-        print_json({"ok": able, "checks": [asdict(row) for row in rows]})
+        # 0.1 named the status "verdict".
+        print_json({"ok": able, "checks": [{**asdict(row), "verdict": row.status} for row in rows]})
     else:
         _print(rows)
         say(
-            "rerankd can serve a model here." if able else "rerankd can't serve a model here: see fail above."
+            "rerankd can serve a model here."
+            if able
+            else "rerankd can't serve a model here: fix the lines marked fail."
         )
     if not able:
         raise typer.Exit(1)
 
 
 def _print(rows: list[Check]) -> None:
-    """Each check on a line, its next step below it, so that commands can be copied."""
+    """Print each check on a line and its next step below it, so that commands can be copied."""
     width = max(len(row.check) for row in rows)
     colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
     for row in rows:
-        mark = typer.style(f"{row.verdict:4}", fg=colours[row.verdict])
+        mark = typer.style(f"{row.status:4}", fg=colours[row.status])
         typer.echo(f"{mark}  {row.check:{width}}  {row.says}")
         for line in row.step.splitlines():
             typer.echo(f"      {'':{width}}    {line}")

@@ -1,4 +1,4 @@
-"""The commands about llama.cpp itself: engine build, list, use, remove, path."""
+"""`rerankd engine`: build, list, select and remove llama.cpp engines on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rerankd.backends.table import BACKENDS
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 
 app = typer.Typer(
-    help="Build llama.cpp for this machine, and choose which one runs the models.",
+    help="Build llama.cpp for this machine, and select the engine to use.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -30,39 +30,47 @@ def build(
     source: Annotated[
         str | None,
         typer.Option(
-            help="A folder, an archive, or a git URL (#TAG after it if you like).",
-            show_default="a pinned build from the package index",
+            help="Source code to build: a folder, an archive, or a git URL (optionally with #TAG).",
+            show_default="a pinned release from the package index",
         ),
     ] = None,
-    backend: Annotated[Literal["auto", Backend], typer.Option(help="What computes.")] = "auto",
+    backend: Annotated[Literal["auto", Backend], typer.Option(help="Compute backend of llama.cpp.")] = "auto",
     cuda_arch: Annotated[
         str | None,
-        typer.Option(help="The card's compute capability, 89 for 8.9.", show_default="of the card here"),
+        typer.Option(
+            help="Compute capability to build for; 89 means 8.9.", show_default="that of this machine's GPU"
+        ),
     ] = None,
     cuda_home: Annotated[
-        Path | None, typer.Option(help="The CUDA toolkit's folder.", show_default="looked for")
+        Path | None, typer.Option(help="Folder of the CUDA toolkit.", show_default="detected")
     ] = None,
     cuda_toolkit: Annotated[
         Literal["system", "wheels"],
-        typer.Option(help="wheels: take what is missing from the package index."),
+        typer.Option(
+            help="Source of the CUDA toolkit; wheels: download missing parts from the package index."
+        ),
     ] = "system",
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Compilers at a time.", show_default="all cores", min=1)
+        int | None,
+        typer.Option("--jobs", "-j", help="Number of parallel compilers.", show_default="all cores", min=1),
     ] = None,
     portable: Annotated[
         bool,
-        typer.Option("--portable", help="For any CPU with AVX2 (x86-64) or any arm64, not for this one."),
+        typer.Option(
+            "--portable",
+            help="Build for any x86-64 CPU with AVX2, or any arm64 CPU, instead of for this machine's.",
+        ),
     ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Build it even if it is there already.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Rebuild an engine that exists already.")] = False,
     config_file: Config = None,
 ) -> None:
-    """Build llama.cpp from source for this machine, and test it before it is used.
+    """Build llama.cpp from source for this machine, and test the result.
 
-    A build that was cut goes on where it stopped. When it fails, the engine in use stays.
+    An interrupted build resumes. If the build or its test fails, the current engine stays in use.
     """
     from rerankd.backends.llama.build.builder import Builder, Request
 
-    # As Ctrl-C does, they end the compilers with it.
+    # Like Ctrl-C, these signals must also stop the compilers.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     settings = config.from_machine({}, config_file)
@@ -82,13 +90,13 @@ def build(
     say(f"{made.name} is ready. Smoke test: {made.manifest.smoke}")
     for note in made.manifest.notes:
         say(f"note: {note}")
-    say(f"It is at {made.program}")
+    say(f"Program: {made.program}")
     _say_choice(settings)
 
 
 @app.command("list")
 def list_engines(as_json: Json = False, config_file: Config = None) -> None:
-    """List the engines on this machine, and which one is used."""
+    """List the engines on this machine; * marks those in use."""
     settings = config.from_machine({}, config_file)
     found = [
         one
@@ -102,15 +110,15 @@ def list_engines(as_json: Json = False, config_file: Config = None) -> None:
     head = ("", "name", "backend", "made", "size", "")
     print_rows([head, *(_columns(row) for row in rows)])
     choice = _chosen(settings)
-    say(f"Used: {choice.name}, because {choice.reason}.")
+    say(f"rerankd uses this llama.cpp: {choice.name} ({choice.reason}).")
 
 
 @app.command()
 def use(
-    name: Annotated[str, typer.Argument(help="A name of `rerankd engine list`, bundled, or auto.")],
+    name: Annotated[str, typer.Argument(help="A name from `rerankd engine list`, bundled, or auto.")],
     config_file: Config = None,
 ) -> None:
-    """Use this engine from the next start on; auto has rerankd choose."""
+    """Use this engine from the next start on; auto lets rerankd choose."""
     settings = config.from_machine({}, config_file)
     installed.Engines(settings.home).use(name)
     _say_choice(settings)
@@ -118,18 +126,19 @@ def use(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="A name of `rerankd engine list`.")], config_file: Config = None
+    name: Annotated[str, typer.Argument(help="A name from `rerankd engine list`.")],
+    config_file: Config = None,
 ) -> None:
-    """Delete an engine that was built here."""
+    """Delete an engine that was built on this machine."""
     settings = config.from_machine({}, config_file)
     one = installed.Engines(settings.home).remove(name)
-    say(f"{one.name} is gone.")
+    say(f"{one.name} was deleted.")
     _say_choice(settings)
 
 
 @app.command()
 def path(config_file: Config = None) -> None:
-    """Print the path of the program that is used."""
+    """Print the command of the llama.cpp in use."""
     typer.echo(" ".join(_chosen(config.from_machine({}, config_file)).program))
 
 
@@ -139,13 +148,13 @@ def _chosen(settings: config.Settings) -> Binary:
 
 def _say_choice(settings: config.Settings) -> None:
     choice = _chosen(settings)
-    say(f"rerankd serve uses {choice.name}: {choice.reason}.")
+    say(f"rerankd serve uses this llama.cpp: {choice.name} ({choice.reason}).")
 
 
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     size = f"{row['size_bytes'] / 2**20:.0f} MB" if "size_bytes" in row else ""
     made = str(row.get("made_at", "")).partition("T")[0]
-    foreign = "" if row["runs_here"] else "made for another CPU"
+    foreign = "" if row["runs_here"] else "built for another CPU"
     build = f"b{row['build']}" if row.get("build") else row.get("version", "")
     number = f" ({build})" if build and build not in row["name"] else ""
     return ("*" if row["used"] else "", row["name"] + number, row.get("backend", ""), made, size, foreign)

@@ -1,4 +1,4 @@
-"""`rerankd eval`."""
+"""`rerankd eval`: measure the ranking quality of a model on a collection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rerankd.progress import Progress, step
 if TYPE_CHECKING:
     from rerankd.evaluation.collection import Ranking
     from rerankd.evaluation.second_stage import Ask
-    from rerankd.remote import Remote
+    from rerankd.remote_client import Remote
 
 
 def evaluate(
@@ -26,68 +26,76 @@ def evaluate(
         Path | None,
         typer.Argument(
             help="A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.",
-            show_default="the small one that comes with rerankd",
+            show_default="a small collection included in rerankd",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Use this model with an engine of its own.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Start an engine with this model instead of using a running server.")
+    ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Ask this server: rerankd, llama-server, TEI, Infinity, Cohere's API …")
+        str | None,
+        typer.Option(help="URL of the server to use: rerankd, llama-server, TEI, Infinity, Cohere's API …"),
     ] = None,
     remote_model: Annotated[
-        str | None, typer.Option(help="The model to name in requests to --url, where it asks for one.")
+        str | None, typer.Option(help="Model name to send in requests to --url, if it requires one.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(help="The key that --url asks for.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="API key for the server of --url.")] = None,
     run: Annotated[
         Path | None,
         typer.Option(
-            help="The first stage: a TREC run (query Q0 document rank score tag).",
+            help="Results of the first stage, as a TREC run (query Q0 document rank score tag).",
             show_default="BM25 over the documents",
         ),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(help="Rerank the best so many documents of the first stage.", min=1)
+        int, typer.Option(help="Number of first-stage documents to rerank per query.", min=1)
     ] = 50,
-    split: Annotated[str, typer.Option(help="Whose judgements: qrels/SPLIT.tsv.")] = "test",
+    split: Annotated[str, typer.Option(help="Name of the judgements file: qrels/SPLIT.tsv.")] = "test",
     measures: Annotated[
         list[str] | None,
         typer.Option(
             "--measure",
-            help="A measure by its name in ir-measures; may be repeated.",
+            help="Measure, named as in ir-measures; may be repeated.",
             show_default="nDCG@10, RR@10, R@10",
         ),
     ] = None,
     shown: Annotated[
-        int, typer.Option("--show", help="Show so many queries that lost most, and that gained most.", min=0)
+        int,
+        typer.Option(
+            "--show", help="Number of queries to show among those that lost most and gained most.", min=0
+        ),
     ] = 3,
-    save_run: Annotated[Path | None, typer.Option(help="Write the new order to this file, as a run.")] = None,
-    lenient: Annotated[
-        bool, typer.Option(help="Skip lines of the files that are wrong, and report them, instead of ending.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the significance test; the same seed gives the same p.")] = 1,
+    save_run: Annotated[
+        Path | None, typer.Option(help="Write the reranked order to this file, as a TREC run.")
+    ] = None,
+    lenient: Annotated[bool, typer.Option(help="Skip and report invalid lines instead of exiting.")] = False,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the significance test; the same seed gives the same p-value.")
+    ] = 1,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Measure how much better a reranker orders what a search finds.
+    """Measure how much a reranker improves the order of search results.
 
-    A collection has queries, documents, and judgements that say which documents answer which query. A first
-    stage finds candidates for each query, the model reranks them, and both orders are measured against the
-    judgements: nDCG@10 (is the best on top?), RR@10 (its mean is MRR: how far down is the first good one?),
-    R@10 (how many of the good ones are among the first ten?). All lie between 0 and 1.
+    A collection contains queries, documents, and judgements of which documents answer which query. A first
+    stage finds candidates for each query, the model reranks them, and both orders are compared with the
+    judgements: nDCG@10 (are the best documents on top?), RR@10 (how high is the first good document? Its mean
+    is MRR), R@10 (what share of the good documents is in the top ten?). All are between 0 and 1.
 
-    Without --model and --url it asks the server on this machine when there is one, else it starts an engine
-    with the model of the settings. Try it: rerankd eval
+    Without --model and --url, the command uses the server running on this machine; if none is running, it
+    starts an engine with the configured model. To try it, run rerankd eval.
     """
     from rerankd import evaluation
     from rerankd.evaluation import bm25, measure, report, second_stage
     from rerankd.evaluation.collection import EVERYDAY, Faults, read, read_run
-    from rerankd.remote import Remote
+    from rerankd.remote_client import Remote
 
     evaluation.check_installed()
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     names = measures or measure.MEASURES
     measure.parse(names)  # before minutes of work, not after
     if save_run is not None and not save_run.parent.is_dir():
-        raise ConfigError(f"--save-run: there is no folder {save_run.parent}.")
+        raise ConfigError(f"--save-run: the folder {save_run.parent} does not exist.")
     faults = Faults(lenient=lenient)
     judged = read(collection or EVERYDAY, split, faults)
 
@@ -114,7 +122,7 @@ def evaluate(
     )
     if save_run is not None:
         save_run.write_text("\n".join(report.run_lines(after.ranking, name)) + "\n", encoding="utf-8")
-        say(f"The new order is in {save_run}.")
+        say(f"The reranked order was written to {save_run}.")
     if as_json:
         print_json(report.as_json(found))
     else:
@@ -125,9 +133,10 @@ def evaluate(
 async def _asked(
     settings: config.Settings, server: Remote | None, may_be_down: bool, report: Progress
 ) -> AsyncIterator[tuple[str, Ask]]:
-    """Who reranks, by name, and how to ask: the server, or an engine where there is none."""
+    """Yield the name of the reranker and a function that ranks documents: the server's if one is running,
+    else that of an engine started for this command."""
     from rerankd.service import Reranker
-    from rerankd.serving.prepare import prepare
+    from rerankd.serving.prepare_model import prepare
 
     async with contextlib.AsyncExitStack() as stack:
         if server is not None:

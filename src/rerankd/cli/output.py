@@ -1,9 +1,11 @@
-"""What all commands share: how they print, show progress, and name their common options."""
+"""Output of all commands: JSON, tables, progress bars and messages; and their common options."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,37 +17,64 @@ from rerankd import logs
 from rerankd.progress import Progress
 
 Config = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML) instead of ./rerankd.toml.")
+    Path | None, typer.Option("--config", help="Settings file (TOML) to use instead of ./rerankd.toml.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any) -> None:
-    """A value for programs."""
+    """Print a value as JSON to standard output."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def print_rows(rows: Sequence[Sequence[str]]) -> None:
-    """A table, its head first; on a terminal aligned, elsewhere with tabs and without the head."""
+def print_rows(rows: Sequence[Sequence[str]], *, as_blocks: bool = False) -> None:
+    """Print a table whose first row is the header: aligned on a terminal, else tab-separated without header.
+
+    `as_blocks` prints each row as a few lines of text if the terminal is too narrow for the table.
+    """
     if not sys.stdout.isatty():
         for row in rows[1:]:
             typer.echo("\t".join(row))
         return
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*rows[0], box=None, pad_edge=False)
+    console = Console()
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    if as_blocks and sum(widths) + 2 * len(widths) > console.width:
+        for row in rows[1:]:
+            typer.echo("\n".join(block(rows[0], row, console.width)))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in rows[0]:
+        table.add_column(title, overflow="fold")
     for row in rows[1:]:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    console.print(table)
+
+
+def block(head: Sequence[str], row: Sequence[str], width: int) -> list[str]:
+    """Render a row as its first two values and, indented, "name value" for each other value that is known."""
+    lines: list[str] = []
+    for name, value in zip(head[2:], row[2:], strict=True):
+        part = f"{name} {value}"
+        if value in ("-", ""):
+            continue
+        if lines and len(lines[-1]) + 2 + len(part) <= width - 2:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    indented = (textwrap.wrap(line, width, initial_indent="  ", subsequent_indent="    ") for line in lines)
+    return [f"{row[0]}  {row[1]}", *itertools.chain.from_iterable(indented)]
 
 
 class progress:
-    """Shows progress on a terminal as a bar, elsewhere as a line for each step, and one more every ten
-    seconds of a long one. A context manager of a callable.
+    """Shows progress: on a terminal as a bar, elsewhere as a line at the start of each step and every ten
+    seconds. A context manager that yields the function to report progress with.
 
-    What still reports after its end was not waited for, and is ended by the KeyboardInterrupt it gets.
+    After its end that function raises KeyboardInterrupt, which stops work whose result is no longer awaited.
     """
 
     def __enter__(self) -> Progress:
@@ -84,6 +113,7 @@ class progress:
 
 
 def say(text: str) -> None:
+    """Print a message to standard error, or log it if the log format is JSON."""
     if logs.is_json():
         logs.tell(text)
     else:

@@ -1,4 +1,4 @@
-"""`rerankd reload`."""
+"""`rerankd reload`: restart a model's engine in the running server."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from urllib.parse import quote
 import typer
 
 from rerankd import config
-from rerankd.cli import running
+from rerankd.cli import running_server
 from rerankd.cli.output import Config, say
 
 _TIMEOUT_S = 60
 
 
 def reload(
-    model: Annotated[str, typer.Argument(help="A name of `rerankd status`.")],
+    model: Annotated[str, typer.Argument(help="A name from `rerankd status`.")],
     config_file: Config = None,
 ) -> None:
     """Restart a model's engine in the running server.
 
-    An engine that has failed is started at once. One that runs is replaced without a failed request, and a
-    model file that has changed is read anew. The server needs no admin_api for this.
+    A failed engine is restarted immediately. A running engine is replaced without failing a request. A
+    model file that has changed is read again. The setting admin_api is not required.
     """
     settings = config.from_machine({}, config_file)
     path = f"/v1/models/{quote(model, safe='')}/reload"
-    knows = "how to reload a model"
-    told = running.ask(
-        settings, "POST", path, status=202, has="model", knows=knows, timeout_s=_TIMEOUT_S, json={}
+    answer = running_server.request(
+        settings, "POST", path, status=202, has="model", timeout_s=_TIMEOUT_S, json={}
     )
-    say(f"{told['model']} is being reloaded. To see when it is ready: rerankd status")
+    say(f"{answer['model']} is being reloaded. To see when it is ready: rerankd status")

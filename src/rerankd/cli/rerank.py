@@ -1,4 +1,4 @@
-"""`rerankd rerank`."""
+"""`rerankd rerank`: rerank documents from files or standard input."""
 
 from __future__ import annotations
 
@@ -11,41 +11,48 @@ from typing import Annotated, Any
 
 import typer
 
-from rerankd import config, textfile
-from rerankd.cli import running
+from rerankd import config, text_files
+from rerankd.cli import running_server
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
 from rerankd.domain import RerankResult
 from rerankd.errors import InvalidRequest, RerankdError
 
 
 def rerank(
-    query: Annotated[str, typer.Argument(help="The question.")],
+    query: Annotated[str, typer.Argument(help="The query.")],
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Files of documents, - for standard input.", show_default="-")
+        list[Path] | None,
+        typer.Argument(help="Files with one document per line; - for standard input.", show_default="-"),
     ] = None,
     jsonl: Annotated[
-        bool, typer.Option("--jsonl", help='Each line is a JSON string or an object with a "text".')
+        bool, typer.Option("--jsonl", help='Read each line as a JSON string or an object with "text".')
     ] = False,
-    top_n: Annotated[int | None, typer.Option(help="Print only the best so many.", min=1)] = None,
-    model: Annotated[str | None, typer.Option(help="Use this model with an engine of its own.")] = None,
-    raw_scores: Annotated[bool, typer.Option(help="The model's raw values instead of 0 to 1.")] = False,
+    top_n: Annotated[
+        int | None, typer.Option(help="Print only this many documents, the best first.", min=1)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Start an engine with this model instead of using a running server.")
+    ] = None,
+    raw_scores: Annotated[
+        bool, typer.Option(help="Print the model's raw scores instead of scores from 0 to 1.")
+    ] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Order documents, one a line, by how well they answer QUERY.
+    """Sort documents, one per line, by their relevance to QUERY.
 
-    Asks the server on this machine when there is one, else says so and starts an engine for this one call.
+    Uses the server running on this machine. If none is running, starts an engine for this call and says so.
     """
     settings = config.from_machine({"model": (model,) if model else None}, config_file)
     documents = [text for path in files or [Path("-")] for text in _documents(path, jsonl=jsonl)]
     if not documents:
-        raise InvalidRequest("There are no documents: the input is empty. Put one on each line.")
+        raise InvalidRequest("The input has no documents. Write one document per line.")
     body = {"query": query, "documents": documents, "raw_scores": raw_scores}
     if top_n:
         body["top_n"] = top_n
     answer = None if model else _ask_server(settings, body)
     if answer is None:
-        answer = _ask_engine(settings, body, says_so=not model)
+        answer = _run_engine(settings, body, says_so=not model)
     if as_json:
         rows = [{**row, "text": documents[row["index"]]} for row in answer["results"]]
         print_json({**answer, "results": rows})
@@ -56,10 +63,10 @@ def rerank(
 def _documents(path: Path, *, jsonl: bool) -> list[str]:
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        text = textfile.decode(data, errors="replace")
+        text = text_files.decode(data, errors="replace")
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path} can't be read: {getattr(error, 'strerror', error)}.") from error
-    # Not str.splitlines: form feeds and U+2028 stand inside documents, and unescaped in JSON strings.
+    # str.splitlines would also split at form feeds and U+2028, which occur in documents and JSON strings.
     numbered = enumerate(io.StringIO(text, newline=None), 1)
     lines = [(number, line.rstrip("\n")) for number, line in numbered if line.strip()]
     if not jsonl:
@@ -67,30 +74,33 @@ def _documents(path: Path, *, jsonl: bool) -> list[str]:
     return [_jsonl_text(line, f"{path}, line {number}") for number, line in lines]
 
 
-def _jsonl_text(line: str, place: str) -> str:
+def _jsonl_text(line: str, location: str) -> str:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise InvalidRequest(f"{place}: not valid JSON: {error}.") from error
+        raise InvalidRequest(f"{location}: not valid JSON: {error}.") from error
     from rerankd.api.dialects import lenient
 
     text = lenient.named_text(value) if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise InvalidRequest(
-            f'{place}: neither a JSON string nor an object with a "text", "page_content" or "content" string.'
+            f'{location}: expected a JSON string, or an object with a string "text", "page_content" or '
+            '"content".'
         )
     return text
 
 
 def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, Any] | None:
-    """The running server's answer; None where there is no rerankd at the address of the settings. One that
-    is loading its model is asked too: a second engine beside it would take its memory."""
+    """Return the response of the running server; None if no rerankd answers at the configured address.
+
+    A server that is still loading its model is used as well: a second engine would compete for its memory.
+    """
     import httpx
 
     try:
-        with running.client(settings) as client:
-            told = client.get("/ready", timeout=2).json()
-            if not isinstance(told, dict) or "status" not in told:
+        with running_server.client(settings) as client:
+            ready = client.get("/ready", timeout=2).json()
+            if not isinstance(ready, dict) or "status" not in ready:
                 return None
             answer = client.post("/v1/rerank", json=body, timeout=settings.request_timeout_s + 5)
             value = answer.json()
@@ -99,37 +109,37 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
     if answer.status_code != 200:
         message = value.get("message", answer.text) if isinstance(value, dict) else answer.text
         kind = RerankdError if answer.status_code >= 500 else InvalidRequest
-        raise kind(f"The server at {settings.local_url} says: {message}")
+        raise kind(f"The server at {settings.local_url} reports: {message}")
     return value if isinstance(value, dict) and "results" in value else None
 
 
-def _ask_engine(settings: config.Settings, body: dict[str, Any], *, says_so: bool) -> dict[str, Any]:
+def _run_engine(settings: config.Settings, body: dict[str, Any], *, says_so: bool) -> dict[str, Any]:
     from rerankd.api.dialects.table import DEFAULT
     from rerankd.service import Reranker
-    from rerankd.serving.prepare import prepare
+    from rerankd.serving.prepare_model import prepare
 
-    async def ask() -> RerankResult:
+    async def answer() -> RerankResult:
         with progress() as report:
             model = await asyncio.to_thread(prepare, settings, None, report)
         if says_so:
             say(
-                f"note: no rerankd answers at {settings.local_url}. This call starts an engine of its "
-                f"own, with the model {model.name}."
+                f"note: no rerankd answers at {settings.local_url}; starting an engine for this call, with "
+                f"the model {model.name}."
             )
         async with Reranker(settings, prepared=[model]) as reranker:
-            (asked,) = DEFAULT.parse(body)
-            return await reranker.answer(asked)
+            (request,) = DEFAULT.parse(body)
+            return await reranker.answer(request)
 
-    return dict(DEFAULT.render(asyncio.run(ask()), "rerank-local"))
+    return dict(DEFAULT.render(asyncio.run(answer()), "rerank-local"))
 
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:
-    first = 1 if sys.stdout.isatty() else 0  # people count from 1, programs from 0
+    first = 1 if sys.stdout.isatty() else 0  # line numbers for people, indices for programs
     unscored = set(answer["meta"].get("unscored", ()))
-    places = [(row["relevance_score"], row["index"]) for row in answer["results"]]
+    scored = [(row["relevance_score"], row["index"]) for row in answer["results"]]
     rows = [
         ("-" if index in unscored else f"{score:.4f}", str(index + first), documents[index])
-        for score, index in places
+        for score, index in scored
     ]
     print_rows([("score", "line", "document"), *rows])
     for warning in answer["meta"].get("warnings", ()):

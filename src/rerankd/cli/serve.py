@@ -1,4 +1,4 @@
-"""`rerankd serve`."""
+"""`rerankd serve`: start the HTTP service, and print the startup messages."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rerankd import __version__, config, logs
-from rerankd.cli.flags import of_backends, takes
 from rerankd.cli.output import Config, progress, say
+from rerankd.cli.setting_options import of_backends, takes
 
 if TYPE_CHECKING:
     from rerankd.api.server import Server
     from rerankd.service import Reranker
-    from rerankd.serving.pending import Pending
+    from rerankd.serving.pending_model import PendingModel
     from rerankd.serving.served_model import ServedModel
 
 
@@ -37,9 +37,9 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
-            help="Names of `rerankd list`, GGUF files, builtin:e5, or names of [models.NAME] sections.",
-            show_default="the settings', or the one pulled last, or builtin:e5",
+            metavar="MODEL",
+            help="Names from `rerankd list`, GGUF files, builtin:e5, or names of [models.NAME] sections.",
+            show_default="the configured models, else the model pulled last, else builtin:e5",
         ),
     ] = None,
     config_file: Config = None,
@@ -47,11 +47,12 @@ def serve(
 ) -> None:
     """Serve rerankers over HTTP until Ctrl-C.
 
-    Without MODEL it serves the one that was pulled last; where none was, the small built-in one, which is
-    fetched at the first start. With several, a request's "model" picks one.
+    Without MODEL and configured models, it serves the model that was pulled last. If none was pulled, it
+    serves the small built-in model, which it downloads at the first start. If several models are served, the
+    field "model" of a request selects one.
     """
     flags["model"] = models
-    # What may be repeated is empty where it is not given.
+    # Repeatable options that are not given are empty lists.
     flags = {name: tuple(one) if isinstance(one, list) else one for name, one in flags.items() if one != []}
     early = _handle_early_signals()
     settings = config.from_machine(flags, config_file)
@@ -63,8 +64,8 @@ def serve(
 
 
 def _handle_early_signals() -> list[int]:
-    """Signals that come before the event loop runs: SIGHUP is kept for it, SIGTERM ends at once and in order,
-    since nothing has been started."""
+    """Handle signals before the event loop runs: SIGHUP is stored for it; SIGTERM exits, as nothing has been
+    started yet."""
     early: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, _: early.append(number))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -74,34 +75,34 @@ def _handle_early_signals() -> list[int]:
 async def _serve(
     settings: config.Settings, reread: Callable[[], config.Settings], early: Sequence[int]
 ) -> None:
-    from rerankd.api import listen
-    from rerankd.api.notify import Notifier, passed_sockets
+    from rerankd.api import listen_address
+    from rerankd.api.systemd import Notifier, passed_sockets
     from rerankd.cli.lifecycle import Lifecycle
     from rerankd.service import Reranker
 
     notifier, passed = Notifier.of(os.environ), passed_sockets(os.environ)
-    sockets = passed or [listen.bind(settings.host, settings.port)]
+    sockets = passed or [listen_address.bind(settings.host, settings.port)]
     with contextlib.ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
         reranker = Reranker(settings)
-        life = Lifecycle(reranker, reread, notifier, has_heirs=bool(passed))
+        life = Lifecycle(reranker, reread, notifier, sockets_outlive=bool(passed))
         life.handle_signals()
         waiting = contextlib.ExitStack()
         shown = waiting.enter_context(progress())
 
         def report(what: str, done: int, total: int) -> None:
-            # After the start nothing is shown any more, and a download that is tried again goes on.
+            # After startup progress is not shown, but a download that is retried must continue.
             with contextlib.suppress(KeyboardInterrupt):
                 shown(what, done, total)
 
         def listening() -> None:
             if not reranker.registry.started:
-                say(_first_words(reranker, listen.url(sockets), passed=bool(passed)))
+                say(_listening_message(reranker, listen_address.url(sockets), passed=bool(passed)))
 
         def started() -> None:
             waiting.close()
-            say(_greeting(reranker, sockets))
+            say(_startup_message(reranker, sockets))
 
         if early:
             life.reload()
@@ -111,17 +112,18 @@ async def _serve(
 
 
 async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
-    """The web server. Its import takes about as long as a small model to load, which goes on meanwhile."""
+    """Create the web server. Its import takes about as long as loading a small model, so it runs in a thread
+    beside that."""
     loop = asyncio.get_running_loop()
     imported = asyncio.Event()
 
     def import_web() -> None:
         import_module("rerankd.api.app")
         import_module("rerankd.api.server")
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
             loop.call_soon_threadsafe(imported.set)
 
-    # A daemon: a start that fails does not wait for it.
+    # A daemon thread, so that a failed start does not wait for it.
     threading.Thread(target=import_web, daemon=True).start()
     await imported.wait()
     from rerankd.api import app, server
@@ -129,24 +131,24 @@ async def _server(reranker: Reranker, listening: Callable[[], None]) -> Server:
     return server.Server(app.create_app(reranker=reranker), settings=reranker.settings, listening=listening)
 
 
-def _first_words(reranker: Reranker, url: str, *, passed: bool) -> str:
+def _listening_message(reranker: Reranker, url: str, *, passed: bool) -> str:
     names = ", ".join(entry.name for entry in reranker.registry.entries)
-    whence = ", on what the service manager passed" if passed else ""
+    activated = ", on a socket from systemd" if passed else ""
     return (
-        f"rerankd {__version__} listens at {url}{whence}\n"
-        f"  It is loading {names}; requests wait until that is done, and {url}/ready tells how far it is."
+        f"rerankd {__version__} listens at {url}{activated}\n"
+        f"  Loading {names}; requests wait until it is ready. Progress: {url}/ready"
     )
 
 
-def _greeting(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
-    """All that a person needs after the start, in groups; the last line says where clients go."""
-    from rerankd.api import listen
+def _startup_message(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
+    """Return the message after startup: address, models, notes, and the settings for Dify."""
+    from rerankd.api import listen_address
 
-    registry, url = reranker.registry, listen.url(sockets)
+    registry, url = reranker.registry, listen_address.url(sockets)
     first = registry.models[0]
     lines = [
         f"rerankd {__version__} serves {', '.join(served.name for served in registry.models)} at {url}",
-        "  Open that address in a browser to try it, see its state and connect programs.",
+        "  Open this address in a browser to try it, to see its status and to connect clients.",
     ]
     for served in registry.models:
         lines += ["", *_of_model(served)]
@@ -162,17 +164,17 @@ def _greeting(reranker: Reranker, sockets: Sequence[socket.socket]) -> str:
             "  In Dify, add a model of the provider OpenAI-API-compatible:",
             "    Model Type        Rerank",
             f"    Model Name        {first.name}",
-            f"    API endpoint URL  {listen.url_for_others(sockets)}/v1",
+            f"    API endpoint URL  {listen_address.url_for_others(sockets)}/v1",
         ]
     )
 
 
-def _of_pending(pending: Pending) -> list[str]:
+def _of_pending(pending: PendingModel) -> list[str]:
     reason = pending.error.message.replace("\n", "\n           ") if pending.error is not None else ""
-    again = "by itself" if pending.retry_at is not None else "after a reload: kill -HUP PID"
+    again = "automatically" if pending.retry_at is not None else "after a reload: kill -HUP PID"
     return [
         f"  model    {pending.name} is NOT served: {reason}",
-        f"           It is tried again {again}.",
+        f"           rerankd retries {again}.",
     ]
 
 
@@ -183,9 +185,9 @@ def _of_model(served: ServedModel) -> list[str]:
         f"  engine   {served.engine_name}: {served.engine_reason}",
     ]
     if served.state.phase == "unloaded":
-        lines.append("           It is loaded at the first request for it.")
+        lines.append("           It is loaded at its first request.")
     elif served.state.phase == "failed":
-        lines.append("           It could not be loaded: see above.")
+        lines.append("           Loading failed: see the log lines above.")
     return lines
 
 
@@ -195,19 +197,22 @@ def _notes(reranker: Reranker, sock: socket.socket) -> list[str]:
     lines = []
     if reranker.registry.models[0].name.startswith("builtin:"):
         lines += [
-            "  This is a small model for trying things out. For a real reranker, and then start again:",
-            "    rerankd pull bge-reranker-v2-m3",
+            "  This is a small model for a first try. To get a better one, stop rerankd and run:",
+            "    rerankd pull bge-reranker-v2-m3 && rerankd serve",
         ]
     elif not settings.model and not settings.models:
         lines.append(
-            "  It is the model that was pulled last. For another one: rerankd serve NAME (rerankd list)"
+            "  This is the model that was pulled last. To serve another one: rerankd serve NAME (see rerankd "
+            "list)"
         )
     if host in ("0.0.0.0", "::") and not reranker.keys:
-        lines.append("  Whoever can reach this machine can use it: ask for a key with --api-key.")
+        lines.append(
+            "  Everyone who can reach this machine can use this server. To require a key, set --api-key."
+        )
     return lines
 
 
 def _short(path: Path) -> str:
-    """A path as people write it, from their own folder on."""
+    """Return a path with ~ for the user's home folder."""
     home = Path(os.path.expanduser("~"))  # "~" itself for a user without a home
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

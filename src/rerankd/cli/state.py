@@ -1,4 +1,4 @@
-"""`rerankd state`: what rerankd has learned about this machine and its models."""
+"""`rerankd state`: show and clear measurements and test results stored about this machine and its models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rerankd.cli.output import Config, Json, print_json, print_rows, say
 from rerankd.errors import ConfigError
 
 app = typer.Typer(
-    help="Show or clear what rerankd has learned: precisions, self-tests, and the like.",
+    help="Show or clear stored results: measured precisions, self-tests and the like.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -22,9 +22,9 @@ app = typer.Typer(
 
 @app.callback()
 def state(context: typer.Context, as_json: Json = False, config_file: Config = None) -> None:
-    """Show what rerankd has learned about this machine and its models, or clear it.
+    """Show or clear the results that rerankd stores about this machine and its models.
 
-    All of it is learned again when it is missing.
+    rerankd measures again what is missing.
     """
     if context.invoked_subcommand is not None:
         return
@@ -48,26 +48,26 @@ def state(context: typer.Context, as_json: Json = False, config_file: Config = N
         for key, entry in entries.items()
     ]
     if rows:
-        print_rows([("section", "key", "value", "learned", "until"), *rows])
-    say(f"{len(rows)} entries in {store.folder}. Clear them: rerankd state clear [SECTION]")
+        print_rows([("section", "key", "value", "stored", "until"), *rows], as_blocks=True)
+    say(f"entries in {store.folder}: {len(rows)}. To clear them: rerankd state clear [SECTION]")
 
 
 @app.command()
 def clear(
     section: Annotated[
-        str | None, typer.Argument(help="One section of `rerankd state`.", show_default="all of them")
+        str | None, typer.Argument(help="A section from `rerankd state`.", show_default="all sections")
     ] = None,
     config_file: Config = None,
 ) -> None:
-    """Forget what rerankd has learned. It is learned again when it is needed."""
+    """Delete stored results. rerankd measures them again when it needs them."""
     from rerankd.state import StateStore
 
     store = StateStore(config.from_machine({}, config_file).home)
     if section is not None and section not in (known := store.sections()):
-        raise ConfigError(f"There is no section {section!r}. There are: {', '.join(known) or 'none'}.")
-    say(f"{store.clear(section)} entries are cleared.")
+        raise ConfigError(f"There is no section {section!r}. Sections: {', '.join(known) or 'none'}.")
+    say(f"entries deleted: {store.clear(section)}")
 
 
 def _day(seconds: float | None) -> str:
-    """A time in this machine's zone, to the minute."""
+    """Return a local time to the minute; "" for None."""
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M") if seconds else ""

@@ -1,4 +1,4 @@
-"""`rerankd status`."""
+"""`rerankd status`: show models, engines, queues and latency of the running server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from rerankd import config
-from rerankd.cli import running
+from rerankd.cli import running_server
 from rerankd.cli.output import Config, Json, print_json, print_rows, say
 from rerankd.progress import size_words
 
@@ -15,30 +15,31 @@ _TIMEOUT_S = 10
 
 
 def status(as_json: Json = False, config_file: Config = None) -> None:
-    """Tell what the server on this machine does: its models and engines, what waits, and how fast it is.
+    """Show the models of the server on this machine: their state, memory, queue and throughput.
 
-    It is looked for at the host and port of the settings (RERANKD_PORT for another port). Exit code 0 when
-    every model can answer, 1 when one can't, or when there is no server.
+    The server is expected at the configured host and port (RERANKD_PORT sets another port). Exit code 0 if
+    every model is ready or unloaded; 1 if a model is not, or no server answers.
     """
     settings = config.from_machine({}, config_file)
-    path = "/v1/status"
-    told = running.ask(settings, "GET", path, status=200, has="models", knows=path, timeout_s=_TIMEOUT_S)
+    answer = running_server.request(
+        settings, "GET", "/v1/status", status=200, has="models", timeout_s=_TIMEOUT_S
+    )
     if as_json:
-        print_json(told)
+        print_json(answer)
     else:
-        print_rows(rows(told["models"], told.get("unavailable", [])))
-        for line in (*notes(told), f"the same as a page: {settings.local_url}"):
+        print_rows(rows(answer["models"], answer.get("unavailable", [])), as_blocks=True)
+        for line in (*notes(answer), f"status page: {settings.local_url}"):
             say(line)
-    everything = [*told["models"], *told.get("unavailable", [])]
+    everything = [*answer["models"], *answer.get("unavailable", [])]
     if any(model["state"] not in ("ready", "unloaded") for model in everything):
         raise typer.Exit(1)
 
 
 def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> list[list[str]]:
-    """The models as a table, the head first; those that can't be asked come last."""
+    """Return a table of the models, header first, with those that can't be served at the end."""
     words = "name state method max_length memory starts lost waiting tokens tokens/s engine"
     head = [words.split()]
-    asked = [
+    served = [
         [
             model["id"],
             model["state"],
@@ -54,28 +55,23 @@ def rows(models: list[dict[str, Any]], unavailable: list[dict[str, Any]]) -> lis
         ]
         for model in models
     ]
-    return head + asked + [[one["id"], one["state"], *["-"] * (len(head[0]) - 2)] for one in unavailable]
+    return head + served + [[one["id"], one["state"], *["-"] * (len(head[0]) - 2)] for one in unavailable]
 
 
-def notes(told: dict[str, Any]) -> list[str]:
-    """What a table has no room for, in sentences."""
-    recent = told["recent"]
-    minutes = recent["step_s"] * len(recent["requests"]) / 60
-    asked, failed = sum(recent["requests"]), sum(recent["failed"])
-    lines = [
-        f"{model['id']}: {model['engine']['error']}" for model in told["models"] if "error" in model["engine"]
-    ]
-    lines += [f"{model['id']}: it {said}" for model in told["models"] if (said := model.get("self_test"))]
+def notes(status: dict[str, Any]) -> list[str]:
+    """Return the errors, self-test results and request statistics, one line each."""
+    models, recent = status["models"], status["recent"]
+    lines = [f"{model['id']}: {model['engine']['error']}" for model in models if "error" in model["engine"]]
+    lines += [f"{model['id']}: self-test {result}" for model in models if (result := model.get("self_test"))]
     lines += [
-        f"{one['id']}: {one['error'] or one['doing'] or 'it is being read'}"
-        for one in told.get("unavailable", [])
+        f"{one['id']}: {one['error'] or one['doing'] or 'reading the model file'}"
+        for one in status.get("unavailable", [])
     ]
-    text = f"{asked} requests in the last {minutes:g} minutes"
+    minutes = recent["step_s"] * len(recent["requests"]) / 60
+    text = f"requests in the last {minutes:g} minutes: {sum(recent['requests'])}"
+    if failed := sum(recent["failed"]):
+        text += f" ({failed} without scores)"
     slowest = max((ms for ms in recent["p95_ms"] if ms is not None), default=None)
-    if failed:
-        text += f", {failed} of them without scores"
     if slowest is not None:
-        text += (
-            f"; 95 of 100 took less than {slowest:.0f} ms even in the slowest {recent['step_s']:g} seconds"
-        )
+        text += f"; p95 latency {slowest:.0f} ms (worst {recent['step_s']:g} s interval)"
     return [*lines, text]

@@ -1,11 +1,12 @@
-"""Settings: one frozen value, from flags over environment over `rerankd.toml` over defaults.
+"""Settings: one frozen value, merged from command-line flags, environment, `rerankd.toml` and defaults.
 
-Every setting's name, default and meaning is written once, in one of these files or in a backend's options.py;
-its environment name is `RERANKD_` and the name in capitals.
+Each setting's name, default and description is written once, in one of these files or in a backend's
+options.py. Its environment variable is `RERANKD_` followed by the name in capitals.
 """
 
-from rerankd.config.models import EffectiveModelSettings, ModelSettings, RequestDefaults, ServingSettings
-from rerankd.config.scoring import ScoringSettings
+from rerankd.config.model_settings import EffectiveModelSettings, ModelSettings, ServingSettings
+from rerankd.config.request_defaults import RequestDefaults
+from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings, changed, engines_differ, needs
 from rerankd.config.sources import find, from_machine, load, override, service_links
 

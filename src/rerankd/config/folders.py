@@ -1,4 +1,4 @@
-"""The user's folders on this system."""
+"""The user's data and configuration folders on this system."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from rerankd.errors import ConfigError
 
 
 def user_data() -> Path:
+    """Return the default of the setting `home`. Raises ConfigError for a user without a home folder."""
     folder = of_user(platformdirs.user_data_dir)
     if folder is None:
         raise ConfigError(
-            "There is no folder for models and logs: HOME is not set, and the user with the id "
-            f"{os.getuid()} has no home. Set RERANKD_HOME to a folder that this user may write to."
+            f"rerankd has no folder for models and logs: HOME is not set, and the user with id {os.getuid()} "
+            "has no home folder. Set RERANKD_HOME to a folder that this user can write to."
         )
     return folder
 
 
-def of_user(place: Callable[..., str]) -> Path | None:
-    """One of the user's folders; None for a user without a home, as in a container with a uid of its own."""
+def of_user(locate: Callable[..., str]) -> Path | None:
+    """Return the folder that a platformdirs function names; None for a user without a home folder, as in a
+    container that runs under an arbitrary uid."""
     with contextlib.suppress(RuntimeError):
-        folder = Path(place("rerankd", appauthor=False))
-        # Some versions leave "~" as it is, which would be a folder of this name in the current one.
+        folder = Path(locate("rerankd", appauthor=False))
+        # Some versions leave "~" unexpanded, which would create a folder of that name in the current one.
         return folder if folder.is_absolute() else None
     return None

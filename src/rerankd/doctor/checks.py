@@ -1,22 +1,21 @@
-"""(pure) What was seen of a machine -> a verdict, a sentence and a next step a line.
+"""(pure) The checks of `rerankd doctor`: observations of a machine -> status, text and next step per line.
 
-`fail` is what keeps rerankd from its main job, serving a model; `warn` is what could be better or will be
-missed; everything else is `ok`.
+`fail`: rerankd can't serve a model. `warn`: something is slower than necessary, or will be needed. Else `ok`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rerankd.backends.base import Check, Verdict
-from rerankd.doctor.seen import Seen
+from rerankd.backends.base import Check, Status
+from rerankd.doctor.observations import Seen
 
 _GIB = 2**30
 _LEAST_MEMORY, _LEAST_DISK = 1 * _GIB, 1 * _GIB
 
 
 def diagnose(seen: Seen) -> list[Check]:
-    """All lines, in the order in which things are needed."""
+    """Return all lines, in the order in which serving a model needs them."""
     return [
         _cpu(seen),
         _memory(seen),
@@ -27,28 +26,28 @@ def diagnose(seen: Seen) -> list[Check]:
         *_models(seen),
         *seen.engines,
         *_safer(seen),
-        *(Check.of_place(place, problem) for place, problem in (seen.online or {}).items()),
+        *(Check.reachable(place, problem) for place, problem in (seen.online or {}).items()),
     ]
 
 
 def can_run(rows: Sequence[Check]) -> bool:
-    """Whether nothing keeps rerankd from serving a model."""
-    return all(row.verdict != "fail" for row in rows)
+    """Whether rerankd can serve a model here."""
+    return all(row.status != "fail" for row in rows)
 
 
 def _cpu(seen: Seen) -> Check:
     cores = seen.machine.cores
-    return Check("cpu", "ok", f"{seen.cpu}, {cores} core{'s' * (cores > 1)} to use")
+    return Check("cpu", "ok", f"{seen.cpu}, {cores} core{'s' * (cores > 1)} available")
 
 
 def _memory(seen: Seen) -> Check:
     total = seen.machine.memory_bytes
     if total is None:
-        return Check("memory", "ok", "not told on this system")
-    says = f"{total / _GIB:.1f} GiB to use"
+        return Check("memory", "ok", "unknown on this system")
+    says = f"{total / _GIB:.1f} GiB available"
     if total < _LEAST_MEMORY:
         return Check(
-            "memory", "warn", f"{says}: only the smallest models fit", "take models of less than 500 MB"
+            "memory", "warn", f"{says}: only the smallest models fit", "use models of less than 500 MB"
         )
     return Check("memory", "ok", says)
 
@@ -56,34 +55,39 @@ def _memory(seen: Seen) -> Check:
 def _gpus(seen: Seen) -> Iterator[Check]:
     gpus = seen.machine.gpus
     if not gpus and seen.nvidia_card:
-        why = "nvidia-smi finds none" if seen.nvidia_smi else "its driver is not installed"
+        why = "nvidia-smi does not find it" if seen.nvidia_smi else "its driver is not installed"
         yield Check(
             "gpu",
             "warn",
-            f"there is an NVIDIA card, but {why}",
+            f"this machine has an NVIDIA GPU, but {why}",
             "install the driver (Ubuntu: sudo ubuntu-drivers install; Debian: sudo apt install "
             "nvidia-driver), restart, then run rerankd doctor again",
         )
     elif not gpus:
-        yield Check("gpu", "ok", "no NVIDIA card; models run on the CPU")
+        yield Check("gpu", "ok", "no NVIDIA GPU; models run on the CPU")
     unused = seen.usable_cards == ()
     for gpu in gpus:
         memory = f"{gpu.free_bytes / _GIB:.1f} of {gpu.total_bytes / _GIB:.1f} GiB free" * bool(
             gpu.total_bytes
         )
-        told = ", ".join(
+        about = ", ".join(
             filter(None, (gpu.name, memory, f"compute {gpu.compute_capability}", f"driver {gpu.driver}"))
         )
-        says = f"{told}, not used by the engine in use" if unused else told
+        says = f"{about}; the engine in use does not use it" if unused else about
         yield Check("gpu", "warn" if unused else "ok", says)
 
 
 def _disk(seen: Seen) -> Check:
     if seen.home_problem:
-        return Check("disk", "fail", seen.home_problem, "name another folder with RERANKD_HOME")
+        return Check("disk", "fail", seen.home_problem, "set RERANKD_HOME to another folder")
     says = f"{seen.free_bytes / _GIB:.1f} GiB free in {seen.home}"
     if seen.free_bytes < _LEAST_DISK:
-        return Check("disk", "warn", f"{says}: too little for most models", "make room, or set RERANKD_HOME")
+        return Check(
+            "disk",
+            "warn",
+            f"{says}: too little for most models",
+            "free disk space, or set RERANKD_HOME to a folder on another disk",
+        )
     return Check("disk", "ok", says)
 
 
@@ -93,14 +97,14 @@ def _port(seen: Seen) -> Check:
             "port", "ok", f"rerankd runs at {seen.address} and serves {', '.join(seen.serves) or 'nothing'}"
         )
     if seen.port_problem:
-        return Check("port", "fail", seen.port_problem.partition(". ")[0], "choose another with --port")
+        return Check("port", "fail", seen.port_problem.partition(". ")[0], "choose another port with --port")
     return Check("port", "ok", f"{seen.address} is free")
 
 
 def _safer(seen: Seen) -> Iterator[Check]:
     for name, words in seen.safer:
-        step = f"to try the better settings: rerankd reload {name}, or rerankd state clear safer_settings"
-        yield Check(f"settings of {name}", "warn", f"safer ones: {words}", step)
+        step = f"to retry the normal settings: rerankd reload {name}, or rerankd state clear safer_settings"
+        yield Check(f"settings of {name}", "warn", f"safer settings in use: {words}", step)
 
 
 def _models(seen: Seen) -> Iterator[Check]:
@@ -110,19 +114,19 @@ def _models(seen: Seen) -> Iterator[Check]:
         yield Check(
             "model",
             "ok",
-            "none here yet: rerankd serve fetches a small one",
-            "for a real one: rerankd pull qwen3-reranker-0.6b",
+            "no model yet: rerankd serve downloads a small one",
+            "for a better one: rerankd pull qwen3-reranker-0.6b",
         )
     for model in seen.models:
         fits = seen.machine.memory_bytes is None or model.size_bytes <= seen.machine.memory_bytes
-        bad: Verdict = "fail" if model.is_wanted else "warn"
+        bad: Status = "fail" if model.is_wanted else "warn"
         size = f"{model.size_bytes / 1e6:.0f} MB"
         if not model.scorable:
-            yield Check(f"model {model.name}", bad, model.verdict, f"rerankd show {model.name}")
+            yield Check(f"model {model.name}", bad, model.outcome, f"rerankd show {model.name}")
         elif not fits and seen.usable_cards == ():
             yield Check(
-                f"model {model.name}", bad, f"{size}, more than there is memory", "take a smaller one"
+                f"model {model.name}", bad, f"{size}, more than the machine's memory", "use a smaller model"
             )
         else:
             served = ", to be served" if model.is_wanted else ""
-            yield Check(f"model {model.name}", "ok", f"{size}{served}; {model.verdict}")
+            yield Check(f"model {model.name}", "ok", f"{size}{served}; {model.outcome}")

@@ -1,4 +1,4 @@
-"""Measuring how well a reranker orders: a judged collection, a first stage, and the measures of the field."""
+"""`rerankd eval`: measures ranking quality (nDCG, MRR, recall) on a collection with judgements."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rerankd.errors import MissingExtra
 
 
 def check_installed() -> None:
-    """Raise MissingExtra unless the libraries of `rerankd[eval]` are there."""
+    """Raise MissingExtra unless the libraries of `rerankd[eval]` are installed."""
     missing = [name for name in ("Stemmer", "bm25s", "ir_measures", "scipy") if find_spec(name) is None]
     if missing:
         raise MissingExtra(
-            f"Measuring needs libraries that are not installed: {', '.join(missing)}. They have 150 MB, most "
-            "of it scipy, and serving does without them. Install them: pip install 'rerankd[eval]'"
+            f"rerankd eval needs libraries that are not installed: {', '.join(missing)}. They take 150 MB, "
+            "most of it scipy; serving does not need them. To install them: pip install 'rerankd[eval]'"
         )

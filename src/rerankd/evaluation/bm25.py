@@ -1,4 +1,4 @@
-"""The built-in first stage: BM25 over words, and over characters where words have no spaces."""
+"""The built-in first stage: BM25 over words, and over characters for languages written without spaces."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _IS_SPACELESS = re.compile(f"[{_SPACELESS}]")
 
 
 def tokens(text: str) -> list[str]:
-    """The tokens that BM25 matches: words in lower case, by their English stem (Snowball), without a list of
-    stop words; of Chinese, Japanese and Korean each character and each pair of neighbours.
+    """Return the tokens for BM25: words in lower case, reduced to their English stem (Snowball), including
+    stop words; for Chinese, Japanese and Korean, each character and each pair of adjacent characters.
 
     "大熊猫 eats Bamboo" -> ["大", "熊", "猫", "大熊", "熊猫", "eat", "bamboo"]
     """
@@ -39,7 +39,8 @@ def tokens(text: str) -> list[str]:
 
 
 def rank(collection: Collection, depth: int, progress: Progress) -> Ranking:
-    """The best `depth` documents of each query that share a token with it (Lucene's BM25, k1 1.5, b 0.75)."""
+    """Return the best `depth` documents for each query, among those that share a token with it (Lucene's
+    BM25, k1 1.5, b 0.75)."""
     import bm25s
 
     identifiers = list(collection.documents)
@@ -50,8 +51,8 @@ def rank(collection: Collection, depth: int, progress: Progress) -> Ranking:
     for query, text in collection.queries.items():
         known = [token for token in tokens(text) if token in index.vocab_dict]
         scores = index.get_scores(known) if known else np.zeros(0, np.float32)
-        # A stable sort: equal scores keep the order of the corpus, so that runs can be repeated.
-        best = np.argsort(-scores, kind="stable")[: depth + 1]  # one more: the query may be among them
+        # A stable sort keeps the order of the corpus for equal scores, so that runs are reproducible.
+        best = np.argsort(-scores, kind="stable")[: depth + 1]  # one more, as the query may be among them
         found = [identifiers[at] for at in best if scores[at] > 0]
         ranking[query] = collection.candidates(query, found, depth)
     return ranking

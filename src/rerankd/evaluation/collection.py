@@ -1,18 +1,18 @@
-"""Reads judged collections in BEIR's layout, and first-stage runs in TREC's.
+"""Reads collections with judgements in BEIR's layout, and first-stage runs in TREC's format.
 
     corpus.jsonl       {"_id": "d1", "title": "may be empty or missing", "text": "…"}
     queries.jsonl      {"_id": "q1", "text": "…"}
-    qrels/test.tsv     query-id <tab> corpus-id <tab> score, with this line as its head
+    qrels/test.tsv     query-id <tab> corpus-id <tab> score, with this line as its header
     a run              query-id Q0 corpus-id rank score tag
 
-Layout: https://github.com/beir-cellar/beir/wiki/Load-your-custom-dataset. A wrong line is an error: a measure
-over the wrong queries looks like any other. `Faults(lenient=True)` skips such lines and keeps the reasons. A
-line that only repeats an earlier one is passed over.
+Layout: https://github.com/beir-cellar/beir/wiki/Load-your-custom-dataset. An invalid line is an error, since
+a measure over the wrong queries can't be recognised as wrong. `Faults(lenient=True)` skips such lines and
+keeps the reasons. A line that only repeats an earlier one is ignored.
 
-An id may be a JSON number; its digits are the id, as the other files write it.
+An id may be a JSON number; its digits are the id, as in the other files.
 
-A document with the id of the query is the query itself in collections that were made of one set of texts
-(ArguAna, Quora). It is no candidate, as in BEIR's own evaluation, unless the judgements call it relevant.
+In collections made from one set of texts (ArguAna, Quora), the document with the id of a query is the query
+itself. As in BEIR's own evaluation, it is not a candidate, unless the judgements rate it relevant.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from rerankd import textfile
+from rerankd import text_files
 from rerankd.errors import CollectionError
 
-# The one that comes with rerankd.
+# The collection included in rerankd.
 EVERYDAY = Path(__file__).with_name("everyday")
 
-# The documents of each query, the best first, by their ids.
+# The ids of each query's documents, best first.
 Ranking = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """`documents` and `queries` by id; `judgements` by query and document, 0 being not relevant. Only queries
-    that have a judgement are in `queries`; `unjudged` are the ids of the others."""
+    """Texts of documents and queries by id; `judgements` by query and document, where 0 means not relevant.
+    `queries` has only queries with a judgement; `unjudged` are the ids of the others."""
 
     name: str
     documents: Mapping[str, str]
@@ -48,11 +48,11 @@ class Collection:
 
     @property
     def own(self) -> frozenset[str]:
-        """The queries that are documents themselves, which are no candidates for themselves."""
+        """The queries that are documents too, and are excluded from their own candidates."""
         return frozenset(query for query in self.queries if self._is_own(query))
 
     def candidates(self, query: str, documents: Iterable[str], depth: int) -> tuple[str, ...]:
-        """The first `depth` of a query's documents, without the query itself."""
+        """Return the first `depth` of a query's documents, without the query itself."""
         itself = query if self._is_own(query) else None
         return tuple(islice((one for one in documents if one != itself), depth))
 
@@ -61,32 +61,32 @@ class Collection:
 
 
 class Faults:
-    """What happens to wrong lines: CollectionError, or with `lenient` they are skipped, and `skipped` says
-    which and why."""
+    """Handles invalid lines: raises CollectionError, or with `lenient` adds the line and the reason to
+    `skipped`."""
 
     def __init__(self, *, lenient: bool = False) -> None:
         self._lenient = lenient
         self.skipped: list[str] = []
 
     @contextlib.contextmanager
-    def line(self, place: str) -> Iterator[None]:
-        """Around the reading of one line, whose place it names in words."""
+    def line(self, location: str) -> Iterator[None]:
+        """Wrap the reading of one line; `location` names its file and number."""
         try:
             yield
         except _LineError as error:
             if not self._lenient:
                 raise CollectionError(
-                    f"{place}: {error} (--lenient skips such lines and reports them.)"
+                    f"{location}: {error} (--lenient skips and reports such lines.)"
                 ) from None
-            self.skipped.append(f"{place}: {error}")
+            self.skipped.append(f"{location}: {error}")
 
 
 class _LineError(Exception):
-    """What is wrong with a line."""
+    """A line is invalid; the message is the reason."""
 
 
 def read(folder: Path, split: str = "test", faults: Faults | None = None) -> Collection:
-    """The collection in `folder`, with the judgements of qrels/`split`.tsv. Raises CollectionError."""
+    """Read the collection in `folder` with the judgements of qrels/`split`.tsv. Raises CollectionError."""
     faults = faults or Faults()
     documents = _texts(folder / "corpus.jsonl", ("title", "text"), faults)
     queries = _texts(folder / "queries.jsonl", ("text",), faults)
@@ -101,19 +101,18 @@ def read(folder: Path, split: str = "test", faults: Faults | None = None) -> Col
 
 
 def read_run(path: Path, collection: Collection, depth: int, faults: Faults | None = None) -> Ranking:
-    """The best `depth` documents of each query of the collection, by the scores of a TREC run, without the
-    query itself.
+    """Read a TREC run: the best `depth` documents for each query of the collection, without the query itself.
 
-    Documents with equal scores keep the order of the file; queries without a judgement in this split are
-    passed over. Raises CollectionError.
+    Documents with equal scores keep the order of the file. Queries without a judgement in this split are
+    ignored. Raises CollectionError.
     """
     faults = faults or Faults()
     scored: dict[str, dict[str, float]] = {query: {} for query in collection.queries}
-    for place, line in _lines(path):
-        with faults.line(place):
+    for location, line in _lines(path):
+        with faults.line(location):
             _add_to_run(line.split(), scored, collection)
     if not any(scored.values()):
-        raise CollectionError(f"{path} has no document for any query that the collection judges.")
+        raise CollectionError(f"{path} has no document for any query with a judgement.")
     return {
         query: collection.candidates(query, sorted(found, key=found.__getitem__, reverse=True), depth)
         for query, found in scored.items()
@@ -122,7 +121,9 @@ def read_run(path: Path, collection: Collection, depth: int, faults: Faults | No
 
 def _add_to_run(fields: list[str], scored: dict[str, dict[str, float]], collection: Collection) -> None:
     if len(fields) != 6:
-        raise _LineError(f"{len(fields)} fields, but a run has six: query-id Q0 corpus-id rank score tag.")
+        raise _LineError(
+            f"the line has {len(fields)} fields, but a run has six: query-id Q0 corpus-id rank score tag."
+        )
     query, _, document, _, text, _ = fields
     if query in collection.unjudged:
         return
@@ -137,7 +138,7 @@ def _add_to_run(fields: list[str], scored: dict[str, dict[str, float]], collecti
     if not math.isfinite(score):
         raise _LineError(f"the score {text!r} is not a number.")
     if scored[query].setdefault(document, score) != score:
-        raise _LineError(f"document {document!r} comes twice for query {query!r}, with different scores.")
+        raise _LineError(f"document {document!r} occurs twice for query {query!r}, with different scores.")
 
 
 def _judgements(
@@ -146,16 +147,18 @@ def _judgements(
     path = folder / "qrels" / f"{split}.tsv"
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in path.parent.glob("*.tsv"))) or "none"
-        raise CollectionError(f"There is no {path}. Name another split with --split; there are: {there}.")
+        raise CollectionError(
+            f"There is no file {path}. Name another split with --split; available splits: {there}."
+        )
     judged: dict[str, dict[str, int]] = {}
-    for at, (place, line) in enumerate(_lines(path)):
+    for at, (location, line) in enumerate(_lines(path)):
         fields = line.rstrip("\r\n").split("\t")
         if at == 0 and fields[-1:] == ["score"]:
             continue
-        with faults.line(place):
+        with faults.line(location):
             _add_judgement(fields, judged, queries, documents)
     if not judged:
-        raise CollectionError(f"{path} holds no judgements.")
+        raise CollectionError(f"{path} has no judgements.")
     return judged
 
 
@@ -167,7 +170,8 @@ def _add_judgement(
 ) -> None:
     if len(fields) != 3:
         raise _LineError(
-            f"{len(fields)} fields, but there must be three, with tabs between: query-id, corpus-id, score."
+            f"the line has {len(fields)} fields, but must have three, separated by tabs: query-id, "
+            "corpus-id, score."
         )
     query, document, text = fields
     if query not in queries:
@@ -185,14 +189,14 @@ def _add_judgement(
 
 
 def _texts(path: Path, keys: Sequence[str], faults: Faults) -> dict[str, str]:
-    """The texts of a JSONL file by their ids; `keys` are the parts of a text, the last of which must be
-    there."""
+    """Read the texts of a JSONL file by id. `keys` are the fields that make up a text; the last one is
+    required."""
     found: dict[str, str] = {}
-    for place, line in _lines(path):
-        with faults.line(place):
+    for location, line in _lines(path):
+        with faults.line(location):
             identifier, text = _record(line, keys)
             if found.setdefault(identifier, text) != text:
-                raise _LineError(f"the id {identifier!r} comes twice, with different texts.")
+                raise _LineError(f"the id {identifier!r} occurs twice, with different texts.")
     if not found:
         raise CollectionError(f"{path} is empty.")
     return found
@@ -208,9 +212,9 @@ def _record(line: str, keys: Sequence[str]) -> tuple[str, str]:
     except (ValueError, RecursionError) as error:
         raise _LineError(f"not valid JSON: {error}.") from None
     if not isinstance(value, dict) or not isinstance(value.get("_id"), str):
-        raise _LineError('not an object with an "_id" that is a string or a number.')
+        raise _LineError('expected an object with an "_id" that is a string or a number.')
     if keys[-1] not in value:
-        raise _LineError(f'there is no "{keys[-1]}".')
+        raise _LineError(f'"{keys[-1]}" is missing.')
     parts = (_text(value, key) for key in keys)
     return str(value["_id"]), " ".join(part for part in parts if part)
 
@@ -223,16 +227,16 @@ def _text(value: Mapping[str, object], key: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not blank, each with its place in words."""
+    """Yield the lines of a file that are not blank, each with its file and line number."""
     try:
-        with textfile.lines(path) as stream:
+        with text_files.lines(path) as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     yield f"{path}, line {number}", line
     except FileNotFoundError:
         raise CollectionError(
-            f"There is no {path}. A collection is a folder in BEIR's layout: corpus.jsonl, queries.jsonl and "
-            "qrels/test.tsv."
+            f"There is no file {path}. A collection is a folder in BEIR's layout: corpus.jsonl, "
+            "queries.jsonl and qrels/test.tsv."
         ) from None
     except (OSError, ValueError) as error:
         raise CollectionError(f"{path} can't be read: {error}.") from None

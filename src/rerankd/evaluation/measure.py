@@ -1,15 +1,15 @@
-"""(pure) How good rankings are against judgements, and whether one is really better than another.
+"""(pure) Ranking measures (nDCG, RR, recall) against judgements, and a significance test of their difference.
 
-The measures are those of ir-measures, which are trec_eval's: nDCG with the grade itself as the gain and
-log2(rank + 1) as the discount; RR, the reciprocal rank of the first relevant document, whose mean is MRR; R,
-recall, the share of the relevant documents that is found. Relevant is a grade of 1 or more.
+The measures are those of ir-measures, which are trec_eval's: nDCG with the grade as gain and log2(rank + 1)
+as discount; RR, the reciprocal rank of the first relevant document, whose mean is MRR; R, recall, the share
+of the relevant documents that is found. A document is relevant if its grade is 1 or more.
 
 The test is the paired randomisation test (Smucker, Allan, Carterette: A comparison of statistical
-significance tests for information retrieval evaluation, 2007): if the two rankings of a query were as good as
-each other, which of them is called "after" would be chance. So each query's pair is swapped or not at random,
-many times, and p is the share of times that the difference of the means is at least as large as the measured
-one. It assumes nothing about how the values are spread, which a t-test does, and uses their size, which a
-sign test does not.
+significance tests for information retrieval evaluation, 2007). If both rankings of a query were equally good,
+it would be chance which of them is "after". The test therefore swaps each query's pair at random, many times;
+p is the share of trials in which the difference of the means is at least as large as the measured one. Unlike
+a t-test it makes no assumption about the distribution of the values, and unlike a sign test it uses their
+size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Judgements = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One measure of two rankings: of each query, the means, and the two-sided p of their difference."""
+    """One measure of two rankings, by query, with the two-sided p-value of the difference of the means."""
 
     measure: str
     before: Mapping[str, float]
@@ -46,13 +46,13 @@ class Comparison:
         return fmean(self.after.values())
 
     def changes(self) -> list[tuple[float, str]]:
-        """How much each query gained, the greatest loss first; those that did not change are left out."""
+        """Return the gain of each query that changed, the greatest loss first."""
         gains = [(self.after[query] - self.before[query], query) for query in self.before]
         return sorted(gain for gain in gains if abs(gain[0]) > 1e-9)
 
 
 def parse(names: Sequence[str]) -> list[Any]:
-    """Measures by the names that ir-measures gives them. Raises ConfigError."""
+    """Parse measures by their names in ir-measures. Raises ConfigError."""
     import ir_measures
 
     parsed = []
@@ -67,8 +67,8 @@ def parse(names: Sequence[str]) -> list[Any]:
 
 
 def of_queries(judgements: Judgements, ranking: Ranking, measure: Any) -> dict[str, float]:
-    """The measure of each judged query; 0 where the ranking has no document for it."""
-    # By place and not by score: trec_eval would put equal scores in an order of its own.
+    """Return the measure of each judged query; 0 if the ranking has no documents for it."""
+    # Ranks replace the scores, since trec_eval would reorder documents with equal scores.
     run = {
         query: {document: float(len(documents) - at) for at, document in enumerate(documents)}
         for query, documents in ranking.items()
@@ -85,7 +85,8 @@ def of_queries(judgements: Judgements, ranking: Ranking, measure: Any) -> dict[s
 def compare(
     judgements: Judgements, before: Ranking, after: Ranking, measures: Sequence[str], seed: int
 ) -> list[Comparison]:
-    """Each measure of both rankings, in the order of `measures`. Raises ConfigError for an unknown one."""
+    """Compare two rankings by each of `measures`, in this order. Raises ConfigError for an unknown
+    measure."""
     compared = []
     for measure in parse(measures):
         of_before = of_queries(judgements, before, measure)
@@ -96,7 +97,8 @@ def compare(
 
 
 def randomisation_p(before: Sequence[float], after: Sequence[float], seed: int) -> float:
-    """The two-sided p of the paired randomisation test; 1 where nothing differs. The same for a seed."""
+    """Return the two-sided p-value of the paired randomisation test; 1 if nothing differs. Reproducible by
+    seed."""
     from scipy.stats import permutation_test
 
     if len(before) < 2 or list(before) == list(after):

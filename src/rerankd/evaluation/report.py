@@ -1,4 +1,4 @@
-"""(pure) What an evaluation found: as text for a person, as JSON for a program, and as a TREC run."""
+"""(pure) The report of an evaluation, as text, as JSON and as a TREC run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SHOWN_LINES = 5
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`candidates` are what the first stage gave, at most `depth` for each query; `comparisons` has one
-    measure each, the first of them being what queries are told apart by. `skipped` are the lines of the files
-    that were wrong and left out, each with its place and reason."""
+    """The results of an evaluation. `candidates` are the documents of the first stage, at most `depth` per
+    query. Each of `comparisons` is one measure; the first one decides which queries are shown. `skipped` are
+    the invalid lines that were ignored, with location and reason."""
 
     collection: Collection
     model: str
@@ -32,7 +32,7 @@ class Evaluation:
     skipped: Sequence[str] = ()
 
     def found(self) -> float:
-        """The share of all relevant documents that is among the candidates."""
+        """Return the share of all relevant documents that are among the candidates."""
         relevant = [
             (query, document)
             for query, grades in self.collection.judgements.items()
@@ -43,27 +43,27 @@ class Evaluation:
         return there / len(relevant) if relevant else 0.0
 
     def timing(self) -> tuple[float, float]:
-        """Seconds for a query, median and 95th percentile."""
+        """Return the seconds per query, p50 and p95."""
         seconds = sorted(self.reranked.seconds.values())
         return (median(seconds), seconds[math.ceil(0.95 * len(seconds)) - 1]) if seconds else (0.0, 0.0)
 
 
 def text(evaluation: Evaluation, shown: int) -> str:
-    """The whole report, with so many of the queries that lost the most, and of those that won the most."""
+    """Return the report, with up to `shown` of the queries that lost most and of those that gained most."""
     collection = evaluation.collection
     half, most = evaluation.timing()
     lines = [
         f"{collection.name}: {len(collection.queries)} queries, {len(collection.documents)} documents",
-        f"before: {evaluation.first_stage}, at most {evaluation.depth} documents a query",
-        f"after:  these, reranked by {evaluation.model}",
+        f"before: {evaluation.first_stage}, at most {evaluation.depth} documents per query",
+        f"after:  the same documents, reranked by {evaluation.model}",
         *_left_out(evaluation),
         "",
         *_table(evaluation.comparisons),
         "",
-        f"{evaluation.found():.1%} of the relevant documents were there to be reranked.",
-        f"A query took {half:.3f} s (median), at the 95th percentile {most:.3f} s.",
-        "p is how often chance alone makes a difference as large (paired randomisation test). Below 0.05 it",
-        "is taken for a real one; above that, these queries do not tell.",
+        f"{evaluation.found():.1%} of the relevant documents were among the candidates.",
+        f"Time per query: p50 {half:.3f} s, p95 {most:.3f} s.",
+        "p is the probability of a difference this large by chance (paired randomisation test). Below 0.05",
+        "the difference counts as significant; otherwise these queries do not decide it.",
     ]
     first = evaluation.comparisons[0]
     changes = first.changes()
@@ -71,14 +71,14 @@ def text(evaluation: Evaluation, shown: int) -> str:
     won = [query for gain, query in reversed(changes) if gain > 0][:shown]
     for title, queries in (("lost", lost), ("gained", won)):
         if queries:
-            lines += ["", f"What {title} the most, by {first.measure}:"]
+            lines += ["", f"Queries that {title} most, by {first.measure}:"]
             for query in queries:
                 lines += _query_lines(evaluation, query)
     return "\n".join(lines)
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The same, with every query."""
+    """Return the report as JSON values, with every query."""
     half, most = evaluation.timing()
     collection = evaluation.collection
     return {
@@ -121,13 +121,13 @@ def _left_out(evaluation: Evaluation) -> list[str]:
     lines = []
     if own := len(evaluation.collection.own):
         lines += [
-            f"Queries that are documents of the collection, too (the same id): {own}. Each was left out",
-            "of its own candidates, as BEIR's evaluation does.",
+            f"Queries that are also documents of the collection (same id): {own}. Each was excluded from",
+            "its own candidates, as in BEIR's evaluation.",
         ]
     if skipped := evaluation.skipped:
         more = len(skipped) - _SHOWN_LINES
         lines += [
-            f"Wrong lines that were skipped (--lenient): {len(skipped)}",
+            f"Invalid lines that were skipped (--lenient): {len(skipped)}",
             *(f"  {line}" for line in skipped[:_SHOWN_LINES]),
             *([f"  and {more} more; --json lists all"] if more > 0 else []),
         ]
@@ -135,7 +135,7 @@ def _left_out(evaluation: Evaluation) -> list[str]:
 
 
 def run_lines(ranking: Ranking, tag: str) -> list[str]:
-    """A ranking as the lines of a TREC run; the scores only repeat the order."""
+    """Return a ranking as the lines of a TREC run; the scores only express the order."""
     tag = "_".join(tag.split()) or "rerankd"
     return [
         f"{query} Q0 {document} {rank} {len(documents) - rank + 1} {tag}"
@@ -159,7 +159,8 @@ def _table(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _query_lines(evaluation: Evaluation, query: str) -> list[str]:
-    """A query's change, the document that is first now, and where the best judged one stands."""
+    """Return a query's gain, its first document after reranking, and the ranks of its best judged
+    document."""
     first = evaluation.comparisons[0]
     collection = evaluation.collection
     grades = collection.judgements[query]
@@ -168,18 +169,18 @@ def _query_lines(evaluation: Evaluation, query: str) -> list[str]:
     lines = [f"  {gain:+.3f}  {query}: {_short(collection.queries[query])}"]
     if after:
         top = after[0]
-        lines.append(f"    first now, grade {grades.get(top, 0)}: {top}: {_short(collection.documents[top])}")
+        lines.append(f"    now first, grade {grades.get(top, 0)}: {top}: {_short(collection.documents[top])}")
     best = max(grades, key=grades.__getitem__)
     if not after or best != after[0]:
-        before = _place(evaluation.candidates[query], best)
+        before = _rank(evaluation.candidates[query], best)
         lines.append(
-            f"    grade {grades[best]}, place {before} before and {_place(after, best)} after: {best}: "
+            f"    grade {grades[best]}, rank {before} before and {_rank(after, best)} after: {best}: "
             f"{_short(collection.documents[best])}"
         )
     return lines
 
 
-def _place(documents: Sequence[str], document: str) -> str:
+def _rank(documents: Sequence[str], document: str) -> str:
     return str(documents.index(document) + 1) if document in documents else "none"
 
 

@@ -1,4 +1,5 @@
-"""Has the candidates of each query reranked, one query after the other, and takes the time."""
+"""The second stage: reranks the candidates of each query, one query after the other, and measures the
+time."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from dataclasses import dataclass
 from rerankd.evaluation.collection import Collection, Ranking
 from rerankd.progress import Progress
 
-# A query and documents -> the places of the documents, the best first.
+# Takes a query and documents, and returns the indices of the documents, best first.
 Ask = Callable[[str, Sequence[str]], Awaitable[Sequence[int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Reranked:
-    """The new order of the same documents, and the seconds that each query took."""
+    """The reranked documents of each query, and the time in seconds."""
 
     ranking: Ranking
     seconds: Mapping[str, float]
@@ -33,6 +34,6 @@ async def rerank(collection: Collection, candidates: Ranking, ask: Ask, progress
         started = time.perf_counter()
         order = await ask(collection.queries[query], [collection.documents[one] for one in found])
         seconds[query] = time.perf_counter() - started
-        ranking[query] = tuple(found[place] for place in order)
+        ranking[query] = tuple(found[index] for index in order)
     progress("reranking", len(candidates), len(candidates))
     return Reranked(ranking, seconds)

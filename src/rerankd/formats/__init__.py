@@ -1,1 +1,1 @@
-"""What a model's files say."""
+"""Model file formats: GGUF and safetensors, their metadata, weights and tokenizers."""

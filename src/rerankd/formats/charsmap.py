@@ -1,15 +1,15 @@
-"""A SentencePiece normalisation map as the `precompiled_charsmap` bytes of a GGUF.
+"""Parse and build SentencePiece's Unicode normalization map, the `precompiled_charsmap` bytes of a GGUF file.
 
 llama.cpp reads the map as an XOR-compressed double array over UTF-8 bytes (Kanda 2018; `xcda_array_view` in
-its `llama-vocab.cpp`): u32 size of the array in bytes, the array of u32, then NUL-terminated replacements.
-The node at slot n has its children around b = n ^ base(n): the child for byte c lies at slot b ^ c and says
-so in its low byte. Where a key ends the node's leaf bit is set and slot b holds the offset of its
-replacement. Nodes whose children and replacement are equal share them.
+its `llama-vocab.cpp`): the size of the array in bytes (u32), the array (u32 each), then NUL-terminated
+replacements. The children of the node at slot n are located around b = n ^ base(n): the child for byte c is
+at slot b ^ c and repeats c in its low byte. If a key ends at a node, its leaf bit is set and slot b contains
+the offset of the replacement. Nodes with equal children and an equal replacement share them.
 
-The text at a place is replaced by the longest key that begins there, so letters with combining marks (NFD, as
-macOS and many keyboards write it) are composed only where the sequence itself is a key. SentencePiece's rule
+At each position, the longest key that matches is replaced. Letters with combining marks (NFD, as macOS and
+many keyboards produce) are therefore composed only if the whole sequence is a key. SentencePiece's rule
 NMT_NFKC has such keys for all composed characters (`Builder::BuildNFKCMap` in its `builder.cc`); `sequences`
-makes them from a map that only has single characters.
+creates them from a map that has only single characters.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _LEAF = 1 << 8
 _VALUE = 1 << 31
 _BASE_BIT = 10
 _BASE_LIMIT = 1 << 21
-# The composed characters beyond 16 bits that Unicode had when the model was made; newer versions have more,
-# and none of 16 bits. So the map does not depend on the Unicode version of the Python that makes it.
+# The composed characters beyond 16 bits that Unicode had when the model was trained. Newer versions add more
+# of them, but none within 16 bits, so the map does not depend on Python's Unicode version.
 _LONG_COMPOSED = (
     "\U0001109a\U0001109c\U000110ab\U0001112e\U0001112f\U0001134b\U0001134c"
     "\U000114bb\U000114bc\U000114be\U000115ba\U000115bb"
@@ -33,12 +33,12 @@ _LONG_COMPOSED = (
 
 
 def sequences(singles: Mapping[str, str]) -> dict[str, str]:
-    """The keys of several characters that NMT_NFKC has beside those of one, which are `singles`.
+    """NMT_NFKC's keys of several characters, from its keys of one character (`singles`).
 
-    Each composed character is the replacement of all its other spellings, whose parts may be composed, or
-    compatibility forms that `singles` knows: U+1EA4 of A + U+0302 + U+0301, of U+00C2 + U+0301, and of a
-    full-width A with these marks. SentencePiece lacks those of the second kind, which Vietnamese keyboards
-    send.
+    Every other spelling of a composed character is replaced by it. The parts of a spelling may be composed
+    themselves, or be compatibility forms in `singles`: U+1EA4 replaces A + U+0302 + U+0301, U+00C2 + U+0301,
+    and a full-width A with these marks. SentencePiece lacks spellings with composed parts, which Vietnamese
+    keyboards send.
     """
     spellings = defaultdict(list)
     composed = []
@@ -59,22 +59,23 @@ def sequences(singles: Mapping[str, str]) -> dict[str, str]:
 
 
 def _spellings(parts: str, known: Mapping[str, list[str]]) -> list[str]:
-    """All ways to write `parts`, each character as itself and each run of them as what `known` has for it."""
+    """All spellings of `parts`: each character as it is, or a run of characters as one that `known` maps to
+    it."""
     found = [""]
-    ways = [found]  # of the ends of `parts`, the shortest first
+    of_suffix = [found]  # the spellings of each suffix of `parts`, shortest suffix first
     for start in range(len(parts) - 1, -1, -1):
         found = [
             one + rest
             for end in range(start + 1, len(parts) + 1)
             for one in (*([parts[start]] if end == start + 1 else ()), *known.get(parts[start:end], ()))
-            for rest in ways[len(parts) - end]
+            for rest in of_suffix[len(parts) - end]
         ]
-        ways.append(found)
+        of_suffix.append(found)
     return found
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """The replacements of a map's bytes. Raises ValueError where they are none."""
+    """Parse a map's bytes into its replacements. Raises ValueError if they are not a valid map."""
     try:
         (size,) = struct.unpack_from("<I", data)
         array = struct.unpack_from(f"<{size // 4}I", data, 4)
@@ -93,20 +94,20 @@ def parse(data: bytes) -> dict[str, str]:
                         start = array[below] & (_VALUE - 1)
                         found[spelled.decode()] = texts[start : texts.index(b"\0", start)].decode()
     except (struct.error, IndexError) as error:
-        raise ValueError(f"it is no normalisation map: {error}") from error
+        raise ValueError(f"it is not a normalization map: {error}") from error
     return found
 
 
 def build(replacements: Mapping[str, str]) -> bytes:
-    """The map's bytes. Keys are non-empty and hold no NUL, nor do the replacements.
+    """Build the map's bytes. Keys must not be empty, and neither keys nor replacements may contain NUL.
 
-    Raises ValueError for a map that the format can't hold.
+    Raises ValueError for a map that the format can't represent.
     """
     root, texts = _trie(replacements)
     shared: dict[_Shape, _Node] = {}
     root = _share(root, shared)
     slots: dict[int, int] = {}
-    taken = {0}  # the root's own slot
+    taken = {0}  # the root's slot
     bases: dict[int, int] = {}
     base = 0
     queue = [(0, 0, root)]
@@ -119,7 +120,7 @@ def build(replacements: Mapping[str, str]) -> bytes:
             taken.update(base ^ offset for offset in offsets)
         own = bases[id(node)]
         if slot ^ own >= _BASE_LIMIT:
-            raise ValueError("the normalisation map is too large for its format")
+            raise ValueError("the normalization map is too large for its format")
         leaf = _LEAF if node.value is not None else 0
         slots[slot] = ((slot ^ own) << _BASE_BIT) | leaf | label
         if is_new:
@@ -138,12 +139,12 @@ class _Node:
     value: int | None = None
 
 
-# A node's replacement and its children, each by its byte and its identity once it is shared.
+# A node's replacement, and for each child its byte and the identity of the shared child node.
 _Shape = tuple[int | None, tuple[tuple[int, int], ...]]
 
 
 def _share(node: _Node, known: dict[_Shape, _Node]) -> _Node:
-    """The first node of `known` that is equal to this one, which is added where there is none."""
+    """The node of `known` that equals this one; this one if there is none, after adding it."""
     node.children = {byte: _share(child, known) for byte, child in node.children.items()}
     shape = (node.value, tuple((byte, id(child)) for byte, child in sorted(node.children.items())))
     return known.setdefault(shape, node)
@@ -155,7 +156,7 @@ def _trie(replacements: Mapping[str, str]) -> tuple[_Node, bytes]:
     offsets: dict[str, int] = {}
     for key, text in replacements.items():
         if not key or "\0" in key or "\0" in text:
-            raise ValueError(f"a normalisation map can't hold {key!r} -> {text!r}")
+            raise ValueError(f"a normalization map can't contain {key!r} -> {text!r}")
         if text not in offsets:
             offsets[text] = len(texts)
             texts += text.encode() + b"\0"
@@ -167,8 +168,8 @@ def _trie(replacements: Mapping[str, str]) -> tuple[_Node, bytes]:
 
 
 def _next_base(last: int, offsets: list[int], taken: set[int]) -> int:
-    # Bases only grow, so that no two are equal: a child's slot names its byte but not its parent. That leaves
-    # holes, and takes a small part of the time that filling them would.
+    # Bases must be unique, because a child's slot contains its byte but not its parent. So they only
+    # increase: that leaves gaps, but is much faster than filling them.
     base = last + 1
     while any(base ^ offset in taken for offset in offsets):
         base += 1

@@ -1,6 +1,6 @@
-"""The classes of transformers whose checkpoints can be computed, and the tensors that each needs.
+"""The transformers model classes that rerankd supports in safetensors format, and the tensors each one needs.
 
-GGUF's names of keys and tensors stand for the classes' own, so that a checkpoint is read as a GGUF file is.
+Keys and tensors get their GGUF names, so that the rest of rerankd reads a checkpoint like a GGUF file.
 
 Sources: BertForSequenceClassification, RobertaForSequenceClassification, XLMRobertaForSequenceClassification
 and ModernBertForSequenceClassification of transformers.
@@ -19,19 +19,22 @@ from rerankd.formats.gguf_header import Tensor
 Fail = Callable[[str], NoReturn]
 
 LARGEST = 2**40
-# Tensors of a layer that are no weights: tables that the classes make themselves.
+# Tensors of a layer that are not weights: tables that the classes compute themselves.
 _BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
-# What the names of the tensors of each class's head begin with, but for BERT's pooler.
+# Prefixes of the tensors of each class's head, except BERT's pooler.
 _HEADS = ("classifier.", "head.")
 _LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where a model class keeps what: GGUF's name of each tensor, without its ending, -> the class's own;
-    those of a layer below `layers`. `keys` gives GGUF's keys of a configuration, `unsupported` what it has
-    that can't be computed here, "" for nothing; `spare_positions` is whether the first rows of the positions
-    belong to padding."""
+    """How a model class maps to a GGUF architecture.
+
+    `tensors` maps each tensor's GGUF name, without the suffix, to the class's name; `layer_tensors` does so
+    for the tensors of a layer, whose names begin with `layers`. `keys` translates a configuration to GGUF
+    keys. `unsupported` names what rerankd can't compute in a configuration, "" for nothing.
+    `spare_positions`: the first rows of the position table belong to padding.
+    """
 
     architecture: str
     tensors: Mapping[str, str]
@@ -44,35 +47,37 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A config.json. `fail` is called where a key is missing or of the wrong type, and must raise."""
+    """A parsed config.json. Its methods call `fail`, which must raise, if a key is missing or has a wrong
+    type."""
 
     values: Mapping[str, Any]
     fail: Fail
 
     @property
     def layers(self) -> int:
-        """Bounded, since each costs time and memory before its tensors are looked for."""
+        """The number of layers. Limited, because each layer costs time and memory before its tensors are
+        checked."""
         return self.size("num_hidden_layers", below=10_000)
 
     def size(self, key: str, default: int | None = None, least: int = 1, below: int = LARGEST) -> int:
-        """A whole number."""
+        """The value of a key that must be an integer from `least` to `below` - 1."""
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
-            self.fail(f"its {CONFIG} should hold a size as {key}, and holds {value!r:.80}")
+            self.fail(f"its {CONFIG} must have a size as {key}, but has {value!r:.80}")
         return value
 
     def real(self, key: str, default: float, value: Any = None) -> float:
-        """A number above 0: of this key, or `value` where it stands elsewhere."""
+        """A positive number: the value of the key, or `value` if that is given."""
         value = self.values.get(key, default) if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < LARGEST:
-            self.fail(f"its {CONFIG} should hold a number as {key}, and holds {value!r:.80}")
+            self.fail(f"its {CONFIG} must have a positive number as {key}, but has {value!r:.80}")
         return float(value)
 
 
 def gguf_name(family: Family, own: str) -> str:
-    """GGUF's name of a tensor; "" for one that is not needed."""
+    """The GGUF name of a class's tensor, "" if it is not needed."""
     name, _, ending = own.rpartition(".")
-    # As TensorFlow's checkpoints call a normalisation's two.
+    # Checkpoints converted from TensorFlow name the tensors of a normalization layer so.
     ending = {"gamma": "weight", "beta": "bias"}.get(ending, ending)
     before = ""
     if name.startswith(family.layers):
@@ -91,32 +96,33 @@ def incomplete(
     tensors: Mapping[str, Tensor],
     found: Mapping[str, Any],
 ) -> str:
-    """What is wrong with the set of tensors: one that the class needs is missing or of another shape, or a
-    layer has one that the class does not know, so that more is computed than this engine knows."""
+    """Why the set of tensors does not fit the class, "" if it does.
+
+    A tensor that the class needs is missing or has another shape; or the file has a tensor that the class
+    does not, so the model computes more than rerankd would.
+    """
     layers, width = config.layers, config.size("hidden_size")
     inner = config.size("intermediate_size")
     own_code = ""
     if config.values.get("auto_map"):
-        own_code = f"; its {CONFIG} names code of its own (auto_map), which rerankd does not run"
+        own_code = f"; its {CONFIG} refers to custom code (auto_map), which rerankd does not run"
     heads = config.size("num_attention_heads")
     if width % heads:
-        return (
-            f"its {CONFIG} divides a width of {width} among {heads} attention heads, which does not work out"
-        )
+        return f"its {CONFIG} has hidden_size {width}, which is not a multiple of its {heads} attention heads"
     for name, shape in _needed(family, layers, width, inner, config.values):
         tensor = tensors.get(name)
         if tensor is None:
-            return f"it has no tensor {name} under the name that its class gives it{own_code}"
+            return f"the tensor {name} is missing under the name that its class uses{own_code}"
         if shape and tensor.shape != shape:
-            return f"its tensor {name} has the shape {tensor.shape}, and {shape} is needed"
+            return f"its tensor {name} has the shape {tensor.shape}, but {shape} is required"
     for own in found:
         if own.startswith(_HEADS) and not gguf_name(family, own):
-            return f"its head has the tensor {own}, which its class does not have{own_code}"
+            return f"its rank head has the tensor {own}, which its class does not have{own_code}"
         if not own.startswith(family.layers) or own.rpartition(".")[2] in _BUFFERS:
             continue
         at = own.removeprefix(family.layers).partition(".")[0]
         if not at.isdigit() or int(at) >= layers:
-            return f"it has the tensor {own}, and its {CONFIG} says that it has {layers} layers"
+            return f"it has the tensor {own}, but its {CONFIG} declares {layers} layers"
         if not gguf_name(family, own):
             return f"it has the tensor {own}, which its class does not have{own_code}"
     return ""
@@ -125,8 +131,8 @@ def incomplete(
 def _needed(
     family: Family, layers: int, width: int, inner: int, config: Mapping[str, Any]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors that the graph reads, but for the matrices of the head, in GGUF's names, and their shapes,
-    columns first; () where the shape is told by the file."""
+    """The GGUF names and shapes (columns first) of the tensors that the model's graph reads, without the
+    matrices of the head. The shape is () if the file defines it."""
     up = 2 * inner if family.architecture == "modern-bert" else inner
     shapes = {
         **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (width, width)),
@@ -137,7 +143,7 @@ def _needed(
     outside = [name for name in family.tensors if not name.startswith("cls")]
     inside = [f"blk.{layer}.{name}" for layer in range(layers) for name in family.layer_tensors]
     for name in outside + inside:
-        if name == "blk.0.attn_norm":  # ModernBERT's first layer reads what the embeddings' norm gives
+        if name == "blk.0.attn_norm":  # ModernBERT's first layer reads the output of the embeddings' norm
             continue
         shape = shapes.get(name.rpartition(".")[2])
         is_table = name in ("token_embd", "position_embd", "token_types")
@@ -154,7 +160,7 @@ def _needed(
 
 
 def _has_bias(architecture: str, name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a matrix or a norm of the body has a bias."""
+    """Whether a matrix or a norm outside the head has a bias."""
     if architecture == "bert":
         return True
     part = name.rpartition(".")[2]
@@ -169,9 +175,9 @@ def _bert_keys(config: Config) -> dict[str, Any]:
 
 def _bert_unsupported(config: Mapping[str, Any]) -> str:
     if config.get("hidden_act", "gelu") != "gelu":
-        return f"its activation is {config['hidden_act']!r}, not 'gelu'"
+        return f"its activation function is {config['hidden_act']!r}, not 'gelu'"
     if config.get("position_embedding_type", "absolute") != "absolute":
-        return "its positions are relative"
+        return "its position embeddings are relative"
     return "it is a decoder" if config.get("is_decoder") else ""
 
 
@@ -180,7 +186,7 @@ def _modern_bert_keys(config: Config) -> dict[str, Any]:
     layers, each = config.layers, config.size("global_attn_every_n_layers", 3)
     kinds = values.get("layer_types") or ["" if at % each else "full_attention" for at in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers:
-        config.fail(f"its {CONFIG} should hold the kind of each layer as layer_types: it is damaged")
+        config.fail(f"its {CONFIG} must have the type of each layer in layer_types: it is damaged")
     everywhere = _theta(config, "full_attention", "global_rope_theta", 160000.0)
     return {
         "attention.layer_norm_epsilon": config.real("norm_eps", 1e-5),
@@ -193,9 +199,10 @@ def _modern_bert_keys(config: Config) -> dict[str, Any]:
 
 
 def _theta(config: Config, kind: str, older: str, default: float, unset: float | None = None) -> float:
-    """The base of the rotary positions; transformers 5 has a table of them. `unset` is what null means."""
-    said = config.values.get("rope_parameters")
-    found = said.get(kind) if isinstance(said, Mapping) else None
+    """The base of the rotary positions of one kind of layer. transformers 5 has it in the table
+    rope_parameters, earlier versions under the key `older`. `unset` is the value for null."""
+    table = config.values.get("rope_parameters")
+    found = table.get(kind) if isinstance(table, Mapping) else None
     if isinstance(found, Mapping):
         return config.real("rope_theta", default, found.get("rope_theta"))
     if unset is not None and config.values.get(older, default) is None:
@@ -208,12 +215,12 @@ def _modern_bert_unsupported(config: Mapping[str, Any]) -> str:
         if config.get(key, "gelu") != "gelu":
             return f"its {key} is {config[key]!r}, not 'gelu'"
     if config.get("classifier_pooling", "cls") not in ("mean", "cls"):
-        return f"its pooling is {config['classifier_pooling']!r}"
-    said = config.get("rope_parameters")
-    tables = [*said.values()] if isinstance(said, Mapping) else []
-    # One table for all layers holds values where a table for each kind of layer is needed.
+        return f"its classifier_pooling is {config['classifier_pooling']!r}, not 'mean' or 'cls'"
+    parameters = config.get("rope_parameters")
+    tables = [*parameters.values()] if isinstance(parameters, Mapping) else []
+    # A single table for all layers has numbers where a table for each kind of layer is required.
     if not all(one is None or isinstance(one, Mapping) for one in tables):
-        return "its rope_parameters do not say the rotary positions of each kind of layer"
+        return "its rope_parameters do not define the rotary positions of each kind of layer"
     scaled = [*tables, config.get("rope_scaling")]
     kinds = (one.get("rope_type", one.get("type", "default")) for one in scaled if isinstance(one, Mapping))
     return "" if all(kind == "default" for kind in kinds) else "its rotary positions are scaled"

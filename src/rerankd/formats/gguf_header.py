@@ -1,13 +1,12 @@
-"""The bytes of a GGUF header -> keys, values and tensor infos. Little-endian, version 2 and 3.
+"""Parse a GGUF header: keys, values and tensor infos. Little-endian, versions 2 and 3.
 
-A header comes from strangers, so nothing in it is believed: each length and count is held against what
-remains of the file before a byte is fetched or a list grown for it, and the whole is bounded
-(`HEADER_LIMIT`, `KEY_LIMIT`, `TENSOR_LIMIT`, `STRING_LIMIT`). Whatever is wrong ends in `fail`, the
-caller's way to raise.
+A header is untrusted input. Each length and count is checked against the rest of the file before anything is
+read or allocated for it, and the total is limited (`HEADER_LIMIT`, `KEY_LIMIT`, `TENSOR_LIMIT`,
+`STRING_LIMIT`). Errors are reported through the caller's `fail`, which must raise.
 
-The file is read, not mapped: a mapped file that shrinks while it is looked at kills the process with
-SIGBUS. Speed comes from walking string arrays (a vocabulary, its merges: 300,000 strings) by their length
-fields alone and from keeping only those arrays that somebody asks for.
+The file is read, not memory-mapped: if a mapped file shrinks while it is read, SIGBUS kills the process. To
+be fast, the parser skips through string arrays (a vocabulary and its merges have 300,000 strings) by their
+length fields alone, and keeps only the arrays that the caller requests.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ STRING_LIMIT = 1 << 22
 _FIRST_FETCH = 1 << 20
 
 _STRING, _ARRAY = 8, 9
-# value type -> struct format, for all that is not a string or an array
+# value type -> struct format, for all types except strings and arrays
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 # ggml tensor type -> (name, elements per block, bytes per block)
@@ -71,13 +70,13 @@ TENSOR_TYPES = {
 
 
 class Source(Protocol):
-    """What a header is read from, in order. `read` gives as many bytes as asked, fewer only at the end."""
+    """A sequential byte stream. `read` returns `count` bytes, fewer only at the end of the stream."""
 
     def read(self, count: int, /) -> bytes: ...
 
 
 class Strings:
-    """An array of strings, kept as the bytes it came in: a text is decoded only when asked for."""
+    """An array of strings, stored as its raw bytes; a string is decoded only on access."""
 
     __slots__ = ("_blob", "_starts")
 
@@ -94,7 +93,7 @@ class Strings:
         return self._blob[start + 8 : start + 8 + length].decode("utf-8", "replace")
 
     def texts(self) -> list[str]:
-        """All of them, in a third of the time that one after the other takes."""
+        """All strings, in a third of the time that access one by one takes."""
         blob, ends = self._blob, [*self._starts[1:], len(self._blob)]
         return [
             blob[start + 8 : end].decode("utf-8", "replace")
@@ -116,7 +115,7 @@ class Strings:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor's info. `shape` is in ggml's order: columns first. `size_bytes` is 0 for an unknown type."""
+    """One tensor's info. `shape` is in ggml's order, columns first; `size_bytes` is 0 for an unknown type."""
 
     shape: tuple[int, ...]
     type_name: str
@@ -134,7 +133,7 @@ class Tensor:
 
 @dataclass(slots=True)
 class Header:
-    """What a GGUF file says before its weights. Arrays nobody asked for are left out of `values`."""
+    """A GGUF file's header. `values` contains only the arrays that were requested."""
 
     version: int
     values: dict[str, Any]
@@ -143,13 +142,13 @@ class Header:
 
     @property
     def end_of_data(self) -> int:
-        """The length in bytes that the file must have for its last tensor to be whole; 0 without tensors."""
+        """The size in bytes that the file needs to contain all tensors; 0 without tensors."""
         return max((self.data_start + t.offset + t.size_bytes for t in self.tensors.values()), default=0)
 
 
 @dataclass(slots=True)
 class _Cursor:
-    """A place in the header; fetches more of the stream when a read goes past what is there."""
+    """A read position in the header; reads more of the stream when needed."""
 
     stream: Source
     size: int
@@ -159,13 +158,13 @@ class _Cursor:
     data: bytearray = field(default_factory=bytearray)
 
     def need(self, count: int) -> None:
-        """Make `count` bytes from here on available; ModelFileError when the file does not have them."""
+        """Make the next `count` bytes available. Calls `fail` if the file does not have them."""
         end = self.at + count
         if end <= len(self.data):
             return
         if end > self.size:
             self.fail(
-                f"its header ends {end - self.size:,} bytes past the end of the file: it was cut short or is "
+                f"its header ends {end - self.size:,} bytes after the end of the file: it is truncated or "
                 "damaged; download it again"
             )
         if end > HEADER_LIMIT:
@@ -173,7 +172,7 @@ class _Cursor:
         want = max(end, min(max(2 * len(self.data), _FIRST_FETCH), self.size, HEADER_LIMIT))
         self.data += self.stream.read(want - len(self.data))
         if len(self.data) < end:
-            self.fail("it became shorter while it was read; try again when its download has ended")
+            self.fail("the file shrank while it was read: try again after its download has finished")
 
     def scalar(self, code: str) -> Any:
         width = struct.calcsize("<" + code)
@@ -190,10 +189,10 @@ class _Cursor:
         return raw.decode("utf-8", "replace")
 
     def strings(self, count: int) -> Strings:
-        """Walk `count` strings. The hot loop of the reader: about 0.1 µs a string."""
+        """Skip `count` strings and record where they start. The hot loop: about 0.1 µs per string."""
         self.strings_seen += count
         if count > (self.size - self.at) // 8 or self.strings_seen > STRING_LIMIT:
-            self.fail(f"an array in its header claims {count:,} strings: it is damaged")
+            self.fail(f"an array in its header declares {count:,} strings: it is damaged")
         first = at = self.at
         starts: list[int] = []
         unpack, append, data = struct.Struct("<Q").unpack_from, starts.append, self.data
@@ -210,14 +209,15 @@ class _Cursor:
         return Strings(bytes(data[first:at]), starts)
 
     def array(self, wanted: bool) -> Any:
-        """An array's value: Strings, a tuple of numbers, or None when it is not wanted."""
+        """The value of an array: Strings, a tuple of numbers, or None if it is not wanted."""
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
             strings = self.strings(count)
             return strings if wanted else None
         if kind not in _SCALARS:
             self.fail(
-                f"its header holds an array of the unknown type {kind}: it is damaged or newer than this"
+                f"its header contains an array of the unknown type {kind}: it is damaged, or too new for "
+                "this rerankd"
             )
         code = f"<{count}{_SCALARS[kind]}" if count < HEADER_LIMIT else "<"
         length = count * struct.calcsize("<" + _SCALARS[kind])
@@ -230,27 +230,27 @@ class _Cursor:
 def parse(
     stream: Source, size_bytes: int, keep: Collection[str], fail: Callable[[str], NoReturn], start: bytes
 ) -> Header:
-    """Read a header from a stream whose whole length is `size_bytes`, and of which `start` was read already.
+    """Parse a header from a stream of `size_bytes` in total, of which `start` has been read already.
 
-    `keep` ends the names of the arrays to keep (`"tokenizer.ggml.tokens"`, `".output_labels"`). `fail` is
-    called with what is wrong and must raise. No more of the stream is read than the header and about as much
-    again, so a stream over a network works too.
+    `keep` lists the suffixes of the names of arrays to keep (`"tokenizer.ggml.tokens"`, `".output_labels"`).
+    `fail` is called with the description of an error and must raise. At most about twice the header's size is
+    read, so the stream may come from the network.
     """
     cursor = _Cursor(stream, size_bytes, fail, data=bytearray(start))
     cursor.need(8)
     cursor.at = 4
     version = cursor.scalar("I")
     if version not in (2, 3):
-        fail(_version_words(version))
+        fail(_version_error(version))
     n_tensors, n_keys = cursor.scalar("Q"), cursor.scalar("Q")
     if n_keys > KEY_LIMIT or n_tensors > TENSOR_LIMIT:
-        fail(f"its header claims {n_keys:,} keys and {n_tensors:,} tensors: it is damaged")
+        fail(f"its header declares {n_keys:,} keys and {n_tensors:,} tensors: it is damaged")
     endings = tuple(keep)
     values: dict[str, Any] = {}
     for _ in range(n_keys):
         key, kind = cursor.text(), cursor.scalar("I")
         if key in values:
-            fail(f"its header holds the key {key[:80]!r} twice: it is damaged")
+            fail(f"its header contains the key {key[:80]!r} twice: it is damaged")
         if kind == _STRING:
             values[key] = cursor.text()
         elif kind == _ARRAY:
@@ -258,7 +258,10 @@ def parse(
         elif kind in _SCALARS:
             values[key] = cursor.scalar(_SCALARS[kind])
         else:
-            fail(f"its key {key[:80]!r} has the unknown type {kind}: it is damaged or newer than this")
+            fail(
+                f"its key {key[:80]!r} has the unknown type {kind}: it is damaged, or too new for this "
+                "rerankd"
+            )
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
         fail(f"its alignment {alignment!r} is not a power of two: it is damaged")
@@ -266,7 +269,7 @@ def parse(
     for _ in range(n_tensors):
         name = cursor.text()
         if name in tensors:
-            fail(f"its header holds the tensor {name[:80]!r} twice: it is damaged")
+            fail(f"its header contains the tensor {name[:80]!r} twice: it is damaged")
         tensors[name] = _tensor(cursor, name, alignment)
     return Header(version, values, tensors, -(-cursor.at // alignment) * alignment)
 
@@ -280,17 +283,18 @@ def _tensor(cursor: _Cursor, name: str, alignment: int) -> Tensor:
     type_name, block, block_bytes = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
     elements = math.prod(shape)
     if elements >= 1 << 63 or offset % alignment or (shape and shape[0] % block):
-        cursor.fail(f"its tensor {name[:80]!r} has an impossible shape or place: it is damaged")
+        cursor.fail(f"its tensor {name[:80]!r} has an impossible shape or offset: it is damaged")
     return Tensor(shape, type_name, elements // block * block_bytes, offset)
 
 
-def _version_words(version: int) -> str:
+def _version_error(version: int) -> str:
     if version == 1:
         return (
-            "it is GGUF version 1, which llama.cpp no longer reads: download a newer conversion of the model"
+            "it has GGUF version 1, which llama.cpp no longer reads: download a newer conversion of the model"
         )
     if version & 0xFFFF == 0:
-        return "it is big-endian GGUF: download the ordinary (little-endian) file"
+        return "it is a big-endian GGUF file: download the little-endian one"
     return (
-        f"it is GGUF version {version}, and only 2 and 3 are known: it is damaged or newer than this rerankd"
+        f"it has GGUF version {version}, but only 2 and 3 are supported: it is damaged, or too new for this "
+        "rerankd"
     )

@@ -1,4 +1,4 @@
-"""What rerankd must know of a model before it starts an engine for it (see header_metadata.py)."""
+"""ModelMetadata: what rerankd knows about a model from its file's header, before it starts an engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.formats.gguf_header import Strings
 
-# Architectures that read a text in both directions, whatever their header says.
+# Architectures with bidirectional attention, whatever their header declares.
 _ENCODERS = frozenset(
     (
         "bert",
@@ -30,34 +30,36 @@ _ENCODERS = frozenset(
 
 
 def _key(name: str, kind: type[str | int | bool], default: str | int | None = None) -> Any:
-    """A field that a header has under a key, in which `{arch}` stands for the architecture."""
+    """A field for the value of a header's key; `{arch}` in the key is replaced by the architecture."""
     return field(default=default, metadata={"key": name, "kind": kind})
 
 
 def _tensor(name: str) -> Any:
-    """A field that says whether there is a tensor."""
+    """A field for whether the file has this tensor."""
     return field(default=False, metadata={"tensor": name})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a model file says of itself. How it is scored is decided by recipes/resolve.py.
+    """The metadata of a model file. recipes/resolve.py decides from it how the model is scored.
 
-    Sizes are in bytes, lengths in tokens; 0, "" and None mean that the file does not say. `size_bytes` counts
-    all parts of a split file, `tensor_bytes` the weights alone. `cls_rows` and `cls_output_rows` are the rows
-    of the rank head's tensors `cls.weight` and `cls.output.weight`, 0 where there is none. `kv_width` is the
-    number of numbers that keys and values of a token take in one layer. `has_output` is about the language
-    model's own head (absent also when it shares the embedding matrix), `has_charsmap` about the tokenizer's
-    normalisation map. `control_tokens` and `user_defined_tokens` map a special token's text to its id;
-    `tokens` is the whole vocabulary. `block_weights` counts the weights of the matrices in all blocks, 0
-    where a token does not use all of them (mixture of experts); `attention_width` is the number of heads
-    times the width of one. `refusal` says what of it can't be computed here.
+    Sizes are in bytes, lengths in tokens. 0, "" and None mean that the file does not define the value.
 
-    `tags` and `base_models` are what the model's card said at the conversion. `hidden_activation` is
-    ModernBERT's, "" where the header has no such key; `decision_blocks` is above 0 for a decision model,
-    which shares a reranker's tensor names; `has_late_projection` says that the file projects each token's
-    state, as late interaction does; `has_dense` that it has both of EmbeddingGemma's dense layers.
-    `has_cls_norm` and `has_cls_norm_bias` are about the norm in ModernBERT's head.
+    `size_bytes` is the size of all parts of a split file, `tensor_bytes` that of the weights alone.
+    `cls_rows` and `cls_output_rows`: the rows of the rank head's tensors `cls.weight` and
+    `cls.output.weight`, 0 if the tensor is missing. `has_cls_norm`, `has_cls_norm_bias`: the norm in
+    ModernBERT's head.
+    `has_output`: the language model head; False also if it shares the embedding matrix.
+    `has_dense`: both dense layers of EmbeddingGemma. `has_late_projection`: a projection of each token's
+    state, as in late-interaction models. `has_charsmap`: the tokenizer's normalization map.
+    `kv_width`: how many numbers the keys and values of one token have in one layer.
+    `block_weights`: the number of weights in the matrices of all blocks, 0 if a token does not use all of
+    them (mixture of experts). `attention_width`: the number of attention heads times the width of one.
+    `control_tokens` and `user_defined_tokens` map the text of a special token to its id; `tokens` is the
+    whole vocabulary. `tags` and `base_models` are copied from the model card by the converter.
+    `hidden_activation` is ModernBERT's, "" without such a key. `decision_blocks` is above 0 for a decision
+    model, which has the same tensor names as a reranker.
+    `refusal`: why rerankd can't compute the model, None if it can.
     """
 
     path: Path
@@ -120,14 +122,14 @@ class ModelMetadata:
 
     @property
     def is_causal(self) -> bool:
-        """Whether it predicts next tokens, reading from left to right; else it is an encoder."""
+        """Whether it is a causal language model, which predicts the next token; otherwise an encoder."""
         return self.architecture not in _ENCODERS and self.causal_attention is not False
 
     def token_id(self, text: str) -> int | None:
-        """The id of the one token that spells `text`, or None when no single token does.
+        """The id of the single token for `text`, None if there is none.
 
-        `text` is as a person writes it; vocabularies write it as their tokenizer does: byte-level BPE stands
-        a letter for each byte, SentencePiece and WordPiece write U+2581 for the space before a word.
+        `text` is plain text. Vocabularies encode it: byte-level BPE writes a letter for each byte,
+        SentencePiece and WordPiece write U+2581 for the space before a word.
         """
         stored = text
         if self.tokenizer_model == "gpt2":
@@ -139,7 +141,7 @@ class ModelMetadata:
 
 
 def _byte_letters() -> tuple[str, ...]:
-    """The letter that byte-level BPE writes for each byte: its own if printable, else from U+0100."""
+    """The letter that byte-level BPE writes for each byte: the same if printable, else from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return tuple(chr(byte if byte in printable else next(spare)) for byte in range(256))

@@ -1,10 +1,11 @@
-"""A model in transformers' format: a folder with config.json, tokenizer.json and the weights as safetensors.
+"""Read a safetensors checkpoint: a folder with config.json, tokenizer.json and the weights as safetensors.
 
-It is read as the header that a GGUF file of the same model would have, with GGUF's names for keys and
-tensors, so that whatever reads headers reads this too. What a converter loses is kept: BERT's pooler is
-`cls`, for it does what the dense layer of RoBERTa's head does, and both rows of token types are there.
+The result is the header that a GGUF file of the same model would have, with GGUF's names for keys and
+tensors, so the code that reads GGUF headers works for both formats. Nothing is lost that a GGUF converter
+drops: BERT's pooler becomes `cls`, because it does the same as the dense layer of RoBERTa's head, and both
+rows of the token types are kept.
 
-Source: the format of safetensors (https://github.com/huggingface/safetensors).
+Source: the safetensors format (https://github.com/huggingface/safetensors).
 """
 
 from __future__ import annotations
@@ -31,17 +32,20 @@ from rerankd.formats.checkpoint_files import (
 from rerankd.formats.gguf_header import Header, Source, Tensor
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
 
-# The safetensors library's own bound on a header.
+# The limit of the safetensors library for a header.
 _HEADER_LIMIT = 100_000_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _READABLE = ("F32", "F16", "BF16")
-TAKE_GGUF = "take a GGUF file of the model, if there is one"
+TAKE_GGUF = "use a GGUF file of the model, if one exists"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model without its weights. Each tensor's offset is its place in the file of that name in `files`;
-    `refusal` says what of the model can't be computed here."""
+    """A checkpoint without its weights.
+
+    `files` maps each tensor's name to the file that contains it; its offset is relative to that file.
+    `refusal` is why rerankd can't compute the model, None if it can.
+    """
 
     header: Header
     files: Mapping[str, str]
@@ -49,8 +53,10 @@ class Checkpoint:
 
 
 def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
-    """The checkpoint in a folder, and the files of its weights. Calls `fail`, which must raise, with what is
-    wrong; raises OSError."""
+    """The checkpoint in a folder, and the paths of its weight files.
+
+    Calls `fail`, which must raise, with a description of what is wrong. Raises OSError.
+    """
     names = files(path.name for path in folder.iterdir())
     if not names:
         fail(missing(paths_in(folder)))
@@ -60,20 +66,19 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
     for path in held:
         with path.open("rb") as stream:
             parts[path.name] = parse(stream, path.stat().st_size, fail)
-    # A pulled model's folder is called by its whole reference, the repository's name last (see
-    # hub/store.py).
+    # The folder of a pulled model is named after its reference, repository name last (see hub/store.py).
     return translate(folder.name.rpartition("--")[2], described, parts, fail), tuple(held)
 
 
 def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by their own names, from the start of a stream that is `size_bytes`
-    long in all. Shapes are in ggml's order, columns first."""
+    """The tensors of a safetensors file, by their original names, from the beginning of a stream of
+    `size_bytes` in total. Shapes are in ggml's order, columns first."""
     start = stream.read(8)
     if start == GIT_LFS.encode()[:8]:
         fail(f"its weights can't be read: {POINTER}")
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(_HEADER_LIMIT, size_bytes - 8):
-        fail("it is no safetensors file, or damaged; download it again")
+        fail("it is not a safetensors file, or it is damaged; download it again")
     try:
         table = json.loads(stream.read(length))
         found = {name: _tensor(info, 8 + length) for name, info in table.items() if name != "__metadata__"}
@@ -81,10 +86,10 @@ def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
         fail("its header can't be read: it is damaged; download it again")
     for tensor in found.values():
         if tensor.elements * _BYTES.get(tensor.type_name, 0) not in (0, tensor.size_bytes):
-            fail("its header names a tensor of an impossible size: it is damaged; download it again")
+            fail("its header declares a tensor of an impossible size: it is damaged; download it again")
     end = max((tensor.offset + tensor.size_bytes for tensor in found.values()), default=0)
     if end > size_bytes:
-        fail(f"it is cut short: {end - size_bytes:,} of {end:,} bytes are missing; download it again")
+        fail(f"it is truncated: {end - size_bytes:,} of {end:,} bytes are missing; download it again")
     return found
 
 
@@ -99,8 +104,11 @@ def _tensor(info: Mapping[str, Any], data_start: int) -> Tensor:
 def translate(
     name: str, described: Mapping[str, bytes], parts: Mapping[str, Mapping[str, Tensor]], fail: Fail
 ) -> Checkpoint:
-    """A checkpoint from what its files hold: config.json and, where it is there, tokenizer_config.json, and
-    the tensors of each file of weights. Pure; `name` is what the model is called."""
+    """The checkpoint from the contents of its files (pure).
+
+    `name` is the model's name. `described` has the contents of config.json and of the optional files that
+    describe a model, by file name; `parts` has the tensors of each weight file.
+    """
     config = Config(_object(described[CONFIG], CONFIG, fail), fail)
     tokenizer = _object(described.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG, fail)
     classes = config.values.get("architectures")
@@ -113,7 +121,7 @@ def translate(
         return _unknown(kind, config.values, values, modules, {own: one for own, (_, one) in found.items()})
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
-    max_length = _window(config, tokenizer, spare)
+    max_length = _max_length(config, tokenizer, spare)
     if "position_embd.weight" in named:
         file, table = named["position_embd.weight"]
         named["position_embd.weight"] = file, _rows(table, spare, max_length)
@@ -150,7 +158,7 @@ def _unknown(
     modules: Sequence[str],
     tensors: Mapping[str, Tensor],
 ) -> Checkpoint:
-    """The checkpoint of a class that can't be computed here; its sizes tell which model it is."""
+    """The refused checkpoint of an unsupported class. Its sizes identify the model in the catalog."""
     architecture = str(config.get("model_type") or kind or "unknown")
     values["general.architecture"] = architecture
     sizes = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}
@@ -158,20 +166,20 @@ def _unknown(
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
     known = " or ".join(sorted(FAMILIES))
-    said = f"its class is {kind}" if kind else f"its {CONFIG} names no class (architectures)"
-    reason = f"{said}, and of this format only {known} can be computed"
+    declared = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
+    reason = f"{declared}, and in safetensors format rerankd supports only {known}"
     if len(modules) > 1:
-        reason += f" ({MODULES} says that it is {', '.join(modules)})"
+        reason += f" ({MODULES} lists the modules {', '.join(modules)})"
     refusal = _quantised(config) or Refusal(reason, TAKE_GGUF)
     return Checkpoint(Header(0, values, dict(tensors), 0), {}, refusal)
 
 
 def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
-    """What modules sentence-transformers runs, by the last part of their classes; () where it does not
-    say."""
-    said = _json(described.get(MODULES, b"[]"), MODULES, fail)
+    """The modules that sentence-transformers runs, by the last part of their class names; () without the
+    file."""
+    listed = _json(described.get(MODULES, b"[]"), MODULES, fail)
     try:
-        return tuple(str(one["type"]).rpartition(".")[2] for one in said)
+        return tuple(str(one["type"]).rpartition(".")[2] for one in listed)
     except (TypeError, KeyError):
         fail(f"its {MODULES} can't be read: it is damaged; download it again")
 
@@ -179,40 +187,40 @@ def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
 def _other_modules(modules: Sequence[str]) -> str:
     if modules in ((), ("Transformer",)):
         return ""
-    said = ", ".join(modules)
-    return f"its {MODULES} says that it is scored by {said}, and not by the head of its class"
+    return f"its {MODULES} scores it by {', '.join(modules)} instead of the head of its class"
 
 
-def _default_prompt(said: Mapping[str, Any]) -> str:
-    """What sentence-transformers puts before each query unless the caller says otherwise."""
-    prompts, name = said.get("prompts"), said.get("default_prompt_name")
+def _default_prompt(config: Mapping[str, Any]) -> str:
+    """Why a default prompt, which sentence-transformers puts before each query, makes scores wrong; ""
+    without one."""
+    prompts, name = config.get("prompts"), config.get("default_prompt_name")
     prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
     if not prompt:
         return ""
-    return f"its {PROMPTS} puts the prompt {prompt!r} before each query, which rerankd does not do"
+    return f"its {PROMPTS} puts the prompt {prompt!r} before each query, which rerankd does not support"
 
 
 def _quantised(config: Mapping[str, Any]) -> Refusal | None:
-    plain = f"take its unquantised model{SUFFIX}, or a GGUF file"
+    plain = f"use its unquantised model{SUFFIX} or a GGUF file"
     if isinstance(config.get("quantization"), Mapping):
         return Refusal("its weights are quantised for MLX, which rerankd does not read", plain)
-    said = config.get("quantization_config")
-    if isinstance(said, Mapping):
-        method = said.get("quant_method", "unknown")
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, Mapping):
+        method = quantization.get("quant_method", "unknown")
         return Refusal(f"its weights are quantised ({method}), which rerankd does not read", plain)
     return None
 
 
 def _odd_types(tensors: Mapping[str, Tensor]) -> str:
     odd = {tensor.type_name for tensor in tensors.values()} - {*_READABLE}
-    return f"its weights are of the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
+    return f"its weights have the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
 
 
-def _window(config: Config, tokenizer: Mapping[str, Any], spare: int) -> int:
-    """Tokens of a pair: as many as there are positions for, or fewer where the tokenizer says so."""
+def _max_length(config: Config, tokenizer: Mapping[str, Any], spare: int) -> int:
+    """The most tokens of a pair: the number of positions, or the tokenizer's limit if that is less."""
     positions = config.size("max_position_embeddings") - spare
     if positions < 1:
-        config.fail(f"its {CONFIG} says that it reads no token: it is damaged")
+        config.fail(f"its {CONFIG} leaves no position for a token: it is damaged")
     longest = tokenizer.get("model_max_length")
     return longest if isinstance(longest, int) and 0 < longest < positions else positions
 
@@ -228,11 +236,12 @@ def _json(data: bytes, name: str, fail: Fail) -> Any:
 
 def _object(data: bytes, name: str, fail: Fail) -> Mapping[str, Any]:
     value = _json(data, name, fail)
-    return value if isinstance(value, dict) else fail(f"its {name} holds no object: it is damaged")
+    return value if isinstance(value, dict) else fail(f"its {name} is not a JSON object: it is damaged")
 
 
 def _rows(table: Tensor, first: int, count: int) -> Tensor:
-    """So many of a table's rows, as far as they are there; what is no table stays, and is refused later."""
+    """Up to `count` rows of a table from row `first` on. Other tensors are returned as they are and fail
+    later."""
     if len(table.shape) != 2:
         return table
     width, rows = table.shape

@@ -1,5 +1,4 @@
-"""A folder in transformers' format -> `Facts`; and the same of a repository, before its weights are
-fetched."""
+"""Read the metadata of a safetensors checkpoint: from a folder, or from a repository before the download."""
 
 from __future__ import annotations
 
@@ -9,13 +8,12 @@ from pathlib import Path
 
 from rerankd.formats import checkpoint_files, safetensors, tokenizer_file
 from rerankd.formats.gguf_header import Source
-from rerankd.formats.header_metadata import facts_of, refuse
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.formats.metadata_keys import metadata_of, refuse
 
 
 def read(folder: Path) -> ModelMetadata:
-    """The facts of the model in a folder. Raises ModelFileError for one that is damaged or not whole."""
-
+    """The metadata of the model in a folder. Raises ModelFileError if it is damaged or incomplete."""
     try:
         found, held = safetensors.read(folder, partial(refuse, folder))
         size = sum(path.stat().st_size for path in held)
@@ -26,13 +24,14 @@ def read(folder: Path) -> ModelMetadata:
     embedding = found.header.tensors.get("token_embd.weight")
     if found.refusal is None and embedding is not None:
         _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
-    return _facts(folder, found, size, held)
+    return _metadata(folder, found, size, held)
 
 
-# A vocabulary of 250,000 pieces takes a second, and a file is looked at more than once.
+# Cached, because a vocabulary of 250,000 pieces takes a second, and the same file is read several times.
 @cache
 def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) -> None:
-    """Raises ModelFileError where the tokenizer can't be read."""
+    """Raise ModelFileError if the tokenizer can't be read. `changed_ns` and `size_bytes` are part of the
+    cache key."""
     try:
         tokenizer_file.read(path, rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -42,21 +41,21 @@ def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) ->
 def read_streams(
     where: Path, described: Mapping[str, bytes], parts: Iterable[tuple[Source, int, Path]]
 ) -> ModelMetadata:
-    """As `read`, from the files that describe the model and the beginnings of those that hold its weights:
-    (stream, its size in bytes, its path). `where` names the model."""
+    """Like `read`, from the contents of the files that describe the model and the streams of its weight
+    files: (stream, size in bytes, path). `where` is the model's path in error messages."""
     fail = partial(refuse, where)
     tensors, size, held = {}, 0, []
     for stream, size_bytes, path in parts:
         tensors[path.name] = safetensors.parse(stream, size_bytes, fail)
         size += size_bytes
         held.append(path)
-    return _facts(where, safetensors.translate(where.name, described, tensors, fail), size, tuple(held))
+    return _metadata(where, safetensors.translate(where.name, described, tensors, fail), size, tuple(held))
 
 
-def _facts(
+def _metadata(
     path: Path, found: safetensors.Checkpoint, size_bytes: int, held: tuple[Path, ...]
 ) -> ModelMetadata:
     header = found.header
-    return facts_of(
+    return metadata_of(
         path, header, header.tensors, size_bytes, held, format="safetensors", refusal=found.refusal
     )

@@ -1,13 +1,14 @@
-"""Tokenizers equal to the model's own (the reference), not to llama.cpp's: of a GGUF file's vocabulary, and
-of a checkpoint's tokenizer.json, which is that reference. The `tokenizers` library does the work, as it does
-where the models are trained and used.
+"""The tokenizer of a model, from a GGUF file's vocabulary or a checkpoint's tokenizer.json.
 
-A GGUF file's vocabulary is of one of three kinds, by `tokenizer.ggml.model`: `t5` is SentencePiece's unigram
-model (XLM-R), `bert` is WordPiece, `gpt2` is byte-level BPE. There `tokenizer.ggml.pre` names the rule that
-cuts texts into words.
+It returns the token ids of the model's reference tokenizer, which differ from llama.cpp's in some cases. The
+`tokenizers` library does the work, as it does where the models are trained and used.
 
-A text never becomes a control token: the control tokens are not in the vocabulary that the library sees. They
-are put around texts by the flags of the header or the template of the file: `<s> q </s></s> d </s>`,
+`tokenizer.ggml.model` in a GGUF file is one of three kinds: `t5` is SentencePiece's unigram model (XLM-R),
+`bert` is WordPiece, `gpt2` is byte-level BPE, whose rule for splitting texts into words is
+`tokenizer.ggml.pre`.
+
+No text is tokenized to a control token, because the library's vocabulary does not contain them. They are
+added around texts according to the header's flags or the template in tokenizer.json: `<s> q </s></s> d </s>`,
 `[CLS] q [SEP] d [SEP]`.
 """
 
@@ -24,18 +25,18 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rerankd.errors import ModelFileError
-from rerankd.formats import checkpoint_files, gguf, tokenizer_file
+from rerankd.formats import checkpoint_files, gguf_metadata, tokenizer_file
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
 
-# A call takes one thread, for the cores are the engine's: 1,000 texts of 199 tokens take 0.10 s of CPU time,
-# and 0.14 s with threads of the library's own.
+# One thread per call, because the engine needs the cores: 1,000 texts of 199 tokens take 0.10 s of CPU time,
+# and 0.14 s with the library's own threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _WORD_START = "\u2581"
-# What stands for a token that no text may become. NUL is in no text (see plan.clean).
+# The replacement of a piece that no text may be tokenized to. Texts contain no NUL (see deduplicate.clean).
 _UNREACHABLE = "\0{}"
-# How byte-level BPE cuts texts into words, by `tokenizer.ggml.pre`; without an entry here, as GPT-2.
+# How byte-level BPE splits texts into words, by `tokenizer.ggml.pre`; others are split like GPT-2's.
 _WORDS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -45,13 +46,16 @@ _WORDS = {
 ARRAYS = tuple(
     f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores", "merges", "precompiled_charsmap")
 )
-"""The arrays of a GGUF header that a vocabulary is made of."""
+"""The arrays of a GGUF header that a vocabulary is built from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Texts to ids. `frame` are the ids around texts, `control_ids` those that no text becomes, `size` is the
-    number of all. May be used by several threads at a time."""
+    """Converts texts to token ids. Thread-safe.
+
+    `frame` contains the special-token ids around texts, `control_ids` the ids that no text is tokenized to;
+    `size` is the number of all ids.
+    """
 
     tokenizer: Tokenizer
     size: int
@@ -59,14 +63,16 @@ class Vocabulary:
     frame: Frame
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text, without any around it: none of `control_ids`, all below `size`."""
+        """The ids of each text without the frame: none of `control_ids`, all below `size`."""
         found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in found]
 
     def ends(self, texts: Sequence[str]) -> list[Ids]:
-        """For each text, the place in it (in characters) where each of its tokens ends. Tokens that are parts
-        of one character end at the same place; what is read as nothing, such as a mark that a model does not
-        know, belongs to the token before it, but spaces don't."""
+        """For each text, the end of each of its tokens, as an offset in characters.
+
+        Tokens that are parts of one character have the same end. Characters without a token, such as a mark
+        that the model does not know, belong to the token before them, except spaces.
+        """
         found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [_ends(text, encoding.offsets) for text, encoding in zip(texts, found, strict=True)]
 
@@ -75,7 +81,7 @@ def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
     starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
     ends = np.maximum.accumulate(ends)
     following = np.append(starts[1:], np.int32(len(text)))
-    # Of a letter and the marks that a normaliser puts together, the library names the first one alone.
+    # Where a normalizer composes a letter and its marks, the library's offsets cover only the first of them.
     for at in np.flatnonzero(following > ends):
         gap = text[ends[at] : following[at]]
         first = np.searchsorted(ends, ends[at])
@@ -84,32 +90,32 @@ def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
 
 
 def read(metadata: ModelMetadata) -> Vocabulary:
-    """The vocabulary of a model's files. Raises ModelFileError.
+    """The vocabulary of a model. Raises ModelFileError.
 
-    Takes 0.7 s and 275 MiB for the 250,000 pieces of XLM-R, 0.3 s and 45 MiB for 150,000 pieces of byte-level
-    BPE. For most of this time no other thread runs, since the library keeps Python's lock.
+    This takes 0.7 s and 275 MiB for XLM-R's 250,000 pieces, 0.3 s and 45 MiB for 150,000 pieces of byte-level
+    BPE. The library holds the GIL for most of the time.
     """
     path, is_gguf = metadata.path, metadata.format == "gguf"
     if is_gguf:
-        header, _ = gguf.header_of(metadata.parts[0] if metadata.parts else path, ARRAYS)
+        header, _ = gguf_metadata.header_of(metadata.parts[0] if metadata.parts else path, ARRAYS)
     else:
         path /= checkpoint_files.TOKENIZER
     try:
         return of_header(header.values) if is_gguf else of_file(path, metadata.vocabulary_size)
     except KeyError as error:
-        raise ModelFileError(f"{path}: it has no key {error}: its vocabulary is not whole.") from error
-    except Exception as error:  # the library has no class of its own for what is wrong with a vocabulary
+        raise ModelFileError(f"{path}: the key {error} is missing: its vocabulary is incomplete.") from error
+    except Exception as error:  # the library has no exception class for an invalid vocabulary
         raise ModelFileError(f"{path}: its tokenizer can't be read: {error}.") from error
 
 
 def of_header(values: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary of a GGUF file, from the header's keys, arrays of the tokenizer included. Raises
-    KeyError for one that is missing."""
+    """The vocabulary of a GGUF file, from the header's keys, including `ARRAYS`. Raises KeyError for a
+    missing one."""
     kind = values["tokenizer.ggml.model"]
     tokenizer = _KINDS[kind](values)
     tokenizer.encode_special_tokens = True
     size = len(values["tokenizer.ggml.tokens"])
-    # WordPiece files call the unknown piece a control token as well.
+    # WordPiece files mark the unknown piece as a control token too.
     controls = {at for at, one in enumerate(_types(values, size)) if one == _CONTROL}
     controls.discard(values.get("tokenizer.ggml.unknown_token_id"))
 
@@ -135,27 +141,29 @@ def _frame(
 
 
 def of_file(path: Path, size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.json, of a model with `size` rows of embeddings. Raises OSError, and
-    ValueError where it is damaged, does not fit the model, or does not read pairs."""
-    tokenizer, said = tokenizer_file.read(path, size)
+    """The vocabulary of a tokenizer.json; `size` is the number of rows of the model's embedding matrix.
+
+    Raises OSError, and ValueError if the file is damaged, does not fit the model, or can't encode pairs.
+    """
+    tokenizer, parsed = tokenizer_file.read(path, size)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     pair, single = tokenizer.encode("a", "b"), tokenizer.encode("a")
     first, second = (_span(pair.sequence_ids, which) for which in (0, 1))
     types = pair.type_ids
-    typed = types[second.start] != types[0]
-    controls = {token["id"] for token in said.get("added_tokens", ()) if token["special"]}
-    model = said["model"]
+    has_types = types[second.start] != types[0]
+    controls = {token["id"] for token in parsed.get("added_tokens", ()) if token["special"]}
+    model = parsed["model"]
     is_unigram = model.get("type") == "Unigram"
     unknown = model["unk_id"] if is_unigram else tokenizer.token_to_id(model.get("unk_token") or "")
     if is_unigram:
-        # Its vocabulary holds the control tokens as pieces, which texts would be cut into. The old model is
-        # let go first: each takes hundreds of megabytes.
+        # The vocabulary contains the control tokens as pieces, so texts could be tokenized to them. The old
+        # model is released first, because each takes hundreds of megabytes.
         tokenizer.model = models.Unigram()
         tokenizer.model = _without(model, controls | {unknown})
-    if "'Precompiled'" in repr(said.get("normalizer")):
+    if "'Precompiled'" in repr(parsed.get("normalizer")):
         tokenizer.normalizer = _composing(tokenizer.normalizer)
-    # Told apart from the others only now, for the template's own must have been read.
+    # Set only now: above, the special tokens of the template itself had to be recognised.
     tokenizer.encode_special_tokens = True
     return Vocabulary(
         tokenizer,
@@ -166,19 +174,19 @@ def of_file(path: Path, size: int) -> Vocabulary:
             between=pair.ids[first.stop : second.start],
             end=pair.ids[second.stop :],
             alone=single.ids[_span(single.sequence_ids, 0).stop :],
-            first_typed=types[first.stop : second.start].count(types[0]) if typed else None,
+            first_typed=types[first.stop : second.start].count(types[0]) if has_types else None,
         ),
     )
 
 
 def _span(sequence_ids: Sequence[int | None], which: int) -> range:
-    """Where a text stands among the tokens around it."""
-    places = [at for at, one in enumerate(sequence_ids) if one == which]
-    return range(places[0], places[-1] + 1)
+    """The positions of a text's tokens in an encoded pair."""
+    positions = [at for at, one in enumerate(sequence_ids) if one == which]
+    return range(positions[0], positions[-1] + 1)
 
 
 def _without(model: Mapping[str, Any], hidden: Collection[int | None]) -> models.Unigram:
-    """The unigram model of a tokenizer.json with some pieces out of the reach of texts."""
+    """The unigram model of a tokenizer.json; no text can be tokenized to the `hidden` pieces."""
     pieces = [
         (_UNREACHABLE.format(at) if at in hidden else piece, score)
         for at, (piece, score) in enumerate(model["vocab"])
@@ -187,10 +195,10 @@ def _without(model: Mapping[str, Any], hidden: Collection[int | None]) -> models
 
 
 def _composing(map_of_sentencepiece: normalizers.Normalizer) -> normalizers.Normalizer:
-    """A normaliser that composes letters and marks as SentencePiece does.
+    """A normalizer that composes letters and marks like SentencePiece.
 
-    The library takes a grapheme of six bytes or more character by character (`spm_precompiled`), and so
-    leaves Hangul and kana decomposed, of which the model has never seen anything.
+    The library itself normalizes a grapheme of six bytes or more character by character (`spm_precompiled`).
+    That leaves Hangul and kana decomposed, which the model never saw in training.
     """
     return normalizers.Sequence([normalizers.NFC(), map_of_sentencepiece, normalizers.NFC()])
 
@@ -205,7 +213,7 @@ def _unigram(values: Mapping[str, Any]) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unknown))
     charsmap = bytes(values["tokenizer.ggml.precompiled_charsmap"])
     tokenizer.normalizer = _composing(normalizers.Precompiled(charsmap))
-    # A space before each word, and no other: SentencePiece's dummy prefix and its removal of whitespace.
+    # One space before each word: SentencePiece's dummy prefix and its removal of extra whitespace.
     before_each = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), before_each])
     return tokenizer
@@ -213,7 +221,7 @@ def _unigram(values: Mapping[str, Any]) -> Tokenizer:
 
 def _wordpiece(values: Mapping[str, Any]) -> Tokenizer:
     pieces, kinds = _pieces(values)
-    # The file writes ▁ before a word's first piece, the library ## before the others.
+    # The file marks a word's first piece with ▁; the library marks the other pieces with ##.
     vocabulary: dict[str, int] = {}
     for at, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)):
         if kind in (_CONTROL, _UNKNOWN):
@@ -249,9 +257,9 @@ def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
     tokenizer.pre_tokenizer = letters
     if words is not None:
-        cut = pre_tokenizers.Split(Regex(words), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
-    # Pieces that were added to the vocabulary, such as runs of spaces, are found before all else.
+        split = pre_tokenizers.Split(Regex(words), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    # Pieces added to the vocabulary, such as runs of spaces, are matched before everything else.
     added = compress(pieces, (kind == _USER_DEFINED for kind in kinds))
     tokenizer.add_tokens([AddedToken(piece, normalized=words is None) for piece in added])
     return tokenizer

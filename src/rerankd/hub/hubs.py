@@ -1,10 +1,9 @@
-"""Hugging Face and ModelScope: what a repository holds, and the addresses of its files.
+"""Hugging Face and ModelScope: lists the files of a repository, and their URLs.
 
-Both are asked through their makers' own clients, which know the user's token, mirror (HF_ENDPOINT,
-MODELSCOPE_ENDPOINT) and cache. A file that another program already fetched into a client's cache is taken
-from there. The bytes themselves come through `download.py`, for both hubs alike, because huggingface_hub 2
-throws away what it has when a download ends early (its change 4228), and eight gigabytes should go on where
-they stopped, in a later pull too.
+Both hubs are queried with their official clients, which know the user's token, mirror (HF_ENDPOINT,
+MODELSCOPE_ENDPOINT) and cache; files in these caches are reused. `download.py` downloads the files of both
+hubs, because huggingface_hub 2 discards an incomplete download (its change 4228), and a download of eight
+gigabytes should resume, in a later pull too.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Protocol
 
 import httpx2
 
-# The clients look for the user's home when they are imported, and ModelScope's fails without one. It is then
-# what Debian gives to users without a home, and no folder in which somebody else could put a token.
+# The clients look up the user's home folder when they are imported, and ModelScope's fails without one.
+# /nonexistent is Debian's home of users without one; no other user can place a token there.
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = "/nonexistent"
 
@@ -27,18 +26,18 @@ import huggingface_hub
 import modelscope_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from rerankd import network
+from rerankd import network_errors
 from rerankd.download import Source
 from rerankd.errors import FetchError
-from rerankd.hub.repository_files import RemoteFile
-from rerankd.network import Origin
+from rerankd.hub.choose_files import RemoteFile
+from rerankd.network_errors import Origin
 
 _TIMEOUT_S = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds at a revision: a commit where the hub tells it, else a branch."""
+    """The files of a repository at a revision: a commit if the hub reports it, else a branch."""
 
     revision: str
     files: tuple[RemoteFile, ...]
@@ -46,45 +45,45 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class HubOrigin(Origin):
-    """A repository on a hub: its page, and the variable that holds the user's token."""
+    """A repository on a hub, with the URL of its page and the environment variable of the user's token."""
 
     page: str
     token_variable: str
 
     def reason(self, status: int, wait_s: int | None) -> tuple[str, str]:
-        token = f"make a token there and set {self.token_variable} to it"
+        token = f"create a token and set {self.token_variable} to it"
         if status == 401:
-            why = "does not give it without a token (401): it is gated or private, or there is no such thing"
-            return why, f"Check the name at {self.page}, accept its terms there if it has some, and {token}."
+            why = "requires a token for it (401): it is gated, private, or does not exist"
+            return why, f"Check the name at {self.page}, accept its terms if it has any, and {token}."
         if status == 403:
-            why = "does not give it to this account (403): it is gated"
+            why = "denies this account access to it (403): it is gated"
             return why, f"Accept its terms at {self.page}, then {token}."
         if status == 404:
-            return "has no such thing (404)", f"Check the name at {self.page}."
+            return "has no such file or repository (404)", f"Check the name at {self.page}."
         if status == 429:
             when = "in some minutes" if wait_s is None else f"in {wait_s} s"
-            more = f"who sends a token ({self.token_variable}) may ask for more"
-            return "has had too many requests from here (429)", f"Try again {when}; {more}."
+            more = f"a token ({self.token_variable}) raises the limit"
+            return "has received too many requests from this address (429)", f"Try again {when}; {more}."
         return Origin.reason(self, status, wait_s)
 
 
 class Hub(Protocol):
-    """One hub. Every method but `origin` and `cached` raises FetchError in words for the user."""
+    """A model hub. `listing` and `source` raise FetchError."""
 
     def origin(self, repo: str) -> HubOrigin: ...
 
     def listing(self, repo: str) -> Listing:
-        """What `repo` (org/repo) holds now."""
+        """List the files of `repo` (org/repo)."""
 
     def source(self, repo: str, revision: str, file: RemoteFile) -> Source:
-        """Where a file of it is; asks nobody."""
+        """Return the URL and headers of a file. Sends no request."""
 
     def cached(self, repo: str, revision: str, path: str) -> Path | None:
-        """The file in the client's own cache, where it is there."""
+        """Return the path of the file in the official client's cache, None if it is not there."""
 
 
 class HuggingFace:
-    """huggingface.co, or the mirror that HF_ENDPOINT names."""
+    """huggingface.co, or the mirror set in HF_ENDPOINT."""
 
     def __init__(self, endpoint: str | None = None) -> None:
         self._api = huggingface_hub.HfApi(endpoint=endpoint, library_name="rerankd")
@@ -96,19 +95,19 @@ class HuggingFace:
             page=f"https://huggingface.co/{repo}",
             token_variable="HF_TOKEN",
             endpoint=self._api.endpoint,
-            otherwise="name a mirror with HF_ENDPOINT",
+            otherwise="set HF_ENDPOINT to a mirror",
         )
 
     def listing(self, repo: str) -> Listing:
         origin = self.origin(repo)
         try:
-            with network.environment():
+            with network_errors.environment():
                 info = self._api.model_info(repo, files_metadata=True, timeout=_TIMEOUT_S)
         except HfHubHTTPError as error:
             answer = error.response
             raise origin.refused(answer.status_code, answer.headers.get("retry-after", "")) from error
         except HFValidationError as error:
-            raise FetchError(f"{origin.ref} is no name on Hugging Face: {error}.") from error
+            raise FetchError(f"{origin.ref} is not a valid name on Hugging Face: {error}.") from error
         except json.JSONDecodeError as error:
             raise origin.web_page(origin.endpoint) from error
         except _CLIENT_ERRORS as error:
@@ -133,7 +132,7 @@ class HuggingFace:
 
 
 class ModelScope:
-    """modelscope.cn, or the server that MODELSCOPE_ENDPOINT (or MODELSCOPE_DOMAIN) names."""
+    """modelscope.cn, or the server set in MODELSCOPE_ENDPOINT or MODELSCOPE_DOMAIN."""
 
     def __init__(self, endpoint: str | None = None) -> None:
         self._config = modelscope_hub.HubConfig(endpoint=endpoint)
@@ -146,13 +145,13 @@ class ModelScope:
             page=f"https://modelscope.cn/models/{repo}",
             token_variable="MODELSCOPE_API_TOKEN",
             endpoint=str(self._config.endpoint),
-            otherwise="name another server with MODELSCOPE_ENDPOINT",
+            otherwise="set MODELSCOPE_ENDPOINT to another server",
         )
 
     def listing(self, repo: str) -> Listing:
         origin = self.origin(repo)
         try:
-            with network.environment():
+            with network_errors.environment():
                 found = self._api.list_repo_files(repo, "model", revision=_MASTER)
         except modelscope_hub.APIError as error:
             if error.status_code is None:
@@ -180,16 +179,17 @@ class ModelScope:
 
 
 _MASTER = "master"
-# Of both clients: huggingface_hub's is httpx2, modelscope-hub's is requests, whose errors are OSError.
-_CLIENT_ERRORS: tuple[type[Exception], ...] = (modelscope_hub.HubError, *network.errors_of(httpx2))
+# Errors of both clients: huggingface_hub uses httpx2; modelscope-hub uses requests, whose errors are
+# OSErrors.
+_CLIENT_ERRORS: tuple[type[Exception], ...] = (modelscope_hub.HubError, *network_errors.errors_of(httpx2))
 
 
 def _failed(origin: Origin, error: Exception) -> FetchError:
-    """The error of a request that failed, or of a client that could not be made."""
+    """Return the FetchError for a failed request, or for a client that could not be created."""
     if isinstance(error, (httpx2.HTTPError, httpx2.StreamError)):
         return origin.unreachable(error)
     try:
-        network.client().close()
+        network_errors.client().close()
     except ValueError as fault:
         return FetchError(f"{origin.ref} can't be fetched: {fault}.")
     return origin.unreachable(error)

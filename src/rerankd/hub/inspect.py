@@ -1,4 +1,4 @@
-"""What a file is and how it is scored: in plain words (`describe`), and for programs (`describe_json`)."""
+"""Descriptions for `rerankd inspect` and `show`: a model file and its recipe or refusal, as text and JSON."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rerankd.deprecated_names import old_value
 from rerankd.domain import Recipe, Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.progress import size_words
 from rerankd.recipes.resolution import Resolution
-from rerankd.renamed import old_value
 
-_WIDEST = 80  # letters of a template; all of it is in the JSON
-# Texts of many thousand characters, and things only the engine needs
+_WIDEST = 80  # characters of a template in the text; the JSON has all of it
+# Fields of many thousand characters, and fields that only the engine needs.
 _LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts", "refusal")
 
 
-def describe(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> str:
-    """A few lines for a person: what the file is, and its recipe with the source of each part, or why there
-    is none. `ref` is what the user calls it."""
-    lines = [str(facts.path), _file_line(facts), _model_line(facts, resolved)]
+def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "") -> str:
+    """Describe a model file in a few lines: its contents, and its recipe with the source of each part, or its
+    refusal. `ref` is the user's name for it."""
+    lines = [str(metadata.path), _file_line(metadata), _model_line(metadata, resolved)]
     if isinstance(resolved.outcome, Refusal):
         lines.append(f"refused: {resolved.outcome.reason}")
-        lines.append(f"what to do: {resolved.outcome.next_step}")
-        if said := resolved.settings(ref):
-            lines += ["", "# rerankd.toml", said]
+        lines.append(f"next step: {resolved.outcome.next_step}")
+        if settings := resolved.settings(ref):
+            lines += ["", "# rerankd.toml", settings]
         return "\n".join(lines)
     recipe = resolved.outcome
     lines.append(f"scored as {recipe.method}: {recipe.explanation}")
-    lines += [f"  {part}: {_said(recipe, part)} ({source})" for part, source in recipe.sources.items()]
+    lines += [f"  {part}: {_value(recipe, part)} ({source})" for part, source in recipe.sources.items()]
     lines += [f"note: {note}" for note in resolved.notes]
     return "\n".join(lines)
 
 
-def _said(recipe: Recipe, part: str) -> str:
-    """The value of a part of a recipe, on one line."""
+def _value(recipe: Recipe, part: str) -> str:
+    """Return the value of a part of a recipe, on one line."""
     if part == "max_length":
         per = "text" if recipe.method == "embedding" else "query and document together"
         return f"{recipe.max_length:,} tokens for {per}"
@@ -52,41 +52,42 @@ def _said(recipe: Recipe, part: str) -> str:
     return ", ".join(json.dumps(one, ensure_ascii=False) for one in shown)
 
 
-def describe_json(facts: ModelMetadata, resolved: Resolution, ref: str = "") -> dict[str, Any]:
-    """The same as a dictionary of JSON values; one of `recipe` and `refusal` is None. `scoring`, `reason`,
-    `next_step` and `settings` are what 0.1 had for these."""
-    said = {
-        name: getattr(facts, name) for name in ModelMetadata.__dataclass_fields__ if name not in _LEFT_OUT
+def describe_json(metadata: ModelMetadata, resolved: Resolution, ref: str = "") -> dict[str, Any]:
+    """Return the description as JSON values; either `recipe` or `refusal` is None. `scoring`, `reason`,
+    `next_step` and `settings` are the fields of 0.1."""
+    fields = {
+        name: getattr(metadata, name) for name in ModelMetadata.__dataclass_fields__ if name not in _LEFT_OUT
     }
     recipe, refusal, entry = resolved.recipe, resolved.refusal, resolved.entry
-    made = told = None
+    accepted = refused = None
     if recipe is not None:
-        made = asdict(recipe) | {"labels": list(recipe.labels), "explanation": recipe.explanation}
+        accepted = asdict(recipe) | {"labels": list(recipe.labels), "explanation": recipe.explanation}
     if refusal is not None:
-        told = {"reason": refusal.reason, "next_step": refusal.next_step, "settings": resolved.settings(ref)}
+        settings = resolved.settings(ref)
+        refused = {"reason": refusal.reason, "next_step": refusal.next_step, "settings": settings}
     return {
-        "path": str(facts.path),
-        "parts": [part.name for part in facts.parts],
-        "facts": {
-            **said,
-            "output_labels": list(facts.output_labels),
-            "has_chat_template": bool(facts.chat_template),
-            "flaw": facts.refusal.reason if facts.refusal is not None else "",
+        "path": str(metadata.path),
+        "parts": [part.name for part in metadata.parts],
+        "metadata": {
+            **fields,
+            "output_labels": list(metadata.output_labels),
+            "has_chat_template": bool(metadata.chat_template),
+            "flaw": metadata.refusal.reason if metadata.refusal is not None else "",
         },
         "model": entry.name if entry is not None else None,
         "languages": list(entry.languages) if entry is not None else [],
         "licence": entry.licence if entry is not None else None,
         "scorable": recipe is not None,
-        "recipe": made,
-        "refusal": told,
+        "recipe": accepted,
+        "refusal": refused,
         "notes": list(resolved.notes),
-        "scoring": _scoring(made) if made is not None else None,
-        **(told or {"reason": "", "next_step": "", "settings": ""}),
+        "scoring": _scoring(accepted) if accepted is not None else None,
+        **(refused or {"reason": "", "next_step": "", "settings": ""}),
     }
 
 
 def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe in the words of 0.1."""
+    """Return a recipe under the field names of 0.1."""
     values = {name: value for name, value in recipe.items() if name != "sources"}
     return {
         "reason": values.pop("explanation"),
@@ -97,24 +98,26 @@ def _scoring(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _file_line(facts: ModelMetadata) -> str:
-    name = facts.name or "no name in its header"
-    parts = f" in {len(facts.parts)} parts" if len(facts.parts) > 1 else ""
-    kind = facts.file_type or facts.quantisation or "no weights"
-    kind += " in safetensors" if facts.format == "safetensors" else ""
-    count = facts.parameters
+def _file_line(metadata: ModelMetadata) -> str:
+    name = metadata.name or "no name in its header"
+    parts = f" in {len(metadata.parts)} parts" if len(metadata.parts) > 1 else ""
+    kind = metadata.file_type or metadata.quantisation or "no weights"
+    kind += " in safetensors" if metadata.format == "safetensors" else ""
+    count = metadata.parameters
     scale, unit = (1e9, "billion") if count >= 1e9 else (1e6, "million")
-    return f"{name}: {kind}, {count / scale:.3g} {unit} parameters, {size_words(facts.size_bytes)}{parts}"
+    return f"{name}: {kind}, {count / scale:.3g} {unit} parameters, {size_words(metadata.size_bytes)}{parts}"
 
 
-def _model_line(facts: ModelMetadata, resolved: Resolution) -> str:
+def _model_line(metadata: ModelMetadata, resolved: Resolution) -> str:
     known = resolved.entry.name if resolved.entry is not None else "not in the catalog"
-    return f"{facts.architecture} {_kind(facts, resolved)}, {facts.context_length:,} tokens ({known})"
+    return (
+        f"{metadata.architecture} {_kind(metadata, resolved)}, {metadata.context_length:,} tokens ({known})"
+    )
 
 
-def _kind(facts: ModelMetadata, resolved: Resolution) -> str:
-    kind = "causal model" if facts.is_causal else "encoder"
-    if facts.has_cls or facts.has_cls_output:
+def _kind(metadata: ModelMetadata, resolved: Resolution) -> str:
+    kind = "causal model" if metadata.is_causal else "encoder"
+    if metadata.has_cls or metadata.has_cls_output:
         return f"{kind} with a rank head"
     if resolved.recipe is not None and resolved.recipe.method == "causal_lm":
         return f"{kind} without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for it)"

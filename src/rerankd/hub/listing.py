@@ -1,4 +1,4 @@
-"""What `rerankd list` and `rerankd show` tell: rows of JSON values, and the same for people."""
+"""Rows of `rerankd list` and `rerankd show`: local models and the catalog, as JSON values and as text."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rerankd.deprecated_names import old_value
 from rerankd.domain import Method, Refusal
 from rerankd.errors import ModelFileError
-from rerankd.formats import modelfile
+from rerankd.formats import model_files
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import builtin
 from rerankd.hub.inspect import describe as describe_file
 from rerankd.hub.inspect import describe_json
-from rerankd.hub.ref import parse
+from rerankd.hub.model_ref import parse
 from rerankd.hub.store import Store
 from rerankd.progress import silent, size_words
 from rerankd.recipes import catalog
+from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
-from rerankd.recipes.sources import CAUSAL_MAX_LENGTH
-from rerankd.renamed import old_value
 
-# How a model is scored: by its metadata, and what the user calls it.
+# Resolves how a model is scored from its metadata and the user's name for it.
 Resolve = Callable[[ModelMetadata, str], Resolution]
 Row = dict[str, Any]
 
 
 def present(store: Store, resolve: Resolve) -> list[Row]:
-    """The models on this machine; those that were pulled, and the built-in one where it was fetched."""
+    """Return the models on this machine: those that were pulled, and the built-in one if it was
+    downloaded."""
     rows: list[Row] = [
         {
             "name": record.name,
@@ -50,31 +51,31 @@ def present(store: Store, resolve: Resolve) -> list[Row]:
 
 
 def pullable() -> list[Row]:
-    """What the catalog can name a place for, in its order."""
+    """Return the models of the catalog that can be pulled, in its order."""
     return [_entry_row(entry) for entry in catalog.known().entries if any(map(_is_remote, entry.refs))]
 
 
 def describe(store: Store, model: str, resolve: Resolve) -> Row:
-    """All that is known of one model, with `text` for people. Raises UnknownModel and ModelFileError."""
+    """Return the details of one model, and the same as `text`. Raises UnknownModel and ModelFileError."""
     entry = catalog.known().find(parse(model).name)
     record = store.find(model)
     if entry is not None and builtin.NAME in entry.refs and builtin.path_in(store.models).is_file():
         model, entry = builtin.NAME, None
-    if record is None and entry is not None and not modelfile.exists(Path(model)):
+    if record is None and entry is not None and not model_files.exists(Path(model)):
         row = _entry_row(entry)
         return {**row, "text": _entry_text(row)}
     path = store.locate(model, silent)
-    facts = modelfile.read(path)
-    resolved = resolve(facts, model)
-    text = describe_file(facts, resolved, model)
+    metadata = model_files.read(path)
+    resolved = resolve(metadata, model)
+    text = describe_file(metadata, resolved, model)
     kept = next((row for row in present(store, resolve) if row["path"] == str(path)), {})
     if kept.get("source"):
         text += f"\nfrom: {kept['source']}" + (f", pulled {kept['pulled_at']}" if "pulled_at" in kept else "")
-    return {**kept, **describe_json(facts, resolved, model), "text": text}
+    return {**kept, **describe_json(metadata, resolved, model), "text": text}
 
 
 def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[str]]:
-    """Rows for a table, the head first."""
+    """Return the rows as table cells, header first."""
     if catalog:
         head = ["name", "size", "languages", "licence", "max_length", "method"]
         return [head] + [
@@ -103,7 +104,7 @@ def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[st
 
 def _scored(row: Row, resolve: Resolve) -> Row:
     try:
-        resolved = resolve(modelfile.read(row["path"]), row["name"])
+        resolved = resolve(model_files.read(row["path"]), row["name"])
     except ModelFileError as error:
         return {**_scored_by(None, None), "reason": error.message}
     if isinstance(resolved.outcome, Refusal):
@@ -112,7 +113,7 @@ def _scored(row: Row, resolve: Resolve) -> Row:
 
 
 def _scored_by(method: Method | None, max_length: int | None) -> Row:
-    """`scored_as` and `window` are 0.1's names."""
+    """Return the fields about scoring; `scored_as` and `window` are the names of 0.1."""
     old = old_value("method", method) if method is not None else None
     return {"method": method, "max_length": max_length, "scored_as": old, "window": max_length}
 
@@ -140,14 +141,15 @@ def _entry_row(entry: catalog.Entry) -> Row:
 
 def _entry_text(row: Row) -> str:
     if row["refused"]:
-        return f"{row['name']} can't be scored right: {row['refused']}."
-    places = "  ".join(row["refs"]) or "no place is known; if you know one: rerankd pull hf:ORG/REPO"
+        return f"{row['name']} can't be scored correctly: {row['refused']}."
+    sources = "  ".join(row["refs"]) or "no repository is known; if you know one: rerankd pull hf:ORG/REPO"
     called = builtin.NAME if builtin.NAME in row["refs"] else row["name"]
     lines = [
-        f"{row['name']}: not on this machine" + (f"; rerankd pull {called}" if row["refs"] else ""),
+        f"{row['name']}: not on this machine"
+        + (f"; to get it: rerankd pull {called}" if row["refs"] else ""),
         f"scored as {row['method']}, max_length {row['max_length'] or '?'} tokens, licence {row['licence']}, "
         f"languages {' '.join(row['languages'])}",
-        f"from: {places}",
+        f"from: {sources}",
     ]
     if row["size_mb"]:
         lines.append(f"size: {row['size_mb']} MB as {row['quant']}")

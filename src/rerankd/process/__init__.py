@@ -1,1 +1,1 @@
-"""A child process: start, supervision, end."""
+"""Engine processes: start, supervise, restart and stop a child process."""

@@ -1,8 +1,8 @@
-"""One child process: its own process group, its output drained, its end certain.
+"""One child process in its own process group, with its output drained and its exit guaranteed.
 
-The output goes to a ring of the last lines, which errors quote, and to a log file. A child whose pipe nobody
-reads stops after 64 KiB, so it is read to its end whatever happens to the log. The child is tied to this
-process (see die_with_parent.py): even SIGKILL of the service leaves nothing running.
+The output goes to a ring buffer of the last lines, which errors quote, and to a log file. A child blocks if
+64 KiB in its pipe stay unread, so the output is read to its end even if the log can't be written. The child
+dies with this process (see die_with_parent.py): even SIGKILL of the service leaves no engine running.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from rerankd.errors import EngineStartFailed
-from rerankd.process import reasons
+from rerankd.process import failure_reasons
 
 _RING_LINES = 200
 _LOG_BYTES = 8 * 2**20
 _LAST_OUTPUT_S = 1.0
-_TETHER = Path(__file__).with_name("die_with_parent.py")
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
-def tethered(argv: Sequence[str]) -> list[str]:
-    """The command line that runs `argv` tied to this process (see die_with_parent.py)."""
-    return [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *argv]
+def die_with_parent(argv: Sequence[str]) -> list[str]:
+    """Return the command line that runs `argv` so that it dies with this process (see die_with_parent.py)."""
+    return [sys.executable, "-I", "-S", str(_DIE_WITH_PARENT), str(os.getpid()), *argv]
 
 
 class Running(Protocol):
-    """What a supervisor asks of the engine behind a socket, whatever it computes."""
+    """The methods of an engine's client that its supervisor calls, whatever the engine computes."""
 
     async def is_ready(self, timeout_s: float = 2.0) -> bool:
-        """Whether the child answers and has loaded its model."""
+        """Whether the engine answers health polls and has loaded its model."""
 
     async def shows_work(self, within_s: float) -> bool:
-        """Whether the child's computing loop makes progress within `within_s`."""
+        """Whether the engine's compute loop makes progress within `within_s` seconds."""
 
     async def prepare(self) -> None:
-        """One-time initialisation after the child is ready, before the first score."""
+        """Run one-time initialisation after the engine is ready, before the first score."""
 
     async def close(self) -> None:
-        """Close the connection; calls that come later raise EngineUnavailable."""
+        """Close the connection; later calls raise EngineUnavailable."""
 
 
 EngineT = TypeVar("EngineT", bound=Running)
@@ -54,17 +54,18 @@ EngineT = TypeVar("EngineT", bound=Running)
 
 @dataclass(frozen=True, slots=True)
 class Launch(Generic[EngineT]):
-    """How a child is started, and the engine behind its socket. `environment` is set beside that of this
-    process, where a variable that the user has set wins. `advice` is for those whose engine went."""
+    """How to start a child, and how to connect to its socket. The variables of `environment` are added to
+    those of this process, which take precedence. `advice` is the next step for errors about the engine."""
 
     argv: Sequence[str]
     connect: Callable[[Path], EngineT]
     environment: Mapping[str, str] = field(default_factory=dict)
-    advice: reasons.Advice = field(default_factory=dict)
+    advice: failure_reasons.Advice = field(default_factory=dict)
 
 
 class Child:
-    """A running child. Made by `start`, which must run on the thread of the event loop: the tie is to it."""
+    """A running child process. Call `start` on the thread of the event loop: the child dies with that
+    thread."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
@@ -78,12 +79,12 @@ class Child:
         argv: Sequence[str],
         log: Path,
         environ: Mapping[str, str] | None = None,
-        advice: reasons.Advice | None = None,
+        advice: failure_reasons.Advice | None = None,
     ) -> Child:
-        """Run `argv`; `environ` None is this process's environment. Raises EngineStartFailed where there is
-        no such program, or the system does not start it."""
+        """Run `argv`; with `environ` None, in the environment of this process. Raises EngineStartFailed if
+        the program does not exist or the system can't start it."""
         if not os.access(argv[0], os.X_OK):
-            step = (advice or {}).get(reasons.NO_PROGRAM, "")
+            step = (advice or {}).get(failure_reasons.NO_PROGRAM, "")
             text = f"The engine {argv[0]} is not a program that can be run. {step}"
             raise EngineStartFailed(text.rstrip())
         loop = asyncio.get_running_loop()
@@ -91,7 +92,7 @@ class Child:
         try:
             transport, _ = await loop.subprocess_exec(
                 lambda: streams,
-                *tethered(argv),
+                *die_with_parent(argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -100,7 +101,7 @@ class Child:
             )
         except (OSError, RuntimeError) as error:
             streams.is_given_up = True
-            raise EngineStartFailed(reasons.not_started(argv[0], error)) from error
+            raise EngineStartFailed(failure_reasons.not_started(argv[0], error)) from error
         return cls(asyncio.subprocess.Process(transport, streams, loop), log)
 
     @property
@@ -109,26 +110,26 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative for the signal that ended it."""
+        """The exit code, None while the child runs, and negative if a signal ended it."""
         return self._process.returncode
 
     def lines(self) -> list[str]:
-        """The last lines the child wrote, up to 200."""
+        """Return the last lines of output, up to 200."""
         return list(self._ring)
 
     async def wait(self) -> int:
-        """Wait for the end, with all output read; returns the exit code."""
+        """Wait until the child has exited and its output is read. Returns the exit code."""
         code = await self._process.wait()
-        # A child of the child may hold the pipe open; then the last lines are what came so far.
+        # A grandchild may keep the pipe open. Then the last lines are those that arrived so far.
         await asyncio.wait([self._drain], timeout=_LAST_OUTPUT_S)
         return code
 
     def kill(self) -> None:
-        """SIGKILL to the group, without waiting."""
+        """Send SIGKILL to the process group, without waiting."""
         self._signal(signal.SIGKILL)
 
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM to the group, and SIGKILL after `grace_s` seconds. Safe to call again."""
+        """Send SIGTERM to the process group, and SIGKILL after `grace_s` seconds. Safe to call again."""
         self._signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(self._process.wait(), grace_s)
@@ -156,22 +157,23 @@ class Child:
 
 
 class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
-    """asyncio's streams of a child. It starts the child first and then what watches it, a thread or a
-    descriptor: where the system has none left, the child would run on, unknown to anybody."""
+    """The output streams of a child, which kill the child if asyncio fails to watch it. asyncio starts the
+    child first, then a thread or a descriptor that watches it. If the system has none left, the child would
+    run on unsupervised."""
 
     is_given_up = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if self.is_given_up:
-            transport.close()  # which kills it
+            transport.close()  # kills the child
             with contextlib.suppress(subprocess.TimeoutExpired):
                 transport.get_extra_info("subprocess").wait(_LAST_OUTPUT_S)
 
 
 def _append(log: Path, chunk: bytes) -> None:
-    """Write to a log that keeps the current and the previous part, and that a full disk can't turn into an
-    error. It is opened each time: logrotate moves it, and others remove it or its folder."""
+    """Append to a log file, ignoring disk errors. The log is rotated once, to .log.1. It is opened each time,
+    because logrotate moves it, and other programs remove it or its folder."""
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > _LOG_BYTES:

@@ -1,8 +1,8 @@
-"""HTTP/1.1 to a child on its UNIX socket: connections that are kept open, and nothing else.
+"""A minimal HTTP/1.1 client for a child's UNIX socket, with keep-alive connections.
 
-A request of 1,000 documents is 250 calls to the engine, so what a call costs counts. Parsing is left to
-httptools, which is llhttp in C; what httpx adds (redirects, cookies, proxies, decoding) no engine needs.
-On one machine, a request of 1,000 documents took 678 ms of CPU time by httpx, and 138 ms by this (both whole
+A request of 1,000 documents makes 250 engine calls, so the cost of a call matters. Parsing is done by
+httptools (llhttp, in C). Engines don't need what httpx adds: redirects, cookies, proxies, decoding. On one
+machine, a request of 1,000 documents took 678 ms of CPU time with httpx and 138 ms with this client (whole
 requests, with an engine that answers at once; bench/hotpath.py).
 """
 
@@ -28,10 +28,10 @@ class Answer:
 
 
 class Connections:
-    """Connections to one socket, kept open between calls and made as they are needed.
+    """A connection pool for one socket.
 
-    Raises OSError where the engine can't be reached, hangs up, or does not speak HTTP. A call that is
-    cancelled closes its connection, by which the engine knows.
+    Raises OSError if the engine can't be reached, disconnects, or does not speak HTTP. A cancelled call
+    closes its connection, so the engine notices.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -51,7 +51,7 @@ class Connections:
         return await self._call(head.encode() + body)
 
     def close(self) -> None:
-        """Hang up; calls under way fail."""
+        """Close all connections; running calls fail."""
         self.is_closed = True
         for connection in tuple(self._open):
             connection.abort()
@@ -65,12 +65,13 @@ class Connections:
             try:
                 connection = reused or await self._connect()
             except OSError as error:
-                # An engine that read the request and died of it is another thing than one that is not there.
+                # Report the lost connection: an engine that crashed on the request differs from a missing
+                # one.
                 raise lost or error from None
             try:
                 answer = await connection.ask(request)
             except ConnectionError as error:
-                # The engine may hang up on an idle connection at the moment that it is used again.
+                # The engine may close an idle connection just as it is used again.
                 if reused is None or connection.has_answered:
                     raise
                 lost = error
@@ -101,8 +102,8 @@ class Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; in `open_ones` as long as it is open. `has_answered` says that something has come for
-    the call under way, `is_reusable` that another call may follow."""
+    """One connection; it is in `open_ones` while it is open. `has_answered`: the engine has sent part of the
+    response to the current call. `is_reusable`: another call may follow."""
 
     def __init__(self, open_ones: set[_Connection]) -> None:
         self._open_ones = open_ones
@@ -114,9 +115,9 @@ class _Connection(asyncio.Protocol):
         self.is_reusable = False
 
     async def ask(self, request: bytes) -> Answer:
-        """One call. Raises ConnectionError where it ends before the answer does."""
+        """Send a request and wait for the response. Raises ConnectionError if the connection closes first."""
         if self._transport is None or self._transport.is_closing():
-            raise ConnectionResetError("the connection has ended")
+            raise ConnectionResetError("the connection was closed")
         self.has_answered = self.is_reusable = False
         self._parts = []
         self._answer = asyncio.get_running_loop().create_future()
@@ -128,7 +129,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # It can write; with uvloop it is of another class, which has the same methods.
+        # It is writable. uvloop's class differs but has the same methods.
         self._transport = cast(asyncio.Transport, transport)
         self._open_ones.add(self)
 
@@ -142,13 +143,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open_ones.discard(self)
-        self._fail(ConnectionResetError("the connection has ended"))
+        self._fail(ConnectionResetError("the connection was closed"))
 
     def _fail(self, error: ConnectionError) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
 
-    # What the parser calls.
+    # Callbacks of the parser.
 
     def on_body(self, data: bytes) -> None:
         self._parts.append(data)

@@ -1,4 +1,4 @@
-"""Who uses an engine: many calls side by side, or one call alone."""
+"""Leases on an engine: a lock shared by concurrent calls, or held exclusively by one call."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from rerankd.process.tasks import Changes
 
 
 class Leases:
-    """The calls under way on one engine. One that wants the engine alone waits until the others have ended,
-    and those that come later wait for it."""
+    """Counts the running calls of one engine. An exclusive call (`alone`) waits until the others have ended,
+    and calls that arrive later wait for it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -16,7 +16,7 @@ class Leases:
         self._changes = Changes()
 
     async def enter(self, *, alone: bool = False) -> None:
-        """Wait for a lease, and have it until `leave`."""
+        """Acquire a lease, which `leave` releases."""
         if alone:
             self._waiting_alone += 1
             try:
@@ -32,12 +32,12 @@ class Leases:
         self._is_alone = alone
 
     def leave(self) -> None:
-        """Give a lease back."""
+        """Release a lease."""
         self.count -= 1
         self._is_alone = False
         self._changes.tell()
 
     async def unused(self) -> None:
-        """Wait until no call is under way."""
+        """Wait until no call is running."""
         while self.count:
             await self._changes.wait()

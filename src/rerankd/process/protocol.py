@@ -1,4 +1,4 @@
-"""HTTP and JSON to a child on its UNIX socket, for every kind of engine."""
+"""The protocol between service and engine: JSON over HTTP on a UNIX socket, shared by all backends."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from rerankd.errors import EngineError, EngineUnavailable
 from rerankd.process.http import Answer, Connections
 
 
-class Wire:
-    """One child's HTTP, from which an engine is made. Raises EngineError only, but for `get`."""
+class EngineClient:
+    """The base class of an engine's client. All methods but `get` raise only EngineError."""
 
     def __init__(self, socket: Path) -> None:
         self._http = Connections(socket)
 
     async def is_ready(self, timeout_s: float = 2.0) -> bool:
-        """Whether it answers and has loaded its model."""
+        """Whether the engine answers health polls and has loaded its model."""
         try:
             return (await self.get("/health", timeout_s)).status == 200
         except OSError:
             return False
 
     async def get(self, path: str, timeout_s: float) -> Answer:
-        """GET. Raises TimeoutError, or another OSError."""
+        """Send a GET request. Raises TimeoutError or another OSError."""
         async with asyncio.timeout(timeout_s):
             return await self._http.get(path)
 
     async def post(self, path: str, body: dict[str, Any] | bytes) -> Any:
-        """POST JSON, or bytes as they are; the answer's JSON."""
+        """POST JSON, or raw bytes, and return the JSON of the response."""
         if self._http.is_closed:
-            raise EngineUnavailable("The engine was stopped before the request reached it; try again.")
+            raise EngineUnavailable("The engine was stopped before it received the request. Try again.")
         try:
             if isinstance(body, bytes):
                 answer = await self._http.post(path, body, "application/octet-stream")
@@ -40,9 +40,9 @@ class Wire:
                 answer = await self._http.post(path, _json(body))
             found = answer.json()
         except OSError as error:
-            raise EngineUnavailable("The engine stopped in the middle of the request; try again.") from error
+            raise EngineUnavailable("The engine stopped during the request. Try again.") from error
         except ValueError as error:
-            raise EngineError("The engine's answer is not JSON; see the engine's log.") from error
+            raise EngineError("The engine's response is not JSON. See the engine's log.") from error
         if answer.status != 200:
             said = found.get("error", found) if isinstance(found, dict) else found
             said = said.get("message", said) if isinstance(said, dict) else said
@@ -50,8 +50,8 @@ class Wire:
         return found
 
     def _error(self, status: int, said: str) -> EngineError:
-        """The error that an answer with another status than 200 is."""
-        return EngineError(f"The engine refused the request: {said}")
+        """Return the error for a response whose status is not 200."""
+        return EngineError(f"The engine rejected the request: {said}")
 
     async def close(self) -> None:
         self._http.close()

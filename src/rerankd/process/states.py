@@ -1,12 +1,12 @@
-"""(pure) What an engine can be doing, and what may come after what.
+"""(pure) The states of an engine, and the allowed transitions between them.
 
     stopped -> starting -> ready <-> checking      ready | checking -> stopping -> waiting | failed
                     \\-> waiting | failed           waiting | failed -> starting    any -> stopping -> stopped
 
-No state is final: an engine that was lost is started again after a delay (see restart.py) for as long as its
-supervisor runs. `waiting` is a short delay, and requests wait with it. `failed` is a long one, or a model
-that has never loaded: requests are told at once what is wrong and when the next start is.
-"""
+No state is final: while its supervisor runs, a failed engine is restarted after a delay (see
+restart_delay.py). In `waiting` the delay is short, and requests wait for the restart. In `failed` the delay
+is long, or the model has never loaded; requests are rejected at once with the cause and the time of the next
+start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EngineT = TypeVar("EngineT")
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """There is no engine, since nobody has asked for the model; its supervisor begins as `Stopped`."""
+    """The model is not loaded, so it has no engine. Its supervisor starts as `Stopped`."""
 
     phase: ClassVar[Phase] = "unloaded"
 
@@ -47,7 +47,7 @@ class Ready(Generic[EngineT]):
 
 @dataclass(frozen=True, slots=True)
 class Checking:
-    """The engine gave an error, and nobody gets it before it has scored a pair that is known to work."""
+    """The engine returned an error. No request uses it until it has scored a known pair."""
 
     phase: ClassVar[Phase] = "checking"
     pid: int
@@ -55,7 +55,7 @@ class Checking:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`until` is the time of the next start, of the monotonic clock."""
+    """A short restart delay. `until` is the time of the next start (monotonic clock)."""
 
     phase: ClassVar[Phase] = "waiting"
     error: RerankdError
@@ -64,7 +64,8 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """`until` is the time of the next start, of the monotonic clock."""
+    """A long restart delay, or a model that never loaded. `until` is the time of the next start
+    (monotonic)."""
 
     phase: ClassVar[Phase] = "failed"
     error: RerankdError
@@ -80,19 +81,19 @@ State = Unloaded | Stopped | Starting | Ready[EngineT] | Checking | Waiting | Fa
 
 TRANSITIONS: Mapping[type[State[Any]], tuple[type[State[Any]], ...]] = {
     Stopped: (Starting,),
-    Starting: (Starting, Ready, Waiting, Failed, Stopping),  # starting again: with safer settings
-    Ready: (Ready, Checking, Stopping),  # ready again: a successor took over
+    Starting: (Starting, Ready, Waiting, Failed, Stopping),  # Starting: a retry with safer settings
+    Ready: (Ready, Checking, Stopping),  # Ready: a successor took over
     Checking: (Ready, Stopping),
     Waiting: (Starting, Stopping),
     Failed: (Starting, Stopping),
-    Stopping: (Stopping, Stopped, Starting, Waiting, Failed),  # stopping again: the supervisor, too
+    Stopping: (Stopping, Stopped, Starting, Waiting, Failed),  # Stopping: the supervisor stops, too
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Status(Generic[EngineT]):
-    """What an engine is doing, and `since` when, of the monotonic clock. `starts` counts the children, `lost`
-    those that went without being asked to."""
+    """An engine's state, and `since` when (monotonic clock). `starts` counts the started children, `lost`
+    those that exited or were killed unplanned."""
 
     state: State[EngineT] = Stopped()
     starts: int = 0
@@ -100,7 +101,7 @@ class Status(Generic[EngineT]):
     since: float = field(default_factory=time.monotonic)
 
     def after(self, state: State[EngineT]) -> Status[EngineT]:
-        """The status from now on. Raises ValueError where the new state can't follow this one."""
+        """Return the status after a transition. Raises ValueError if the transition is not allowed."""
         if type(state) not in TRANSITIONS[type(self.state)]:
             raise ValueError(f"an engine that is {self.phase} can't be {state.phase} next")
         return Status(state, self.starts, self.lost)
@@ -111,7 +112,7 @@ class Status(Generic[EngineT]):
 
     @property
     def engine(self) -> EngineT | None:
-        """Where it is ready."""
+        """The engine if it is ready, else None."""
         return self.state.engine if isinstance(self.state, Ready) else None
 
     @property
@@ -120,10 +121,10 @@ class Status(Generic[EngineT]):
 
     @property
     def error(self) -> RerankdError | None:
-        """Why it is not running."""
+        """Why the engine is not running, or None."""
         return self.state.error if isinstance(self.state, Waiting | Failed) else None
 
     @property
     def until(self) -> float:
-        """When it is started again, of the monotonic clock; 0 where that is not planned."""
+        """The time of the next start (monotonic clock), or 0 if none is planned."""
         return self.state.until if isinstance(self.state, Waiting | Failed) else 0.0

@@ -1,4 +1,4 @@
-"""Work in the background, and ways to wait: for a change, for the first of several, for ever."""
+"""asyncio helpers: background tasks, and waiting for a change, for the first of several, or forever."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ T = TypeVar("T")
 
 
 class Changes:
-    """Wakes all who wait at that moment, each time that something has changed."""
+    """A broadcast: `tell` wakes all tasks that are waiting at that moment."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
     def tell(self) -> None:
-        """Something has changed."""
+        """Wake all waiting tasks."""
         self._next.set()
         self._next = asyncio.Event()
 
     async def wait(self, timeout_s: float | None = None) -> None:
-        """Wait for the next change, for so long at the most."""
+        """Wait for the next change, at most `timeout_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._next.wait()
 
 
 class Background(set[asyncio.Task[None]]):
-    """Work that nobody waits for now. The event loop alone does not keep a task from being collected."""
+    """A set of background tasks. It keeps a reference to each, because the event loop itself holds only weak
+    references to tasks."""
 
     def begin(self, work: Coroutine[Any, Any, None], name: str | None = None) -> asyncio.Task[None]:
-        """Have it done; returns at once."""
+        """Start a background task, and return it at once."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self.add(task)
         task.add_done_callback(self.discard)
         return task
 
 
-async def first(*ways: Coroutine[Any, Any, T]) -> T:
-    """The result of the first of `ways` to end (the earliest in order, where several have); the others are
-    cancelled."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
+async def first(*coroutines: Coroutine[Any, Any, T]) -> T:
+    """Return the result of the first coroutine to end, and cancel the others. If several have ended, the
+    earliest argument wins."""
+    tasks = [asyncio.ensure_future(one) for one in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return next(task for task in tasks if task.done()).result()

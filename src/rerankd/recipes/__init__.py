@@ -1,1 +1,1 @@
-"""How a model is scored."""
+"""Recipes: how each model is scored, or why it is refused."""

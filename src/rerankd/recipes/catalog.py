@@ -1,6 +1,8 @@
-"""The known models: what to call them, how to recognise their files, and what a header can't say of them.
+"""The catalog of known models: their names, how to recognise their files, and recipe parts no header
+contains.
 
-`known()` is the catalog that comes with rerankd (`catalog.toml`, whose head documents each field).
+`known()` returns the catalog that comes with rerankd, `catalog.toml`. The comment at the top of that file
+documents each field. To add a model family, add `[[model]]` tables there.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rerankd.domain import Method, Pooling
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes.evidence import header_names, plain
-from rerankd.recipes.partial import POOLINGS, PartialRecipe
+from rerankd.recipes.model_identity import header_names, plain
+from rerankd.recipes.partial_recipe import POOLINGS, PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION, placeholders
 
-# `{{ query }}` holds `{query}`, and the model would read its other braces.
+# `{{query}}` contains `{query}`, so without this check the model would read the outer braces.
 _JINJA = re.compile(r"\{%|\{\{-?\s*(?:instruction|query|document)\b")
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -33,9 +35,10 @@ class _Table(BaseModel):
 
 
 class Match(_Table):
-    """What a header must say to be this model's: one of the architectures, one of the names, and the sizes.
+    """What a file's header must contain to be this model: one of the architectures, one of the names, the
+    sizes.
 
-    `block_count` and `embedding_length` of 0 match any; only what is refused may leave them out.
+    `block_count` and `embedding_length` of 0 match any size; only entries of refused models may omit them.
     """
 
     architectures: tuple[_Text, ...]
@@ -50,28 +53,31 @@ class Match(_Table):
             raise ValueError("names should be lower case words joined by hyphens")
         return names
 
-    def fits(self, facts: ModelMetadata) -> bool:
-        """Whether architecture and sizes are this model's, whatever it is called."""
+    def fits(self, metadata: ModelMetadata) -> bool:
+        """Whether architecture and sizes match, regardless of the name."""
         return (
-            facts.architecture in self.architectures
-            and self.block_count in (0, facts.block_count)
-            and self.embedding_length in (0, facts.embedding_length)
+            metadata.architecture in self.architectures
+            and self.block_count in (0, metadata.block_count)
+            and self.embedding_length in (0, metadata.embedding_length)
         )
 
-    def named(self, facts: ModelMetadata) -> int:
-        """The length of the longest of `names` that the header's names hold, 0 for none."""
-        held = [f"-{name}-" for name in header_names(facts)]
-        return max((len(name) for name in self.names if any(f"-{name}-" in one for one in held)), default=0)
+    def named(self, metadata: ModelMetadata) -> int:
+        """The length of the longest of `names` that one of the header's names contains, 0 for none."""
+        in_header = [f"-{name}-" for name in header_names(metadata)]
+        return max(
+            (len(name) for name in self.names if any(f"-{name}-" in one for one in in_header)), default=0
+        )
 
 
 class Entry(_Table):
-    """One known model. `method` is None and `refused` says why where its score can't be trusted.
+    """One known model: either `method` is set, or `refused` is the reason why it can't be scored correctly.
 
-    `max_length` 0 means what the header says. `classifier_pooling` is the pooling before a ModernBERT's head,
-    None where it does not matter. `refs` are places to fetch it from, as `models.ref` reads them, the first
-    choice first; `quant` is the quantisation to fetch, `size_mb` what that weighs in 10^6 bytes, and
-    `context_length` what its header says; "" and 0 where that is not known. `needs_build` is the oldest build
-    of llama.cpp that computes it right, 0 for any.
+    `max_length`: 0 for the header's context_length. `classifier_pooling`: the pooling that a ModernBERT's
+    head reads, None for other models. `refs`: where to download it, as in the setting `models.ref`, best
+    first.
+    `quant`: the quantisation to download; `size_mb`: its size in 10^6 bytes; `context_length`: the one in its
+    header; "" or 0 if unknown. `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for
+    any.
     """
 
     name: str
@@ -98,12 +104,12 @@ class Entry(_Table):
     needs_build: int = 0
 
     def partial(self, method: Method) -> PartialRecipe:
-        """What it says of a model that is scored so, but for a prompt (see prompts.py)."""
-        said = PartialRecipe(method if method == self.method else None, self.max_length or None)
-        if said.method != "embedding":
-            return said
+        """The parts that the entry defines for this method, without the prompt (see prompts.py)."""
+        partial = PartialRecipe(method if method == self.method else None, self.max_length or None)
+        if partial.method != "embedding":
+            return partial
         return replace(
-            said,
+            partial,
             pooling=self.pooling,
             normalization="affine",
             low=self.low,
@@ -113,7 +119,7 @@ class Entry(_Table):
         )
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_consistent(self) -> Self:
         if fault := _fault(self):
             raise ValueError(fault)
         return self
@@ -121,34 +127,35 @@ class Entry(_Table):
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All known models, in the order of the file, and by their names and aliases in lower case."""
+    """All known models, in the order of the file and by their names and aliases in lower case."""
 
     entries: tuple[Entry, ...]
     named: Mapping[str, Entry]
 
     def find(self, name: str) -> Entry | None:
-        """The entry of that name or alias; case is ignored."""
+        """The entry with this name or alias; case is ignored."""
         return self.named.get(name.strip().lower())
 
-    def recognise(self, facts: ModelMetadata) -> Entry | None:
-        """The entry that a header's facts are those of, or None. The most exact name wins."""
-        fitting = [entry for entry in self.entries if entry.match.fits(facts)]
-        best = max(fitting, key=lambda entry: entry.match.named(facts), default=None)
-        return best if best is not None and best.match.named(facts) else None
+    def recognise(self, metadata: ModelMetadata) -> Entry | None:
+        """The entry that matches a file's metadata, or None. The longest matching name wins."""
+        fitting = [entry for entry in self.entries if entry.match.fits(metadata)]
+        best = max(fitting, key=lambda entry: entry.match.named(metadata), default=None)
+        return best if best is not None and best.match.named(metadata) else None
 
 
 def template_error(template: str) -> str:
-    """What is wrong with the template of a causal reranker, "" when nothing is."""
+    """What is wrong with a causal reranker's template, "" if nothing."""
     if match := _JINJA.search(template):
         return (
-            f"the template is written in Jinja ({match[0]!r}), which rerankd does not run: write {{query}} "
-            "and {document} with single braces"
+            f"the template is written in Jinja ({match[0]!r}), which rerankd does not support: write "
+            "{query} and {document} with single braces"
         )
     found = placeholders(template)
     for name in ("query", "document"):
         if found.count(name) != 1:
-            return f"the template must hold {{{name}}} exactly once, and holds it {found.count(name)} times"
-    return "the template holds {instruction} more than once" if found.count("instruction") > 1 else ""
+            count = found.count(name)
+            return f"the template must contain {{{name}}} exactly once, but contains it {count} times"
+    return "the template contains {instruction} more than once" if found.count("instruction") > 1 else ""
 
 
 @cache
@@ -158,62 +165,62 @@ def known() -> Catalog:
 
 
 def load(text: str) -> Catalog:
-    """A catalog from TOML text. Raises ConfigError that names the model and the field at fault."""
+    """Parse a catalog from TOML text. Raises ConfigError, which names the model and the field."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the catalog is not TOML: {error}") from error
+        raise ConfigError(f"the catalog is not valid TOML: {error}") from error
     models = tables.pop("model", [])
     if tables or not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
-        raise ConfigError("the catalog may hold [[model]] tables only")
+        raise ConfigError("the catalog may contain only [[model]] tables")
     entries: dict[str, Entry] = {}
     named: dict[str, Entry] = {}
     for model in models:
         entry = _entry(model, entries)
         for name in (entry.name, *entry.aliases):
             if other := named.get(name.lower()):
-                raise ConfigError(f"catalog, {entry.name}: {name!r} is already {other.name}")
+                raise ConfigError(f"catalog, {entry.name}: {name!r} is already a name of {other.name}")
             named[name.lower()] = entry
         entries[entry.name] = entry
     return Catalog(tuple(entries.values()), named)
 
 
 def _fault(entry: Entry) -> str:
-    """What of an entry does not go together, "" for nothing."""
+    """What is inconsistent in an entry, "" if nothing."""
     if bool(entry.method) == bool(entry.refused):
-        return "give either method or refused"
+        return "set either method or refused"
     if entry.method and not (entry.match.block_count and entry.match.embedding_length):
-        return "give block_count and embedding_length: a recipe is for a model that is known exactly"
+        return "set block_count and embedding_length: a recipe needs an exactly identified model"
     if entry.method == "causal_lm":
         if not all(entry.labels):
             return "causal_lm needs two labels"
         if error := template_error(entry.template):
             return error
         if (INSTRUCTION in entry.template) != bool(entry.instruction):
-            return "instruction and {instruction} in the template go together"
+            return "instruction and {instruction} in the template require each other"
     elif entry.template or any(entry.labels) or entry.instruction:
         return "template, labels and instruction are for causal_lm"
     if entry.method == "embedding":
         if entry.pooling not in POOLINGS:
-            return "embedding needs pooling mean, cls or last"
+            return "embedding needs the pooling mean, cls or last"
         if entry.low is None or entry.high is None or not -1 <= entry.low < entry.high <= 1:
-            return "low and high should be cosines, and low the smaller"
+            return "low and high must be cosines, and low must be less than high"
     elif entry.model_fields_set & {"query_prefix", "document_prefix", "pooling", "low", "high"}:
-        return "prefixes, pooling, low and high are an embedding model's"
+        return "prefixes, pooling, low and high are for embedding"
     return ""
 
 
 def _entry(table: Mapping[str, Any], earlier: Mapping[str, Entry]) -> Entry:
-    """One table of the file, which may have the prompt of an earlier one."""
-    name, values = table.get("name", "without a name"), dict(table)
+    """The entry of one [[model]] table. `prompt_of` copies the prompt of an earlier entry."""
+    name, values = table.get("name", "unnamed model"), dict(table)
     if (prompt_of := values.pop("prompt_of", "")) in earlier:
         values |= earlier[prompt_of].model_dump(include={"template", "labels", "instruction"})
     elif prompt_of:
-        raise ConfigError(f"catalog, {name}: prompt_of names {prompt_of!r}, which does not stand before it")
+        raise ConfigError(f"catalog, {name}: prompt_of names {prompt_of!r}, which no earlier table defines")
     try:
-        # As JSON, whose arrays are tuples while the other types are strict.
+        # Through JSON: in strict mode, pydantic accepts a JSON array as a tuple, but not a list.
         return Entry.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "it"
+        field = ".".join(map(str, first["loc"])) or "table"
         raise ConfigError(f"catalog, {name}, {field}: {first['msg']}") from error

@@ -1,9 +1,11 @@
-"""(pure) What a causal reranker is asked, as far as that is known; and the lines of rerankd.toml that say it.
+"""(pure) Find a causal reranker's prompt: template, labels and instruction, from the catalog or the model
+file.
 
-A prompt is known from the catalog (name, architecture and sizes agree), or from the file: a rerank template
-that names {query} and {document}, with the labels of its rank head. Qwen3-Reranker's is taken for a text
-model that says it is one: by that template, by the labels yes and no of a rank head, or by the name
-Qwen3-Reranker.
+The texts of known prompts, such as Qwen3-Reranker's, are in catalog.toml. A model gets a prompt from there if
+name, architecture and sizes match an entry. Otherwise the prompt comes from the file: a rerank template with
+{query} and {document}, and the labels of its rank head. A text model of architecture qwen3 that matches no
+entry gets Qwen3-Reranker's prompt if it identifies itself as one: by the same template in its file, by a rank
+head with the labels yes and no, or by the name Qwen3-Reranker.
 """
 
 from __future__ import annotations
@@ -15,27 +17,29 @@ from dataclasses import dataclass, replace
 
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.catalog import Catalog, Entry, template_error
-from rerankd.recipes.evidence import header_names, plain
-from rerankd.recipes.partial import NOTHING, PartialRecipe
+from rerankd.recipes.model_identity import header_names, plain
+from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe
 from rerankd.scoring.prompt import INSTRUCTION
 
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
 _QWEN3_NAME = "qwen3-reranker"
 _QWEN3_LABELS = ("yes", "no")
 _NEGATIVE = frozenset(("no", "false", "0", "irrelevant", "negative", "\u5426"))
-# Words of a name that tell nothing of how a model is asked: sizes, versions of a file, its quantisation.
+# Words of a name that don't indicate another prompt: sizes, versions, quantisations.
 _NEUTRAL = re.compile(
     r"[\dv.]+|\d+[bm]|i?q\d\w*|[kmslx]{1,2}|xx?s|(b?f|fp|int)\d+|i1|imatrix|gguf|ggml|hf|llama|cpp|seq|cls|quanti[sz]ed|models?"
 )
-# Between parts that the reference tokenises apart; not in a file's own template.
-_SEAM = "\x1e"
+# Separates parts that the reference implementation tokenizes separately; templates in files don't have it.
+_PART_MARK = "\x1e"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the `catalog` and the `file` say of how a causal reranker is asked. `note` is what the user should
-    know of where that comes from; `assumed` says that nothing states the template, so that every answer
-    carries the note."""
+    """The parts of a causal reranker's prompt that the `catalog` and the `file` define.
+
+    `note` tells the user why this prompt is used. `assumed`: no source states that it is the model's prompt,
+    so every response carries the note as a warning.
+    """
 
     catalog: PartialRecipe
     file: PartialRecipe = NOTHING
@@ -43,85 +47,91 @@ class Prompt:
     assumed: bool = False
 
 
-def known(facts: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Prompt | None:
-    """The prompt of a causal reranker; None where nothing says it."""
-    labels = labels_of(facts)
+def find_prompt(metadata: ModelMetadata, entry: Entry | None, catalog: Catalog) -> Prompt | None:
+    """The prompt of a causal reranker, None if it is unknown. `entry` is the model's catalog entry."""
+    labels = labels_of(metadata)
     if entry is not None:
-        return _of_entry(facts, entry) if entry.method == "causal_lm" else None
+        return _of_entry(metadata, entry) if entry.method == "causal_lm" else None
     qwen = catalog.find(QWEN3_RERANKER)
     assert qwen is not None, "the catalog has the prompt of Qwen3-Reranker"
-    own = facts.rerank_template
+    own = metadata.rerank_template
     instruction = _instruction_in(own, qwen.template)
     if own and instruction is None:
         usable = labels is not None and not own_template_error(own)
         return Prompt(NOTHING, PartialRecipe(template=own, labels=labels)) if usable else None
-    if instruction is not None and facts.architecture != "qwen3vl":
-        # llama.cpp's converter gives the vision model the text model's template, which is not its own.
-        said = PartialRecipe(template=qwen.template, labels=labels, instruction=instruction)
-        return Prompt(NOTHING if labels else PartialRecipe(labels=_QWEN3_LABELS), said)
-    if facts.architecture != "qwen3":
+    if instruction is not None and metadata.architecture != "qwen3vl":
+        # Not for the vision model: llama.cpp's converter writes the text model's template into its files.
+        own_parts = PartialRecipe(template=qwen.template, labels=labels, instruction=instruction)
+        return Prompt(NOTHING if labels else PartialRecipe(labels=_QWEN3_LABELS), own_parts)
+    if metadata.architecture != "qwen3":
         return None
-    if facts.pooling == "rank" and labels == _QWEN3_LABELS:
+    if metadata.pooling == "rank" and labels == _QWEN3_LABELS:
         return Prompt(
             PartialRecipe(template=qwen.template, instruction=qwen.instruction),
             PartialRecipe(labels=labels),
-            "this model is asked as Qwen3-Reranker is, because its rank head has the labels yes and no; its "
-            "file does not say the prompt. Set a template if its model card names another",
+            "this model is prompted like Qwen3-Reranker because its rank head has the labels yes and no; its "
+            "file contains no prompt. Set template if its model card shows another prompt",
             assumed=True,
         )
-    if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(facts)):
+    if any(f"-{_QWEN3_NAME}-" in f"-{name}-" for name in header_names(metadata)):
         return Prompt(
             PartialRecipe(template=qwen.template, labels=_QWEN3_LABELS, instruction=qwen.instruction),
-            note="this model is asked as Qwen3-Reranker is, because of its name; its sizes are none of the "
-            "known ones. Set a template if its model card names another prompt",
+            note="this model is prompted like Qwen3-Reranker because of its name, although its sizes match "
+            "no known model. Set template if its model card shows another prompt",
             assumed=True,
         )
     return None
 
 
 def own_template_error(template: str) -> str:
-    """Why a file's rerank template can't be filled in, "" where it can."""
+    """Why a file's rerank template can't be used, "" if it can."""
     if error := template_error(template):
         return error
-    return "the file does not say which {instruction} it wants" if INSTRUCTION in template else ""
+    return "the file does not define its {instruction}" if INSTRUCTION in template else ""
 
 
-def labels_of(facts: ModelMetadata) -> tuple[str, str] | None:
-    """The two labels of the rank head, the relevant one first; None where the file names none, others than
-    tokens, or one that means not relevant first: its order may be wrong, or its question be turned around."""
-    said = facts.output_labels
-    fit = len(said) == 2 and all(facts.token_id(label) is not None for label in said)
-    return (said[0], said[1]) if fit and said[0].strip().lower() not in _NEGATIVE else None
+def labels_of(metadata: ModelMetadata) -> tuple[str, str] | None:
+    """The two labels of the rank head, relevant first.
+
+    None if the file has no two labels, if one is not a single token, or if the first one means not relevant:
+    then the order may be wrong, or the prompt may ask for the opposite.
+    """
+    labels = metadata.output_labels
+    are_tokens = len(labels) == 2 and all(metadata.token_id(label) is not None for label in labels)
+    return (labels[0], labels[1]) if are_tokens and labels[0].strip().lower() not in _NEGATIVE else None
 
 
-def _of_entry(facts: ModelMetadata, entry: Entry) -> Prompt:
-    own = facts.rerank_template
+def _of_entry(metadata: ModelMetadata, entry: Entry) -> Prompt:
+    """The prompt of a catalog entry, with a note if the file may need another one."""
+    own = metadata.rerank_template
     instruction = _instruction_in(own, entry.template)
     known = PartialRecipe(template=entry.template, labels=entry.labels, instruction=entry.instruction)
-    if not own and (more := _more_words(facts, entry)):
+    if not own and (more := _extra_words(metadata, entry)):
         note = (
-            f"this model is asked as {entry.name} is, because of its name and its sizes; but its name also "
-            f"says {more!r}, and its file does not say the prompt. Set a template if its model card names "
-            "another one"
+            f"this model is prompted like {entry.name} because of its name and sizes, but its name also "
+            f"contains {more!r}, and its file contains no prompt. Set template if its model card shows "
+            "another prompt"
         )
         return Prompt(known, note=note, assumed=True)
     if not own or instruction is not None:
-        said = PartialRecipe(instruction=instruction or None)
-        return Prompt(replace(known, instruction=None) if instruction else known, said)
+        in_file = PartialRecipe(instruction=instruction or None)
+        return Prompt(replace(known, instruction=None) if instruction else known, in_file)
     note = (
-        f"this model is asked as {entry.name} is, because of its name and its sizes; its file has another "
-        "rerank template, which is not used. Set a template if its model card names another prompt"
+        f"this model is prompted like {entry.name} because of its name and sizes; its file contains another "
+        "rerank template, which is not used. Set template if its model card shows another prompt"
     )
-    # llama.cpp's converter gives the vision model the text model's template, which is not its own.
-    return Prompt(known, note=note, assumed=facts.architecture != "qwen3vl")
+    # For the vision model that is expected: llama.cpp's converter writes the text model's template.
+    return Prompt(known, note=note, assumed=metadata.architecture != "qwen3vl")
 
 
-def _more_words(facts: ModelMetadata, entry: Entry) -> str:
-    """What the file's names say beside the model's name, its publisher, sizes and quantisations: a fine-tune
-    may be asked something else. "" where one of the names says no more."""
+def _extra_words(metadata: ModelMetadata, entry: Entry) -> str:
+    """The words in the header's names besides the model's name, its publishers, sizes and quantisations.
+
+    They indicate a fine-tune, whose prompt may differ. "" if one of the names has no extra words.
+    """
     publishers = {word for alias in entry.aliases if "/" in alias for word in plain(alias).split("-")}
     left: list[str] = []
-    for name in header_names(facts):
+    for name in header_names(metadata):
         for own in entry.match.names:
             before, found, after = f"-{name}-".partition(f"-{own}-")
             words = [word for word in f"{before}-{after}".split("-") if word]
@@ -133,36 +143,40 @@ def _more_words(facts: ModelMetadata, entry: Entry) -> str:
 
 
 def _instruction_in(template: str, known: str) -> str | None:
-    """The instruction that makes the known template equal to this one; None where none does."""
-    before, slot, after = known.replace(_SEAM, "").partition(INSTRUCTION)
+    """The instruction that makes the known template equal to this one, None if no instruction does."""
+    before, slot, after = known.replace(_PART_MARK, "").partition(INSTRUCTION)
     if not slot:
         return "" if template == before else None
-    whole = template.startswith(before) and template.endswith(after)
+    is_framed = template.startswith(before) and template.endswith(after)
     middle = template[len(before) : len(template) - len(after)]
-    return middle if whole and len(template) >= len(before) + len(after) and "{" not in middle else None
+    return middle if is_framed and len(template) >= len(before) + len(after) and "{" not in middle else None
 
 
-def wanted_lines(facts: ModelMetadata, catalog: Catalog, *, like_before: bool) -> str:
-    """The lines that make a causal reranker of a model whose prompt is not known: what its file says is
-    filled in, the rest is for the user. `like_before` adds what rerankd 0.1 asked."""
-    own = facts.rerank_template if not template_error(facts.rerank_template) else ""
+def settings_lines(metadata: ModelMetadata, catalog: Catalog, *, with_old_default: bool) -> str:
+    """The settings for rerankd.toml that define the prompt of an unknown causal reranker.
+
+    Parts that the file defines are filled in; the user fills in the rest from the model card.
+    `with_old_default` adds, as comments, the prompt that rerankd 0.1 used.
+    """
+    own = metadata.rerank_template if not template_error(metadata.rerank_template) else ""
     lines = [
         'method = "causal_lm"',
-        f"template = {toml(own)}  # the prompt of its model card, with {{query}} and {{document}} in it",
-        f"labels = {toml(labels_of(facts) or ('', ''))}  # the tokens that mean relevant and not relevant",
+        f"template = {toml(own)}  # the prompt from its model card, with {{query}} and {{document}}",
+        f"labels = {toml(labels_of(metadata) or ('', ''))}  # the answer tokens for relevant and not "
+        "relevant",
     ]
     if INSTRUCTION in own:
-        lines.insert(2, 'instruction = ""  # what its model card puts there')
+        lines.insert(2, 'instruction = ""  # the default instruction from its model card')
     qwen = catalog.find(QWEN3_RERANKER)
-    if like_before and qwen is not None:
+    if with_old_default and qwen is not None:
         lines += [
-            "# Or these instead, only if it is asked as Qwen3-Reranker is; rerankd 0.1 assumed it:",
+            "# Or these instead, only if its prompt is Qwen3-Reranker's (rerankd 0.1 assumed it):",
             *(f"# {name} = {toml(getattr(qwen, name))}" for name in ("template", "labels", "instruction")),
         ]
     return "\n".join(lines)
 
 
 def toml(value: str | Sequence[str]) -> str:
-    """A text or a list of texts in TOML."""
-    # JSON's strings are TOML's basic ones, but for DEL, which TOML wants escaped.
+    """A string or a list of strings in TOML syntax."""
+    # A JSON string is a valid TOML basic string, except that TOML requires DEL to be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

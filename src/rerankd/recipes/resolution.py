@@ -1,5 +1,4 @@
-"""The outcome of `resolve`: a recipe, or a refusal with the section of rerankd.toml that supplies what is
-missing."""
+"""The result of `resolve`: a recipe, or why the model was refused and the settings that would fix it."""
 
 from __future__ import annotations
 
@@ -8,14 +7,17 @@ from pathlib import Path
 
 from rerankd.domain import Recipe, Refusal
 from rerankd.recipes.catalog import Entry
-from rerankd.recipes.evidence import plain
+from rerankd.recipes.model_identity import plain
 from rerankd.recipes.prompts import toml
 
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """How a file is scored, or why not. `entry` is the known model that it is, `notes` are for the user,
-    `warnings` go with every answer: the file does not say what is assumed."""
+    """How a model file is scored, or why it is refused.
+
+    `entry` is the catalog's model that the file was recognised as. `notes` are shown where the recipe is
+    shown; `warnings` are part of every response, because the recipe contains an assumption.
+    """
 
     path: Path
     outcome: Recipe | Refusal
@@ -33,32 +35,33 @@ class Resolution:
 
     @property
     def explanation(self) -> str:
-        """The outcome in one sentence for the user."""
+        """What the user reads: the scoring formula, or why the model is refused and what to do."""
         if isinstance(self.outcome, Refusal):
-            return f"can't be scored right: {self.outcome.reason}; {self.outcome.next_step}"
+            return f"can't be scored correctly: {self.outcome}"
         return self.outcome.explanation
 
     def settings(self, ref: str = "") -> str:
-        """The section of rerankd.toml that supplies what is missing, "" where there is none. `ref` is what
-        the user calls the model, the path where it is not given."""
+        """The section of rerankd.toml that supplies what is missing, "" if settings can't.
+
+        `ref` is how the user refers to the model; without it, the section names the path.
+        """
         if self.refusal is None or not self.refusal.lines:
             return ""
-        called = ref or str(self.path)
-        if called == str(self.path):  # the settings are read in other folders too
-            called = str(self.path.absolute())
-        return f"[models.{_section_name(called)}]\nref = {toml(called)}\n{self.refusal.lines}"
+        if ref in ("", str(self.path)):
+            ref = str(self.path.absolute())  # rerankd may read the settings in another working directory
+        return f"[models.{_section_name(ref)}]\nref = {toml(ref)}\n{self.refusal.lines}"
 
     def require(self, ref: str = "") -> Recipe:
-        """The recipe; raises Unscorable, with the reason, the next step and the settings that supply what is
-        missing, when there is none. `ref` is what the user calls the model."""
+        """The recipe. Raises Unscorable with the reason, the next step and the section for rerankd.toml if
+        the model is refused. `ref` is how the user refers to the model."""
         if isinstance(self.outcome, Refusal):
             refusal = replace(self.outcome, lines=self.settings(ref))
-            raise refusal.error(f"{ref or self.path}: can't be scored right")
+            raise refusal.error(f"{ref or self.path}: can't be scored correctly")
         return self.outcome
 
 
-def _section_name(called: str) -> str:
-    """A name for the section of what the user calls so: a path, or hf:org/repo:quant."""
-    hub, _, rest = called.partition(":")
-    repo = rest.partition(":")[0] if hub in ("hf", "ms") else called
+def _section_name(ref: str) -> str:
+    """The name of a model's section, from its path or from hf:org/repo:quant."""
+    hub, _, rest = ref.partition(":")
+    repo = rest.partition(":")[0] if hub in ("hf", "ms") else ref
     return plain(Path(repo).name.removesuffix(".gguf")) or "model"

@@ -1,4 +1,4 @@
-"""(pure) The scoring method of a file, from its own metadata and the catalog, or why it is not known."""
+"""(pure) Infer the scoring method of a model file, or explain the refusal: what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -7,139 +7,148 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.safetensors import TAKE_GGUF
 from rerankd.recipes import prompts
 from rerankd.recipes.catalog import Catalog, Entry
-from rerankd.recipes.evidence import Kind, is_called_embedder, kind_of
-from rerankd.recipes.partial import POOLINGS
+from rerankd.recipes.model_identity import Kind, is_called_embedder, kind_of
+from rerankd.recipes.partial_recipe import POOLINGS
 from rerankd.recipes.prompts import Prompt
 
 QWEN3 = ("qwen3", "qwen3vl")
-OTHERS = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
-SAY_PROMPT = f"say in rerankd.toml what it is asked, as its model card has it, or {OTHERS}"
-_SAY_POOLING = f"if it is an embedding model, say so in rerankd.toml; else {OTHERS}"
-# Encoders whose converter (LlamaBidirectionalModel) makes the same file of embedding models and of rerankers.
-_EITHER = ("llama", "llama-embed")
-_LOST_HEAD = (
-    "it is called a reranker and has no rank head (cls.weight and cls.output.weight missing): the head was "
-    "lost in conversion, or is of a kind that a GGUF file can't hold"
+KNOWN_GOOD = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
+SET_PROMPT = f"set template and labels in rerankd.toml, as its model card states them, or {KNOWN_GOOD}"
+_SET_EMBEDDING = (
+    f"if it is an embedding model, set method = embedding in rerankd.toml; otherwise {KNOWN_GOOD}"
 )
-_NOT_DONE = {
-    "listwise": "it is a listwise model (it has the marker tokens of jina-reranker-v3): it reads all "
-    "documents in one prompt and compares hidden states of those tokens, which rerankd does not do yet",
-    "late interaction": "it is a late interaction model (ColBERT): it compares each token of a query with "
-    "each of a document, which rerankd does not do yet; one vector for each text gives other scores",
-    "sparse": "it is a sparse model (SPLADE): its score comes from weights of words, which its language "
-    "model head gives and rerankd does not compute; one vector for each text gives other scores",
+# Encoders whose converter (LlamaBidirectionalModel) writes embedding models and rerankers alike.
+_AMBIGUOUS = ("llama", "llama-embed")
+_LOST_HEAD = (
+    "the file is marked as a reranker (by its name, its tags or its header) but has no rank head (cls.weight "
+    "and cls.output.weight are missing): the head was lost in conversion, or GGUF can't represent it"
+)
+_NOT_SUPPORTED = {
+    "listwise": "it is a listwise model (its vocabulary has jina-reranker-v3's marker tokens): it reads "
+    "all documents in one prompt and compares the hidden states of these tokens, which rerankd does not "
+    "support yet",
+    "late interaction": "it is a late interaction model (ColBERT): it compares each token of the query with "
+    "each token of the document, which rerankd does not support yet; one vector per text gives other scores",
+    "sparse": "it is a sparse model (SPLADE): its score is computed from word weights, which its language "
+    "model head returns and rerankd does not read; one vector per text gives other scores",
 }
 
 
-def natural(
-    facts: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog
+def infer_method(
+    metadata: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog
 ) -> Method | Refusal:
-    """The scoring method of a file for which the user sets none. `prompt` is what is known of how a causal
-    model is asked."""
-    kind = kind_of(facts)
-    if facts.is_causal:
-        return _causal(facts, entry, prompt, catalog, kind)
-    headed = facts.has_cls or facts.has_cls_output or facts.pooling == "rank"
-    if headed or (entry is not None and entry.method == "cross_encoder"):
+    """The scoring method of a file if the settings have none. `prompt` is a causal model's prompt, None if it
+    is unknown."""
+    kind = kind_of(metadata)
+    if metadata.is_causal:
+        return _causal(metadata, entry, prompt, catalog, kind)
+    has_head = metadata.has_cls or metadata.has_cls_output or metadata.pooling == "rank"
+    if has_head or (entry is not None and entry.method == "cross_encoder"):
         return "cross_encoder"
     if kind is not None:
-        return _headless(facts, entry, kind)
+        return _headless(metadata, entry, kind)
     if entry is not None and entry.method:
         return entry.method
-    if facts.pooling not in POOLINGS:
+    if metadata.pooling not in POOLINGS:
         return Refusal(
-            f"it is a {facts.architecture} encoder with no rank head, and its header names no pooling",
-            "if it was a reranker, its head was lost in conversion, and another file is needed; if it is an "
-            "embedding model, say so in rerankd.toml, with the pooling that its model card names",
-            _cosine_lines(""),
+            f"it is a {metadata.architecture} encoder without a rank head, and its header declares no "
+            "pooling",
+            "if it is an embedding model, set method = embedding and the pooling that its model card "
+            "states in rerankd.toml; if it is a reranker, its head was lost in conversion: use another "
+            "conversion of it",
+            _embedding_lines(""),
         )
-    if facts.architecture == "gemma-embedding" and not facts.has_dense:
+    if metadata.architecture == "gemma-embedding" and not metadata.has_dense:
         return Refusal(
-            "it is an EmbeddingGemma without its two dense layers (dense_2.weight and dense_3.weight "
-            "missing): it was converted without them, and gives other cosines than the model",
-            f"take a conversion that has them, or {OTHERS}",
-            _cosine_lines(facts.pooling),
+            "it is an EmbeddingGemma without its two dense layers (dense_2.weight and dense_3.weight are "
+            "missing), so its cosines would not be the model's",
+            f"use a conversion that has both layers, or {KNOWN_GOOD}",
+            _embedding_lines(metadata.pooling),
         )
-    if facts.architecture in _EITHER and not is_called_embedder(facts):
+    if metadata.architecture in _AMBIGUOUS and not is_called_embedder(metadata):
         return Refusal(
-            f"it is a {facts.architecture} encoder without a rank head, and nothing in it says whether it "
-            "is an embedding model, or a reranker such as llama-nemotron-rerank whose head was lost in "
-            "conversion",
-            _SAY_POOLING,
-            _cosine_lines(facts.pooling),
+            f"it is a {metadata.architecture} encoder without a rank head, and nothing in the file tells "
+            "whether it is an embedding model, or a reranker such as llama-nemotron-rerank whose head was "
+            "lost in conversion",
+            _SET_EMBEDDING,
+            _embedding_lines(metadata.pooling),
         )
     return "embedding"
 
 
 def _causal(
-    facts: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog, kind: Kind | None
+    metadata: ModelMetadata, entry: Entry | None, prompt: Prompt | None, catalog: Catalog, kind: Kind | None
 ) -> Method | Refusal:
     if kind in ("listwise", "late interaction", "sparse"):
-        return _headless(facts, entry, kind)
+        return _headless(metadata, entry, kind)
     if prompt is not None:
         return "causal_lm"
-    if kind == "reranker" or facts.has_cls_output:
+    if kind == "reranker" or metadata.has_cls_output:
         return Refusal(
-            f"it is a {facts.architecture} reranker that the catalog does not know, and its file does not "
-            f"say what it is asked: {_missing_of_prompt(facts)}",
-            SAY_PROMPT,
-            prompts.wanted_lines(facts, catalog, like_before=facts.architecture in QWEN3),
+            f"it is a {metadata.architecture} reranker that is not in the catalog, and its file does not "
+            f"fully define its prompt: {_missing_of_prompt(metadata)}",
+            SET_PROMPT,
+            prompts.settings_lines(metadata, catalog, with_old_default=metadata.architecture in QWEN3),
         )
     if entry is not None and entry.method:
         return entry.method
-    if facts.pooling in POOLINGS:
+    if metadata.pooling in POOLINGS:
         return "embedding"
     return Refusal(
         "it is a plain language model (chat or base), not trained to score documents",
-        SAY_PROMPT,
-        prompts.wanted_lines(facts, catalog, like_before=False),
+        SET_PROMPT,
+        prompts.settings_lines(metadata, catalog, with_old_default=False),
     )
 
 
-def _missing_of_prompt(facts: ModelMetadata) -> str:
-    """What of a causal reranker's prompt the file does not say."""
-    lacks = []
-    if not facts.rerank_template:
-        lacks.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
-    elif error := prompts.own_template_error(facts.rerank_template):
-        lacks.append(f"a rerank template that can be filled in ({error})")
-    elif facts.architecture == "qwen3vl":
-        lacks.append("its own prompt (the template in the file is the text model's)")
-    if prompts.labels_of(facts) is None:
-        lacks.append(
-            "two labels that are tokens of its vocabulary, the relevant one first (classifier.output_labels)"
+def _missing_of_prompt(metadata: ModelMetadata) -> str:
+    """The parts of a causal reranker's prompt that the file does not define."""
+    missing, verb = [], "is"
+    if not metadata.rerank_template:
+        missing.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
+    elif error := prompts.own_template_error(metadata.rerank_template):
+        missing.append(f"a usable rerank template ({error})")
+    elif metadata.architecture == "qwen3vl":
+        missing.append("its own prompt (the template in the file is that of the text model)")
+    if prompts.labels_of(metadata) is None:
+        verb = "are"
+        missing.append(
+            "two labels that are single tokens of the vocabulary, relevant first (classifier.output_labels)"
         )
-    return " and ".join(lacks) + (" are missing" if len(lacks) > 1 else " is missing")
+    return f"{' and '.join(missing)} {verb} missing"
 
 
-def _headless(facts: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
-    """The refusal of a file that calls itself a reranker and lacks the part that scores."""
+def _headless(metadata: ModelMetadata, entry: Entry | None, kind: Kind) -> Refusal:
+    """The refusal of a file of this kind, which lacks a rank head that rerankd could use."""
     if kind == "reranker":
-        reason, next_step = _LOST_HEAD, another_file(facts, entry)
+        reason, next_step = _LOST_HEAD, suggest_another_file(metadata, entry)
     else:
-        reason, next_step = _NOT_DONE[kind], OTHERS
-    pooling = facts.pooling if facts.pooling in POOLINGS else ""
-    return Refusal(reason, next_step, "" if kind == "listwise" else _cosine_lines(pooling))
+        reason, next_step = _NOT_SUPPORTED[kind], KNOWN_GOOD
+    pooling = metadata.pooling if metadata.pooling in POOLINGS else ""
+    return Refusal(reason, next_step, "" if kind == "listwise" else _embedding_lines(pooling))
 
 
-def _cosine_lines(pooling: str) -> str:
-    """The lines that make an embedding model of an encoder."""
+def _embedding_lines(pooling: str) -> str:
+    """The settings that serve an encoder as an embedding model."""
     return (
-        'method = "embedding"  # only if it is an embedding model; rerankd 0.1 assumed it\n'
-        f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card says"
+        'method = "embedding"  # only if it is an embedding model (rerankd 0.1 assumed it)\n'
+        f"pooling = {prompts.toml(pooling)}  # mean, cls or last, as its model card states"
     )
 
 
-def another_file(facts: ModelMetadata, entry: Entry | None) -> str:
-    """What to do where a conversion can't score right, and the model itself can."""
-    if facts.cls_output_rows > 1:
-        return OTHERS
+def suggest_another_file(metadata: ModelMetadata, entry: Entry | None) -> str:
+    """The next step if this file can't be scored correctly, but another file of the model may be."""
+    if metadata.cls_output_rows > 1:
+        return KNOWN_GOOD
     if entry is not None and entry.refs:
-        return f"pull the model as rerankd knows it: rerankd pull {entry.name.lower()}"
-    if facts.refusal is not None:
-        return f"{facts.refusal.next_step}, or {OTHERS}"
-    if facts.format == "safetensors":
-        return f"{TAKE_GGUF}, or {OTHERS}"
-    if facts.architecture in ("bert", "modern-bert"):
-        return f"serve the model from its own safetensors (rerankd pull hf:ORG/REPO), or {OTHERS}"
-    return OTHERS
+        return f"run `rerankd pull {entry.name.lower()}`, which downloads a file that rerankd can score"
+    if metadata.refusal is not None:
+        return f"{metadata.refusal.next_step}, or {KNOWN_GOOD}"
+    if metadata.format == "safetensors":
+        return f"{TAKE_GGUF}, or {KNOWN_GOOD}"
+    if metadata.architecture in ("bert", "modern-bert"):
+        return (
+            "serve the model from its original safetensors files (`rerankd pull hf:ORG/REPO`), or "
+            f"{KNOWN_GOOD}"
+        )
+    return KNOWN_GOOD

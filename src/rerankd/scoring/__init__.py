@@ -1,1 +1,1 @@
-"""From texts to scores: inputs, prompts, truncation, normalization. No I/O."""
+"""Turn texts into scores: inputs, prompts, truncation, normalization. No I/O."""

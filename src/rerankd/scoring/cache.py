@@ -1,15 +1,15 @@
-"""What was computed before: raw scores of documents, and the vectors of queries. Both are bounded.
+"""The score cache and its cache keys, and the vectors of recent queries. Both are bounded.
 
-Of the scores the least recently used one goes first.
+The score cache evicts the least recently used score.
 
-A raw value depends on the query, the document and how it is truncated, the model, how it is scored, and the
-engine's build, precision and device, so a key is a digest of these. It is made of texts, not of ids: what is
-known need not be tokenized. The model's part of it stands for the file by path, size, time of change and
-header: reading gigabytes at each start to tell apart two files that agree in all of those is not worth it,
-and a file that changes under a running service is refused at the next start of its engine.
+A raw score depends on the query, the document and its truncation, the model and its recipe, and the engine's
+build, precision and device. A cache key is a digest of all of them. It contains texts rather than token ids,
+so a cached text needs no tokenization. The model file is identified by path, size, modification time and
+header: hashing gigabytes at each start only to distinguish files that agree in all four is not worth it, and
+a file that changes while rerankd runs is refused at the next start of its engine.
 
-An entry is a digest, a raw value, a number of tokens and whether the document was truncated, about 300 bytes
-with what a dictionary takes for it, whatever the texts.
+An entry holds a digest, a raw score, a token count and a flag: about 300 bytes including the dictionary's
+overhead, whatever the length of the texts.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from typing import Generic, NamedTuple, TypeVar
 V = TypeVar("V")
 
 _DIGEST_BYTES = 16
-_SEPARATOR = b"\0"  # texts come here without NUL (see plan.clean)
+_SEPARATOR = b"\0"  # texts contain no NUL here (see deduplicate.clean)
 _QUERIES_KEPT = 64
 
 
-class Known(NamedTuple):
-    """A document's raw value, the tokens that were read for it, and whether it was truncated."""
+class CachedScore(NamedTuple):
+    """The raw score of a document, the number of tokens read for it, and whether it was truncated."""
 
     raw: float
     tokens: int
-    is_cut: bool
+    is_truncated: bool
 
 
 class ScoreCache:
-    """At most `most_entries` raw values; 0 keeps none. `model` says in any words what the values depend on
-    beside the pair."""
+    """Up to `max_entries` raw scores, or none for 0. `model` is a string that identifies everything the
+    scores depend on besides the texts and the engine."""
 
-    def __init__(self, most_entries: int, model: str) -> None:
-        self.most_entries = most_entries
+    def __init__(self, max_entries: int, model: str) -> None:
+        self.max_entries = max_entries
         self._of_model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=_DIGEST_BYTES)
         self._model = self._of_model
-        self._values: OrderedDict[bytes, Known] = OrderedDict()
+        self._values: OrderedDict[bytes, CachedScore] = OrderedDict()
 
-    def computed_by(self, engine: str) -> None:
-        """Say in any words which engine computes the values from now on: its build, precision and device.
-        Values of another one are not found any more."""
+    def set_engine(self, engine: str) -> None:
+        """Set the engine that computes scores from now on, as a string that identifies its build, precision
+        and device. A different engine empties the cache."""
         digest = self._of_model.copy()
         digest.update(_SEPARATOR + engine.encode("utf-8", "replace"))
         if digest.digest() != self._model.digest():
@@ -58,37 +58,37 @@ class ScoreCache:
         return len(self._values)
 
     def keys(self, question: bytes, texts: Sequence[str], truncation: str = "") -> list[bytes]:
-        """The key of each document beside a question (see sequences.Question.key); none at all where the
-        cache is off. `truncation` says in any words how documents are truncated."""
-        if not self.most_entries:
+        """The cache key of each document for a question (see engine_input.Question.key), or an empty list if
+        the cache is disabled. `truncation` is a string that identifies how documents are truncated."""
+        if not self.max_entries:
             return []
-        asked = self._model.copy()
-        asked.update(_SEPARATOR.join((b"", truncation.encode(), question, b"")))
-        made = []
+        common = self._model.copy()
+        common.update(_SEPARATOR.join((b"", truncation.encode(), question, b"")))
+        keys = []
         for text in texts:
-            document = asked.copy()
+            document = common.copy()
             document.update(text.encode())
-            made.append(document.digest())
-        return made
+            keys.append(document.digest())
+        return keys
 
-    def get(self, key: bytes) -> Known | None:
+    def get(self, key: bytes) -> CachedScore | None:
         known = self._values.get(key)
         if known is not None:
             self._values.move_to_end(key)
         return known
 
-    def put(self, key: bytes, known: Known) -> None:
-        if not self.most_entries:
+    def put(self, key: bytes, known: CachedScore) -> None:
+        if not self.max_entries:
             return
         self._values[key] = known
         self._values.move_to_end(key)
-        if len(self._values) > self.most_entries:
+        if len(self._values) > self.max_entries:
             self._values.popitem(last=False)
 
 
 class QueryVectors(Generic[V]):
-    """The vectors of the newest queries, by any bytes that stand for one: a request's query comes in several
-    calls, and often comes again later. To be used from any thread."""
+    """The vectors of the most recent queries, by any bytes that identify a query. One request sends its query
+    in several calls, and clients often repeat a query. Thread-safe."""
 
     def __init__(self) -> None:
         self._vectors: OrderedDict[bytes, V] = OrderedDict()

@@ -1,8 +1,8 @@
-"""A question and texts -> the inputs that a model reads: token ids, truncated to what the model takes.
+"""Tokenize and truncate texts: a question and documents become the inputs of a model.
 
-Texts are tokenized once; a truncated text is the first of its ids, which is what the reference
-implementations read of it. Where the tokens of a text end in it (see tokenizer.Tokenizer.ends) is asked only
-for texts that are too long, and only where it matters.
+Each text is tokenized once. A truncated text is its first token ids, as in the reference implementations. The
+end positions of tokens (see tokenizer.Tokenizer.ends) are computed only for texts that are too long, and only
+where they are needed.
 """
 
 from __future__ import annotations
@@ -15,79 +15,91 @@ import numpy as np
 from rerankd.domain import Recipe
 from rerankd.errors import TooLong
 from rerankd.ids import Ids
-from rerankd.scoring import as_text, question, truncate
-from rerankd.scoring.question import PLAIN, Asked, Truncation
-from rerankd.scoring.sequences import Input
+from rerankd.scoring import question, truncate, truncated_text
+from rerankd.scoring.engine_input import Input
+from rerankd.scoring.question import PLAIN, PreparedQuestion, Truncation
 from rerankd.scoring.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The inputs of texts; `parts` holds, for each text, which of them it is made of. `cut` are the texts of
-    which something is left out, `overlap` is how many tokens chunks share where more were asked for."""
+    """The inputs of a list of texts. `parts` holds the range of input indexes of each text. `truncated` holds
+    the indexes of texts that were not read to their end. `overlap` is the number of tokens that chunks share,
+    if that is less than requested."""
 
     inputs: Sequence[Input]
     parts: Sequence[range]
-    cut: frozenset[int] = frozenset()
+    truncated: frozenset[int] = frozenset()
     overlap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How one model reads questions and texts. `reads_text`: its engine takes no ids."""
+    """Turns questions and texts into the inputs of one model. With `reads_text`, its engine takes text
+    instead of token ids."""
 
     recipe: Recipe
     tokenizer: Tokenizer
     control_tokens: Mapping[str, int] = field(default_factory=dict)
     reads_text: bool = False
 
-    async def ask(self, query: str, instruction: str | None = None, how: Truncation = PLAIN) -> Asked:
-        """The question of a request. Raises TooLong where the query leaves a document no room."""
-        return await question.ask(self, query, instruction, how)
+    async def prepare(
+        self, query: str, instruction: str | None = None, how: Truncation = PLAIN
+    ) -> PreparedQuestion:
+        """Prepare the question of a request. Raises TooLong if the query leaves too few tokens for a
+        document."""
+        return await question.prepare(self, query, instruction, how)
 
     async def read(
-        self, asked: Asked, texts: Sequence[str], how: Truncation = PLAIN, documents: Sequence[int] = ()
+        self,
+        prepared: PreparedQuestion,
+        texts: Sequence[str],
+        how: Truncation = PLAIN,
+        documents: Sequence[int] = (),
     ) -> Reading:
-        """The inputs of texts that are clean and not blank. Raises TooLong for one that must not be
-        truncated; `documents` are the numbers to name them by."""
-        around = len(asked.question.before) + len(asked.question.after)
-        bound = asked.space - asked.room + asked.room_for(how)
-        begun, found = await self._encoded(asked, texts, bound * how.chunks)
-        # Joined texts may have a token less than they have apart.
-        sure = bound if not (asked.head or asked.tail) or bound == asked.space else bound - 2
+        """The inputs of texts that are clean and not blank. Raises TooLong if a text is too long and the
+        request forbids truncation; `documents` are the document indexes for that message."""
+        shared = len(prepared.question.before) + len(prepared.question.after)
+        bound = prepared.ids_limit - prepared.document_budget + prepared.budget_for(how)
+        begun, found = await self._encoded(prepared, texts, bound * how.chunks)
+        # Joined texts may have a token less than the same texts apart.
+        sure = bound if not (prepared.prefix or prepared.suffix) or bound == prepared.ids_limit else bound - 2
         long = [at for at, ids in enumerate(found) if len(ids) > sure]
-        shortened = await self._truncated(asked, long, texts, begun, found, how) if long else {}
+        shortened = await self._truncated(prepared, long, texts, begun, found, how) if long else {}
         inputs: list[Input] = []
         parts: list[range] = []
         for at, (text, ids) in enumerate(zip(texts, found, strict=True)):
             start = len(inputs)
             pieces, _ = shortened.get(at, ([(text, ids)], False))
             for number, (part, own) in enumerate(pieces):
-                inputs.append(Input(asked.question, part, own, max(around + len(own), 1), number))
+                inputs.append(Input(prepared.question, part, own, max(shared + len(own), 1), number))
             parts.append(range(start, len(inputs)))
-        cut = frozenset(at for at, (_, is_cut) in shortened.items() if is_cut)
-        if cut and not how.is_allowed:
-            first = min(cut)
-            (ids,) = await self.tokenizer.encode([asked.around(texts[first])])
+        truncated = frozenset(at for at, (_, is_truncated) in shortened.items() if is_truncated)
+        if truncated and not how.is_allowed:
+            first = min(truncated)
+            (ids,) = await self.tokenizer.encode([prepared.around(texts[first])])
             raise TooLong(
                 f"Document {documents[first] if documents else first} has "
-                f"{len(ids) - (asked.space - asked.room)} tokens and there is room for {asked.room_for(how)} "
-                "beside the query. Shorten it, or leave out truncate: false to have it truncated."
+                f"{len(ids) - (prepared.ids_limit - prepared.document_budget)} tokens, but the query leaves "
+                f"{prepared.budget_for(how)}. Shorten the document, or omit truncate: false to have it "
+                "truncated."
             )
-        most = truncate.most_overlap(asked.room)
+        most = truncate.most_overlap(prepared.document_budget)
         is_chunked = len(inputs) > len(texts)
-        return Reading(inputs, parts, cut, most if is_chunked and how.overlap > most else None)
+        return Reading(inputs, parts, truncated, most if is_chunked and how.overlap > most else None)
 
     async def plain(self, query: str, texts: Sequence[str], instruction: str | None = None) -> list[Input]:
-        """The inputs of texts as they are, one each."""
-        reading = await self.read(await self.ask(query, instruction), texts)
+        """The inputs of texts with default options, one input for each text."""
+        reading = await self.read(await self.prepare(query, instruction), texts)
         return list(reading.inputs)
 
-    async def _encoded(self, asked: Asked, texts: Sequence[str], tokens: int) -> tuple[list[str], list[Ids]]:
-        """What is tokenized of each text: a beginning with more than `tokens` tokens, or all of it. And the
-        ids of that, with what stands around it."""
+    async def _encoded(
+        self, prepared: PreparedQuestion, texts: Sequence[str], tokens: int
+    ) -> tuple[list[str], list[Ids]]:
+        """Tokenize the start of each text, long enough to have more than `tokens` tokens, or all of it.
+        Returns the starts, and their ids together with the prefix and suffix."""
         begun = [truncate.beginning(text, tokens) for text in texts]
-        found = await self.tokenizer.encode([asked.around(text) for text in begun])
+        found = await self.tokenizer.encode([prepared.around(text) for text in begun])
         expected = tokens
         while short := [
             at for at, text in enumerate(begun) if len(text) < len(texts[at]) and len(found[at]) <= tokens
@@ -95,46 +107,46 @@ class Reader:
             expected *= 8
             for at in short:
                 begun[at] = truncate.beginning(texts[at], expected)
-            more = await self.tokenizer.encode([asked.around(begun[at]) for at in short])
+            more = await self.tokenizer.encode([prepared.around(begun[at]) for at in short])
             for at, ids in zip(short, more, strict=True):
                 found[at] = ids
         return begun, found
 
     async def _truncated(
         self,
-        asked: Asked,
+        prepared: PreparedQuestion,
         long: Sequence[int],
         texts: Sequence[str],
         begun: Sequence[str],
         found: Sequence[Ids],
         how: Truncation,
     ) -> dict[int, tuple[list[tuple[str, Ids]], bool]]:
-        """For each text that may be too long: its parts with their ids, and whether something is left out."""
+        """For each text that may be too long: its parts with their ids, and whether text was left out."""
         done: dict[int, tuple[list[tuple[str, Ids]], bool]] = {}
-        is_plain = not (asked.tail or how.chunks > 1 or how.at_sentence or self.reads_text)
-        if is_plain and not (asked.head and how.max_tokens_per_doc):
-            room = asked.space - asked.room + asked.room_for(how)
+        is_plain = not (prepared.suffix or how.chunks > 1 or how.at_sentence or self.reads_text)
+        if is_plain and not (prepared.prefix and how.max_tokens_per_doc):
+            budget = prepared.ids_limit - prepared.document_budget + prepared.budget_for(how)
             for at in long:
                 if not begun[at][-1].isspace():
-                    done[at] = ([(texts[at], found[at][:room])], True)
+                    done[at] = ([(texts[at], found[at][:budget])], True)
         rest = [at for at in long if at not in done]
-        # Each part that an engine reads as text, with the tokens that it should have.
+        # Each part that an engine reads as text, with the token ids it must have.
         to_read: list[tuple[int, str, Ids, Ids, int, bool]] = []
         for at, ends in zip(
-            rest, await self.tokenizer.ends([asked.around(begun[at]) for at in rest]), strict=True
+            rest, await self.tokenizer.ends([prepared.around(begun[at]) for at in rest]), strict=True
         ):
             text, ids = texts[at], found[at]
-            first = int(np.searchsorted(ends, len(asked.head), "right")) if asked.head else 0
+            first = int(np.searchsorted(ends, len(prepared.prefix), "right")) if prepared.prefix else 0
             last = len(ids)
-            if asked.tail:
-                last = int(np.searchsorted(ends, len(asked.head) + len(begun[at]), "right"))
-            own = np.maximum(ends[first:last] - len(asked.head), 0)
-            room = max(asked.space - first - (len(ids) - last), 1)
+            if prepared.suffix:
+                last = int(np.searchsorted(ends, len(prepared.prefix) + len(begun[at]), "right"))
+            own = np.maximum(ends[first:last] - len(prepared.prefix), 0)
+            budget = max(prepared.ids_limit - first - (len(ids) - last), 1)
             limit = how.max_tokens_per_doc or len(own)
             spans = truncate.chunks(
-                text, own, room, how.chunks, how.overlap, limit=limit, at_sentence=how.at_sentence
+                text, own, budget, how.chunks, how.overlap, limit=limit, at_sentence=how.at_sentence
             )
-            is_cut = truncate.is_something_left(text, own, spans[-1].stop)
+            is_truncated = truncate.is_something_left(text, own, spans[-1].stop)
             pieces = []
             for start, stop in spans:
                 if self.reads_text:
@@ -145,9 +157,11 @@ class Reader:
                     pieces.append(
                         (text, np.concatenate((ids[:first], ids[first + start : first + stop], ids[last:])))
                     )
-            done[at] = (pieces, is_cut)
+            done[at] = (pieces, is_truncated)
         for (at, *_), piece in zip(
-            to_read, await as_text.shortened(self.tokenizer, [part[1:] for part in to_read]), strict=True
+            to_read,
+            await truncated_text.shortened(self.tokenizer, [part[1:] for part in to_read]),
+            strict=True,
         ):
             done[at][0].append(piece)
         return done

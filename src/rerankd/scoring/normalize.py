@@ -1,10 +1,10 @@
-"""raw -> score, and the order of results. Pure.
+"""(pure) Normalize raw scores, and rank documents by them.
 
-The order comes from raw values. A score only shows them: two raw values may have the same score (a cosine
-above the upper bound, a logit above 37), and then the scores can't tell which document is better.
+Documents are ranked by raw score. Two raw scores may normalize to the same score (a cosine above the upper
+bound, a logit above 37), and then the normalized scores do not show which document is better.
 
-A document without a value (None) is blank or could not be scored. It comes after all others, and its score
-is 0.
+A document without a raw score (None) is blank or could not be scored. It is ranked after all others, with the
+score 0.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Collection, Sequence
 from rerankd.domain import Normalization
 from rerankd.errors import EngineError
 
-# exp(-87) is about the smallest normal number of float32: no score of a document that was read is lower.
+# exp(-87) is about the smallest normal float32: no document that was read has a lower score.
 _LOWEST_LOGIT = -87.0
 
 
 def score(raw: float, how: Normalization) -> float:
-    """The score in [0, 1] of one raw value; `how` says by which formula (see Normalization)."""
+    """Normalize one raw score to [0, 1] by the formula of `how` (see Normalization)."""
     if how.name == "sigmoid":
         # Two forms, so that exp never overflows.
         return 1 / (1 + math.exp(-raw)) if raw >= 0 else math.exp(raw) / (1 + math.exp(raw))
@@ -29,10 +29,10 @@ def score(raw: float, how: Normalization) -> float:
 
 
 def shown(values: Sequence[float | None], how: Normalization, *, raw: bool) -> list[float]:
-    """The number to show for each document: its raw value if `raw`, else its score in [0, 1].
+    """The number to return for each document: its raw score if `raw`, else its score in [0, 1].
 
-    For a document without a value that is 0, or a raw value that normalizes to 0 and that no other document
-    is below: clients sort by it.
+    A document without a raw score gets 0, or a raw score that normalizes to 0 and is not above any other:
+    clients sort by this number.
     """
     if not raw:
         return [0.0 if value is None else score(value, how) for value in values]
@@ -42,19 +42,18 @@ def shown(values: Sequence[float | None], how: Normalization, *, raw: bool) -> l
 
 
 def check_complete(raw: Sequence[float | None], errors: Collection[int]) -> None:
-    """Raise EngineError where a raw value is NaN or infinite (such a value is never a score), or is missing
-    without an entry in `errors`."""
+    """Raise EngineError if a raw score is NaN or infinite, or is missing without an entry in `errors`."""
     for position, value in enumerate(raw):
         if value is None and position not in errors:
-            raise EngineError(f"The engine answered no value for pair {position}, and no reason.")
+            raise EngineError(f"The engine returned no score for pair {position}, and no reason.")
         if value is not None and not math.isfinite(value):
             raise EngineError(
-                f"The engine answered {value} for pair {position}: no score can be made of that. The "
-                "model file may be damaged, or the engine's arithmetic fails on this machine; see the "
+                f"The engine returned {value} for pair {position}, which is not a valid score. The "
+                "model file may be damaged, or the engine's arithmetic may fail on this machine; see the "
                 "engine's log."
             )
 
 
 def rank(values: Sequence[float | None]) -> list[int]:
-    """Indices of raw values, the best first; ties keep their order, and None comes last."""
+    """Indexes of raw scores, best first. Ties keep their order, and None comes last."""
     return sorted(range(len(values)), key=lambda at: math.inf if (value := values[at]) is None else -value)

@@ -1,11 +1,12 @@
-"""(pure) A judge's prompt: a template, its control tokens, and texts that can't become any.
+"""(pure) The prompt of a causal LM: a template, its control tokens, and texts that cannot become control
+tokens.
 
-A causal reranker is asked a question whose answer is one of two label tokens. Its reference implementation
-tokenises a prompt as every tokenizer does: control tokens (`<|im_start|>`) split the text first, and each
-piece between them is tokenised whole. So a template is split at its control tokens once, the texts are put
-into the pieces, and each piece goes through the tokenizer as plain text: the query and the document join
-their neighbours' tokens exactly as in the reference (tokenising a document apart from the words before it
-moves the log-odds by 0.04), and a document that spells `<|im_end|>` stays a text that does.
+A causal reranker answers a question with one of two label tokens. Its reference implementation tokenizes the
+prompt as every tokenizer does: control tokens (`<|im_start|>`) split the text, and each piece between them is
+tokenized as a whole. So the template is split at its control tokens once, the texts are inserted into the
+pieces, and each piece is tokenized as plain text. The query and the document share tokens with the words
+around them exactly as in the reference: tokenizing a document separately moves the log-odds by 0.04. A
+document that contains `<|im_end|>` remains plain text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Mapping
 
 Piece = int | str
-"""A control token's id, or text to be tokenised whole."""
+"""A control token's id, or a text that is tokenized as a whole."""
 
 PART_MARK = "\x1e"
 INSTRUCTION = "{instruction}"
@@ -23,9 +24,9 @@ _PLACEHOLDER = re.compile(r"\{(instruction|query|document)\}")
 
 
 def split(template: str, control_tokens: Mapping[str, int]) -> list[Piece]:
-    """The template cut at its control tokens and part marks, in order; no piece of text is empty."""
+    """Split the template at its control tokens and part marks. No piece of text is empty."""
     pieces: list[Piece] = []
-    # The longest first: one may begin with another.
+    # Longest first, because one control token may be a prefix of another.
     texts = sorted((text for text in control_tokens if text), key=len, reverse=True)
     control = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
     for part in template.split(PART_MARK):
@@ -38,11 +39,12 @@ def split(template: str, control_tokens: Mapping[str, int]) -> list[Piece]:
 
 
 def placeholders(text: str) -> list[str]:
-    """Which texts of a request a template, or a piece of one, takes; in order."""
+    """The names of the placeholders in a template or a piece of one, in order."""
     return _PLACEHOLDER.findall(text)
 
 
 def fill(text: str, *, instruction: str, query: str, document: str) -> str:
-    """Put the texts into a piece, in one pass: a query that contains `{document}` keeps it as it is."""
+    """Insert the texts into a piece in one pass, so that a query that contains `{document}` stays as it
+    is."""
     values = {"instruction": instruction, "query": query, "document": document}
     return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)

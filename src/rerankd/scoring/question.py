@@ -1,4 +1,4 @@
-"""A question as a model reads it: what stands before and after each document, and the room that it leaves."""
+"""Prepare a question: the token ids before and after each document, and the document budget they leave."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 from rerankd.domain import Recipe, RerankRequest
 from rerankd.errors import TooLong
-from rerankd.scoring import as_text, plan, prompt, truncate
-from rerankd.scoring.sequences import NONE, Question
+from rerankd.scoring import deduplicate, prompt, truncate, truncated_text
+from rerankd.scoring.engine_input import NONE, Question
 from rerankd.scoring.tokenizer import Tokenizer
 
-# The fewest tokens that a question must leave a document; otherwise it is too long.
-_LEAST_ROOM = 8
+# A question that leaves fewer tokens for a document is too long.
+_LEAST_DOCUMENT_TOKENS = 8
 
 
 class Model(Protocol):
-    """What is known of the model that reads."""
+    """The parts of a model that tokenization needs."""
 
     @property
     def recipe(self) -> Recipe: ...
@@ -31,7 +31,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What a request says of texts that are too long; 0: nothing."""
+    """The truncation options of a request; 0 means not set."""
 
     max_tokens_per_doc: int = 0
     max_tokens_per_query: int = 0
@@ -44,7 +44,7 @@ class Truncation:
 
     @classmethod
     def of(cls, request: RerankRequest, *, query: bool = False, at: str = "token") -> Truncation:
-        """That of a request; `query` and `at` are what is set for the model."""
+        """The options of a request; `query` and `at` are the model's settings."""
         return cls(
             request.max_tokens_per_doc or 0,
             request.max_tokens_per_query or 0,
@@ -58,15 +58,15 @@ class Truncation:
 
     @property
     def of_documents(self) -> str:
-        """What a document's value depends on, in words (see cache.py)."""
-        said = (
+        """The part of a cache key that stands for the truncation of documents (see cache.py)."""
+        options = (
             self.max_tokens_per_doc,
             self.max_tokens_per_pair,
             self.chunks,
             self.overlap,
             self.at_sentence,
         )
-        return "" if said == _PLAIN_DOCUMENTS else repr(said)
+        return "" if options == _PLAIN_DOCUMENTS else repr(options)
 
 
 PLAIN = Truncation()
@@ -74,107 +74,111 @@ _PLAIN_DOCUMENTS = (0, 0, 1, 0, False)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question, and how a document is read beside it: `head` and `tail` are put around its text before that
-    is tokenized, and `space` is how many ids the three may have; `room` is what that leaves a document.
-    `query_room` is how many tokens a query is truncated to that leaves too little, `query_tokens` how many
-    this one was truncated to, None where it was not."""
+class PreparedQuestion:
+    """A question, and how a document is read with it. `prefix` and `suffix` surround the document's text
+    before tokenization; the three may have `ids_limit` ids together, which leaves `document_budget` for the
+    document. `query_budget` is the length in tokens to which a query that is too long is truncated.
+    `query_tokens` is the length to which this query was truncated, None if it was not."""
 
     question: Question
-    head: str
-    tail: str
-    space: int
-    room: int
-    query_room: int
+    prefix: str
+    suffix: str
+    ids_limit: int
+    document_budget: int
+    query_budget: int
     query_tokens: int | None = None
 
     def around(self, text: str) -> str:
-        """A document's text as it is tokenized."""
-        return f"{self.head}{text}{self.tail}"
+        """The text of a document with its prefix and suffix."""
+        return f"{self.prefix}{text}{self.suffix}"
 
-    def room_for(self, how: Truncation) -> int:
-        """The tokens that are read of a document, with a request's own bound."""
-        return min(self.room, how.max_tokens_per_doc or self.room)
+    def budget_for(self, how: Truncation) -> int:
+        """The number of tokens read of a document, including the request's own limit."""
+        return min(self.document_budget, how.max_tokens_per_doc or self.document_budget)
 
 
-async def ask(model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN) -> Asked:
-    """The question of a request. Raises TooLong where the query leaves a document no room."""
+async def prepare(
+    model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN
+) -> PreparedQuestion:
+    """Prepare the question of a request. Raises TooLong if the query leaves too few tokens for a document."""
     recipe, length = model.recipe, _length(model, how)
-    query = plan.clean(query, nfc=recipe.nfc)
+    query = deduplicate.clean(query, nfc=recipe.nfc)
     wanted = (instruction or recipe.instruction) if takes_instruction(recipe) else ""
-    instruction = plan.clean(wanted, nfc=recipe.nfc)
+    instruction = deduplicate.clean(wanted, nfc=recipe.nfc)
     limit, query_tokens = how.max_tokens_per_query, None
     if limit:
         query, query_tokens = await _shortened(model, query, limit)
-    # What is longer than any query may be need not be tokenized to its end.
+    # A query longer than an input need not be tokenized to its end.
     read = truncate.beginning(query, length)
-    asked = await _asked(model, read, instruction, length)
-    if asked.room < _LEAST_ROOM and how.query:
-        query, query_tokens = await _shortened(model, read, max(asked.query_room, 1))
-        asked = await _asked(model, query, instruction, length)
-    elif len(read) < len(query) and asked.room >= _LEAST_ROOM:
-        asked = await _asked(model, query, instruction, length)
-    if query_tokens is not None and plan.is_blank(query):
+    prepared = await _prepare(model, read, instruction, length)
+    if prepared.document_budget < _LEAST_DOCUMENT_TOKENS and how.query:
+        query, query_tokens = await _shortened(model, read, max(prepared.query_budget, 1))
+        prepared = await _prepare(model, query, instruction, length)
+    elif len(read) < len(query) and prepared.document_budget >= _LEAST_DOCUMENT_TOKENS:
+        prepared = await _prepare(model, query, instruction, length)
+    if query_tokens is not None and deduplicate.is_blank(query):
         raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
-    if asked.room < _LEAST_ROOM:
-        raise await _too_long(model, asked, read, length, how, is_whole=len(read) == len(query))
-    return replace(asked, query_tokens=query_tokens)
+    if prepared.document_budget < _LEAST_DOCUMENT_TOKENS:
+        raise await _too_long(model, prepared, read, length, how, is_whole=len(read) == len(query))
+    return replace(prepared, query_tokens=query_tokens)
 
 
 async def _too_long(
-    model: Model, asked: Asked, query: str, length: int, how: Truncation, *, is_whole: bool
+    model: Model, prepared: PreparedQuestion, query: str, length: int, how: Truncation, *, is_whole: bool
 ) -> TooLong:
-    """Why a question is refused that leaves a document no room."""
+    """The error for a question that leaves too few tokens for a document."""
     (ids,) = await model.tokenizer.encode([query])
     is_apart = model.recipe.method == "embedding"
-    most = asked.query_room if is_apart else asked.room + len(ids) - _LEAST_ROOM
+    most = prepared.query_budget if is_apart else prepared.document_budget + len(ids) - _LEAST_DOCUMENT_TOKENS
     if most < 1:
         return TooLong(
-            f"What stands around query and document takes all of the {length} tokens that an input may have. "
-            "Shorten the instruction, or raise the bound of the request."
+            f"The limit of {length} tokens for an input leaves none for the query and the document. "
+            "Shorten the instruction, or raise the request's token limit."
         )
     more = "" if is_whole else " more than"
     hint = "" if how.query else ", or send truncate_query: true"
     return TooLong(
-        f"The query has{more} {len(ids)} tokens, and there is room for {most}, of the {length} that an input "
-        f"may have. Shorten it{hint}."
+        f"The query has{more} {len(ids)} tokens, but may have {most} of the {length} tokens of an input. "
+        f"Shorten it{hint}."
     )
 
 
 def takes_instruction(recipe: Recipe) -> bool:
-    """Whether a request's instruction has a place in what the model reads."""
+    """Whether the model's prompt contains a request's instruction."""
     return recipe.method == "causal_lm" and prompt.INSTRUCTION in recipe.template
 
 
 def _length(model: Model, how: Truncation) -> int:
-    """Tokens that an input may have."""
+    """The maximum number of tokens of an input."""
     return min(model.recipe.max_length, how.max_tokens_per_pair or model.recipe.max_length)
 
 
-async def _asked(model: Model, query: str, instruction: str, length: int) -> Asked:
+async def _prepare(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
     frame, recipe = model.tokenizer.frame, model.recipe
     if recipe.method == "embedding":
         texts = [recipe.query_prefix + query, recipe.query_prefix, recipe.document_prefix]
         own, of_query, of_document = await model.tokenizer.encode(texts)
         ids = np.concatenate((frame.start, own, frame.alone))
         space = length - len(frame.start) - len(frame.alone)
-        # It is read apart from the document, and takes nothing of its room.
-        room = space - len(of_document) if len(own) <= space else 0
+        # An embedding model reads the query separately, so the query takes no tokens from the document.
+        budget = space - len(of_document) if len(own) <= space else 0
         question = Question(query, "", frame.start, frame.alone, ids)
-        return Asked(question, recipe.document_prefix, "", space, room, space - len(of_query) - 1)
+        return PreparedQuestion(
+            question, recipe.document_prefix, "", space, budget, space - len(of_query) - 1
+        )
     if recipe.method == "cross_encoder":
         (own,) = await model.tokenizer.encode([query])
         before = np.concatenate((frame.start, own, frame.between))
         second = None if frame.first_typed is None else len(frame.start) + len(own) + frame.first_typed
         space = length - len(before) - len(frame.end)
         question = Question(query, "", before, frame.end, NONE, second)
-        return Asked(question, "", "", space, space, _share(space + len(own)))
+        return PreparedQuestion(question, "", "", space, space, _share(space + len(own)))
     return await _prompt(model, query, instruction, length)
 
 
-async def _prompt(model: Model, query: str, instruction: str, length: int) -> Asked:
-    """A causal model's question: its prompt up to the piece with the document, and after it (see
-    prompt.py)."""
+async def _prompt(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
+    """Prepare the question of a causal LM: the prompt before and after the piece that contains the document
+    (see prompt.py)."""
     pieces = prompt.split(model.recipe.template, model.control_tokens)
     place = next(at for at, one in enumerate(pieces) if isinstance(one, str) and prompt.DOCUMENT in one)
 
@@ -190,17 +194,17 @@ async def _prompt(model: Model, query: str, instruction: str, length: int) -> As
         for at, piece in enumerate(pieces)
         if at != place
     ]
-    # What the vocabulary puts before a text stands before a prompt that begins with one.
+    # A prompt that begins with text gets the token that the vocabulary adds at the start of a text.
     start = model.tokenizer.frame.start if isinstance(pieces[0], str) else NONE
     before, after = np.concatenate((start, *ids[:place])), np.concatenate((NONE, *ids[place:]))
     space = length - len(before) - len(after)
     question = Question(query, instruction, before, after)
-    room = space - len(of_head) - len(of_tail)
-    return Asked(question, head, tail, space, room, _share(room + len(of_query)))
+    budget = space - len(of_head) - len(of_tail)
+    return PreparedQuestion(question, head, tail, space, budget, _share(budget + len(of_query)))
 
 
 async def _shortened(model: Model, query: str, limit: int) -> tuple[str, int | None]:
-    """The query with up to `limit` tokens, and how many where it had more."""
+    """Truncate the query to `limit` tokens. Also returns its new length, or None if it was not longer."""
     read = truncate.beginning(query, limit)
     (ids,) = await model.tokenizer.encode([read])
     if len(ids) <= limit and len(read) < len(query):
@@ -209,11 +213,11 @@ async def _shortened(model: Model, query: str, limit: int) -> tuple[str, int | N
     if len(ids) <= limit:
         return query, None
     (ends,) = await model.tokenizer.ends([read])
-    (found,) = await as_text.shortened(model.tokenizer, [(read, ends, ids, limit, True)])
+    (found,) = await truncated_text.shortened(model.tokenizer, [(read, ends, ids, limit, True)])
     return found[0], len(found[1])
 
 
 def _share(space: int) -> int:
-    """What a query that is too long is truncated to: three quarters of what it has with the document, as
-    FlagReranker and mxbai-rerank have it."""
+    """The length to which a query that is too long is truncated: three quarters of the tokens of query and
+    document, as in FlagReranker and mxbai-rerank."""
     return space * 3 // 4

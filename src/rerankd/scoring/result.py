@@ -1,4 +1,4 @@
-"""(pure) Raw values of documents -> the rows, errors and warnings of an answer."""
+"""(pure) Build the rows, errors and warnings of an answer from raw scores."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankd.domain import DocumentError, Normalization, RerankRequest, ScoredDocument
-from rerankd.scoring import normalize, plan
-from rerankd.scoring.plan import Plan
+from rerankd.scoring import deduplicate, normalize
+from rerankd.scoring.deduplicate import UniqueTexts
 
 
 def ranked(
     request: RerankRequest, values: Sequence[float | None], how: Normalization
 ) -> tuple[ScoredDocument, ...]:
-    """The answer's rows for one raw value a document (None: it has none): in the order of these, of which
-    `score_threshold` and then `top_n` leave the first ones."""
+    """The rows of the answer, for one raw score per document (None: it has none). Documents below
+    `score_threshold` and after the first `top_n` are left out."""
     order = normalize.rank(values)
     if request.score_threshold is not None:
         normalized = normalize.shown(values, how, raw=False)
@@ -28,21 +28,23 @@ def ranked(
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What became of a request's documents: the raw value of each, None where it has none, and why. `errors`
-    and `partly` (documents that were scored without a part of theirs) are by index, as are `cut` and
-    `unscored`, those that the budget left out. `room` is what a document may have, in tokens, `query_tokens`
-    what the query was truncated to, `overlap` how many tokens chunks share where more were asked for.
+    """The outcome of scoring a request: the raw score of each document, None if it has none. `errors`,
+    `partly` (documents scored without some of their chunks), `truncated` and `unscored` (left out because of
+    a budget) are by document index. `document_budget` is the number of tokens read of a document,
+    `query_tokens` the length to which the query was truncated, `overlap` the number of tokens that chunks
+    share, if that is less than requested.
 
-    `tokens` were read, `cached_tokens` are of the `cached` texts that were known and of those that the
-    request repeats."""
+    `tokens` were read by the engine. `cached_tokens` belong to the `cached` texts whose score was known, and
+    to documents that repeat a text.
+    """
 
-    plan: Plan
+    texts: UniqueTexts
     raw: Sequence[float | None]
     errors: Mapping[int, str]
     partly: Sequence[int] = ()
-    cut: tuple[int, ...] = ()
+    truncated: tuple[int, ...] = ()
     unscored: tuple[int, ...] = ()
-    room: int = 0
+    document_budget: int = 0
     query_tokens: int | None = None
     overlap: int | None = None
     unused_instruction: bool = False
@@ -57,37 +59,46 @@ class Scored:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the caller should know of it, in words."""
+        """Warnings for the caller, as sentences."""
         found = []
         if self.unused_instruction:
-            found.append("This model takes no instruction: the one sent was not used.")
+            found.append("This model takes no instruction. The instruction in the request was ignored.")
         if self.query_tokens is not None:
             found.append(f"The query was truncated to {_tokens(self.query_tokens)}.")
         if self.overlap is not None:
             found.append(
-                f"Chunks share {self.overlap} tokens, half of what there is room for, and not the "
-                "overlap_tokens of the request."
+                f"Chunks overlap by {self.overlap} tokens, the maximum (half a chunk), which is less than "
+                "the overlap_tokens of the request."
             )
-        if self.cut:
+        if self.truncated:
             found.append(
-                f"Too long to be read whole, with {_tokens(self.room)} for a text: {plan.named(self.cut)}."
+                f"Truncated to the limit of {_tokens(self.document_budget)}: "
+                f"{deduplicate.document_list(self.truncated)}."
             )
-        if self.plan.blank:
-            found.append(f"Blank, ranked last: {plan.named(self.plan.blank)}.")
-        left_out = {*self.plan.unscored}
+        if self.texts.blank:
+            found.append(f"Blank, ranked last: {deduplicate.document_list(self.texts.blank)}.")
+        left_out = {*self.texts.unscored}
         for documents, why in (
-            ([at for at in self.unscored if at in left_out], "max_scored_documents asks for no more"),
-            ([at for at in self.unscored if at not in left_out], "the time budget was over"),
+            ([at for at in self.unscored if at in left_out], "max_scored_documents was reached"),
+            ([at for at in self.unscored if at not in left_out], "the time budget was exhausted"),
         ):
             if documents:
-                found.append(f"Not scored, ranked last in the order sent: {plan.named(documents)}; {why}.")
+                found.append(
+                    "Not scored, ranked last in the order sent: "
+                    f"{deduplicate.document_list(documents)}; {why}."
+                )
         by_reason: dict[str, list[int]] = {}
         for at, reason in sorted(self.errors.items()):
             by_reason.setdefault(reason, []).append(at)
         for reason, indexes in by_reason.items():
-            found.append(f"Not scored and ranked last: {plan.named(indexes)}. Reason: {reason}.")
+            found.append(
+                f"Not scored and ranked last: {deduplicate.document_list(indexes)}. Reason: {reason}."
+            )
         if self.partly:
-            found.append(f"Scored without the parts that could not be scored: {plan.named(self.partly)}.")
+            found.append(
+                "Some chunks could not be scored, so the score is that of the others: "
+                f"{deduplicate.document_list(self.partly)}."
+            )
         return tuple(found)
 
 

@@ -1,9 +1,11 @@
-"""(pure) The check at load: what a model must do right on a few pairs before anyone gets a score of it.
+"""(pure) The self-test after loading: conditions a model must meet on a few known pairs before it serves
+requests.
 
-A file can load and still score wrong: a head that is missing answers 1e-20 for everything, or a number that
-depends on the place in the batch; a wrong tokenizer answers the same for all. So the same pairs are scored in
-three arrangements, and the values must be finite, not all equal, and depend on the pair alone. Whether the
-relevant ones come first is only worth a warning: a model for another language may well not know.
+A model can load and still score wrong: without its classifier weights it returns 1e-20 for every pair, or a
+number that depends on the position in the batch; with a wrong tokenizer it returns the same number for every
+pair. So the same pairs are scored in three arrangements. The raw scores must be finite, must differ, and must
+depend on the pair alone. If the relevant documents are not ranked first, that is only a warning: the model
+may be for another language.
 """
 
 from __future__ import annotations
@@ -20,38 +22,39 @@ QUERY = "What is a panda?"
 RELEVANT = ("The giant panda is a bear native to China that eats bamboo.", "A panda is a kind of bear.")
 IRRELEVANT = ("The train to Lyon leaves at nine.", "hi", "Interest rates rose again in March.")
 TEXTS = RELEVANT + IRRELEVANT
-# The arrangements, as indices into TEXTS: in order, reversed, and one alone.
+# The arrangements, as indexes into TEXTS: in order, reversed, and one alone.
 ARRANGEMENTS: tuple[tuple[int, ...], ...] = (
     tuple(range(len(TEXTS))),
     tuple(reversed(range(len(TEXTS)))),
     (0,),
 )
-# A value that depends on the block that it was scored in can't be compared with itself.
+# For a model whose scores depend on the other documents of a block: arrangements are not comparable.
 OF_BLOCKS = ARRANGEMENTS[:1]
-# The score contract: the same pair has the same score within this, wherever it stands.
+# The score contract: a pair has the same score within this tolerance, whatever its position.
 TOLERANCE = 1e-3
-# Quantised weights move a score by a few thousandths more (0.003 seen, between a prompt read whole and one
-# whose prefix was kept), which no ranking minds; a head that is not there moves it by far more.
+# Quantised weights move a score by a few thousandths more (0.003 measured, between a prompt read as a whole
+# and one with a cached prefix), which does not matter for ranking. Missing classifier weights move it much
+# further.
 BROKEN = 0.02
 
 
-# How far the scores of two engines may be apart, by the bits that the weights keep: each rounds the
-# arithmetic around quantised weights in its own way, and llama.cpp's GELU of `bert` is the tanh form.
+# The tolerance between the scores of two engines, by the precision of the weights: each engine rounds the
+# arithmetic around quantised weights differently, and llama.cpp uses the tanh form of GELU for `bert`.
 _APART_EXACT, _APART_8_BIT, _APART_LESS = 0.02, 0.05, 0.1
-# From here on the two have nothing in common, and the file is not served without --force.
+# Above this difference the file is not served without --force.
 DISAGREE = 0.5
-_FORCE = "to serve it all the same, with a warning in every answer, use --force"
-OTHER_FILE = f"the file may be damaged or converted wrong: try another file of the same model; {_FORCE}"
+_FORCE = "to serve it anyway, with a warning in every answer, use --force"
+OTHER_FILE = f"the file may be damaged or converted incorrectly: try another file of the same model; {_FORCE}"
 OTHER_ENGINE = (
-    "the file may be damaged, or one of the engines does not know this model: try another file, or --engine; "
-    + _FORCE
+    "the file may be damaged, or one of the engines may not support this model: try another file, or "
+    "--engine; " + _FORCE
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two engines' scores of the same pairs: how far they are apart at most, how far they may be, and the
-    share of pairs of documents that they order in opposite ways."""
+    """The scores of two engines for the same pairs: the largest difference, the tolerance, and the share of
+    pairs of documents that the engines rank in opposite order."""
 
     apart: float
     tolerance: float
@@ -63,7 +66,8 @@ class Comparison:
 
     @property
     def is_fatal(self) -> bool:
-        """Whether no trust is left: scores half the scale apart, or the order rather reversed than kept."""
+        """Whether the scores must not be served: they differ by more than half the scale, or more pairs of
+        documents are in opposite order than in the same order."""
         return not self.passed and (self.apart > DISAGREE or self.disagreement > DISAGREE)
 
 
@@ -73,7 +77,7 @@ def compare(
     normalization: Normalization,
     quantisation: str,
 ) -> Comparison:
-    """Compare two engines' raw values of TEXTS. `quantisation` is the file's, such as F16 or Q4_K."""
+    """Compare two engines' raw scores of TEXTS. `quantisation` is that of the file, such as F16 or Q4_K."""
     both = [
         (one, two)
         for one, two in zip(values, other, strict=True)
@@ -90,7 +94,7 @@ def compare(
 
 
 def tolerance(quantisation: str) -> float:
-    """How far the scores of two engines may be apart."""
+    """The largest accepted difference between the scores of two engines."""
     if quantisation in ("F32", "F16", "BF16"):
         return _APART_EXACT
     return _APART_8_BIT if quantisation.startswith("Q8") else _APART_LESS
@@ -99,12 +103,15 @@ def tolerance(quantisation: str) -> float:
 def check(
     answered: Sequence[Sequence[float | None]], normalization: Normalization
 ) -> tuple[Refusal | None, tuple[str, ...]]:
-    """Why a model's scores can't be trusted (None where they can), and what is only worth a warning, by the
-    raw values of the arrangements: one run for each, in their order, of which the first may be all there is.
-    None is a pair that could not be scored."""
+    """Check the raw scores of the arrangements. Returns a Refusal if the scores cannot be trusted, and
+    warnings.
+
+    `answered` has one run for each arrangement, in their order, or only the first. None marks a pair that
+    could not be scored.
+    """
     runs = [[math.nan if value is None else value for value in run] for run in answered]
     if not all(math.isfinite(value) for run in runs for value in run):
-        return Refusal("it answers values that are not numbers", OTHER_FILE), ()
+        return Refusal("it returns scores that are not finite numbers", OTHER_FILE), ()
     orders = ARRANGEMENTS[: len(runs)]
     by_text = [dict(zip(order, run, strict=True)) for order, run in zip(orders, runs, strict=True)]
     first = [by_text[0][at] for at in range(len(TEXTS))]
@@ -113,11 +120,11 @@ def check(
         for run in by_text
         for at, value in run.items()
     )
-    depends = f"a document's score depends on its place in the request (by {moved:.2g})"
+    depends = f"a document's score depends on its position in the request (by {moved:.2g})"
     fatal = [depends] if moved > BROKEN else []
     if max(first) - min(first) <= 1e-6 * max(1.0, abs(first[0])):
-        fatal.insert(0, f"it answers the same value ({first[0]:.3g}) for every document")
+        fatal.insert(0, f"it returns the same raw score ({first[0]:.3g}) for every document")
     doubts = [depends] if TOLERANCE < moved <= BROKEN else []
     if not fatal and min(first[: len(RELEVANT)]) <= max(first[len(RELEVANT) :]):
-        doubts.append("it does not put what answers a simple English question above what does not")
+        doubts.append("it does not rank the documents that answer a simple English question first")
     return Refusal("; ".join(fatal), OTHER_FILE) if fatal else None, tuple(doubts)

@@ -1,8 +1,9 @@
-"""(pure) Who is let into the queue of a model: bounds on all requests together, and a share per client.
+"""(pure) Admit requests to the queue of a model: limits for all requests together, and a share for each
+client.
 
-A client may hold at most 3 times what it leaves free. So one client alone gets 3/4 of a bound, and n clients
-that take all they can get 3 / (3n + 1) each: 1 / (3n + 1) stays free for the next one. Nothing has to be set
-or known of how many clients there are.
+A client may use at most 3 times what remains free. So a single client gets at most 3/4 of a limit. If n
+clients take as much as they can, each gets 3 / (3n + 1), and 1 / (3n + 1) stays free for the next client.
+This rule needs no setting and no knowledge of the number of clients.
 """
 
 from __future__ import annotations
@@ -18,35 +19,36 @@ _SHARE = 3
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks. All requests of one name share what the client gets; `weight` is against other clients."""
+    """The sender of a request. All requests with the same name share one share of the queue; `weight` is
+    relative to other clients."""
 
     name: str = ""
     weight: float = 1.0
 
 
-NOBODY = Client()
-"""Who asks where clients aren't told apart."""
+ANONYMOUS = Client()
+"""The client if clients are not distinguished."""
 
 
-class Held(NamedTuple):
-    """What requests hold that are under way or waiting: their number, documents (once they are tokenized,
-    inputs), tokens, and bytes of text."""
+class Usage(NamedTuple):
+    """The usage of the queue by requests that wait or are being scored: their number, documents (inputs once
+    they are tokenized), tokens, and bytes of text."""
 
     requests: int = 0
     documents: int = 0
     tokens: int = 0
     size_bytes: int = 0
 
-    def plus(self, other: Held, sign: int = 1) -> Held:
-        return Held(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
+    def plus(self, other: Usage, sign: int = 1) -> Usage:
+        return Usage(*(mine + sign * theirs for mine, theirs in zip(self, other, strict=True)))
 
-    def minus(self, other: Held) -> Held:
+    def minus(self, other: Usage) -> Usage:
         return self.plus(other, -1)
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What all requests under way and waiting may hold together."""
+class QueueLimits:
+    """The limits of one model's queue, for all requests that wait or are being scored."""
 
     requests: int
     documents: int
@@ -54,8 +56,8 @@ class Bounds:
     size_bytes: int
 
     @classmethod
-    def of(cls, settings: Settings) -> Bounds:
-        """Those of the settings, for the queue of one model."""
+    def of(cls, settings: Settings) -> QueueLimits:
+        """The limits in the settings."""
         return cls(
             settings.max_requests,
             settings.max_queue_documents,
@@ -64,9 +66,9 @@ class Bounds:
         )
 
 
-class Full(NamedTuple):
-    """What is full, in words. `is_share`: not the whole, but what one client may hold. `over` is how much
-    of the bound named `what` must become free."""
+class LimitReached(NamedTuple):
+    """A limit that a request exceeds. `words` is the usage as text. `is_share`: the limit is the client's
+    share. `over` is the amount of the quantity `what` (a field of Usage) that must become free."""
 
     words: str
     is_share: bool
@@ -74,37 +76,41 @@ class Full(NamedTuple):
     over: int
 
 
-class Occupancy:
-    """What is held by all requests together, and by those of each client."""
+class UsageByClient:
+    """The usage of the queue by all requests together, and by each client."""
 
     def __init__(self) -> None:
-        self.total = Held()
-        self._clients: dict[str, Held] = {}
+        self.total = Usage()
+        self._clients: dict[str, Usage] = {}
 
-    def of(self, client: str) -> Held:
-        """What one client holds."""
-        return self._clients.get(client, Held())
+    def of(self, client: str) -> Usage:
+        """The usage of one client."""
+        return self._clients.get(client, Usage())
 
-    def change(self, client: str, less: Held, more: Held) -> None:
-        """One client holds less, or more, or other than before."""
+    def change(self, client: str, less: Usage, more: Usage) -> None:
+        """Replace `less` by `more` in the usage of a client."""
         self.total = self.total.minus(less).plus(more)
         self._clients[client] = self.of(client).minus(less).plus(more)
-        if self._clients[client] == Held():
+        if self._clients[client] == Usage():
             del self._clients[client]
 
-    def full(self, bounds: Bounds, client: str, less: Held, more: Held) -> Full | None:
-        """What is full, if `more` can't be taken in place of `less`."""
+    def limit_reached(
+        self, limits: QueueLimits, client: str, less: Usage, more: Usage
+    ) -> LimitReached | None:
+        """The limit that is exceeded if `more` replaces `less`; None if there is none."""
         everyone, ours = self.total.minus(less), self.of(client).minus(less)
-        for field in Held._fields:
+        for field in Usage._fields:
             adds, own, taken = getattr(more, field), getattr(ours, field), getattr(everyone, field)
-            # One more, so that a bound of 1 lets one in.
-            free = getattr(bounds, field) - taken - adds + 1
+            # + 1, so that a limit of 1 admits one request.
+            free = getattr(limits, field) - taken - adds + 1
             if not adds:
                 continue
             if free <= 0:
-                return Full(_words(field, taken), False, field, 1 - free)
+                return LimitReached(_words(field, taken), False, field, 1 - free)
             if own + adds > _SHARE * free:
-                return Full(_words(field, own), True, field, -(-(own + adds - _SHARE * free) // (_SHARE + 1)))
+                return LimitReached(
+                    _words(field, own), True, field, -(-(own + adds - _SHARE * free) // (_SHARE + 1))
+                )
         return None
 
 

@@ -1,4 +1,4 @@
-"""(pure) One batch: how much of the request whose turn it is, and what of others fits beside it."""
+"""(pure) Form one batch: inputs of the request whose turn it is, and inputs of other requests that fit."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.serving.waiting import Waiting
-
-
-class Limits(NamedTuple):
-    """What one batch may hold."""
-
-    tokens: int
-    inputs: int
+from rerankd.serving.batch_size import BatchLimits
+from rerankd.serving.waiting_inputs import WaitingInputs
 
 
 class Part(NamedTuple):
-    """What one request gives to a batch: the places of its inputs, and the tokens that the engine computes
-    for them, padding included."""
+    """The part of a batch that one request contributes: the indexes of its inputs, and the tokens that the
+    engine computes for them, including padding."""
 
     request: int
-    places: Sequence[int]
+    indexes: Sequence[int]
     tokens: int
 
 
-Others = Iterator[tuple[int, Waiting]]
-"""Requests that may add to a batch of another one's, in the order of their turns."""
+Others = Iterator[tuple[int, WaitingInputs]]
+"""Requests that may add inputs to the batch of another request, in the order of their turns."""
 
 
-def form(policy: BatchPolicy, limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
-    """Take the next batch out of what waits. It holds at least one input of the request `lead`."""
+def form(
+    policy: BatchPolicy, limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others
+) -> list[Part]:
+    """Take the next batch from the waiting inputs. It holds at least one input of the request `lead`."""
     if waiting.blocks:
         block = waiting.take_block()
         return [Part(lead, block, sum(waiting.lengths[at] for at in block))]
@@ -45,10 +41,10 @@ def form(policy: BatchPolicy, limits: Limits, lead: int, waiting: Waiting, other
     return _packed(limits, lead, waiting, matching)
 
 
-def _packed(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+def _packed(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     parts = [_packed_part(lead, waiting, max(waiting.packed(*limits), 1))]
     tokens = limits.tokens - parts[0].tokens
-    inputs = limits.inputs - len(parts[0].places)
+    inputs = limits.inputs - len(parts[0].indexes)
     while tokens > 0 and inputs > 0 and (other := next(others, None)):
         other[1].arrange(by_length=False)
         if count := other[1].packed(tokens, inputs):
@@ -58,40 +54,43 @@ def _packed(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list
     return parts
 
 
-def _packed_part(request: int, waiting: Waiting, count: int) -> Part:
+def _packed_part(request: int, waiting: WaitingInputs, count: int) -> Part:
     before = waiting.tokens
-    places = waiting.take(count)
-    return Part(request, places, before - waiting.tokens)
+    indexes = waiting.take(count)
+    return Part(request, indexes, before - waiting.tokens)
 
 
-def _padded(limits: Limits, lead: int, waiting: Waiting, others: Others) -> list[Part]:
+def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     own, longest = waiting.padded(*limits)
     if own < len(waiting) <= limits.inputs and waiting.tokens <= limits.tokens:
-        # Little is left of the request, of lengths that don't go together: the engine takes them apart.
+        # The rest of the request fits, but its lengths differ too much to pad. The engine splits them into
+        # passes.
         return [_packed_part(lead, waiting, len(waiting))]
-    room = min(max(limits.tokens // longest, 1), limits.inputs)
+    capacity = min(max(limits.tokens // longest, 1), limits.inputs)
     counts = [(lead, waiting, own)]
     total = own
-    while total < room and (other := next(others, None)):
+    while total < capacity and (other := next(others, None)):
         other[1].arrange(by_length=True)
-        if count := other[1].fitting(longest, room - total):
+        if count := other[1].fitting(longest, capacity - total):
             counts.append((*other, count))
             total += count
     total = whole(total, longest, limits.tokens // 4)
-    if total < own:  # in the request's order, the longest may be one of those that are left for later
+    if total < own:  # in the request's order, the longest input may be left for a later batch
         longest = waiting.padded(limits.tokens, total)[1]
     parts: list[Part] = []
     for request, source, count in counts:
-        places = source.take_fitting(longest, min(count, total)) if parts else source.take(min(count, total))
-        total -= len(places)
-        parts.append(Part(request, places, len(places) * longest))
+        count = min(count, total)
+        indexes = source.take_fitting(longest, count) if parts else source.take(count)
+        total -= len(indexes)
+        parts.append(Part(request, indexes, len(indexes) * longest))
         if not total:
             break
     return parts
 
 
 def whole(count: int, longest: int, enough: int) -> int:
-    """How many of `count` inputs go into a batch that is padded to `longest`: a power of two where these hold
-    `enough` tokens, since the engine pads their number, too, and gains nothing from more."""
+    """How many of `count` inputs go into a batch that is padded to `longest`: a power of two if that many
+    hold `enough` tokens, because the engine also pads the number of inputs, and a larger batch is not
+    faster."""
     fewer = 1 << (count.bit_length() - 1)
     return fewer if fewer * longest >= enough else count

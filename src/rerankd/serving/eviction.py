@@ -1,13 +1,15 @@
-"""(pure) Which models are loaded: on demand, within a budget of memory, and fair to those that wait.
+"""(pure) Eviction: which models are loaded and which are evicted, within a memory budget and fair to waiting
+requests.
 
-A model that is asked for is loaded when it fits beside the others. Where it doesn't, models that nobody uses
-make room, the least recently used one first. Where all are in use, the one that was loaded first takes no new
-requests any more, finishes those it has, and makes room: else a model with steady work would keep the others
-out for ever. It may first stay for a while, so that two models in turn don't spend all their time on loading.
+A requested model is loaded if it fits in memory with the others. If it does not, idle models are evicted, the
+least recently used one first. If all models are in use, the one that was loaded first is drained: it admits
+no new requests, finishes those it has, and is evicted. Otherwise a model with steady traffic would keep the
+others out forever. It is not drained before it has been loaded for `least_stay_s`; otherwise two models that
+are requested alternately would spend all their time on loading.
 
-What a model needs is measured when it is loaded, by device: the machine's memory and each card have budgets
-of their own (see memory.py), and only what holds something where room is lacking makes room. Before the first
-time, a guess by the size of its file stands in.
+A model's memory is measured per device when it is loaded. The machine's memory and each GPU have separate
+budgets (see memory.py), and only models that hold memory on the device that lacks it are evicted. Until the
+first measurement, the memory is estimated from the file size.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from typing import Generic, Literal, TypeVar
 from rerankd.memory import MEMORY, Bytes, Need, lacking, left, place
 
 K = TypeVar("K", bound=Hashable)
-Phase = Literal["out", "loading", "in", "leaving", "unloading"]
+Phase = Literal["unloaded", "loading", "loaded", "draining", "unloading"]
 _MEASURE_EVERY_S = 10.0
-_GOING: tuple[Phase, ...] = ("leaving", "unloading")
+_GOING: tuple[Phase, ...] = ("draining", "unloading")
 
 
 @dataclass(frozen=True, slots=True)
 class Load(Generic[K]):
-    """Load the model, and then tell `loaded` or `failed`. `cards` are the ones that it is to use; none where
-    it uses none, or they have no budgets."""
+    """Load the model, then call `loaded` or `failed`. `cards` are the GPUs to use; empty if the model uses
+    none, or if GPUs have no budget."""
 
     key: K
     cards: tuple[str, ...] = ()
@@ -36,25 +38,24 @@ class Load(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Unload(Generic[K]):
-    """Unload the model, which nobody uses, and then tell `unloaded`."""
+    """Unload the model, which has no users, then call `unloaded`."""
 
     key: K
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The one who asked may use the model now, until `leave`."""
+    """Let the user use the model until `release`."""
 
-    who: int
+    user: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse(Generic[K]):
-    """The one who asked won't get the model. `needs` is too much for the budgets; None means
-    that the load failed."""
+    """Reject the user's request for the model: `needs` exceeds the budgets, or if None, the load failed."""
 
     key: K
-    who: int
+    user: int
     needs: Need | None = None
 
 
@@ -66,11 +67,11 @@ class _Entry(Generic[K]):
     key: K
     needs: Need
     idle_unload_s: float | None
-    phase: Phase = "out"
+    phase: Phase = "unloaded"
     held: Bytes = field(default_factory=dict)
     users: set[int] = field(default_factory=set)
     waiters: list[int] = field(default_factory=list)
-    unwanted: bool = False  # to leave as soon as it is loaded
+    unwanted: bool = False  # drain it as soon as it is loaded
     retired: bool = False
     loaded_at: float = 0.0
     last_used: float = 0.0
@@ -78,116 +79,118 @@ class _Entry(Generic[K]):
 
     @property
     def is_idle(self) -> bool:
-        return self.phase == "in" and not self.users
+        return self.phase == "loaded" and not self.users
 
 
 class EvictionPolicy(Generic[K]):
-    """The policy. Its methods are the events, and return what is to be done. Who asks is a number that the
-    caller makes up, larger than all before it."""
+    """The policy. Its methods are the events, and return the actions to carry out. The caller numbers the
+    users in ascending order."""
 
     def __init__(self, budgets: Bytes, *, least_stay_s: float = 0.0) -> None:
-        """A device without a budget has no bound. `least_stay_s` is how long a model at work may stay when
-        others wait for its room."""
+        """A device without a budget is unlimited. `least_stay_s` is how long a model in use may stay loaded
+        while other models wait for its memory."""
         self._budgets = budgets
         self._least_stay_s = least_stay_s
         self._entries: dict[K, _Entry[K]] = {}
 
     @property
     def keys(self) -> list[K]:
-        """All models that are known, the retired ones that are still in use among them."""
+        """All known models, including retired ones that are still in use."""
         return list(self._entries)
 
     def phase(self, key: K) -> Phase | None:
-        """What it does; None when it is not known, or not any more."""
+        """The phase of a model; None if it is not known."""
         entry = self._entries.get(key)
         return entry.phase if entry is not None else None
 
-    def is_to_be_measured(self, key: K, now: float) -> bool:
-        """Whether nobody uses the model, which is loaded, and it was not measured for a while. Asking the
-        system costs as much as a small request does."""
+    def should_measure(self, key: K, now: float) -> bool:
+        """Whether a loaded model is idle and was not measured recently. A measurement costs as much as a
+        small request."""
         entry = self._entries.get(key)
         return entry is not None and entry.is_idle and now >= entry.measure_at
 
     def fits(self, key: K) -> bool:
-        """Whether the model could be loaded without unloading another."""
+        """Whether the model can be loaded without evicting another."""
         return not lacking(self._entries[key].needs, self._free())
 
     def add(self, key: K, needs: Need, idle_unload_s: float | None = None) -> None:
-        """A model that may be asked for from now on; `needs` is what it may need."""
+        """Add a model that may be requested from now on; `needs` is an estimate of its memory."""
         self._entries[key] = _Entry(key, needs, idle_unload_s)
 
     def retire(self, key: K, now: float) -> list[Action[K]]:
-        """Nobody asks for the model any more: those who have asked still get it, then it is forgotten."""
+        """Remove a model as soon as its current users and waiting requests have finished."""
         entry = self._entries[key]
         entry.retired = True
         self._forget(entry)
         return self.unload(key, now) if key in self._entries else []
 
-    def ask(self, key: K, who: int, now: float) -> list[Action[K]]:
+    def request(self, key: K, user: int, now: float) -> list[Action[K]]:
+        """A user requests the model."""
         entry = self._entries[key]
         if lacking(entry.needs, self._budgets):
-            return [Refuse(key, who, entry.needs)]
-        if entry.phase == "in":
-            entry.users.add(who)
-            return [Admit(who)]
-        entry.waiters.append(who)
+            return [Refuse(key, user, entry.needs)]
+        if entry.phase == "loaded":
+            entry.users.add(user)
+            return [Admit(user)]
+        entry.waiters.append(user)
         return self._decide(now)
 
-    def leave(self, key: K, who: int, now: float) -> list[Action[K]]:
-        """The one who asked has what it wanted, or does not want it any more."""
+    def release(self, key: K, user: int, now: float) -> list[Action[K]]:
+        """The user has finished with the model, or no longer wants it."""
         entry = self._entries.get(key)
         if entry is None:
             return []
-        if who in entry.users:
-            entry.users.discard(who)
+        if user in entry.users:
+            entry.users.discard(user)
             entry.last_used = now
-        elif who in entry.waiters:
-            entry.waiters.remove(who)
+        elif user in entry.waiters:
+            entry.waiters.remove(user)
         self._forget(entry)
         return self._decide(now)
 
     def loaded(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
-        """The model is loaded and holds this; None where that can't be told."""
+        """The model is loaded and holds this much memory; None if that cannot be measured."""
         entry = self._entries[key]
-        entry.phase, entry.loaded_at, entry.last_used = "in", now, now
+        entry.phase, entry.loaded_at, entry.last_used = "loaded", now, now
         if held is not None:
             entry.held, entry.needs = held, Need.of(held)
         actions: list[Action[K]] = []
         if lacking(entry.needs, self._budgets):
-            actions += [Refuse(key, who, entry.needs) for who in entry.waiters]
+            actions += [Refuse(key, user, entry.needs) for user in entry.waiters]
             entry.unwanted = True
         else:
-            actions += [Admit(who) for who in entry.waiters]
+            actions += [Admit(user) for user in entry.waiters]
             entry.users.update(entry.waiters)
         entry.waiters.clear()
         if entry.unwanted or entry.retired:
-            entry.phase = "leaving"
+            entry.phase = "draining"
         return actions + self._decide(now)
 
     def failed(self, key: K, now: float) -> list[Action[K]]:
-        """The model could not be loaded. Who asks next has it tried again."""
+        """The model could not be loaded. The next request retries."""
         entry = self._entries[key]
-        refused: list[Action[K]] = [Refuse(key, who) for who in entry.waiters]
+        refused: list[Action[K]] = [Refuse(key, user) for user in entry.waiters]
         entry.waiters.clear()
         return refused + self.unloaded(key, now)
 
     def unload(self, key: K, now: float) -> list[Action[K]]:
-        """Somebody wants the model gone, as soon as those who use it have finished."""
+        """Unload the model as soon as its users have finished."""
         entry = self._entries[key]
-        if entry.phase == "in":
-            entry.phase = "leaving"
+        if entry.phase == "loaded":
+            entry.phase = "draining"
         elif entry.phase == "loading":
             entry.unwanted = True
         return self._decide(now)
 
     def unloaded(self, key: K, now: float) -> list[Action[K]]:
+        """The model is unloaded."""
         entry = self._entries[key]
-        entry.phase, entry.unwanted, entry.held = "out", False, {}
+        entry.phase, entry.unwanted, entry.held = "unloaded", False, {}
         self._forget(entry)
         return self._decide(now)
 
     def measured(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
-        """What a loaded model holds by now."""
+        """The memory that a loaded model holds now."""
         entry = self._entries[key]
         entry.measure_at = now + _MEASURE_EVERY_S
         if held is not None:
@@ -199,20 +202,20 @@ class EvictionPolicy(Generic[K]):
         return self._decide(now)
 
     def wake_at(self) -> float | None:
-        """When `tick` will have something to do, if nothing else happens before."""
+        """The time at which `tick` must be called unless another event comes first; None if not at all."""
         entries = list(self._entries.values())
         times = [
             entry.last_used + entry.idle_unload_s
             for entry in entries
             if entry.is_idle and entry.idle_unload_s is not None
         ]
-        head = self._head(entries)
-        if head is not None and self._short_of(head):
-            times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "in"]
+        first = self._first_waiting(entries)
+        if first is not None and self._short_of(first):
+            times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "loaded"]
         return min(times, default=None)
 
     def _forget(self, entry: _Entry[K]) -> None:
-        if entry.retired and entry.phase == "out" and not entry.waiters:
+        if entry.retired and entry.phase == "unloaded" and not entry.waiters:
             self._entries.pop(entry.key, None)
 
     def _decide(self, now: float) -> list[Action[K]]:
@@ -220,49 +223,49 @@ class EvictionPolicy(Generic[K]):
         for entry in entries:
             over = entry.idle_unload_s is not None and now - entry.last_used >= entry.idle_unload_s
             if entry.is_idle and over:
-                entry.phase = "leaving"
-        self._make_room(entries, self._overfull)
+                entry.phase = "draining"
+        self._evict_idle(entries, self._overfull)
         actions: list[Action[K]] = []
-        while head := self._head(entries):
-            if not self.fits(head.key):
-                self._make_room(entries, partial(self._short_of, head))
-                self._ask_the_busy(entries, head, now)
+        while first := self._first_waiting(entries):
+            if not self.fits(first.key):
+                self._evict_idle(entries, partial(self._short_of, first))
+                self._drain_busy(entries, first, now)
                 break
-            head.phase, head.held = "loading", place(head.needs, self._free())
-            actions.append(Load(head.key, tuple(device for device in head.held if device != MEMORY)))
+            first.phase, first.held = "loading", place(first.needs, self._free())
+            actions.append(Load(first.key, tuple(device for device in first.held if device != MEMORY)))
         for entry in entries:
-            if entry.phase == "leaving" and not entry.users:
+            if entry.phase == "draining" and not entry.users:
                 entry.phase = "unloading"
                 actions.append(Unload(entry.key))
         return actions
 
-    def _head(self, entries: list[_Entry[K]]) -> _Entry[K] | None:
-        """The model that is out and was asked for first: no other is loaded before it."""
-        waiting = [entry for entry in entries if entry.phase == "out" and entry.waiters]
+    def _first_waiting(self, entries: list[_Entry[K]]) -> _Entry[K] | None:
+        """The unloaded model that was requested first. No other model is loaded before it."""
+        waiting = [entry for entry in entries if entry.phase == "unloaded" and entry.waiters]
         return min(waiting, key=lambda entry: entry.waiters[0], default=None)
 
     def _free(self, *, without: tuple[Phase, ...] = ()) -> dict[str, float]:
-        """What of the budgets is free, or would be without the models of these phases."""
+        """The free part of each budget, not counting the models in the phases `without`."""
         return left(self._budgets, (one.held for one in self._entries.values() if one.phase not in without))
 
-    def _short_of(self, head: _Entry[K]) -> frozenset[str]:
-        """The devices that `head` lacks room on even when those are gone that are about to go."""
-        return lacking(head.needs, self._free(without=_GOING))
+    def _short_of(self, first: _Entry[K]) -> frozenset[str]:
+        """The devices that lack memory for `first` even after the current evictions are complete."""
+        return lacking(first.needs, self._free(without=_GOING))
 
     def _overfull(self) -> frozenset[str]:
-        """The devices on which those that stay hold more than they may."""
+        """The devices on which the models that stay exceed the budget."""
         return frozenset(device for device, size in self._free(without=_GOING).items() if size < 0)
 
-    def _make_room(self, entries: list[_Entry[K]], short_of: Callable[[], frozenset[str]]) -> None:
-        """Idle models go, the least recently used one first, until no device is short of room."""
+    def _evict_idle(self, entries: list[_Entry[K]], short_of: Callable[[], frozenset[str]]) -> None:
+        """Evict idle models, the least recently used one first, until no device lacks memory."""
         for entry in sorted(filter(lambda entry: entry.is_idle, entries), key=lambda entry: entry.last_used):
             if short_of() & entry.held.keys():
-                entry.phase = "leaving"
+                entry.phase = "draining"
 
-    def _ask_the_busy(self, entries: list[_Entry[K]], head: _Entry[K], now: float) -> None:
-        """Models at work take nobody new, the one loaded first before the others; so do those with less than
-        their least stay behind them, later."""
+    def _drain_busy(self, entries: list[_Entry[K]], first: _Entry[K], now: float) -> None:
+        """Drain models in use, the one loaded first before the others. Models that have been loaded for less
+        than `least_stay_s` are drained later."""
         for entry in sorted(entries, key=lambda entry: entry.loaded_at):
-            has_stayed = entry.phase == "in" and now - entry.loaded_at >= self._least_stay_s
-            if has_stayed and self._short_of(head) & entry.held.keys():
-                entry.phase = "leaving"
+            has_stayed = entry.phase == "loaded" and now - entry.loaded_at >= self._least_stay_s
+            if has_stayed and self._short_of(first) & entry.held.keys():
+                entry.phase = "draining"

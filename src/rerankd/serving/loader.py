@@ -1,4 +1,4 @@
-"""Loads and unloads models as the policy says (see eviction.py)."""
+"""Load and unload models as the eviction policy decides (see eviction.py)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _LOAD, _UNLOAD = "load a model", "unload a model"
 
 
 class Loadable(Hashable, Protocol):
-    """A model that can be loaded, on the cards it is given; its text is its name. `load` raises RerankdError,
-    `unload` nothing. `held` tells the bytes it holds by device, None where that can't be told."""
+    """A model that can be loaded on the given GPUs; `str()` returns its name. `load` raises RerankdError,
+    `unload` raises nothing. `held` returns the memory it uses in bytes by device, or None if that can't be
+    measured."""
 
     async def load(self, cards: tuple[str, ...]) -> None: ...
     async def unload(self) -> None: ...
@@ -34,7 +35,7 @@ M = TypeVar("M", bound=Loadable)
 
 
 class Loader(Generic[M]):
-    """Loads and unloads models as the policy says, and lets requests use them."""
+    """Loads and unloads models as the policy decides, and lets requests use them."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Loader(Generic[M]):
         self.budgets = budgets
         self._policy = EvictionPolicy[M](budgets, least_stay_s=least_stay_s)
         self._now = now
-        self._who = itertools.count()
+        self._user_ids = itertools.count()
         self._admissions: dict[int, asyncio.Future[None]] = {}
         self._tasks = Background()
         self._timer: asyncio.TimerHandle | None = None
@@ -54,95 +55,97 @@ class Loader(Generic[M]):
 
     @property
     def models(self) -> list[M]:
-        """All models that are known, the retired ones that are still in use among them."""
+        """All known models, including retired ones that are still in use."""
         return self._policy.keys
 
     def add(self, key: M, least: Need, guess: Need, idle_unload_s: float | None) -> None:
-        """A model that may be used from now on. `least` is what it takes in any case, `guess` what it may
-        take, for as long as that has not been measured. Raises DoesNotFit where it never could be loaded."""
+        """Add a model that may be used from now on. `least` is the memory that it needs in any case, `guess`
+        an estimate until it is measured. Raises DoesNotFit if it can never be loaded."""
         if (
             lacking(least.within(self.budgets), self.budgets)
             or least.within(self.budgets).total < least.total
         ):
             raise self._does_not_fit(key, least)
-        # Nothing is refused by a guess: it is tried, alone.
+        # An estimate alone refuses no model: it is tried, with all others evicted if necessary.
         self._policy.add(key, guess.within(self.budgets), idle_unload_s)
 
     def fits(self, key: M) -> bool:
-        """Whether the model could be loaded without unloading another."""
+        """Whether the model can be loaded without evicting another."""
         return self._policy.fits(key)
 
     def retire(self, key: M) -> None:
-        """The model is not used any more by those who come now; when the others have gone, it is unloaded."""
+        """Remove a model: new requests no longer use it, and it is unloaded when the current ones have
+        finished."""
         self._carry_out(self._policy.retire(key, self._now()))
 
     def unload(self, key: M) -> None:
-        """Have the model unloaded as soon as nobody uses it; the next one to use it has it loaded again."""
+        """Unload the model as soon as it has no users; the next request loads it again."""
         self._carry_out(self._policy.unload(key, self._now()))
 
     @contextlib.asynccontextmanager
     async def use(self, key: M) -> AsyncIterator[None]:
-        """Wait until the model is loaded, and keep it so until the block ends.
+        """Wait until the model is loaded, and keep it loaded until the block ends.
 
-        Raises DoesNotFit, what made the load fail, or EngineUnavailable once the loader is closed.
+        Raises DoesNotFit, the error of a failed load, or EngineUnavailable once the loader is closed.
         """
         if self._closed or self._policy.phase(key) is None:
             raise EngineUnavailable("The engine is stopped.")
-        who = next(self._who)
-        admission = self._admissions[who] = asyncio.get_running_loop().create_future()
-        self._carry_out(self._policy.ask(key, who, self._now()))
+        user = next(self._user_ids)
+        admission = self._admissions[user] = asyncio.get_running_loop().create_future()
+        self._carry_out(self._policy.request(key, user, self._now()))
         try:
             await admission
             yield
         finally:
-            del self._admissions[who]
+            del self._admissions[user]
             if not self._closed:
-                self._leave(key, who)
+                self._release(key, user)
 
     async def close(self) -> None:
-        """Load and unload nothing more, and tell those who wait for a model. Safe to call again."""
+        """Stop loading and unloading, and fail the requests that wait for a model. Safe to call again."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for who in list(self._admissions):
-            self._settle(who, EngineUnavailable("The engine is stopped."))
+        for user in list(self._admissions):
+            self._settle(user, EngineUnavailable("The engine is stopped."))
         loading = [task for task in self._tasks if task.get_name() == _LOAD]
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
 
-    def _leave(self, key: M, who: int) -> None:
+    def _release(self, key: M, user: int) -> None:
         now = self._now()
-        actions = self._policy.leave(key, who, now)
-        if self._policy.is_to_be_measured(key, now):
+        actions = self._policy.release(key, user, now)
+        if self._policy.should_measure(key, now):
             actions += self._policy.measured(key, self._held(key), now)
         self._carry_out(actions)
 
     def _held(self, key: M) -> Bytes | None:
-        """What a model holds. Where no card has a budget, the one that there is bounds it wherever it is."""
+        """The memory that a model uses. If no GPU has a budget, all of it counts against the only budget."""
         held = key.held()
         if held is None or self.budgets.keys() - {MEMORY}:
             return held
         return {MEMORY: main_bytes(held) or 0}
 
     def _carry_out(self, actions: list[Action[M]], error: RerankdError | None = None) -> None:
-        """`error` is what made a load fail."""
+        """Carry out the policy's actions. `error` is the error of a failed load."""
         for action in actions:
             match action:
                 case Load(key, cards):
                     self._tasks.begin(self._load(key, cards), _LOAD)
                 case Unload(key):
                     self._tasks.begin(self._unload(key), _UNLOAD)
-                case Admit(who):
-                    self._settle(who, None)
-                case Refuse(key, who, needs) if needs is not None:
-                    self._settle(who, self._does_not_fit(key, needs))
-                case Refuse(_, who):
-                    self._settle(who, copy.copy(error))  # one each: a raised error collects tracebacks
+                case Admit(user):
+                    self._settle(user, None)
+                case Refuse(key, user, needs) if needs is not None:
+                    self._settle(user, self._does_not_fit(key, needs))
+                case Refuse(_, user):
+                    # A copy for each user, because a raised error collects tracebacks.
+                    self._settle(user, copy.copy(error))
         self._set_timer()
 
-    def _settle(self, who: int, error: RerankdError | None) -> None:
-        admission = self._admissions.get(who)
+    def _settle(self, user: int, error: RerankdError | None) -> None:
+        admission = self._admissions.get(user)
         if admission is None or admission.done():
             return
         if error is None:
@@ -159,8 +162,8 @@ class Loader(Generic[M]):
             kind, size = "GPU memory", needs.cards
         bound = sum(self.budgets[device] for device in short)
         return DoesNotFit(
-            f"{key} needs {size / 2**20:,.0f} MiB of {kind}, and all engines together may hold "
-            f"{bound / 2**20:,.0f} MiB. Take a smaller quantisation or a smaller model, or raise "
+            f"{key} needs {size / 2**20:,.0f} MiB of {kind}, but the budget for all engines is "
+            f"{bound / 2**20:,.0f} MiB. Use a smaller quantisation or a smaller model, or raise "
             "memory_budget."
         )
 

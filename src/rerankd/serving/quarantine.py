@@ -1,16 +1,17 @@
-"""(pure) Which texts end an engine, and how to find them among others.
+"""(pure) Quarantine for texts that crash an engine, and how to find such a text in a batch.
 
-When an engine dies or hangs, every text that it was working on is a suspect. Suspects are asked again alone,
-that is without another call in the engine, in calls of a quarter of the texts of the last call that died with
-them. So a text that ends the engine is alone after few deaths (64 texts: 64, 16, 4, 1), and an innocent one
-is cleared by its first answer. A text is blamed after two deaths with nothing beside it, since one may be
-chance; then it is not asked for an hour. Quarters instead of halves leave room for the second death in the
-bound of 1 + log2(texts) restarts, from 4 texts on.
+When an engine crashes or hangs, every text of its calls becomes a suspect. Suspects are sent again in
+exclusive calls, each with a quarter of the texts of the last call that crashed with them. So a text that
+crashes the engine is alone after a few crashes (64 texts: 64, 16, 4, 1), and any other suspect is cleared by
+its first score. A text is quarantined for an hour after two crashes in which it was alone, because one crash
+may be a coincidence. Quarters find the text faster than halves: from 4 texts on, the second crash still fits
+into the limit of 1 + log2(texts) restarts.
 
-Memory is never a text's fault: such texts are asked in smaller calls too, but not kept.
+Running out of memory is never blamed on a text: such texts are also sent in smaller calls, but not
+quarantined.
 
-A text is known by a digest of the model's file and its words. The query is no part of it: what ends an engine
-with one query does so with the next one.
+A text is identified by a digest of the model's fingerprint and the text. The query is not part of it: a text
+that crashes the engine with one query does so with the next.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ from typing import Literal
 TTL_S = 3600.0
 _FOREVER_S = 10 * 365 * 86400.0
 _PARTS = 4
-_DEATHS_ALONE = 2
-# Suspects are few for moments only; a bound for the case that nobody asks for them again.
+_CRASHES_ALONE = 2
+# Normally suspects are few and soon resolved. The limit is for suspects that no client sends again.
 _MOST_SUSPECTS = 10_000
 
 Fault = Literal["crash", "exit", "hang", "errors", "memory"]
-"""How an engine went that may be due to its texts (see process/reasons.py)."""
+"""The kinds of engine loss that a text may have caused (see process/failure_reasons.py)."""
 
 REASONS: dict[Fault, str] = {
-    "crash": "the engine crashed on it twice, so it is not tried again for an hour",
-    "exit": "the engine ended on it twice, so it is not tried again for an hour",
-    "hang": "the engine stopped working on it twice, so it is not tried again for an hour",
-    "errors": "the engine gave an error for it twice, so it is not tried again for an hour",
+    "crash": "the engine crashed on it twice, so it is not retried for an hour",
+    "exit": "the engine exited on it twice, so it is not retried for an hour",
+    "hang": "the engine hung on it twice, so it is not retried for an hour",
+    "errors": "the engine returned an error for it twice, so it is not retried for an hour",
     "memory": "the engine ran out of memory on it twice",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What to ask next: places in the sequence, and whether without another call beside it."""
+    """The next call: indexes of its texts, and whether it is exclusive."""
 
     at: tuple[int, ...]
     alone: bool
@@ -49,7 +50,8 @@ class Call:
 
 @dataclass(slots=True)
 class _Suspicion:
-    """`size` is that of the smallest call that died with the text, `alone` the deaths with nothing beside."""
+    """`size` is the number of texts of the smallest call that crashed with this text. `alone` counts the
+    crashes in which it was alone."""
 
     size: int
     until: float
@@ -57,17 +59,17 @@ class _Suspicion:
 
 
 class Quarantine:
-    """The suspects and the blamed texts of one model. Times are seconds of any one clock.
+    """The suspected and quarantined texts of one model. Times are in seconds of any one clock.
 
-    `unexplained` counts deaths after which every suspect was cleared: no text was the reason.
+    `unexplained` counts the times that an engine was lost and every suspect was cleared.
     """
 
     def __init__(self, model: str) -> None:
-        """`model` tells the model's file from another one."""
+        """`model` is the fingerprint of the model's file."""
         self._model = hashlib.blake2b(model.encode("utf-8", "replace"), digest_size=16)
         self._suspects: dict[str, _Suspicion] = {}
         self._blamed: dict[str, tuple[str, float]] = {}
-        self._found = 0
+        self._blamed_since = 0
         self.unexplained = 0
 
     @property
@@ -80,7 +82,7 @@ class Quarantine:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no text has to be looked up."""
+        """Whether no text is suspected or quarantined."""
         return not self._suspects and not self._blamed
 
     def digests(self, texts: Iterable[str]) -> list[str]:
@@ -93,7 +95,7 @@ class Quarantine:
         return found
 
     def reason(self, digest: str, now: float) -> str | None:
-        """Why a text is not to be asked; None where it may be."""
+        """Why a text is quarantined; None if it is not."""
         reason, until = self._blamed.get(digest, (None, 0.0))
         if reason is not None and now >= until:
             del self._blamed[digest]
@@ -101,8 +103,8 @@ class Quarantine:
         return reason
 
     def next_call(self, digests: Sequence[str], now: float) -> Call:
-        """The next call for texts, at least one, none of them blamed: those under no suspicion together, and
-        then the suspects."""
+        """The next call for these texts: first all texts that are not suspects, then suspects in exclusive
+        calls. `digests` is not empty and contains no quarantined text."""
         suspects = [at for at, digest in enumerate(digests) if self._suspicion(digest, now) is not None]
         if len(suspects) < len(digests):
             kept = set(suspects)
@@ -110,19 +112,20 @@ class Quarantine:
         most = max(min(self._suspects[digest].size for digest in digests) // _PARTS, 1)
         return Call(tuple(range(min(most, len(digests)))), alone=True)
 
-    def died(self, digests: Sequence[str], fault: Fault, now: float, *, alone: bool) -> dict[str, str]:
-        """An engine went with a call of these texts. Returns those not to be asked again, with the reason."""
+    def engine_lost(self, digests: Sequence[str], fault: Fault, now: float, *, alone: bool) -> dict[str, str]:
+        """An engine was lost during a call with these texts. Returns those that are now quarantined, with the
+        reason."""
         found: dict[str, str] = {}
         if not self._suspects:
-            self._found = 0
+            self._blamed_since = 0
         for digest in digests:
             known = self._suspects.setdefault(digest, _Suspicion(len(digests), now + TTL_S))
             known.size = min(known.size, len(digests))
             known.until = now + TTL_S
             known.alone += alone and len(digests) == 1
-            if known.alone >= _DEATHS_ALONE:
+            if known.alone >= _CRASHES_ALONE:
                 del self._suspects[digest]
-                self._found += 1
+                self._blamed_since += 1
                 found[digest] = REASONS[fault]
                 if fault != "memory":
                     self.blame(digest, REASONS[fault], now + TTL_S)
@@ -130,20 +133,20 @@ class Quarantine:
             del self._suspects[next(iter(self._suspects))]
         return found
 
-    def answered(self, digests: Iterable[str]) -> None:
-        """These texts were scored: nothing is wrong with them."""
+    def scored(self, digests: Iterable[str]) -> None:
+        """These texts were scored, so they are no longer suspects."""
         had_suspects = bool(self._suspects)
         for digest in digests:
             self._suspects.pop(digest, None)
-        if had_suspects and not self._suspects and not self._found:
+        if had_suspects and not self._suspects and not self._blamed_since:
             self.unexplained += 1
 
     def blame(self, digest: str, reason: str, until: float = _FOREVER_S) -> None:
-        """Don't ask this text before `until`."""
+        """Quarantine a text until `until`."""
         self._blamed[digest] = (reason, until)
 
     def clear(self) -> list[str]:
-        """Forget everything; the digests that were blamed."""
+        """Forget all suspects and quarantined texts. Returns the digests of the latter."""
         blamed = list(self._blamed)
         self._suspects.clear()
         self._blamed.clear()

@@ -1,8 +1,8 @@
-"""The queue of one model: requests wait in it for their scores, and engines get their batches from it.
+"""The queue of one model: requests wait here for their scores, and engines take batches from it.
 
-What is decided is in line.py; here are the acts: a task for each batch under way, a future for each request
-that waits, and timers for time budgets. A batch is begun when a request comes, when another
-batch ends, and shortly before one is expected to end.
+scheduler.py makes the decisions. This module carries them out, with a task for each batch that an engine has,
+a future for each waiting request, and timers for time budgets. A batch is started when a request arrives,
+when another batch ends, and shortly before one is expected to end.
 """
 
 from __future__ import annotations
@@ -14,48 +14,28 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.errors import EngineUnavailable, Overloaded, RerankdError, Stopping
-from rerankd.scoring.sequences import Input
-from rerankd.serving.admission import NOBODY, Bounds, Client, Full
-from rerankd.serving.line import WEIGHTS, Given, Line
+from rerankd.errors import EngineUnavailable, Overloaded, Stopping
+from rerankd.scoring.engine_input import Input
+from rerankd.serving.admission import Client, LimitReached
+from rerankd.serving.queue_scores import Answer, Scores
+from rerankd.serving.scheduler import NextBatch, Scheduler
 
-__all__ = ["NOBODY", "WEIGHTS", "Answer", "Bounds", "Client", "Line", "Place", "Queue", "Scores"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a batch came to, by the place in it: the raw value of each input; None where `errors` says why it
-    has none, where `failures` holds what its request fails with, or where nobody wants it any more."""
-
-    values: Sequence[float | None]
-    errors: Mapping[int, str] = field(default_factory=dict)
-    failures: Mapping[int, RerankdError] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What a request gets, by the place of each input: its raw value; None where `errors` says why it has
-    none, and for the inputs in `unscored`, for which the time was too short."""
-
-    values: Sequence[float | None]
-    errors: Mapping[int, str]
-    unscored: frozenset[int]
-
-
-_CANCELLED = EngineUnavailable("The engine was stopped while it scored this. Try again.")
+_CANCELLED = EngineUnavailable("The engine was stopped while it scored this request. Try again.")
 
 Score = Callable[[Sequence[Input], Callable[[int], bool]], Coroutine[Any, Any, Answer]]
-"""Scores the inputs of a batch. The second argument tells whether the input at a place is still wanted."""
+"""Scores the inputs of a batch. The second argument returns whether a client still waits for the input at an
+index."""
 
 
 @dataclass(eq=False, slots=True)
-class Place:
-    """One request's place in the queue. `waited_s` is how long its inputs waited for the first batch."""
+class QueuedRequest:
+    """A request in the queue. `waited_s` is the time from its first inputs being queued to their first
+    batch."""
 
     _queue: Queue
     _request: int
@@ -64,7 +44,7 @@ class Place:
     _since: float | None = None
     _over: asyncio.Future[None] | None = None
     _inputs: Sequence[Input] = ()
-    # An input is in the first of these, then in the second, then it has a value, an error, or neither.
+    # Each input is in `_waiting`, then in `_at_engine`. Then it has a score, an error, or neither.
     _waiting: set[int] = field(default_factory=set)
     _at_engine: set[int] = field(default_factory=set)
     _unscored: set[int] = field(default_factory=set)
@@ -80,17 +60,17 @@ class Place:
         latest: float | None = None,
         blocks: Sequence[Sequence[int]] = (),
     ) -> Scores:
-        """The value of each input, of one question. Each of `blocks`, if any, is a batch of its own. To be
-        called again only when it has returned, before `latest`.
+        """Score inputs that have the same question. Each of `blocks`, if any, is a batch of its own. Call
+        this again only after it has returned, and before `latest`.
 
-        With `until`, inputs are scored in their order, and none is begun that would not be done by then. What
-        has begun is waited for until `latest`. Both are in seconds of the queue's clock (time.monotonic).
-        Raises Overloaded where there are too many inputs or tokens, and what the engine raises.
+        With `until`, inputs are scored in their order, and no input is started that would not be finished by
+        then. Inputs that were started are waited for until `latest`. Both are in seconds of the queue's clock
+        (time.monotonic). Raises Overloaded if the inputs or tokens are too many, and what the engine raises.
         """
         if not inputs:
             return Scores((), {}, frozenset())
         queue, tokens = self._queue, [one.tokens for one in inputs]
-        if full := queue.line.expect(
+        if full := queue.scheduler.enqueue(
             self._request, tokens, question=inputs[0].question.key, until=until, blocks=blocks
         ):
             raise queue.overloaded(full, self._client)
@@ -102,9 +82,9 @@ class Place:
         timers = []
         if until is not None:
             passed = loop.time() - queue.now()
-            timers.append(loop.call_at(passed + until, queue.hand_out))
+            timers.append(loop.call_at(passed + until, queue.start_batches))
             timers.append(loop.call_at(passed + (latest or until), self._give_up))
-        queue.hand_out()
+        queue.start_batches()
         try:
             await self._over
         finally:
@@ -115,7 +95,7 @@ class Place:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is wanted any more."""
+        """Whether the request waits for no more scores."""
         return self._over is None or self._over.done()
 
     def _begin(self, at: int, batch: _Batch) -> Input:
@@ -134,13 +114,13 @@ class Place:
         self._check()
 
     def _drop(self) -> None:
-        """What waits won't be scored: it would not be done in time."""
+        """Drop the waiting inputs, because they would not be finished in time."""
         self._unscored |= self._waiting
         self._waiting.clear()
         self._check()
 
     def _give_up(self) -> None:
-        """The time is over for what has begun, too."""
+        """The time to wait for inputs at an engine is over."""
         self._unscored |= self._at_engine
         self._at_engine.clear()
         self._drop()
@@ -154,53 +134,53 @@ class Place:
     def _fail(self, error: BaseException) -> None:
         if self._over is not None and not self._over.done():
             self._over.set_exception(error)
-            # Whoever waits may be cancelled in this moment, and never look at it.
+            # The waiting task may be cancelled at this moment and never read the exception.
             self._over.exception()
             self._release()
 
     def _release(self) -> None:
-        """Nothing is wanted any more: what waits is dropped, and batches that nobody else needs end."""
-        self._queue.line.drop(self._request)
+        """Drop the waiting inputs, and cancel batches that no other request waits for."""
+        self._queue.scheduler.drop_waiting(self._request)
         for batch in self._batches:
             batch.end_if_unwanted()
 
 
 @dataclass(eq=False, slots=True)
 class _Batch:
-    """A batch at an engine: whose each input is, and its place there."""
+    """A batch at an engine, and for each of its inputs the request and the index there."""
 
-    given: Given
-    owners: Sequence[tuple[Place, int]]
+    given: NextBatch
+    owners: Sequence[tuple[QueuedRequest, int]]
     task: asyncio.Task[Answer] | None = None
 
     def is_wanted(self, at: int) -> bool:
         return not self.owners[at][0].is_over
 
     def end_if_unwanted(self) -> None:
-        if self.task is not None and all(place.is_over for place, _ in self.owners):
+        if self.task is not None and all(request.is_over for request, _ in self.owners):
             self.task.cancel()
 
 
 class Queue:
-    """Lets requests in, and has engines score their inputs.
+    """Admits requests, and has engines score their inputs in batches.
 
-    `policy` tells how the engines get their work. `score` scores a batch; what it raises ends all requests of
-    the batch.
+    `policy` returns the backend's limits for batches. `score` scores a batch; an exception that it raises
+    fails all requests of the batch.
     """
 
     def __init__(
         self,
-        line: Line,
+        scheduler: Scheduler,
         policy: Callable[[], BatchPolicy],
         score: Score,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.line = line
+        self.scheduler = scheduler
         self.now = now
         self._policy = policy
         self._score = score
-        self._places: dict[int, Place] = {}
+        self._requests: dict[int, QueuedRequest] = {}
         self._under_way: set[_Batch] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._count = 0
@@ -209,26 +189,28 @@ class Queue:
         self._empty.set()
 
     @contextlib.contextmanager
-    def admit(self, client: Client, documents: int, size_bytes: int, weight: float = 1.0) -> Iterator[Place]:
-        """A place for a request, until the block ends. Raises Overloaded, or Stopping after `close`."""
+    def admit(
+        self, client: Client, documents: int, size_bytes: int, weight: float = 1.0
+    ) -> Iterator[QueuedRequest]:
+        """Admit a request until the block ends. Raises Overloaded, or Stopping after `close`."""
         if self._closed:
-            raise Stopping("rerankd is stopping and takes no new requests. Ask another one, or try again.")
+            raise Stopping("rerankd is shutting down and accepts no new requests. Retry later.")
         self._count += 1
         request = self._count
-        if full := self.line.join(request, client, size_bytes, documents, weight):
+        if full := self.scheduler.admit(request, client, size_bytes, documents, weight):
             raise self.overloaded(full, client)
-        self._places[request] = Place(self, request, client)
+        self._requests[request] = QueuedRequest(self, request, client)
         self._empty.clear()
         try:
-            yield self._places[request]
+            yield self._requests[request]
         finally:
-            self.line.leave(request)
-            del self._places[request]
-            if not self._places:
+            self.scheduler.remove(request)
+            del self._requests[request]
+            if not self._requests:
                 self._empty.set()
 
     def close(self) -> None:
-        """Admit nobody any more."""
+        """Admit no more requests."""
         self._closed = True
 
     @property
@@ -236,45 +218,45 @@ class Queue:
         return self._closed
 
     async def wait_empty(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request is queued or being scored."""
         await self._empty.wait()
 
-    def overloaded(self, full: Full, client: Client) -> Overloaded:
-        """What a request is told for which something is full."""
-        wait_s = self.line.retry_after_s(full, client)
+    def overloaded(self, full: LimitReached, client: Client) -> Overloaded:
+        """The error for a request that exceeds a limit."""
+        wait_s = self.scheduler.retry_after_s(full, client)
         if full.is_share:
-            told = f"This client has {full.words} under way and waiting; the rest of the queue is for others."
+            why = f"This client has used its share of the queue ({full.words})."
         else:
-            told = f"The queue is full: {full.words} under way and waiting."
-        return Overloaded(f"{told} Try again in about {wait_s} s.", retry_after_s=wait_s)
+            why = f"The queue is full ({full.words})."
+        return Overloaded(f"{why} Retry in about {wait_s} s.", retry_after_s=wait_s)
 
-    def hand_out(self) -> None:
-        """Begin batches until the engines have no room for another."""
+    def start_batches(self) -> None:
+        """Start batches until the engines accept no more."""
         policy, now = self._policy(), self.now()
         while True:
-            for request in self.line.late(now):
-                self._places[request]._drop()
-            if len(self._under_way) >= policy.at_engine * self.line.engines:
+            for request in self.scheduler.drop_late(now):
+                self._requests[request]._drop()
+            if len(self._under_way) >= policy.at_engine * self.scheduler.engines:
                 return
-            at = self.line.next_at(len(self._under_way))
+            at = self.scheduler.next_batch_at(len(self._under_way))
             if at > now:
-                self._again(at - now)
+                self._start_batches_in(at - now)
                 return
-            given = self.line.next(policy, now)
+            given = self.scheduler.next_batch(policy, now)
             if not given.inputs:
                 return
             self._begin(given)
 
-    def _again(self, seconds: float) -> None:
+    def _start_batches_in(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if seconds < math.inf:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self.hand_out)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.start_batches)
 
-    def _begin(self, given: Given) -> None:
-        batch = _Batch(given, [(self._places[request], at) for request, at in given.inputs])
-        inputs = [place._begin(at, batch) for place, at in batch.owners]
-        # Its log lines are not those of the request that happened to come, or of a batch before.
+    def _begin(self, given: NextBatch) -> None:
+        batch = _Batch(given, [(self._requests[request], at) for request, at in given.inputs])
+        inputs = [request._begin(at, batch) for request, at in batch.owners]
+        # In an empty context, so that its log lines do not carry the id of an unrelated request.
         batch.task = asyncio.get_running_loop().create_task(
             self._score(inputs, batch.is_wanted), context=contextvars.Context()
         )
@@ -284,17 +266,17 @@ class Queue:
     def _ended(self, batch: _Batch, task: asyncio.Task[Answer]) -> None:
         self._under_way.remove(batch)
         error = _CANCELLED if task.cancelled() else task.exception()
-        self.line.done(batch.given, self.now(), is_scored=error is None)
-        for number, (place, at) in enumerate(batch.owners):
-            place._batches.discard(batch)
-            if place.is_over:
+        self.scheduler.batch_done(batch.given, self.now(), is_scored=error is None)
+        for number, (request, at) in enumerate(batch.owners):
+            request._batches.discard(batch)
+            if request.is_over:
                 continue
             if error is not None:
-                place._fail(copy.copy(error))  # one for each: a raised error collects tracebacks
+                request._fail(copy.copy(error))  # one copy each: a raised error collects tracebacks
                 continue
             answer = task.result()
             if (failure := answer.failures.get(number)) is not None:
-                place._fail(failure)
+                request._fail(failure)
             else:
-                place._answer(at, answer.values[number], answer.errors.get(number))
-        self.hand_out()
+                request._answer(at, answer.values[number], answer.errors.get(number))
+        self.start_batches()

@@ -1,4 +1,4 @@
-"""The models that are served: how they come to be, and what a change of settings does to them."""
+"""The registry of served models: start, reload, add and remove models, and apply changed settings."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from contextlib import AbstractAsyncContextManager
 
 from rerankd import config
 from rerankd.config import Settings
+from rerankd.engine_owner import Owner
 from rerankd.errors import Conflict, RerankdError
 from rerankd.memory import Bytes
 from rerankd.metrics import Metrics
-from rerankd.owner import Owner
 from rerankd.process import rundir
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress, silent
-from rerankd.serving import prepare as preparing
-from rerankd.serving.arrivals import Arrivals
-from rerankd.serving.budgets import budgets, needs
+from rerankd.serving import prepare_model as preparing
+from rerankd.serving.admission import QueueLimits
 from rerankd.serving.loader import Loader
-from rerankd.serving.pending import Pending
-from rerankd.serving.prepare import Model
-from rerankd.serving.queue import Bounds
-from rerankd.serving.roster import Entry, Roster, check_names, first_of
+from rerankd.serving.memory_budgets import budgets, needs
+from rerankd.serving.model_names import Entry, ModelNames, check_names, first_of
+from rerankd.serving.model_setup import ModelSetup
+from rerankd.serving.pending_model import PendingModel
+from rerankd.serving.prepare_model import Model
 from rerankd.serving.served_model import ServedModel
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
 
 
-class ModelRegistry(Roster):
-    """Owner of the served models and of the settings they are served by. How they come to be read is told in
-    arrivals.py; which of them are loaded is the loader's affair (see loader.py)."""
+class ModelRegistry(ModelNames):
+    """Owns the served models and their settings. model_setup.py prepares models; loader.py decides which are
+    loaded."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         super().__init__(settings)
         self._metrics = metrics
         self._state = StateStore(settings.home)
         self._loader = Loader[ServedModel](budgets(settings), least_stay_s=settings.least_stay_s)
-        self.arrivals = Arrivals(self, self._take)
+        self.setup = ModelSetup(self, self._take)
         self._run_dir: rundir.RunDir | None = None
         self._tasks = Background()
         self._changing = asyncio.Lock()
@@ -48,33 +48,33 @@ class ModelRegistry(Roster):
 
     @property
     def started(self) -> bool:
-        """Whether all models of the start have been read, and loaded as far as they are wanted loaded."""
-        return self.arrivals.started
+        """Whether all models of the start have been prepared, and loaded if they are preloaded."""
+        return self.setup.started
 
     @property
     def budgets(self) -> Bytes:
-        """What all engines may hold together, by device. A device that is not named has no bound."""
+        """The memory budget of all engines, by device. A device without a budget is unlimited."""
         return self._loader.budgets
 
     def begin_with(self, models: Sequence[Model]) -> None:
-        """Serve these. Raises ConfigError where two have one name, and DoesNotFit."""
+        """Serve these models. Raises ConfigError if two have the same name, and DoesNotFit."""
         for model in models:
             self.entries += (self._add(model, self.entries),)
 
     async def begin(self, progress: Progress = silent) -> None:
-        """Begin to fetch and read the models of the settings; returns at once. From now on they can be asked
-        for. `progress` is told of what is fetched, from other threads."""
+        """Start to download and read the models of the settings, and return at once. From now on they can be
+        requested. `progress` reports the downloads; it is called in other threads."""
         if not self.entries:
             self._expect(await asyncio.to_thread(preparing.wanted, self.settings))
         self.owner = Owner.here()
         self._run_dir = await asyncio.to_thread(rundir.make)
         for pending in self.pending:
-            self.arrivals.bring(pending, progress)
+            self.setup.begin(pending, progress)
 
     async def start(self, progress: Progress = silent) -> None:
-        """Read the models, and load those that are wanted from the start, in order, as far as they fit beside
-        each other; the others wait for their first request. Raises the reason of the first where none of them
-        can be served; else the reasons are logged."""
+        """Prepare the models, and load those that are preloaded, in order, if they fit in memory together;
+        the others are loaded by their first request. Raises the first model's error if none can be served;
+        otherwise the errors are logged."""
 
         async def load(served: ServedModel) -> None:
             if served.wanted.preload and self._loader.fits(served):
@@ -83,29 +83,29 @@ class ModelRegistry(Roster):
 
         if self._run_dir is None:
             await self.begin(progress)
-        await self.arrivals.start(load)
+        await self.setup.start(load)
 
-    def _take(self, pending: Pending, model: Model) -> None:
-        """A model has been read: serve it. Raises DoesNotFit."""
+    def _take(self, pending: PendingModel, model: Model) -> None:
+        """Serve a model that was prepared. Raises DoesNotFit."""
         if pending in self.entries:
             served = self._add(model)
             self._replace(pending, served)
             if self.started:
-                _log.info("%s is served now", served.name)
+                _log.info("%s is now served", served.name)
                 self._warm(served)
-            self.arrivals.changed()
+            self.setup.changed()
 
     async def drain(self) -> None:
-        """Take no new requests, and wait for those under way, for up to `drain_timeout_s`."""
-        everyone = self._close_doors()
+        """Admit no new requests, and wait up to `drain_timeout_s` for the others to finish."""
+        everyone = self._stop_admitting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout_s):
                 await asyncio.gather(*(served.queue.wait_empty() for served in everyone))
 
     async def close(self, *, at_once: bool = False) -> None:
-        """Stop the engines and remove what they left; safe to call again, and with `at_once` to cut an
-        earlier call short."""
-        everyone = self._close_doors()
+        """Stop the engines and remove their files. Safe to call again; `at_once` then ends an earlier
+        call."""
+        everyone = self._stop_admitting()
         await self._loader.close()
         await asyncio.gather(*(served.unload(at_once=at_once) for served in everyone))
         if self._tasks:
@@ -113,38 +113,37 @@ class ModelRegistry(Roster):
         if self._run_dir is not None:
             self._run_dir.remove()
 
-    def _close_doors(self) -> list[ServedModel]:
-        """Take no new requests. Returns all models, those that are served no more but still at work among
-        them."""
-        self.arrivals.close()
+    def _stop_admitting(self) -> list[ServedModel]:
+        """Admit no new requests. Returns all models, including removed ones that are still in use."""
+        self.setup.close()
         everyone = self._loader.models
         for served in everyone:
             served.queue.close()
         return everyone
 
     async def load(self, served: ServedModel) -> None:
-        """Have a model loaded, and wait for it. Raises what a request for it would be told."""
+        """Load a model and wait for it. Raises the error that a request for it would get."""
         served.reload_failed()
         async with self.use(served):
             pass
 
     def use(self, served: ServedModel) -> AbstractAsyncContextManager[None]:
-        """Wait until a model is loaded, and keep it so until the block ends. Raises DoesNotFit, and what
-        keeps its engine from being ready."""
+        """Wait until a model is loaded, and keep it loaded until the block ends. Raises DoesNotFit, and the
+        error that keeps its engine from becoming ready."""
         return self._loader.use(served)
 
     def unload(self, served: ServedModel) -> None:
-        """Have a model unloaded as soon as nobody uses it."""
+        """Unload a model as soon as it has no users."""
         self._loader.unload(served)
 
     async def reload(self, entry: Entry) -> None:
-        """Try a refused model or a failed engine again, or replace a running one between requests. A file
-        that has changed is read anew. Returns when that has begun. Raises what makes the new file one that
-        can't be served."""
-        if isinstance(entry, Pending):
+        """Retry a refused model or a failed engine, or restart a running engine between requests. A changed
+        file is read again. Returns when that has started. Raises the error if the changed file cannot be
+        served."""
+        if isinstance(entry, PendingModel):
             return entry.retry()
         async with self._changing:
-            if entry in self.entries:  # else another reload has replaced it meanwhile, or it was removed
+            if entry in self.entries:  # otherwise it was replaced by another reload, or removed
                 await self._reload(entry)
 
     async def _reload(self, served: ServedModel) -> None:
@@ -158,7 +157,7 @@ class ModelRegistry(Roster):
             self._warm(served)
 
     async def add(self, ref: str) -> ServedModel:
-        """Serve one more model, or a served one anew, until the service ends. Raises what `prepare` raises,
+        """Serve another model until rerankd exits, or reload a served one. Raises what `prepare` raises,
         ConfigError and DoesNotFit."""
         async with self._changing:
             model = await asyncio.to_thread(preparing.prepare, self.settings, self.settings.of(ref))
@@ -167,9 +166,9 @@ class ModelRegistry(Roster):
                     await self._reload(served)
                     return self.find(served.name)
             waited_for = first_of(model.names, self.pending)
-            if isinstance(waited_for, Pending):  # the settings name it, and it was missing until now
+            if isinstance(waited_for, PendingModel):  # the settings include it, and its file was missing
                 model = await asyncio.to_thread(preparing.prepare, self.settings, waited_for.wanted)
-                self.arrivals.give_up(waited_for)
+                self.setup.give_up(waited_for)
                 self._take(waited_for, model)
                 return self.find(model.name)
             served = self._add(model, self.entries)
@@ -177,18 +176,20 @@ class ModelRegistry(Roster):
             return served
 
     def drop(self, served: ServedModel) -> None:
-        """Serve a model no more. Raises Conflict where it is the only one."""
+        """Stop serving a model. Raises Conflict if it is the only one."""
         if len(self.models) == 1:
-            raise Conflict(f"{served.name} is the only model that is served, so it can't be removed here.")
+            raise Conflict(
+                f"{served.name} is the only served model and cannot be removed. Add another model first."
+            )
         self._remove(served)
         self._loader.retire(served)
 
     async def apply(self, settings: Settings) -> None:
-        """Go on by other settings: what has changed is stopped and started, and nothing else is touched.
-        Models that were refused or have failed are tried again, and files that have changed are read anew. A
-        model that can't be served as the new settings have it goes on as it was, or is listed as refused.
+        """Apply changed settings: only what has changed is restarted. Refused and failed models are retried,
+        and changed files are read again. A model that cannot be served with the new settings keeps its
+        previous ones, or is listed as refused.
 
-        Raises the first reason where none of the models could be served; then nothing has changed.
+        If none of the models can be served, raises the first error and changes nothing.
         """
         async with self._changing:
             await self._apply(settings)
@@ -204,24 +205,26 @@ class ModelRegistry(Roster):
         old, entries = self.entries, self._plan(found, self._add)
         for entry in old:
             if entry not in entries:
-                self.arrivals.give_up(entry) if isinstance(entry, Pending) else self._loader.retire(entry)
+                self.setup.give_up(entry) if isinstance(entry, PendingModel) else self._loader.retire(entry)
         for entry in entries:
-            if isinstance(entry, Pending):
-                entry.retry() if entry in old else self.arrivals.bring(entry, silent)
+            if isinstance(entry, PendingModel):
+                entry.retry() if entry in old else self.setup.begin(entry, silent)
             else:
-                entry.queue.line.bounds = Bounds.of(settings)
+                entry.queue.scheduler.queue_limits = QueueLimits.of(settings)
                 if entry not in old or entry.state.phase == "failed":
                     entry.reload_failed()
                     self._warm(entry)
-        self.arrivals.changed()
+        self.setup.changed()
         if fixed:
-            _log.warning("changed settings that need a restart of rerankd: %s", ", ".join(fixed))
+            _log.warning(
+                "these changed settings take effect after a restart of rerankd: %s", ", ".join(fixed)
+            )
         changed = [entry.name for entry in entries if entry not in old]
-        _log.info("the settings were read again; models that are new or changed: %s", changed or "none")
+        _log.info("the settings were reloaded; new or changed models: %s", changed or "none")
 
     def _add(self, model: Model, beside: Sequence[Entry] = ()) -> ServedModel:
-        """Make a model known to the loader. Raises DoesNotFit, and ConfigError where one of those beside it
-        has one of its names."""
+        """Add a model to the loader. Raises DoesNotFit, and ConfigError if a model in `beside` has one of its
+        names."""
         check_names(model.names, beside)
         served = ServedModel(model, self.settings, self._metrics, self._sockets, self._state)
         served.on_changed_file = lambda: self._read_anew(served)
@@ -230,7 +233,7 @@ class ModelRegistry(Roster):
         return served
 
     def _warm(self, served: ServedModel) -> None:
-        """Have a model loaded that is wanted from the start, without waiting for it."""
+        """Load a preloaded model in the background."""
 
         async def load() -> None:
             try:
@@ -242,13 +245,13 @@ class ModelRegistry(Roster):
             self._tasks.begin(load(), f"load {served.name}")
 
     def _read_anew(self, served: ServedModel) -> None:
-        """The model's file was found to be another one at the start of an engine."""
+        """Reload a model whose file has changed, which was noticed when an engine was started."""
 
         async def reload() -> None:
             try:
                 if served in self.entries:
                     await self.reload(served)
-            except RerankdError as error:  # it is looked at again with the next start
+            except RerankdError as error:  # the next start of an engine checks again
                 served.why_not_read = error.message
                 _log.warning("%s: %s", served.name, error.message)
 

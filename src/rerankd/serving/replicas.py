@@ -1,5 +1,4 @@
-"""Several engines of one model that share its requests: each call goes to the ready one that has the
-fewest."""
+"""Replicas: several engines of one model. Each call goes to the ready engine with the fewest calls."""
 
 from __future__ import annotations
 
@@ -9,42 +8,43 @@ from dataclasses import replace
 
 from rerankd.backends.base import Engine
 from rerankd.errors import RerankdError
-from rerankd.process.reasons import Cause
+from rerankd.process.failure_reasons import Cause
 from rerankd.process.states import Phase, Status
 from rerankd.process.supervisor import Supervisor
 
-# Whom to wait for where nobody is ready: the one that will be soonest.
+# If no engine is ready, wait for the one that will probably be ready first.
 _SOONEST: tuple[Phase, ...] = (
     "ready", "checking", "starting", "waiting", "stopping", "failed", "stopped"
 )  # fmt: skip
 
 
 class Replicas:
-    """The supervisors of one model, used as if they were one."""
+    """The supervisors of one model's engines, used like a single one."""
 
     def __init__(self, supervisors: Sequence[Supervisor[Engine]]) -> None:
         self._supervisors = tuple(supervisors)
 
     @property
     def status(self) -> Status[Engine]:
-        """That of the one that is best off, with the starts and losses of all."""
+        """The status of the replica in the best phase, with the starts and losses of all."""
         found = [supervisor.status for supervisor in self._supervisors]
         best = min(found, key=lambda status: _SOONEST.index(status.phase))
         return replace(best, starts=sum(one.starts for one in found), lost=sum(one.lost for one in found))
 
     @property
     def pids(self) -> list[int]:
-        """The processes of the engines that are ready."""
+        """The process ids of the ready engines."""
         return [pid for supervisor in self._supervisors if (pid := supervisor.status.pid) is not None]
 
     def start(self) -> None:
-        """Begin; returns at once. Must be called on the thread of the event loop that stays."""
+        """Start the engines and return at once. Call it on the event loop's thread, which must outlive
+        them."""
         for supervisor in self._supervisors:
             supervisor.start()
 
     async def ensure_ready(self) -> None:
-        """Wait until each is ready or has failed. Raises what made the first one fail where none is ready:
-        the others go on trying."""
+        """Wait until each engine is ready or has failed. If none is ready, raises the first error. Failed
+        engines continue to retry."""
         waits = (supervisor.ensure_ready() for supervisor in self._supervisors)
         outcomes = await asyncio.gather(*waits, return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -53,8 +53,8 @@ class Replicas:
             raise (unexpected or failures)[0]
 
     def pick(self, after: Engine | None = None) -> Supervisor[Engine]:
-        """The one to ask for an engine. `after` is one that has failed the caller: another one's is taken
-        where there is one."""
+        """The supervisor to lease an engine from. `after` is the engine that failed the caller; another one
+        is preferred."""
 
         def rank(supervisor: Supervisor[Engine]) -> tuple[bool, int, int]:
             status = supervisor.status
@@ -64,24 +64,24 @@ class Replicas:
         return min(self._supervisors, key=rank)
 
     def answered(self, engine: Engine) -> None:
-        """Say that `engine` has scored what a client asked for."""
+        """Report that `engine` has scored a client's request."""
         for supervisor in self._supervisors:
             supervisor.answered(engine)
 
-    def fate(self, engine: Engine) -> Cause | None:
-        """Why `engine` went, as far as that is known now."""
-        return next(filter(None, (one.known_fate(engine) for one in self._supervisors)), None)
+    def exit_cause(self, engine: Engine) -> Cause | None:
+        """Why `engine` exited, or None if that is not known yet."""
+        return next(filter(None, (one.known_exit_cause(engine) for one in self._supervisors)), None)
 
     def reload(self) -> None:
-        """Start failed engines again, replace running ones between requests."""
+        """Restart failed engines now, and running ones between requests."""
         for supervisor in self._supervisors:
             supervisor.reload()
 
     def suspect(self) -> None:
-        """Say that a call was not answered in time: the engines that are stuck are replaced."""
+        """Report that a call timed out. Engines that hang are restarted."""
         for supervisor in self._supervisors:
             supervisor.suspect()
 
     async def stop(self, *, at_once: bool = False) -> None:
-        """Stop all; safe to call again, and with `at_once` to cut an earlier call short."""
+        """Stop all engines. Safe to call again; `at_once` then ends an earlier call."""
         await asyncio.gather(*(supervisor.stop(at_once=at_once) for supervisor in self._supervisors))

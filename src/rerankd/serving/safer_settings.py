@@ -1,4 +1,5 @@
-"""Which of the safer settings a model runs with (see backends/ladder.py), and what is kept of that."""
+"""Which safer settings a model runs with after crashes (see backends/safer_steps.py). They are stored across
+restarts."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
-from rerankd.backends import ladder
-from rerankd.backends.ladder import Step
-from rerankd.process.reasons import Cause
+from rerankd.backends import safer_steps
+from rerankd.backends.safer_steps import Step
+from rerankd.process.failure_reasons import Cause
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd.engine")
@@ -16,23 +17,24 @@ _log = logging.getLogger("rerankd.engine")
 SECTION = "safer_settings"
 
 
-def told(learned: StateStore) -> list[tuple[str, str]]:
-    """The models that run with safer settings by what is kept, and the settings in words."""
-    found = []
+def models_in_use(learned: StateStore) -> list[tuple[str, str]]:
+    """The models that run with safer settings, and these settings in words."""
+    models = []
     for entry in learned.entries(SECTION).values():
         value = entry.value if isinstance(entry.value, dict) else {}
         if value.get("steps"):
-            steps = value.get("words") or ", ".join(map(str, value["steps"]))  # 0.1 kept no words
+            steps = value.get("words") or ", ".join(map(str, value["steps"]))  # version 0.1 stored no words
             words = f"{steps}, since {value.get('build', 'its engine')} {value.get('why', '')}"
-            found.append((str(value.get("name", "")), words))
-    return found
+            models.append((str(value.get("name", "")), words))
+    return models
 
 
 class SaferSettings:
-    """The steps that a model's engines run with: `taken` of `steps`. One that has become ready with safer
-    settings than before has them kept for the model's file and the engine's build.
+    """The safer settings of a model's engines: the first `taken` of `steps`. They are stored for the model's
+    file and the engine's build once an engine is ready with them.
 
-    An engine that was ready and crashes steps down only where its texts don't explain it (see calls.py).
+    If an engine crashes after it was ready, the next step is taken only if no text explains the crash (see
+    retry.py).
     """
 
     def __init__(self, learned: StateStore, name: str, fingerprint: str, build: str) -> None:
@@ -48,10 +50,10 @@ class SaferSettings:
         self.taken = 0
 
     def begin(self, steps: Sequence[Step]) -> None:
-        """The steps there are. Those that were kept are taken again."""
+        """Set the available steps. Those that are stored are taken again."""
         self._steps = tuple(steps)
-        said = self._learned.get(SECTION, self._key)
-        known = said if isinstance(said, dict) else {}
+        value = self._learned.get(SECTION, self._key)
+        known = value if isinstance(value, dict) else {}
         kept = known.get("steps", ())
         taken = [at + 1 for at, step in enumerate(self._steps) if step.name in kept]
         self._kept = self.taken = max(taken, default=0)
@@ -61,35 +63,35 @@ class SaferSettings:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The steps that are taken."""
+        """The steps taken."""
         return self._steps[: self.taken]
 
     @property
     def words(self) -> str:
-        """What is different and why, for a person; "" where nothing is."""
+        """What differs and why, in words; "" if nothing does."""
         if not self.taken:
             return ""
         return (
-            f"it runs with safer settings ({ladder.words(self.steps)}) since its engine {self._why}; "
-            f"rerankd reload {self._name} tries the better ones"
+            f"it runs with safer settings ({safer_steps.words(self.steps)}) because its engine {self._why}; "
+            f"`rerankd reload {self._name}` retries the default ones"
         )
 
     def lost(self, cause: Cause, *, loaded: bool) -> bool:
-        """An engine went. Whether the next one runs with safer settings; where no step is left for one that
-        does not load, the next try begins at the first step again."""
-        following = ladder.after(self._steps, self.taken, cause, loaded=loaded)
+        """An engine was lost. Returns whether the next one runs with safer settings. If an engine does not
+        load and no step is left, the next attempt starts with the default settings again."""
+        following = safer_steps.after(self._steps, self.taken, cause, loaded=loaded)
         if following == self.taken:
             if not loaded:
                 self.taken = 0
             return False
         self.taken = following
-        self._why = {"memory": "ran out of memory", "exit": "ended by itself"}.get(cause, "crashed")
-        self._why += " under load" if loaded else " while it loaded"
+        self._why = {"memory": "ran out of memory", "exit": "exited"}.get(cause, "crashed")
+        self._why += " under load" if loaded else " while loading"
         _log.warning("%s: %s", self._name, self.words)
         return True
 
     def is_ready(self) -> None:
-        """An engine with these settings has scored. Writes to the disk."""
+        """An engine is ready with these settings: store them. Writes to the disk."""
         if self.taken == self._kept:
             return
         self._kept = self.taken
@@ -98,7 +100,7 @@ class SaferSettings:
         else:
             value = {
                 "steps": [step.name for step in self.steps],
-                "words": ladder.words(self.steps),
+                "words": safer_steps.words(self.steps),
                 "why": self._why,
                 "name": self._name,
                 "model": self._model,
@@ -107,6 +109,6 @@ class SaferSettings:
             self._learned.put(SECTION, self._key, value)
 
     def forget(self) -> None:
-        """Start with the best settings again. Writes to the disk."""
+        """Return to the default settings. Writes to the disk."""
         self.taken = self._kept = 0
         self._learned.remove(SECTION, self._key)

@@ -1,4 +1,4 @@
-"""One model that is served: its queue, its cache, and its engines while it is loaded."""
+"""One served model: its queue, its cache, and its engines while it is loaded."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rerankd.backends.base import Engine, Offer
-from rerankd.backends.ladder import OTHER_BACKEND, Step
+from rerankd.backends.safer_steps import OTHER_BACKEND, Step
 from rerankd.config import Settings
 from rerankd.errors import EngineStartFailed, EngineUnavailable
 from rerankd.hub import store
 from rerankd.memory import Bytes, main_bytes
 from rerankd.metrics import Metrics
 from rerankd.process.child import Launch
-from rerankd.process.life import Plan, Watch
-from rerankd.process.reasons import Cause
+from rerankd.process.children import Plan, Watch
+from rerankd.process.failure_reasons import Cause
 from rerankd.process.rundir import RunDir
 from rerankd.process.states import Failed, Starting, State, Status, Stopped, Stopping, Unloaded
 from rerankd.process.supervisor import Supervisor
 from rerankd.scoring.cache import ScoreCache
 from rerankd.scoring.inputs import Reader
-from rerankd.serving import tokens
-from rerankd.serving.backoff import Backoff
-from rerankd.serving.budgets import HeldMemory
-from rerankd.serving.calls import Calls
-from rerankd.serving.prepare import Model, fingerprint
-from rerankd.serving.queue import Bounds, Line, Queue
+from rerankd.serving import model_tokenizer
+from rerankd.serving.admission import QueueLimits
+from rerankd.serving.load_backoff import Backoff
+from rerankd.serving.memory_budgets import HeldMemory
+from rerankd.serving.model_tokenizer import EngineTokenizer, ModelVocabulary
+from rerankd.serving.prepare_model import Model, fingerprint
+from rerankd.serving.queue import Queue
 from rerankd.serving.replicas import Replicas
+from rerankd.serving.retry import RetryingCaller
+from rerankd.serving.run_self_test import SelfTest
 from rerankd.serving.safer_settings import SaferSettings
-from rerankd.serving.self_test import SelfTest
-from rerankd.serving.tokens import EngineTokenizer, ModelVocabulary
+from rerankd.serving.scheduler import Scheduler
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -43,10 +45,10 @@ _CRASHES = ("crash", "exit")
 
 
 class ServedModel:
-    """A model between the pool, which has it loaded and unloaded, and the requests, which `ask` its engines.
+    """A served model. The loader loads and unloads it; its engines score the requests in its queue.
 
-    `run_dir` is the folder for sockets, `learned` what is known of this machine from earlier runs. The state
-    tells what its engines do; `unloaded` where there are none.
+    `run_dir` returns the folder for sockets. `learned` stores what earlier runs learned about this machine.
+    `state` is `unloaded` if there are no engines.
     """
 
     def __init__(
@@ -60,14 +62,14 @@ class ServedModel:
         self.model = model
         self.name, self.names, self.wanted = model.name, model.names, model.wanted
         self.settings = settings
-        self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.scoring!r}")
+        self.cache = ScoreCache(settings.cache_entries, f"{model.fingerprint} {model.recipe!r}")
         self.log = store.Store(settings.home).log_of(model.name)
         self._metrics = metrics
         self._run_dir = run_dir
         self._learned = learned
-        self._vocabulary = ModelVocabulary(model.facts)
+        self._vocabulary = ModelVocabulary(model.metadata)
         self.self_test = SelfTest(model, self._vocabulary, learned, lambda: run_dir().socket(), self.log)
-        self.calls = Calls(
+        self.caller = RetryingCaller(
             model.name,
             model.fingerprint,
             self._running,
@@ -79,16 +81,16 @@ class ServedModel:
             patience_s=settings.hang_margin_s,
         )
         self.queue = Queue(
-            Line(Bounds.of(settings), engines=model.wanted.replicas),
+            Scheduler(QueueLimits.of(settings), engines=model.wanted.replicas),
             lambda: self.engine.policy,
-            self.calls.score,
+            self.caller.score,
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
         self._replicas: Replicas | None = None
         self._is_settling = False
         self._settled = model.engine
         self.on_changed_file: Callable[[], None] = lambda: None
-        # Why the file that has taken the model's place can't be served.
+        # Why a file that replaced the model's file cannot be served.
         self.why_not_read = ""
         self._backoff = Backoff()
         self._cards: tuple[str, ...] = ()
@@ -100,24 +102,24 @@ class ServedModel:
 
     @property
     def engine(self) -> Offer:
-        """How it runs: as it was chosen for the model, or what it fell back to."""
+        """How the model runs: on the backend chosen for it, or on its fallback."""
         if OTHER_BACKEND in self._safer.steps and (other := self.model.selection.fallback) is not None:
             return other
         return self._settled
 
     @property
     def _steps(self) -> tuple[Step, ...]:
-        """The safer settings that the engine in use has."""
+        """The safer settings of the current engine."""
         return () if OTHER_BACKEND in self._safer.steps else self._safer.steps
 
     @property
     def engine_reason(self) -> str:
-        """Why it is this engine, and with which settings after crashes."""
+        """Why this engine was chosen, and any safer settings after crashes."""
         return "; ".join(filter(None, (self.engine.reason, self._safer.words)))
 
     @property
     def state(self) -> Status[Engine]:
-        """What the engines do; `stopping` from the moment on that no request is taken any more."""
+        """The state of the engines; `stopping` as soon as no requests are admitted."""
         state = self._state()
         if not self.queue.is_closed:
             return state
@@ -133,23 +135,23 @@ class ServedModel:
         return replace(status, starts=starts, lost=lost)
 
     def retry_after_s(self) -> int | None:
-        """Seconds until the engine is started again; None where that is not planned."""
+        """Seconds until the engine is restarted; None if no restart is planned."""
         left_s = self.state.until - time.monotonic()
         return math.ceil(left_s) if left_s > 0 else None
 
     @property
     def pids(self) -> list[int]:
-        """The processes of the engines that are ready."""
+        """The process ids of the ready engines."""
         return self._replicas.pids if self._replicas is not None else []
 
     @property
     def engine_name(self) -> str:
-        """What runs the model, in words: the engine's own where it has some."""
+        """The engine's own description if it has one, else the title of the backend's offer."""
         ready = self.state.engine
         return (ready.about if ready is not None else "") or self.engine.title
 
     def memory_bytes(self) -> int | None:
-        """What counts of it: see memory.main_bytes."""
+        """The memory that counts for the model (see memory.main_bytes)."""
         return main_bytes(self.held() or {})
 
     def held(self) -> Bytes | None:
@@ -157,11 +159,11 @@ class ServedModel:
         return self._memory.by_device(self.pids)
 
     async def load(self, cards: tuple[str, ...] = ()) -> None:
-        """Start the engines, on these cards where they use any, and wait until they are ready.
+        """Start the engines, on these GPUs if they use any, and wait until they are ready.
 
-        Raises RerankdError where none can be started. Whoever asks within a growing delay after that (see
-        process/restart.py) is told the same at once, so that a model that can't be loaded does not keep the
-        machine busy with starts.
+        Raises RerankdError if none can be started. Requests within a growing delay after that (see
+        process/restart_delay.py) get the same error at once, so that a model that cannot be loaded does not
+        keep the machine busy.
         """
         self._backoff.check()
         self._cards = cards
@@ -173,7 +175,7 @@ class ServedModel:
             raise
         self._backoff.clear()
         if not self.engine.on_cpu:
-            await self._memory.look_at_cards(self.pids)
+            await self._memory.measure_gpus(self.pids)
 
     async def _start(self) -> None:
         offer = self.model.engine
@@ -183,22 +185,23 @@ class ServedModel:
             self._settled = await offer.backend.settle(offer, self._learned, self.log, timeout_s)
         finally:
             self._is_settling = False
-        self.cache.computed_by(self._computes())
+        self.cache.set_engine(self._computes())
         steps = self._settled.backend.steps(self._settled, self._cards)
         self._safer.begin((*steps, OTHER_BACKEND) if self.model.selection.fallback is not None else steps)
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()
         if not self.engine.capabilities.tokenizes:
-            self._vocabulary.begin()  # beside the engine's start
+            self._vocabulary.begin()  # while the engine starts
         await self._replicas.ensure_ready()
 
     def _computes(self) -> str:
-        """What the values depend on beside model and texts: the engine's build, its precision and device."""
+        """Identifies what the scores depend on besides the model and the texts: the engine's build, precision
+        and device."""
         return self.engine.backend.identity(self.engine, self._steps)
 
     async def unload(self, *, at_once: bool = False) -> None:
-        """Stop the engines; safe to call again, and with `at_once` to cut an earlier call short."""
+        """Stop the engines. Safe to call again; `at_once` then ends an earlier call."""
         replicas = self._replicas
         if replicas is None:
             return
@@ -209,41 +212,39 @@ class ServedModel:
             await self._vocabulary.drop()
 
     def reload_failed(self) -> None:
-        """Start failed engines again. What could not be loaded may be tried again at once."""
+        """Restart failed engines, and allow the next load at once."""
         if self._state().phase == "failed":
             self.reload()
 
     def reload(self) -> None:
-        """Start failed engines again, replace running ones between requests, and ask texts in quarantine
-        again."""
+        """Restart failed engines now and running ones between requests, and clear the quarantine."""
         self._backoff.clear()
-        self.calls.forget()
-        self.queue.line.restore()
+        self.caller.forget()
+        self.queue.scheduler.batch_size.reset()
         self._safer.forget()
         if self._replicas is not None:
             self._replicas.reload()
 
     def is_changed(self) -> bool:
-        """Whether the file is another one than the one that is served. Reads the disk."""
+        """Whether the file has changed since it was prepared. Reads the disk."""
         return fingerprint(self.model.path) != self.model.fingerprint
 
     async def reader(self) -> Reader:
-        """How it reads a request's texts. Raises what keeps an engine or its vocabulary from being ready."""
+        """The Reader for this model's texts. Raises the error that keeps an engine or its vocabulary from
+        becoming ready."""
         running = self.engine
         if not running.capabilities.tokenizes:
-            return tokens.reader(running, await self._vocabulary.tokenizer())
+            return model_tokenizer.reader(running, await self._vocabulary.tokenizer())
         async with self._running().pick().lease() as engine:
-            own = EngineTokenizer(engine.frame, self.calls.encode, self.calls.ends)
-        return tokens.reader(running, own)
+            own = EngineTokenizer(engine.frame, self.caller.encode, self.caller.ends)
+        return model_tokenizer.reader(running, own)
 
     def _ran_out_of_memory(self) -> None:
-        self.queue.line.lower()
-        _log.warning(
-            "%s: its engine ran out of memory; its batches hold half as much until a reload", self.name
-        )
+        self.queue.scheduler.batch_size.halve()
+        _log.warning("%s: its engine ran out of memory; the batch size is halved until a reload", self.name)
 
     def suspect(self) -> None:
-        """Say that a call was not answered in time: engines that are stuck are replaced."""
+        """Report that a call timed out. Engines that hang are restarted."""
         if self._replicas is not None:
             self._replicas.suspect()
 
@@ -258,23 +259,23 @@ class ServedModel:
 
         def launch_child(socket: Path) -> Launch[Engine]:
             nonlocal begun_with
-            # Another file than the one that was judged may have to be scored another way.
+            # A changed file may need another recipe.
             if self.is_changed():
                 if self.model.path.exists():
                     self.on_changed_file()
-                    why = f"can't be served as it is now: {self.why_not_read}"
-                    why = why if self.why_not_read else "is read anew."
+                    why = f"cannot be served in its new form: {self.why_not_read}"
+                    why = why if self.why_not_read else "is being read again."
                     raise EngineStartFailed(f"{self.model.path} has changed and {why}")
-                raise EngineStartFailed(f"{self.model.path} is gone. Put it back, or serve another one.")
+                raise EngineStartFailed(f"{self.model.path} is missing. Restore it, or serve another model.")
             begun_with = safer.taken
-            self.cache.computed_by(self._computes())
+            self.cache.set_engine(self._computes())
             return self.engine.backend.launch(self.engine, self._steps, self._cards, socket)
 
         def lost(cause: Cause, loaded: bool) -> bool:
-            if begun_with != safer.taken:  # another replica was quicker
+            if begun_with != safer.taken:  # another replica has already taken the next step
                 return True
-            # Memory is never a text's fault; a crash may be.
-            if loaded and cause != "memory" and not (cause in _CRASHES and self.calls.blames_engine()):
+            # Running out of memory is never blamed on a text, but a crash may be.
+            if loaded and cause != "memory" and not (cause in _CRASHES and self.caller.blames_engine()):
                 return False
             return safer.lost(cause, loaded=loaded)
 
@@ -294,6 +295,6 @@ class ServedModel:
         return Supervisor(plan, safer=lost)
 
     async def _check(self, engine: Engine) -> None:
-        """Raises Unscorable where an engine that has loaded fails the self-test, unless forced."""
+        """Run the self-test on a loaded engine. Raises Unscorable if it fails, unless forced."""
         await self.self_test.check(engine, self.engine, self._computes(), is_safer=bool(self._safer.taken))
         await asyncio.to_thread(self._safer.is_ready)

@@ -1,5 +1,6 @@
-"""Registers the overlap backend in every Python that has this folder on PYTHONPATH: before the settings are
-made from the table, also in a service that another program starts."""
+"""Registers the overlap backend in every Python process that has this folder on PYTHONPATH.
+
+This runs before the settings are built from the table, also in a service that another program starts."""
 
 import sys
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""One file a dialect: a request body that clients send, and the answer they expect. table.py has them all."""
+"""Dialects: the request and response formats of other rerank services, one file each; table.py lists them."""

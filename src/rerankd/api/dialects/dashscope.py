@@ -1,4 +1,4 @@
-"""Alibaba's DashScope dialect: `input` with query and documents, and `parameters` in; `output` out. Pure."""
+"""The dialect of Alibaba DashScope: `input` with query and documents, `parameters`; `output` out. Pure."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects import jina, voyage
 from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.api.dialects.rules import Rules, request
+from rerankd.api.dialects.option_rules import Rules, request
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import RerankdError
 
 
 class Input(BaseModel):
-    """The part of the body that is scored."""
+    """The query and the documents."""
 
-    query: Query = Field(description="The question.")
-    documents: Texts = Field(description="The documents.")
+    query: Query = Field(description="The query, usually a question.")
+    documents: Texts = Field(description="The documents to score.")
 
 
 class DashScopeBody(Body):
-    """What a client sends. The options stand in `parameters`, or beside it."""
+    """The request body. The options are in `parameters` or at the top level."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "qwen3-rerank",
@@ -32,14 +32,18 @@ class DashScopeBody(Body):
         "parameters": {"top_n": 1, "return_documents": True},
     }
 
-    input: Input = Field(description="The question and the documents.")
-    parameters: dict[str, Any] | None = Field(None, description="The options.")
+    input: Input = Field(description="The query and the documents.")
+    parameters: dict[str, Any] | None = Field(
+        None, description="The options, such as top_n. Options at the top level are accepted too."
+    )
 
     def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
         own = {name: one for name, one in (self.parameters or {}).items() if one is not None}
         sent = {**value, **own}
-        asked = self.input
-        return (request(rules, sent, query=asked.query, documents=asked.documents, model=self.model),)
+        sent_input = self.input
+        return (
+            request(rules, sent, query=sent_input.query, documents=sent_input.documents, model=self.model),
+        )
 
 
 class Output(TypedDict):
@@ -53,10 +57,10 @@ class Answer(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer."""
+    """Return the response JSON."""
     return {
         "output": {"results": jina.rows(result)},
-        "usage": {"total_tokens": result.asked_tokens},
+        "usage": {"total_tokens": result.requested_tokens},
         "request_id": request_id,
     }
 
@@ -67,17 +71,19 @@ class ErrorAnswer(TypedDict):
 
 
 def render_error(error: RerankdError) -> ErrorAnswer:
-    """An error as DashScope says it."""
+    """Render an error as DashScope does."""
     return {"code": error.code, "message": error.message}
 
 
 DIALECT = Dialect(
     name="dashscope",
     title="DashScope",
-    told_by="`input`, an object",
+    recognised_by="`input`, an object",
     answers_with="`output.results`",
     recognises=(
-        lambda sent, at_home: isinstance(sent.get("input"), dict) or (at_home and "documents" not in sent)
+        lambda sent, on_own_path: (
+            isinstance(sent.get("input"), dict) or (on_own_path and "documents" not in sent)
+        )
     ),
     paths={"/api/v1/services/rerank/text-rerank/text-rerank": "DashScope"},
     body=DashScopeBody,

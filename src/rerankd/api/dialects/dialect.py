@@ -1,4 +1,4 @@
-"""What a dialect is, and what most of them have in common. Pure."""
+"""A dialect: one service's request, response and error format; and the code that dialects share. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.api.dialects.rules import Rules, request, schema
-from rerankd.api.dialects.sentences import sentence
+from rerankd.api.dialects.option_rules import Rules, request, schema
+from rerankd.api.dialects.type_errors import sentence
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import InvalidRequest, RerankdError
 
@@ -19,24 +19,30 @@ Render = Callable[[RerankResult, str], Any]
 
 
 class Body(BaseModel):
-    """What a client sends, beside the options (see options.py). Fields that it does not know are ignored;
-    null means not sent. `EXAMPLE` is one that a client may send."""
+    """The request body without the options (see options.py).
+
+    Unknown fields are ignored; null means that the field was not sent. `EXAMPLE` is a valid body.
+    """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {}
 
-    model: str | None = Field(None, description="any name, while one model is served")
+    model: str | None = Field(
+        None, description="Name of the model. While only one model is served, any name is accepted."
+    )
 
     def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
-        """The requests that were sent, all to one model; most dialects send one. `value` is the whole body,
-        with the options. Raises InvalidRequest."""
+        """Return the requests in this body, all for one model; most dialects send one.
+
+        `value` is the whole body with the options. Raises InvalidRequest.
+        """
         raise NotImplementedError
 
 
 class Question(Body):
-    """A body with query, documents and options side by side."""
+    """A body with query, documents and options at the top level."""
 
-    query: Query = Field(description="The question.")
-    documents: Texts = Field(description="The documents.")
+    query: Query = Field(description="The query, usually a question.")
+    documents: Texts = Field(description="The documents to score.")
 
     def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
         return (request(rules, value, query=self.query, documents=self.documents, model=self.model),)
@@ -44,29 +50,31 @@ class Question(Body):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """One way to ask and to answer. Routes, docs and the reference are made from these values."""
+    """A request and response format. Routes, documentation and openapi.json are made from these values."""
 
     name: str
-    """The metrics' label."""
+    """The label in the metrics."""
     title: str
-    """Whose it is, for people; so are the next two."""
-    told_by: str
+    """The service that defines the dialect, as the documentation names it."""
+    recognised_by: str
+    """What identifies a request, for the documentation."""
     answers_with: str
+    """What identifies a response, for the documentation."""
     recognises: Callable[[Mapping[str, Any], bool], bool]
-    """Whether it is asked: by a body's fields that are not null, and whether it came to one of `paths`."""
+    """Whether a request is in this dialect, by its non-null fields and whether its path is in `paths`."""
     paths: Mapping[str, str] = field(default_factory=dict)
-    """Paths of its own -> whose they are; other bodies are taken there, too."""
+    """The service's own paths -> who uses them. Bodies of other dialects are accepted there too."""
     prefixes: Sequence[str] = ()
-    """First parts of a path that name the dialect, such as voyage in /voyage/v1/rerank."""
+    """Path prefixes that select the dialect, such as voyage in /voyage/v1/rerank."""
     body: type[Body]
     rules: Rules
     render: Render
-    """The JSON of an answer: of the result, in which several requests are one, and the request's id."""
+    """Return the response JSON for a result (several requests joined into one) and a request id."""
     render_error: Callable[[RerankdError], Mapping[str, Any]]
     named_paths: tuple[str, ...] = field(init=False)
-    """The paths that name this dialect, whatever the body."""
+    """The paths that select this dialect whatever the body."""
     own_paths: tuple[str, ...] = field(init=False)
-    """`paths` without whose they are, as a request's path is held against them."""
+    """The keys of `paths`, as a tuple for str.endswith."""
 
     def __post_init__(self) -> None:
         paths = ("/rerank", "/v1/rerank", "/v2/rerank")
@@ -76,16 +84,16 @@ class Dialect:
 
     @property
     def answer(self) -> Any:
-        """The type of an answer."""
+        """The type of the response."""
         return get_type_hints(self.render)["return"]
 
     @property
     def error(self) -> Any:
-        """The type of an error."""
+        """The type of the error response."""
         return get_type_hints(self.render_error)["return"]
 
     def parse(self, value: dict[str, Any]) -> tuple[RerankRequest, ...]:
-        """The requests in a JSON body; null is the same as not sent. Raises InvalidRequest."""
+        """Return the requests in a JSON body; null means that a field was not sent. Raises InvalidRequest."""
         try:
             read = self.body.model_validate({name: sent for name, sent in value.items() if sent is not None})
         except ValidationError as error:
@@ -93,17 +101,17 @@ class Dialect:
         return read.requests(self.rules, value)
 
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of the body, with the options and an example."""
-        found = self.body.model_json_schema()
-        found["properties"] |= schema(self.rules)
-        return {**found, "example": self.body.EXAMPLE}
+        """Return the JSON schema of the body, with the options and an example."""
+        whole = self.body.model_json_schema()
+        whole["properties"] |= schema(self.rules)
+        return {**whole, "example": self.body.EXAMPLE}
 
 
 def joined(results: Sequence[RerankResult]) -> RerankResult:
-    """The results of a body's requests as one, whose documents are numbered through.
+    """Join the results of one body's requests into one result with consecutive document indexes.
 
-    Each warning of several results says which pairs it is about. `cut`, `blank`, `errors` and `unscored` of
-    several are left out: no answer to pairs has a place for them.
+    With several results, each warning names its pairs, and `cut`, `blank`, `errors` and `unscored` are
+    omitted: no response to pairs has a field for them.
     """
     if len(results) == 1:
         return results[0]
@@ -128,13 +136,13 @@ class PlainError(TypedDict):
 
 
 def plain_error(error: RerankdError) -> PlainError:
-    """An error as a string, as several services say it."""
+    """Render an error as one string, as several services do."""
     return {"error": error.message}
 
 
 def rows(result: RerankResult, *, score: str = "relevance_score", text: str = "document") -> list[Any]:
-    """The rows of an answer, the best first; a document is in one only when it was asked for, and never as
-    null."""
+    """Return the rows of a response, the best first. A row has the document only if the request asked for it;
+    it is never null."""
     return [
         {"index": scored.index, score: scored.score, **({} if scored.text is None else {text: scored.text})}
         for scored in result.results

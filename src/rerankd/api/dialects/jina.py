@@ -1,8 +1,7 @@
-"""Jina's and Cohere's dialect (v1 and v2): `documents` in, `results` out. Pure.
+"""The dialect of Jina and Cohere (v1 and v2): `documents` in, `results` out. Pure.
 
-The answer carries the fields of all their SDKs, since no SDK minds one that it does not know, and each
-misses one that it does: `meta` (AI SDK), `usage` and `model` (Haystack, Infinity), `object` "rerank" or none
-(Infinity). Errors likewise.
+The response has the fields of all their SDKs. SDKs ignore unknown fields but fail without their own: `meta`
+(AI SDK), `usage` and `model` (Haystack, Infinity), `object` "rerank" or none (Infinity). Errors likewise.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Texts
-from rerankd.api.dialects.rules import Rules
+from rerankd.api.dialects.option_rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
 class RerankBody(Question):
-    """What a client sends, beside the options."""
+    """The request body without the options."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "builtin:e5",
@@ -30,7 +29,9 @@ class RerankBody(Question):
         "documents": ["hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。"],
     }
 
-    documents: Texts = Field(description='Texts, or objects with a "text" or with other fields.')
+    documents: Texts = Field(
+        description='The documents to score: strings, or objects with a "text" or with other fields.'
+    )
 
 
 class Document(TypedDict):
@@ -64,7 +65,7 @@ class Meta(TypedDict):
     billed_units: dict[str, int]
     tokens: dict[str, int]
     normalization: str
-    transform: str  # the same, by its name in 0.1
+    transform: str  # the name of `normalization` in 0.1
     cached: NotRequired[int]
     cut: NotRequired[list[int]]
     blank: NotRequired[list[int]]
@@ -84,7 +85,7 @@ class Answer(TypedDict):
 
 
 def usage(tokens: int, cached_tokens: int) -> Usage:
-    """`tokens` is what was asked for in all; of these, `cached_tokens` were not read again."""
+    """Return the usage: `tokens` of the whole request, of which `cached_tokens` came from the cache."""
     found: Usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
     if cached_tokens:
         found["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
@@ -92,7 +93,7 @@ def usage(tokens: int, cached_tokens: int) -> Usage:
 
 
 def rows(result: RerankResult) -> list[Row]:
-    """The rows of an answer; a document is in one only when it was asked for, and never as null."""
+    """Return the rows. A row has the document only if the request asked for it; it is never null."""
     found: list[Row] = []
     for scored in result.results:
         row: Row = {"index": scored.index, "relevance_score": scored.score}
@@ -103,18 +104,18 @@ def rows(result: RerankResult) -> list[Row]:
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer."""
+    """Return the response JSON."""
     meta: Meta = {
         "api_version": {"version": "2"},
         "billed_units": {"search_units": 1},
-        "tokens": {"input_tokens": result.asked_tokens, "output_tokens": 0},
+        "tokens": {"input_tokens": result.requested_tokens, "output_tokens": 0},
         "normalization": result.normalization,
         "transform": result.normalization,
     }
     if result.cached:
         meta["cached"] = result.cached
-    if result.cut:
-        meta["cut"] = list(result.cut)
+    if result.truncated:
+        meta["cut"] = list(result.truncated)
     if result.blank:
         meta["blank"] = list(result.blank)
     if result.errors:
@@ -129,7 +130,7 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "created": int(time.time()),
         "model": result.model,
         "results": rows(result),
-        "usage": usage(result.asked_tokens, result.cached_tokens),
+        "usage": usage(result.requested_tokens, result.cached_tokens),
         "meta": meta,
     }
 
@@ -147,7 +148,7 @@ class ErrorAnswer(TypedDict):
 
 
 def render_error(error: RerankdError) -> ErrorAnswer:
-    """An error in a shape that every one of these clients finds its sentence in."""
+    """Render an error so that each of these clients finds the message in its own field."""
     return {
         "error": {"message": error.message, "type": error.code, "code": error.status_hint},
         "detail": error.message,
@@ -158,9 +159,9 @@ def render_error(error: RerankdError) -> ErrorAnswer:
 DIALECT = Dialect(
     name="jina",
     title="Jina and Cohere",
-    told_by="`documents`",
+    recognised_by="`documents`",
     answers_with="`results`",
-    recognises=lambda sent, at_home: True,
+    recognises=lambda sent, on_own_path: True,
     prefixes=("jina", "cohere"),
     body=RerankBody,
     rules=Rules(own=("top_n", "return_documents", "instruction", "raw_scores", "truncate")),

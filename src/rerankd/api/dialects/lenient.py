@@ -1,10 +1,12 @@
-"""What every dialect forgives, written once.
+"""Input formats that every dialect accepts: documents as objects, flags and numbers as strings.
 
-A document, or a query, may be a string, or an object: of `{"text": …}` the text counts, of
-`{"page_content": …}` (LangChain) and `{"content": …}` likewise, of
-`{"content": [{"type": "text", "text": …}, …]}` the text parts, of any other its fields, as `key: value`
-lines. `rank_fields` names the fields that count. A flag may be spelled as a string ("true"), a count too;
-null, and an empty string in place of either, is the same as nothing.
+A document or a query is a string or an object:
+
+- `{"text": …}`, `{"page_content": …}` (LangChain) and `{"content": …}`: this text.
+- `{"content": [{"type": "text", "text": …}, …]}`: the text parts.
+- any other object: its fields as `key: value` lines, or only those that `rank_fields` names.
+
+A flag or a number may be sent as a string ("true", "3"). Null and an empty string mean that it was not sent.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-# The type of a part, or the name of a field, that is an image.
+# The types of parts, and the names of fields, that hold an image.
 _IMAGES = ("image", "image_url", "images")
 
 Flag = Annotated[bool | None, BeforeValidator(_blank_is_null)]
@@ -52,7 +54,7 @@ Count = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_count)]
 Whole = Annotated[Annotated[int, Field(ge=-1)], BeforeValidator(_count)]
 Number = Annotated[Annotated[float, Field(allow_inf_nan=False)], BeforeValidator(_number)]
 _TEXT_NAMES = ("text", "page_content", "content")
-# What these say is for the reference: what is refused when it is empty has a better sentence elsewhere.
+# These schemas are only for openapi.json: code elsewhere rejects empty values with a clearer message.
 _OBJECT = {"type": "object", "minProperties": 1}
 _TEXT = {"anyOf": [{"type": "string"}, _OBJECT]}
 _MANY = {"type": "array", "items": _TEXT, "minItems": 1}
@@ -65,9 +67,9 @@ OneOrMore = Annotated[
 
 
 def text(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[str] = ()) -> str:
-    """The text that `value` stands for; `place` names it in the error.
+    """Return the text of `value`; `place` names it in the error message.
 
-    Raises InvalidRequest for an object without any text.
+    Raises InvalidRequest for an object without text.
     """
     if isinstance(value, str):
         return value
@@ -78,18 +80,19 @@ def text(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[str] 
     if isinstance(parts := value.get("content"), list):
         return _joined(parts, place)
     if value.keys() <= {"image", "type"}:
-        raise InvalidRequest(f'{place} holds no text. Send a string or {{"text": …}}; images are not read.')
+        raise InvalidRequest(
+            f'{place} has no text. Send a string or {{"text": …}}; images are not supported.'
+        )
     return _lines(value, place)
 
 
 def named_text(value: Mapping[str, Any]) -> str | None:
-    """The text of an object that has one under a name that is known: `text`, LangChain's `page_content`, or
-    `content`."""
+    """Return an object's `text`, `page_content` (LangChain) or `content`; None if none is a string."""
     return next((value[name] for name in _TEXT_NAMES if isinstance(value.get(name), str)), None)
 
 
 def has_image(value: str | Mapping[str, Any]) -> bool:
-    """Whether an object holds an image beside its text; `text` leaves it out."""
+    """Whether an object has an image in addition to its text; `text` ignores it."""
     if isinstance(value, str):
         return False
     parts = value.get("content")
@@ -98,14 +101,14 @@ def has_image(value: str | Mapping[str, Any]) -> bool:
 
 
 def texts(values: Sequence[str | Mapping[str, Any]], rank_fields: Sequence[str] = ()) -> tuple[str, ...]:
-    """`text` of each document of a request."""
+    """Return the text of each document."""
     return tuple(text(value, f"Document {at}", rank_fields) for at, value in enumerate(values))
 
 
 def _fields(value: Mapping[str, Any], place: str, names: Sequence[str]) -> str:
     picked = {name: value[name] for name in names if value.get(name) is not None}
     if not picked:
-        raise InvalidRequest(f"{place} has none of the rank_fields {', '.join(names)}.")
+        raise InvalidRequest(f"{place} has none of the fields that rank_fields names: {', '.join(names)}.")
     if len(names) == 1 and isinstance(picked[names[0]], str):
         return str(picked[names[0]])
     return _lines(picked, place)
@@ -117,13 +120,13 @@ def _joined(parts: Sequence[Any], place: str) -> str:
     if not said:
         raise InvalidRequest(
             f'{place} has a "content" without a text part. Send {{"type": "text", "text": …}}; images are '
-            "not read."
+            "not supported."
         )
     return "\n".join(said)
 
 
 def _lines(value: Mapping[str, Any], place: str) -> str:
-    """The fields as YAML, one a line; what is nested is in YAML's flow style, which is JSON."""
+    """Return the fields as YAML, one per line; nested values are in YAML's flow style, which is JSON."""
     try:
         return "\n".join(
             f"{name}: {field if isinstance(field, str) else json.dumps(field, ensure_ascii=False)}"

@@ -1,4 +1,4 @@
-"""Mixedbread's dialect: `query` and `input` in, `data` with the documents as `input` out. Pure."""
+"""The dialect of Mixedbread: `query` and `input` in, `data` with the documents as `input` out. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects import jina
 from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
-from rerankd.api.dialects.rules import Rules
+from rerankd.api.dialects.option_rules import Rules
 from rerankd.domain import RerankResult
 
 
 class MixedbreadBody(Question):
-    """What a client sends, beside the options."""
+    """The request body without the options."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "mixedbread-ai/mxbai-rerank-large-v2",
@@ -24,7 +24,7 @@ class MixedbreadBody(Question):
         "top_k": 1,
     }
 
-    documents: Texts = Field(description="The documents.", validation_alias="input")
+    documents: Texts = Field(description="The documents to score.", validation_alias="input")
 
 
 class Row(TypedDict):
@@ -44,13 +44,13 @@ class Answer(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer. Mixedbread's own client reads `top_k` and `return_input`, too."""
+    """Return the response JSON. Mixedbread's own client also reads `top_k` and `return_input`."""
     found = rows(result, score="score", text="input")
     return {
         "object": "list",
         "model": result.model,
         "data": [row | {"object": "rank_result"} for row in found],
-        "usage": jina.usage(result.asked_tokens, result.cached_tokens),
+        "usage": jina.usage(result.requested_tokens, result.cached_tokens),
         "top_k": len(found),
         "return_input": any("input" in row for row in found),
     }
@@ -59,10 +59,10 @@ def render(result: RerankResult, request_id: str) -> Answer:
 DIALECT = Dialect(
     name="mixedbread",
     title="Mixedbread",
-    told_by="`input` beside `query`",
-    answers_with="`data`, a document being `input`",
+    recognised_by="`input` beside `query`",
+    answers_with="`data`, with documents as `input`",
     recognises=(
-        lambda sent, at_home: (
+        lambda sent, on_own_path: (
             "input" in sent and "documents" not in sent and not isinstance(sent["input"], dict)
         )
     ),

@@ -1,6 +1,6 @@
-"""NVIDIA's dialect (NIM, /v1/ranking): `passages` in, `rankings` with logits out. Pure.
+"""The dialect of NVIDIA NIM (/v1/ranking): `passages` in, `rankings` with logits out. Pure.
 
-A logit is the model's raw value, so no transform is applied: a client that wants 0 to 1 makes it itself.
+A logit is the model's raw score, so it is not normalized; clients that need 0 to 1 normalize it themselves.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question
 from rerankd.api.dialects.lenient import Query, Texts
-from rerankd.api.dialects.rules import NO_TEXTS, Rules
+from rerankd.api.dialects.option_rules import NO_TEXTS, Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
 class RankingBody(Question):
-    """What a client sends, beside the options."""
+    """The request body without the options."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "nvidia/nv-rerankqa-mistral-4b-v3",
@@ -26,8 +26,10 @@ class RankingBody(Question):
         "passages": [{"text": "two roads diverged in a yellow wood"}, {"text": "then took the other"}],
     }
 
-    query: Query = Field(description='The question, {"text": …}.')
-    documents: Texts = Field(description='The documents, each {"text": …}.', validation_alias="passages")
+    query: Query = Field(description='The query, as {"text": …}.')
+    documents: Texts = Field(
+        description='The documents to score, each as {"text": …}.', validation_alias="passages"
+    )
 
 
 class Row(TypedDict):
@@ -46,10 +48,10 @@ class Answer(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer."""
+    """Return the response JSON."""
     return {
         "rankings": [{"index": scored.index, "logit": scored.score} for scored in result.results],
-        "usage": {"prompt_tokens": result.asked_tokens, "total_tokens": result.asked_tokens},
+        "usage": {"prompt_tokens": result.requested_tokens, "total_tokens": result.requested_tokens},
     }
 
 
@@ -61,18 +63,18 @@ class ErrorAnswer(TypedDict):
 
 
 def render_error(error: RerankdError) -> ErrorAnswer:
-    """An error as NIM says it."""
+    """Render an error as NIM does."""
     return {"object": "error", "message": error.message, "detail": error.message, "type": error.code}
 
 
 DIALECT = Dialect(
     name="nvidia",
     title="NVIDIA NIM",
-    told_by="`passages`",
-    answers_with="`rankings` with logits (raw values)",
+    recognised_by="`passages`",
+    answers_with="`rankings` with logits (raw scores)",
     recognises=(
-        lambda sent, at_home: (
-            "documents" not in sent and ("passages" in sent or (at_home and "input" not in sent))
+        lambda sent, on_own_path: (
+            "documents" not in sent and ("passages" in sent or (on_own_path and "input" not in sent))
         )
     ),
     paths={
@@ -83,7 +85,7 @@ DIALECT = Dialect(
     body=RankingBody,
     rules=Rules(
         own=("truncate",),
-        unused={"raw_scores": "a logit is a raw value", "return_documents": NO_TEXTS},
+        unused={"raw_scores": "a logit is a raw score", "return_documents": NO_TEXTS},
         defaults={"raw_scores": True},
     ),
     render=render,

@@ -1,6 +1,6 @@
-"""The dialect of /api/rerank, shaped as Ollama's other endpoints are. Pure.
+"""The dialect of /api/rerank, in the style of Ollama's other endpoints. Pure.
 
-The request is Jina's; in the answer a document is a string, and so is an error.
+The request is Jina's. In the response, documents and errors are strings.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Answer(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer."""
-    return {"model": result.model, "results": rows(result), "prompt_eval_count": result.asked_tokens}
+    """Return the response JSON."""
+    return {"model": result.model, "results": rows(result), "prompt_eval_count": result.requested_tokens}
 
 
 DIALECT = Dialect(
     name="ollama",
     title="Ollama",
-    told_by="its path",
-    answers_with="`results`, a document being a string",
-    recognises=lambda sent, at_home: at_home,
+    recognised_by="its path",
+    answers_with="`results`, with documents as strings",
+    recognises=lambda sent, on_own_path: on_own_path,
     paths={"/api/rerank": "Ollama"},
     body=jina.RerankBody,
     rules=jina.DIALECT.rules,

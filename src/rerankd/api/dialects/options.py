@@ -1,7 +1,8 @@
-"""The options of a rerank request, each written once: its names, its type and its meaning. Pure.
+"""The options of a rerank request in all dialects: names, JSON type and description of each. Pure.
 
-Clients name one option in many ways, and send what another service taught them. So every dialect reads every
-option under each of its names (see rules.py): a line of `OPTIONS` is an option of all dialects.
+Services use different names for the same option, and clients send the names of a service other than the one
+they call. So every dialect accepts every option under each of its names (see option_rules.py): one entry in
+`OPTIONS` adds an option to all dialects.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ def _same(value: Any) -> Any:
 
 
 def _or_none(value: float) -> float | None:
-    """No bound is spelled 0, or -1."""
+    """0 and -1 mean no limit."""
     return value if value > 0 else None
 
 
 def _may_truncate(value: Any) -> bool:
-    """true, false, or as NVIDIA and Cohere say it. Raises ValueError, and InvalidRequest for the start."""
+    """Read true, false, or NVIDIA's and Cohere's words. Raises ValueError, and InvalidRequest for "START"."""
     word = str(value).upper()
     if word in ("START", "LEFT"):
         _keeps_start(value)
@@ -41,12 +42,12 @@ def _may_truncate(value: Any) -> bool:
 
 
 def _keeps_start(value: str) -> str:
-    """The side that is cut off. Raises ValueError, and InvalidRequest for the start."""
+    """Return the side that is truncated. Raises ValueError, and InvalidRequest for the left side."""
     word = value.lower()
     if word in ("left", "start"):
         raise InvalidRequest(
-            f"The request asks to cut off the start of a text that is too long ({value!r}), but rerankd "
-            "keeps the start. Leave the option out, or shorten the texts before you send them."
+            f'The request asks to truncate texts at the start ("{value}"), but rerankd truncates at the end '
+            "and keeps the start. Remove the option, or shorten the texts before you send them."
         )
     if word not in ("right", "end"):
         raise ValueError('must be "right"')
@@ -61,7 +62,7 @@ def _ends_at(value: str) -> str:
 
 
 def _priority(value: Any) -> Priority:
-    """A word, or as vLLM and Cohere have it a number, of which a lower one goes first. Raises ValueError."""
+    """Read a word, or a number as in vLLM and Cohere, where lower numbers come first. Raises ValueError."""
     word = str(value).strip().lower()
     for name in get_args(Priority):
         if word == name:
@@ -75,7 +76,7 @@ def _priority(value: Any) -> Priority:
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """A name of an option, the type of its JSON value, and what that value means for the option."""
+    """One name of an option, the type of its JSON value, and the conversion to the option's value."""
 
     name: str
     kind: Any
@@ -88,8 +89,11 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. `name` and `default` are RerankRequest's where that has it; `unused` says why rerankd never
-    honours it. `header` may have it, too; what the body says counts more."""
+    """One option.
+
+    `name` and `default` are those of RerankRequest if it has the field. `unused` is the reason why rerankd
+    always ignores the option. `header` is a request header that sets it; the body takes precedence.
+    """
 
     name: str
     meaning: str
@@ -118,107 +122,110 @@ _ANY = Annotated[Any, WithJsonSchema({"type": ["string", "number"]})]
 OPTIONS = (
     Option(
         "top_n",
-        "Return the best N documents only; 0: all.",
+        "Return only the N documents with the highest scores. 0: all documents.",
         _named("top_n", "top_k", "k", "limit", kind=Count, read=_or_none),
     ),
     Option(
         "return_documents",
-        "Return each document's text beside its score.",
+        "Include the text of each document in the response.",
         _named("return_documents", "return_text", "return_input", kind=Flag),
     ),
     Option(
         "score_threshold",
-        "Leave out documents whose score (from 0 to 1, also with raw_scores) is lower. The order stays.",
+        "Omit documents whose normalized score (0 to 1, also with raw_scores) is lower than this value.",
         _named("score_threshold", "min_score", kind=Number, read=_or_none),
     ),
     Option(
         "instruction",
-        "What the model should judge by, for models that take an instruction.",
+        "An instruction that tells the model what counts as relevant, for models that support one.",
         _named("instruction", "instruct", "task", "chat_template_kwargs.instruction", kind=str),
     ),
     Option(
         "raw_scores",
-        "Return the model's raw values instead of scores from 0 to 1: raw_scores or raw true, or normalize, "
-        "use_activation or activation false.",
+        "Return raw scores instead of normalized scores (0 to 1). Set raw_scores or raw to true, or "
+        "normalize, use_activation or activation to false.",
         _named("raw_scores", "raw", kind=Flag)
         + _named("normalize", "use_activation", "activation", kind=Flag, read=operator.not_),
     ),
     Option(
         "truncate",
-        'false, or "NONE": a document that is too long for the model is an error.',
+        'Truncate documents that are too long for the model (the default). With false or "NONE", such a '
+        "document is an error.",
         _named("truncate", "truncation", kind=_TRUNCATE, read=_may_truncate),
     ),
     Option(
         "truncation_side",
-        "Which end of a text that is too long is cut off: the right one. The left one is refused.",
+        'The end at which long texts are truncated. Only "right" is supported; "left" is an error.',
         _named("truncation_side", "truncation_direction", kind=_SIDE, read=_keeps_start),
         default="right",
     ),
     Option(
         "truncate_at",
-        'Where a text that is too long ends: "token", at the last token that fits, or "sentence", at the end '
-        "of a sentence where one is near.",
+        'Where a long text is truncated: "token", after the last token that fits, or "sentence", at the end '
+        "of the last whole sentence, if one ends near that token.",
         _named("truncate_at", kind=_END, read=_ends_at),
     ),
     Option(
         "truncate_query",
-        "true: a query that is too long for the model is cut off, with a warning; otherwise it is an error.",
+        "Truncate a query that is too long for the model, with a warning. With false, such a query is an "
+        "error.",
         _named("truncate_query", kind=Flag),
     ),
     Option(
         "max_tokens_per_doc",
-        "Read at most N tokens of each document.",
+        "Truncate each document to at most N tokens. 0: no limit.",
         _named("max_tokens_per_doc", kind=Count, read=_or_none),
     ),
     Option(
         "max_tokens_per_query",
-        "Read at most N tokens of the query.",
+        "Truncate the query to at most N tokens. 0: no limit.",
         _named("max_tokens_per_query", kind=Count, read=_or_none),
     ),
     Option(
         "max_tokens_per_pair",
-        "Read at most N tokens of query and document together, as if that were the model's window; -1: all.",
+        "Use at most N tokens for query and document together, as if N were the max_length of the model. "
+        "-1: no limit.",
         _named("truncate_prompt_tokens", kind=Whole, read=_or_none),
     ),
     Option(
         "max_chunks_per_doc",
-        "Read a long document in up to N chunks; its score is that of the best one.",
+        "Split a long document into up to N chunks. Its score is the score of the best chunk.",
         _named("max_chunks_per_doc", kind=Count, read=lambda value: max(value, 1)),
     ),
     Option(
         "overlap_tokens",
-        "Tokens that a chunk shares with the one before it.",
+        "The number of tokens that a chunk shares with the previous chunk.",
         _named("overlap_tokens", "overlap", kind=Count),
     ),
     Option(
         "rank_fields",
-        "The fields of a document object that count.",
+        "For documents that are objects: the names of the fields to score.",
         _named("rank_fields", kind=list[str], read=tuple),
         default=(),
     ),
     Option(
         "priority",
-        '"low", "normal" or "high", or a whole number (below 0: high, above 0: low): how the request weighs '
-        'against others of the same client. A "low" one also lets other clients go first.',
+        'The weight of the request among the requests of the same client: "low", "normal", "high", or a '
+        'whole number (below 0: high, above 0: low). A "low" request also yields to other clients.',
         _named("priority", kind=_PRIORITY, read=_priority),
         header="x-rerank-priority",
     ),
     Option(
         "budget_ms",
-        "Milliseconds for scoring: documents are scored in the order sent until the time ends; the others "
-        "come last. 0: no limit.",
+        "Time budget for scoring in milliseconds. Documents are scored in the order sent; those that are not "
+        "scored in time come last. 0: no limit.",
         _named("budget_ms", kind=Count),
         header="x-rerank-budget-ms",
     ),
     Option(
         "max_scored_documents",
-        "Score only the first N documents, blank ones counted; the others come last. 0: all.",
+        "Score only the first N documents, including blank ones; the rest come last. 0: all documents.",
         _named("max_scored_documents", kind=Count, read=_or_none),
     ),
     Option(
         "keep_alive",
-        "Not used: the setting idle_unload_s says how long a model stays loaded.",
+        "Ignored: the setting idle_unload_s determines how long a model stays loaded.",
         _named("keep_alive", kind=_ANY),
-        unused="the setting idle_unload_s says how long a model stays loaded",
+        unused="the setting idle_unload_s determines how long a model stays loaded",
     ),
 )

@@ -1,9 +1,9 @@
-"""All dialects, in the order in which a body is held against them, and all paths that take a rerank request.
+"""The table of request dialects, how the dialect of a request is detected, and all rerank paths.
 
-Every path speaks every dialect that its body tells apart, since apps that call one service by another's path
-are many: Cherry Studio sends TEI's body to /v1/rerank, Voyage's and Cohere's old SDKs use /rerank. Only where
-bodies are the same does the path tell: /api/rerank is Ollama's, and a first part like /voyage names the
-dialect.
+Every path accepts every dialect that the body identifies, because many apps send one service's body to
+another service's path: Cherry Studio sends TEI's body to /v1/rerank, and the old SDKs of Voyage and Cohere
+use /rerank. The path decides only if the bodies are the same: /api/rerank is Ollama's, and a prefix such as
+/voyage selects the dialect.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ DIALECTS: tuple[Dialect, ...] = (
     voyage.DIALECT,
     jina.DIALECT,
 )
-"""The last one takes every body that is no other's."""
+"""The order matters: the first dialect that recognises a body is used, and the last one recognises any."""
 DEFAULT = DIALECTS[-1]
-"""What is spoken where no request has been read."""
+"""The dialect of errors if no request could be read."""
 
 SHARED = {
     "/v1/rerank": "Jina, Cohere v1, vLLM, Xinference and most programs",
@@ -35,30 +35,32 @@ SHARED = {
     "/v2/rerank": "Cohere v2",
     "/v1/reranking": "Mixedbread, llama.cpp",
     "/reranking": "llama.cpp, RAGFlow's NVIDIA provider",
-    "/reranker": "programs of their own",
-    "/api/v1/rerank": "programs of their own",
+    "/reranker": "custom programs",
+    "/api/v1/rerank": "custom programs",
     "/v1/reranks": "DashScope's OpenAI-compatible interface",
     "/compatible-api/v1/reranks": "DashScope's OpenAI-compatible interface",
     "/openai/v1/rerank": "KServe",
     "/v3/rerank": "OpenVINO Model Server",
-    "/v1/models/rerank": "programs of their own",
+    "/v1/models/rerank": "custom programs",
 }
-"""Path -> whose it is, of the paths that are no dialect's own."""
+"""Path -> who uses it, for the paths that do not belong to one dialect."""
 
 
 def shown() -> tuple[Dialect, ...]:
-    """The dialects as people read of them: the usual one first."""
+    """The dialects in the order of the documentation: the most common one first."""
     return DIALECTS[::-1]
 
 
 def served() -> tuple[str, ...]:
-    """All paths but those that name a dialect."""
+    """All rerank paths without the prefixed ones."""
     return (*SHARED, *(path for dialect in shown() for path in dialect.paths))
 
 
 def choose(path: str, body: dict[str, Any]) -> Dialect:
-    """The dialect of a request: what the path names, else the first that recognises the body. Null is the
-    same as not sent."""
+    """Return the dialect of a request: the one that the path selects, else the first to recognise the body.
+
+    Null means that a field was not sent.
+    """
     sent = {name: value for name, value in body.items() if value is not None}
     for dialect in DIALECTS:
         if path.endswith(dialect.named_paths):
@@ -67,8 +69,8 @@ def choose(path: str, body: dict[str, Any]) -> Dialect:
 
 
 def hint(path: str) -> str:
-    """Where a request should have gone that was sent to `path`, as a sentence."""
-    usual = "Rerank is POST /v1/rerank (base URL …/v1); /docs lists the rest."
+    """Suggest the right path for a request that was sent to `path`, as a sentence."""
+    usual = "The rerank endpoint is POST /v1/rerank (base URL …/v1); /docs lists all endpoints."
     if path in served():  # another method than POST
         return usual
     for one in sorted(served(), key=len, reverse=True):

@@ -1,4 +1,4 @@
-"""Text Embeddings Inference's dialect: `texts` in, a bare list of all of them out, best first. Pure."""
+"""The dialect of Text Embeddings Inference (TEI): `texts` in, a list of all scores out, best first. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question, rows
 from rerankd.api.dialects.lenient import Texts
-from rerankd.api.dialects.rules import ALL_ROWS, Rules
+from rerankd.api.dialects.option_rules import ALL_ROWS, Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
 class TeiBody(Question):
-    """What a client sends, beside the options. All texts are answered: its clients count the rows."""
+    """The request body without the options. The response has a row for each text: clients count the rows."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "What is Deep Learning?",
@@ -24,7 +24,7 @@ class TeiBody(Question):
     }
 
     documents: Texts = Field(
-        description="The documents; below /tei also named documents.",
+        description="The documents to score. Paths with the prefix /tei also accept the name documents.",
         validation_alias=AliasChoices("texts", "documents"),
     )
 
@@ -36,7 +36,7 @@ class Row(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> list[Row]:
-    """The JSON of an answer."""
+    """Return the response JSON."""
     return rows(result, score="score", text="text")
 
 
@@ -45,26 +45,26 @@ class ErrorAnswer(TypedDict):
     error_type: str
 
 
-# What TEI calls the errors of a status; all others are the caller's, and "Validation".
+# TEI's error type for each status; all other errors are the client's: "Validation".
 _TYPES = {429: "Overloaded", 502: "Backend", 503: "Unhealthy", 504: "Backend", 500: "Backend"}
 
 
 def render_error(error: RerankdError) -> ErrorAnswer:
-    """An error as TEI says it."""
+    """Render an error as TEI does."""
     return {"error": error.message, "error_type": _TYPES.get(error.status_hint, "Validation")}
 
 
 DIALECT = Dialect(
     name="tei",
     title="Text Embeddings Inference",
-    told_by="`texts`",
+    recognised_by="`texts`",
     answers_with="a list of all texts",
-    recognises=lambda sent, at_home: "texts" in sent and "documents" not in sent,
+    recognises=lambda sent, on_own_path: "texts" in sent and "documents" not in sent,
     prefixes=("tei",),
     body=TeiBody,
     rules=Rules(
         own=("raw_scores", "return_text", "truncate", "truncation_direction"),
-        unused={"top_n": "every text gets a row"},
+        unused={"top_n": "the response has a row for every text"},
         refused={"score_threshold": ALL_ROWS},
     ),
     render=render,

@@ -1,7 +1,7 @@
-"""vLLM's /score: one text against many, or as many pairs as there are texts; scores in the order sent. Pure.
+"""The dialect of vLLM's /score: one query with many documents, or pairs; scores in the order sent. Pure.
 
-A body is several requests where the queries differ: pairs that follow one another with the same query
-are one request. Their documents, one request after the other, are the pairs in the order sent.
+A body with different queries becomes several requests: consecutive pairs with the same query are one request.
+The documents of these requests, one request after another, are the pairs in the order sent.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing_extensions import TypedDict
 from rerankd.api.dialects import jina, lenient
 from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import OneOrMore
-from rerankd.api.dialects.rules import ALL_ROWS, NO_TEXTS, Rules, request
+from rerankd.api.dialects.option_rules import ALL_ROWS, NO_TEXTS, Rules, request
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 
 
 class ScoreBody(Body):
-    """What a client sends, beside the options; the fields go by vLLM's other names too (data_1 and data_2,
-    queries and documents or items)."""
+    """The request body without the options.
+
+    vLLM's other field names are accepted too: data_1 and data_2, or queries and documents or items.
+    """
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "model": "BAAI/bge-reranker-v2-m3",
@@ -34,11 +36,11 @@ class ScoreBody(Body):
     }
 
     text_1: OneOrMore = Field(
-        description="The query, or a list of them, one for each text_2.",
+        description="The query, or a list with one query for each text_2.",
         validation_alias=AliasChoices("text_1", "data_1", "queries"),
     )
     text_2: OneOrMore = Field(
-        description="The document, or a list of them.",
+        description="The document, or a list of documents.",
         validation_alias=AliasChoices("text_2", "data_2", "documents", "items"),
     )
 
@@ -49,8 +51,8 @@ class ScoreBody(Body):
             queries *= max(len(documents), 1)
         if not documents or len(queries) != len(documents):
             raise InvalidRequest(
-                f"There are {len(queries)} queries and {len(documents)} documents. Send one query, or one "
-                "for each document."
+                f"The number of queries ({len(queries)}) does not match the number of documents "
+                f"({len(documents)}). Send at least one document, and one query or one for each document."
             )
         whole = request(rules, value, query=queries[0], documents=documents, model=self.model)
         pairs = zip(queries, whole.documents, strict=True)
@@ -60,7 +62,7 @@ class ScoreBody(Body):
                 whole,
                 query=query,
                 documents=tuple(document for _, document in run),
-                warnings=() if at else whole.warnings,  # said once
+                warnings=() if at else whole.warnings,  # only once
             )
             for at, (query, run) in enumerate(runs)
         )
@@ -82,7 +84,7 @@ class Answer(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer, its rows in the order of the request."""
+    """Return the response JSON, with the rows in the order of the request."""
     rows = sorted(result.results, key=lambda scored: scored.index)
     return {
         "id": request_id,
@@ -90,21 +92,21 @@ def render(result: RerankResult, request_id: str) -> Answer:
         "created": int(time.time()),
         "model": result.model,
         "data": [{"index": one.index, "object": "score", "score": one.score} for one in rows],
-        "usage": jina.usage(result.asked_tokens, result.cached_tokens),
+        "usage": jina.usage(result.requested_tokens, result.cached_tokens),
     }
 
 
 DIALECT = Dialect(
     name="vllm",
     title="vLLM score",
-    told_by="its path",
+    recognised_by="its path",
     answers_with="`data`, in the order sent",
-    recognises=lambda sent, at_home: at_home,
+    recognises=lambda sent, on_own_path: on_own_path,
     paths={"/v1/score": "vLLM", "/score": "vLLM"},
     body=ScoreBody,
     rules=Rules(
         own=("instruction", "use_activation"),
-        unused={"top_n": "every pair gets a score", "return_documents": NO_TEXTS},
+        unused={"top_n": "the response has a score for every pair", "return_documents": NO_TEXTS},
         refused={"score_threshold": ALL_ROWS},
     ),
     render=render,

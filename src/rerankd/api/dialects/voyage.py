@@ -1,6 +1,6 @@
-"""Voyage's dialect: `top_k` or `truncation` beside `documents` in, `data` out. Pure.
+"""The dialect of Voyage: `documents` with `top_k` or `truncation` in, `data` out. Pure.
 
-Without these two a body can't be told from Jina's: a path below /voyage does.
+Without these two options a body looks like Jina's; the path prefix /voyage then selects this dialect.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question, rows
-from rerankd.api.dialects.rules import Rules
+from rerankd.api.dialects.option_rules import Rules
 from rerankd.domain import RerankResult
 from rerankd.errors import RerankdError
 
 
 class VoyageBody(Question):
-    """What a client sends, beside the options."""
+    """The request body without the options."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "When is Apple's conference call scheduled?",
@@ -44,12 +44,12 @@ class Answer(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer; a document is a string in it."""
+    """Return the response JSON; documents are strings."""
     return {
         "object": "list",
         "data": rows(result),
         "model": result.model,
-        "usage": {"total_tokens": result.asked_tokens},
+        "usage": {"total_tokens": result.requested_tokens},
     }
 
 
@@ -58,16 +58,16 @@ class ErrorAnswer(TypedDict):
 
 
 def render_error(error: RerankdError) -> ErrorAnswer:
-    """An error as Voyage says it."""
+    """Render an error as Voyage does."""
     return {"detail": error.message}
 
 
 DIALECT = Dialect(
     name="voyage",
     title="Voyage",
-    told_by="`top_k` or `truncation`, without `top_n`",
+    recognised_by="`top_k` or `truncation`, without `top_n`",
     answers_with="`data`",
-    recognises=lambda sent, at_home: "top_n" not in sent and bool(sent.keys() & {"truncation", "top_k"}),
+    recognises=lambda sent, on_own_path: "top_n" not in sent and bool(sent.keys() & {"truncation", "top_k"}),
     prefixes=("voyage",),
     body=VoyageBody,
     rules=Rules(own=("top_k", "return_documents", "truncation")),

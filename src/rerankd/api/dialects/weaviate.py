@@ -1,7 +1,7 @@
-"""Weaviate's dialect (module reranker-transformers): `property` beside `documents` in, `scores` out. Pure.
+"""The dialect of Weaviate (reranker-transformers): `documents` with `property` in, `scores` out. Pure.
 
-Weaviate takes the scores by position and reads an error as a string. It sends no key and knows no options,
-but asks first whether the service is there (see api/health.py).
+Weaviate assigns the scores by position and expects an error as a string. It sends no key and no options. At
+its start it waits until the service is ready (see api/health.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from rerankd.api.dialects.dialect import Dialect, Question, plain_error
-from rerankd.api.dialects.rules import ALL_ROWS, Rules
+from rerankd.api.dialects.option_rules import ALL_ROWS, Rules
 from rerankd.domain import RerankRequest, RerankResult
 
 
 class WeaviateBody(Question):
-    """What Weaviate sends."""
+    """The request body."""
 
     EXAMPLE: ClassVar[dict[str, Any]] = {
         "query": "what is a panda?",
@@ -27,11 +27,11 @@ class WeaviateBody(Question):
         "property": "",
     }
 
-    property: str = Field("", description="Always empty; it tells this dialect from others.")
+    property: str = Field("", description="Always empty. Its presence identifies this dialect.")
 
     def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
-        # The answer names each document by its text.
-        return tuple(replace(asked, return_documents=True) for asked in super().requests(rules, value))
+        # The response identifies each document by its text.
+        return tuple(replace(one, return_documents=True) for one in super().requests(rules, value))
 
 
 class Row(TypedDict):
@@ -44,7 +44,7 @@ class Answer(TypedDict):
 
 
 def render(result: RerankResult, request_id: str) -> Answer:
-    """The JSON of an answer, its rows in the order of the request."""
+    """Return the response JSON, with the rows in the order of the request."""
     rows = sorted(result.results, key=lambda scored: scored.index)
     return {"scores": [{"document": scored.text or "", "score": scored.score} for scored in rows]}
 
@@ -52,11 +52,13 @@ def render(result: RerankResult, request_id: str) -> Answer:
 DIALECT = Dialect(
     name="weaviate",
     title="Weaviate",
-    told_by="`property`",
+    recognised_by="`property`",
     answers_with="`scores`, in the order sent",
-    recognises=lambda sent, at_home: "property" in sent,
+    recognises=lambda sent, on_own_path: "property" in sent,
     body=WeaviateBody,
-    rules=Rules(unused={"top_n": "every document gets a row"}, refused={"score_threshold": ALL_ROWS}),
+    rules=Rules(
+        unused={"top_n": "the response has a row for every document"}, refused={"score_threshold": ALL_ROWS}
+    ),
     render=render,
     render_error=plain_error,
 )

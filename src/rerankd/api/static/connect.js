@@ -1,4 +1,4 @@
-// Connect: what to type into each program, and its request sent from here.
+// Connect: the settings for each program, and a test with the program's request.
 import { $, copyButton, el, fill } from "./dom.js";
 import { address, ask, asksForKey, key, Refused, send } from "./server.js";
 import { t } from "./words.js";
@@ -46,7 +46,7 @@ function show() {
     el("dl", { class: "values" }, client.fields.flatMap(([name, value]) => field(name, value))),
     client.note ? el("p", { class: "small muted" }, t(client.note)) : "",
     code ? el("div", { class: "code" }, el("pre", { tabIndex: 0, "aria-label": t("Code") }, el("code", {}, code)), copyButton(() => filled(client.code, true), t("Code"))) : "",
-    el("div", { class: "test" }, test, el("p", { class: "small muted" }, t("Sends what this program sends, from this page, and reads the answer as it does."))),
+    el("div", { class: "test" }, test, el("p", { class: "small muted" }, t("Sends the request of this program from this page, and checks the response."))),
     result,
   );
 }
@@ -58,7 +58,7 @@ function field(name, value) {
   return [...row, el("dd", {}, el("code", {}, filled(value, false)), copyButton(real, name))];
 }
 
-/** A text of the table with this server's values in it; the key is shown as dots. */
+/** Fill this server's values into a text of the table; the API key is shown as dots. */
 function filled(text, plainKey) {
   const secret = key() && !plainKey ? HIDDEN_KEY : key();
   const base = $("address").value.trim().replace(/\/+$/, "");
@@ -81,23 +81,23 @@ async function run(client, button, result) {
     result.replaceChildren(...told(wrong, `POST ${path}`, response.status, performance.now() - started, sent, answer));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    result.replaceChildren(el("p", { class: "wrong" }, t("The server does not answer. Does it run?")));
+    result.replaceChildren(el("p", { class: "wrong" }, t("The server does not respond. Is it running?")));
   }
   button.disabled = false;
 }
 
 function told(wrong, line, status, ms, sent, answer) {
-  const verdict = wrong ? el("p", { class: "wrong" }, `${t("It does not work:")} ${wrong}`) : el("p", { class: "right" }, t("It works: the answer has all that this program reads."));
+  const verdict = wrong ? el("p", { class: "wrong" }, `${t("It does not work:")} ${wrong}`) : el("p", { class: "right" }, t("It works: the response has all fields that this program needs."));
   const block = (title, value, open) => el("details", { open }, el("summary", {}, title), el("pre", { tabIndex: 0 }, el("code", {}, JSON.stringify(value, null, 2))));
-  return [verdict, el("p", { class: "small muted" }, `${line} → ${status}, ${ms.toFixed(0)} ms`), block(t("Request"), sent, false), block(t("Answer"), answer, true)];
+  return [verdict, el("p", { class: "small muted" }, `${line} → ${status}, ${ms.toFixed(0)} ms`), block(t("Request"), sent, false), block(t("Response"), answer, true)];
 }
 
-/** What is wrong with an answer, by what all these programs read of it; empty where nothing is. */
+/** The error in a response, by the fields that all these programs read; empty if it is valid. */
 function flaw(answer, sent) {
   const rows = answer?.results;
-  if (!Array.isArray(rows) || !rows.length) return t("there are no results");
+  if (!Array.isArray(rows) || !rows.length) return t("the response has no results");
   const scores = rows.map((row) => row.relevance_score);
   if (!rows.every((row) => Number.isInteger(row.index) && row.index in sent.documents)) return t("an index is out of range");
   if (!scores.every((score) => typeof score === "number" && score >= 0 && score <= 1)) return t("a score is not between 0 and 1");
-  return scores.every((score, at) => !at || score <= scores[at - 1]) ? "" : t("the rows are not in order");
+  return scores.every((score, at) => !at || score <= scores[at - 1]) ? "" : t("the results are not sorted by score");
 }

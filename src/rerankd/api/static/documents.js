@@ -1,6 +1,6 @@
-// From what a person types or drops to documents. Pure.
+// Parse typed text and dropped files into documents. Pure.
 
-/** `{documents, form}` of a text: a JSON list, JSON lines, or one document a line. */
+/** Parse a text to `{documents, form}`: a JSON array, JSON Lines, or one document per line. */
 export function parse(text) {
   const trimmed = text.trim();
   if (!trimmed) return { documents: [], form: "lines" };
@@ -16,7 +16,7 @@ export function parse(text) {
   return { documents: lines.map((line) => line.trim()), form: "lines" };
 }
 
-/** What is read of a document. */
+/** The text of a document. */
 export function words(document) {
   if (typeof document === "string") return document;
   if (typeof document.text === "string") return document.text;
@@ -25,7 +25,7 @@ export function words(document) {
     .join("\n");
 }
 
-/** A dropped file as the text of the documents' field. */
+/** Convert a dropped file to the text of the documents field. */
 export function fromFile(name, text) {
   if (!/\.csv$/i.test(name)) return text.replace(/^\uFEFF/, "").trim();
   const [head, ...rows] = parseCsv(text.replace(/^\uFEFF/, ""));
@@ -35,7 +35,7 @@ export function fromFile(name, text) {
   return cells.some((cell) => /[\r\n]/.test(cell)) ? cells.map((cell) => JSON.stringify(cell)).join("\n") : cells.join("\n");
 }
 
-/** Rows of cells, quotes and line breaks in them as RFC 4180 has it. */
+/** Parse CSV to rows of cells, with quotes and line breaks as in RFC 4180. */
 export function parseCsv(text) {
   const rows = [[]];
   const cell = /("(?:[^"]|"")*"|[^,\r\n]*)(,|\r?\n|$)/gy;

@@ -1,9 +1,9 @@
-// Making elements, and copying text.
+// Create elements, copy text.
 import { t } from "./words.js";
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element; `what` are properties, "class", or attributes with a dash; children are nodes or text. */
+/** Create an element. `what`: properties, "class", or attributes with a dash; children: nodes or text. */
 export function el(tag, what = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(what)) {
@@ -22,7 +22,7 @@ export function svg(tag, attributes, ...children) {
   return made;
 }
 
-/** Copy `text`, also where the page came over plain HTTP from another machine and has no clipboard. */
+/** Copy `text`, also over plain HTTP from another machine, where the browser offers no clipboard API. */
 export async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
@@ -50,7 +50,7 @@ export function copyButton(text, of) {
   return button;
 }
 
-/** Options of a select; keeps what was chosen where it is still there. */
+/** Set the options of a select; keep the chosen one if it still exists. */
 export function fill(select, values) {
   const chosen = select.value;
   if ([...select.options].map((option) => option.value).join("\n") === values.join("\n")) return;

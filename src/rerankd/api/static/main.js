@@ -1,10 +1,10 @@
-// The page: parts, key, language. Each part is a module of its own.
+// The page: sections, API key, language. Each section is a module.
 import { $, el } from "./dom.js";
 import { ask, asksForKey, key, Refused, setKey } from "./server.js";
 import { language, otherLanguage, t, translate } from "./words.js";
 import * as api from "./reference.js";
 import * as connect from "./connect.js";
-import * as status from "./status.js";
+import * as status from "./status_page.js";
 import * as trial from "./try.js";
 
 const PARTS = { try: trial, status, connect, api };
@@ -12,7 +12,7 @@ const POLL_MS = 2000;
 let shown = null;
 let last = null;
 
-/** Show the part that the address names. */
+/** Show the section that the URL fragment names. */
 function show() {
   const wanted = location.hash.slice(1).split("/")[0];
   shown = wanted in PARTS ? wanted : "try";
@@ -26,7 +26,7 @@ function show() {
   if (last) PARTS[shown].update?.(last);
 }
 
-/** Ask for the status now and then, and hand it to the part that is shown. */
+/** Get the status periodically and pass it to the visible section. */
 async function poll() {
   if (!document.hidden) await refresh();
   setTimeout(poll, POLL_MS);
@@ -41,7 +41,7 @@ export async function refresh() {
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (error.status === 401) return askForKey(true);
-    $("served").replaceChildren(el("span", { class: "dot failed" }), t("No answer"));
+    $("served").replaceChildren(el("span", { class: "dot failed" }), t("No response"));
     PARTS[shown].lost?.(error);
   }
 }
@@ -54,10 +54,10 @@ function served({ models, unavailable }) {
   $("served").replaceChildren(el("span", { class: `dot ${worst.state}` }), el("span", { class: "name" }, name), " ", el("span", { class: "muted" }, t(worst.state)));
 }
 
-/** Wait until there is a key that the server takes. */
+/** Show the key dialog until the server accepts the key. */
 function askForKey(wrong) {
   const dialog = $("key-dialog");
-  $("key-wrong").textContent = wrong && key() ? t("That is not the key. Look at how the server was started.") : "";
+  $("key-wrong").textContent = wrong && key() ? t("The API key is wrong. Check the settings of the server.") : "";
   setKey("");
   if (!dialog.open) dialog.showModal();
   return new Promise((resolve) => {
@@ -68,7 +68,7 @@ function askForKey(wrong) {
         last = (await ask("/v1/status")).value;
       } catch (error) {
         if (error.status === 401) {
-          $("key-wrong").textContent = t("That is not the key. Look at how the server was started.");
+          $("key-wrong").textContent = t("The API key is wrong. Check the settings of the server.");
           setKey("");
           $("key").select();
           return;

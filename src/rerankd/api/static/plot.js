@@ -1,11 +1,11 @@
-// Small plots of the last minutes.
+// Plots of the recent history.
 import { el, svg } from "./dom.js";
 import { language, t } from "./words.js";
 
 const WIDTH = 300;
 const HEIGHT = 64;
 
-/** Bars of one series, and of a part of it that is drawn over it. */
+/** Bars of one series, with a part of it drawn in front. */
 export function bars(title, unit, values, part, stepS) {
   const most = Math.max(...values, 1);
   const step = WIDTH / values.length;
@@ -13,11 +13,11 @@ export function bars(title, unit, values, part, stepS) {
     value ? svg("rect", { class: kind, x: at * step, width: Math.max(step - 0.5, 0.5), y: HEIGHT - (value / most) * HEIGHT, height: (value / most) * HEIGHT }) : "";
   const total = values.reduce((sum, value) => sum + value, 0);
   const bad = part.reduce((sum, value) => sum + value, 0);
-  const said = bad ? `${format(total)} · ${t("{n} without scores", { n: format(bad) })}` : format(total);
+  const said = bad ? `${format(total)} · ${t("{n} failed", { n: format(bad) })}` : format(total);
   return figure(title, said, most, unit, stepS * values.length, [...values.map(bar("bar")), ...part.map(bar("bar bad"))].filter(Boolean));
 }
 
-/** Lines of several series; where a value is null there is a gap. */
+/** Lines of several series; null is a gap. */
 export function lines(title, unit, series, stepS) {
   const all = Object.values(series).flat().filter((value) => value !== null);
   const most = Math.max(...all, 1);
@@ -30,7 +30,7 @@ export function lines(title, unit, series, stepS) {
   });
   const latest = (values) => values.findLast((value) => value !== null);
   const now = Object.entries(series).map(([kind, values]) => [kind, latest(values)]).filter(([, value]) => value !== undefined);
-  const said = now.map(([kind, value]) => `${t(kind)} ${format(value)} ${unit}`).join(" · ") || t("none yet");
+  const said = now.map(([kind, value]) => `${t(kind)} ${format(value)} ${unit}`).join(" · ") || t("no data yet");
   return figure(title, said, most, unit, stepS * length, drawn);
 }
 
@@ -41,7 +41,7 @@ function figure(title, said, most, unit, seconds, drawn) {
     { class: "card plot" },
     el("figcaption", {}, el("span", { class: "muted" }, title), el("strong", {}, said)),
     picture,
-    el("div", { class: "axis small muted", "aria-hidden": "true" }, el("span", {}, t("{n} min ago", { n: seconds / 60 })), el("span", {}, t("highest {n}", { n: `${format(most)}${unit ? ` ${unit}` : ""}` })), el("span", {}, t("now"))),
+    el("div", { class: "axis small muted", "aria-hidden": "true" }, el("span", {}, t("{n} min ago", { n: seconds / 60 })), el("span", {}, t("max {n}", { n: `${format(most)}${unit ? ` ${unit}` : ""}` })), el("span", {}, t("now"))),
   );
 }
 

@@ -1,4 +1,4 @@
-// The reference, from the service's own openapi.json.
+// The API reference, from openapi.json.
 import { $, copyButton, el } from "./dom.js";
 import { ask } from "./server.js";
 import { t } from "./words.js";
@@ -23,7 +23,7 @@ function operation({ path, method, what }, whole) {
     { class: "card operation" },
     el("summary", {}, el("span", { class: `method ${method}` }, method.toUpperCase()), el("code", {}, path), el("span", { class: "muted" }, what.summary ?? "")),
     bodies.map((schema) => fields(schema, whole, bodies.length > 1)),
-    el("h2", {}, t("Answers")),
+    el("h2", {}, t("Responses")),
     el("table", {}, el("tbody", {}, Object.entries(what.responses).map(([status, answer]) => el("tr", {}, el("th", { scope: "row" }, el("code", {}, status)), el("td", {}, answer.description))))),
   );
   return parts;

@@ -1,4 +1,4 @@
-// Asking the server. Addresses are relative to the page, so that it works behind any prefix.
+// Requests to the server. URLs are relative to the page, so that it works behind any prefix.
 
 const KEY = "rerankd-key";
 const base = new URL(".", location.href.split("#")[0]);
@@ -13,7 +13,7 @@ export function setKey(value) {
   else sessionStorage.removeItem(KEY);
 }
 
-/** What the server said instead of an answer; `status` is 0 where it said nothing at all. */
+/** An error response; `status` is 0 if the server did not respond. */
 export class Refused extends Error {
   constructor(message, status, body) {
     super(message);
@@ -22,7 +22,7 @@ export class Refused extends Error {
   }
 }
 
-/** The answer's JSON and its Response. Throws Refused. */
+/** Send a request; return the JSON and the Response. Throws Refused. */
 export async function ask(path, { body, headers = {}, method = body === undefined ? "GET" : "POST" } = {}) {
   const response = await send(path, { body, headers, method });
   const value = await response.json().catch(() => null);
@@ -30,7 +30,7 @@ export async function ask(path, { body, headers = {}, method = body === undefine
   return { value, response };
 }
 
-/** The Response, whatever it says. Throws Refused where there is none. */
+/** Send a request; return the Response of any status. Throws Refused if the server does not respond. */
 export async function send(path, { body, headers = {}, method }) {
   const sent = { ...headers };
   if (key()) sent.authorization = `Bearer ${key()}`;
@@ -46,7 +46,7 @@ export async function send(path, { body, headers = {}, method }) {
   }
 }
 
-/** The sentence in an error of any dialect. */
+/** The message in an error of any dialect. */
 function message(value) {
   if (!value) return null;
   if (typeof value.message === "string") return value.message;

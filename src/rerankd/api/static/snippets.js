@@ -1,12 +1,12 @@
-// A request as a person would send it from elsewhere. Pure.
+// Code that sends the request: curl and Python. Pure.
 
-/** A shell command that sends `body`. */
+/** Return a shell command that sends `body`. */
 export function curl(address, path, body, withKey) {
   const header = withKey ? ` \\\n  -H "Authorization: Bearer $RERANKD_API_KEY"` : "";
   return `curl ${address}${path}${header} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quoted(JSON.stringify(body, null, 2))}`;
 }
 
-/** A Python program that sends `body` and prints the results. */
+/** Return a Python program that sends `body` and prints the results. */
 export function python(address, path, body, withKey) {
   const header = withKey ? `\n    headers={"Authorization": "Bearer " + os.environ["RERANKD_API_KEY"]},` : "";
   return `${withKey ? "import os\n\n" : ""}import requests

@@ -1,4 +1,4 @@
-// Try it: ask one model, or two side by side.
+// Try it: rerank with one model, or compare two.
 import { $, copy, el, fill } from "./dom.js";
 import { fromFile, parse, words } from "./documents.js";
 import { address, ask, asksForKey, key, Refused } from "./server.js";
@@ -11,7 +11,7 @@ const SAMPLE = {
 };
 const SHORT = 320;
 const PATH = "/v1/rerank";
-const FORMS = { lines: "one a line", json: "a JSON list", jsonl: "JSON lines" };
+const FORMS = { lines: "one per line", json: "a JSON array", jsonl: "JSON Lines" };
 
 let body = null;
 let answers = [];
@@ -61,7 +61,7 @@ function count() {
   const { documents, form } = parse($("documents").value);
   $("counted").textContent = documents.length
     ? `${t(documents.length === 1 ? "1 document" : "{n} documents", { n: documents.length })}, ${t(FORMS[form])}`
-    : t("One a line, a JSON list, or a file dropped here");
+    : t("One per line, a JSON array, or drop a file here");
 }
 
 function dropping(area) {
@@ -132,7 +132,7 @@ function empty() {
   const button = el("button", { type: "button", class: "quiet" }, t("Load the example"));
   button.addEventListener("click", loadSample);
   $("answers").replaceChildren(
-    el("div", { class: "card empty" }, el("p", {}, t("The results come here: the documents in their new order, with scores from 0 to 1.")), button),
+    el("div", { class: "card empty" }, el("p", {}, t("The results appear here: the documents, ranked by their scores from 0 to 1.")), button),
   );
 }
 
@@ -141,18 +141,18 @@ function column({ error, value, response }, asked) {
     return el(
       "section",
       { class: "card bad", role: "alert" },
-      el("h2", {}, asked.model || t("No answer")),
-      el("p", {}, error.status ? error.message : t("The server does not answer. Does it run?")),
+      el("h2", {}, asked.model || t("No response")),
+      el("p", {}, error.status ? error.message : t("The server does not respond. Is it running?")),
     );
   }
   const ms = (name) => Number(response.headers.get(`x-rerankd-${name}-ms`) ?? 0);
   const cut = new Set(value.meta.cut ?? []);
   const unscored = new Set(value.meta.unscored ?? []);
-  const model = asked.model || value.model; // asked before the list of models was here
+  const model = asked.model || value.model; // the request was sent before the list of models arrived
   const time = t("{n} documents in {ms} ms", { n: asked.documents.length, ms: round1(ms("total")) });
   const details = [
     t("engine {ms} ms", { ms: round1(ms("engine")) }),
-    ms("queue") >= 1 ? t("waited {ms} ms", { ms: round1(ms("queue")) }) : "",
+    ms("queue") >= 1 ? t("queue {ms} ms", { ms: round1(ms("queue")) }) : "",
     t("{n} tokens", { n: value.usage.total_tokens }),
     value.meta.cached ? t("{n} from the cache", { n: value.meta.cached }) : "",
   ].filter(Boolean);
@@ -169,8 +169,8 @@ function line(row, at, asked, { cut, unscored }) {
   const score = row.relevance_score;
   const isScored = !unscored.has(row.index);
   const tags = [
-    cut.has(row.index) ? tag(t("cut"), t("Too long for the model: only its beginning was read")) : null,
-    isScored ? null : tag(t("not scored"), t("The time or the number of documents for this request was used up first")),
+    cut.has(row.index) ? tag(t("truncated"), t("Too long: the model read only the beginning")) : null,
+    isScored ? null : tag(t("not scored"), t("The time budget or the document limit of the request was reached first")),
   ];
   const bar = el("span", { class: "fill" });
   bar.style.width = `${Math.max(Math.min(score, 1), 0) * 100}%`;
@@ -193,14 +193,14 @@ function tag(name, title) {
   return el("span", { class: "tag", title }, name);
 }
 
-/** Light the same document up in both columns. */
+/** Highlight the same document in both columns. */
 function together(index, on) {
   if (answers.length < 2) return;
   for (const row of $("answers").querySelectorAll(`[data-index="${index}"]`)) row.classList.toggle("lit", on);
 }
 
 function moved(by, index) {
-  const from = t("was {n} in the input", { n: index + 1 });
+  const from = t("position {n} in the input", { n: index + 1 });
   if (!by) return el("span", { class: "moved", title: from }, el("span", { "aria-hidden": "true" }, "="), el("span", { class: "offscreen" }, from));
   const way = by > 0 ? t("up {n}", { n: by }) : t("down {n}", { n: -by });
   return el("span", { class: by > 0 ? "moved up" : "moved down", title: from }, el("span", { "aria-hidden": "true" }, `${by > 0 ? "▲" : "▼"}${Math.abs(by)}`), el("span", { class: "offscreen" }, `${way}, ${from}`));
@@ -209,7 +209,7 @@ function moved(by, index) {
 function text(whole) {
   if (whole.length <= SHORT) return el("p", { class: "text" }, whole);
   const shown = el("p", { class: "text" }, `${whole.slice(0, SHORT - 40).trimEnd()}… `);
-  const more = el("button", { type: "button", class: "link" }, t("more"));
+  const more = el("button", { type: "button", class: "link" }, t("show all"));
   more.addEventListener("click", () => shown.replaceChildren(whole));
   shown.append(more);
   return shown;

@@ -1,9 +1,8 @@
-"""(pure) Where the tokens of a text end in it, from the pieces of text that llama.cpp names for its tokens.
+"""(pure) Align tokens with their text: compute token end positions from the pieces that llama.cpp returns.
 
-A tokenizer that only cuts its text names pieces that make up the text again, byte for byte. Others change
-what they read: they compose letters, drop accents, write small letters, or know no piece at all for a word.
-Then pieces and text are compared without all that, and where they still differ the next piece that is found
-in the text says where the ones before it end.
+The pieces of most tokenizers add up to the text, byte for byte. Other tokenizers normalize the text: they
+compose letters, drop accents, convert to lower case, or have no piece for a word. Then pieces and text are
+compared in a normalized form. A piece that is not found ends where the next piece that is found begins.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import numpy as np
 
 from rerankd.ids import Ids
 
-# How far ahead a piece is looked for, in letters for each of its own: a short one stands everywhere.
+# The search range per letter of a piece. It is limited, because a short piece occurs everywhere.
 _REACH = 16
 
 
 def ends(text: str, pieces: Sequence[bytes]) -> Ids:
-    """For each piece, the place in the text (in characters) where it ends, never before the one of the piece
-    before it. Exact where the pieces are the text's bytes, perhaps with a space before them; else as near as
-    can be told."""
+    """Return the end position of each piece in the text, in characters; positions never decrease. They are
+    exact if the pieces add up to the text, optionally with a leading space, and otherwise approximate."""
     raw, joined = text.encode("utf-8", "surrogatepass"), b"".join(pieces)
     before = len(joined) - len(raw)
     if before in (0, 1) and joined[before:] == raw and joined[:before].isspace() == bool(before):
@@ -37,7 +35,7 @@ def ends(text: str, pieces: Sequence[bytes]) -> Ids:
 def _found(text: str, pieces: Sequence[str]) -> Ids:
     folded = [_letters(character) for character in text]
     letters = "".join(folded)
-    # After so many letters, so many characters.
+    # places[n]: the number of characters that hold the first n letters.
     places = np.concatenate(([0], np.repeat(np.arange(1, len(text) + 1), [len(one) for one in folded])))
     found = np.zeros(len(pieces), np.int64)
     at = 0
@@ -58,6 +56,6 @@ def _folded(text: str) -> str:
 
 @lru_cache(4096)
 def _letters(character: str) -> str:
-    """What tokenizers leave of a character, as far as they agree."""
+    """Normalize a character: NFKD, case folded, without accents and spaces."""
     parts = unicodedata.normalize("NFKD", character).casefold()
     return "".join(one for one in parts if not one.isspace() and not unicodedata.combining(one))

@@ -1,4 +1,4 @@
-"""The llama.cpp backend: any GGUF model, on a CPU or a GPU."""
+"""The llama.cpp backend: runs any GGUF model on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rerankd.backends.base import (
     Offer,
     Rank,
 )
-from rerankd.backends.ladder import Step
 from rerankd.backends.llama import binaries, installed, launch
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.llama.options import LlamaOptions
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Method, Refusal
 from rerankd.errors import EngineTooOld, EngineUnknown
-from rerankd.formats import vocabularies
+from rerankd.formats import tokenizer_support
 from rerankd.process.child import Launch
 
 if TYPE_CHECKING:
@@ -35,14 +35,13 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
-# The build whose source was read for modern-bert.hidden_activation; older ones may compute GELU whatever it
-# says.
+# The source of this build was checked for modern-bert.hidden_activation. Older builds may always use GELU.
 _HIDDEN_ACTIVATION_BUILD = 11434
-# One call follows the other, so a small one costs nothing while the next one waits there: 9.8, 9.9, 9.4 and
-# 9.3 documents a second with 4, 8, 16 and 32 texts (77 tokens each, 12 layers of 384, one core).
-# `/v1/rerank` takes one query. A slot keeps what it has read of its last prompt, so a judge's batches of one
-# question follow each other. Of each prompt of 190 tokens, 116 were read with one question; with two that
-# take turns of 5 prompts 122, of 10 prompts 119, of 20 prompts 118.
+# Small calls cost no throughput as long as the next call already waits in the engine: 9.8, 9.9, 9.4 and 9.3
+# documents/s with 4, 8, 16 and 32 texts per call (77 tokens each, 12 layers of width 384, one core).
+# `/v1/rerank` takes one query per call. A slot caches its last prompt, so batches of one query for a causal
+# LM follow each other. Tokens computed per prompt of 190 tokens: 116 with a single query; with two queries
+# that alternate, 122 after every 5 prompts, 119 after every 10, 118 after every 20.
 _POLICIES: Mapping[Method, BatchPolicy] = {
     "cross_encoder": BatchPolicy(tokens=512, most_tokens=16384, one_question=True),
     "embedding": BatchPolicy(tokens=512, most_tokens=16384),
@@ -52,7 +51,7 @@ _POLICIES: Mapping[Method, BatchPolicy] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaOffer(Offer):
-    """`gpus` are the cards with what is free on them now; None: it is not known whether there are any."""
+    """An offer of llama.cpp. `gpus` are the usable cards with their free memory, or None if unknown."""
 
     options: LlamaOptions
     binary: Binary
@@ -77,7 +76,7 @@ class LlamaBackend:
     def cards(self, survey: Binaries, options: LlamaOptions) -> tuple[Gpu, ...] | None:
         try:
             return installed.without_gpu(binaries.choose(survey), options).gpus
-        except EngineUnknown:  # each model that needs it says so
+        except EngineUnknown:  # reported for each model that needs the engine
             return ()
 
     def offer(self, spec: EngineSpec, options: LlamaOptions, survey: Binaries) -> LlamaOffer | Refusal:
@@ -111,9 +110,9 @@ class LlamaBackend:
             title=f"{self.title} {binary.name}{number}",
             reason=reason,
             rank=rank,
-            # The file is mapped.
+            # The file is memory-mapped, so its size is the estimate.
             memory_bytes=(spec.metadata.size_bytes if spec.metadata is not None else 0) * spec.replicas,
-            policy=_POLICIES[spec.scoring.method],
+            policy=_POLICIES[spec.recipe.method],
             capabilities=_capabilities(spec),
             on_cpu=binary.on_cpu,
             is_own_program=options.llama_path is not None,
@@ -125,7 +124,7 @@ class LlamaBackend:
     async def settle(self, offer: LlamaOffer, learned: StateStore, log: Path, timeout_s: float) -> LlamaOffer:
         if not offer.gpus:
             return offer
-        # What is free there changes with what is loaded; asking takes up to a second.
+        # Free GPU memory changes with each load. nvidia-smi takes up to a second.
         return replace(offer, gpus=await asyncio.to_thread(machine.gpus))
 
     def steps(self, offer: LlamaOffer, cards: Sequence[str]) -> tuple[Step, ...]:
@@ -141,14 +140,14 @@ class LlamaBackend:
     def launch(
         self, offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
     ) -> Launch[Engine]:
-        # Its libraries take as long to import as all of the command line's.
+        # Deferred: its libraries take as long to import as the whole command line.
         from rerankd.backends.llama import engines
 
         argv = launch.argv(offer.spec, _options(offer, taken, cards), socket)
         return Launch(argv, partial(engines.connect, offer.spec), launch.ENVIRONMENT, launch.ADVICE)
 
     def reference(self, spec: EngineSpec, running: Offer) -> LlamaOffer | None:
-        """The bundled llama.cpp on the CPU, for what another backend runs."""
+        """Return the bundled llama.cpp on the CPU, as a reference for another backend."""
         bundled = installed.bundled()
         if isinstance(running, LlamaOffer) or bundled is None or spec.metadata is None:
             return None
@@ -158,33 +157,33 @@ class LlamaBackend:
         return replace(offer, title=f"{self.title} b{bundled.build}")
 
     def checks(self, options: LlamaOptions, home: Path, checkup: Checkup) -> list[Check]:
-        from rerankd.backends.llama import checks, observe  # as above
+        from rerankd.backends.llama import checks, survey  # as above
 
-        return checks.diagnose(observe.look(options, home, checkup), checkup.cuda_mirror)
+        return checks.diagnose(survey.look(options, home, checkup), checkup.cuda_mirror)
 
     async def model_checks(self, *_: object) -> tuple[Check, ...]:
         return ()
 
 
 def needed_build(spec: EngineSpec) -> int:
-    """The oldest build that computes the model right."""
+    """Return the oldest build that computes the model correctly."""
     is_plain = spec.metadata is None or spec.metadata.hidden_activation in ("", "gelu")
     return spec.needs_build if is_plain else max(spec.needs_build, _HIDDEN_ACTIVATION_BUILD)
 
 
 def _within_context(spec: EngineSpec) -> EngineSpec:
-    """The model, with inputs no longer than llama.cpp takes: no context is longer than the one that the file
-    says, and some inputs need room for a token more (see launch.has_answer)."""
+    """Lower max_length to what llama.cpp accepts: the context length that the file declares, less the extra
+    token that some models need (see launch.needs_extra_token)."""
     most = spec.metadata.context_length - 1 if spec.metadata is not None else 0
-    if not launch.has_answer(spec.scoring) or not 0 < most < spec.scoring.max_length:
+    if not launch.needs_extra_token(spec.recipe) or not 0 < most < spec.recipe.max_length:
         return spec
-    return replace(spec, scoring=replace(spec.scoring, max_length=most))
+    return replace(spec, recipe=replace(spec.recipe, max_length=most))
 
 
 def _capabilities(spec: EngineSpec) -> Capabilities:
-    if spec.scoring.method == "cross_encoder":  # see engines.py
+    if spec.recipe.method == "cross_encoder":  # see engines.py
         return Capabilities(reads="text", tokenizes=True)
-    return Capabilities(tokenizes=spec.metadata is None or bool(vocabularies.refusal(spec.metadata)))
+    return Capabilities(tokenizes=spec.metadata is None or bool(tokenizer_support.refusal(spec.metadata)))
 
 
 def _options(offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str]) -> launch.EngineOptions:

@@ -1,8 +1,8 @@
-"""(pure) Which llama.cpp runs a model, and why.
+"""(pure) Choose the llama.cpp binary that runs a model, and explain the choice.
 
-The user's own (`llama_path`), else the one that `rerankd engine use` named, else the best of those that were
-built here, else the bundled one. An engine that is older than the model needs is passed over, or refused
-where the user named it.
+The order is: the user's own (`llama_path`), the one chosen with `rerankd engine use`, the best of those built
+on this machine, the bundled one. An engine too old for the model is skipped, or rejected if the user chose
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BUNDLED = "bundled"
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """An engine that was built here, and its program."""
+    """An engine that was built on this machine, and its program."""
 
     program: Path
     manifest: Manifest
@@ -32,7 +32,7 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """The program that runs. `gpus` are the cards it can use, () for none, None where that is not known."""
+    """A llama.cpp program. `gpus` are the cards it can use, () if none, None if unknown."""
 
     name: str
     program: tuple[str, ...]
@@ -42,14 +42,14 @@ class Binary:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether nothing of a model runs on a GPU."""
+        """Whether no part of a model runs on a GPU."""
         return self.gpus == ()
 
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """All that there is to choose from. `own` is the user's program, `own_build` its number (0: unknown);
-    `used` the name that `engine use` left; `instructions` those of this CPU."""
+    """The candidates. `own` is the user's program, `own_build` its build number (0: unknown), `used` the name
+    chosen with `engine use`, and `instructions` are those of this CPU."""
 
     own: Path | None
     own_build: int
@@ -61,15 +61,15 @@ class Binaries:
 
 
 def choose(found: Binaries, *, needs: int = 0) -> Binary:
-    """The engine for a model that needs build `needs` of llama.cpp or a newer one.
+    """Choose the engine for a model that needs llama.cpp build `needs` or newer.
 
-    One that was named with `engine use` and is gone is passed over, and the reason says so. Raises
-    EngineTooOld where there is none new enough, or the one the user named is older; EngineUnknown where there
-    is none.
+    If the engine chosen with `engine use` was removed, another one is chosen, and the reason says so. Raises
+    EngineTooOld if no engine is new enough or the one that the user chose is older, and EngineUnknown if
+    there is no engine at all.
     """
     if found.own is not None:
         _check(found.own_build, needs, f"the llama-server {found.own}", "Set LLAMA_PATH to a newer one")
-        # A program of the user's may use a GPU that rerankd can't see.
+        # The user's own program may use a GPU that rerankd can't see.
         return Binary(
             str(found.own), (str(found.own),), "it is set as llama_path", found.own_build, found.gpus or None
         )
@@ -82,30 +82,30 @@ def choose(found: Binaries, *, needs: int = 0) -> Binary:
 
 
 def _best(found: Binaries, needs: int) -> Binary:
-    """The one that rerankd itself takes."""
+    """Return rerankd's own choice."""
     fitting = [one for one in found.installed if runs_here(one, found.instructions)]
     new_enough = [one for one in fitting if not one.manifest.build or one.manifest.build >= needs]
     if new_enough:
         best = max(new_enough, key=lambda one: _rank(one, found.gpus))
-        more = ", the newest of those built here" if len(new_enough) > 1 else ", and it was built here"
-        return _installed(best, found.gpus, f"it is made for this machine{more}")
+        more = ", the newest of those built here" if len(new_enough) > 1 else ""
+        return _installed(best, found.gpus, f"it was built for this machine{more}")
     if found.bundled is None:
         raise EngineUnknown(
-            "There is no engine: llama.cpp comes with rerankd on Linux and macOS only. Set LLAMA_PATH to a "
-            "llama-server, or build one: rerankd engine build."
+            "No engine is installed: llama.cpp comes with rerankd on Linux and macOS only. Set LLAMA_PATH to "
+            "a llama-server, or build one: rerankd engine build."
         )
     _check(found.bundled.build, needs, "the bundled llama.cpp", "Build a newer one: rerankd engine build")
     if fitting:
-        reason = f"those built here are older than b{needs}, which this model needs"
+        reason = f"the engines built here are older than b{needs}, which this model needs"
     elif found.installed:
-        reason = "those built here are made for another CPU"
+        reason = "the engines built here are for another CPU"
     else:
-        reason = "no other was built: rerankd engine build makes a faster one"
+        reason = "no other engine is installed; rerankd engine build makes a faster one"
     return replace(found.bundled, reason=reason)
 
 
 def runs_here(one: Installed, instructions: Sequence[str]) -> bool:
-    """Whether this CPU has all instruction sets that the engine may use."""
+    """Whether this CPU has all instruction sets that the engine was built for."""
     return set(one.manifest.instructions) <= set(instructions)
 
 
@@ -113,14 +113,14 @@ def _used(found: Binaries, needs: int) -> Binary:
     one = next((one for one in found.installed if one.name == found.used), None)
     if one is None:
         instead = _best(found, needs)
-        gone = f"{found.used}, chosen with rerankd engine use, is not there any more"
+        gone = f"{found.used}, chosen with rerankd engine use, was removed"
         return replace(instead, reason=f"{gone}; {instead.reason}")
     _check(one.manifest.build, needs, f"the engine {one.name}", "Build a newer one: rerankd engine build")
     return _installed(one, found.gpus, "chosen with rerankd engine use")
 
 
 def _rank(one: Installed, gpus: Sequence[Gpu]) -> tuple[bool, int, str]:
-    """What uses the GPU there is comes first, and without one what does not ask for one; then the newest."""
+    """The sort key: first engines that fit the machine (GPU or not), then the newest build."""
     manifest = one.manifest
     fits = (manifest.backend == "cpu") != bool(gpus) if manifest.backend in ("cpu", "cuda") else True
     return fits, manifest.build, manifest.made_at
@@ -128,13 +128,13 @@ def _rank(one: Installed, gpus: Sequence[Gpu]) -> tuple[bool, int, str]:
 
 def _installed(one: Installed, gpus: tuple[Gpu, ...], reason: str) -> Binary:
     backend = one.manifest.backend
-    usable = {"cpu": (), "cuda": gpus}.get(backend)  # of the others nothing tells how much memory there is
+    usable = {"cpu": (), "cuda": gpus}.get(backend)  # the GPU memory of other backends is unknown
     return Binary(one.name, (str(one.program),), reason, one.manifest.build, usable)
 
 
 def _check(build: int, needs: int, what: str, way_out: str) -> None:
-    """A build number of 0 is not known, and not held against the engine."""
+    """Raise EngineTooOld for a build older than `needs`. An unknown build number (0) is accepted."""
     if build and build < needs:
         raise EngineTooOld(
-            f"This model needs llama.cpp b{needs} or newer, and {what} is b{build}. {way_out}."
+            f"This model needs llama.cpp b{needs} or newer, but {what} is b{build}. {way_out}."
         )

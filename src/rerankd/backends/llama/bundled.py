@@ -1,7 +1,7 @@
-"""The program that runs the llama.cpp of the xllamacpp wheel: `python -m rerankd.backends.llama.bundled`.
+"""The bundled llama.cpp server, from the xllamacpp wheel: `python -m rerankd.backends.llama.bundled`.
 
-It takes the same flags as llama-server, as far as rerankd uses them, and serves the same HTTP on the same
-UNIX socket, so that one client fits both.
+It accepts the llama-server flags that rerankd uses, and serves the same HTTP API on a UNIX socket, so one
+client works with both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags, under llama-server's names."""
+    """Return the argument parser, with llama-server's flag names."""
     flags = argparse.ArgumentParser(prog="rerankd.backends.llama.bundled", allow_abbrev=False)
     flags.add_argument("--model", required=True)
     flags.add_argument("--host", required=True, help="path of the UNIX socket")
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def params(options: argparse.Namespace) -> Any:
-    """xllamacpp's CommonParams for these flags."""
+    """Convert the flags to xllamacpp's CommonParams."""
     llama = importlib.import_module("xllamacpp")
     p = llama.CommonParams()
     p.model.path = options.model
@@ -69,9 +69,8 @@ def params(options: argparse.Namespace) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal ends the process. Returns 1 when the model does not load."""
-    # llama.cpp keeps nothing that needs an orderly end: the default action, at once, also in the middle of a
-    # load.
+    """Serve until a signal ends the process. Returns 1 if the model does not load."""
+    # llama.cpp needs no cleanup. The default action ends the process at once, even while a model loads.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     options = parser().parse_args(arguments)
     llama = importlib.import_module("xllamacpp")  # untyped, and 100 MB: only this program loads it

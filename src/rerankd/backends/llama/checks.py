@@ -1,6 +1,6 @@
-"""(pure) What was seen of a machine that matters to llama.cpp -> doctor's lines.
+"""(pure) doctor's checks for llama.cpp: observations of a machine -> lines with a status and a next step.
 
-`fail` is what keeps it from running a model; `warn` is what could be better or will be missed.
+`fail`: llama.cpp can't run a model. `warn`: something could be better, or is missing for later.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rerankd.backends.base import Check, Verdict
+from rerankd.backends.base import Check, Status
 from rerankd.backends.llama.binaries import BUNDLED, Binary
 from rerankd.backends.llama.build import apt, cuda, tools
 from rerankd.backends.llama.build.cuda import Toolkit
@@ -19,7 +19,7 @@ from rerankd.machine import Gpu
 
 @dataclass(frozen=True, slots=True)
 class SeenEngine:
-    """An engine, and what the smoke test found; None where this CPU can't run it."""
+    """An engine and its smoke test's outcome, which is None if this CPU can't run it."""
 
     name: str
     build: int
@@ -28,8 +28,9 @@ class SeenEngine:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All of it. `choice_problem` says why there is no choice. `sources` is what is wrong with reaching the
-    package index, which has llama.cpp's source, "" where nothing is, and None where that was not asked."""
+    """All observations. `choice_problem` explains why no engine could be chosen. `sources` is the problem
+    with reaching the package index, which holds llama.cpp's source: "" if none, None if it was not
+    checked."""
 
     instructions: tuple[str, ...]
     architecture: str
@@ -44,17 +45,17 @@ class Seen:
 
 
 def diagnose(seen: Seen, cuda_mirror: str | None = None) -> list[Check]:
-    """All lines, in the order in which things are needed."""
+    """Return all lines, in the order in which things are needed."""
     found = [_instructions(seen), *_cuda(seen, cuda_mirror), *_building(seen)]
     if seen.sources is not None:
-        found.append(Check.of_place("package index", seen.sources))
+        found.append(Check.reachable("package index", seen.sources))
     return [*found, *_engines(seen)]
 
 
 def _instructions(seen: Seen) -> Check:
     have = set(seen.instructions)
     if not have:
-        return Check("instructions", "ok", "not told on this system")
+        return Check("instructions", "ok", "unknown on this system")
     listed = ", ".join(seen.instructions)
     newer = have & {"avx512f", "avx_vnni", "amx_tile", "i8mm"}
     bundled = seen.choice is not None and seen.choice.name == BUNDLED
@@ -62,14 +63,14 @@ def _instructions(seen: Seen) -> Check:
         return Check(
             "instructions",
             "fail" if bundled else "ok",
-            f"{listed}: no AVX2, which the bundled llama.cpp is built for",
+            f"{listed}: the bundled llama.cpp needs AVX2",
             "rerankd engine build" if bundled else "",
         )
     if bundled and newer:
         return Check(
             "instructions",
             "warn",
-            f"{listed}; the bundled llama.cpp is built for AVX2 and leaves {', '.join(sorted(newer))} unused",
+            f"{listed}; the bundled llama.cpp is built for AVX2 and does not use {', '.join(sorted(newer))}",
             "for a faster engine: rerankd engine build",
         )
     by = f", used by {seen.choice.name}" if seen.choice is not None and not bundled else ""
@@ -80,14 +81,14 @@ def _cuda(seen: Seen, mirror: str | None) -> Iterator[Check]:
     if seen.gpus:
         yield _toolkit(seen, mirror)
     elif seen.toolkit is not None:
-        yield Check("cuda", "ok", f"{seen.toolkit.name}, and no card to build for")
+        yield Check("cuda", "ok", f"{seen.toolkit.name}, but no card to build for")
 
 
 def _toolkit(seen: Seen, mirror: str | None) -> Check:
     toolkit = seen.toolkit
     lacking = cuda.lacks(toolkit)
     if toolkit is None or lacking:
-        what = f"{toolkit.name} lacks {' and '.join(lacking)}" if toolkit is not None else "no nvcc"
+        what = f"{toolkit.name} lacks {' and '.join(lacking)}" if toolkit is not None else "nvcc is missing"
         return Check("cuda", "warn", f"{what}: no engine can be built for the card", _install(seen, mirror))
     where = f"{toolkit.name} in {toolkit.root}"
     for gpu in seen.gpus:
@@ -96,7 +97,7 @@ def _toolkit(seen: Seen, mirror: str | None) -> Check:
             return Check(
                 "cuda",
                 "warn",
-                f"{where} and driver {gpu.driver} do not fit together: it needs {needed} or newer",
+                f"{where} needs driver {needed} or newer, but the driver is {gpu.driver}",
                 "update the driver, or install an older toolkit",
             )
         if not cuda.compiles_for(toolkit.release, gpu.compute_capability):
@@ -104,11 +105,11 @@ def _toolkit(seen: Seen, mirror: str | None) -> Check:
                 "cuda",
                 "warn",
                 f"{where} does not compile for compute {gpu.compute_capability} ({gpu.name})",
-                "install another toolkit, and name it with --cuda-home",
+                "install another toolkit and pass its folder as --cuda-home",
             )
     unused = seen.choice is not None and seen.choice.on_cpu and not tools.missing(seen.tools)
     step = "rerankd engine build --backend cuda" if unused else ""
-    return Check("cuda", "ok", f"{where} fits the driver and the card", step)
+    return Check("cuda", "ok", f"{where} supports the driver and the card", step)
 
 
 def _install(seen: Seen, mirror: str | None) -> str:
@@ -121,15 +122,15 @@ def _install(seen: Seen, mirror: str | None) -> str:
         for gpu in seen.gpus
     ):
         steps.append("without root: rerankd engine build --backend cuda --cuda-toolkit wheels")
-    return "\n".join(steps) or "install the CUDA toolkit by NVIDIA's guide for this system"
+    return "\n".join(steps) or "install the CUDA toolkit as NVIDIA's guide for this system describes"
 
 
 def _building(seen: Seen) -> Iterator[Check]:
     found, sentences = seen.tools, tools.missing(seen.tools)
-    # Who has an engine of his own does not miss them.
-    verdict: Verdict = "ok" if seen.choice is not None and seen.choice.name != BUNDLED else "warn"
+    # Build tools are not needed if another engine than the bundled one is used.
+    status: Status = "ok" if seen.choice is not None and seen.choice.name != BUNDLED else "warn"
     if sentences:
-        yield Check("build tools", verdict, "an engine can't be built here", "\n".join(sentences))
+        yield Check("build tools", status, "engines can't be built here", "\n".join(sentences))
         return
     by = "ninja" if found.ninja else "make"
     says = f"cmake {found.cmake_version}, {by}, {found.compiler}" + (", ccache" if found.ccache else "")
@@ -150,10 +151,13 @@ def _engines(seen: Seen) -> Iterator[Check]:
 def _engine(engine: SeenEngine, *, is_used: bool) -> Check:
     name = f"engine {engine.name}"
     number = f"b{engine.build}, " if engine.build and f"b{engine.build}" not in engine.name else ""
-    bad: Verdict = "fail" if is_used else "warn"
+    bad: Status = "fail" if is_used else "warn"
     if engine.outcome is None:
         return Check(
-            name, bad, "made for another CPU", f"rerankd engine remove {engine.name}, and build anew"
+            name,
+            bad,
+            "built for another CPU",
+            f"rerankd engine remove {engine.name}, then rerankd engine build",
         )
     if engine.outcome.passed:
         return Check(name, "ok", f"{number}smoke test {engine.outcome.text}")

@@ -1,4 +1,4 @@
-"""The client of one llama.cpp child: its HTTP, on a UNIX socket."""
+"""The client of one llama.cpp server: HTTP on a UNIX socket."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from rerankd.backends.llama.launch import TOKENIZING
 from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
-from rerankd.process.protocol import Wire
+from rerankd.process.protocol import EngineClient
 
-# How llama.cpp says that a text is longer than its micro-batch, its context or a slot of it.
+# llama.cpp's error messages for a text longer than its micro-batch, its context, or a slot's context.
 _TOO_LONG = ("too large to process", "larger than the max context size", "exceeds the available context size")
-# What one call tokenizes, in characters, so that other calls have their turn between two.
+# Characters per tokenize call. Larger requests are split, so that other calls run in between.
 _PART_CHARACTERS = 2**20
 
 
-class LlamaClient(Wire):
-    """One llama.cpp server's HTTP. Raises EngineError only.
+class LlamaClient(EngineClient):
+    """The client of one llama.cpp server. Raises only EngineError.
 
-    Calls that tokenize wait for places of their own, since llama.cpp keeps one of its few HTTP threads for
-    each.
+    The number of concurrent tokenize calls is limited, because each occupies one of llama.cpp's few HTTP
+    threads.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -31,9 +31,9 @@ class LlamaClient(Wire):
         self._answered = 0
 
     async def shows_work(self, within_s: float) -> bool:
-        """Whether the server's own loop makes progress within `within_s`.
+        """Whether the server's compute loop makes progress within `within_s` seconds.
 
-        `/slots` is answered by the loop that computes, between two of its steps, and `/health` is not.
+        `/slots` is answered by the compute loop, between two steps; `/health` is not.
         """
         answered = self._answered
         try:
@@ -41,32 +41,33 @@ class LlamaClient(Wire):
         except TimeoutError:
             return self._answered != answered
         except OSError:
-            pass  # it is dying, which is seen elsewhere
+            pass  # it is exiting, which the supervisor detects
         return True
 
     async def compute(self, path: str, body: dict[str, Any]) -> Any:
-        """POST one call that runs the model."""
+        """POST a call that runs the model."""
         answer = await self.post(path, body)
         self._answered += 1
         return answer
 
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of `text` as plain text; with `special`, the tokens the vocabulary puts around it too."""
+        """Return the token ids of `text` as plain text. `special` adds the vocabulary's special tokens."""
         with in_shape():
             return [int(one) for one in await self._tokens(text, add_special=special)]
 
     async def tokenize_all(self, texts: Sequence[str], separator: int | None) -> list[list[int]]:
-        """The ids of each text, in few calls where `separator` is an id that plain text never becomes."""
+        """Return the token ids of each text. `separator` is an id that plain text never produces; with it,
+        many texts share a call."""
         return [[int(one) for one in tokens] for tokens in await self._each(texts, separator)]
 
     async def pieces_of(self, texts: Sequence[str], separator: int | None) -> list[list[bytes]]:
-        """The bytes that each token of each text stands for; `separator` as above."""
+        """Return the bytes of each token of each text; `separator` as in `tokenize_all`."""
         found = await self._each(texts, separator, with_pieces=True)
         with in_shape():
             return [[_bytes(token["piece"]) for token in tokens] for tokens in found]
 
     async def _each(self, texts: Sequence[str], separator: int | None, **how: bool) -> list[list[Any]]:
-        """The tokens of each text, as `_tokens` has them."""
+        """Return the tokens of each text, in the form of `_tokens`."""
         if separator is None:
             return await asyncio.gather(*(self._tokens(text, **how) for text in texts))
         found: list[list[Any]] = []
@@ -79,11 +80,13 @@ class LlamaClient(Wire):
                 found += _split(await self._tokens(part, **how), separator)
                 part, characters = [], 0
         if len(found) != len(texts):
-            raise EngineError(f"The engine tokenized {len(found)} texts of {len(texts)}; see its log.")
+            raise EngineError(
+                f"The engine tokenized {len(found)} of {len(texts)} texts. See the engine's log."
+            )
         return found
 
     async def _tokens(self, content: str | list[str | int], **how: bool) -> list[Any]:
-        """The tokens of a text, or of a list in which ids stay as they are. Each is an id, or with
+        """Return the tokens of a text, or of a list of texts and token ids. Each token is an id, or with
         `with_pieces` an object with id and piece."""
         body = {"content": content, "add_special": False, "parse_special": False, **how}
         async with self._tokenizing:
@@ -93,25 +96,26 @@ class LlamaClient(Wire):
 
     def _error(self, status: int, said: str) -> EngineError:
         if status == 503:
-            return EngineUnavailable("The engine is still loading its model; try again in a moment.")
+            return EngineUnavailable("The engine is still loading its model. Try again in a moment.")
         if any(sign in said for sign in _TOO_LONG):
-            return InputTooLong(f"The engine refused the request: {said}")
+            return InputTooLong(f"The engine rejected the request: {said}")
         return super()._error(status, said)
 
 
 @contextlib.contextmanager
 def in_shape() -> Iterator[None]:
-    """What reading an answer raises where it is not what a llama-server sends is an EngineError."""
+    """Translate exceptions from reading a malformed response into EngineError."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise EngineError(
-            f"The engine's answer can't be read ({error!r}); is it a llama-server of this time? See its log."
+            f"The engine's response has an unexpected form ({error!r}). Use a recent llama-server. See the "
+            "engine's log."
         ) from error
 
 
 def _split(tokens: Sequence[Any], separator: int) -> list[list[Any]]:
-    """The tokens before each separator."""
+    """Split a list of tokens at the separators."""
     found: list[list[Any]] = [[]]
     with in_shape():
         for token in tokens:
@@ -123,5 +127,5 @@ def _split(tokens: Sequence[Any], separator: int) -> list[list[Any]]:
 
 
 def _bytes(piece: str | list[int]) -> bytes:
-    """A piece is a text, or its bytes where they are none."""
+    """Return a piece as bytes. llama.cpp sends a list of bytes for a piece that is not valid text."""
     return piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)

@@ -1,4 +1,4 @@
-"""(pure) llama.cpp's `/completion`, asked for the log-odds of two label tokens after a prompt."""
+"""(pure) Causal-LM scoring with llama.cpp's `/completion`: the log-odds of two labels after a prompt."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Beyond it float32 has no probability left: exp(-87) is the smallest one that is not denormal.
+# The largest log-odds that float32 probabilities can express: exp(-87) is the smallest normal number.
 _LARGEST_LOG_ODDS = 87.0
 
 
 def body(prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> dict[str, Any]:
-    """The request that answers, for each prompt, the two labels' probabilities.
+    """Return the request body for the probabilities of the two labels after each prompt.
 
-    Both labels get the same large bias, so that they are the two likeliest tokens whatever the model prefers,
-    and the bias cancels out of the softmax over the two.
+    Both labels get the same large bias, so they are the two most likely tokens for any model. The bias
+    cancels out in the softmax over the two.
     """
     return {
         "prompt": prompts,
@@ -26,18 +26,18 @@ def body(prompts: Sequence[Sequence[int]], labels: tuple[int, int]) -> dict[str,
         "samplers": ["top_k", "temperature"],
         "top_k": 2,
         "temperature": 1.0,
-        # By default each answer repeats its whole prompt and every setting.
+        # By default each response repeats the whole prompt and all settings.
         "response_fields": ["index", "completion_probabilities"],
     }
 
 
 def rows(answer: Any) -> list[Any]:
-    """The answers, one for each prompt: of a single one there is no list."""
+    """Return one result per prompt. For a single prompt the response is not a list."""
     return answer if isinstance(answer, list) else [answer]
 
 
 def log_odds(row: Mapping[str, Any], labels: tuple[int, int]) -> float:
-    """logit(first label) - logit(second label) from one answer. Raises KeyError where one is not in it."""
+    """Return logit(first label) - logit(second label). Raises KeyError if a label is not in the result."""
     top = row["completion_probabilities"][0]["top_probs"]
     probability = {entry["id"]: entry["prob"] for entry in top}
     relevant, irrelevant = (probability[label] for label in labels)

@@ -1,7 +1,7 @@
-"""llama.cpp as an engine, for each scoring method: cross_encoder, embedding and causal_lm.
+"""The llama.cpp engine for each scoring method: cross_encoder, embedding and causal_lm.
 
-Embedding models and causal rerankers get token ids. `/v1/rerank` takes texts only, so for a cross-encoder
-llama.cpp tokenizes by itself.
+Embedding models and causal LMs receive token ids. For a cross-encoder llama.cpp tokenizes the texts itself,
+because `/v1/rerank` accepts only texts.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Vector = NDArray[np.float32]
 
 
 class LlamaEngine(LlamaClient, Engine):
-    """What the three methods share: llama.cpp's own tokenizer, for a vocabulary that only it can read."""
+    """The base class: llama.cpp's own tokenizer, for vocabularies that the service can't read."""
 
     about = ""
 
     def __init__(self, spec: EngineSpec, socket: Path) -> None:
         super().__init__(socket)
-        self.scoring = spec.scoring
+        self.recipe = spec.recipe
         self.frame = Frame()
-        # An id that plain text never becomes.
+        # An id that plain text never produces.
         self._separator = next(iter(spec.control_tokens.values()), None)
 
     async def prepare(self) -> None:
-        """Find out what the vocabulary puts around a text."""
+        """Determine the special tokens that the vocabulary adds around a text."""
         text = "x"
         own, whole = await self.tokenize(text), await self.tokenize(text, special=True)
         start = next((at for at in range(len(whole)) if whole[at : at + len(own)] == own), 0)
@@ -54,12 +54,12 @@ class LlamaEngine(LlamaClient, Engine):
         return await asyncio.to_thread(lambda: list(map(alignment.ends, texts, pieces)))
 
 
-class HeadEngine(LlamaEngine):
-    """Cross-encoders with a rank head: raw is the head's logit. A batch has one question."""
+class CrossEncoderEngine(LlamaEngine):
+    """Cross-encoders: the raw score is the logit of the rank head. A batch belongs to one query."""
 
     async def prepare(self) -> None:
-        """Find out how many tokens llama.cpp puts around a pair: <s> q </s></s> d </s>, [CLS] q [SEP] d
-        [SEP]. It does so itself, so only their number matters."""
+        """Determine how many special tokens llama.cpp adds to a pair, as in <s> q </s></s> d </s> or
+        [CLS] q [SEP] d [SEP]. Only their number matters, because llama.cpp adds them itself."""
         text = "x"
         (own,) = await self.encode([text])
         answer = await self._rerank(text, [text])
@@ -75,12 +75,12 @@ class HeadEngine(LlamaEngine):
             return RawScores(_in_order(found, len(inputs)))
 
     async def _rerank(self, query: str, documents: list[str]) -> Any:
-        # Only the keys it knows: a key like `texts` would change the answer's shape.
+        # Send no other keys: `texts`, for one, would change the form of the response.
         return await self.compute("/v1/rerank", {"query": query, "documents": documents})
 
 
-class CosineEngine(LlamaEngine):
-    """Embedding models: raw is the cosine of the query's and the text's embeddings."""
+class EmbeddingEngine(LlamaEngine):
+    """Embedding models: the raw score is the cosine similarity of the query's and the document's vectors."""
 
     def __init__(self, spec: EngineSpec, socket: Path) -> None:
         super().__init__(spec, socket)
@@ -93,9 +93,9 @@ class CosineEngine(LlamaEngine):
         new = [key for key in asked if key not in known]
         vectors = await self._embed([*(asked[key] for key in new), *(one.whole for one in batch.inputs)])
         for key, vector in zip(new, vectors, strict=False):
-            known[key] = vector.copy()  # a row would keep the whole batch
+            known[key] = vector.copy()  # a view would keep the whole batch in memory
             self._queries.put(key, known[key])
-        # A sum for each row: those of a matrix product depend on how many rows it has.
+        # One sum per row, because the result of a matrix product depends on the number of rows.
         values = (vectors[len(new) :] * np.stack([known[key] for key in keys])).sum(axis=1)
         return RawScores(values.tolist())
 
@@ -108,15 +108,15 @@ class CosineEngine(LlamaEngine):
             return np.frombuffer(data, np.float32).reshape(len(inputs), -1)
 
 
-class JudgeEngine(LlamaEngine):
-    """Causal rerankers: raw is the log-odds of the two label tokens after the prompt (see completion.py)."""
+class CausalLMEngine(LlamaEngine):
+    """Causal LMs: the raw score is the log-odds of the two labels after the prompt (see completion.py)."""
 
     _labels: tuple[int, int]
 
     async def prepare(self) -> None:
-        """As of any engine. Raises Unscorable where a label is no single token."""
+        """Look up the token ids of the labels. Raises Unscorable if a label is not a single token."""
         await super().prepare()
-        relevant, irrelevant = [await self._label(text) for text in self.scoring.labels]
+        relevant, irrelevant = [await self._label(text) for text in self.recipe.labels]
         self._labels = (relevant, irrelevant)
 
     async def score(self, batch: Batch) -> RawScores:
@@ -130,25 +130,27 @@ class JudgeEngine(LlamaEngine):
     async def _label(self, text: str) -> int:
         ids = await self.tokenize(text)
         if len(ids) != 1:
-            reason = f"{text!r} is {len(ids)} tokens in this model's vocabulary, and a label must be one"
-            raise Refusal(reason, "set labels to two single tokens").error("The labels can't be asked for")
+            reason = (
+                f"{text!r} is {len(ids)} tokens in this model's vocabulary, but a label must be one token"
+            )
+            raise Refusal(reason, "set labels to two single tokens").error("The labels can't be used")
         return ids[0]
 
 
 KINDS: dict[Method, type[LlamaEngine]] = {
-    "cross_encoder": HeadEngine,
-    "embedding": CosineEngine,
-    "causal_lm": JudgeEngine,
+    "cross_encoder": CrossEncoderEngine,
+    "embedding": EmbeddingEngine,
+    "causal_lm": CausalLMEngine,
 }
 
 
 def connect(spec: EngineSpec, socket: Path) -> LlamaEngine:
-    """The engine behind a llama-server's socket."""
-    return KINDS[spec.scoring.method](spec, socket)
+    """Return the client for a llama-server's socket."""
+    return KINDS[spec.recipe.method](spec, socket)
 
 
 def _in_order(found: Mapping[int, float], count: int) -> list[float]:
-    """The values of so many inputs by their places."""
+    """Return the scores of `count` inputs in order. Raises EngineError if the indexes don't match."""
     if found.keys() != set(range(count)):
-        raise EngineError(f"The engine was asked about {count} inputs, and answered for {sorted(found)}.")
+        raise EngineError(f"The engine received {count} inputs but returned scores for {sorted(found)}.")
     return [float(found[at]) for at in range(count)]

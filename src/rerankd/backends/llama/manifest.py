@@ -1,4 +1,4 @@
-"""What is known of an engine that was built: the file `manifest.json` in its folder."""
+"""The manifest of an engine built on this machine: `manifest.json` in its folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PROGRAM = "llama-server"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One built engine.
+    """The facts about one built engine.
 
-    `build` is llama.cpp's build number, 0 where the source did not tell it. `instructions` are the CPU's
-    instruction sets that it may use, by Linux's names: on a CPU without one of them it may die. `made_at` is
-    an ISO time, `smoke` what the smoke test found, in words, and `notes` what a person should know.
+    `build` is llama.cpp's build number, 0 if the source did not contain it. `instructions` are the CPU
+    instruction sets that the engine may use, by their Linux names; it may crash on a CPU that lacks one.
+    `made_at` is an ISO time, `smoke` the result of the smoke test in words, and `notes` are for the user.
     """
 
     name: str
@@ -39,10 +39,10 @@ _FORM = TypeAdapter(Manifest)
 
 
 def render(manifest: Manifest) -> str:
-    """The file's text."""
+    """Return the manifest as the text of its file."""
     return _FORM.dump_json(manifest, indent=2).decode() + "\n"
 
 
 def parse(text: str) -> Manifest:
-    """The manifest in a file's text. Raises ValueError where it is none."""
+    """Parse the text of a manifest file. Raises ValueError."""
     return _FORM.validate_json(text)

@@ -1,4 +1,4 @@
-"""The settings that only llama.cpp has."""
+"""Settings of the llama.cpp backend: llama-server binary, extra flags (engine_args), GPU layers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator
 
 from rerankd.backends.options import Options, per_model, setting
 
-# Without these as they are, rerankd can't reach its engine.
-_NOT_YOURS = ("--host", "--port", "--model", "-m", "--api-key", "--api-key-file", "--api-prefix")
+# rerankd can't connect to its engine if a user changes one of these flags.
+_RESERVED = ("--host", "--port", "--model", "-m", "--api-key", "--api-key-file", "--api-prefix")
 
 
 def _split_words(value: object) -> object:
@@ -19,28 +19,28 @@ def _split_words(value: object) -> object:
 
 
 def _allowed(words: tuple[str, ...]) -> tuple[str, ...]:
-    taken = [word for word in words if word.partition("=")[0] in _NOT_YOURS]
+    taken = [word for word in words if word.partition("=")[0] in _RESERVED]
     if taken:
-        raise ValueError(f"rerankd itself sets {taken[0]}")
+        raise ValueError(f"{taken[0]} is set by rerankd; remove it")
     return words
 
 
 class LlamaOptions(Options):
-    """See the settings of these names."""
+    """Settings; the descriptions are below."""
 
     llama_path: Path | None = setting(
         None,
         environment="LLAMA_PATH",
         names_program=True,
-        description="a llama-server binary to run instead of the engines that rerankd knows",
+        description="a llama-server binary to run instead of the bundled or built engines",
     )
     engine_args: Annotated[tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_allowed)] = (
         setting(
             (),
             names_program=True,
-            description="more flags for llama.cpp; they replace those that rerankd chooses",
+            description="extra flags for llama.cpp; they override those that rerankd sets",
         )
     )
     gpu_layers: int = per_model(
-        -1, ge=-1, le=10_000, description="layers to put on the GPU; -1 for as many as fit there"
+        -1, ge=-1, le=10_000, description="number of layers on the GPU; -1: as many as fit"
     )

@@ -1,5 +1,5 @@
-"""An encoder GGUF compiled for the CPU by OpenVINO, in a worker process of its own.
+"""The OpenVINO backend: encoders compiled for the CPU, in a separate worker process.
 
-All but what chooses it runs in the worker (`python -m rerankd.backends.openvino`), so that only the worker
-loads OpenVINO.
+Only the worker (`python -m rerankd.backends.openvino`) imports OpenVINO. The service imports backend.py and
+the pure modules that it uses.
 """

@@ -1,4 +1,4 @@
-"""The worker: `python -m rerankd.backends.openvino --model FILE --socket PATH …`."""
+"""The OpenVINO worker program: `python -m rerankd.backends.openvino --model FILE --socket PATH …`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import sys
 from pathlib import Path
 
 from rerankd.errors import ModelFileError
-from rerankd.process.reasons import DAMAGED_FILE
+from rerankd.process.failure_reasons import DAMAGED_FILE
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its flags."""
+    """Return the argument parser."""
     flags = argparse.ArgumentParser(prog="rerankd.backends.openvino", allow_abbrev=False)
     flags.add_argument("--model", required=True, type=Path)
     flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
     flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls"])
-    flags.add_argument("--max-length", type=int, required=True, help="tokens an input may have")
+    flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--precision", choices=["f32", "bf16"], default="f32")
-    flags.add_argument("--why", default="", help="why this precision, in words")
+    flags.add_argument("--why", default="", help="the reason for the precision, in words")
     flags.add_argument("--weights", choices=["full", "compressed"], default="full")
     return flags
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal ends the process. Returns 1 where the model does not load, and DAMAGED_FILE where
-    that is the file's fault."""
-    # Nothing here needs an orderly end: the default action, at once, also in the middle of a load.
+    """Serve until a signal ends the process. Returns 1 if the model does not load, and DAMAGED_FILE if the
+    file is damaged."""
+    # The worker needs no cleanup. The default action ends it at once, even while a model loads.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     options = parser().parse_args(arguments)
     from rerankd.backends.openvino.encoder import Encoder
@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ModelFileError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return DAMAGED_FILE
-    except (MemoryError, RuntimeError) as error:  # the last one is OpenVINO's for anything
+    except (MemoryError, RuntimeError) as error:  # OpenVINO raises RuntimeError for every error
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
-    scorer = Scorer(encoder, options.max_length, is_head=options.pooling == "rank")
+    scorer = Scorer(encoder, options.max_length, is_cross_encoder=options.pooling == "rank")
     print(encoder.about, file=sys.stderr)
     with Server(options.socket, scorer) as server:
         print(f"listening on {options.socket}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The OpenVINO backend: encoders on a CPU. Imports no OpenVINO: only its worker does."""
+"""The OpenVINO backend: runs encoders on a CPU. Only its worker process imports OpenVINO."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rerankd.backends.base import (
     Offer,
     Rank,
 )
-from rerankd.backends.ladder import Step
-from rerankd.backends.openvino import checks, chosen, shapes
+from rerankd.backends.openvino import checks, precision_choice, shapes
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice, Precision
+from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe, Refusal
-from rerankd.formats import vocabularies
+from rerankd.formats import tokenizer_support
 from rerankd.process.child import Launch
 from rerankd.progress import step
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
-_ARCHITECTURES = ("bert", "modern-bert")
+_ARCHITECTURES = ("bert", "modern-bert")  # the rows of architectures/__init__.py, which imports OpenVINO
 _POOLINGS = ("rank", "mean", "cls")
 _UNSETTLED = Choice("f32", "")
 _FLOAT32 = Step("float32", "float32 arithmetic")
@@ -42,7 +42,7 @@ _FLOAT32 = Step("float32", "float32 arithmetic")
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVinoOffer(Offer):
-    """`precision` is that of the arithmetic, as far as it is settled."""
+    """An offer of OpenVINO. `precision` is that of the arithmetic; `settle` decides it."""
 
     options: OpenVinoOptions
     precision: Choice = _UNSETTLED
@@ -58,13 +58,13 @@ class OpenVinoBackend:
     Options = OpenVinoOptions
 
     def survey(self, options: OpenVinoOptions, home: Path, spec: EngineSpec | None = None) -> bool:
-        """Whether OpenVINO is installed, and the library that tokenizes for it."""
+        """Whether OpenVINO and the tokenizers library are installed."""
         return all(find_spec(name) is not None for name in ("openvino", "tokenizers"))
 
     def installations(self, options: OpenVinoOptions, home: Path) -> list[Installation]:
         if not self.survey(options, home):
             return []
-        details = {"backend": "cpu", "version": chosen.version()}
+        details = {"backend": "cpu", "version": precision_choice.version()}
         environment = {"RERANKD_ENGINE": self.name}
         return [Installation(self.name, self.title, environment, used=True, details=details)]
 
@@ -72,20 +72,20 @@ class OpenVinoBackend:
         return ()
 
     def offer(self, spec: EngineSpec, options: OpenVinoOptions, survey: bool) -> OpenVinoOffer | Refusal:
-        if refusal := refused(spec.scoring, spec.metadata, is_installed=survey):
+        if refusal := refused(spec.recipe, spec.metadata, is_installed=survey):
             return refusal
         return self._offer(spec, options)
 
     def _offer(self, spec: EngineSpec, options: OpenVinoOptions) -> OpenVinoOffer:
         assert spec.metadata is not None
-        # Beside the file the worker holds the matrices of the blocks: measured on BERT-large's shape, 8 bytes
-        # a weight, or 2.6 when they are compressed.
+        # Besides the file, the worker holds the matrices of the blocks: 8 bytes per weight, or 2.6 if
+        # compressed (measured on BERT-large's shape).
         held = spec.metadata.block_weights * (3 if options.weights == "compressed" else 8)
         return OpenVinoOffer(
             backend=self,
             spec=spec,
             name=self.title,
-            build=f"{self.name} {chosen.version()}",
+            build=f"{self.name} {precision_choice.version()}",
             title=self.title,
             reason="the fastest for an encoder on a CPU",
             rank=Rank.BEST_ON_CPU,
@@ -97,9 +97,9 @@ class OpenVinoBackend:
     async def settle(
         self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float
     ) -> OpenVinoOffer:
-        """The precision of all replicas, chosen once for a model on a machine."""
-        of = chosen.Subject(offer.spec, offer.options)
-        found = await chosen.choose(of, learned, log, timeout_s)
+        """Choose the precision of all replicas, once per model and machine."""
+        of = precision_choice.Subject(offer.spec, offer.options)
+        found = await precision_choice.choose(of, learned, log, timeout_s)
         return replace(offer, precision=found, policy=_policy(found.precision))
 
     def steps(self, offer: OpenVinoOffer, cards: Sequence[str]) -> tuple[Step, ...]:
@@ -120,8 +120,8 @@ class OpenVinoBackend:
             sys.executable, "-P", "-m", "rerankd.backends.openvino",
             "--model", str(spec.path),
             "--socket", str(socket),
-            "--pooling", spec.scoring.pooling,
-            "--max-length", str(spec.scoring.max_length),
+            "--pooling", spec.recipe.pooling,
+            "--max-length", str(spec.recipe.max_length),
             "--threads", str(spec.threads),
             "--precision", precision.precision,
             "--why", precision.why,
@@ -130,30 +130,31 @@ class OpenVinoBackend:
         return Launch(argv, WorkerEngine)
 
     def reference(self, spec: EngineSpec, running: Offer) -> OpenVinoOffer | None:
-        """Float32, for what another backend runs, and for bf16 of a model that no other backend can run."""
+        """Return a float32 offer: the reference for another backend, and for bf16 if no other backend can run
+        the model."""
         if isinstance(running, OpenVinoOffer):
             is_exact = running.precision.precision == "f32"
             if is_exact or spec.metadata is None or spec.metadata.format == "gguf":
                 return None
-        if refused(spec.scoring, spec.metadata, is_installed=self.survey(OpenVinoOptions(), Path())):
+        if refused(spec.recipe, spec.metadata, is_installed=self.survey(OpenVinoOptions(), Path())):
             return None
         offer = self._offer(spec, OpenVinoOptions())
-        title = f"{self.title} {chosen.version()} in f32"
+        title = f"{self.title} {precision_choice.version()} in f32"
         return replace(offer, title=title, precision=Choice("f32", "for the self-test"))
 
     def checks(self, options: OpenVinoOptions, home: Path, checkup: Checkup) -> list[Check]:
-        return [checks.package(chosen.version() if self.survey(options, home) else "")]
+        return [checks.package(precision_choice.version() if self.survey(options, home) else "")]
 
     async def model_checks(
         self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float, checkup: Checkup
     ) -> list[Check]:
-        model, of = offer.spec.name, chosen.Subject(offer.spec, offer.options)
-        known = chosen.known(of, learned)
+        model, of = offer.spec.name, precision_choice.Subject(offer.spec, offer.options)
+        known = precision_choice.known(of, learned)
         if not checkup.again:
             return [checks.precision(model, known)]
-        learned.remove(chosen.SECTION, of.key)
+        learned.remove(precision_choice.SECTION, of.key)
         with step(checkup.report, f"choosing the precision of {model}"):
-            found = await chosen.choose(of, learned, log, timeout_s)
+            found = await precision_choice.choose(of, learned, log, timeout_s)
         return [checks.precision(model, found, before=known)]
 
 
@@ -162,8 +163,8 @@ def _policy(precision: Precision) -> BatchPolicy:
 
 
 def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: bool) -> Refusal | None:
-    """Why the worker can't run a model; None where it can."""
-    why = _obstacle(recipe, metadata) if metadata is not None else "nothing is known of its files"
+    """Return why the worker can't run a model, or None."""
+    why = _obstacle(recipe, metadata) if metadata is not None else "the metadata of its files is unknown"
     if why:
         return Refusal(why, "")
     if not is_installed:
@@ -173,17 +174,17 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if recipe.method == "causal_lm":
-        return "OpenVINO's worker runs no causal model"
+        return "the OpenVINO backend does not support causal models"
     if metadata.architecture not in _ARCHITECTURES:
-        return f"OpenVINO's worker does not know the architecture {metadata.architecture}"
-    if why := vocabularies.refusal(metadata):
+        return f"the OpenVINO backend does not support the architecture {metadata.architecture}"
+    if why := tokenizer_support.refusal(metadata):
         return why
     if recipe.pooling not in _POOLINGS:
-        return f"OpenVINO's worker does not know the pooling {recipe.pooling}"
+        return f"the OpenVINO backend does not support the pooling {recipe.pooling}"
     if recipe.method == "cross_encoder" and recipe.template:
-        return "its pairs are made by a template"
+        return "the OpenVINO backend does not support templates for cross-encoders"
     if metadata.hidden_activation not in ("", "gelu"):
-        return f"OpenVINO's worker does not know the activation {metadata.hidden_activation}"
+        return f"the OpenVINO backend does not support the activation {metadata.hidden_activation}"
     if metadata.format == "gguf" and len(metadata.parts) > 1:
-        return "its file is split"
+        return "the OpenVINO backend does not support split GGUF files"
     return ""

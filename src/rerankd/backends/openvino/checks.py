@@ -1,4 +1,4 @@
-"""(pure) What doctor says of OpenVINO, and of the precision that it computes a model in."""
+"""(pure) doctor's checks for OpenVINO: whether it is installed, and the precision of each model."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from rerankd.backends.openvino.precision import Choice
 
 
 def package(version: str) -> Check:
-    """Whether it is installed; `version` is "" where it is not."""
+    """Report whether OpenVINO is installed; `version` is "" if not."""
     if version:
-        return Check("openvino", "ok", f"{version}: encoders run on it, where no GPU does the work")
+        return Check("openvino", "ok", f"{version}: encoders run on it unless a GPU is used")
     return Check(
         "openvino",
         "ok",
         "not installed: encoders run on llama.cpp",
-        "for encoders that are faster on a CPU: pip install 'rerankd[openvino]'",
+        "for faster encoders on a CPU: pip install 'rerankd[openvino]'",
     )
 
 
 def precision(model: str, choice: Choice | None, before: Choice | None = None) -> Check:
-    """The precision of a model; None where it is not chosen yet. `before` is what it was until it was chosen
-    again, None where it was not."""
+    """Report the precision of a model. `choice` is None if it is not chosen yet. `before` is the previous
+    choice, if it was just measured again."""
     check = f"precision {model}"
     if choice is None:
-        return Check(check, "ok", "not chosen yet: the first start tries whether bf16 is worth it")
+        return Check(check, "ok", "not chosen yet: the first load tests whether bf16 is faster")
     says = f"{choice.precision}: {choice.why}"
     if before is None:
         return Check(check, "ok", says)
     if before.precision == choice.precision:
-        return Check(check, "ok", f"again {says}")
-    step = f"it holds from the next load on: rerankd reload {model}, or a restart"
-    return Check(check, "ok", f"{choice.precision}, until now {before.precision}: {choice.why}", step)
+        return Check(check, "ok", f"unchanged: {says}")
+    step = f"it takes effect at the next load: rerankd reload {model}, or a restart"
+    return Check(check, "ok", f"{choice.precision}, before {before.precision}: {choice.why}", step)

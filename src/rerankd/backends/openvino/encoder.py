@@ -1,4 +1,4 @@
-"""A model file, loaded: ids in, one row of values for each input out."""
+"""A loaded and compiled model: token ids in, one row of outputs per input out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.backends.openvino import graph, shapes
+from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import config, ov
 from rerankd.backends.worker.passes import Integers
@@ -16,7 +17,7 @@ from rerankd.formats.weights import Weights
 
 
 class Encoder:
-    """The compiled model of one file (see scorer.Network). Raises ModelFileError where it is damaged."""
+    """The compiled model of one file (see scorer.Network). Raises ModelFileError if the file is damaged."""
 
     def __init__(
         self,
@@ -43,20 +44,20 @@ class Encoder:
         self._most: int = weights.key("context_length", 2**20)
 
     def whole(self, count: int, longest: int) -> int:
-        """How many of `count` inputs go into one pass, given the longest one's tokens."""
+        """Return how many of `count` inputs go into one pass; `longest` is the largest length in tokens."""
         return shapes.whole(count, longest, self.tokens_a_pass // 4)
 
     def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> NDArray[np.float32]:
-        """Ids [inputs, tokens], padded with any, the inputs' lengths, and where the second token type begins
-        in each -> [inputs, values]. One thread at a time."""
+        """Run the model on ids [inputs, tokens], padded with any id, with the inputs' lengths and the
+        positions where the second token type begins. Returns [inputs, values]. Not thread-safe."""
         count = len(ids)
         rows = shapes.inputs(count)
         ids = np.pad(ids, ((0, rows - count), (0, shapes.tokens(ids.shape[1], self._most) - ids.shape[1])))
-        # An input that nobody asked for has one token, so that it has a mean.
+        # Inputs that pad the batch have one token, so that their mean is defined.
         lengths, seconds = (np.pad(one, (0, rows - count), constant_values=1) for one in (lengths, seconds))
         padding = np.arange(ids.shape[1]) >= lengths[:, None]
-        mask = np.where(padding, np.float32(graph.MASKED), np.float32(0))[:, None, None, :]
-        # The arrays live until the call has ended: a Tensor does not keep its own alive.
+        mask = np.where(padding, np.float32(MASKED), np.float32(0))[:, None, None, :]
+        # Keep the arrays until the call has ended: a Tensor does not hold a reference to its array.
         embeddings = np.ascontiguousarray(self._embed(ids, seconds), np.float32)
         self._request.set_tensor("embeddings", ov.Tensor(embeddings))
         self._request.set_tensor("mask", ov.Tensor(np.ascontiguousarray(mask)))

@@ -1,4 +1,4 @@
-"""The settings that only OpenVINO has."""
+"""Settings of the OpenVINO backend: precision and weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from rerankd.backends.options import Options, per_model
 
 
 class OpenVinoOptions(Options):
-    """See the settings of these names."""
+    """Settings; the descriptions are below."""
 
     precision: Wanted = per_model(
         "auto",
-        description="OpenVINO: the arithmetic; auto takes bf16 where this CPU is faster with it and it keeps "
-        "the model's order",
+        description="OpenVINO: precision of the arithmetic; auto uses bf16 if it is faster on this CPU and "
+        "does not change the order of documents",
     )
     weights: Literal["full", "compressed"] = per_model(
         "full",
-        description="OpenVINO: compressed keeps 8 bits of each: a third of the memory, scores move a little",
+        description="OpenVINO: compressed stores weights in 8 bits: a third of the memory, scores change a "
+        "little",
     )

@@ -1,10 +1,10 @@
-"""(pure) The precision of the arithmetic: float32, or bf16 where it is faster and keeps the order.
+"""(pure) The precision of the arithmetic: float32, or bf16 if it is faster and keeps the order of documents.
 
-OpenVINO says of every CPU with AVX512_BF16 that it can do bf16, and of some without. Which is faster depends
-on the CPU: in bf16 MiniLM reads 45,000 tokens a second with AMX, 8,800 with AVX512_BF16 alone (less than in
-f32), and 456 with neither (13,100 in f32). So the CPU's flags say whether bf16 is tried at all, a measurement
-whether it is worth it, and the model's own scores whether it does no harm. That trial (see trial.py) is made
-once for a model on a machine, and its result kept (see chosen.py).
+OpenVINO reports bf16 support on every CPU with AVX512_BF16, and on some without. Which precision is faster
+depends on the CPU. MiniLM's throughput in bf16 is 45,000 tokens/s with AMX, 8,800 tokens/s with AVX512_BF16
+alone (slower than f32), and 456 tokens/s with neither (13,100 in f32). So the CPU's flags decide whether bf16
+is tested, a measurement whether it is faster, and the model's own scores whether it is accurate enough. The
+trial (trial.py) runs once per model and machine, and its result is stored (precision_choice.py).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from rerankd.scoring import normalize
 Precision = Literal["f32", "bf16"]
 Wanted = Literal["auto", "f32", "bf16"]
 
-# bf16 has to be worth what it costs in accuracy.
+# The minimum speed-up that is worth bf16's loss of accuracy.
 _FASTER_BY = 1.15
 _BF16 = frozenset(("amx_bf16", "avx512_bf16"))
 LARGEST_GAP = 0.01
-"""Two documents whose float32 scores differ by more may not change places in bf16."""
-# Where all of a query's scores are near 0 or 1, raw values tell documents apart: then this share of their
-# range counts as LARGEST_GAP.
+"""Documents whose float32 scores differ by more than this must keep their order in bf16."""
+# If all of a query's scores are near 0 or 1, only raw scores distinguish documents. Then this share of their
+# range corresponds to LARGEST_GAP.
 _RAW_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A precision, and why in words."""
+    """A precision, and the reason for it in words."""
 
     precision: Precision
     why: str
@@ -39,38 +39,43 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was measured: `ratio` is the CPU time in f32 over that in bf16, `gap` the largest difference of
-    two documents' float32 scores that changed places in bf16; None where bf16 is too slow to be tried."""
+    """The result of a trial. `ratio` is the CPU time in f32 divided by that in bf16. `gap` is the largest
+    difference in float32 scores of two documents whose order changed in bf16; None if bf16 was too slow to
+    compare scores."""
 
     ratio: float
     gap: float | None
 
 
 def is_worth_it(ratio: float) -> bool:
-    """Whether bf16 is so much faster that its accuracy matters."""
+    """Whether bf16 is fast enough to test its accuracy."""
     return ratio > _FASTER_BY
 
 
 def without_trial(wanted: Wanted, instructions: Collection[str]) -> Choice | None:
-    """What needs no trial. `instructions` are the CPU's (see machine.py)."""
-    if wanted != "f32" and not _able(instructions):  # OpenVINO computes in f32 then, whatever it is told
+    """Return the choice that needs no trial, or None. `instructions` are those of the CPU (see
+    machine.py)."""
+    if wanted != "f32" and not _bf16_flags(instructions):  # OpenVINO then ignores the setting and uses f32
         return Choice("f32", "this CPU has no bf16 arithmetic")
-    return None if wanted == "auto" else Choice(wanted, "as the settings say")
+    return None if wanted == "auto" else Choice(wanted, "set by the user")
 
 
 def after(trial: Trial, instructions: Collection[str]) -> Choice:
-    """What a trial tells."""
-    said = f"this CPU has {' and '.join(_able(instructions))}, and bf16 is {trial.ratio:.1f} times as fast"
+    """Return the choice after a trial."""
+    reason = (
+        f"this CPU has {' and '.join(_bf16_flags(instructions))}, and bf16 is {trial.ratio:.1f} times as fast"
+    )
     if trial.gap is None:
-        return Choice("f32", said)
+        return Choice("f32", reason)
     if trial.gap > LARGEST_GAP:
-        return Choice("f32", f"{said}, but it swaps documents whose scores differ by {trial.gap:.2g}")
-    return Choice("bf16", f"{said} and keeps the order")
+        return Choice("f32", f"{reason}, but it swaps documents whose scores differ by {trial.gap:.2g}")
+    return Choice("bf16", f"{reason} and keeps the order")
 
 
 def largest_swap(exact: Sequence[float], rough: Sequence[float], normalization: Normalization) -> float:
-    """The largest difference of two documents of one query that change places: of their scores, or of their
-    raw values where scores are saturated. `exact` and `rough` are raw values; 0 where none change."""
+    """Return the largest score difference between two documents of one query whose order changes, or 0. If
+    scores are saturated, the difference is that of the raw scores, rescaled. `exact` and `rough` are raw
+    scores."""
     span = max(exact) - min(exact)
     shown = [normalize.score(value, normalization) for value in exact]
     order = sorted(range(len(exact)), key=lambda at: -exact[at])
@@ -83,5 +88,5 @@ def largest_swap(exact: Sequence[float], rough: Sequence[float], normalization: 
     return worst
 
 
-def _able(instructions: Collection[str]) -> list[str]:
+def _bf16_flags(instructions: Collection[str]) -> list[str]:
     return sorted(_BF16 & set(instructions))

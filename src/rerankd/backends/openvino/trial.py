@@ -1,9 +1,9 @@
-"""Tries bf16 on one model: `python -m rerankd.backends.openvino.trial --model FILE --scoring JSON …`.
+"""Test bf16 with one model: `python -m rerankd.backends.openvino.trial --model FILE --scoring JSON …`.
 
-First the speed, by a feed-forward block of the model's sizes: CPU time of one thread, in turns, so that other
-work on the machine does not decide (the ratio stayed within 1.88 and 1.91 on two cores with six busy
-processes, where wall time gave 0.5 to 7.5). Then, where bf16 is worth it, the accuracy: the model scores
-some queries of the collection that comes with rerankd in both precisions.
+The first test measures the speed of a feed-forward block of the model's sizes, in alternating runs. It
+measures the CPU time of one thread, so other processes hardly matter: with six busy processes on two cores,
+the ratio stayed between 1.88 and 1.91, while wall time gave 0.5 to 7.5. If bf16 is fast enough, the second
+test checks the accuracy: the model scores some queries of rerankd's own collection in both precisions.
 
 The last line of the output is a JSON object: {"ratio", "gap"} as in precision.Trial, or {"error"}.
 """
@@ -30,11 +30,11 @@ from rerankd.backends.openvino.runtime import config, op, ov
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import RerankdError
-from rerankd.formats import modelfile, tokenizer
+from rerankd.formats import model_files, tokenizer
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.formats.weights import Weights
+from rerankd.scoring.engine_input import Ids, Input
 from rerankd.scoring.inputs import Reader
-from rerankd.scoring.sequences import Ids, Input
 
 _TOKENS = 256
 _ROUNDS = 7
@@ -44,7 +44,7 @@ _EVERYDAY = Path(__file__).parents[2] / "evaluation" / "everyday"
 
 
 def speed_ratio(width: int, hidden: int) -> float:
-    """The CPU time that a feed-forward block of this size takes in f32 over that in bf16."""
+    """Return the CPU time of a feed-forward block of this size in f32, divided by that in bf16."""
     requests = [_block(width, hidden, kind) for kind in ("f32", "bf16")]
     taken: list[list[float]] = [[], []]
     for _ in range(_ROUNDS + 1):  # the first one warms up
@@ -69,13 +69,13 @@ def _block(width: int, hidden: int, kind: Precision) -> Any:
 
 
 def questions(queries: int, documents: int) -> list[tuple[str, list[str]]]:
-    """Queries of the collection that comes with rerankd, spread over it, each with the documents that have
-    the most pairs of letters in common with it."""
+    """Select queries spread over rerankd's own collection, each with the documents that share the most pairs
+    of letters with it."""
     texts = _texts("corpus.jsonl")
     pairs = [_letter_pairs(text) for text in texts]
-    asked = _texts("queries.jsonl")
+    every = _texts("queries.jsonl")
     found = []
-    for query in asked[:: len(asked) // queries][:queries]:
+    for query in every[:: len(every) // queries][:queries]:
         own = _letter_pairs(query)
         best = sorted(range(len(texts)), key=lambda at: (-len(own & pairs[at]), at))
         found.append((query, [texts[at] for at in best[:documents]]))
@@ -92,7 +92,7 @@ def _letter_pairs(text: str) -> set[str]:
 
 
 class _Tokenizer:
-    """The vocabulary of a model's files (see tokenizer.Tokenizer)."""
+    """A tokenizer.Tokenizer for the vocabulary in a model's files."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.frame = vocabulary.frame
@@ -106,8 +106,9 @@ class _Tokenizer:
 
 
 def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -> list[list[Input]]:
-    """What the model reads of each query's documents. Raises ModelFileError, and TooLong for a query."""
-    reader = Reader(recipe, _Tokenizer(tokenizer.read(modelfile.read(path))))
+    """Build the model's inputs for each query and its documents. Raises ModelFileError, and TooLong for a
+    query."""
+    reader = Reader(recipe, _Tokenizer(tokenizer.read(model_files.read(path))))
 
     async def read() -> list[list[Input]]:
         return [await reader.plain(query, documents) for query, documents in asked]
@@ -115,24 +116,24 @@ def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -
     return asyncio.run(read())
 
 
-def raw_values(encoder: Encoder, recipe: Recipe, asked: Sequence[Sequence[Input]]) -> list[list[float]]:
-    """The raw values of each query's inputs."""
-    scorer = Scorer(encoder, recipe.max_length, is_head=recipe.pooling == "rank")
-    return [scorer.score(of_query) for of_query in asked]
+def raw_values(encoder: Encoder, recipe: Recipe, batches: Sequence[Sequence[Input]]) -> list[list[float]]:
+    """Return the raw scores of each query's inputs."""
+    scorer = Scorer(encoder, recipe.max_length, is_cross_encoder=recipe.pooling == "rank")
+    return [scorer.score(batch) for batch in batches]
 
 
 def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Trial:
-    """The trial of one model. Raises ModelFileError, and what OpenVINO raises."""
+    """Run the trial of one model. Raises ModelFileError, and OpenVINO's errors."""
     weights = Weights(path)
     ratio = speed_ratio(weights.key("embedding_length"), weights.key("feed_forward_length"))
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
-    asked = inputs(path, recipe, questions(_QUERIES, _DOCUMENTS))
+    batches = inputs(path, recipe, questions(_QUERIES, _DOCUMENTS))
     values: dict[Precision, list[list[float]]] = {}
     kinds: tuple[Precision, ...] = ("f32", "bf16")
-    for kind in kinds:  # one after the other: both together may not fit into memory
+    for kind in kinds:  # one after the other, because both may not fit into memory
         encoder = Encoder(path, recipe.pooling, threads=threads, precision=kind, compressed=compressed)
-        values[kind] = raw_values(encoder, recipe, asked)
+        values[kind] = raw_values(encoder, recipe, batches)
         del encoder
     gaps = [
         precision.largest_swap(exact, rough, recipe.normalization)
@@ -147,7 +148,7 @@ def _recipe(said: str) -> Recipe:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what the trial gave. Returns 1 where it could not be made."""
+    """Print the trial's result. Returns 1 if it failed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     flags = argparse.ArgumentParser(prog="rerankd.backends.openvino.trial", allow_abbrev=False)
     flags.add_argument("--model", required=True, type=Path)

@@ -1,2 +1,3 @@
-"""What our own worker programs share: the protocol, the server, and how a batch is computed. It knows no
-backend. A worker has no queue and no tokenizer: the service forms batches of ids."""
+"""The shared parts of rerankd's own worker programs: protocol, HTTP server, and scoring of a batch.
+
+They depend on no backend. A worker has no queue and no tokenizer: the service forms batches of token ids."""

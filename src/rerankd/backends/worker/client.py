@@ -1,4 +1,4 @@
-"""The service's side of the worker."""
+"""The client of a worker, used by the service."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from rerankd.backends.base import Batch, Engine, RawScores
 from rerankd.backends.worker import protocol
 from rerankd.errors import EngineError, InputTooLong
-from rerankd.process.protocol import Wire
-from rerankd.scoring.sequences import NONE, Frame, Ids
+from rerankd.process.protocol import EngineClient
+from rerankd.scoring.engine_input import NONE, Frame, Ids
 
 
-class WorkerEngine(Wire, Engine):
-    """A worker's HTTP (see server.py). It holds a cross-encoder with a rank head (raw: its logit) or an
-    embedding model (raw: the cosine). It has no tokenizer."""
+class WorkerEngine(EngineClient, Engine):
+    """The client of one worker (see server.py). The raw score is the logit of a cross-encoder, or the cosine
+    similarity of an embedding model. A worker has no tokenizer."""
 
     about = ""
     frame = Frame()
 
     async def shows_work(self, within_s: float) -> bool:
-        """Whether a forward pass ends within `within_s`, or none is under way."""
+        """Whether a forward pass ends within `within_s` seconds, or none is running."""
         try:
             async with asyncio.timeout(within_s):
                 before = (await self.get("/work", within_s)).json()["steps"]
@@ -28,14 +28,14 @@ class WorkerEngine(Wire, Engine):
         except TimeoutError:
             return False
         except (OSError, ValueError, KeyError):
-            pass  # it is dying, which is seen elsewhere
+            pass  # it is exiting, which the supervisor detects
         return True
 
     async def prepare(self) -> None:
         try:
             self.about = (await self.get("/info", 30)).json()["about"]
         except (OSError, ValueError) as error:
-            raise EngineError(f"The engine does not say what it runs: {error!r}.") from error
+            raise EngineError(f"The engine's response to /info can't be read: {error!r}.") from error
 
     async def encode(self, texts: Sequence[str]) -> list[Ids]:
         return [NONE] * len(texts)
@@ -48,5 +48,5 @@ class WorkerEngine(Wire, Engine):
 
     def _error(self, status: int, said: str) -> EngineError:
         if status == 413:
-            return InputTooLong(f"The engine refused the request: {said}")
+            return InputTooLong(f"The engine rejected the request: {said}")
         return super()._error(status, said)

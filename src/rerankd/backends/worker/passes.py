@@ -1,4 +1,4 @@
-"""(pure) The forward passes of a batch: which inputs go through the model together, and padded how."""
+"""(pure) Split a batch into forward passes of inputs of similar length, and pad them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.scoring.sequences import Ids
+from rerankd.scoring.engine_input import Ids
 
 Integers = NDArray[np.int64]
 Forward = Callable[[Integers, Integers, Integers], NDArray[np.float32]]
-"""Ids [inputs, tokens], padded with 0, the inputs' lengths, and where the second token type begins in each
--> a row of values for each input."""
+"""A forward pass: ids [inputs, tokens], padded with 0, the inputs' lengths, and the positions where the
+second token type begins -> one row of outputs per input."""
 Whole = Callable[[int, int], int]
-"""(number of inputs, tokens of the longest) -> how many of them go into one pass."""
+"""(number of inputs, length of the longest in tokens) -> how many of them go into one pass."""
 
-# An input of at least this share of the longest one's tokens may be padded to it.
+# Inputs at least this long, relative to the longest one, may share a pass with it.
 _NEARLY = 0.75
 
 
 class Reading(NamedTuple):
-    """What the model reads: ids, and the place where those of the second token type begin; the end where
-    there are none."""
+    """One input of the model: token ids, and the position where the second token type begins (the end if
+    there is none)."""
 
     ids: Ids
     second: int
 
 
-def cut(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
-    """The places of inputs of these lengths (1 at least), by passes, the longest inputs first. A pass holds
-    inputs of nearly one length, and up to `most` tokens with padding, but one input at least."""
+def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
+    """Split inputs of these lengths (at least 1) into passes, the longest inputs first. Returns the indexes
+    of each pass. A pass holds inputs of similar length, up to `most` tokens with padding, and at least one
+    input."""
     waiting = sorted(range(len(lengths)), key=lengths.__getitem__)
     made = []
     while waiting:
@@ -45,7 +46,7 @@ def cut(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
 
 
 def padded(readings: Sequence[Reading]) -> tuple[Integers, Integers, Integers]:
-    """What `Forward` takes."""
+    """Return the arguments of `Forward`."""
     lengths = np.array([len(one.ids) for one in readings], np.int64)
     ids = np.zeros((len(readings), int(lengths.max())), np.int64)
     for row, one in zip(ids, readings, strict=True):

@@ -1,12 +1,12 @@
-"""(pure) The body of `POST /score`: a batch of ids.
+"""(pure) The protocol of `POST /score`: encode and parse a batch of token ids.
 
-One line of JSON says how it is divided; then come the ids, int32 and little-endian, with nothing between:
+The body is one line of JSON, followed by all token ids as int32, little-endian, without separators:
 
     {"questions": [[before, after, ids, second], …], "inputs": [[question, ids], …]}
 
-Numbers are lengths, `question` is an index, and `second` the place in an input where the second token type
-begins, null where there is none. The ids follow in the same order: of each question its `before`, `after` and
-`ids`, then those of each input. So what many inputs share is sent once.
+`before`, `after` and `ids` are lengths, and `question` is an index. `second` is the position in an input
+where the second token type begins, or null. The token ids follow in the same order: `before`, `after` and
+`ids` of each question, then those of each input. Tokens that many inputs share are sent once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from itertools import accumulate
 
 import numpy as np
 
-from rerankd.scoring.sequences import Ids, Input, Question
+from rerankd.scoring.engine_input import Ids, Input, Question
 
 _INT32 = np.dtype("<i4")
 
 
 class InvalidBatch(ValueError):
-    """The body is damaged, or holds what the model can't read."""
+    """The body is malformed, or contains ids that the model does not have."""
 
 
 def render(inputs: Sequence[Input]) -> bytes:
-    """The body for these inputs."""
+    """Encode the inputs as a body."""
     places: dict[bytes, int] = {}
     questions: list[tuple[int, int, int, int | None]] = []
     ids: list[Ids] = []
@@ -44,7 +44,7 @@ def render(inputs: Sequence[Input]) -> bytes:
 
 
 def parse(body: bytes) -> list[Input]:
-    """The inputs of a body, without their texts. Raises InvalidBatch."""
+    """Parse a body into inputs, without their texts. Raises InvalidBatch."""
     line, _, held = body.partition(b"\n")
     try:
         said = json.loads(line)
@@ -56,11 +56,11 @@ def parse(body: bytes) -> list[Input]:
     indexes = [question for question, _ in rows]
     seconds = [second for *_, second in asked if second is not None]
     if not all(type(number) is int and number >= 0 for number in (*lengths, *indexes, *seconds)):
-        raise InvalidBatch("its first line holds what is no length and no index")
+        raise InvalidBatch("its first line has a number that is neither a length nor an index")
     if max(indexes, default=-1) >= len(asked):
-        raise InvalidBatch(f"an input is of question {max(indexes)}, and there are {len(asked)}")
+        raise InvalidBatch(f"an input refers to question {max(indexes)} of {len(asked)}")
     if sum(lengths) * _INT32.itemsize != len(held):
-        raise InvalidBatch(f"its first line says {sum(lengths)} ids, and {len(held)} bytes follow")
+        raise InvalidBatch(f"its first line declares {sum(lengths)} ids, but {len(held)} bytes follow")
     ids = np.frombuffer(held, _INT32)
     parts = iter([ids[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)])
     questions = [

@@ -1,4 +1,4 @@
-"""Batches of ids -> raw values: a cross-encoder's logits, or the cosines of an embedding model."""
+"""Scores batches of token ids: a cross-encoder's logits, or an embedding model's cosine similarities."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.backends.worker.passes import Integers, Reading, cut, padded
+from rerankd.backends.worker.compute_lock import ComputeLock
+from rerankd.backends.worker.passes import Integers, Reading, padded, split
 from rerankd.backends.worker.protocol import InvalidBatch
-from rerankd.backends.worker.turn import Turn
 from rerankd.errors import InputTooLong
 from rerankd.scoring.cache import QueryVectors
-from rerankd.scoring.sequences import Input
+from rerankd.scoring.engine_input import Input
 
 Vectors = NDArray[np.float32]
 
 
 class Network(Protocol):
-    """A model that is loaded. `about` says what computes, in words; ids are below `rows`. A pass is best with
-    `tokens_a_pass`, padding included."""
+    """A loaded model. `about` describes it in words. Its vocabulary has `rows` token ids. A forward pass is
+    most efficient with `tokens_a_pass` tokens, padding included."""
 
     about: str
     rows: int
@@ -34,32 +34,32 @@ class Network(Protocol):
 
 
 def _never() -> None:
-    """Whoever asked waits to the end."""
+    """The default check: the caller does not cancel."""
 
 
 class Scorer:
-    """What the worker does, from any thread. `is_head` says that the values are the model's, else they are
-    cosines of its vectors. `turn` shows its work."""
+    """Scores batches; safe to call from any thread. With `is_cross_encoder` a raw score is the model's logit,
+    else the cosine of two of its vectors. `lock` serializes batches and counts forward passes."""
 
-    def __init__(self, network: Network, max_length: int, *, is_head: bool) -> None:
+    def __init__(self, network: Network, max_length: int, *, is_cross_encoder: bool) -> None:
         self.about = network.about
-        self.turn = Turn()
+        self.lock = ComputeLock()
         self._network = network
         self._max_length = max_length
-        self._is_head = is_head
+        self._is_head = is_cross_encoder
         self._queries = QueryVectors[Vectors]()
 
     def score(self, inputs: Sequence[Input], check: Callable[[], None] = _never) -> list[float]:
-        """The raw value of each input. `check` is called before each pass; what it raises ends the
-        computation.
+        """Return the raw score of each input. `check` runs before each forward pass; an exception from it
+        cancels the batch.
 
-        Raises InputTooLong, InvalidBatch, and whatever the network raises.
+        Raises InputTooLong, InvalidBatch, and any error of the network.
         """
         if not inputs:
             return []
         readings = [_reading(one) for one in inputs]
-        # A batch that waits may find its queries' vectors, which the one before has computed.
-        with self.turn.taken():
+        # Look up query vectors after the wait: the batch before may have computed them.
+        with self.lock.held():
             values = (
                 self._logits(readings, check) if self._is_head else self._cosines(inputs, readings, check)
             )
@@ -72,7 +72,7 @@ class Scorer:
     def _cosines(
         self, inputs: Sequence[Input], readings: list[Reading], check: Callable[[], None]
     ) -> Vectors:
-        """The query of each question is computed beside its documents, where its vector is not kept."""
+        """Embed the inputs, and in the same batch each query whose vector is not cached."""
         keys = [one.question.ids.tobytes() for one in inputs]
         asked = {key: one.question.ids for key, one in zip(keys, inputs, strict=True)}
         known = {key: vector for key in asked if (vector := self._queries.get(key)) is not None}
@@ -81,33 +81,33 @@ class Scorer:
         vectors = _unit(self._computed([*readings, *queries], check))
         for key, vector in zip(new, vectors[len(inputs) :], strict=True):
             known[key] = vector
-            self._queries.put(key, vector.copy())  # a row would keep the whole batch
-        # A sum for each row: those of a matrix product depend on how many rows it has.
+            self._queries.put(key, vector.copy())  # a view would keep the whole batch in memory
+        # One sum per row, because the result of a matrix product depends on the number of rows.
         found: Vectors = (vectors[: len(inputs)] * np.stack([known[key] for key in keys])).sum(axis=1)
         return found
 
     def _computed(self, readings: Sequence[Reading], check: Callable[[], None]) -> Vectors:
-        """The network's row for each reading."""
+        """Return the network's output row for each reading."""
         lengths = [len(one.ids) for one in readings]
         self._refuse(readings, lengths)
         network, found = self._network, dict[int, Vectors]()
-        for places in cut(lengths, network.tokens_a_pass, network.whole):
+        for places in split(lengths, network.tokens_a_pass, network.whole):
             check()
             rows = network.forward(*padded([readings[at] for at in places]))
             found.update(zip(places, rows, strict=True))
-            self.turn.step()
+            self.lock.step()
         return np.stack([found[at] for at in range(len(readings))])
 
     def _refuse(self, readings: Sequence[Reading], lengths: Sequence[int]) -> None:
-        """Raise for what the model can't read."""
+        """Reject inputs that the model can't compute."""
         if max(lengths) > self._max_length:
             raise InputTooLong(f"an input has {max(lengths)} tokens, and max_length is {self._max_length}")
         if not min(lengths):
-            raise InvalidBatch("an input, or a query, has no tokens")
-        # As unsigned numbers, negative ones are large.
+            raise InvalidBatch("an input or a query has no tokens")
+        # Seen as unsigned, negative ids are large.
         largest = np.concatenate([one.ids for one in readings]).view(np.uint32).max()
         if largest >= self._network.rows:
-            raise InvalidBatch(f"an id is outside the {self._network.rows} of the model")
+            raise InvalidBatch(f"a token id is outside the model's vocabulary of {self._network.rows}")
 
 
 def _reading(one: Input) -> Reading:
@@ -117,6 +117,6 @@ def _reading(one: Input) -> Reading:
 
 
 def _unit(rows: Vectors) -> Vectors:
-    """Rows of length 1."""
+    """Scale each row to length 1."""
     scaled: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
     return scaled

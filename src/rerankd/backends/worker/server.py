@@ -1,12 +1,12 @@
-"""What the worker says over HTTP on its UNIX socket.
+"""The HTTP server of a worker, on a UNIX socket.
 
-    GET  /health            200 once the model is loaded, at any time
-    GET  /work?after=N      {"steps": n}, as soon as more than N passes were computed or none is under way
+    GET  /health            200, at any time, because it listens only after the model is loaded
+    GET  /work?after=N      {"steps": n}, as soon as more than N passes were computed or none is running
     GET  /info              {"about"}
-    POST /score             {"values"}: the raw value of each input of the batch (see protocol.py), in order
+    POST /score             {"values"}: the raw score of each input of the batch (see protocol.py), in order
 
-An error is {"error": words}: 413 for an input longer than max_length, 400 for an invalid body, and 500 for
-anything else. Nothing more is computed for a caller that has hung up.
+An error is {"error": message}: 413 for an input longer than max_length, 400 for an invalid body, and 500 for
+anything else. The computation for a caller stops when it disconnects.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LONGEST_WAIT_S = 600.0
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """One thread for each connection; the scorer is safe to be called from all."""
+    """Serves each connection in a thread of its own; the scorer is thread-safe."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -39,13 +39,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(path, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # whoever asked has gone
+        if not isinstance(sys.exception(), ConnectionError):  # a ConnectionError: the caller disconnected
             traceback.print_exc()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # the head and the body of an answer go out together
+    wbufsize = -1  # buffered, so that headers and body are sent together
     server: Server
     connection: socket.socket
 
@@ -58,14 +58,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"about": scorer.about})
         elif url.path == "/work":
             after = int(parse_qs(url.query).get("after", ["-1"])[0])
-            self._answer(200, {"steps": scorer.turn.steps(after, _LONGEST_WAIT_S)})
+            self._answer(200, {"steps": scorer.lock.steps(after, _LONGEST_WAIT_S)})
         else:
-            self._answer(404, {"error": f"there is no {url.path}"})
+            self._answer(404, {"error": f"{url.path} does not exist"})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.path != "/score":
-            self._answer(404, {"error": f"there is no {self.path}"})
+            self._answer(404, {"error": f"{self.path} does not exist"})
             return
         try:
             values = self.server.scorer.score(protocol.parse(body), self._check)
@@ -75,17 +75,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(413, {"error": error.message})
         except protocol.InvalidBatch as error:
             self._answer(400, {"error": f"the batch is invalid: {error}"})
-        except Exception as error:  # the crash boundary of a request; what the network raises among it
+        except Exception as error:  # the crash boundary of a request, for errors of the network, too
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
         else:
             self._answer(200, {"values": values})
 
     def _check(self) -> None:
-        """Raises ConnectionError where the caller has hung up."""
+        """Raise ConnectionError if the caller has disconnected."""
         with contextlib.suppress(BlockingIOError):
             if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                raise ConnectionAbortedError("nobody waits for the answer")
+                raise ConnectionAbortedError("the caller has disconnected")
 
     def _answer(self, status: int, value: dict[str, Any]) -> None:
         data = json.dumps(value).encode()
@@ -96,4 +96,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: the service counts requests."""
+        """Log nothing: the service counts requests."""

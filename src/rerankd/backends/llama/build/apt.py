@@ -1,7 +1,8 @@
-"""(pure) The commands that install the CUDA toolkit from NVIDIA's apt repository, for one release.
+"""(pure) The apt commands that install the CUDA toolkit from NVIDIA's repository, per distribution release.
 
-NVIDIA's installation guide for Linux: key and repository by the package cuda-keyring, or, for a mirror, by
-hand. CUDA 12.8 is the first for all cards up to Blackwell, and runs with every driver since 525.
+They follow NVIDIA's installation guide for Linux: the package cuda-keyring adds the key and the repository; a
+mirror is added by hand. CUDA 12.8 is the first release for all cards up to Blackwell, and runs with every
+driver since 525.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _HOST = "https://developer.download.nvidia.com/compute/cuda/repos"
 _KEYRING = "cuda-keyring_1.1-1_all.deb"
 _KEY = "3bf863cc.pub"
 _KEPT_KEY = "/usr/share/keyrings/cuda-archive-keyring.gpg"
-# The releases that CUDA 12.8 is made for.
+# The releases that CUDA 12.8 supports.
 _RELEASES = {
     ("ubuntu", "20.04"): "ubuntu2004",
     ("ubuntu", "22.04"): "ubuntu2204",
@@ -24,8 +25,9 @@ _ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "sbsa", "arm64": "sbsa"}
 
 
 def commands(release: Mapping[str, str], machine: str, mirror: str | None = None) -> list[str]:
-    """The shell commands for the release that /etc/os-release tells of, on a CPU such as x86_64; none where
-    NVIDIA has no CUDA 12.8 for it. `mirror` is the address of a copy of NVIDIA's `repos` folder."""
+    """Return the shell commands for a release (the fields of /etc/os-release) and a CPU architecture such as
+    x86_64. The list is empty if NVIDIA has no CUDA 12.8 for it. `mirror` is the URL of a copy of NVIDIA's
+    `repos` folder."""
     name = _RELEASES.get((release.get("ID", ""), release.get("VERSION_ID", "")))
     architecture = _ARCHITECTURES.get(machine)
     if name is None or architecture is None:

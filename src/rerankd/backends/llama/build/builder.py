@@ -1,12 +1,12 @@
-"""The story of a build: source, tools, plan, compile, smoke test, and only then a name.
+"""Build an engine: get the source, check the tools, plan, compile, run the smoke test, publish.
 
     engines/.source/            source trees
-    engines/.toolkit/           what the CUDA toolkit lacked
-    engines/.build/NAME/        the compiler's folder; a build that was cut goes on there
+    engines/.toolkit/           missing parts of the CUDA toolkit
+    engines/.build/NAME/        the build folder; an interrupted build resumes there
     engines/.new-NAME/          the engine while it is tested
     engines/NAME/               the engine: the program, its manifest, its log
 
-A failure at any step leaves the engines that were there as they were.
+A failure at any step leaves the existing engines unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOG = "build.log"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for. `source` and `cuda_arch` as on the command line; `jobs` None: all cores."""
+    """The options of `rerankd engine build`. `jobs` None: all cores."""
 
     source: str | None = None
     backend: Backend | Literal["auto"] = "auto"
@@ -50,7 +50,7 @@ class Request:
 
 
 class Builder:
-    """Builds engines into a data folder. `report` shows progress, `say` tells what a person should know."""
+    """Builds engines into a data folder. `report` shows progress, `say` prints messages for the user."""
 
     def __init__(
         self, home: Path, *, report: Progress, say: Callable[[str], None], environ: Mapping[str, str]
@@ -62,33 +62,36 @@ class Builder:
         self._environ = environ
 
     def build(self, request: Request) -> Installed:
-        """The engine that was asked for: built, tested and named, or found where it is there already.
+        """Build, test and publish the requested engine, or return it if it exists.
 
-        Raises BuildFailed, FetchError and DataFolderError; the engines that were there stay as they were.
+        Raises BuildFailed, FetchError and DataFolderError; existing engines stay unchanged.
         """
         found = tools.check(tools.find(self._environ))
         with self._alone():
             tree = source.get(request.source, self._folder / ".source", found, self._report)
             made = self.decide(request, tree, found)
             existing = [one for one in self._engines.all() if one.manifest.source_digest == tree.digest]
-            # A first build that failed its test left one of the careful kind.
+            # If the first build crashed in its smoke test, the existing engine has the careful plan's name.
             careful = plan.careful(made)
             for one in existing:
                 if one.name in (made.name, careful.name) and not request.again:
-                    self._say(f"{one.name} is there already. To build it once more: --again")
+                    self._say(f"{one.name} already exists. To rebuild it: --again")
                     return one
             try:
                 return self._make(made, request)
-            except _DiedInTest as died:
+            except _CrashedInTest as crash:
                 if careful.name == made.name:
                     raise
-                self._say(died.message)
-                self._say("It is built again without the CPU's AMX, its other instructions named one by one.")
-            note = "built without AMX, since the first build died in its smoke test"
+                self._say(crash.message)
+                self._say(
+                    "Building again without AMX, with the CPU's other instruction sets listed explicitly."
+                )
+            note = "built without AMX, because the first build crashed in its smoke test"
             return self._make(careful, request, notes=(note,))
 
     def decide(self, request: Request, tree: source.Source, found: tools.Tools) -> plan.Plan:
-        """What would be built. Raises BuildFailed, and FetchError for a toolkit that can't be completed."""
+        """Return the plan of the build. Raises BuildFailed, and FetchError if missing parts of the CUDA
+        toolkit can't be downloaded."""
         gpus = machine.gpus() if request.backend in ("auto", "cuda") else ()
         wants_cuda = request.backend == "cuda" or (request.backend == "auto" and bool(gpus))
         toolkit = cuda.find(self._environ, request.cuda_home) if wants_cuda else None
@@ -96,8 +99,8 @@ class Builder:
             backend = plan.backend_here(gpus, toolkit, sys.platform, platform.machine())
             if gpus and backend != "cuda" and not request.cuda_wheels:
                 self._say(
-                    f"{gpus[0].name} is not used: there is no nvcc to build for it. rerankd doctor tells how "
-                    "to get it, or add --cuda-toolkit wheels."
+                    f"{gpus[0].name} will not be used, because nvcc is missing. rerankd doctor shows how "
+                    "to install it; or add --cuda-toolkit wheels."
                 )
             backend = "cuda" if gpus and request.cuda_wheels else backend
         else:
@@ -123,10 +126,10 @@ class Builder:
         if lacking and request.cuda_wheels:
             return cuda.complete(toolkit, self._folder / ".toolkit", self._report)
         if toolkit is None or lacking:
-            what = f"{toolkit.name} in {toolkit.root} lacks" if toolkit is not None else "There is no"
+            what = f"{toolkit.name} in {toolkit.root} lacks" if toolkit is not None else "The build needs"
             raise BuildFailed(
                 f"{what} {' and '.join(lacking)}. Install the CUDA toolkit (rerankd doctor prints the "
-                "commands), name its folder with --cuda-home, or have what is missing taken from the package "
+                "commands), pass its folder as --cuda-home, or download the missing parts from the package "
                 "index: --cuda-toolkit wheels."
             )
         return toolkit
@@ -136,7 +139,7 @@ class Builder:
         log = folder / _LOG
         with disk_errors(
             f"The build could not be written to {self._folder}",
-            "Free some space and run the same command again: it goes on where it stopped. The engine in use "
+            "Free some space and run the same command again; it resumes where it stopped. The engine in use "
             "has not changed.",
         ):
             folder.mkdir(parents=True, exist_ok=True)
@@ -150,15 +153,15 @@ class Builder:
         free, needed = free_bytes(folder), plan.DISK_BYTES[backend]
         if free < needed:
             raise DataFolderError(
-                f"A build takes about {needed / 2**30:.0f} GiB in {self._folder}, and {free / 2**30:.1f} GiB "
-                "are free. Make room there, or name another folder with RERANKD_HOME. The engine in use has "
-                "not changed."
+                f"A build needs about {needed / 2**30:.0f} GiB in {self._folder}, but only "
+                f"{free / 2**30:.1f} GiB are free. Free some space, or name another folder with "
+                "RERANKD_HOME. The engine in use has not changed."
             )
 
     def _compile(self, made: plan.Plan, folder: Path, log: Path, asked_jobs: int | None) -> None:
         here = machine.read()
         jobs = plan.jobs(made.backend, here.cores, here.memory_bytes, asked_jobs)
-        self._say(f"Building {made.name} from {made.source.origin} with {jobs} at a time. Log: {log}")
+        self._say(f"Building {made.name} from {made.source.origin} with {jobs} jobs. Log: {log}")
         what = f"building {made.name}"
         with step(self._report, f"configuring {made.name}"):
             code, lines = run.run(made.configure(folder), log)
@@ -172,29 +175,30 @@ class Builder:
             raise BuildFailed(faults.failed("compile", lines, log))
 
     def _publish(self, made: plan.Plan, folder: Path, log: Path, notes: Sequence[str]) -> Installed:
-        """Test what was built; only what passes gets its name."""
+        """Run the smoke test, and publish the engine under its name if it passes."""
         new = self._folder / f".new-{made.name}"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         try:
             shutil.copy2(folder / "bin" / plan.TARGET, new / manifest.PROGRAM)
-            told = self._manifest(made, *self._test(made, new / manifest.PROGRAM, log), notes)
-            (new / manifest.FILE).write_text(manifest.render(told), encoding="utf-8")
+            facts = self._manifest(made, *self._test(made, new / manifest.PROGRAM, log), notes)
+            (new / manifest.FILE).write_text(manifest.render(facts), encoding="utf-8")
             shutil.copy2(log, new / _LOG)
             target = self._folder / made.name
             move_folder(new, target)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        return Installed(target / manifest.PROGRAM, told)
+        return Installed(target / manifest.PROGRAM, facts)
 
     def _manifest(
         self, made: plan.Plan, outcome: smoke.Outcome, more: Sequence[str], notes: Sequence[str]
     ) -> Manifest:
-        """What is written of a build that passed. Raises BuildFailed, or _DiedInTest, for another one."""
+        """Return the manifest of a build that passed the test. Raises BuildFailed or _CrashedInTest if it
+        failed."""
         if not outcome.passed:
-            raise (BuildFailed if outcome.signal is None else _DiedInTest)(
-                f"{made.name} was built, and fails its smoke test: {outcome.text}\nIt is not used; the "
-                "engine in use has not changed. A newer compiler or another source may do better."
+            raise (BuildFailed if outcome.signal is None else _CrashedInTest)(
+                f"{made.name} was built but fails its smoke test: {outcome.text}\nIt is not used, and the "
+                "engine in use has not changed. A newer compiler or another source may help."
             )
         return Manifest(
             name=made.name,
@@ -212,22 +216,22 @@ class Builder:
         )
 
     def _test(self, made: plan.Plan, program: Path, log: Path) -> tuple[smoke.Outcome, tuple[str, ...]]:
-        """The smoke test, on the CPU, and on the GPU where the engine is for one."""
+        """Run the smoke test on the CPU, and on the GPU if the engine uses one."""
         self._report(f"testing {made.name}", 0, 1)
         outcome = smoke.run([str(program)], log)
         notes: tuple[str, ...] = ()
         if outcome.passed and made.backend == "cuda" and not machine.gpus():
-            notes = ("tested on the CPU only: there is no NVIDIA card here",)
+            notes = ("tested on the CPU only, because this machine has no NVIDIA card",)
         elif outcome.passed and made.backend != "cpu":
             on_gpu = smoke.run([str(program)], log, gpu_layers=ALL_LAYERS)
-            # Other instructions of the CPU would not mend what fails on the GPU.
+            # Drop the signal: a rebuild with other CPU instructions would not fix a crash on the GPU.
             outcome = replace(on_gpu, text=f"on the GPU, {on_gpu.text}", signal=None)
         self._report(f"testing {made.name}", 1, 1)
         return outcome, notes
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """One build at a time in a data folder."""
+        """Hold the lock for builds in the data folder. Raises BuildFailed if another build holds it."""
         with contextlib.ExitStack() as stack:
             with disk_errors(f"{self._folder} can't be written"):
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -235,10 +239,10 @@ class Builder:
                     stack.enter_context(locks.held(self._folder / ".lock"))
                 except BlockingIOError:
                     raise BuildFailed(
-                        f"Another build is under way in {self._folder}. Wait for its end."
+                        f"Another build is running in {self._folder}. Wait until it has finished."
                     ) from None
             yield
 
 
-class _DiedInTest(BuildFailed):
-    """A program that its smoke test ended by a signal."""
+class _CrashedInTest(BuildFailed):
+    """The program was terminated by a signal in its smoke test."""

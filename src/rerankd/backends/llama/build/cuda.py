@@ -1,8 +1,8 @@
-"""The CUDA toolkit that a build uses: where it is, what it lacks, and the rest of it from the package index.
+"""Find the CUDA toolkit for a build, and download its missing parts from the package index.
 
-NVIDIA's wheels for CUDA 13 hold the compiler, headers and libraries, but not the names that a linker looks
-for (`libcublas.so` for `libcublas.so.13`), nor the driver's stub. Those names are made here; without the stub
-llama.cpp is built so that it does not ask for the driver's library (GGML_CUDA_NO_VMM).
+NVIDIA's wheels for CUDA 13 contain the compiler, headers and libraries, but neither the file names that a
+linker searches (`libcublas.so` for `libcublas.so.13`) nor the driver's stub library. `unpack` creates those
+names. Without the stub, llama.cpp is built so that it does not link the driver's library (GGML_CUDA_NO_VMM).
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ _RELEASE = re.compile(r"release (\d+)\.(\d+)")
 _TIMEOUT_S = 20.0
 _COMPILER_WHEELS = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl")
 _RUNTIME_WHEEL, _CUBLAS_WHEEL = "nvidia-cuda-runtime", "nvidia-cublas"
-# The wheels of CUDA 12 hold no nvcc.
+# The wheels of CUDA 12 do not contain nvcc.
 _FIRST_WITH_WHEELS = 13
 _DEFAULT_RELEASE = (13, 0)
-# The oldest driver of Linux for each CUDA (NVIDIA's release notes, minor version compatibility).
+# The oldest Linux driver for each CUDA release (NVIDIA's release notes, minor version compatibility).
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
-# The first CUDA that compiles for a card, by compute capability, and the oldest card of CUDA 13 (Turing).
+# The first CUDA release that compiles for a card, by compute capability, and the oldest card that CUDA 13
+# supports (Turing).
 _CARDS = ((120, (12, 8)), (100, (12, 8)), (89, (11, 8)), (0, (11, 0)))
 _OLDEST_CARD_OF_13 = 75
 
 
 @dataclass(frozen=True, slots=True)
 class Toolkit:
-    """A CUDA toolkit: `nvcc` and the folder it belongs to, its release such as (13, 0), the libraries that
-    llama.cpp links, None for what is not there, and the folders of headers beyond nvcc's own."""
+    """A CUDA toolkit: `nvcc` and its root folder, the release such as (13, 0), the libraries that llama.cpp
+    links (None if missing), and additional header folders."""
 
     nvcc: Path
     root: Path
@@ -54,8 +55,8 @@ class Toolkit:
 
 
 def find(environ: Mapping[str, str], home: Path | None = None) -> Toolkit | None:
-    """The toolkit in `home`, of CUDA_HOME or CUDA_PATH, on PATH, or in /usr/local/cuda*; the first that has
-    an nvcc. Raises BuildFailed where `home` has none."""
+    """Find the first toolkit with an nvcc: in `home`, CUDA_HOME or CUDA_PATH, on PATH, or in
+    /usr/local/cuda*. Raises BuildFailed if `home` has none."""
     named = home or environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
     places = [Path(named) / "bin" / "nvcc"] if named else []
     if home is None:
@@ -67,12 +68,12 @@ def find(environ: Mapping[str, str], home: Path | None = None) -> Toolkit | None
         if (toolkit := _read(place)) is not None:
             return toolkit
     if home is not None:
-        raise BuildFailed(f"There is no nvcc in {home / 'bin'}. --cuda-home names the toolkit's folder.")
+        raise BuildFailed(f"{home / 'bin'} has no nvcc. Pass the toolkit's folder as --cuda-home.")
     return None
 
 
 def lacks(toolkit: Toolkit | None) -> list[str]:
-    """(pure) What of a toolkit is not there, in words."""
+    """(pure) List the missing parts of a toolkit, in words."""
     if toolkit is None:
         return ["nvcc"]
     return [
@@ -83,16 +84,16 @@ def lacks(toolkit: Toolkit | None) -> list[str]:
 
 
 def wheels(toolkit: Toolkit | None) -> tuple[tuple[int, int], list[str]]:
-    """(pure) The release to complete a toolkit to, and the wheels that are missing, as pip names them.
+    """(pure) Return the CUDA release and the wheels (pip requirements) that complete a toolkit.
 
-    Where only cuBLAS is missing, only it is taken; else the whole set, so that all parts are of one release.
-    Raises BuildFailed where the toolkit is of a CUDA whose wheels hold no compiler.
+    If only cuBLAS is missing, it is the only wheel; else all wheels, so that all parts have the same release.
+    Raises BuildFailed for a CUDA release whose wheels contain no compiler.
     """
     release = toolkit.release if toolkit is not None else _DEFAULT_RELEASE
     if release[0] < _FIRST_WITH_WHEELS:
         raise BuildFailed(
-            f"CUDA {release[0]}.{release[1]} can't be completed from the package index: its wheels hold no "
-            f"compiler before CUDA {_FIRST_WITH_WHEELS}. Install the rest of the toolkit (rerankd doctor "
+            f"CUDA {release[0]}.{release[1]} can't be completed from the package index: wheels before CUDA "
+            f"{_FIRST_WITH_WHEELS} contain no compiler. Install the rest of the toolkit (rerankd doctor "
             "prints the commands)."
         )
     names: Sequence[str] = (*_COMPILER_WHEELS, _RUNTIME_WHEEL, _CUBLAS_WHEEL)
@@ -102,34 +103,34 @@ def wheels(toolkit: Toolkit | None) -> tuple[tuple[int, int], list[str]]:
 
 
 def architectures(asked: str | None, gpus: Sequence[Gpu]) -> str:
-    """(pure) CMAKE_CUDA_ARCHITECTURES: what the user asked for, else that of each card.
+    """(pure) Return CMAKE_CUDA_ARCHITECTURES: the value of --cuda-arch, else the architectures of all cards.
 
-    Raises BuildFailed where there is neither.
+    Raises BuildFailed if there is neither.
     """
     if asked:
         if not re.fullmatch(r"\d{2,3}[a-z]?(-real|-virtual)?([;,]\d{2,3}[a-z]?(-real|-virtual)?)*", asked):
             raise BuildFailed(
-                f"--cuda-arch {asked} is not one: write 89 for a card of compute capability 8.9."
+                f"--cuda-arch {asked} is invalid. For a card of compute capability 8.9, pass 89."
             )
         return asked.replace(",", ";")
     found = sorted({gpu.compute_capability.replace(".", "") for gpu in gpus}, key=int)
     if not found:
         raise BuildFailed(
-            "No NVIDIA card answers here (nvidia-smi), so it is not known what to build for. Name the card's "
-            "compute capability: --cuda-arch 89 for 8.9."
+            "nvidia-smi finds no NVIDIA card, so the CUDA architecture is unknown. Pass the card's compute "
+            "capability: --cuda-arch 89 for 8.9."
         )
     return ";".join(found)
 
 
 def complete(toolkit: Toolkit | None, folder: Path, report: Progress) -> Toolkit:
-    """The toolkit with what it lacks taken from the package index, into a folder of `folder`.
+    """Complete a toolkit with wheels from the package index, unpacked below `folder`.
 
-    Some 500 MB come over the network, once. Raises BuildFailed, FetchError and DataFolderError.
+    Downloads about 500 MB, once. Raises BuildFailed, FetchError and DataFolderError.
     """
     release, requirements = wheels(toolkit)
     root = folder / f"cuda-{release[0]}.{release[1]}-{len(requirements)}"
     if not root.is_dir():
-        with disk_errors(f"The CUDA toolkit could not be written to {folder}", "It takes about 2 GB there."):
+        with disk_errors(f"The CUDA toolkit could not be written to {folder}", "It needs about 2 GB."):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
                 found: list[Path] = []
@@ -141,13 +142,13 @@ def complete(toolkit: Toolkit | None, folder: Path, report: Progress) -> Toolkit
     if toolkit is None or len(requirements) > 1:
         whole = _read(root / "bin" / "nvcc")
         if whole is None or lacks(whole):
-            raise BuildFailed(f"The CUDA toolkit in {root} is not whole: delete that folder and try again.")
+            raise BuildFailed(f"The CUDA toolkit in {root} is incomplete. Delete that folder and try again.")
         return whole
     return replace(toolkit, cublas=_library(root, "cublas"), includes=(root / "include",))
 
 
 def unpack(files: Sequence[Path], root: Path) -> None:
-    """Put NVIDIA's wheels together as a toolkit is: bin, include, lib, nvvm. Raises OSError."""
+    """Unpack NVIDIA's wheels into the layout of a toolkit: bin, include, lib, nvvm. Raises OSError."""
     for file in files:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
@@ -184,7 +185,7 @@ def compiles_for(release: tuple[int, int], capability: str) -> bool:
 
 
 def release_of(text: str) -> tuple[int, int] | None:
-    """(pure) The release in what `nvcc --version` says."""
+    """(pure) Parse the release from the output of `nvcc --version`."""
     match = _RELEASE.search(text)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -197,7 +198,7 @@ def _read(nvcc: Path) -> Toolkit | None:
         return None
     root = nvcc.resolve().parent.parent
     if not (root / "include" / "cuda_runtime.h").is_file():
-        # A program on PATH that only stands for the toolkit's own.
+        # The nvcc on PATH is a wrapper around the toolkit's own.
         others = sorted(Path("/usr/local").glob(f"cuda-{release[0]}.{release[1]}*"))
         root = others[0] if others else root
     stub = next(iter(root.glob("lib*/stubs/libcuda.so")), None)

@@ -1,8 +1,8 @@
-"""One pinned source archive from the Python package index that pip is set to use.
+"""Download one pinned source archive from the Python package index that pip is configured to use.
 
-pip itself is no help here: to download a source archive it runs the archive's own build script. So the file's
-address is asked of the index (the JSON form of its simple API, PEP 691), the archive is fetched, and nothing
-of it is used unless its checksum is the one that rerankd knows.
+pip itself can't do this: to download a source archive it runs the archive's build script. So rerankd gets the
+file's URL from the index (JSON simple API, PEP 691) and downloads the archive. It uses the archive only if
+the checksum matches the pinned one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import urljoin
 
 import httpx
 
-from rerankd import network, pip, processes
+from rerankd import network_errors, pip, processes
 from rerankd.download import Downloader, Patience, Source, verify
 from rerankd.errors import FetchError
 from rerankd.progress import Progress, silent
@@ -29,14 +29,14 @@ from rerankd.progress import Progress, silent
 _JSON = "application/vnd.pypi.simple.v1+json"
 _PIP_TIMEOUT_S = 30.0
 _PATIENCE = Patience(timeout_s=60)
-# pip knows its own default, and says it nowhere but here.
+# pip's default index is only available from this internal module.
 _DEFAULT = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
-_OTHERWISE = "name a source tree of yours with --source"
+_OTHERWISE = "pass a source tree with --source"
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A file of the index: its project, its name, its sha256 and its size in bytes."""
+    """A file on the index: its project, file name, SHA-256 and size."""
 
     project: str
     file: str
@@ -45,12 +45,12 @@ class Archive:
 
 
 def fetch(archive: Archive, folder: Path, report: Progress) -> Path:
-    """The archive in `folder`; fetched where it is not there yet, and gone on with where it was cut.
+    """Download the archive to `folder` unless it exists there. An interrupted download is resumed.
 
-    Raises FetchError, DataFolderError, and OSError where the folder can't be written.
+    Raises FetchError, DataFolderError, and OSError if the folder can't be written.
     """
     target = folder / archive.file
-    origin = network.Origin(
+    origin = network_errors.Origin(
         archive.file, "the package index", "", f"check pip's index settings, or {_OTHERWISE}"
     )
     source = Source(origin, "", archive.file, archive.size_bytes, archive.sha256)
@@ -62,7 +62,7 @@ def fetch(archive: Archive, folder: Path, report: Progress) -> Path:
     with _downloader(report) as (downloader, urls):
         url = _address(downloader.client, archive, urls)
         part = folder / f".{archive.file}.part"
-        # The host alone: the address may hold a password.
+        # Name only the host in errors: the URL may contain a password.
         here = replace(origin, endpoint=httpx.URL(url).host)
         downloader.fetch(replace(source, url=url, origin=here), part, report)
     os.replace(part, target)
@@ -70,7 +70,7 @@ def fetch(archive: Archive, folder: Path, report: Progress) -> Path:
 
 
 def problem(archive: Archive) -> str:
-    """Why this archive can't be had now; "" where it can."""
+    """Return why this archive can't be downloaded now, or ""."""
     try:
         with _downloader() as (downloader, urls):
             _address(downloader.client, archive, urls)
@@ -82,7 +82,8 @@ def problem(archive: Archive) -> str:
 def index_urls(
     environ: Mapping[str, str], config: Mapping[str, str], default: Callable[[], str]
 ) -> list[str]:
-    """The indexes that pip asks, in its order, `default` being its own; folders are left out."""
+    """Return the URLs of the indexes that pip uses, in its order, without local folders. `default` returns
+    pip's own default."""
     environ = pip.environment(environ)
     first = environ.get("PIP_INDEX_URL") or config.get("global.index-url") or default()
     more = environ.get("PIP_EXTRA_INDEX_URL") or config.get("global.extra-index-url", "")
@@ -90,13 +91,15 @@ def index_urls(
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """(pure) What `pip config list` prints: lines of KEY='VALUE'; a list's lines are joined by spaces."""
+    """(pure) Parse the output of `pip config list`, lines of KEY='VALUE'. Multi-line values are joined by
+    spaces."""
     found = re.findall(r"^([\w:.-]+)=(['\"])(.*?)\2$", text, re.MULTILINE)
     return {key: value.replace("\\n", " ").strip() for key, _, value in found}
 
 
 def address_in(page: Any, archive: Archive, url: str) -> str | None:
-    """(pure) Where the archive lies, by an index's page of its project; None where it is not on it."""
+    """(pure) Return the URL of the archive from the index's page of its project, or None if it is not
+    there."""
     files = page.get("files", []) if isinstance(page, dict) else []
     for file in files:
         if isinstance(file, dict) and file.get("filename") == archive.file:
@@ -106,30 +109,30 @@ def address_in(page: Any, archive: Archive, url: str) -> str | None:
 
 @contextlib.contextmanager
 def _downloader(report: Progress = silent) -> Iterator[tuple[Downloader, list[str]]]:
-    """What asks as pip does, and the indexes that pip asks."""
+    """Return a downloader with pip's certificates, and the URLs of pip's indexes."""
     config = parse_config(processes.output([*pip.command(), "config", "list"], _PIP_TIMEOUT_S))
     certificate = os.environ.get("PIP_CERT") or config.get("global.cert")
     try:
         trusted = ssl.create_default_context(cafile=certificate) if certificate else True
     except OSError as error:
         raise FetchError(
-            f"pip's certificates can't be read: {certificate}: {network.explain(error)}. Correct PIP_CERT, "
-            "or cert in pip's configuration."
+            f"pip's certificates can't be read: {certificate}: {network_errors.explain(error)}. "
+            "Correct PIP_CERT, or cert in pip's configuration."
         ) from error
     with Downloader(_PATIENCE, report, trusted) as downloader:
         yield downloader, index_urls(os.environ, config, _default_index)
 
 
 def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
-    said = "pip is set to use no index on the network"
+    said = "pip is configured without a network index"
     for url in urls:
         page = f"{url}/{archive.project}/"
         try:
             answer = client.get(page, headers={"accept": f"{_JSON}, text/html;q=0.1"})
             found = _found(answer, archive) if answer.is_success else None
-            said = f"it answered {answer.status_code}" if found is None else ""
-        except network.ERRORS as error:
-            found, said = None, f"no answer ({network.explain(error)})"
+            said = f"it returned status {answer.status_code}" if found is None else ""
+        except network_errors.ERRORS as error:
+            found, said = None, f"no response ({network_errors.explain(error)})"
         if found is not None:
             return found
     raise FetchError(
@@ -141,7 +144,7 @@ def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
 def _found(answer: httpx.Response, archive: Archive) -> str | None:
     if "json" in answer.headers.get("content-type", ""):
         return address_in(answer.json(), archive, str(answer.url))
-    # An older index has a page of links.
+    # An older index returns an HTML page of links.
     link = re.search(rf'href="([^"]*{re.escape(archive.file)}[^"]*)"', answer.text)
     return urljoin(str(answer.url), link[1]) if link else None
 

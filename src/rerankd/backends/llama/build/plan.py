@@ -1,4 +1,4 @@
-"""(pure) Source, backend, tools and CPU -> what cmake is told, and the engine's name."""
+"""(pure) Plan a build: from source, backend, tools and CPU to cmake's options and the engine's name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rerankd.errors import BuildFailed
 from rerankd.machine import Gpu
 
 TARGET = "llama-server"
-# Only the server, in one file, without the web page, HTTPS and what would fetch something while it builds.
+# Only the server, statically linked, without web page, HTTPS, and parts that download during the build.
 _ALWAYS = {
     "CMAKE_BUILD_TYPE": "Release",
     "BUILD_SHARED_LIBS": "OFF",
@@ -35,7 +35,7 @@ _BACKEND: dict[Backend, dict[str, str]] = {
     "metal": {"GGML_METAL": "ON", "GGML_METAL_EMBED_LIBRARY": "ON"},
     "hip": {"GGML_HIP": "ON"},
 }
-# llama.cpp's option -> the instruction sets, by Linux's names, that it lets the compiler use.
+# llama.cpp's option -> the instruction sets that it enables, by their Linux names.
 _X86 = {
     "GGML_SSE42": ("sse4_2",),
     "GGML_AVX": ("avx",),
@@ -49,10 +49,10 @@ _X86 = {
     "GGML_AVX512_VNNI": ("avx512_vnni",),
     "GGML_AVX512_BF16": ("avx512_bf16",),
 }
-# x86-64-v3 (Intel since 2013, AMD since 2015), and nothing beyond the least of arm64.
+# x86-64-v3 (Intel since 2013, AMD since 2015); on arm64 only the base instruction set.
 _PORTABLE = ("avx", "avx2", "fma", "f16c", "bmi2", "sse4_2")
 _GIB = 2**30
-# What a build folder and the program take, and what a compiler takes of memory for one file.
+# Disk space for the build folder and the program, and memory of a compiler process.
 DISK_BYTES: dict[Backend, int] = {
     "cpu": _GIB, "cuda": 4 * _GIB, "vulkan": 2 * _GIB, "metal": _GIB, "hip": 4 * _GIB,
 }  # fmt: skip
@@ -63,8 +63,8 @@ _JOB_BYTES: dict[Backend, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One build: the options that cmake gets, and the instruction sets of the CPU that the program may use.
-    `toolkit` is that of a CUDA build."""
+    """One build: cmake's options, and the CPU instruction sets that the program may use. `toolkit` is set for
+    CUDA builds."""
 
     backend: Backend
     source: Source
@@ -75,11 +75,11 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The engine's name, which tells it from every other build."""
-        # ccache changes nothing of what is built, and paths differ between machines.
-        told = {key: value for key, value in self.options if "/" not in value and key != "GGML_CCACHE"}
+        """The engine's name, which is unique for each different build."""
+        # Leave out ccache, which does not change the result, and paths, which differ between machines.
+        options = {key: value for key, value in self.options if "/" not in value and key != "GGML_CCACHE"}
         release = self.toolkit.name if self.toolkit is not None else ""
-        parts = [self.source.digest, told, self.tools.compiler, release, self.instructions]
+        parts = [self.source.digest, options, self.tools.compiler, release, self.instructions]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         return f"b{self.source.build}-{self.backend}-{digest}"
 
@@ -88,27 +88,27 @@ class Plan:
         return tuple(f"-D{name}={value}" for name, value in self.options)
 
     def configure(self, folder: Path) -> list[str]:
-        """The command that prepares `folder`."""
+        """Return the cmake command that configures `folder`."""
         return [
             self.tools.cmake, "-G", self.tools.generator, "-S", str(self.source.tree), "-B", str(folder),
             *self.flags,
         ]  # fmt: skip
 
     def compile(self, folder: Path, jobs: int) -> list[str]:
-        """The command that builds the server there. Not `cmake --build`: what it starts outlives it."""
+        """Return the command that builds the server in `folder`. Not `cmake --build`, because its child
+        processes outlive it."""
         return [self.tools.ninja or self.tools.make, "-C", str(folder), f"-j{jobs}", TARGET]
 
 
 def backend_here(gpus: Sequence[Gpu], toolkit: Toolkit | None, platform: str, machine: str) -> Backend:
-    """What `--backend auto` means: cuda where there are a card and an nvcc, metal on Apple's own CPUs, else
-    cpu."""
+    """Resolve `--backend auto`: cuda with a card and nvcc, metal on Apple silicon, else cpu."""
     if gpus and toolkit is not None:
         return "cuda"
     return "metal" if (platform, machine) == ("darwin", "arm64") else "cpu"
 
 
 def portable(instructions: Sequence[str]) -> tuple[str, ...]:
-    """Those of the instruction sets that nearly every CPU of its kind has."""
+    """Return the subset of instruction sets that nearly every CPU of its architecture has."""
     return tuple(name for name in instructions if name in _PORTABLE)
 
 
@@ -123,9 +123,9 @@ def make(
     has_driver: bool = False,
     native: bool = True,
 ) -> Plan:
-    """The plan of a build. `native` leaves the CPU's instruction sets to the compiler (-march=native);
-    without it they are named one by one, AMX left out. `has_driver` False makes a CUDA build that starts
-    where there is no driver.
+    """Plan a build. With `native`, the compiler detects the CPU's instruction sets (-march=native); without
+    it they are listed explicitly, without AMX. `has_driver` False: the CUDA build must start on a machine
+    without a driver.
     """
     options = {**_ALWAYS, **_BACKEND[backend]}
     options["LLAMA_BUILD_NUMBER"] = str(source.build)
@@ -135,7 +135,9 @@ def make(
     options["GGML_NATIVE"] = "ON"
     if backend == "cuda":
         if toolkit is None:
-            raise BuildFailed("A CUDA build needs nvcc, and there is none.")
+            raise BuildFailed(
+                "A CUDA build needs nvcc, which is missing. rerankd doctor shows how to install it."
+            )
         options |= _cuda(toolkit, architectures, has_driver)
     toolkit = toolkit if backend == "cuda" else None
     made = Plan(backend, source, tools, tuple(options.items()), tuple(instructions), toolkit)
@@ -143,14 +145,15 @@ def make(
 
 
 def careful(made: Plan) -> Plan:
-    """The same build with the CPU's instruction sets named one by one, without AMX."""
+    """Return the same build with the CPU's instruction sets listed explicitly, without AMX."""
     options = dict(made.options) | {"GGML_NATIVE": "OFF"} | named_instructions(made.instructions)
     left = tuple(name for name in made.instructions if not name.startswith("amx"))
     return replace(made, options=tuple(options.items()), instructions=left)
 
 
 def named_instructions(instructions: Sequence[str]) -> dict[str, str]:
-    """llama.cpp's options for these instruction sets, AMX off. On another CPU than x86 they mean nothing."""
+    """Return llama.cpp's options for these instruction sets, with AMX off. The x86 options have no effect on
+    other CPUs."""
     have = set(instructions)
     named = {option: "ON" if have >= set(needed) else "OFF" for option, needed in _X86.items()}
     named |= {f"GGML_AMX_{kind}": "OFF" for kind in ("TILE", "INT8", "BF16")}
@@ -160,7 +163,7 @@ def named_instructions(instructions: Sequence[str]) -> dict[str, str]:
 
 
 def jobs(backend: Backend, cores: int, memory_bytes: int | None, asked: int | None = None) -> int:
-    """Compilers that run side by side: all cores, as far as memory lets them."""
+    """Return the number of parallel jobs: `asked`, else one per core as far as memory suffices."""
     most = cores if memory_bytes is None else min(cores, memory_bytes // _JOB_BYTES[backend])
     return asked or max(1, most)
 
@@ -170,7 +173,7 @@ def _cuda(toolkit: Toolkit, architectures: str, has_driver: bool) -> dict[str, s
         "CMAKE_CUDA_COMPILER": str(toolkit.nvcc),
         "CUDAToolkit_ROOT": str(toolkit.root),
         "CMAKE_CUDA_ARCHITECTURES": architectures,
-        # Virtual memory calls are the driver's own: they need its stub now and its library at every start.
+        # Virtual memory management calls the driver: it needs the stub to link and the driver at every start.
         "GGML_CUDA_NO_VMM": "OFF" if toolkit.stub is not None and has_driver else "ON",
     }
     if toolkit.cublas is not None and not toolkit.cublas.is_relative_to(toolkit.root):

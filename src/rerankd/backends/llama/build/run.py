@@ -1,4 +1,4 @@
-"""The one place where a build's programs run: output to a log, progress out of it, an end with rerankd's."""
+"""Run the programs of a build: log their output, parse its progress, and kill them if rerankd exits."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _LAST_WORDS_S = 3.0
 def run(
     argv: Sequence[str], log: Path, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> tuple[int, list[str]]:
-    """Run a program to its end; its exit code and its last lines. All it writes goes to the end of `log`.
+    """Run a program, and return its exit code and its last lines. Its output is appended to `log`.
 
-    Whatever ends this call early ends the program and all that it started. Raises OSError where the log can't
-    be written.
+    If this call ends early, the program and all its child processes are killed. Raises OSError if the log
+    can't be written.
     """
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     with log.open("a", encoding="utf-8") as out:
         out.write(f"\n$ {' '.join(argv)}\n")
         process = subprocess.Popen(
-            child.tethered(argv),
+            child.die_with_parent(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -52,8 +52,8 @@ def run(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End what still runs. Each compiler of ninja's has a process group of its own; when asked, ninja ends
-    them and removes what they have half written."""
+    """Stop the program and its child processes. ninja runs each compiler in its own process group; on SIGINT
+    it stops them and removes incomplete files."""
     try:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -66,7 +66,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def progress_in(line: str) -> tuple[int, int] | None:
-    """(pure) How much is done, and of how much, by a line of ninja or make."""
+    """(pure) Parse a progress line of ninja or make. Returns (done, total), or None."""
     match = _PROGRESS.match(line)
     return (int(match[1]), int(match[2] or 100)) if match else None
 

@@ -1,8 +1,8 @@
-"""Does this llama.cpp start, load a quantised model, and compute the right numbers here?
+"""The smoke test of an engine: does it start, load a quantised model, and compute correct scores?
 
-A build for a CPU's every instruction can be broken on that very CPU: `--version` and loading a file pass, and
-the first matrix product with quantised weights ends the process or gives a wrong number. So a tiny quantised
-model is scored through the same child, flags and client that serve requests.
+A build for all instructions of a CPU can be broken on that very CPU: `--version` and loading a file succeed,
+but the first matrix product with quantised weights crashes or returns a wrong result. So the test scores a
+tiny quantised model through the same child process, flags and client that serve requests.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _QUOTED_LINES = 8
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`passed`, or what was wrong in `text`; `signal` is the one that ended the program, if one did. `error`
-    is the largest difference from the known answers, None where there was no answer."""
+    """The result of a smoke test; `text` describes it. `signal` is the one that terminated the program, if
+    any. `error` is the largest difference from the known scores, None if the engine returned none."""
 
     passed: bool
     text: str
@@ -40,8 +40,8 @@ class Outcome:
 
 
 def run(program: Sequence[str], log: Path, *, gpu_layers: int = 0) -> Outcome:
-    """Test the program; its output goes to `log`. Blocks for a second or two. Raises DataFolderError where
-    there is no room for the model or the socket."""
+    """Test a program; its output goes to `log`. Blocks for a second or two. Raises DataFolderError if no
+    folder can hold the model and the socket."""
     folder = rundir.make()
     try:
         model = folder.make() / "tiny.gguf"
@@ -52,22 +52,24 @@ def run(program: Sequence[str], log: Path, *, gpu_layers: int = 0) -> Outcome:
 
 
 def compare(found: Sequence[float]) -> Outcome:
-    """(pure) What the answers say of an engine."""
+    """(pure) Compare an engine's scores with the known ones."""
     error = max(abs(one - known) for one, known in zip(found, tiny.ANSWERS, strict=True))
     shown = ", ".join(f"{value:.3f}" for value in found)
     known = ", ".join(f"{value:.3f}" for value in tiny.ANSWERS)
     if error <= tiny.TOLERANCE:
-        return Outcome(True, f"passed: {shown} where {known} is right", error=error)
-    return Outcome(False, f"it computes wrong numbers: {shown} where {known} is right", error=error)
+        return Outcome(True, f"passed: {shown}, expected {known}", error=error)
+    return Outcome(False, f"it computes wrong scores: {shown}, expected {known}", error=error)
 
 
 def ended(code: int, lines: Sequence[str]) -> Outcome:
-    """(pure) What the end of the program in the test says of it."""
+    """(pure) Return the outcome for a program that exited during the test."""
     said = "".join(f"\n  | {line}" for line in lines[-_QUOTED_LINES:])
     if code < 0:
         name = signal.Signals(-code).name
-        return Outcome(False, f"it was ended by {name} when it ran a quantised model{said}", signal=-code)
-    return Outcome(False, f"it ended with exit code {code}{said}")
+        return Outcome(
+            False, f"it was terminated by {name} when it ran a quantised model{said}", signal=-code
+        )
+    return Outcome(False, f"it exited with code {code}{said}")
 
 
 async def _run(program: Sequence[str], model: Path, socket: Path, log: Path, gpu_layers: int) -> Outcome:
@@ -84,9 +86,9 @@ async def _run(program: Sequence[str], model: Path, socket: Path, log: Path, gpu
                 await asyncio.sleep(_POLL_S)
             return compare([await _score(client, ids) for ids in tiny.PROMPTS])
     except TimeoutError:
-        return Outcome(False, f"it gave no answer within {START_TIMEOUT_S:g} s")
+        return Outcome(False, f"it did not respond within {START_TIMEOUT_S:g} s")
     except EngineError as error:
-        # It may be about to die of what it was asked.
+        # The request may have crashed it, so wait for its exit.
         await asyncio.wait([asyncio.ensure_future(child.wait())], timeout=_STOP_S)
         if child.exit_code is not None:
             return ended(child.exit_code, child.lines())

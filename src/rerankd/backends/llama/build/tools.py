@@ -1,7 +1,6 @@
-"""What compiles llama.cpp on this machine: cmake, ninja or make, a C++ compiler, ccache.
+"""Find the build tools for llama.cpp: cmake, ninja or make, a C++ compiler, ccache, git.
 
-cmake and ninja are also taken from the environment that rerankd is installed in: `pip install cmake ninja`
-needs no root.
+cmake and ninja are also found in rerankd's own Python environment: `pip install cmake ninja` needs no root.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rerankd.errors import BuildFailed
 
 _TIMEOUT_S = 20.0
 _VERSION = re.compile(r"\d+\.\d+(\.\d+)?")
-# llama.cpp's CMakeLists.txt of the CUDA backend asks for the most.
+# Required by the CMakeLists.txt of llama.cpp's CUDA backend, which needs the newest cmake.
 OLDEST_CMAKE = (3, 18)
 _APT = "On Debian and Ubuntu: sudo apt install {}"
 
@@ -29,8 +28,8 @@ Generator = Literal["Ninja", "Unix Makefiles"]
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Programs found, "" for what is not there; `compiler` is the first line that the C++ compiler says of
-    itself, the other versions are numbers with dots."""
+    """The paths of the programs, "" if missing. `compiler` is the first line of the C++ compiler's
+    --version."""
 
     cmake: str = ""
     cmake_version: str = ""
@@ -48,8 +47,8 @@ class Tools:
 
 
 def find(environ: Mapping[str, str]) -> Tools:
-    """Look for the programs on PATH and beside this Python."""
-    # What pip installs lies beside Python, also where that environment is not on PATH.
+    """Find the programs on PATH and beside this Python."""
+    # pip installs programs beside Python, even if that environment is not on PATH.
     path = os.pathsep.join((environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
 
     def which(*names: str) -> str:
@@ -71,18 +70,18 @@ def find(environ: Mapping[str, str]) -> Tools:
 
 
 def missing(tools: Tools) -> list[str]:
-    """(pure) What is not there to build with, a sentence each, with the way to get it."""
+    """(pure) Return a sentence for each missing tool, with the command that installs it."""
     found = []
     if not (tools.cmake and tools.cmake_version):
-        found.append("There is no cmake. " + _APT.format("cmake") + "; without root: pip install cmake ninja")
+        found.append("cmake is missing. " + _APT.format("cmake") + "; without root: pip install cmake ninja")
     elif tuple(map(int, tools.cmake_version.split(".")[:2])) < OLDEST_CMAKE:
         oldest = ".".join(map(str, OLDEST_CMAKE))
-        found.append(f"cmake {tools.cmake_version} is older than {oldest}. Newer: pip install cmake")
+        found.append(f"cmake {tools.cmake_version} is older than {oldest}. Update it: pip install cmake")
     if not (tools.cc and tools.cxx and tools.compiler):
-        found.append("There is no C++ compiler. " + _APT.format("g++"))
+        found.append("A C++ compiler is missing. " + _APT.format("g++"))
     if not (tools.ninja or tools.make):
         found.append(
-            "There is neither ninja nor make. "
+            "Both ninja and make are missing. "
             + _APT.format("ninja-build")
             + "; without root: pip install ninja"
         )
@@ -90,7 +89,7 @@ def missing(tools: Tools) -> list[str]:
 
 
 def check(tools: Tools) -> Tools:
-    """The tools, where all are there. Raises BuildFailed."""
+    """Return the tools if none is missing. Raises BuildFailed."""
     if sentences := missing(tools):
         raise BuildFailed("llama.cpp can't be built here:\n" + "\n".join(f"  {one}" for one in sentences))
     return tools

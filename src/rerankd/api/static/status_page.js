@@ -1,0 +1,213 @@
+// Status page: figures, plots, models with their engines.
+import { $, el } from "./dom.js";
+import { ask, Refused, send } from "./server.js";
+import { bars, format, lines } from "./plot.js";
+import { t } from "./words.js";
+
+const shown = new Map();
+
+let refresh = async () => {};
+
+export function start(page) {
+  refresh = page.refresh;
+  $("pull").addEventListener("submit", (event) => {
+    event.preventDefault();
+    pull($("pull-name").value.trim());
+  });
+}
+
+export function update(status) {
+  const { models, unavailable, recent } = status;
+  const all = models.length + unavailable.length;
+  const total = (value) => models.reduce((sum, model) => sum + value(model), 0);
+  const well = models.filter((model) => ["ready", "unloaded"].includes(model.state)).length;
+  const time = duration(status.uptime_s);
+  $("summary").textContent = well === all ? t("All models are available. Uptime: {time}.", { time }) : t("{n} of {all} models are unavailable. Uptime: {time}.", { n: all - well, all, time });
+  const budget = status.memory_budget_bytes;
+  $("figures").replaceChildren(
+    figure(t("Requests in progress"), format(total((model) => model.queue.requests))),
+    figure(t("Documents in the queue"), format(total((model) => model.queue.documents)), t("{n} tokens", { n: format(total((model) => model.queue.tokens)) })),
+    figure(t("Engine memory"), size(total((model) => model.engine.memory_bytes ?? 0)), budget ? t("budget: {size}", { size: size(budget) }) : ""),
+    figure(t("Unexpected engine exits"), format(total((model) => model.engine.lost)), t("since the server started")),
+  );
+  $("pull").hidden = !status.admin;
+  $("plots").replaceChildren(
+    bars(t("Requests"), "", recent.requests, recent.failed, recent.step_s),
+    lines(t("Latency"), "ms", { median: recent.median_ms, p95: recent.p95_ms }, recent.step_s),
+    bars(t("Documents"), "", recent.documents, [], recent.step_s),
+  );
+  for (const id of shown.keys()) if (!models.some((model) => model.id === id)) shown.delete(id);
+  for (const model of models) {
+    if (!shown.has(model.id)) shown.set(model.id, card(model.id));
+    shown.get(model.id).show(model, status.admin);
+  }
+  $("unavailable").replaceChildren(...unavailable.map(pending));
+  const cards = models.map((model) => shown.get(model.id).element);
+  if ([...$("models").children].some((child, at) => child !== cards[at]) || cards.length !== $("models").children.length) $("models").replaceChildren(...cards);
+}
+
+export function lost() {
+  $("summary").textContent = t("The server does not respond. Below is its last known status.");
+}
+
+function figure(name, value, note = "") {
+  return el("div", { class: "card figure" }, el("span", { class: "muted small" }, name), el("strong", {}, value), el("span", { class: "muted small" }, note));
+}
+
+/** The card of a model that can't be used: it is being read, or was refused. */
+function pending(model) {
+  const again = model.retry_after_s === null ? "" : t("Retry in {n} s.", { n: model.retry_after_s });
+  return el(
+    "article",
+    { class: "card model", "aria-label": model.id },
+    el("header", {}, el("h3", {}, model.id), el("span", { class: `pill ${model.state}` }, t(model.state))),
+    model.error ? el("p", { class: "wrong" }, model.error) : el("p", { class: "muted" }, model.doing || t("Please wait …")),
+    model.state === "refused" ? el("p", { class: "small muted" }, again || t("Reload rerankd to retry.")) : "",
+  );
+}
+
+/** The card of a model. `show` updates it and keeps opened details open. */
+function card(id) {
+  const pill = el("span", { class: "pill" });
+  const names = el("p", { class: "small muted" });
+  const why = el("p", { class: "why" });
+  const notes = el("ul", { class: "notes" });
+  const wrong = el("p", { class: "wrong" });
+  const facts = el("dl", { class: "facts" });
+  const log = el("pre", { class: "log", tabIndex: 0, "aria-label": t("Last lines of the engine's log") });
+  const where = el("p", { class: "small muted" });
+  const actions = buttons(id);
+  const element = el("article", { class: "card model", "aria-label": id }, el("header", {}, el("h3", {}, id), pill), names, why, notes, wrong, facts, el("details", {}, el("summary", {}, t("Last lines of the engine's log")), where, log), actions.element);
+
+  function show(model, admin) {
+    const { engine } = model;
+    actions.show(model.state, admin);
+    pill.className = `pill ${model.state}`;
+    pill.textContent = t(model.state);
+    names.textContent = model.aliases.length ? t("aliases: {names}", { names: model.aliases.join(", ") }) : "";
+    why.textContent = model.explain;
+    notes.replaceChildren(...model.notes.map((note) => el("li", {}, note)));
+    wrong.textContent = engine.error ?? "";
+    facts.replaceChildren(
+      ...fact(t("Method"), `${t(model.method)} → ${model.normalization}`),
+      ...fact(t("Maximum length"), t("{n} tokens", { n: format(model.max_length) })),
+      ...fact(t("Engine"), engine.pids.length ? `${engine.program}, pid ${engine.pids.join(", ")}` : engine.program),
+      ...fact(t("Engine choice"), engine.why),
+      ...(model.self_test ? fact(t("Self-test"), model.self_test) : []),
+      ...fact(t("Memory"), engine.memory_bytes ? size(engine.memory_bytes) : "–"),
+      ...fact(t("Starts"), engine.lost ? t("{n}, unexpected exits: {lost}", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
+      ...(model.queue.tokens_per_second ? fact(t("Throughput"), t("{n} documents/s, {tokens} tokens/s while busy", { n: format(model.queue.documents_per_second), tokens: format(model.queue.tokens_per_second) })) : []),
+      ...fact(t("File"), [model.path, size(model.size_bytes), model.quantisation].filter(Boolean).join(", ")),
+      ...(model.licence ? fact(t("Licence"), model.licence) : []),
+      ...(model.languages.length ? fact(t("Languages"), model.languages.join(" ")) : []),
+    );
+    where.textContent = engine.log;
+    const lines = engine.last_lines.join("\n");
+    if (log.textContent !== lines) {
+      const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+      log.textContent = lines;
+      if (atEnd) log.scrollTop = log.scrollHeight;
+    }
+  }
+  return { element, show };
+}
+
+/** The buttons of a model: load, unload, restart, delete. */
+function buttons(id) {
+  const said = el("p", { class: "small", role: "status" });
+  const act = (method, action, done) => async (button) => {
+    button.disabled = true;
+    said.className = "small muted";
+    said.textContent = t("Please wait …");
+    try {
+      await ask(`/v1/models/${encodeURIComponent(id)}${action}`, { method });
+      said.textContent = t(done);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      said.className = "small wrong";
+      said.textContent = error.message || t("The server does not respond. Is it running?");
+    }
+    button.disabled = false;
+    await refresh();
+  };
+  const make = (name, handle) => {
+    const button = el("button", { type: "button" }, t(name));
+    button.addEventListener("click", () => handle(button));
+    return button;
+  };
+  const load = make("Load", act("POST", "/load", "The model is loaded."));
+  const unload = make("Unload", act("POST", "/unload", "The model is unloaded when its requests are done."));
+  const reload = make("Restart", act("POST", "/reload", "A new engine takes over; no request is interrupted."));
+  const remove = make("Delete", (button) => {
+    if (button.dataset.sure) return act("DELETE", "", "The model is deleted.")(button);
+    button.dataset.sure = "yes";
+    button.textContent = t("Delete the files?");
+    setTimeout(() => {
+      delete button.dataset.sure;
+      button.textContent = t("Delete");
+    }, 4000);
+  });
+  const element = el("div", { class: "actions" }, load, unload, reload, remove, said);
+  function show(state, admin) {
+    // A restart does not change the model, so it does not need admin_api.
+    load.hidden = !admin || !["unloaded", "failed"].includes(state);
+    unload.hidden = !admin || state === "unloaded";
+    remove.hidden = !admin;
+    reload.hidden = state === "unloaded";
+  }
+  return { element, show };
+}
+
+/** Pull a model on the server and show the progress. */
+async function pull(model) {
+  const bar = el("progress", { max: 1 });
+  const said = el("p", { class: "small" }, t("Please wait …"));
+  $("pull-progress").replaceChildren(said, bar);
+  const wrong = (message) => $("pull-progress").replaceChildren(el("p", { class: "wrong" }, message));
+  try {
+    const response = await send("/v1/models/pull", { method: "POST", body: { model } });
+    if (!response.ok) return wrong((await response.json()).message);
+    for await (const event of events(response)) {
+      if (event.status === "error") return wrong(event.message);
+      if (event.status === "success") {
+        $("pull-progress").replaceChildren(el("p", { class: "right" }, t("{model} is downloaded and served.", { model: event.model })));
+        $("pull-name").value = "";
+        break;
+      }
+      // Only downloads count bytes; other steps count small numbers of items.
+      said.textContent = event.total > 1000 ? `${event.status} · ${size(event.completed)} / ${size(event.total)}` : event.status;
+      if (event.total) bar.value = event.completed / event.total;
+      else bar.removeAttribute("value");
+    }
+  } catch (error) {
+    wrong(error.message || t("The server does not respond. Is it running?"));
+  }
+  await refresh();
+}
+
+/** The events of a stream of server-sent events. */
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let part; !(part = await reader.read()).done; ) {
+    const lines = (rest + part.value).split("\n\n");
+    rest = lines.pop();
+    for (const line of lines) yield JSON.parse(line.replace(/^data: /, ""));
+  }
+}
+
+const fact = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
+
+export function size(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let at = 0;
+  for (; bytes >= 1024 && at < units.length - 1; at++) bytes /= 1024;
+  return `${bytes >= 100 ? bytes.toFixed(0) : bytes.toPrecision(3)} ${units[at]}`;
+}
+
+function duration(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 1) return t("{n} s", { n: Math.floor(seconds) });
+  if (minutes < 120) return t("{n} min", { n: minutes });
+  return minutes < 2880 ? t("{n} h", { n: Math.floor(minutes / 60) }) : t("{n} days", { n: Math.floor(minutes / 1440) });
+}

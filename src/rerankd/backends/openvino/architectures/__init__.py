@@ -1,0 +1,13 @@
+"""The table of architectures that the OpenVINO backend supports. Each has a file here and a row below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rerankd.backends.openvino.architecture import Architecture
+from rerankd.backends.openvino.architectures.bert import Bert
+from rerankd.backends.openvino.architectures.modern_bert import ModernBert
+
+ARCHITECTURES: Mapping[str, type[Architecture]] = {"bert": Bert, "modern-bert": ModernBert}
+"""By `general.architecture` of the GGUF metadata. backend.py lists the same names, because it may not import
+OpenVINO."""

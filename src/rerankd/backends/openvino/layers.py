@@ -1,0 +1,76 @@
+"""Building blocks of a forward pass as OpenVINO nodes: rotary positions, masks, pooling, 8-bit matrices.
+
+Constants are copied into the graph. Sharing numpy's memory would save the copy, but OpenVINO does not keep
+the array alive and would silently read freed memory as weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rerankd.backends.openvino.runtime import op
+from rerankd.formats.weights import Floats
+
+Node = Any
+"""A node of the graph. OpenVINO's Python types don't help type checking."""
+
+MASKED = -1e9
+"""The value of the attention mask for a token that is ignored."""
+# The number of weights that share a scale in a compressed matrix. OpenVINO multiplies with such matrices
+# directly.
+GROUP = 32
+
+
+def quantised(matrix: Floats) -> Node:
+    """Store a matrix as 8-bit integers with one scale per group of weights."""
+    rows, columns = matrix.shape
+    groups = matrix.reshape(rows, columns // GROUP, GROUP)
+    scales = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).tiny)
+    numbers = np.rint(groups / scales).astype(np.int8)
+    scaled = op.multiply(op.convert(op.constant(numbers), np.float32), op.constant(scales))
+    return op.reshape(scaled, ints(rows, columns), False)
+
+
+def rotated(x: Node, rotation: tuple[Node, Node]) -> Node:
+    """Apply rotary positions. `rotation` holds cos and sin; the coordinate pairs are (i, i + n / 2)."""
+    cos, sin = rotation
+    a, b = op.split(x, ints(-1, scalar=True), 2).outputs()
+    first = op.subtract(op.multiply(a, cos), op.multiply(b, sin))
+    second = op.add(op.multiply(b, cos), op.multiply(a, sin))
+    return op.concat([first, second], -1)
+
+
+def count(length: Node) -> Node:
+    """Return 0, 1, … length - 1 as floats."""
+    zero, one = (op.constant(np.array(value, np.int64)) for value in (0, 1))
+    return op.convert(op.range(zero, length, one, "i64"), np.float32)
+
+
+def band(length: Node, reach: int) -> Node:
+    """Return the mask of local attention [1, 1, tokens, tokens]: 0 if two tokens are at most `reach` apart,
+    else MASKED."""
+    places = count(length)
+    apart = op.abs(op.subtract(op.unsqueeze(places, ints(1)), op.unsqueeze(places, ints(0))))
+    far = op.greater(apart, op.constant(np.float32(reach)))
+    band = op.select(far, op.constant(np.float32(MASKED)), op.constant(np.float32(0)))
+    return op.unsqueeze(band, ints(0, 1))
+
+
+def mean(states: Node, mask: Node) -> Node:
+    """Return the mean state of all tokens but padding: [texts, tokens, width] -> [texts, width]."""
+    real = op.convert(op.greater(mask, op.constant(np.float32(MASKED / 2))), np.float32)
+    real = op.reshape(real, ints(0, -1, 1), True)
+    total = op.reduce_sum(op.multiply(states, real), ints(1))
+    return op.divide(total, op.reduce_sum(real, ints(1)))
+
+
+def first(states: Node) -> Node:
+    """Return the first token's state: [texts, tokens, width] -> [texts, 1, width]."""
+    return op.slice(states, ints(0), ints(1), ints(1), ints(1))
+
+
+def ints(*values: int, scalar: bool = False) -> Node:
+    """Return a constant vector of integers, or with `scalar` a single one, for axes and shapes."""
+    return op.constant(np.array(values[0] if scalar else values, np.int64))

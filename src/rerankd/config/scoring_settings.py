@@ -1,0 +1,53 @@
+"""Scoring overrides: method, prompt template, max_length, pooling and normalization set by the user."""
+
+from __future__ import annotations
+
+from typing import Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from rerankd.backends.options import Options
+from rerankd.deprecated_names import with_current_names
+from rerankd.domain import Method, NormalizationName
+
+
+class ScoringSettings(Options):
+    """Scoring settings that override what a model's file and the catalog define; None: not overridden."""
+
+    method: Method | None = Field(
+        None,
+        description="scoring method: " + ", ".join(get_args(Method)),
+    )
+    template: str | None = Field(
+        None, description="causal_lm: prompt template; it must contain {query} and {document}"
+    )
+    labels: tuple[str, str] | None = Field(
+        None, description="causal_lm: the tokens that mean relevant and not relevant"
+    )
+    instruction: str | None = Field(
+        None, description="causal_lm: value of {instruction} if the request sends none"
+    )
+    max_length: int | None = Field(
+        None, ge=16, le=2**20, description="maximum tokens of one pair; a lower value saves memory"
+    )
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None, description="embedding: pooling of the token states; ModernBERT: input of its classifier"
+    )
+    query_prefix: str | None = Field(None, description="embedding: text inserted before a query")
+    document_prefix: str | None = Field(None, description="embedding: text inserted before a document")
+    normalization: NormalizationName | None = Field(
+        None, description="function that turns a raw score into a score"
+    )
+    low: float | None = Field(None, ge=-1e6, le=1e6, description="affine: raw score that becomes 0")
+    high: float | None = Field(None, ge=-1e6, le=1e6, description="affine: raw score that becomes 1")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_old_names(cls, values: object) -> object:
+        return with_current_names("scoring", values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low = {self.low:g} must be less than high = {self.high:g}")
+        return self

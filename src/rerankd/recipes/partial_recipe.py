@@ -1,0 +1,53 @@
+"""(pure) Partial recipes, one from each source, and their merge into one recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from rerankd.domain import Method, NormalizationName, Pooling, Source
+
+
+@dataclass(frozen=True, slots=True)
+class PartialRecipe:
+    """The parts of a recipe that one source defines (see domain.Recipe); None for the others.
+
+    `low` and `high` are the bounds of the affine normalization. In a user's settings, `pooling` is also the
+    pooling that a ModernBERT's head reads, for files that do not declare it.
+    """
+
+    method: Method | None = None
+    max_length: int | None = None
+    template: str | None = None
+    labels: tuple[str, str] | None = None
+    pooling: Pooling | None = None
+    normalization: NormalizationName | None = None
+    low: float | None = None
+    high: float | None = None
+    instruction: str | None = None
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+
+
+NOTHING = PartialRecipe()
+# The poolings of embedding models.
+POOLINGS = ("mean", "cls", "last")
+
+
+def merge(partials: Mapping[Source, PartialRecipe]) -> tuple[PartialRecipe, dict[str, Source]]:
+    """The merged partial recipes, and the source of each part.
+
+    The first source in the mapping's order wins. Exception: unless the user sets max_length, the smallest
+    one wins.
+    """
+    values: dict[str, object] = {}
+    sources: dict[str, Source] = {}
+    for part in (field.name for field in fields(PartialRecipe)):
+        said = {
+            source: value for source, one in partials.items() if (value := getattr(one, part)) is not None
+        }
+        if said:
+            is_bound = part == "max_length" and "settings" not in said
+            sources[part] = min(said, key=said.__getitem__) if is_bound else next(iter(said))
+            values[part] = said[sources[part]]
+    return PartialRecipe(**values), sources  # type: ignore[arg-type]

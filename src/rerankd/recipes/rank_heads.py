@@ -1,0 +1,74 @@
+"""(pure) Check whether an engine computes an encoder's rank head correctly, or explain why it does not.
+
+For a GGUF file, llama.cpp computes the rank score as follows (`build_pooling`, build b11434; the converter
+writes files for it): tanh(cls · h + b) of the first token's state h, then `cls.output · h + b`, each step
+only if the file has its tensor. For ModernBERT: gelu and `cls.norm` instead of tanh, and the mean of all
+states unless the file declares cls. These are the heads of RoBERTa, XLM-R, NeoBERT and ModernBERT. They
+differ from the heads of BERT (the converter drops its `pooler.dense`, and both texts get token type 0),
+DistilBERT (it has a ReLU) and jina-bert-v2 (its pooler is dropped too, so the tanh is applied to the single
+logit).
+"""
+
+from __future__ import annotations
+
+from rerankd.domain import Pooling
+from rerankd.formats.metadata import ModelMetadata
+
+_HEADED = ("bert", "modern-bert", "neo-bert")
+
+
+def why_not(metadata: ModelMetadata, pooling: Pooling | None = None) -> str:
+    """Why the engine's rank score of this encoder would not be the model's own, "" if it is.
+
+    `pooling` is the pooling that a ModernBERT's head is known to read, None if only the file defines it.
+    """
+    arch = metadata.architecture
+    if metadata.decision_blocks:
+        return "it is a decision model, which chooses among answers and does not score documents"
+    if arch == "jina-bert-v2":
+        return (
+            "llama.cpp's score differs from that of a jina-bert-v2 reranker: its converter drops the pooler "
+            "(pooler.dense), and its graph applies tanh to the single logit"
+        )
+    if arch not in _HEADED:
+        return f"llama.cpp has no rank head for {arch}"
+    if arch == "bert" and metadata.token_type_count > 1 and metadata.format == "gguf":
+        pooler = "" if metadata.has_cls else ", and the converter drops its pooler (pooler.dense)"
+        return (
+            "it is a BERT cross-encoder with two token types, like the ms-marco-MiniLM family: llama.cpp "
+            f"gives both texts token type 0{pooler}, so even the order of documents changes"
+        )
+    parts = (("cls.weight", metadata.has_cls), ("cls.output.weight", metadata.has_cls_output))
+    missing = [name for name, there in parts if not there]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        return f"its rank head is incomplete: {' and '.join(missing)} {are} missing (lost in conversion)"
+    if arch == "bert" and metadata.tokenizer_model == "bert":
+        return (
+            "it is a DistilBERT or BERT cross-encoder: llama.cpp applies tanh where its head has another "
+            "function"
+        )
+    if metadata.cls_output_rows != 1:
+        return f"it is a classifier with {metadata.cls_output_rows} labels; a reranker has one"
+    return _why_not_modern_bert(metadata, pooling) if arch == "modern-bert" else ""
+
+
+def _why_not_modern_bert(metadata: ModelMetadata, pooling: Pooling | None) -> str:
+    if metadata.format == "gguf" and not metadata.has_cls_norm:
+        return "its rank head is incomplete: cls.norm.weight is missing (lost in conversion)"
+    if metadata.format == "gguf" and metadata.has_cls_norm_bias:
+        return "the normalization layer of its rank head has a bias (cls.norm.bias), which llama.cpp omits"
+    if metadata.classifier_pooling not in (None, "mean", "cls"):
+        return (
+            f"its rank head reads the pooling {metadata.classifier_pooling!r}, which llama.cpp does not "
+            "compute"
+        )
+    if pooling and pooling != (metadata.classifier_pooling or "mean"):
+        declared = (
+            f"the file declares {metadata.classifier_pooling!r}"
+            if metadata.classifier_pooling
+            else "the file, which an older llama.cpp converted, does not declare it, and llama.cpp would use "
+            "the mean"
+        )
+        return f"its rank head reads the pooling {pooling!r}, but {declared}"
+    return ""

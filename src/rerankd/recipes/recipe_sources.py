@@ -1,0 +1,70 @@
+"""(pure) The sources of a recipe, by precedence: settings, catalog, file, method default; a partial recipe
+each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rerankd.domain import Method, Source
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.recipes.catalog import Entry
+from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe
+from rerankd.recipes.prompts import Prompt, labels_of
+
+# The default max_length of causal models. The KV cache is allocated for all tokens (Qwen3-0.6B at its full
+# 40,960: 4.4 GiB per slot in F16), and Qwen3-Reranker's reference implementation reads 8,192.
+CAUSAL_MAX_LENGTH = 8192
+_DEFAULT_MAX_LENGTH = 512
+
+
+def partials(
+    settings: PartialRecipe,
+    entry: Entry | None,
+    metadata: ModelMetadata,
+    prompt: Prompt | None,
+    method: Method,
+) -> dict[Source, PartialRecipe]:
+    """The partial recipe of each source for a model that is scored by `method`. `prompt` is a causal
+    reranker's prompt, None if it is unknown."""
+    known = entry.partial(method) if entry is not None else NOTHING
+    if method == "causal_lm" and prompt is not None:
+        known = replace(prompt.catalog, method=known.method, max_length=known.max_length)
+    # For a cross-encoder, `pooling` is the input of its head, not the engine's pooling (see rank_heads.py).
+    own = replace(settings, pooling=None) if method == "cross_encoder" else settings
+    return {
+        "settings": own,
+        "catalog": known,
+        "file": _of_file(metadata, prompt, method),
+        "method default": _defaults(metadata, entry, method),
+    }
+
+
+def longest(metadata: ModelMetadata, entry: Entry | None) -> int:
+    """The most tokens that the model can read in one pass.
+
+    An XLM-R's context_length is its number of positions less 2: the converter subtracts the offset.
+    """
+    return metadata.context_length or (entry.max_length if entry is not None else 0) or _DEFAULT_MAX_LENGTH
+
+
+def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> PartialRecipe:
+    partial = PartialRecipe(method=method, max_length=metadata.context_length or None)
+    if method == "cross_encoder":
+        return replace(partial, template=metadata.rerank_template or None)
+    if method == "embedding":
+        return replace(partial, pooling=metadata.pooling if metadata.pooling in POOLINGS else None)
+    in_file = prompt.file if prompt is not None else NOTHING
+    return replace(
+        partial, template=in_file.template, instruction=in_file.instruction, labels=labels_of(metadata)
+    )
+
+
+def _defaults(metadata: ModelMetadata, entry: Entry | None, method: Method) -> PartialRecipe:
+    most = longest(metadata, entry)
+    return PartialRecipe(
+        max_length=min(most, CAUSAL_MAX_LENGTH) if metadata.is_causal else most,
+        pooling="rank" if method == "cross_encoder" else None,
+        normalization="affine" if method == "embedding" else "sigmoid",
+        low=0.0,
+        high=1.0,
+    )

@@ -1,0 +1,197 @@
+"""HTTP client for rerank servers: rerankd itself, or another server to compare it with.
+
+Servers accept one of two request bodies at one of a few paths. The client tries these until the server
+returns scores:
+
+| path | body | servers |
+|---|---|---|
+| /v1/rerank | documents | rerankd, llama-server, vLLM, Jina |
+| /rerank | documents | Infinity, vLLM |
+| /v2/rerank | documents | Cohere |
+| /rerank | texts | Text Embeddings Inference (TEI) |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from rerankd import network_errors
+from rerankd.errors import RemoteError
+
+_PROBE = ("what is a panda?", ("a bear of China", "a kind of bread"))
+
+# Disables the time budget that a rerankd server may have in its settings: every document needs a score.
+_ALL_SCORES = {b"x-rerank-budget-ms": b"0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A request format: the path, and the name of the documents in the body."""
+
+    path: str
+    key: str
+
+
+SHAPES = (
+    Shape("/v1/rerank", "documents"),
+    Shape("/rerank", "documents"),
+    Shape("/v2/rerank", "documents"),
+    Shape("/rerank", "texts"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The score of each document, in the order of the call.
+
+    `tokens` and `model` are set if the server reports them. `rows` has the position of each document in the
+    response.
+    """
+
+    values: tuple[float, ...]
+    tokens: int | None = None
+    model: str | None = None
+    rows: tuple[int, ...] = ()
+
+    def order(self) -> list[int]:
+        """Return the document indexes, the best first.
+
+        Equal scores keep the order of the response, because the server may rank by values that it rounds.
+        """
+        rows = self.rows or range(len(self.values))
+        return sorted(range(len(self.values)), key=lambda at: (-self.values[at], rows[at]))
+
+
+def shapes(path: str) -> tuple[Shape, ...]:
+    """Return the shapes to try for a URL path: only this path if it ends with rerank, else those of
+    SHAPES."""
+    if path.rstrip("/").endswith("rerank"):
+        return tuple(Shape(path, key) for key in ("documents", "texts"))
+    return tuple(Shape(path.rstrip("/").removesuffix("/v1") + shape.path, shape.key) for shape in SHAPES)
+
+
+def body(shape: Shape, query: str, documents: Sequence[str], model: str | None) -> dict[str, Any]:
+    """Return the request body. TEI needs `truncate`, or a text that is too long is an error."""
+    sent: dict[str, Any] = {"query": query, shape.key: list(documents)}
+    if shape.key == "texts":
+        sent["truncate"] = True
+    if model:
+        sent["model"] = model
+    return sent
+
+
+def read(answer: Any, count: int) -> Scores:
+    """Return the scores in a response for `count` documents. Raises RemoteError."""
+    rows = answer.get("results") if isinstance(answer, dict) else answer
+    values = [math.nan] * count
+    places = [0] * count
+    try:
+        for place, row in enumerate(rows or ()):
+            places[row["index"]] = place
+            values[row["index"]] = float(row["relevance_score"] if "relevance_score" in row else row["score"])
+        facts = answer if isinstance(answer, dict) else {}
+        usage = facts.get("usage")
+        known = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) if usage else 0
+        tokens = usage["prompt_tokens"] - known if usage else None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RemoteError(f"The response has no valid scores ({error!r}).") from None
+    if len(rows or ()) != count or any(math.isnan(value) for value in values):
+        raise RemoteError(f"The response does not have a score for each of the {count} documents.")
+    return Scores(tuple(values), tokens, facts.get("model"), tuple(places))
+
+
+class Remote:
+    """A client for one server, as an async context manager.
+
+    `model` is sent with each request if it is set. On entry, the client finds the server's request format
+    (`shape`) and the name of its model (`served`). Raises RemoteError.
+    """
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, model: str | None = None, timeout_s: float = 600
+    ) -> None:
+        self.url = url if "://" in url else f"http://{url}"
+        self.model = model
+        self.served: str | None = None
+        self.shape = SHAPES[0]
+        # The most texts that TEI accepts in one request; more are sent as several parallel requests.
+        self.most_documents: int | None = None
+        try:
+            self._http = network_errors.async_client(
+                headers=_ALL_SCORES | ({b"authorization": f"Bearer {api_key}".encode()} if api_key else {}),
+                timeout=timeout_s,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                # Proxies from the environment are used only for hosts outside the local network.
+                trust_env=not network_errors.is_near(httpx.URL(self.url).host),
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise RemoteError(f"{self.url} can't be used: {error}.") from error
+
+    async def __aenter__(self) -> Remote:
+        try:
+            await self._find()
+        except BaseException:
+            await self._http.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        """Return the scores of the documents for a query."""
+        most = self.most_documents or len(documents)
+        if len(documents) <= most:
+            return await self._ask(self.shape, query, documents)
+        parts = await asyncio.gather(
+            *(
+                self._ask(self.shape, query, documents[at : at + most])
+                for at in range(0, len(documents), most)
+            )
+        )
+        return Scores(tuple(value for part in parts for value in part.values))
+
+    async def _find(self) -> None:
+        refusals = []
+        for shape in shapes(httpx.URL(self.url).path):
+            try:
+                self.served = (await self._ask(shape, *_PROBE)).model
+            except RemoteError as error:
+                refusals.append(f"  {shape.path} with {shape.key}: {error.message}")
+                continue
+            self.shape = shape
+            if shape.key == "texts":
+                self.most_documents = await self._tei_bound()
+            return
+        raise RemoteError(
+            f"{self.url} accepts none of the known rerank requests. Give the full URL of its rerank "
+            "endpoint, such as http://HOST:PORT/v1/rerank.\n" + "\n".join(refusals)
+        )
+
+    async def _tei_bound(self) -> int | None:
+        try:
+            answer = (await self._http.get(httpx.URL(self.url).join("/info"))).json()
+        except network_errors.ERRORS:
+            return None
+        bound = answer.get("max_client_batch_size") if isinstance(answer, dict) else None
+        return bound if isinstance(bound, int) and bound > 0 else None
+
+    async def _ask(self, shape: Shape, query: str, documents: Sequence[str]) -> Scores:
+        url = httpx.URL(self.url).copy_with(path=shape.path)
+        try:
+            answer = await self._http.post(url, json=body(shape, query, documents, self.model))
+        except network_errors.ERRORS as error:
+            raise RemoteError(f"The request to {self.url} failed: {network_errors.explain(error)}.") from None
+        if answer.status_code != 200:
+            raise RemoteError(f"{self.url} returned {answer.status_code}: {answer.text[:300]}")
+        try:
+            value = answer.json()
+        except ValueError:
+            raise RemoteError(f"The response of {self.url} is not JSON.") from None
+        return read(value, len(documents))

@@ -1,0 +1,67 @@
+"""(pure) Deduplicate the documents of a request: each distinct text is scored once."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueTexts:
+    """The distinct texts of a request. `text_index` holds, for each document, its index in `texts`; it is
+    None for a blank document and for the documents in `unscored`, which exceed `max_scored_documents`."""
+
+    texts: tuple[str, ...]
+    text_index: tuple[int | None, ...]
+    unscored: tuple[int, ...] = ()
+
+    @property
+    def blank(self) -> tuple[int, ...]:
+        """Indexes of the blank documents."""
+        left_out = {*self.unscored}
+        return tuple(at for at, text in enumerate(self.text_index) if text is None and at not in left_out)
+
+    def documents(self, texts: Sequence[int]) -> tuple[int, ...]:
+        """Indexes of the documents whose text has one of these indexes."""
+        wanted = {*texts}
+        return tuple(at for at, text in enumerate(self.text_index) if text in wanted) if wanted else ()
+
+
+def unique_texts(documents: Sequence[str], limit: int | None = None) -> UniqueTexts:
+    """Deduplicate documents that `clean` has returned. Blank ones are left out, and only the first `limit`
+    documents are read."""
+    found: dict[str, int] = {}
+    text_index: list[int | None] = []
+    unscored: list[int] = []
+    for at, text in enumerate(documents):
+        if is_blank(text):
+            text_index.append(None)
+        elif limit is not None and at >= limit and text not in found:
+            text_index.append(None)
+            unscored.append(at)
+        else:
+            text_index.append(found.setdefault(text, len(found)))
+    return UniqueTexts(tuple(found), tuple(text_index), tuple(unscored))
+
+
+def is_blank(text: str) -> bool:
+    """Whether `text` has no visible characters: only spaces, control and format characters (byte order mark,
+    zero-width space). An embedding model may score such a text above all others."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
+def clean(text: str, *, nfc: bool = False) -> str:
+    """Replace what tokenizers reject (lone surrogates become U+FFFD, NUL becomes a space); with `nfc`, also
+    compose the text."""
+    text = text.replace("\0", " ")
+    if text.isascii():
+        return text
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return unicodedata.normalize("NFC", text) if nfc else text
+
+
+def document_list(documents: Sequence[int]) -> str:
+    """List documents by index, up to 20 of them: "document 1"; "documents 1, 4, 7"."""
+    more = f" and {len(documents) - 20} more" if len(documents) > 20 else ""
+    return f"document{'s' * (len(documents) > 1)} {', '.join(map(str, documents[:20]))}{more}"

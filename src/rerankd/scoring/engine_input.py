@@ -1,0 +1,68 @@
+"""The input of an engine: token ids, and their count.
+
+An input is a document, or a chunk of one, with its question. The model reads
+
+    question.before + ids + question.after
+
+for every scoring method. cross_encoder: `<s> query </s></s>` and `</s>` around the document's ids. causal_lm:
+the parts of the prompt before and after the one that contains the document. embedding: the tokens at the
+start and end of a text; the query is a text of its own, `question.ids`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rerankd.ids import NONE as NONE
+from rerankd.ids import Frame as Frame
+from rerankd.ids import Ids as Ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """The parts that all inputs of one request share. `query` and `instruction` are the truncated texts, for
+    an engine that reads text. `second` is the index in an input at which the second token type begins; None
+    for models with one type. Questions with the same `key` are identical to an engine."""
+
+    query: str
+    instruction: str = ""
+    before: Ids = field(default_factory=lambda: NONE)
+    after: Ids = field(default_factory=lambda: NONE)
+    ids: Ids = field(default_factory=lambda: NONE)
+    second: int | None = None
+    key: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(self.query.encode("utf-8", "replace"), digest_size=16)
+        digest.update(b"\0" + self.instruction.encode("utf-8", "replace"))
+        lengths = (len(self.before), len(self.after), self.second)
+        digest.update(b"\0%r" % (lengths,))
+        for ids in (self.before, self.after, self.ids):
+            digest.update(ids.tobytes())
+        object.__setattr__(self, "key", digest.digest())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Input:
+    """One input of a model. `text` is the document; for an engine that reads text, the part of it that is
+    read. `ids` are the document's token ids, truncated. `tokens` counts all tokens that the engine reads for
+    this input. `chunk` numbers the inputs of one document."""
+
+    question: Question
+    text: str
+    ids: Ids
+    tokens: int
+    chunk: int = 0
+
+    @property
+    def whole(self) -> Ids:
+        """All token ids that the model reads."""
+        return np.concatenate((self.question.before, self.ids, self.question.after))
+
+    @property
+    def name(self) -> str:
+        """The quarantine key of this input. It does not include the question."""
+        return f"{self.chunk}\0{self.text}" if self.chunk else self.text

@@ -1,0 +1,64 @@
+"""Ask every backend whether, and how, it can run a model on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rerankd import machine
+from rerankd.backends.base import Backend, EngineSpec, Offer, Shape
+from rerankd.backends.table import BACKENDS
+from rerankd.config import EffectiveModelSettings, Settings
+from rerankd.domain import Refusal
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.machine import Gpu
+from rerankd.recipes.resolution import Resolution
+
+
+def spec(
+    name: str,
+    path: Path,
+    metadata: ModelMetadata,
+    resolved: Resolution,
+    wanted: EffectiveModelSettings,
+    fingerprint: str,
+) -> EngineSpec:
+    """Everything that a backend needs to know about a model. Raises Unscorable if the model has no recipe."""
+    return EngineSpec(
+        name,
+        path,
+        resolved.require(wanted.ref),
+        metadata.control_tokens,
+        exact=metadata.quantisation in ("F32", "F16", "BF16"),
+        shape=Shape(
+            metadata.tensor_bytes, metadata.block_count, metadata.embedding_length, metadata.kv_width
+        ),
+        metadata=metadata,
+        fingerprint=fingerprint,
+        needs_build=resolved.entry.needs_build if resolved.entry is not None else 0,
+        threads=wanted.threads or max(machine.read().cores // wanted.replicas, 1),
+        replicas=wanted.replicas,
+    )
+
+
+def all_offers(
+    spec: EngineSpec, wanted: EffectiveModelSettings, home: Path
+) -> list[tuple[Backend, Offer | Refusal]]:
+    """The offer or refusal of each backend for a model with these settings. Inspects the machine, which takes
+    up to a second."""
+    offers = []
+    for backend in BACKENDS:
+        options = wanted.options(backend.Options)
+        offers.append((backend, backend.offer(spec, options, backend.survey(options, home, spec))))
+    return offers
+
+
+def usable_cards(settings: Settings) -> tuple[Gpu, ...] | None:
+    """The GPUs that engines can use; None if engines may use GPUs that rerankd cannot measure."""
+    found: tuple[Gpu, ...] = ()
+    for backend in BACKENDS:
+        options = settings.options(backend.Options)
+        usable = backend.cards(backend.survey(options, settings.home), options)
+        if usable is None:
+            return None
+        found = found or usable
+    return found

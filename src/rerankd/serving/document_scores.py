@@ -1,0 +1,218 @@
+"""Score the documents of one request: from the cache or by an engine, within the request's time budget."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from rerankd.domain import RerankRequest
+from rerankd.errors import TextsRefused
+from rerankd.scoring import deduplicate
+from rerankd.scoring.cache import CachedScore
+from rerankd.scoring.deduplicate import UniqueTexts
+from rerankd.scoring.inputs import Reader, Reading
+from rerankd.scoring.question import PreparedQuestion, Truncation, takes_instruction
+from rerankd.scoring.result import Scored
+from rerankd.serving.queue import QueuedRequest
+from rerankd.serving.queue_scores import Scores
+from rerankd.serving.served_model import ServedModel
+
+# How long a request waits past its budget for inputs that an engine has begun, as a fraction of the budget.
+GRACE = 0.1
+# Tokenizing this many characters takes about 20 ms.
+_PORTION_CHARACTERS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The time budget of a request, in seconds of the monotonic clock: when it ends, and until when the
+    request waits for inputs that an engine has begun."""
+
+    ends: float
+    latest: float
+
+    @classmethod
+    def of(cls, request: RerankRequest, default_ms: int | None, since: float) -> Budget | None:
+        """The budget of a request that arrived at `since`. `default_ms` is the model's setting."""
+        budget_ms = default_ms if request.budget_ms is None else request.budget_ms
+        if not budget_ms:
+            return None
+        seconds = budget_ms / 1000
+        return cls(since + seconds, since + seconds * (1 + GRACE))
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the budget ends; 0 after that."""
+        return max(self.ends - time.monotonic(), 0.0)
+
+
+def texts_to_score(request: RerankRequest, served: ServedModel) -> UniqueTexts:
+    """Clean and deduplicate the documents of a request."""
+    nfc = served.model.recipe.nfc
+    documents = [deduplicate.clean(document, nfc=nfc) for document in request.documents]
+    return deduplicate.unique_texts(documents, request.max_scored_documents or None)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """The outcome so far, by the index of each distinct text. `read` counts the tokens that the engine read
+    for scores, `overlap` is as in Reading."""
+
+    raw: dict[int, float] = field(default_factory=dict)
+    tokens: dict[int, int] = field(default_factory=dict)
+    truncated: set[int] = field(default_factory=set)
+    errors: dict[int, str] = field(default_factory=dict)
+    partly: list[int] = field(default_factory=list)
+    unscored: list[int] = field(default_factory=list)
+    read: int = 0
+    overlap: int | None = None
+
+    def add_cached(self, at: int, score: CachedScore) -> None:
+        self.raw[at], self.tokens[at] = score.raw, score.tokens
+        if score.is_truncated:
+            self.truncated.add(at)
+
+    def add(self, at: int, reading: Reading, number: int, scores: Scores) -> CachedScore | None:
+        """Add text `at`, which is text `number` of `reading`. Returns its score if all its chunks have
+        one."""
+        part, is_truncated = reading.parts[number], number in reading.truncated
+        values = [value for one in part if (value := scores.values[one]) is not None]
+        self.tokens[at] = sum(reading.inputs[one].tokens for one in part)
+        if is_truncated:
+            self.truncated.add(at)
+        if values:
+            self.raw[at] = max(values)
+            self.read += self.tokens[at]
+        if len(values) == len(part):
+            return CachedScore(self.raw[at], self.tokens[at], is_truncated)
+        if not scores.unscored.isdisjoint(part):
+            self.unscored.append(at)
+        elif values:
+            self.partly.append(at)
+        else:
+            self.errors[at] = scores.errors[part[0]]
+        return None
+
+    def scored(self, texts: UniqueTexts) -> Scored:
+        """The outcome by document."""
+        indexes = texts.text_index
+        unscored = texts.documents([at for at in self.unscored if at not in self.raw])
+        return Scored(
+            texts=texts,
+            raw=[None if at is None else self.raw.get(at) for at in indexes],
+            errors={document: self.errors[at] for document, at in enumerate(indexes) if at in self.errors},
+            partly=texts.documents(self.partly),
+            truncated=texts.documents(sorted(self.truncated)),
+            unscored=tuple(sorted((*texts.unscored, *unscored))),
+            overlap=self.overlap,
+            cached_tokens=sum(self.tokens[at] for at in indexes if at in self.raw) - self.read,
+        )
+
+
+async def score_documents(
+    served: ServedModel,
+    request: RerankRequest,
+    queued: QueuedRequest,
+    texts: UniqueTexts,
+    budget: Budget | None,
+) -> Scored:
+    """Score each text, from the cache or by an engine.
+
+    Raises what the engine raises, TooLong if a text is too long and must not be truncated, and Overloaded if
+    the request has too many tokens for the queue.
+    """
+    started = time.perf_counter()
+    wanted, cache = served.wanted, served.cache
+    how = Truncation.of(request, query=wanted.truncate_query, at=wanted.truncate_at)
+    try:
+        async with asyncio.timeout(budget.left_s if budget else None):
+            reader = await served.reader()
+            prepared = await reader.prepare(request.query, request.instruction, how)
+    except TimeoutError:
+        return nothing_scored(texts)
+    # A score that depends on the other documents of its block is not cached.
+    is_cacheable = served.engine.capabilities.scope == "pair"
+    keys = cache.keys(prepared.question.key, texts.texts, how.of_documents) if is_cacheable else []
+    outcome = _Outcome()
+    for at, key in enumerate(keys):
+        score = cache.get(key)
+        if score is not None and (how.is_allowed or not score.is_truncated):
+            outcome.add_cached(at, score)
+    cached = len(outcome.raw)
+    missing = [at for at in range(len(texts.texts)) if at not in outcome.raw]
+    for portion in _portions(texts.texts, missing) if budget else [missing]:
+        if budget and not budget.left_s:
+            outcome.unscored += portion
+            continue
+        try:
+            async with asyncio.timeout(budget.left_s if budget else None):
+                readable, reading, refused = await _read(reader, prepared, texts, portion, how)
+        except TimeoutError:
+            outcome.unscored += portion
+            continue
+        outcome.errors |= refused
+        outcome.overlap = outcome.overlap or reading.overlap
+        scores = await queued.score(
+            reading.inputs,
+            until=budget.ends if budget else None,
+            latest=budget.latest if budget else None,
+            blocks=() if is_cacheable else _blocks(len(reading.inputs), served.engine.policy.inputs),
+        )
+        for number, at in enumerate(readable):
+            score = outcome.add(at, reading, number, scores)
+            if score is not None and keys:
+                cache.put(keys[at], score)
+    return replace(
+        outcome.scored(texts),
+        document_budget=prepared.budget_for(how),
+        query_tokens=prepared.query_tokens,
+        unused_instruction=bool(request.instruction) and not takes_instruction(reader.recipe),
+        tokens=outcome.read + (len(prepared.question.ids) if outcome.read else 0),
+        cached=cached,
+        engine_s=time.perf_counter() - started - queued.waited_s,
+    )
+
+
+def nothing_scored(texts: UniqueTexts) -> Scored:
+    """The outcome if no engine was ready within the budget."""
+    every = tuple(at for at, text in enumerate(texts.text_index) if text is not None)
+    return Scored(
+        texts, [None] * len(texts.text_index), {}, unscored=tuple(sorted((*every, *texts.unscored)))
+    )
+
+
+async def _read(
+    reader: Reader, prepared: PreparedQuestion, texts: UniqueTexts, missing: Sequence[int], how: Truncation
+) -> tuple[Sequence[int], Reading, dict[int, str]]:
+    """Tokenize the texts. Returns the indexes of the tokenized texts, their inputs, and for each other text
+    the reason why it could not be tokenized."""
+    refused: dict[int, str] = {}
+    while True:
+        left = [at for at in missing if at not in refused]
+        numbers = [texts.text_index.index(at) for at in left] if not how.is_allowed else ()
+        try:
+            return left, await reader.read(prepared, [texts.texts[at] for at in left], how, numbers), refused
+        except TextsRefused as error:
+            refused |= {left[at]: reason for at, reason in error.reasons.items()}
+
+
+def _portions(texts: Sequence[str], missing: Sequence[int]) -> Iterator[list[int]]:
+    """Split the texts of a request with a time budget, in their order, so that the first ones are scored
+    before a long one that follows is tokenized."""
+    portion: list[int] = []
+    characters = 0
+    for at in missing:
+        if portion and characters + len(texts[at]) > _PORTION_CHARACTERS:
+            yield portion
+            portion, characters = [], 0
+        portion.append(at)
+        characters += len(texts[at])
+    if portion:
+        yield portion
+
+
+def _blocks(count: int, most: int) -> list[range]:
+    """Split a request's inputs into blocks that do not depend on other requests."""
+    return [range(start, min(start + most, count)) for start in range(0, count, most)]

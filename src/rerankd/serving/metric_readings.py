@@ -1,0 +1,59 @@
+"""Read the gauges of all models for the metrics page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rerankd.metrics import Reading
+from rerankd.serving.model_names import Entry
+from rerankd.serving.served_model import ServedModel
+from rerankd.serving.throughput import Throughput
+
+
+def of(entries: Iterable[Entry]) -> list[Reading]:
+    """The gauges of all models. A model that is not served yet has only two."""
+    return [
+        Reading(name, what, entry.name, value)
+        for entry in entries
+        for name, (what, value) in _values(entry).items()
+    ]
+
+
+def _values(entry: Entry) -> dict[str, tuple[str, float]]:
+    values: dict[str, tuple[str, float]] = {
+        "model_served": (
+            "1 if the model is served, 0 while it is prepared or refused",
+            isinstance(entry, ServedModel),
+        ),
+        "engine_ready": ("1 while the engine is ready", entry.state.phase == "ready"),
+    }
+    if not isinstance(entry, ServedModel):
+        return values
+    state, scheduler = entry.state, entry.queue.scheduler
+    usage, throughput = scheduler.usage, scheduler.throughput
+    return values | {
+        "engine_starts": ("engine processes started, including the first", state.starts),
+        "engine_lost": ("engine processes that exited, hung, or failed to start", state.lost),
+        "engine_memory_bytes": ("memory of the engine processes", entry.memory_bytes() or 0),
+        "queue_requests": ("requests that wait or are being scored", len(scheduler)),
+        "queue_documents": (
+            "documents of these requests that are not scored yet, counted in chunks",
+            usage.documents,
+        ),
+        "queue_tokens": ("tokens of these documents", usage.tokens),
+        "queue_bytes": ("bytes of text of these requests", usage.size_bytes),
+        "documents_per_second": (
+            "throughput while the engines have work, 0 until measured",
+            throughput.inputs_per_s,
+        ),
+        "tokens_per_second": (
+            "throughput in tokens while the engines have work, 0 until measured",
+            tokens_per_second(throughput),
+        ),
+        "cache_entries": ("scores in the cache", len(entry.cache)),
+    }
+
+
+def tokens_per_second(throughput: Throughput) -> float:
+    """The measured throughput; 0 rather than the queue's estimate until it is measured."""
+    return throughput.tokens_per_s if throughput.is_measured else 0.0

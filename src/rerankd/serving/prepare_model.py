@@ -1,0 +1,148 @@
+"""Prepare a model to be served: find the file, read its metadata, decide how it is scored and which backend
+runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerankd import machine
+from rerankd.backends import select
+from rerankd.backends.base import EngineSpec, Offer
+from rerankd.backends.select import Selection
+from rerankd.config import EffectiveModelSettings, ScoringSettings, Settings
+from rerankd.domain import Recipe
+from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
+from rerankd.formats import checkpoint_files, model_files
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.hub import store
+from rerankd.progress import Progress, silent
+from rerankd.recipes import catalog
+from rerankd.recipes.partial_recipe import PartialRecipe
+from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.resolve import resolve
+from rerankd.serving import backend_offers
+
+_HEADER_BYTES = 64 * 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that can be served: its names (the displayed one first), its file or folder, its recipe, and
+    the backend that runs it. `fingerprint` identifies the file (see scoring/cache.py). `changed_at` is when
+    the file was last modified, in seconds since 1970. `selection` is the chosen backend."""
+
+    names: tuple[str, ...]
+    path: Path
+    metadata: ModelMetadata
+    resolution: Resolution
+    recipe: Recipe
+    wanted: EffectiveModelSettings
+    fingerprint: str
+    spec: EngineSpec
+    selection: Selection
+    changed_at: int = 0
+
+    @property
+    def engine(self) -> Offer:
+        """How it runs."""
+        return self.selection.offer
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def wanted(settings: Settings) -> tuple[EffectiveModelSettings, ...]:
+    """The models to serve, according to the settings and the downloaded files."""
+    return settings.wanted(store.Store(settings.home).default())
+
+
+def prepare(
+    settings: Settings,
+    model: EffectiveModelSettings | None = None,
+    progress: Progress = silent,
+) -> Model:
+    """Find a model, download it if it is the built-in one, and decide how it is scored. None means the first
+    model of the settings.
+
+    Blocks while it reads and downloads. Raises the errors of the data folder, the model file and the
+    download, Unscorable if the file cannot be scored correctly, and ConfigError if the requested engine
+    cannot run it.
+    """
+    model = model or wanted(settings)[0]
+    folders = store.Store(settings.home)
+    # A downloaded model can also be served from a read-only folder. If a later step must write there, that
+    # step reports the error.
+    with contextlib.suppress(DataFolderError):
+        folders.check_writable()
+    path = folders.locate(model.ref, progress, settings.builtin_wheel)
+    file_fingerprint = fingerprint(path)
+    metadata = model_files.read(path)
+    resolved = resolve_file(metadata, model.scoring)
+    memory = machine.read().memory_bytes
+    names = names_of(model)
+    spec = backend_offers.spec(names[0], path, metadata, resolved, model, file_fingerprint)
+    selection = select.choose(model.engine, backend_offers.all_offers(spec, model, settings.home))
+    if memory is not None and metadata.size_bytes > memory and selection.offer.on_cpu:
+        raise ModelFileError(
+            f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, but this machine has only "
+            f"{memory / 2**30:.1f} GiB of memory. Use a smaller quantisation or a smaller model."
+        )
+    return Model(
+        names,
+        path,
+        metadata,
+        resolved,
+        spec.recipe,
+        model,
+        file_fingerprint,
+        spec,
+        selection,
+        changed_at=_changed_at(path),
+    )
+
+
+def names_of(model: EffectiveModelSettings) -> tuple[str, ...]:
+    """All names of a model, the displayed one first, whether or not its file exists."""
+    try:
+        return model.names or (store.display_name(model.ref),)
+    except UnknownModel:  # the reference is invalid: the model will be refused under this name
+        return (model.ref,)
+
+
+def _changed_at(path: Path) -> int:
+    try:
+        return int(path.stat().st_mtime)
+    except OSError:  # it was just deleted; `fingerprint` detects that
+        return 0
+
+
+def resolve_file(metadata: ModelMetadata, scoring: ScoringSettings) -> Resolution:
+    """How a file is scored, according to its metadata, the catalog and the settings."""
+    return resolve(metadata, catalog.known(), PartialRecipe(**scoring.model_dump()))
+
+
+def resolve_model(settings: Settings, metadata: ModelMetadata, model: str) -> Resolution:
+    """How a file is scored, with the settings for the model that the user refers to as `model`."""
+    return resolve_file(metadata, settings.of(model).scoring)
+
+
+def fingerprint(path: Path) -> str:
+    """A fingerprint of a model's file or folder: path, size, modification time and header. A missing file has
+    the fingerprint "no PATH"."""
+    if path.is_dir():
+        return (
+            " ".join(fingerprint(path / name) for name in checkpoint_files.files(os.listdir(path)))
+            or f"no {path}"
+        )
+    try:
+        status = path.stat()
+        with path.open("rb") as stream:
+            header = hashlib.blake2b(stream.read(_HEADER_BYTES), digest_size=16).hexdigest()
+    except OSError:
+        return f"no {path}"
+    return f"{path} {status.st_size} {status.st_mtime_ns} {header}"
