@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from rerankd.formats.checkpoint_files import CONFIG
@@ -21,19 +21,23 @@ Fail = Callable[[str], NoReturn]
 LARGEST = 2**40
 # Tensors of a layer that are not weights: tables that the classes compute themselves.
 _BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
-# Prefixes of the tensors of each class's head, except BERT's pooler.
-_HEADS = ("classifier.", "head.")
+# Prefixes of the tensors of each class's head, except the pooler of BERT and mGTE.
+_HEADS = ("classifier.", "head.", "pooler.", "pre_classifier.")
+# Tables, of which a batch reads some rows; they have no bias.
+_TABLES = ("token_embd", "position_embd", "token_types", "rel_embd")
 _LAYER = re.compile(r"(?P<at>\d+)\.(?P<name>.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a model class maps to a GGUF architecture.
+    """How a model class maps to an architecture.
 
     `tensors` maps each tensor's GGUF name, without the suffix, to the class's name; `layer_tensors` does so
     for the tensors of a layer, whose names begin with `layers`. `keys` translates a configuration to GGUF
     keys. `unsupported` names what rerankd can't compute in a configuration, "" for nothing.
-    `spare_positions`: the first rows of the position table belong to padding.
+    `spare_positions`: the first rows of the position table belong to padding. `gated`: the first matrix of
+    the MLP has twice its rows. `sizes` maps BERT's names of sizes to the class's. `shapes` returns the shapes
+    of tensors that differ from BERT's, columns first. `unbiased` names the tensors of a layer without a bias.
     """
 
     architecture: str
@@ -43,15 +47,20 @@ class Family:
     keys: Callable[[Config], dict[str, Any]]
     unsupported: Callable[[Mapping[str, Any]], str]
     spare_positions: bool = False
+    gated: bool = False
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    shapes: Callable[[Config], Mapping[str, tuple[int, ...]]] = lambda config: {}
+    unbiased: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """A parsed config.json. Its methods call `fail`, which must raise, if a key is missing or has a wrong
-    type."""
+    type. `names` maps BERT's names of sizes to the file's."""
 
     values: Mapping[str, Any]
     fail: Fail
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def layers(self) -> int:
@@ -61,6 +70,7 @@ class Config:
 
     def size(self, key: str, default: int | None = None, least: int = 1, below: int = LARGEST) -> int:
         """The value of a key that must be an integer from `least` to `below` - 1."""
+        key = self.names.get(key, key)
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
             self.fail(f"its {CONFIG} must have a size as {key}, but has {value!r:.80}")
@@ -109,7 +119,7 @@ def incomplete(
     heads = config.size("num_attention_heads")
     if width % heads:
         return f"its {CONFIG} has hidden_size {width}, which is not a multiple of its {heads} attention heads"
-    for name, shape in _needed(family, layers, width, inner, config.values):
+    for name, shape in _needed(family, layers, width, inner, config):
         tensor = tensors.get(name)
         if tensor is None:
             return f"the tensor {name} is missing under the name that its class uses{own_code}"
@@ -129,16 +139,17 @@ def incomplete(
 
 
 def _needed(
-    family: Family, layers: int, width: int, inner: int, config: Mapping[str, Any]
+    family: Family, layers: int, width: int, inner: int, config: Config
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The GGUF names and shapes (columns first) of the tensors that the model's graph reads, without the
     matrices of the head. The shape is () if the file defines it."""
-    up = 2 * inner if family.architecture == "modern-bert" else inner
+    up = 2 * inner if family.gated else inner
     shapes = {
         **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (width, width)),
         "attn_qkv": (width, 3 * width),
         "ffn_up": (width, up),
         "ffn_down": (inner, width),
+        **family.shapes(config),
     }
     outside = [name for name in family.tensors if not name.startswith("cls")]
     inside = [f"blk.{layer}.{name}" for layer in range(layers) for name in family.layer_tensors]
@@ -146,34 +157,36 @@ def _needed(
         if name == "blk.0.attn_norm":  # ModernBERT's first layer reads the output of the embeddings' norm
             continue
         shape = shapes.get(name.rpartition(".")[2])
-        is_table = name in ("token_embd", "position_embd", "token_types")
-        yield f"{name}.weight", () if is_table else shape or (width,)
-        if not is_table and _has_bias(family.architecture, name, config):
-            yield f"{name}.bias", (shape[1],) if shape else (width,)
+        if name in _TABLES:
+            yield f"{name}.weight", shape or ()
+            continue
+        yield f"{name}.weight", shape or (width,)
+        if _has_bias(family, name, config.values):
+            yield f"{name}.bias", shape[-1:] if shape else (width,)
     yield "cls.output.bias", ()
-    if family.architecture == "bert" or config.get("classifier_bias"):
+    if family.architecture != "modern-bert" or config.values.get("classifier_bias"):
         yield "cls.bias", (width,)
     if "cls.norm" in family.tensors:
         yield "cls.norm.weight", (width,)
-        if config.get("norm_bias"):
+        if config.values.get("norm_bias"):
             yield "cls.norm.bias", (width,)
 
 
-def _has_bias(architecture: str, name: str, config: Mapping[str, Any]) -> bool:
+def _has_bias(family: Family, name: str, config: Mapping[str, Any]) -> bool:
     """Whether a matrix or a norm outside the head has a bias."""
-    if architecture == "bert":
-        return True
     part = name.rpartition(".")[2]
+    if family.architecture != "modern-bert":
+        return part not in family.unbiased
     if part.endswith("norm"):
         return bool(config.get("norm_bias"))
     return bool(config.get("attention_bias" if part.startswith("attn") else "mlp_bias"))
 
 
-def _bert_keys(config: Config) -> dict[str, Any]:
+def bert_keys(config: Config) -> dict[str, Any]:
     return {"attention.layer_norm_epsilon": config.real("layer_norm_eps", 1e-12)}
 
 
-def _bert_unsupported(config: Mapping[str, Any]) -> str:
+def bert_unsupported(config: Mapping[str, Any]) -> str:
     if config.get("hidden_act", "gelu") != "gelu":
         return f"its activation function is {config['hidden_act']!r}, not 'gelu'"
     if config.get("position_embedding_type", "absolute") != "absolute":
@@ -226,7 +239,7 @@ def _modern_bert_unsupported(config: Mapping[str, Any]) -> str:
     return "" if all(kind == "default" for kind in kinds) else "its rotary positions are scaled"
 
 
-def _bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -> Family:
+def bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -> Family:
     return Family(
         "bert",
         {
@@ -247,19 +260,20 @@ def _bert_like(prefix: str, head: Mapping[str, str], *, spare_positions: bool) -
             "ffn_down": "output.dense",
             "layer_output_norm": "output.LayerNorm",
         },
-        _bert_keys,
-        _bert_unsupported,
-        spare_positions,
+        bert_keys,
+        bert_unsupported,
+        spare_positions=spare_positions,
     )
 
 
-_ROBERTA = _bert_like(
+_ROBERTA = bert_like(
     "roberta", {"cls": "classifier.dense", "cls.output": "classifier.out_proj"}, spare_positions=True
 )
 FAMILIES = {
-    "BertForSequenceClassification": _bert_like(
+    "BertForSequenceClassification": bert_like(
         "bert", {"cls": "bert.pooler.dense", "cls.output": "classifier"}, spare_positions=False
     ),
+    "CamembertForSequenceClassification": _ROBERTA,
     "RobertaForSequenceClassification": _ROBERTA,
     "XLMRobertaForSequenceClassification": _ROBERTA,
     "ModernBertForSequenceClassification": Family(
@@ -283,5 +297,6 @@ FAMILIES = {
         },
         _modern_bert_keys,
         _modern_bert_unsupported,
+        gated=True,
     ),
 }

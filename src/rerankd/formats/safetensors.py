@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rerankd.domain import Refusal
-from rerankd.formats.checkpoint_classes import FAMILIES, LARGEST, Config, Fail, gguf_name, incomplete
+from rerankd.formats.checkpoint_classes import LARGEST, Config, Fail, gguf_name, incomplete
 from rerankd.formats.checkpoint_files import (
     CONFIG,
     DESCRIBING,
@@ -29,6 +29,7 @@ from rerankd.formats.checkpoint_files import (
     missing,
     paths_in,
 )
+from rerankd.formats.encoder_classes import CLASSES, family_of, other_labels
 from rerankd.formats.gguf_header import Header, Source, Tensor
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
 
@@ -114,11 +115,12 @@ def translate(
     classes = config.values.get("architectures")
     kind = str(classes[0]) if isinstance(classes, list) and classes else ""
     found = {own: (file, tensor) for file, held in parts.items() for own, tensor in held.items()}
-    family = FAMILIES.get(kind)
+    family = family_of(kind, config.values, found)
     modules = _modules(described, fail)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
         return _unknown(kind, config.values, values, modules, {own: one for own, (_, one) in found.items()})
+    config = replace(config, names=family.sizes)
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
     max_length = _max_length(config, tokenizer, spare)
@@ -137,11 +139,14 @@ def translate(
     }
     values |= {f"{family.architecture}.{key}": value for key, value in keys.items()}
     values["general.architecture"] = family.architecture
-    values["tokenizer.ggml.token_type_count"] = config.size("type_vocab_size", 1)
+    values["tokenizer.ggml.token_type_count"] = config.size("type_vocab_size", 1, least=0)
     tensors = {gguf: tensor for gguf, (_, tensor) in named.items()}
     reason = (
         _odd_types(tensors)
         or family.unsupported(config.values)
+        or other_labels(
+            config.values, tensors["cls.output.weight"].rows if "cls.output.weight" in tensors else 0
+        )
         or _other_modules(modules)
         or _default_prompt(_object(described.get(PROMPTS, b"{}"), PROMPTS, fail))
         or incomplete(family, config, tensors, found)
@@ -165,7 +170,7 @@ def _unknown(
     for ours, own in sizes.items():
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
-    known = " or ".join(sorted(FAMILIES))
+    known = " or ".join(sorted(CLASSES))
     declared = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
     reason = f"{declared}, and in safetensors format rerankd supports only {known}"
     if len(modules) > 1:

@@ -166,7 +166,8 @@ def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) 
             'method = "cross_encoder"\n'
             'pooling = "mean"  # only if its config.json says so (rerankd 0.1 assumed it)',
         )
-    reason = rank_heads.why_not(metadata, read)
+    declared = (case.settings.method, case.entry.method if case.entry is not None else None)
+    reason = rank_heads.why_not(metadata, read, is_reranker="cross_encoder" in declared)
     return Refusal(reason, suggest_another_file(metadata, case.entry)) if reason else None
 
 

@@ -42,6 +42,28 @@ def rotated(x: Node, rotation: tuple[Node, Node]) -> Node:
     return op.concat([first, second], -1)
 
 
+def rotation(length: Node, frequencies: Floats) -> tuple[Node, Node]:
+    """cos and sin [1, 1, tokens, n / 2] of each position times each of the frequencies [n / 2]."""
+    angles = op.multiply(op.unsqueeze(count(length), ints(1)), op.constant(frequencies[None, :]))
+    angles = op.unsqueeze(angles, ints(0, 1))
+    return op.cos(angles), op.sin(angles)
+
+
+def frequencies(size: int, base: float) -> Floats:
+    """The frequencies of rotary positions [size / 2], for heads of that size."""
+    return (base ** (-np.arange(0, size, 2) / size)).astype(np.float32)
+
+
+def gelu(x: Node) -> Node:
+    """GELU in its exact form, with the error function."""
+    return op.gelu(x, "erf")
+
+
+def tokens(x: Node) -> Node:
+    """The number of tokens of [texts, tokens, width]."""
+    return op.squeeze(op.gather(op.shape_of(x), ints(1), ints(0)), ints(0))
+
+
 def count(length: Node) -> Node:
     """Return 0, 1, … length - 1 as floats."""
     zero, one = (op.constant(np.array(value, np.int64)) for value in (0, 1))
