@@ -16,5 +16,5 @@ ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "modern-bert": ModernBert,
     "new": Gte,
 }
-"""By `general.architecture` of the GGUF metadata; "new" is mGTE's. backend.py lists the same names, because it
-may not import OpenVINO."""
+"""By `general.architecture` of the GGUF metadata; "new" is mGTE's. backend.py lists the same names, because
+it may not import OpenVINO."""
