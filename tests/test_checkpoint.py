@@ -279,7 +279,10 @@ json_values = st.recursive(
 )
 
 
-@pytest.mark.parametrize("name", ["bert-pairs", "xlmr-head", "modernbert-head"])
+@pytest.mark.parametrize(
+    "name",
+    ["bert-pairs", "xlmr-head", "modernbert-head", "deberta-v3", "gte", "electra", "distilbert", "jina-v2"],
+)
 @given(data=st.data())
 def test_random_configurations_raise_only_model_file_errors(name: str, data: st.DataObject) -> None:
     folder = GOLDEN / name
