@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd.domain import Refusal
-from rerankd.formats.checkpoint_classes import LARGEST, Config, Fail, gguf_name, incomplete
+from rerankd.formats.checkpoint_classes import CLASSES, family_of, other_labels
 from rerankd.formats.checkpoint_files import (
     CONFIG,
     DESCRIBING,
@@ -29,7 +29,7 @@ from rerankd.formats.checkpoint_files import (
     missing,
     paths_in,
 )
-from rerankd.formats.encoder_classes import CLASSES, family_of, other_labels
+from rerankd.formats.families.family import LARGEST, Config, Fail, gguf_name, incomplete
 from rerankd.formats.gguf_header import Header, Source, Tensor
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
 
