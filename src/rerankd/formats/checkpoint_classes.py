@@ -10,6 +10,7 @@ from rerankd.formats.families.deberta_v2 import DEBERTA_V2
 from rerankd.formats.families.family import Family
 from rerankd.formats.families.gte import gte
 from rerankd.formats.families.modern_bert import MODERN_BERT
+from rerankd.formats.gguf_header import Tensor
 
 CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
     "BertForSequenceClassification": BERT,
@@ -37,11 +38,10 @@ def family_of(kind: str, config: Mapping[str, Any], tensors: Collection[str]) ->
     return known(config) if callable(known) else known
 
 
-def other_labels(config: Mapping[str, Any], rows: int) -> str:
-    """Why the labels of a head with two `rows` are not those of a reranker, by their names; "" if they may
-    be."""
+def other_labels(config: Mapping[str, Any], head: Tensor | None) -> str:
+    """Why a head with two rows is not a reranker's, by the names of its labels; "" if it may be one."""
     names = config.get("id2label")
-    if rows != 2 or not isinstance(names, Mapping):
+    if head is None or head.rows != 2 or not isinstance(names, Mapping):
         return ""
     first, second = (str(names.get(at, names.get(str(at)))) for at in (0, 1))
     if (first.lower(), second.lower()) == _DEFAULT_LABELS or second.lower() in _RELEVANT:

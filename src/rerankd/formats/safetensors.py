@@ -144,9 +144,7 @@ def translate(
     reason = (
         _odd_types(tensors)
         or family.unsupported(config.values)
-        or other_labels(
-            config.values, tensors["cls.output.weight"].rows if "cls.output.weight" in tensors else 0
-        )
+        or other_labels(config.values, tensors.get("cls.output.weight"))
         or _other_modules(modules)
         or _default_prompt(_object(described.get(PROMPTS, b"{}"), PROMPTS, fail))
         or incomplete(family, config, tensors, found)

@@ -254,9 +254,8 @@ def _check_embedding(case: _Case, merged: PartialRecipe, sources: dict[str, Sour
 
 def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[str, Source]) -> Recipe:
     """The recipe from the merged parts, without those that the method does not use."""
-    metadata, length = case.metadata, merged.max_length
-    assert length is not None, "each method has a default"
-    most = longest(metadata, case.entry)
+    metadata, most = case.metadata, longest(case.metadata, case.entry)
+    length = merged.max_length or most
     if sources["max_length"] == "settings" and not _SMALLEST_MAX_LENGTH <= length <= most:
         raise ConfigError(
             f"{metadata.path}: max_length = {length} must be from {_SMALLEST_MAX_LENGTH} to {most}, "
