@@ -20,11 +20,11 @@ from rerankd.domain import Pooling
 from rerankd.formats.weights import Weights
 
 ACTIVATIONS = {"gelu": gelu, "relu": op.relu, "tanh": op.tanh}
-"""Of a head's first layer, by the name that config.json has for it."""
+"""Activation functions of a rank head's first layer, by their names in config.json."""
 
 
 def embedding_width(weights: Weights) -> int:
-    """The width of the rows of the embedding tables, which ELECTRA's small models widen later."""
+    """The width of the embedding tables. It is the model's width, except for ELECTRA's small models."""
     width: int = weights.key("embedding_length")
     narrow: int = weights.key("token_embedding_length", width)
     return narrow
@@ -71,8 +71,8 @@ class Architecture:
         raise NotImplementedError
 
     def logit(self, row: Node) -> Node:
-        """The score [texts, 1] of a head with one label; with two, the second's logit less the first's, which
-        is the logarithm of the odds that a softmax over both gives the second."""
+        """Return the score [texts, 1] of a rank head's last layer: the logit of its label; with two labels,
+        the logit of the second minus that of the first, which is the log-odds of their softmax."""
         if self.weights.rows("cls.output.weight") != 2:
             return self.linear(row, "cls.output", 1, self.width)
         matrix = self.weights.array("cls.output.weight", (2, self.width))

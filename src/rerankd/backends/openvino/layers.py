@@ -43,24 +43,24 @@ def rotated(x: Node, rotation: tuple[Node, Node]) -> Node:
 
 
 def rotation(length: Node, frequencies: Floats) -> tuple[Node, Node]:
-    """cos and sin [1, 1, tokens, n / 2] of each position times each of the frequencies [n / 2]."""
+    """Return cos and sin [1, 1, tokens, n / 2] of each position times each frequency [n / 2]."""
     angles = op.multiply(op.unsqueeze(count(length), ints(1)), op.constant(frequencies[None, :]))
     angles = op.unsqueeze(angles, ints(0, 1))
     return op.cos(angles), op.sin(angles)
 
 
 def frequencies(size: int, base: float) -> Floats:
-    """The frequencies of rotary positions [size / 2], for heads of that size."""
+    """Return the frequencies [size / 2] of rotary positions for heads of this size."""
     return (base ** (-np.arange(0, size, 2) / size)).astype(np.float32)
 
 
 def gelu(x: Node) -> Node:
-    """GELU in its exact form, with the error function."""
+    """Apply GELU in its exact form, with the error function."""
     return op.gelu(x, "erf")
 
 
 def tokens(x: Node) -> Node:
-    """The number of tokens of [texts, tokens, width]."""
+    """Return the number of tokens (padding included) of states [texts, tokens, width]."""
     return op.squeeze(op.gather(op.shape_of(x), ints(1), ints(0)), ints(0))
 
 

@@ -36,14 +36,16 @@ class Bert(Architecture):
         return x
 
     def asking(self, x: Node, layer: int) -> Node:
-        """The states that a layer computes anew. Nothing reads the last layer's but for the first token's."""
+        """Return the states of the tokens whose queries a layer needs. In the last layer that is the first
+        token if only its state is pooled."""
         return first(x) if layer == self.layers - 1 and self.pooling == "cls" else x
 
     def mixed(self, query: Node, key: Node, value: Node, mask: Node, layer: str) -> Node:
-        """The attention of heads [texts, heads, tokens, n] -> [texts, tokens, width]."""
+        """Apply attention to heads [texts, heads, tokens, n]. Returns [texts, tokens, width]."""
         return self.attention(query, key, value, mask)
 
     def feed_forward(self, x: Node, layer: str) -> Node:
+        """Apply the MLP of a layer."""
         inner = gelu(self.linear(x, f"{layer}.ffn_up", self.hidden, self.width))
         return self.linear(inner, f"{layer}.ffn_down", self.width, self.hidden)
 

@@ -15,8 +15,9 @@ from rerankd.formats.weights import Floats, Weights
 
 
 def rows(distances: NDArray[np.int64], buckets: int, furthest: int) -> NDArray[np.int64]:
-    """The row of each distance in the table of 2 · `buckets` embeddings, by make_log_bucket_position of
-    transformers: near distances have one each, farther ones share one by the logarithm, up to `furthest`."""
+    """Return the row of each distance in the table of 2 · `buckets` embeddings (make_log_bucket_position of
+    transformers). Distances up to half the buckets have a row each; longer ones share rows on a logarithmic
+    scale that ends at `furthest`."""
     middle = buckets // 2
     apart = np.maximum(np.abs(distances), middle).astype(np.float32)
     steps = np.log(apart / np.float32(middle)) / np.log(np.float32((furthest - 1) / middle))
@@ -27,9 +28,12 @@ def rows(distances: NDArray[np.int64], buckets: int, furthest: int) -> NDArray[n
 
 
 class DebertaV2(Bert):
-    """BERT with disentangled attention: to the product of a query and a key are added the query's with an
-    embedding of how far the two tokens are apart (content to position), and the key's (position to content).
-    Distances share embeddings, more of them the longer they are (buckets); all layers share the table."""
+    """DeBERTa: BERT with disentangled attention, without absolute positions.
+
+    An attention score is the sum of three products: query and key, query and the embedding of the two tokens'
+    distance (content to position), key and that embedding (position to content). The embeddings of distances
+    are projected with the matrices of the key and the query; one table serves all layers.
+    """
 
     has_positions = False
 
@@ -46,7 +50,7 @@ class DebertaV2(Bert):
         places = op.range(start, op.add(start, two), ints(1, scalar=True), "i64")
         distances = np.arange(self._longest - 1, -self._longest - 1, -1)
         furthest = self.weights.key("attention.relative_max_distance")
-        # Distances T - 1 … -T of T tokens, and the same the other way round.
+        # The table rows of the 2 T distances from T - 1 down to -T (T tokens), and from 1 - T up to T.
         self._falling, self._rising = (
             op.gather(op.constant(rows(one, self._buckets, furthest)), places, ints(0))
             for one in (distances, -distances)
@@ -56,7 +60,7 @@ class DebertaV2(Bert):
         return first(states) if self.pooling == "cls" else states
 
     def asking(self, x: Node, layer: int) -> Node:
-        return x  # the products with distances are taken for all tokens at a time
+        return x  # _by_distance needs the queries of all tokens
 
     def mixed(self, query: Node, key: Node, value: Node, mask: Node, layer: str) -> Node:
         scale = 1 / math.sqrt(3 * (self.width // self.heads))
@@ -67,7 +71,7 @@ class DebertaV2(Bert):
         return self.attention(query, key, value, op.add(bias, mask), scale)
 
     def _embeddings(self) -> Floats:
-        """The embeddings of distances [2 · buckets, width], normalised."""
+        """Return the embeddings of distances [2 · buckets, width], with their layer normalisation applied."""
         table = self.weights.array("rel_embd.weight", (2 * self._buckets, self.width))
         centred = table - table.mean(axis=1, keepdims=True)
         spread = np.sqrt((centred**2).mean(axis=1, keepdims=True) + self.epsilon)
@@ -76,16 +80,20 @@ class DebertaV2(Bert):
         return normed
 
     def _position(self, layer: str, part: str) -> Node:
-        """The embeddings of distances as queries or keys of a layer [heads, 2 · buckets, n]."""
+        """Project the embeddings of distances to queries or keys of a layer [heads, 2 · buckets, n]."""
         matrix = self.weights.array(f"{layer}.attn_{part}.weight", (self.width, self.width))
         bias = self.weights.array(f"{layer}.attn_{part}.bias", (self.width,))
         rows = (self._apart @ matrix.T + bias).reshape(2 * self._buckets, self.heads, -1)
         return op.constant(np.ascontiguousarray(rows.transpose(1, 0, 2)))
 
     def _by_distance(self, states: Node, table: Node, rows: Node) -> Node:
-        """The products of states [texts, heads, T, n] with the embeddings of their distances to T tokens
-        [texts, heads, T, T]. `rows` are those of 2 T distances, of which the next token's are one place to
-        the left of a token's: with one column fewer a row, they stand below each other."""
+        """Return the products [texts, heads, T, T] of each state [texts, heads, T, n] with the embedding of its
+        distance to each token.
+
+        First the products with the embeddings of all 2 T distances (`rows` of the table) are computed. The
+        wanted ones of token i begin at column T - 1 - i. So after the first T - 1 numbers are removed, rows of
+        2 T - 1 instead of 2 T columns have them at their start.
+        """
         found = op.gather(table, rows, ints(1))
         products = op.matmul(states, op.unsqueeze(found, ints(0)), False, True)
         flat = op.reshape(products, ints(0, 0, -1), True)

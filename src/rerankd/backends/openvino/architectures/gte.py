@@ -8,8 +8,8 @@ from rerankd.backends.openvino.runtime import op
 
 
 class Gte(Bert):
-    """BERT with rotary positions and GeGLU. The query, key and value are the rows of one matrix, and so are
-    the two halves of GeGLU, whose gate comes second and has no bias."""
+    """mGTE: BERT with rotary positions and GeGLU. Query, key and value are joined by rows, and so are the two
+    halves of GeGLU's matrix, the gate second, which has no bias."""
 
     always_biased = False
     has_positions = False
@@ -19,10 +19,10 @@ class Gte(Bert):
         return super().body(embeddings, mask)
 
     def mixed(self, query: Node, key: Node, value: Node, mask: Node, layer: str) -> Node:
-        # In the last layer only the first token asks: its position is 0, and nothing turns it.
+        # If the last layer's only query is the first token's, its position is 0, so it is not rotated.
         is_last = layer == f"blk.{self.layers - 1}" and self.pooling == "cls"
-        asking = query if is_last else rotated(query, self._rotation)
-        return self.attention(asking, rotated(key, self._rotation), value, mask)
+        rotated_query = query if is_last else rotated(query, self._rotation)
+        return self.attention(rotated_query, rotated(key, self._rotation), value, mask)
 
     def feed_forward(self, x: Node, layer: str) -> Node:
         both = self.linear(x, f"{layer}.ffn_up", 2 * self.hidden, self.width)
@@ -31,8 +31,9 @@ class Gte(Bert):
         return self.linear(gated, f"{layer}.ffn_down", self.width, self.hidden)
 
     def _rotated_by(self, length: Node) -> tuple[Node, Node]:
-        """cos and sin [1, 1, tokens, n / 2], with fixed NTK scaling where the model has it: the base times
-        the factor, and all frequencies divided by factor^(2 / n) (https://kexue.fm/archives/9706)."""
+        """Return cos and sin [1, 1, tokens, n / 2], with fixed NTK scaling if the model has it: the base is
+        multiplied by the factor, and all frequencies are divided by factor^(2 / n)
+        (https://kexue.fm/archives/9706)."""
         size = self.width // self.heads
         factor = self.weights.key("rope.scaling.factor", 1.0)
         base = self.weights.key("rope.freq_base") * factor
