@@ -39,8 +39,11 @@ AUTOMATIC = "AutoModelForSequenceClassification"
 
 
 def halved(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """The model with random weights that F16 can hold."""
-    return randomised(model, seed).half().float().eval()
+    """The model with random weights that F16 can hold. Its buffers, such as frequencies, stay as they are."""
+    randomised(model, seed)
+    for weight in model.parameters():
+        weight.copy_(weight.half().float())
+    return model
 
 
 def scored(model: torch.nn.Module, separator: int | None = None) -> Score:
@@ -109,19 +112,18 @@ def deberta(texts: list[str], folder: Path, every_text: list[str]) -> tuple[Ids,
 
 
 def gte(texts: list[str], folder: Path, every_text: list[str]) -> tuple[Ids, Score]:
-    """mGTE. The body is that of transformers' Gte; the rotary positions are scaled, and the tensors named and
-    merged, as in the code beside the published weights (Alibaba-NLP/new-impl), which transformers' own can't
-    express."""
+    """mGTE, by transformers' Gte; the files are those of the class in its own code (Alibaba-NLP/new-impl).
+    Its NTK scaling is transformers' linear scaling with another base and factor."""
     sp = train_sentencepiece(texts, folder)
     size = SHAPE["hidden_size"] // SHAPE["num_attention_heads"]
     config = transformers.GteConfig(
         vocab_size=xlmr_tokenizer(sp).get_vocab_size(), **SHAPE, max_position_embeddings=MAX_LENGTH,
         num_labels=1, type_vocab_size=1, layer_norm_eps=1e-12, hidden_act="gelu",
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
+        rope_parameters={
+            "rope_type": "linear", "rope_theta": ROPE_BASE * NTK_FACTOR, "factor": NTK_FACTOR ** (2 / size),
+        },
     )  # fmt: skip
     model = halved(transformers.GteForSequenceClassification(config), 22)
-    powers = torch.arange(0, size, 2).float() / size
-    model.gte.rotary_emb.inv_freq = 1.0 / (ROPE_BASE * NTK_FACTOR) ** powers / NTK_FACTOR ** (2 / size)
     held = model.state_dict()
     tensors: Tensors = {}
     names = {

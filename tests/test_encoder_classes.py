@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 import checkpoints
 from rerankd.errors import ModelFileError, Unscorable
 from rerankd.formats import model_files, tokenizer
+from rerankd.formats.weights import Weights
 from rerankd.recipes import catalog
 from rerankd.recipes.partial_recipe import PartialRecipe
 from rerankd.recipes.resolve import resolve
@@ -86,6 +87,49 @@ def test_a_part_that_is_not_computed_is_refused(
 def test_another_way_to_write_the_same_is_served(name: str, config: dict[str, Any], tmp_path: Path) -> None:
     folder = checkpoints.copy(name, tmp_path / name, **config)
     assert resolve(model_files.read(folder), catalog.known()).require().method == "cross_encoder"
+
+
+def test_gte_is_read_as_transformers_saves_it(tmp_path: Path) -> None:
+    """transformers' class has another prefix, and expresses NTK scaling by the base and a linear factor."""
+    own = Weights(GOLDEN / "gte")
+    folder = _gte_of_transformers(tmp_path)
+    same = Weights(folder)
+    assert resolve(model_files.read(folder), catalog.known()).require().method == "cross_encoder"
+    for key in ("rope.freq_base", "rope.scaling.factor", "context_length"):
+        assert own.key(key) == pytest.approx(same.key(key))
+    for name in ("token_embd.weight", "blk.2.ffn_up.weight", "cls.weight", "token_types.weight"):
+        assert own.has(name) and same.has(name)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        None,
+        {"rope_type": "default"},
+        {"rope_type": "linear", "rope_theta": 1e5},
+        {"rope_type": "yarn", "rope_theta": 1e5, "factor": 2.0},
+    ],
+)
+def test_other_rotary_positions_of_gte_are_refused(rope: dict[str, Any] | None, tmp_path: Path) -> None:
+    folder = _gte_of_transformers(tmp_path)
+    checkpoints.edit(folder / "config.json", rope_parameters=rope)
+    with pytest.raises(Unscorable, match="rope_parameters"):
+        resolve(model_files.read(folder), catalog.known()).require()
+
+
+def _gte_of_transformers(folder: Path) -> Path:
+    made = checkpoints.copy(
+        "gte", folder / "gte", architectures=["GteForSequenceClassification"], model_type="gte",
+        position_embedding_type=None, rope_theta=None, rope_scaling=None, auto_map=None,
+        rope_parameters={"rope_type": "linear", "rope_theta": 160000.0, "factor": 8.0 ** (2 / 8)},
+    )  # fmt: skip
+    weights = made / "model.safetensors"
+    held = checkpoints.read(weights)
+    checkpoints.write(
+        weights,
+        {f"gte.{n.removeprefix('new.')}" if n.startswith("new.") else n: one for n, one in held.items()},
+    )
+    return made
 
 
 def test_a_missing_size_is_named_as_the_file_names_it(tmp_path: Path) -> None:

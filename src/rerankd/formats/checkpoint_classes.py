@@ -8,7 +8,7 @@ from typing import Any
 from rerankd.formats.families.bert import BERT, DISTILBERT, JINA_V2, ROBERTA, electra
 from rerankd.formats.families.deberta_v2 import DEBERTA_V2
 from rerankd.formats.families.family import Family
-from rerankd.formats.families.gte import gte
+from rerankd.formats.families.gte import gte, new
 from rerankd.formats.families.modern_bert import MODERN_BERT
 from rerankd.formats.gguf_header import Tensor
 
@@ -18,8 +18,9 @@ CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
     "DebertaV2ForSequenceClassification": DEBERTA_V2,
     "DistilBertForSequenceClassification": DISTILBERT,
     "ElectraForSequenceClassification": electra,
+    "GteForSequenceClassification": gte,
     "ModernBertForSequenceClassification": MODERN_BERT,
-    "NewForSequenceClassification": gte,
+    "NewForSequenceClassification": new,
     "RobertaForSequenceClassification": ROBERTA,
     "XLMRobertaForSequenceClassification": ROBERTA,
 }

@@ -87,12 +87,12 @@ class DebertaV2(Bert):
         return op.constant(np.ascontiguousarray(rows.transpose(1, 0, 2)))
 
     def _by_distance(self, states: Node, table: Node, rows: Node) -> Node:
-        """Return the products [texts, heads, T, T] of each state [texts, heads, T, n] with the embedding of its
-        distance to each token.
+        """Return the products [texts, heads, T, T] of each state [texts, heads, T, n] with the embedding of
+        its distance to each token.
 
         First the products with the embeddings of all 2 T distances (`rows` of the table) are computed. The
-        wanted ones of token i begin at column T - 1 - i. So after the first T - 1 numbers are removed, rows of
-        2 T - 1 instead of 2 T columns have them at their start.
+        wanted ones of token i begin at column T - 1 - i. So after the first T - 1 numbers are removed, rows
+        of 2 T - 1 instead of 2 T columns have them at their start.
         """
         found = op.gather(table, rows, ints(1))
         products = op.matmul(states, op.unsqueeze(found, ints(0)), False, True)

@@ -31,10 +31,6 @@ class Gte(Bert):
         return self.linear(gated, f"{layer}.ffn_down", self.width, self.hidden)
 
     def _rotated_by(self, length: Node) -> tuple[Node, Node]:
-        """Return cos and sin [1, 1, tokens, n / 2], with fixed NTK scaling if the model has it: the base is
-        multiplied by the factor, and all frequencies are divided by factor^(2 / n)
-        (https://kexue.fm/archives/9706)."""
-        size = self.width // self.heads
-        factor = self.weights.key("rope.scaling.factor", 1.0)
-        base = self.weights.key("rope.freq_base") * factor
-        return rotation(length, frequencies(size, base) / factor ** (2 / size))
+        """Return cos and sin [1, 1, tokens, n / 2]. The scaling factor divides all frequencies."""
+        base = frequencies(self.width // self.heads, self.weights.key("rope.freq_base"))
+        return rotation(length, base / self.weights.key("rope.scaling.factor", 1.0))
