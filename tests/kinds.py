@@ -58,21 +58,20 @@ def _checkpoint(name: str, **config: object) -> Callable[[Path], Path]:
     return lambda folder: checkpoints.copy(name, folder / "model", **config)
 
 
-def _jina_v2(folder: Path) -> Path:
-    """jina-reranker-v2 in its original safetensors: XLM-R's class name, but other tensor names."""
+def _own_code(folder: Path) -> Path:
+    """A model of XLM-R's class with code of its own (auto_map), whose tensors have other names."""
     made = checkpoints.copy(
-        "xlmr-head", folder / "jina-reranker-v2-base-multilingual",
+        "xlmr-head", folder / "model",
         auto_map={"AutoModelForSequenceClassification": "modeling.XLMRobertaForSequenceClassification"},
     )  # fmt: skip
     tensors = checkpoints.read(made / "model.safetensors")
-    own = {".attention.self.query.": ".mixer.Wq.", "roberta.embeddings.LayerNorm": "roberta.emb_ln"}
-    renamed = {}
-    for name, one in tensors.items():
-        for known, other in own.items():
-            name = name.replace(known, other)
-        renamed[name] = one
-    checkpoints.write(made / "model.safetensors", renamed)
+    own = {name.replace(".attention.self.query.", ".mixer.Wq."): one for name, one in tensors.items()}
+    checkpoints.write(made / "model.safetensors", own)
     return made
+
+
+def _two_labels(name: str, **config: object) -> Callable[[Path], Path]:
+    return lambda folder: checkpoints.copy("two-label-reranker", folder / name, **config)
 
 
 def _with_modules(folder: Path) -> Path:
@@ -451,7 +450,13 @@ KINDS = (
         Twin("Jina Reranker v1 Tiny En", "jina-bert-v2", 4, 384, head={"cls.weight": 1}),
         "pooler",
     ),
-    Kind("gte-multilingual-reranker", Twin("Gte Multilingual Reranker Base", "new", 12, 768), "mGTE"),
+    Kind(
+        "gte-multilingual-reranker, GGUF",
+        Twin(
+            "Gte Multilingual Reranker Base", "new", 12, 768, head={"cls.weight": 768, "cls.output.weight": 1}
+        ),
+        "no rank head for new",
+    ),
     # ModernBERT
     Kind(
         "gte-reranker-modernbert-base, older converter",
@@ -564,7 +569,19 @@ KINDS = (
     Kind("BERT cross-encoder, safetensors", _checkpoint("bert-pairs"), "cross_encoder"),
     Kind("XLM-R cross-encoder, safetensors", _checkpoint("xlmr-head"), "cross_encoder"),
     Kind("ModernBERT cross-encoder, safetensors", _checkpoint("modernbert-head"), "cross_encoder"),
-    Kind("jina-reranker-v2, safetensors", _jina_v2, "the tensor token_embd_norm.weight is missing"),
+    Kind("jina-reranker-v2, safetensors", _checkpoint("jina-v2"), "cross_encoder"),
+    Kind("XLM-R's class with code of its own", _own_code, "auto_map"),
+    Kind("gte-multilingual-reranker, safetensors", _checkpoint("gte"), "cross_encoder"),
+    Kind("ELECTRA cross-encoder", _checkpoint("electra"), "cross_encoder"),
+    Kind("DistilBERT cross-encoder", _checkpoint("distilbert"), "cross_encoder"),
+    Kind("CamemBERT cross-encoder", _checkpoint("camembert"), "cross_encoder"),
+    Kind("two-label head of a reranker, safetensors", _two_labels("ms-reranker"), "cross_encoder"),
+    Kind("two-label head of an unknown model, safetensors", _two_labels("sentiment"), "two labels"),
+    Kind(
+        "two-label head of other labels, safetensors",
+        _two_labels("nli-reranker", id2label={"0": "contradiction", "1": "entailment"}),
+        "entailment",
+    ),
     Kind("modules.json of another head than the class", _with_modules, "modules.json"),
     Kind("git-LFS pointer as tokenizer.json", _pointer("tokenizer.json"), "git-LFS pointer"),
     Kind("git-LFS pointer as model.safetensors", _pointer("model.safetensors"), "git-LFS pointer"),
@@ -639,9 +656,10 @@ KINDS = (
     ),
     Kind(
         "DeBERTa cross-encoder",
-        _checkpoint("bert-pairs", architectures=["DebertaV2ForSequenceClassification"]),
-        "DebertaV2For",
+        _checkpoint("deberta-v3"),
+        "cross_encoder",
     ),
+    Kind("DeBERTa-v2 with a convolution", _checkpoint("deberta-v3", conv_kernel_size=3), "conv_kernel_size"),
     Kind(
         "ettin-reranker, safetensors",
         lambda folder: checkpoints.with_modules("ettin", folder / "model"),

@@ -19,6 +19,8 @@ _ENCODERS = frozenset(
         "neo-bert",
         "jina-bert-v2",
         "jina-bert-v3",
+        "deberta-v2",
+        "new",  # mGTE
         "nomic-bert",
         "nomic-bert-moe",
         "eurobert",

@@ -12,21 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rerankd.domain import Refusal
 from rerankd.formats import module_head, sentence_transformers
-from rerankd.formats.checkpoint_classes import (
-    FAMILIES,
-    LARGEST,
-    Config,
-    Fail,
-    body_of,
-    gguf_name,
-    incomplete,
-)
+from rerankd.formats.checkpoint_classes import CLASSES, body_of, family_of, other_labels
 from rerankd.formats.checkpoint_files import (
     CONFIG,
     MODULES,
@@ -38,6 +30,7 @@ from rerankd.formats.checkpoint_files import (
     missing,
     paths_in,
 )
+from rerankd.formats.families.family import LARGEST, Config, Fail, gguf_name, incomplete
 from rerankd.formats.gguf_header import Header, Source, Tensor
 from rerankd.formats.sentence_transformers import Layout
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
@@ -136,10 +129,12 @@ def translate(
     }
     declared = _layout(described, config.values, fail)
     layout = declared if isinstance(declared, Layout) else Layout()
-    family = body_of(kind) if layout.has_own_head else FAMILIES.get(kind)
+    find_family = body_of if layout.has_own_head else family_of
+    family = find_family(kind, config.values, found)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
         return _unknown(kind, config.values, values, declared, {own: one for own, (_, one) in found.items()})
+    config = replace(config, names=family.sizes)
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
     head, reason = _head(layout, parts, config)
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
@@ -160,9 +155,14 @@ def translate(
     }
     values |= {f"{family.architecture}.{key}": value for key, value in keys.items()}
     values["general.architecture"] = family.architecture
-    values["tokenizer.ggml.token_type_count"] = config.size("type_vocab_size", 1)
+    values["tokenizer.ggml.token_type_count"] = config.size("type_vocab_size", 1, least=0)
     tensors = {gguf: tensor for gguf, (_, tensor) in named.items()}
-    reason = reason or family.unsupported(config.values) or incomplete(family, config, tensors, found)
+    reason = (
+        reason
+        or family.unsupported(config.values)
+        or other_labels(config.values, tensors.get("cls.output.weight"))
+        or incomplete(family, config, tensors, found)
+    )
     if head is not None:
         named |= head.tensors
         tensors |= {gguf: tensor for gguf, (_, tensor) in head.tensors.items()}
@@ -223,7 +223,7 @@ def _unknown(
     for ours, own in sizes.items():
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
-    known = " or ".join(sorted(FAMILIES))
+    known = " or ".join(sorted(CLASSES))
     of_class = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
     reason = f"{of_class}, and in safetensors format rerankd supports only {known}"
     if isinstance(layout, Refusal):
