@@ -18,6 +18,7 @@ import checkpoints
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.worker.passes import Reading, padded
 from rerankd.config import Settings
+from rerankd.formats import model_files, tokenizer
 from rerankd.service import Reranker
 from support import GOLDEN, golden, inputs
 from twins import write_wordpiece
@@ -110,6 +111,33 @@ def test_a_dropout_changes_nothing(tmp_path: Path) -> None:
     model = made("xlmr-residual", tmp_path)
     without(3)(model)
     assert distance(model) < BOUND
+
+
+# The head of each class, as modules: its first layer, its last one, and the activation between them.
+CLASSES = {
+    "bert-pairs": ("bert.pooler.dense", "classifier", "Tanh"),
+    "xlmr-head": ("classifier.dense", "classifier.out_proj", "Tanh"),
+    "camembert": ("classifier.dense", "classifier.out_proj", "Tanh"),
+    "deberta-v3": ("pooler.dense", "classifier", "GELU"),
+    "electra": ("classifier.dense", "classifier.out_proj", "GELU"),
+    "distilbert": ("pre_classifier", "classifier", "ReLU"),
+    "gte": ("new.pooler.dense", "classifier", "Tanh"),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_classs_head_as_modules_gives_its_values(name: str, tmp_path: Path) -> None:
+    """So each class whose head is computed can have modules instead of it."""
+    dense, output, activation = CLASSES[name]
+    model = checkpoints.as_modules(name, tmp_path / name, dense, output, f"activation.{activation}")
+    metadata = model_files.read(model)
+    assert metadata.refusal is None
+    typed = tokenizer.read(metadata).frame.first_typed is not None
+    encoder = Encoder(model, "rank", threads=1, precision="f32")
+    for case in [case for case in golden(name)["cases"] if case["fits"]][::10]:
+        ids = case["ids"]
+        text = Reading(ids, ids.index(ids[-1]) + 1 if typed else len(ids))
+        assert encoder.forward(*padded([text]))[0, 0] == pytest.approx(case["raw"], abs=BOUND)
 
 
 # ettin as a whole: texts in, and what predict of the library gives.
