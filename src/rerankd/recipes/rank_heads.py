@@ -31,13 +31,13 @@ def why_not(metadata: ModelMetadata, pooling: Pooling | None = None, *, is_reran
     `is_reranker` states whether the user or the catalog declares the model to be a reranker: of a head with
     two labels, the second one then means "relevant".
     """
-    if metadata.layout is not None and metadata.layout.has_own_head:
-        return ""  # made of modules, each of which is understood (formats/module_head.py)
-    if metadata.format != "gguf":
-        return _why_not_checkpoint(metadata, pooling, is_reranker=is_reranker)
     arch = metadata.architecture
     if metadata.decision_blocks:
         return "it is a decision model, which chooses among answers and does not score documents"
+    if metadata.layout is not None and metadata.layout.has_own_head:
+        return ""  # rerankd supports each of its modules (formats/module_head.py)
+    if metadata.format != "gguf":
+        return _why_not_checkpoint(metadata, pooling, is_reranker=is_reranker)
     if arch == "jina-bert-v2":
         return (
             "llama.cpp's score differs from that of a jina-bert-v2 reranker: its converter drops the pooler "
