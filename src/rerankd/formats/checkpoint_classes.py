@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from rerankd.formats.checkpoint_files import CONFIG
@@ -150,6 +150,8 @@ def _needed(
         yield f"{name}.weight", () if is_table else shape or (width,)
         if not is_table and _has_bias(family.architecture, name, config):
             yield f"{name}.bias", (shape[1],) if shape else (width,)
+    if "cls.output" not in family.tensors:
+        return
     yield "cls.output.bias", ()
     if family.architecture == "bert" or config.get("classifier_bias"):
         yield "cls.bias", (width,)
@@ -285,3 +287,15 @@ FAMILIES = {
         _modern_bert_unsupported,
     ),
 }
+
+
+def body_of(kind: str) -> Family | None:
+    """The family of a class without a head, such as ModernBertModel: its tensors have the names of the class
+    with a head, without the first part; None for a class that is not known."""
+    headed = FAMILIES.get(f"{kind.removesuffix('Model')}ForSequenceClassification")
+    if headed is None or not kind.endswith("Model"):
+        return None
+    own = {gguf: name for gguf, name in headed.tensors.items() if not gguf.startswith("cls")}
+    prefix = own["token_embd"].partition(".")[0] + "."
+    tensors = {gguf: name.removeprefix(prefix) for gguf, name in own.items()}
+    return replace(headed, tensors=tensors, layers=headed.layers.removeprefix(prefix))

@@ -42,11 +42,11 @@ def read_streams(
     where: Path, described: Mapping[str, bytes], parts: Iterable[tuple[Source, int, Path]]
 ) -> ModelMetadata:
     """Like `read`, from the contents of the files that describe the model and the streams of its weight
-    files: (stream, size in bytes, path). `where` is the model's path in error messages."""
+    files: (stream, size in bytes, path in the folder). `where` is the model's path in error messages."""
     fail = partial(refuse, where)
     tensors, size, held = {}, 0, []
     for stream, size_bytes, path in parts:
-        tensors[path.name] = safetensors.parse(stream, size_bytes, fail)
+        tensors[path.as_posix()] = safetensors.parse(stream, size_bytes, fail)
         size += size_bytes
         held.append(path)
     return _metadata(where, safetensors.translate(where.name, described, tensors, fail), size, tuple(held))
@@ -57,5 +57,12 @@ def _metadata(
 ) -> ModelMetadata:
     header = found.header
     return metadata_of(
-        path, header, header.tensors, size_bytes, held, format="safetensors", refusal=found.refusal
+        path,
+        header,
+        header.tensors,
+        size_bytes,
+        held,
+        format="safetensors",
+        refusal=found.refusal,
+        layout=found.layout,
     )

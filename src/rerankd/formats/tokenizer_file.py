@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,20 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     if not {0, 1} <= set(tokenizer.encode("a", "b").sequence_ids):
         raise ValueError("it does not encode a pair of texts")
     return tokenizer, parsed
+
+
+def texts_of(path: Path, ids: Sequence[int]) -> tuple[str, ...]:
+    """What single tokens spell. Raises OSError, and ValueError where the file is damaged or has no such
+    token."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(text_files.read(path))
+    except Exception as error:  # as in `read`
+        raise ValueError(str(error)) from error
+    if any(tokenizer.id_to_token(one) is None for one in ids):
+        raise ValueError(f"it has no tokens of the ids {ids}")
+    return tuple(tokenizer.decode([one], skip_special_tokens=False) for one in ids)
 
 
 def _largest_id(parsed: dict[str, Any]) -> int:

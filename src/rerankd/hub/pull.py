@@ -103,7 +103,7 @@ class Puller:
         record = Record(
             name=name_of(folder),
             folder=folder,
-            files=tuple(file.name for file in choice.files),
+            files=tuple(file.place for file in choice.files),
             size_bytes=choice.size_bytes,
             pulled_at=time.time(),
             source=where,
@@ -115,7 +115,8 @@ class Puller:
             server = hub.origin(source.name).server
             self.say(f"{known.name} is already on this machine, in the version that {server} has.")
             return known
-        names = ", ".join(file.name for file in choice.files if not file.name.endswith(".json"))
+        weights = (".gguf", checkpoint_files.SUFFIX)
+        names = ", ".join(file.place for file in choice.files if file.name.lower().endswith(weights))
         self.say(f"{where}: {names} ({size_words(choice.size_bytes)}), {choice.why}")
         self._check_memory(choice)
         self._resolve_remote(hub, source.name, listing, choice)
@@ -145,27 +146,28 @@ class Puller:
                 source = hub.source(repo, listing.revision, file)
                 return streams.enter_context(self.downloader.beginning(source))
 
-            def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
+            def parts(ending: str, folder: str) -> Iterator[tuple[Beginning, int, Path]]:
                 for file in choice.files:
                     if file.name.lower().endswith(ending):
-                        # The repository's name helps to identify the model (model_identity.py).
-                        yield opened(file), file.size_bytes, Path(repo.replace("/", "--"), file.path)
+                        yield opened(file), file.size_bytes, Path(folder, file.path)
 
             described = {
-                file.name: opened(file).read()
+                file.place: opened(file).read()
                 for file in choice.files
-                if file.name in checkpoint_files.DESCRIBING
+                if checkpoint_files.describes(file.place)
             }
             if described:
-                metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX))
+                metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX, ""))
             else:
-                metadata = gguf_metadata.read_streams(parts(".gguf"))
+                # The repository's name is a part of what the file says that it is (model_identity.py).
+                metadata = gguf_metadata.read_streams(parts(".gguf", repo.replace("/", "--")))
             resolved = self.resolve(metadata)
         resolved.require(hub.origin(repo).ref)
         self.say(f"scored as {resolved.explanation}")
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
-        target = staged / file.name
+        target = staged / file.place
+        target.parent.mkdir(exist_ok=True)
         source = hub.source(repo, listing.revision, file)
         if target.exists() and file.sha256:
             # An earlier pull was interrupted after this download; the file may be of another revision.
@@ -174,12 +176,12 @@ class Puller:
                 return
         cached = hub.cached(repo, listing.revision, file.path)
         if cached is not None and cached.stat().st_size == file.size_bytes:
-            self.say(f"copying {file.name} from the {source.origin.server} cache on this machine")
+            self.say(f"copying {file.place} from the {source.origin.server} cache on this machine")
             shutil.copyfile(cached, target)
             with contextlib.suppress(FetchError):
                 verify(target, source, self.progress)
                 return
-        part = staged / f"{file.name}.{file.sha256[:16] or listing.revision}.part"
+        part = staged / f"{file.place}.{file.sha256[:16] or listing.revision}.part"
         self.downloader.fetch(source, part, self.progress)
         os.replace(part, target)
 
@@ -191,9 +193,9 @@ class Puller:
         except Unscorable:
             shutil.rmtree(staged)
             raise
-        for path in staged.iterdir():
-            if path.name not in record.files:
-                path.unlink()
+        for name in checkpoint_files.paths_in(staged):
+            if name not in record.files:
+                (staged / name).unlink()
         self.store.add(record, staged)
 
 

@@ -22,6 +22,8 @@ def why_not(metadata: ModelMetadata, pooling: Pooling | None = None) -> str:
 
     `pooling` is the pooling that a ModernBERT's head is known to read, None if only the file defines it.
     """
+    if metadata.layout is not None and metadata.layout.has_own_head:
+        return ""  # made of modules, each of which is understood (formats/module_head.py)
     arch = metadata.architecture
     if metadata.decision_blocks:
         return "it is a decision model, which chooses among answers and does not score documents"

@@ -12,9 +12,11 @@ safetensors checkpoints.
 
 from __future__ import annotations
 
+from rerankd.backends.openvino import module_head
 from rerankd.backends.openvino.layers import GROUP, Node, ints, mean, quantised
 from rerankd.backends.openvino.runtime import op
 from rerankd.domain import Pooling
+from rerankd.formats.module_head import STEPS, Step
 from rerankd.formats.weights import Weights
 
 
@@ -50,7 +52,10 @@ class Architecture:
     def pooled(self, states: Node, mask: Node) -> Node:
         """Pool the states to one row per text, and apply the rank head if there is one."""
         row = op.squeeze(states, ints(1)) if self.pooling == "cls" else mean(states, mask)
-        return self.head(row) if self.has_head else row
+        if not self.has_head:
+            return row
+        steps: tuple[Step, ...] = self.weights.key(STEPS, ())
+        return module_head.graph(row, self.weights, self.width, steps) if steps else self.head(row)
 
     def head(self, row: Node) -> Node:
         """Return the logits [texts, 1] of the rank head for pooled states [texts, width]."""
