@@ -68,3 +68,16 @@ def write_modules(folder: Path, kinds: Sequence[str]) -> None:
         for at, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def with_modules(name: str, folder: Path) -> Path:
+    """A golden head of sentence-transformers' modules upon its body, which is another golden checkpoint
+    without its own head and without the prefix of its tensors' names."""
+    shutil.copytree(GOLDEN / "modules" / name, folder)
+    of = GOLDEN / json.loads((folder / "golden.json").read_text())["body"]
+    if (of / "tokenizer.json").exists():
+        shutil.copy(of / "tokenizer.json", folder)
+    tensors = read(of / "model.safetensors")
+    kept = {own: one for own, one in tensors.items() if not own.startswith(("classifier.", "head."))}
+    write(folder / "model.safetensors", {own.partition(".")[2]: one for own, one in kept.items()})
+    return folder

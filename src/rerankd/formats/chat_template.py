@@ -1,9 +1,9 @@
-"""A Jinja chat template with the roles system, query and document -> a template with {instruction}, {query} and
-{document} in it, as rerankd's recipes have it.
+"""A Jinja chat template with the roles system, query and document -> a template with {instruction}, {query}
+and {document} in it, as rerankd's recipes have it.
 
-The template is rendered once with marks in the places of the texts, and the marks become the placeholders. That
-is right for a template that does nothing but insert texts, so it is rendered again with other texts, and each
-must come out as the placeholders filled in. A template that trims, cuts or repeats a text, or that has
+The template is rendered once with marks in the places of the texts, and the marks become the placeholders.
+That is right for a template that does nothing but insert texts, so it is rendered again with other texts, and
+each must come out as the placeholders filled in. A template that trims, cuts or repeats a text, or that has
 conditions on it, is refused.
 
 The system message is the caller's instruction. A template that has a default in its place gives that as the
@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# What a template holds that reads contents as lists of parts, as sentence-transformers tells (base/modality.py).
+# What a template holds that reads contents as lists of parts, as sentence-transformers tells
+# (base/modality.py).
 _OF_PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
 _FORMATS = ("auto", "flat", "structured")
 # Private-use letters, which stand for the texts; no template holds them.
@@ -74,8 +75,8 @@ class Question:
 
 @functools.lru_cache(maxsize=64)
 def question(chat: Chat, prompt: str) -> Question | str:
-    """What a chat template asks, or why rerankd can't ask it. `prompt` is the system message by default, "" for
-    none."""
+    """What a chat template asks, or why rerankd can't ask it. `prompt` is the system message by default, ""
+    for none."""
     pairs: list[Pair] = [(_SYSTEM, _QUERY, _DOCUMENT), (None, _QUERY, _DOCUMENT)]
     pairs += [pair for one in _TEXTS for pair in (one, (None, *one[1:]))]
     found = _rendered(chat, pairs)

@@ -24,7 +24,8 @@ from rerankd.formats.transformer_module import NotUnderstood, only
 STEPS = "classifier.steps"
 """The header's key of a head's steps."""
 Step = tuple[str, str, str]
-"""What is done (dense, residual dense, norm, normalize), the name of its tensors, and a dense layer's activation."""
+"""What is done (dense, residual dense, norm, normalize), the name of its tensors, and a dense layer's
+activation."""
 
 # torch.nn's classes, by the last part of their name, as they are without arguments (GELU is the erf form).
 _ACTIVATIONS = {
@@ -63,8 +64,8 @@ class Head:
 
 
 def of(layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], width: int) -> Head:
-    """The head of modules behind states of this width. `parts` are the tensors of each file of weights. Raises
-    NotUnderstood for what can't be computed, which is named."""
+    """The head of modules behind states of this width. `parts` are the tensors of each file of weights.
+    Raises NotUnderstood for what can't be computed, which is named."""
     modules = [module for module in layout.modules[1:] if module.kind != "Dropout"]
     if modules[0].kind != "Pooling":
         raise NotUnderstood(f"its states go to a {modules[0].kind} before they are pooled")

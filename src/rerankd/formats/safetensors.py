@@ -11,7 +11,7 @@ Source: the safetensors format (https://github.com/huggingface/safetensors).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -55,11 +55,11 @@ class Module:
 class Layout:
     """What the files say of a cross-encoder.
 
-    `modules` is () where there is no modules.json. `activation` is what the publisher's library puts on the raw
-    value. `label_ids` are the tokens whose logits make the score of a causal model: the first's, less the second's
-    where there are two. `prompt` stands before each query, or is the system message where a chat template makes the input
-    (`chat`; None where the tokenizer joins query and document). `max_length` bounds an input's tokens, 0 where
-    the files do not say.
+    `modules` is () where there is no modules.json. `activation` is what the publisher's library puts on the
+    raw value. `label_ids` are the tokens whose logits make the score of a causal model: the first's, less the
+    second's where there are two. `prompt` stands before each query, or is the system message where a chat
+    template makes the input (`chat`; None where the tokenizer joins query and document). `max_length` bounds
+    an input's tokens, 0 where the files do not say.
     """
 
     modules: tuple[Module, ...] = ()
@@ -87,8 +87,8 @@ class Layout:
 def read(
     load: Load, templates: Mapping[str, str], config: Mapping[str, Any], next_step: str
 ) -> Layout | Refusal | None:
-    """The layout of a checkpoint, or why it is not understood, with this next step; None where modules.json is
-    damaged. `templates` are the chat templates by the paths of their files, `config` is config.json."""
+    """The layout of a checkpoint, or why it is not understood, with this next step; None where modules.json
+    is damaged. `templates` are the chat templates by the paths of their files, `config` is config.json."""
     said, names = load(MODULES), ""
     try:
         if said is None:
@@ -136,8 +136,8 @@ def _layout(
 
 
 def _modules(said: Any) -> tuple[Module, ...]:
-    """Raises TypeError or KeyError for something else than a list of modules, NotUnderstood for one that is not
-    known."""
+    """Raises TypeError or KeyError for something else than a list of modules, NotUnderstood for one that is
+    not known."""
     if not isinstance(said, list) or not 0 < len(said) <= _MOST_MODULES:
         raise TypeError
     found = []

@@ -1,9 +1,9 @@
 """A program that renders a chat template, which is code of a stranger, with bounds on time and memory.
 
-It reads JSON from stdin, {"source", "variables", "conversations"}, and writes {"texts"} or {"error"} to stdout.
-The environment is that of transformers, whose sandbox keeps a template from files and from Python's internals.
-What the sandbox does not bound, loops and repeated texts, ends with this process: its CPU time and its address
-space are limited, and so is what it writes.
+It reads JSON from stdin, {"source", "variables", "conversations"}, and writes {"texts"} or {"error"} to
+stdout. The environment is that of transformers, whose sandbox keeps a template from files and from Python's
+internals. What the sandbox does not bound, loops and repeated texts, ends with this process: its CPU time and
+its address space are limited, and so is what it writes.
 
 Source: _compile_jinja_template of transformers 5.24 (utils/chat_template_utils.py).
 """
@@ -28,7 +28,7 @@ MOST_LETTERS = 200_000
 class _Generation(Extension):
     """`{% generation %}` marks what an assistant wrote, for training; here its body is rendered as it is."""
 
-    tags = frozenset(("generation",))
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -49,7 +49,8 @@ def _json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
 
 
 def render(source: str, variables: dict[str, Any], conversations: list[Any]) -> list[str]:
-    """The text of each conversation. Raises what a template can raise: TemplateError and Python's own errors."""
+    """The text of each conversation. Raises what a template can raise: TemplateError and Python's own
+    errors."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )

@@ -1,4 +1,5 @@
-"""sentence_bert_config.json: what sentence-transformers' Transformer module reads of a pair, and what of its model.
+"""sentence_bert_config.json: what sentence-transformers' Transformer module reads of a pair, and what of its
+model.
 
 A key or a value that is not known here may change the score, so it raises `NotUnderstood`.
 
@@ -49,8 +50,8 @@ class NotUnderstood(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Transformer:
-    """The module's task, the tokens of an input (0: not said), and the chat template that makes the input; None
-    where the tokenizer joins query and document."""
+    """The module's task, the tokens of an input (0: not said), and the chat template that makes the input;
+    None where the tokenizer joins query and document."""
 
     task: str
     max_length: int

@@ -135,7 +135,9 @@ def fingerprint(path: Path) -> str:
     it says so."""
     if path.is_dir():
         return (
-            " ".join(fingerprint(path / name) for name in checkpoint_files.files(checkpoint_files.paths_in(path)))
+            " ".join(
+                fingerprint(path / name) for name in checkpoint_files.files(checkpoint_files.paths_in(path))
+            )
             or f"no {path}"
         )
     try:

@@ -1,4 +1,5 @@
-"""A rank head that is made of sentence-transformers' modules (see formats/module_head.py), as nodes of a graph.
+"""A rank head that is made of sentence-transformers' modules (see formats/module_head.py), as nodes of a
+graph.
 
 It stays in float32 where the body's matrices are compressed: it is a hundredth of the weights, or less.
 
@@ -30,7 +31,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Node], Node]] = {
 
 
 def graph(row: Node, weights: Weights, width: int, steps: Sequence[Step]) -> Node:
-    """The logits [texts, 1] of pooled states [texts, width]. Raises ModelFileError where a tensor is missing."""
+    """The logits [texts, 1] of pooled states [texts, width]. Raises ModelFileError where a tensor is
+    missing."""
     for what, name, activation in steps:
         if what == "normalize":
             row = _normalized(row)
@@ -41,7 +43,9 @@ def graph(row: Node, weights: Weights, width: int, steps: Sequence[Step]) -> Nod
             found = _ACTIVATIONS[activation](_linear(row, weights, name, rows, width))
             if what == "residual dense":
                 is_wide = weights.has(f"{name}.residual.weight")
-                found = op.add(found, _linear(row, weights, f"{name}.residual", rows, width) if is_wide else row)
+                found = op.add(
+                    found, _linear(row, weights, f"{name}.residual", rows, width) if is_wide else row
+                )
             row, width = found, rows
     return row
 
