@@ -73,9 +73,7 @@ def plain(width: int) -> Modules:
 
 
 def scorer(width: int, **options: Any) -> Dense:
-    return Dense(
-        width, 1, activation_function=torch.nn.Identity(), module_output_name="scores", **options
-    )
+    return Dense(width, 1, activation_function=torch.nn.Identity(), module_output_name="scores", **options)
 
 
 # A golden head's name: the checkpoint whose body it is put upon, and the modules for its width.
@@ -120,7 +118,10 @@ def cross_encoder(name: str, head: Callable[[int], Modules], seed: int, scratch:
 
 def of_ids(model: CrossEncoder, ids: list[int], second: int | None = None) -> float:
     """The raw value of ids, whatever texts they are of."""
-    given: dict[str, Any] = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+    given: dict[str, Any] = {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids)).long(),
+    }
     if second is not None:
         given["token_type_ids"] = torch.tensor([[0] * second + [1] * (len(ids) - second)])
     return round(model({**given, "modality": "text"})["scores"][0, 0].item(), 6)
@@ -160,7 +161,8 @@ def make_ettin(out: Path, scratch: Path) -> None:
     ids = {case["id"]: case.get("ids") for case in json.loads((GOLDEN / f"{of}.json").read_text())["cases"]}
     texts = [(pair["query"], pair["document"]) for pair in pairs]
     raw, prompted = (
-        model.predict(texts, activation_fn=torch.nn.Identity(), prompt=prompt).tolist() for prompt in (None, PROMPT)
+        model.predict(texts, activation_fn=torch.nn.Identity(), prompt=prompt).tolist()
+        for prompt in (None, PROMPT)
     )
     cases = []
     special = [token for token in model.tokenizer.get_added_vocab() if token.strip()]

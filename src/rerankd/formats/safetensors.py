@@ -134,18 +134,16 @@ def translate(
         if not is_of_module(file)
         for own, tensor in held.items()
     }
-    layout = _layout(described, config.values, fail)
-    family = FAMILIES.get(kind)
-    if isinstance(layout, Layout) and layout.has_own_head:
-        family = body_of(kind)
+    declared = _layout(described, config.values, fail)
+    layout = declared if isinstance(declared, Layout) else Layout()
+    family = body_of(kind) if layout.has_own_head else FAMILIES.get(kind)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
-        return _unknown(kind, config.values, values, layout, {own: one for own, (_, one) in found.items()})
+        return _unknown(kind, config.values, values, declared, {own: one for own, (_, one) in found.items()})
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
     head, reason = _head(layout, parts, config)
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
-    declared_length = layout.max_length if isinstance(layout, Layout) else 0
-    max_length = _max_length(config, tokenizer, spare, declared_length)
+    max_length = _max_length(config, tokenizer, spare, layout.max_length)
     if "position_embd.weight" in named:
         file, table = named["position_embd.weight"]
         named["position_embd.weight"] = file, _rows(table, spare, max_length)
@@ -168,11 +166,13 @@ def translate(
     if head is not None:
         named |= head.tensors
         tensors |= {gguf: tensor for gguf, (_, tensor) in head.tensors.items()}
+    if isinstance(declared, Refusal):
+        reason = declared.reason
     reason = _odd_types(tensors) or reason
     refusal = _quantised(config.values) or (Refusal(reason, TAKE_GGUF) if reason else None)
     files_of = {gguf: file for gguf, (file, _) in named.items()}
     return Checkpoint(
-        Header(0, values, tensors, 0), files_of, refusal, layout if isinstance(layout, Layout) else None
+        Header(0, values, tensors, 0), files_of, refusal, layout if declared is layout else None
     )
 
 
@@ -188,16 +188,18 @@ def _layout(described: Mapping[str, bytes], config: Mapping[str, Any], fail: Fai
 
 
 def _head(
-    layout: Layout | Refusal, parts: Mapping[str, Mapping[str, Tensor]], config: Config
+    layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], config: Config
 ) -> tuple[module_head.Head | None, str]:
-    """The head that the modules are, None where it is the class's own; and why it can't be computed."""
-    if isinstance(layout, Refusal):
-        return None, layout.reason
+    """The head that consists of modules, None if the class has its own; and why rerankd can't compute it, "" if
+    it can."""
     if layout.chat is not None:
-        return None, "a chat template makes its input, which rerankd does for causal models alone"
+        return (
+            None,
+            "its input is formatted by a chat template, which rerankd supports for causal models only",
+        )
     if not layout.has_own_head:
-        is_headless = len(layout.modules) > 1
-        return None, f"its head is {layout.modules[1].kind} ({MODULES})" if is_headless else ""
+        second = layout.kinds[1:2]
+        return None, f"its {MODULES} has {second[0]} after Transformer without Pooling" if second else ""
     try:
         return module_head.of(layout, parts, config.size("hidden_size")), ""
     except NotUnderstood as reason:
@@ -219,13 +221,13 @@ def _unknown(
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
     known = " or ".join(sorted(FAMILIES))
-    declared = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
-    reason = f"{declared}, and in safetensors format rerankd supports only {known}"
+    of_class = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
+    reason = f"{of_class}, and in safetensors format rerankd supports only {known}"
     if isinstance(layout, Refusal):
         reason = layout.reason
     elif layout.is_causal:
         modules = ", ".join(layout.kinds)
-        reason = f"{declared} ({modules}), and rerankd can't compute a causal model from safetensors yet"
+        reason = f"{of_class} ({modules}), and rerankd can't compute a causal model from safetensors yet"
     elif len(layout.modules) > 1:
         reason += f" ({MODULES} lists the modules {', '.join(layout.kinds)})"
     refusal = _quantised(config) or Refusal(reason, TAKE_GGUF)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,7 +25,11 @@ def read(folder: Path) -> ModelMetadata:
     embedding = found.header.tensors.get("token_embd.weight")
     if found.refusal is None and embedding is not None:
         _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
-    return _metadata(folder, found, size, held)
+    metadata = _metadata(folder, found, size, held)
+    if found.layout is None or not found.layout.is_causal:
+        return metadata
+    labels = _texts(tokenizer, found.layout.label_ids, status.st_mtime_ns, status.st_size)
+    return replace(metadata, output_labels=labels)
 
 
 # Cached, because a vocabulary of 250,000 pieces takes a second, and the same file is read several times.
@@ -35,6 +40,15 @@ def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) ->
     try:
         tokenizer_file.read(path, rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        refuse(path, f"its tokenizer can't be read: {error}")
+
+
+@cache
+def _texts(path: Path, ids: tuple[int, ...], changed_ns: int, size_bytes: int) -> tuple[str, ...]:
+    """The texts of single tokens. Raises ModelFileError if the tokenizer can't be read."""
+    try:
+        return tokenizer_file.texts_of(path, ids)
+    except (OSError, ValueError) as error:
         refuse(path, f"its tokenizer can't be read: {error}")
 
 
