@@ -1,9 +1,10 @@
-"""Makes the golden files of sentence-transformers' layout: heads that are made of modules, and chat templates.
+"""Makes the golden files of sentence-transformers' layout: heads that are made of modules, and chat
+templates.
 
-A golden head is saved by CrossEncoder itself, and kept without what the tests have already: the body's weights and
-the tokenizer, which are those of another golden checkpoint (`body` in golden.json). Values are those of
-CrossEncoder in float32 with activation_fn=Identity. Matrices are about ten times as large as usual, so that each
-part moves the score (see make_scaled.py).
+A golden head is saved by CrossEncoder itself, and kept without what the tests have already: the body's
+weights and the tokenizer, which are those of another golden checkpoint (`body` in golden.json). Values are
+those of CrossEncoder in float32 with activation_fn=Identity. Matrices are about ten times as large as usual,
+so that each part moves the score (see make_scaled.py).
 
     python scripts/golden_modules.py            makes the files again
     python scripts/golden_modules.py --compare  makes them in a temporary folder and compares the values
@@ -26,6 +27,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from tokenizers import Tokenizer, models
+from transformers.utils.chat_template_utils import render_jinja_template
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 PROMPT = "Find what answers it: "
@@ -152,8 +154,8 @@ def make_head(name: str, seed: int, out: Path, scratch: Path) -> None:
 
 def make_ettin(out: Path, scratch: Path) -> None:
     """ettin-reranker as a whole: texts in, the values of predict out, without and with a prompt; a pair
-    that is too long is cut as the library cuts it. One that spells special tokens has the value of the ids that
-    rerankd gives it, where these fit (see tests/golden/README.md)."""
+    that is too long is cut as the library cuts it. One that spells special tokens has the value of the ids
+    that rerankd gives it, where these fit (see tests/golden/README.md)."""
     of = "modernbert-head"
     model = cross_encoder(of, ettin, 31, scratch)
     save(model, out / "ettin", scratch)
@@ -179,6 +181,75 @@ def make_ettin(out: Path, scratch: Path) -> None:
     write(out / "ettin", {"body": of, "prompt": PROMPT, "cases": cases})
 
 
+# Chat templates in the ways that rerankers write them: {name: (source, variables, prompt)}.
+SELECT = '{{ messages | selectattr("role", "eq", "%s") | map(attribute="content") | first }}'
+QWEN3 = f"""<|im_start|>system
+Judge whether the Document meets the requirements.<|im_end|>
+<|im_start|>user
+<Instruct>: {{{{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first
+| default("Given a web search query, retrieve relevant passages") }}}}
+<Query>: {SELECT % "query"}
+<Document>: {SELECT % "document"}<|im_end|>
+{{% if add_generation_prompt %}}<|im_start|>assistant
+<think>
+
+</think>
+
+{{% endif %}}"""
+MXBAI = """{%- set ns = namespace(instruction="", query="", document="") -%}
+{%- for message in messages -%}
+{%- if message.role == "system" %}{% set ns.instruction = "instruction: " ~ message.content ~ "\n" %}{% endif
+-%} {%- if message.role == "query" %}{% set ns.query = message.content %}{% endif -%}
+{%- if message.role == "document" %}{% set ns.document = message.content %}{% endif -%}
+{%- endfor -%}
+{{ bos_token }}{{ ns.instruction }}query: {{ ns.query }}
+document: {{ ns.document }}
+You are a search relevance expert: """
+STRUCTURED = """{% for message in messages %}{% if message.role != "system" %}<|im_start|>{{ message.role }}
+{% for part in message.content %}{% if part.type == "text" %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>
+{% endif %}{% endfor %}{% generation %}<|im_start|>assistant
+{% endgeneration %}"""
+TEMPLATES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "qwen3": (QWEN3, {"add_generation_prompt": True}, ""),
+    "qwen3, a prompt": (QWEN3, {"add_generation_prompt": True}, "Find code"),
+    "qwen3, nothing after the document": (QWEN3, {}, ""),
+    "mxbai": (MXBAI, {"bos_token": "<s>"}, ""),
+    "mxbai, a prompt": (MXBAI, {"bos_token": "<s>"}, "Be strict"),
+    "structured": (STRUCTURED, {}, ""),
+}
+TEXTS = [
+    ("What is a panda?", "大熊猫 🐼 is a bear."),
+    (" {query} ", "<b>&amp;</b>\n\n"),
+    ("{{ x }}", "</s> {document}"),
+]
+
+
+def make_templates(out: Path) -> None:
+    """What transformers renders of each template, for texts without a system message and with one."""
+    made = []
+    for name, (source, variables, prompt) in TEMPLATES.items():
+        rendered = []
+        for instruction in (prompt or None, "Only recent ones"):
+            for query, document in TEXTS:
+                messages = messages_of(instruction, query, document, is_structured="part" in source)
+                texts, _ = render_jinja_template([messages], chat_template=source, **variables)
+                rendered.append(
+                    {"instruction": instruction, "query": query, "document": document, "text": texts[0]}
+                )
+        made.append(
+            {"name": name, "source": source, "variables": variables, "prompt": prompt, "rendered": rendered}
+        )
+    (out / "templates.json").write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n")
+
+
+def messages_of(instruction: str | None, *texts: str, is_structured: bool) -> list[dict[str, Any]]:
+    return [
+        {"role": role, "content": [{"type": "text", "text": text}] if is_structured else text}
+        for role, text in zip(("system", "query", "document"), (instruction, *texts), strict=True)
+        if text is not None
+    ]
+
+
 def write(folder: Path, golden: dict[str, Any]) -> None:
     (folder / "golden.json").write_text(json.dumps(golden, ensure_ascii=False).replace("}, ", "},\n ") + "\n")
     raws = [case["raw"] for case in golden["cases"]]
@@ -192,6 +263,7 @@ def make_all(out: Path) -> None:
         make_ettin(out, Path(scratch) / "ettin")
         for seed, name in enumerate(HEADS, 41):
             make_head(name, seed, out, Path(scratch) / name)
+    make_templates(out)
 
 
 def differences(made: Path, kept: Path) -> Iterator[str]:
@@ -202,6 +274,8 @@ def differences(made: Path, kept: Path) -> Iterator[str]:
             for key in ("raw", "prompted"):
                 if abs(one.get(key, 0) - other.get(key, 0)) > NEAR:
                     yield f"{file.parent.name}: {one} where {other} is kept"
+    if (made / "templates.json").read_text() != (kept / "templates.json").read_text():
+        yield "templates.json is another one"
 
 
 def main() -> None:

@@ -131,8 +131,10 @@ def _more_head(tensors: dict[str, Any]) -> None:
 
 def _default_prompt(folder: Path) -> Path:
     made = checkpoints.copy("bert-pairs", folder / "model")
-    said = {"prompts": {"web": "Query: "}, "default_prompt_name": "web"}
+    checkpoints.write_modules(made, ("Transformer",))
+    said = {"model_type": "CrossEncoder", "prompts": {"web": "Query: "}, "default_prompt_name": "web"}
     (made / "config_sentence_transformers.json").write_text(json.dumps(said))
+    (made / "sentence_bert_config.json").write_text('{"transformer_task": "sequence-classification"}')
     return made
 
 
@@ -628,7 +630,7 @@ KINDS = (
         _checkpoint("bert-pairs", num_attention_heads=3),
         "its 3 attention heads",
     ),
-    Kind("a prompt before each query by default", _default_prompt, "before each query"),
+    Kind("a prompt before each query by default", _default_prompt, "cross_encoder"),
     Kind("no class in config.json", _checkpoint("bert-pairs", architectures=None), "declares no class"),
     Kind(
         "a matrix of another shape than config.json says",
@@ -642,6 +644,11 @@ KINDS = (
     ),
     Kind(
         "ettin-reranker, safetensors",
+        lambda folder: checkpoints.with_modules("ettin", folder / "model"),
+        "cross_encoder",
+    ),
+    Kind(
+        "ettin-reranker, safetensors, without its modules",
         _checkpoint("modernbert-head", architectures=["ModernBertModel"]),
         "ModernBertModel",
     ),

@@ -181,6 +181,6 @@ def _pooling(module: Module, prompt: str) -> Pooling:
             _OLD_POOLINGS.get(part, part) for key in old if config[key] and (part := key[len(_OLD_POOLING) :])
         ]
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]
-    if not isinstance(modes, Sequence) or len(modes) != 1 or modes[0] not in _POOLINGS:
+    if not isinstance(modes, Sequence) or len(modes) != 1 or modes[0] not in [*_POOLINGS]:
         raise NotUnderstood(f"its module {module.path} has the pooling {modes!r:.60}, not cls or mean")
     return _POOLINGS[modes[0]]

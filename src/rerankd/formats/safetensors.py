@@ -198,8 +198,7 @@ def _head(
             "its input is formatted by a chat template, which rerankd supports for causal models only",
         )
     if not layout.has_own_head:
-        second = layout.kinds[1:2]
-        return None, f"its {MODULES} has {second[0]} after Transformer without Pooling" if second else ""
+        return None, ""
     try:
         return module_head.of(layout, parts, config.size("hidden_size")), ""
     except NotUnderstood as reason:

@@ -76,7 +76,7 @@ class Layout:
     @property
     def has_own_head(self) -> bool:
         """Whether modules make the score of the last hidden states, and not a head of the class."""
-        return "Pooling" in self.kinds
+        return len(self.modules) > 1 and not self.is_causal
 
     @property
     def is_causal(self) -> bool:
@@ -142,12 +142,14 @@ def _modules(said: Any) -> tuple[Module, ...]:
         raise TypeError
     found = []
     for one in said:
-        name = str(one["type"])
+        name = one["type"]
+        if not isinstance(name, str) or not isinstance(one["path"], str):
+            raise TypeError
         kind = name.rpartition(".")[2]
         if not name.startswith(_PACKAGE) or kind not in _KINDS:
             known = ", ".join(_KINDS)
             raise NotUnderstood(f"its {MODULES} has the module {name:.100}, and rerankd knows {known}")
-        found.append(Module(kind, str(one["path"])))
+        found.append(Module(kind, one["path"]))
     return tuple(found)
 
 
