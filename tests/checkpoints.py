@@ -63,8 +63,9 @@ def write_hollow(file: Path, shapes: dict[str, list[int]]) -> None:
 
 def write_modules(folder: Path, kinds: Sequence[str]) -> None:
     """Write a modules.json of sentence-transformers with these modules."""
+    package = "sentence_transformers.models"
     modules = [
-        {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"sentence_transformers.models.{kind}"}
+        {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"{package}.{kind}"}
         for at, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules))

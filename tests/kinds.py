@@ -521,7 +521,7 @@ KINDS = (
     Kind(
         "ettin-reranker, plain conversion",
         Twin("Ettin Reranker 150m v1", **MODERN, pooling="cls"),
-        "no rank head",
+        "rank head is incomplete",
     ),
     # Late interaction
     Kind(

@@ -28,8 +28,13 @@ from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, inputs, rerankd
 from twins import Twin
 
-# Served from their checkpoints only: GGUF can't represent them.
-FOLDERS = ("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2")
+# Served from their checkpoints only, because GGUF can't represent them: how to write one, from its number of
+# layers and its width.
+FOLDERS = dict.fromkeys(("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2"), twins.write_bert_folder)
+FOLDERS |= {
+    f"ettin-reranker-{size}-v1": twins.write_ettin_folder
+    for size in ("17m", "32m", "68m", "150m", "400m", "1b")
+}
 ENTRIES = catalog.known().entries
 
 
@@ -58,7 +63,7 @@ def test_every_model_of_the_catalog_gets_the_recipe_of_its_entry(entry: Entry, t
         folder = tmp_path / str(at)
         if entry.name in FOLDERS:
             sizes = entry.match.block_count, entry.match.embedding_length
-            path = twins.write_bert_folder(folder / name, *sizes)
+            path = FOLDERS[entry.name](folder / name, *sizes)
         else:
             folder.mkdir()
             path = twins.of_entry(entry, name).write(folder / "model.gguf")

@@ -190,8 +190,8 @@ def _layout(described: Mapping[str, bytes], config: Mapping[str, Any], fail: Fai
 def _head(
     layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], config: Config
 ) -> tuple[module_head.Head | None, str]:
-    """The head that consists of modules, None if the class has its own; and why rerankd can't compute it, "" if
-    it can."""
+    """The head that consists of modules, None if the class has its own; and why rerankd can't compute it, ""
+    if it can."""
     if layout.chat is not None:
         return (
             None,
@@ -215,7 +215,11 @@ def _unknown(
     """The refused checkpoint of an unsupported class. Its sizes identify the model in the catalog."""
     architecture = str(config.get("model_type") or kind or "unknown")
     values["general.architecture"] = architecture
-    sizes = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}
+    sizes = {
+        "embedding_length": "hidden_size",
+        "block_count": "num_hidden_layers",
+        "context_length": "max_position_embeddings",
+    }
     for ours, own in sizes.items():
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
