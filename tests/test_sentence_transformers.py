@@ -23,7 +23,7 @@ from rerankd.hub.store import Store
 from rerankd.recipes import catalog
 from rerankd.recipes.causal_layout import CausalRecipe, causal_recipe
 from rerankd.recipes.resolve import resolve
-from support import GOLDEN
+from support import GOLDEN, rerankd
 from test_pull import Pulls
 
 Change = Callable[[Path], None]
@@ -263,6 +263,28 @@ def test_modules_are_checked_before_the_download(ettin: Path, pulls: Pulls) -> N
             pulls("hf:cross-encoder/ettin", hub)
         assert not any("model.safetensors" in body for body in hub.bodies)
     assert pulls.store.records() == ()
+
+
+def test_a_repository_is_inspected_without_a_download(ettin: Path, tmp_path: Path) -> None:
+    with fake_hub(repos={"cross-encoder/ettin": files_of(ettin)}) as hub:
+        ran = rerankd("inspect", "hf:cross-encoder/ettin", home=tmp_path / "home", HF_ENDPOINT=hub.url)
+        as_json = rerankd(
+            "inspect", "hf:cross-encoder/ettin", "--json", home=tmp_path / "home", HF_ENDPOINT=hub.url
+        )
+    assert ran.returncode == 0, ran.stderr
+    assert "scored as cross_encoder" in ran.stdout and "OpenVINO" in ran.stdout
+    assert "not on this machine: rerankd pull hf:cross-encoder/ettin" in ran.stdout
+    assert json.loads(as_json.stdout)["modules"] == ["Transformer", "Pooling", "Dense", "LayerNorm", "Dense"]
+    assert not (tmp_path / "home" / "models").exists() or not [*(tmp_path / "home" / "models").iterdir()]
+
+
+def test_a_repository_that_is_refused_says_why(ettin: Path, tmp_path: Path) -> None:
+    edited("1_Pooling/config.json", pooling_mode="max")(ettin)
+    with fake_hub(repos={"cross-encoder/ettin": files_of(ettin)}) as hub:
+        ran = rerankd("inspect", "hf:cross-encoder/ettin", home=tmp_path / "home", HF_ENDPOINT=hub.url)
+    assert ran.returncode == 3 and "1_Pooling" in ran.stdout
+    ran = rerankd("inspect", "--check", "hf:cross-encoder/ettin", home=tmp_path / "home")
+    assert ran.returncode != 0 and "rerankd pull" in ran.stderr
 
 
 # Causal models

@@ -13,12 +13,12 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rerankd.domain import Refusal
-from rerankd.download import Beginning, Downloader, verify
+from rerankd.download import Downloader, verify
 from rerankd.errors import (
     FetchError,
     HubUnreachable,
@@ -28,14 +28,14 @@ from rerankd.errors import (
     Unscorable,
     disk_errors,
 )
-from rerankd.formats import checkpoint_files, gguf_metadata, model_files
-from rerankd.formats import safetensors_metadata as folders
+from rerankd.formats import checkpoint_files, model_files
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.hub.choose_files import Choice, RemoteFile, choose
+from rerankd.hub import remote
+from rerankd.hub.choose_files import Choice, RemoteFile
 from rerankd.hub.hubs import Hub, Listing
 from rerankd.hub.model_ref import HUBS, ModelRef, parse
 from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
-from rerankd.progress import Progress, size_words, step
+from rerankd.progress import Progress, size_words
 from rerankd.recipes import catalog
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.scoring_method import KNOWN_GOOD
@@ -89,17 +89,15 @@ class Puller:
 
     def _pull_from(self, source: ModelRef, default: str, folder: str) -> Record:
         hub = self.hubs[source.kind]
-        with step(self.progress, f"listing {source.name} on {hub.origin(source.name).server}"):
-            listing = self.downloader.retrying(lambda: hub.listing(source.name))
-        where = f"{source.kind}:{source.name}"
-        choice = choose(
-            listing.files,
-            where,
-            quant=source.quant,
-            file=source.file,
+        listing, choice = remote.find(
+            self.downloader,
+            self.hubs,
+            source,
+            self.progress,
             default=default,
             memory_bytes=self.memory_bytes,
         )
+        where = f"{source.kind}:{source.name}"
         record = Record(
             name=name_of(folder),
             folder=folder,
@@ -140,28 +138,7 @@ class Puller:
 
     def _resolve_remote(self, hub: Hub, repo: str, listing: Listing, choice: Choice) -> None:
         """Print how the model will be scored. Raises Unscorable or ModelFileError before the download."""
-        with contextlib.ExitStack() as streams:
-
-            def opened(file: RemoteFile) -> Beginning:
-                source = hub.source(repo, listing.revision, file)
-                return streams.enter_context(self.downloader.beginning(source))
-
-            def parts(ending: str, folder: str) -> Iterator[tuple[Beginning, int, Path]]:
-                for file in choice.files:
-                    if file.name.lower().endswith(ending):
-                        yield opened(file), file.size_bytes, Path(folder, file.path)
-
-            described = {
-                file.place: opened(file).read()
-                for file in choice.files
-                if checkpoint_files.describes(file.place)
-            }
-            if described:
-                metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX, ""))
-            else:
-                # The repository's name is a part of what the file says that it is (model_identity.py).
-                metadata = gguf_metadata.read_streams(parts(".gguf", repo.replace("/", "--")))
-            resolved = self.resolve(metadata)
+        resolved = self.resolve(remote.read_metadata(self.downloader, hub, repo, listing, choice))
         resolved.require(hub.origin(repo).ref)
         self.say(f"scored as {resolved.explanation}")
 
