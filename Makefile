@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: serve test coverage docs engine test-clients test-soak lint release-check clean
+.PHONY: serve test coverage docs engine test-clients test-soak test-torch lint release-check clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
@@ -41,6 +41,16 @@ test-clients: $(VENV)/installed-dev
 # The long ones: minutes each, and a load for the whole machine.
 test-soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m soak -s
+
+# Golden values made again with the reference libraries, some GB of them, and compared with those that are stored.
+test-torch: .venv-torch/installed
+	.venv-torch/bin/python scripts/golden_modules.py --check
+
+.venv-torch/installed:
+	@$(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check \
+		sentence-transformers==6.2.0 transformers==5.24.0 tokenizers==0.23.3 torch
+	@touch $@
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

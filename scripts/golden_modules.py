@@ -7,7 +7,7 @@ those of CrossEncoder in float32 with activation_fn=Identity. Matrices are about
 so that each part moves the score (see make_scaled.py).
 
     python scripts/golden_modules.py            makes the files again
-    python scripts/golden_modules.py --compare  makes them in a temporary folder and compares the values
+    python scripts/golden_modules.py --check  makes them in a temporary folder and compares the values
 """
 
 from __future__ import annotations
@@ -283,10 +283,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=GOLDEN / "modules")
-    parser.add_argument("--compare", action="store_true", help="compare the values, and change no file")
+    parser.add_argument("--check", action="store_true", help="compare the values, and change no file")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    if not args.compare:
+    if not args.check:
         make_all(args.out)
         return
     with tempfile.TemporaryDirectory() as folder:

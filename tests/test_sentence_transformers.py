@@ -119,16 +119,16 @@ def test_a_default_prompt_stands_before_each_query(ettin: Path) -> None:
 
 
 REFUSED: list[tuple[str, Change, str]] = [
-    ("an embedding model", edited(SAVED, model_type="SentenceTransformer"), "is a SentenceTransformer"),
-    ("no type", edited(SAVED, model_type=None), "is a SentenceTransformer"),
+    ("an embedding model", edited(SAVED, model_type="SentenceTransformer"), "declares a SentenceTransformer"),
+    ("no type", edited(SAVED, model_type=None), "declares a SentenceTransformer"),
     ("the repository's own class", of_module(2, type="custom_st.Dense"), "custom_st.Dense"),
     ("another module", of_module(2, type="sentence_transformers.models.WordWeights"), "WordWeights"),
     ("another library's", of_module(2, type="pylate.models.Dense"), "pylate.models.Dense"),
     ("a Transformer below", of_module(0, path="0_Transformer"), "model's own folder"),
-    ("no Transformer", of_module(0), "not its first module"),
+    ("no Transformer", of_module(0), "first module is not"),
     ("a head of logits", of_module(1, type="sentence_transformers.models.LogitScore"), "text-generation"),
-    ("no Pooling", of_module(1), "before they are pooled"),
-    ("no last Dense", of_module(4), "no Dense|writes 'sentence_embedding'"),
+    ("no Pooling", of_module(1), "comes before a Pooling"),
+    ("no last Dense", of_module(4), "not a Dense"),
     ("max pooling", edited("1_Pooling/config.json", pooling_mode="max"), "pooling"),
     ("two poolings", edited("1_Pooling/config.json", pooling_mode=["cls", "mean"]), "pooling"),
     ("an unknown key of Pooling", edited("1_Pooling/config.json", weights=[1]), "sets 'weights'"),
@@ -137,14 +137,14 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("no activation: Tanh at last", edited("4_Dense/config.json", activation_function=None), "Tanh"),
     ("a sigmoid at last", edited("4_Dense/config.json", activation_function="torch.nn.Sigmoid"), "Sigmoid"),
     ("two scores", edited("4_Dense/config.json", out_features=2), "2 scores"),
-    ("another width", edited("2_Dense/config.json", in_features=32), "wide"),
-    ("a matrix of another shape", edited("2_Dense/config.json", out_features=32), "of the shape"),
+    ("another width", edited("2_Dense/config.json", in_features=32), "a width of 64"),
+    ("a matrix of another shape", edited("2_Dense/config.json", out_features=32), "with the shape"),
     ("a bias that is missing", edited("2_Dense/config.json", bias=True), "linear.bias"),
     ("a tensor more", weights("3_LayerNorm", norm__scale=(64,)), "norm.scale"),
     ("another input", edited("2_Dense/config.json", module_input_name="tokens"), "tokens"),
     ("an unknown key of Dense", edited("2_Dense/config.json", gate=True), "sets 'gate'"),
     ("no config", lambda model: (model / "2_Dense" / "config.json").unlink(), "2_Dense has no config"),
-    ("no weights", lambda model: (model / "2_Dense/model.safetensors").unlink(), "2_Dense has no weights"),
+    ("no weights", lambda model: (model / "2_Dense/model.safetensors").unlink(), "has no model.safetensors"),
     ("another task", edited(TRANSFORMER, transformer_task="fill-mask"), "'fill-mask'"),
     ("another output", edited(TRANSFORMER, module_output_name="scores"), "scores"),
     ("lower case", edited(TRANSFORMER, do_lower_case=True), "do_lower_case"),
@@ -361,9 +361,9 @@ def test_without_a_list_of_modules_no_labels_are_assumed(qwen: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"true_token_id": None}, "does not name the tokens"),
-        ({"true_token_id": -1}, "does not name the tokens"),
-        ({"false_token_id": "no"}, "does not name the tokens"),
+        ({"true_token_id": None}, "no valid token ids"),
+        ({"true_token_id": -1}, "no valid token ids"),
+        ({"false_token_id": "no"}, "no valid token ids"),
         ({"module_input_name": "scores"}, "reads 'scores'"),
         ({"scale": 2.0}, "sets 'scale'"),
     ],
@@ -376,7 +376,7 @@ def test_labels_that_are_not_understood_are_refused(qwen: Path, changes: dict[st
 
 def test_labels_beyond_the_vocabulary_are_named(qwen: Path) -> None:
     checkpoints.edit(qwen / "1_LogitScore" / "config.json", true_token_id=10**6)
-    with pytest.raises(ModelFileError, match="no tokens of the ids"):
+    with pytest.raises(ModelFileError, match="no tokens with the ids"):
         model_files.read(qwen)
 
 
@@ -404,7 +404,7 @@ def test_a_template_of_the_tokenizers_configuration(qwen: Path) -> None:
     found = causal_recipe(model_files.read(qwen))
     assert isinstance(found, CausalRecipe) and found.template == "<s>{query}</s>{document}!"
     checkpoints.edit(qwen / "tokenizer_config.json", chat_template=None)
-    with pytest.raises(Unscorable, match="its files hold none"):
+    with pytest.raises(Unscorable, match="its files contain none"):
         resolved(qwen).require()
 
 
@@ -433,24 +433,27 @@ QUERY, DOCUMENT = "{{ messages[-2].content }}", "{{ messages[-1].content }}"
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (DOCUMENT, "does not insert the query"),
-        (QUERY, "does not insert the document"),
-        (QUERY + QUERY + DOCUMENT, "more than once inserts the query"),
-        (QUERY + "{{ messages[-1].content | trim }}", "does more than to insert texts"),
-        (QUERY + "{{ messages[-1].content[:2000] }}", "does more than to insert texts"),
-        (QUERY + "{{ messages[-1].content | upper }}", "does more than to insert texts"),
-        (QUERY + "{{ messages[-1].content | replace('<', '&lt;') }}", "does more than to insert texts"),
+        (DOCUMENT, "inserts the query 0 times"),
+        (QUERY, "inserts the document 0 times"),
+        (QUERY + QUERY + DOCUMENT, "inserts the query 2 times"),
+        (QUERY + "{{ messages[-1].content | trim }}", "does more than insert texts"),
+        (QUERY + "{{ messages[-1].content[:2000] }}", "does more than insert texts"),
+        (QUERY + "{{ messages[-1].content | upper }}", "does more than insert texts"),
+        (QUERY + "{{ messages[-1].content | replace('<', '&lt;') }}", "does more than insert texts"),
         (QUERY + "{% if messages[-1].content == messages[-2].content %}!{% endif %}" + DOCUMENT, "does more"),
-        (QUERY + DOCUMENT + "{query}", "a meaning of its own"),
-        (QUERY + DOCUMENT + "\x1e", "a meaning of its own"),
+        (QUERY + DOCUMENT + "{query}", "would replace"),
+        (QUERY + DOCUMENT + "\x1e", "would replace"),
         (QUERY + DOCUMENT + "{% if", "can't be rendered"),
         (QUERY + DOCUMENT + "{{ raise_exception('no roles') }}", "no roles"),
         (QUERY + DOCUMENT + "{{ strftime_now('%d') }}", "date"),
+        ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "unsafe|can't be rendered"),
+        ("{{ namespace(_a=1) }}", "unsafe"),
+        ("{{ dict.mro() }}", "no attribute|unsafe"),
         ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "unsafe"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "does not insert|unsafe"),
-        ("{{ messages.append(1) }}", "unsafe|not callable|can't be rendered"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "0 times|unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|can't be rendered"),
         ("{{ 'a' * 10 ** 10 }}", "MemoryError|time or memory"),
-        (QUERY + DOCUMENT + "{{ 'a' * 300_000 }}", "more than 200,000 letters"),
+        (QUERY + DOCUMENT + "{{ 'a' * 300_000 }}", "more than 200,000 characters"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "time or memory"),
     ],
 )

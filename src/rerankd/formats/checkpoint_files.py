@@ -42,7 +42,7 @@ def files(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def describes(name: str) -> bool:
-    """Whether a file of a checkpoint tells how the model is scored; it is small, and read as a whole."""
+    """Whether the file describes the model. Such a file is small and is read completely."""
     if "/" not in name:
         return name in _DESCRIBING
     is_template = name.startswith(ADDITIONAL_TEMPLATES) and name.endswith(".jinja")
@@ -50,7 +50,7 @@ def describes(name: str) -> bool:
 
 
 def is_of_module(name: str) -> bool:
-    """Whether it holds the weights of a module, and not those of the model that the modules are put upon."""
+    """Whether the file contains the weights of a module of sentence-transformers, not those of the model."""
     return _MODULE_WEIGHTS.fullmatch(name) is not None
 
 

@@ -1,10 +1,10 @@
-"""The modules behind the Transformer of a sentence-transformers checkpoint -> the steps of a rank head.
+"""The modules after the Transformer of a sentence-transformers checkpoint, as the steps of a rank head.
 
-    pooling, then dense | norm | normalize …, the last step a dense layer of one row without an activation
+    Pooling, then Dense | LayerNorm | Normalize | Dropout …, at last a Dense with one row and no activation
 
-The layers have GGUF's names, as those of a class's head have: the first dense layer of more than one row is
-`cls`, the first normalisation `cls.norm`, the layer that gives the score `cls.output`. That of ettin-reranker
-(dense, GELU, norm, output) is the head of ModernBERT then.
+The tensors get the names of a rank head in GGUF: the first Dense is `cls`, the first LayerNorm `cls.norm`,
+the last Dense `cls.output`. ettin-reranker (Dense, GELU, LayerNorm, Dense) thus has the tensors of
+ModernBERT's head.
 
 Source: Pooling, Dense, LayerNorm, Normalize and Dropout of sentence-transformers 6.2.
 """
@@ -22,12 +22,12 @@ from rerankd.formats.sentence_transformers import Layout, Module
 from rerankd.formats.transformer_module import NotUnderstood, only
 
 STEPS = "classifier.steps"
-"""The header's key of a head's steps."""
+"""The key of the steps in the header."""
 Step = tuple[str, str, str]
-"""What is done (dense, residual dense, norm, normalize), the name of its tensors, and a dense layer's
-activation."""
+"""The kind (dense, residual dense, norm, normalize), the name of its tensors, the activation of a dense
+step."""
 
-# torch.nn's classes, by the last part of their name, as they are without arguments (GELU is the erf form).
+# Classes of torch.nn with their default arguments (GELU is the erf form).
 _ACTIVATIONS = {
     "Identity": "",
     "GELU": "gelu",
@@ -46,12 +46,12 @@ _DENSE = (
 _STATE, _SCORE = "sentence_embedding", "scores"
 
 Places = Mapping[str, tuple[str, Tensor]]
-"""Tensors by GGUF's names: the file of each, by its path in the folder, and its place there."""
+"""By GGUF's name of the tensor: its file, as a path in the folder, and its position in that file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the score is made of: a pooling of the last states, then steps."""
+    """How the score is computed from the last hidden states: pooling, then the steps."""
 
     pooling: Pooling
     steps: tuple[Step, ...]
@@ -59,19 +59,19 @@ class Head:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """The keys of a header that tell it."""
+        """The header's keys that describe this head."""
         return {"classifier.pooling_type": 1 if self.pooling == "mean" else 2, STEPS: self.steps}
 
 
 def of(layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], width: int) -> Head:
-    """The head of modules behind states of this width. `parts` are the tensors of each file of weights.
-    Raises NotUnderstood for what can't be computed, which is named."""
+    """Read the head from the modules. `width` is that of the hidden states, `parts` has the tensors of each
+    weight file. Raises NotUnderstood, which names the module that rerankd does not support."""
     modules = [module for module in layout.modules[1:] if module.kind != "Dropout"]
     if modules[0].kind != "Pooling":
-        raise NotUnderstood(f"its states go to a {modules[0].kind} before they are pooled")
+        raise NotUnderstood(f"its module {modules[0].path} ({modules[0].kind}) comes before a Pooling")
     pooling, left = _pooling(modules[0], layout.prompt), modules[1:]
     if not left or left[-1].kind != "Dense":
-        raise NotUnderstood("its last module is no Dense, so nothing gives a score")
+        raise NotUnderstood("its last module is not a Dense, so it returns no score")
     steps: list[Step] = []
     tensors: dict[str, tuple[str, Tensor]] = {}
     for module in left:
@@ -94,20 +94,20 @@ def _name(kind: str, *, is_last: bool, taken: Mapping[str, Any]) -> str:
 def _step(
     module: Module, name: str, parts: Mapping[str, Mapping[str, Tensor]], width: int, *, is_last: bool
 ) -> tuple[Step, Places, int]:
-    """A module as a step, its tensors, and the width of what it gives."""
+    """The step of a module, its tensors, and the width of its output."""
     if module.kind == "Normalize":
         _in_and_out(module, _STATE)
         only(module.config, ("module_input_name", "module_output_name"), module.path)
         return ("normalize", "", ""), {}, width
     held = parts.get(module_weights(module.path))
     if held is None:
-        raise NotUnderstood(f"its module {module.path} has no weights as safetensors")
+        raise NotUnderstood(f"its module {module.path} has no model.safetensors")
     if module.kind == "LayerNorm":
         only(module.config, ("dimension",), module_config(module.path))
         shapes = {"norm.weight": (width,), "norm.bias": (width,)}
         return ("norm", name, ""), dict(_found(module, name, held, shapes)), width
     if module.kind != "Dense":
-        raise NotUnderstood(f"it has the module {module.kind} ({module.path}) behind its Pooling")
+        raise NotUnderstood(f"its module {module.path} ({module.kind}) comes after its Pooling")
     return _dense(module, name, held, width, is_last=is_last)
 
 
@@ -119,10 +119,12 @@ def _dense(
     _in_and_out(module, _SCORE if is_last else _STATE)
     rows = config.get("out_features")
     if config.get("in_features") != width or type(rows) is not int or rows < 1:
-        raise NotUnderstood(f"its module {module.path} is {width} wide before it, and says another width")
+        raise NotUnderstood(
+            f"its module {module.path} does not read a width of {width}, or declares an invalid one"
+        )
     if is_last and rows != 1:
-        raise NotUnderstood(f"it gives {rows} scores for a pair ({module.path})")
-    # The library's default is Tanh, also for a class that is not torch's.
+        raise NotUnderstood(f"its module {module.path} returns {rows} scores for a pair")
+    # The library's default is Tanh, also in place of a class outside torch.
     said = str(config.get("activation_function", ""))
     activation = _ACTIVATIONS.get(said.rpartition(".")[2]) if said.startswith("torch.nn.") else None
     if activation is None or (is_last and activation):
@@ -138,7 +140,7 @@ def _dense(
 
 
 def _in_and_out(module: Module, wanted: str) -> None:
-    """Raises NotUnderstood for a module that reads or writes something else than the one state."""
+    """Raises NotUnderstood if the module reads or writes anything but the pooled state."""
     read = module.config.get("module_input_name", _STATE)
     written = module.config.get("module_output_name") or read
     if (read, written) != (_STATE, wanted):
@@ -148,16 +150,14 @@ def _in_and_out(module: Module, wanted: str) -> None:
 def _found(
     module: Module, name: str, held: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, tuple[str, Tensor]]]:
-    """The tensors of a module, which must be these and no others."""
+    """The tensors of a module. Raises NotUnderstood if any is missing, of another shape, or unknown."""
     if more := held.keys() - shapes.keys():
-        raise NotUnderstood(f"its module {module.path} has the tensor {min(more)}, which it should not")
+        raise NotUnderstood(f"its module {module.path} has the unknown tensor {min(more)}")
     for own, shape in shapes.items():
         tensor = held.get(own)
         if tensor is None or tensor.shape != shape:
             has = "no such tensor" if tensor is None else f"the shape {tensor.shape}"
-            raise NotUnderstood(
-                f"its module {module.path} needs {own} of the shape {shape}, and it has {has}"
-            )
+            raise NotUnderstood(f"its module {module.path} needs {own} with the shape {shape}, but has {has}")
         part, _, ending = own.partition(".")
         yield (
             f"{name}.residual.{ending}" if part == "residual" else f"{name}.{ending}",
@@ -174,7 +174,7 @@ def _pooling(module: Module, prompt: str) -> Pooling:
     known = ("pooling_mode", "embedding_dimension", "word_embedding_dimension", "include_prompt", *old)
     only(config, known, module_config(module.path))
     if prompt and config.get("include_prompt", True) is not True:
-        raise NotUnderstood(f"its module {module.path} leaves the prompt out, which rerankd does not do")
+        raise NotUnderstood(f"its module {module.path} excludes the prompt, which rerankd does not support")
     modes: Any = config.get("pooling_mode")
     if modes is None:
         modes = [
@@ -182,5 +182,7 @@ def _pooling(module: Module, prompt: str) -> Pooling:
         ]
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]
     if not isinstance(modes, Sequence) or len(modes) != 1 or modes[0] not in [*_POOLINGS]:
-        raise NotUnderstood(f"its module {module.path} has the pooling {modes!r:.60}, not cls or mean")
+        raise NotUnderstood(
+            f"its module {module.path} has the pooling {modes!r:.60}; rerankd supports cls and mean"
+        )
     return _POOLINGS[modes[0]]

@@ -40,7 +40,7 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def texts_of(path: Path, ids: Sequence[int]) -> tuple[str, ...]:
-    """What single tokens spell. Raises OSError, and ValueError where the file is damaged or has no such
+    """The text of each of these tokens. Raises OSError, and ValueError if the file is damaged or has no such
     token."""
     from tokenizers import Tokenizer
 
@@ -49,7 +49,7 @@ def texts_of(path: Path, ids: Sequence[int]) -> tuple[str, ...]:
     except Exception as error:  # as in `read`
         raise ValueError(str(error)) from error
     if any(tokenizer.id_to_token(one) is None for one in ids):
-        raise ValueError(f"it has no tokens of the ids {ids}")
+        raise ValueError(f"it has no tokens with the ids {ids}")
     return tuple(tokenizer.decode([one], skip_special_tokens=False) for one in ids)
 
 

@@ -1,9 +1,8 @@
-"""sentence_bert_config.json: what sentence-transformers' Transformer module reads of a pair, and what of its
-model.
+"""sentence_bert_config.json: how the Transformer module of sentence-transformers passes a pair to its model.
 
-A key or a value that is not known here may change the score, so it raises `NotUnderstood`.
+Raises `NotUnderstood` for an unknown key or value, because it may change the score.
 
-Source: sentence-transformers 6.2 (base/modules/transformer.py); the choice of a chat template is
+Source: sentence-transformers 6.2 (base/modules/transformer.py). The chat template is chosen as in
 get_chat_template of transformers 5.24.
 """
 
@@ -21,14 +20,14 @@ from rerankd.formats.checkpoint_files import (
     TRANSFORMER,
 )
 
-# What each task reads of its model, and what the other modules call that.
+# The output of the model that each task uses, and the name that the other modules have for it.
 _OUTPUTS = {
     "feature-extraction": ("last_hidden_state", "token_embeddings"),
     "sequence-classification": ("logits", "scores"),
     "text-generation": ("logits", "causal_logits"),
     "any-to-any": ("logits", "causal_logits"),
 }
-# How padding is avoided, and the lengths of a query and a document that are read apart: no cross-encoder's.
+# How to avoid padding, and the lengths of texts that are encoded separately; a cross-encoder joins them.
 _HARMLESS = ("unpad_inputs", "query_length", "document_length")
 _READ = (
     "transformer_task", "modality_config", "module_output_name", "processing_kwargs", "max_seq_length",
@@ -36,7 +35,7 @@ _READ = (
     "processor_kwargs", "tokenizer_args", "config_kwargs", "config_args",
 )  # fmt: skip
 _REFUSED = ("do_lower_case", "tokenizer_name_or_path", "query_expansion")
-# How weights are loaded, and how texts are padded and truncated: rerankd has its own rules for these.
+# How to load weights, and how to pad and truncate texts, for which rerankd has its own rules.
 _LOADING = ("attn_implementation", "torch_dtype", "dtype", "device_map", "low_cpu_mem_usage")
 _TEXT = ("padding", "padding_side", "truncation", "truncation_side", "max_length", "logits_to_keep")
 _COMMON = ("return_tensors", "padding_side")
@@ -45,13 +44,13 @@ _MEDIA = ("image", "audio", "video")
 
 
 class NotUnderstood(Exception):
-    """The files say something that rerankd does not understand; the text is the reason."""
+    """The files declare something that rerankd does not support; the text is the reason of the Refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transformer:
-    """The module's task, the tokens of an input (0: not said), and the chat template that makes the input;
-    None where the tokenizer joins query and document."""
+    """The task; the most tokens of an input (0: not declared); the chat template that formats the input
+    (None: the tokenizer joins query and document)."""
 
     task: str
     max_length: int
@@ -64,9 +63,8 @@ def read(
     tokenizer: Mapping[str, Any],
     templates: Mapping[str, str],
 ) -> Transformer:
-    """The module from its file. `tasks` are those that fit the modules behind it, `tokenizer` is
-    tokenizer_config.json, `templates` are the chat templates by the names of their files. Raises
-    NotUnderstood."""
+    """Read the module. `tasks` are those whose output the other modules can read, `tokenizer` is
+    tokenizer_config.json, `templates` are the contents of the .jinja files by path. Raises NotUnderstood."""
     task = said.get("transformer_task", "feature-extraction")
     if task not in tasks:
         raise NotUnderstood(f"its {TRANSFORMER} has the task {task!r:.60}, not {' or '.join(tasks)}")
@@ -78,10 +76,10 @@ def read(
 
 
 def _check(said: Mapping[str, Any], modalities: Mapping[str, Any], task: str) -> None:
-    """Raises NotUnderstood for a module that does more than to give texts to its model."""
+    """Raises NotUnderstood if the module does more than passing texts to its model."""
     method, output = _OUTPUTS[task]
     if said.get("module_output_name", output) != output:
-        raise NotUnderstood(f"its {TRANSFORMER} calls the model's output {said['module_output_name']!r:.60}")
+        raise NotUnderstood(f"its {TRANSFORMER} names the output {said['module_output_name']!r:.60}")
     if modalities and "text" not in modalities and "message" not in modalities:
         raise NotUnderstood(f"its {TRANSFORMER} reads no text")
     for name in ("text", "message"):
@@ -91,7 +89,7 @@ def _check(said: Mapping[str, Any], modalities: Mapping[str, Any], task: str) ->
                 raise NotUnderstood(f"its {TRANSFORMER} reads {name} by {dict(how)!r:.100}")
     for key in _REFUSED:
         if said.get(key):
-            raise NotUnderstood(f"its {TRANSFORMER} sets {key}, which rerankd does not do")
+            raise NotUnderstood(f"its {TRANSFORMER} sets {key}, which rerankd does not support")
     only(said, (*_READ, *_HARMLESS), TRANSFORMER)
     for key in ("model_kwargs", "model_args"):
         only(mapping(said.get(key), key), _LOADING, key)
@@ -118,7 +116,7 @@ def _max_length(said: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
     ]
     lengths = [one for one in found if one is not None]
     if not all(type(one) is int and one > 0 for one in lengths):
-        raise NotUnderstood(f"its {TRANSFORMER} sets a length that is none: {lengths!r:.80}")
+        raise NotUnderstood(f"its {TRANSFORMER} has an invalid length: {lengths!r:.80}")
     return min(lengths, default=0)
 
 
@@ -131,12 +129,12 @@ def _chat(
     variables = dict(mapping(settings.get("chat_template"), "processing_kwargs"))
     source = _chosen(variables.pop("chat_template", None), _known(tokenizer, templates))
     if not isinstance(source, str) or not source:
-        raise NotUnderstood("a chat template makes its input, and its files hold none")
+        raise NotUnderstood("a chat template formats its input, but its files contain none")
     for key in _NOT_OF_TEMPLATE:
         variables.pop(key, None)
     for key in ("continue_final_message", "tools", "documents"):
         if variables.pop(key, None):
-            raise NotUnderstood(f"its chat template is given {key}, which rerankd does not do")
+            raise NotUnderstood(f"its chat template is given {key}, which rerankd does not support")
     special = {
         key: value["content"] if isinstance(value, Mapping) and "content" in value else value
         for key, value in tokenizer.items()
@@ -148,14 +146,14 @@ def _chat(
 
 
 def _chosen(wanted: Any, known: Any) -> Any:
-    """The source of a template that is named, or given as it is."""
-    if isinstance(known, Mapping):
-        return known.get("default") if wanted is None else known.get(wanted, wanted)
-    return known if wanted is None else wanted
+    """The template with this name, or the given template itself."""
+    if not isinstance(known, Mapping):
+        return known if wanted is None else wanted
+    return known.get("default") if wanted is None else known.get(str(wanted), wanted)
 
 
 def _known(tokenizer: Mapping[str, Any], templates: Mapping[str, str]) -> Any:
-    """The model's chat template, or several by their names. Files win over tokenizer_config.json."""
+    """The chat template, or several by name. Files take precedence over tokenizer_config.json."""
     found = {
         name.removeprefix(ADDITIONAL_TEMPLATES).removesuffix(".jinja"): text
         for name, text in templates.items()
@@ -169,7 +167,7 @@ def _known(tokenizer: Mapping[str, Any], templates: Mapping[str, str]) -> Any:
     if not isinstance(said, list):
         return said
     if not all(isinstance(one, Mapping) and {"name", "template"} <= one.keys() for one in said):
-        raise NotUnderstood(f"its {TOKENIZER_CONFIG} holds chat templates without names")
+        raise NotUnderstood(f"its {TOKENIZER_CONFIG} has chat templates without names")
     return {str(one["name"]): one["template"] for one in said}
 
 
@@ -178,12 +176,12 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise NotUnderstood(f"its {where} should hold an object, and holds {value!r:.60}")
+        raise NotUnderstood(f"its {where} must be an object, but is {value!r:.60}")
     return value
 
 
 def only(said: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Raises NotUnderstood for a key that is not known; null and {} say nothing."""
+    """Raises NotUnderstood for an unknown key, unless its value is null or {}."""
     for key, value in said.items():
         if key not in known and value is not None and value != {}:
             raise NotUnderstood(f"its {where} sets {key!r:.60}, which rerankd does not know")

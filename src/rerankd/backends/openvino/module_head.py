@@ -1,7 +1,6 @@
-"""A rank head that is made of sentence-transformers' modules (see formats/module_head.py), as nodes of a
-graph.
+"""A rank head that consists of sentence-transformers' modules (see formats/module_head.py), as graph nodes.
 
-It stays in float32 where the body's matrices are compressed: it is a hundredth of the weights, or less.
+Its matrices are never compressed: they are about 1 % of the weights.
 
 Source: the forward passes of Dense, LayerNorm and Normalize in sentence-transformers 6.2.
 """
