@@ -118,6 +118,18 @@ def test_a_default_prompt_stands_before_each_query(ettin: Path) -> None:
     assert resolved(ettin).require().query_prefix == ""
 
 
+@pytest.mark.parametrize(
+    ("old", "pooling"),
+    [({"pooling_mode_cls_token": True}, 2), ({"pooling_mode_mean_tokens": True}, 1), ({}, 1)],
+)
+def test_poolings_of_older_releases(ettin: Path, old: dict[str, bool], pooling: int) -> None:
+    unset = {"pooling_mode_max_tokens": False, "word_embedding_dimension": 64}
+    edited("1_Pooling/config.json", pooling_mode=None, **unset, **old)(ettin)
+    metadata = model_files.read(ettin)
+    assert metadata.refusal is None
+    assert metadata.classifier_pooling == pooling
+
+
 REFUSED: list[tuple[str, Change, str]] = [
     ("an embedding model", edited(SAVED, model_type="SentenceTransformer"), "declares a SentenceTransformer"),
     ("no type", edited(SAVED, model_type=None), "declares a SentenceTransformer"),
@@ -338,6 +350,13 @@ def test_a_causal_models_recipe_is_read_and_shown(qwen: Path) -> None:
     assert f'labels = ["{found.labels[0]}", "{found.labels[1]}"]' in told
     assert 'method = "causal_lm"' in told
     assert describe_json(metadata, outcome)["causal_recipe"]["label_ids"] == (12, 9)
+
+
+def test_a_causal_models_repository_is_inspected(qwen: Path, tmp_path: Path) -> None:
+    with fake_hub(repos={"Qwen/Qwen3-Reranker": files_of(qwen)}) as hub:
+        ran = rerankd("inspect", "hf:Qwen/Qwen3-Reranker", home=tmp_path / "home", HF_ENDPOINT=hub.url)
+    assert ran.returncode == 3
+    assert "rerankd.toml: below the ref of a GGUF file" in ran.stdout and "labels = [" in ran.stdout
 
 
 def test_one_label_is_shown_and_needs_other_settings(qwen: Path) -> None:

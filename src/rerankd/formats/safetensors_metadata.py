@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+from rerankd import text_files
 from rerankd.formats import checkpoint_files, safetensors, tokenizer_file
 from rerankd.formats.gguf_header import Source
 from rerankd.formats.metadata import ModelMetadata
@@ -47,7 +48,7 @@ def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) ->
 def _texts(path: Path, ids: tuple[int, ...], changed_ns: int, size_bytes: int) -> tuple[str, ...]:
     """The texts of single tokens. Raises ModelFileError if the tokenizer can't be read."""
     try:
-        return tokenizer_file.texts_of(path, ids)
+        return tokenizer_file.token_texts(text_files.read(path), ids)
     except (OSError, ValueError) as error:
         refuse(path, f"its tokenizer can't be read: {error}")
 

@@ -39,13 +39,13 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     return tokenizer, parsed
 
 
-def texts_of(path: Path, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text of each of these tokens. Raises OSError, and ValueError if the file is damaged or has no such
-    token."""
+def token_texts(content: str, ids: Sequence[int]) -> tuple[str, ...]:
+    """The texts of single tokens, from the content of tokenizer.json. Raises ValueError if it is damaged or
+    has no such token."""
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_str(text_files.read(path))
+        tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # as in `read`
         raise ValueError(str(error)) from error
     if any(tokenizer.id_to_token(one) is None for one in ids):
