@@ -120,9 +120,9 @@ def test_a_default_prompt_stands_before_each_query(ettin: Path) -> None:
 
 @pytest.mark.parametrize(
     ("old", "pooling"),
-    [({"pooling_mode_cls_token": True}, 2), ({"pooling_mode_mean_tokens": True}, 1), ({}, 1)],
+    [({"pooling_mode_cls_token": True}, "cls"), ({"pooling_mode_mean_tokens": True}, "mean"), ({}, "mean")],
 )
-def test_poolings_of_older_releases(ettin: Path, old: dict[str, bool], pooling: int) -> None:
+def test_poolings_of_older_releases(ettin: Path, old: dict[str, bool], pooling: str) -> None:
     unset = {"pooling_mode_max_tokens": False, "word_embedding_dimension": 64}
     edited("1_Pooling/config.json", pooling_mode=None, **unset, **old)(ettin)
     metadata = model_files.read(ettin)

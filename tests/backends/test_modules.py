@@ -147,6 +147,9 @@ async def test_ettin_gives_what_predict_gives(key: str, tmp_path: Path) -> None:
             result = await reranker.rerank(query, documents, raw_scores=True)
             found = {scored.index: scored.score for scored in result.results}
             worst = max(worst, *(abs(found[at] - case[key]) for at, case in enumerate(cases)))
+        # The prompt takes no room from the document, however long the query is.
+        long = await reranker.rerank("panda " * 2000, ["a bear " * 99], truncate_query=True)
+        assert len(long.results) == 1 and long.tokens <= 256
     print(f"ettin, {key}: {worst:.2g}")
     assert worst < 1e-4
 
