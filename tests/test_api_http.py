@@ -139,7 +139,7 @@ def test_pairs_are_scored_in_the_order_sent(model: Model) -> None:
 def test_pairs_are_limited_like_documents(model: Model) -> None:
     body = {"text_1": ["a", "b", "c"], "text_2": ["a", "b", "c"]}
     answer = Service(model, max_documents=2).post("/v1/score", body)
-    assert answer.status_code == 400 and "3 documents; at most 2" in answer.json()["message"]
+    assert answer.status_code == 400 and "3 documents; the limit is 2" in answer.json()["message"]
 
 
 # --- headers ---

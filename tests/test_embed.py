@@ -197,7 +197,7 @@ def test_without_an_event_loop(tmp_path: Path) -> None:
 
 def test_a_sync_reranker_that_cannot_start_leaves_no_thread(tmp_path: Path) -> None:
     settings = golden_settings("xlmr-head", tmp_path, llama_path="/bin/false")
-    with pytest.raises(EngineUnavailable, match="exit code 1"), rerankd.SyncReranker(settings):
+    with pytest.raises(EngineUnavailable, match="exited with code 1"), rerankd.SyncReranker(settings):
         pass
 
 

@@ -298,6 +298,7 @@ def test_an_engine_killed_each_time_it_is_ready_is_always_restarted(tmp_path: Pa
         async with bench(tmp_path) as it:
             for _ in range(12):
                 await it.kill()
+            await it.until(lambda state: state.engine is not None)
             assert await it.score() == RIGHT
             assert it.clock.waits[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
             assert it.clock.waits[-2:] == [60.0, 60.0]

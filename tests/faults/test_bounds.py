@@ -192,7 +192,7 @@ def test_idle_connections_are_closed_for_new_ones(tmp_path: Path) -> None:
         busy = [stack.enter_context(connect(it)) for _ in range(5)]
         for client in busy:
             client.sendall(post(b"{", size_bytes=10))
-        until(lambda: _status(it) in (0, 503) and "5 are open and none is idle" in it.output, 30)
+        until(lambda: _status(it) in (0, 503) and "5 connections are open and none is idle" in it.output, 30)
 
 
 # --- client behaviour ---

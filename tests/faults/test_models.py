@@ -97,7 +97,7 @@ def lazy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def test_a_model_is_loaded_on_demand_and_unloaded_when_idle(lazy: Service) -> None:
-    assert "It is loaded at the first request for it." in lazy.output
+    assert "It is loaded at its first request." in lazy.output
     assert lazy.get("/ready").status_code == 200
     assert lazy.get("/health").json()["status"] == "ok"
     assert raw_scores(ask(lazy, "modernbert-head")) == right(DOCUMENTS, "what is a panda?")

@@ -58,7 +58,7 @@ def died(name: str, code: int, lines: Sequence[str], advice: Advice) -> str:
     else:
         by_words = (text for sign, text in advice.items() if isinstance(sign, str) and sign in output)
         step = next(by_words, (_CODES | dict(advice)).get(code, ""))
-    return f"The engine for {name} {how}. {step}\n{quote(lines)}"
+    return f"The engine for {name} {how}. {step}".rstrip() + f"\n{quote(lines)}"
 
 
 def cause(code: int, lines: Sequence[str], *, out_of_memory: bool) -> Cause:

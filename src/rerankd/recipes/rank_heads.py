@@ -31,6 +31,8 @@ def why_not(metadata: ModelMetadata, pooling: Pooling | None = None, *, is_reran
     `is_reranker` states whether the user or the catalog declares the model to be a reranker: of a head with
     two labels, the second one then means "relevant".
     """
+    if metadata.layout is not None and metadata.layout.has_own_head:
+        return ""  # made of modules, each of which is understood (formats/module_head.py)
     arch = metadata.architecture
     if metadata.decision_blocks:
         return "it is a decision model, which chooses among answers and does not score documents"
