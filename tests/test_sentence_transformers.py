@@ -446,6 +446,21 @@ def test_a_template_asks_what_transformers_renders(case: dict[str, Any]) -> None
     assert compared >= 3
 
 
+@pytest.mark.parametrize("name", ["Qwen3-Reranker-0.6B", "Qwen3-VL-Reranker-2B"])
+def test_a_template_as_qwen_publishes_it_becomes_the_catalogs(name: str) -> None:
+    """Each text is a variable first, with the instruction's default, and Jinja drops the last newline."""
+    entry = catalog.known().find(name)
+    assert entry is not None
+    source, body = "", entry.template
+    for role, default in (("system", f' | default("{entry.instruction}")'), ("query", ""), ("document", "")):
+        of_role = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
+        source += f"{{%- set {role}_text = {of_role}{default} -%}}\n"
+        placeholder = "{instruction}" if role == "system" else f"{{{role}}}"
+        body = body.replace(placeholder, f"{{{{ {role}_text }}}}")
+    made = chat_template.question(Chat.of(f"{source}{body}\n", {}, "flat"), "")
+    assert made == Question(entry.template, entry.instruction)
+
+
 QUERY, DOCUMENT = "{{ messages[-2].content }}", "{{ messages[-1].content }}"
 
 

@@ -45,8 +45,7 @@ def notes(
     if metadata.layout is not None and metadata.layout.activation == "identity":
         found.append(
             "its publisher uses the raw value, without a sigmoid (activation_fn is Identity): request "
-            "raw_scores for it; "
-            "scores in [0, 1] have the same order but are not calibrated"
+            "raw_scores for it; scores in [0, 1] have the same order but are not calibrated"
         )
     most = longest(metadata, entry)
     if recipe.sources["max_length"] != "settings" and recipe.max_length < most:
