@@ -38,7 +38,8 @@ from rerankd.benchmark.load import text
 from rerankd.config import Settings
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.service import Reranker
-from rerankd.serving.queue import ANONYMOUS, Answer, Client
+from rerankd.serving.admission import ANONYMOUS, Client
+from rerankd.serving.queue_scores import Answer
 from support import golden_settings
 
 _PICK = random.Random(1)

@@ -12,7 +12,7 @@ import pytest
 from heard import Heard
 from rerankd.api.app import create_app
 from rerankd.config import Settings
-from rerankd.serving.queue import Client
+from rerankd.serving.admission import Client
 
 BODY: dict[str, Any] = {"query": "q", "documents": ["a", "b"]}
 

@@ -17,8 +17,8 @@ from rerankd.config import Settings, load
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import ConfigError, EngineStartFailed, EngineTimeout, RerankdError
 from rerankd.service import Reranker
+from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.prepare_model import Model, prepare
-from rerankd.serving.queue import ANONYMOUS, Client
 
 _GGUF = Path(__file__).parent / "golden" / "xlmr-head.gguf"
 _BODY = {"query": "q", "documents": ["a", "bb"]}

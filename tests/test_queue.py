@@ -12,7 +12,10 @@ import pytest
 from rerankd.backends.base import BatchPolicy
 from rerankd.errors import EngineError, EngineUnavailable, Overloaded, QueryRefused, Stopping
 from rerankd.scoring.engine_input import Input, Question
-from rerankd.serving.queue import ANONYMOUS, Answer, Client, Queue, QueueLimits, Scheduler, Scores
+from rerankd.serving.admission import ANONYMOUS, Client, QueueLimits
+from rerankd.serving.queue import Queue
+from rerankd.serving.queue_scores import Answer, Scores
+from rerankd.serving.scheduler import Scheduler
 
 WIDE = QueueLimits(requests=100, documents=10_000, tokens=10**6, size_bytes=10**9)
 TWO_AT_A_TIME = BatchPolicy(tokens=20, most_tokens=20)

@@ -32,10 +32,12 @@ from rerankd.scoring import deduplicate
 from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.result import Scored, ranked
 from rerankd.serving import metric_readings
+from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.document_scores import Budget, nothing_scored, score_documents, texts_to_score
 from rerankd.serving.prepare_model import Model
-from rerankd.serving.queue import ANONYMOUS, WEIGHTS, Client, QueuedRequest
+from rerankd.serving.queue import QueuedRequest
 from rerankd.serving.registry import ModelRegistry
+from rerankd.serving.scheduler import WEIGHTS
 from rerankd.serving.served_model import ServedModel
 
 NOT_STARTED = (

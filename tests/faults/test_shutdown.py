@@ -143,7 +143,7 @@ def test_a_failed_model_recovers(tmp_path: Path, how: str) -> None:
             assert told.returncode == 0, told.stderr
             assert "xlmr-head is being reloaded" in told.stderr
             unknown = support.rerankd("reload", "who", home=tmp_path / "home", RERANKD_PORT=port)
-            assert (unknown.returncode, "There is no model 'who'" in unknown.stderr) == (1, True)
+            assert (unknown.returncode, "The model 'who' does not exist" in unknown.stderr) == (1, True)
         until(lambda: it.get("/ready").status_code == 200, timeout_s=wait_s + 5)
         assert raw_scores(it.rerank(["a"])) == right(["a"])
 

@@ -7,7 +7,8 @@ import ipaddress
 from fastapi import Request
 
 from rerankd.keys import Key
-from rerankd.serving.queue import WEIGHTS, Client
+from rerankd.serving.admission import Client
+from rerankd.serving.scheduler import WEIGHTS
 
 
 def identify(request: Request, key: Key | None) -> Client:

@@ -1,9 +1,9 @@
 """(pure) Admit requests to the queue of a model: limits for all requests together, and a share for each
 client.
 
-A client may use at most 3 times what it leaves free. So a single client gets 3/4 of a limit, and n clients
-that take as much as they can get 3 / (3n + 1) each: 1 / (3n + 1) stays free for the next one. This needs no
-setting and no knowledge of the number of clients.
+A client may use at most 3 times what remains free. So a single client gets at most 3/4 of a limit. If n
+clients take as much as they can, each gets 3 / (3n + 1), and 1 / (3n + 1) stays free for the next client.
+This rule needs no setting and no knowledge of the number of clients.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class QueueLimits:
 
 class LimitReached(NamedTuple):
     """A limit that a request exceeds. `words` is the usage as text. `is_share`: the limit is the client's
-    share. `over` is how much of the quantity `what` must become free."""
+    share. `over` is the amount of the quantity `what` (a field of Usage) that must become free."""
 
     words: str
     is_share: bool
@@ -101,7 +101,7 @@ class UsageByClient:
         everyone, ours = self.total.minus(less), self.of(client).minus(less)
         for field in Usage._fields:
             adds, own, taken = getattr(more, field), getattr(ours, field), getattr(everyone, field)
-            # One more, so that a bound of 1 lets one in.
+            # + 1, so that a limit of 1 admits one request.
             free = getattr(limits, field) - taken - adds + 1
             if not adds:
                 continue

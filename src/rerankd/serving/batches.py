@@ -15,7 +15,7 @@ class Part(NamedTuple):
     engine computes for them, including padding."""
 
     request: int
-    places: Sequence[int]
+    indexes: Sequence[int]
     tokens: int
 
 
@@ -44,7 +44,7 @@ def form(
 def _packed(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
     parts = [_packed_part(lead, waiting, max(waiting.packed(*limits), 1))]
     tokens = limits.tokens - parts[0].tokens
-    inputs = limits.inputs - len(parts[0].places)
+    inputs = limits.inputs - len(parts[0].indexes)
     while tokens > 0 and inputs > 0 and (other := next(others, None)):
         other[1].arrange(by_length=False)
         if count := other[1].packed(tokens, inputs):
@@ -56,8 +56,8 @@ def _packed(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Othe
 
 def _packed_part(request: int, waiting: WaitingInputs, count: int) -> Part:
     before = waiting.tokens
-    places = waiting.take(count)
-    return Part(request, places, before - waiting.tokens)
+    indexes = waiting.take(count)
+    return Part(request, indexes, before - waiting.tokens)
 
 
 def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Others) -> list[Part]:
@@ -79,9 +79,10 @@ def _padded(limits: BatchLimits, lead: int, waiting: WaitingInputs, others: Othe
         longest = waiting.padded(limits.tokens, total)[1]
     parts: list[Part] = []
     for request, source, count in counts:
-        places = source.take_fitting(longest, min(count, total)) if parts else source.take(min(count, total))
-        total -= len(places)
-        parts.append(Part(request, places, len(places) * longest))
+        count = min(count, total)
+        indexes = source.take_fitting(longest, count) if parts else source.take(count)
+        total -= len(indexes)
+        parts.append(Part(request, indexes, len(indexes) * longest))
         if not total:
             break
     return parts

@@ -4,8 +4,8 @@ requests.
 A requested model is loaded if it fits in memory with the others. If it does not, idle models are evicted, the
 least recently used one first. If all models are in use, the one that was loaded first is drained: it admits
 no new requests, finishes those it has, and is evicted. Otherwise a model with steady traffic would keep the
-others out forever. Before it is drained it may stay for `least_stay_s`, so that two models in alternation do
-not spend all their time on loading.
+others out forever. It is not drained before it has been loaded for `least_stay_s`; otherwise two models that
+are requested alternately would spend all their time on loading.
 
 A model's memory is measured per device when it is loaded. The machine's memory and each GPU have separate
 budgets (see memory.py), and only models that hold memory on the device that lacks it are evicted. Until the
@@ -52,7 +52,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Refuse(Generic[K]):
-    """Refuse the model to the user. `needs` exceeds the budgets; None means that the load failed."""
+    """Reject the user's request for the model: `needs` exceeds the budgets, or if None, the load failed."""
 
     key: K
     user: int
@@ -103,7 +103,7 @@ class EvictionPolicy(Generic[K]):
         entry = self._entries.get(key)
         return entry.phase if entry is not None else None
 
-    def is_to_be_measured(self, key: K, now: float) -> bool:
+    def should_measure(self, key: K, now: float) -> bool:
         """Whether a loaded model is idle and was not measured recently. A measurement costs as much as a
         small request."""
         entry = self._entries.get(key)
@@ -167,7 +167,7 @@ class EvictionPolicy(Generic[K]):
         return actions + self._decide(now)
 
     def failed(self, key: K, now: float) -> list[Action[K]]:
-        """The model could not be loaded. The next request tries again."""
+        """The model could not be loaded. The next request retries."""
         entry = self._entries[key]
         refused: list[Action[K]] = [Refuse(key, user) for user in entry.waiters]
         entry.waiters.clear()
@@ -202,7 +202,7 @@ class EvictionPolicy(Generic[K]):
         return self._decide(now)
 
     def wake_at(self) -> float | None:
-        """When `tick` has something to do, if nothing else happens before."""
+        """The time at which `tick` must be called unless another event comes first; None if not at all."""
         entries = list(self._entries.values())
         times = [
             entry.last_used + entry.idle_unload_s
@@ -249,7 +249,7 @@ class EvictionPolicy(Generic[K]):
         return left(self._budgets, (one.held for one in self._entries.values() if one.phase not in without))
 
     def _short_of(self, first: _Entry[K]) -> frozenset[str]:
-        """The devices that lack memory for `first` even after the models that are being evicted are gone."""
+        """The devices that lack memory for `first` even after the current evictions are complete."""
         return lacking(first.needs, self._free(without=_GOING))
 
     def _overfull(self) -> frozenset[str]:

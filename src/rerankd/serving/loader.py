@@ -22,8 +22,9 @@ _LOAD, _UNLOAD = "load a model", "unload a model"
 
 
 class Loadable(Hashable, Protocol):
-    """A model that can be loaded on the given GPUs; its string is its name. `load` raises RerankdError,
-    `unload` raises nothing. `held` returns the bytes it holds by device, None if they cannot be measured."""
+    """A model that can be loaded on the given GPUs; `str()` returns its name. `load` raises RerankdError,
+    `unload` raises nothing. `held` returns the memory it uses in bytes by device, or None if that can't be
+    measured."""
 
     async def load(self, cards: tuple[str, ...]) -> None: ...
     async def unload(self) -> None: ...
@@ -115,12 +116,12 @@ class Loader(Generic[M]):
     def _release(self, key: M, user: int) -> None:
         now = self._now()
         actions = self._policy.release(key, user, now)
-        if self._policy.is_to_be_measured(key, now):
+        if self._policy.should_measure(key, now):
             actions += self._policy.measured(key, self._held(key), now)
         self._carry_out(actions)
 
     def _held(self, key: M) -> Bytes | None:
-        """The memory that a model holds. If no GPU has a budget, the only budget limits it wherever it is."""
+        """The memory that a model uses. If no GPU has a budget, all of it counts against the only budget."""
         held = key.held()
         if held is None or self.budgets.keys() - {MEMORY}:
             return held
@@ -139,9 +140,8 @@ class Loader(Generic[M]):
                 case Refuse(key, user, needs) if needs is not None:
                     self._settle(user, self._does_not_fit(key, needs))
                 case Refuse(_, user):
-                    self._settle(
-                        user, copy.copy(error)
-                    )  # a copy for each: a raised error collects tracebacks
+                    # A copy for each user, because a raised error collects tracebacks.
+                    self._settle(user, copy.copy(error))
         self._set_timer()
 
     def _settle(self, user: int, error: RerankdError | None) -> None:

@@ -50,13 +50,13 @@ class HeldMemory:
     def __init__(self) -> None:
         self._on_cards: Bytes | None = None
 
-    async def look_at_cards(self, pids: Sequence[int]) -> None:
+    async def measure_gpus(self, pids: Sequence[int]) -> None:
         """Measure the GPU memory of these processes now."""
         self._on_cards = await asyncio.to_thread(lambda: machine.gpu_memory(pids, machine.gpus()))
 
     def by_device(self, pids: Sequence[int]) -> Bytes | None:
-        """Bytes by device. GPU memory is that measured after loading, if any was found. None if there are no
-        processes, or their memory cannot be measured."""
+        """The memory in bytes by device; for GPUs, as it was measured after loading. None if `pids` is empty
+        or their memory can't be measured."""
         if pids and self._on_cards is not None:
             # The file is mapped into memory, and the part that is on a GPU need not stay there.
             private = [processes.private_bytes(pid) or 0 for pid in pids]

@@ -152,7 +152,7 @@ class ModelNames:
     def unknown(self, name: str) -> UnknownModel:
         """The error for an unknown model name. It lists the known names."""
         known = ", ".join(known for entry in self.entries for known in entry.names)
-        return UnknownModel(f"There is no model {name!r} here. Known model names: {known}.")
+        return UnknownModel(f"The model {name!r} does not exist. Known model names: {known}.")
 
     def before(self, pending: PendingModel) -> tuple[Entry, ...]:
         """The entries before this one, whose names have priority over its own."""

@@ -1,4 +1,4 @@
-"""Set up models: fetch and read each one, retry after failures, and let requests wait until it is done."""
+"""Set up models: download and read each one, retry after failures, and let requests wait for it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ModelSetup:
                 except RerankdError as error:
                     self._refuse(pending, error)
                 except Exception as error:  # the crash boundary of this task
-                    _log.exception("%s could not be read because of an unexpected error", pending.name)
+                    _log.exception("%s could not be read for an unexpected reason", pending.name)
                     self._refuse(pending, RerankdError(f"rerankd failed to read it: {error!r}."))
 
         task = self._tasks[pending] = asyncio.get_running_loop().create_task(read_and_retry())
@@ -113,16 +113,16 @@ class ModelSetup:
         self.changed()
 
     def _comes_soon(self, pending: PendingModel, served: ServedModel) -> bool:
-        """Whether a model before `served` will be prepared within moments, so that it should be loaded
-        first."""
+        """Whether `pending` comes before `served` and will probably be prepared very soon, so that it should
+        be loaded first."""
         is_before = served not in self._names.before(pending)
         return is_before and not pending.doing and time.monotonic() - pending.since < _LOOK_S
 
     async def wait_until_read(self, name: str | None, timeout_s: float) -> float:
-        """Wait while the model is fetched or read. Returns the rest of `timeout_s`.
+        """Wait while the model is downloaded or read. Returns the rest of `timeout_s`.
 
         Raises UnknownModel; ModelPending after the timeout, or at once if the download will take longer;
-        Overloaded if too many requests wait already; Stopping.
+        Overloaded if too many requests wait already; Stopping during shutdown.
         """
         if self._starting(name) is None:
             return timeout_s

@@ -26,7 +26,7 @@ _THREADS = ThreadPoolExecutor(2, "tokenize")
 
 
 class OwnTokenizer:
-    """A tokenizer.Tokenizer with the vocabulary in the model's files, in threads of this process."""
+    """A tokenizer.Tokenizer in threads of this process, with the vocabulary in the model's files."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.frame = vocabulary.frame

@@ -1,4 +1,4 @@
-"""A model that is not served yet: it is being fetched or read, or it was refused.
+"""A model that is not served yet: it is being downloaded or read, or it was refused.
 
     starting -(read)-> served              starting -(error)-> refused -(time, reload)-> starting
 
@@ -99,14 +99,14 @@ class PendingModel:
         return State(self.phase, self.error, self.since)
 
     def begin(self) -> None:
-        """Start an attempt to fetch and read the model."""
+        """Start an attempt to download and read the model."""
         self.error, self.retry_at = None, None
         self.since = time.monotonic()
         self._step = ("", 0, 0, self.since)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Report the progress of a download, from its thread. Raises ModelPending if the model is no longer
-        wanted."""
+        """Report the progress of a download; called in its thread. Raises ModelPending, which stops the
+        download, if the model is no longer wanted."""
         if self.is_dropped:
             raise ModelPending(f"{self.name} is no longer wanted.")
         before, _, _, began = self._step

@@ -65,7 +65,7 @@ def prepare(
     model: EffectiveModelSettings | None = None,
     progress: Progress = silent,
 ) -> Model:
-    """Find a model, fetch it if it is the built-in one, and decide how it is scored. None means the first
+    """Find a model, download it if it is the built-in one, and decide how it is scored. None means the first
     model of the settings.
 
     Blocks while it reads and downloads. Raises the errors of the data folder, the model file and the
@@ -74,17 +74,17 @@ def prepare(
     """
     model = model or wanted(settings)[0]
     folders = store.Store(settings.home)
-    # A downloaded model can also be served from a read-only folder. Operations that need to write report the
-    # error.
+    # A downloaded model can also be served from a read-only folder. If a later step must write there, that
+    # step reports the error.
     with contextlib.suppress(DataFolderError):
         folders.check_writable()
     path = folders.locate(model.ref, progress, settings.builtin_wheel)
-    made = fingerprint(path)
+    file_fingerprint = fingerprint(path)
     metadata = model_files.read(path)
     resolved = resolve_file(metadata, model.scoring)
     memory = machine.read().memory_bytes
     names = names_of(model)
-    spec = backend_offers.spec(names[0], path, metadata, resolved, model, made)
+    spec = backend_offers.spec(names[0], path, metadata, resolved, model, file_fingerprint)
     selection = select.choose(model.engine, backend_offers.all_offers(spec, model, settings.home))
     if memory is not None and metadata.size_bytes > memory and selection.offer.on_cpu:
         raise ModelFileError(
@@ -98,7 +98,7 @@ def prepare(
         resolved,
         spec.recipe,
         model,
-        made,
+        file_fingerprint,
         spec,
         selection,
         changed_at=_changed_at(path),
@@ -131,8 +131,8 @@ def resolve_model(settings: Settings, metadata: ModelMetadata, model: str) -> Re
 
 
 def fingerprint(path: Path) -> str:
-    """A fingerprint of a model's file or folder: path, size, modification time and header. For a missing file
-    it says so."""
+    """A fingerprint of a model's file or folder: path, size, modification time and header. A missing file has
+    the fingerprint "no PATH"."""
     if path.is_dir():
         return (
             " ".join(

@@ -2,10 +2,10 @@
 
 When an engine crashes or hangs, every text of its calls becomes a suspect. Suspects are sent again in
 exclusive calls, each with a quarter of the texts of the last call that crashed with them. So a text that
-crashes the engine is alone after few crashes (64 texts: 64, 16, 4, 1), and an innocent text is cleared by its
-first score. A text is quarantined for an hour after two crashes in which it was alone, since one may be a
-coincidence. With quarters instead of halves, the second crash still fits into the limit of 1 + log2(texts)
-restarts, from 4 texts on.
+crashes the engine is alone after a few crashes (64 texts: 64, 16, 4, 1), and any other suspect is cleared by
+its first score. A text is quarantined for an hour after two crashes in which it was alone, because one crash
+may be a coincidence. Quarters find the text faster than halves: from 4 texts on, the second crash still fits
+into the limit of 1 + log2(texts) restarts.
 
 Running out of memory is never blamed on a text: such texts are also sent in smaller calls, but not
 quarantined.
@@ -24,7 +24,7 @@ from typing import Literal
 TTL_S = 3600.0
 _FOREVER_S = 10 * 365 * 86400.0
 _PARTS = 4
-_DEATHS_ALONE = 2
+_CRASHES_ALONE = 2
 # Normally suspects are few and soon resolved. The limit is for suspects that no client sends again.
 _MOST_SUSPECTS = 10_000
 
@@ -103,8 +103,8 @@ class Quarantine:
         return reason
 
     def next_call(self, digests: Sequence[str], now: float) -> Call:
-        """The texts of the next call, from at least one text, none quarantined: first all texts without
-        suspicion, then suspects."""
+        """The next call for these texts: first all texts that are not suspects, then suspects in exclusive
+        calls. `digests` is not empty and contains no quarantined text."""
         suspects = [at for at, digest in enumerate(digests) if self._suspicion(digest, now) is not None]
         if len(suspects) < len(digests):
             kept = set(suspects)
@@ -123,7 +123,7 @@ class Quarantine:
             known.size = min(known.size, len(digests))
             known.until = now + TTL_S
             known.alone += alone and len(digests) == 1
-            if known.alone >= _DEATHS_ALONE:
+            if known.alone >= _CRASHES_ALONE:
                 del self._suspects[digest]
                 self._blamed_since += 1
                 found[digest] = REASONS[fault]

@@ -14,48 +14,16 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rerankd.backends.base import BatchPolicy
-from rerankd.errors import EngineUnavailable, Overloaded, RerankdError, Stopping
+from rerankd.errors import EngineUnavailable, Overloaded, Stopping
 from rerankd.scoring.engine_input import Input
-from rerankd.serving.admission import ANONYMOUS, Client, LimitReached, QueueLimits
-from rerankd.serving.scheduler import WEIGHTS, NextBatch, Scheduler
-
-__all__ = [
-    "ANONYMOUS",
-    "WEIGHTS",
-    "Answer",
-    "Client",
-    "Queue",
-    "QueueLimits",
-    "QueuedRequest",
-    "Scheduler",
-    "Scores",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The outcome of a batch, by index of its inputs: the raw score of each. It is None if `errors` holds a
-    reason, if `failures` holds the error of its request, or if no client waits for it."""
-
-    values: Sequence[float | None]
-    errors: Mapping[int, str] = field(default_factory=dict)
-    failures: Mapping[int, RerankdError] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The scores of a request, by index of its inputs: the raw score of each. It is None if `errors` holds a
-    reason, and for the inputs in `unscored`, which did not fit into the time budget."""
-
-    values: Sequence[float | None]
-    errors: Mapping[int, str]
-    unscored: frozenset[int]
-
+from rerankd.serving.admission import Client, LimitReached
+from rerankd.serving.queue_scores import Answer, Scores
+from rerankd.serving.scheduler import NextBatch, Scheduler
 
 _CANCELLED = EngineUnavailable("The engine was stopped while it scored this request. Try again.")
 
@@ -288,7 +256,7 @@ class Queue:
     def _begin(self, given: NextBatch) -> None:
         batch = _Batch(given, [(self._requests[request], at) for request, at in given.inputs])
         inputs = [request._begin(at, batch) for request, at in batch.owners]
-        # In a context of its own, so that its log lines do not carry the id of an unrelated request.
+        # In an empty context, so that its log lines do not carry the id of an unrelated request.
         batch.task = asyncio.get_running_loop().create_task(
             self._score(inputs, batch.is_wanted), context=contextvars.Context()
         )
@@ -304,7 +272,7 @@ class Queue:
             if request.is_over:
                 continue
             if error is not None:
-                request._fail(copy.copy(error))  # one for each: a raised error collects tracebacks
+                request._fail(copy.copy(error))  # one copy each: a raised error collects tracebacks
                 continue
             answer = task.result()
             if (failure := answer.failures.get(number)) is not None:

@@ -18,13 +18,13 @@ from rerankd.process import rundir
 from rerankd.process.tasks import Background
 from rerankd.progress import Progress, silent
 from rerankd.serving import prepare_model as preparing
+from rerankd.serving.admission import QueueLimits
 from rerankd.serving.loader import Loader
 from rerankd.serving.memory_budgets import budgets, needs
 from rerankd.serving.model_names import Entry, ModelNames, check_names, first_of
 from rerankd.serving.model_setup import ModelSetup
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.prepare_model import Model
-from rerankd.serving.queue import QueueLimits
 from rerankd.serving.served_model import ServedModel
 from rerankd.state import StateStore
 
@@ -62,8 +62,8 @@ class ModelRegistry(ModelNames):
             self.entries += (self._add(model, self.entries),)
 
     async def begin(self, progress: Progress = silent) -> None:
-        """Start to fetch and read the models of the settings, and return at once. From now on they can be
-        requested. `progress` is called about downloads, from other threads."""
+        """Start to download and read the models of the settings, and return at once. From now on they can be
+        requested. `progress` reports the downloads; it is called in other threads."""
         if not self.entries:
             self._expect(await asyncio.to_thread(preparing.wanted, self.settings))
         self.owner = Owner.here()
@@ -97,7 +97,7 @@ class ModelRegistry(ModelNames):
 
     async def drain(self) -> None:
         """Admit no new requests, and wait up to `drain_timeout_s` for the others to finish."""
-        everyone = self._close_doors()
+        everyone = self._stop_admitting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout_s):
                 await asyncio.gather(*(served.queue.wait_empty() for served in everyone))
@@ -105,7 +105,7 @@ class ModelRegistry(ModelNames):
     async def close(self, *, at_once: bool = False) -> None:
         """Stop the engines and remove their files. Safe to call again; `at_once` then ends an earlier
         call."""
-        everyone = self._close_doors()
+        everyone = self._stop_admitting()
         await self._loader.close()
         await asyncio.gather(*(served.unload(at_once=at_once) for served in everyone))
         if self._tasks:
@@ -113,7 +113,7 @@ class ModelRegistry(ModelNames):
         if self._run_dir is not None:
             self._run_dir.remove()
 
-    def _close_doors(self) -> list[ServedModel]:
+    def _stop_admitting(self) -> list[ServedModel]:
         """Admit no new requests. Returns all models, including removed ones that are still in use."""
         self.setup.close()
         everyone = self._loader.models
@@ -245,7 +245,7 @@ class ModelRegistry(ModelNames):
             self._tasks.begin(load(), f"load {served.name}")
 
     def _read_anew(self, served: ServedModel) -> None:
-        """Reload a model whose file turned out to have changed when an engine was started."""
+        """Reload a model whose file has changed, which was noticed when an engine was started."""
 
         async def reload() -> None:
             try:

@@ -69,7 +69,7 @@ class Replicas:
             supervisor.answered(engine)
 
     def exit_cause(self, engine: Engine) -> Cause | None:
-        """Why `engine` went, as far as that is known now."""
+        """Why `engine` exited, or None if that is not known yet."""
         return next(filter(None, (one.known_exit_cause(engine) for one in self._supervisors)), None)
 
     def reload(self) -> None:

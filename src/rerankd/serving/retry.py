@@ -18,7 +18,7 @@ from rerankd.scoring.engine_input import Ids, Input, Question
 from rerankd.scoring.inputs import Reader
 from rerankd.serving.engine_call import EngineCaller, EngineLost, IsWanted, Part, Work, always
 from rerankd.serving.quarantine import REASONS, TTL_S, Fault, Quarantine
-from rerankd.serving.queue import Answer
+from rerankd.serving.queue_scores import Answer
 from rerankd.serving.replicas import Replicas
 from rerankd.state import StateStore
 
@@ -102,9 +102,9 @@ class RetryingCaller:
     def blames_engine(self) -> bool:
         """Whether an engine that crashed under load is itself at fault.
 
-        It is if it had no call, if an earlier crash was explained by no text, or if so many texts are
-        quarantined compared with those scored that the texts cannot be the cause. In the last case the
-        quarantine is cleared.
+        It is at fault if it had no call, if no text explained an earlier crash, or if too many texts are
+        quarantined in proportion to the scored ones: then the texts can't be the cause, and the quarantine is
+        cleared.
         """
         quarantine = self._quarantine
         is_broken = quarantine.blamed >= _MANY and self._answered < _MANY * quarantine.blamed
@@ -173,7 +173,7 @@ class RetryingCaller:
                                 await self._check_query(work, at)
                 continue
             answers.update(zip(part, outcome, strict=True))
-            if work.query_keys:  # tokenizing says nothing of what scoring does
+            if work.query_keys:  # a tokenized text may still crash scoring
                 self._answered += len(part)
                 if not self._quarantine.is_empty:
                     self._quarantine.scored(self._quarantine.digests(work.keys_of(part)))

@@ -1,9 +1,10 @@
 """Run the self-test of a model's engine: on known pairs, then against a second engine with the same file.
 
-A check of one engine (see scoring/self_test.py) does not detect a wrong tokenizer or activation function,
-because it makes all scores wrong in the same way. So if a backend offers a second computation of the same
-file, both score the same pairs, once for each file and pair of engine builds, and only if memory suffices for
-both. Another backend is preferred; then the same backend with its most exact arithmetic.
+A check of one engine (see scoring/self_test.py) does not detect a wrong tokenizer or activation function:
+such a fault makes all scores wrong in the same way. So if a backend offers a second computation of the same
+file, both score the same pairs. Another backend is preferred; then the same backend with its most exact
+arithmetic. The comparison is made once for each file and pair of engine builds, and only if memory suffices
+for both.
 """
 
 from __future__ import annotations

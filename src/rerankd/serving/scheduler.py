@@ -64,9 +64,9 @@ class Scheduler:
         self.batch_size = BatchSize()
         self._requests: dict[int, _Request] = {}
         self._turns = TurnOrder()
-        # The requests with a time budget that have waiting inputs. Those in `_resting` get no turn before a
-        # batch has ended: the throughput is not known, or the engine is too busy now and may turn out to be
-        # faster.
+        # The requests with a time budget that have waiting inputs. Requests in `_resting` get no turn before
+        # a batch has ended: either the throughput is not known yet, or the engine is too busy now but may
+        # turn out to be faster.
         self._timed: dict[int, float] = {}
         self._resting: set[int] = set()
 
@@ -109,12 +109,12 @@ class Scheduler:
         limit, return it and queue none. No input is started that would not be finished by `until`. Each of
         `blocks` is a batch of its own."""
         entry = self._requests[request]
-        had, has = entry.usage._replace(requests=0, size_bytes=0), Usage(0, len(tokens), sum(tokens), 0)
+        less, more = entry.usage._replace(requests=0, size_bytes=0), Usage(0, len(tokens), sum(tokens), 0)
         if len(self._requests) > 1:
-            full = self._usage.limit_reached(self.queue_limits, entry.client.name, had, has)
+            full = self._usage.limit_reached(self.queue_limits, entry.client.name, less, more)
             if full is not None:
                 return full
-        self._hold(entry, had, has)
+        self._hold(entry, less, more)
         if tokens:
             entry.waiting = WaitingInputs(
                 tokens, question=question, is_ordered=until is not None, blocks=blocks
@@ -132,23 +132,23 @@ class Scheduler:
         self._stop_waiting(request)
 
     def remove(self, request: int) -> None:
-        """Remove a request that has ended. Nobody waits for its inputs at an engine."""
+        """Remove a request that has ended. Scores for its inputs at an engine are discarded."""
         self.drop_waiting(request)
         entry = self._requests.pop(request)
         self._hold(entry, entry.usage, Usage())
 
-    def retry_after_s(self, what: LimitReached, client: Client) -> int:
+    def retry_after_s(self, limit: LimitReached, client: Client) -> int:
         """The estimated seconds until the queue can admit a request that exceeded this limit."""
         typical = self.usage.tokens / self.usage.documents if self.usage.tokens else _TYPICAL
-        if what.what == "tokens":
-            over = float(what.over)
-        elif what.what == "documents":
-            over = what.over * typical
+        if limit.what == "tokens":
+            over = float(limit.over)
+        elif limit.what == "documents":
+            over = limit.over * typical
         else:  # one request has to end
-            those = (
-                one for one in self._requests.values() if not what.is_share or one.client.name == client.name
+            counted = (
+                one for one in self._requests.values() if not limit.is_share or one.client.name == client.name
             )
-            over = min((one.usage.tokens or one.usage.documents * typical for one in those), default=0.0)
+            over = min((one.usage.tokens or one.usage.documents * typical for one in counted), default=0.0)
         return min(max(math.ceil(over / self.throughput.tokens_per_s), 1), _LONGEST_RETRY_S)
 
     # Batches for the engines.
@@ -189,7 +189,7 @@ class Scheduler:
             self._charge(part, turn[0])
         tokens = sum(part.tokens for part in parts)
         self.throughput.batch_begun(now, tokens)
-        inputs = [(part.request, at) for part in parts for at in part.places]
+        inputs = [(part.request, at) for part in parts for at in part.indexes]
         return NextBatch(inputs, tokens)
 
     def batch_done(self, batch: NextBatch, now: float, *, is_scored: bool = True) -> None:
@@ -229,7 +229,7 @@ class Scheduler:
         """Charge a request for its inputs in the batch of `lead`."""
         entry = self._requests[part.request]
         self._turns.charge(part.request, part.tokens, lead)
-        entry.at_engine += len(part.places)
+        entry.at_engine += len(part.indexes)
         if not entry.waiting:
             self._stop_waiting(part.request)
         elif entry.until is not None and not self.throughput.is_measured:

@@ -26,15 +26,17 @@ from rerankd.process.supervisor import Supervisor
 from rerankd.scoring.cache import ScoreCache
 from rerankd.scoring.inputs import Reader
 from rerankd.serving import model_tokenizer
+from rerankd.serving.admission import QueueLimits
 from rerankd.serving.load_backoff import Backoff
 from rerankd.serving.memory_budgets import HeldMemory
 from rerankd.serving.model_tokenizer import EngineTokenizer, ModelVocabulary
 from rerankd.serving.prepare_model import Model, fingerprint
-from rerankd.serving.queue import Queue, QueueLimits, Scheduler
+from rerankd.serving.queue import Queue
 from rerankd.serving.replicas import Replicas
 from rerankd.serving.retry import RetryingCaller
 from rerankd.serving.run_self_test import SelfTest
 from rerankd.serving.safer_settings import SaferSettings
+from rerankd.serving.scheduler import Scheduler
 from rerankd.state import StateStore
 
 _log = logging.getLogger("rerankd")
@@ -43,7 +45,7 @@ _CRASHES = ("crash", "exit")
 
 
 class ServedModel:
-    """A model between the loader, which loads and unloads it, and the requests, which its engines score.
+    """A served model. The loader loads and unloads it; its engines score the requests in its queue.
 
     `run_dir` returns the folder for sockets. `learned` stores what earlier runs learned about this machine.
     `state` is `unloaded` if there are no engines.
@@ -173,7 +175,7 @@ class ServedModel:
             raise
         self._backoff.clear()
         if not self.engine.on_cpu:
-            await self._memory.look_at_cards(self.pids)
+            await self._memory.measure_gpus(self.pids)
 
     async def _start(self) -> None:
         offer = self.model.engine

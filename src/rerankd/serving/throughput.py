@@ -8,10 +8,11 @@ from __future__ import annotations
 _MEMORY_S = 60.0
 # Used until the first measurement; low, so that estimates are pessimistic.
 _FIRST_TOKENS = 1000.0
-# How long before an engine is expected to be free it gets its next batch: a fraction of its remaining work,
-# because the estimate may be wrong by that much, and a number of seconds, because the service may be busy
-# elsewhere. Larger values gain nothing: 133, 133, 135 and 134 documents/s with a tiny causal model, 137, 136,
-# 138 and 137 with the built-in model, for (0.1, 0.01), (0.1, 0.02), (0.25, 0.02) and always (two cores).
+# An engine gets its next batch this long before it is expected to be free: a fraction of its remaining work,
+# because the estimate may be wrong by that much, but at least a number of seconds, because the service may be
+# busy with other work. Larger values gain nothing. For (0.1, 0.01), (0.1, 0.02), (0.25, 0.02) and always, on
+# two cores: 133, 133, 135 and 134 documents/s with a tiny causal model; 137, 136, 138 and 137 with the
+# built-in model.
 _AHEAD = 0.1
 _AHEAD_S = 0.01
 # A batch that takes more than this many times as long as expected was waiting for an engine to start.

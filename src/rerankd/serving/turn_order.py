@@ -7,9 +7,9 @@ only among the requests of the same client.
 **Small requests** of up to HEAD_START tokens get a head start (see fairness.py), unless they or their client
 have low priority.
 
-**Runs.** An engine that caches the question's prefix continues with one request until it has had `run_tokens`
-in a row, even if another request is next. Only a small request with a head start interrupts a run: reading a
-question again costs less than waiting for the rest of a run. The run then continues.
+**Runs.** An engine that caches the question's prefix continues with one request until it has received
+`run_tokens` in a row, even if another request is next. Only a small request with a head start interrupts a
+run: reading a question again costs less than waiting for the rest of a run. The run then continues.
 """
 
 from __future__ import annotations

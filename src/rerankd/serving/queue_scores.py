@@ -1,0 +1,28 @@
+"""(pure) The scores that pass through the queue: those of a batch, and those of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rerankd.errors import RerankdError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of a batch: the raw score of each input, by its index in the batch. A score is None if
+    `errors` holds a reason, if `failures` holds the error of its request, or if no client waits for it."""
+
+    values: Sequence[float | None]
+    errors: Mapping[int, str] = field(default_factory=dict)
+    failures: Mapping[int, RerankdError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scores of a request: the raw score of each input, by its index in the request. A score is None if
+    `errors` holds a reason, and for the inputs in `unscored`, which did not fit into the time budget."""
+
+    values: Sequence[float | None]
+    errors: Mapping[int, str]
+    unscored: frozenset[int]
