@@ -290,6 +290,15 @@ def test_a_repository_is_inspected_without_a_download(ettin: Path, tmp_path: Pat
     assert not (tmp_path / "home" / "models").exists() or not [*(tmp_path / "home" / "models").iterdir()]
 
 
+def test_a_repository_of_gguf_files_is_inspected_by_one_of_them(tmp_path: Path) -> None:
+    files = {f"xlmr-{quant}.gguf": (GOLDEN / "xlmr-head.gguf").read_bytes() for quant in ("Q8_0", "F16")}
+    with fake_hub(repos={"org/xlmr-GGUF": files}) as hub:
+        ran = rerankd("inspect", "hf:org/xlmr-GGUF:F16", home=tmp_path / "home", HF_ENDPOINT=hub.url)
+    assert ran.returncode == 0, ran.stderr
+    assert "xlmr-F16.gguf" in ran.stdout and "scored as cross_encoder" in ran.stdout
+    assert "llama" in ran.stdout and "rerankd pull hf:org/xlmr-GGUF:F16" in ran.stdout
+
+
 def test_a_repository_that_is_refused_says_why(ettin: Path, tmp_path: Path) -> None:
     edited("1_Pooling/config.json", pooling_mode="max")(ettin)
     with fake_hub(repos={"cross-encoder/ettin": files_of(ettin)}) as hub:
