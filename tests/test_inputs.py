@@ -282,7 +282,7 @@ LONG = (
 
 @pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head", "bert-pairs", "roberta-head"])
 @pytest.mark.parametrize("start", range(0, 40, 7))
-async def test_a_truncated_pair_equals_the_tokenizers_librarys_truncation(
+async def test_a_truncated_pair_equals_the_tokenizers_library(
     name: str, start: int, tmp_path: Path
 ) -> None:
     by = _golden(name, tmp_path)
