@@ -48,7 +48,7 @@ def distance(model: Path) -> float:
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_the_values_of_modules_are_the_librarys(name: str, tmp_path: Path) -> None:
+def test_modules_give_the_values_of_the_library(name: str, tmp_path: Path) -> None:
     found = distance(made(name, tmp_path))
     print(f"{name}: {found:.2g}")
     assert found < BOUND
