@@ -126,7 +126,7 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_classs_head_as_modules_gives_its_values(name: str, tmp_path: Path) -> None:
+def test_the_head_of_a_class_as_modules_gives_the_same_values(name: str, tmp_path: Path) -> None:
     """So each class whose head is computed can have modules instead of it."""
     dense, output, activation = CLASSES[name]
     model = checkpoints.as_modules(name, tmp_path / name, dense, output, f"activation.{activation}")
