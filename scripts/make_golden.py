@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from golden_encoders import ENCODERS
 from golden_tokenizers import (
     DOCUMENT_PREFIX,
     MXBAI_PIECES,
@@ -396,8 +397,19 @@ RECIPES: dict[str, tuple[Callable[[list[str], Path], Built], str]] = {
     "bert-pairs": (bert_pairs, "bert-pairs"),
     "roberta-head": (roberta_head, "roberta-head"),
 }
+
+
+def encoder(name: str, texts: list[str], folder: Path, every_text: list[str]) -> Built:
+    """Build a model of golden_encoders.py, with the tokenizer that it shares."""
+    build, max_length, shared = ENCODERS[name]
+    ids, score = build(texts, folder, every_text)
+    if shared:
+        (folder / "tokenizer.json").symlink_to(f"../{shared}/tokenizer.json")
+    return Built(folder, True, "", {"way": "head", "window": max_length}, ids, score)
+
+
 # Models also stored as transformers saves them; the first two have a GGUF file too, with the same scores.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS)
 # The files of a checkpoint; transformers saves more.
 KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
@@ -421,32 +433,53 @@ def write_golden(file: Path, about: dict[str, object], rows: list[Case]) -> None
     file.write_text(f'{head},\n "cases": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
+def differs(name: str, rows: list[Case], out: Path) -> bool:
+    """Whether the golden values that are there are others than these, which it prints."""
+    kept = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    other_ids = [row["id"] for row, one in zip(rows, kept, strict=True) if row.get("ids") != one.get("ids")]
+    apart = max(abs(row["raw"] - one["raw"]) for row, one in zip(rows, kept, strict=True) if row["fits"])
+    print(f"{name}: raw values at most {apart:.6f} apart, other ids: {other_ids or 'none'}", flush=True)
+    return bool(other_ids) or apart > 1e-4
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--llama-cpp", type=Path, required=True, help="source tree of llama.cpp")
+    names = [*RECIPES, *ENCODERS]
+    parser.add_argument("--llama-cpp", type=Path, help="source tree of llama.cpp, for models in GGUF")
     parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="folder of pairs.json")
-    parser.add_argument("--only", choices=RECIPES, action="append", help="generate only these models")
+    parser.add_argument("--only", choices=names, action="append", help="generate only these models")
+    parser.add_argument("--check", action="store_true", help="compare with the stored values, write nothing")
     args = parser.parse_args()
-    sys.path[:0] = [str(args.llama_cpp / "gguf-py"), str(args.llama_cpp)]
-    os.environ["NO_LOCAL_GGUF"] = "1"  # the path is set already
+    if args.llama_cpp is not None:
+        sys.path[:0] = [str(args.llama_cpp / "gguf-py"), str(args.llama_cpp)]
+        os.environ["NO_LOCAL_GGUF"] = "1"  # the path is set already
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     pairs = json.loads((args.out / "pairs.json").read_text(encoding="utf-8"))
     texts = corpus(pairs)
     scratch = Path(tempfile.mkdtemp(prefix="golden-"))
-    for name in args.only or RECIPES:
-        recipe, folder_name = RECIPES[name]
-        folder = scratch / folder_name
+    every_text = [text for pair in pairs for text in (pair["query"], pair["document"])]
+    different = False
+    for name in args.only or names:
+        folder = scratch / (RECIPES[name][1] if name in RECIPES else name)
         folder.mkdir()
-        built = recipe(texts, folder)
+        if name in ENCODERS:
+            built = encoder(name, texts, folder, every_text)
+        else:
+            built = RECIPES[name][0](texts, folder)
         rows = list(cases(built, pairs))
+        if args.check:
+            different |= differs(name, rows, args.out)
+            continue
         if name in CHECKPOINTS:
             (args.out / name).mkdir(exist_ok=True)
             for file in KEPT:
-                shutil.copy(folder / file, args.out / name)
+                if (folder / file).is_symlink() or (folder / file).exists():
+                    (args.out / name / file).unlink(missing_ok=True)
+                    shutil.copy(folder / file, args.out / name / file, follow_symlinks=False)
         if built.pre:
             convert(folder, args.out / f"{name}.gguf", built.half, built.pre)
         model = f"{name}.gguf" if built.pre else name
@@ -457,6 +490,7 @@ def main() -> None:
             flush=True,
         )
     shutil.rmtree(scratch)
+    sys.exit(different)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ggufs
+import hollow
 import twins
 from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
@@ -28,8 +29,15 @@ from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, inputs, rerankd
 from twins import Twin
 
-# Served from their checkpoints only: GGUF can't represent them.
-FOLDERS = ("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2")
+# Served from their checkpoints only, because GGUF can't represent them: how to write one, from its number of
+# layers and its width.
+FOLDERS = dict.fromkeys(("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2"), twins.write_bert_folder)
+FOLDERS |= {
+    f"ettin-reranker-{size}-v1": twins.write_ettin_folder
+    for size in ("17m", "32m", "68m", "150m", "400m", "1b")
+}
+# The golden encoder of the same architecture, by that.
+CHECKPOINTS = {"deberta-v2": "deberta-v3", "new": "gte"}
 ENTRIES = catalog.known().entries
 
 
@@ -56,9 +64,11 @@ def test_each_kind_of_file_gets_its_own_recipe_or_is_refused(kind: Kind, tmp_pat
 def test_every_model_of_the_catalog_gets_the_recipe_of_its_entry(entry: Entry, tmp_path: Path) -> None:
     for at, name in enumerate(entry.match.names):
         folder = tmp_path / str(at)
-        if entry.name in FOLDERS:
-            sizes = entry.match.block_count, entry.match.embedding_length
-            path = twins.write_bert_folder(folder / name, *sizes)
+        sizes = entry.match.block_count, entry.match.embedding_length
+        if entry.match.architectures[0] in CHECKPOINTS:
+            path = hollow.write(CHECKPOINTS[entry.match.architectures[0]], folder / name, *sizes)
+        elif entry.name in FOLDERS:
+            path = FOLDERS[entry.name](folder / name, *sizes)
         else:
             folder.mkdir()
             path = twins.of_entry(entry, name).write(folder / "model.gguf")

@@ -10,10 +10,13 @@ from pathlib import Path
 from rerankd import config, machine
 from rerankd.config import Settings
 from rerankd.download import Downloader
-from rerankd.hub import hubs, model_ref
+from rerankd.formats.metadata import ModelMetadata
+from rerankd.hub import hubs, model_ref, remote
+from rerankd.hub.choose_files import Choice
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Record, Store
 from rerankd.progress import Progress
+from rerankd.recipes.resolution import Resolution
 from rerankd.service import Reranker
 from rerankd.serving import backend_offers
 from rerankd.serving.prepare_model import prepare, resolve_file
@@ -29,21 +32,44 @@ def pull(
 ) -> Record:
     """Download a model into the store. `check` runs on the file before it enters the store. Blocks. Raises
     what `Puller.pull`, `progress` and `check` raise."""
-    for client in ("huggingface_hub", "modelscope_hub"):
-        logging.getLogger(client).setLevel(logging.ERROR)
     wanted = settings.of(model)
     model_ref.parse(wanted.ref)
     with Downloader(progress=progress) as downloader:
         return Puller(
             store=Store(settings.home),
-            hubs={"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()},
+            hubs=_hubs(),
             downloader=downloader,
             resolve=lambda metadata: resolve_file(metadata, wanted.scoring),
             check=check,
             say=say,
             progress=progress,
-            memory_bytes=machine.read().memory_bytes if backend_offers.usable_cards(settings) == () else None,
+            memory_bytes=_memory_bytes(settings),
         ).pull(wanted.ref)
+
+
+def read_remote(
+    settings: Settings, model: str, progress: Progress
+) -> tuple[ModelMetadata, Resolution, Choice]:
+    """Read how a model in a repository would be scored, and the files that a pull would download. Blocks.
+    Raises FetchError, UnknownModel and ModelFileError."""
+    wanted = settings.of(model)
+    ref = model_ref.parse(wanted.ref)
+    with Downloader(progress=progress) as downloader:
+        known = _hubs()
+        listing, choice = remote.find(downloader, known, ref, progress, memory_bytes=_memory_bytes(settings))
+        metadata = remote.read_metadata(downloader, known[ref.kind], ref.name, listing, choice)
+    return metadata, resolve_file(metadata, wanted.scoring), choice
+
+
+def _hubs() -> dict[str, hubs.Hub]:
+    for client in ("huggingface_hub", "modelscope_hub"):
+        logging.getLogger(client).setLevel(logging.ERROR)
+    return {"hf": hubs.HuggingFace(), "ms": hubs.ModelScope()}
+
+
+def _memory_bytes(settings: Settings) -> int | None:
+    """The memory for models; None if GPUs may hold them."""
+    return machine.read().memory_bytes if backend_offers.usable_cards(settings) == () else None
 
 
 def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[str, ...]:

@@ -34,8 +34,10 @@ SERVER_BOUNDS = BOUNDS | {"modernbert-head": 5e-3}
 OPENVINO_BOUNDS = dict.fromkeys(("xlmr-head", "modernbert-head", "bert-embedder"), 1e-4)
 # llama.cpp splits a word of over 100 letters into WordPieces; for the reference it is one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
+# Encoders in transformers' format only.
+ENCODERS = ("deberta-v3", "gte", "electra", "distilbert", "camembert", "two-label-reranker", "jina-v2")
 # Checkpoints in transformers' format, with the same weights as the GGUF file of that name, if any.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS)
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
 
 

@@ -16,7 +16,8 @@ from rerankd.progress import size_words, step
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A GGUF file, a safetensors folder, or a name from `rerankd list`.")
+        str,
+        typer.Argument(help="A GGUF file, a safetensors folder, a name from `rerankd list`, or hf:ORG/REPO."),
     ],
     check: Annotated[
         bool,
@@ -29,22 +30,34 @@ def inspect(
 ) -> None:
     """Show what a model file contains, how it is scored and by which engine, or why it is refused.
 
+    Of a repository that was not pulled, it reads the start of each file only.
+
     Exit code 0 if the model can be scored, 3 if it is refused.
     """
     from rerankd.backends import select
     from rerankd.formats import model_files
     from rerankd.hub import inspect as descriptions
-    from rerankd.hub import store
+    from rerankd.hub import model_ref, store
     from rerankd.serving import backend_offers, run_self_test
     from rerankd.serving.prepare_model import fingerprint, resolve_file
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
     wanted = settings.of(model)
+    folders = store.Store(settings.home)
+    is_remote = model_ref.parse(wanted.ref).kind in model_ref.HUBS and folders.find(wanted.ref) is None
+    if is_remote and check:
+        raise UnknownModel(f"--check needs the model on this machine. Run `rerankd pull {model}`.")
     with progress() as report:
-        path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
-    metadata = model_files.read(path)
-    resolved = resolve_file(metadata, wanted.scoring)
+        if is_remote:
+            from rerankd import pulling
+
+            metadata, resolved, choice = pulling.read_remote(settings, model, report)
+            path = metadata.path
+        else:
+            path = folders.locate(wanted.ref, report, settings.builtin_wheel)
+            metadata = model_files.read(path)
+            resolved = resolve_file(metadata, wanted.scoring)
     checks: tuple[str, ...] = ()
     engines: list[dict[str, Any]] = []
     if resolved.recipe is not None:  # earlier results of a refused model are of another recipe
@@ -57,6 +70,8 @@ def inspect(
             from rerankd import pulling
 
             checks = tuple(pulling.check(settings, wanted))
+    if is_remote:
+        checks = (f"not on this machine: rerankd pull {model} downloads {size_words(choice.size_bytes)}",)
     if as_json:
         print_json(
             {

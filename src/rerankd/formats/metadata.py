@@ -9,6 +9,7 @@ from typing import Any
 
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.formats.gguf_header import Strings
+from rerankd.formats.sentence_transformers import Layout
 
 # Architectures with bidirectional attention, whatever their header declares.
 _ENCODERS = frozenset(
@@ -18,6 +19,8 @@ _ENCODERS = frozenset(
         "neo-bert",
         "jina-bert-v2",
         "jina-bert-v3",
+        "deberta-v2",
+        "new",  # mGTE
         "nomic-bert",
         "nomic-bert-moe",
         "eurobert",
@@ -60,6 +63,8 @@ class ModelMetadata:
     `hidden_activation` is ModernBERT's, "" without such a key. `decision_blocks` is above 0 for a decision
     model, which has the same tensor names as a reranker.
     `refusal`: why rerankd can't compute the model, None if it can.
+    `layout`: what sentence-transformers' files beside a checkpoint declare; None without a checkpoint, and
+    if rerankd does not support what they declare.
     """
 
     path: Path
@@ -119,6 +124,7 @@ class ModelMetadata:
     parts: tuple[Path, ...] = ()
     format: Format = "gguf"
     refusal: Refusal | None = None
+    layout: Layout | None = None
 
     @property
     def is_causal(self) -> bool:

@@ -13,6 +13,7 @@ from rerankd.domain import Format, Pooling, Refusal
 from rerankd.errors import ModelFileError
 from rerankd.formats.gguf_header import Header, Strings, Tensor
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.formats.sentence_transformers import Layout
 
 _BASE_MODEL = re.compile(r"general\.base_model\.\d+\.(?:name|repo_url)")
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
@@ -67,6 +68,7 @@ def metadata_of(
     *,
     format: Format = "gguf",
     refusal: Refusal | None = None,
+    layout: Layout | None = None,
 ) -> ModelMetadata:
     """The metadata from a header and the tensors of all parts. Raises ModelFileError for keys of a wrong
     type."""
@@ -117,6 +119,7 @@ def metadata_of(
         parts=parts,
         format=format,
         refusal=refusal,
+        layout=layout,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,20 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     if not {0, 1} <= set(tokenizer.encode("a", "b").sequence_ids):
         raise ValueError("it does not encode a pair of texts")
     return tokenizer, parsed
+
+
+def token_texts(content: str, ids: Sequence[int]) -> tuple[str, ...]:
+    """The texts of single tokens, from the content of tokenizer.json. Raises ValueError if it is damaged or
+    has no such token."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # as in `read`
+        raise ValueError(str(error)) from error
+    if any(tokenizer.id_to_token(one) is None for one in ids):
+        raise ValueError(f"it has no tokens with the ids {ids}")
+    return tuple(tokenizer.decode([one], skip_special_tokens=False) for one in ids)
 
 
 def _largest_id(parsed: dict[str, Any]) -> int:

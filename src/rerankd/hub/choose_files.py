@@ -45,6 +45,11 @@ class RemoteFile:
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 
+    @property
+    def place(self) -> str:
+        """Its path in the folder of the pulled model: a GGUF file's name, and a checkpoint's whole path."""
+        return self.name if self.name.lower().endswith(".gguf") else self.path
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

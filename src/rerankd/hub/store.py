@@ -244,14 +244,14 @@ def display_name(model: str) -> str:
 def _scan(folder: Path) -> Record | None:
     files = sorted(path for path in folder.glob("*.gguf") if path.is_file())
     if not files:
-        files = [folder / name for name in checkpoint_files.files(path.name for path in folder.iterdir())]
+        files = [folder / name for name in checkpoint_files.files(checkpoint_files.paths_in(folder))]
     if not files:
         return None
     status = [path.stat() for path in files]
     return Record(
         name=name_of(folder.name),
         folder=folder.name,
-        files=tuple(path.name for path in files),
+        files=tuple(path.relative_to(folder).as_posix() for path in files),
         size_bytes=sum(one.st_size for one in status),
         pulled_at=max(one.st_mtime for one in status),
     )

@@ -60,6 +60,11 @@ def kind_of(metadata: ModelMetadata) -> Kind | None:
     return "sparse" if tags & _SPARSE_TAGS or any(map(_SPARSE.search, names)) else None
 
 
+def is_called_reranker(metadata: ModelMetadata) -> bool:
+    """Whether a name says that it is a reranker."""
+    return any(map(_RERANKER.search, _all_names(metadata)))
+
+
 def is_called_embedder(metadata: ModelMetadata) -> bool:
     """Whether a name or a tag marks the file as an embedding model."""
     tags = {tag.lower() for tag in metadata.tags}

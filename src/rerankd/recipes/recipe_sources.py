@@ -50,7 +50,9 @@ def longest(metadata: ModelMetadata, entry: Entry | None) -> int:
 def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> PartialRecipe:
     partial = PartialRecipe(method=method, max_length=metadata.context_length or None)
     if method == "cross_encoder":
-        return replace(partial, template=metadata.rerank_template or None)
+        prefix = metadata.layout.prompt if metadata.layout is not None else ""
+        template = metadata.rerank_template or None
+        return replace(partial, template=template, query_prefix=prefix or None)
     if method == "embedding":
         return replace(partial, pooling=metadata.pooling if metadata.pooling in POOLINGS else None)
     in_file = prompt.file if prompt is not None else NOTHING

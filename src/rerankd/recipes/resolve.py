@@ -166,7 +166,8 @@ def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) 
             'method = "cross_encoder"\n'
             'pooling = "mean"  # only if its config.json says so (rerankd 0.1 assumed it)',
         )
-    reason = rank_heads.why_not(metadata, read)
+    declared = (case.settings.method, case.entry.method if case.entry is not None else None)
+    reason = rank_heads.why_not(metadata, read, is_reranker="cross_encoder" in declared)
     return Refusal(reason, suggest_another_file(metadata, case.entry)) if reason else None
 
 
@@ -253,9 +254,8 @@ def _check_embedding(case: _Case, merged: PartialRecipe, sources: dict[str, Sour
 
 def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[str, Source]) -> Recipe:
     """The recipe from the merged parts, without those that the method does not use."""
-    metadata, length = case.metadata, merged.max_length
-    assert length is not None, "each method has a default"
-    most = longest(metadata, case.entry)
+    metadata, most = case.metadata, longest(case.metadata, case.entry)
+    length = merged.max_length or most
     if sources["max_length"] == "settings" and not _SMALLEST_MAX_LENGTH <= length <= most:
         raise ConfigError(
             f"{metadata.path}: max_length = {length} must be from {_SMALLEST_MAX_LENGTH} to {most}, "

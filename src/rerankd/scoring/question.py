@@ -167,12 +167,16 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
             question, recipe.document_prefix, "", space, budget, space - len(of_query) - 1
         )
     if recipe.method == "cross_encoder":
-        (own,) = await model.tokenizer.encode([query])
+        (own,) = await model.tokenizer.encode([recipe.query_prefix + query])
         before = np.concatenate((frame.start, own, frame.between))
         second = None if frame.first_typed is None else len(frame.start) + len(own) + frame.first_typed
         space = length - len(before) - len(frame.end)
         question = Question(query, "", before, frame.end, NONE, second)
-        return PreparedQuestion(question, "", "", space, space, _share(space + len(own)))
+        query_room = _share(space + len(own))
+        if recipe.query_prefix:
+            (of_prefix,) = await model.tokenizer.encode([recipe.query_prefix])
+            query_room = _share(space + len(own) - len(of_prefix))
+        return PreparedQuestion(question, "", "", space, space, query_room)
     return await _prompt(model, query, instruction, length)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +135,9 @@ def fingerprint(path: Path) -> str:
     the fingerprint "no PATH"."""
     if path.is_dir():
         return (
-            " ".join(fingerprint(path / name) for name in checkpoint_files.files(os.listdir(path)))
+            " ".join(
+                fingerprint(path / name) for name in checkpoint_files.files(checkpoint_files.paths_in(path))
+            )
             or f"no {path}"
         )
     try:
