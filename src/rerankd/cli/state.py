@@ -24,7 +24,7 @@ app = typer.Typer(
 def state(context: typer.Context, as_json: Json = False, config_file: Config = None) -> None:
     """Show or clear the results that rerankd stores about this machine and its models.
 
-    rerankd measures again what is missing.
+    rerankd measures missing results again when it needs them.
     """
     if context.invoked_subcommand is not None:
         return
@@ -64,7 +64,7 @@ def clear(
 
     store = StateStore(config.from_machine({}, config_file).home)
     if section is not None and section not in (known := store.sections()):
-        raise ConfigError(f"There is no section {section!r}. Sections: {', '.join(known) or 'none'}.")
+        raise ConfigError(f"The section {section!r} does not exist. Sections: {', '.join(known) or 'none'}.")
     say(f"entries deleted: {store.clear(section)}")
 
 

@@ -76,7 +76,7 @@ class Scored:
                 f"{deduplicate.document_list(self.truncated)}."
             )
         if self.texts.blank:
-            found.append(f"Blank, ranked last: {deduplicate.document_list(self.texts.blank)}.")
+            found.append(f"Blank and ranked last: {deduplicate.document_list(self.texts.blank)}.")
         left_out = {*self.texts.unscored}
         for documents, why in (
             ([at for at in self.unscored if at in left_out], "max_scored_documents was reached"),
@@ -84,7 +84,7 @@ class Scored:
         ):
             if documents:
                 found.append(
-                    "Not scored, ranked last in the order sent: "
+                    "Not scored and ranked last, in the order sent: "
                     f"{deduplicate.document_list(documents)}; {why}."
                 )
         by_reason: dict[str, list[int]] = {}

@@ -36,8 +36,6 @@ TOLERANCE = 1e-3
 # and one with a cached prefix), which does not matter for ranking. Missing classifier weights move it much
 # further.
 BROKEN = 0.02
-
-
 # The tolerance between the scores of two engines, by the precision of the weights: each engine rounds the
 # arithmetic around quantised weights differently, and llama.cpp uses the tanh form of GELU for `bert`.
 _APART_EXACT, _APART_8_BIT, _APART_LESS = 0.02, 0.05, 0.1
@@ -103,7 +101,7 @@ def tolerance(quantisation: str) -> float:
 def check(
     answered: Sequence[Sequence[float | None]], normalization: Normalization
 ) -> tuple[Refusal | None, tuple[str, ...]]:
-    """Check the raw scores of the arrangements. Returns a Refusal if the scores cannot be trusted, and
+    """Check the raw scores of the arrangements. Returns a Refusal if the scores can't be trusted, and
     warnings.
 
     `answered` has one run for each arrangement, in their order, or only the first. None marks a pair that

@@ -126,7 +126,7 @@ async def run(
 
 async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts: Sequence[str]) -> RawScores:
     """The raw scores of texts for the query of the self-test, from an engine that runs as in `running`.
-    Raises EngineError, and ModelFileError if the vocabulary cannot be read."""
+    Raises EngineError, and ModelFileError if the vocabulary can't be read."""
     tokenizer = engine if running.capabilities.tokenizes else await vocabulary.tokenizer()
     reader = model_tokenizer.reader(running, tokenizer)
     return await engine.score(Batch(tuple(await reader.plain(self_test.QUERY, texts))))
@@ -244,5 +244,5 @@ class SelfTest:
         if refusal is None:
             return ()
         if is_fatal and not self._model.wanted.force:
-            raise refusal.error(f"{self._model.path.name} loads, but its scores cannot be trusted")
+            raise refusal.error(f"{self._model.path.name} loads, but its scores can't be trusted")
         return (f"This model failed {check}: {refusal.reason}.",)

@@ -81,7 +81,7 @@ def _cuda(seen: Seen, mirror: str | None) -> Iterator[Check]:
     if seen.gpus:
         yield _toolkit(seen, mirror)
     elif seen.toolkit is not None:
-        yield Check("cuda", "ok", f"{seen.toolkit.name}, but no card to build for")
+        yield Check("cuda", "ok", f"{seen.toolkit.name}, but no GPU to build for")
 
 
 def _toolkit(seen: Seen, mirror: str | None) -> Check:
@@ -135,7 +135,7 @@ def _building(seen: Seen) -> Iterator[Check]:
     by = "ninja" if found.ninja else "make"
     says = f"cmake {found.cmake_version}, {by}, {found.compiler}" + (", ccache" if found.ccache else "")
     yield Check("build tools", "ok", says)
-    yield Check("libcurl", "ok", "not needed: rerankd fetches models itself")
+    yield Check("libcurl", "ok", "not needed: rerankd downloads models itself")
 
 
 def _engines(seen: Seen) -> Iterator[Check]:
