@@ -423,7 +423,7 @@ def test_the_supervisor_survives_its_own_exceptions(tmp_path: Path, caplog: pyte
             shutil.rmtree(tmp_path / "command")
             it.clock.opened.set()
             await it.kill()
-            await it.until(lambda state: "failed to watch its engine" in str(state.error))
+            await it.until(lambda state: "failed to supervise its engine" in str(state.error))
             (tmp_path / "command").mkdir()
             await it.until(lambda state: state.engine is not None)
             assert await it.score() == RIGHT

@@ -80,7 +80,7 @@ def _row(entry: Entry, name: str) -> ModelRow:
     return {
         "id": name,
         "object": "model",
-        # From when the model was read: the file may have been deleted since.
+        # The time was stored when the model was read, because the file may have been deleted since.
         "created": entry.model.changed_at if isinstance(entry, ServedModel) else 0,
         "owned_by": "rerankd",
         "model_type": "rerank",

@@ -1,7 +1,7 @@
 """Collect the observations of `rerankd doctor`: hardware, disk, port, models, engines.
 
-It writes a test file to the data folder and, with `again`, measures stored precisions anew; otherwise it
-changes nothing. Only `online` uses the network.
+It writes a test file to the data folder, and with `again` repeats measurements that are stored per model;
+otherwise it changes nothing. Only `online` uses the network.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ class ModelRegistry(ModelNames):
         names."""
         check_names(model.names, beside)
         served = ServedModel(model, self.settings, self._metrics, self._sockets, self._state)
-        served.on_changed_file = lambda: self._read_anew(served)
+        served.on_changed_file = lambda: self._reread(served)
         least, guess = needs(model, self.budgets)
         self._loader.add(served, least, guess, model.wanted.idle_unload_s)
         return served
@@ -244,7 +244,7 @@ class ModelRegistry(ModelNames):
         if served.wanted.preload:
             self._tasks.begin(load(), f"load {served.name}")
 
-    def _read_anew(self, served: ServedModel) -> None:
+    def _reread(self, served: ServedModel) -> None:
         """Reload a model whose file has changed, which was noticed when an engine was started."""
 
         async def reload() -> None:

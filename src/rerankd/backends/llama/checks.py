@@ -89,7 +89,7 @@ def _toolkit(seen: Seen, mirror: str | None) -> Check:
     lacking = cuda.lacks(toolkit)
     if toolkit is None or lacking:
         what = f"{toolkit.name} lacks {' and '.join(lacking)}" if toolkit is not None else "nvcc is missing"
-        return Check("cuda", "warn", f"{what}: no engine can be built for the card", _install(seen, mirror))
+        return Check("cuda", "warn", f"{what}: no engine can be built for the GPU", _install(seen, mirror))
     where = f"{toolkit.name} in {toolkit.root}"
     for gpu in seen.gpus:
         if not cuda.driver_runs(gpu.driver, toolkit.release):
@@ -109,7 +109,7 @@ def _toolkit(seen: Seen, mirror: str | None) -> Check:
             )
     unused = seen.choice is not None and seen.choice.on_cpu and not tools.missing(seen.tools)
     step = "rerankd engine build --backend cuda" if unused else ""
-    return Check("cuda", "ok", f"{where} supports the driver and the card", step)
+    return Check("cuda", "ok", f"{where} supports the driver and the GPU", step)
 
 
 def _install(seen: Seen, mirror: str | None) -> str:
