@@ -91,7 +91,7 @@ class Metrics:
         self.recent.scored(time.monotonic(), documents - len(result.unscored))
 
     def ended(self, dialect: str, status: int, seconds: float, *, model: str = "", key: str = "") -> None:
-        """Count an answer, including errors. `model` is empty if no model was reached, `key` if no key was
+        """Count a response, including errors. `model` is empty if no model was reached, `key` if no key was
         required or sent."""
         self.requests.labels(dialect, status, model, key).inc()
         self.latency.labels(dialect, model).observe(seconds)

@@ -14,7 +14,7 @@ from rerankd.cli.output import Config, Json, print_json, print_rows, say
 from rerankd.errors import ConfigError
 
 app = typer.Typer(
-    help="Show or clear stored results: measured precisions, self-tests and the like.",
+    help="Show or clear stored measurements and self-test results.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )

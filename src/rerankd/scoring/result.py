@@ -1,4 +1,4 @@
-"""(pure) Build the rows, errors and warnings of an answer from raw scores."""
+"""(pure) Build the rows, errors and warnings of a response from raw scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rerankd.scoring.deduplicate import UniqueTexts
 def ranked(
     request: RerankRequest, values: Sequence[float | None], how: Normalization
 ) -> tuple[ScoredDocument, ...]:
-    """The rows of the answer, for one raw score per document (None: it has none). Documents below
+    """The rows of the response, for one raw score per document (None: it has none). Documents below
     `score_threshold` and after the first `top_n` are left out."""
     order = normalize.rank(values)
     if request.score_threshold is not None:

@@ -41,7 +41,7 @@ BROKEN = 0.02
 _APART_EXACT, _APART_8_BIT, _APART_LESS = 0.02, 0.05, 0.1
 # Above this difference the file is not served without --force.
 DISAGREE = 0.5
-_FORCE = "to serve it anyway, with a warning in every answer, use --force"
+_FORCE = "to serve it anyway, with a warning in each response, use --force"
 OTHER_FILE = f"the file may be damaged or converted incorrectly: try another file of the same model; {_FORCE}"
 OTHER_ENGINE = (
     "the file may be damaged, or one of the engines may not support this model: try another file, or "

@@ -169,8 +169,8 @@ def store(state: StateStore, key: str, model: Model, other: Offer, found: Compar
 class SelfTest:
     """The self-test of one model's engines, which runs before they serve requests.
 
-    `doubts` are warnings for every answer, `passed` is the result of the comparison, and `again` forces a new
-    comparison whatever is stored. `socket` returns a path for the second engine's socket, `log` is the
+    `doubts` are warnings for each response, `passed` is the result of the comparison, and `again` forces a
+    new comparison whatever is stored. `socket` returns a path for the second engine's socket, `log` is the
     engine's log, `vocabulary` that of the model.
     """
 
@@ -239,7 +239,7 @@ class SelfTest:
     def _unless_forced(
         self, refusal: Refusal | None, check: str, *, is_fatal: bool = True
     ) -> tuple[str, ...]:
-        """The warning that a failed check adds to every answer. Raises Unscorable if it is fatal, unless
+        """The warning that a failed check adds to each response. Raises Unscorable if it is fatal, unless
         forced."""
         if refusal is None:
             return ()
