@@ -162,5 +162,5 @@ def _engine(engine: SeenEngine, *, is_used: bool) -> Check:
     if engine.outcome.passed:
         return Check(name, "ok", f"{number}smoke test {engine.outcome.text}")
     step = "rerankd engine use bundled" if engine.name != BUNDLED else "rerankd engine build"
-    said = f"{number}fails its smoke test: {engine.outcome.text}"
-    return Check(name, bad, said, step if is_used else "")
+    text = f"{number}fails its smoke test: {engine.outcome.text}"
+    return Check(name, bad, text, step if is_used else "")
