@@ -79,7 +79,7 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
 
     shown = cli(tmp_path, "show", "BAAI/bge-reranker-v2-m3")
     assert "from: hf:org/repo" in shown
-    assert "scored as cross_encoder" in shown
+    assert "scored as a cross-encoder" in shown
     assert json.loads(cli(tmp_path, "show", "bge-reranker-v2-m3", "--json"))["scorable"]
     assert "rerankd pull bge-m3" in cli(tmp_path, "show", "bge-m3")
     assert "can't be scored correctly" in cli(tmp_path, "show", "zerank-2")
@@ -95,7 +95,7 @@ def test_show_and_list_agree_about_the_built_in_model(tmp_path: Path, home: Path
     absent = cli(tmp_path, "show", "builtin:e5")
     assert "not on this machine; to get it: rerankd pull builtin:e5" in absent
     for name in ("builtin:e5", "e5"):
-        assert "scored as embedding: " in cli(home, "show", name)
+        assert "scored as an embedding model: " in cli(home, "show", name)
 
 
 def test_the_catalog_lists_size_languages_licence_and_method(tmp_path: Path) -> None:

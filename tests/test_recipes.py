@@ -186,7 +186,7 @@ def test_the_printed_section_applies_to_the_model(tmp_path: Path) -> None:
     settings.write_text(filled.replace('labels = ["", ""]', 'labels = ["yes", "no"]'))
     for model in (str(path), "lychee"):
         served = rerankd("inspect", model, "--config", str(settings), home=tmp_path)
-        assert served.returncode == 0 and "scored as causal_lm" in served.stdout, served.stderr
+        assert served.returncode == 0 and "scored as a causal language model" in served.stdout, served.stderr
 
 
 def test_a_section_printed_for_a_relative_path_applies_in_every_folder(
@@ -305,7 +305,7 @@ def test_list_and_show_apply_the_section_of_a_pulled_model(tmp_path: Path) -> No
     listed = rerankd("list", "--json", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
     assert json.loads(listed.stdout)[0]["method"] == "causal_lm"
     shown = rerankd("show", "mine", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
-    assert "scored as causal_lm" in shown.stdout
+    assert "scored as a causal language model" in shown.stdout
     assert json.loads(rerankd("list", "--json", home=tmp_path).stdout)[0]["method"] is None
 
 

@@ -517,7 +517,7 @@ def test_the_description_of_a_recipe() -> None:
         "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
         "qwen3 causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for "
         "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
-        "scored as causal_lm: a causal language model with a prompt: its raw score is logit('yes') - "
+        "scored as a causal language model with a prompt: its raw score is logit('yes') - "
         "logit('no'); the score is its sigmoid, the probability of 'yes' rather than 'no'",
         "  method: causal_lm (catalog)",
         "  max_length: 8,192 tokens for query and document together (method default)",
@@ -561,7 +561,7 @@ def test_the_descriptions_of_a_refusal_and_of_an_embedding_model() -> None:
     assert as_json["refusal"] == {key: as_json[key] for key in ("reason", "next_step", "settings")}
     embedding = describe(E5_METADATA, resolution_of(E5_METADATA))
     for line in (
-        "  max_length: 512 tokens for text (file)",
+        "  max_length: 512 tokens for a text (file)",
         "  normalization: affine (catalog)",
         "  low: 0.7 (catalog)",
         '  query_prefix: "query: " (catalog)',

@@ -241,8 +241,8 @@ class RerankResult:
     """Documents ordered by raw score, best first; documents with equal raw scores keep the request's order.
 
     `unscored`, `blank` and `errors` name, by index, the documents without a raw score: omitted because of the
-    budget, blank, or failed. They come last, in the request's order, with the lowest score possible (see
-    normalize.shown). `truncated` names the truncated documents.
+    budget, blank, or failed. They are ranked last, in the request's order, with the lowest score possible
+    (see normalize.shown). `truncated` names the truncated documents.
 
     `tokens` is the number of tokens that the engine read. `cached` is the number of distinct texts whose
     score came from the cache; `cached_tokens` counts the tokens of these, and of the request's duplicates.

@@ -92,7 +92,7 @@ class HostNotAllowed(RerankdError, code="host_not_allowed", status_hint=403):
 
 
 class OriginNotAllowed(RerankdError, code="origin_not_allowed", status_hint=403):
-    """A web page of another origin is not allowed to send this request."""
+    """A web page from another origin is not allowed to send this request."""
 
 
 class UnsupportedMediaType(RerankdError, code="unsupported_media_type", status_hint=415):

@@ -1,4 +1,4 @@
-"""Pulls and checks a model with the settings of this machine, for the command line and the admin API."""
+"""Pull and check a model with the settings of this machine, for the command line and the admin API."""
 
 from __future__ import annotations
 

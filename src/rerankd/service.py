@@ -88,7 +88,7 @@ class Reranker:
         """Start the engines, and wait until the preloaded models are ready. Raises Misuse if it was started
         before, and the first model's error if no model can be served."""
         if self._is_closed:
-            raise Misuse("This Reranker is closed and cannot be restarted. Create a new one.")
+            raise Misuse("This Reranker is closed and can't be restarted. Create a new one.")
         if self.registry.owner is not None:
             raise Misuse("This Reranker is already started. Start it once and share it.")
         try:
@@ -114,7 +114,7 @@ class Reranker:
 
     async def apply(self, settings: Settings) -> None:
         """Apply changed settings, and read the API key file again. A removed key is rejected at once, even if
-        the other settings cannot be applied.
+        the other settings can't be applied.
 
         Raises ConfigError, and what `ModelRegistry.apply` raises; then the other settings have not changed.
         """

@@ -192,7 +192,7 @@ def _line(event: Pulled) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-class _Disconnected(RerankdError, code="hung_up"):
+class _Disconnected(RerankdError, code="client_disconnected"):
     """The client of a pull has disconnected."""
 
 

@@ -203,7 +203,7 @@ class Checkup:
 
 
 class Engine(Running, Tokenizer, Protocol):
-    """The client of one running engine. It only scores: it never sorts, normalises or truncates. It raises
+    """The client of one running engine. It only scores: it never sorts, normalizes or truncates. It raises
     only EngineError. Calls may run concurrently, and cancelling a call stops its computation.
 
     `about` describes the running engine, or is "" if the offer's title is enough. The Tokenizer methods are

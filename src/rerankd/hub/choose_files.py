@@ -1,4 +1,4 @@
-"""(pure) Chooses which files of a repository to pull: listing and user's choice -> `Choice` or UnknownModel.
+"""(pure) Choose which files of a repository to pull: listing and user's choice -> `Choice` or UnknownModel.
 
 A model is one GGUF file, or all parts of a split one (`…-00001-of-00003.gguf`). The file name states the
 quantisation. The order of preference: the file or quantisation that the user names; the catalog's default;
@@ -115,7 +115,7 @@ def choose(
     return _best(models, where, default, memory_bytes)
 
 
-def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
+def _checkpoint(files: Sequence[RemoteFile], where: str, is_specific: bool) -> Choice:
     by_path = {file.path: file for file in files}
     names = checkpoint_files.files(by_path)
     if not names:
@@ -124,7 +124,7 @@ def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
             f"and {checkpoint_files.TOKENIZER}): {checkpoint_files.missing(by_path)}. Name a repository that "
             "has a GGUF file or a complete safetensors model."
         )
-    if asked:
+    if is_specific:
         raise UnknownModel(
             f"{where} has no GGUF files, only safetensors, which are pulled as a whole. Pull it without a "
             f"quantisation or file name: {where}"

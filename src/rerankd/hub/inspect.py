@@ -34,7 +34,7 @@ def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "") -> st
             lines += ["", "# rerankd.toml", settings]
         return "\n".join(lines + _causal_lines(metadata))
     recipe = resolved.outcome
-    lines.append(f"scored as {recipe.method}: {recipe.explanation}")
+    lines.append(f"scored as {recipe.explanation}")
     lines += [f"  {part}: {_value(recipe, part)} ({source})" for part, source in recipe.sources.items()]
     lines += [f"note: {note}" for note in resolved.notes]
     return "\n".join(lines)
@@ -57,7 +57,7 @@ def _causal_lines(metadata: ModelMetadata) -> list[str]:
 def _value(recipe: Recipe, part: str) -> str:
     """Return the value of a part of a recipe, on one line."""
     if part == "max_length":
-        per = "text" if recipe.method == "embedding" else "query and document together"
+        per = "a text" if recipe.method == "embedding" else "query and document together"
         return f"{recipe.max_length:,} tokens for {per}"
     if part == "normalization":
         return recipe.normalization.name

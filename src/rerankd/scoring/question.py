@@ -138,8 +138,8 @@ async def _too_long(
     more = "" if is_whole else " more than"
     hint = "" if how.query else ", or send truncate_query: true"
     return TooLong(
-        f"The query has{more} {len(ids)} tokens, but may have {most} of the {length} tokens of an input. "
-        f"Shorten it{hint}."
+        f"The query has{more} {len(ids)} tokens, but may use at most {most} of the {length} tokens of an "
+        f"input. Shorten it{hint}."
     )
 
 

@@ -69,8 +69,8 @@ def prepare(
     model of the settings.
 
     Blocks while it reads and downloads. Raises the errors of the data folder, the model file and the
-    download, Unscorable if the file cannot be scored correctly, and ConfigError if the requested engine
-    cannot run it.
+    download, Unscorable if the file can't be scored correctly, and ConfigError if the requested engine can't
+    run it.
     """
     model = model or wanted(settings)[0]
     folders = store.Store(settings.home)

@@ -51,7 +51,7 @@ _POLICIES: Mapping[Method, BatchPolicy] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaOffer(Offer):
-    """An offer of llama.cpp. `gpus` are the usable cards with their free memory, or None if unknown."""
+    """An offer of llama.cpp. `gpus` are the usable GPUs with their free memory, or None if unknown."""
 
     options: LlamaOptions
     binary: Binary
