@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from rerankd import __version__
-from rerankd.cli import bench, doctor, engine, eval, key, models, reload, rerank, serve, state, status
+from rerankd.cli import (
+    bench,
+    doctor,
+    engine,
+    eval,
+    key,
+    models,
+    recipe,
+    reload,
+    rerank,
+    serve,
+    state,
+    status,
+)
 from rerankd.errors import RerankdError
 
 app = typer.Typer(
@@ -42,6 +55,7 @@ app.command()(models.remove)
 app.command("eval")(eval.evaluate)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
+app.add_typer(recipe.app, name="recipe")
 app.add_typer(engine.app, name="engine")
 app.add_typer(key.app, name="key")
 app.add_typer(state.app, name="state")
