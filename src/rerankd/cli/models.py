@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from rerankd import config
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
-from rerankd.errors import UnknownModel
+from rerankd.errors import ConfigError, UnknownModel
 from rerankd.progress import size_words, step
 
 
@@ -35,29 +36,19 @@ def inspect(
     Exit code 0 if the model can be scored, 3 if it is refused.
     """
     from rerankd.backends import select
-    from rerankd.formats import model_files
+    from rerankd.cli.reading import is_remote, read
     from rerankd.hub import inspect as descriptions
-    from rerankd.hub import model_ref, store
     from rerankd.serving import backend_offers, run_self_test
-    from rerankd.serving.prepare_model import fingerprint, resolve_file
+    from rerankd.serving.prepare_model import fingerprint
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
     wanted = settings.of(model)
-    folders = store.Store(settings.home)
-    is_remote = model_ref.parse(wanted.ref).kind in model_ref.HUBS and folders.find(wanted.ref) is None
-    if is_remote and check:
+    if check and is_remote(settings, wanted):
         raise UnknownModel(f"--check needs the model on this machine. Run `rerankd pull {model}`.")
     with progress() as report:
-        if is_remote:
-            from rerankd import pulling
-
-            metadata, resolved, choice = pulling.read_remote(settings, model, report)
-            path = metadata.path
-        else:
-            path = folders.locate(wanted.ref, report, settings.builtin_wheel)
-            metadata = model_files.read(path)
-            resolved = resolve_file(metadata, wanted.scoring)
+        found = read(settings, model, report)
+    metadata, resolved, path = found.metadata, found.resolved, found.metadata.path
     checks: tuple[str, ...] = ()
     engines: list[dict[str, Any]] = []
     if resolved.recipe is not None:  # earlier results of a refused model are of another recipe
@@ -70,8 +61,8 @@ def inspect(
             from rerankd import pulling
 
             checks = tuple(pulling.check(settings, wanted))
-    if is_remote:
-        checks = (f"not on this machine: rerankd pull {model} downloads {size_words(choice.size_bytes)}",)
+    if found.download_bytes is not None:
+        checks = (f"not on this machine: rerankd pull {model} downloads {size_words(found.download_bytes)}",)
     if as_json:
         print_json(
             {
@@ -126,6 +117,22 @@ def pull(
 
 def list_models(
     catalog: Annotated[bool, typer.Option("--catalog", help="List the models of the catalog.")] = False,
+    recommend: Annotated[
+        bool,
+        typer.Option(
+            "--recommend",
+            help="Only the models of the catalog that suit this machine best, each with the reason.",
+        ),
+    ] = False,
+    language: Annotated[
+        str,
+        typer.Option(
+            help="With --recommend: the language of the texts, such as zh.", show_default="many languages"
+        ),
+    ] = "",
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="With --recommend: only licences for commercial use.")
+    ] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
@@ -133,7 +140,12 @@ def list_models(
     from rerankd.hub import listing, store
     from rerankd.serving.prepare_model import resolve_model
 
+    if (language or commercial) and not recommend:
+        raise ConfigError("--language and --commercial are for --recommend. Add it: rerankd list --recommend")
     settings = config.from_machine({}, config_file)
+    if recommend:
+        _recommend(settings, language, commercial=commercial, as_json=as_json)
+        return
     folders = store.Store(settings.home)
     rows = listing.pullable() if catalog else listing.present(folders, partial(resolve_model, settings))
     if as_json:
@@ -142,6 +154,35 @@ def list_models(
         print_rows(listing.columns(rows, catalog=catalog), as_blocks=True)
     else:
         say("No models on this machine yet. To see what can be pulled: rerankd list --catalog")
+
+
+def _recommend(settings: config.Settings, language: str, *, commercial: bool, as_json: bool) -> None:
+    """Print the models of the catalog that suit this machine."""
+    from rerankd import machine
+    from rerankd.hub import recommendation
+    from rerankd.recipes.recommend import Wish
+    from rerankd.serving import backend_offers
+
+    code = re.split("[-_]", language.strip().lower())[0]
+    if language and not re.fullmatch("[a-z]{2,3}", code):
+        raise ConfigError(
+            f"--language is {language!r}, but must be a code of two or three letters, such as zh."
+        )
+    this = machine.read()
+    cards = backend_offers.usable_cards(settings)
+    wish = Wish(
+        memory_bytes=this.memory_bytes,
+        cores=this.cores,
+        # A card with 0 bytes shares the main memory.
+        gpu_bytes=max((card.total_bytes or this.memory_bytes or 0 for card in cards or ()), default=0),
+        language=code,
+        commercial=commercial,
+    )
+    found = recommendation.describe(wish, has_unknown_gpu=cards is None)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(recommendation.text(found))
 
 
 def show(

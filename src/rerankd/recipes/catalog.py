@@ -76,8 +76,8 @@ class Entry(_Table):
     head reads, None for other models. `refs`: where to download it, as in the setting `models.ref`, best
     first.
     `quant`: the quantisation to download; `size_mb`: its size in 10^6 bytes; `context_length`: the one in its
-    header; "" or 0 if unknown. `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for
-    any.
+    header; "" or 0 if unknown. `ndcg10`: its published quality (see recommend.py), 0 if unknown.
+    `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for any.
     """
 
     name: str
@@ -101,6 +101,7 @@ class Entry(_Table):
     quant: str = ""
     size_mb: int = 0
     context_length: int = 0
+    ndcg10: float = 0.0
     needs_build: int = 0
 
     def partial(self, method: Method) -> PartialRecipe:
