@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rerankd import config, machine
 from rerankd.config import Settings
 from rerankd.download import Downloader
+from rerankd.errors import FetchError, UnknownModel
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import hubs, model_ref, remote
-from rerankd.hub.choose_files import Choice
-from rerankd.hub.pull import Puller
+from rerankd.hub.choose_files import Choice, quants
+from rerankd.hub.pull import Puller, sources_of
 from rerankd.hub.store import Record, Store
-from rerankd.progress import Progress
+from rerankd.progress import Progress, step
 from rerankd.recipes.resolution import Resolution
 from rerankd.service import Reranker
 from rerankd.serving import backend_offers
@@ -47,18 +49,49 @@ def pull(
         ).pull(wanted.ref)
 
 
-def read_remote(
-    settings: Settings, model: str, progress: Progress
-) -> tuple[ModelMetadata, Resolution, Choice]:
-    """Read how a model in a repository would be scored, and the files that a pull would download. Blocks.
-    Raises FetchError, UnknownModel and ModelFileError."""
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A model in a repository, before its download.
+
+    `choice` are the files that a pull would download from `source`; `quants` are the quantisations of all
+    GGUF files of the repository.
+    """
+
+    metadata: ModelMetadata
+    resolved: Resolution
+    source: model_ref.ModelRef
+    choice: Choice
+    quants: tuple[str, ...]
+
+
+def read_remote(settings: Settings, model: str, progress: Progress) -> Remote:
+    """Read how a model in a repository would be scored, and which files a pull would download. If a source of
+    the catalog can't be reached or lacks the model, the next one is read. Blocks. Raises FetchError,
+    UnknownModel and ModelFileError."""
     wanted = settings.of(model)
-    ref = model_ref.parse(wanted.ref)
+    sources, default = sources_of(model_ref.parse(wanted.ref))
     with Downloader(progress=progress) as downloader:
         known = _hubs()
-        listing, choice = remote.find(downloader, known, ref, progress, memory_bytes=_memory_bytes(settings))
-        metadata = remote.read_metadata(downloader, known[ref.kind], ref.name, listing, choice)
-    return metadata, resolve_file(metadata, wanted.scoring), choice
+        for at, source in enumerate(sources):
+            try:
+                listing, choice = remote.find(
+                    downloader,
+                    known,
+                    source,
+                    progress,
+                    default=default,
+                    memory_bytes=_memory_bytes(settings),
+                )
+                with step(progress, f"reading the start of the files of {source.name}"):
+                    metadata = remote.read_metadata(
+                        downloader, known[source.kind], source.name, listing, choice
+                    )
+                break
+            except (FetchError, UnknownModel):
+                if at + 1 == len(sources):
+                    raise
+    resolved = resolve_file(metadata, wanted.scoring)
+    return Remote(metadata, resolved, source, choice, quants(listing.files))
 
 
 def _hubs() -> dict[str, hubs.Hub]:

@@ -18,7 +18,10 @@ from rerankd.progress import size_words, step
 def inspect(
     model: Annotated[
         str,
-        typer.Argument(help="A GGUF file, a safetensors folder, a name from `rerankd list`, or hf:ORG/REPO."),
+        typer.Argument(
+            help="A GGUF file, a safetensors folder, a name from `rerankd list` or `rerankd list --catalog`, "
+            "or hf:ORG/REPO."
+        ),
     ],
     check: Annotated[
         bool,
@@ -61,19 +64,24 @@ def inspect(
             from rerankd import pulling
 
             checks = tuple(pulling.check(settings, wanted))
-    if found.download_bytes is not None:
-        checks = (f"not on this machine: rerankd pull {model} downloads {size_words(found.download_bytes)}",)
+    if found.remote is not None and resolved.recipe is not None:
+        size = size_words(found.remote.choice.size_bytes)
+        checks = (f"not on this machine: rerankd pull {model} downloads {size}",)
     if as_json:
         print_json(
             {
                 **descriptions.describe_json(metadata, resolved, wanted.ref),
+                "path": None if found.remote is not None else str(path),
+                "source": found.place if found.remote is not None else None,
                 "engines": engines,
                 "checks": list(checks),
             }
         )
     else:
-        lines = (descriptions.describe(metadata, resolved, wanted.ref), *map(select.line, engines), *checks)
-        typer.echo("\n".join(lines))
+        described = descriptions.describe(metadata, resolved, wanted.ref, place=found.place)
+        typer.echo("\n".join((described, *map(select.line, engines), *checks)))
+        if resolved.settings():
+            say(f"\nTo write this section to a file, with explanations: rerankd recipe new {model}")
     if resolved.recipe is None:
         raise typer.Exit(3)
 

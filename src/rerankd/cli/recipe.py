@@ -28,7 +28,8 @@ _Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, a safetensors folder, a name from `rerankd list`, or hf:ORG/REPO.",
+        help="A GGUF file, a safetensors folder, a name from `rerankd list` or `rerankd list --catalog`, or "
+        "hf:ORG/REPO.",
     ),
 ]
 _WIDEST = 40  # characters of a query or document in the table
@@ -38,7 +39,7 @@ _WIDEST = 40  # characters of a query or document in the table
 def show(model: _Model, config_file: Config = None) -> None:
     """Print the whole recipe of a model as a section of rerankd.toml, with the source of each part.
 
-    Edit the section to score the model differently. As it is, it does not change the scores. Exit code 3 if
+    Edit the section to score the model differently; unedited, it does not change the scores. Exit code 3 if
     the model is refused.
     """
     from rerankd.cli.reading import read
@@ -120,8 +121,9 @@ def test(
 ) -> None:
     """Score pairs by the recipe in FILE, and compare the scores with the known ones.
 
-    Starts an engine once. Model cards and the reference implementation have known scores. The default
-    tolerance is 0.05 for a raw score and 0.0125 for a score. Exit code 1 if a pair is outside its tolerance.
+    Starts an engine once. Take the known scores from the model card, or compute them with the reference
+    implementation. The default tolerance is 0.05 for a raw score and 0.0125 for a score. Exit code 1 if a
+    pair is outside its tolerance.
     """
     from rerankd.evaluation import known_pairs
     from rerankd.serving.prepare_model import prepare

@@ -85,6 +85,12 @@ def quant_of(stem: str) -> str:
     return found[-1].replace("FP16", "F16").replace("FP32", "F32") if found else ""
 
 
+def quants(files: Iterable[RemoteFile]) -> tuple[str, ...]:
+    """Return the quantisations of a repository's complete GGUF files, the preferred ones first."""
+    known = {model.quant for model in _models(files) if model.is_whole}
+    return tuple(quant for quant in PREFERRED if quant in known)
+
+
 def choose(
     files: Iterable[RemoteFile],
     where: str,

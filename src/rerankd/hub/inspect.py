@@ -21,10 +21,10 @@ _LEFT_OUT = (
 )  # fmt: skip
 
 
-def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "") -> str:
+def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "", place: str = "") -> str:
     """Describe a model file in a few lines: its contents, and its recipe with the source of each part, or its
-    refusal. `ref` is the user's name for it."""
-    lines = [str(metadata.path), _file_line(metadata), _model_line(metadata, resolved)]
+    refusal. `ref` is the user's name for it, `place` where it is if that is not its path."""
+    lines = [place or str(metadata.path), _file_line(metadata), _model_line(metadata, resolved)]
     if metadata.layout is not None and metadata.layout.modules:
         lines.append(f"modules of sentence-transformers: {', '.join(metadata.layout.kinds)}")
     if isinstance(resolved.outcome, Refusal):

@@ -63,7 +63,7 @@ class Puller:
         """Download the model that `text` names. Raises UnknownModel, ModelFileError (Unscorable), FetchError
         or DataFolderError; the next pull resumes what was downloaded."""
         ref = parse(text)
-        sources, default = _sources(ref)
+        sources, default = sources_of(ref)
         folder = folder_of(ref)
         with self.store.locked(folder, lambda: self.say(f"waiting for another pull of {name_of(folder)} …")):
             return self._pull_first(sources, default, folder)
@@ -183,8 +183,9 @@ def _is_same(known: Record, found: Record) -> bool:
     return same and (all(found.sha256) or known.revision == found.revision)
 
 
-def _sources(ref: ModelRef) -> tuple[list[ModelRef], str]:
-    """Return the sources of a reference in order of preference, and the catalog's default quantisation."""
+def sources_of(ref: ModelRef) -> tuple[list[ModelRef], str]:
+    """Return the sources of a reference in order of preference, and the catalog's default quantisation.
+    Raises UnknownModel, and Unscorable for a model that the catalog refuses."""
     if ref.kind in ("hf", "ms"):
         return [ref], ""
     if ref.kind != "name":

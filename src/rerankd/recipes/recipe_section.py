@@ -33,7 +33,7 @@ _TO_FILL_IN = """\
 {reason}.
 #
 # Fill in each empty value from the model card. Then compare the scores with known ones, and serve the model:
-#   rerankd recipe test {file} --pairs PAIRS.jsonl
+{pull}#   rerankd recipe test {file} --pairs PAIRS.jsonl
 #   rerankd serve --config {file}
 """
 _HELP = {
@@ -107,7 +107,8 @@ def to_fill_in(resolved: Resolution, ref: str, file: str, declared: str = "") ->
     if resolved.refusal is None or not settings:
         return ""
     method = next(name for name in _HELP if f'method = "{name}"' in settings)
-    start = _TO_FILL_IN.format(reason=_comment(resolved.refusal.reason), file=file)
+    pull = f"#   rerankd pull {ref} --config {file}\n" if ref.startswith(("hf:", "ms:")) else ""
+    start = _TO_FILL_IN.format(reason=_comment(resolved.refusal.reason), file=file, pull=pull)
     return f"{start}\n{settings}\n\n{_HELP[method]}"
 
 
