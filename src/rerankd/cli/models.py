@@ -181,7 +181,7 @@ def _recommend(settings: config.Settings, language: str, *, commercial: bool, as
     wish = Wish(
         memory_bytes=this.memory_bytes,
         cores=this.cores,
-        # A card with 0 bytes shares the main memory.
+        # A GPU with 0 bytes shares the main memory.
         gpu_bytes=max((card.total_bytes or this.memory_bytes or 0 for card in cards or ()), default=0),
         language=code,
         commercial=commercial,

@@ -94,7 +94,7 @@ def _fitting(entries: Sequence[Entry], wish: Wish) -> list[Pick]:
     return [
         Pick(entry, "", device, "")
         for entry in entries
-        if entry.ndcg10 and entry.refs and entry.size_mb
+        if entry.ndcg10 and entry.refs and entry.size_mb and entry.quant in _WEIGHT_BYTES
         if wish.language in entry.languages or _MANY in entry.languages
         if entry.licence in _PERMISSIVE or not wish.commercial
         if (device := _device(entry, wish)) is not None
