@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import test_sentence_transformers
 from fake_hub import fake_hub
 from kinds import KINDS, Kind
 from rerankd import config
@@ -28,6 +29,7 @@ from twins import Twin
 
 SERVED = [kind for kind in KINDS if kind.is_served]
 Run = Callable[..., Any]
+qwen = test_sentence_transformers.qwen  # a fixture
 
 
 @pytest.fixture
@@ -145,6 +147,15 @@ def test_new_says_why_no_file_is_written(run: Run, tmp_path: Path) -> None:
     unwritable = run("recipe", "new", GOLDEN / "qwen2-labels.gguf", "--output", tmp_path / "no" / "x.toml")
     assert unwritable.returncode == 1 and "can't be written: No such file" in unwritable.stderr
     assert not path.exists()
+
+
+def test_new_fills_in_what_safetensors_declare_for_a_gguf_file(qwen: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    written = run("recipe", "new", qwen, "--output", path)
+    assert written.returncode == 0, written.stderr
+    section = tomllib.loads(path.read_text())["models"]["judge"]
+    assert section["ref"] == "" and "<Query>: {query}" in section["template"] and all(section["labels"])
+    assert 'ref = ""  # a GGUF file of this model' in path.read_text()
 
 
 # recipe test

@@ -34,8 +34,8 @@ app = typer.Typer(
     help="Serve reranker models on your own machine.",
     epilog=(
         "To start: run rerankd serve and open the address that it prints in a browser. For a better model "
-        "than the built-in one: rerankd list --catalog, then rerankd pull NAME. If something does not work: "
-        "rerankd doctor and rerankd status."
+        "than the built-in one: rerankd list --recommend, then rerankd pull NAME. If something does not "
+        "work, run rerankd doctor and rerankd status."
     ),
     no_args_is_help=True,
     add_completion=False,

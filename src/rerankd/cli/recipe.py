@@ -37,10 +37,10 @@ _WIDEST = 40  # characters of a query or document in the table
 
 @app.command()
 def show(model: _Model, config_file: Config = None) -> None:
-    """Print the whole recipe of a model as a section of rerankd.toml, with the source of each part.
+    """Print a model's recipe as TOML, with the source of each part.
 
-    Edit the section to score the model differently; unedited, it does not change the scores. Exit code 3 if
-    the model is refused.
+    The output is a section of rerankd.toml with the whole recipe. Edit it to score the model differently;
+    unedited, it does not change the scores. Exit code 3 if the model is refused.
     """
     from rerankd.cli.reading import read
     from rerankd.recipes.recipe_section import section
@@ -62,10 +62,11 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     config_file: Config = None,
 ) -> None:
-    """Write a recipe to fill in, for a model that is refused because facts are missing.
+    """Write a recipe to fill in, for a model that is refused.
 
-    The file is a section of rerankd.toml, with explanations and examples. What the model's file declares is
-    filled in. Exit code 3 if no recipe would help.
+    For a model whose files do not declare its whole recipe, such as its prompt. The output is a section of
+    rerankd.toml, with explanations and examples; what the files declare is filled in. Exit code 3 if no
+    recipe would help.
     """
     from rerankd.cli.reading import read
     from rerankd.recipes import causal_layout, recipe_section
@@ -119,11 +120,11 @@ def test(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score pairs by the recipe in FILE, and compare the scores with the known ones.
+    """Compare the scores of a recipe with known scores.
 
-    Starts an engine once. Take the known scores from the model card, or compute them with the reference
-    implementation. The default tolerance is 0.05 for a raw score and 0.0125 for a score. Exit code 1 if a
-    pair is outside its tolerance.
+    Starts an engine once, and scores each pair by the recipe in FILE. Take the known scores from the model
+    card, or compute them with the reference implementation. The default tolerance is 0.05 for a raw score and
+    0.0125 for a score. Exit code 1 if a pair is outside its tolerance.
     """
     from rerankd.evaluation import known_pairs
     from rerankd.serving.prepare_model import prepare
