@@ -74,6 +74,9 @@ def test_each_part_has_its_source(tmp_path: Path) -> None:
     known = resolved(path)
     text = recipe_section.section(known, known.require(), str(path))
     assert 'query_prefix = "query: "  # from rerankd\'s catalog' in text
+    assumed = resolved(Twin("Qwen3-Reranker-0.6B pruned", blocks=20).write(tmp_path / "pruned.gguf"))
+    text = recipe_section.section(assumed, assumed.require(), "my model")
+    assert "\n# Check before use: This model is prompted like Qwen3-Reranker because of its name" in text
     unknown = resolved(GOLDEN / "bert-embedder.gguf")
     text = recipe_section.section(unknown, unknown.require(), "my model")
     assert '\n# query_prefix = ""  # unknown: set it as the model card states\n' in text

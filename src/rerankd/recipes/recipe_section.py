@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rerankd.domain import Method, Pooling, Recipe, Source
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes.model_identity import header_names
+from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.prompts import toml
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
@@ -75,7 +75,8 @@ def section(resolved: Resolution, recipe: Recipe, ref: str, head_pooling: Poolin
     known = f" (recognised as {resolved.entry.name})" if resolved.entry is not None else ""
     lines = [
         _comment(f"{ref}{known} is scored as {recipe.explanation}."),
-        _comment("Edit the values to change it. If you remove a line, rerankd finds the value itself."),
+        _comment("Edit a value to change the scores. Without its line, rerankd determines the value itself."),
+        *(_comment(f"Check before use: {warning}") for warning in resolved.warnings),
         *(_comment(f"Note: {note}.") for note in resolved.notes),
         *resolved.header(ref),
         f"method = {toml(recipe.method)}  # {_SOURCES[recipe.sources['method']]}",
@@ -115,14 +116,14 @@ def to_fill_in(resolved: Resolution, ref: str, file: str, declared: str = "") ->
 def catalog_table(recipe: Recipe, metadata: ModelMetadata) -> str:
     """The [[model]] table for catalog.toml that gives a model this recipe. The facts that the file does not
     declare are left to fill in."""
-    names = [name for name in dict.fromkeys(header_names(metadata)) if name.strip("-")]
+    names = [name for name in header_names(metadata) if name] or [plain(metadata.path.stem)]
     match = (
         f"architectures = {toml([metadata.architecture])}, names = {toml(names[:1])}, "
         f"block_count = {metadata.block_count}, embedding_length = {metadata.embedding_length}"
     )
     lines = [
         "[[model]]",
-        f"name = {toml(metadata.name)}",
+        f"name = {toml(metadata.name or metadata.path.stem)}",
         'aliases = ["ORG/NAME"]  # its name on Hugging Face',
         'languages = ["en"]  # "multi" for 50 or more',
         'licence = ""  # as its model card states',
