@@ -393,7 +393,7 @@ def gemma_yes(texts: list[str], folder: Path) -> Built:
         bos_token_id=2,
         attn_implementation="eager",
     )
-    model = randomise(transformers.GemmaForCausalLM(config), 8, True, 0.3, {})
+    model = randomise(transformers.GemmaForCausalLM(config), 8, True, 0.2, {"norm": 0.1})
     save_model(model, folder)
     about = {
         "way": "judge",

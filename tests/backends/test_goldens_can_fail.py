@@ -225,6 +225,9 @@ FILE_BREAKS = {
     "the norm of queries": ("qwen3-headless", only("attn_q_norm", ones)),
     "the norm of keys": ("qwen3-headless", only("attn_k_norm", ones)),
     "the last norm": ("qwen3-headless", only("output_norm", ones)),
+    "one label: the rope base": ("qwen3-yes", {"keys": {"qwen3.rope.freq_base": 500000.0}}),
+    "one label: the last norm": ("gemma-yes", only("output_norm", ones)),
+    "one label: the norm before the MLP": ("gemma-yes", only("ffn_norm", ones)),
 }
 
 

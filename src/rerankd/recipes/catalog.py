@@ -39,13 +39,15 @@ class Match(_Table):
     """What a file's header must contain to be this model: one of the architectures, one of the names, the
     sizes.
 
-    `block_count` and `embedding_length` of 0 match any size; only entries of refused models may omit them.
+    `block_count` and `embedding_length` of 0 match any size; only entries of refused models may omit them,
+    and those that declare `any_size` because their names belong to one family with one prompt.
     """
 
     architectures: tuple[_Text, ...]
     names: Annotated[tuple[_Text, ...], Field(min_length=1)]
     block_count: int = 0
     embedding_length: int = 0
+    any_size: bool = False
 
     @field_validator("names")
     @classmethod
@@ -197,7 +199,8 @@ def _fault(entry: Entry) -> str:
     """What is inconsistent in an entry, "" if nothing."""
     if bool(entry.method) == bool(entry.refused):
         return "set either method or refused"
-    if entry.method and not (entry.match.block_count and entry.match.embedding_length):
+    has_sizes = bool(entry.match.block_count and entry.match.embedding_length)
+    if entry.method and has_sizes == entry.match.any_size:
         return "set block_count and embedding_length: a recipe needs an exactly identified model"
     if entry.method == "causal_lm":
         if not all(entry.labels) or len(entry.labels) not in (1, 2):

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rerankd.domain import Recipe, Refusal
-from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.patch import Patch
+
+if TYPE_CHECKING:
+    from rerankd.formats.metadata import ModelMetadata
 
 # Tokens that llama.cpp takes for the end of an answer, or whose name means "unknown": with these it may treat
 # a prompt or its answer differently. All others are only ids to it.
