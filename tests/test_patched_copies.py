@@ -1,4 +1,4 @@
-"""Patched copies: made once, reused, made again for a changed file, removed with the model, never incomplete."""
+"""Patched copies: made once, reused, made again for a changed file, removed with the model, complete."""
 
 from __future__ import annotations
 

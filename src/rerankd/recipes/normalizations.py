@@ -28,6 +28,8 @@ def normalization_of(settings: PartialRecipe, method: Method, merged: PartialRec
             raise ConfigError(
                 f"low and high are for normalization = affine, but this model has {name}. Remove them."
             )
+        if name == "identity":
+            return Normalization(name)
         sigma = 1.0 if merged.logit_sigma is None else merged.logit_sigma
         return Normalization(name, logit_mean=merged.logit_mean or 0.0, logit_sigma=sigma)
     if not low < high:

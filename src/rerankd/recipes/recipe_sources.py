@@ -35,6 +35,9 @@ def partials(
             logit_mean=known.logit_mean,
             logit_sigma=known.logit_sigma,
         )
+    if settings.labels not in (None, known.labels):
+        # The catalog's scale is that of the logit of its own labels.
+        known = replace(known, logit_mean=None, logit_sigma=None)
     # For a cross-encoder, `pooling` is the input of its head, not the engine's pooling (see rank_heads.py).
     own = replace(settings, pooling=None) if method == "cross_encoder" else settings
     return {
