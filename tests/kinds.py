@@ -237,13 +237,16 @@ KINDS = (
         "PIXIE-Spell-Reranker", Twin("PIXIE-Spell-Reranker-Preview-0.6B"), "causal_lm", "Qwen3-Reranker-0.6B"
     ),
     Kind("MemReranker-4B", Twin("MemReranker 4B", blocks=36, width=2560), "causal_lm", "Qwen3-Reranker-0.6B"),
-    Kind("SkillRouter-Reranker", Twin("SkillRouter Reranker 0.6B"), "prompt it was trained on"),
+    Kind("SkillRouter-Reranker", Twin("SkillRouter Reranker 0.6B"), "causal_lm", "SkillRouter-Reranker-0.6B"),
     Kind(
         "Prism-Qwen3-Reranker-4B-exp",
         Twin("Prism Qwen3 Reranker 4B Exp", blocks=36, width=2560),
         "differs from Qwen3-Reranker's",
     ),
-    Kind("Prism-Qwen3.5-Reranker", Twin("Prism Qwen3.5 Reranker 0.8B", "qwen35"), "prompt it was trained on"),
+    Kind(
+        "Prism-Qwen3.5-Reranker", Twin("Prism Qwen3.5 Reranker 0.8B", "qwen35"), "catalog does not contain it"
+    ),
+    Kind("LightOn-rerank-PW", Twin("LightOn Rerank PW 0.8B", "qwen35"), "catalog does not contain it"),
     Kind(
         "Qwen3-VL-Reranker, converted with the text model's template",
         Twin(
@@ -269,9 +272,15 @@ KINDS = (
         "causal_lm",
         "mxbai-rerank-base-v2",
     ),
-    Kind("ctxl-rerank-v2", Twin("Ctxl Rerank v2 Instruct Multilingual 1b", width=2048), "single token '!'"),
-    Kind("zerank-2", Twin("zerank-2", blocks=36, width=2560), "single token 'Yes'"),
-    Kind("zerank-like reranker", Twin("My zerank reranker"), "single token 'Yes'"),
+    Kind(
+        "ctxl-rerank-v2",
+        Twin("Ctxl Rerank v2 Instruct Multilingual 1b", width=2048),
+        "causal_lm",
+        "ctxl-rerank-v2",
+    ),
+    Kind("zerank-2", Twin("zerank-2", blocks=36, width=2560), "causal_lm", "zerank-2"),
+    Kind("zerank-1-small", Twin("Zerank 1 Small", width=2048), "causal_lm", "zerank-1-small"),
+    Kind("zerank-like reranker", Twin("My zerank reranker"), "prompt it was trained on"),
     Kind("a Qwen3 reranker of another prompt", Twin("Lychee Rerank"), "prompt it was trained on"),
     Kind("Qwen3 chat model", Twin("Qwen3 0.6B Instruct"), "plain language model"),
     Kind(
@@ -288,7 +297,12 @@ KINDS = (
         "labels",
     ),
     Kind("unnamed causal embedding model", Twin("Model", "qwen2", pooling="last"), "embedding"),
-    Kind("bge-reranker-v2-gemma", Twin("bge-reranker-v2-gemma", "gemma", 18, 2048), "single token 'Yes'"),
+    Kind(
+        "bge-reranker-v2-gemma",
+        Twin("bge-reranker-v2-gemma", "gemma", 18, 2048),
+        "causal_lm",
+        "bge-reranker-v2-gemma",
+    ),
     Kind(
         "bge-reranker-v2-minicpm-layerwise",
         Twin("bge-reranker-v2-minicpm-layerwise", "minicpm"),

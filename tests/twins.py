@@ -19,7 +19,20 @@ import checkpoints
 from rerankd.recipes.catalog import Entry
 from support import GOLDEN
 
-QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "yes", "no", "1", "0", "Yes", "No", "<think>")
+QWEN_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "yes",
+    "no",
+    "1",
+    "0",
+    "Yes",
+    "No",
+    "<think>",
+    "!",
+    "<bos>",
+)
 JINA_TOKENS = (*QWEN_TOKENS, "<|embed_token|>", "<|rerank_token|>")
 PIECES = ("<s>", "</s>", "<unk>", "[CLS]", "[SEP]", "\u2581the", "a")
 _POOLINGS = ("none", "mean", "cls", "last", "rank")
@@ -58,7 +71,10 @@ class Twin:
         out.add_tokenizer_model(self.tokenizer or _TOKENIZERS.get(self.arch, "gpt2"))
         out.add_token_list(tokens)
         out.add_token_types(
-            [gguf.TokenType.CONTROL if "|" in one else gguf.TokenType.NORMAL for one in tokens]
+            [
+                gguf.TokenType.CONTROL if "|" in one or one == "<bos>" else gguf.TokenType.NORMAL
+                for one in tokens
+            ]
         )
         out.add_token_type_count(self.types)
         if encoder:

@@ -17,7 +17,7 @@ from rerankd.hub import hubs, model_ref, remote
 from rerankd.hub.choose_files import Choice, quants
 from rerankd.hub.pull import Puller, sources_of
 from rerankd.hub.store import Record, Store
-from rerankd.progress import Progress, step
+from rerankd.progress import Progress, silent, step
 from rerankd.recipes.resolution import Resolution
 from rerankd.service import Reranker
 from rerankd.serving import backend_offers
@@ -126,14 +126,18 @@ def check(settings: Settings, wanted: config.EffectiveModelSettings) -> tuple[st
     return asyncio.run(run())
 
 
-def start_once(settings: Settings, path: Path, scoring: config.ScoringSettings) -> None:
-    """Start an engine with a file, check its scores, and stop it. Blocks. Raises what starting an engine
-    raises."""
+def start_once(
+    settings: Settings, path: Path, scoring: config.ScoringSettings, progress: Progress = silent
+) -> None:
+    """Start an engine with a file, check its scores, and stop it. A patched copy of the file is made if the
+    engine needs one. Blocks. Raises what starting an engine raises."""
+    alone = {"model": (str(path),), "models": {}, "alias": (), "replicas": 1, "preload": True}
+    alone["scoring"] = scoring.model_dump()
+    own = config.override(settings, alone)
+    model = prepare(own, progress=progress)
 
     async def run() -> None:
-        alone = {"model": (str(path),), "models": {}, "alias": (), "replicas": 1, "preload": True}
-        alone["scoring"] = scoring.model_dump()
-        async with Reranker(config.override(settings, alone)):
+        async with Reranker(own, prepared=[model]):
             pass
 
     asyncio.run(run())

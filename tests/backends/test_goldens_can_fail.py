@@ -178,13 +178,16 @@ FILE_BREAKS = {
     "the norm of queries": ("qwen3-headless", only("attn_q_norm", ones)),
     "the norm of keys": ("qwen3-headless", only("attn_k_norm", ones)),
     "the last norm": ("qwen3-headless", only("output_norm", ones)),
+    "one label: the rope base": ("qwen3-yes", {"keys": {"qwen3.rope.freq_base": 500000.0}}),
+    "one label: the last norm": ("gemma-yes", only("output_norm", ones)),
+    "one label: the norm before the MLP": ("gemma-yes", only("ffn_norm", ones)),
 }
 
 
-@pytest.mark.parametrize("what", [what for what, (name, _) in FILE_BREAKS.items() if "qwen" not in name])
+@pytest.mark.parametrize("what", [what for what, (name, _) in FILE_BREAKS.items() if name.endswith("-head")])
 def test_a_broken_part_of_a_file_is_seen_on_openvino(what: str, tmp_path: Path) -> None:
     name, change = FILE_BREAKS[what]
-    broken = ggufs.rewrite(GOLDEN / f"{name}.gguf", tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
+    broken = ggufs.rewrite(GOLDEN / golden(name)["model"], tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
     assert file_distance(GOLDEN / f"{name}.gguf", name) < 1e-4
     assert file_distance(broken, name) > 2e-3
 
@@ -214,7 +217,7 @@ async def test_an_unbroken_copy_of_a_file_is_scored_as_the_file_by_llama_cpp(
 @pytest.mark.parametrize("what", FILE_BREAKS)
 async def test_a_broken_part_of_a_file_is_seen_on_llama_cpp(what: str, tmp_path: Path) -> None:
     name, change = FILE_BREAKS[what]
-    broken = ggufs.rewrite(GOLDEN / f"{name}.gguf", tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
+    broken = ggufs.rewrite(GOLDEN / golden(name)["model"], tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
     assert await llama_distance(broken, name, tmp_path) > 2 * BOUNDS[name]
 
 

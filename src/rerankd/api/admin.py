@@ -124,8 +124,8 @@ async def delete(request: Request, name: str) -> Response:
                 "model from the settings to stop serving it."
             )
         reranker.registry.drop(served)
-    await asyncio.to_thread(store.remove, record)
-    return json_response({"status": "deleted", "model": record.name, "freed_bytes": record.size_bytes})
+    freed_bytes = await asyncio.to_thread(store.remove, record)
+    return json_response({"status": "deleted", "model": record.name, "freed_bytes": freed_bytes})
 
 
 @router.post(

@@ -41,6 +41,7 @@ def inspect(
     from rerankd.backends import select
     from rerankd.cli.reading import is_remote, read
     from rerankd.hub import inspect as descriptions
+    from rerankd.hub import patched_copies, store
     from rerankd.serving import backend_offers, run_self_test
     from rerankd.serving.prepare_model import fingerprint
     from rerankd.state import StateStore
@@ -54,10 +55,16 @@ def inspect(
     metadata, resolved, path = found.metadata, found.resolved, found.metadata.path
     checks: tuple[str, ...] = ()
     engines: list[dict[str, Any]] = []
+    copy: dict[str, Any] | None = None
     if resolved.recipe is not None:  # earlier results of a refused model are of another recipe
         made = fingerprint(path)
         spec = backend_offers.spec(wanted.ref, path, metadata, resolved, wanted, made)
-        engines = select.describe(wanted.engine, backend_offers.all_offers(spec, wanted, settings.home))
+        offers = backend_offers.all_offers(spec, wanted, settings.home)
+        engines = select.describe(wanted.engine, offers)
+        used = select.used(wanted.engine, offers)
+        if used is not None and used.patch is not None:
+            copies = store.Store(settings.home).copies
+            copy = patched_copies.describe(copies, metadata.parts, used.patch)
         earlier = run_self_test.stored_of_file(StateStore(settings.home), path, made)
         checks = tuple(f"self-test: {one.words}" for one in earlier)
         if check:
@@ -74,12 +81,15 @@ def inspect(
                 "path": None if found.remote is not None else str(path),
                 "source": found.place if found.remote is not None else None,
                 "engines": engines,
+                "patched_copy": copy,
                 "checks": list(checks),
             }
         )
     else:
-        described = descriptions.describe(metadata, resolved, wanted.ref, place=found.place)
-        typer.echo("\n".join((described, *map(select.line, engines), *checks)))
+        lines = [descriptions.describe(metadata, resolved, wanted.ref, place=found.place)]
+        lines += map(select.line, engines)
+        lines += [patched_copies.line(copy), *checks] if copy is not None else checks
+        typer.echo("\n".join(lines))
         if resolved.settings():
             say(f"\nTo write this section to a file, with explanations: rerankd recipe new {model}")
     if resolved.recipe is None:
@@ -115,7 +125,7 @@ def pull(
 
         def start(path: Path) -> None:
             with step(report, "starting the engine to check it"):
-                pulling.start_once(settings, path, settings.of(model).scoring)
+                pulling.start_once(settings, path, settings.of(model).scoring, report)
 
         record = pulling.pull(
             settings, model, say=say, progress=report, check=start if check else lambda path: None
@@ -162,6 +172,9 @@ def list_models(
         print_rows(listing.columns(rows, catalog=catalog), as_blocks=True)
     else:
         say("No models on this machine yet. To see what can be pulled: rerankd list --catalog")
+    if not catalog:
+        for sentence in listing.outside(folders):
+            say(sentence)
 
 
 def _recommend(settings: config.Settings, language: str, *, commercial: bool, as_json: bool) -> None:
@@ -215,13 +228,21 @@ def remove(
     model: Annotated[str, typer.Argument(help="A name from `rerankd list`.")],
     config_file: Config = None,
 ) -> None:
-    """Delete a pulled model from this machine."""
+    """Delete a pulled model from this machine, or the patched copy that was made of a file."""
     from rerankd.hub import store
 
     folders = store.Store(config.from_machine({}, config_file).home)
     record = folders.find(model)
     if record is None:
+        path = Path(model).expanduser()
+        if found := [
+            *folders.copies.of_source(path),
+            *(one for one in folders.copies.sources() if one == path),
+        ]:
+            freed_bytes = folders.copies.remove(found)
+            say(f"The patched copy of {path.name} was deleted ({size_words(freed_bytes)}).")
+            return
         names = ", ".join(record.name for record in folders.records()) or "none"
         raise UnknownModel(f"{model!r} is not a pulled model. Pulled models: {names}.")
-    folders.remove(record)
-    say(f"{record.name} was deleted ({size_words(record.size_bytes)}).")
+    freed_bytes = folders.remove(record)
+    say(f"{record.name} was deleted ({size_words(freed_bytes)}).")

@@ -99,7 +99,7 @@ async def _engines(settings: Settings, checkup: Checkup) -> list[Check]:
         if wanted.ref == builtin.NAME and not builtin.path_in(folders.models).exists():
             continue  # preparing it would download it
         try:
-            offer = prepare_model.prepare(settings, wanted).engine
+            offer = prepare_model.prepare(settings, wanted, copies=False).engine
         except RerankdError:
             continue  # the model's own line reports the error
         timeout_s = settings.start_timeout_s

@@ -43,6 +43,17 @@ def _tensor(name: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Where a matrix is stored: the index of the file among the model's parts, the offset in that file, the
+    number of rows, and the bytes of one row. The rows are contiguous."""
+
+    part: int
+    offset: int
+    rows: int
+    row_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelMetadata:
     """The metadata of a model file. recipes/resolve.py decides from it how the model is scored.
 
@@ -52,7 +63,9 @@ class ModelMetadata:
     `cls_rows` and `cls_output_rows`: the rows of the rank head's tensors `cls.weight` and
     `cls.output.weight`, 0 if the tensor is missing. `has_cls_norm`, `has_cls_norm_bias`: the norm in
     ModernBERT's head.
-    `has_output`: the language model head; False also if it shares the embedding matrix.
+    `has_output`: the language model head; False also if it shares the embedding matrix. `output_matrix`:
+    where the head's matrix is stored, also if it is the embedding matrix.
+    `unused_token`: the id of a token that is only padding of the vocabulary (type UNUSED), the last one.
     `has_dense`: both dense layers of EmbeddingGemma. `has_late_projection`: a projection of each token's
     state, as in late-interaction models. `has_charsmap`: the tokenizer's normalization map.
     `kv_width`: how many numbers the keys and values of one token have in one layer.
@@ -99,16 +112,21 @@ class ModelMetadata:
     has_late_projection: bool = _tensor("dense_2_out.weight")
     has_dense: bool = False
     has_output: bool = _tensor("output.weight")
+    has_output_bias: bool = _tensor("output.bias")
+    output_matrix: Matrix | None = None
     has_charsmap: bool = False
     tokenizer_model: str = _key("tokenizer.ggml.model", str, "")
     tokenizer_pre: str = _key("tokenizer.ggml.pre", str, "")
     chat_template: str = _key("tokenizer.chat_template", str, "")
     rerank_template: str = _key("tokenizer.chat_template.rerank", str, "")
+    rerank_instruct_template: str = _key("tokenizer.chat_template.rerank_instruct", str, "")
     bos_id: int | None = _key("tokenizer.ggml.bos_token_id", int)
     eos_id: int | None = _key("tokenizer.ggml.eos_token_id", int)
     sep_id: int | None = _key("tokenizer.ggml.seperator_token_id", int)  # the format's own spelling
     pad_id: int | None = _key("tokenizer.ggml.padding_token_id", int)
     mask_id: int | None = _key("tokenizer.ggml.mask_token_id", int)
+    unknown_id: int | None = _key("tokenizer.ggml.unknown_token_id", int)
+    unused_token: int | None = None
     add_bos: bool | None = _key("tokenizer.ggml.add_bos_token", bool)
     add_eos: bool | None = _key("tokenizer.ggml.add_eos_token", bool)
     add_sep: bool | None = _key("tokenizer.ggml.add_sep_token", bool)

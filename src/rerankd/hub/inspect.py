@@ -17,8 +17,16 @@ from rerankd.recipes.resolution import Resolution
 _WIDEST = 80  # characters of a template in the text; the JSON has all of it
 # Fields of many thousand characters, and fields that only the engine needs.
 _LEFT_OUT = (
-    "tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts", "refusal", "layout",
-)  # fmt: skip
+    "tokens",
+    "control_tokens",
+    "user_defined_tokens",
+    "chat_template",
+    "path",
+    "parts",
+    "refusal",
+    "layout",
+    "output_matrix",
+)
 
 
 def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "", place: str = "") -> str:
@@ -61,7 +69,7 @@ def _value(recipe: Recipe, part: str) -> str:
         return f"{recipe.max_length:,} tokens for {per}"
     if part == "normalization":
         return recipe.normalization.name
-    if part in ("low", "high"):
+    if part in ("low", "high", "logit_mean", "logit_sigma"):
         return f"{getattr(recipe.normalization, part):g}"
     value = getattr(recipe, part)
     if part in ("method", "pooling"):

@@ -31,6 +31,7 @@ from rerankd.files import move_folder
 from rerankd.formats import checkpoint_files, model_files
 from rerankd.hub import builtin
 from rerankd.hub.model_ref import ModelRef, parse
+from rerankd.hub.patched_copies import PatchedCopies
 from rerankd.progress import Progress
 from rerankd.recipes import catalog
 
@@ -64,6 +65,11 @@ class Store:
     @property
     def models(self) -> Path:
         return self.home / "models"
+
+    @property
+    def copies(self) -> PatchedCopies:
+        """The patched copies of the models, and of files outside the store."""
+        return PatchedCopies.within(self.models)
 
     @property
     def logs(self) -> Path:
@@ -104,6 +110,10 @@ class Store:
         """Return the path of a pulled model that an engine loads."""
         return within(self.models / record.folder, record)
 
+    def copies_of(self, record: Record) -> list[Path]:
+        """Return the folders of a pulled model's patched copies."""
+        return self.copies.of([self.models / record.folder / name for name in record.files])
+
     def find(self, model: str) -> Record | None:
         """Return the pulled model for a name or reference, None if there is none. The quantisation may be
         omitted if only one was pulled. Raises UnknownModel if the reference is ambiguous."""
@@ -138,12 +148,15 @@ class Store:
             move_folder(staged, self.models / record.folder)
             self._write(record)
 
-    def remove(self, record: Record) -> None:
-        """Delete a pulled model and its incomplete downloads."""
+    def remove(self, record: Record) -> int:
+        """Delete a pulled model, its patched copies and its incomplete downloads. Returns the bytes of the
+        first two."""
         with self.locked(record.folder, lambda: None), self._writing():
+            copied_bytes = self.copies.remove(self.copies_of(record))
             shutil.rmtree(self.staging(record.folder), ignore_errors=True)
             shutil.rmtree(self.models / record.folder)
             self._write()
+        return record.size_bytes + copied_bytes
 
     def staging(self, folder: str) -> Path:
         """Return the folder for a model's files during the download."""

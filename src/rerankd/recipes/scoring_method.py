@@ -106,9 +106,9 @@ def _causal(
 def _missing_of_prompt(metadata: ModelMetadata) -> str:
     """The parts of a causal reranker's prompt that the file does not define."""
     missing, verb = [], "is"
-    if not metadata.rerank_template:
+    if not prompts.own_prompt(metadata)[0]:
         missing.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
-    elif error := prompts.own_template_error(metadata.rerank_template):
+    elif error := prompts.own_template_error(metadata):
         missing.append(f"a usable rerank template ({error})")
     elif metadata.architecture == "qwen3vl":
         missing.append("its own prompt (the template in the file is that of the text model)")

@@ -183,7 +183,8 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
 async def _prompt(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
     """Prepare the question of a causal LM: the prompt before and after the piece that contains the document
     (see prompt.py)."""
-    pieces = prompt.split(model.recipe.template, model.control_tokens)
+    template = prompt.choose(model.recipe.template, instructed=bool(instruction))
+    pieces = prompt.split(template, model.control_tokens)
     place = next(at for at, one in enumerate(pieces) if isinstance(one, str) and prompt.DOCUMENT in one)
 
     def fill(piece: str) -> str:

@@ -226,8 +226,9 @@ class ServedModel:
             self._replicas.reload()
 
     def is_changed(self) -> bool:
-        """Whether the file has changed since it was prepared. Reads the disk."""
-        return fingerprint(self.model.path) != self.model.fingerprint
+        """Whether the file has changed since it was prepared, or a patched copy of it is missing. Reads the
+        disk."""
+        return fingerprint(self.model.path) != self.model.fingerprint or not self.engine.spec.path.exists()
 
     async def reader(self) -> Reader:
         """The Reader for this model's texts. Raises the error that keeps an engine or its vocabulary from
