@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankd.errors import DataFolderError
+from rerankd.errors import DataFolderError, ModelFileError
 from rerankd.formats.patch import Patch
 from rerankd.hub import listing, patched_copies
 from rerankd.hub.patched_copies import PatchedCopies
@@ -50,6 +50,11 @@ def test_a_copy_is_made_once_with_progress(copies: PatchedCopies, source: Path) 
         "size_bytes": len(DATA),
         "path": str(made),
     }
+
+
+def test_a_file_that_is_gone_is_an_error_of_the_model(copies: PatchedCopies, source: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"m\.gguf: it can't be read: No such file"):
+        copies.ensure([source.with_name("m.gguf")], PATCH, silent)
 
 
 def test_a_file_whose_bytes_are_zero_needs_no_copy(copies: PatchedCopies, source: Path) -> None:

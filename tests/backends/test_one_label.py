@@ -64,6 +64,22 @@ async def test_raw_scores_are_the_reference_s_logits(name: str, kind: str, tmp_p
     assert len(raw) >= 170 and apart.max() <= BOUNDS[kind]
 
 
+async def test_a_row_that_is_not_zero_is_seen(tmp_path: Path) -> None:
+    """Without the patch, the value is a difference of two logits."""
+    values = golden("qwen3-yes")
+    scoring = SPECS["qwen3-headless.gguf"].recipe
+    recipe = replace(scoring, template=values["template"], labels=("Yes",), instruction="")
+    spec = replace(SPECS["qwen3-headless.gguf"], recipe=recipe)
+    cases = [case for case in values["cases"] if case["fits"]][:20]
+    batch = Batch(
+        tuple(Input(Question(""), "", np.array(one["ids"], np.int32), len(one["ids"])) for one in cases)
+    )
+    async with started(LlamaBackend(), spec, tmp_path) as (_, engine, _):
+        found = (await engine.score(batch)).values
+    apart = np.abs(np.array(found, float) - np.array([case["raw"] for case in cases]))
+    assert apart.max() > 10 * BOUNDS["f16"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_catalogs_prompts_are_those_of_the_golden_models(name: str) -> None:
     entry = catalog.known().find(NAMES[name])

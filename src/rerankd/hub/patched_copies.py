@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd import files, locks
-from rerankd.errors import DataFolderError, disk_errors
+from rerankd.errors import DataFolderError, ModelFileError, disk_errors
 from rerankd.formats.patch import Patch, is_zero, write_copy
 from rerankd.progress import Progress, size_words
 
@@ -52,11 +52,17 @@ class PatchedCopies:
         """Return the path that an engine loads: the first part of the copy, which is made if it is missing,
         or of the model itself if the bytes are zero there already. `parts` are the files of the model.
 
-        Raises DataFolderError, before anything is written if the disk has too little space.
+        Raises DataFolderError, before anything is written if the disk has too little space, and
+        ModelFileError if the model can't be read.
         """
-        if is_zero(parts[patch.part], patch):
-            return parts[0]
-        target = self.folder / f"{_digest(parts)}-{patch.name}"
+        try:
+            if is_zero(parts[patch.part], patch):
+                return parts[0]
+            target = self.folder / f"{_digest(parts)}-{patch.name}"
+        except OSError as error:
+            raise ModelFileError(f"{parts[0]}: it can't be read: {error.strerror}.") from error
+        if (target / parts[0].name).exists() and _source_of(target) == parts[0].absolute():
+            return target / parts[0].name  # also in a data folder that is read-only
         with disk_errors(_failed(parts, target), _NEXT_STEP):
             self.folder.mkdir(parents=True, exist_ok=True)
             with locks.held(self.folder / ".lock", lambda: progress("waiting for another copy", 0, 0)):

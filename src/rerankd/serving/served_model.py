@@ -226,8 +226,7 @@ class ServedModel:
             self._replicas.reload()
 
     def is_changed(self) -> bool:
-        """Whether the file has changed since it was prepared, or a patched copy of it is missing. Reads the
-        disk."""
+        """Whether the file has changed since it was read, or its patched copy is missing. Reads the disk."""
         return fingerprint(self.model.path) != self.model.fingerprint or not self.engine.spec.path.exists()
 
     async def reader(self) -> Reader:
