@@ -55,7 +55,7 @@ def test_safetensors_with_modules(inspect: Inspect) -> None:
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
     assert lines[0] == "hf:org/modules: 1.02 MiB (safetensors, unquantised)"
-    assert "scored as cross_encoder" in found.stdout and "engine OpenVINO runs it" in found.stdout
+    assert "a cross-encoder: its raw score" in found.stdout and "engine OpenVINO runs it" in found.stdout
     assert lines[-1].startswith("not on this machine: rerankd pull hf:org/modules downloads 1.02 MiB")
     assert "reading the start of the files of org/modules …" in found.stderr
 
