@@ -299,7 +299,7 @@ def test_scores_are_compared_after_the_normalization() -> None:
 
 
 def test_the_error_of_a_bad_recipe_names_the_setting() -> None:
-    with pytest.raises(ConfigError, match="not two different texts"):
+    with pytest.raises(ConfigError, match="are not different texts"):
         resolved(
             GOLDEN / "qwen2-labels.gguf", ScoringSettings(template="{query}{document}", labels=("", ""))
         ).require()

@@ -284,7 +284,7 @@ def test_a_repository_is_inspected_without_a_download(ettin: Path, tmp_path: Pat
             "inspect", "hf:cross-encoder/ettin", "--json", home=tmp_path / "home", HF_ENDPOINT=hub.url
         )
     assert ran.returncode == 0, ran.stderr
-    assert "scored as cross_encoder" in ran.stdout and "OpenVINO" in ran.stdout
+    assert "scored as a cross-encoder" in ran.stdout and "OpenVINO" in ran.stdout
     assert "not on this machine: rerankd pull hf:cross-encoder/ettin" in ran.stdout
     assert json.loads(as_json.stdout)["modules"] == ["Transformer", "Pooling", "Dense", "LayerNorm", "Dense"]
     assert not (tmp_path / "home" / "models").exists() or not [*(tmp_path / "home" / "models").iterdir()]
@@ -295,7 +295,7 @@ def test_a_repository_of_gguf_files_is_inspected_by_one_of_them(tmp_path: Path) 
     with fake_hub(repos={"org/xlmr-GGUF": files}) as hub:
         ran = rerankd("inspect", "hf:org/xlmr-GGUF:F16", home=tmp_path / "home", HF_ENDPOINT=hub.url)
     assert ran.returncode == 0, ran.stderr
-    assert "xlmr-F16.gguf" in ran.stdout and "scored as cross_encoder" in ran.stdout
+    assert "xlmr-F16.gguf" in ran.stdout and "scored as a cross-encoder" in ran.stdout
     assert "llama" in ran.stdout and "rerankd pull hf:org/xlmr-GGUF:F16" in ran.stdout
 
 
@@ -368,12 +368,13 @@ def test_a_causal_models_repository_is_inspected(qwen: Path, tmp_path: Path) -> 
     assert "rerankd.toml: below the ref of a GGUF file" in ran.stdout and "labels = [" in ran.stdout
 
 
-def test_one_label_is_shown_and_needs_other_settings(qwen: Path) -> None:
+def test_one_label_is_shown_with_its_settings(qwen: Path) -> None:
     checkpoints.edit(qwen / "1_LogitScore" / "config.json", false_token_id=None)
     metadata = model_files.read(qwen)
     found = causal_recipe(metadata)
     assert isinstance(found, CausalRecipe)
-    assert found.label_ids == (12,) and found.settings == ""
+    assert found.label_ids == (12,)
+    assert f'labels = ["{found.labels[0]}"]' in found.settings
     assert "the logit of the token" in describe(metadata, resolve(metadata, catalog.known()))
 
 

@@ -38,7 +38,7 @@ class CausalRecipe:
     def settings(self) -> str:
         """The lines of rerankd.toml that score a GGUF file of the model in the same way; "" if no settings
         can."""
-        if len(self.labels) != 2:
+        if not self.labels:
             return ""
         lines = [
             f'method = "{self.method}"',

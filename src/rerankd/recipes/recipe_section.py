@@ -14,13 +14,12 @@ from rerankd.recipes.resolution import Resolution
 from rerankd.scoring.prompt import INSTRUCTION
 
 # The settings that define a recipe, by method, in the order in which they are printed.
+_OF_NORMALIZATION = ("low", "high", "logit_mean", "logit_sigma")
+_OF_ALL = ("max_length", "normalization", *_OF_NORMALIZATION)
 _PARTS: Mapping[Method, tuple[str, ...]] = {
-    "cross_encoder": ("max_length", "normalization", "low", "high"),
-    "causal_lm": ("template", "labels", "instruction", "max_length", "normalization", "low", "high"),
-    "embedding": (
-        *("pooling", "query_prefix", "document_prefix"),
-        *("max_length", "normalization", "low", "high"),
-    ),
+    "cross_encoder": _OF_ALL,
+    "causal_lm": ("template", "labels", "instruction", *_OF_ALL),
+    "embedding": ("pooling", "query_prefix", "document_prefix", *_OF_ALL),
 }
 _SOURCES: Mapping[Source, str] = {
     "settings": "from your settings",
@@ -43,8 +42,11 @@ _HELP = {
 # where the model's answer begins, so that the next token is one of the labels. Example:
 #   template = "<|im_start|>user\\nQuery: {query}\\nDocument: {document}<|im_end|>\\n<|im_start|>assistant\\n"
 # labels: two answers that are one token each, first the one that means relevant. "Yes", "yes" and " yes" are
-# different tokens. The raw score is logit(first) - logit(second). Example:
+# different tokens. The raw score is logit(first) - logit(second). Name one answer if the model card computes
+# the score from the logit of a single token. Examples:
 #   labels = ["yes", "no"]
+#   labels = ["Yes"]
+# logit_mean, logit_sigma: the score is sigmoid((raw - logit_mean) / logit_sigma); by default sigmoid(raw).
 # instruction: the text for {instruction} if a request sends none. Only for a template with {instruction}.
 # Example:
 #   instruction = "Given a web search query, retrieve relevant passages that answer the query"
@@ -141,7 +143,12 @@ def catalog_table(recipe: Recipe, metadata: ModelMetadata) -> str:
 
 def _used_parts(recipe: Recipe) -> list[str]:
     """The settings that this recipe uses."""
-    unused = set() if recipe.normalization.name == "affine" else {"low", "high"}
+    normalization = recipe.normalization
+    unused = set() if normalization.name == "affine" else {"low", "high"}
+    if normalization.logit_mean == 0:
+        unused.add("logit_mean")
+    if normalization.logit_sigma == 1:
+        unused.add("logit_sigma")
     if INSTRUCTION not in recipe.template:
         unused.add("instruction")
     return [part for part in _PARTS[recipe.method] if part not in unused]
@@ -159,7 +166,7 @@ def _in_catalog(recipe: Recipe, metadata: ModelMetadata, part: str) -> bool:
 def _value(recipe: Recipe, part: str) -> str:
     if part == "normalization":
         return toml(recipe.normalization.name)
-    if part in ("low", "high"):
+    if part in _OF_NORMALIZATION:
         return repr(float(getattr(recipe.normalization, part)))
     value = getattr(recipe, part)
     return str(value) if isinstance(value, int) else toml(value)
