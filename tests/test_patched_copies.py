@@ -144,3 +144,22 @@ def test_a_copy_is_counted_and_removed_with_its_model(tmp_path: Path, source: Pa
     assert sentence.startswith(f"A patched copy of {source} takes")
     assert store.remove(record) == len(DATA) + row["patched_bytes"]
     assert not made.exists() and outside.exists()
+
+
+def test_two_models_with_one_file_and_two_prompts_keep_their_copies(
+    copies: PatchedCopies, source: Path
+) -> None:
+    """Each prompt uses other tokens, so each model has its own unused token."""
+    other = Patch("zero-0", 0, 8, 4, "the row of the unused token 0 is zero")
+    first, second = (copies.ensure([source], patch, silent) for patch in (PATCH, other))
+    assert first.read_bytes() == PATCHED and second.read_bytes() == b"GGUFabcd\0\0\0\0"
+
+
+def test_a_file_that_changes_while_it_is_copied_gives_no_copy(copies: PatchedCopies, source: Path) -> None:
+    def change(_: str, done: int, total: int) -> None:
+        source.write_bytes(DATA[::-1])
+        os.utime(source, (1, 1))
+
+    with pytest.raises(ModelFileError, match="was changed while it was copied"):
+        copies.ensure([source], PATCH, change)
+    assert not [one for one in files_in(copies.folder) if one.endswith(".gguf")]

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 import checkpoints
 from fake_hub import fake_hub
 from rerankd.errors import ModelFileError, Unscorable
-from rerankd.formats import chat_template, model_files
+from rerankd.formats import chat_template, checkpoint_files, model_files
 from rerankd.formats.chat_template import Chat, Question
+from rerankd.hub.choose_files import RemoteFile
 from rerankd.hub.inspect import describe, describe_json
 from rerankd.hub.store import Store
 from rerankd.recipes import catalog
 from rerankd.recipes.causal_layout import CausalRecipe, causal_recipe
 from rerankd.recipes.resolve import resolve
 from support import GOLDEN, rerankd
-from test_pull import Pulls
+from test_pull import NOWHERE, Pulls
 
 Change = Callable[[Path], None]
 
@@ -505,3 +506,75 @@ def test_a_template_that_does_more_is_refused(source: str, words: str) -> None:
     found = chat_template.question(Chat.of(source, {}, "flat"), "")
     assert isinstance(found, str)
     assert re.search(words, found), found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "additional_chat_templates/../../../evil.jinja",
+        "additional_chat_templates/a/b.jinja",
+        "additional_chat_templates/..\\evil.jinja",
+        "/additional_chat_templates/evil.jinja",
+        "1_Dense/../../evil/config.json",
+    ],
+)
+def test_a_file_outside_of_the_folder_is_no_part_of_a_checkpoint(name: str) -> None:
+    assert not checkpoint_files.describes(name)
+
+
+@pytest.mark.parametrize("place", ["../a.json", "a/../../b", "/a", "a//b", "a/b/c", "..", "a\\b", "a\0b", ""])
+def test_a_listed_file_outside_of_the_models_folder_is_not_written(place: str) -> None:
+    assert not RemoteFile(place, 1).is_inside
+    assert RemoteFile("1_Dense/model.safetensors", 1).is_inside and RemoteFile("../m.gguf", 1).is_inside
+
+
+def test_a_pull_writes_nothing_outside_of_its_folder(ettin: Path, pulls: Pulls, tmp_path: Path) -> None:
+    """A listing of ModelScope with such names overwrote another model's files."""
+    names = ("!.jinja", "../../../../evil.jinja", "../../../hf--other--m/chat_template.jinja")
+    bad = {f"additional_chat_templates/{name}": b"evil" for name in names}
+    with fake_hub(repos={"org/ettin": files_of(ettin) | bad}) as hub:
+        pulls("ms:org/ettin", NOWHERE, hub)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"]
+    assert [path.name for path in written] == ["!.jinja"]
+
+
+def test_files_without_end_that_describe_a_model_are_not_read(ettin: Path, pulls: Pulls) -> None:
+    many = {f"additional_chat_templates/{at}.jinja": b"x" for at in range(100)}
+    with (
+        fake_hub(repos={"org/ettin": files_of(ettin) | many}) as hub,
+        pytest.raises(ModelFileError, match="files describe the model"),
+    ):
+        pulls("hf:org/ettin", hub)
+
+
+@pytest.mark.parametrize("value", ["true", 1, []])
+@pytest.mark.parametrize("flag", ["bias", "use_residual"])
+def test_a_flag_that_is_no_boolean_is_refused(ettin: Path, flag: str, value: object) -> None:
+    """The library takes any true value for yes: a score was .983 instead of .996."""
+    edited("2_Dense/config.json", **{flag: value})(ettin)
+    with pytest.raises(Unscorable, match=f"as {flag}, not true or false"):
+        resolve(model_files.read(ettin), catalog.known()).require()
+
+
+@pytest.mark.parametrize("file", ["modules.json", "config.json", "2_Dense/config.json", "tokenizer.json"])
+def test_json_that_is_nested_too_deeply_is_damaged(ettin: Path, file: str) -> None:
+    (ettin / file).write_text("[" * 200_000)
+    with pytest.raises((ModelFileError, Unscorable)):
+        resolve(model_files.read(ettin), catalog.known()).require()
+
+
+def test_a_template_with_the_marks_of_an_optional_part_is_refused() -> None:
+    source = "{?instruction}KEEP{/instruction}{{ messages[-2].content }} {{ messages[-1].content }}"
+    found = chat_template.question(chat_template.Chat.of(source, {}, "flat"), "")
+    assert isinstance(found, str) and "{?instruction}" in found
+
+
+def test_what_inspect_shows_has_no_control_characters(ettin: Path) -> None:
+    """A terminal obeyed them; a lone surrogate ended the command with a traceback."""
+    modules = json.loads((ettin / "modules.json").read_text())
+    modules[1]["type"] = "\x1b[2J\x07\0\ud800"
+    (ettin / "modules.json").write_text(json.dumps(modules))
+    metadata = model_files.read(ettin)
+    shown = describe(metadata, resolve(metadata, catalog.known()))
+    assert r"\x1b[2J\x07\x00\ud800" in shown
+    assert all(char.isprintable() or char == "\n" for char in shown)

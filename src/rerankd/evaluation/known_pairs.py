@@ -73,7 +73,7 @@ def parse(line: str, location: str) -> Pair:
     """Parse one line. Raises CollectionError, which begins with `location`."""
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CollectionError(f"{location}: not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise CollectionError(f"{location}: expected a JSON object, as in {_EXAMPLE}")
@@ -109,7 +109,11 @@ def compare(pair: Pair, raw: float | None, how: Normalization, problem: str = ""
 
 
 def _number(value: dict[str, Any], name: str, location: str) -> float:
-    number = value[name]
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise CollectionError(f"{location}: {name} is {json.dumps(number)}, but must be a number.")
-    return float(number)
+    given = value[name]
+    try:
+        number = math.nan if isinstance(given, bool) or not isinstance(given, int | float) else float(given)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise CollectionError(f"{location}: {name} is {json.dumps(given):.40}, but must be a finite number.")
+    return number

@@ -30,6 +30,8 @@ _SYSTEM, _QUERY, _DOCUMENT = "\uf8d0", "\uf8d1", "\uf8d2"
 _PLACEHOLDERS = {_SYSTEM: "{instruction}", _QUERY: "{query}", _DOCUMENT: "{document}"}
 # rerankd's own mark between parts that are tokenised separately (see scoring/prompt.py).
 _PART_MARK = "\x1e"
+# The marks of a part that a prompt without an instruction leaves out (see scoring/prompt.py).
+_OPTIONAL_MARKS = ("{?instruction}", "{/instruction}")
 # Instruction, query and document for the verification: texts that a template might treat differently.
 _TEXTS = (
     ("Find it.", "What is a panda?", "The giant panda is a bear."),
@@ -140,7 +142,7 @@ def _unusable(text: str) -> str:
             return f"its chat template inserts the {name} {times} times, not once"
     if text.count(_SYSTEM) > 1:
         return "its chat template inserts the system message more than once"
-    for own in (*_PLACEHOLDERS.values(), _PART_MARK):
+    for own in (*_PLACEHOLDERS.values(), *_OPTIONAL_MARKS, _PART_MARK):
         if own in text:
             return f"its chat template contains {own!r}, which rerankd would replace"
     return ""

@@ -16,6 +16,7 @@ SUFFIX = ".safetensors"
 # The files that describe a model besides the headers of its weights.
 _DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS, TRANSFORMER, CHAT_TEMPLATE)
 # In the folder of a module, which sentence-transformers names after its number and its class.
+_TEMPLATE = re.compile(rf"{ADDITIONAL_TEMPLATES}[^/\\\x00]+\.jinja")
 _MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")
 _MODULE_WEIGHTS = re.compile(r"\d+_\w+/model\.safetensors")
 
@@ -45,8 +46,7 @@ def describes(name: str) -> bool:
     """Whether the file describes the model. Such a file is small and is read completely."""
     if "/" not in name:
         return name in _DESCRIBING
-    is_template = name.startswith(ADDITIONAL_TEMPLATES) and name.endswith(".jinja")
-    return is_template or _MODULE_CONFIG.fullmatch(name) is not None
+    return any(pattern.fullmatch(name) for pattern in (_TEMPLATE, _MODULE_CONFIG))
 
 
 def is_of_module(name: str) -> bool:

@@ -129,10 +129,15 @@ def _dense(
     activation = _ACTIVATIONS.get(said.rpartition(".")[2]) if said.startswith("torch.nn.") else None
     if activation is None or (is_last and activation):
         raise NotUnderstood(f"its module {module.path} has the activation {said or 'Tanh':.80}")
+    for flag in ("bias", "use_residual"):
+        # The library takes any true value for yes, such as the text "false".
+        if not isinstance(config.get(flag, False), bool):
+            value = repr(config[flag])
+            raise NotUnderstood(f"its module {module.path} has {value:.40} as {flag}, not true or false")
     shapes: dict[str, tuple[int, ...]] = {"linear.weight": (width, rows)}
     if config.get("bias", True):
         shapes["linear.bias"] = (rows,)
-    is_residual = config.get("use_residual") is True
+    is_residual = config.get("use_residual", False)
     if is_residual and rows != width:
         shapes["residual.weight"] = (width, rows)
     what = "residual dense" if is_residual else "dense"

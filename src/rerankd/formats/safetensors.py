@@ -90,7 +90,7 @@ def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
     try:
         table = json.loads(stream.read(length))
         found = {name: _tensor(info, 8 + length) for name, info in table.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         fail("its header can't be read: it is damaged; download it again")
     for tensor in found.values():
         if tensor.elements * _BYTES.get(tensor.type_name, 0) not in (0, tensor.size_bytes):
@@ -269,7 +269,7 @@ def _json(data: bytes, name: str, fail: Fail) -> Any:
         fail(f"its {name} can't be read: {POINTER}")
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         fail(f"its {name} can't be read: it is damaged; download it again")
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 GIT_LFS = "version https://git-lfs"
+# The library's ids have 32 bits.
+_LARGEST_ID = 2**32
 POINTER = "it is a git-LFS pointer instead of the file: run `git lfs pull` in its folder"
 
 
@@ -26,7 +28,10 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     text = text_files.read(path)
     if text.startswith(GIT_LFS):
         raise ValueError(POINTER)
-    parsed = json.loads(text)
+    try:
+        parsed = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library has no exception class for invalid files
@@ -48,7 +53,7 @@ def token_texts(content: str, ids: Sequence[int]) -> tuple[str, ...]:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # as in `read`
         raise ValueError(str(error)) from error
-    if any(tokenizer.id_to_token(one) is None for one in ids):
+    if any(one >= _LARGEST_ID or tokenizer.id_to_token(one) is None for one in ids):
         raise ValueError(f"it has no tokens with the ids {ids}")
     return tuple(tokenizer.decode([one], skip_special_tokens=False) for one in ids)
 

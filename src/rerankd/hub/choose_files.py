@@ -50,6 +50,15 @@ class RemoteFile:
         """Its path in the folder of the pulled model: a GGUF file's name, and a checkpoint's whole path."""
         return self.name if self.name.lower().endswith(".gguf") else self.path
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether `place` is in the folder of the pulled model, or in a direct subfolder. A listing is
+        untrusted input: a name with `..` would overwrite other files."""
+        parts = self.place.split("/")
+        return len(parts) <= 2 and not any(
+            part in ("", ".", "..") or set(part) & {"\\", "\0"} for part in parts
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

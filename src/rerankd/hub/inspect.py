@@ -40,12 +40,21 @@ def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "", place
         lines.append(f"next step: {resolved.outcome.next_step}")
         if settings := resolved.settings(ref):
             lines += ["", "# rerankd.toml", settings]
-        return "\n".join(lines + _causal_lines(metadata))
+        return _printable("\n".join(lines + _causal_lines(metadata)))
     recipe = resolved.outcome
     lines.append(f"scored as {recipe.explanation}")
     lines += [f"  {part}: {_value(recipe, part)} ({source})" for part, source in recipe.sources.items()]
     lines += [f"note: {note}" for note in resolved.notes]
-    return "\n".join(lines)
+    return _printable("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """The text without control characters and lone surrogates, which are escaped: a repository's files are
+    untrusted input, and a terminal would obey them."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def _causal_lines(metadata: ModelMetadata) -> list[str]:

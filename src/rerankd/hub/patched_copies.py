@@ -67,8 +67,13 @@ class PatchedCopies:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locks.held(self.folder / ".lock", lambda: progress("waiting for another copy", 0, 0)):
                 if not (target / parts[0].name).exists():
-                    self._remove([*self._outdated(parts[0]), *self.folder.glob(f"{_MAKING}*")])
+                    self._remove([*self._outdated(parts), *self.folder.glob(f"{_MAKING}*")])
                     self._make(parts, patch, target, progress)
+                    if target.name != f"{_digest(parts)}-{patch.name}":
+                        self._remove([target])
+                        raise ModelFileError(
+                            f"{parts[0]}: it was changed while it was copied. Load it again."
+                        )
                 _note_source(target, parts[0])
         return target / parts[0].name
 
@@ -103,12 +108,14 @@ class PatchedCopies:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             yield from (one for one in sorted(self.folder.iterdir()) if not one.name.startswith("."))
 
-    def _outdated(self, source: Path) -> list[Path]:
-        """The copies of other versions of a file, and those whose model no longer exists."""
+    def _outdated(self, parts: Sequence[Path]) -> list[Path]:
+        """The copies of other versions of a file, and those whose model no longer exists. Another patch of
+        the same version is for a model with another prompt."""
+        own = self.of(parts)
         return [
             folder
             for folder, known in self.sources().items()
-            if known is None or known == source.absolute() or not known.exists()
+            if known is None or not known.exists() or (known == parts[0].absolute() and folder not in own)
         ]
 
     def _make(self, parts: Sequence[Path], patch: Patch, target: Path, progress: Progress) -> None:

@@ -143,6 +143,11 @@ class Puller:
         self.say(f"scored as {resolved.explanation}")
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
+        if not file.is_inside:
+            raise FetchError(
+                f"{hub.origin(repo).ref} lists a file outside of its folder: {file.path!r:.200}. It was not "
+                "downloaded. Use another repository, and report this one."
+            )
         target = staged / file.place
         target.parent.mkdir(exist_ok=True)
         source = hub.source(repo, listing.revision, file)

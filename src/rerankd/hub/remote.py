@@ -16,7 +16,12 @@ from rerankd.formats.metadata_keys import refuse
 from rerankd.hub.choose_files import Choice, RemoteFile, choose
 from rerankd.hub.hubs import Hub, Listing
 from rerankd.hub.model_ref import ModelRef
-from rerankd.progress import Progress, step
+from rerankd.progress import Progress, size_words, step
+
+# Limits of the files that describe a model and are read completely. Published models have at most 15 such
+# files, of some kilobytes.
+_MOST_FILES = 64
+_MOST_BYTES = 16 * 2**20
 
 
 def find(
@@ -60,9 +65,15 @@ def read_metadata(
                 if file.name.lower().endswith(ending):
                     yield opened(file), file.size_bytes, Path(folder, file.path)
 
-        described = {
-            file.place: opened(file).read() for file in choice.files if checkpoint_files.describes(file.place)
-        }
+        describing = [file for file in choice.files if checkpoint_files.describes(file.place)]
+        largest = max((file.size_bytes for file in describing), default=0)
+        if len(describing) > _MOST_FILES or largest > _MOST_BYTES:
+            refuse(
+                Path(repo),
+                f"{len(describing)} files describe the model, the largest with {size_words(largest)}; the "
+                f"limits are {_MOST_FILES} files and {size_words(_MOST_BYTES)} each",
+            )
+        described = {file.place: opened(file).read() for file in describing}
         if described:
             metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX, ""))
             if metadata.layout is None or not metadata.layout.is_causal:
