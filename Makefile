@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: serve test coverage docs engine test-clients test-soak lint release-check clean
+.PHONY: serve test coverage docs engine test-clients test-torch test-soak lint release-check clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
@@ -37,6 +37,16 @@ engine: $(VENV)/installed
 test-clients: $(VENV)/installed-dev
 	$(BIN)/python tests/clients/venvs.py small wide
 	$(BIN)/pytest -m wide tests/clients
+
+# The golden values again, from the reference libraries on the CPU. Some 1.5 GB of libraries, once.
+test-torch: .venv-torch/installed
+	.venv-torch/bin/python scripts/make_golden.py --check
+	.venv-torch/bin/python scripts/golden_modules.py --check
+
+.venv-torch/installed: scripts/requirements-torch.txt
+	@$(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --requirement scripts/requirements-torch.txt
+	@touch $@
 
 # The long ones: minutes each, and a load for the whole machine.
 test-soak: $(VENV)/installed-dev
@@ -72,5 +82,5 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-clients .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	rm -rf $(VENV) .venv-clients .venv-torch .test-home .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
 		.coverage .coverage.* htmlcov dist

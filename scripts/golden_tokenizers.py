@@ -41,6 +41,29 @@ MXBAI_PIECES = [
     "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:",
     "<|im_end|>\n<|im_start|>assistant\n",
 ]
+# zerank: the query is the system's message, the document the user's.
+ZERANK_PIECES = [
+    "<|im_start|>system\n",
+    "{query}",
+    "<|im_end|>\n<|im_start|>user\n",
+    "{document}",
+    "<|im_end|>\n<|im_start|>assistant\n",
+]
+# ctxl-rerank-v2: no control tokens, tokenized as a whole; an instruction would follow the query.
+CTXL_PIECES = [
+    "Check whether a given document contains information helpful to answer the query.\n"
+    "<Document> {document}\n<Query> {query} ??"
+]
+# bge-reranker-v2-gemma, as FlagEmbedding tokenizes it: each of these pieces separately.
+GEMMA_PIECES = [
+    "<bos>",
+    "A: {query}",
+    "\n",
+    "B: {document}",
+    "\n",
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
+    "providing a prediction of either 'Yes' or 'No'.",
+]
 QUERY_PREFIX, DOCUMENT_PREFIX = "query: ", "passage: "
 
 
@@ -153,6 +176,37 @@ def train_sentencepiece(texts: list[str], folder: Path) -> sentencepiece.Sentenc
             hard_vocab_limit=False,
             character_coverage=1.0,
             normalization_rule_name="nmt_nfkc",
+            num_threads=1,
+            minloglevel=2,
+        )
+    return sentencepiece.SentencePieceProcessor(model_file=str(model))
+
+
+def train_gemma(texts: list[str], folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """Train a BPE model with the settings of Gemma's: bytes for unknown characters, no space before a text,
+    and no normalization."""
+    model = folder / "tokenizer.model"
+    with model.open("wb") as out:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(line for t in [*texts, *GEMMA_PIECES[1:]] for line in t.splitlines()),
+            model_writer=out,
+            model_type="bpe",
+            vocab_size=1000,
+            character_coverage=0.995,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            byte_fallback=True,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            eos_piece="<eos>",
+            bos_piece="<bos>",
+            control_symbols=["<start_of_turn>", "<end_of_turn>"],
+            user_defined_symbols=["<unused0>"],
             num_threads=1,
             minloglevel=2,
         )

@@ -1,8 +1,9 @@
 """Generate the parts of docs/ that repeat the code: `make docs`.
 
 The settings of docs/configuration.md come from their descriptions, docs/cli.md from the commands' help, the
-table of docs/models.md from the catalog, and the options and paths of docs/api.md from the tables that the
-service reads. tests/test_documentation.py fails if a page is out of date.
+tables of docs/models.md from the catalog and from the tests' kinds of files, and the options and paths of
+docs/api.md from the tables that the service reads. tests/test_documentation.py fails if a page is out of
+date.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rerankd.deprecated_names import RENAMED
 from rerankd.hub import listing
 
 DOCS = Path(__file__).parents[1] / "docs"
+sys.path.append(str(DOCS.parent / "tests"))  # for family_table
 
 
 def settings() -> str:
@@ -122,6 +124,13 @@ def catalog() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
+def families() -> str:
+    """The table of model families, formats and backends, from the kinds of files that the tests resolve."""
+    import family_table
+
+    return family_table.table()
+
+
 def request_options() -> str:
     """The table of request options, with all their names."""
     rows = []
@@ -171,6 +180,7 @@ MADE = {
     "renamed": ("upgrading.md", renamed),
     "commands": ("cli.md", commands),
     "catalog": ("models.md", catalog),
+    "families": ("models.md", families),
     "options": ("api.md", request_options),
     "paths": ("api.md", rerank_paths),
 }

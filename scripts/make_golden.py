@@ -17,17 +17,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import transformers
+from golden_encoders import ENCODERS
 from golden_tokenizers import (
+    CTXL_PIECES,
     DOCUMENT_PREFIX,
+    GEMMA_PIECES,
     MXBAI_PIECES,
     QUERY_PREFIX,
     QWEN3_INSTRUCTION,
     QWEN3_PIECES,
+    ZERANK_PIECES,
     Encode,
     bert_tokenizer,
     corpus,
@@ -37,6 +41,7 @@ from golden_tokenizers import (
     qwen_tokenizer,
     roberta_tokenizer,
     sentencepiece_ids,
+    train_gemma,
     train_sentencepiece,
     xlmr_tokenizer,
 )
@@ -101,7 +106,9 @@ def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
 @dataclass
 class Built:
     """One model, ready for scoring. `ids` returns the token ids of a pair (two lists for the embedding
-    model), `score` their raw score. `pre` is "" if GGUF does not support the model."""
+    model), `score` their raw score. `pre` is "" if GGUF does not support the model. `file`: an existing GGUF
+    file with the same weights, which is not written again. `score_f16`: the raw score with the matrices
+    rounded to F16."""
 
     folder: Path
     half: bool
@@ -109,6 +116,8 @@ class Built:
     about: dict[str, object]
     ids: Callable[[str, str], list]
     score: Callable[[list], float]
+    file: str = ""
+    score_f16: Callable[[list], float] | None = None
 
 
 # Sizes of the encoders except ModernBERT, and the other values of a cross-encoder's config.json.
@@ -264,11 +273,11 @@ def roberta_head(texts: list[str], folder: Path) -> Built:
 def judge(
     tok: Tokenizer, model: torch.nn.Module, pieces: list[str], labels: list[str], instruction: str | None
 ) -> tuple[Callable[[str, str], list], Callable[[list], float]]:
-    """Return functions for the token ids and for the log-odds of the first label over the second. Each piece
-    is tokenized separately: a piece with a field as user text, another one with the template's special
-    tokens."""
+    """Return functions for the token ids and for the log-odds of the first label over the second, or for the
+    logit of a single label. Each piece is tokenized separately: a piece with a field as user text, another
+    one with the template's special tokens."""
     encode = encoder_of(tok)
-    high, low = (tok.token_to_id(label) for label in labels)
+    label_ids = [tok.token_to_id(label) for label in labels]
 
     def ids(query: str, document: str) -> list[int]:
         fields = {"query": query, "document": document, "instruction": instruction or ""}
@@ -278,11 +287,13 @@ def judge(
             out += tok.encode(piece, add_special_tokens=False).ids if own else encode(fill(piece, fields))
         return out
 
-    def score(ids: list[int]) -> float:
-        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
-        return (logits[high] - logits[low]).item()
+    return ids, lambda ids: label_score(model, ids, label_ids)
 
-    return ids, score
+
+def label_score(model: torch.nn.Module, ids: list[int], label_ids: list[int]) -> float:
+    """Return the logit of the first label after these ids, minus that of the second one if there is one."""
+    first, *second = model(input_ids=torch.tensor([ids])).logits[0, -1][label_ids].tolist()
+    return first - sum(second)
 
 
 def about_judge(
@@ -344,6 +355,68 @@ def qwen2_labels(texts: list[str], folder: Path) -> Built:
     return qwen(texts, folder, "qwen2", 4, True, MXBAI_PIECES, ["1", "0"], None)
 
 
+def qwen3_yes(texts: list[str], folder: Path) -> Built:
+    """zerank's recipe with the weights of qwen3-headless: the logit of "Yes" alone."""
+    built = qwen(texts, folder, "qwen3", 3, False, ZERANK_PIECES, ["Yes"], None)
+    rounded = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for p in rounded.parameters():
+        if p.dim() > 1:
+            p.copy_(p.half().float())
+    label_ids = built.about["label_ids"]
+    return replace(
+        built, file="qwen3-headless.gguf", score_f16=lambda ids: label_score(rounded, ids, label_ids)
+    )
+
+
+def qwen2_first(texts: list[str], folder: Path) -> Built:
+    """ctxl-rerank-v2's recipe with the weights of qwen2-labels: the logit of the token "!"."""
+    built = qwen(texts, folder, "qwen2", 4, True, CTXL_PIECES, ["!"], None)
+    return replace(built, file="qwen2-labels.gguf")
+
+
+def gemma_yes(texts: list[str], folder: Path) -> Built:
+    """bge-reranker-v2-gemma: the logit of "Yes" alone. The matrices are F16."""
+    max_length = 256
+    sp = train_gemma(texts, folder)
+    config = transformers.GemmaConfig(
+        vocab_size=sp.get_piece_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=max_length,
+        hidden_activation="gelu_pytorch_tanh",
+        rms_norm_eps=1e-6,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        attn_implementation="eager",
+    )
+    model = randomise(transformers.GemmaForCausalLM(config), 8, True, 0.2, {"norm": 0.1})
+    save_model(model, folder)
+    about = {
+        "way": "judge",
+        "window": max_length,
+        "template": "".join(GEMMA_PIECES),
+        "pieces": GEMMA_PIECES,
+        "instruction": None,
+        "labels": ["Yes"],
+        "label_ids": sp.encode("Yes"),
+    }
+    assert len(sp.encode("Yes")) == 1
+
+    def ids(query: str, document: str) -> list[int]:
+        fields = {"query": query, "document": document}
+        return [2, *(one for piece in GEMMA_PIECES[1:] for one in sp.encode(fill(piece, fields)))]
+
+    def score(ids: list[int]) -> float:
+        return label_score(model, ids, about["label_ids"])
+
+    return Built(folder, True, "default", about, ids, score)
+
+
 def bert_embedder(texts: list[str], folder: Path) -> Built:
     max_length, half = 128, True
     tok = bert_tokenizer(texts)
@@ -395,9 +468,23 @@ RECIPES: dict[str, tuple[Callable[[list[str], Path], Built], str]] = {
     "bert-embedder": (bert_embedder, "bert-embedder"),
     "bert-pairs": (bert_pairs, "bert-pairs"),
     "roberta-head": (roberta_head, "roberta-head"),
+    "qwen3-yes": (qwen3_yes, "qwen3-yes"),
+    "qwen2-first": (qwen2_first, "qwen2-first"),
+    "gemma-yes": (gemma_yes, "gemma-yes"),
 }
+
+
+def encoder(name: str, texts: list[str], folder: Path, every_text: list[str]) -> Built:
+    """Build a model of golden_encoders.py, with the tokenizer that it shares."""
+    build, max_length, shared = ENCODERS[name]
+    ids, score = build(texts, folder, every_text)
+    if shared:
+        (folder / "tokenizer.json").symlink_to(f"../{shared}/tokenizer.json")
+    return Built(folder, True, "", {"way": "head", "window": max_length}, ids, score)
+
+
 # Models also stored as transformers saves them; the first two have a GGUF file too, with the same scores.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS)
 # The files of a checkpoint; transformers saves more.
 KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
@@ -410,7 +497,10 @@ def cases(built: Built, pairs: list[dict[str, str]]) -> Iterator[Case]:
         if max(lengths) > max_length:
             yield {"id": pair["id"], "fits": False, "tokens": max(lengths)}
         else:
-            yield {"id": pair["id"], "fits": True, "ids": ids, "raw": round(built.score(ids), 6)}
+            case = {"id": pair["id"], "fits": True, "ids": ids, "raw": round(built.score(ids), 6)}
+            if built.score_f16 is not None:
+                case["raw_f16"] = round(built.score_f16(ids), 6)
+            yield case
 
 
 def write_golden(file: Path, about: dict[str, object], rows: list[Case]) -> None:
@@ -421,35 +511,56 @@ def write_golden(file: Path, about: dict[str, object], rows: list[Case]) -> None
     file.write_text(f'{head},\n "cases": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
+def differs(name: str, rows: list[Case], out: Path) -> bool:
+    """Whether the golden values that are there are others than these, which it prints."""
+    kept = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    other_ids = [row["id"] for row, one in zip(rows, kept, strict=True) if row.get("ids") != one.get("ids")]
+    apart = max(abs(row["raw"] - one["raw"]) for row, one in zip(rows, kept, strict=True) if row["fits"])
+    print(f"{name}: raw values at most {apart:.6f} apart, other ids: {other_ids or 'none'}", flush=True)
+    return bool(other_ids) or apart > 1e-4
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--llama-cpp", type=Path, required=True, help="source tree of llama.cpp")
+    names = [*RECIPES, *ENCODERS]
+    parser.add_argument("--llama-cpp", type=Path, help="source tree of llama.cpp, for models in GGUF")
     parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="folder of pairs.json")
-    parser.add_argument("--only", choices=RECIPES, action="append", help="generate only these models")
+    parser.add_argument("--only", choices=names, action="append", help="generate only these models")
+    parser.add_argument("--check", action="store_true", help="compare with the stored values, write nothing")
     args = parser.parse_args()
-    sys.path[:0] = [str(args.llama_cpp / "gguf-py"), str(args.llama_cpp)]
-    os.environ["NO_LOCAL_GGUF"] = "1"  # the path is set already
+    if args.llama_cpp is not None:
+        sys.path[:0] = [str(args.llama_cpp / "gguf-py"), str(args.llama_cpp)]
+        os.environ["NO_LOCAL_GGUF"] = "1"  # the path is set already
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     pairs = json.loads((args.out / "pairs.json").read_text(encoding="utf-8"))
     texts = corpus(pairs)
     scratch = Path(tempfile.mkdtemp(prefix="golden-"))
-    for name in args.only or RECIPES:
-        recipe, folder_name = RECIPES[name]
-        folder = scratch / folder_name
+    every_text = [text for pair in pairs for text in (pair["query"], pair["document"])]
+    different = False
+    for name in args.only or names:
+        folder = scratch / (RECIPES[name][1] if name in RECIPES else name)
         folder.mkdir()
-        built = recipe(texts, folder)
+        if name in ENCODERS:
+            built = encoder(name, texts, folder, every_text)
+        else:
+            built = RECIPES[name][0](texts, folder)
         rows = list(cases(built, pairs))
+        if args.check:
+            different |= differs(name, rows, args.out)
+            continue
         if name in CHECKPOINTS:
             (args.out / name).mkdir(exist_ok=True)
             for file in KEPT:
-                shutil.copy(folder / file, args.out / name)
-        if built.pre:
+                if (folder / file).is_symlink() or (folder / file).exists():
+                    (args.out / name / file).unlink(missing_ok=True)
+                    shutil.copy(folder / file, args.out / name / file, follow_symlinks=False)
+        if built.pre and not built.file:
             convert(folder, args.out / f"{name}.gguf", built.half, built.pre)
-        model = f"{name}.gguf" if built.pre else name
+        model = built.file or (f"{name}.gguf" if built.pre else name)
         write_golden(args.out / f"{name}.json", {"model": model, **built.about}, rows)
         raws = sorted(row["raw"] for row in rows if row["fits"])
         print(
@@ -457,6 +568,7 @@ def main() -> None:
             flush=True,
         )
     shutil.rmtree(scratch)
+    sys.exit(different)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,51 @@ def write_hollow(file: Path, shapes: dict[str, list[int]]) -> None:
 
 def write_modules(folder: Path, kinds: Sequence[str]) -> None:
     """Write a modules.json of sentence-transformers with these modules."""
+    package = "sentence_transformers.models"
     modules = [
-        {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"st.models.{kind}"}
+        {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"{package}.{kind}"}
         for at, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def with_modules(name: str, folder: Path) -> Path:
+    """A golden head of sentence-transformers' modules upon its body, which is another golden checkpoint
+    without its own head and without the prefix of its tensors' names."""
+    shutil.copytree(GOLDEN / "modules" / name, folder)
+    of = GOLDEN / json.loads((folder / "golden.json").read_text())["body"]
+    if (of / "tokenizer.json").exists():
+        shutil.copy(of / "tokenizer.json", folder)
+    tensors = read(of / "model.safetensors")
+    kept = {own: one for own, one in tensors.items() if not own.startswith(("classifier.", "head."))}
+    write(folder / "model.safetensors", {own.partition(".")[2]: one for own, one in kept.items()})
+    return folder
+
+
+def as_modules(name: str, folder: Path, dense: str, output: str, activation: str) -> Path:
+    """A golden checkpoint whose own head, the layers `dense` and `output`, is written as modules."""
+    shutil.copytree(GOLDEN / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    body = config["architectures"][0].replace("ForSequenceClassification", "Model")
+    edit(folder / "config.json", architectures=[body])
+    tensors = read(folder / "model.safetensors")
+    write_modules(folder, ("Transformer", "Pooling", "Dense", "Dense"))
+    for path in ("1_Pooling", "2_Dense", "3_Dense"):
+        (folder / path).mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    functions = {"2_Dense": (dense, activation), "3_Dense": (output, "linear.Identity")}
+    for path, (own, function) in functions.items():
+        held = {f"linear.{one}": tensors.pop(f"{own}.{one}") for one in ("weight", "bias")}
+        rows, columns = held["linear.weight"][1]
+        said = {
+            "in_features": columns,
+            "out_features": rows,
+            "activation_function": f"torch.nn.modules.{function}",
+        }
+        if path == "3_Dense":
+            said["module_output_name"] = "scores"
+        (folder / path / "config.json").write_text(json.dumps(said))
+        write(folder / path / "model.safetensors", held)
+    write(folder / "model.safetensors", {own.partition(".")[2]: one for own, one in tensors.items()})
+    (folder / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
+    return folder

@@ -58,21 +58,20 @@ def _checkpoint(name: str, **config: object) -> Callable[[Path], Path]:
     return lambda folder: checkpoints.copy(name, folder / "model", **config)
 
 
-def _jina_v2(folder: Path) -> Path:
-    """jina-reranker-v2 in its original safetensors: XLM-R's class name, but other tensor names."""
+def _own_code(folder: Path) -> Path:
+    """A model of XLM-R's class with code of its own (auto_map), whose tensors have other names."""
     made = checkpoints.copy(
-        "xlmr-head", folder / "jina-reranker-v2-base-multilingual",
+        "xlmr-head", folder / "model",
         auto_map={"AutoModelForSequenceClassification": "modeling.XLMRobertaForSequenceClassification"},
     )  # fmt: skip
     tensors = checkpoints.read(made / "model.safetensors")
-    own = {".attention.self.query.": ".mixer.Wq.", "roberta.embeddings.LayerNorm": "roberta.emb_ln"}
-    renamed = {}
-    for name, one in tensors.items():
-        for known, other in own.items():
-            name = name.replace(known, other)
-        renamed[name] = one
-    checkpoints.write(made / "model.safetensors", renamed)
+    own = {name.replace(".attention.self.query.", ".mixer.Wq."): one for name, one in tensors.items()}
+    checkpoints.write(made / "model.safetensors", own)
     return made
+
+
+def _two_labels(name: str, **config: object) -> Callable[[Path], Path]:
+    return lambda folder: checkpoints.copy("two-label-reranker", folder / name, **config)
 
 
 def _with_modules(folder: Path) -> Path:
@@ -131,8 +130,10 @@ def _more_head(tensors: dict[str, Any]) -> None:
 
 def _default_prompt(folder: Path) -> Path:
     made = checkpoints.copy("bert-pairs", folder / "model")
-    said = {"prompts": {"web": "Query: "}, "default_prompt_name": "web"}
+    checkpoints.write_modules(made, ("Transformer",))
+    said = {"model_type": "CrossEncoder", "prompts": {"web": "Query: "}, "default_prompt_name": "web"}
     (made / "config_sentence_transformers.json").write_text(json.dumps(said))
+    (made / "sentence_bert_config.json").write_text('{"transformer_task": "sequence-classification"}')
     return made
 
 
@@ -236,13 +237,16 @@ KINDS = (
         "PIXIE-Spell-Reranker", Twin("PIXIE-Spell-Reranker-Preview-0.6B"), "causal_lm", "Qwen3-Reranker-0.6B"
     ),
     Kind("MemReranker-4B", Twin("MemReranker 4B", blocks=36, width=2560), "causal_lm", "Qwen3-Reranker-0.6B"),
-    Kind("SkillRouter-Reranker", Twin("SkillRouter Reranker 0.6B"), "prompt it was trained on"),
+    Kind("SkillRouter-Reranker", Twin("SkillRouter Reranker 0.6B"), "causal_lm", "SkillRouter-Reranker-0.6B"),
     Kind(
         "Prism-Qwen3-Reranker-4B-exp",
         Twin("Prism Qwen3 Reranker 4B Exp", blocks=36, width=2560),
         "differs from Qwen3-Reranker's",
     ),
-    Kind("Prism-Qwen3.5-Reranker", Twin("Prism Qwen3.5 Reranker 0.8B", "qwen35"), "prompt it was trained on"),
+    Kind(
+        "Prism-Qwen3.5-Reranker", Twin("Prism Qwen3.5 Reranker 0.8B", "qwen35"), "catalog does not contain it"
+    ),
+    Kind("LightOn-rerank-PW", Twin("LightOn Rerank PW 0.8B", "qwen35"), "catalog does not contain it"),
     Kind(
         "Qwen3-VL-Reranker, converted with the text model's template",
         Twin(
@@ -268,9 +272,15 @@ KINDS = (
         "causal_lm",
         "mxbai-rerank-base-v2",
     ),
-    Kind("ctxl-rerank-v2", Twin("Ctxl Rerank v2 Instruct Multilingual 1b", width=2048), "single token '!'"),
-    Kind("zerank-2", Twin("zerank-2", blocks=36, width=2560), "single token 'Yes'"),
-    Kind("zerank-like reranker", Twin("My zerank reranker"), "single token 'Yes'"),
+    Kind(
+        "ctxl-rerank-v2",
+        Twin("Ctxl Rerank v2 Instruct Multilingual 1b", width=2048),
+        "causal_lm",
+        "ctxl-rerank-v2",
+    ),
+    Kind("zerank-2", Twin("zerank-2", blocks=36, width=2560), "causal_lm", "zerank-2"),
+    Kind("zerank-1-small", Twin("Zerank 1 Small", width=2048), "causal_lm", "zerank-1-small"),
+    Kind("zerank-like reranker", Twin("My zerank reranker"), "prompt it was trained on"),
     Kind("a Qwen3 reranker of another prompt", Twin("Lychee Rerank"), "prompt it was trained on"),
     Kind("Qwen3 chat model", Twin("Qwen3 0.6B Instruct"), "plain language model"),
     Kind(
@@ -287,7 +297,12 @@ KINDS = (
         "labels",
     ),
     Kind("unnamed causal embedding model", Twin("Model", "qwen2", pooling="last"), "embedding"),
-    Kind("bge-reranker-v2-gemma", Twin("bge-reranker-v2-gemma", "gemma", 18, 2048), "single token 'Yes'"),
+    Kind(
+        "bge-reranker-v2-gemma",
+        Twin("bge-reranker-v2-gemma", "gemma", 18, 2048),
+        "causal_lm",
+        "bge-reranker-v2-gemma",
+    ),
     Kind(
         "bge-reranker-v2-minicpm-layerwise",
         Twin("bge-reranker-v2-minicpm-layerwise", "minicpm"),
@@ -449,7 +464,13 @@ KINDS = (
         Twin("Jina Reranker v1 Tiny En", "jina-bert-v2", 4, 384, head={"cls.weight": 1}),
         "pooler",
     ),
-    Kind("gte-multilingual-reranker", Twin("Gte Multilingual Reranker Base", "new", 12, 768), "mGTE"),
+    Kind(
+        "gte-multilingual-reranker, GGUF",
+        Twin(
+            "Gte Multilingual Reranker Base", "new", 12, 768, head={"cls.weight": 768, "cls.output.weight": 1}
+        ),
+        "no rank head for new",
+    ),
     # ModernBERT
     Kind(
         "gte-reranker-modernbert-base, older converter",
@@ -519,7 +540,7 @@ KINDS = (
     Kind(
         "ettin-reranker, plain conversion",
         Twin("Ettin Reranker 150m v1", **MODERN, pooling="cls"),
-        "no rank head",
+        "rank head is incomplete",
     ),
     # Late interaction
     Kind(
@@ -562,7 +583,19 @@ KINDS = (
     Kind("BERT cross-encoder, safetensors", _checkpoint("bert-pairs"), "cross_encoder"),
     Kind("XLM-R cross-encoder, safetensors", _checkpoint("xlmr-head"), "cross_encoder"),
     Kind("ModernBERT cross-encoder, safetensors", _checkpoint("modernbert-head"), "cross_encoder"),
-    Kind("jina-reranker-v2, safetensors", _jina_v2, "the tensor token_embd_norm.weight is missing"),
+    Kind("jina-reranker-v2, safetensors", _checkpoint("jina-v2"), "cross_encoder"),
+    Kind("XLM-R's class with code of its own", _own_code, "auto_map"),
+    Kind("gte-multilingual-reranker, safetensors", _checkpoint("gte"), "cross_encoder"),
+    Kind("ELECTRA cross-encoder", _checkpoint("electra"), "cross_encoder"),
+    Kind("DistilBERT cross-encoder", _checkpoint("distilbert"), "cross_encoder"),
+    Kind("CamemBERT cross-encoder", _checkpoint("camembert"), "cross_encoder"),
+    Kind("two-label head of a reranker, safetensors", _two_labels("ms-reranker"), "cross_encoder"),
+    Kind("two-label head of an unknown model, safetensors", _two_labels("sentiment"), "two labels"),
+    Kind(
+        "two-label head of other labels, safetensors",
+        _two_labels("nli-reranker", id2label={"0": "contradiction", "1": "entailment"}),
+        "entailment",
+    ),
     Kind("modules.json of another head than the class", _with_modules, "modules.json"),
     Kind("git-LFS pointer as tokenizer.json", _pointer("tokenizer.json"), "git-LFS pointer"),
     Kind("git-LFS pointer as model.safetensors", _pointer("model.safetensors"), "git-LFS pointer"),
@@ -628,7 +661,7 @@ KINDS = (
         _checkpoint("bert-pairs", num_attention_heads=3),
         "its 3 attention heads",
     ),
-    Kind("a prompt before each query by default", _default_prompt, "before each query"),
+    Kind("a prompt before each query by default", _default_prompt, "cross_encoder"),
     Kind("no class in config.json", _checkpoint("bert-pairs", architectures=None), "declares no class"),
     Kind(
         "a matrix of another shape than config.json says",
@@ -637,11 +670,17 @@ KINDS = (
     ),
     Kind(
         "DeBERTa cross-encoder",
-        _checkpoint("bert-pairs", architectures=["DebertaV2ForSequenceClassification"]),
-        "DebertaV2For",
+        _checkpoint("deberta-v3"),
+        "cross_encoder",
     ),
+    Kind("DeBERTa-v2 with a convolution", _checkpoint("deberta-v3", conv_kernel_size=3), "conv_kernel_size"),
     Kind(
         "ettin-reranker, safetensors",
+        lambda folder: checkpoints.with_modules("ettin", folder / "model"),
+        "cross_encoder",
+    ),
+    Kind(
+        "ettin-reranker, safetensors, without its modules",
         _checkpoint("modernbert-head", architectures=["ModernBertModel"]),
         "ModernBertModel",
     ),

@@ -145,7 +145,7 @@ def test_model_max_length_of_the_tokenizer_limits_max_length(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "config", "words"),
     [
-        ("bert-pairs", {"architectures": ["DebertaV2ForSequenceClassification"]}, "class is DebertaV2For"),
+        ("bert-pairs", {"architectures": ["DebertaForSequenceClassification"]}, "class is DebertaFor"),
         ("bert-pairs", {"architectures": ["BertModel"]}, "class is BertModel"),
         ("bert-pairs", {"architectures": None}, "declares no class"),
         ("bert-pairs", {"hidden_act": "relu"}, "activation function is 'relu'"),
@@ -279,7 +279,10 @@ json_values = st.recursive(
 )
 
 
-@pytest.mark.parametrize("name", ["bert-pairs", "xlmr-head", "modernbert-head"])
+@pytest.mark.parametrize(
+    "name",
+    ["bert-pairs", "xlmr-head", "modernbert-head", "deberta-v3", "gte", "electra", "distilbert", "jina-v2"],
+)
 @given(data=st.data())
 def test_random_configurations_raise_only_model_file_errors(name: str, data: st.DataObject) -> None:
     folder = GOLDEN / name

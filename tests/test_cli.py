@@ -102,7 +102,7 @@ def test_a_port_in_use_is_reported_before_anything_is_loaded(home: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "env", "code", "says"),
     [
-        (["/no/such/model.gguf"], {}, 3, "There is no file /no/such/model.gguf"),
+        (["/no/such/model.gguf"], {}, 3, "The file /no/such/model.gguf does not exist"),
         ([__file__], {}, 3, "GGUF"),
         ([XLMR, "--config", "/no/such.toml"], {}, 2, "can't be read"),
         ([XLMR], {"RERANKD_PRT": "1"}, 2, "Did you mean RERANKD_PORT?"),
@@ -159,7 +159,7 @@ def test_rerank_uses_a_running_server(serve: Serve, home: Path, tmp_path: Path) 
         (["q"], "\n\n", "The input has no documents"),
         (["q", "--jsonl"], "{", "-, line 1: not valid JSON"),
         (["q", "--jsonl"], '{"txt": 1}', "line 1: expected a JSON string, or"),
-        (["q", "-", "--model", "/no/m.gguf"], "a", "There is no file"),
+        (["q", "-", "--model", "/no/m.gguf"], "a", "does not exist"),
     ],
 )
 def test_rerank_reports_invalid_input(home: Path, arguments: list[str], stdin: str, says: str) -> None:

@@ -86,4 +86,4 @@ def test_a_blank_path_or_host_is_rejected(name: str) -> None:
 def test_serve_exits_with_the_message(tmp_path: Any) -> None:
     ended = rerankd("serve", home=tmp_path, RERANKD_THREADS="1000000")
     assert ended.returncode == 2
-    assert "RERANKD_THREADS: threads = '1000000' can't be used: input should be less than" in ended.stderr
+    assert "RERANKD_THREADS: threads = '1000000' can't be used: it must be less than" in ended.stderr

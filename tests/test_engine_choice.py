@@ -138,6 +138,8 @@ def test_engines_on_disk(tmp_path: Path) -> None:
     assert engines.used() == ""
     assert [one.name for one in engines.all()] == [second]
     assert sorted(path.name for path in engines.folder.iterdir()) == [".new", second, "b3-cpu-0"]
+    with pytest.raises(EngineUnknown, match="comes with rerankd and can't be removed"):
+        engines.remove("bundled")
     with pytest.raises(EngineUnknown, match=f"The engines are: bundled, {second}"):
         engines.use("b9")
 

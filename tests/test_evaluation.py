@@ -369,5 +369,5 @@ def test_the_command_reranks_a_run_and_saves_one(tmp_path: Path, home: Path) -> 
 def test_a_folder_that_is_no_collection_is_reported(tmp_path: Path) -> None:
     ended = rerankd("eval", str(tmp_path), home=tmp_path)
     assert ended.returncode == 2
-    assert "There is no" in ended.stderr
+    assert "does not exist" in ended.stderr
     assert "Traceback" not in ended.stderr

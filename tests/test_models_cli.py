@@ -79,10 +79,10 @@ def test_list_show_and_remove(hub: FakeHub, tmp_path: Path) -> None:
 
     shown = cli(tmp_path, "show", "BAAI/bge-reranker-v2-m3")
     assert "from: hf:org/repo" in shown
-    assert "scored as cross_encoder" in shown
+    assert "scored as a cross-encoder" in shown
     assert json.loads(cli(tmp_path, "show", "bge-reranker-v2-m3", "--json"))["scorable"]
     assert "rerankd pull bge-m3" in cli(tmp_path, "show", "bge-m3")
-    assert "can't be scored correctly" in cli(tmp_path, "show", "zerank-2")
+    assert "can't be scored correctly" in cli(tmp_path, "show", "jina-reranker-v3")
 
     assert "was deleted (832 KiB)" in cli(tmp_path, "remove", "bge-reranker-v2-m3")
     assert not (tmp_path / "models" / "bge-reranker-v2-m3").exists()
@@ -95,14 +95,16 @@ def test_show_and_list_agree_about_the_built_in_model(tmp_path: Path, home: Path
     absent = cli(tmp_path, "show", "builtin:e5")
     assert "not on this machine; to get it: rerankd pull builtin:e5" in absent
     for name in ("builtin:e5", "e5"):
-        assert "scored as embedding: " in cli(home, "show", name)
+        assert "scored as an embedding model: " in cli(home, "show", name)
 
 
 def test_the_catalog_lists_size_languages_licence_and_method(tmp_path: Path) -> None:
     listed = cli(tmp_path, "list", "--catalog").splitlines()
     assert "qwen3-reranker-0.6b\t639 MB\tmulti\tApache-2.0\t8192\tcausal_lm" in listed
     rows = json.loads(cli(tmp_path, "list", "--catalog", "--json"))
-    assert all(row["quant"] and row["max_length"] and row["licence"] and row["languages"] for row in rows)
+    assert all(row["max_length"] and row["licence"] and row["languages"] for row in rows)
+    # A repository of safetensors holds the weights in one type, which is not known of all.
+    assert all(row["quant"] for row in rows if any("gguf" in ref.lower() for ref in row["refs"]))
 
 
 def test_serving_a_model_that_was_not_pulled_names_the_command(tmp_path: Path) -> None:

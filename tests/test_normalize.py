@@ -10,7 +10,12 @@ from rerankd.errors import EngineError
 from rerankd.scoring import normalize
 
 SIGMOID = Normalization("sigmoid")
-NORMALIZATIONS = [SIGMOID, Normalization("affine", 0.7, 0.95), Normalization("identity")]
+NORMALIZATIONS = [
+    SIGMOID,
+    Normalization("sigmoid", logit_mean=3, logit_sigma=0.1),
+    Normalization("affine", 0.7, 0.95),
+    Normalization("identity"),
+]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -21,6 +26,9 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
         (math.log(3), SIGMOID, 0.75),
         (1e308, SIGMOID, 1.0),
         (-1e308, SIGMOID, 0.0),
+        (5 * math.log(3), Normalization("sigmoid", logit_sigma=5), 0.75),
+        (2.0, Normalization("sigmoid", logit_mean=2), 0.5),
+        (2 + 0.5 * math.log(3), Normalization("sigmoid", logit_mean=2, logit_sigma=0.5), 0.75),
         (0.7, Normalization("affine", 0.7, 0.95), 0.0),
         (0.825, Normalization("affine", 0.7, 0.95), 0.5),
         (1.0, Normalization("affine", 0.7, 0.95), 1.0),

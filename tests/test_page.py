@@ -396,7 +396,7 @@ def test_a_model_that_is_not_served_is_shown_with_its_reason(tab: Open, started:
     expect(page.locator("#summary")).to_contain_text("1 of 2 models are unavailable")
     card = page.get_by_role("article", name="late")
     expect(card.locator(".pill")).to_have_text("refused")
-    expect(card).to_contain_text(f"There is no file {late}")
+    expect(card).to_contain_text(f"The file {late} does not exist")
     expect(card).to_contain_text("Retry in")
     # What can't answer is not offered.
     page.get_by_role("link", name="Try it").click()

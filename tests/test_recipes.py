@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ggufs
+import hollow
 import twins
 from kinds import KINDS, QWEN3_TEMPLATE, YES_NO, Kind
 from rerankd import config
@@ -28,8 +29,15 @@ from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, inputs, rerankd
 from twins import Twin
 
-# Served from their checkpoints only: GGUF can't represent them.
-FOLDERS = ("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2")
+# Served from their checkpoints only, because GGUF can't represent them: how to write one, from its number of
+# layers and its width.
+FOLDERS = dict.fromkeys(("ms-marco-MiniLM-L6-v2", "ms-marco-MiniLM-L12-v2"), twins.write_bert_folder)
+FOLDERS |= {
+    f"ettin-reranker-{size}-v1": twins.write_ettin_folder
+    for size in ("17m", "32m", "68m", "150m", "400m", "1b")
+}
+# The golden encoder of the same architecture, by that.
+CHECKPOINTS = {"deberta-v2": "deberta-v3", "new": "gte"}
 ENTRIES = catalog.known().entries
 
 
@@ -56,9 +64,11 @@ def test_each_kind_of_file_gets_its_own_recipe_or_is_refused(kind: Kind, tmp_pat
 def test_every_model_of_the_catalog_gets_the_recipe_of_its_entry(entry: Entry, tmp_path: Path) -> None:
     for at, name in enumerate(entry.match.names):
         folder = tmp_path / str(at)
-        if entry.name in FOLDERS:
-            sizes = entry.match.block_count, entry.match.embedding_length
-            path = twins.write_bert_folder(folder / name, *sizes)
+        sizes = entry.match.block_count, entry.match.embedding_length
+        if entry.match.architectures[0] in CHECKPOINTS:
+            path = hollow.write(CHECKPOINTS[entry.match.architectures[0]], folder / name, *sizes)
+        elif entry.name in FOLDERS:
+            path = FOLDERS[entry.name](folder / name, *sizes)
         else:
             folder.mkdir()
             path = twins.of_entry(entry, name).write(folder / "model.gguf")
@@ -85,7 +95,10 @@ def _namesakes(entry: Entry) -> set[str]:
     return {other.name for other in ENTRIES if other.match.names[-1] in entry.match.names} | {entry.name}
 
 
-@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.method], ids=lambda entry: entry.name)
+SIZED = [entry for entry in ENTRIES if entry.method and not entry.match.any_size]
+
+
+@pytest.mark.parametrize("entry", SIZED, ids=lambda entry: entry.name)
 def test_a_namesake_of_another_size_is_not_recognised(entry: Entry, tmp_path: Path) -> None:
     twin = twins.of_entry(entry)
     other = Twin(twin.name, twin.arch, twin.blocks + 1, twin.width, head=twin.head)
@@ -176,7 +189,7 @@ def test_the_printed_section_applies_to_the_model(tmp_path: Path) -> None:
     settings.write_text(filled.replace('labels = ["", ""]', 'labels = ["yes", "no"]'))
     for model in (str(path), "lychee"):
         served = rerankd("inspect", model, "--config", str(settings), home=tmp_path)
-        assert served.returncode == 0 and "scored as causal_lm" in served.stdout, served.stderr
+        assert served.returncode == 0 and "scored as a causal language model" in served.stdout, served.stderr
 
 
 def test_a_section_printed_for_a_relative_path_applies_in_every_folder(
@@ -295,7 +308,7 @@ def test_list_and_show_apply_the_section_of_a_pulled_model(tmp_path: Path) -> No
     listed = rerankd("list", "--json", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
     assert json.loads(listed.stdout)[0]["method"] == "causal_lm"
     shown = rerankd("show", "mine", "--config", str(tmp_path / "rerankd.toml"), home=tmp_path)
-    assert "scored as causal_lm" in shown.stdout
+    assert "scored as a causal language model" in shown.stdout
     assert json.loads(rerankd("list", "--json", home=tmp_path).stdout)[0]["method"] is None
 
 

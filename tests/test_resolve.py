@@ -22,6 +22,7 @@ from rerankd.recipes.partial_recipe import PartialRecipe, merge
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
+from rerankd.scoring.prompt import choose
 
 QWEN = strings("yes", "no", "1", "0", "Yes", "No", "<|im_start|>", "<|im_end|>", "<think>", "Ġmaybe")
 SPECIAL = {"<|im_start|>": 6, "<|im_end|>": 7}
@@ -196,7 +197,8 @@ def test_mxbai_has_the_labels_1_and_0(blocks: int, width: int, size: str) -> Non
     assert resolved.entry is not None
     assert resolved.entry.name == f"mxbai-rerank-{size}-v2"
     scoring = resolved.require()
-    assert (scoring.method, scoring.template, scoring.labels) == ("causal_lm", MXBAI_PROMPT, ("1", "0"))
+    template = choose(scoring.template, instructed=False)
+    assert (scoring.method, template, scoring.labels) == ("causal_lm", MXBAI_PROMPT, ("1", "0"))
     assert scoring.instruction == ""
 
 
@@ -286,9 +288,8 @@ def test_embedding_models(name: str, found: ModelMetadata, expected: tuple[Any, 
         (qwen("llama", name="Llama 3.2 1B Instruct"), "plain language model"),
         (qwen("gemma3", name="Some Reranker"), "not in the catalog"),
         (qwen("qwen2", pooling="rank"), "not in the catalog"),
-        (metadata("gemma", name="bge-reranker-v2-gemma"), "single token 'Yes'"),
-        (qwen(name="zerank-2", blocks=36, width=2560), "zerank-2: .*divided by 5"),
-        (qwen(name="Zerank 1", blocks=36, width=2560), "zerank-1: "),
+        (qwen("gemma", 18, 2048, name="bge-reranker-v2-gemma"), "<bos> is not a special token"),
+        (qwen(name="zerank-2"), "not in the catalog"),
         (qwen(name="Jina Reranker v3"), "listwise"),
         (qwen("llama", name="Llama Nemotron Rerank 1b v2"), "bidirectional"),
         (qwen("minicpm", name="bge-reranker-v2-minicpm-layerwise"), "layer chosen"),
@@ -517,7 +518,7 @@ def test_the_description_of_a_recipe() -> None:
         "Qwen3 Reranker 0.6B: Q8_0, 596 million parameters, 609 MiB",
         "qwen3 causal model without a rank head (llama-server's own /v1/rerank would answer about 1e-20 for "
         "it), 40,960 tokens (Qwen3-Reranker-0.6B)",
-        "scored as causal_lm: a causal language model with a prompt: its raw score is logit('yes') - "
+        "scored as a causal language model with a prompt: its raw score is logit('yes') - "
         "logit('no'); the score is its sigmoid, the probability of 'yes' rather than 'no'",
         "  method: causal_lm (catalog)",
         "  max_length: 8,192 tokens for query and document together (method default)",
@@ -561,7 +562,7 @@ def test_the_descriptions_of_a_refusal_and_of_an_embedding_model() -> None:
     assert as_json["refusal"] == {key: as_json[key] for key in ("reason", "next_step", "settings")}
     embedding = describe(E5_METADATA, resolution_of(E5_METADATA))
     for line in (
-        "  max_length: 512 tokens for text (file)",
+        "  max_length: 512 tokens for a text (file)",
         "  normalization: affine (catalog)",
         "  low: 0.7 (catalog)",
         '  query_prefix: "query: " (catalog)',
@@ -636,7 +637,8 @@ def test_without_settings_the_result_is_a_recipe_or_a_refusal_and_never_an_error
     elif recipe.method == "embedding":
         assert recipe.pooling in ("mean", "cls", "last") and not drawn["has_cls_output"]
     else:
-        assert drawn["has_cls"] and drawn["cls_output_rows"] == 1 and not drawn["decision_blocks"]
+        rows = (1,) if drawn["format"] == "gguf" else (1, 2)
+        assert drawn["has_cls"] and drawn["cls_output_rows"] in rows and not drawn["decision_blocks"]
 
 
 def test_the_explanation_names_the_normalization_that_is_used() -> None:

@@ -168,7 +168,7 @@ async def test_blank_documents_come_last_with_a_warning(reranker: Reranker, raw_
     assert [scored.index for scored in result.results][2:] == [0, 2, 4]
     assert result.results[-1].text == texts[4]
     assert result.blank == (0, 2, 4)
-    assert result.warnings == ("Blank, ranked last: documents 0, 2, 4.",)
+    assert result.warnings == ("Blank and ranked last: documents 0, 2, 4.",)
     shown = [scored.score for scored in result.results]
     assert shown == sorted(shown, reverse=True)
     if raw_scores:
@@ -231,7 +231,7 @@ def test_documents_that_could_not_be_scored_are_named_with_the_reason() -> None:
     )
     assert scored.document_errors == (DocumentError(1, "it crashed"), DocumentError(2, "it hung"))
     assert scored.warnings == (
-        "Not scored, ranked last in the order sent: document 3; max_scored_documents was reached.",
+        "Not scored and ranked last, in the order sent: document 3; max_scored_documents was reached.",
         "Not scored and ranked last: document 1. Reason: it crashed.",
         "Not scored and ranked last: document 2. Reason: it hung.",
         "Some chunks could not be scored, so the score is that of the others: document 0.",
@@ -318,7 +318,7 @@ async def test_a_model_that_fails_the_self_test_is_refused_unless_forced(
 ) -> None:
     program = fake_engine.install(tmp_path, "--bad-scores", how, "--bad-after", "0")
     settings = golden_settings("xlmr-head", tmp_path, llama_path=program)
-    with pytest.raises(Unscorable, match=f"cannot be trusted: .*{says}.*--force"):
+    with pytest.raises(Unscorable, match=f"can't be trusted: .*{says}.*--force"):
         async with Reranker(settings):
             pass
     async with Reranker(settings, force=True) as forced:
@@ -356,7 +356,7 @@ def test_the_error_says_why_a_model_cannot_be_served(tmp_path: Path) -> None:
     cut.write_bytes(xlmr[: len(xlmr) // 2])
     page = tmp_path / "page.gguf"
     page.write_text("<!doctype html><title>Sign in</title>")
-    with pytest.raises(ModelFileError, match="There is no file"):
+    with pytest.raises(ModelFileError, match="does not exist"):
         prepare(model("/nowhere/m.gguf", tmp_path))
     with pytest.raises(ModelFileError, match="missing"):
         prepare(model(cut, tmp_path))

@@ -24,25 +24,25 @@ def hold(client: str, until: float = 60.0) -> Hold:
 def test_a_second_large_body_of_a_client_waits_and_other_clients_do_not() -> None:
     it = shares()
     it.grow(hold("a"), 32 * MIB)
-    assert not it.has_room(hold("a"), 2 * MIB)
-    assert it.has_room(hold("a"), SMALL_BYTES)
-    assert it.has_room(hold("b"), 32 * MIB)
+    assert not it.may_grow(hold("a"), 2 * MIB)
+    assert it.may_grow(hold("a"), SMALL_BYTES)
+    assert it.may_grow(hold("b"), 32 * MIB)
 
 
 def test_large_bodies_leave_room_for_small_ones() -> None:
     it = shares()
     for client in "abcdef":
-        assert it.has_room(hold(client), 32 * MIB)
+        assert it.may_grow(hold(client), 32 * MIB)
         it.grow(hold(client), 32 * MIB)
-    assert not it.has_room(hold("g"), 32 * MIB)
+    assert not it.may_grow(hold("g"), 32 * MIB)
     for number in range(64):
-        assert it.has_room(hold(f"small {number}"), SMALL_BYTES)
+        assert it.may_grow(hold(f"small {number}"), SMALL_BYTES)
         it.grow(hold(f"small {number}"), SMALL_BYTES)
-    assert not it.has_room(hold("h"), SMALL_BYTES)
+    assert not it.may_grow(hold("h"), SMALL_BYTES)
 
 
 def test_a_body_of_any_size_is_accepted_if_nothing_else_is_in_memory() -> None:
-    assert shares().has_room(hold("a"), 10 * MOST)
+    assert shares().may_grow(hold("a"), 10 * MOST)
 
 
 def test_a_waiting_body_is_accepted_when_memory_is_free_and_others_may_overtake() -> None:
@@ -74,7 +74,7 @@ def test_a_timeout_or_disconnect_releases_the_memory() -> None:
         it.release(first)
         it.release(first)
         assert it.size_bytes == 0
-        assert it.has_room(hold("a"), 32 * MIB)
+        assert it.may_grow(hold("a"), 32 * MIB)
 
     asyncio.run(story())
 
@@ -100,7 +100,7 @@ def test_memory_stays_within_the_limit_and_is_released(events: list[tuple[str, i
     holds: list[Hold] = []
     for client, size_bytes, ends in events:
         new = hold(client)
-        if it.has_room(new, size_bytes):
+        if it.may_grow(new, size_bytes):
             it.grow(new, size_bytes)
             holds.append(new)
         assert it.size_bytes == sum(one.size_bytes for one in holds)
@@ -109,4 +109,4 @@ def test_memory_stays_within_the_limit_and_is_released(events: list[tuple[str, i
             it.release(holds.pop(0))
     for one in holds:
         it.release(one)
-    assert it.size_bytes == 0 and it.has_room(hold("a"), 64 * MIB)
+    assert it.size_bytes == 0 and it.may_grow(hold("a"), 64 * MIB)

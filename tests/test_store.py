@@ -123,7 +123,7 @@ def test_an_existing_file_takes_precedence_over_a_name(
         ("bge-m4", UnknownModel, "Did you mean bge-m3?"),
         ("quite-other", UnknownModel, "rerankd list --catalog"),
         ("org/repo", ModelFileError, "rerankd pull hf:org/repo"),
-        ("./m", ModelFileError, "There is no file"),
+        ("./m", ModelFileError, "does not exist"),
         ("builtin:e6", UnknownModel, "builtin:e5"),
     ],
 )

@@ -370,7 +370,7 @@ def test_a_missing_program_is_reported_and_started_once_it_exists(tmp_path: Path
             gate.opened.set()
             await it.kill()
             state = await it.until(lambda state: state.phase == "failed")
-            assert "fake-llama-server is not a program" in str(state.error)
+            assert "fake-llama-server does not exist" in str(state.error)
             away.rename(program)
             await it.until(lambda state: state.engine is not None)
             assert await it.score() == RIGHT
@@ -423,7 +423,7 @@ def test_the_supervisor_survives_its_own_exceptions(tmp_path: Path, caplog: pyte
             shutil.rmtree(tmp_path / "command")
             it.clock.opened.set()
             await it.kill()
-            await it.until(lambda state: "failed to watch its engine" in str(state.error))
+            await it.until(lambda state: "failed to supervise its engine" in str(state.error))
             (tmp_path / "command").mkdir()
             await it.until(lambda state: state.engine is not None)
             assert await it.score() == RIGHT
@@ -532,7 +532,7 @@ def test_a_leaking_engine_is_replaced_at_the_default_limit(
             assert it.supervisor.status.lost == 0
 
     asyncio.run(story())
-    assert "MiB for one that used" in caplog.text
+    assert "MiB (it used " in caplog.text
 
 
 def test_the_default_limit_grows_with_rss_and_doubles_when_raised() -> None:

@@ -27,7 +27,7 @@ from support import GOLDEN, golden
 
 FILES = (
     *("xlmr-head", "bert-embedder", "modernbert-head", "qwen2-labels", "qwen3-headed", "qwen3-headless"),
-    *("bert-pairs", "roberta-head"),
+    *("bert-pairs", "roberta-head", "deberta-v3", "camembert", "gte"),
 )
 # Checkpoint -> the golden model with the same tokenizer.
 FOLDERS = {"xlmr-head": "xlmr-head", "modernbert-head": "modernbert-head", "bert-pairs": "bert-embedder"}
@@ -114,7 +114,8 @@ def test_a_text_truncated_at_a_token_end_has_the_tokens_up_to_there(vocabulary: 
         (text[:end], ids[: at + 1].tolist())
         for text, ids, ends in zip(whole, vocabulary.encode(whole), vocabulary.ends(whole), strict=True)
         for at, (end, following) in enumerate(itertools.pairwise(ends))
-        if end < following
+        # DeBERTa's tokenizer drops spaces at the end of a text.
+        if end < following and not text[end - 1 : end].isspace()
     ]
     assert len(cuts) > 1000
     again = vocabulary.encode([text for text, _ in cuts])

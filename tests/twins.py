@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,22 @@ import numpy as np
 
 import checkpoints
 from rerankd.recipes.catalog import Entry
+from support import GOLDEN
 
-QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "yes", "no", "1", "0", "Yes", "No", "<think>")
+QWEN_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "yes",
+    "no",
+    "1",
+    "0",
+    "Yes",
+    "No",
+    "<think>",
+    "!",
+    "<bos>",
+)
 JINA_TOKENS = (*QWEN_TOKENS, "<|embed_token|>", "<|rerank_token|>")
 PIECES = ("<s>", "</s>", "<unk>", "[CLS]", "[SEP]", "\u2581the", "a")
 _POOLINGS = ("none", "mean", "cls", "last", "rank")
@@ -56,7 +71,10 @@ class Twin:
         out.add_tokenizer_model(self.tokenizer or _TOKENIZERS.get(self.arch, "gpt2"))
         out.add_token_list(tokens)
         out.add_token_types(
-            [gguf.TokenType.CONTROL if "|" in one else gguf.TokenType.NORMAL for one in tokens]
+            [
+                gguf.TokenType.CONTROL if "|" in one or one == "<bos>" else gguf.TokenType.NORMAL
+                for one in tokens
+            ]
         )
         out.add_token_type_count(self.types)
         if encoder:
@@ -151,6 +169,36 @@ def write_bert_folder(folder: Path, blocks: int, width: int, **config: Any) -> P
     linear("bert.pooler.dense", width, width)
     linear("classifier", 1, width)
     checkpoints.write_hollow(folder / "model.safetensors", shapes)
+    return folder
+
+
+def write_ettin_folder(folder: Path, blocks: int, width: int) -> Path:
+    """Write an ettin-reranker as sentence-transformers saves it, with its weights in sparse files."""
+    shutil.copytree(GOLDEN / "modules" / "ettin", folder)
+    inner, vocabulary = width + 64, len(_WORDPIECES)
+    checkpoints.edit(
+        folder / "config.json", hidden_size=width, intermediate_size=inner, num_hidden_layers=blocks,
+        vocab_size=vocabulary, layer_types=None, max_position_embeddings=7999,
+    )  # fmt: skip
+    (folder / "tokenizer_config.json").unlink()
+    write_wordpiece(folder / "tokenizer.json")
+    shapes = {"embeddings.tok_embeddings.weight": [vocabulary, width]}
+    shapes |= {name: [width] for name in ("embeddings.norm.weight", "final_norm.weight")}
+    for layer in range(blocks):
+        own = f"layers.{layer}"
+        shapes |= {f"{own}.attn_norm.weight": [width], f"{own}.mlp_norm.weight": [width]}
+        shapes |= {f"{own}.attn.Wqkv.weight": [3 * width, width], f"{own}.attn.Wo.weight": [width, width]}
+        shapes |= {f"{own}.mlp.Wi.weight": [2 * inner, width], f"{own}.mlp.Wo.weight": [width, inner]}
+    checkpoints.write_hollow(folder / "model.safetensors", shapes)
+    for module, rows in (("2_Dense", width), ("4_Dense", 1)):
+        checkpoints.edit(folder / module / "config.json", in_features=width, out_features=rows)
+        bias = {"linear.bias": [rows]} if rows == 1 else {}
+        checkpoints.write_hollow(
+            folder / module / "model.safetensors", {"linear.weight": [rows, width]} | bias
+        )
+    checkpoints.edit(folder / "3_LayerNorm" / "config.json", dimension=width)
+    norm = {"norm.weight": [width], "norm.bias": [width]}
+    checkpoints.write_hollow(folder / "3_LayerNorm" / "model.safetensors", norm)
     return folder
 
 

@@ -4,16 +4,16 @@ Plain values without I/O or a framework. All layers use these terms:
 
 - **Method**: how a model scores a pair of a query and a document. `cross_encoder`: the model reads both texts
   together and its rank head returns one logit. `causal_lm`: a language model reads a prompt with both texts,
-  and the logits of two possible next tokens, the labels, are compared. `embedding`: each text is read alone
-  and becomes a vector; the raw score is the cosine of the two vectors.
+  and the logits of two possible next tokens, the labels, are compared, or the logit of one is read.
+  `embedding`: each text is read alone and becomes a vector; the raw score is the cosine of the two vectors.
 - **Raw score**: the number that the method yields: a logit, a difference of two logits, or a cosine.
   Documents are ordered by it.
 - **Normalized score**: the raw score mapped to [0, 1] by the recipe's normalization. Clients get this one
   unless they request raw scores.
 - **max_length**: the most tokens that one forward pass reads, special tokens included. For `cross_encoder`
   and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `embedding` a single text.
-- **Template** and **labels** (`causal_lm`): the prompt with placeholders for the texts, and the two answer
-  tokens.
+- **Template** and **labels** (`causal_lm`): the prompt with placeholders for the texts, and the one or two
+  answer tokens.
 - **Truncated**: a document of which the model reads only the beginning, because the rest exceeds a limit.
 - **Blank**: a document of spaces, control and format characters only. It is not scored, and is ranked last.
 - **Unscored**: a document that is left out because of the request's `budget_ms` or `max_scored_documents`.
@@ -44,14 +44,27 @@ Source = Literal["settings", "catalog", "file", "method default"]
 class Normalization:
     """The function that maps a raw score to a normalized score in [0, 1].
 
-    `sigmoid`: 1 / (1 + exp(-raw)), for logits and differences of logits (the softmax over two labels is the
-    sigmoid of the difference of their logits). `affine`: (raw - low) / (high - low), clipped to [0, 1], for
-    cosines. `identity`: the raw score, clipped to [0, 1].
+    `sigmoid`: 1 / (1 + exp(-x)) with x = (raw - logit_mean) / logit_sigma, for logits and differences of
+    logits (the softmax over two labels is the sigmoid of the difference of their logits). The two parameters
+    have the names that vLLM's pooler configuration gives them. `affine`: (raw - low) / (high - low), clipped
+    to [0, 1], for cosines. `identity`: the raw score, clipped to [0, 1].
     """
 
     name: NormalizationName
     low: float = 0.0
     high: float = 1.0
+    logit_mean: float = 0.0
+    logit_sigma: float = 1.0
+
+    @property
+    def argument(self) -> str:
+        """The argument of the sigmoid, as a formula."""
+        shifted = "raw"
+        if self.logit_mean:
+            shifted = f"raw {'-' if self.logit_mean > 0 else '+'} {abs(self.logit_mean):g}"
+        if self.logit_sigma == 1:
+            return shifted
+        return f"{f'({shifted})' if self.logit_mean else shifted} / {self.logit_sigma:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +75,10 @@ class Recipe:
     `cross_encoder` and `causal_lm`, of a single text for `embedding`.
     `template` (causal_lm): the complete prompt, special tokens included, with the placeholders `{query}` and
     `{document}` and optionally `{instruction}`. U+001E separates parts that the reference implementation
-    tokenizes separately.
+    tokenizes separately. The text between `{?instruction}` and `{/instruction}` is part of the prompt only if
+    there is an instruction.
     `labels` (causal_lm): the texts of two tokens, relevant first; raw score = logit(first) - logit(second).
+    Or of one token; raw score = logit(label).
     `query_prefix`, `document_prefix`, `pooling` (embedding): the text put before a query or a document, and
     how the token states become one vector.
     `nfc`: the model's tokenizer normalizes texts to Unicode NFC first; llama.cpp does not, or not completely.
@@ -78,7 +93,7 @@ class Recipe:
     document_prefix: str = ""
     template: str = ""
     instruction: str = ""
-    labels: tuple[str, str] = ("", "")
+    labels: tuple[str, ...] = ("", "")
     nfc: bool = False
     # Scores do not depend on it, so it is not compared and not part of any cache key.
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False, compare=False)
@@ -86,17 +101,19 @@ class Recipe:
     @property
     def explanation(self) -> str:
         """The scoring formula, as a clause for the user."""
-        relevant, other = map(repr, self.labels)
         raw = {
             "cross_encoder": "a cross-encoder: its raw score is one logit for each pair",
             "embedding": "an embedding model: its raw score is the cosine of query and document",
             "causal_lm": "a causal language model with a prompt: its raw score is "
-            f"logit({relevant}) - logit({other})",
+            + " - ".join(f"logit({label!r})" for label in self.labels),
         }[self.method]
         low, high = self.normalization.low, self.normalization.high
-        probability = f", the probability of {relevant} rather than {other}"
+        argument = self.normalization.argument
+        sigmoid = "its sigmoid" if argument == "raw" else f"sigmoid({argument})"
+        if self.method == "causal_lm" and argument == "raw" and len(self.labels) == 2:
+            sigmoid += ", the probability of {!r} rather than {!r}".format(*self.labels)
         score = {
-            "sigmoid": "the score is its sigmoid" + probability * (self.method == "causal_lm"),
+            "sigmoid": f"the score is {sigmoid}",
             "affine": f"the score maps {low:g}…{high:g} to 0…1",
             "identity": "the score is the same number, limited to 0…1",
         }[self.normalization.name]
@@ -241,8 +258,8 @@ class RerankResult:
     """Documents ordered by raw score, best first; documents with equal raw scores keep the request's order.
 
     `unscored`, `blank` and `errors` name, by index, the documents without a raw score: omitted because of the
-    budget, blank, or failed. They come last, in the request's order, with the lowest score possible (see
-    normalize.shown). `truncated` names the truncated documents.
+    budget, blank, or failed. They are ranked last, in the request's order, with the lowest score possible
+    (see normalize.shown). `truncated` names the truncated documents.
 
     `tokens` is the number of tokens that the engine read. `cached` is the number of distinct texts whose
     score came from the cache; `cached_tokens` counts the tokens of these, and of the request's duplicates.

@@ -1,4 +1,4 @@
-"""Downloads files over HTTP with retries, resumption and checksum verification.
+"""Download files over HTTP with retries, resumption and checksum verification.
 
 Data is written to a part file whose name can't be mistaken for a model. An interrupted download resumes where
 it stopped; only consecutive attempts that bring no data count towards the limit of retries. A file is

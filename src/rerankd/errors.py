@@ -92,7 +92,7 @@ class HostNotAllowed(RerankdError, code="host_not_allowed", status_hint=403):
 
 
 class OriginNotAllowed(RerankdError, code="origin_not_allowed", status_hint=403):
-    """A web page of another origin is not allowed to send this request."""
+    """A web page from another origin is not allowed to send this request."""
 
 
 class UnsupportedMediaType(RerankdError, code="unsupported_media_type", status_hint=415):
@@ -120,7 +120,8 @@ class AddressInUse(RerankdError, code="address_in_use", exit_code=6):
 
 
 class CollectionError(RerankdError, code="collection_error", exit_code=2):
-    """A collection with relevance judgements, or a run file for it, can't be read."""
+    """A collection with relevance judgements, a run for it, or a file of pairs with known scores can't be
+    read."""
 
 
 class MissingExtra(RerankdError, code="missing_extra", exit_code=2):

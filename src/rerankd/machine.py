@@ -26,8 +26,8 @@ _INSTRUCTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One NVIDIA card: memory in bytes (0: it shares main memory), compute capability such as "8.9", the
-    driver version, and the card's UUID."""
+    """One NVIDIA GPU: memory in bytes (0: it shares main memory), compute capability such as "8.9", the
+    driver version, and the GPU's UUID."""
 
     name: str
     total_bytes: int
@@ -76,9 +76,9 @@ def available_bytes() -> int | None:
 def lacks_memory_beside(pid: int) -> str:
     """Return why memory does not suffice for a second process of the size of `pid`, or "" if it does or is
     unknown. May take a second."""
-    cards = gpus()
-    held = dict(gpu_memory([pid], cards) or {}) if cards else {}
-    free = {memory.card(at): gpu.free_bytes for at, gpu in enumerate(cards)}
+    found = gpus()
+    held = dict(gpu_memory([pid], found) or {}) if found else {}
+    free = {memory.card(at): gpu.free_bytes for at, gpu in enumerate(found)}
     own, available = processes.memory_bytes(pid), available_bytes()
     if own is not None and available is not None:
         held[memory.MEMORY], free[memory.MEMORY] = own, available
@@ -95,19 +95,19 @@ def lack(held: memory.Bytes, free: memory.Bytes) -> str:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """List the NVIDIA cards that CUDA_VISIBLE_DEVICES allows, with nvidia-smi; none if it is not installed.
+    """List the NVIDIA GPUs that CUDA_VISIBLE_DEVICES allows, with nvidia-smi; none if it is not installed.
     May take a second."""
     found = parse_gpus(_smi(f"--query-gpu={_SMI_QUERY}"))
     return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
-    """(pure) Return the cards that CUDA_VISIBLE_DEVICES allows. Indexes count up to the first invalid one, as
-    in CUDA. If the value has names other than indexes, all cards are returned."""
-    if said is None or any(not word.strip().lstrip("-").isdigit() for word in said.split(",") if word):
+def visible(gpus: tuple[Gpu, ...], allowed: str | None) -> tuple[Gpu, ...]:
+    """(pure) Return the GPUs that CUDA_VISIBLE_DEVICES allows. Indexes count up to the first invalid one, as
+    in CUDA. If the value has names other than indexes, all GPUs are returned."""
+    if allowed is None or any(not one.strip().lstrip("-").isdigit() for one in allowed.split(",") if one):
         return gpus
     left = []
-    for word in said.split(","):
+    for word in allowed.split(","):
         if not word.strip().isdigit() or int(word) >= len(gpus):
             break
         left.append(gpus[int(word)])
@@ -115,7 +115,7 @@ def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
 
 
 def gpu_memory(pids: Sequence[int], gpus: Sequence[Gpu]) -> dict[str, int] | None:
-    """Return the bytes that these processes use on each card (see memory.card), with nvidia-smi. None if it
+    """Return the bytes that these processes use on each GPU (see memory.card), with nvidia-smi. None if it
     does not list them, as in a container with its own pid namespace. May take a second."""
     return parse_gpu_memory(_smi("--query-compute-apps=gpu_uuid,pid,used_memory"), pids, gpus)
 
@@ -158,19 +158,19 @@ def count_cores(siblings: Iterable[str], logical: int, quota: str) -> int:
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """(pure) Parse nvidia-smi's CSV, with memory in MiB. Lines that don't describe a card are skipped."""
+    """(pure) Parse nvidia-smi's CSV, with memory in MiB. Lines that do not describe a GPU are skipped."""
     found = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
         with contextlib.suppress(ValueError):
             name, total, free, capability, driver, *uuid = fields
-            float(capability)  # raises ValueError if the line is not a card
+            float(capability)  # raises ValueError if the line is not a GPU
             found.append(Gpu(name, _mebibytes(total), _mebibytes(free), capability, driver, "".join(uuid)))
     return tuple(found)
 
 
 def parse_gpu_memory(text: str, pids: Sequence[int], gpus: Sequence[Gpu]) -> dict[str, int] | None:
-    """(pure) Sum the lines "UUID, pid, MiB" of nvidia-smi's CSV by card for these processes. None if no line
+    """(pure) Sum the lines "UUID, pid, MiB" of nvidia-smi's CSV by GPU for these processes. None if no line
     belongs to them."""
     devices = {gpu.uuid: memory.card(at) for at, gpu in enumerate(gpus)}
     held: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """(pure) Memory per device: the need of a model, the free memory, and the placement on devices.
 
-A device is "memory" (main memory) or a card: "gpu0", "gpu1" … in the order of `machine.gpus`. Each device is
+A device is "memory" (main memory) or a GPU: "gpu0", "gpu1" … in the order of `machine.gpus`. Each device is
 accounted for separately.
 """
 
@@ -17,13 +17,13 @@ Bytes = Mapping[str, int]
 
 
 def card(at: int) -> str:
-    """Return the device name of a card's index."""
+    """Return the device name of a GPU by its index."""
     return f"gpu{at}"
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The memory a model needs, in bytes: main memory, and memory on any card or spread over several."""
+    """The memory a model needs, in bytes: main memory, and memory on any GPU or spread over several."""
 
     memory: int
     cards: int = 0
@@ -38,14 +38,14 @@ class Need:
         return self.memory + self.cards
 
     def within(self, budgets: Bytes) -> Need:
-        """Limit the need to `budgets`: what does not fit on the cards stays in main memory."""
+        """Limit the need to `budgets`: what does not fit on the GPUs stays in main memory."""
         on_cards = min(self.cards, sum(size for device, size in budgets.items() if device != MEMORY))
         memory = self.memory + self.cards - on_cards
         return Need(min(memory, budgets.get(MEMORY, memory)), on_cards)
 
 
 def main_bytes(sizes: Bytes) -> int | None:
-    """Return the total size on the cards, or if there is none, the size in main memory, or None."""
+    """Return the total size on the GPUs, or if it is 0, the size in main memory, or None."""
     return sum(size for device, size in sizes.items() if device != MEMORY) or sizes.get(MEMORY)
 
 
@@ -60,7 +60,7 @@ def lacking(need: Need, free: Mapping[str, float]) -> frozenset[str]:
 
 
 def place(need: Need, free: Mapping[str, float]) -> dict[str, int]:
-    """Place a need that fits: on the card with the most free memory, or if it is too small, over all cards in
+    """Place a need that fits: on the GPU with the most free memory, or if that is too small, over all GPUs in
     proportion to their free memory."""
     held = {MEMORY: need.memory} if need.memory else {}
     cards = {device: max(size, 0.0) for device, size in free.items() if device != MEMORY}

@@ -48,12 +48,12 @@ class Metrics:
         counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
         self.requests = counter(
             "rerankd_requests",
-            "answers, by dialect, HTTP status, model and name of the key",
+            "responses, by dialect, HTTP status, model and name of the key",
             ["dialect", "status", "model", "key"],
         )
         self.latency = histogram(
             "rerankd_request_seconds",
-            "time from the request's arrival to its answer",
+            "time from the arrival of a request to its response",
             ["dialect", "model"],
             buckets=_SECONDS,
         )
@@ -73,7 +73,7 @@ class Metrics:
         self.retries = counter("rerankd_retries", "calls retried because the engine was lost")
         self.held_bytes = Gauge(
             "rerankd_held_bytes",
-            "bytes of request bodies being read and answers being sent",
+            "bytes of request bodies being read and responses being sent",
             registry=registry,
         )
         self.deadlines = counter("rerankd_deadlines_passed", "requests that exceeded their deadline")
@@ -91,7 +91,7 @@ class Metrics:
         self.recent.scored(time.monotonic(), documents - len(result.unscored))
 
     def ended(self, dialect: str, status: int, seconds: float, *, model: str = "", key: str = "") -> None:
-        """Count an answer, including errors. `model` is empty if no model was reached, `key` if no key was
+        """Count a response, including errors. `model` is empty if no model was reached, `key` if no key was
         required or sent."""
         self.requests.labels(dialect, status, model, key).inc()
         self.latency.labels(dialect, model).observe(seconds)

@@ -42,37 +42,37 @@ def errors_of(library: ModuleType) -> tuple[type[Exception], ...]:
 
 ERRORS = errors_of(httpx)
 
-# By class name. `{said}` is the message of the exception.
+# By class name. `{message}` is that of the exception.
 SENTENCES: Mapping[str, str] = {
     "ConnectTimeout": "connecting timed out",
     "ReadTimeout": "waiting for data timed out",
     "WriteTimeout": "sending the request timed out",
     "PoolTimeout": "waiting for a free connection timed out",
     "TimeoutException": "the request timed out",
-    "ConnectError": "connecting failed: {said}",
-    "ReadError": "the connection broke: {said}",
-    "WriteError": "the connection broke while sending the request: {said}",
-    "CloseError": "closing the connection failed: {said}",
-    "NetworkError": "the network failed: {said}",
-    "ProxyError": "the proxy rejected the request: {said}",
-    "UnsupportedProtocol": "the URL is neither http:// nor https://: {said}",
-    "LocalProtocolError": "the request is not valid HTTP, perhaps because of a line break in a token: {said}",
-    "RemoteProtocolError": "the response is not valid HTTP: {said}",
-    "ProtocolError": "the communication is not valid HTTP: {said}",
-    "TransportError": "the connection failed: {said}",
-    "DecodingError": "the compressed response is damaged: {said}",
+    "ConnectError": "connecting failed: {message}",
+    "ReadError": "the connection broke: {message}",
+    "WriteError": "the connection broke while sending the request: {message}",
+    "CloseError": "closing the connection failed: {message}",
+    "NetworkError": "the network failed: {message}",
+    "ProxyError": "the proxy rejected the request: {message}",
+    "UnsupportedProtocol": "the URL is neither http:// nor https://: {message}",
+    "LocalProtocolError": "the request is not valid HTTP, perhaps due to a line break in a token: {message}",
+    "RemoteProtocolError": "the response is not valid HTTP: {message}",
+    "ProtocolError": "the communication is not valid HTTP: {message}",
+    "TransportError": "the connection failed: {message}",
+    "DecodingError": "the compressed response is damaged: {message}",
     "TooManyRedirects": "too many redirects",
-    "RequestError": "the request failed: {said}",
-    "HTTPStatusError": "the server rejected the request: {said}",
-    "HTTPError": "the request failed: {said}",
-    "InvalidURL": "the URL is invalid: {said}",
-    "CookieConflict": "the response sets two cookies with the same name: {said}",
+    "RequestError": "the request failed: {message}",
+    "HTTPStatusError": "the server rejected the request: {message}",
+    "HTTPError": "the request failed: {message}",
+    "InvalidURL": "the URL is invalid: {message}",
+    "CookieConflict": "the response sets two cookies with the same name: {message}",
     "StreamConsumed": "the response was read twice",
     "StreamClosed": "the response was read after its end",
     "ResponseNotRead": "the response was not read",
     "RequestNotRead": "the request was not read",
-    "SSEError": "the server-sent events are invalid: {said}",
-    "StreamError": "reading the response failed: {said}",
+    "SSEError": "the server-sent events are invalid: {message}",
+    "StreamError": "reading the response failed: {message}",
 }
 
 
@@ -87,18 +87,18 @@ def explain(error: BaseException) -> str:
         if inner in chain:
             break
         chain.append(inner)
-    said = next((str(one) for one in reversed(chain) if str(one)), type(chain[-1]).__name__)
-    said = said.splitlines()[0][:200]
-    if "CERTIFICATE_VERIFY_FAILED" in said or isinstance(chain[-1], ssl.SSLCertVerificationError):
+    message = next((str(one) for one in reversed(chain) if str(one)), type(chain[-1]).__name__)
+    message = message.splitlines()[0][:200]
+    if "CERTIFICATE_VERIFY_FAILED" in message or isinstance(chain[-1], ssl.SSLCertVerificationError):
         return (
-            f"its certificate is not trusted ({said}); if a proxy intercepts TLS, set SSL_CERT_FILE to the "
-            "proxy's certificate"
+            f"its certificate is not trusted ({message}); if a proxy intercepts TLS, set SSL_CERT_FILE to "
+            "the proxy's certificate"
         )
     for one in chain:
         for kind in type(one).__mro__:
             if kind.__module__.partition(".")[0] in ("httpx", "httpx2") and kind.__name__ in SENTENCES:
-                return SENTENCES[kind.__name__].format(said=said)
-    return said
+                return SENTENCES[kind.__name__].format(message=message)
+    return message
 
 
 def client(**options: Any) -> httpx.Client:

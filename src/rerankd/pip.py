@@ -88,10 +88,10 @@ def download(
     found = list(folder.glob("*.whl"))
     if child.returncode or not found:
         lines = [line for line in output.decode(errors="replace").splitlines() if "WARNING" not in line]
-        said = "\n".join(f"  pip: {line.strip()}" for line in lines[-3:] if line.strip())
+        quoted = "\n".join(f"  pip: {line.strip()}" for line in lines[-3:] if line.strip())
         raise FetchError(
-            f"pip could not download {requirement}.\n{said}\nCheck the network and pip's index settings and "
-            "try again."
+            f"pip could not download {requirement}.\n{quoted}\nCheck the network and pip's index settings "
+            "and try again."
         )
     return found[0]
 

@@ -33,7 +33,7 @@ class Identity:
 
 
 def identify(pid: int) -> Identity | None:
-    """Return the identity of the process with this pid, or None if it does not run (any longer)."""
+    """Return the identity of the process with this pid, or None if no such process is running."""
     if (_PROC / "self" / "stat").exists():
         with contextlib.suppress(OSError):
             command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ")

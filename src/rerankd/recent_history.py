@@ -1,7 +1,7 @@
 """(pure) Recent history of the service for the status page, in steps of a few seconds. Its size is bounded.
 
-Latencies are counted in classes, each a tenth wider than the one before, so a quantile is at most a tenth
-above the true one.
+Latencies are counted in buckets whose bounds grow by a factor of 1.1, so a quantile is at most 10 % above the
+true value.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class _Step:
     requests: int = 0
     failed: int = 0
     documents: int = 0
-    classes: Counter[int] = field(default_factory=Counter)
+    buckets: Counter[int] = field(default_factory=Counter)
 
     def quantile(self, share: float) -> float | None:
-        left = math.ceil(share * self.classes.total())
-        for number in sorted(self.classes):
-            left -= self.classes[number]
+        left = math.ceil(share * self.buckets.total())
+        for number in sorted(self.buckets):
+            left -= self.buckets[number]
             if left <= 0:
                 return math.exp(number * _WIDER)
         return None
@@ -62,7 +62,7 @@ class RecentHistory:
         step = self._at(now)
         step.requests += 1
         step.failed += failed
-        step.classes[math.ceil(math.log(max(seconds, _SHORTEST_S)) / _WIDER)] += 1
+        step.buckets[math.ceil(math.log(max(seconds, _SHORTEST_S)) / _WIDER)] += 1
 
     def scored(self, now: float, documents: int) -> None:
         """This many documents were scored."""

@@ -88,7 +88,7 @@ class Reranker:
         """Start the engines, and wait until the preloaded models are ready. Raises Misuse if it was started
         before, and the first model's error if no model can be served."""
         if self._is_closed:
-            raise Misuse("This Reranker is closed and cannot be restarted. Create a new one.")
+            raise Misuse("This Reranker is closed and can't be restarted. Create a new one.")
         if self.registry.owner is not None:
             raise Misuse("This Reranker is already started. Start it once and share it.")
         try:
@@ -114,7 +114,7 @@ class Reranker:
 
     async def apply(self, settings: Settings) -> None:
         """Apply changed settings, and read the API key file again. A removed key is rejected at once, even if
-        the other settings cannot be applied.
+        the other settings can't be applied.
 
         Raises ConfigError, and what `ModelRegistry.apply` raises; then the other settings have not changed.
         """
@@ -174,11 +174,10 @@ class Reranker:
         served = self.registry.find(request.model)
         budget = Budget.of(request, served.wanted.budget_ms, since)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
-        with served.queue.admit(
-            client, len(request.documents), size_bytes, weight=WEIGHTS[request.priority]
-        ) as place:
+        weight = WEIGHTS[request.priority]
+        with served.queue.admit(client, len(request.documents), size_bytes, weight) as queued:
             texts = texts_to_score(request, served)
-            scored = await self._scored(served, request, place, texts, budget, timeout_s)
+            scored = await self._scored(served, request, queued, texts, budget, timeout_s)
         rows = ranked(request, scored.raw, served.model.recipe.normalization)
         has_scores = any(value is not None for value in scored.raw)
         none = ("No document reaches the score_threshold of the request.",) * (has_scores and not rows)
@@ -200,7 +199,7 @@ class Reranker:
             unscored=scored.unscored,
             cached=scored.cached,
             cached_tokens=scored.cached_tokens,
-            queue_s=place.waited_s,
+            queue_s=queued.waited_s,
             engine_s=scored.engine_s,
             total_s=time.perf_counter() - started,
         )
@@ -211,7 +210,7 @@ class Reranker:
         self,
         served: ServedModel,
         request: RerankRequest,
-        place: QueuedRequest,
+        queued: QueuedRequest,
         texts: UniqueTexts,
         budget: Budget | None,
         timeout_s: float,
@@ -226,7 +225,7 @@ class Reranker:
                 async with self.registry.use(served):
                     is_loaded = True
                     limit.reschedule(asyncio.get_running_loop().time() + ends - time.monotonic())
-                    return await score_documents(served, request, place, texts, budget)
+                    return await score_documents(served, request, queued, texts, budget)
         except TimeoutError:
             if latest < ends and not is_loaded:
                 return nothing_scored(texts)

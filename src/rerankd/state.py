@@ -8,7 +8,7 @@ can be learned again, so losing it only costs time, and reading it raises no err
   share a data folder keep each other's entries. Readers take no lock; they read the file again when it has
   changed.
 - A file that is damaged, or written by a newer rerankd, is treated as empty. The next writer renames it.
-- If the file cannot be written (read-only folder, full disk, locked by another process), entries are kept in
+- If the file can't be written (read-only folder, full disk, locked by another process), entries are kept in
   memory and written with the next write that succeeds. This is logged once.
 """
 
@@ -127,7 +127,7 @@ class StateStore:
 
     def clear(self, section: str | None = None) -> int:
         """Remove a section, or all of them, including renamed damaged files. Returns the number of entries
-        removed. Raises DataFolderError if a file cannot be removed."""
+        removed. Raises DataFolderError if a file can't be removed."""
         with self._mutex:
             names = self.sections() if section is None else [section]
             count = sum(len(self.entries(name)) for name in names)
@@ -136,7 +136,7 @@ class StateStore:
             files = [path for path in self._files() if section in (None, path.name.partition(".")[0])]
             with (
                 disk_errors(
-                    f"{self.folder} cannot be cleared",
+                    f"{self.folder} can't be cleared",
                     "Change its permissions, or delete the folder; rerankd creates it again.",
                 ),
                 locks.held_soon(self.folder, _LOCK_WAIT_S) if files else contextlib.nullcontext(),
@@ -177,7 +177,7 @@ class StateStore:
                 try:
                     known.entries = _load(path, stamp)
                 except OSError as error:
-                    _log.debug("%s cannot be read: %s", path, error)
+                    _log.debug("%s can't be read: %s", path, error)
                 except _NOT_OURS as error:
                     known.unread = str(error) or repr(error)
         return known
@@ -221,7 +221,7 @@ class StateStore:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "%s cannot be written (%s). What rerankd learns about this machine is kept in memory, and "
+                "%s can't be written (%s). What rerankd learns about this machine is kept in memory, and "
                 "is lost at exit.",
                 self.folder,
                 error.strerror or error,

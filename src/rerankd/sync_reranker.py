@@ -46,13 +46,13 @@ class SyncReranker:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A SyncReranker cannot be sent to another process. Start one in each process.")
+        raise TypeError("A SyncReranker can't be sent to another process. Start one in each process.")
 
     def start(self) -> None:
         """Start the engines, and wait until the preloaded models are ready. Raises Misuse if it was started
         before, and the first model's error if no model can be served."""
         if self._is_closed:
-            raise Misuse("This SyncReranker is closed and cannot be restarted. Create a new one.")
+            raise Misuse("This SyncReranker is closed and can't be restarted. Create a new one.")
         if self._pid:
             check_process(self._pid)
             raise Misuse("This SyncReranker is already started. Start it once and share it.")

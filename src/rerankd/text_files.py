@@ -1,4 +1,4 @@
-"""Reads text files of users: UTF-8, with or without a byte order mark (BOM).
+"""Read users' text files: UTF-8, with or without a byte order mark (BOM).
 
 Windows editors and shells write a BOM. Decoded as plain UTF-8, it becomes part of the first word: the id of
 the first query would match no judgement.

@@ -2,7 +2,7 @@
 
 The tolerance is 1e-3, and 1e-4 for OpenVINO in f32 (5e-6 was seen). It is larger for two models on llama.cpp
 (measurements: tests/golden/README.md). xlmr-head: llama.cpp computes GELU for `bert` in the tanh form, from
-an F16 table; the model uses the erf form. qwen2-labels: with F16 matrices, llama.cpp rounds activations to
+an F16 table; the model uses the erf form. qwen2 and gemma: with F16 matrices, llama.cpp rounds activations to
 F16.
 """
 
@@ -28,14 +28,19 @@ BOUNDS = {
     "qwen3-headless": 1e-3,
     "qwen2-labels": 3.5e-3,
     "bert-embedder": 1e-3,
+    "qwen3-yes": 1e-3,
+    "qwen2-first": 3.5e-3,
+    "gemma-yes": 3.5e-3,
 }
 # llama-server b11434 uses the tanh form of GELU for ModernBERT, too; the bundled build uses erf.
 SERVER_BOUNDS = BOUNDS | {"modernbert-head": 5e-3}
 OPENVINO_BOUNDS = dict.fromkeys(("xlmr-head", "modernbert-head", "bert-embedder"), 1e-4)
 # llama.cpp splits a word of over 100 letters into WordPieces; for the reference it is one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
+# Encoders in transformers' format only.
+ENCODERS = ("deberta-v3", "gte", "electra", "distilbert", "camembert", "two-label-reranker", "jina-v2")
 # Checkpoints in transformers' format, with the same weights as the GGUF file of that name, if any.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head")
+CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS)
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
 
 

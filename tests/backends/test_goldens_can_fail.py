@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from breaks import Change, config, halves_swapped, next_rows, ones, same_rows, tensor, thirds_turned, zeros
 from cases import BOUNDS, PAIRS
 
-import checkpoints
 import ggufs
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.worker.passes import Reading, padded
@@ -29,8 +29,6 @@ FAMILIES = ("bert", "xlmr", "modernbert-mean", "modernbert-cls")
 BOUND = 2e-5
 # A broken part must change scores by far more.
 SEEN = 20 * BOUND
-
-Change = Callable[[Path], None]
 
 
 def copied(family: str, folder: Path) -> Path:
@@ -51,51 +49,6 @@ def distance(folder: Path, second: int = 0) -> float:
     together = encoder.forward(*padded(texts))[:, 0]
     assert np.abs(alone - together).max() < BOUND
     return float(np.abs(alone - wanted).max())
-
-
-def config(**changes: Any) -> Change:
-    return lambda folder: checkpoints.edit(folder / "config.json", **changes)
-
-
-def tensor(part: str, change: Callable[[Any], Any]) -> Change:
-    """Return a change of the tensors whose names end with `part`."""
-
-    def apply(folder: Path) -> None:
-        held = checkpoints.read(folder / "model.safetensors")
-        changed = 0
-        for name, (kind, shape, data) in held.items():
-            if name.endswith(part):
-                values = change(np.frombuffer(data, np.float32).reshape(shape).copy())
-                held[name] = kind, list(values.shape), values.astype(np.float32).tobytes()
-                changed += 1
-        assert changed, f"there is no tensor {part}"
-        checkpoints.write(folder / "model.safetensors", held)
-
-    return apply
-
-
-def ones(values: Any) -> Any:
-    return np.ones_like(values)
-
-
-def zeros(values: Any) -> Any:
-    return np.zeros_like(values)
-
-
-def same_rows(values: Any) -> Any:
-    return np.repeat(values[:1], len(values), axis=0)
-
-
-def next_rows(values: Any) -> Any:
-    return np.roll(values, -1, axis=0)
-
-
-def halves_swapped(values: Any) -> Any:
-    return np.roll(values, len(values) // 2, axis=0)
-
-
-def thirds_turned(values: Any) -> Any:
-    return np.roll(values, len(values) // 3, axis=0)
 
 
 ROPE = {"full_attention": {"rope_theta": 160000.0}, "sliding_attention": {"rope_theta": 10000.0}}
@@ -225,13 +178,16 @@ FILE_BREAKS = {
     "the norm of queries": ("qwen3-headless", only("attn_q_norm", ones)),
     "the norm of keys": ("qwen3-headless", only("attn_k_norm", ones)),
     "the last norm": ("qwen3-headless", only("output_norm", ones)),
+    "one label: the rope base": ("qwen3-yes", {"keys": {"qwen3.rope.freq_base": 500000.0}}),
+    "one label: the last norm": ("gemma-yes", only("output_norm", ones)),
+    "one label: the norm before the MLP": ("gemma-yes", only("ffn_norm", ones)),
 }
 
 
-@pytest.mark.parametrize("what", [what for what, (name, _) in FILE_BREAKS.items() if "qwen" not in name])
+@pytest.mark.parametrize("what", [what for what, (name, _) in FILE_BREAKS.items() if name.endswith("-head")])
 def test_a_broken_part_of_a_file_is_seen_on_openvino(what: str, tmp_path: Path) -> None:
     name, change = FILE_BREAKS[what]
-    broken = ggufs.rewrite(GOLDEN / f"{name}.gguf", tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
+    broken = ggufs.rewrite(GOLDEN / golden(name)["model"], tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
     assert file_distance(GOLDEN / f"{name}.gguf", name) < 1e-4
     assert file_distance(broken, name) > 2e-3
 
@@ -261,7 +217,7 @@ async def test_an_unbroken_copy_of_a_file_is_scored_as_the_file_by_llama_cpp(
 @pytest.mark.parametrize("what", FILE_BREAKS)
 async def test_a_broken_part_of_a_file_is_seen_on_llama_cpp(what: str, tmp_path: Path) -> None:
     name, change = FILE_BREAKS[what]
-    broken = ggufs.rewrite(GOLDEN / f"{name}.gguf", tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
+    broken = ggufs.rewrite(GOLDEN / golden(name)["model"], tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
     assert await llama_distance(broken, name, tmp_path) > 2 * BOUNDS[name]
 
 

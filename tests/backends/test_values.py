@@ -23,6 +23,7 @@ from rerankd import machine
 from rerankd.backends.base import Batch
 from rerankd.errors import InputTooLong
 from rerankd.recipes import catalog
+from rerankd.scoring import prompt
 from rerankd.scoring.engine_input import Input
 from rerankd.service import Reranker
 from support import batch, count_tokens, golden, golden_settings, inputs
@@ -135,6 +136,12 @@ async def test_a_truncated_text_has_the_first_tokens_of_the_whole(served: Served
     prepared = await reader.prepare(QUERY)
     (whole,) = await reader.tokenizer.encode([prepared.prefix + long + prepared.suffix])
     kept = len(one.ids)
+    if prepared.suffix:  # the query follows the document in the same piece
+        own = next(at for at in range(kept) if one.ids[at] != whole[at])
+        (after,) = await reader.tokenizer.encode([prepared.suffix])
+        assert one.ids[own:].tolist() == whole[own - kept :].tolist()
+        assert kept == prepared.ids_limit and kept - own in (len(after), len(after) + 1)
+        return
     assert one.ids.tolist() == whole[:kept].tolist()
     if not reads_text(reranker):
         assert kept == prepared.ids_limit
@@ -147,7 +154,10 @@ async def test_a_truncated_text_has_the_first_tokens_of_the_whole(served: Served
 def test_the_catalogs_prompts_are_cut_as_the_reference_cuts_them() -> None:
     mxbai = catalog.known().find("mxbai-rerank-base-v2")
     assert mxbai is not None
-    assert mxbai.template.split("\x1e") == golden("qwen2-labels")["pieces"]
+    plain = prompt.choose(mxbai.template, instructed=False)
+    assert plain.split("\x1e") == golden("qwen2-labels")["pieces"]
+    instructed = prompt.choose(mxbai.template, instructed=True).split("\x1e")[1]
+    assert instructed == "instruction: {instruction}\nquery: {query}"
     qwen = catalog.known().find("Qwen3-Reranker-0.6B")
     assert qwen is not None
     assert qwen.template == "".join(golden("qwen3-headed")["pieces"])

@@ -199,7 +199,7 @@ def test_sighup_starts_and_stops_only_what_changed(tmp_path: Path) -> None:
         # Invalid settings change nothing, and the log says why.
         for text, says in (
             ("max_dokuments = 1\n", "max_dokuments is not a setting"),
-            (section("one", "no-such-file"), "There is no file"),
+            (section("one", "no-such-file"), "does not exist"),
         ):
             settings_file(tmp_path, text)
             it.signal(signal.SIGHUP)

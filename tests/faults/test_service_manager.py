@@ -94,8 +94,8 @@ def test_systemd_is_notified_of_each_phase(
 def test_a_start_without_a_served_model_never_reports_ready(manager: Manager, tmp_path: Path) -> None:
     with service(tmp_path, model="/no/such.gguf", wait=False) as it:
         assert it.ended() == 3
-        assert "rerankd: There is no file /no/such.gguf" in it.output
-    assert any("There is no file" in line for line in manager.lines("STATUS="))
+        assert "rerankd: The file /no/such.gguf does not exist" in it.output
+    assert any("does not exist" in line for line in manager.lines("STATUS="))
     assert not manager.lines("READY=1")
 
 

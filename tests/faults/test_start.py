@@ -55,24 +55,24 @@ def listening(it: Service) -> None:
 def test_a_missing_model_does_not_block_others_and_is_served_once_present(tmp_path: Path) -> None:
     late = tmp_path / "late.gguf"
     with service(tmp_path, model=f"{late},{MODEL}") as it:
-        assert f"{late.stem} is NOT served: There is no file {late}" in it.output
+        assert f"{late.stem} is NOT served: The file {late} does not exist" in it.output
         assert phases(it) == {"late": "refused", "xlmr-head": "ready"}
         assert (it.get("/health").json()["status"], it.get("/ready").status_code) == ("ok", 200)
         listed = it.get("/v1/models").json()
         assert [row["id"] for row in listed["data"]] == ["xlmr-head"]
         assert [row["id"] for row in listed["unavailable"]] == ["late"]
-        assert "There is no file" in listed["unavailable"][0]["reason"]
+        assert "does not exist" in listed["unavailable"][0]["reason"]
         (told,) = it.get("/v1/status").json()["unavailable"]
         assert (told["id"], told["state"], told["ref"]) == ("late", "refused", str(late))
         assert 'rerankd_model_served{model="late"} 0.0' in it.get("/metrics").text
         # A request without a model name is for the first model; no other model answers it.
         for name in ("late", None):
             answer = ask(it, name)
-            assert answer.status_code == 503 and "There is no file" in answer.json()["message"]
+            assert answer.status_code == 503 and "does not exist" in answer.json()["message"]
             assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert raw_scores(ask(it, "xlmr-head")) == right(["a"])
         one = it.get("/v1/models/late")
-        assert one.status_code == 503 and "There is no file" in one.json()["message"]
+        assert one.status_code == 503 and "does not exist" in one.json()["message"]
         shutil.copy(OTHER, late)
         until(lambda: phases(it) == {"late": "ready", "xlmr-head": "ready"})
         assert raw_scores(ask(it, None)) == right(["a"])
@@ -138,13 +138,13 @@ def test_a_reload_that_would_refuse_all_models_changes_nothing(tmp_path: Path) -
         path.rename(tmp_path / "away.gguf")
         write(200, second=False)
         it.signal(signal.SIGHUP)
-        until(lambda: "the settings were not reloaded: There is no file" in it.output)
+        until(lambda: "the settings were not reloaded: The file " in it.output)
         assert raw_scores(ask(it, None)) == right(["a"])
         # With a second model, the other settings are applied, and this one keeps its previous settings.
         write(200, second=True)
         it.signal(signal.SIGHUP)
         until(lambda: phases(it) == {"one": "ready", "two": "ready"})
-        assert "one keeps its previous settings: There is no file" in it.output
+        assert "one keeps its previous settings: The file " in it.output
         assert raw_scores(ask(it, "one")) == right(["a"])
         assert it.get("/v1/models").status_code == 200  # although a file is missing
         (tmp_path / "away.gguf").rename(path)
@@ -316,7 +316,7 @@ async def test_the_library_starts_with_the_models_that_can_be_served(tmp_path: P
         assert [row.index for row in (await it.rerank("q", ["a"])).results] == [0]
         with pytest.raises(ModelRefused, match="template"):
             await it.rerank("q", ["a"], model="qwen2-labels")
-        with pytest.raises(ModelUnavailable, match="no file"):
+        with pytest.raises(ModelUnavailable, match="does not exist"):
             await it.rerank("q", ["a"], model="such")
     with pytest.raises(ModelFileError, match="template"):
         async with Reranker(Settings(model=models[1:], home=tmp_path, llama_path=program)):

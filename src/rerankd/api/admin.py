@@ -124,8 +124,8 @@ async def delete(request: Request, name: str) -> Response:
                 "model from the settings to stop serving it."
             )
         reranker.registry.drop(served)
-    await asyncio.to_thread(store.remove, record)
-    return json_response({"status": "deleted", "model": record.name, "freed_bytes": record.size_bytes})
+    freed_bytes = await asyncio.to_thread(store.remove, record)
+    return json_response({"status": "deleted", "model": record.name, "freed_bytes": freed_bytes})
 
 
 @router.post(
@@ -192,7 +192,7 @@ def _line(event: Pulled) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-class _Disconnected(RerankdError, code="hung_up"):
+class _Disconnected(RerankdError, code="client_disconnected"):
     """The client of a pull has disconnected."""
 
 

@@ -11,7 +11,7 @@ from rerankd.keys import Key, Keys
 
 
 def key_of(request: Request, keys: Keys) -> Key | None:
-    """Return the key that the request has, or None if it has none of `keys`."""
+    """Return the API key of a request, or None if the request sends no valid key."""
     return next((key for sent in _sent(request) if (key := keys.find(sent)) is not None), None)
 
 

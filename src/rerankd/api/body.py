@@ -39,7 +39,7 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
         if len(data) > most_bytes:
             raise PayloadTooLarge(
                 f"The request body is larger than {most_bytes / 2**20:g} MiB. Send fewer documents per "
-                "request, or increase max_body_bytes."
+                "request, or raise max_body_bytes."
             )
     if not data.strip():
         raise InvalidRequest(f"The request body is empty. Send JSON like {EXAMPLE}")

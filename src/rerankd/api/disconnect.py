@@ -13,18 +13,19 @@ from starlette.types import Receive
 _DISCARD_S = 2.0
 
 
-async def unless_gone(answer: Coroutine[Any, Any, Response], gone: Coroutine[Any, Any, None]) -> Response:
-    """Return the response of `answer`; cancel it when `gone` completes, that is, when the client
-    disconnects."""
-    work, hung_up = asyncio.ensure_future(answer), asyncio.ensure_future(gone)
+async def unless_disconnected(
+    answer: Coroutine[Any, Any, Response], disconnect: Coroutine[Any, Any, None]
+) -> Response:
+    """Return the response of `answer`; cancel it when `disconnect` returns: the client has disconnected."""
+    work, disconnected = asyncio.ensure_future(answer), asyncio.ensure_future(disconnect)
     try:
-        await asyncio.wait({work, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         # nginx uses 499 for a client that disconnected; only the metrics see it.
         return work.result() if work.done() else Response(status_code=499)
     finally:
         work.cancel()
-        hung_up.cancel()
-        await asyncio.gather(work, hung_up, return_exceptions=True)
+        disconnected.cancel()
+        await asyncio.gather(work, disconnected, return_exceptions=True)
 
 
 async def discard(receive: Receive, headers: Mapping[str, str], most_bytes: int) -> bool:

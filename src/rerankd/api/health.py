@@ -123,7 +123,7 @@ def _readiness(request: Request, entries: Sequence[Entry], *, started: bool = Tr
     if started and any(entry.state.phase in _CAN_ANSWER for entry in entries):
         return json_response({"status": "ready"})
     awaited = [_awaited(entry) for entry in entries if entry.state.phase != "ready"]
-    words = "; ".join(_in_words(one) for one in awaited) or "the models are not read yet"
+    words = "; ".join(_in_words(one) for one in awaited) or "the models have not been read yet"
     waits = [wait_s for entry in entries if (wait_s := entry.retry_after_s())]
     error = EngineUnavailable(f"Not ready: {words}.", retry_after_s=min(waits, default=1))
     return error_response(request, error, more={"status": "not ready", "waiting_for": awaited})
@@ -131,21 +131,21 @@ def _readiness(request: Request, entries: Sequence[Entry], *, started: bool = Tr
 
 def _awaited(entry: Entry) -> Awaited:
     state = entry.state
-    told: Awaited = {
+    row: Awaited = {
         "model": entry.name,
         "state": state.phase,
         "since_s": round(time.monotonic() - state.since, 1),
     }
     if isinstance(entry, PendingModel) and entry.doing:
-        told["doing"] = entry.doing
+        row["doing"] = entry.doing
     if state.error is not None:
-        told["error"] = state.error.message
-    return told
+        row["error"] = state.error.message
+    return row
 
 
 def _in_words(one: Awaited) -> str:
     doing = f" ({one['doing']})" if "doing" in one else ""
-    return f"{one['model']} is {one['state']}{doing} for {one['since_s']:.0f} s"
+    return f"{one['model']} has been {one['state']}{doing} for {one['since_s']:.0f} s"
 
 
 @router.get("/.well-known/live", include_in_schema=False)

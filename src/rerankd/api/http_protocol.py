@@ -74,7 +74,7 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.most_connections and not self._close_an_idle_one():
             _log.warning(
-                "A connection was rejected: %d connections are open and none is idle. Increase the limit of "
+                "A connection was rejected: %d connections are open and none is idle. Raise the limit of "
                 "open files (ulimit -n) or max_connections.",
                 self.most_connections,
             )

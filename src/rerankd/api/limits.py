@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rerankd.api.auth import key_of
 from rerankd.api.client import identify
-from rerankd.api.disconnect import discard, unless_gone
+from rerankd.api.disconnect import discard, unless_disconnected
 from rerankd.api.memory_shares import SMALL_BYTES, Hold, Shares
 from rerankd.errors import BodyTimeout, InvalidRequest, Overloaded, UnsupportedMediaType
 from rerankd.service import Reranker
@@ -72,7 +72,7 @@ def guard(answer: Answer) -> Answer:
         inner.state.key = key.name if key else ""
         inner.state.client = client
         try:
-            response = await unless_gone(answer(inner), body.wait_gone())
+            response = await unless_disconnected(answer(inner), body.wait_disconnected())
         finally:
             body.release()
         if body.is_begun and not body.is_read:
@@ -166,7 +166,7 @@ class _Body:
         except TimeoutError:
             raise BodyTimeout(
                 f"The request body was not received within {self._settings.body_timeout_s:g} s. Send it "
-                "faster, send fewer documents per request, or increase body_timeout_s."
+                "faster, send fewer documents per request, or raise body_timeout_s."
             ) from None
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._read.set()
@@ -189,9 +189,8 @@ class _Body:
         if not await self._shares.take(self._hold, more_bytes, longest_s):
             wait_s = self._shares.retry_after_s(self._hold, more_bytes)
             raise Overloaded(
-                f"Request and response bodies use {self._shares.size_bytes / 2**20:.0f} MiB, "
-                f"and this request got no memory for {longest_s:g} s. Send fewer large "
-                f"requests at a time. "
+                f"Request and response bodies use {self._shares.size_bytes / 2**20:.0f} MiB, and no memory "
+                f"became free for this request within {longest_s:g} s. Send fewer large requests at a time. "
                 f"Retry in {wait_s} s.",
                 retry_after_s=wait_s,
             )
@@ -216,7 +215,7 @@ class _Body:
         self._shares.grow(self._hold, len(body))
         return _Sending(response, self.release)
 
-    async def wait_gone(self) -> None:
+    async def wait_disconnected(self) -> None:
         """Wait until the client disconnects after it has sent its body."""
         await self._read.wait()
         while (await self._receive())["type"] != "http.disconnect":

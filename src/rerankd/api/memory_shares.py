@@ -60,18 +60,18 @@ class Shares:
         self._large: Counter[str] = Counter()
         self._waiting: deque[_Waiting] = deque()
 
-    def has_room(self, hold: Hold, size_bytes: int) -> bool:
+    def may_grow(self, hold: Hold, size_bytes: int) -> bool:
         """Return whether `hold` may grow by `size_bytes`."""
         own = hold.size_bytes + size_bytes
-        all_of_them = self.size_bytes + size_bytes
-        if all_of_them == own:
+        total = self.size_bytes + size_bytes
+        if total == own:
             return True
         if own <= SMALL_BYTES:
-            return all_of_them <= self.most_bytes
+            return total <= self.most_bytes
         of_client = self._large[hold.client] - (hold.size_bytes if hold.is_large else 0)
         if of_client and of_client + own > self.most_bytes * _FOR_ONE_CLIENT:
             return False
-        return all_of_them <= self.most_bytes * _FOR_LARGE
+        return total <= self.most_bytes * _FOR_LARGE
 
     def grow(self, hold: Hold, size_bytes: int) -> None:
         """Add `size_bytes` to `hold` regardless of the limits."""
@@ -80,7 +80,7 @@ class Shares:
     async def take(self, hold: Hold, size_bytes: int, timeout_s: float) -> bool:
         """Wait until `hold` may grow by `size_bytes`, and grow it. After `timeout_s`, return False
         instead."""
-        if self.has_room(hold, size_bytes):
+        if self.may_grow(hold, size_bytes):
             self.grow(hold, size_bytes)
             return True
         waiting = _Waiting(hold, size_bytes)
@@ -98,7 +98,7 @@ class Shares:
         """Release the memory of `hold` and wake up waiting requests. Can be called again."""
         self._set(hold, 0)
         for waiting in list(self._waiting):
-            if self.has_room(waiting.hold, waiting.size_bytes) and not waiting.turn.done():
+            if self.may_grow(waiting.hold, waiting.size_bytes) and not waiting.turn.done():
                 self._waiting.remove(waiting)
                 self.grow(waiting.hold, waiting.size_bytes)
                 waiting.turn.set_result(None)

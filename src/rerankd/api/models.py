@@ -80,7 +80,7 @@ def _row(entry: Entry, name: str) -> ModelRow:
     return {
         "id": name,
         "object": "model",
-        # From when the model was read: the file may have been deleted since.
+        # The time was stored when the model was read, because the file may have been deleted since.
         "created": entry.model.changed_at if isinstance(entry, ServedModel) else 0,
         "owned_by": "rerankd",
         "model_type": "rerank",
@@ -107,9 +107,9 @@ async def reload(request: Request, name: str) -> Response:
 
 @router.get("/v1/cluster/auth", include_in_schema=False)
 async def cluster_auth(request: Request) -> Response:
-    """Xinference's clients call this first, to learn whether to send their key.
+    """Xinference's clients call this first, to find out whether to send their key.
 
-    Without API keys it is a 404, as in a Xinference without users.
+    If the service needs no key, the response is 404, as from a Xinference server without users.
     """
     if not reranker_of(request).keys:
         raise NoSuchPath("The path /v1/cluster/auth does not exist, because this server needs no API key.")

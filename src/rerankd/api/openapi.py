@@ -18,7 +18,7 @@ _STATUSES = {
     409: "The operation is not possible for this model. The message gives the reason.",
     413: "The request body is too large.",
     415: "The content type or encoding of the body is not supported. The message names the supported ones.",
-    422: "The model can't be served. The message gives the reason; a reload tries again.",
+    422: "The model can't be served. The message gives the reason; a reload retries.",
     429: "The queue is full. Retry after the seconds in Retry-After.",
     502: "The engine returned an invalid response.",
     503: "The engine is not ready. Retry after the seconds in Retry-After.",

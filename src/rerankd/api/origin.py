@@ -97,12 +97,12 @@ def change_refusal(headers: Mapping[str, str], settings: Settings, *, has_keys: 
     if is_page and _is_same_origin(headers):
         if not has_keys and not is_own_host(host, settings.allowed_hosts):
             return HostNotAllowed(
-                f"A web page of {_shown(host)} is not allowed to change this server, because no API key is "
+                f"A web page from {_shown(host)} is not allowed to change this server, because no API key is "
                 "set. Add the name to allowed_hosts (RERANKD_ALLOWED_HOSTS), or set api_key."
             )
     elif is_page and not _is_allowed(origin, settings.allowed_origins):
         return OriginNotAllowed(
-            f"A web page of {_shown(origin or 'another site')} is not allowed to change this server. To "
+            f"A web page from {_shown(origin or 'another site')} is not allowed to change this server. To "
             "allow it, add its origin to allowed_origins (RERANKD_ALLOWED_ORIGINS)."
         )
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -128,7 +128,7 @@ def work_refusal(headers: Mapping[str, str], settings: Settings) -> RerankdError
     if scheme not in ("http", "https", "null") or (scheme != "null" and is_loopback(_name(netloc) or "")):
         return None
     return OriginNotAllowed(
-        f"A web page of {_shown(origin)} is not allowed to use this server, because no API key is set. To "
+        f"A web page from {_shown(origin)} is not allowed to use this server, because no API key is set. To "
         "allow it, add its origin to allowed_origins (RERANKD_ALLOWED_ORIGINS)."
     )
 

@@ -1,7 +1,7 @@
 """The web page at `/` (try it, status page, connect, API reference), served from the folder `static`.
 
 The page loads nothing from other hosts. Its URLs are relative, so it works under api_prefix and behind a
-proxy's prefix. The page itself needs no API key; it asks its user for the key of the endpoints that it calls.
+proxy's prefix. The page itself needs no API key; it asks the user for the key of the endpoints it calls.
 """
 
 from __future__ import annotations

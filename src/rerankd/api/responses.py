@@ -170,7 +170,8 @@ def result_headers(model: str, result: RerankResult) -> dict[str, str]:
 
 
 def reranker_with_key(request: Request) -> Reranker:
-    """Return the app's reranker if the request has a valid key. Raises Unauthorized, and as `reranker_of`."""
+    """Return the app's reranker if the request has a valid key. Raises Unauthorized, or RerankdError if the
+    app has no reranker."""
     reranker = reranker_of(request)
     check_key(request, reranker.keys)
     return reranker

@@ -34,11 +34,11 @@ async def rerank(request: Request) -> Response:
     reranker = reranker_of(request)
     dialect, value = await _read(request, reranker)
     timeout_s = limits.wanted_timeout_s(request)
-    asked = dialect.parse(with_headers(value, request.headers))
-    entry = reranker.registry.entry(asked[0].model)
+    requests = dialect.parse(with_headers(value, request.headers))
+    entry = reranker.registry.entry(requests[0].model)
     request.state.model = entry.name
-    answers = await reranker.answer_all(asked, timeout_s=timeout_s, client=client_of(request))
-    result = joined(answers)
+    results = await reranker.answer_all(requests, timeout_s=timeout_s, client=client_of(request))
+    result = joined(results)
     return json_response(
         dialect.render(result, request_id(request)), headers=result_headers(entry.name, result)
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from rerankd.backends.options import Options
 from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe, Refusal
+from rerankd.formats.patch import Patch
 from rerankd.process.child import Launch, Running
 from rerankd.scoring.tokenizer import Tokenizer
 
@@ -130,7 +131,9 @@ class Offer:
     responsibility.
 
     `name` is the engine's name, and `build` identifies its build. `memory_bytes` is an estimate for all
-    replicas, used until their memory is measured. `on_cpu`: no part of the model is on a GPU.
+    replicas, used until their memory is measured. `on_cpu`: no part of the model is on a GPU. `patch`: the
+    engine loads a copy of the model's file with this change; the path in `spec` is then that of the copy,
+    once it is made.
     """
 
     backend: Backend
@@ -145,6 +148,7 @@ class Offer:
     capabilities: Capabilities = Capabilities()
     on_cpu: bool = True
     is_own_program: bool = False
+    patch: Patch | None = None
 
 
 class Rank:
@@ -203,7 +207,7 @@ class Checkup:
 
 
 class Engine(Running, Tokenizer, Protocol):
-    """The client of one running engine. It only scores: it never sorts, normalises or truncates. It raises
+    """The client of one running engine. It only scores: it never sorts, normalizes or truncates. It raises
     only EngineError. Calls may run concurrently, and cancelling a call stops its computation.
 
     `about` describes the running engine, or is "" if the offer's title is enough. The Tokenizer methods are

@@ -50,21 +50,26 @@ def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> S
 
 def describe(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:
     """Return one row per backend for `rerankd inspect`: whether it can run a model, and why."""
-    try:
-        used = choose(wanted, answers).offer.backend
-    except ConfigError:
-        used = None
+    offer = used(wanted, answers)
     return [
         {
             "name": backend.name,
             "title": one.title if isinstance(one, Offer) else backend.title,
-            "used": backend is used,
+            "used": offer is not None and backend is offer.backend,
             "refuses": isinstance(one, Refusal),
             "reason": one.reason,
             "next_step": one.next_step if isinstance(one, Refusal) else "",
         }
         for backend, one in answers
     ]
+
+
+def used(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> Offer | None:
+    """Return the offer that `choose` selects, None if no backend can run the model."""
+    try:
+        return choose(wanted, answers).offer
+    except ConfigError:
+        return None
 
 
 def line(row: Mapping[str, Any]) -> str:

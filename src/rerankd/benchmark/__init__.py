@@ -1,2 +1,1 @@
-"""`rerankd bench`: measures throughput and latency of rerank servers with the same requests in
-alternation."""
+"""`rerankd bench`: measure throughput and latency of rerank servers with the same requests in alternation."""

@@ -1,4 +1,4 @@
-"""Drives a benchmark: sends the rounds of each case to all servers in alternation (A B A B)."""
+"""Drive a benchmark: send the rounds of each case to all servers in alternation (A B A B)."""
 
 from __future__ import annotations
 

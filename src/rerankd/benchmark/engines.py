@@ -35,15 +35,15 @@ def as_set(chosen: Offer) -> EngineRow:
 
 
 def all_of(
-    said: Sequence[tuple[Backend, Offer | Refusal]], wanted: EffectiveModelSettings, home: Path
+    offers: Sequence[tuple[Backend, Offer | Refusal]], wanted: EffectiveModelSettings, home: Path
 ) -> list[EngineRow]:
-    """Return all installed engines of the backends that can run the model. `said` is the offer or refusal of
-    each backend. Inspects the machine."""
+    """Return all installed engines of the backends that can run the model. `offers` holds the offer or
+    refusal of each backend. Inspects the machine."""
     named = programs()
     without = frozenset(("RERANKD_ENGINE", *(f"RERANKD_{name.upper()}" for name in named), *named.values()))
     return [
         EngineRow(one.label, without, one.environment)
-        for backend, offer in said
+        for backend, offer in offers
         if isinstance(offer, Offer)
         for one in backend.installations(wanted.options(backend.Options), home)
         if one.runs_here

@@ -105,8 +105,7 @@ def after(benchmark: Benchmark) -> list[str]:
         lines.append("The benchmark ended before all rounds were done: these are the results so far.")
     if fewest < ENOUGH_ROUNDS:
         lines.append(
-            f"Some cases have fewer than {ENOUGH_ROUNDS} rounds: increase --seconds, or measure fewer "
-            "documents."
+            f"Some cases have fewer than {ENOUGH_ROUNDS} rounds: raise --seconds, or measure fewer documents."
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Starts and stops the `rerankd serve` that a benchmark measures."""
+"""Start and stop the `rerankd serve` that a benchmark measures."""
 
 from __future__ import annotations
 

@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from rerankd import __version__
-from rerankd.cli import bench, doctor, engine, eval, key, models, reload, rerank, serve, state, status
+from rerankd.cli import (
+    bench,
+    doctor,
+    engine,
+    eval,
+    key,
+    models,
+    recipe,
+    reload,
+    rerank,
+    serve,
+    state,
+    status,
+)
 from rerankd.errors import RerankdError
 
 app = typer.Typer(
@@ -21,8 +34,8 @@ app = typer.Typer(
     help="Serve reranker models on your own machine.",
     epilog=(
         "To start: run rerankd serve and open the address that it prints in a browser. For a better model "
-        "than the built-in one: rerankd list --catalog, then rerankd pull NAME. If something does not work: "
-        "rerankd doctor and rerankd status."
+        "than the built-in one: rerankd list --recommend, then rerankd pull NAME. If something does not "
+        "work, run rerankd doctor and rerankd status."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -42,6 +55,7 @@ app.command()(models.remove)
 app.command("eval")(eval.evaluate)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
+app.add_typer(recipe.app, name="recipe")
 app.add_typer(engine.app, name="engine")
 app.add_typer(key.app, name="key")
 app.add_typer(state.app, name="state")

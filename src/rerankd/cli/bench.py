@@ -148,10 +148,10 @@ async def _run(
     prepared = await asyncio.to_thread(prepare, settings, None, tell) if starts else None
     chosen: list[EngineRow] = []
     if prepared is not None and compare:
-        said = await asyncio.to_thread(
+        offers = await asyncio.to_thread(
             backend_offers.all_offers, prepared.spec, prepared.wanted, settings.home
         )
-        chosen = engines.all_of(said, prepared.wanted, settings.home)
+        chosen = engines.all_of(offers, prepared.wanted, settings.home)
     elif prepared is not None:
         chosen = [engines.as_set(prepared.engine)]
     if compare and len(chosen) == 1:

@@ -29,7 +29,7 @@ def doctor(
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
-    """Check this machine: CPU, memory, GPUs, CUDA, build tools, disk, port, engines, models.
+    """Check this machine: hardware, tools, disk, port, engines, models.
 
     Each line has a status (ok, warn or fail) and, if something is wrong, the next step. Exit code 0 if
     rerankd can serve a model here, else 1.

@@ -61,9 +61,7 @@ def evaluate(
     ] = None,
     shown: Annotated[
         int,
-        typer.Option(
-            "--show", help="Number of queries to show among those that lost most and gained most.", min=0
-        ),
+        typer.Option("--show", help="Number of queries to show that lost most, and that gained most.", min=0),
     ] = 3,
     save_run: Annotated[
         Path | None, typer.Option(help="Write the reranked order to this file, as a TREC run.")

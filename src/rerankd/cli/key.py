@@ -23,7 +23,7 @@ Name = Annotated[
 ]
 File = Annotated[
     Path | None,
-    typer.Option("--file", help="Key file.", show_default="the setting api_keys_file"),
+    typer.Option("--file", help="API key file.", show_default="the setting api_keys_file"),
 ]
 
 
@@ -36,7 +36,7 @@ def new(
     file: File = None,
     config_file: Config = None,
 ) -> None:
-    """Create a key, print it once, and add its hash to the key file.
+    """Create a key, print it once, and add its hash to the API key file.
 
     A running server accepts the key after SIGHUP.
     """
@@ -80,7 +80,7 @@ def remove(name: Name, file: File = None, config_file: Config = None) -> None:
 def _path(file: Path | None, config_file: Path | None) -> Path:
     path = file or config.from_machine({}, config_file).api_keys_file
     if path is None:
-        raise ConfigError("No key file is set. Name one with --file, or set api_keys_file.")
+        raise ConfigError("No API key file is set. Name one with --file, or set api_keys_file.")
     return Path(os.path.expanduser(path))
 
 
@@ -91,4 +91,4 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path.resolve(), text.encode(), mode)
     except OSError as error:
-        raise ConfigError(f"The key file {path} can't be written: {error}.") from error
+        raise ConfigError(f"The API key file {path} can't be written: {error}.") from error

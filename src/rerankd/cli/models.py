@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +11,17 @@ import typer
 
 from rerankd import config
 from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
-from rerankd.errors import UnknownModel
+from rerankd.errors import ConfigError, UnknownModel
 from rerankd.progress import size_words, step
 
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A GGUF file, a safetensors folder, or a name from `rerankd list`.")
+        str,
+        typer.Argument(
+            help="A GGUF file, a safetensors folder, a name from `rerankd list` or `rerankd list --catalog`, "
+            "or hf:ORG/REPO."
+        ),
     ],
     check: Annotated[
         bool,
@@ -29,45 +34,64 @@ def inspect(
 ) -> None:
     """Show what a model file contains, how it is scored and by which engine, or why it is refused.
 
+    Of a repository that was not pulled, it reads the start of each file only.
+
     Exit code 0 if the model can be scored, 3 if it is refused.
     """
     from rerankd.backends import select
-    from rerankd.formats import model_files
+    from rerankd.cli.reading import is_remote, read
     from rerankd.hub import inspect as descriptions
-    from rerankd.hub import store
+    from rerankd.hub import patched_copies, store
     from rerankd.serving import backend_offers, run_self_test
-    from rerankd.serving.prepare_model import fingerprint, resolve_file
+    from rerankd.serving.prepare_model import fingerprint
     from rerankd.state import StateStore
 
     settings = config.from_machine({}, config_file)
     wanted = settings.of(model)
+    if check and is_remote(settings, wanted):
+        raise UnknownModel(f"--check needs the model on this machine. Run `rerankd pull {model}`.")
     with progress() as report:
-        path = store.Store(settings.home).locate(wanted.ref, report, settings.builtin_wheel)
-    metadata = model_files.read(path)
-    resolved = resolve_file(metadata, wanted.scoring)
+        found = read(settings, model, report)
+    metadata, resolved, path = found.metadata, found.resolved, found.metadata.path
     checks: tuple[str, ...] = ()
     engines: list[dict[str, Any]] = []
+    copy: dict[str, Any] | None = None
     if resolved.recipe is not None:  # earlier results of a refused model are of another recipe
         made = fingerprint(path)
         spec = backend_offers.spec(wanted.ref, path, metadata, resolved, wanted, made)
-        engines = select.describe(wanted.engine, backend_offers.all_offers(spec, wanted, settings.home))
+        offers = backend_offers.all_offers(spec, wanted, settings.home)
+        engines = select.describe(wanted.engine, offers)
+        used = select.used(wanted.engine, offers)
+        if used is not None and used.patch is not None:
+            copies = store.Store(settings.home).copies
+            copy = patched_copies.describe(copies, metadata.parts, used.patch)
         earlier = run_self_test.stored_of_file(StateStore(settings.home), path, made)
         checks = tuple(f"self-test: {one.words}" for one in earlier)
         if check:
             from rerankd import pulling
 
             checks = tuple(pulling.check(settings, wanted))
+    if found.remote is not None and resolved.recipe is not None:
+        size = size_words(found.remote.choice.size_bytes)
+        checks = (f"not on this machine: rerankd pull {model} downloads {size}",)
     if as_json:
         print_json(
             {
                 **descriptions.describe_json(metadata, resolved, wanted.ref),
+                "path": None if found.remote is not None else str(path),
+                "source": found.place if found.remote is not None else None,
                 "engines": engines,
+                "patched_copy": copy,
                 "checks": list(checks),
             }
         )
     else:
-        lines = (descriptions.describe(metadata, resolved, wanted.ref), *map(select.line, engines), *checks)
+        lines = [descriptions.describe(metadata, resolved, wanted.ref, place=found.place)]
+        lines += map(select.line, engines)
+        lines += [patched_copies.line(copy), *checks] if copy is not None else checks
         typer.echo("\n".join(lines))
+        if resolved.settings():
+            say(f"\nTo write this section to a file, with explanations: rerankd recipe new {model}")
     if resolved.recipe is None:
         raise typer.Exit(3)
 
@@ -101,7 +125,7 @@ def pull(
 
         def start(path: Path) -> None:
             with step(report, "starting the engine to check it"):
-                pulling.start_once(settings, path, settings.of(model).scoring)
+                pulling.start_once(settings, path, settings.of(model).scoring, report)
 
         record = pulling.pull(
             settings, model, say=say, progress=report, check=start if check else lambda path: None
@@ -111,6 +135,22 @@ def pull(
 
 def list_models(
     catalog: Annotated[bool, typer.Option("--catalog", help="List the models of the catalog.")] = False,
+    recommend: Annotated[
+        bool,
+        typer.Option(
+            "--recommend",
+            help="Only the models of the catalog that suit this machine best, each with the reason.",
+        ),
+    ] = False,
+    language: Annotated[
+        str,
+        typer.Option(
+            help="With --recommend: the language of the texts, such as zh.", show_default="many languages"
+        ),
+    ] = "",
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="With --recommend: only licences for commercial use.")
+    ] = False,
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
@@ -118,7 +158,12 @@ def list_models(
     from rerankd.hub import listing, store
     from rerankd.serving.prepare_model import resolve_model
 
+    if (language or commercial) and not recommend:
+        raise ConfigError("--language and --commercial are for --recommend. Add it: rerankd list --recommend")
     settings = config.from_machine({}, config_file)
+    if recommend:
+        _recommend(settings, language, commercial=commercial, as_json=as_json)
+        return
     folders = store.Store(settings.home)
     rows = listing.pullable() if catalog else listing.present(folders, partial(resolve_model, settings))
     if as_json:
@@ -127,6 +172,38 @@ def list_models(
         print_rows(listing.columns(rows, catalog=catalog), as_blocks=True)
     else:
         say("No models on this machine yet. To see what can be pulled: rerankd list --catalog")
+    if not catalog:
+        for sentence in listing.outside(folders):
+            say(sentence)
+
+
+def _recommend(settings: config.Settings, language: str, *, commercial: bool, as_json: bool) -> None:
+    """Print the models of the catalog that suit this machine."""
+    from rerankd import machine
+    from rerankd.hub import recommendation
+    from rerankd.recipes.recommend import Wish
+    from rerankd.serving import backend_offers
+
+    code = re.split("[-_]", language.strip().lower())[0]
+    if language and not re.fullmatch("[a-z]{2,3}", code):
+        raise ConfigError(
+            f"--language is {language!r}, but must be a code of two or three letters, such as zh."
+        )
+    this = machine.read()
+    cards = backend_offers.usable_cards(settings)
+    wish = Wish(
+        memory_bytes=this.memory_bytes,
+        cores=this.cores,
+        # A GPU with 0 bytes shares the main memory.
+        gpu_bytes=max((card.total_bytes or this.memory_bytes or 0 for card in cards or ()), default=0),
+        language=code,
+        commercial=commercial,
+    )
+    found = recommendation.describe(wish, has_unknown_gpu=cards is None)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(recommendation.text(found))
 
 
 def show(
@@ -151,13 +228,21 @@ def remove(
     model: Annotated[str, typer.Argument(help="A name from `rerankd list`.")],
     config_file: Config = None,
 ) -> None:
-    """Delete a pulled model from this machine."""
+    """Delete a pulled model from this machine, or the patched copy that was made of a file."""
     from rerankd.hub import store
 
     folders = store.Store(config.from_machine({}, config_file).home)
     record = folders.find(model)
     if record is None:
+        path = Path(model).expanduser()
+        if found := [
+            *folders.copies.of_source(path),
+            *(one for one in folders.copies.sources() if one == path),
+        ]:
+            freed_bytes = folders.copies.remove(found)
+            say(f"The patched copy of {path.name} was deleted ({size_words(freed_bytes)}).")
+            return
         names = ", ".join(record.name for record in folders.records()) or "none"
         raise UnknownModel(f"{model!r} is not a pulled model. Pulled models: {names}.")
-    folders.remove(record)
-    say(f"{record.name} was deleted ({size_words(record.size_bytes)}).")
+    freed_bytes = folders.remove(record)
+    say(f"{record.name} was deleted ({size_words(freed_bytes)}).")

@@ -134,7 +134,7 @@ def _run_engine(settings: config.Settings, body: dict[str, Any], *, says_so: boo
 
 
 def _print_table(answer: dict[str, Any], documents: list[str]) -> None:
-    first = 1 if sys.stdout.isatty() else 0  # line numbers for people, indices for programs
+    first = 1 if sys.stdout.isatty() else 0  # line numbers for people, indexes for programs
     unscored = set(answer["meta"].get("unscored", ()))
     scored = [(row["relevance_score"], row["index"]) for row in answer["results"]]
     rows = [

@@ -14,7 +14,7 @@ from rerankd.cli.output import Config, Json, print_json, print_rows, say
 from rerankd.errors import ConfigError
 
 app = typer.Typer(
-    help="Show or clear stored results: measured precisions, self-tests and the like.",
+    help="Show or clear stored measurements and self-test results.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -24,7 +24,7 @@ app = typer.Typer(
 def state(context: typer.Context, as_json: Json = False, config_file: Config = None) -> None:
     """Show or clear the results that rerankd stores about this machine and its models.
 
-    rerankd measures again what is missing.
+    rerankd measures missing results again when it needs them.
     """
     if context.invoked_subcommand is not None:
         return
@@ -64,7 +64,7 @@ def clear(
 
     store = StateStore(config.from_machine({}, config_file).home)
     if section is not None and section not in (known := store.sections()):
-        raise ConfigError(f"There is no section {section!r}. Sections: {', '.join(known) or 'none'}.")
+        raise ConfigError(f"The section {section!r} does not exist. Sections: {', '.join(known) or 'none'}.")
     say(f"entries deleted: {store.clear(section)}")
 
 

@@ -15,7 +15,7 @@ _TIMEOUT_S = 10
 
 
 def status(as_json: Json = False, config_file: Config = None) -> None:
-    """Show the models of the server on this machine: their state, memory, queue and throughput.
+    """Show the server's models: state, memory, queue, throughput.
 
     The server is expected at the configured host and port (RERANKD_PORT sets another port). Exit code 0 if
     every model is ready or unloaded; 1 if a model is not, or no server answers.

@@ -1,4 +1,4 @@
-"""Adds the options of every backend to the settings classes."""
+"""Add the options of every backend to the settings classes."""
 
 from __future__ import annotations
 

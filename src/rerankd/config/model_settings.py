@@ -52,7 +52,7 @@ class ServingSettings(Options):
         True, description="load the model at startup if it fits into memory; otherwise at its first request"
     )
     force: bool = per_model(
-        False, description="serve a model even if it fails its self-test, with a warning in each answer"
+        False, description="serve a model even if it fails its self-test, with a warning in each response"
     )
 
 

@@ -18,7 +18,7 @@ class RequestDefaults(Options):
         ge=0,
         le=86_400_000,
         description="milliseconds after which a request is answered with the documents scored so far; the "
-        "others come last and are listed as unscored; 0 or not set: no time budget",
+        "others are ranked last and listed as unscored; 0 or not set: no time budget",
     )
     truncate_query: bool = per_model(
         False,

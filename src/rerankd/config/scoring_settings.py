@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -19,10 +19,14 @@ class ScoringSettings(Options):
         description="scoring method: " + ", ".join(get_args(Method)),
     )
     template: str | None = Field(
-        None, description="causal_lm: prompt template; it must contain {query} and {document}"
+        None,
+        description="causal_lm: prompt template; it must contain {query} and {document}; text between "
+        "{?instruction} and {/instruction} is left out without an instruction",
     )
-    labels: tuple[str, str] | None = Field(
-        None, description="causal_lm: the tokens that mean relevant and not relevant"
+    labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] | None = Field(
+        None,
+        description="causal_lm: the tokens that mean relevant and not relevant; a single one: its logit is "
+        "the raw score",
     )
     instruction: str | None = Field(
         None, description="causal_lm: value of {instruction} if the request sends none"
@@ -40,6 +44,15 @@ class ScoringSettings(Options):
     )
     low: float | None = Field(None, ge=-1e6, le=1e6, description="affine: raw score that becomes 0")
     high: float | None = Field(None, ge=-1e6, le=1e6, description="affine: raw score that becomes 1")
+    logit_mean: float | None = Field(
+        None, ge=-1e6, le=1e6, description="sigmoid: raw score that becomes 0.5; 0 if not set"
+    )
+    logit_sigma: float | None = Field(
+        None,
+        ge=1e-6,
+        le=1e6,
+        description="sigmoid: number by which the raw score less logit_mean is divided; 1 if not set",
+    )
 
     @model_validator(mode="before")
     @classmethod

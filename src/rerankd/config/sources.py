@@ -1,4 +1,4 @@
-"""Reads settings from flags, environment variables and the settings file, in this order of precedence.
+"""Read settings from flags, environment variables and the settings file, in this order of precedence.
 
 `load` is pure: it takes the file's text, an environment and the flags. `find` and `from_machine` read them.
 """
@@ -196,7 +196,8 @@ def _sentence(item: Any, sources: Mapping[str, str]) -> str:
     value = item["input"]
     typed = str(value).lower() if isinstance(value, bool) else repr(value)
     shown = key if key == "api_key" else f"{key} = {typed}"  # a secret
-    return f"{source}: {shown} can't be used: {item['msg'].removeprefix('Value error, ').lower()}."
+    reason = item["msg"].removeprefix("Value error, ").lower().replace("input should be", "it must be")
+    return f"{source}: {shown} can't be used: {reason.partition(', unable to parse')[0]}."
 
 
 def _nearest(key: str, owner: type[BaseModel], prefix: str = "") -> str:

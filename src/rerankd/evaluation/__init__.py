@@ -1,4 +1,4 @@
-"""`rerankd eval`: measures ranking quality (nDCG, MRR, recall) on a collection with judgements."""
+"""`rerankd eval`: measure ranking quality (nDCG, MRR, recall) on a collection with judgements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads collections with judgements in BEIR's layout, and first-stage runs in TREC's format.
+"""Read collections with judgements in BEIR's layout, and first-stage runs in TREC's format.
 
     corpus.jsonl       {"_id": "d1", "title": "may be empty or missing", "text": "…"}
     queries.jsonl      {"_id": "q1", "text": "…"}
@@ -148,7 +148,7 @@ def _judgements(
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in path.parent.glob("*.tsv"))) or "none"
         raise CollectionError(
-            f"There is no file {path}. Name another split with --split; available splits: {there}."
+            f"The file {path} does not exist. Name another split with --split; available splits: {there}."
         )
     judged: dict[str, dict[str, int]] = {}
     for at, (location, line) in enumerate(_lines(path)):
@@ -235,7 +235,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                     yield f"{path}, line {number}", line
     except FileNotFoundError:
         raise CollectionError(
-            f"There is no file {path}. A collection is a folder in BEIR's layout: corpus.jsonl, "
+            f"The file {path} does not exist. A collection is a folder in BEIR's layout: corpus.jsonl, "
             "queries.jsonl and qrels/test.tsv."
         ) from None
     except (OSError, ValueError) as error:

@@ -49,7 +49,7 @@ class Evaluation:
 
 
 def text(evaluation: Evaluation, shown: int) -> str:
-    """Return the report, with up to `shown` of the queries that lost most and of those that gained most."""
+    """Return the report, with up to `shown` queries that lost most and as many that gained most."""
     collection = evaluation.collection
     half, most = evaluation.timing()
     lines = [

@@ -1,5 +1,4 @@
-"""The second stage: reranks the candidates of each query, one query after the other, and measures the
-time."""
+"""The second stage: rerank the candidates of each query, one query after the other, and measure the time."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from rerankd.evaluation.collection import Collection, Ranking
 from rerankd.progress import Progress
 
-# Takes a query and documents, and returns the indices of the documents, best first.
+# Takes a query and documents, and returns the indexes of the documents, best first.
 Ask = Callable[[str, Sequence[str]], Awaitable[Sequence[int]]]
 
 

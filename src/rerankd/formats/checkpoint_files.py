@@ -10,10 +10,15 @@ CONFIG = "config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # The list of modules that sentence-transformers runs.
 MODULES = "modules.json"
-PROMPTS = "config_sentence_transformers.json"
+PROMPTS, TRANSFORMER = "config_sentence_transformers.json", "sentence_bert_config.json"
+CHAT_TEMPLATE, ADDITIONAL_TEMPLATES = "chat_template.jinja", "additional_chat_templates/"
 SUFFIX = ".safetensors"
 # The files that describe a model besides the headers of its weights.
-DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS)
+_DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS, TRANSFORMER, CHAT_TEMPLATE)
+# In the folder of a module, which sentence-transformers names after its number and its class.
+_TEMPLATE = re.compile(rf"{ADDITIONAL_TEMPLATES}[^/\\\x00]+\.jinja")
+_MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")
+_MODULE_WEIGHTS = re.compile(r"\d+_\w+/model\.safetensors")
 
 # The part of a file's name before the suffix if the model is split into several files.
 PART = r"-(?P<part>\d{5})-of-(?P<count>\d{5})"
@@ -30,8 +35,33 @@ def files(names: Iterable[str]) -> tuple[str, ...]:
     if not {CONFIG, TOKENIZER} <= there:
         return ()
     found = _weights(there)
-    more = [name for name in (TOKENIZER_CONFIG, MODULES, PROMPTS) if name in there]
+    more = [name for name in _DESCRIBING[1:] if name in there]
+    if MODULES in there:
+        more += sorted(name for name in there if "/" in name and describes(name))
+        found = (*sorted(name for name in there if is_of_module(name)), *found) if found else ()
     return (CONFIG, TOKENIZER, *more, *found) if found else ()
+
+
+def describes(name: str) -> bool:
+    """Whether the file describes the model. Such a file is small and is read completely."""
+    if "/" not in name:
+        return name in _DESCRIBING
+    return any(pattern.fullmatch(name) for pattern in (_TEMPLATE, _MODULE_CONFIG))
+
+
+def is_of_module(name: str) -> bool:
+    """Whether the file contains the weights of a module of sentence-transformers, not those of the model."""
+    return _MODULE_WEIGHTS.fullmatch(name) is not None
+
+
+def module_config(folder: str) -> str:
+    """The configuration of the module in this folder of a checkpoint."""
+    return f"{folder}/{CONFIG}"
+
+
+def module_weights(folder: str) -> str:
+    """The weights of the module in this folder of a checkpoint."""
+    return f"{folder}/model{SUFFIX}"
 
 
 def _weights(names: Iterable[str]) -> tuple[str, ...]:

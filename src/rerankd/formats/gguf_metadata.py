@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from rerankd.formats import checkpoint_files
 from rerankd.formats.gguf_header import Header, Source, parse
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.formats.metadata_keys import metadata_of, refuse, typed
+from rerankd.formats.metadata_keys import metadata_of, output_matrix, refuse, typed
 
 _KEEP = (
     "tokenizer.ggml.tokens",
@@ -55,7 +56,8 @@ def _joined(parts: Iterable[tuple[Header, int, Path]], path: Path | None = None)
     gave; the default is that of the first part."""
     headers, sizes, paths = zip(*parts, strict=True)
     tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
-    return metadata_of(path or paths[0], headers[0], tensors, sum(sizes), paths)
+    metadata = metadata_of(path or paths[0], headers[0], tensors, sum(sizes), paths)
+    return replace(metadata, output_matrix=output_matrix(headers))
 
 
 def header_of(path: Path, keep: Collection[str]) -> tuple[Header, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.formats.gguf_header import Strings
+from rerankd.formats.sentence_transformers import Layout
 
 # Architectures with bidirectional attention, whatever their header declares.
 _ENCODERS = frozenset(
@@ -18,6 +19,8 @@ _ENCODERS = frozenset(
         "neo-bert",
         "jina-bert-v2",
         "jina-bert-v3",
+        "deberta-v2",
+        "new",  # mGTE
         "nomic-bert",
         "nomic-bert-moe",
         "eurobert",
@@ -40,6 +43,17 @@ def _tensor(name: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Where a matrix is stored: the index of the file among the model's parts, the offset in that file, the
+    number of rows, and the bytes of one row. The rows are contiguous."""
+
+    part: int
+    offset: int
+    rows: int
+    row_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelMetadata:
     """The metadata of a model file. recipes/resolve.py decides from it how the model is scored.
 
@@ -49,7 +63,9 @@ class ModelMetadata:
     `cls_rows` and `cls_output_rows`: the rows of the rank head's tensors `cls.weight` and
     `cls.output.weight`, 0 if the tensor is missing. `has_cls_norm`, `has_cls_norm_bias`: the norm in
     ModernBERT's head.
-    `has_output`: the language model head; False also if it shares the embedding matrix.
+    `has_output`: the language model head; False also if it shares the embedding matrix. `output_matrix`:
+    where the head's matrix is stored, also if it is the embedding matrix.
+    `unused_token`: the id of a token that is only padding of the vocabulary (type UNUSED), the last one.
     `has_dense`: both dense layers of EmbeddingGemma. `has_late_projection`: a projection of each token's
     state, as in late-interaction models. `has_charsmap`: the tokenizer's normalization map.
     `kv_width`: how many numbers the keys and values of one token have in one layer.
@@ -60,6 +76,8 @@ class ModelMetadata:
     `hidden_activation` is ModernBERT's, "" without such a key. `decision_blocks` is above 0 for a decision
     model, which has the same tensor names as a reranker.
     `refusal`: why rerankd can't compute the model, None if it can.
+    `layout`: what sentence-transformers' files beside a checkpoint declare; None without a checkpoint, and
+    if rerankd does not support what they declare.
     """
 
     path: Path
@@ -94,16 +112,21 @@ class ModelMetadata:
     has_late_projection: bool = _tensor("dense_2_out.weight")
     has_dense: bool = False
     has_output: bool = _tensor("output.weight")
+    has_output_bias: bool = _tensor("output.bias")
+    output_matrix: Matrix | None = None
     has_charsmap: bool = False
     tokenizer_model: str = _key("tokenizer.ggml.model", str, "")
     tokenizer_pre: str = _key("tokenizer.ggml.pre", str, "")
     chat_template: str = _key("tokenizer.chat_template", str, "")
     rerank_template: str = _key("tokenizer.chat_template.rerank", str, "")
+    rerank_instruct_template: str = _key("tokenizer.chat_template.rerank_instruct", str, "")
     bos_id: int | None = _key("tokenizer.ggml.bos_token_id", int)
     eos_id: int | None = _key("tokenizer.ggml.eos_token_id", int)
     sep_id: int | None = _key("tokenizer.ggml.seperator_token_id", int)  # the format's own spelling
     pad_id: int | None = _key("tokenizer.ggml.padding_token_id", int)
     mask_id: int | None = _key("tokenizer.ggml.mask_token_id", int)
+    unknown_id: int | None = _key("tokenizer.ggml.unknown_token_id", int)
+    unused_token: int | None = None
     add_bos: bool | None = _key("tokenizer.ggml.add_bos_token", bool)
     add_eos: bool | None = _key("tokenizer.ggml.add_eos_token", bool)
     add_sep: bool | None = _key("tokenizer.ggml.add_sep_token", bool)
@@ -119,6 +142,7 @@ class ModelMetadata:
     parts: tuple[Path, ...] = ()
     format: Format = "gguf"
     refusal: Refusal | None = None
+    layout: Layout | None = None
 
     @property
     def is_causal(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -12,12 +12,15 @@ from typing import Any, NoReturn, TypeVar
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.errors import ModelFileError
 from rerankd.formats.gguf_header import Header, Strings, Tensor
-from rerankd.formats.metadata import ModelMetadata
+from rerankd.formats.metadata import Matrix, ModelMetadata
+from rerankd.formats.sentence_transformers import Layout
 
 _BASE_MODEL = re.compile(r"general\.base_model\.\d+\.(?:name|repo_url)")
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
 # Token types: unknown (2) and control (3), which no text is tokenized to, and user-defined (4).
 _CONTROL, _USER_DEFINED = (2, 3), (4,)
+# Padding of the vocabulary, which no text is tokenized to either.
+_UNUSED = 5
 # general.file_type -> the usual name of the quantisation
 # fmt: off
 _FILE_TYPES = {
@@ -67,6 +70,7 @@ def metadata_of(
     *,
     format: Format = "gguf",
     refusal: Refusal | None = None,
+    layout: Layout | None = None,
 ) -> ModelMetadata:
     """The metadata from a header and the tensors of all parts. Raises ModelFileError for keys of a wrong
     type."""
@@ -113,10 +117,12 @@ def metadata_of(
         tensor_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
         control_tokens=_of_type(tokens, values, _CONTROL),
         user_defined_tokens=_of_type(tokens, values, _USER_DEFINED),
+        unused_token=_last_unused(tokens, values),
         tokens=tokens,
         parts=parts,
         format=format,
         refusal=refusal,
+        layout=layout,
     )
 
 
@@ -168,6 +174,27 @@ def _most(tensors: Mapping[str, Tensor]) -> str:
     for tensor in tensors.values():
         sizes[tensor.type_name] += tensor.size_bytes
     return sizes.most_common(1)[0][0] if sizes else ""
+
+
+def output_matrix(headers: Sequence[Header]) -> Matrix | None:
+    """Where the language model head is stored; None without one, or if its type is unknown. `headers` are
+    those of the model's parts."""
+    for name in ("output.weight", "token_embd.weight"):
+        for part, header in enumerate(headers):
+            tensor = header.tensors.get(name)
+            if tensor is not None:
+                if len(tensor.shape) != 2 or not tensor.size_bytes or not tensor.rows:
+                    return None
+                offset = header.data_start + tensor.offset
+                return Matrix(part, offset, tensor.rows, tensor.size_bytes // tensor.rows)
+    return None
+
+
+def _last_unused(tokens: Strings, values: Mapping[str, Any]) -> int | None:
+    types = values.get("tokenizer.ggml.token_type")
+    if not isinstance(types, tuple):
+        return None
+    return next((at for at in range(len(types[: len(tokens)]) - 1, -1, -1) if types[at] == _UNUSED), None)
 
 
 def _of_type(tokens: Strings, values: Mapping[str, Any], wanted: tuple[int, ...]) -> dict[str, int]:

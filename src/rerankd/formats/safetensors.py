@@ -11,26 +11,30 @@ Source: the safetensors format (https://github.com/huggingface/safetensors).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rerankd.domain import Refusal
-from rerankd.formats.checkpoint_classes import FAMILIES, LARGEST, Config, Fail, gguf_name, incomplete
+from rerankd.formats import module_head, sentence_transformers
+from rerankd.formats.checkpoint_classes import CLASSES, body_of, family_of, other_labels
 from rerankd.formats.checkpoint_files import (
     CONFIG,
-    DESCRIBING,
     MODULES,
-    PROMPTS,
     SUFFIX,
     TOKENIZER_CONFIG,
+    describes,
     files,
+    is_of_module,
     missing,
     paths_in,
 )
+from rerankd.formats.families.family import LARGEST, Config, Fail, gguf_name, incomplete
 from rerankd.formats.gguf_header import Header, Source, Tensor
+from rerankd.formats.sentence_transformers import Layout
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
+from rerankd.formats.transformer_module import NotUnderstood
 
 # The limit of the safetensors library for a header.
 _HEADER_LIMIT = 100_000_000
@@ -44,12 +48,14 @@ class Checkpoint:
     """A checkpoint without its weights.
 
     `files` maps each tensor's name to the file that contains it; its offset is relative to that file.
-    `refusal` is why rerankd can't compute the model, None if it can.
+    `refusal` is why rerankd can't compute the model, None if it can. `layout` is what sentence-transformers'
+    files declare, None if rerankd does not support it.
     """
 
     header: Header
     files: Mapping[str, str]
     refusal: Refusal | None
+    layout: Layout | None = None
 
 
 def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
@@ -57,17 +63,19 @@ def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
 
     Calls `fail`, which must raise, with a description of what is wrong. Raises OSError.
     """
-    names = files(path.name for path in folder.iterdir())
+    paths = paths_in(folder)
+    names = files(paths)
     if not names:
-        fail(missing(paths_in(folder)))
-    held = [folder / name for name in names if name.endswith(SUFFIX)]
-    described = {name: (folder / name).read_bytes() for name in names if name in DESCRIBING}
+        fail(missing(paths))
+    described = {name: (folder / name).read_bytes() for name in names if describes(name)}
     parts = {}
-    for path in held:
-        with path.open("rb") as stream:
-            parts[path.name] = parse(stream, path.stat().st_size, fail)
+    for name in names:
+        if name.endswith(SUFFIX):
+            with (path := folder / name).open("rb") as stream:
+                parts[name] = parse(stream, path.stat().st_size, fail)
     # The folder of a pulled model is named after its reference, repository name last (see hub/store.py).
-    return translate(folder.name.rpartition("--")[2], described, parts, fail), tuple(held)
+    found = translate(folder.name.rpartition("--")[2], described, parts, fail)
+    return found, tuple(folder / name for name in parts)
 
 
 def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
@@ -82,7 +90,7 @@ def parse(stream: Source, size_bytes: int, fail: Fail) -> dict[str, Tensor]:
     try:
         table = json.loads(stream.read(length))
         found = {name: _tensor(info, 8 + length) for name, info in table.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         fail("its header can't be read: it is damaged; download it again")
     for tensor in found.values():
         if tensor.elements * _BYTES.get(tensor.type_name, 0) not in (0, tensor.size_bytes):
@@ -107,21 +115,30 @@ def translate(
     """The checkpoint from the contents of its files (pure).
 
     `name` is the model's name. `described` has the contents of config.json and of the optional files that
-    describe a model, by file name; `parts` has the tensors of each weight file.
+    describe a model; `parts` has the tensors of each weight file. Both by the file's path in the folder.
     """
     config = Config(_object(described[CONFIG], CONFIG, fail), fail)
     tokenizer = _object(described.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG, fail)
     classes = config.values.get("architectures")
     kind = str(classes[0]) if isinstance(classes, list) and classes else ""
-    found = {own: (file, tensor) for file, held in parts.items() for own, tensor in held.items()}
-    family = FAMILIES.get(kind)
-    modules = _modules(described, fail)
+    found = {
+        own: (file, tensor)
+        for file, held in parts.items()
+        if not is_of_module(file)
+        for own, tensor in held.items()
+    }
+    declared = _layout(described, config.values, fail)
+    layout = declared if isinstance(declared, Layout) else Layout()
+    find_family = body_of if layout.has_own_head else family_of
+    family = find_family(kind, config.values, found)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
-        return _unknown(kind, config.values, values, modules, {own: one for own, (_, one) in found.items()})
+        return _unknown(kind, config.values, values, declared, {own: one for own, (_, one) in found.items()})
+    config = replace(config, names=family.sizes)
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
+    head, reason = _head(layout, parts, config)
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
-    max_length = _max_length(config, tokenizer, spare)
+    max_length = _max_length(config, tokenizer, spare, layout.max_length)
     if "position_embd.weight" in named:
         file, table = named["position_embd.weight"]
         named["position_embd.weight"] = file, _rows(table, spare, max_length)
@@ -134,70 +151,91 @@ def translate(
         "attention.causal": False,
         "pooling_type": 4,  # rank
         **family.keys(config),
+        **(head.keys if head is not None else {}),
     }
     values |= {f"{family.architecture}.{key}": value for key, value in keys.items()}
     values["general.architecture"] = family.architecture
-    values["tokenizer.ggml.token_type_count"] = config.size("type_vocab_size", 1)
+    values["tokenizer.ggml.token_type_count"] = config.size("type_vocab_size", 1, least=0)
     tensors = {gguf: tensor for gguf, (_, tensor) in named.items()}
     reason = (
-        _odd_types(tensors)
+        reason
         or family.unsupported(config.values)
-        or _other_modules(modules)
-        or _default_prompt(_object(described.get(PROMPTS, b"{}"), PROMPTS, fail))
+        or other_labels(config.values, tensors.get("cls.output.weight"))
         or incomplete(family, config, tensors, found)
     )
+    if head is not None:
+        named |= head.tensors
+        tensors |= {gguf: tensor for gguf, (_, tensor) in head.tensors.items()}
+    if isinstance(declared, Refusal):
+        reason = declared.reason
+    reason = _odd_types(tensors) or reason
     refusal = _quantised(config.values) or (Refusal(reason, TAKE_GGUF) if reason else None)
     files_of = {gguf: file for gguf, (file, _) in named.items()}
-    return Checkpoint(Header(0, values, tensors, 0), files_of, refusal)
+    return Checkpoint(
+        Header(0, values, tensors, 0), files_of, refusal, layout if declared is layout else None
+    )
+
+
+def _layout(described: Mapping[str, bytes], config: Mapping[str, Any], fail: Fail) -> Layout | Refusal:
+    def load(name: str) -> Any:
+        return _json(described[name], name, fail) if name in described else None
+
+    templates = {
+        file: data.decode("utf-8", "replace") for file, data in described.items() if file.endswith(".jinja")
+    }
+    found = sentence_transformers.read(load, templates, config, TAKE_GGUF)
+    return found or fail(f"its {MODULES} can't be read: it is damaged; download it again")
+
+
+def _head(
+    layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], config: Config
+) -> tuple[module_head.Head | None, str]:
+    """The head that consists of modules, None if the class has its own; and why rerankd can't compute it, ""
+    if it can."""
+    if layout.chat is not None:
+        return (
+            None,
+            "its input is formatted by a chat template, which rerankd supports for causal models only",
+        )
+    if not layout.has_own_head:
+        return None, ""
+    try:
+        return module_head.of(layout, parts, config.size("hidden_size")), ""
+    except NotUnderstood as reason:
+        return None, f"{reason} ({MODULES})"
 
 
 def _unknown(
     kind: str,
     config: Mapping[str, Any],
     values: dict[str, Any],
-    modules: Sequence[str],
+    layout: Layout | Refusal,
     tensors: Mapping[str, Tensor],
 ) -> Checkpoint:
     """The refused checkpoint of an unsupported class. Its sizes identify the model in the catalog."""
     architecture = str(config.get("model_type") or kind or "unknown")
     values["general.architecture"] = architecture
-    sizes = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}
+    sizes = {
+        "embedding_length": "hidden_size",
+        "block_count": "num_hidden_layers",
+        "context_length": "max_position_embeddings",
+    }
     for ours, own in sizes.items():
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
-    known = " or ".join(sorted(FAMILIES))
-    declared = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
-    reason = f"{declared}, and in safetensors format rerankd supports only {known}"
-    if len(modules) > 1:
-        reason += f" ({MODULES} lists the modules {', '.join(modules)})"
+    known = " or ".join(sorted(CLASSES))
+    of_class = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
+    reason = f"{of_class}, and in safetensors format rerankd supports only {known}"
+    if isinstance(layout, Refusal):
+        reason = layout.reason
+    elif layout.is_causal:
+        modules = ", ".join(layout.kinds)
+        reason = f"{of_class} ({modules}), and rerankd can't compute a causal model from safetensors yet"
+    elif len(layout.modules) > 1:
+        reason += f" ({MODULES} lists the modules {', '.join(layout.kinds)})"
     refusal = _quantised(config) or Refusal(reason, TAKE_GGUF)
-    return Checkpoint(Header(0, values, dict(tensors), 0), {}, refusal)
-
-
-def _modules(described: Mapping[str, bytes], fail: Fail) -> tuple[str, ...]:
-    """The modules that sentence-transformers runs, by the last part of their class names; () without the
-    file."""
-    listed = _json(described.get(MODULES, b"[]"), MODULES, fail)
-    try:
-        return tuple(str(one["type"]).rpartition(".")[2] for one in listed)
-    except (TypeError, KeyError):
-        fail(f"its {MODULES} can't be read: it is damaged; download it again")
-
-
-def _other_modules(modules: Sequence[str]) -> str:
-    if modules in ((), ("Transformer",)):
-        return ""
-    return f"its {MODULES} scores it by {', '.join(modules)} instead of the head of its class"
-
-
-def _default_prompt(config: Mapping[str, Any]) -> str:
-    """Why a default prompt, which sentence-transformers puts before each query, makes scores wrong; ""
-    without one."""
-    prompts, name = config.get("prompts"), config.get("default_prompt_name")
-    prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
-    if not prompt:
-        return ""
-    return f"its {PROMPTS} puts the prompt {prompt!r} before each query, which rerankd does not support"
+    known_layout = layout if isinstance(layout, Layout) else None
+    return Checkpoint(Header(0, values, dict(tensors), 0), {}, refusal, known_layout)
 
 
 def _quantised(config: Mapping[str, Any]) -> Refusal | None:
@@ -216,12 +254,13 @@ def _odd_types(tensors: Mapping[str, Tensor]) -> str:
     return f"its weights have the type {min(odd)}, not {' or '.join(_READABLE)}" if odd else ""
 
 
-def _max_length(config: Config, tokenizer: Mapping[str, Any], spare: int) -> int:
-    """The most tokens of a pair: the number of positions, or the tokenizer's limit if that is less."""
+def _max_length(config: Config, tokenizer: Mapping[str, Any], spare: int, declared: int) -> int:
+    """The most tokens of a pair: the number of positions, or less if sentence-transformers' files declare it
+    (`declared`, 0 if they do not), or else the tokenizer."""
     positions = config.size("max_position_embeddings") - spare
     if positions < 1:
         config.fail(f"its {CONFIG} leaves no position for a token: it is damaged")
-    longest = tokenizer.get("model_max_length")
+    longest = declared or tokenizer.get("model_max_length")
     return longest if isinstance(longest, int) and 0 < longest < positions else positions
 
 
@@ -230,7 +269,7 @@ def _json(data: bytes, name: str, fail: Fail) -> Any:
         fail(f"its {name} can't be read: {POINTER}")
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         fail(f"its {name} can't be read: it is damaged; download it again")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+from rerankd import text_files
 from rerankd.formats import checkpoint_files, safetensors, tokenizer_file
 from rerankd.formats.gguf_header import Source
 from rerankd.formats.metadata import ModelMetadata
@@ -24,7 +26,11 @@ def read(folder: Path) -> ModelMetadata:
     embedding = found.header.tensors.get("token_embd.weight")
     if found.refusal is None and embedding is not None:
         _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
-    return _metadata(folder, found, size, held)
+    metadata = _metadata(folder, found, size, held)
+    if found.layout is None or not found.layout.is_causal:
+        return metadata
+    labels = _texts(tokenizer, found.layout.label_ids, status.st_mtime_ns, status.st_size)
+    return replace(metadata, output_labels=labels)
 
 
 # Cached, because a vocabulary of 250,000 pieces takes a second, and the same file is read several times.
@@ -38,15 +44,24 @@ def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) ->
         refuse(path, f"its tokenizer can't be read: {error}")
 
 
+@cache
+def _texts(path: Path, ids: tuple[int, ...], changed_ns: int, size_bytes: int) -> tuple[str, ...]:
+    """The texts of single tokens. Raises ModelFileError if the tokenizer can't be read."""
+    try:
+        return tokenizer_file.token_texts(text_files.read(path), ids)
+    except (OSError, ValueError) as error:
+        refuse(path, f"its tokenizer can't be read: {error}")
+
+
 def read_streams(
     where: Path, described: Mapping[str, bytes], parts: Iterable[tuple[Source, int, Path]]
 ) -> ModelMetadata:
     """Like `read`, from the contents of the files that describe the model and the streams of its weight
-    files: (stream, size in bytes, path). `where` is the model's path in error messages."""
+    files: (stream, size in bytes, path in the folder). `where` is the model's path in error messages."""
     fail = partial(refuse, where)
     tensors, size, held = {}, 0, []
     for stream, size_bytes, path in parts:
-        tensors[path.name] = safetensors.parse(stream, size_bytes, fail)
+        tensors[path.as_posix()] = safetensors.parse(stream, size_bytes, fail)
         size += size_bytes
         held.append(path)
     return _metadata(where, safetensors.translate(where.name, described, tensors, fail), size, tuple(held))
@@ -57,5 +72,12 @@ def _metadata(
 ) -> ModelMetadata:
     header = found.header
     return metadata_of(
-        path, header, header.tensors, size_bytes, held, format="safetensors", refusal=found.refusal
+        path,
+        header,
+        header.tensors,
+        size_bytes,
+        held,
+        format="safetensors",
+        refusal=found.refusal,
+        layout=found.layout,
     )

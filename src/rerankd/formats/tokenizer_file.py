@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 GIT_LFS = "version https://git-lfs"
+# The library's ids have 32 bits.
+_LARGEST_ID = 2**32
 POINTER = "it is a git-LFS pointer instead of the file: run `git lfs pull` in its folder"
 
 
@@ -25,7 +28,10 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     text = text_files.read(path)
     if text.startswith(GIT_LFS):
         raise ValueError(POINTER)
-    parsed = json.loads(text)
+    try:
+        parsed = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library has no exception class for invalid files
@@ -36,6 +42,20 @@ def read(path: Path, rows: int) -> tuple[Tokenizer, dict[str, Any]]:
     if not {0, 1} <= set(tokenizer.encode("a", "b").sequence_ids):
         raise ValueError("it does not encode a pair of texts")
     return tokenizer, parsed
+
+
+def token_texts(content: str, ids: Sequence[int]) -> tuple[str, ...]:
+    """The texts of single tokens, from the content of tokenizer.json. Raises ValueError if it is damaged or
+    has no such token."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # as in `read`
+        raise ValueError(str(error)) from error
+    if any(one >= _LARGEST_ID or tokenizer.id_to_token(one) is None for one in ids):
+        raise ValueError(f"it has no tokens with the ids {ids}")
+    return tuple(tokenizer.decode([one], skip_special_tokens=False) for one in ids)
 
 
 def _largest_id(parsed: dict[str, Any]) -> int:

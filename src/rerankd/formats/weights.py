@@ -41,7 +41,12 @@ class Weights:
         else:
             self._header, _ = header_of(path, _KEEP)
             held = (path,)
-        self._bytes = {file.name: np.memmap(file, np.uint8, mode="r") for file in held}
+        self._bytes = {
+            file.relative_to(path if path.is_dir() else path.parent).as_posix(): np.memmap(
+                file, np.uint8, mode="r"
+            )
+            for file in held
+        }
 
     @property
     def values(self) -> dict[str, Any]:

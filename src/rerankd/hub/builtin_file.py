@@ -1,6 +1,6 @@
-"""Converts the built-in model's data to a GGUF file, from the wheel or from the file of an earlier version.
+"""Convert the built-in model's data to a GGUF file, from the wheel or from the file of an earlier version.
 
-The wheel's format is `E5S1`: header, vocabulary, normalization map, tensors; all little-endian.
+The wheel's format is `E5S1`: header, vocabulary, normalisation map, tensors; all little-endian.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""(pure) Chooses which files of a repository to pull: listing and user's choice -> `Choice` or UnknownModel.
+"""(pure) Choose which files of a repository to pull: listing and user's choice -> `Choice` or UnknownModel.
 
 A model is one GGUF file, or all parts of a split one (`…-00001-of-00003.gguf`). The file name states the
 quantisation. The order of preference: the file or quantisation that the user names; the catalog's default;
@@ -45,6 +45,20 @@ class RemoteFile:
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 
+    @property
+    def place(self) -> str:
+        """Its path in the folder of the pulled model: a GGUF file's name, and a checkpoint's whole path."""
+        return self.name if self.name.lower().endswith(".gguf") else self.path
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether `place` is in the folder of the pulled model, or in a direct subfolder. A listing is
+        untrusted input: a name with `..` would overwrite other files."""
+        parts = self.place.split("/")
+        return len(parts) <= 2 and not any(
+            part in ("", ".", "..") or set(part) & {"\\", "\0"} for part in parts
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -80,6 +94,12 @@ def quant_of(stem: str) -> str:
     return found[-1].replace("FP16", "F16").replace("FP32", "F32") if found else ""
 
 
+def quants(files: Iterable[RemoteFile]) -> tuple[str, ...]:
+    """Return the quantisations of a repository's complete GGUF files, the preferred ones first."""
+    known = {model.quant for model in _models(files) if model.is_whole}
+    return tuple(quant for quant in PREFERRED if quant in known)
+
+
 def choose(
     files: Iterable[RemoteFile],
     where: str,
@@ -110,7 +130,7 @@ def choose(
     return _best(models, where, default, memory_bytes)
 
 
-def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
+def _checkpoint(files: Sequence[RemoteFile], where: str, is_specific: bool) -> Choice:
     by_path = {file.path: file for file in files}
     names = checkpoint_files.files(by_path)
     if not names:
@@ -119,7 +139,7 @@ def _checkpoint(files: Sequence[RemoteFile], where: str, asked: bool) -> Choice:
             f"and {checkpoint_files.TOKENIZER}): {checkpoint_files.missing(by_path)}. Name a repository that "
             "has a GGUF file or a complete safetensors model."
         )
-    if asked:
+    if is_specific:
         raise UnknownModel(
             f"{where} has no GGUF files, only safetensors, which are pulled as a whole. Pull it without a "
             f"quantisation or file name: {where}"

@@ -1,4 +1,4 @@
-"""Hugging Face and ModelScope: lists the files of a repository, and their URLs.
+"""Hugging Face and ModelScope: list the files of a repository, and their URLs.
 
 Both hubs are queried with their official clients, which know the user's token, mirror (HF_ENDPOINT,
 MODELSCOPE_ENDPOINT) and cache; files in these caches are reused. `download.py` downloads the files of both
@@ -191,5 +191,5 @@ def _failed(origin: Origin, error: Exception) -> FetchError:
     try:
         network_errors.client().close()
     except ValueError as fault:
-        return FetchError(f"{origin.ref} can't be fetched: {fault}.")
+        return FetchError(f"{origin.ref} can't be downloaded: {fault}.")
     return origin.unreachable(error)

@@ -11,38 +11,74 @@ from rerankd.deprecated_names import old_value
 from rerankd.domain import Recipe, Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.progress import size_words
+from rerankd.recipes.causal_layout import CausalRecipe, causal_recipe
 from rerankd.recipes.resolution import Resolution
 
 _WIDEST = 80  # characters of a template in the text; the JSON has all of it
 # Fields of many thousand characters, and fields that only the engine needs.
-_LEFT_OUT = ("tokens", "control_tokens", "user_defined_tokens", "chat_template", "path", "parts", "refusal")
+_LEFT_OUT = (
+    "tokens",
+    "control_tokens",
+    "user_defined_tokens",
+    "chat_template",
+    "path",
+    "parts",
+    "refusal",
+    "layout",
+    "output_matrix",
+)
 
 
-def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "") -> str:
+def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "", place: str = "") -> str:
     """Describe a model file in a few lines: its contents, and its recipe with the source of each part, or its
-    refusal. `ref` is the user's name for it."""
-    lines = [str(metadata.path), _file_line(metadata), _model_line(metadata, resolved)]
+    refusal. `ref` is the user's name for it, `place` where it is if that is not its path."""
+    lines = [place or str(metadata.path), _file_line(metadata), _model_line(metadata, resolved)]
+    if metadata.layout is not None and metadata.layout.modules:
+        lines.append(f"modules of sentence-transformers: {', '.join(metadata.layout.kinds)}")
     if isinstance(resolved.outcome, Refusal):
         lines.append(f"refused: {resolved.outcome.reason}")
         lines.append(f"next step: {resolved.outcome.next_step}")
         if settings := resolved.settings(ref):
             lines += ["", "# rerankd.toml", settings]
-        return "\n".join(lines)
+        return _printable("\n".join(lines + _causal_lines(metadata)))
     recipe = resolved.outcome
-    lines.append(f"scored as {recipe.method}: {recipe.explanation}")
+    lines.append(f"scored as {recipe.explanation}")
     lines += [f"  {part}: {_value(recipe, part)} ({source})" for part, source in recipe.sources.items()]
     lines += [f"note: {note}" for note in resolved.notes]
-    return "\n".join(lines)
+    return _printable("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """The text without control characters and lone surrogates, which are escaped: a repository's files are
+    untrusted input, and a terminal would obey them."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _causal_lines(metadata: ModelMetadata) -> list[str]:
+    """Describe the recipe that sentence-transformers' files declare for a causal model, which no backend
+    computes."""
+    recipe = causal_recipe(metadata)
+    if recipe is None or isinstance(recipe, str):
+        return [f"note: {recipe}"] if recipe else []
+    lines = [f"its files declare {recipe.method}: {recipe.explanation}, after this prompt:", recipe.template]
+    if recipe.instruction:
+        lines.append(f"with the instruction: {recipe.instruction}")
+    if recipe.settings:
+        lines += ["", "# rerankd.toml: below the ref of a GGUF file of this model", recipe.settings]
+    return lines
 
 
 def _value(recipe: Recipe, part: str) -> str:
     """Return the value of a part of a recipe, on one line."""
     if part == "max_length":
-        per = "text" if recipe.method == "embedding" else "query and document together"
+        per = "a text" if recipe.method == "embedding" else "query and document together"
         return f"{recipe.max_length:,} tokens for {per}"
     if part == "normalization":
         return recipe.normalization.name
-    if part in ("low", "high"):
+    if part in ("low", "high", "logit_mean", "logit_sigma"):
         return f"{getattr(recipe.normalization, part):g}"
     value = getattr(recipe, part)
     if part in ("method", "pooling"):
@@ -81,6 +117,10 @@ def describe_json(metadata: ModelMetadata, resolved: Resolution, ref: str = "") 
         "recipe": accepted,
         "refusal": refused,
         "notes": list(resolved.notes),
+        "modules": list(metadata.layout.kinds) if metadata.layout is not None else [],
+        "causal_recipe": asdict(causal)
+        if isinstance(causal := causal_recipe(metadata), CausalRecipe)
+        else None,
         "scoring": _scoring(accepted) if accepted is not None else None,
         **(refused or {"reason": "", "next_step": "", "settings": ""}),
     }

@@ -12,7 +12,7 @@ from rerankd.domain import Method, Refusal
 from rerankd.errors import ModelFileError
 from rerankd.formats import model_files
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.hub import builtin
+from rerankd.hub import builtin, patched_copies
 from rerankd.hub.inspect import describe as describe_file
 from rerankd.hub.inspect import describe_json
 from rerankd.hub.model_ref import parse
@@ -35,6 +35,7 @@ def present(store: Store, resolve: Resolve) -> list[Row]:
             "name": record.name,
             "path": str(store.path(record)),
             "size_bytes": record.size_bytes,
+            "patched_bytes": sum(map(patched_copies.size_bytes, store.copies_of(record))),
             "source": record.source or None,
             "revision": record.revision or None,
             "sha256": list(record.sha256),
@@ -45,7 +46,15 @@ def present(store: Store, resolve: Resolve) -> list[Row]:
     path = builtin.path_in(store.models)
     if path.is_file():
         size = path.stat().st_size
-        rows.append({"name": builtin.NAME, "path": str(path), "size_bytes": size, "source": "builtin"})
+        rows.append(
+            {
+                "name": builtin.NAME,
+                "path": str(path),
+                "size_bytes": size,
+                "patched_bytes": 0,
+                "source": "builtin",
+            }
+        )
     served = store.default()
     return [{**row, **_scored(row, resolve), "default": row["name"] == served} for row in rows]
 
@@ -92,7 +101,7 @@ def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[st
     return [["name", "size", "max_length", "method", "from", "served by default"]] + [
         [
             row["name"],
-            size_words(row["size_bytes"]),
+            _size(row),
             f"{row['max_length']}" if row["max_length"] else "",
             row["method"] or f"refused: {row['reason']}",
             row["source"] or "",
@@ -100,6 +109,24 @@ def columns(rows: Sequence[Mapping[str, Any]], *, catalog: bool) -> list[list[st
         ]
         for row in rows
     ]
+
+
+def outside(store: Store) -> list[str]:
+    """Return a sentence for each patched copy of a file outside the store."""
+    known = {folder for record in store.records() for folder in store.copies_of(record)}
+    return [
+        f"A patched copy of {source or 'a file that no longer exists'} takes "
+        f"{size_words(patched_copies.size_bytes(folder))} in {folder}. To delete it: rerankd remove "
+        f"{source or folder}"
+        for folder, source in store.copies.sources().items()
+        if folder not in known
+    ]
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    """Return the size of a model, and of its patched copies if it has any."""
+    copied = f" + {size_words(row['patched_bytes'])} patched copy" if row["patched_bytes"] else ""
+    return size_words(row["size_bytes"]) + copied
 
 
 def _scored(row: Row, resolve: Resolve) -> Row:

@@ -1,4 +1,4 @@
-"""Model references: parses a name such as hf:org/repo:Q8_0 or a path into a `ModelRef`, and renders it.
+"""Model references: parse a name such as hf:org/repo:Q8_0 or a path into a `ModelRef`, and render it.
 
     ref      = builtin | hub | name | path
     builtin  = "builtin:" word                        builtin:e5

@@ -1,4 +1,4 @@
-"""Pulls a model: from a reference to a downloaded and checked model in the store.
+"""Pull a model: from a reference to a downloaded and checked model in the store.
 
 The steps: parse the reference, look up its sources, list the repository, choose its files, read the header
 over the network and resolve how it is scored, download and verify the files, read the header on disk and run
@@ -13,12 +13,12 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rerankd.domain import Refusal
-from rerankd.download import Beginning, Downloader, verify
+from rerankd.download import Downloader, verify
 from rerankd.errors import (
     FetchError,
     HubUnreachable,
@@ -28,14 +28,14 @@ from rerankd.errors import (
     Unscorable,
     disk_errors,
 )
-from rerankd.formats import checkpoint_files, gguf_metadata, model_files
-from rerankd.formats import safetensors_metadata as folders
+from rerankd.formats import checkpoint_files, model_files
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.hub.choose_files import Choice, RemoteFile, choose
+from rerankd.hub import remote
+from rerankd.hub.choose_files import Choice, RemoteFile
 from rerankd.hub.hubs import Hub, Listing
 from rerankd.hub.model_ref import HUBS, ModelRef, parse
 from rerankd.hub.store import Record, Store, folder_of, name_of, nearest, within
-from rerankd.progress import Progress, size_words, step
+from rerankd.progress import Progress, size_words
 from rerankd.recipes import catalog
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.scoring_method import KNOWN_GOOD
@@ -63,7 +63,7 @@ class Puller:
         """Download the model that `text` names. Raises UnknownModel, ModelFileError (Unscorable), FetchError
         or DataFolderError; the next pull resumes what was downloaded."""
         ref = parse(text)
-        sources, default = _sources(ref)
+        sources, default = sources_of(ref)
         folder = folder_of(ref)
         with self.store.locked(folder, lambda: self.say(f"waiting for another pull of {name_of(folder)} …")):
             return self._pull_first(sources, default, folder)
@@ -89,21 +89,19 @@ class Puller:
 
     def _pull_from(self, source: ModelRef, default: str, folder: str) -> Record:
         hub = self.hubs[source.kind]
-        with step(self.progress, f"listing {source.name} on {hub.origin(source.name).server}"):
-            listing = self.downloader.retrying(lambda: hub.listing(source.name))
-        where = f"{source.kind}:{source.name}"
-        choice = choose(
-            listing.files,
-            where,
-            quant=source.quant,
-            file=source.file,
+        listing, choice = remote.find(
+            self.downloader,
+            self.hubs,
+            source,
+            self.progress,
             default=default,
             memory_bytes=self.memory_bytes,
         )
+        where = f"{source.kind}:{source.name}"
         record = Record(
             name=name_of(folder),
             folder=folder,
-            files=tuple(file.name for file in choice.files),
+            files=tuple(file.place for file in choice.files),
             size_bytes=choice.size_bytes,
             pulled_at=time.time(),
             source=where,
@@ -115,7 +113,8 @@ class Puller:
             server = hub.origin(source.name).server
             self.say(f"{known.name} is already on this machine, in the version that {server} has.")
             return known
-        names = ", ".join(file.name for file in choice.files if not file.name.endswith(".json"))
+        weights = (".gguf", checkpoint_files.SUFFIX)
+        names = ", ".join(file.place for file in choice.files if file.name.lower().endswith(weights))
         self.say(f"{where}: {names} ({size_words(choice.size_bytes)}), {choice.why}")
         self._check_memory(choice)
         self._resolve_remote(hub, source.name, listing, choice)
@@ -139,33 +138,18 @@ class Puller:
 
     def _resolve_remote(self, hub: Hub, repo: str, listing: Listing, choice: Choice) -> None:
         """Print how the model will be scored. Raises Unscorable or ModelFileError before the download."""
-        with contextlib.ExitStack() as streams:
-
-            def opened(file: RemoteFile) -> Beginning:
-                source = hub.source(repo, listing.revision, file)
-                return streams.enter_context(self.downloader.beginning(source))
-
-            def parts(ending: str) -> Iterator[tuple[Beginning, int, Path]]:
-                for file in choice.files:
-                    if file.name.lower().endswith(ending):
-                        # The repository's name helps to identify the model (model_identity.py).
-                        yield opened(file), file.size_bytes, Path(repo.replace("/", "--"), file.path)
-
-            described = {
-                file.name: opened(file).read()
-                for file in choice.files
-                if file.name in checkpoint_files.DESCRIBING
-            }
-            if described:
-                metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX))
-            else:
-                metadata = gguf_metadata.read_streams(parts(".gguf"))
-            resolved = self.resolve(metadata)
+        resolved = self.resolve(remote.read_metadata(self.downloader, hub, repo, listing, choice))
         resolved.require(hub.origin(repo).ref)
         self.say(f"scored as {resolved.explanation}")
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
-        target = staged / file.name
+        if not file.is_inside:
+            raise FetchError(
+                f"{hub.origin(repo).ref} lists a file outside of its folder: {file.path!r:.200}. It was not "
+                "downloaded. Use another repository, and report this one."
+            )
+        target = staged / file.place
+        target.parent.mkdir(exist_ok=True)
         source = hub.source(repo, listing.revision, file)
         if target.exists() and file.sha256:
             # An earlier pull was interrupted after this download; the file may be of another revision.
@@ -174,12 +158,12 @@ class Puller:
                 return
         cached = hub.cached(repo, listing.revision, file.path)
         if cached is not None and cached.stat().st_size == file.size_bytes:
-            self.say(f"copying {file.name} from the {source.origin.server} cache on this machine")
+            self.say(f"copying {file.place} from the {source.origin.server} cache on this machine")
             shutil.copyfile(cached, target)
             with contextlib.suppress(FetchError):
                 verify(target, source, self.progress)
                 return
-        part = staged / f"{file.name}.{file.sha256[:16] or listing.revision}.part"
+        part = staged / f"{file.place}.{file.sha256[:16] or listing.revision}.part"
         self.downloader.fetch(source, part, self.progress)
         os.replace(part, target)
 
@@ -191,9 +175,9 @@ class Puller:
         except Unscorable:
             shutil.rmtree(staged)
             raise
-        for path in staged.iterdir():
-            if path.name not in record.files:
-                path.unlink()
+        for name in checkpoint_files.paths_in(staged):
+            if name not in record.files:
+                (staged / name).unlink()
         self.store.add(record, staged)
 
 
@@ -204,8 +188,9 @@ def _is_same(known: Record, found: Record) -> bool:
     return same and (all(found.sha256) or known.revision == found.revision)
 
 
-def _sources(ref: ModelRef) -> tuple[list[ModelRef], str]:
-    """Return the sources of a reference in order of preference, and the catalog's default quantisation."""
+def sources_of(ref: ModelRef) -> tuple[list[ModelRef], str]:
+    """Return the sources of a reference in order of preference, and the catalog's default quantisation.
+    Raises UnknownModel, and Unscorable for a model that the catalog refuses."""
     if ref.kind in ("hf", "ms"):
         return [ref], ""
     if ref.kind != "name":

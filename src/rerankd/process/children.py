@@ -139,18 +139,18 @@ class EngineChild(Generic[EngineT]):
         except EngineError as error:
             if type(error) is not EngineError:
                 raise
-            file_name, said = self.plan.file_name, error.message
-            _log.warning("the engine for %s returned an error for a known pair: %s", file_name, said)
+            file_name, message = self.plan.file_name, error.message
+            _log.warning("the engine for %s returned an error for a known pair: %s", file_name, message)
             failed = EngineStartFailed(
                 f"The engine loaded {file_name}, but returned an error for a known pair. The error is in "
-                f"rerankd's log. If memory is short: {failure_reasons.LESS_MEMORY}"
+                f"rerankd's log. If memory is short, {failure_reasons.LESS_MEMORY}"
             )
-            return Loss(failed, "memory" if failure_reasons.says_memory(said) else "start")
+            return Loss(failed, "memory" if failure_reasons.says_memory(message) else "start")
         most, held = self.plan.watch.max_engine_memory, processes.memory_bytes(self.process.pid)
         if most is not None and held is not None and held > most:  # it would be replaced again and again
             text = (
                 f"The engine for {self.plan.file_name} uses {held / 2**20:.0f} MiB right after loading, more "
-                f"than max_engine_memory allows ({most / 2**20:.0f} MiB). Raise max_engine_memory, or: "
+                f"than max_engine_memory allows ({most / 2**20:.0f} MiB). Raise max_engine_memory, or "
                 f"{failure_reasons.LESS_MEMORY}"
             )
             return Loss(EngineStartFailed(text), "start")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 _QUOTED_LINES = 12
-LESS_MEMORY = "Use a smaller quantisation or lower scoring.max_length."
+LESS_MEMORY = "use a smaller quantisation or lower scoring.max_length."
 Cause = Literal[
     "crash", "exit", "file", "hang", "memory", "killed", "errors", "useless", "start", "requested"
 ]
@@ -42,7 +42,7 @@ _CODES = {
     "of the same model.",
     -4: "It executed an instruction that this CPU does not support. Another engine may work (see the "
     "setting engine).",
-    -9: "Another process killed it. The system does so when memory runs out. If that is the cause: "
+    -9: "Another process killed it. The system does so when memory runs out. If that is the cause, "
     + LESS_MEMORY,
     -11: "It crashed. Either the file is damaged, or the engine is broken on this machine. Another engine "
     "may work (see the setting engine).",
@@ -54,7 +54,7 @@ def died(name: str, code: int, lines: Sequence[str], advice: Advice) -> str:
     how = f"was terminated by signal {-code}" if code < 0 else f"exited with code {code}"
     output = "\n".join(lines).lower()
     if says_memory(output):
-        step = "It ran out of memory. " + LESS_MEMORY
+        step = "It ran out of memory. To avoid this, " + LESS_MEMORY
     else:
         by_words = (text for sign, text in advice.items() if isinstance(sign, str) and sign in output)
         step = next(by_words, (_CODES | dict(advice)).get(code, ""))

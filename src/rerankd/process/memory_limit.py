@@ -1,8 +1,8 @@
 """(pure) The default memory limit of an engine, used if `max_engine_memory` is not set.
 
 An engine's RSS peaks at its largest call: from 524 to 640 MiB with the built-in model, from 88 to 112 MiB
-with a tiny model. Some engines also map pages of the model file as they read them. Growth beyond twice the
-RSS after loading plus a gigabyte can't be buffers of a call.
+with a tiny model. Some engines also map pages of the model file as they read them. An RSS above twice the RSS
+after loading plus a gigabyte can't come from the buffers of a call.
 """
 
 from __future__ import annotations
@@ -15,5 +15,6 @@ LEAK_AFTER_S = 600.0
 
 def limit_bytes(loaded_bytes: int, weights_bytes: int, raised: int) -> int:
     """Return the limit of an engine whose RSS was `loaded_bytes` right after it loaded weights of
-    `weights_bytes`. The limit was `raised` times for engines that needed more; each time doubles it."""
+    `weights_bytes`. `raised` counts how often the limit was raised for engines that needed more; each time
+    doubles it."""
     return (2 * loaded_bytes + max(weights_bytes - loaded_bytes, 0) + HEADROOM_BYTES) << min(raised, 10)

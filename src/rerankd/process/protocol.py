@@ -44,14 +44,14 @@ class EngineClient:
         except ValueError as error:
             raise EngineError("The engine's response is not JSON. See the engine's log.") from error
         if answer.status != 200:
-            said = found.get("error", found) if isinstance(found, dict) else found
-            said = said.get("message", said) if isinstance(said, dict) else said
-            raise self._error(answer.status, str(said))
+            message = found.get("error", found) if isinstance(found, dict) else found
+            message = message.get("message", message) if isinstance(message, dict) else message
+            raise self._error(answer.status, str(message))
         return found
 
-    def _error(self, status: int, said: str) -> EngineError:
+    def _error(self, status: int, message: str) -> EngineError:
         """Return the error for a response whose status is not 200."""
-        return EngineError(f"The engine rejected the request: {said}")
+        return EngineError(f"The engine rejected the request: {message}")
 
     async def close(self) -> None:
         self._http.close()

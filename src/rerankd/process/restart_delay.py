@@ -16,7 +16,8 @@ FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 60.0
 # Requests wait for a restart within this time. Otherwise they are rejected with the time of the restart.
 PATIENCE_S = 5.0
-# The delay is shortened by up to this share, so that services that lost a shared disk don't restart together.
+# The delay is shortened by up to this share, so that services that lost a shared disk do not restart at the
+# same moment.
 JITTER = 0.2
 
 
@@ -34,7 +35,7 @@ def state(
     level and the log message. `error` is the last of `losses` in a row. `loaded`: the model `name` has been
     ready before."""
     if not loaded:  # the caller that waits for the first load reports the error
-        text = f"{error.message}\nrerankd tries again in {delay_s:.3g} s."
+        text = f"{error.message}\nrerankd retries in {delay_s:.3g} s."
         return Failed(error, until), logging.WARNING if losses > 1 else logging.INFO, text
     if delay_s > PATIENCE_S:
         error = EngineStartFailed(

@@ -193,7 +193,7 @@ class Supervisor(Generic[EngineT]):
                     await self._live()
                 except Exception as error:  # the crash boundary of this task
                     _log.exception("the supervisor of %s failed for an unexpected reason", self._plan.name)
-                    text = f"rerankd failed to watch its engine: {error!r}. See rerankd's log."
+                    text = f"rerankd failed to supervise its engine: {error!r}. See rerankd's log."
                     self._set(Stopping())
                     if self._child is not None:
                         await self._children.end(self._child)

@@ -115,7 +115,7 @@ async def over_memory_limit(child: EngineChild[EngineT], outgrown: int) -> Loss:
             await forever()
         assert held is not None
         most = memory_limit.limit_bytes(held, child.plan.weights_bytes, outgrown)
-        by = f"the limit of {most / 2**20:.0f} MiB for one that used {held / 2**20:.0f} MiB after loading"
+        by = f"its limit of {most / 2**20:.0f} MiB (it used {held / 2**20:.0f} MiB after loading)"
     while True:
         held = await asyncio.to_thread(processes.memory_bytes, child.process.pid)
         if held is not None and held > most:

@@ -23,10 +23,11 @@ from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.partial_recipe import POOLINGS, PartialRecipe
-from rerankd.scoring.prompt import INSTRUCTION, placeholders
+from rerankd.scoring.prompt import INSTRUCTION, choose, placeholders, stray_mark
 
 # `{{query}}` contains `{query}`, so without this check the model would read the outer braces.
 _JINJA = re.compile(r"\{%|\{\{-?\s*(?:instruction|query|document)\b")
+_SIGMOID = {"logit_mean", "logit_sigma"}
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -38,13 +39,15 @@ class Match(_Table):
     """What a file's header must contain to be this model: one of the architectures, one of the names, the
     sizes.
 
-    `block_count` and `embedding_length` of 0 match any size; only entries of refused models may omit them.
+    `block_count` and `embedding_length` of 0 match any size; only entries of refused models may omit them,
+    and those that declare `any_size` because their names belong to one family with one prompt.
     """
 
     architectures: tuple[_Text, ...]
     names: Annotated[tuple[_Text, ...], Field(min_length=1)]
     block_count: int = 0
     embedding_length: int = 0
+    any_size: bool = False
 
     @field_validator("names")
     @classmethod
@@ -76,8 +79,8 @@ class Entry(_Table):
     head reads, None for other models. `refs`: where to download it, as in the setting `models.ref`, best
     first.
     `quant`: the quantisation to download; `size_mb`: its size in 10^6 bytes; `context_length`: the one in its
-    header; "" or 0 if unknown. `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for
-    any.
+    header; "" or 0 if unknown. `ndcg10`: its published quality (see recommend.py), 0 if unknown.
+    `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for any.
     """
 
     name: str
@@ -89,7 +92,7 @@ class Entry(_Table):
     refused: str = ""
     max_length: int = 0
     template: str = ""
-    labels: tuple[str, str] = ("", "")
+    labels: tuple[str, ...] = ("", "")
     instruction: str = ""
     query_prefix: str = ""
     document_prefix: str = ""
@@ -97,17 +100,20 @@ class Entry(_Table):
     classifier_pooling: Pooling | None = None
     low: float | None = None
     high: float | None = None
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
     refs: tuple[_Text, ...] = ()
     quant: str = ""
     size_mb: int = 0
     context_length: int = 0
+    ndcg10: float = 0.0
     needs_build: int = 0
 
     def partial(self, method: Method) -> PartialRecipe:
         """The parts that the entry defines for this method, without the prompt (see prompts.py)."""
         partial = PartialRecipe(method if method == self.method else None, self.max_length or None)
         if partial.method != "embedding":
-            return partial
+            return replace(partial, logit_mean=self.logit_mean, logit_sigma=self.logit_sigma)
         return replace(
             partial,
             pooling=self.pooling,
@@ -150,8 +156,13 @@ def template_error(template: str) -> str:
             f"the template is written in Jinja ({match[0]!r}), which rerankd does not support: write "
             "{query} and {document} with single braces"
         )
+    if mark := stray_mark(template):
+        return f"the template contains {mark} without its counterpart"
     found = placeholders(template)
+    always = placeholders(choose(template, instructed=False))
     for name in ("query", "document"):
+        if (found.count(name), always.count(name)) == (1, 0):
+            return f"{{{name}}} must not be in a part that is left out without an instruction"
         if found.count(name) != 1:
             count = found.count(name)
             return f"the template must contain {{{name}}} exactly once, but contains it {count} times"
@@ -189,15 +200,18 @@ def _fault(entry: Entry) -> str:
     """What is inconsistent in an entry, "" if nothing."""
     if bool(entry.method) == bool(entry.refused):
         return "set either method or refused"
-    if entry.method and not (entry.match.block_count and entry.match.embedding_length):
+    has_sizes = bool(entry.match.block_count and entry.match.embedding_length)
+    if entry.method and has_sizes == entry.match.any_size:
         return "set block_count and embedding_length: a recipe needs an exactly identified model"
     if entry.method == "causal_lm":
-        if not all(entry.labels):
-            return "causal_lm needs two labels"
+        if not all(entry.labels) or len(entry.labels) not in (1, 2):
+            return "causal_lm needs one or two labels"
         if error := template_error(entry.template):
             return error
-        if (INSTRUCTION in entry.template) != bool(entry.instruction):
-            return "instruction and {instruction} in the template require each other"
+        if INSTRUCTION in choose(entry.template, instructed=False) and not entry.instruction:
+            return "{instruction} in the template requires an instruction, or must be optional"
+        if entry.instruction and INSTRUCTION not in entry.template:
+            return "instruction requires {instruction} in the template"
     elif entry.template or any(entry.labels) or entry.instruction:
         return "template, labels and instruction are for causal_lm"
     if entry.method == "embedding":
@@ -207,6 +221,10 @@ def _fault(entry: Entry) -> str:
             return "low and high must be cosines, and low must be less than high"
     elif entry.model_fields_set & {"query_prefix", "document_prefix", "pooling", "low", "high"}:
         return "prefixes, pooling, low and high are for embedding"
+    if entry.method not in ("cross_encoder", "causal_lm") and _SIGMOID & entry.model_fields_set:
+        return "logit_mean and logit_sigma are for the methods whose score is a sigmoid"
+    if entry.logit_sigma is not None and entry.logit_sigma <= 0:
+        return "logit_sigma must be above 0"
     return ""
 
 
@@ -214,7 +232,7 @@ def _entry(table: Mapping[str, Any], earlier: Mapping[str, Entry]) -> Entry:
     """The entry of one [[model]] table. `prompt_of` copies the prompt of an earlier entry."""
     name, values = table.get("name", "unnamed model"), dict(table)
     if (prompt_of := values.pop("prompt_of", "")) in earlier:
-        values |= earlier[prompt_of].model_dump(include={"template", "labels", "instruction"})
+        values |= earlier[prompt_of].model_dump(include={"template", "labels", "instruction", *_SIGMOID})
     elif prompt_of:
         raise ConfigError(f"catalog, {name}: prompt_of names {prompt_of!r}, which no earlier table defines")
     try:

@@ -54,10 +54,19 @@ def kind_of(metadata: ModelMetadata) -> Kind | None:
     if has_markers or metadata.has_late_projection or tags & _LATE_TAGS or any(map(_LATE.search, names)):
         return "late interaction"
     is_tagged = tags & _RERANKER_TAGS or (_CLASSIFIER_TAG in tags and not tags & _EMBEDDER_TAGS)
-    is_marked = metadata.pooling == "rank" or bool(metadata.rerank_template) or bool(is_tagged)
+    is_marked = metadata.pooling == "rank" or _has_rerank_template(metadata) or bool(is_tagged)
     if is_marked or any(map(_RERANKER.search, names)):
         return "reranker"
     return "sparse" if tags & _SPARSE_TAGS or any(map(_SPARSE.search, names)) else None
+
+
+def is_called_reranker(metadata: ModelMetadata) -> bool:
+    """Whether a name says that it is a reranker."""
+    return any(map(_RERANKER.search, _all_names(metadata)))
+
+
+def _has_rerank_template(metadata: ModelMetadata) -> bool:
+    return bool(metadata.rerank_template or metadata.rerank_instruct_template)
 
 
 def is_called_embedder(metadata: ModelMetadata) -> bool:

@@ -12,18 +12,21 @@ from rerankd.domain import Method, NormalizationName, Pooling, Source
 class PartialRecipe:
     """The parts of a recipe that one source defines (see domain.Recipe); None for the others.
 
-    `low` and `high` are the bounds of the affine normalization. In a user's settings, `pooling` is also the
+    `low` and `high` are the bounds of the affine normalization, `logit_mean` and `logit_sigma` the parameters
+    of the sigmoid. In a user's settings, `pooling` is also the
     pooling that a ModernBERT's head reads, for files that do not declare it.
     """
 
     method: Method | None = None
     max_length: int | None = None
     template: str | None = None
-    labels: tuple[str, str] | None = None
+    labels: tuple[str, ...] | None = None
     pooling: Pooling | None = None
     normalization: NormalizationName | None = None
     low: float | None = None
     high: float | None = None
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
     instruction: str | None = None
     query_prefix: str | None = None
     document_prefix: str | None = None

@@ -19,7 +19,7 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.catalog import Catalog, Entry, template_error
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe
-from rerankd.scoring.prompt import INSTRUCTION
+from rerankd.scoring.prompt import INSTRUCTION, PART_MARK, choose
 
 QWEN3_RERANKER = "Qwen3-Reranker-0.6B"
 _QWEN3_NAME = "qwen3-reranker"
@@ -29,8 +29,6 @@ _NEGATIVE = frozenset(("no", "false", "0", "irrelevant", "negative", "\u5426"))
 _NEUTRAL = re.compile(
     r"[\dv.]+|\d+[bm]|i?q\d\w*|[kmslx]{1,2}|xx?s|(b?f|fp|int)\d+|i1|imatrix|gguf|ggml|hf|llama|cpp|seq|cls|quanti[sz]ed|models?"
 )
-# Separates parts that the reference implementation tokenizes separately; templates in files don't have it.
-_PART_MARK = "\x1e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +52,12 @@ def find_prompt(metadata: ModelMetadata, entry: Entry | None, catalog: Catalog) 
         return _of_entry(metadata, entry) if entry.method == "causal_lm" else None
     qwen = catalog.find(QWEN3_RERANKER)
     assert qwen is not None, "the catalog has the prompt of Qwen3-Reranker"
-    own = metadata.rerank_template
-    instruction = _instruction_in(own, qwen.template)
+    own, own_instruction = own_prompt(metadata)
+    instruction = _instruction_in(metadata.rerank_template or own, qwen.template)
     if own and instruction is None:
-        usable = labels is not None and not own_template_error(own)
-        return Prompt(NOTHING, PartialRecipe(template=own, labels=labels)) if usable else None
+        usable = labels is not None and not own_template_error(metadata)
+        in_file = PartialRecipe(template=own, labels=labels, instruction=own_instruction or None)
+        return Prompt(NOTHING, in_file) if usable else None
     if instruction is not None and metadata.architecture != "qwen3vl":
         # Not for the vision model: llama.cpp's converter writes the text model's template into its files.
         own_parts = PartialRecipe(template=qwen.template, labels=labels, instruction=instruction)
@@ -83,11 +82,26 @@ def find_prompt(metadata: ModelMetadata, entry: Entry | None, catalog: Catalog) 
     return None
 
 
-def own_template_error(template: str) -> str:
+def own_prompt(metadata: ModelMetadata) -> tuple[str, str]:
+    """The rerank template in a file, "" if it has none, and the default for its {instruction}.
+
+    A file may have two: `tokenizer.chat_template.rerank` contains the default instruction, and
+    `tokenizer.chat_template.rerank_instruct` has the placeholder instead (llama.cpp's pull request 20009).
+    Together they define both. If the two are not the same prompt, the first one counts.
+    """
+    plain_one, with_slot = metadata.rerank_template, metadata.rerank_instruct_template
+    if not plain_one:
+        return with_slot, ""
+    instruction = _instruction_in(plain_one, with_slot) if INSTRUCTION in with_slot else None
+    return (plain_one, "") if instruction is None else (with_slot, instruction)
+
+
+def own_template_error(metadata: ModelMetadata) -> str:
     """Why a file's rerank template can't be used, "" if it can."""
+    template, instruction = own_prompt(metadata)
     if error := template_error(template):
         return error
-    return "the file does not define its {instruction}" if INSTRUCTION in template else ""
+    return "" if instruction or INSTRUCTION not in template else "the file does not define its {instruction}"
 
 
 def labels_of(metadata: ModelMetadata) -> tuple[str, str] | None:
@@ -103,8 +117,10 @@ def labels_of(metadata: ModelMetadata) -> tuple[str, str] | None:
 
 def _of_entry(metadata: ModelMetadata, entry: Entry) -> Prompt:
     """The prompt of a catalog entry, with a note if the file may need another one."""
-    own = metadata.rerank_template
+    own = metadata.rerank_template or metadata.rerank_instruct_template
     instruction = _instruction_in(own, entry.template)
+    if own and own == choose(entry.template.replace(PART_MARK, ""), instructed=True):
+        instruction = ""  # the entry's template, with its placeholder
     known = PartialRecipe(template=entry.template, labels=entry.labels, instruction=entry.instruction)
     if not own and (more := _extra_words(metadata, entry)):
         note = (
@@ -143,8 +159,12 @@ def _extra_words(metadata: ModelMetadata, entry: Entry) -> str:
 
 
 def _instruction_in(template: str, known: str) -> str | None:
-    """The instruction that makes the known template equal to this one, None if no instruction does."""
-    before, slot, after = known.replace(_PART_MARK, "").partition(INSTRUCTION)
+    """The instruction that makes the known template equal to this one, "" if it has none; None if no
+    instruction does."""
+    known = known.replace(PART_MARK, "")
+    if template == choose(known, instructed=False):
+        return ""
+    before, slot, after = choose(known, instructed=True).partition(INSTRUCTION)
     if not slot:
         return "" if template == before else None
     is_framed = template.startswith(before) and template.endswith(after)
@@ -158,15 +178,17 @@ def settings_lines(metadata: ModelMetadata, catalog: Catalog, *, with_old_defaul
     Parts that the file defines are filled in; the user fills in the rest from the model card.
     `with_old_default` adds, as comments, the prompt that rerankd 0.1 used.
     """
-    own = metadata.rerank_template if not template_error(metadata.rerank_template) else ""
+    own, instruction = own_prompt(metadata)
+    if template_error(own):
+        own = ""
     lines = [
         'method = "causal_lm"',
         f"template = {toml(own)}  # the prompt from its model card, with {{query}} and {{document}}",
         f"labels = {toml(labels_of(metadata) or ('', ''))}  # the answer tokens for relevant and not "
-        "relevant",
+        "relevant; or only the first, if its logit is the score",
     ]
     if INSTRUCTION in own:
-        lines.insert(2, 'instruction = ""  # the default instruction from its model card')
+        lines.insert(2, f"instruction = {toml(instruction)}  # the default instruction from its model card")
     qwen = catalog.find(QWEN3_RERANKER)
     if with_old_default and qwen is not None:
         lines += [

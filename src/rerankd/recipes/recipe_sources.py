@@ -28,7 +28,16 @@ def partials(
     reranker's prompt, None if it is unknown."""
     known = entry.partial(method) if entry is not None else NOTHING
     if method == "causal_lm" and prompt is not None:
-        known = replace(prompt.catalog, method=known.method, max_length=known.max_length)
+        known = replace(
+            prompt.catalog,
+            method=known.method,
+            max_length=known.max_length,
+            logit_mean=known.logit_mean,
+            logit_sigma=known.logit_sigma,
+        )
+    if settings.labels not in (None, known.labels):
+        # The catalog's scale is that of the logit of its own labels.
+        known = replace(known, logit_mean=None, logit_sigma=None)
     # For a cross-encoder, `pooling` is the input of its head, not the engine's pooling (see rank_heads.py).
     own = replace(settings, pooling=None) if method == "cross_encoder" else settings
     return {
@@ -50,7 +59,9 @@ def longest(metadata: ModelMetadata, entry: Entry | None) -> int:
 def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> PartialRecipe:
     partial = PartialRecipe(method=method, max_length=metadata.context_length or None)
     if method == "cross_encoder":
-        return replace(partial, template=metadata.rerank_template or None)
+        prefix = metadata.layout.prompt if metadata.layout is not None else ""
+        template = metadata.rerank_template or None
+        return replace(partial, template=template, query_prefix=prefix or None)
     if method == "embedding":
         return replace(partial, pooling=metadata.pooling if metadata.pooling in POOLINGS else None)
     in_file = prompt.file if prompt is not None else NOTHING

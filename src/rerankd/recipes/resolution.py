@@ -47,9 +47,13 @@ class Resolution:
         """
         if self.refusal is None or not self.refusal.lines:
             return ""
+        return "\n".join((*self.header(ref), self.refusal.lines))
+
+    def header(self, ref: str = "") -> tuple[str, str]:
+        """The first two lines of the model's section in rerankd.toml: its name and `ref`."""
         if ref in ("", str(self.path)):
             ref = str(self.path.absolute())  # rerankd may read the settings in another working directory
-        return f"[models.{_section_name(ref)}]\nref = {toml(ref)}\n{self.refusal.lines}"
+        return f"[models.{section_name(ref)}]", f"ref = {toml(ref)}"
 
     def require(self, ref: str = "") -> Recipe:
         """The recipe. Raises Unscorable with the reason, the next step and the section for rerankd.toml if
@@ -60,7 +64,7 @@ class Resolution:
         return self.outcome
 
 
-def _section_name(ref: str) -> str:
+def section_name(ref: str) -> str:
     """The name of a model's section, from its path or from hf:org/repo:quant."""
     hub, _, rest = ref.partition(":")
     repo = rest.partition(":")[0] if hub in ("hf", "ms") else ref

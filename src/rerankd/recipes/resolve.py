@@ -8,10 +8,10 @@ never gets the recipe of another model because of a similar name. The rules, in 
 - **Refused at once**: a part of a model, a damaged file, a checkpoint of an unknown class, and a model that
   the catalog refuses. The catalog's refusals concern llama.cpp; from its original safetensors files, such a
   model is scored.
-- **A causal language model** is scored by the logits of two labels (`causal_lm`), with or without a rank
-  head. Most files lack the head, and llama-server's own /v1/rerank then returns about 1e-20; where the head
-  exists, it yields the same score more slowly. The prompt must be known (`prompts.py`): from the user's
-  settings, the catalog, or the file.
+- **A causal language model** is scored by the logits of one or two labels (`causal_lm`), with or without a
+  rank head. Most files lack the head, and llama-server's own /v1/rerank then returns about 1e-20; where the
+  head exists, it yields the same score more slowly. The prompt must be known (`prompts.py`): from the
+  user's settings, the catalog, or the file.
 - **An encoder with a rank head** is scored by this head if the engine computes it correctly
   (`rank_heads.py`).
 - **A model without a head** is an embedding model if its header or the catalog defines a pooling and nothing
@@ -25,11 +25,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from rerankd.domain import Method, Normalization, Recipe, Refusal, Source
+from rerankd.domain import Method, Recipe, Refusal, Source
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes import prompts, rank_heads
 from rerankd.recipes.catalog import Catalog, Entry, template_error
+from rerankd.recipes.normalizations import normalization_of
 from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe, merge
 from rerankd.recipes.prompts import Prompt
 from rerankd.recipes.recipe_sources import longest, partials
@@ -42,7 +43,7 @@ _SMALLEST_MAX_LENGTH = 32
 _MAIN_FILE = "give the path of the model's main file"
 # Byte-level BPE vocabularies whose reference tokenizer normalizes to NFC first; llama.cpp does not.
 _NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
-_MARKER = re.compile(r"<\|\w+\|>")
+_MARKER = re.compile(r"<\|\w+\|>|<bos>")
 _ONLY_FOR: dict[Method, tuple[str, ...]] = {
     "cross_encoder": (),
     "causal_lm": ("template", "labels", "instruction"),
@@ -166,7 +167,8 @@ def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) 
             'method = "cross_encoder"\n'
             'pooling = "mean"  # only if its config.json says so (rerankd 0.1 assumed it)',
         )
-    reason = rank_heads.why_not(metadata, read)
+    declared = (case.settings.method, case.entry.method if case.entry is not None else None)
+    reason = rank_heads.why_not(metadata, read, is_reranker="cross_encoder" in declared)
     return Refusal(reason, suggest_another_file(metadata, case.entry)) if reason else None
 
 
@@ -199,7 +201,7 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
         )
     unfit = _unfit_vocabulary(metadata, "" if sources["template"] == "settings" else template, labels)
     if unfit and sources["labels"] == "settings":
-        raise ConfigError(f"{metadata.path}: {unfit}. Set two different single tokens as labels.")
+        raise ConfigError(f"{metadata.path}: {unfit}. Set one single token or two different ones as labels.")
     if unfit and case.entry is None:
         lines = prompts.settings_lines(metadata, case.catalog, with_old_default=False)
         reason = f"the prompt that the file defines does not fit its vocabulary: {unfit}"
@@ -219,10 +221,10 @@ def _lost_output(metadata: ModelMetadata) -> bool:
     return metadata.architecture in QWEN3 and metadata.embedding_length >= 4096 and not metadata.has_output
 
 
-def _unfit_vocabulary(metadata: ModelMetadata, template: str, labels: tuple[str, str]) -> str:
+def _unfit_vocabulary(metadata: ModelMetadata, template: str, labels: tuple[str, ...]) -> str:
     """What the vocabulary lacks for the labels and for the template's special tokens; "" if it has all."""
-    if labels[0] == labels[1] or not all(labels):
-        return f"the labels {labels[0]!r} and {labels[1]!r} are not two different texts"
+    if len(set(labels)) < len(labels) or not all(labels):
+        return f"the labels {' and '.join(map(repr, labels))} are not different texts"
     for label in labels:
         if metadata.token_id(label) is None:
             return f"the label {label!r} is not a single token of the vocabulary"
@@ -253,16 +255,18 @@ def _check_embedding(case: _Case, merged: PartialRecipe, sources: dict[str, Sour
 
 def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[str, Source]) -> Recipe:
     """The recipe from the merged parts, without those that the method does not use."""
-    metadata, length = case.metadata, merged.max_length
-    assert length is not None, "each method has a default"
-    most = longest(metadata, case.entry)
+    metadata, most = case.metadata, longest(case.metadata, case.entry)
+    length = merged.max_length or most
     if sources["max_length"] == "settings" and not _SMALLEST_MAX_LENGTH <= length <= most:
         raise ConfigError(
             f"{metadata.path}: max_length = {length} must be from {_SMALLEST_MAX_LENGTH} to {most}, "
             "the most tokens that the model can read"
         )
-    normalization = _normalization(case.settings, method, merged)
-    unused = {"low", "high"} if normalization.name != "affine" else set()
+    normalization = normalization_of(case.settings, method, merged)
+    unused = {
+        *(("low", "high") if normalization.name != "affine" else ()),
+        *(("logit_mean", "logit_sigma") if normalization.name != "sigmoid" else ()),
+    }
     if INSTRUCTION not in (merged.template or ""):
         unused.add("instruction")
     # SentencePiece's maps compose too, but only marks in canonical order, and not all sequences.
@@ -280,21 +284,3 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
         nfc=is_unigram or metadata.tokenizer_pre in _NFC_TOKENIZERS,
         sources={part: source for part, source in sources.items() if part not in unused},
     )
-
-
-def _normalization(settings: PartialRecipe, method: Method, merged: PartialRecipe) -> Normalization:
-    name, low, high = merged.normalization, merged.low, merged.high
-    assert name is not None and low is not None and high is not None, "each method has a default"
-    if method == "embedding" and name == "sigmoid":
-        raise ConfigError(
-            "normalization = sigmoid squeezes cosines into 0.27…0.73. Use affine with low and high."
-        )
-    if name != "affine":
-        if settings.low is not None or settings.high is not None:
-            raise ConfigError(
-                f"low and high are for normalization = affine, but this model has {name}. Remove them."
-            )
-        return Normalization(name)
-    if not low < high:
-        raise ConfigError(f"low = {low} must be less than high = {high}")
-    return Normalization("affine", low, high)

@@ -11,6 +11,8 @@ from rerankd.recipes.model_identity import Kind, is_called_embedder, kind_of
 from rerankd.recipes.partial_recipe import POOLINGS
 from rerankd.recipes.prompts import Prompt
 
+# Architectures that llama.cpp does not support, so that a GGUF file of the model would not help.
+_NOT_IN_GGUF = ("deberta-v2", "new")
 QWEN3 = ("qwen3", "qwen3vl")
 KNOWN_GOOD = "use a model known to work, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B"
 SET_PROMPT = f"set template and labels in rerankd.toml, as its model card states them, or {KNOWN_GOOD}"
@@ -104,9 +106,9 @@ def _causal(
 def _missing_of_prompt(metadata: ModelMetadata) -> str:
     """The parts of a causal reranker's prompt that the file does not define."""
     missing, verb = [], "is"
-    if not metadata.rerank_template:
+    if not prompts.own_prompt(metadata)[0]:
         missing.append("the prompt it was trained on (tokenizer.chat_template.rerank)")
-    elif error := prompts.own_template_error(metadata.rerank_template):
+    elif error := prompts.own_template_error(metadata):
         missing.append(f"a usable rerank template ({error})")
     elif metadata.architecture == "qwen3vl":
         missing.append("its own prompt (the template in the file is that of the text model)")
@@ -142,6 +144,8 @@ def suggest_another_file(metadata: ModelMetadata, entry: Entry | None) -> str:
         return KNOWN_GOOD
     if entry is not None and entry.refs:
         return f"run `rerankd pull {entry.name.lower()}`, which downloads a file that rerankd can score"
+    if metadata.architecture in _NOT_IN_GGUF:
+        return KNOWN_GOOD
     if metadata.refusal is not None:
         return f"{metadata.refusal.next_step}, or {KNOWN_GOOD}"
     if metadata.format == "safetensors":

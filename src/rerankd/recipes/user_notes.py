@@ -42,6 +42,11 @@ def notes(
             "its header does not tell the tokenizer to append the end token, which last pooling reads: "
             "scores are worse than the model's own; use a newer conversion"
         )
+    if metadata.layout is not None and metadata.layout.activation == "identity":
+        found.append(
+            "its publisher uses the raw value, without a sigmoid (activation_fn is Identity): request "
+            "raw_scores for it; scores in [0, 1] have the same order but are not calibrated"
+        )
     most = longest(metadata, entry)
     if recipe.sources["max_length"] != "settings" and recipe.max_length < most:
         found.append(

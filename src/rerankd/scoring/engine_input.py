@@ -6,7 +6,7 @@ An input is a document, or a chunk of one, with its question. The model reads
 
 for every scoring method. cross_encoder: `<s> query </s></s>` and `</s>` around the document's ids. causal_lm:
 the parts of the prompt before and after the one that contains the document. embedding: the tokens at the
-start and end of a text; the query is a text of its own, `question.ids`.
+start and end of a text; the query is a separate text, `question.ids`.
 """
 
 from __future__ import annotations

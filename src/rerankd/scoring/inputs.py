@@ -62,7 +62,7 @@ class Reader:
         shared = len(prepared.question.before) + len(prepared.question.after)
         bound = prepared.ids_limit - prepared.document_budget + prepared.budget_for(how)
         begun, found = await self._encoded(prepared, texts, bound * how.chunks)
-        # Joined texts may have a token less than the same texts apart.
+        # Texts that are tokenized together may have one token less than the same texts tokenized separately.
         sure = bound if not (prepared.prefix or prepared.suffix) or bound == prepared.ids_limit else bound - 2
         long = [at for at, ids in enumerate(found) if len(ids) > sure]
         shortened = await self._truncated(prepared, long, texts, begun, found, how) if long else {}

@@ -22,8 +22,9 @@ _LOWEST_LOGIT = -87.0
 def score(raw: float, how: Normalization) -> float:
     """Normalize one raw score to [0, 1] by the formula of `how` (see Normalization)."""
     if how.name == "sigmoid":
+        logit = (raw - how.logit_mean) / how.logit_sigma
         # Two forms, so that exp never overflows.
-        return 1 / (1 + math.exp(-raw)) if raw >= 0 else math.exp(raw) / (1 + math.exp(raw))
+        return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
     value = raw if how.name == "identity" else (raw - how.low) / (how.high - how.low)
     return min(max(value, 0.0), 1.0)
 
@@ -36,7 +37,8 @@ def shown(values: Sequence[float | None], how: Normalization, *, raw: bool) -> l
     """
     if not raw:
         return [0.0 if value is None else score(value, how) for value in values]
-    floor = {"sigmoid": _LOWEST_LOGIT, "affine": how.low, "identity": 0.0}[how.name]
+    lowest_logit = how.logit_mean + how.logit_sigma * _LOWEST_LOGIT
+    floor = {"sigmoid": lowest_logit, "affine": how.low, "identity": 0.0}[how.name]
     lowest = min((value for value in values if value is not None), default=floor)
     return [min(floor, lowest) if value is None else value for value in values]
 
@@ -55,5 +57,5 @@ def check_complete(raw: Sequence[float | None], errors: Collection[int]) -> None
 
 
 def rank(values: Sequence[float | None]) -> list[int]:
-    """Indexes of raw scores, best first. Ties keep their order, and None comes last."""
+    """Indexes of raw scores, best first. Ties keep their order, and None is ranked last."""
     return sorted(range(len(values)), key=lambda at: math.inf if (value := values[at]) is None else -value)

@@ -1,4 +1,4 @@
-"""(pure) The prompt of a causal LM: a template, its control tokens, and texts that cannot become control
+"""(pure) The prompt of a causal LM: a template, its control tokens, and texts that can't become control
 tokens.
 
 A causal reranker answers a question with one of two label tokens. Its reference implementation tokenizes the
@@ -21,6 +21,20 @@ PART_MARK = "\x1e"
 INSTRUCTION = "{instruction}"
 DOCUMENT = "{document}"
 _PLACEHOLDER = re.compile(r"\{(instruction|query|document)\}")
+_OPTIONAL = re.compile(r"\{\?instruction\}(.*?)\{/instruction\}", re.DOTALL)
+_MARKS = ("{?instruction}", "{/instruction}")
+
+
+def choose(template: str, *, instructed: bool) -> str:
+    """The template for a prompt with or without an instruction: keep or remove the optional parts, which
+    stand between `{?instruction}` and `{/instruction}`."""
+    return _OPTIONAL.sub(r"\1" if instructed else "", template)
+
+
+def stray_mark(template: str) -> str:
+    """The first mark of an optional part that has no counterpart, "" if all parts are complete."""
+    left = _OPTIONAL.sub("", template)
+    return next((mark for mark in _MARKS if mark in left), "")
 
 
 def split(template: str, control_tokens: Mapping[str, int]) -> list[Piece]:

@@ -138,8 +138,8 @@ async def _too_long(
     more = "" if is_whole else " more than"
     hint = "" if how.query else ", or send truncate_query: true"
     return TooLong(
-        f"The query has{more} {len(ids)} tokens, but may have {most} of the {length} tokens of an input. "
-        f"Shorten it{hint}."
+        f"The query has{more} {len(ids)} tokens, but may use at most {most} of the {length} tokens of an "
+        f"input. Shorten it{hint}."
     )
 
 
@@ -167,19 +167,24 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
             question, recipe.document_prefix, "", space, budget, space - len(of_query) - 1
         )
     if recipe.method == "cross_encoder":
-        (own,) = await model.tokenizer.encode([query])
+        (own,) = await model.tokenizer.encode([recipe.query_prefix + query])
         before = np.concatenate((frame.start, own, frame.between))
         second = None if frame.first_typed is None else len(frame.start) + len(own) + frame.first_typed
         space = length - len(before) - len(frame.end)
         question = Question(query, "", before, frame.end, NONE, second)
-        return PreparedQuestion(question, "", "", space, space, _share(space + len(own)))
+        query_room = _share(space + len(own))
+        if recipe.query_prefix:
+            (of_prefix,) = await model.tokenizer.encode([recipe.query_prefix])
+            query_room = _share(space + len(own) - len(of_prefix))
+        return PreparedQuestion(question, "", "", space, space, query_room)
     return await _prompt(model, query, instruction, length)
 
 
 async def _prompt(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
     """Prepare the question of a causal LM: the prompt before and after the piece that contains the document
     (see prompt.py)."""
-    pieces = prompt.split(model.recipe.template, model.control_tokens)
+    template = prompt.choose(model.recipe.template, instructed=bool(instruction))
+    pieces = prompt.split(template, model.control_tokens)
     place = next(at for at, one in enumerate(pieces) if isinstance(one, str) and prompt.DOCUMENT in one)
 
     def fill(piece: str) -> str:

@@ -1,4 +1,4 @@
-"""(pure) Build the rows, errors and warnings of an answer from raw scores."""
+"""(pure) Build the rows, errors and warnings of a response from raw scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rerankd.scoring.deduplicate import UniqueTexts
 def ranked(
     request: RerankRequest, values: Sequence[float | None], how: Normalization
 ) -> tuple[ScoredDocument, ...]:
-    """The rows of the answer, for one raw score per document (None: it has none). Documents below
+    """The rows of the response, for one raw score per document (None: it has none). Documents below
     `score_threshold` and after the first `top_n` are left out."""
     order = normalize.rank(values)
     if request.score_threshold is not None:
@@ -76,7 +76,7 @@ class Scored:
                 f"{deduplicate.document_list(self.truncated)}."
             )
         if self.texts.blank:
-            found.append(f"Blank, ranked last: {deduplicate.document_list(self.texts.blank)}.")
+            found.append(f"Blank and ranked last: {deduplicate.document_list(self.texts.blank)}.")
         left_out = {*self.texts.unscored}
         for documents, why in (
             ([at for at in self.unscored if at in left_out], "max_scored_documents was reached"),
@@ -84,7 +84,7 @@ class Scored:
         ):
             if documents:
                 found.append(
-                    "Not scored, ranked last in the order sent: "
+                    "Not scored and ranked last, in the order sent: "
                     f"{deduplicate.document_list(documents)}; {why}."
                 )
         by_reason: dict[str, list[int]] = {}

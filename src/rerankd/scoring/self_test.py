@@ -36,14 +36,12 @@ TOLERANCE = 1e-3
 # and one with a cached prefix), which does not matter for ranking. Missing classifier weights move it much
 # further.
 BROKEN = 0.02
-
-
 # The tolerance between the scores of two engines, by the precision of the weights: each engine rounds the
 # arithmetic around quantised weights differently, and llama.cpp uses the tanh form of GELU for `bert`.
 _APART_EXACT, _APART_8_BIT, _APART_LESS = 0.02, 0.05, 0.1
 # Above this difference the file is not served without --force.
 DISAGREE = 0.5
-_FORCE = "to serve it anyway, with a warning in every answer, use --force"
+_FORCE = "to serve it anyway, with a warning in each response, use --force"
 OTHER_FILE = f"the file may be damaged or converted incorrectly: try another file of the same model; {_FORCE}"
 OTHER_ENGINE = (
     "the file may be damaged, or one of the engines may not support this model: try another file, or "
@@ -103,7 +101,7 @@ def tolerance(quantisation: str) -> float:
 def check(
     answered: Sequence[Sequence[float | None]], normalization: Normalization
 ) -> tuple[Refusal | None, tuple[str, ...]]:
-    """Check the raw scores of the arrangements. Returns a Refusal if the scores cannot be trusted, and
+    """Check the raw scores of the arrangements. Returns a Refusal if the scores can't be trusted, and
     warnings.
 
     `answered` has one run for each arrangement, in their order, or only the first. None marks a pair that

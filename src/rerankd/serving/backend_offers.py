@@ -53,7 +53,7 @@ def all_offers(
 
 
 def usable_cards(settings: Settings) -> tuple[Gpu, ...] | None:
-    """The GPUs that engines can use; None if engines may use GPUs that rerankd cannot measure."""
+    """The GPUs that engines can use; None if engines may use GPUs that rerankd can't measure."""
     found: tuple[Gpu, ...] = ()
     for backend in BACKENDS:
         options = settings.options(backend.Options)

@@ -149,7 +149,7 @@ class EvictionPolicy(Generic[K]):
         return self._decide(now)
 
     def loaded(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
-        """The model is loaded and holds this much memory; None if that cannot be measured."""
+        """The model is loaded and holds this much memory; None if that can't be measured."""
         entry = self._entries[key]
         entry.phase, entry.loaded_at, entry.last_used = "loaded", now, now
         if held is not None:

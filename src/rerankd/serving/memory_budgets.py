@@ -22,7 +22,7 @@ def budgets(settings: Settings) -> Bytes:
         return {MEMORY: settings.memory_budget}
     total = machine.read().memory_bytes
     found = {} if total is None else {MEMORY: int(total * _SHARE_FOR_ENGINES)}
-    # If the GPUs cannot be measured, only the machine's memory has a budget.
+    # If the GPUs can't be measured, only the machine's memory has a budget.
     return {**found, **card_budgets(backend_offers.usable_cards(settings) or ())}
 
 

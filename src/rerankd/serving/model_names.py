@@ -98,7 +98,7 @@ class ModelNames:
         return entries
 
     def _instead(self, wanted: EffectiveModelSettings, error: RerankdError, before: Sequence[Entry]) -> Entry:
-        """The entry for a model that cannot be served with the new settings: the model as it was, else a
+        """The entry for a model that can't be served with the new settings: the model as it was, else a
         refused one."""
         name = preparing.names_of(wanted)[0]
         was = next((old for old in self.models if old.name == name and old not in before), None)

@@ -24,7 +24,7 @@ _LOOK_S = 1.0
 
 class ModelSetup:
     """Prepares the pending models, and lets requests wait for them. `take` starts to serve a prepared model,
-    and raises RerankdError if it cannot be served.
+    and raises RerankdError if it can't be served.
 
     `started` is true once all models of the start have been prepared, and loaded if they are preloaded.
     `is_closing` is true once requests are no longer admitted.

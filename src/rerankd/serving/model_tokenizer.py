@@ -85,7 +85,7 @@ class ModelVocabulary:
             self._task = asyncio.create_task(asyncio.to_thread(self._read, self._found))
 
     async def tokenizer(self) -> OwnTokenizer:
-        """The tokenizer. Raises ModelFileError if the vocabulary cannot be read."""
+        """The tokenizer. Raises ModelFileError if the vocabulary can't be read."""
         self.begin()
         task, found = self._task, self._found
         assert task is not None

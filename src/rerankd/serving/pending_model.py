@@ -3,8 +3,8 @@
     starting -(read)-> served              starting -(error)-> refused -(time, reload)-> starting
 
 If the cause may pass by itself (a missing file, a failed download), the model is retried without limit, with
-a growing delay. If it cannot (a file that cannot be scored correctly, a duplicate name), the model waits for
-a reload.
+a growing delay. If it can't (a file that can't be scored correctly, a duplicate name), the model waits for a
+reload.
 """
 
 from __future__ import annotations

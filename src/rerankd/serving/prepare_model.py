@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerankd import machine
@@ -65,13 +64,16 @@ def prepare(
     settings: Settings,
     model: EffectiveModelSettings | None = None,
     progress: Progress = silent,
+    *,
+    copies: bool = True,
 ) -> Model:
     """Find a model, download it if it is the built-in one, and decide how it is scored. None means the first
-    model of the settings.
+    model of the settings. If its engine needs a patched copy of the file and `copies` is true, the copy is
+    made unless it exists.
 
-    Blocks while it reads and downloads. Raises the errors of the data folder, the model file and the
-    download, Unscorable if the file cannot be scored correctly, and ConfigError if the requested engine
-    cannot run it.
+    Blocks while it reads, downloads and copies. Raises the errors of the data folder, the model file and the
+    download, Unscorable if the file can't be scored correctly, and ConfigError if the requested engine can't
+    run it.
     """
     model = model or wanted(settings)[0]
     folders = store.Store(settings.home)
@@ -92,6 +94,8 @@ def prepare(
             f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, but this machine has only "
             f"{memory / 2**30:.1f} GiB of memory. Use a smaller quantisation or a smaller model."
         )
+    if selection.offer.patch is not None and copies:
+        selection = _with_copy(selection, metadata, folders, progress)
     return Model(
         names,
         path,
@@ -104,6 +108,17 @@ def prepare(
         selection,
         changed_at=_changed_at(path),
     )
+
+
+def _with_copy(
+    selection: Selection, metadata: ModelMetadata, folders: store.Store, progress: Progress
+) -> Selection:
+    """Make the patched copy that the selected engine loads. Another engine may need another copy, so there is
+    no fallback."""
+    offer = selection.offer
+    assert offer.patch is not None
+    path = folders.copies.ensure(metadata.parts, offer.patch, progress)
+    return replace(selection, offer=replace(offer, spec=replace(offer.spec, path=path)), fallback=None)
 
 
 def names_of(model: EffectiveModelSettings) -> tuple[str, ...]:
@@ -136,7 +151,9 @@ def fingerprint(path: Path) -> str:
     the fingerprint "no PATH"."""
     if path.is_dir():
         return (
-            " ".join(fingerprint(path / name) for name in checkpoint_files.files(os.listdir(path)))
+            " ".join(
+                fingerprint(path / name) for name in checkpoint_files.files(checkpoint_files.paths_in(path))
+            )
             or f"no {path}"
         )
     try:

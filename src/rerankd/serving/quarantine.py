@@ -113,8 +113,8 @@ class Quarantine:
         return Call(tuple(range(min(most, len(digests)))), alone=True)
 
     def engine_lost(self, digests: Sequence[str], fault: Fault, now: float, *, alone: bool) -> dict[str, str]:
-        """An engine was lost during a call with these texts. Returns those that are now quarantined, with the
-        reason."""
+        """An engine was lost during a call with these texts. Returns the texts that are now quarantined, with
+        the reason."""
         found: dict[str, str] = {}
         if not self._suspects:
             self._blamed_since = 0

@@ -60,8 +60,8 @@ class QueuedRequest:
         latest: float | None = None,
         blocks: Sequence[Sequence[int]] = (),
     ) -> Scores:
-        """Score inputs that have the same question. Each of `blocks`, if any, is a batch of its own. Call
-        this again only after it has returned, and before `latest`.
+        """Score inputs that have the same question. Each of `blocks`, if any, becomes one batch. Call this
+        again only after it has returned, and before `latest`.
 
         With `until`, inputs are scored in their order, and no input is started that would not be finished by
         then. Inputs that were started are waited for until `latest`. Both are in seconds of the queue's clock

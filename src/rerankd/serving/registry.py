@@ -138,7 +138,7 @@ class ModelRegistry(ModelNames):
 
     async def reload(self, entry: Entry) -> None:
         """Retry a refused model or a failed engine, or restart a running engine between requests. A changed
-        file is read again. Returns when that has started. Raises the error if the changed file cannot be
+        file is read again. Returns when that has started. Raises the error if the changed file can't be
         served."""
         if isinstance(entry, PendingModel):
             return entry.retry()
@@ -179,14 +179,14 @@ class ModelRegistry(ModelNames):
         """Stop serving a model. Raises Conflict if it is the only one."""
         if len(self.models) == 1:
             raise Conflict(
-                f"{served.name} is the only served model and cannot be removed. Add another model first."
+                f"{served.name} is the only served model and can't be removed. Add another model first."
             )
         self._remove(served)
         self._loader.retire(served)
 
     async def apply(self, settings: Settings) -> None:
         """Apply changed settings: only what has changed is restarted. Refused and failed models are retried,
-        and changed files are read again. A model that cannot be served with the new settings keeps its
+        and changed files are read again. A model that can't be served with the new settings keeps its
         previous ones, or is listed as refused.
 
         If none of the models can be served, raises the first error and changes nothing.
@@ -227,7 +227,7 @@ class ModelRegistry(ModelNames):
         names."""
         check_names(model.names, beside)
         served = ServedModel(model, self.settings, self._metrics, self._sockets, self._state)
-        served.on_changed_file = lambda: self._read_anew(served)
+        served.on_changed_file = lambda: self._reread(served)
         least, guess = needs(model, self.budgets)
         self._loader.add(served, least, guess, model.wanted.idle_unload_s)
         return served
@@ -244,7 +244,7 @@ class ModelRegistry(ModelNames):
         if served.wanted.preload:
             self._tasks.begin(load(), f"load {served.name}")
 
-    def _read_anew(self, served: ServedModel) -> None:
+    def _reread(self, served: ServedModel) -> None:
         """Reload a model whose file has changed, which was noticed when an engine was started."""
 
         async def reload() -> None:

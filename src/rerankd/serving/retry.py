@@ -201,8 +201,8 @@ class RetryingCaller:
         return [left[at] for at in following.at], following.alone, {}, ()
 
     async def _engine_lost(self, names: Sequence[str], fault: Fault, *, alone: bool) -> dict[str, str]:
-        """An engine was lost during a call with these texts. Returns those that are now quarantined, with the
-        reason."""
+        """An engine was lost during a call with these texts. Returns the texts that are now quarantined, with
+        the reason."""
         digests = self._quarantine.digests(names)
         found = self._quarantine.engine_lost(digests, fault, time.time(), alone=alone)
         for digest, reason in found.items():

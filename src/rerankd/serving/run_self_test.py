@@ -126,7 +126,7 @@ async def run(
 
 async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts: Sequence[str]) -> RawScores:
     """The raw scores of texts for the query of the self-test, from an engine that runs as in `running`.
-    Raises EngineError, and ModelFileError if the vocabulary cannot be read."""
+    Raises EngineError, and ModelFileError if the vocabulary can't be read."""
     tokenizer = engine if running.capabilities.tokenizes else await vocabulary.tokenizer()
     reader = model_tokenizer.reader(running, tokenizer)
     return await engine.score(Batch(tuple(await reader.plain(self_test.QUERY, texts))))
@@ -169,8 +169,8 @@ def store(state: StateStore, key: str, model: Model, other: Offer, found: Compar
 class SelfTest:
     """The self-test of one model's engines, which runs before they serve requests.
 
-    `doubts` are warnings for every answer, `passed` is the result of the comparison, and `again` forces a new
-    comparison whatever is stored. `socket` returns a path for the second engine's socket, `log` is the
+    `doubts` are warnings for each response, `passed` is the result of the comparison, and `again` forces a
+    new comparison whatever is stored. `socket` returns a path for the second engine's socket, `log` is the
     engine's log, `vocabulary` that of the model.
     """
 
@@ -239,10 +239,10 @@ class SelfTest:
     def _unless_forced(
         self, refusal: Refusal | None, check: str, *, is_fatal: bool = True
     ) -> tuple[str, ...]:
-        """The warning that a failed check adds to every answer. Raises Unscorable if it is fatal, unless
+        """The warning that a failed check adds to each response. Raises Unscorable if it is fatal, unless
         forced."""
         if refusal is None:
             return ()
         if is_fatal and not self._model.wanted.force:
-            raise refusal.error(f"{self._model.path.name} loads, but its scores cannot be trusted")
+            raise refusal.error(f"{self._model.path.name} loads, but its scores can't be trusted")
         return (f"This model failed {check}: {refusal.reason}.",)

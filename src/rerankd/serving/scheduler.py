@@ -107,7 +107,7 @@ class Scheduler:
     ) -> LimitReached | None:
         """Queue the inputs of a request: the tokens of each, and the key of their question. If they exceed a
         limit, return it and queue none. No input is started that would not be finished by `until`. Each of
-        `blocks` is a batch of its own."""
+        `blocks` becomes one batch."""
         entry = self._requests[request]
         less, more = entry.usage._replace(requests=0, size_bytes=0), Usage(0, len(tokens), sum(tokens), 0)
         if len(self._requests) > 1:

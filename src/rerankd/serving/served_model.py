@@ -90,7 +90,7 @@ class ServedModel:
         self._is_settling = False
         self._settled = model.engine
         self.on_changed_file: Callable[[], None] = lambda: None
-        # Why a file that replaced the model's file cannot be served.
+        # Why a file that replaced the model's file can't be served.
         self.why_not_read = ""
         self._backoff = Backoff()
         self._cards: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ class ServedModel:
         """Start the engines, on these GPUs if they use any, and wait until they are ready.
 
         Raises RerankdError if none can be started. Requests within a growing delay after that (see
-        process/restart_delay.py) get the same error at once, so that a model that cannot be loaded does not
+        process/restart_delay.py) get the same error at once, so that a model that can't be loaded does not
         keep the machine busy.
         """
         self._backoff.check()
@@ -226,8 +226,8 @@ class ServedModel:
             self._replicas.reload()
 
     def is_changed(self) -> bool:
-        """Whether the file has changed since it was prepared. Reads the disk."""
-        return fingerprint(self.model.path) != self.model.fingerprint
+        """Whether the file has changed since it was read, or its patched copy is missing. Reads the disk."""
+        return fingerprint(self.model.path) != self.model.fingerprint or not self.engine.spec.path.exists()
 
     async def reader(self) -> Reader:
         """The Reader for this model's texts. Raises the error that keeps an engine or its vocabulary from
@@ -263,7 +263,7 @@ class ServedModel:
             if self.is_changed():
                 if self.model.path.exists():
                     self.on_changed_file()
-                    why = f"cannot be served in its new form: {self.why_not_read}"
+                    why = f"can't be served in its new form: {self.why_not_read}"
                     why = why if self.why_not_read else "is being read again."
                     raise EngineStartFailed(f"{self.model.path} has changed and {why}")
                 raise EngineStartFailed(f"{self.model.path} is missing. Restore it, or serve another model.")

@@ -21,8 +21,8 @@ class Row(NamedTuple):
 
 
 class WaitingInputs:
-    """The waiting inputs of a request. Each of `blocks` is a batch of its own. With `is_ordered`, the inputs
-    are taken in the request's order."""
+    """The waiting inputs of a request. Each of `blocks` becomes one batch. With `is_ordered`, the inputs are
+    taken in the request's order."""
 
     def __init__(
         self,

@@ -116,13 +116,13 @@ def _fields(value: Mapping[str, Any], place: str, names: Sequence[str]) -> str:
 
 def _joined(parts: Sequence[Any], place: str) -> str:
     found = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    said = [part for part in found if isinstance(part, str)]
-    if not said:
+    texts = [part for part in found if isinstance(part, str)]
+    if not texts:
         raise InvalidRequest(
             f'{place} has a "content" without a text part. Send {{"type": "text", "text": …}}; images are '
             "not supported."
         )
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 def _lines(value: Mapping[str, Any], place: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading the options of a request body: several names for one option, unsupported options, headers. Pure.
+"""Read the options of a request body: several names for one option, unsupported options, headers. Pure.
 
 Null and an empty string mean that an option was not sent. If a body has several names of one option, the
 first value that differs from the default is used, and a warning lists the names with other values. An option

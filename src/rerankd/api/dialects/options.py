@@ -213,13 +213,13 @@ OPTIONS = (
     Option(
         "budget_ms",
         "Time budget for scoring in milliseconds. Documents are scored in the order sent; those that are not "
-        "scored in time come last. 0: no limit.",
+        "scored in time are ranked last. 0: no limit.",
         _named("budget_ms", kind=Count),
         header="x-rerank-budget-ms",
     ),
     Option(
         "max_scored_documents",
-        "Score only the first N documents, including blank ones; the rest come last. 0: all documents.",
+        "Score only the first N documents, including blank ones; the rest are ranked last. 0: all documents.",
         _named("max_scored_documents", kind=Count, read=_or_none),
     ),
     Option(

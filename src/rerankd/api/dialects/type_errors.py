@@ -29,7 +29,7 @@ _WANTED = {
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
     "finite_number": "must be a whole number",
-    "greater_than_equal": "must not be negative; leave it out for the default",
+    "greater_than_equal": "must not be negative; omit it for the default",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
     "bool_type": "must be true or false",

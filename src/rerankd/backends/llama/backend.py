@@ -21,7 +21,7 @@ from rerankd.backends.base import (
     Offer,
     Rank,
 )
-from rerankd.backends.llama import binaries, installed, launch
+from rerankd.backends.llama import binaries, installed, launch, zero_row
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.safer_steps import Step
@@ -51,11 +51,13 @@ _POLICIES: Mapping[Method, BatchPolicy] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaOffer(Offer):
-    """An offer of llama.cpp. `gpus` are the usable cards with their free memory, or None if unknown."""
+    """An offer of llama.cpp. `gpus` are the usable GPUs with their free memory, or None if unknown.
+    `zero_token`: the token whose logit is 0, None for recipes that need none (see zero_row.py)."""
 
     options: LlamaOptions
     binary: Binary
     gpus: tuple[Gpu, ...] | None
+    zero_token: int | None = None
 
 
 class LlamaBackend:
@@ -87,15 +89,19 @@ class LlamaBackend:
         except (EngineTooOld, EngineUnknown) as error:
             reason, _, step = error.message.partition(". ")
             return Refusal(reason[:1].lower() + reason[1:], (step[:1].lower() + step[1:]).rstrip("."))
+        zero = zero_row.plan(spec.metadata, spec.recipe) if spec.metadata is not None else None
+        if isinstance(zero, Refusal):
+            return zero
         is_named = bool(options.llama_path or options.engine_args or survey.used)
         rank = Rank.CPU if binary.on_cpu else Rank.GPU
-        return self._offer(
+        offer = self._offer(
             spec,
             options,
             binary,
             reason=binary.reason if binary.on_cpu or is_named else f"a GPU does the work; {binary.reason}",
             rank=Rank.NAMED if is_named else rank,
         )
+        return replace(offer, patch=zero.patch, zero_token=zero.token) if zero is not None else offer
 
     def _offer(
         self, spec: EngineSpec, options: LlamaOptions, binary: Binary, *, reason: str, rank: int
@@ -144,7 +150,8 @@ class LlamaBackend:
         from rerankd.backends.llama import engines
 
         argv = launch.argv(offer.spec, _options(offer, taken, cards), socket)
-        return Launch(argv, partial(engines.connect, offer.spec), launch.ENVIRONMENT, launch.ADVICE)
+        client = partial(engines.connect, offer.spec, zero_token=offer.zero_token)
+        return Launch(argv, client, launch.ENVIRONMENT, launch.ADVICE)
 
     def reference(self, spec: EngineSpec, running: Offer) -> LlamaOffer | None:
         """Return the bundled llama.cpp on the CPU, as a reference for another backend."""

@@ -32,7 +32,7 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """A llama.cpp program. `gpus` are the cards it can use, () if none, None if unknown."""
+    """A llama.cpp program. `gpus` are the GPUs it can use, () if none, None if unknown."""
 
     name: str
     program: tuple[str, ...]

@@ -81,7 +81,7 @@ def _cuda(seen: Seen, mirror: str | None) -> Iterator[Check]:
     if seen.gpus:
         yield _toolkit(seen, mirror)
     elif seen.toolkit is not None:
-        yield Check("cuda", "ok", f"{seen.toolkit.name}, but no card to build for")
+        yield Check("cuda", "ok", f"{seen.toolkit.name}, but no GPU to build for")
 
 
 def _toolkit(seen: Seen, mirror: str | None) -> Check:
@@ -89,7 +89,7 @@ def _toolkit(seen: Seen, mirror: str | None) -> Check:
     lacking = cuda.lacks(toolkit)
     if toolkit is None or lacking:
         what = f"{toolkit.name} lacks {' and '.join(lacking)}" if toolkit is not None else "nvcc is missing"
-        return Check("cuda", "warn", f"{what}: no engine can be built for the card", _install(seen, mirror))
+        return Check("cuda", "warn", f"{what}: no engine can be built for the GPU", _install(seen, mirror))
     where = f"{toolkit.name} in {toolkit.root}"
     for gpu in seen.gpus:
         if not cuda.driver_runs(gpu.driver, toolkit.release):
@@ -109,7 +109,7 @@ def _toolkit(seen: Seen, mirror: str | None) -> Check:
             )
     unused = seen.choice is not None and seen.choice.on_cpu and not tools.missing(seen.tools)
     step = "rerankd engine build --backend cuda" if unused else ""
-    return Check("cuda", "ok", f"{where} supports the driver and the card", step)
+    return Check("cuda", "ok", f"{where} supports the driver and the GPU", step)
 
 
 def _install(seen: Seen, mirror: str | None) -> str:
@@ -135,7 +135,7 @@ def _building(seen: Seen) -> Iterator[Check]:
     by = "ninja" if found.ninja else "make"
     says = f"cmake {found.cmake_version}, {by}, {found.compiler}" + (", ccache" if found.ccache else "")
     yield Check("build tools", "ok", says)
-    yield Check("libcurl", "ok", "not needed: rerankd fetches models itself")
+    yield Check("libcurl", "ok", "not needed: rerankd downloads models itself")
 
 
 def _engines(seen: Seen) -> Iterator[Check]:
@@ -162,5 +162,5 @@ def _engine(engine: SeenEngine, *, is_used: bool) -> Check:
     if engine.outcome.passed:
         return Check(name, "ok", f"{number}smoke test {engine.outcome.text}")
     step = "rerankd engine use bundled" if engine.name != BUNDLED else "rerankd engine build"
-    said = f"{number}fails its smoke test: {engine.outcome.text}"
-    return Check(name, bad, said, step if is_used else "")
+    text = f"{number}fails its smoke test: {engine.outcome.text}"
+    return Check(name, bad, text, step if is_used else "")

@@ -94,12 +94,12 @@ class LlamaClient(EngineClient):
         with in_shape():
             return [*answer["tokens"]]
 
-    def _error(self, status: int, said: str) -> EngineError:
+    def _error(self, status: int, message: str) -> EngineError:
         if status == 503:
             return EngineUnavailable("The engine is still loading its model. Try again in a moment.")
-        if any(sign in said for sign in _TOO_LONG):
-            return InputTooLong(f"The engine rejected the request: {said}")
-        return super()._error(status, said)
+        if any(sign in message for sign in _TOO_LONG):
+            return InputTooLong(f"The engine rejected the request: {message}")
+        return super()._error(status, message)
 
 
 @contextlib.contextmanager

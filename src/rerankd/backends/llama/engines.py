@@ -109,14 +109,23 @@ class EmbeddingEngine(LlamaEngine):
 
 
 class CausalLMEngine(LlamaEngine):
-    """Causal LMs: the raw score is the log-odds of the two labels after the prompt (see completion.py)."""
+    """Causal LMs: the raw score is the log-odds of the two labels after the prompt (see completion.py).
+
+    If there is a single label, `zero_token` takes the place of the second one: its logit is 0, so the
+    log-odds are the logit of the label (see zero_row.py)."""
 
     _labels: tuple[int, int]
+
+    def __init__(self, spec: EngineSpec, socket: Path, zero_token: int | None = None) -> None:
+        super().__init__(spec, socket)
+        self._zero_token = zero_token
 
     async def prepare(self) -> None:
         """Look up the token ids of the labels. Raises Unscorable if a label is not a single token."""
         await super().prepare()
-        relevant, irrelevant = [await self._label(text) for text in self.recipe.labels]
+        relevant, *others = [await self._label(text) for text in self.recipe.labels]
+        irrelevant = others[0] if others else self._zero_token
+        assert irrelevant is not None, "the offer for a single label names a token whose logit is 0"
         self._labels = (relevant, irrelevant)
 
     async def score(self, batch: Batch) -> RawScores:
@@ -144,8 +153,10 @@ KINDS: dict[Method, type[LlamaEngine]] = {
 }
 
 
-def connect(spec: EngineSpec, socket: Path) -> LlamaEngine:
-    """Return the client for a llama-server's socket."""
+def connect(spec: EngineSpec, socket: Path, zero_token: int | None = None) -> LlamaEngine:
+    """Return the client for a llama-server's socket. `zero_token`: see CausalLMEngine."""
+    if spec.recipe.method == "causal_lm":
+        return CausalLMEngine(spec, socket, zero_token)
     return KINDS[spec.recipe.method](spec, socket)
 
 

@@ -62,7 +62,7 @@ class Engines:
         if len(named) == 1:
             return named[0]
         known = ", ".join((BUNDLED, *(one.name for one in engines)))
-        problem = f"{name!r} matches several engines" if named else f"There is no engine {name!r}"
+        problem = f"{name!r} matches several engines" if named else f"The engine {name!r} does not exist"
         raise EngineUnknown(f"{problem}. The engines are: {known}.")
 
     def used(self) -> str:
@@ -86,6 +86,11 @@ class Engines:
     def remove(self, name: str) -> Installed:
         """Delete an engine. If it was the one in use, rerankd chooses again. Raises EngineUnknown and
         DataFolderError."""
+        if name == BUNDLED:
+            raise EngineUnknown(
+                f"The engine {BUNDLED!r} comes with rerankd and can't be removed. To use another one: "
+                "rerankd engine use NAME"
+            )
         one = self.find(name)
         if self.used() == one.name:
             self.use(AUTO)

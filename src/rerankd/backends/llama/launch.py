@@ -45,7 +45,7 @@ ADVICE: failure_reasons.Advice = {
 # More layers than any model has: it stands for all layers, including the output layer.
 ALL_LAYERS = 999
 _GPU_SLOTS = (4, 2, 1)
-# Memory of CUDA's context and cuBLAS's workspace on each card.
+# Memory of CUDA's context and cuBLAS's workspace on each GPU.
 _PER_GPU_BYTES = 600 * 2**20
 # A causal model's logits for a micro-batch of 512 and a vocabulary of 152,000 take 300 MiB.
 _LOGITS_BYTES = 300 * 2**20
@@ -61,9 +61,9 @@ CacheType = Literal["f16", "f32"]
 class EngineOptions:
     """The options of a child that the user and the machine determine.
 
-    `gpus` are the cards that the program supports: () if none, None if unknown. `cards` names those it may
-    use (see memory.card); () means all. With `gpu_layers` -1, `decide` chooses the number. `extra` are flags
-    that override rerankd's, and `safer` the steps in use after crashes (see backends/safer_steps.py).
+    `gpus` are the GPUs that the program supports: () if none, None if unknown. `cards` names those it may use
+    (see memory.card); () means all. With `gpu_layers` -1, `decide` chooses the number. `extra` are flags that
+    override rerankd's, and `safer` the steps in use after crashes (see backends/safer_steps.py).
     """
 
     program: tuple[str, ...]
@@ -76,7 +76,7 @@ class EngineOptions:
 
     @property
     def usable(self) -> tuple[Gpu, ...] | None:
-        """The cards that the child may use."""
+        """The GPUs that the child may use."""
         if not self.gpus or not self.cards:
             return self.gpus
         return tuple(gpu for at, gpu in enumerate(self.gpus) if card(at) in self.cards)
@@ -103,7 +103,7 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     Slots: with flash attention, an encoder gains a little from four slots (2.0 against 2.2 s of CPU time for
     16 texts of 100 words, built-in model). Without it, attention in each slot is also computed over the other
     slots' tokens, and four slots are slower (3.7 against 2.5 s). A causal LM on a CPU gains nothing, and each
-    slot would compute the prompt prefix and hold a KV cache of its own.
+    slot would compute the prompt prefix and hold its own KV cache.
 
     Flash attention rounds keys and values to F16, which changes raw scores by up to 0.006. That is negligible
     for quantised weights, but the largest error for others.

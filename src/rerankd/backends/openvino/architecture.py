@@ -12,10 +12,24 @@ safetensors checkpoints.
 
 from __future__ import annotations
 
-from rerankd.backends.openvino.layers import GROUP, Node, ints, mean, quantised
+import numpy as np
+
+from rerankd.backends.openvino import module_head
+from rerankd.backends.openvino.layers import GROUP, Node, gelu, ints, mean, quantised
 from rerankd.backends.openvino.runtime import op
 from rerankd.domain import Pooling
+from rerankd.formats.module_head import STEPS, Step
 from rerankd.formats.weights import Weights
+
+ACTIVATIONS = {"gelu": gelu, "relu": op.relu, "tanh": op.tanh}
+"""Activation functions of a rank head's first layer, by their names in config.json."""
+
+
+def embedding_width(weights: Weights) -> int:
+    """The width of the embedding tables. It is the model's width, except for ELECTRA's small models."""
+    width: int = weights.key("embedding_length")
+    narrow: int = weights.key("token_embedding_length", width)
+    return narrow
 
 
 class Architecture:
@@ -28,6 +42,8 @@ class Architecture:
 
     default_head_pooling: Pooling = "cls"
     """How the states are pooled for the rank head if the file does not declare it."""
+    has_positions = True
+    """Whether the model adds a table of positions to its embeddings."""
     always_biased = False
     """Whether each matrix and norm must have a bias; a file without one is then rejected as damaged."""
 
@@ -50,11 +66,26 @@ class Architecture:
     def pooled(self, states: Node, mask: Node) -> Node:
         """Pool the states to one row per text, and apply the rank head if there is one."""
         row = op.squeeze(states, ints(1)) if self.pooling == "cls" else mean(states, mask)
-        return self.head(row) if self.has_head else row
+        if not self.has_head:
+            return row
+        steps: tuple[Step, ...] = self.weights.key(STEPS, ())
+        return module_head.graph(row, self.weights, self.width, steps) if steps else self.head(row)
 
     def head(self, row: Node) -> Node:
         """Return the logits [texts, 1] of the rank head for pooled states [texts, width]."""
         raise NotImplementedError
+
+    def logit(self, row: Node) -> Node:
+        """Return the score [texts, 1] of a rank head's last layer: the logit of its label; with two labels,
+        the logit of the second minus that of the first, which is the log-odds of their softmax."""
+        if self.weights.rows("cls.output.weight") != 2:
+            return self.linear(row, "cls.output", 1, self.width)
+        matrix = self.weights.array("cls.output.weight", (2, self.width))
+        product = op.matmul(row, op.constant(matrix[1:] - matrix[:1]), False, True)
+        if not self.weights.has("cls.output.bias"):
+            return product
+        bias = self.weights.array("cls.output.bias", (2,))
+        return op.add(product, op.constant(bias[1:] - bias[:1]))
 
     def _head_pooling(self) -> Pooling:
         said = self.weights.key("classifier.pooling_type", 0)
@@ -68,11 +99,12 @@ class Architecture:
         product = op.matmul(x, quantised(matrix) if fits else op.constant(matrix), False, True)
         return self._biased(product, name, rows, part)
 
-    def norm(self, x: Node, name: str) -> Node:
-        """Apply layer normalisation over the last axis."""
+    def norm(self, x: Node, name: str, width: int = 0) -> Node:
+        """Apply layer normalisation over the last axis, of `width` numbers (0: the model's width)."""
+        width = width or self.width
         normed = op.mvn(x, ints(-1), True, self.epsilon, "inside_sqrt")
-        scaled = op.multiply(normed, op.constant(self.weights.array(f"{name}.weight", (self.width,))))
-        return self._biased(scaled, name, self.width)
+        scaled = op.multiply(normed, op.constant(self.weights.array(f"{name}.weight", (width,))))
+        return self._biased(scaled, name, width)
 
     def _biased(self, x: Node, name: str, rows: int, part: slice = slice(None)) -> Node:
         if not self.always_biased and not self.weights.has(f"{name}.bias"):
@@ -84,7 +116,9 @@ class Architecture:
         parts = op.reshape(x, ints(0, 0, self.heads, self.width // self.heads), True)
         return op.transpose(parts, ints(0, 2, 1, 3))
 
-    def attention(self, query: Node, key: Node, value: Node, mask: Node) -> Node:
-        """Apply scaled dot-product attention to [texts, heads, tokens, n]. Returns [texts, tokens, width]."""
-        mixed = op.scaled_dot_product_attention(query, key, value, mask)
+    def attention(self, query: Node, key: Node, value: Node, mask: Node, scale: float | None = None) -> Node:
+        """Apply scaled dot-product attention to [texts, heads, tokens, n]. Returns [texts, tokens, width].
+        `mask` is added to the products of queries and keys times `scale` (None: 1/√n)."""
+        scaling = () if scale is None else (op.constant(np.float32(scale)),)
+        mixed = op.scaled_dot_product_attention(query, key, value, mask, *scaling)
         return op.reshape(op.transpose(mixed, ints(0, 2, 1, 3)), ints(0, 0, self.width), True)

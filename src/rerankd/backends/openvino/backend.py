@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
-_ARCHITECTURES = ("bert", "modern-bert")  # the rows of architectures/__init__.py, which imports OpenVINO
+# The rows of architectures/__init__.py, which imports OpenVINO.
+_ARCHITECTURES = ("bert", "deberta-v2", "modern-bert", "new")
 _POOLINGS = ("rank", "mean", "cls")
 _UNSETTLED = Choice("f32", "")
 _FLOAT32 = Step("float32", "float32 arithmetic")

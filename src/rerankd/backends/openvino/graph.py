@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rerankd.backends.openvino.architecture import embedding_width
 from rerankd.backends.openvino.architectures import ARCHITECTURES
 from rerankd.backends.openvino.runtime import op, ov
 from rerankd.domain import Pooling
@@ -25,7 +26,8 @@ class Embedder:
 
     tokens: Table
     positions: Floats | None
-    """[context length, width]; includes the first token type. None if the model has rotary positions."""
+    """[context length, width]; includes the first token type. [1, width] if the model has token types but no
+    table of positions, None if it has neither."""
     second: Floats | None = None
     """[width]: the second token type minus the first. None if the model has only one."""
 
@@ -43,17 +45,20 @@ class Embedder:
 def embedder(weights: Weights) -> Embedder:
     """Return the embedding tables. For a GGUF file all tokens get the first token type, as in llama.cpp; that
     is correct for the supported models."""
-    width = weights.key("embedding_length")
+    width = embedding_width(weights)
     tokens = weights.table("token_embd.weight", weights.rows("token_embd.weight"), width)
-    if weights.architecture == "modern-bert":
-        return Embedder(tokens, None)
-    positions = weights.array("position_embd.weight", (weights.key("context_length"), width))
-    # DistilBERT, recognized by its WordPiece vocabulary, has no token types.
-    if weights.has("token_types.weight") or weights.values.get("tokenizer.ggml.model") != "bert":
-        count = weights.rows("token_types.weight")
-        types = weights.array("token_types.weight", (count, width))
-        return Embedder(tokens, positions + types[0], types[1] - types[0] if count > 1 else None)
-    return Embedder(tokens, positions)
+    positions = None
+    if ARCHITECTURES[weights.architecture].has_positions:
+        positions = weights.array("position_embd.weight", (weights.key("context_length"), width))
+    # XLM-R has token types. DistilBERT, which GGUF files name BERT too and whose vocabulary is WordPiece, has
+    # none.
+    needed = positions is not None and weights.values.get("tokenizer.ggml.model", "bert") != "bert"
+    if not needed and not weights.has("token_types.weight"):
+        return Embedder(tokens, positions)
+    count = weights.rows("token_types.weight")
+    types = weights.array("token_types.weight", (count, width))
+    same = types[:1] if positions is None else positions + types[0]
+    return Embedder(tokens, same, types[1] - types[0] if count > 1 else None)
 
 
 def build(weights: Weights, pooling: Pooling, *, compressed: bool = False) -> ov.Model:
@@ -65,7 +70,7 @@ def build(weights: Weights, pooling: Pooling, *, compressed: bool = False) -> ov
 
     Raises ModelFileError if a tensor or a key is missing.
     """
-    width = weights.key("embedding_length")
+    width = embedding_width(weights)
     embeddings = op.parameter([-1, -1, width], np.float32, name="embeddings")
     mask = op.parameter([-1, 1, 1, -1], np.float32, name="mask")
     model = ARCHITECTURES[weights.architecture](weights, pooling, compressed=compressed)

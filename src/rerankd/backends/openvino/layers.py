@@ -42,6 +42,28 @@ def rotated(x: Node, rotation: tuple[Node, Node]) -> Node:
     return op.concat([first, second], -1)
 
 
+def rotation(length: Node, frequencies: Floats) -> tuple[Node, Node]:
+    """Return cos and sin [1, 1, tokens, n / 2] of each position times each frequency [n / 2]."""
+    angles = op.multiply(op.unsqueeze(count(length), ints(1)), op.constant(frequencies[None, :]))
+    angles = op.unsqueeze(angles, ints(0, 1))
+    return op.cos(angles), op.sin(angles)
+
+
+def frequencies(size: int, base: float) -> Floats:
+    """Return the frequencies [size / 2] of rotary positions for heads of this size."""
+    return (base ** (-np.arange(0, size, 2) / size)).astype(np.float32)
+
+
+def gelu(x: Node) -> Node:
+    """Apply GELU in its exact form, with the error function."""
+    return op.gelu(x, "erf")
+
+
+def tokens(x: Node) -> Node:
+    """Return the number of tokens (padding included) of states [texts, tokens, width]."""
+    return op.squeeze(op.gather(op.shape_of(x), ints(1), ints(0)), ints(0))
+
+
 def count(length: Node) -> Node:
     """Return 0, 1, … length - 1 as floats."""
     zero, one = (op.constant(np.array(value, np.int64)) for value in (0, 1))

@@ -46,7 +46,7 @@ class WorkerEngine(EngineClient, Engine):
     async def score(self, batch: Batch) -> RawScores:
         return RawScores((await self.post("/score", protocol.render(batch.inputs)))["values"])
 
-    def _error(self, status: int, said: str) -> EngineError:
+    def _error(self, status: int, message: str) -> EngineError:
         if status == 413:
-            return InputTooLong(f"The engine rejected the request: {said}")
-        return super()._error(status, said)
+            return InputTooLong(f"The engine rejected the request: {message}")
+        return super()._error(status, message)

@@ -28,16 +28,16 @@ class InvalidBatch(ValueError):
 
 def render(inputs: Sequence[Input]) -> bytes:
     """Encode the inputs as a body."""
-    places: dict[bytes, int] = {}
+    numbers: dict[bytes, int] = {}
     questions: list[tuple[int, int, int, int | None]] = []
     ids: list[Ids] = []
     for one in inputs:
-        asked = one.question
-        if asked.key not in places:
-            places[asked.key] = len(places)
-            questions.append((len(asked.before), len(asked.after), len(asked.ids), asked.second))
-            ids += (asked.before, asked.after, asked.ids)
-    rows = [(places[one.question.key], len(one.ids)) for one in inputs]
+        question = one.question
+        if question.key not in numbers:
+            numbers[question.key] = len(numbers)
+            questions.append((len(question.before), len(question.after), len(question.ids), question.second))
+            ids += (question.before, question.after, question.ids)
+    rows = [(numbers[one.question.key], len(one.ids)) for one in inputs]
     ids += (one.ids for one in inputs)
     line = json.dumps({"questions": questions, "inputs": rows}, separators=(",", ":"))
     return b"%s\n%s" % (line.encode(), np.concatenate(ids, dtype=_INT32).tobytes() if ids else b"")
@@ -47,25 +47,25 @@ def parse(body: bytes) -> list[Input]:
     """Parse a body into inputs, without their texts. Raises InvalidBatch."""
     line, _, held = body.partition(b"\n")
     try:
-        said = json.loads(line)
-        asked = [(before, after, ids, second) for before, after, ids, second in said["questions"]]
-        rows = [(question, length) for question, length in said["inputs"]]
+        header = json.loads(line)
+        declared = [(before, after, ids, second) for before, after, ids, second in header["questions"]]
+        rows = [(question, length) for question, length in header["inputs"]]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidBatch(f"its first line can't be read: {error!r}") from error
-    lengths = [*(length for *three, _ in asked for length in three), *(length for _, length in rows)]
+    lengths = [*(length for *three, _ in declared for length in three), *(length for _, length in rows)]
     indexes = [question for question, _ in rows]
-    seconds = [second for *_, second in asked if second is not None]
+    seconds = [second for *_, second in declared if second is not None]
     if not all(type(number) is int and number >= 0 for number in (*lengths, *indexes, *seconds)):
         raise InvalidBatch("its first line has a number that is neither a length nor an index")
-    if max(indexes, default=-1) >= len(asked):
-        raise InvalidBatch(f"an input refers to question {max(indexes)} of {len(asked)}")
+    if max(indexes, default=-1) >= len(declared):
+        raise InvalidBatch(f"an input refers to question {max(indexes)} of {len(declared)}")
     if sum(lengths) * _INT32.itemsize != len(held):
         raise InvalidBatch(f"its first line declares {sum(lengths)} ids, but {len(held)} bytes follow")
     ids = np.frombuffer(held, _INT32)
     parts = iter([ids[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)])
     questions = [
         Question("", before=next(parts), after=next(parts), ids=next(parts), second=second)
-        for *_, second in asked
+        for *_, second in declared
     ]
     return [_input(questions[index], next(parts)) for index in indexes]
 

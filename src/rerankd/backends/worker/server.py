@@ -29,7 +29,7 @@ _LONGEST_WAIT_S = 600.0
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves each connection in a thread of its own; the scorer is thread-safe."""
+    """Serves each connection in its own thread; the scorer is thread-safe."""
 
     daemon_threads = True
     request_queue_size = 128

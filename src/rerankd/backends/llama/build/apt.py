@@ -1,7 +1,7 @@
 """(pure) The apt commands that install the CUDA toolkit from NVIDIA's repository, per distribution release.
 
 They follow NVIDIA's installation guide for Linux: the package cuda-keyring adds the key and the repository; a
-mirror is added by hand. CUDA 12.8 is the first release for all cards up to Blackwell, and runs with every
+mirror is added by hand. CUDA 12.8 is the first release for all GPUs up to Blackwell, and runs with every
 driver since 525.
 """
 

@@ -221,7 +221,7 @@ class Builder:
         outcome = smoke.run([str(program)], log)
         notes: tuple[str, ...] = ()
         if outcome.passed and made.backend == "cuda" and not machine.gpus():
-            notes = ("tested on the CPU only, because this machine has no NVIDIA card",)
+            notes = ("tested on the CPU only, because this machine has no NVIDIA GPU",)
         elif outcome.passed and made.backend != "cpu":
             on_gpu = smoke.run([str(program)], log, gpu_layers=ALL_LAYERS)
             # Drop the signal: a rebuild with other CPU instructions would not fix a crash on the GPU.

@@ -30,7 +30,7 @@ _FIRST_WITH_WHEELS = 13
 _DEFAULT_RELEASE = (13, 0)
 # The oldest Linux driver for each CUDA release (NVIDIA's release notes, minor version compatibility).
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
-# The first CUDA release that compiles for a card, by compute capability, and the oldest card that CUDA 13
+# The first CUDA release that compiles for a GPU, by compute capability, and the oldest GPU that CUDA 13
 # supports (Turing).
 _CARDS = ((120, (12, 8)), (100, (12, 8)), (89, (11, 8)), (0, (11, 0)))
 _OLDEST_CARD_OF_13 = 75
@@ -103,20 +103,20 @@ def wheels(toolkit: Toolkit | None) -> tuple[tuple[int, int], list[str]]:
 
 
 def architectures(asked: str | None, gpus: Sequence[Gpu]) -> str:
-    """(pure) Return CMAKE_CUDA_ARCHITECTURES: the value of --cuda-arch, else the architectures of all cards.
+    """(pure) Return CMAKE_CUDA_ARCHITECTURES: the value of --cuda-arch, else the architectures of all GPUs.
 
     Raises BuildFailed if there is neither.
     """
     if asked:
         if not re.fullmatch(r"\d{2,3}[a-z]?(-real|-virtual)?([;,]\d{2,3}[a-z]?(-real|-virtual)?)*", asked):
             raise BuildFailed(
-                f"--cuda-arch {asked} is invalid. For a card of compute capability 8.9, pass 89."
+                f"--cuda-arch {asked} is invalid. For a GPU of compute capability 8.9, pass 89."
             )
         return asked.replace(",", ";")
     found = sorted({gpu.compute_capability.replace(".", "") for gpu in gpus}, key=int)
     if not found:
         raise BuildFailed(
-            "nvidia-smi finds no NVIDIA card, so the CUDA architecture is unknown. Pass the card's compute "
+            "nvidia-smi finds no NVIDIA GPU, so the CUDA architecture is unknown. Pass the GPU's compute "
             "capability: --cuda-arch 89 for 8.9."
         )
     return ";".join(found)
@@ -178,7 +178,7 @@ def driver_runs(driver: str, release: tuple[int, int]) -> bool:
 
 
 def compiles_for(release: tuple[int, int], capability: str) -> bool:
-    """(pure) Whether this CUDA release compiles for a card of this compute capability."""
+    """(pure) Whether this CUDA release compiles for a GPU of this compute capability."""
     card = int(capability.replace(".", ""))
     first = next(first for oldest, first in _CARDS if card >= oldest)
     return release >= first and not (release[0] >= 13 and card < _OLDEST_CARD_OF_13)

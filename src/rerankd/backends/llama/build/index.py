@@ -124,19 +124,19 @@ def _downloader(report: Progress = silent) -> Iterator[tuple[Downloader, list[st
 
 
 def _address(client: httpx.Client, archive: Archive, urls: list[str]) -> str:
-    said = "pip is configured without a network index"
+    reason = "pip is configured without a network index"
     for url in urls:
         page = f"{url}/{archive.project}/"
         try:
             answer = client.get(page, headers={"accept": f"{_JSON}, text/html;q=0.1"})
             found = _found(answer, archive) if answer.is_success else None
-            said = f"it returned status {answer.status_code}" if found is None else ""
+            reason = f"it returned status {answer.status_code}" if found is None else ""
         except network_errors.ERRORS as error:
-            found, said = None, f"no response ({network_errors.explain(error)})"
+            found, reason = None, f"no response ({network_errors.explain(error)})"
         if found is not None:
             return found
     raise FetchError(
-        f"{archive.file} is not on the package index that pip uses: {said}. Check the network and "
+        f"{archive.file} is not on the package index that pip uses: {reason}. Check the network and "
         f"pip's index settings, or {_OTHERWISE}."
     )
 

@@ -101,7 +101,7 @@ class Plan:
 
 
 def backend_here(gpus: Sequence[Gpu], toolkit: Toolkit | None, platform: str, machine: str) -> Backend:
-    """Resolve `--backend auto`: cuda with a card and nvcc, metal on Apple silicon, else cpu."""
+    """Resolve `--backend auto`: cuda with a GPU and nvcc, metal on Apple silicon, else cpu."""
     if gpus and toolkit is not None:
         return "cuda"
     return "metal" if (platform, machine) == ("darwin", "arm64") else "cpu"

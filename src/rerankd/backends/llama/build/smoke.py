@@ -63,13 +63,13 @@ def compare(found: Sequence[float]) -> Outcome:
 
 def ended(code: int, lines: Sequence[str]) -> Outcome:
     """(pure) Return the outcome for a program that exited during the test."""
-    said = "".join(f"\n  | {line}" for line in lines[-_QUOTED_LINES:])
+    quoted = "".join(f"\n  | {line}" for line in lines[-_QUOTED_LINES:])
     if code < 0:
         name = signal.Signals(-code).name
         return Outcome(
-            False, f"it was terminated by {name} when it ran a quantised model{said}", signal=-code
+            False, f"it was terminated by {name} when it ran a quantised model{quoted}", signal=-code
         )
-    return Outcome(False, f"it exited with code {code}{said}")
+    return Outcome(False, f"it exited with code {code}{quoted}")
 
 
 async def _run(program: Sequence[str], model: Path, socket: Path, log: Path, gpu_layers: int) -> Outcome:

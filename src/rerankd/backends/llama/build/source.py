@@ -151,9 +151,9 @@ def _clone(asked: str, folder: Path, tools: Tools, report: Progress) -> Source:
         ):
             tree = Path(scratch) / "tree"
             clone = [tools.git, "clone", "--quiet", "--depth", "1", *branch, "--", url, str(tree)]
-            said = processes.output(clone, _GIT_TIMEOUT_S)
+            output = processes.output(clone, _GIT_TIMEOUT_S)
             if not (tree / ".git").is_dir():
-                last = said.strip().splitlines()[-1:] or ["git gave no reason"]
+                last = output.strip().splitlines()[-1:] or ["git gave no reason"]
                 raise BuildFailed(f"{url} could not be cloned: {last[0]}")
             os.rename(tree, target)
     return _source(target, number_in(ref) or _number_of(target), asked)

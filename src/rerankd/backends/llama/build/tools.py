@@ -101,5 +101,5 @@ def _version(program: str) -> str:
 
 
 def _first_line(program: str) -> str:
-    said = processes.output([program, "--version"], _TIMEOUT_S) if program else ""
-    return said.splitlines()[0].strip() if said.strip() else ""
+    output = processes.output([program, "--version"], _TIMEOUT_S) if program else ""
+    return output.splitlines()[0].strip() if output.strip() else ""

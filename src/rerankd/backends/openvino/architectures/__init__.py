@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 from rerankd.backends.openvino.architecture import Architecture
 from rerankd.backends.openvino.architectures.bert import Bert
+from rerankd.backends.openvino.architectures.deberta_v2 import DebertaV2
+from rerankd.backends.openvino.architectures.gte import Gte
 from rerankd.backends.openvino.architectures.modern_bert import ModernBert
 
-ARCHITECTURES: Mapping[str, type[Architecture]] = {"bert": Bert, "modern-bert": ModernBert}
-"""By `general.architecture` of the GGUF metadata. backend.py lists the same names, because it may not import
-OpenVINO."""
+ARCHITECTURES: Mapping[str, type[Architecture]] = {
+    "bert": Bert,
+    "deberta-v2": DebertaV2,
+    "modern-bert": ModernBert,
+    "new": Gte,
+}
+"""By `general.architecture` of the GGUF metadata; "new" is mGTE's. backend.py lists the same names, because
+it may not import OpenVINO."""

@@ -6,8 +6,8 @@ transformers. GELU is the erf form, as in those models; llama.cpp uses the tanh 
 
 from __future__ import annotations
 
-from rerankd.backends.openvino.architecture import Architecture
-from rerankd.backends.openvino.layers import Node, first
+from rerankd.backends.openvino.architecture import ACTIVATIONS, Architecture, embedding_width
+from rerankd.backends.openvino.layers import Node, first, gelu
 from rerankd.backends.openvino.runtime import op
 
 
@@ -18,22 +18,36 @@ class Bert(Architecture):
     always_biased = True
 
     def body(self, embeddings: Node, mask: Node) -> Node:
-        x = self.norm(embeddings, "token_embd_norm")
+        width = embedding_width(self.weights)
+        x = self.norm(embeddings, "token_embd_norm", width)
+        if width != self.width:
+            x = self.linear(x, "token_embd_project", self.width, width)
         for layer in range(self.layers):
             name = f"blk.{layer}"
-            # In the last layer only the first token needs a query if only its state is pooled.
-            asking = first(x) if layer == self.layers - 1 and self.pooling == "cls" else x
+            asking = self.asking(x, layer)
             query, key, value = (
                 self.split_heads(self.projection(states, name, part))
                 for part, states in (("q", asking), ("k", x), ("v", x))
             )
-            mixed = self.attention(query, key, value, mask)
+            mixed = self.mixed(query, key, value, mask, name)
             mixed = self.linear(mixed, f"{name}.attn_output", self.width, self.width)
             x = self.norm(op.add(asking, mixed), f"{name}.attn_output_norm")
-            inner = op.gelu(self.linear(x, f"{name}.ffn_up", self.hidden, self.width), "erf")
-            outer = self.linear(inner, f"{name}.ffn_down", self.width, self.hidden)
-            x = self.norm(op.add(x, outer), f"{name}.layer_output_norm")
+            x = self.norm(op.add(x, self.feed_forward(x, name)), f"{name}.layer_output_norm")
         return x
+
+    def asking(self, x: Node, layer: int) -> Node:
+        """Return the states of the tokens whose queries a layer needs. In the last layer that is the first
+        token if only its state is pooled."""
+        return first(x) if layer == self.layers - 1 and self.pooling == "cls" else x
+
+    def mixed(self, query: Node, key: Node, value: Node, mask: Node, layer: str) -> Node:
+        """Apply attention to heads [texts, heads, tokens, n]. Returns [texts, tokens, width]."""
+        return self.attention(query, key, value, mask)
+
+    def feed_forward(self, x: Node, layer: str) -> Node:
+        """Apply the MLP of a layer."""
+        inner = gelu(self.linear(x, f"{layer}.ffn_up", self.hidden, self.width))
+        return self.linear(inner, f"{layer}.ffn_down", self.width, self.hidden)
 
     def projection(self, x: Node, layer: str, part: str) -> Node:
         """Project x to the query (q), key (k) or value (v). Files of jina-reranker-v2 hold the three matrices
@@ -46,5 +60,6 @@ class Bert(Architecture):
 
     def head(self, row: Node) -> Node:
         if self.weights.has("cls.weight"):
-            row = op.tanh(self.linear(row, "cls", self.width, self.width))
-        return self.linear(row, "cls.output", 1, self.width)
+            activation = ACTIVATIONS[self.weights.key("classifier.activation", "tanh")]
+            row = activation(self.linear(row, "cls", self.width, self.width))
+        return self.logit(row)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from rerankd.backends.openvino.architecture import Architecture
-from rerankd.backends.openvino.layers import Node, band, count, first, ints, rotated
+from rerankd.backends.openvino.layers import (
+    Node,
+    band,
+    first,
+    frequencies,
+    gelu,
+    ints,
+    rotated,
+    rotation,
+    tokens,
+)
 from rerankd.backends.openvino.runtime import op
 from rerankd.domain import Pooling
 
@@ -14,10 +22,11 @@ class ModernBert(Architecture):
     """ModernBERT: pre-normalisation, rotary positions, GeGLU, and local attention in most layers."""
 
     default_head_pooling: Pooling = "mean"
+    has_positions = False
 
     def body(self, embeddings: Node, mask: Node) -> Node:
         x = self.norm(embeddings, "token_embd_norm")
-        length = op.squeeze(op.gather(op.shape_of(embeddings), ints(1), ints(0)), ints(0))
+        length = tokens(embeddings)
         window = self.weights.key("attention.sliding_window")
         local = op.add(mask, band(length, window // 2))
         rotations = {
@@ -32,24 +41,24 @@ class ModernBert(Architecture):
             normed = self.norm(x, f"{name}.attn_norm") if is_normed else x
             qkv = self.linear(normed, f"{name}.attn_qkv", 3 * self.width, self.width)
             query, key, value = map(self.split_heads, op.split(qkv, ints(-1, scalar=True), 3).outputs())
-            rotation = rotations["global" if is_global else "local"]
-            query, key = rotated(query, rotation), rotated(key, rotation)
+            turned = rotations["global" if is_global else "local"]
+            query, key = rotated(query, turned), rotated(key, turned)
             mixed = self.attention(query, key, value, mask if is_global else local)
             x = op.add(x, self.linear(mixed, f"{name}.attn_output", self.width, self.width))
             normed = self.norm(x, f"{name}.ffn_norm")
             both = self.linear(normed, f"{name}.ffn_up", 2 * self.hidden, self.width)
             inner, gate = op.split(both, ints(-1, scalar=True), 2).outputs()
-            gated = op.multiply(op.gelu(inner, "erf"), gate)
+            gated = op.multiply(gelu(inner), gate)
             x = op.add(x, self.linear(gated, f"{name}.ffn_down", self.width, self.hidden))
         states = self.norm(x, "output_norm")
         return first(states) if self.pooling == "cls" else states
 
     def head(self, row: Node) -> Node:
         if self.weights.has("cls.weight"):
-            row = op.gelu(self.linear(row, "cls", self.width, self.width), "erf")
+            row = gelu(self.linear(row, "cls", self.width, self.width))
         if self.weights.has("cls.norm.weight"):
             row = self.norm(row, "cls.norm")
-        return self.linear(row, "cls.output", 1, self.width)
+        return self.logit(row)
 
     def _is_global(self, layer: int) -> bool:
         pattern = self.weights.key("attention.sliding_window_pattern", 3)
@@ -59,8 +68,4 @@ class ModernBert(Architecture):
 
     def _rotation(self, length: Node, base: float) -> tuple[Node, Node]:
         """Return cos and sin [1, 1, tokens, n / 2] for each position and pair of coordinates."""
-        size = self.width // self.heads
-        frequencies = (base ** (-np.arange(0, size, 2) / size)).astype(np.float32)
-        angles = op.multiply(op.unsqueeze(count(length), ints(1)), op.constant(frequencies[None, :]))
-        angles = op.unsqueeze(angles, ints(0, 1))
-        return op.cos(angles), op.sin(angles)
+        return rotation(length, frequencies(self.width // self.heads, base))

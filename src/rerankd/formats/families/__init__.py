@@ -1,0 +1,1 @@
+"""Model classes of transformers by architecture: tensor names, and supported configurations."""
