@@ -19,7 +19,7 @@ from rerankd.backends.base import Batch
 from rerankd.backends.worker import protocol
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.passes import Reading, padded, split
+from rerankd.backends.worker.passes import Padding, Reading, padded, split
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
@@ -29,7 +29,7 @@ from rerankd.scoring.engine_input import Frame, Ids, Input, Question
 FAILS, WAITS, ROWS, MAX_LENGTH = 666, 77, 1000, 16
 
 
-class Sum:
+class Sum(Padding):
     """A model whose logit is the sum of the ids; ids of the second type count twice. The id WAITS makes it
     wait for the test, and the id FAILS makes it fail."""
 

@@ -11,12 +11,12 @@ from rerankd.backends.openvino import graph, shapes
 from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import config, ov
-from rerankd.backends.worker.passes import Integers
+from rerankd.backends.worker.passes import Integers, Padding
 from rerankd.domain import Pooling
 from rerankd.formats.weights import Weights
 
 
-class Encoder:
+class Encoder(Padding):
     """The compiled model of one file (see scorer.Network). Raises ModelFileError if the file is damaged."""
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,19 @@ second token type begins -> one row of outputs per input."""
 Whole = Callable[[int, int], int]
 """(number of inputs, length of the longest in tokens) -> how many of them go into one pass."""
 
+Vectors = NDArray[np.float32]
+
 # Inputs at least this long, relative to the longest one, may share a pass with it.
 _NEARLY = 0.75
 
 
 class Reading(NamedTuple):
     """One input of the model: token ids, and the position where the second token type begins (the end if
-    there is none)."""
+    there is none). All inputs of a question begin with the same `shared` ids."""
 
     ids: Ids
     second: int
+    shared: int = 0
 
 
 def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
@@ -52,3 +55,26 @@ def padded(readings: Sequence[Reading]) -> tuple[Integers, Integers, Integers]:
     for row, one in zip(ids, readings, strict=True):
         row[: len(one.ids)] = one.ids
     return ids, lengths, np.array([one.second for one in readings], np.int64)
+
+
+class PaddedModel(Protocol):
+    """A model that reads padded inputs. A forward pass is most efficient with `tokens_a_pass` tokens, padding
+    included."""
+
+    tokens_a_pass: int
+
+    def whole(self, count: int, longest: int) -> int:
+        """See Whole."""
+
+    def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> Vectors:
+        """See Forward. One thread at a time."""
+
+
+class Padding:
+    """The methods of a scorer.Network for a class that is a PaddedModel."""
+
+    def passes(self: PaddedModel, lengths: Sequence[int]) -> list[list[int]]:
+        return split(lengths, self.tokens_a_pass, self.whole)
+
+    def compute(self: PaddedModel, readings: Sequence[Reading]) -> Vectors:
+        return self.forward(*padded(readings))

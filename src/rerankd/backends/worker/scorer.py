@@ -1,4 +1,5 @@
-"""Scores batches of token ids: a cross-encoder's logits, or an embedding model's cosine similarities."""
+"""Scores batches of token ids: a rank head's or a causal model's raw scores, or an embedding model's cosine
+similarities."""
 
 from __future__ import annotations
 
@@ -6,31 +7,27 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.passes import Integers, Reading, padded, split
+from rerankd.backends.worker.passes import Reading, Vectors
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.errors import InputTooLong
 from rerankd.scoring.cache import QueryVectors
 from rerankd.scoring.engine_input import Input
 
-Vectors = NDArray[np.float32]
-
 
 class Network(Protocol):
-    """A loaded model. `about` describes it in words. Its vocabulary has `rows` token ids. A forward pass is
-    most efficient with `tokens_a_pass` tokens, padding included."""
+    """A loaded model. `about` describes it in words. Its vocabulary has `rows` token ids."""
 
     about: str
     rows: int
-    tokens_a_pass: int
 
-    def whole(self, count: int, longest: int) -> int:
-        """See passes.Whole."""
+    def passes(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Divide inputs of these lengths in tokens into forward passes: the indexes of each pass."""
 
-    def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> Vectors:
-        """See passes.Forward. One thread at a time."""
+    def compute(self, readings: Sequence[Reading]) -> Vectors:
+        """Run one forward pass. Returns one row of outputs per input: the raw score, or the embedding, not
+        normalised. One thread at a time."""
 
 
 def _never() -> None:
@@ -38,8 +35,8 @@ def _never() -> None:
 
 
 class Scorer:
-    """Scores batches; safe to call from any thread. With `is_cross_encoder` a raw score is the model's logit,
-    else the cosine of two of its vectors. `lock` serializes batches and counts forward passes."""
+    """Scores batches; safe to call from any thread. With `is_cross_encoder` the model returns raw scores,
+    else vectors, whose cosine is the raw score. `lock` serializes batches and counts forward passes."""
 
     def __init__(self, network: Network, max_length: int, *, is_cross_encoder: bool) -> None:
         self.about = network.about
@@ -91,9 +88,9 @@ class Scorer:
         lengths = [len(one.ids) for one in readings]
         self._refuse(readings, lengths)
         network, found = self._network, dict[int, Vectors]()
-        for places in split(lengths, network.tokens_a_pass, network.whole):
+        for places in network.passes(lengths):
             check()
-            rows = network.forward(*padded([readings[at] for at in places]))
+            rows = network.compute([readings[at] for at in places])
             found.update(zip(places, rows, strict=True))
             self.lock.step()
         return np.stack([found[at] for at in range(len(readings))])
@@ -113,7 +110,7 @@ class Scorer:
 def _reading(one: Input) -> Reading:
     ids = one.whole
     second = one.question.second
-    return Reading(ids, len(ids) if second is None else second)
+    return Reading(ids, len(ids) if second is None else second, len(one.question.before))
 
 
 def _unit(rows: Vectors) -> Vectors:
