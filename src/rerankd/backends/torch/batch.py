@@ -1,0 +1,106 @@
+"""The arrays of a forward pass on a device, and how its sequences are laid out for padded attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from rerankd.backends.torch.packing import PackedArrays
+
+T = TypeVar("T")
+
+
+class PackedBatch:
+    """PackedArrays as tensors on `device`; see there for the names. `uses_varlen` selects the attention
+    kernel (see attention.py)."""
+
+    def __init__(self, arrays: PackedArrays, device: torch.device, *, uses_varlen: bool = False) -> None:
+        self.arrays = arrays
+        self.device = device
+        self.uses_varlen = uses_varlen
+        self.count = len(arrays.row_counts)
+        self.longest, self.longest_key = arrays.longest, arrays.longest_key
+        self.token_ids = self._moved(arrays.token_ids)
+        self.positions = self._moved(arrays.positions)
+        self.types = self._moved(arrays.types)
+        self.offsets = self._moved(arrays.offsets)
+        self.key_offsets = self._moved(arrays.key_offsets)
+        self.key_index = None if arrays.key_index is None else self._moved(arrays.key_index)
+        self.rows = self._moved(arrays.rows)
+        self.row_counts = self._moved(arrays.row_counts)
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of `make`, which is computed once per pass and kept under `key` for all its layers."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
+
+    @cached_property
+    def query_grid(self) -> Grid:
+        """The layout of queries for padded attention."""
+        return Grid(self.offsets)
+
+    @cached_property
+    def key_grid(self) -> Grid:
+        """The layout of keys and values for padded attention."""
+        return self.query_grid if self.key_index is None else Grid(self.key_offsets)
+
+    def mask(self, *, causal: bool, window: int | None) -> Tensor | None:
+        """Which keys each query reads: bool [N, 1, queries, keys] of the padded layout. None: all of them.
+
+        A query is aligned with the key of its own token. `causal`: it reads no later keys. `window`: it reads
+        keys up to this many tokens away.
+        """
+        return self.once(("mask", causal, window), lambda: self._mask(causal, window))
+
+    def _mask(self, causal: bool, window: int | None) -> Tensor | None:
+        queries, keys = self.query_grid, self.key_grid
+        if keys.is_full and not causal and (window is None or keys.longest <= window):
+            return None
+        before = (keys.lengths - queries.lengths)[:, None, None]
+        distance = keys.columns[None, None, :] - before - queries.columns[None, :, None]
+        seen = (keys.columns < keys.lengths[:, None])[:, None, :].expand_as(distance)
+        if causal:
+            seen = seen & (distance <= 0)
+        if window is not None:
+            seen = seen & (distance.abs() <= window)
+        # A row of padding reads its first key: a row without any would compute 0 / 0.
+        padding = (queries.columns >= queries.lengths[:, None])[:, :, None]
+        return (seen | (padding & (keys.columns == 0))).unsqueeze(1)
+
+    def _moved(self, array: object) -> Tensor:
+        return torch.as_tensor(array).to(self.device, non_blocking=True)
+
+
+class Grid:
+    """Packed rows as a padded grid [N, longest]. `places` int64 [T]: where each packed row is, in the
+    flattened grid. `is_full`: no sequence needs padding."""
+
+    def __init__(self, offsets: Tensor) -> None:
+        lengths = offsets.diff().long()
+        self.lengths = lengths
+        self.count = len(lengths)
+        self.longest = int(lengths.max())
+        self.is_full = bool((lengths == self.longest).all())
+        self.columns = torch.arange(self.longest, device=offsets.device)
+        starts = torch.arange(self.count, device=offsets.device) * self.longest - offsets[:-1]
+        rows = torch.arange(int(offsets[-1]), device=offsets.device)
+        self.places = rows + starts.repeat_interleave(lengths)
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """[T, heads, n] -> [N, heads, longest, n], padded with 0."""
+        if not self.is_full:
+            grid = rows.new_zeros(self.count * self.longest, *rows.shape[1:])
+            rows = grid.index_copy_(0, self.places, rows)
+        return rows.unflatten(0, (self.count, self.longest)).transpose(1, 2)
+
+    def packed(self, grid: Tensor) -> Tensor:
+        """[N, heads, longest, n] -> [T, heads, n]."""
+        rows = grid.transpose(1, 2).flatten(0, 1)
+        return rows if self.is_full else rows[self.places]

@@ -1,0 +1,44 @@
+"""(pure) How many tokens one forward pass may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rerankd.backends.worker import passes
+
+ON_CPU = 2048
+"""Larger passes gain nothing on a CPU, and a cancelled request waits for the end of a pass."""
+MOST_ON_CARD = 65536
+LEAST = 64
+# The part of the free memory that the states of a pass may take; the rest is for kernels and fragmentation.
+_SHARE = 0.5
+
+
+def on_card(free_bytes: int, bytes_a_token: int) -> int:
+    """The tokens of a pass for which the memory of a card suffices. `free_bytes` is free with the weights
+    loaded, `bytes_a_token` the most that is held at one time for each token."""
+    return max(min(int(free_bytes * _SHARE / bytes_a_token), MOST_ON_CARD), LEAST)
+
+
+def bytes_a_token(width: int, inner: int, bytes_a_number: int) -> int:
+    """The most that a layer holds at one time for each token: the states and their norm, query, key, value
+    and the mixed values, or the inner states of a gated MLP; and what padded attention copies of them."""
+    return (2 * width + max(8 * width, 3 * inner)) * bytes_a_number
+
+
+def packed(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Divide inputs of these lengths, in order, into passes of up to `most` tokens and at least one input."""
+    found: list[list[int]] = []
+    tokens = 0
+    for at, length in enumerate(lengths):
+        if not found or tokens + length > most:
+            found.append([])
+            tokens = 0
+        found[-1].append(at)
+        tokens += length
+    return found
+
+
+def padded(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """The same for attention that pads: inputs of similar length share a pass."""
+    return passes.split(lengths, most, lambda count, longest: count)

@@ -1,0 +1,60 @@
+"""Layers that architectures share: pure functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Named = Mapping[str, Tensor]
+"""Weights by name. A bias that the model does not have is missing."""
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine of each token's rotary positions, each [T, 1, n]."""
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x,
+    "gelu": F.gelu,  # the erf form
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+"""Activation functions by their names in formats/."""
+
+
+def linear(x: Tensor, weights: Named, name: str) -> Tensor:
+    """x · weightᵀ + bias."""
+    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def layer_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:
+    """Layer normalisation over the last axis."""
+    weight = weights[f"{name}.weight"]
+    return F.layer_norm(x, weight.shape, weight, weights.get(f"{name}.bias"), epsilon)
+
+
+def rms_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:
+    """Root mean square normalisation over the last axis, in float32 as in transformers' Qwen3RMSNorm."""
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    return weights[f"{name}.weight"] * scaled.to(x.dtype)
+
+
+def rotation(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
+    """The rotary positions of tokens: pair i of a head's `width` numbers turns by position / base^(2i/width).
+
+    The angles are computed in float32, as in transformers.
+    """
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = torch.outer(positions.float(), 1.0 / base**exponents)
+    both = torch.cat((angles, angles), -1).unsqueeze(1)
+    return both.cos().to(dtype), both.sin().to(dtype)
+
+
+def rotated(x: Tensor, turned: Rotation) -> Tensor:
+    """Apply rotary positions to x [T, heads, n]. The numbers i and i + n / 2 of a head are a pair."""
+    first, second = x.chunk(2, -1)
+    return x * turned[0] + torch.cat((-second, first), -1) * turned[1]

@@ -1,0 +1,113 @@
+"""(pure) Pack the token sequences of a forward pass into one row of tokens, without padding.
+
+Sequence i has the tokens offsets[i] to offsets[i + 1] of the row. Its attention reads keys that begin with
+those of its prefix, if it has one: keys and values of tokens that were computed before, because many inputs
+share them. `key_index` selects them from all prefixes of the pass, followed by the row's own keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Rows = Literal["first", "last", "all"]
+"""The tokens of a sequence whose states the head reads."""
+
+NO_PREFIX = -1
+# A size that is a power of two, and not too small, takes few different values.
+_SHORTEST = 16
+
+
+class Tokens(NamedTuple):
+    """One input of a pass: its own token ids; the position, among these, where the second token type begins;
+    and the index of its prefix in the pass, or NO_PREFIX."""
+
+    ids: NDArray[np.int32]
+    second: int
+    prefix: int = NO_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class PackedArrays:
+    """T tokens of N sequences.
+
+    `token_ids`, `types` int64 [T]. `positions` int64 [T], which count the tokens of the prefix. `offsets` and
+    `key_offsets` int32 [N + 1], where the tokens and the keys of each sequence begin. `longest` and
+    `longest_key`: the most own tokens and keys of a sequence, rounded up to a power of two. `key_index` int64
+    [keys], or None if no sequence has a prefix. `rows` int64 [R], the tokens that the head reads, and
+    `row_counts` int64 [N], how many of them belong to each sequence.
+    """
+
+    token_ids: Int64
+    positions: Int64
+    types: Int64
+    offsets: Int32
+    key_offsets: Int32
+    longest: int
+    longest_key: int
+    key_index: Int64 | None
+    rows: Int64
+    row_counts: Int64
+
+
+def pack(sequences: Sequence[Tokens], prefix_lengths: Sequence[int], rows: Rows) -> PackedArrays:
+    """Pack sequences of at least one token. `prefix_lengths` are the lengths in tokens of the pass's
+    prefixes."""
+    own = np.array([len(one.ids) for one in sequences])
+    prefix_of = np.array([one.prefix for one in sequences])
+    before = np.append(np.array(prefix_lengths, np.int64), 0)[prefix_of]  # NO_PREFIX selects the last one
+    offsets, key_offsets = _offsets(own), _offsets(own + before)
+    within = _within(own)
+    seconds = np.array([one.second for one in sequences])
+    return PackedArrays(
+        token_ids=np.concatenate([one.ids for one in sequences]).astype(np.int64),
+        positions=within + np.repeat(before, own),
+        types=(within >= np.repeat(seconds, own)).astype(np.int64),
+        offsets=offsets.astype(np.int32),
+        key_offsets=key_offsets.astype(np.int32),
+        longest=rounded(int(own.max())),
+        longest_key=rounded(int((own + before).max())),
+        key_index=_key_index(own, before, prefix_of, prefix_lengths) if before.any() else None,
+        rows=_rows(offsets, rows),
+        row_counts=own if rows == "all" else np.ones_like(own),
+    )
+
+
+def rounded(length: int) -> int:
+    """Round up to a power of two, at least 16."""
+    return max(1 << (length - 1).bit_length(), _SHORTEST)
+
+
+def _key_index(own: Int64, before: Int64, prefix_of: Int64, prefix_lengths: Sequence[int]) -> Int64:
+    """Where the keys of each sequence are: those of the prefixes come first, then those of the row."""
+    starts = np.append(_offsets(np.array(prefix_lengths, np.int64)), 0)
+    keys = own + before
+    within = _within(keys)
+    in_prefix = within < np.repeat(before, keys)
+    first_own = starts[len(prefix_lengths)] + _offsets(own)[:-1] - before
+    found: Int64 = within + np.where(
+        in_prefix, np.repeat(starts[prefix_of], keys), np.repeat(first_own, keys)
+    )
+    return found
+
+
+def _rows(offsets: Int64, rows: Rows) -> Int64:
+    if rows == "all":
+        return np.arange(offsets[-1])
+    return offsets[:-1] if rows == "first" else offsets[1:] - 1
+
+
+def _offsets(lengths: Int64) -> Int64:
+    """Where each part begins, and where the last one ends."""
+    return np.concatenate(([0], np.cumsum(lengths)))
+
+
+def _within(lengths: Int64) -> Int64:
+    """The position of each token in its own sequence."""
+    return np.arange(lengths.sum()) - np.repeat(_offsets(lengths)[:-1], lengths)

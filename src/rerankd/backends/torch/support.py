@@ -1,0 +1,51 @@
+"""(pure) Which models the PyTorch backend computes."""
+
+from __future__ import annotations
+
+from rerankd.domain import Recipe, Refusal
+from rerankd.formats import tokenizer_support
+from rerankd.formats.metadata import ModelMetadata
+
+ENCODERS = ("bert", "modern-bert")
+CAUSAL = ("qwen2", "qwen3")
+ARCHITECTURES = (*ENCODERS, *CAUSAL)
+"""The rows of architectures/__init__.py, which imports PyTorch."""
+_POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last")}
+
+
+def refused(recipe: Recipe, metadata: ModelMetadata | None) -> Refusal | None:
+    """Why the backend can't run a model, or None."""
+    why = _obstacle(recipe, metadata) if metadata is not None else "the metadata of its files is unknown"
+    return Refusal(why, "") if why else None
+
+
+def labels(recipe: Recipe, metadata: ModelMetadata) -> tuple[int, ...]:
+    """The ids of the two label tokens of a causal model; () for other models, and if one is not a token."""
+    if recipe.method != "causal_lm":
+        return ()
+    found = [metadata.token_id(label) for label in recipe.labels]
+    return tuple(one for one in found if one is not None) if None not in found else ()
+
+
+def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
+    if metadata.architecture not in ARCHITECTURES:
+        return f"the PyTorch backend does not support the architecture {metadata.architecture}"
+    if why := tokenizer_support.refusal(metadata):
+        return why
+    if recipe.method == "causal_lm":
+        if metadata.architecture not in CAUSAL:
+            return f"the architecture {metadata.architecture} is not a causal model"
+        return "" if labels(recipe, metadata) else "a label is not a single token of the vocabulary"
+    if recipe.pooling not in _POOLINGS[recipe.method]:
+        return f"the PyTorch backend does not support the pooling {recipe.pooling}"
+    if recipe.method == "cross_encoder" and metadata.architecture in CAUSAL:
+        return "the PyTorch backend does not support a rank head of a causal model"
+    if recipe.method == "cross_encoder" and recipe.template:
+        return "the PyTorch backend does not support templates for cross-encoders"
+    if metadata.architecture in CAUSAL and metadata.causal_attention is False:
+        return f"the PyTorch backend does not support {metadata.architecture} without causal attention"
+    if metadata.hidden_activation not in ("", "gelu"):
+        return f"the PyTorch backend does not support the activation {metadata.hidden_activation}"
+    if metadata.format == "gguf" and len(metadata.parts) > 1:
+        return "the PyTorch backend does not support split GGUF files"
+    return ""
