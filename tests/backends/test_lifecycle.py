@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import upstream
+from cases import needs_packages
 from overlap import OVERLAP
 from test_refusals import SPECS
 
@@ -30,7 +31,7 @@ from rerankd.serving import model_tokenizer
 
 QUERY = "rings of planets"
 TEXTS = ["trains leave at nine", "planets have rings", "rings are gold"]
-ROWS = [*BACKENDS, OVERLAP]
+ROWS = [pytest.param(row, marks=needs_packages(row)) for row in (*BACKENDS, OVERLAP)]
 
 
 @asynccontextmanager
@@ -63,7 +64,7 @@ async def started(
         await engine.close()
 
 
-every_row = pytest.mark.parametrize("backend", ROWS, ids=lambda row: row.name)
+every_row = pytest.mark.parametrize("backend", ROWS, ids=[row.name for row in (*BACKENDS, OVERLAP)])
 HEAD = SPECS["xlmr-head.gguf"]
 
 
@@ -115,7 +116,7 @@ async def test_calls_to_an_engine_that_was_killed_fail_as_unavailable(
         await is_gone(engine, prepared)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda row: row.name)
+@pytest.mark.parametrize("backend", ROWS[:-1], ids=[row.name for row in BACKENDS])
 async def test_a_damaged_file_makes_the_child_exit_with_a_message(backend: Backend, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(HEAD.path.read_bytes()[:-4000])

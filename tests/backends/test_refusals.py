@@ -19,6 +19,7 @@ from rerankd.backends import safer_steps
 from rerankd.backends.base import Backend, EngineSpec, Offer
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.table import BACKENDS
+from rerankd.backends.torch.devices import Device, Survey
 from rerankd.domain import Refusal
 from rerankd.formats import model_files
 from rerankd.machine import Gpu
@@ -28,11 +29,13 @@ from support import GOLDEN, golden_settings
 
 ROWS: Mapping[str, Backend] = {backend.name: backend for backend in (*BACKENDS, OVERLAP)}
 CARD = Gpu("card", 2**34, 2**34, "9.0")
+CPU, CUDA = Device("cpu", "a CPU"), Device("cuda:0", "a card", 2**34, True, (9, 0))
 BUNDLED = Binaries(None, 0, "", (), Binary("bundled", ("bundled",), "", 11549), (), ())
 # The survey of each backend on a machine without a GPU, on one with a GPU and an engine for it, and on one
 # without the backend's packages.
 MACHINES: Mapping[str, Mapping[str, Any]] = {
     "openvino": {"cpu": True, "gpu": True, "bare": False},
+    "torch": {"cpu": Survey("2.14", (CPU,)), "gpu": Survey("2.14", (CUDA, CPU)), "bare": Survey("")},
     "llama": {
         "cpu": BUNDLED,
         "gpu": replace(BUNDLED, own=Path("/my/server"), gpus=(CARD,)),

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import PAIRS, Served, by_query, documents
+from cases import PAIRS, Served, by_query, documents, needs_packages
 
 from rerankd import machine
 from rerankd.backends.base import Batch
+from rerankd.backends.torch.backend import TorchBackend
 from rerankd.errors import InputTooLong
 from rerankd.recipes import catalog
 from rerankd.scoring import prompt
@@ -37,7 +38,7 @@ CALLS: list[tuple[int, tuple[int, ...]]] = [
     (20, tuple(range(20))),
 ]
 # The largest difference of raw scores, by engine and precision.
-TOLERANCE = {"llama": 1e-5, "openvino f32": 1e-5, "openvino bf16": 1e-3}
+TOLERANCE = {"llama": 1e-5, "openvino f32": 1e-5, "openvino bf16": 1e-3, "torch f32": 1e-5}
 
 RUNS = [
     *(("llama", name, "f32") for name in ("xlmr-head", "modernbert-head", "bert-embedder", "qwen3-headless")),
@@ -45,6 +46,10 @@ RUNS = [
         ("openvino", name, precision)
         for name in ("xlmr-head", "modernbert-head", "bert-embedder", "roberta-head")
         for precision in ("f32", "bf16")
+    ),
+    *(
+        pytest.param("torch", name, "f32", marks=needs_packages(TorchBackend()))
+        for name in ("xlmr-head", "modernbert-head", "bert-embedder", "qwen3-headless")
     ),
 ]
 

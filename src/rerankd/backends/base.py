@@ -152,9 +152,10 @@ class Offer:
 
 
 class Rank:
-    """The ranks of an offer. NAMED: the user chose this engine by name, so no other one replaces it."""
+    """The ranks of an offer. LAST_ON_CPU: correct, but another engine computes faster there. NAMED: the user
+    chose this engine by name, so no other one replaces it."""
 
-    CPU, BEST_ON_CPU, GPU, NAMED = range(4)
+    LAST_ON_CPU, CPU, BEST_ON_CPU, GPU, NAMED = range(5)
 
 
 @dataclass(frozen=True, slots=True)

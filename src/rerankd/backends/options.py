@@ -65,3 +65,17 @@ def per_model(default: Any, **field: Any) -> Any:
 def trait(field: FieldInfo, name: str) -> Any:
     """Return a trait that `setting` declared for a field, or None."""
     return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
+
+
+Precision = Literal["auto", "f32", "bf16"]
+
+
+class PrecisionOptions(Options):
+    """The setting that the backends with arithmetic of their own share."""
+
+    precision: Precision = per_model(
+        "auto",
+        description="OpenVINO and PyTorch: precision of the arithmetic; auto: OpenVINO uses bf16 if it is "
+        "faster on this CPU and keeps the order of documents; PyTorch uses float32 on a CPU and half "
+        "precision on a GPU (bf16 where the card has it)",
+    )

@@ -9,5 +9,6 @@ from __future__ import annotations
 from rerankd.backends.base import Backend
 from rerankd.backends.llama.backend import LlamaBackend
 from rerankd.backends.openvino.backend import OpenVinoBackend
+from rerankd.backends.torch.backend import TorchBackend
 
-BACKENDS: list[Backend] = [OpenVinoBackend(), LlamaBackend()]
+BACKENDS: list[Backend] = [OpenVinoBackend(), TorchBackend(), LlamaBackend()]

@@ -7,11 +7,13 @@ alone; all other layers compute no padding.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.torch.batch import PackedBatch
+from rerankd.backends.torch.packing import Tokens, pack
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [tokens, key heads, n]."""
@@ -74,3 +76,28 @@ def _varlen(
     )
     assert isinstance(found, Tensor)
     return found
+
+
+def varlen_problem(device: torch.device, dtype: torch.dtype) -> str:
+    """Why packed attention can't be used on a device, as a clause; "" if it works and is right.
+
+    Compares it with padded attention for two causal sequences with grouped heads, once with a prefix.
+    """
+    sequences = [Tokens(np.zeros(20, np.int32), 20, 0), Tokens(np.zeros(30, np.int32), 30)]
+    arrays = pack(sequences, (16,), "last")
+    made = torch.Generator().manual_seed(0)
+    q, k, v, pk, pv = (
+        torch.randn(tokens, heads, 64, generator=made).to(device, dtype)
+        for tokens, heads in ((50, 4), (50, 2), (50, 2), (16, 2), (16, 2))
+    )
+    try:
+        packed, padded = (
+            attend(
+                q, k, v, PackedBatch(arrays, device, uses_varlen=one), causal=True, prefix=(pk, pv)
+            ).float()
+            for one in (True, False)
+        )
+        difference = float((packed - padded).norm() / padded.norm())
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:  # a missing kernel, another signature
+        return f"packed attention does not work: {error!s:.120}".partition("\n")[0]
+    return "" if difference < 0.02 else f"packed attention differs by {difference:.2g}"

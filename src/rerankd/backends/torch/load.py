@@ -54,9 +54,7 @@ def load(
     return Loaded(architecture, outside, layers, head, device, weights.rows("token_embd.weight"))
 
 
-def _named(
-    weights: Weights, parts: Parts, before: str, device: torch.device, dtype: torch.dtype
-) -> Named:
+def _named(weights: Weights, parts: Parts, before: str, device: torch.device, dtype: torch.dtype) -> Named:
     """The weights of one layer, or those outside of layers (`before` is ""), by the architecture's names."""
     found = {}
     for name, joined in parts.items():

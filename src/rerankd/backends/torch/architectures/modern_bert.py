@@ -51,7 +51,9 @@ class ModernBert:
         self.head_steps = _head(weights)
 
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
-        return layer_norm(F.embedding(batch.token_ids, weights["tokens.weight"]), weights, "norm", self.epsilon)
+        return layer_norm(
+            F.embedding(batch.token_ids, weights["tokens.weight"]), weights, "norm", self.epsilon
+        )
 
     def layer(
         self, x: Tensor, weights: Named, batch: PackedBatch, kind: str, prefix: KeysValues | None

@@ -1,4 +1,4 @@
-"""The architectures of Qwen2 and Qwen3. They compute the same as Qwen2Model and Qwen3Model of transformers."""
+"""Qwen2 and Qwen3. They compute the same as Qwen2Model and Qwen3Model of transformers."""
 
 from __future__ import annotations
 
