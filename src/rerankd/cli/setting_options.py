@@ -15,8 +15,8 @@ from rerankd.config import Settings
 
 
 def of_backends() -> list[str]:
-    """Return the names of the backends' settings."""
-    return [name for backend in BACKENDS for name in backend.Options.model_fields]
+    """Return the names of the backends' settings, each once: some backends share one."""
+    return [*dict.fromkeys(name for backend in BACKENDS for name in backend.Options.model_fields)]
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rerankd.backends.worker import passes
-
 ON_CPU = 2048
 """Larger passes gain nothing on a CPU, and a cancelled request waits for the end of a pass."""
 MOST_ON_CARD = 65536
@@ -24,21 +20,3 @@ def bytes_a_token(width: int, inner: int, bytes_a_number: int) -> int:
     """The most that a layer holds at one time for each token: the states and their norm, query, key, value
     and the mixed values, or the inner states of a gated MLP; and what padded attention copies of them."""
     return (2 * width + max(8 * width, 3 * inner)) * bytes_a_number
-
-
-def packed(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Divide inputs of these lengths, in order, into passes of up to `most` tokens and at least one input."""
-    found: list[list[int]] = []
-    tokens = 0
-    for at, length in enumerate(lengths):
-        if not found or tokens + length > most:
-            found.append([])
-            tokens = 0
-        found[-1].append(at)
-        tokens += length
-    return found
-
-
-def padded(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """The same for attention that pads: inputs of similar length share a pass."""
-    return passes.split(lengths, most, lambda count, longest: count)

@@ -15,7 +15,7 @@ from rerankd.backends.torch.attention import KeysValues
 from rerankd.backends.torch.batch import PackedBatch
 from rerankd.backends.torch.heads import Head
 from rerankd.backends.torch.layers import Named
-from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack
+from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passes, passes
 from rerankd.backends.torch.prefixes import SHORTEST, Prefix, PrefixCache
 from rerankd.backends.worker.passes import Reading, Vectors
 
@@ -57,7 +57,7 @@ class Network:
         self._uses_varlen = uses_varlen
 
     def passes(self, lengths: Sequence[int]) -> list[list[int]]:
-        divide = budget.packed if self._uses_varlen else budget.padded
+        divide = passes if self._uses_varlen else padded_passes
         return divide(lengths, self.tokens_a_pass)
 
     def compute(self, readings: Sequence[Reading]) -> Vectors:

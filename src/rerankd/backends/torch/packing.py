@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rerankd.backends.worker.passes import split
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Rows = Literal["first", "last", "all"]
@@ -111,3 +113,21 @@ def _offsets(lengths: Int64) -> Int64:
 def _within(lengths: Int64) -> Int64:
     """The position of each token in its own sequence."""
     return np.arange(lengths.sum()) - np.repeat(_offsets(lengths)[:-1], lengths)
+
+
+def passes(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Divide inputs of these lengths, in order, into passes of up to `most` tokens and at least one input."""
+    found: list[list[int]] = []
+    tokens = 0
+    for at, length in enumerate(lengths):
+        if not found or tokens + length > most:
+            found.append([])
+            tokens = 0
+        found[-1].append(at)
+        tokens += length
+    return found
+
+
+def padded_passes(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """The same for attention that pads: inputs of similar length share a pass."""
+    return split(lengths, most, lambda count, longest: count)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rerankd.domain import Recipe, Refusal
 from rerankd.formats import tokenizer_support
-from rerankd.formats.metadata import ModelMetadata
+
+if TYPE_CHECKING:
+    from rerankd.formats.metadata import ModelMetadata
 
 ENCODERS = ("bert", "modern-bert")
 CAUSAL = ("qwen2", "qwen3")

@@ -18,7 +18,6 @@ from typing import Any
 from rerankd import machine
 from rerankd.backends.torch import devices
 from rerankd.backends.torch.devices import Device, Survey
-from rerankd.state import StateStore
 
 SECTION = "torch_devices"
 _TIMEOUT_S = 120.0
@@ -32,6 +31,8 @@ def look(home: Path) -> Survey:
     installed = version()
     if not installed:
         return Survey("")
+    from rerankd.state import StateStore  # see the table: it imports what takes long
+
     state, key = StateStore(home), _key(installed)
     kept = state.get(SECTION, key)
     if kept is None:
