@@ -19,7 +19,7 @@ from rerankd.backends.base import Batch
 from rerankd.backends.worker import protocol
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.passes import Padding, Reading, padded, split
+from rerankd.backends.worker.passes import Padding, Reading, padded, shared, split
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
@@ -163,6 +163,13 @@ def test_each_input_is_in_one_pass_and_no_pass_is_too_large(tokens: list[int], m
 def test_inputs_of_similar_length_share_a_pass_the_longest_first() -> None:
     assert split([10, 50, 11, 49, 12], 100, lambda count, longest: count) == [[3, 1], [0, 2, 4]]
     assert split([], 100, lambda count, longest: count) == []
+
+
+def test_what_inputs_share_is_where_they_first_differ() -> None:
+    assert shared([ids(1, 2, 3, 4), ids(1, 2, 5), ids(1, 2, 3)]) == 2
+    assert shared([ids(1, 2), ids(1, 2, 3)]) == 2
+    assert shared([ids(7), ids(1)]) == 0
+    assert shared([ids(1, 2)]) == 0
 
 
 def test_padding_keeps_inputs_complete() -> None:

@@ -92,10 +92,19 @@ class Network:
             return found
 
     def _start(self, reading: Reading) -> bytes:
-        """The ids at the start of an input whose keys and values are kept; empty for none."""
-        length = min(reading.shared, len(reading.ids) - 1)
-        is_kept = self._loaded.architecture.shares_prefix and length >= SHORTEST
-        return reading.ids[:length].tobytes() if is_kept else b""
+        """The ids at the start of an input whose keys and values are kept; empty for none.
+
+        What the inputs of a pass share depends on the pass, so a prefix that is kept and nearly as long is
+        preferred to a new one.
+        """
+        if not self._loaded.architecture.shares_prefix:
+            return b""
+        ids = reading.ids[:-1]  # the last token is computed, because its state is read
+        wanted = min(reading.shared, len(ids))
+        known = self.prefixes.longest(ids.tobytes())
+        if len(known) // ids.itemsize + SHORTEST > wanted:
+            return known
+        return ids[:wanted].tobytes()
 
     def _prefixes(self, starts: Iterable[bytes]) -> dict[bytes, Prefix]:
         """The keys and values of these starts, computed where they are not kept."""

@@ -37,6 +37,10 @@ class PrefixCache:
             self._held.move_to_end(ids)
         return self._held.get(ids)
 
+    def longest(self, ids: bytes) -> bytes:
+        """The ids of the longest kept prefix with which these begin; empty for none."""
+        return max((held for held in self._held if ids.startswith(held)), key=len, default=b"")
+
     def put(self, ids: bytes, prefix: Prefix) -> None:
         """Keep a prefix that is not kept yet, and drop those that were not used for the longest time."""
         self._held[ids] = prefix

@@ -48,6 +48,17 @@ def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
     return made
 
 
+def shared(sequences: Sequence[Ids]) -> int:
+    """Return how many ids all these sequences have in common at their start; 0 for a single one."""
+    if len(sequences) < 2:
+        return 0
+    first = sequences[0][: min(map(len, sequences))]
+    differs = np.zeros(len(first), bool)
+    for one in sequences[1:]:
+        differs |= one[: len(first)] != first
+    return int(differs.argmax()) if differs.any() else len(first)
+
+
 def padded(readings: Sequence[Reading]) -> tuple[Integers, Integers, Integers]:
     """Return the arguments of `Forward`."""
     lengths = np.array([len(one.ids) for one in readings], np.int64)

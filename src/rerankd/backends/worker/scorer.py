@@ -3,11 +3,13 @@ similarities."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from rerankd.backends.worker import passes
 from rerankd.backends.worker.compute_lock import ComputeLock
 from rerankd.backends.worker.passes import Reading, Vectors
 from rerankd.backends.worker.protocol import InvalidBatch
@@ -54,7 +56,7 @@ class Scorer:
         """
         if not inputs:
             return []
-        readings = [_reading(one) for one in inputs]
+        readings = _readings(inputs)
         # Look up query vectors after the wait: the batch before may have computed them.
         with self.lock.held():
             values = (
@@ -107,10 +109,21 @@ class Scorer:
             raise InvalidBatch(f"a token id is outside the model's vocabulary of {self._network.rows}")
 
 
-def _reading(one: Input) -> Reading:
-    ids = one.whole
-    second = one.question.second
-    return Reading(ids, len(ids) if second is None else second, len(one.question.before))
+def _readings(inputs: Sequence[Input]) -> list[Reading]:
+    """The inputs as the network reads them. A prompt's part with the query may be tokenized together with the
+    document, so the ids that inputs of one question share are compared."""
+    whole = [one.whole for one in inputs]
+    of_question: dict[int, list[int]] = defaultdict(list)
+    for at, one in enumerate(inputs):
+        of_question[id(one.question)].append(at)
+    found: dict[int, Reading] = {}
+    for places in of_question.values():
+        question = inputs[places[0]].question
+        shared = max(passes.shared([whole[at] for at in places]), len(question.before))
+        for at in places:
+            second = len(whole[at]) if question.second is None else question.second
+            found[at] = Reading(whole[at], second, shared)
+    return [found[at] for at in range(len(inputs))]
 
 
 def _unit(rows: Vectors) -> Vectors:

@@ -1,0 +1,316 @@
+"""PyTorch's networks against transformers' values, with attention, prefixes and passes of every shape.
+
+Needs PyTorch: `make test-torch`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="no PyTorch here: make test-torch")
+
+from breaks import Change
+from cases import TORCH_CHECKPOINTS
+from test_encoders_can_fail import BREAKS as ENCODER_BREAKS
+from test_goldens_can_fail import BREAKS, FAMILIES, FILE_BREAKS, copied
+from test_modules import BREAKS as MODULE_BREAKS
+from test_modules import SCALED, made
+
+import checkpoints
+import ggufs
+from rerankd.backends.torch import attention, runtime
+from rerankd.backends.torch.architecture import Unsupported
+from rerankd.backends.torch.architectures import ARCHITECTURES
+from rerankd.backends.torch.batch import PackedBatch
+from rerankd.backends.torch.network import Network
+from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack
+from rerankd.backends.torch.prefixes import Prefix, PrefixCache
+from rerankd.backends.torch.support import ARCHITECTURES as NAMES
+from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.errors import ModelFileError
+from rerankd.formats import model_files, tokenizer
+from rerankd.formats.weights import Weights
+from support import GOLDEN, golden
+
+BOUND = 1e-5
+# A broken part must change scores by far more.
+SEEN = 20 * BOUND
+CPU = torch.device("cpu")
+LABELED = ("qwen3-headed", "qwen3-headless", "qwen2-labels")
+
+
+def started(path: Path, labels: Sequence[int] = ()) -> Network:
+    return runtime.start(path, "none" if labels else "rank", labels=labels)
+
+
+def values(network: Network, readings: Sequence[Reading]) -> Vectors:
+    """The values in order, in the passes that the network divides them into."""
+    found = np.zeros(len(readings), np.float32)
+    for places in network.passes([len(one.ids) for one in readings]):
+        found[places] = network.compute([readings[at] for at in places])[:, 0]
+    return found
+
+
+def worst(network: Network, readings: Sequence[Reading], wanted: Any) -> float:
+    """The largest difference from the wanted values; alone, in passes and all together they must agree."""
+    alone = np.array([network.compute([one])[0, 0] for one in readings])
+    assert np.abs(values(network, readings) - alone).max() < BOUND
+    assert np.abs(network.compute(readings)[:, 0] - alone).max() < BOUND
+    return float(np.abs(alone - wanted).max())
+
+
+def pairs(name: str, path: Path, shared: int = 0, each: int = 6) -> tuple[list[Reading], Any]:
+    """A part of a golden model's pairs, and their raw values."""
+    cases = [case for case in golden(name)["cases"] if case["fits"]][::each]
+    is_typed = tokenizer.read(model_files.read(path)).frame.first_typed is not None
+    readings = []
+    for case in cases:
+        ids = np.array(case["ids"], np.int32)
+        second = case["ids"].index(case["ids"][-1]) + 1 if is_typed else len(ids)
+        readings.append(Reading(ids, second, shared))
+    return readings, np.array([case["raw"] for case in cases])
+
+
+@pytest.mark.parametrize("name", TORCH_CHECKPOINTS)
+def test_encoders_have_the_values_of_transformers(name: str, tmp_path: Path) -> None:
+    folder = GOLDEN / name
+    assert worst(started(folder), *pairs(name, folder, each=1)) < BOUND
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+@pytest.mark.parametrize("name", LABELED)
+def test_causal_models_have_the_values_of_transformers_with_and_without_a_prefix(
+    name: str, shared: int
+) -> None:
+    path = GOLDEN / f"{name}.gguf"
+    network = started(path, golden(name)["label_ids"])
+    readings, wanted = pairs(name, path, shared, each=1)
+    assert worst(network, readings, wanted) < BOUND
+    assert (network.prefixes.size_bytes > 0) == (shared > 0)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_head_of_modules_has_the_values_of_the_library(name: str, tmp_path: Path) -> None:
+    assert modules_distance(made(name, tmp_path)) < BOUND
+
+
+def modules_distance(folder: Path) -> float:
+    cases = json.loads((folder / "golden.json").read_text())["cases"]
+    texts = [Reading(np.array(case["ids"], np.int32), case["second"]) for case in cases]
+    return worst(started(folder), texts, np.array([case["raw"] for case in cases]))
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "change"), MODULE_BREAKS, ids=[f"{name}: {what}" for name, what, _ in MODULE_BREAKS]
+)
+def test_a_broken_part_of_a_head_of_modules_is_noticed(
+    name: str, what: str, change: Change, tmp_path: Path
+) -> None:
+    folder = made(name, tmp_path)
+    change(folder)
+    assert modules_distance(folder) > SEEN, what
+
+
+def scaled_distance(folder: Path, second: int = 0) -> float:
+    cases = json.loads((folder / "golden.json").read_text())
+    texts = [Reading(np.array(case["ids"], np.int32), case["second"] + second) for case in cases]
+    return worst(started(folder), texts, np.array([case["raw"] for case in cases]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scaled_checkpoints_have_the_values_of_transformers(family: str, tmp_path: Path) -> None:
+    assert scaled_distance(copied(family, tmp_path)) < BOUND
+
+
+@pytest.mark.parametrize(
+    ("family", "what", "change"), BREAKS, ids=[f"{family}: {what}" for family, what, _ in BREAKS]
+)
+def test_a_broken_part_is_noticed(family: str, what: str, change: Change, tmp_path: Path) -> None:
+    folder = copied(family, tmp_path)
+    change(folder)
+    assert scaled_distance(folder) > SEEN, what
+
+
+def test_a_second_text_that_begins_one_token_late_is_noticed(tmp_path: Path) -> None:
+    assert scaled_distance(copied("bert", tmp_path), second=1) > SEEN
+
+
+ENCODERS = {name: changes for name, changes in ENCODER_BREAKS.items() if name in TORCH_CHECKPOINTS}
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [(name, what) for name, changes in ENCODERS.items() for what in changes]
+)
+def test_a_broken_part_of_another_encoder_is_noticed(name: str, what: str, tmp_path: Path) -> None:
+    folder = checkpoints.copy(name, tmp_path / name)
+    ENCODERS[name][what](folder)
+    assert worst(started(folder), *pairs(name, folder)) > SEEN, what
+
+
+@pytest.mark.parametrize("what", FILE_BREAKS)
+def test_a_broken_part_of_a_gguf_file_is_noticed(what: str, tmp_path: Path) -> None:
+    name, change = FILE_BREAKS[what]
+    broken = ggufs.rewrite(GOLDEN / f"{name}.gguf", tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
+    labels = golden(name)["label_ids"] if name in LABELED else ()
+    assert worst(started(broken, labels), *pairs(name, broken, 40 if labels else 0)) > SEEN
+
+
+def test_the_prefix_of_another_query_is_noticed() -> None:
+    """A cache that mixed up prefixes would change the values."""
+    path = GOLDEN / "qwen3-headless.gguf"
+    network = started(path, golden("qwen3-headless")["label_ids"])
+    readings, wanted = pairs("qwen3-headless", path, 40)
+    values(network, readings)
+    held = network.prefixes._held
+    keys = [*held]
+    assert len(keys) >= 1
+    for key in keys:
+        kept = held[key]
+        held[key] = Prefix(kept.length, tuple((k.roll(1, 0), v) for k, v in kept.layers))
+    assert np.abs(values(network, readings) - wanted).max() > SEEN
+
+
+def test_prefixes_are_bounded_by_bytes_and_the_newest_are_kept() -> None:
+    def prefix(tokens: int) -> Prefix:
+        return Prefix(tokens, ((torch.zeros(tokens, 1, 2), torch.zeros(tokens, 1, 2)),))
+
+    cache = PrefixCache(most_bytes=3 * prefix(4).size_bytes)
+    for key in (b"a", b"b", b"c"):
+        cache.put(key, prefix(4))
+    assert cache.get(b"a") is not None
+    cache.put(b"d", prefix(4))
+    assert cache.get(b"b") is None and cache.get(b"a") is not None and cache.get(b"d") is not None
+    cache.put(b"large", prefix(400))
+    assert cache.size_bytes == 0 and cache.get(b"large") is None
+
+
+def test_a_prefix_that_is_not_kept_is_still_used() -> None:
+    path = GOLDEN / "qwen3-headless.gguf"
+    network = started(path, golden("qwen3-headless")["label_ids"])
+    network.prefixes = PrefixCache(0)
+    assert worst(network, *pairs("qwen3-headless", path, 40)) < BOUND
+
+
+def test_a_kept_prefix_serves_other_passes_of_the_query() -> None:
+    """Also a single document, whose pass alone does not tell what the query's documents share."""
+    path = GOLDEN / "qwen3-headless.gguf"
+    network = started(path, golden("qwen3-headless")["label_ids"])
+    readings, wanted = pairs("qwen3-headless", path, 40)
+    values(network, readings)
+    held = network.prefixes.size_bytes
+    assert held > 0
+    again = [one._replace(shared=44) for one in readings]
+    assert worst(network, again, wanted) < BOUND
+    assert worst(network, [one._replace(shared=0) for one in readings], wanted) < BOUND
+    assert network.prefixes.size_bytes == held
+
+
+def test_an_input_that_is_all_prefix_has_the_same_value() -> None:
+    path = GOLDEN / "qwen3-headless.gguf"
+    network = started(path, golden("qwen3-headless")["label_ids"])
+    ids = np.arange(30, dtype=np.int32)
+    apart = network.compute([Reading(ids, 30)])
+    assert network.compute([Reading(ids, 30, 30), Reading(ids, 30, 20)]) == pytest.approx(
+        np.repeat(apart, 2, 0), abs=BOUND
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("lengths", [(5,), (5, 5), (1, 9, 4)])
+@pytest.mark.parametrize("has_prefix", [True, False])
+def test_attention_reads_what_it_should(
+    causal: bool, window: int | None, lengths: tuple[int, ...], has_prefix: bool
+) -> None:
+    """Compared with a softmax that is written out, for each query on its own."""
+    made = torch.Generator().manual_seed(1)
+    total, before = sum(lengths), 6 if has_prefix else 0
+    q = torch.randn(total, 4, 8, generator=made)
+    k, v = (torch.randn(total, 2, 8, generator=made) for _ in range(2))
+    prefix = tuple(torch.randn(before, 2, 8, generator=made) for _ in range(2))
+    place = 0 if has_prefix else NO_PREFIX
+    sequences = [Tokens(np.zeros(one, np.int32), one, place) for one in lengths]
+    batch = PackedBatch(pack(sequences, (before,) if has_prefix else (), "all"), CPU)
+    given = (prefix[0], prefix[1]) if has_prefix else None
+    found = attention.attend(q, k, v, batch, causal=causal, window=window, prefix=given)
+    start = 0
+    for length in lengths:
+        keys, others = (
+            torch.cat((first, one[start : start + length])) for first, one in zip(prefix, (k, v), strict=True)
+        )
+        for at in range(length):
+            own = before + at
+            seen = [
+                key
+                for key in range(before + length)
+                if (not causal or key <= own) and (window is None or abs(key - own) <= window)
+            ]
+            for head in range(4):
+                products = keys[seen, head // 2] @ q[start + at, head] / 8**0.5
+                wanted = products.softmax(0) @ others[seen, head // 2]
+                got = found[start + at].view(4, 8)[head]
+                assert torch.allclose(got, wanted, atol=1e-5)
+        start += length
+
+
+def test_packed_attention_is_not_used_where_it_does_not_work() -> None:
+    problem = attention.varlen_problem(CPU, torch.bfloat16)
+    assert problem and "\n" not in problem and len(problem) < 200
+    network = runtime.start(GOLDEN / "xlmr-head", "rank", wants_varlen=True)
+    assert "padded attention" in network.about
+    assert worst(network, *pairs("xlmr-head", GOLDEN / "xlmr-head")) < BOUND
+
+
+@pytest.mark.parametrize("name", ["xlmr-head", "modernbert-head"])
+def test_half_precision_is_close(name: str) -> None:
+    network = runtime.start(GOLDEN / name, "rank", precision="bf16")
+    readings, wanted = pairs(name, GOLDEN / name)
+    assert np.abs(values(network, readings) - wanted).max() < 0.02 * np.ptp(wanted)
+    assert "bf16" in network.about
+
+
+def test_out_of_memory_halves_the_pass_and_nobody_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = started(GOLDEN / "xlmr-head")
+    readings, wanted = pairs("xlmr-head", GOLDEN / "xlmr-head")
+    compute, before = network._compute, network.tokens_a_pass
+
+    def limited(some: Sequence[Reading]) -> Vectors:
+        if sum(len(one.ids) for one in some) > 500:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(some)
+
+    monkeypatch.setattr(network, "_compute", limited)
+    assert np.abs(network.compute(readings)[:, 0] - wanted).max() < BOUND
+    assert network.tokens_a_pass < before
+    with pytest.raises(torch.OutOfMemoryError):
+        network.compute([Reading(np.ones(501, np.int32), 501)])
+
+
+def test_the_table_and_the_names_that_the_service_knows_agree() -> None:
+    assert (*ARCHITECTURES,) == NAMES
+
+
+def test_scaled_rotary_positions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = Weights.key
+
+    def changed(self: Weights, name: str, default: Any = None) -> Any:
+        return "yarn" if name == "rope.scaling.type" else key(self, name, default)
+
+    monkeypatch.setattr(Weights, "key", changed)
+    with pytest.raises(Unsupported, match="yarn"):
+        started(GOLDEN / "qwen3-headless.gguf", (1, 2))
+
+
+def test_a_missing_bias_is_a_damaged_file(tmp_path: Path) -> None:
+    def without(held: dict[str, Any]) -> dict[str, Any]:
+        return {name: data for name, data in held.items() if name != "blk.0.attn_q.bias"}
+
+    path = ggufs.rewrite(GOLDEN / "xlmr-head.gguf", tmp_path / "damaged.gguf", tensors=without)
+    with pytest.raises(ModelFileError, match=r"attn_q\.bias is missing"):
+        started(path)

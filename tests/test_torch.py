@@ -1,0 +1,280 @@
+"""PyTorch: packing, budgets, devices and the offer. Nothing here needs PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerankd.backends.base import EngineSpec, Rank
+from rerankd.backends.torch import budget, checks, devices, support, survey
+from rerankd.backends.torch.backend import TorchBackend, TorchOffer
+from rerankd.backends.torch.devices import Device, Survey
+from rerankd.backends.torch.options import TorchOptions
+from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passes, passes, rounded
+from rerankd.domain import Normalization, Recipe, Refusal
+from rerankd.formats import model_files
+from rerankd.state import StateStore
+from support import GOLDEN
+
+CPU = Device("cpu", "a CPU")
+H100 = Device("cuda:0", "H100", 80 * 2**30, True, (9, 0))
+T4 = Device("cuda:1", "T4", 16 * 2**30, False, (7, 5))
+MPS = Device("mps", "Apple GPU", 0, True)
+BACKEND = TorchBackend()
+HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
+EMBEDDING = Recipe("embedding", 128, Normalization("affine"), pooling="mean")
+CAUSAL = Recipe(
+    "causal_lm", 512, Normalization("sigmoid"), template="{query}{document}", labels=("yes", "no")
+)
+
+
+def tokens(*ids: int, second: int | None = None, prefix: int = NO_PREFIX) -> Tokens:
+    return Tokens(np.array(ids, np.int32), len(ids) if second is None else second, prefix)
+
+
+def test_sequences_are_packed_without_padding() -> None:
+    made = pack([tokens(5, 6, 7, second=1), tokens(8)], (), "first")
+    assert made.token_ids.tolist() == [5, 6, 7, 8]
+    assert made.positions.tolist() == [0, 1, 2, 0]
+    assert made.types.tolist() == [0, 1, 1, 0]
+    assert made.offsets.tolist() == made.key_offsets.tolist() == [0, 3, 4]
+    assert made.key_index is None
+    assert (made.longest, made.longest_key) == (16, 16)
+    assert made.rows.tolist() == [0, 3] and made.row_counts.tolist() == [1, 1]
+    assert pack([tokens(5, 6, 7), tokens(8)], (), "last").rows.tolist() == [2, 3]
+    every = pack([tokens(5, 6, 7), tokens(8)], (), "all")
+    assert every.rows.tolist() == [0, 1, 2, 3] and every.row_counts.tolist() == [3, 1]
+
+
+def test_positions_continue_after_the_prefix_whose_keys_come_first() -> None:
+    made = pack([tokens(5, 6, prefix=1), tokens(7), tokens(8, prefix=0), tokens(9, prefix=1)], (2, 3), "last")
+    assert made.positions.tolist() == [3, 4, 0, 2, 3]
+    assert made.offsets.tolist() == [0, 2, 3, 4, 5]
+    assert made.key_offsets.tolist() == [0, 5, 6, 9, 13]
+    # The keys of the two prefixes are 0, 1 and 2, 3, 4; those of the row 5 to 9.
+    assert made.key_index is not None
+    assert made.key_index.tolist() == [2, 3, 4, 5, 6, 7, 0, 1, 8, 2, 3, 4, 9]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(-1, 2)), min_size=1, max_size=20))
+def test_each_sequence_reads_its_prefix_and_itself(sequences: list[tuple[int, int]]) -> None:
+    lengths = (4, 1, 7)
+    made = pack([Tokens(np.zeros(own, np.int32), own, prefix) for own, prefix in sequences], lengths, "all")
+    starts, count = [0, 4, 5], sum(lengths)
+    wanted, at = [], count
+    for own, prefix in sequences:
+        if prefix >= 0:
+            wanted += range(starts[prefix], starts[prefix] + lengths[prefix])
+        wanted += range(at, at + own)
+        at += own
+    if all(prefix < 0 for _, prefix in sequences):
+        assert made.key_index is None
+    else:
+        assert made.key_index is not None and made.key_index.tolist() == wanted
+    assert made.longest >= max(own for own, _ in sequences)
+
+
+def test_lengths_are_rounded_to_few_values() -> None:
+    assert [rounded(one) for one in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 128]
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000))
+def test_a_pass_holds_at_most_its_tokens(lengths: list[int], most: int) -> None:
+    for divide in (passes, padded_passes):
+        found = divide(lengths, most)
+        assert sorted(at for one in found for at in one) == list(range(len(lengths)))
+        for one in found:
+            assert len(one) == 1 or sum(lengths[at] for at in one) <= most
+
+
+def test_the_tokens_of_a_pass_follow_from_the_free_memory() -> None:
+    a_token = budget.bytes_a_token(1024, 4096, 2)
+    assert budget.on_card(0, a_token) == budget.LEAST
+    small, large = (budget.on_card(size, a_token) for size in (2**28, 2**29))
+    assert 0 < small < large < budget.on_card(2**40, a_token) == budget.MOST_ON_CARD
+
+
+@pytest.mark.parametrize(
+    ("device", "architecture", "wanted", "precision"),
+    [
+        (CPU, "bert", "auto", "f32"),
+        (CPU, "bert", "bf16", "f32"),
+        (Device("cpu", "with AMX", has_bf16=True), "bert", "bf16", "bf16"),
+        (Device("cpu", "with AMX", has_bf16=True), "bert", "auto", "f32"),
+        (H100, "bert", "auto", "bf16"),
+        (H100, "bert", "f32", "f32"),
+        (T4, "bert", "auto", "f16"),
+        (T4, "bert", "bf16", "f16"),
+        (T4, "gemma2", "auto", "f32"),
+        (T4, "t5encoder", "auto", "f32"),
+        (MPS, "qwen3", "auto", "bf16"),
+    ],
+)
+def test_the_precision_of_a_device(device: Device, architecture: str, wanted: str, precision: str) -> None:
+    found = devices.arithmetic(device, architecture, wanted)
+    assert found.precision == precision and found.why
+
+
+def test_packed_attention_needs_a_card_of_ampere_or_newer_and_half_precision() -> None:
+    assert devices.may_use_varlen(H100, "bf16")
+    assert not devices.may_use_varlen(H100, "f32")
+    assert not devices.may_use_varlen(T4, "f16")
+    assert not devices.may_use_varlen(MPS, "bf16")
+
+
+def test_the_setting_names_the_device() -> None:
+    found = Survey("2.14", (H100, T4, CPU))
+    assert [devices.choose(found, one) for one in ("auto", "cuda", "cuda:1", "cpu")] == [H100, H100, T4, CPU]
+    refusal = devices.choose(found, "mps")
+    assert isinstance(refusal, Refusal)
+    assert refusal.next_step == "set device to auto or to one of cuda:0, cuda:1, cpu"
+    assert devices.choose(Survey(""), "auto") == Refusal(
+        "PyTorch is not installed", "install it: pip install 'rerankd[torch]'"
+    )
+    broken = devices.choose(Survey("2.14", (), "a library is missing"), "auto")
+    assert isinstance(broken, Refusal) and "a library is missing" in broken.reason
+
+
+def spec(name: str, recipe: Recipe, **more: Any) -> EngineSpec:
+    metadata = model_files.read(GOLDEN / name)
+    return EngineSpec(name, GOLDEN / name, recipe, {}, metadata=metadata, **more)
+
+
+def offer(one: EngineSpec, *seen: Device, **options: Any) -> TorchOffer:
+    found = BACKEND.offer(one, TorchOptions(**options), Survey("2.14", seen))
+    assert isinstance(found, TorchOffer)
+    return found
+
+
+def argument(argv: Sequence[str], flag: str) -> str:
+    return argv[list(argv).index(flag) + 1]
+
+
+def test_on_a_cpu_other_engines_come_first_and_on_a_gpu_it_does() -> None:
+    model = spec("xlmr-head", HEAD)
+    on_cpu, on_card = offer(model, CPU), offer(model, H100, CPU)
+    assert (on_cpu.rank, on_cpu.on_cpu) == (Rank.LAST_ON_CPU, True) and Rank.LAST_ON_CPU < Rank.CPU
+    assert (on_card.rank, on_card.on_cpu) == (Rank.GPU, False)
+    assert on_card.policy.tokens > on_cpu.policy.tokens
+    assert offer(model, H100, CPU, device="cpu").on_cpu
+    assert on_cpu.memory_bytes < 2**30
+
+
+def test_the_worker_gets_its_device_precision_and_labels() -> None:
+    model = spec("qwen3-headless.gguf", CAUSAL)
+    metadata = model.metadata
+    assert metadata is not None
+    found = offer(model, H100, T4, CPU)
+    argv = BACKEND.launch(found, (), ("gpu1",), Path("/s")).argv
+    assert argument(argv, "--device") == "cuda:1"
+    assert argument(argv, "--precision") == "bf16" and "--varlen" in argv
+    at = list(argv).index("--labels")
+    assert argv[at + 1 : at + 3] == [str(metadata.token_id("yes")), str(metadata.token_id("no"))]
+    padded, float32 = BACKEND.steps(found, ())
+    assert "--varlen" not in BACKEND.launch(found, (padded,), (), Path("/s")).argv
+    safest = BACKEND.launch(found, (padded, float32), (), Path("/s"))
+    assert argument(safest.argv, "--precision") == "f32"
+    assert safest.environment["HF_HUB_OFFLINE"] == "1"
+    assert BACKEND.identity(found, ()) != BACKEND.identity(found, (float32,))
+    assert BACKEND.steps(offer(model, CPU), ()) == ()
+
+
+def test_half_precision_is_compared_with_float32_on_the_cpu() -> None:
+    model = spec("xlmr-head", HEAD)
+    reference = BACKEND.reference(model, offer(model, H100, CPU))
+    assert reference is not None
+    assert (reference.device.name, reference.arithmetic.precision) == ("cpu", "f32")
+    assert BACKEND.reference(model, offer(model, CPU)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "reason"),
+    [
+        ("deberta-v3", HEAD, "the architecture deberta-v2"),
+        ("xlmr-head.gguf", CAUSAL, "bert is not a causal model"),
+        ("qwen3-headed.gguf", HEAD, "a rank head of a causal model"),
+        (
+            "bert-embedder.gguf",
+            Recipe("embedding", 128, EMBEDDING.normalization, pooling="none"),
+            "pooling none",
+        ),
+        (
+            "qwen3-headless.gguf",
+            Recipe("causal_lm", 512, HEAD.normalization, template="{document}", labels=("yes", "in between")),
+            "a label is not a single token",
+        ),
+        (
+            "xlmr-head",
+            Recipe("cross_encoder", 512, HEAD.normalization, "rank", template="{query}"),
+            "templates",
+        ),
+    ],
+)
+def test_what_is_not_understood_is_refused(name: str, recipe: Recipe, reason: str) -> None:
+    refusal = support.refused(recipe, model_files.read(GOLDEN / name))
+    assert refusal is not None and reason in refusal.reason
+
+
+def test_all_architectures_of_the_table_have_a_file() -> None:
+    """architectures/__init__.py can't be imported here: its modules import PyTorch."""
+    text = (Path(survey.__file__).parent / "architectures" / "__init__.py").read_text()
+    for name in support.ARCHITECTURES:
+        assert f'"{name}": ' in text
+    assert text.count('": ') == len(support.ARCHITECTURES)
+
+
+SAID = {"devices": [{"name": "mps", "title": "M", "total_bytes": 0, "has_bf16": True, "capability": [0, 0]}]}
+
+
+def test_the_devices_are_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def run(*_: Any, **more: Any) -> Any:
+        asked.append(1)
+        return SimpleNamespace(returncode=0, stdout='a warning\n{"devices": []}\n', stderr="")
+
+    monkeypatch.setattr(survey, "version", lambda: "2.14")
+    monkeypatch.setattr(subprocess, "run", run)
+    for _ in range(2):
+        found = survey.look(tmp_path)
+        assert found.version == "2.14" and [one.name for one in found.devices] == ["cpu"]
+    assert asked == [1]
+    monkeypatch.setattr(survey, "version", lambda: "2.15")
+    survey.look(tmp_path)
+    assert asked == [1, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    survey.look(tmp_path)
+    assert asked == [1, 1, 1]
+
+
+def test_a_probe_that_fails_is_repeated_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "version", lambda: "2.14")
+    said = "Traceback …\nOSError: libcudart.so.13: cannot open shared object file"
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **more: SimpleNamespace(returncode=1, stdout="", stderr=said)
+    )
+    found = survey.look(tmp_path)
+    assert "libcudart" in found.problem and found.devices == ()
+    (entry,) = StateStore(tmp_path).entries(survey.SECTION).values()
+    assert entry.until is not None
+
+
+@pytest.mark.parametrize("kept", [{}, [], "text", 3, {"devices": [{}]}, {"devices": [1]}])
+def test_a_damaged_entry_is_a_problem_and_no_crash(kept: Any) -> None:
+    assert survey.read("2.14", kept, CPU).problem
+    assert survey.read("2.14", SAID, CPU).devices == (Device("mps", "M", 0, True), CPU)
+
+
+def test_doctor_names_the_device_or_what_to_install() -> None:
+    assert checks.package(Survey("2.14", (H100, CPU)), "auto").says == "2.14 on cuda:0 (H100)"
+    missing = checks.package(Survey(""), "auto")
+    assert missing.status == "ok" and "rerankd[torch]" in missing.step
+    assert checks.package(Survey("2.14", (), "no"), "auto").status == "warn"
