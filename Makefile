@@ -38,14 +38,18 @@ test-clients: $(VENV)/installed-dev
 	$(BIN)/python tests/clients/venvs.py small wide
 	$(BIN)/pytest -m wide tests/clients
 
-# The golden values again, from the reference libraries on the CPU. Some 1.5 GB of libraries, once.
+# The golden values again, from the reference libraries on the CPU, and the tests of the PyTorch backend, which the
+# other environment skips. Some 1.5 GB of libraries, once.
 test-torch: .venv-torch/installed
 	.venv-torch/bin/python scripts/make_golden.py --check
 	.venv-torch/bin/python scripts/golden_modules.py --check
+	.venv-torch/bin/python -m pytest -k torch tests/test_torch.py tests/backends $(PYTEST_ARGS)
 
-.venv-torch/installed: scripts/requirements-torch.txt
+.venv-torch/installed: scripts/requirements-torch.txt pyproject.toml
 	@$(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --requirement scripts/requirements-torch.txt
+	@.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
 	@touch $@
 
 # The long ones: minutes each, and a load for the whole machine.

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.backends.base import EngineSpec, Rank
-from rerankd.backends.torch import budget, checks, devices, support, survey
+from rerankd.backends.torch import budget, checks, devices, model_code, support, survey
 from rerankd.backends.torch.backend import TorchBackend, TorchOffer
 from rerankd.backends.torch.devices import Device, Survey
 from rerankd.backends.torch.options import TorchOptions
@@ -198,7 +198,7 @@ def test_half_precision_is_compared_with_float32_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("name", "recipe", "reason"),
     [
-        ("deberta-v3", HEAD, "the architecture deberta-v2"),
+        ("deberta-v3", EMBEDDING, "the architecture deberta-v2"),
         ("xlmr-head.gguf", CAUSAL, "bert is not a causal model"),
         ("qwen3-headed.gguf", HEAD, "a rank head of a causal model"),
         (
@@ -221,6 +221,28 @@ def test_half_precision_is_compared_with_float32_on_the_cpu() -> None:
 def test_what_is_not_understood_is_refused(name: str, recipe: Recipe, reason: str) -> None:
     refusal = support.refused(recipe, model_files.read(GOLDEN / name))
     assert refusal is not None and reason in refusal.reason
+
+
+def test_a_cross_encoder_without_an_architecture_file_is_for_the_reference() -> None:
+    found = offer(spec("deberta-v3", HEAD), H100, CPU, trust_remote_code=True)
+    assert found.is_reference
+    argv = BACKEND.launch(found, (), (), Path("/s")).argv
+    assert {"--reference", "--trust-code"} <= {*argv} and "--varlen" not in argv
+    assert not offer(spec("xlmr-head", HEAD), H100, CPU).is_reference
+    assert "--trust-code" not in BACKEND.launch(offer(spec("gte", HEAD), CPU), (), (), Path("/s")).argv
+
+
+def test_code_and_pickled_weights_in_a_models_files_are_named() -> None:
+    own = {"auto_map": {"AutoModel": "mine.Model"}}
+    library = [{"type": "sentence_transformers.models.Transformer"}]
+    assert model_code.custom({}, library) == model_code.custom({"auto_map": {}}, None) == ""
+    assert model_code.custom(own, None) == "mine.Model"
+    assert model_code.custom({}, [*library, {"type": "mine.Pooling"}]) == "mine.Pooling"
+    assert model_code.custom({}, [{}]) and model_code.custom({}, ["text"])
+    assert model_code.pickled(["model.safetensors", "pytorch_model.bin", "1_Dense/config.json"]) == ""
+    assert (
+        model_code.pickled(["model.safetensors", "1_Dense/pytorch_model.bin"]) == "1_Dense/pytorch_model.bin"
+    )
 
 
 def test_all_architectures_of_the_table_have_a_file() -> None:

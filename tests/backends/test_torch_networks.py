@@ -32,6 +32,7 @@ from rerankd.backends.torch.network import Network
 from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack
 from rerankd.backends.torch.prefixes import Prefix, PrefixCache
 from rerankd.backends.torch.support import ARCHITECTURES as NAMES
+from rerankd.backends.worker import scorer
 from rerankd.backends.worker.passes import Reading, Vectors
 from rerankd.errors import ModelFileError
 from rerankd.formats import model_files, tokenizer
@@ -49,7 +50,7 @@ def started(path: Path, labels: Sequence[int] = ()) -> Network:
     return runtime.start(path, "none" if labels else "rank", labels=labels)
 
 
-def values(network: Network, readings: Sequence[Reading]) -> Vectors:
+def values(network: scorer.Network, readings: Sequence[Reading]) -> Vectors:
     """The values in order, in the passes that the network divides them into."""
     found = np.zeros(len(readings), np.float32)
     for places in network.passes([len(one.ids) for one in readings]):
@@ -57,7 +58,7 @@ def values(network: Network, readings: Sequence[Reading]) -> Vectors:
     return found
 
 
-def worst(network: Network, readings: Sequence[Reading], wanted: Any) -> float:
+def worst(network: scorer.Network, readings: Sequence[Reading], wanted: Any) -> float:
     """The largest difference from the wanted values; alone, in passes and all together they must agree."""
     alone = np.array([network.compute([one])[0, 0] for one in readings])
     assert np.abs(values(network, readings) - alone).max() < BOUND

@@ -6,9 +6,13 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rerankd.errors import ModelFileError
 from rerankd.process.failure_reasons import DAMAGED_FILE
+
+if TYPE_CHECKING:
+    from rerankd.backends.worker.scorer import Network
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--precision", choices=["f32", "bf16", "f16"], default="f32")
     flags.add_argument("--why", default="", help="the reason for the precision, in words")
     flags.add_argument("--varlen", action="store_true", help="use packed attention if it works here")
+    flags.add_argument("--reference", action="store_true", help="compute with sentence-transformers")
+    flags.add_argument("--trust-code", action="store_true", help="run the code in the model's own files")
     return flags
 
 
@@ -33,25 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
     # The worker needs no cleanup. The default action ends it at once, even while a model loads.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     options = parser().parse_args(arguments)
-    from rerankd.backends.torch import runtime
     from rerankd.backends.worker.scorer import Scorer
     from rerankd.backends.worker.server import Server
 
     try:
-        network = runtime.start(
-            options.model,
-            options.pooling,
-            labels=options.labels,
-            device_name=options.device,
-            precision=options.precision,
-            why=options.why,
-            threads=options.threads,
-            wants_varlen=options.varlen,
-        )
+        network = _network(options)
     except ModelFileError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return DAMAGED_FILE
-    except (MemoryError, RuntimeError) as error:  # torch's errors are RuntimeErrors
+    # torch's errors are RuntimeErrors; transformers raises the others for files that it does not understand.
+    except (MemoryError, RuntimeError, OSError, ValueError, ImportError) as error:
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
     returns_scores = options.pooling == "rank" or bool(options.labels)
@@ -61,6 +58,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"listening on {options.socket}", file=sys.stderr, flush=True)
         server.serve_forever()
     return 0
+
+
+def _network(options: argparse.Namespace) -> Network:
+    """Load the model."""
+    from rerankd.backends.torch import runtime
+
+    if options.reference:
+        from rerankd.backends.torch.reference import Reference
+
+        runtime.set_threads(options.threads)
+        dtype = runtime.DTYPES[options.precision]
+        return Reference(options.model, device=options.device, dtype=dtype, trusts_code=options.trust_code)
+    return runtime.start(
+        options.model,
+        options.pooling,
+        labels=options.labels,
+        device_name=options.device,
+        precision=options.precision,
+        why=options.why,
+        threads=options.threads,
+        wants_varlen=options.varlen,
+    )
 
 
 if __name__ == "__main__":

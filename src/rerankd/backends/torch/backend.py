@@ -38,17 +38,18 @@ _PROCESS_BYTES = {True: 330 * 2**20, False: 600 * 2**20}
 # Larger calls of a card have room for all documents of a request; smaller ones leave it idle.
 _CARD_POLICY = BatchPolicy(tokens=16384, most_tokens=budget.MOST_ON_CARD, inputs=512)
 _CPU_POLICY = BatchPolicy(tokens=1024, most_tokens=8192)
-# Their values do not reach the worker: it reads files only.
+# The worker reads files only.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchOffer(Offer):
-    """An offer of PyTorch, on a device."""
+    """An offer of PyTorch, on a device. `is_reference`: sentence-transformers computes it."""
 
     options: TorchOptions
     device: Device
     arithmetic: Arithmetic
+    is_reference: bool = False
 
 
 class TorchBackend:
@@ -85,6 +86,7 @@ class TorchBackend:
         assert spec.metadata is not None
         arithmetic = devices.arithmetic(device, spec.metadata.architecture, options.precision)
         on_cpu = device.kind == devices.CPU
+        is_reference = support.needs_reference(spec.recipe, spec.metadata)
         held = spec.metadata.parameters * devices.bytes_a_number(arithmetic.precision)
         # On a CPU, pages of the file stay mapped until the memory is needed.
         held += spec.metadata.size_bytes if on_cpu else 0
@@ -104,6 +106,7 @@ class TorchBackend:
             options=options,
             device=device,
             arithmetic=arithmetic,
+            is_reference=is_reference,
         )
 
     async def settle(self, offer: TorchOffer, learned: StateStore, log: Path, timeout_s: float) -> TorchOffer:
@@ -111,13 +114,14 @@ class TorchBackend:
 
     def steps(self, offer: TorchOffer, cards: Sequence[str]) -> tuple[Step, ...]:
         precision = offer.arithmetic.precision
-        padded = (_PADDED,) if devices.may_use_varlen(offer.device, precision) else ()
+        uses_varlen = devices.may_use_varlen(offer.device, precision) and not offer.is_reference
+        padded = (_PADDED,) if uses_varlen else ()
         return (*padded, _FLOAT32) if precision != "f32" else padded
 
     def identity(self, offer: TorchOffer, taken: Sequence[Step]) -> str:
         precision = "f32" if _FLOAT32 in taken else offer.arithmetic.precision
         names = [step.name for step in taken]
-        return f"{offer.build} {offer.device.title} {precision} {names}"
+        return f"{offer.build} {offer.device.title} {precision} {names} {offer.is_reference}"
 
     def launch(
         self, offer: TorchOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
@@ -141,7 +145,9 @@ class TorchBackend:
             "--device", devices.spread(offer.device, cards),
             "--precision", arithmetic.precision,
             "--why", arithmetic.why,
-            *(("--varlen",) if may_use_varlen else ()),
+            *(("--varlen",) if may_use_varlen and not offer.is_reference else ()),
+            *(("--reference",) if offer.is_reference else ()),
+            *(("--trust-code",) if offer.is_reference and offer.options.trust_remote_code else ()),
         ]  # fmt: skip
         return Launch(argv, WorkerEngine, _ENVIRONMENT)
 

@@ -29,7 +29,7 @@ def start(
 ) -> Network:
     """Load a model (see load.py) and prepare its device. With `wants_varlen`, packed attention is used if it
     works here."""
-    torch.set_num_threads(threads)
+    set_threads(threads)
     device, dtype = torch.device(device_name), DTYPES[precision]
     problem = attention.varlen_problem(device, dtype) if wants_varlen else ""
     loaded = load(path, pooling, labels=labels, device=device, dtype=dtype)
@@ -40,6 +40,11 @@ def start(
     return Network(
         loaded, ", ".join(said), _tokens_a_pass(loaded, dtype), uses_varlen=wants_varlen and not problem
     )
+
+
+def set_threads(count: int) -> None:
+    """Compute with this many threads on a CPU."""
+    torch.set_num_threads(count)
 
 
 def _tokens_a_pass(loaded: Loaded, dtype: torch.dtype) -> int:

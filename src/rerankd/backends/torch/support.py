@@ -17,6 +17,13 @@ ARCHITECTURES = (*ENCODERS, *CAUSAL)
 _POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last")}
 
 
+def needs_reference(recipe: Recipe, metadata: ModelMetadata) -> bool:
+    """Whether the model is one for sentence-transformers: a cross-encoder in safetensors format whose
+    architecture has no file here."""
+    is_pair = recipe.method == "cross_encoder" and recipe.pooling == "rank" and not recipe.template
+    return is_pair and metadata.format == "safetensors" and metadata.architecture not in ARCHITECTURES
+
+
 def refused(recipe: Recipe, metadata: ModelMetadata | None) -> Refusal | None:
     """Why the backend can't run a model, or None."""
     why = _obstacle(recipe, metadata) if metadata is not None else "the metadata of its files is unknown"
@@ -32,6 +39,8 @@ def labels(recipe: Recipe, metadata: ModelMetadata) -> tuple[int, ...]:
 
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
+    if needs_reference(recipe, metadata):
+        return ""
     if metadata.architecture not in ARCHITECTURES:
         return f"the PyTorch backend does not support the architecture {metadata.architecture}"
     if why := tokenizer_support.refusal(metadata):

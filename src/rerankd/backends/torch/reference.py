@@ -1,0 +1,101 @@
+"""The reference path: sentence-transformers' CrossEncoder, for models without an architecture file here.
+
+The service tokenizes, as for every engine, and the library's modules compute: so an input has the same token
+ids on every engine. The library's own tokenizing would differ. transformers 5 replaces parts of a model's
+tokenizer.json, control tokens that a text spells would become control tokens, and long texts would be
+truncated without an error.
+
+Nothing is downloaded, and code in the model's own files runs only if the user trusts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+# Before the libraries are imported: they read these variables once.
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+import numpy as np
+import torch
+
+from rerankd.backends.torch import budget, model_code
+from rerankd.backends.torch.architecture import Unsupported
+from rerankd.backends.worker.passes import Integers, Padding, Vectors
+from rerankd.formats import checkpoint_files
+
+
+class Reference(Padding):
+    """A loaded CrossEncoder (see scorer.Network); a raw score is its value before any activation. Not
+    thread-safe.
+
+    Raises Unsupported if the model has code of its own and `trusts_code` is not set, if its weights are
+    pickled, or if its input is not a pair of texts.
+    """
+
+    tokens_a_pass = budget.ON_CPU
+
+    def __init__(self, path: Path, *, device: str, dtype: torch.dtype, trusts_code: bool = False) -> None:
+        _check(path, trusts_code=trusts_code)
+        from sentence_transformers import CrossEncoder, __version__
+
+        self._model: Any = CrossEncoder(
+            str(path),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=trusts_code,
+            model_kwargs={"dtype": dtype, "use_safetensors": True},
+        ).eval()
+        body = self._model.transformers_model
+        self.rows: int = body.get_input_embeddings().num_embeddings
+        self._pad: int = body.config.pad_token_id or 0
+        self._device = device
+        precision = str(dtype).removeprefix("torch.")
+        self.about = (
+            f"sentence-transformers {__version__}, PyTorch {torch.__version__}, {precision}, {device}"
+        )
+
+    def whole(self, count: int, longest: int) -> int:
+        return count
+
+    def forward(self, ids: Integers, lengths: Integers, seconds: Integers) -> Vectors:
+        """See passes.Forward."""
+        columns = np.arange(ids.shape[1])
+        is_token = columns < lengths[:, None]
+        arrays = {
+            "input_ids": np.where(is_token, ids, self._pad),
+            "attention_mask": is_token.astype(np.int64),
+        }
+        if (seconds < lengths).any():
+            arrays["token_type_ids"] = (is_token & (columns >= seconds[:, None])).astype(np.int64)
+        with torch.inference_mode():
+            features = {name: torch.from_numpy(one).to(self._device) for name, one in arrays.items()}
+            scores = self._model(features)["scores"].float().cpu().numpy()
+        return _raw(scores.reshape(len(ids), -1))
+
+
+def _raw(scores: Vectors) -> Vectors:
+    """The raw values [inputs, 1]; of two labels the second minus the first. Raises RuntimeError for more."""
+    if scores.shape[1] > 2:
+        raise RuntimeError(f"the model returns {scores.shape[1]} values for a pair")
+    return scores if scores.shape[1] == 1 else scores[:, 1:] - scores[:, :1]
+
+
+def _check(path: Path, *, trusts_code: bool) -> None:
+    """Raise Unsupported if the model must not be loaded."""
+    config, modules, transformer = (
+        _json(path / name)
+        for name in (checkpoint_files.CONFIG, checkpoint_files.MODULES, checkpoint_files.TRANSFORMER)
+    )
+    if (name := model_code.custom(config or {}, modules)) and not trusts_code:
+        raise Unsupported(f"its files contain code ({name}), which runs only with trust_remote_code = true")
+    if pickle := model_code.pickled(checkpoint_files.paths_in(path)):
+        raise Unsupported(f"its weights are pickled ({pickle}), which can execute code when loaded")
+    if "message" in ((transformer or {}).get("modality_config") or {}):
+        raise Unsupported("its input is formatted by a chat template")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
