@@ -137,8 +137,10 @@ def test_the_setting_names_the_device() -> None:
     assert isinstance(refusal, Refusal)
     assert refusal.next_step == "set device to auto or to one of cuda:0, cuda:1, cpu"
     assert devices.choose(Survey(""), "auto") == Refusal(
-        "PyTorch is not installed", "install it: pip install 'rerankd[torch]'"
+        "PyTorch is not installed", "install it: pip install 'rerankd[torch]'", is_minor=True
     )
+    on_card = devices.choose(Survey("", has_card=True), "auto")
+    assert isinstance(on_card, Refusal) and "faster on a GPU" in on_card.reason and not on_card.is_minor
     broken = devices.choose(Survey("2.14", (), "a library is missing"), "auto")
     assert isinstance(broken, Refusal) and "a library is missing" in broken.reason
 

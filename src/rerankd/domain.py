@@ -126,12 +126,14 @@ class Refusal:
     backend can't run it.
 
     `reason` and `next_step` are clauses without a capital letter or a full stop. `lines` are the settings for
-    rerankd.toml that supply what is missing, "" if settings can't.
+    rerankd.toml that supply what is missing, "" if settings can't. `is_minor`: the user need not know
+    where something else serves the model.
     """
 
     reason: str
     next_step: str
     lines: str = ""
+    is_minor: bool = False
 
     def error(self, subject: str) -> Unscorable:
         """The exception to raise; `subject` is a clause that says which model can't be used for what."""

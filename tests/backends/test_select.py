@@ -17,6 +17,9 @@ from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.openvino.backend import OpenVinoBackend, refused
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.select import Selection
+from rerankd.backends.torch.backend import TorchBackend
+from rerankd.backends.torch.devices import Device, Survey
+from rerankd.backends.torch.options import TorchOptions
 from rerankd.domain import Normalization, Recipe, Refusal
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
@@ -193,3 +196,36 @@ def backend_offer(backend: OpenVinoBackend | LlamaBackend, model: EngineSpec) ->
     )
     assert isinstance(said, Offer)
     return said
+
+
+def test_what_is_not_installed_is_told_where_it_would_help() -> None:
+    torch = TorchBackend()
+    for has_card, told in ((False, False), (True, True)):
+        missing = torch.offer(XLMR, TorchOptions(), Survey("", has_card=has_card))
+        found = select.choose(
+            "auto", [(torch, missing), (LLAMA, LLAMA.offer(XLMR, LlamaOptions(), CPU_ONLY))]
+        )
+        assert ("PyTorch is not installed" in found.offer.reason) is told
+        assert found.refusals["PyTorch"] == missing
+    with pytest.raises(ConfigError, match=r"pip install 'rerankd\[torch\]'"):
+        select.choose("auto", [(torch, torch.offer(XLMR, TorchOptions(), Survey("")))])
+
+
+def test_pytorch_comes_first_on_a_gpu_and_last_on_a_cpu() -> None:
+    torch, cpu = TorchBackend(), Device("cpu", "a CPU")
+    card = Device("cuda:0", "a card", 2**34, True, (9, 0))
+    on_gpu = replace(CPU_ONLY, own=Path("/my/server"), gpus=(CARD,))
+    for seen, binaries, order in (
+        ((cpu,), CPU_ONLY, ["openvino", "llama"]),
+        ((card, cpu), on_gpu, ["torch", "llama"]),
+    ):
+        found = select.choose(
+            "auto",
+            [
+                (OPENVINO, OPENVINO.offer(XLMR, OpenVinoOptions(), True)),
+                (torch, torch.offer(XLMR, TorchOptions(), Survey("2.14", seen))),
+                (LLAMA, LLAMA.offer(XLMR, LlamaOptions(), binaries)),
+            ],
+        )
+        assert found.fallback is not None
+        assert [found.offer.backend.name, found.fallback.backend.name] == order

@@ -41,7 +41,8 @@ def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> S
     if not offers:
         raise ConfigError(" ".join(_sentence(title, refusal) for title, refusal in refusals.items()))
     best, *others = sorted(offers, key=lambda offer: -offer.rank)
-    reason = "; ".join([*(refusal.reason for refusal in refusals.values()), best.reason])
+    told = (refusal.reason for refusal in refusals.values() if not refusal.is_minor)
+    reason = "; ".join([*told, best.reason])
     fallback = None
     if others and best.rank != Rank.NAMED:
         fallback = replace(others[0], reason=f"{best.backend.title} can't run it here")

@@ -36,11 +36,13 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class Survey:
     """PyTorch on this machine: its version, "" if it is not installed, and its devices, the CPU last.
-    `problem` says why the probe failed, as a clause, "" if it did not."""
+    `problem` says why the probe failed, as a clause, "" if it did not. `has_card`: there is an NVIDIA card,
+    whether or not PyTorch is installed."""
 
     version: str
     devices: tuple[Device, ...] = ()
     problem: str = ""
+    has_card: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,11 @@ def parse(said: Any, cpu: Device) -> tuple[Device, ...]:
 def choose(survey: Survey, wanted: str) -> Device | Refusal:
     """The device that the setting `wanted` names; with "auto" the first one."""
     if not survey.version:
-        return Refusal("PyTorch is not installed", "install it: pip install 'rerankd[torch]'")
+        reason = (
+            "PyTorch is not installed" + ", which computes several times faster on a GPU" * survey.has_card
+        )
+        step = "install it: pip install 'rerankd[torch]'"
+        return Refusal(reason, step, is_minor=not survey.has_card)
     if survey.problem:
         return Refusal(f"PyTorch does not work here: {survey.problem}", "reinstall rerankd[torch]")
     named = [one for one in survey.devices if wanted in ("auto", one.name, one.kind)]

@@ -30,7 +30,7 @@ def look(home: Path) -> Survey:
     """Survey this machine. The first time after an installation it takes some seconds."""
     installed = version()
     if not installed:
-        return Survey("")
+        return Survey("", has_card=bool(_cards()))
     from rerankd.state import StateStore  # see the table: it imports what takes long
 
     state, key = StateStore(home), _key(installed)
@@ -65,9 +65,14 @@ def _cpu() -> Device:
     return Device(devices.CPU, machine.cpu_name(), has_bf16=has_bf16)
 
 
+def _cards() -> list[str]:
+    """The device files of NVIDIA's driver."""
+    return sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
 def _key(installed: str) -> str:
     """What the list of devices depends on: PyTorch, the device files, and the variables that hide cards."""
-    files = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    files = _cards()
     files += sorted(path.name for path in Path("/dev/dri").glob("render*"))
     hidden = [f"{name}={os.environ[name]}" for name in _HIDES if name in os.environ]
     return " ".join((installed, sys.executable, *files, *hidden))
