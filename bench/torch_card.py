@@ -1,0 +1,162 @@
+"""The PyTorch backend on the machine's card: is packed attention right, and how fast is a pass?
+
+Random weights of real shapes, made on the device: no files and no network. `python bench/torch_card.py` takes
+about two minutes on a card; on a CPU it computes tiny shapes, which checks the script alone. It prints a line
+of JSON for each shape: pairs/s, the share of the peak that a square matrix product reaches here, and the
+largest difference from float32 with padded attention.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rerankd.backends.torch import attention, budget
+from rerankd.backends.torch.architectures import ARCHITECTURES
+from rerankd.backends.torch.heads import Head
+from rerankd.backends.torch.network import Loaded, Network
+from rerankd.backends.worker.passes import Reading
+
+IS_CARD = torch.cuda.is_available()
+DEVICE = torch.device("cuda:0" if IS_CARD else "cpu")
+HALF = torch.bfloat16
+SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "BERT-large": ("bert", {"embedding_length": 1024, "feed_forward_length": 4096, "block_count": 24}),
+    "ettin-150m": ("modern-bert", {"embedding_length": 768, "feed_forward_length": 1152, "block_count": 22}),
+    "Qwen3-0.6B": ("qwen3", {"embedding_length": 1024, "feed_forward_length": 3072, "block_count": 28}),
+    "Qwen3-8B": ("qwen3", {"embedding_length": 4096, "feed_forward_length": 12288, "block_count": 36}),
+}
+TINY = {"embedding_length": 128, "feed_forward_length": 128, "block_count": 2}
+VOCABULARY, PREFIX, OWN, DOCUMENTS = 30_000, 78, 112, 100
+
+
+class Shape:
+    """A header of a model's file, as an architecture reads it."""
+
+    def __init__(self, architecture: str, sizes: Mapping[str, Any]) -> None:
+        self.architecture, self.values = architecture, {"tokenizer.ggml.model": "bert"}
+        heads = sizes["embedding_length"] // 64
+        more = {"attention.key_length": 128} if architecture == "qwen3" else {}
+        is_large = sizes["embedding_length"] == 4096
+        self._keys = {
+            "attention.head_count": 32 if is_large else heads,
+            "attention.head_count_kv": 8 if heads > 8 else heads // 2,
+            "attention.layer_norm_epsilon": 1e-5,
+            "attention.layer_norm_rms_epsilon": 1e-6,
+            "attention.sliding_window": 128,
+            "context_length": 512,
+            "rope.freq_base": 160000.0,
+            **more,
+            **sizes,
+        }
+
+    def key(self, name: str, default: Any = None) -> Any:
+        return self._keys.get(name, default)
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def rows(self, name: str) -> int:
+        return VOCABULARY
+
+
+def loaded(architecture: str, sizes: Mapping[str, Any], dtype: torch.dtype) -> Loaded:
+    """Random weights, the same ones for each dtype."""
+    shape: Any = Shape(architecture, sizes)
+    made = ARCHITECTURES[architecture](shape)
+    random = torch.Generator(DEVICE).manual_seed(0)
+
+    def named(parts: Any) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, joined in parts.items():
+            rows = sum(one.shape[0] for one in joined)
+            size = (rows, *joined[0].shape[1:])
+            weight = torch.randn(size, generator=random, device=DEVICE) * 0.02
+            found[f"{name}.weight"] = (weight + (len(size) == 1)).to(dtype)
+        return found
+
+    head = Head(
+        made.head_pooling,
+        (("dense", "labels", ""),),
+        {"labels.weight": torch.randn(1, made.state_width, generator=random, device=DEVICE)},
+        0.0,
+    )
+    outside = named(made.tensors)
+    layers = [named(made.layer_tensors) for _ in made.kinds]
+    return Loaded(made, outside, layers, head, DEVICE, VOCABULARY)
+
+
+def readings(has_prefix: bool) -> list[Reading]:
+    random = np.random.default_rng(0)
+    shared = random.integers(1000, VOCABULARY, PREFIX)
+    lengths = random.integers(OWN // 2, OWN * 3 // 2, DOCUMENTS if IS_CARD else 4)
+    return [
+        Reading(
+            np.concatenate((shared, random.integers(1000, VOCABULARY, one))).astype(np.int32), PREFIX, PREFIX
+        )
+        if has_prefix
+        else Reading(random.integers(1000, VOCABULARY, one).astype(np.int32), one)
+        for one in lengths
+    ]
+
+
+def seconds(network: Network, some: Sequence[Reading], rounds: int = 5) -> float:
+    """The median time of all the readings in one pass; `compute` waits for the device."""
+    times = []
+    for _ in range(rounds + 1):
+        network.prefixes.clear()
+        start = time.perf_counter()
+        network.compute(some)
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[rounds // 2]
+
+
+def peak() -> float:
+    """Operations per second of a square product in half precision."""
+    size = 8192 if IS_CARD else 256
+    one = torch.randn(size, size, device=DEVICE, dtype=HALF)
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        _ = (one @ one)[0, 0].item()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / sorted(times[2:])[5]
+
+
+def main() -> None:
+    problem = attention.varlen_problem(DEVICE, HALF)
+    name = torch.cuda.get_device_name() if IS_CARD else "CPU"
+    best = peak()
+    print(
+        json.dumps({"device": name, "torch": torch.__version__, "varlen": problem or "right", "peak": best})
+    )
+    for title, (architecture, sizes) in SHAPES.items():
+        some = readings(architecture == "qwen3")
+        sizes = sizes if IS_CARD else TINY
+        half = loaded(architecture, sizes, HALF)
+        network = Network(half, title, budget.MOST_ON_CARD, uses_varlen=not problem)
+        taken = seconds(network, some)
+        weights = sum(one.numel() for layer in half.layers for one in layer.values())
+        tokens = sum(len(one.ids) - one.shared for one in some) + PREFIX * (architecture == "qwen3")
+        values = network.compute(some)[:, 0]
+        found: dict[str, Any] = {
+            "shape": title,
+            "pairs_per_s": round(len(some) / taken, 1),
+            "share_of_peak": round(2 * weights * tokens / taken / best, 3),
+            "ms_for_20": round(1000 * seconds(network, some[:20]), 1),
+        }
+        del network, half
+        if title != "Qwen3-8B":
+            exact = Network(loaded(architecture, sizes, torch.float32), title, budget.MOST_ON_CARD)
+            found["max_difference"] = float(np.abs(exact.compute(some)[:, 0] - values).max())
+            found["spread"] = float(np.ptp(values))
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
