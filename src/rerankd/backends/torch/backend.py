@@ -70,7 +70,8 @@ class TorchBackend:
             return []
         details = {"backend": device.kind, "version": found.version, "device": device.title}
         environment = {"RERANKD_ENGINE": self.name}
-        return [Installation(self.name, self.title, environment, used=True, details=details)]
+        is_used = device.kind != devices.CPU  # there, other engines come first
+        return [Installation(self.name, self.title, environment, used=is_used, details=details)]
 
     def cards(self, survey: Survey, options: TorchOptions) -> tuple[Gpu, ...]:
         device = devices.choose(survey, options.device)
