@@ -75,7 +75,7 @@ def _key(installed: str) -> str:
     files = _cards()
     files += sorted(path.name for path in Path("/dev/dri").glob("render*"))
     hidden = [f"{name}={os.environ[name]}" for name in _HIDES if name in os.environ]
-    return " ".join((installed, sys.executable, *files, *hidden))
+    return " ".join((installed, sys.prefix, *files, *hidden))
 
 
 def _probed() -> dict[str, Any]:
