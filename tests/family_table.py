@@ -15,6 +15,7 @@ from kinds import KINDS, Kind
 from rerankd.backends.base import Backend, Offer
 from rerankd.backends.llama.binaries import Binaries, Binary
 from rerankd.backends.table import BACKENDS
+from rerankd.backends.torch.devices import Device, Survey
 from rerankd.config import Settings
 from rerankd.domain import Refusal
 from rerankd.errors import ModelFileError
@@ -57,14 +58,20 @@ FAMILIES = {
     "multilingual-e5, bge-m3 (embeddings)": r"bge-m3|multilingual-e5-small|embedding model in safetensors",
     "Qwen3-Embedding": r"Qwen3-Embedding",
 }
-# What each backend finds on a machine with both of them and no GPU.
+# What each backend finds on a machine with all of them and no GPU.
 _SURVEYS = {
+    "torch": Survey("2.14", (Device("cpu", "a CPU"),)),
     "openvino": True,
     "llama": Binaries(None, 0, "", (), Binary("bundled", ("bundled",), "", 11549), (), ()),
 }
 
 
-_CONVERTED = {("bert", "t5"): "xlmr-head.gguf", ("modern-bert", "gpt2"): "modernbert-head.gguf"}
+_CONVERTED = {
+    ("bert", "t5"): "xlmr-head.gguf",
+    ("modern-bert", "gpt2"): "modernbert-head.gguf",
+    ("qwen2", "gpt2"): "qwen2-labels.gguf",
+    ("qwen3", "gpt2"): "qwen3-headless.gguf",
+}
 
 
 def table() -> str:
