@@ -77,7 +77,11 @@ UNSEEN = launch.EngineOptions(("llama-server",), 8, None)
         (QWEN_8B_Q4, BIG_CARD, 4, launch.ALL_LAYERS),
         (QWEN_06B, CARD_8, 4, launch.ALL_LAYERS),
         (BGE_M3, CARD_8, 4, launch.ALL_LAYERS),
-        (BGE_M3_F16, CARD_8, 1, launch.ALL_LAYERS),
+        (BGE_M3_F16, CARD_8, 4, launch.ALL_LAYERS),
+        (BGE_M3_F16, replace(CARD_8, keeps_f32=True), 1, launch.ALL_LAYERS),
+        (BGE_M3_F16, UNSEEN, 4, None),
+        (BGE_M3_F16, replace(CARD_8, gpu_layers=0), 1, 0),
+        (E5, replace(CPU_2, keeps_f32=True), 1, 0),
         (QWEN_8B_Q4, CARD_8_BUSY, 1, 0),
         (BGE_M3, CARD_8_BUSY, 4, 0),
         (QWEN_8B_Q4, UNSEEN, 4, None),
@@ -113,6 +117,27 @@ def test_more_free_memory_never_means_fewer_layers_or_slots() -> None:
     assert layers == sorted(layers)
     assert slots == sorted(slots)
     assert set(slots) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("model", [BGE_M3_F16, QWEN_06B_F32, E5, QWEN_06B])
+def test_a_gpu_rounds_attention_to_half_precision_unless_float32_is_set(model: EngineSpec) -> None:
+    for one in (CARD_24, UNSEEN, replace(CARD_24, gpu_layers=10)):
+        decided = launch.decide(model, one)
+        assert (decided.flash_attention, decided.cache_type) == ("auto", "f16")
+        kept = launch.decide(model, replace(one, keeps_f32=True))
+        is_causal_lm = model.recipe.method == "causal_lm"
+        assert (kept.flash_attention, kept.cache_type) == ("off", "f32" if is_causal_lm else "f16")
+    on_cpu = launch.decide(model, CPU_2)
+    assert on_cpu.flash_attention == ("off" if model.exact else "auto")
+
+
+def test_a_micro_batch_of_an_encoder_holds_several_texts_where_a_gpu_has_the_memory() -> None:
+    found = [launch.decide(replace(E5, exact=exact), CARD_24) for exact in (True, False)]
+    assert [(one.ubatch, one.batch, one.slots) for one in found] == [(2048, 2048, 4)] * 2
+    assert launch.decide(E5, CPU_2).ubatch == 512
+    assert launch.decide(BGE_M3, CARD_24).ubatch == 8192  # the longest text must fit
+    # 600 MiB of the driver, 80 of the weights, and 36 or 9 of the buffers.
+    assert launch.decide(E5, on(card(0.69))).ubatch == 512
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ JUDGE = Recipe("causal_lm", 8192, Normalization("sigmoid"), template="{query}{do
 CARD = Gpu("card", 2**36, 2**36, "9.0")
 
 
-def names(recipe: Recipe, *, exact: bool = False, gpus: tuple[Gpu, ...] = ()) -> tuple[str, ...]:
+def names(recipe: Recipe, *, exact: bool = False, gpus: tuple[Gpu, ...] = (), f32: bool = False) -> list[str]:
     """Return the steps of a model with 28 layers on llama.cpp."""
     spec = EngineSpec("m", Path("m.gguf"), recipe, {}, exact, Shape(2**30, 28, 1024, 1024))
-    return tuple(step.name for step in steps(spec, EngineOptions(("x",), 4, gpus=gpus)))
+    return [step.name for step in steps(spec, EngineOptions(("x",), 4, gpus=gpus, keeps_f32=f32))]
 
 
 GPU = (
@@ -37,11 +37,13 @@ GPU = (
 
 
 def test_only_steps_that_change_something_are_listed() -> None:
-    everything = tuple(step.name for step in GPU[:-1])
-    assert names(JUDGE, exact=True, gpus=(CARD,)) == everything
-    assert names(HEAD) == ("slots",)
-    assert names(HEAD, exact=True) == ("flash_attention",)
-    assert names(JUDGE) == ("batches",)
+    everything = [step.name for step in GPU[:-1]]
+    assert names(JUDGE, gpus=(CARD,), f32=True) == everything
+    assert names(JUDGE, exact=True, gpus=(CARD,)) == everything[1:]
+    assert names(HEAD, exact=True, gpus=(CARD,)) == ["slots", "half_on_gpu", "cpu"]
+    assert names(HEAD) == ["slots"]
+    assert names(HEAD, exact=True) == ["flash_attention"]
+    assert names(JUDGE) == ["batches"]
 
 
 @pytest.mark.parametrize("loaded", [False, True])

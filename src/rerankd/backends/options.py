@@ -75,7 +75,7 @@ class PrecisionOptions(Options):
 
     precision: Precision = per_model(
         "auto",
-        description="OpenVINO and PyTorch: precision of the arithmetic; auto: OpenVINO uses bf16 if it is "
-        "faster on this CPU and keeps the order of documents; PyTorch uses float32 on a CPU and half "
-        "precision on a GPU (bf16 where the card has it)",
+        description="precision of the arithmetic; auto: OpenVINO uses bf16 if it is faster on this CPU and "
+        "keeps the order of documents; PyTorch uses float32 on a CPU and half precision on a GPU (bf16 where "
+        "the card has it); llama.cpp on a GPU rounds keys and values to F16, with f32 it does not",
     )

@@ -138,9 +138,11 @@ class LlamaBackend:
 
     def identity(self, offer: LlamaOffer, taken: Sequence[Step]) -> str:
         binary, options = offer.binary, offer.options
+        decided = launch.decide(offer.spec, _options(offer, taken, ()))
+        on_gpu = decided.gpu_layers != 0  # the number depends on the memory that is free just now
         return (
             f"{binary.program} {binary.build} {options.gpu_layers} {options.engine_args} "
-            f"{[step.name for step in taken]}"
+            f"{[step.name for step in taken]} {on_gpu} {decided.flash_attention} {decided.cache_type}"
         )
 
     def launch(
@@ -199,6 +201,7 @@ def _options(offer: LlamaOffer, taken: Sequence[Step], cards: Sequence[str]) -> 
         threads=offer.spec.threads,
         gpus=offer.gpus,
         gpu_layers=offer.options.gpu_layers,
+        keeps_f32=offer.options.precision == "f32",
         extra=offer.options.engine_args,
         safer=tuple(step.name for step in taken),
         cards=tuple(cards),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from rerankd.backends.options import Options, per_model, setting
+from rerankd.backends.options import PrecisionOptions, per_model, setting
 
 # rerankd can't connect to its engine if a user changes one of these flags.
 _RESERVED = ("--host", "--port", "--model", "-m", "--api-key", "--api-key-file", "--api-prefix")
@@ -25,8 +25,8 @@ def _allowed(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
-class LlamaOptions(Options):
-    """Settings; the descriptions are below."""
+class LlamaOptions(PrecisionOptions):
+    """Settings; the descriptions are below and in PrecisionOptions."""
 
     llama_path: Path | None = setting(
         None,
