@@ -87,7 +87,7 @@ def loaded(architecture: str, sizes: Mapping[str, Any], dtype: torch.dtype) -> L
         0.0,
     )
     outside = named(made.tensors)
-    layers = [named(made.layer_tensors) for _ in made.kinds]
+    layers = [named(made.layer_tensors) for _ in made.attentions]
     return Loaded(made, outside, layers, head, DEVICE, VOCABULARY)
 
 
@@ -111,7 +111,7 @@ def seconds(network: Network, some: Sequence[Reading], rounds: int = 5) -> float
     for _ in range(rounds + 1):
         network.prefixes.clear()
         start = time.perf_counter()
-        network.compute(some)
+        network.start(some)()
         times.append(time.perf_counter() - start)
     return sorted(times[1:])[rounds // 2]
 
@@ -143,7 +143,7 @@ def main() -> None:
         taken = seconds(network, some)
         weights = sum(one.numel() for layer in half.layers for one in layer.values())
         tokens = sum(len(one.ids) - one.shared for one in some) + PREFIX * (architecture == "qwen3")
-        values = network.compute(some)[:, 0]
+        values = network.start(some)()[:, 0]
         found: dict[str, Any] = {
             "shape": title,
             "pairs_per_s": round(len(some) / taken, 1),
@@ -153,7 +153,7 @@ def main() -> None:
         del network, half
         if title != "Qwen3-8B":
             exact = Network(loaded(architecture, sizes, torch.float32), title, budget.MOST_ON_CARD)
-            found["max_difference"] = float(np.abs(exact.compute(some)[:, 0] - values).max())
+            found["max_difference"] = float(np.abs(exact.start(some)()[:, 0] - values).max())
             found["spread"] = float(np.ptp(values))
         print(json.dumps(found), flush=True)
 

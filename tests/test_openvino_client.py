@@ -322,7 +322,7 @@ async def test_a_hanging_worker_shows_no_work_but_answers_health_polls(socket: P
 def test_steps_returns_after_a_pass_or_when_nothing_is_computed() -> None:
     lock = ComputeLock()
     assert lock.steps(7, 10) == 0
-    with lock.held(), ThreadPoolExecutor() as others:
+    with lock.working(), ThreadPoolExecutor() as others:
         assert lock.steps(0, 0.01) == 0
         told = others.submit(lock.steps, 0, 10)
         lock.step()

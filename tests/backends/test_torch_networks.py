@@ -33,7 +33,7 @@ from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack
 from rerankd.backends.torch.prefixes import Prefix, PrefixCache
 from rerankd.backends.torch.support import ARCHITECTURES as NAMES
 from rerankd.backends.worker import scorer
-from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.backends.worker.passes import Pending, Reading, Vectors
 from rerankd.errors import ModelFileError
 from rerankd.formats import model_files, tokenizer
 from rerankd.formats.weights import Weights
@@ -50,19 +50,24 @@ def started(path: Path, labels: Sequence[int] = ()) -> Network:
     return runtime.start(path, "none" if labels else "rank", labels=labels)
 
 
+def computed(network: scorer.Network, readings: Sequence[Reading]) -> Vectors:
+    """The rows of one forward pass."""
+    return network.start(readings)()
+
+
 def values(network: scorer.Network, readings: Sequence[Reading]) -> Vectors:
     """The values in order, in the passes that the network divides them into."""
     found = np.zeros(len(readings), np.float32)
     for places in network.passes([len(one.ids) for one in readings]):
-        found[places] = network.compute([readings[at] for at in places])[:, 0]
+        found[places] = computed(network, [readings[at] for at in places])[:, 0]
     return found
 
 
 def worst(network: scorer.Network, readings: Sequence[Reading], wanted: Any) -> float:
     """The largest difference from the wanted values; alone, in passes and all together they must agree."""
-    alone = np.array([network.compute([one])[0, 0] for one in readings])
+    alone = np.array([computed(network, [one])[0, 0] for one in readings])
     assert np.abs(values(network, readings) - alone).max() < BOUND
-    assert np.abs(network.compute(readings)[:, 0] - alone).max() < BOUND
+    assert np.abs(computed(network, readings)[:, 0] - alone).max() < BOUND
     return float(np.abs(alone - wanted).max())
 
 
@@ -216,8 +221,8 @@ def test_an_input_that_is_all_prefix_has_the_same_value() -> None:
     path = GOLDEN / "qwen3-headless.gguf"
     network = started(path, golden("qwen3-headless")["label_ids"])
     ids = np.arange(30, dtype=np.int32)
-    apart = network.compute([Reading(ids, 30)])
-    assert network.compute([Reading(ids, 30, 30), Reading(ids, 30, 20)]) == pytest.approx(
+    apart = computed(network, [Reading(ids, 30)])
+    assert computed(network, [Reading(ids, 30, 30), Reading(ids, 30, 20)]) == pytest.approx(
         np.repeat(apart, 2, 0), abs=BOUND
     )
 
@@ -238,8 +243,13 @@ def test_attention_reads_what_it_should(
     place = 0 if has_prefix else NO_PREFIX
     sequences = [Tokens(np.zeros(one, np.int32), one, place) for one in lengths]
     batch = PackedBatch(pack(sequences, (before,) if has_prefix else (), "all"), CPU)
-    given = (prefix[0], prefix[1]) if has_prefix else None
-    found = attention.attend(q, k, v, batch, causal=causal, window=window, prefix=given)
+    keys, values = k, v
+    if batch.key_index is not None:
+        keys, values = (
+            attention.with_prefixes(own, first, batch.key_index)
+            for own, first in zip((k, v), prefix, strict=True)
+        )
+    found = attention.attend(q, keys, values, batch, attention.Attention(causal, window))
     start = 0
     for length in lengths:
         keys, others = (
@@ -279,18 +289,18 @@ def test_half_precision_is_close(name: str) -> None:
 def test_out_of_memory_halves_the_pass_and_nobody_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     network = started(GOLDEN / "xlmr-head")
     readings, wanted = pairs("xlmr-head", GOLDEN / "xlmr-head")
-    compute, before = network._compute, network.tokens_a_pass
+    started_pass, before = network._started, network.tokens_a_pass
 
-    def limited(some: Sequence[Reading]) -> Vectors:
+    def limited(some: Sequence[Reading]) -> Pending:
         if sum(len(one.ids) for one in some) > 500:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return compute(some)
+        return started_pass(some)
 
-    monkeypatch.setattr(network, "_compute", limited)
-    assert np.abs(network.compute(readings)[:, 0] - wanted).max() < BOUND
+    monkeypatch.setattr(network, "_started", limited)
+    assert np.abs(computed(network, readings)[:, 0] - wanted).max() < BOUND
     assert network.tokens_a_pass < before
     with pytest.raises(torch.OutOfMemoryError):
-        network.compute([Reading(np.ones(501, np.int32), 501)])
+        computed(network, [Reading(np.ones(501, np.int32), 501)])
 
 
 def test_the_table_and_the_names_that_the_service_knows_agree() -> None:

@@ -17,9 +17,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rerankd.backends.torch.attention import KeysValues
+from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named
+from rerankd.backends.torch.layers import Named, Rotation
 from rerankd.backends.torch.packing import Rows
 from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
@@ -48,16 +48,20 @@ class Unsupported(RuntimeError):
 
 
 class Architecture(Protocol):
-    """The forward pass of one model.
+    """The forward pass of one model, in the parts between which the network mixes tokens (see network.py).
 
-    `kinds` has one word per layer, which selects for example local attention. `tensors` are needed once,
-    `layer_tensors` once per layer, with names that follow `blk.N.`. `head_steps` are the steps of the class's
-    own rank head, `head_epsilon` that of its norms, and `head_pooling` how states are pooled for it if the
-    file does not declare that. `shares_prefix`: tokens do not read later ones, so the keys and values of the
-    beginning of a prompt can be kept. `state_width` is that of the final states.
+    `attentions` has what each layer's attention reads. `tensors` are needed once, `layer_tensors` once per
+    layer, with names that follow `blk.N.`. `head_steps` are the steps of the class's own rank head,
+    `head_epsilon` that of its norms, and `head_pooling` how states are pooled for it if the file does not
+    declare that. `shares_prefix`: tokens do not read later ones, so the keys and values of the beginning of a
+    prompt can be kept. `state_width` is the width of the final states, `head_width` that of one attention
+    head.
+
+    `project` and `finish` are functions of tensors alone, in which each token is computed on its own:
+    compiled.py compiles them.
     """
 
-    kinds: tuple[str, ...]
+    attentions: tuple[Attention, ...]
     tensors: Parts
     layer_tensors: Parts
     head_steps: tuple[Step, ...]
@@ -65,16 +69,20 @@ class Architecture(Protocol):
     head_pooling: Pooling
     shares_prefix: bool
     state_width: int
+    head_width: int
 
     def __init__(self, weights: Weights) -> None: ...
 
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
         """The states [T, width] before the first layer."""
 
-    def layer(
-        self, x: Tensor, weights: Named, batch: PackedBatch, kind: str, prefix: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        """The states [T, width] after a layer, and its keys and values."""
+    def project(self, x: Tensor, weights: Named, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer before its attention: the query [T, heads, n], and the key and value [T, key heads, n] of
+        the states x [T, width]. `rotation` has the layer's rotary positions, if it has any."""
+
+    def finish(self, x: Tensor, mixed: Tensor, weights: Named) -> Tensor:
+        """A layer after its attention: the new states [T, width] from the states x [T, width] and what the
+        attention returned, [T, heads · n]."""
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
         """The states [R, width] that the head reads, from those after the last layer."""

@@ -7,6 +7,8 @@ alone; all other layers compute no padding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,31 +21,33 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [tokens, key heads, n]."""
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    batch: PackedBatch,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    prefix: KeysValues | None = None,
-) -> Tensor:
-    """Scaled dot-product attention of query [T, heads, n] with key and value [T, key heads, n].
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What the attention of one layer reads. `causal`: no later tokens. `window`: tokens up to this far away;
+    None for all. `rotary_base`: the base of its rotary positions; None if it has none."""
 
-    Returns [T, heads · n]. Several heads may share one key head. `causal` and `window`: see PackedBatch.mask.
-    `prefix` has the keys and values of the pass's prefixes, one after the other.
+    causal: bool = False
+    window: int | None = None
+    rotary_base: float | None = None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attention: Attention) -> Tensor:
+    """Scaled dot-product attention of query [T, heads, n] with key and value [keys, key heads, n].
+
+    Returns [T, heads · n]. Several heads may share one key head. The keys are those of the batch's
+    `key_offsets`: see `with_prefixes`.
     """
-    if prefix is not None and batch.key_index is not None:
-        key = torch.cat((prefix[0], key))[batch.key_index]
-        value = torch.cat((prefix[1], value))[batch.key_index]
     compute = _varlen if batch.uses_varlen else _padded
-    return compute(query, key, value, batch, causal, window).flatten(1)
+    return compute(query, key, value, batch, attention).flatten(1)
 
 
-def _padded(
-    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, causal: bool, window: int | None
-) -> Tensor:
+def with_prefixes(own: Tensor, prefixes: Tensor, key_index: Tensor) -> Tensor:
+    """The keys (or values) that each sequence reads: those of its prefix, then its own [T, key heads, n].
+    `prefixes` has those of the pass's prefixes, one after the other; `key_index`: see PackedArrays."""
+    return torch.cat((prefixes, own))[key_index]
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attention: Attention) -> Tensor:
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = (one.repeat_interleave(shared, 1) for one in (key, value))
@@ -51,18 +55,16 @@ def _padded(
         batch.query_grid.padded(query),
         batch.key_grid.padded(key),
         batch.key_grid.padded(value),
-        attn_mask=batch.mask(causal=causal, window=window),
+        attn_mask=batch.mask(causal=attention.causal, window=attention.window),
     )
     return batch.query_grid.packed(mixed)
 
 
-def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, causal: bool, window: int | None
-) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attention: Attention) -> Tensor:
     # Not a part of torch before 2.10, and CUDA only.
     from torch.nn.attention.varlen import varlen_attn
 
-    side = -1 if window is None else window
+    side = -1 if attention.window is None else attention.window
     found = varlen_attn(
         query,
         key,
@@ -71,7 +73,7 @@ def _varlen(
         batch.key_offsets,
         batch.longest,
         batch.longest_key,
-        window_size=(side, 0 if causal else side),
+        window_size=(side, 0 if attention.causal else side),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(found, Tensor)
@@ -92,12 +94,16 @@ def varlen_problem(device: torch.device, dtype: torch.dtype) -> str:
     )
     try:
         packed, padded = (
-            attend(
-                q, k, v, PackedBatch(arrays, device, uses_varlen=one), causal=True, prefix=(pk, pv)
-            ).float()
+            _with_prefix(q, (k, v), (pk, pv), PackedBatch(arrays, device, uses_varlen=one))
             for one in (True, False)
         )
         difference = float((packed - padded).norm() / padded.norm())
     except (ImportError, RuntimeError, TypeError, ValueError) as error:  # a missing kernel, another signature
         return f"packed attention does not work: {error!s:.120}".partition("\n")[0]
     return "" if difference < 0.02 else f"packed attention differs by {difference:.2g}"
+
+
+def _with_prefix(query: Tensor, own: KeysValues, prefix: KeysValues, batch: PackedBatch) -> Tensor:
+    assert batch.key_index is not None
+    key, value = (with_prefixes(*pair, batch.key_index) for pair in zip(own, prefix, strict=True))
+    return attend(query, key, value, batch, Attention(causal=True)).float()

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rerankd.backends.torch.packing import PackedArrays
+from rerankd.backends.torch.packing import Int32, PackedArrays
 
 T = TypeVar("T")
 
 
 class PackedBatch:
-    """PackedArrays as tensors on `device`; see there for the names. `uses_varlen` selects the attention
-    kernel (see attention.py)."""
+    """PackedArrays as int32 tensors on `device`; see there for the names. `uses_varlen` selects the attention
+    kernel (see attention.py). `rows` is None if the head reads all tokens."""
 
     def __init__(self, arrays: PackedArrays, device: torch.device, *, uses_varlen: bool = False) -> None:
-        self.arrays = arrays
         self.device = device
         self.uses_varlen = uses_varlen
         self.count = len(arrays.row_counts)
         self.longest, self.longest_key = arrays.longest, arrays.longest_key
-        self.token_ids = self._moved(arrays.token_ids)
-        self.positions = self._moved(arrays.positions)
-        self.types = self._moved(arrays.types)
-        self.offsets = self._moved(arrays.offsets)
-        self.key_offsets = self._moved(arrays.key_offsets)
-        self.key_index = None if arrays.key_index is None else self._moved(arrays.key_index)
-        self.rows = self._moved(arrays.rows)
-        self.row_counts = self._moved(arrays.row_counts)
+        (
+            self.token_ids,
+            self.positions,
+            self.types,
+            self.offsets,
+            self.key_offsets,
+            self.row_counts,
+            self.rows,
+            self.key_index,
+        ) = _moved(
+            (
+                arrays.token_ids,
+                arrays.positions,
+                arrays.types,
+                arrays.offsets,
+                arrays.key_offsets,
+                arrays.row_counts,
+                arrays.rows,
+                arrays.key_index,
+            ),
+            device,
+        )
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -74,8 +88,15 @@ class PackedBatch:
         padding = (queries.columns >= queries.lengths[:, None])[:, :, None]
         return (seen | (padding & (keys.columns == 0))).unsqueeze(1)
 
-    def _moved(self, array: object) -> Tensor:
-        return torch.as_tensor(array).to(self.device, non_blocking=True)
+
+def _moved(arrays: Sequence[Int32 | None], device: torch.device) -> list[Any]:
+    """The arrays on the device, by one copy of all of them, for which the caller does not wait."""
+    there = [one for one in arrays if one is not None]
+    whole = torch.from_numpy(np.concatenate(there))
+    if device.type == "cuda":
+        whole = whole.pin_memory()  # a copy from other memory would wait for the passes before
+    parts = iter(whole.to(device, non_blocking=True).split([len(one) for one in there]))
+    return [None if one is None else next(parts) for one in arrays]
 
 
 class Grid:

@@ -33,7 +33,7 @@ class Head:
         """The values [N, 1], or the embeddings [N, width], of the states [R, width] of the batch's rows."""
         row = states.float()
         if self.pooling == "mean":
-            row = torch.segment_reduce(row, "mean", lengths=batch.row_counts, axis=0)
+            row = torch.segment_reduce(row, "mean", lengths=batch.row_counts.long(), axis=0)
         for what, name, activation in self.steps:
             if what == "normalize":
                 row = F.normalize(row, dim=-1)

@@ -46,7 +46,7 @@ def load(
     outside = _named(weights, architecture.tensors, "", device, dtype)
     layers = [
         _named(weights, architecture.layer_tensors, f"blk.{at}.", device, dtype)
-        for at in range(len(architecture.kinds))
+        for at in range(len(architecture.attentions))
     ]
     head = _label_head(weights, architecture, labels) if labels else _head(weights, architecture, pooling)
     held = {name: one.to(device) for name, one in head.weights.items()}

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from rerankd.backends.torch import budget
 from rerankd.backends.torch.architecture import Architecture, pooled_as
-from rerankd.backends.torch.attention import KeysValues
+from rerankd.backends.torch.attention import KeysValues, attend
 from rerankd.backends.torch.batch import PackedBatch
 from rerankd.backends.torch.heads import Head
-from rerankd.backends.torch.layers import Named
+from rerankd.backends.torch.layers import Named, Rotation, rotation
 from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passes, passes
 from rerankd.backends.torch.prefixes import SHORTEST, Prefix, PrefixCache
-from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.backends.torch.steps import Before, Steps
+from rerankd.backends.worker.passes import Pending, Reading, Vectors
+from rerankd.scoring.engine_input import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,10 @@ class Network:
     """Computes a loaded model. Not thread-safe.
 
     `tokens_a_pass` is halved when a pass runs out of the device's memory, and the pass repeated in parts.
-    `prefix_bytes` bounds the memory for the beginnings of prompts.
+    `prefix_bytes` bounds the memory for the beginnings of prompts. `steps` may be replaced at any time.
     """
+
+    passes_ahead = 1
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Network:
         self.rows = loaded.rows
         self.tokens_a_pass = tokens_a_pass
         self.prefixes = PrefixCache(prefix_bytes)
+        self.steps = Steps(loaded.architecture)
         self._loaded = loaded
         self._uses_varlen = uses_varlen
 
@@ -60,10 +65,10 @@ class Network:
         divide = passes if self._uses_varlen else padded_passes
         return divide(lengths, self.tokens_a_pass)
 
-    def compute(self, readings: Sequence[Reading]) -> Vectors:
+    def start(self, readings: Sequence[Reading]) -> Pending:
         """See scorer.Network. Raises torch.OutOfMemoryError if the memory does not suffice for one input."""
         try:
-            return self._compute(readings)
+            return self._started(readings)
         except torch.OutOfMemoryError:
             if len(readings) == 1:
                 raise
@@ -72,9 +77,10 @@ class Network:
         if self._loaded.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = len(readings) // 2
-        return np.concatenate((self.compute(readings[:middle]), self.compute(readings[middle:])))
+        parts = [self.start(readings[:middle]), self.start(readings[middle:])]
+        return lambda: np.concatenate([wait() for wait in parts])
 
-    def _compute(self, readings: Sequence[Reading]) -> Vectors:
+    def _started(self, readings: Sequence[Reading]) -> Pending:
         with torch.inference_mode():
             starts = [self._start(one) for one in readings]
             prefixes = self._prefixes(dict.fromkeys(start for start in starts if start))
@@ -87,9 +93,7 @@ class Network:
                 )
                 for one, start in zip(readings, starts, strict=True)
             ]
-            values = self._outputs(sequences, [*prefixes.values()])
-            found: Vectors = values.cpu().numpy()
-            return found
+            return _pending(self.outputs(sequences, [*prefixes.values()]))
 
     def _start(self, reading: Reading) -> bytes:
         """The ids at the start of an input whose keys and values are kept; empty for none.
@@ -118,10 +122,10 @@ class Network:
                 self.prefixes.put(new[at], prefix)
         return {start: prefix for start, prefix in found.items() if prefix is not None}
 
-    def _computed_prefixes(self, ids: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]]) -> list[Prefix]:
+    def _computed_prefixes(self, ids: Sequence[Ids]) -> list[Prefix]:
         lengths = [len(one) for one in ids]
         batch = self._batch([Tokens(one, len(one)) for one in ids], ())
-        _, kept = self._states(batch, ())
+        *_, kept = self._mixed(batch, (), self.steps, keeps=True)
         apart = [tuple(one.split(lengths) for one in pair) for pair in kept]
         # Clones, because a view would keep the keys of all prefixes in memory.
         return [
@@ -129,34 +133,78 @@ class Network:
             for at, length in enumerate(lengths)
         ]
 
-    def _outputs(self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix]) -> Tensor:
-        batch = self._batch(sequences, [one.length for one in prefixes])
-        states, _ = self._states(batch, prefixes)
+    def outputs(
+        self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix], steps: Steps | None = None
+    ) -> Tensor:
+        """The head's values [N, 1], or embeddings [N, width], on the device. `steps` instead of the network's
+        own."""
         loaded = self._loaded
-        rows = loaded.architecture.final(states[batch.rows], loaded.weights)
-        return loaded.head(rows, batch)
+        batch = self._batch(sequences, [one.length for one in prefixes])
+        x, mixed, _ = self._mixed(batch, prefixes, steps or self.steps)
+        if batch.rows is not None:  # after the last attention, only the tokens that the head reads
+            x, mixed = x[batch.rows], mixed[batch.rows]
+        rows = loaded.architecture.finish(x, mixed, loaded.layers[-1])
+        return loaded.head(loaded.architecture.final(rows, loaded.weights), batch)
 
     def _batch(self, sequences: Sequence[Tokens], prefix_lengths: Sequence[int]) -> PackedBatch:
         arrays = pack(sequences, prefix_lengths, pooled_as(self._loaded.head.pooling))
         return PackedBatch(arrays, self._loaded.device, uses_varlen=self._uses_varlen)
 
-    def _states(self, batch: PackedBatch, prefixes: Sequence[Prefix]) -> tuple[Tensor, list[KeysValues]]:
-        """The states after the last layer, and the keys and values of each layer if they may be kept."""
+    def _mixed(
+        self, batch: PackedBatch, prefixes: Sequence[Prefix], steps: Steps, *, keeps: bool = False
+    ) -> tuple[Tensor, Tensor, list[KeysValues]]:
+        """The states before the last layer and what its attention returns; with `keeps`, also the keys and
+        values of each layer."""
         loaded, kept = self._loaded, []
-        keeps = loaded.architecture.shares_prefix and not prefixes
         x = loaded.architecture.embed(batch, loaded.weights)
-        for at, (kind, weights) in enumerate(zip(loaded.architecture.kinds, loaded.layers, strict=True)):
-            before = _joined([one.layers[at] for one in prefixes])
-            x, pair = loaded.architecture.layer(x, weights, batch, kind, before)
+        query, key, value = steps.first(x, loaded.layers[0], *self._reads(batch, prefixes, 0, x.dtype))
+        for at, attention in enumerate(loaded.architecture.attentions):
             if keeps:
-                kept.append(pair)
-        return x, kept
+                kept.append((key, value))
+            mixed = attend(query, key, value, batch, attention)
+            if at + 1 < len(loaded.layers):
+                read = self._reads(batch, prefixes, at + 1, x.dtype)
+                x, (query, key, value) = steps.between(
+                    x, mixed, loaded.layers[at], loaded.layers[at + 1], *read
+                )
+        return x, mixed, kept
+
+    def _reads(
+        self, batch: PackedBatch, prefixes: Sequence[Prefix], at: int, dtype: torch.dtype
+    ) -> tuple[Rotation | None, Before | None]:
+        """What layer `at` reads besides its states and weights: rotary positions, and keys of prefixes."""
+        architecture = self._loaded.architecture
+        base = architecture.attentions[at].rotary_base
+        turned = base and batch.once(
+            ("rotation", base), lambda: rotation(batch.positions, architecture.head_width, base, dtype)
+        )
+        if batch.key_index is None:
+            return turned or None, None
+        return turned or None, Before(*_joined([one.layers[at] for one in prefixes]), batch.key_index)
 
 
-def _joined(pairs: Sequence[KeysValues]) -> KeysValues | None:
+def _pending(values: Tensor) -> Pending:
+    """A function that waits for values on a device."""
+    if values.device.type != "cuda":
+        return lambda: _array(values)
+    copied = values.to("cpu", non_blocking=True)
+    done = torch.cuda.Event(blocking=True)
+    done.record()
+
+    def wait() -> Vectors:
+        done.synchronize()
+        return _array(copied)
+
+    return wait
+
+
+def _array(values: Tensor) -> Vectors:
+    found: Vectors = values.cpu().numpy()
+    return found
+
+
+def _joined(pairs: Sequence[KeysValues]) -> KeysValues:
     """Keys and values of one layer of several prefixes, one after the other."""
-    if not pairs:
-        return None
     if len(pairs) == 1:
         return pairs[0]
     return torch.cat([key for key, _ in pairs]), torch.cat([value for _, value in pairs])

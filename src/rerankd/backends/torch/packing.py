@@ -39,23 +39,23 @@ class Tokens(NamedTuple):
 class PackedArrays:
     """T tokens of N sequences.
 
-    `token_ids`, `types` int64 [T]. `positions` int64 [T], which count the tokens of the prefix. `offsets` and
-    `key_offsets` int32 [N + 1], where the tokens and the keys of each sequence begin. `longest` and
-    `longest_key`: the most own tokens and keys of a sequence, rounded up to a power of two. `key_index` int64
-    [keys], or None if no sequence has a prefix. `rows` int64 [R], the tokens that the head reads, and
-    `row_counts` int64 [N], how many of them belong to each sequence.
+    `token_ids`, `types` [T]. `positions` [T], which count the tokens of the prefix. `offsets` and
+    `key_offsets` [N + 1], where the tokens and the keys of each sequence begin. `longest` and `longest_key`:
+    the most own tokens and keys of a sequence, rounded up to a power of two. `key_index` [keys], or None if
+    no sequence has a prefix. `rows` [R], the tokens that the head reads, or None for all of them, and
+    `row_counts` [N], how many of them belong to each sequence.
     """
 
-    token_ids: Int64
-    positions: Int64
-    types: Int64
+    token_ids: Int32
+    positions: Int32
+    types: Int32
     offsets: Int32
     key_offsets: Int32
     longest: int
     longest_key: int
-    key_index: Int64 | None
-    rows: Int64
-    row_counts: Int64
+    key_index: Int32 | None
+    rows: Int32 | None
+    row_counts: Int32
 
 
 def pack(sequences: Sequence[Tokens], prefix_lengths: Sequence[int], rows: Rows) -> PackedArrays:
@@ -68,16 +68,16 @@ def pack(sequences: Sequence[Tokens], prefix_lengths: Sequence[int], rows: Rows)
     within = _within(own)
     seconds = np.array([one.second for one in sequences])
     return PackedArrays(
-        token_ids=np.concatenate([one.ids for one in sequences]).astype(np.int64),
-        positions=within + np.repeat(before, own),
-        types=(within >= np.repeat(seconds, own)).astype(np.int64),
+        token_ids=np.concatenate([one.ids for one in sequences]),
+        positions=(within + np.repeat(before, own)).astype(np.int32),
+        types=(within >= np.repeat(seconds, own)).astype(np.int32),
         offsets=offsets.astype(np.int32),
         key_offsets=key_offsets.astype(np.int32),
         longest=rounded(int(own.max())),
         longest_key=rounded(int((own + before).max())),
         key_index=_key_index(own, before, prefix_of, prefix_lengths) if before.any() else None,
         rows=_rows(offsets, rows),
-        row_counts=own if rows == "all" else np.ones_like(own),
+        row_counts=(own if rows == "all" else np.ones_like(own)).astype(np.int32),
     )
 
 
@@ -86,23 +86,21 @@ def rounded(length: int) -> int:
     return max(1 << (length - 1).bit_length(), _SHORTEST)
 
 
-def _key_index(own: Int64, before: Int64, prefix_of: Int64, prefix_lengths: Sequence[int]) -> Int64:
+def _key_index(own: Int64, before: Int64, prefix_of: Int64, prefix_lengths: Sequence[int]) -> Int32:
     """Where the keys of each sequence are: those of the prefixes come first, then those of the row."""
     starts = np.append(_offsets(np.array(prefix_lengths, np.int64)), 0)
     keys = own + before
     within = _within(keys)
     in_prefix = within < np.repeat(before, keys)
     first_own = starts[len(prefix_lengths)] + _offsets(own)[:-1] - before
-    found: Int64 = within + np.where(
-        in_prefix, np.repeat(starts[prefix_of], keys), np.repeat(first_own, keys)
-    )
-    return found
+    first = np.where(in_prefix, np.repeat(starts[prefix_of], keys), np.repeat(first_own, keys))
+    return (within + first).astype(np.int32)
 
 
-def _rows(offsets: Int64, rows: Rows) -> Int64:
+def _rows(offsets: Int64, rows: Rows) -> Int32 | None:
     if rows == "all":
-        return np.arange(offsets[-1])
-    return offsets[:-1] if rows == "first" else offsets[1:] - 1
+        return None
+    return (offsets[:-1] if rows == "first" else offsets[1:] - 1).astype(np.int32)
 
 
 def _offsets(lengths: Int64) -> Int64:

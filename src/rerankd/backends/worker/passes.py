@@ -19,6 +19,8 @@ Whole = Callable[[int, int], int]
 """(number of inputs, length of the longest in tokens) -> how many of them go into one pass."""
 
 Vectors = NDArray[np.float32]
+Pending = Callable[[], Vectors]
+"""Waits for a forward pass that was started, and returns its rows."""
 
 # Inputs at least this long, relative to the longest one, may share a pass with it.
 _NEARLY = 0.75
@@ -84,8 +86,11 @@ class PaddedModel(Protocol):
 class Padding:
     """The methods of a scorer.Network for a class that is a PaddedModel."""
 
+    passes_ahead = 0
+
     def passes(self: PaddedModel, lengths: Sequence[int]) -> list[list[int]]:
         return split(lengths, self.tokens_a_pass, self.whole)
 
-    def compute(self: PaddedModel, readings: Sequence[Reading]) -> Vectors:
-        return self.forward(*padded(readings))
+    def start(self: PaddedModel, readings: Sequence[Reading]) -> Pending:
+        rows = self.forward(*padded(readings))
+        return lambda: rows

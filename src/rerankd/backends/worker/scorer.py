@@ -3,7 +3,7 @@ similarities."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from rerankd.backends.worker import passes
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.backends.worker.passes import Pending, Reading, Vectors
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.errors import InputTooLong
 from rerankd.scoring.cache import QueryVectors
@@ -19,17 +19,19 @@ from rerankd.scoring.engine_input import Input
 
 
 class Network(Protocol):
-    """A loaded model. `about` describes it in words. Its vocabulary has `rows` token ids."""
+    """A loaded model. `about` describes it in words. Its vocabulary has `rows` token ids. `passes_ahead`: how
+    many forward passes may be started before the oldest one is waited for; 0 if `start` computes itself."""
 
     about: str
     rows: int
+    passes_ahead: int
 
     def passes(self, lengths: Sequence[int]) -> list[list[int]]:
         """Divide inputs of these lengths in tokens into forward passes: the indexes of each pass."""
 
-    def compute(self, readings: Sequence[Reading]) -> Vectors:
-        """Run one forward pass. Returns one row of outputs per input: the raw score, or the embedding, not
-        normalised. One thread at a time."""
+    def start(self, readings: Sequence[Reading]) -> Pending:
+        """Start a forward pass; a device may compute it while the next one is prepared. Its rows, one per
+        input, are raw scores, or embeddings that are not normalised. One thread at a time."""
 
 
 def _never() -> None:
@@ -57,45 +59,64 @@ class Scorer:
         if not inputs:
             return []
         readings = _readings(inputs)
-        # Look up query vectors after the wait: the batch before may have computed them.
-        with self.lock.held():
-            values = (
-                self._logits(readings, check) if self._is_head else self._cosines(inputs, readings, check)
-            )
-        found: list[float] = values.tolist()
-        return found
+        start = self._logits if self._is_head else self._cosines
+        with self.lock.working():
+            # Look up query vectors after the wait: the batch before may have computed them.
+            with self.lock.held():
+                wait = start(inputs, readings, check)
+            # The next batch starts while a device computes the last pass of this one.
+            found: list[float] = wait().tolist()
+            return found
 
-    def _logits(self, readings: list[Reading], check: Callable[[], None]) -> Vectors:
-        return self._computed(readings, check)[:, 0]
+    def _logits(self, inputs: Sequence[Input], readings: list[Reading], check: Callable[[], None]) -> Pending:
+        wait = self._started(readings, check)
+        return lambda: wait()[:, 0]
 
     def _cosines(
         self, inputs: Sequence[Input], readings: list[Reading], check: Callable[[], None]
-    ) -> Vectors:
+    ) -> Pending:
         """Embed the inputs, and in the same batch each query whose vector is not cached."""
         keys = [one.question.ids.tobytes() for one in inputs]
         asked = {key: one.question.ids for key, one in zip(keys, inputs, strict=True)}
         known = {key: vector for key in asked if (vector := self._queries.get(key)) is not None}
         new = [key for key in asked if key not in known]
         queries = [Reading(asked[key], len(asked[key])) for key in new]
-        vectors = _unit(self._computed([*readings, *queries], check))
-        for key, vector in zip(new, vectors[len(inputs) :], strict=True):
-            known[key] = vector
-            self._queries.put(key, vector.copy())  # a view would keep the whole batch in memory
-        # One sum per row, because the result of a matrix product depends on the number of rows.
-        found: Vectors = (vectors[: len(inputs)] * np.stack([known[key] for key in keys])).sum(axis=1)
-        return found
+        wait = self._started([*readings, *queries], check)
 
-    def _computed(self, readings: Sequence[Reading], check: Callable[[], None]) -> Vectors:
-        """Return the network's output row for each reading."""
+        def cosines() -> Vectors:
+            vectors = _unit(wait())
+            for key, vector in zip(new, vectors[len(inputs) :], strict=True):
+                known[key] = vector
+                self._queries.put(key, vector.copy())  # a view would keep the whole batch in memory
+            # One sum per row, because the result of a matrix product depends on the number of rows.
+            found: Vectors = (vectors[: len(inputs)] * np.stack([known[key] for key in keys])).sum(axis=1)
+            return found
+
+        return cosines
+
+    def _started(self, readings: Sequence[Reading], check: Callable[[], None]) -> Pending:
+        """Start all passes. The result waits for the last ones and returns the network's row of each reading,
+        in order."""
         lengths = [len(one.ids) for one in readings]
         self._refuse(readings, lengths)
         network, found = self._network, dict[int, Vectors]()
+        running: deque[tuple[list[int], Pending]] = deque()
+
+        def finish(most: int) -> None:
+            while len(running) > most:
+                places, wait = running.popleft()
+                found.update(zip(places, wait(), strict=True))
+                self.lock.step()
+
+        def rest() -> Vectors:
+            finish(0)
+            return np.stack([found[at] for at in range(len(readings))])
+
         for places in network.passes(lengths):
             check()
-            rows = network.compute([readings[at] for at in places])
-            found.update(zip(places, rows, strict=True))
-            self.lock.step()
-        return np.stack([found[at] for at in range(len(readings))])
+            running.append((places, network.start([readings[at] for at in places])))
+            finish(network.passes_ahead)
+        return rest
 
     def _refuse(self, readings: Sequence[Reading], lengths: Sequence[int]) -> None:
         """Reject inputs that the model can't compute."""

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.torch.architecture import Part, Parts
-from rerankd.backends.torch.attention import KeysValues, attend
+from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named, layer_norm, linear
+from rerankd.backends.torch.layers import Named, Rotation, layer_norm, linear
 from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
@@ -32,7 +32,8 @@ class Bert:
         self.state_width = width
         self.heads: int = weights.key("attention.head_count")
         self.epsilon: float = weights.key("attention.layer_norm_epsilon")
-        self.kinds = ("all",) * weights.key("block_count")
+        self.head_width = width // self.heads
+        self.attentions = (Attention(),) * weights.key("block_count")
         self.tensors = _tensors(weights, width, narrow)
         self.head_steps = _head(weights)
         merged = (Part("attn_qkv", (3 * width, width), needs_bias=True),)
@@ -54,14 +55,14 @@ class Bert:
         x = layer_norm(x, weights, "norm", self.epsilon)
         return linear(x, weights, "project") if "project.weight" in weights else x
 
-    def layer(
-        self, x: Tensor, weights: Named, batch: PackedBatch, kind: str, prefix: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        q, k, v = linear(x, weights, "qkv").unflatten(-1, (3, self.heads, -1)).unbind(1)
-        x = x + linear(attend(q, k, v, batch), weights, "out")
-        x = layer_norm(x, weights, "attn_norm", self.epsilon)
+    def project(self, x: Tensor, weights: Named, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = linear(x, weights, "qkv").unflatten(-1, (3, self.heads, self.head_width)).unbind(1)
+        return q, k, v
+
+    def finish(self, x: Tensor, mixed: Tensor, weights: Named) -> Tensor:
+        x = layer_norm(x + linear(mixed, weights, "out"), weights, "attn_norm", self.epsilon)
         inner = F.gelu(linear(x, weights, "up"))
-        return layer_norm(x + linear(inner, weights, "down"), weights, "norm", self.epsilon), (k, v)
+        return layer_norm(x + linear(inner, weights, "down"), weights, "norm", self.epsilon)
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
         return rows

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.torch.architecture import Part, Parts
-from rerankd.backends.torch.attention import KeysValues, attend
+from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named, layer_norm, linear, rotated, rotation
+from rerankd.backends.torch.layers import Named, Rotation, layer_norm, linear, rotated
 from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
@@ -27,13 +27,8 @@ class ModernBert:
         self.heads: int = weights.key("attention.head_count")
         self.epsilon: float = weights.key("attention.layer_norm_epsilon")
         self.head_epsilon = self.epsilon
-        # Tokens on each side that a local layer reads.
-        self.window = int(weights.key("attention.sliding_window")) // 2
-        self.bases = {
-            "global": float(weights.key("rope.freq_base")),
-            "local": float(weights.key("rope.freq_base_swa", 10000.0)),
-        }
-        self.kinds = _kinds(weights)
+        self.head_width = width // self.heads
+        self.attentions = _attentions(weights)
         rows = weights.rows("token_embd.weight")
         self.tensors: Parts = {
             "tokens": (Part("token_embd", (rows, width), is_table=True),),
@@ -55,33 +50,33 @@ class ModernBert:
             F.embedding(batch.token_ids, weights["tokens.weight"]), weights, "norm", self.epsilon
         )
 
-    def layer(
-        self, x: Tensor, weights: Named, batch: PackedBatch, kind: str, prefix: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
+    def project(self, x: Tensor, weights: Named, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        assert rotation is not None
         # The first layer has no attention norm: the embeddings are already normalised.
         is_normed = "attn_norm.weight" in weights
         normed = layer_norm(x, weights, "attn_norm", self.epsilon) if is_normed else x
-        q, k, v = linear(normed, weights, "qkv").unflatten(-1, (3, self.heads, -1)).unbind(1)
-        turned = batch.once(("rotation", kind), lambda: self._rotation(batch, kind, q))
-        q, k = rotated(q, turned), rotated(k, turned)
-        mixed = attend(q, k, v, batch, window=self.window if kind == "local" else None)
+        q, k, v = linear(normed, weights, "qkv").unflatten(-1, (3, self.heads, self.head_width)).unbind(1)
+        return rotated(q, rotation), rotated(k, rotation), v
+
+    def finish(self, x: Tensor, mixed: Tensor, weights: Named) -> Tensor:
         x = x + linear(mixed, weights, "out")
         inner, gate = linear(layer_norm(x, weights, "mlp_norm", self.epsilon), weights, "up").chunk(2, -1)
-        return x + linear(F.gelu(inner) * gate, weights, "down"), (k, v)
+        return x + linear(F.gelu(inner) * gate, weights, "down")
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
         return layer_norm(rows, weights, "last_norm", self.epsilon)
 
-    def _rotation(self, batch: PackedBatch, kind: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        return rotation(batch.positions, like.shape[-1], self.bases[kind], like.dtype)
 
-
-def _kinds(weights: Weights) -> tuple[str, ...]:
+def _attentions(weights: Weights) -> tuple[Attention, ...]:
     """Which layers are local: the file has one flag per layer, or says that each n-th layer is global."""
     count: int = weights.key("block_count")
     pattern = weights.key("attention.sliding_window_pattern", 3)
-    local = pattern if isinstance(pattern, tuple) else [at % pattern != 0 for at in range(count)]
-    return tuple("local" if one else "global" for one in local[:count])
+    is_local = pattern if isinstance(pattern, tuple) else [at % pattern != 0 for at in range(count)]
+    # The file has the tokens of the whole window, the token itself in the middle.
+    window = int(weights.key("attention.sliding_window")) // 2
+    wide = Attention(rotary_base=float(weights.key("rope.freq_base")))
+    local = Attention(window=window, rotary_base=float(weights.key("rope.freq_base_swa", 10000.0)))
+    return tuple(local if one else wide for one in is_local[:count])
 
 
 def _head(weights: Weights) -> tuple[Step, ...]:

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.torch.architecture import Part, Parts, Unsupported
-from rerankd.backends.torch.attention import KeysValues, attend
+from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named, linear, rms_norm, rotated, rotation
+from rerankd.backends.torch.layers import Named, Rotation, linear, rms_norm, rotated
 from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
@@ -30,12 +30,13 @@ class Qwen:
         self.heads: int = weights.key("attention.head_count")
         self.key_heads: int = weights.key("attention.head_count_kv")
         self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
-        self.base: float = weights.key("rope.freq_base")
         if (scaling := weights.key("rope.scaling.type", "none")) != "none":
             raise Unsupported(f"its rotary positions are scaled ({scaling})")
         self.has_norms = weights.architecture == "qwen3"
-        self.kinds = ("all",) * weights.key("block_count")
+        base: float = weights.key("rope.freq_base")
+        self.attentions = (Attention(causal=True, rotary_base=base),) * weights.key("block_count")
         each: int = weights.key("attention.key_length", width // self.heads)
+        self.head_width = each
         sizes = {"q": self.heads * each, "k": self.key_heads * each, "v": self.key_heads * each}
         self.tensors: Parts = {
             "tokens": (Part("token_embd", (weights.rows("token_embd.weight"), width), is_table=True),),
@@ -61,24 +62,22 @@ class Qwen:
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
         return F.embedding(batch.token_ids, weights["tokens.weight"])
 
-    def layer(
-        self, x: Tensor, weights: Named, batch: PackedBatch, kind: str, prefix: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
+    def project(self, x: Tensor, weights: Named, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        assert rotation is not None
         heads = (self.heads, self.key_heads, self.key_heads)
         qkv = linear(rms_norm(x, weights, "attn_norm", self.epsilon), weights, "qkv")
-        q, k, v = qkv.unflatten(-1, (sum(heads), -1)).split(heads, 1)
+        q, k, v = qkv.unflatten(-1, (sum(heads), self.head_width)).split(heads, 1)
         if self.has_norms:
             q, k = (
                 rms_norm(one, weights, name, self.epsilon) for one, name in ((q, "q_norm"), (k, "k_norm"))
             )
-        turned = batch.once(
-            ("rotation", kind), lambda: rotation(batch.positions, q.shape[-1], self.base, q.dtype)
-        )
-        q, k = rotated(q, turned), rotated(k, turned)
-        x = x + linear(attend(q, k, v, batch, causal=True, prefix=prefix), weights, "out")
+        return rotated(q, rotation), rotated(k, rotation), v
+
+    def finish(self, x: Tensor, mixed: Tensor, weights: Named) -> Tensor:
+        x = x + linear(mixed, weights, "out")
         normed = rms_norm(x, weights, "mlp_norm", self.epsilon)
         gate, up = linear(normed, weights, "gate_up").chunk(2, -1)
-        return x + linear(F.silu(gate) * up, weights, "down"), (k, v)
+        return x + linear(F.silu(gate) * up, weights, "down")
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
         return rms_norm(rows, weights, "last_norm", self.epsilon)
