@@ -22,9 +22,10 @@ from rerankd.backends.openvino import backend, precision, precision_choice, shap
 from rerankd.backends.openvino.architectures import ARCHITECTURES
 from rerankd.backends.openvino.backend import OpenVinoBackend, OpenVinoOffer
 from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.openvino.load import load
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.worker.passes import split
-from rerankd.backends.worker.scorer import Scorer
+from rerankd.backends.worker.scorer import Scorer, never
 from rerankd.domain import Method, Normalization, Pooling, Recipe
 from rerankd.errors import ModelFileError
 from rerankd.formats import model_files
@@ -204,12 +205,12 @@ def test_the_trial_compares_raw_scores_of_the_models_own_inputs(name: str) -> No
         query_prefix="" if is_cross_encoder else "query: ",
     )
     path = GOLDEN / f"{name}.gguf"
-    asked = trial.inputs(path, recipe, trial.questions(3, 5))
+    asked = trial.inputs(model_files.read(path), recipe, trial.questions(3, 5))
     assert max(one.tokens for own in asked for one in own) == recipe.max_length, "some are truncated"
-    encoder = Encoder(path, recipe.pooling, threads=1)
-    values = trial.raw_values(encoder, recipe, asked)
+    scorer = load(path, recipe.pooling, (), recipe.max_length, threads=1)
+    values = [scorer.score(batch, never) for batch in asked]
     assert [len(own) for own in values] == [5] * 3
-    assert values[1][2] == pytest.approx(trial.raw_values(encoder, recipe, [[asked[1][2]]])[0][0], abs=1e-5)
+    assert values[1][2] == pytest.approx(scorer.score([asked[1][2]], never)[0], abs=1e-5)
     assert len({value for own in values for value in own}) == 15
 
 

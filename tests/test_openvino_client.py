@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.backends.base import Batch
-from rerankd.backends.worker import protocol
+from rerankd.backends.worker import prefixes, protocol
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.passes import Padding, Reading, padded, shared, split
+from rerankd.backends.worker.passes import Padding, Reading, padded, split
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
@@ -91,6 +91,7 @@ questions = st.builds(
     before=numbers,
     after=numbers,
     ids=numbers,
+    head=numbers,
     second=st.none() | st.integers(0, 9),
 )
 
@@ -129,16 +130,16 @@ def test_a_damaged_body_is_rejected_or_still_valid(made: list[Input], data: st.D
         (b"[" * 100_000, "first line can't be read"),
         (b"[]\n", "first line can't be read"),
         (b'{"questions": []}\n', "first line can't be read"),
-        (b'{"questions": [[1, 2, 3]], "inputs": []}\n', "first line can't be read"),
+        (b'{"questions": [[1, 2, 3, 4]], "inputs": []}\n', "first line can't be read"),
         (b'{"questions": [], "inputs": [[0, 0]]}\n', "refers to question 0 of 0"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[-1, 0]]}\n', "neither a length"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, -1]]}\nabcd', "neither a length"),
-        (b'{"questions": [[0, 0, 0, -1]], "inputs": [[0, 1]]}\nabcd', "neither a length"),
-        (b'{"questions": [[0, true, 0, null]], "inputs": []}\nabcd', "neither a length"),
-        (b'{"questions": [[0, 0.0, 0, null]], "inputs": []}\n', "neither a length"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 2]]}\nabcd', "2 ids, but 4 bytes follow"),
-        (b'{"questions": [[0, 0, 0, null]], "inputs": [[0, 1]]}\nabcdefg', "1 ids, but 7 bytes follow"),
-        (b'{"questions": [[%d, 0, 0, null]], "inputs": []}\n' % 10**30, "0 bytes follow"),
+        (b'{"questions": [[0, 0, 0, 0, null]], "inputs": [[-1, 0]]}\n', "neither a length"),
+        (b'{"questions": [[0, 0, 0, 0, null]], "inputs": [[0, -1]]}\nabcd', "neither a length"),
+        (b'{"questions": [[0, 0, 0, 0, -1]], "inputs": [[0, 1]]}\nabcd', "neither a length"),
+        (b'{"questions": [[0, true, 0, 0, null]], "inputs": []}\nabcd', "neither a length"),
+        (b'{"questions": [[0, 0.0, 0, 0, null]], "inputs": []}\n', "neither a length"),
+        (b'{"questions": [[0, 0, 0, 0, null]], "inputs": [[0, 2]]}\nabcd', "2 ids, but 4 bytes follow"),
+        (b'{"questions": [[0, 0, 0, 0, null]], "inputs": [[0, 1]]}\nabcdefg', "1 ids, but 7 bytes follow"),
+        (b'{"questions": [[%d, 0, 0, 0, null]], "inputs": []}\n' % 10**30, "0 bytes follow"),
     ],
 )
 def test_an_invalid_body_is_explained(body: bytes, says: str) -> None:
@@ -165,11 +166,15 @@ def test_inputs_of_similar_length_share_a_pass_the_longest_first() -> None:
     assert split([], 100, lambda count, longest: count) == []
 
 
-def test_what_inputs_share_is_where_they_first_differ() -> None:
-    assert shared([ids(1, 2, 3, 4), ids(1, 2, 5), ids(1, 2, 3)]) == 2
-    assert shared([ids(1, 2), ids(1, 2, 3)]) == 2
-    assert shared([ids(7), ids(1)]) == 0
-    assert shared([ids(1, 2)]) == 0
+def test_what_an_input_shares_is_where_it_first_differs_from_its_question() -> None:
+    asked = Question("", before=ids(1, 2), head=ids(3, 4, 5))
+    shared = [
+        one.shared
+        for one in prefixes.readings([
+            Input(asked, "", own, 0) for own in (ids(3, 4, 6), ids(3, 9), ids(7), ids(3), ids(3, 4))
+        ])
+    ]
+    assert shared == [4, 3, 2, 2, 3], "at least one id is left to compute"
 
 
 def test_padding_keeps_inputs_complete() -> None:

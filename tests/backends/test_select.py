@@ -86,7 +86,11 @@ def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) 
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (QWEN, "not support causal models"),
+        (
+            spec(CAUSAL_LM, "llama", ("gpt2", "llama-bpe")),
+            "not support causal models of the architecture llama",
+        ),
+        (spec(CAUSAL_LM, "qwen3", ("gpt2", "qwen2"), rope_scaling="yarn"), "yarn scaling"),
         (spec(HEAD, "nomic-bert", ("t5", "default")), "architecture nomic-bert"),
         (spec(HEAD, "bert", ("llama", "default")), "tokenizer llama"),
         (spec(HEAD, "modern-bert", ("gpt2", "jina-v2-code")), "tokenizer gpt2 jina-v2-code"),
@@ -150,8 +154,17 @@ def test_safetensors_always_run_on_openvino() -> None:
 def test_an_encoder_needs_no_llama_cpp() -> None:
     nothing = replace(CPU_ONLY, bundled=None)
     assert chosen("auto", XLMR, found=nothing).offer.backend is OPENVINO
+    other = spec(CAUSAL_LM, "llama", ("gpt2", "llama-bpe"))
     with pytest.raises(ConfigError, match=r"not support causal models.*LLAMA_PATH"):
-        chosen("auto", QWEN, found=nothing)
+        chosen("auto", other, found=nothing)
+
+
+def test_a_causal_model_runs_on_llama_cpp_unless_openvino_is_chosen_or_is_the_only_engine() -> None:
+    found = chosen("auto", QWEN)
+    assert found.offer.backend is LLAMA
+    assert found.fallback is not None and found.fallback.backend is OPENVINO
+    assert chosen("openvino", QWEN).offer.backend is OPENVINO
+    assert chosen("auto", QWEN, found=replace(CPU_ONLY, bundled=None)).offer.backend is OPENVINO
 
 
 def test_an_engine_that_is_too_old_is_refused_with_the_number_needed() -> None:

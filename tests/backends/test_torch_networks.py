@@ -58,7 +58,7 @@ def computed(network: scorer.Network, readings: Sequence[Reading]) -> Vectors:
 def values(network: scorer.Network, readings: Sequence[Reading]) -> Vectors:
     """The values in order, in the passes that the network divides them into."""
     found = np.zeros(len(readings), np.float32)
-    for places in network.passes([len(one.ids) for one in readings]):
+    for places in network.passes(readings):
         found[places] = computed(network, [readings[at] for at in places])[:, 0]
     return found
 

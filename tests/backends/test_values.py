@@ -44,7 +44,7 @@ RUNS = [
     *(("llama", name, "f32") for name in ("xlmr-head", "modernbert-head", "bert-embedder", "qwen3-headless")),
     *(
         ("openvino", name, precision)
-        for name in ("xlmr-head", "modernbert-head", "bert-embedder", "roberta-head")
+        for name in ("xlmr-head", "modernbert-head", "bert-embedder", "roberta-head", "qwen3-headless")
         for precision in ("f32", "bf16")
     ),
     *(

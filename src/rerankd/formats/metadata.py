@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class ModelMetadata:
     them (mixture of experts). `attention_width`: the number of attention heads times the width of one.
     `control_tokens` and `user_defined_tokens` map the text of a special token to its id; `tokens` is the
     whole vocabulary. `tags` and `base_models` are copied from the model card by the converter.
+    `rope_scaling`: how rotary positions are changed for a longer context, such as yarn.
     `hidden_activation` is ModernBERT's, "" without such a key. `decision_blocks` is above 0 for a decision
     model, which has the same tensor names as a reranker.
     `refusal`: why rerankd can't compute the model, None if it can.
@@ -99,6 +100,7 @@ class ModelMetadata:
     pooling: Pooling | None = None
     classifier_pooling: Pooling | None = None
     output_labels: tuple[str, ...] = ()
+    rope_scaling: str = _key("{arch}.rope.scaling.type", str, "")
     token_type_count: int = _key("tokenizer.ggml.token_type_count", int, 0)
     causal_attention: bool | None = _key("{arch}.attention.causal", bool)
     has_cls: bool = _tensor("cls.weight")
@@ -162,6 +164,11 @@ class ModelMetadata:
             stored = text.replace(" ", "\u2581")
         found = self.tokens.index_of(stored)
         return self.tokens.index_of(text) if found is None else found
+
+    def token_ids(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """The ids of texts that are single tokens, such as the labels of a recipe."""
+        found = [self.token_id(text) for text in texts]
+        return tuple(one for one in found if one is not None)
 
 
 def _byte_letters() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ only the rows that texts use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,6 +65,11 @@ class Weights:
     def has(self, name: str) -> bool:
         return name in self._header.tensors
 
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors."""
+        return self._header.tensors.keys()
+
     def rows(self, name: str) -> int:
         """The number of rows of a tensor. Raises ModelFileError if it is missing."""
         return (self._header.tensors.get(name) or self._fail(f"the tensor {name} is missing")).rows
@@ -73,6 +78,17 @@ class Weights:
         """The whole tensor in float32; `shape` is the required shape, rows first."""
         tensor = self._tensor(name, shape)
         return self._dequantised(self._raw(name, tensor), tensor.type_name).reshape(shape)
+
+    def groups(self, name: str, rows: int, columns: int) -> tuple[NDArray[np.int8], Floats] | None:
+        """The numbers [rows, groups, 32] and scales [rows, groups, 1] of a matrix that is stored as Q8_0,
+        None if it has another type. A weight is exactly its number times its scale."""
+        tensor = self._tensor(name, (rows, columns))
+        if tensor.type_name != "Q8_0":
+            return None
+        # A block is a scale in F16 and 32 numbers.
+        blocks = self._raw(name, tensor).reshape(rows, -1, 34)
+        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+        return np.ascontiguousarray(blocks[..., 2:]).view(np.int8), scales
 
     def table(self, name: str, rows: int, columns: int) -> Table:
         """A tensor that is read row by row, such as an embedding table."""

@@ -5,8 +5,9 @@ An input is a document, or a chunk of one, with its question. The model reads
     question.before + ids + question.after
 
 for every scoring method. cross_encoder: `<s> query </s></s>` and `</s>` around the document's ids. causal_lm:
-the parts of the prompt before and after the one that contains the document. embedding: the tokens at the
-start and end of a text; the query is a separate text, `question.ids`.
+the parts of the prompt before and after the one that contains the document; the ids of that part begin like
+`question.head`, which is tokenized without the document. embedding: the tokens at the start and end of a
+text; the query is a separate text, `question.ids`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from rerankd.ids import Ids as Ids
 class Question:
     """The parts that all inputs of one request share. `query` and `instruction` are the truncated texts, for
     an engine that reads text. `second` is the index in an input at which the second token type begins; None
-    for models with one type. Questions with the same `key` are identical to an engine."""
+    for models with one type. Questions with the same `key` are identical to an engine. `head` (causal_lm) are
+    the ids of the text before the document in its part of the prompt: documents of a question share most of
+    them. It is a hint, which changes no score."""
 
     query: str
     instruction: str = ""
@@ -33,14 +36,15 @@ class Question:
     after: Ids = field(default_factory=lambda: NONE)
     ids: Ids = field(default_factory=lambda: NONE)
     second: int | None = None
+    head: Ids = field(default_factory=lambda: NONE)
     key: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(self.query.encode("utf-8", "replace"), digest_size=16)
         digest.update(b"\0" + self.instruction.encode("utf-8", "replace"))
-        lengths = (len(self.before), len(self.after), self.second)
+        lengths = (len(self.before), len(self.after), len(self.head), self.second)
         digest.update(b"\0%r" % (lengths,))
-        for ids in (self.before, self.after, self.ids):
+        for ids in (self.before, self.after, self.ids, self.head):
             digest.update(ids.tobytes())
         object.__setattr__(self, "key", digest.digest())
 

@@ -203,7 +203,7 @@ async def _prompt(model: Model, query: str, instruction: str, length: int) -> Pr
     start = model.tokenizer.frame.start if isinstance(pieces[0], str) else NONE
     before, after = np.concatenate((start, *ids[:place])), np.concatenate((NONE, *ids[place:]))
     space = length - len(before) - len(after)
-    question = Question(query, instruction, before, after)
+    question = Question(query, instruction, before, after, head=of_head)
     budget = space - len(of_head) - len(of_tail)
     return PreparedQuestion(question, head, tail, space, budget, _share(budget + len(of_query)))
 

@@ -16,7 +16,8 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="rerankd.backends.openvino", allow_abbrev=False)
     flags.add_argument("--model", required=True, type=Path)
     flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
-    flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls"])
+    flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "none"])
+    flags.add_argument("--labels", type=int, nargs="+", default=(), help="a causal model's label ids")
     flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--precision", choices=["f32", "bf16"], default="f32")
@@ -31,14 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     # The worker needs no cleanup. The default action ends it at once, even while a model loads.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     options = parser().parse_args(arguments)
-    from rerankd.backends.openvino.encoder import Encoder
-    from rerankd.backends.worker.scorer import Scorer
+    from rerankd.backends.openvino.load import load
     from rerankd.backends.worker.server import Server
 
     try:
-        encoder = Encoder(
+        scorer = load(
             options.model,
             options.pooling,
+            options.labels,
+            options.max_length,
             threads=options.threads,
             precision=options.precision,
             why=options.why,
@@ -50,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:  # OpenVINO raises RuntimeError for every error
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
-    scorer = Scorer(encoder, options.max_length, is_cross_encoder=options.pooling == "rank")
-    print(encoder.about, file=sys.stderr)
+    print(scorer.about, file=sys.stderr)
     with Server(options.socket, scorer) as server:
         print(f"listening on {options.socket}", file=sys.stderr, flush=True)
         server.serve_forever()

@@ -1,4 +1,7 @@
-"""The OpenVINO backend: runs encoders on a CPU. Only its worker process imports OpenVINO."""
+"""The OpenVINO backend: runs encoders and some causal models on a CPU.
+
+Only its worker process imports OpenVINO.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 # The rows of architectures/__init__.py, which imports OpenVINO.
 _ARCHITECTURES = ("bert", "deberta-v2", "modern-bert", "new")
+_CAUSAL_ARCHITECTURES = ("qwen2", "qwen3")
 _POOLINGS = ("rank", "mean", "cls")
 _UNSETTLED = Choice("f32", "")
 _FLOAT32 = Step("float32", "float32 arithmetic")
@@ -79,19 +83,25 @@ class OpenVinoBackend:
 
     def _offer(self, spec: EngineSpec, options: OpenVinoOptions) -> OpenVinoOffer:
         assert spec.metadata is not None
+        is_causal = spec.recipe.method == "causal_lm"
         # Besides the file, the worker holds the matrices of the blocks: 8 bytes per weight, or 2.6 if
         # compressed (measured on BERT-large's shape).
-        held = spec.metadata.block_weights * (3 if options.weights == "compressed" else 8)
+        is_compressed = options.weights == "compressed" or (
+            is_causal and spec.metadata.quantisation == "Q8_0"
+        )
+        held = spec.metadata.block_weights * (3 if is_compressed else 8)
         return OpenVinoOffer(
             backend=self,
             spec=spec,
             name=self.title,
             build=f"{self.name} {precision_choice.version()}",
             title=self.title,
-            reason="the fastest for an encoder on a CPU",
-            rank=Rank.BEST_ON_CPU,
+            reason="rerankd's own graph of a causal model"
+            if is_causal
+            else "the fastest for an encoder on a CPU",
+            rank=Rank.LAST_ON_CPU if is_causal else Rank.BEST_ON_CPU,
             memory_bytes=(spec.metadata.size_bytes + held) * spec.replicas,
-            policy=_policy(_UNSETTLED.precision),
+            policy=_policy(_UNSETTLED.precision, spec.recipe),
             options=options,
         )
 
@@ -101,7 +111,7 @@ class OpenVinoBackend:
         """Choose the precision of all replicas, once per model and machine."""
         of = precision_choice.Subject(offer.spec, offer.options)
         found = await precision_choice.choose(of, learned, log, timeout_s)
-        return replace(offer, precision=found, policy=_policy(found.precision))
+        return replace(offer, precision=found, policy=_policy(found.precision, offer.spec.recipe))
 
     def steps(self, offer: OpenVinoOffer, cards: Sequence[str]) -> tuple[Step, ...]:
         return (_FLOAT32,) if offer.precision.precision != "f32" else ()
@@ -128,6 +138,9 @@ class OpenVinoBackend:
             "--why", precision.why,
             "--weights", offer.options.weights,
         ]  # fmt: skip
+        if spec.recipe.method == "causal_lm":
+            assert spec.metadata is not None
+            argv += ["--labels", *map(str, spec.metadata.token_ids(spec.recipe.labels))]
         return Launch(argv, WorkerEngine)
 
     def reference(self, spec: EngineSpec, running: Offer) -> OpenVinoOffer | None:
@@ -137,6 +150,8 @@ class OpenVinoBackend:
             is_exact = running.precision.precision == "f32"
             if is_exact or spec.metadata is None or spec.metadata.format == "gguf":
                 return None
+        elif spec.recipe.method == "causal_lm":
+            return None  # a causal model in float32 needs several times the memory of the running one
         if refused(spec.recipe, spec.metadata, is_installed=self.survey(OpenVinoOptions(), Path())):
             return None
         offer = self._offer(spec, OpenVinoOptions())
@@ -159,8 +174,13 @@ class OpenVinoBackend:
         return [checks.precision(model, found, before=known)]
 
 
-def _policy(precision: Precision) -> BatchPolicy:
-    return BatchPolicy(tokens=shapes.TOKENS_A_PASS[precision], most_tokens=8192, pads=True)
+def _policy(precision: Precision, recipe: Recipe) -> BatchPolicy:
+    tokens = shapes.TOKENS_A_PASS[precision]
+    if recipe.method == "causal_lm":
+        # The tokens of an input include those of its prefix, about half, which are computed once. A pass
+        # holds the inputs of one question.
+        return BatchPolicy(tokens=2 * tokens, most_tokens=8192, pads=True, one_question=True)
+    return BatchPolicy(tokens=tokens, most_tokens=8192, pads=True)
 
 
 def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: bool) -> Refusal | None:
@@ -174,13 +194,15 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
-    if recipe.method == "causal_lm":
-        return "the OpenVINO backend does not support causal models"
-    if metadata.architecture not in _ARCHITECTURES:
-        return f"the OpenVINO backend does not support the architecture {metadata.architecture}"
+    is_causal = recipe.method == "causal_lm"
+    if metadata.architecture not in (_CAUSAL_ARCHITECTURES if is_causal else _ARCHITECTURES):
+        of = "causal models of the architecture" if is_causal else "the architecture"
+        return f"the OpenVINO backend does not support {of} {metadata.architecture}"
+    if metadata.rope_scaling not in ("", "none"):
+        return f"the OpenVINO backend does not support rotary positions with {metadata.rope_scaling} scaling"
     if why := tokenizer_support.refusal(metadata):
         return why
-    if recipe.pooling not in _POOLINGS:
+    if not is_causal and recipe.pooling not in _POOLINGS:
         return f"the OpenVINO backend does not support the pooling {recipe.pooling}"
     if recipe.method == "cross_encoder" and recipe.template:
         return "the OpenVINO backend does not support templates for cross-encoders"

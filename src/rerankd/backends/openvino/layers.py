@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rerankd.backends.openvino.runtime import op
 from rerankd.formats.weights import Floats
@@ -28,9 +29,23 @@ def quantised(matrix: Floats) -> Node:
     rows, columns = matrix.shape
     groups = matrix.reshape(rows, columns // GROUP, GROUP)
     scales = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).tiny)
-    numbers = np.rint(groups / scales).astype(np.int8)
+    return grouped(np.rint(groups / scales).astype(np.int8), scales)
+
+
+def grouped(numbers: NDArray[np.int8], scales: Floats) -> Node:
+    """Return the matrix [rows, groups · n] of 8-bit numbers [rows, groups, n], with a scale per group [rows,
+    groups, 1]. It stays in 8 bits in memory."""
     scaled = op.multiply(op.convert(op.constant(numbers), np.float32), op.constant(scales))
-    return op.reshape(scaled, ints(rows, columns), False)
+    return op.reshape(scaled, ints(len(numbers), numbers.shape[1] * numbers.shape[2]), False)
+
+
+def rms_norm(x: Node, gain: Floats, epsilon: float) -> Node:
+    """Divide by the root mean square over the last axis, then multiply by `gain`. OpenVINO recognises this
+    form and computes it as one node."""
+    square = op.reduce_mean(op.power(x, op.constant(np.float32(2))), ints(-1), True)
+    root = op.sqrt(op.add(square, op.constant(np.float32(epsilon))))
+    normed = op.multiply(op.divide(op.constant(np.float32(1)), root), x)
+    return op.multiply(normed, op.constant(gain))
 
 
 def rotated(x: Node, rotation: tuple[Node, Node]) -> Node:

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from rerankd.backends.openvino import precision
-from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.openvino.load import load
 from rerankd.backends.openvino.precision import Precision, Trial
 from rerankd.backends.openvino.runtime import config, op, ov
-from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import RerankdError
 from rerankd.formats import model_files, tokenizer
+from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.formats.weights import Weights
 from rerankd.scoring.engine_input import Ids, Input
@@ -105,21 +105,17 @@ class _Tokenizer:
         return self._vocabulary.ends(texts)
 
 
-def inputs(path: Path, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]) -> list[list[Input]]:
+def inputs(
+    metadata: ModelMetadata, recipe: Recipe, asked: Sequence[tuple[str, list[str]]]
+) -> list[list[Input]]:
     """Build the model's inputs for each query and its documents. Raises ModelFileError, and TooLong for a
     query."""
-    reader = Reader(recipe, _Tokenizer(tokenizer.read(model_files.read(path))))
+    reader = Reader(recipe, _Tokenizer(tokenizer.read(metadata)), metadata.control_tokens)
 
     async def read() -> list[list[Input]]:
         return [await reader.plain(query, documents) for query, documents in asked]
 
     return asyncio.run(read())
-
-
-def raw_values(encoder: Encoder, recipe: Recipe, batches: Sequence[Sequence[Input]]) -> list[list[float]]:
-    """Return the raw scores of each query's inputs."""
-    scorer = Scorer(encoder, recipe.max_length, is_cross_encoder=recipe.pooling == "rank")
-    return [scorer.score(batch) for batch in batches]
 
 
 def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Trial:
@@ -128,13 +124,23 @@ def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Tria
     ratio = speed_ratio(weights.key("embedding_length"), weights.key("feed_forward_length"))
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
-    batches = inputs(path, recipe, questions(_QUERIES, _DOCUMENTS))
+    metadata = model_files.read(path)
+    batches = inputs(metadata, recipe, questions(_QUERIES, _DOCUMENTS))
+    labels = metadata.token_ids(recipe.labels) if recipe.method == "causal_lm" else ()
     values: dict[Precision, list[list[float]]] = {}
     kinds: tuple[Precision, ...] = ("f32", "bf16")
     for kind in kinds:  # one after the other, because both may not fit into memory
-        encoder = Encoder(path, recipe.pooling, threads=threads, precision=kind, compressed=compressed)
-        values[kind] = raw_values(encoder, recipe, batches)
-        del encoder
+        scorer = load(
+            path,
+            recipe.pooling,
+            labels,
+            recipe.max_length,
+            threads=threads,
+            precision=kind,
+            compressed=compressed,
+        )
+        values[kind] = [scorer.score(batch) for batch in batches]
+        del scorer
     gaps = [
         precision.largest_swap(exact, rough, recipe.normalization)
         for exact, rough in zip(values["f32"], values["bf16"], strict=True)

@@ -18,7 +18,7 @@ from rerankd.backends.torch.layers import Named, Rotation, rotation
 from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passes, passes
 from rerankd.backends.torch.prefixes import SHORTEST, Prefix, PrefixCache
 from rerankd.backends.torch.steps import Before, Steps
-from rerankd.backends.worker.passes import Pending, Reading, Vectors
+from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
 from rerankd.scoring.engine_input import Ids
 
 
@@ -61,11 +61,11 @@ class Network:
         self._loaded = loaded
         self._uses_varlen = uses_varlen
 
-    def passes(self, lengths: Sequence[int]) -> list[list[int]]:
+    def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
         divide = passes if self._uses_varlen else padded_passes
-        return divide(lengths, self.tokens_a_pass)
+        return divide([len(one.ids) for one in readings], self.tokens_a_pass)
 
-    def start(self, readings: Sequence[Reading]) -> Pending:
+    def start(self, readings: Sequence[Reading], pause: Pause = never) -> Pending:
         """See scorer.Network. Raises torch.OutOfMemoryError if the memory does not suffice for one input."""
         try:
             return self._started(readings)
@@ -77,7 +77,7 @@ class Network:
         if self._loaded.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = len(readings) // 2
-        parts = [self.start(readings[:middle]), self.start(readings[middle:])]
+        parts = [self.start(readings[:middle], pause), self.start(readings[middle:], pause)]
         return lambda: np.concatenate([wait() for wait in parts])
 
     def _started(self, readings: Sequence[Reading]) -> Pending:
@@ -98,8 +98,8 @@ class Network:
     def _start(self, reading: Reading) -> bytes:
         """The ids at the start of an input whose keys and values are kept; empty for none.
 
-        What the inputs of a pass share depends on the pass, so a prefix that is kept and nearly as long is
-        preferred to a new one.
+        A prefix that is kept and nearly as long as what the question's inputs share is preferred to a new
+        one.
         """
         if not self._loaded.architecture.shares_prefix:
             return b""
@@ -115,7 +115,7 @@ class Network:
         found = {start: self.prefixes.get(start) for start in starts}
         new = [start for start, prefix in found.items() if prefix is None]
         ids = [np.frombuffer(start, np.int32) for start in new]
-        for places in self.passes([len(one) for one in ids]):
+        for places in self.passes([Reading(one, len(one)) for one in ids]):
             made = self._computed_prefixes([ids[at] for at in places])
             for at, prefix in zip(places, made, strict=True):
                 found[new[at]] = prefix

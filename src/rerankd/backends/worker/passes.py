@@ -21,18 +21,26 @@ Whole = Callable[[int, int], int]
 Vectors = NDArray[np.float32]
 Pending = Callable[[], Vectors]
 """Waits for a forward pass that was started, and returns its rows."""
+Pause = Callable[[], None]
+"""Counts a part of a long computation as progress. Raises if its caller has cancelled it."""
 
 # Inputs at least this long, relative to the longest one, may share a pass with it.
 _NEARLY = 0.75
 
 
+def never() -> None:
+    """The Pause of a caller that does not cancel."""
+
+
 class Reading(NamedTuple):
     """One input of the model: token ids, and the position where the second token type begins (the end if
-    there is none). All inputs of a question begin with the same `shared` ids."""
+    there is none). `stem`, in parts, is the beginning that most inputs of its question have (see
+    prefixes.py); this one has its first `shared` ids, and at least one id more."""
 
     ids: Ids
     second: int
     shared: int = 0
+    stem: tuple[Ids, ...] = ()
 
 
 def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
@@ -48,17 +56,6 @@ def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
         made.append(waiting[-count:])
         del waiting[-count:]
     return made
-
-
-def shared(sequences: Sequence[Ids]) -> int:
-    """Return how many ids all these sequences have in common at their start; 0 for a single one."""
-    if len(sequences) < 2:
-        return 0
-    first = sequences[0][: min(map(len, sequences))]
-    differs = np.zeros(len(first), bool)
-    for one in sequences[1:]:
-        differs |= one[: len(first)] != first
-    return int(differs.argmax()) if differs.any() else len(first)
 
 
 def padded(readings: Sequence[Reading]) -> tuple[Integers, Integers, Integers]:
@@ -88,9 +85,9 @@ class Padding:
 
     passes_ahead = 0
 
-    def passes(self: PaddedModel, lengths: Sequence[int]) -> list[list[int]]:
-        return split(lengths, self.tokens_a_pass, self.whole)
+    def passes(self: PaddedModel, readings: Sequence[Reading]) -> list[list[int]]:
+        return split([len(one.ids) for one in readings], self.tokens_a_pass, self.whole)
 
-    def start(self: PaddedModel, readings: Sequence[Reading]) -> Pending:
+    def start(self: PaddedModel, readings: Sequence[Reading], pause: Pause = never) -> Pending:
         rows = self.forward(*padded(readings))
         return lambda: rows

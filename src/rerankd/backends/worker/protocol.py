@@ -2,11 +2,11 @@
 
 The body is one line of JSON, followed by all token ids as int32, little-endian, without separators:
 
-    {"questions": [[before, after, ids, second], …], "inputs": [[question, ids], …]}
+    {"questions": [[before, after, ids, head, second], …], "inputs": [[question, ids], …]}
 
-`before`, `after` and `ids` are lengths, and `question` is an index. `second` is the position in an input
-where the second token type begins, or null. The token ids follow in the same order: `before`, `after` and
-`ids` of each question, then those of each input. Tokens that many inputs share are sent once.
+`before`, `after`, `ids` and `head` are lengths, and `question` is an index. `second` is the position in an
+input where the second token type begins, or null. The token ids follow in the same order: `before`, `after`,
+`ids` and `head` of each question, then those of each input. Tokens that many inputs share are sent once.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ class InvalidBatch(ValueError):
 def render(inputs: Sequence[Input]) -> bytes:
     """Encode the inputs as a body."""
     numbers: dict[bytes, int] = {}
-    questions: list[tuple[int, int, int, int | None]] = []
+    questions: list[tuple[int, int, int, int, int | None]] = []
     ids: list[Ids] = []
     for one in inputs:
         question = one.question
         if question.key not in numbers:
             numbers[question.key] = len(numbers)
-            questions.append((len(question.before), len(question.after), len(question.ids), question.second))
-            ids += (question.before, question.after, question.ids)
+            parts = (question.before, question.after, question.ids, question.head)
+            before, after, own, head = map(len, parts)
+            questions.append((before, after, own, head, question.second))
+            ids += parts
     rows = [(numbers[one.question.key], len(one.ids)) for one in inputs]
     ids += (one.ids for one in inputs)
     line = json.dumps({"questions": questions, "inputs": rows}, separators=(",", ":"))
@@ -48,11 +50,13 @@ def parse(body: bytes) -> list[Input]:
     line, _, held = body.partition(b"\n")
     try:
         header = json.loads(line)
-        declared = [(before, after, ids, second) for before, after, ids, second in header["questions"]]
+        declared = [
+            (before, after, ids, head, second) for before, after, ids, head, second in header["questions"]
+        ]
         rows = [(question, length) for question, length in header["inputs"]]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidBatch(f"its first line can't be read: {error!r}") from error
-    lengths = [*(length for *three, _ in declared for length in three), *(length for _, length in rows)]
+    lengths = [*(length for *four, _ in declared for length in four), *(length for _, length in rows)]
     indexes = [question for question, _ in rows]
     seconds = [second for *_, second in declared if second is not None]
     if not all(type(number) is int and number >= 0 for number in (*lengths, *indexes, *seconds)):
@@ -64,7 +68,7 @@ def parse(body: bytes) -> list[Input]:
     ids = np.frombuffer(held, _INT32)
     parts = iter([ids[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)])
     questions = [
-        Question("", before=next(parts), after=next(parts), ids=next(parts), second=second)
+        Question("", before=next(parts), after=next(parts), ids=next(parts), head=next(parts), second=second)
         for *_, second in declared
     ]
     return [_input(questions[index], next(parts)) for index in indexes]

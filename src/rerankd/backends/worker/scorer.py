@@ -3,15 +3,15 @@ similarities."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from rerankd.backends.worker import passes
+from rerankd.backends.worker import prefixes
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.passes import Pending, Reading, Vectors
+from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.errors import InputTooLong
 from rerankd.scoring.cache import QueryVectors
@@ -26,16 +26,13 @@ class Network(Protocol):
     rows: int
     passes_ahead: int
 
-    def passes(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Divide inputs of these lengths in tokens into forward passes: the indexes of each pass."""
+    def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
+        """Divide inputs into forward passes: the indexes of each pass."""
 
-    def start(self, readings: Sequence[Reading]) -> Pending:
+    def start(self, readings: Sequence[Reading], pause: Pause = never) -> Pending:
         """Start a forward pass; a device may compute it while the next one is prepared. Its rows, one per
-        input, are raw scores, or embeddings that are not normalised. One thread at a time."""
-
-
-def _never() -> None:
-    """The default check: the caller does not cancel."""
+        input, are raw scores, or embeddings that are not normalised. A pass that takes long calls `pause`
+        between its parts. One thread at a time."""
 
 
 class Scorer:
@@ -50,7 +47,7 @@ class Scorer:
         self._is_head = is_cross_encoder
         self._queries = QueryVectors[Vectors]()
 
-    def score(self, inputs: Sequence[Input], check: Callable[[], None] = _never) -> list[float]:
+    def score(self, inputs: Sequence[Input], check: Callable[[], None] = never) -> list[float]:
         """Return the raw score of each input. `check` runs before each forward pass; an exception from it
         cancels the batch.
 
@@ -58,7 +55,7 @@ class Scorer:
         """
         if not inputs:
             return []
-        readings = _readings(inputs)
+        readings = prefixes.readings(inputs)
         start = self._logits if self._is_head else self._cosines
         with self.lock.working():
             # Look up query vectors after the wait: the batch before may have computed them.
@@ -97,8 +94,7 @@ class Scorer:
     def _started(self, readings: Sequence[Reading], check: Callable[[], None]) -> Pending:
         """Start all passes. The result waits for the last ones and returns the network's row of each reading,
         in order."""
-        lengths = [len(one.ids) for one in readings]
-        self._refuse(readings, lengths)
+        self._refuse(readings)
         network, found = self._network, dict[int, Vectors]()
         running: deque[tuple[list[int], Pending]] = deque()
 
@@ -112,14 +108,19 @@ class Scorer:
             finish(0)
             return np.stack([found[at] for at in range(len(readings))])
 
-        for places in network.passes(lengths):
+        def pause() -> None:
+            self.lock.step()
             check()
-            running.append((places, network.start([readings[at] for at in places])))
+
+        for places in network.passes(readings):
+            check()
+            running.append((places, network.start([readings[at] for at in places], pause)))
             finish(network.passes_ahead)
         return rest
 
-    def _refuse(self, readings: Sequence[Reading], lengths: Sequence[int]) -> None:
+    def _refuse(self, readings: Sequence[Reading]) -> None:
         """Reject inputs that the model can't compute."""
+        lengths = [len(one.ids) for one in readings]
         if max(lengths) > self._max_length:
             raise InputTooLong(f"an input has {max(lengths)} tokens, and max_length is {self._max_length}")
         if not min(lengths):
@@ -128,23 +129,6 @@ class Scorer:
         largest = np.concatenate([one.ids for one in readings]).view(np.uint32).max()
         if largest >= self._network.rows:
             raise InvalidBatch(f"a token id is outside the model's vocabulary of {self._network.rows}")
-
-
-def _readings(inputs: Sequence[Input]) -> list[Reading]:
-    """The inputs as the network reads them. A prompt's part with the query may be tokenized together with the
-    document, so the ids that inputs of one question share are compared."""
-    whole = [one.whole for one in inputs]
-    of_question: dict[int, list[int]] = defaultdict(list)
-    for at, one in enumerate(inputs):
-        of_question[id(one.question)].append(at)
-    found: dict[int, Reading] = {}
-    for places in of_question.values():
-        question = inputs[places[0]].question
-        shared = max(passes.shared([whole[at] for at in places]), len(question.before))
-        for at in places:
-            second = len(whole[at]) if question.second is None else question.second
-            found[at] = Reading(whole[at], second, shared)
-    return [found[at] for at in range(len(inputs))]
 
 
 def _unit(rows: Vectors) -> Vectors:

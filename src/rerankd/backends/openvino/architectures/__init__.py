@@ -9,6 +9,8 @@ from rerankd.backends.openvino.architectures.bert import Bert
 from rerankd.backends.openvino.architectures.deberta_v2 import DebertaV2
 from rerankd.backends.openvino.architectures.gte import Gte
 from rerankd.backends.openvino.architectures.modern_bert import ModernBert
+from rerankd.backends.openvino.architectures.qwen3 import Qwen2, Qwen3
+from rerankd.backends.openvino.decoder import Decoder
 
 ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "bert": Bert,
@@ -16,5 +18,8 @@ ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "modern-bert": ModernBert,
     "new": Gte,
 }
-"""By `general.architecture` of the GGUF metadata; "new" is mGTE's. backend.py lists the same names, because
-it may not import OpenVINO."""
+"""Encoders, by `general.architecture` of the GGUF metadata; "new" is mGTE's. backend.py lists the same names,
+because it may not import OpenVINO."""
+
+DECODERS: Mapping[str, type[Decoder]] = {"qwen2": Qwen2, "qwen3": Qwen3}
+"""Causal models, likewise."""

@@ -1,0 +1,147 @@
+"""The base class of causal architectures: a graph whose input includes the keys and values of earlier tokens.
+
+One compiled graph both scores texts and computes prefixes. A text is `prefix` plus its own tokens; the graph
+reads the keys and values of the prefix as an input, and returns those of the first text's own tokens as an
+output. So the tokens that many texts share (system message, instruction, query) are computed once.
+
+Inputs, with B texts, T own tokens each (padded on the right), P tokens of the prefix (the same for all
+texts), and head size n:
+
+    embeddings  f32 [B, T, width]
+    cos, sin    f32 [T, n / 2]              of positions P, P + 1, …
+    mask        f32 [T, P + T]              0 for tokens that a token sees, MASKED for later ones
+    last        i64 [B, 1]                  index of each text's last token
+    prefix      f32 [2 · layers, kv heads, P, n]   keys and values in turns
+
+Outputs: `scores` f32 [B], and `own` f32 [2 · layers, kv heads, T, n], the keys and values of text 0.
+
+To add an architecture: subclass Decoder in architectures/, add it to DECODERS there, its name to
+`_CAUSAL_ARCHITECTURES` in backend.py, and a golden model to tests/backends/cases.py.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.backends.openvino.layers import Node, grouped, ints, quantised, rms_norm
+from rerankd.backends.openvino.runtime import op, ov
+from rerankd.errors import ModelFileError
+from rerankd.formats.weights import Floats, Weights
+
+_OUTSIDE = {"token_embd.weight", "output_norm.weight"}
+# The rows of these are read outside the graph (see output_row.py).
+_OF_OUTPUT = {"output.weight", "cls.output.weight"}
+
+
+class Seen:
+    """What attention sees besides the states of a layer: positions, mask, prefix, and the last tokens."""
+
+    def __init__(self, kv_heads: int, head_size: int, layers: int, width: int) -> None:
+        def floats(name: str, *shape: int) -> Node:
+            return op.parameter([*shape], np.float32, name=name)
+
+        self.embeddings = floats("embeddings", -1, -1, width)
+        self._cos, self._sin = floats("cos", -1, head_size // 2), floats("sin", -1, head_size // 2)
+        self._mask = floats("mask", -1, -1)
+        self._last = op.parameter([-1, 1], np.int64, name="last")
+        self._prefix = floats("prefix", 2 * layers, kv_heads, -1, head_size)
+        self.rotation = self._of_all(self._cos), self._of_all(self._sin)
+        self.rotation_of_last = self._of_last(self._cos), self._of_last(self._sin)
+        self.mask, self.mask_of_last = self._of_all(self._mask), self._of_last(self._mask)
+        texts = op.gather(op.shape_of(self.embeddings), ints(0), ints(0, scalar=True))
+        self._each_text = op.concat([texts, ints(1, 1, 1)], 0)
+
+    @property
+    def parameters(self) -> list[Node]:
+        return [self.embeddings, self._cos, self._sin, self._mask, self._last, self._prefix]
+
+    def last(self, x: Node) -> Node:
+        """Return each text's last token: [texts, tokens, width] -> [texts, 1, width]."""
+        return op.gather(x, self._last, ints(1, scalar=True), 1)
+
+    def with_prefix(self, own: Node, at: int) -> Node:
+        """Put the prefix's keys or values before the own ones of each text [texts, kv heads, tokens, n]."""
+        shared = op.gather(self._prefix, ints(at), ints(0, scalar=True))
+        return op.concat([op.broadcast(shared, self._each_text, broadcast_spec="BIDIRECTIONAL"), own], 2)
+
+    def _of_all(self, table: Node) -> Node:
+        return op.unsqueeze(table, ints(0, 1))
+
+    def _of_last(self, table: Node) -> Node:
+        """Return the row of each text's last token [texts, 1, 1, columns]."""
+        return op.unsqueeze(op.gather(table, self._last, ints(0, scalar=True)), ints(1))
+
+
+class Decoder:
+    """The forward pass of one causal model as an OpenVINO graph.
+
+    With `compressed`, matrices are stored in 8 bits with a scale per 32 weights. Matrices that the file
+    stores so (Q8_0) always are: they keep their numbers, so nothing is lost.
+    """
+
+    tensors: ClassVar[tuple[str, ...]]
+    """All tensors of a layer. The model of a file with more or fewer would compute something else."""
+
+    def __init__(self, weights: Weights, *, compressed: bool) -> None:
+        self.weights = weights
+        self.compressed = compressed
+        self.width: int = weights.key("embedding_length")
+        self.layers: int = weights.key("block_count")
+        self.heads: int = weights.key("attention.head_count")
+        self.kv_heads: int = weights.key("attention.head_count_kv", self.heads)
+        self.head_size: int = weights.key("attention.key_length", self.width // self.heads)
+        self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
+        self._rope_base: float = weights.key("rope.freq_base", 10000.0)
+        self._check()
+
+    def layer(self, x: Node, at: int, seen: Seen) -> tuple[Node, Node, Node]:
+        """Return the states after layer `at`, and its own keys and values [texts, kv heads, tokens, n]. The
+        last layer returns the state of each text's last token only [texts, 1, width]."""
+        raise NotImplementedError
+
+    def graph(self, row: Floats) -> ov.Model:
+        """Build the graph. The score is the product of the last state and `row` [width]."""
+        seen = Seen(self.kv_heads, self.head_size, self.layers, self.width)
+        x, own = seen.embeddings, []
+        for at in range(self.layers):
+            x, *added = self.layer(x, at, seen)
+            own += [op.slice(one, ints(0), ints(1), ints(1), ints(0)) for one in added]
+        products = op.multiply(self.norm(x, "output_norm"), op.constant(row))
+        scores = op.reduce_sum(products, ints(1, 2), False)
+        return ov.Model(
+            [op.result(scores), op.result(op.concat(own, 0))], seen.parameters, self.weights.architecture
+        )
+
+    def frequencies(self) -> NDArray[np.float64]:
+        """Return the angle of each coordinate pair [n / 2] at position 1."""
+        exponents = -np.arange(0, self.head_size, 2) / self.head_size
+        found: NDArray[np.float64] = self._rope_base**exponents
+        return found
+
+    def norm(self, x: Node, name: str) -> Node:
+        """Apply RMS normalisation over the width of the model."""
+        return rms_norm(x, self.weights.array(f"{name}.weight", (self.width,)), self.epsilon)
+
+    def linear(self, x: Node, name: str, rows: int, columns: int) -> Node:
+        """Return x · weightᵀ, plus the bias if the architecture has one."""
+        product = op.matmul(x, self._matrix(f"{name}.weight", rows, columns), False, True)
+        if f"{name.rpartition('.')[2]}.bias" not in self.tensors:
+            return product
+        return op.add(product, op.constant(self.weights.array(f"{name}.bias", (rows,))))
+
+    def _matrix(self, name: str, rows: int, columns: int) -> Node:
+        if (groups := self.weights.groups(name, rows, columns)) is not None:
+            return grouped(*groups)
+        matrix = self.weights.array(name, (rows, columns))
+        return quantised(matrix) if self.compressed and columns % 32 == 0 else op.constant(matrix)
+
+    def _check(self) -> None:
+        """Raise ModelFileError if the file has other tensors than the architecture."""
+        found = {*self.weights.names} - _OF_OUTPUT
+        needed = {f"blk.{at}.{name}" for at in range(self.layers) for name in self.tensors} | _OUTSIDE
+        if other := sorted(found ^ needed):
+            what = "lacks the tensor" if other[0] in needed else "has the unknown tensor"
+            raise ModelFileError(f"{self.weights.path}: it {what} {other[0]} ({self.weights.architecture}).")

@@ -1,0 +1,39 @@
+"""Load a model as a scorer: encoders and causal models have different graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rerankd.backends.openvino.causal import CausalModel
+from rerankd.backends.openvino.encoder import Encoder
+from rerankd.backends.openvino.precision import Precision
+from rerankd.backends.worker.scorer import Network, Scorer
+from rerankd.domain import Pooling
+
+
+def load(
+    path: Path,
+    pooling: Pooling,
+    labels: Sequence[int],
+    max_length: int,
+    *,
+    threads: int,
+    precision: Precision = "f32",
+    compressed: bool = False,
+    why: str = "",
+) -> Scorer:
+    """Load and compile a model. `labels` are a causal model's label ids, () for an encoder.
+
+    Raises ModelFileError if the file is damaged, and OpenVINO's errors.
+    """
+    network: Network
+    if labels:
+        network = CausalModel(
+            path, labels, threads=threads, precision=precision, compressed=compressed, why=why
+        )
+    else:
+        network = Encoder(
+            path, pooling, threads=threads, precision=precision, compressed=compressed, why=why
+        )
+    return Scorer(network, max_length, is_cross_encoder=bool(labels) or pooling == "rank")
