@@ -45,6 +45,7 @@ from golden_tokenizers import (
     train_sentencepiece,
     xlmr_tokenizer,
 )
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 Case = dict[str, object]
@@ -82,6 +83,12 @@ def save_model(model: transformers.PreTrainedModel, folder: Path, **config: obje
     model.save_pretrained(folder)
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+
+
+def halve_matrices(file: Path) -> None:
+    """Store the matrices in F16, to which they were rounded before."""
+    held = {name: one.half() if one.dim() > 1 else one for name, one in load_file(file).items()}
+    save_file(held, file, {"format": "pt"})
 
 
 def convert(folder: Path, out: Path, half: bool, pre: str) -> None:
@@ -339,6 +346,8 @@ def qwen(
     gains = {"v_proj": 2.0, "o_proj": 2.0}
     model = randomise(model, seed, half, 0.15, gains)
     save_model(model, folder)
+    if half:
+        halve_matrices(folder / "model.safetensors")
     save_tokenizer(
         tok, folder, eos_token="<|im_end|>", pad_token="<|endoftext|>", add_bos_token=False, bos_token=None
     )
@@ -483,8 +492,11 @@ def encoder(name: str, texts: list[str], folder: Path, every_text: list[str]) ->
     return Built(folder, True, "", {"way": "head", "window": max_length}, ids, score)
 
 
-# Models also stored as transformers saves them; the first two have a GGUF file too, with the same scores.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS)
+# Models also stored as transformers saves them; some have a GGUF file too, with the same scores.
+CHECKPOINTS = (
+    *("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS),
+    *("qwen3-headless", "qwen2-labels"),
+)
 # The files of a checkpoint; transformers saves more.
 KEPT = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
@@ -525,7 +537,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [*RECIPES, *ENCODERS]
-    parser.add_argument("--llama-cpp", type=Path, help="source tree of llama.cpp, for models in GGUF")
+    parser.add_argument(
+        "--llama-cpp", type=Path, help="source tree of llama.cpp; without it, GGUF files stay as they are"
+    )
     parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="folder of pairs.json")
     parser.add_argument("--only", choices=names, action="append", help="generate only these models")
     parser.add_argument("--check", action="store_true", help="compare with the stored values, write nothing")
@@ -558,7 +572,7 @@ def main() -> None:
                 if (folder / file).is_symlink() or (folder / file).exists():
                     (args.out / name / file).unlink(missing_ok=True)
                     shutil.copy(folder / file, args.out / name / file, follow_symlinks=False)
-        if built.pre and not built.file:
+        if built.pre and not built.file and args.llama_cpp is not None:
             convert(folder, args.out / f"{name}.gguf", built.half, built.pre)
         model = built.file or (f"{name}.gguf" if built.pre else name)
         write_golden(args.out / f"{name}.json", {"model": model, **built.about}, rows)

@@ -602,9 +602,9 @@ KINDS = (
     Kind("git-LFS pointer as config.json", _pointer("config.json"), "git-LFS pointer"),
     Kind("tokenizer of another model", _foreign_tokenizer, "belongs to another model"),
     Kind(
-        "Qwen3-Reranker in safetensors",
-        _checkpoint("bert-pairs", architectures=["Qwen3ForCausalLM"], model_type="qwen3"),
-        "Qwen3ForCausalLM",
+        "causal reranker of another class in safetensors",
+        _checkpoint("bert-pairs", architectures=["LlamaForCausalLM"], model_type="llama"),
+        "LlamaForCausalLM",
     ),
     Kind(
         "embedding model in safetensors", _checkpoint("bert-pairs", architectures=["BertModel"]), "BertModel"

@@ -314,9 +314,9 @@ def test_a_repository_that_is_refused_says_why(ettin: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def qwen(tmp_path: Path) -> Path:
-    """A causal reranker: the files of one, whose weights nothing reads."""
+    """A causal reranker of a class that no backend computes: its files, whose weights nothing reads."""
     model = checkpoints.copy(
-        "bert-pairs", tmp_path / "judge", architectures=["Qwen3ForCausalLM"], model_type="qwen3"
+        "bert-pairs", tmp_path / "judge", architectures=["LlamaForCausalLM"], model_type="llama"
     )
     checkpoints.write_modules(model, ["Transformer", "LogitScore"])
     (model / "1_LogitScore").mkdir()
@@ -354,7 +354,7 @@ def test_a_causal_models_recipe_is_read_and_shown(qwen: Path) -> None:
     assert "<Query>: {query}\n<Document>: {document}<|im_end|>" in found.template
     assert found.instruction == "Given a web search query, retrieve relevant passages"
     outcome = resolve(metadata, catalog.known())
-    with pytest.raises(Unscorable, match=r"Qwen3ForCausalLM.*GGUF file"):
+    with pytest.raises(Unscorable, match=r"LlamaForCausalLM.*or Qwen3ForCausalLM\. .*GGUF file"):
         outcome.require()
     told = describe(metadata, outcome)
     assert f'labels = ["{found.labels[0]}", "{found.labels[1]}"]' in told
@@ -384,7 +384,7 @@ def test_without_a_list_of_modules_no_labels_are_assumed(qwen: Path) -> None:
     (qwen / "modules.json").unlink()
     metadata = model_files.read(qwen)
     assert causal_recipe(metadata) is None
-    with pytest.raises(Unscorable, match="Qwen3ForCausalLM"):
+    with pytest.raises(Unscorable, match="LlamaForCausalLM"):
         resolve(metadata, catalog.known()).require()
 
 

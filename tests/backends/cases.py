@@ -42,7 +42,10 @@ OTHER_TOKENS = {("bert-embedder", "odd-07")}
 # Encoders in transformers' format only.
 ENCODERS = ("deberta-v3", "gte", "electra", "distilbert", "camembert", "two-label-reranker", "jina-v2")
 # Checkpoints in transformers' format, with the same weights as the GGUF file of that name, if any.
-CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS)
+CHECKPOINTS = (
+    *("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS),
+    *("qwen3-headless", "qwen2-labels"),
+)
 # PyTorch computes these in float32 within 8e-6.
 TORCH_BOUND = 1e-5
 TORCH_GGUFS = (

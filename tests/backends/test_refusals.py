@@ -47,7 +47,7 @@ MACHINES: Mapping[str, Mapping[str, Any]] = {
 MODELS = (
     *("xlmr-head.gguf", "modernbert-head.gguf", "bert-embedder.gguf", "qwen2-labels.gguf"),
     *("qwen3-headed.gguf", "qwen3-headless.gguf"),
-    *("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head"),
+    *("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", "qwen3-headless"),
 )
 
 

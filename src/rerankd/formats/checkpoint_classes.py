@@ -11,6 +11,7 @@ from rerankd.formats.families.deberta_v2 import DEBERTA_V2
 from rerankd.formats.families.family import Family
 from rerankd.formats.families.gte import gte, new
 from rerankd.formats.families.modern_bert import MODERN_BERT
+from rerankd.formats.families.qwen import qwen2, qwen3
 from rerankd.formats.gguf_header import Tensor
 
 CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
@@ -22,6 +23,8 @@ CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
     "GteForSequenceClassification": gte,
     "ModernBertForSequenceClassification": MODERN_BERT,
     "NewForSequenceClassification": new,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
     "RobertaForSequenceClassification": ROBERTA,
     "XLMRobertaForSequenceClassification": ROBERTA,
 }

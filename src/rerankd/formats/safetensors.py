@@ -40,6 +40,7 @@ from rerankd.formats.transformer_module import NotUnderstood
 _HEADER_LIMIT = 100_000_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _READABLE = ("F32", "F16", "BF16")
+_CAUSAL_CLASSES = " or ".join(sorted(name for name in CLASSES if name.endswith("CausalLM")))
 TAKE_GGUF = "use a GGUF file of the model, if one exists"
 
 
@@ -192,6 +193,8 @@ def _head(
 ) -> tuple[module_head.Head | None, str]:
     """The head that consists of modules, None if the class has its own; and why rerankd can't compute it, ""
     if it can."""
+    if layout.is_causal:
+        return None, ""
     if layout.chat is not None:
         return (
             None,
@@ -230,7 +233,7 @@ def _unknown(
         reason = layout.reason
     elif layout.is_causal:
         modules = ", ".join(layout.kinds)
-        reason = f"{of_class} ({modules}), and rerankd can't compute a causal model from safetensors yet"
+        reason = f"{of_class} ({modules}), and of causal models rerankd supports only {_CAUSAL_CLASSES}"
     elif len(layout.modules) > 1:
         reason += f" ({MODULES} lists the modules {', '.join(layout.kinds)})"
     refusal = _quantised(config) or Refusal(reason, TAKE_GGUF)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 from rerankd import text_files
 from rerankd.formats import checkpoint_files, safetensors, tokenizer_file
+from rerankd.formats.checkpoint_vocabulary import with_vocabulary
 from rerankd.formats.gguf_header import Source
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.metadata_keys import metadata_of, refuse
@@ -27,10 +28,9 @@ def read(folder: Path) -> ModelMetadata:
     if found.refusal is None and embedding is not None:
         _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
     metadata = _metadata(folder, found, size, held)
-    if found.layout is None or not found.layout.is_causal:
+    if not metadata.is_causal:
         return metadata
-    labels = _texts(tokenizer, found.layout.label_ids, status.st_mtime_ns, status.st_size)
-    return replace(metadata, output_labels=labels)
+    return _causal(metadata, tokenizer, status.st_mtime_ns, status.st_size)
 
 
 # Cached, because a vocabulary of 250,000 pieces takes a second, and the same file is read several times.
@@ -44,13 +44,30 @@ def _check_tokenizer(path: Path, rows: int, changed_ns: int, size_bytes: int) ->
         refuse(path, f"its tokenizer can't be read: {error}")
 
 
-@cache
-def _texts(path: Path, ids: tuple[int, ...], changed_ns: int, size_bytes: int) -> tuple[str, ...]:
-    """The texts of single tokens. Raises ModelFileError if the tokenizer can't be read."""
+@lru_cache(maxsize=4)
+def _content(path: Path, changed_ns: int, size_bytes: int) -> str:
+    return text_files.read(path)
+
+
+def _causal(metadata: ModelMetadata, tokenizer: Path, changed_ns: int, size_bytes: int) -> ModelMetadata:
     try:
-        return tokenizer_file.token_texts(text_files.read(path), ids)
+        return of_causal(metadata, _content(tokenizer, changed_ns, size_bytes))
     except (OSError, ValueError) as error:
-        refuse(path, f"its tokenizer can't be read: {error}")
+        refuse(tokenizer, f"its tokenizer can't be read: {error}")
+
+
+def of_causal(metadata: ModelMetadata, tokenizer: str) -> ModelMetadata:
+    """Add what the recipe of a causal model needs of its tokenizer.json: the vocabulary, and the texts of the
+    labels that its files declare. Raises ValueError if it is damaged or has no such token."""
+    ids = metadata.layout.label_ids if metadata.layout is not None else ()
+    if ids:
+        metadata = replace(metadata, output_labels=tokenizer_file.token_texts(tokenizer, ids))
+    if metadata.refusal is not None:
+        return metadata
+    found = with_vocabulary(metadata, tokenizer)
+    if ids and found.token_ids(found.output_labels) != ids:
+        raise ValueError(f"the texts of its labels {ids} are not tokens of their own")
+    return found
 
 
 def read_streams(

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from rerankd.download import Beginning, Downloader
-from rerankd.formats import checkpoint_files, gguf_metadata, tokenizer_file
+from rerankd.formats import checkpoint_files, gguf_metadata
 from rerankd.formats import safetensors_metadata as folders
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.metadata_keys import refuse
@@ -76,19 +75,13 @@ def read_metadata(
         described = {file.place: opened(file).read() for file in describing}
         if described:
             metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX, ""))
-            if metadata.layout is None or not metadata.layout.is_causal:
+            if not metadata.is_causal:
                 return metadata
             (tokenizer,) = [file for file in choice.files if file.place == checkpoint_files.TOKENIZER]
             content = opened(tokenizer).read().decode("utf-8", "replace")
-            return replace(metadata, output_labels=_labels(content, metadata))
+            try:
+                return folders.of_causal(metadata, content)
+            except ValueError as error:
+                refuse(metadata.path / checkpoint_files.TOKENIZER, f"its tokenizer can't be read: {error}")
         # The repository's name helps to identify the model (model_identity.py).
         return gguf_metadata.read_streams(parts(".gguf", repo.replace("/", "--")))
-
-
-def _labels(content: str, metadata: ModelMetadata) -> tuple[str, ...]:
-    """The texts of a causal model's labels, from the content of its tokenizer.json."""
-    assert metadata.layout is not None
-    try:
-        return tokenizer_file.token_texts(content, metadata.layout.label_ids)
-    except ValueError as error:
-        refuse(metadata.path / checkpoint_files.TOKENIZER, f"its tokenizer can't be read: {error}")

@@ -1,8 +1,8 @@
 """(pure, except for rendering a chat template) The recipe of a causal reranker from sentence-transformers'
 files.
 
-No backend computes a causal model from safetensors yet. Until then `rerankd inspect` shows the recipe, as
-settings for a GGUF file of the same model.
+If no backend computes the model's class, `rerankd inspect` shows the recipe as settings for a GGUF file of
+the same model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from rerankd.domain import Method
 from rerankd.formats import chat_template
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes.prompts import toml
+from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe
+from rerankd.recipes.prompts import Prompt, toml
 from rerankd.scoring.prompt import INSTRUCTION
 
 
@@ -48,6 +49,17 @@ class CausalRecipe:
         if INSTRUCTION in self.template:
             lines.append(f"instruction = {toml(self.instruction)}")
         return "\n".join(lines)
+
+
+def layout_prompt(metadata: ModelMetadata) -> Prompt | None:
+    """The prompt that the files declare; None if they declare none, or one that rerankd can't use."""
+    found = causal_recipe(metadata)
+    if not isinstance(found, CausalRecipe):
+        return None
+    instruction = found.instruction if INSTRUCTION in found.template else None
+    return Prompt(
+        NOTHING, PartialRecipe(template=found.template, labels=found.labels, instruction=instruction)
+    )
 
 
 def causal_recipe(metadata: ModelMetadata) -> CausalRecipe | str | None:

@@ -66,7 +66,10 @@ def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> 
         return replace(partial, pooling=metadata.pooling if metadata.pooling in POOLINGS else None)
     in_file = prompt.file if prompt is not None else NOTHING
     return replace(
-        partial, template=in_file.template, instruction=in_file.instruction, labels=labels_of(metadata)
+        partial,
+        template=in_file.template,
+        instruction=in_file.instruction,
+        labels=in_file.labels or labels_of(metadata),
     )
 
 

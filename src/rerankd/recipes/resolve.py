@@ -22,7 +22,6 @@ never gets the recipe of another model because of a similar name. The rules, in 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from rerankd.domain import Method, Recipe, Refusal, Source
@@ -30,12 +29,14 @@ from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes import prompts, rank_heads
 from rerankd.recipes.catalog import Catalog, Entry, template_error
+from rerankd.recipes.causal_files import lost_output, unfit_vocabulary
+from rerankd.recipes.causal_layout import causal_recipe, layout_prompt
 from rerankd.recipes.normalizations import normalization_of
 from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe, merge
 from rerankd.recipes.prompts import Prompt
 from rerankd.recipes.recipe_sources import longest, partials
 from rerankd.recipes.resolution import Resolution
-from rerankd.recipes.scoring_method import KNOWN_GOOD, QWEN3, SET_PROMPT, infer_method, suggest_another_file
+from rerankd.recipes.scoring_method import KNOWN_GOOD, SET_PROMPT, infer_method, suggest_another_file
 from rerankd.recipes.user_notes import notes, warnings
 from rerankd.scoring.prompt import INSTRUCTION
 
@@ -43,7 +44,6 @@ _SMALLEST_MAX_LENGTH = 32
 _MAIN_FILE = "give the path of the model's main file"
 # Byte-level BPE vocabularies whose reference tokenizer normalizes to NFC first; llama.cpp does not.
 _NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
-_MARKER = re.compile(r"<\|\w+\|>|<bos>")
 _ONLY_FOR: dict[Method, tuple[str, ...]] = {
     "cross_encoder": (),
     "causal_lm": ("template", "labels", "instruction"),
@@ -74,7 +74,10 @@ def resolve(metadata: ModelMetadata, catalog: Catalog, settings: PartialRecipe =
         entry = None
     if settings.method is None and (settings.template is not None or settings.labels is not None):
         settings = replace(settings, method="causal_lm")
-    prompt = prompts.find_prompt(metadata, entry, catalog) if metadata.is_causal else None
+    prompt = None
+    if metadata.is_causal:
+        # What a checkpoint's own files declare is more exact than what its name suggests.
+        prompt = layout_prompt(metadata) or prompts.find_prompt(metadata, entry, catalog)
     case = _Case(metadata, entry, catalog, settings, prompt)
     method = _unusable_file(case) or _method(case)
     outcome = method if isinstance(method, Refusal) else _recipe(case, method)
@@ -107,13 +110,17 @@ def _method(case: _Case) -> Method | Refusal:
     # The catalog refuses models that llama.cpp computes wrong.
     if entry is not None and entry.refused and method != "causal_lm" and metadata.format == "gguf":
         return Refusal(f"this is {entry.name}: {entry.refused}", KNOWN_GOOD)
-    if metadata.format != "gguf" and method not in (None, "cross_encoder"):
+    own = "causal_lm" if metadata.is_causal else "cross_encoder"
+    if metadata.format != "gguf" and method not in (None, own):
+        how = "the logits of its labels" if metadata.is_causal else "its rank head"
         raise ConfigError(
-            f"{metadata.path}: a model in safetensors format is always scored by its rank head. "
+            f"{metadata.path}: a model in safetensors format is always scored by {how}. "
             f"Remove method = {method}."
         )
+    if method is None and isinstance(declared := causal_recipe(metadata), str):
+        return Refusal(declared, SET_PROMPT)
     found = method or infer_method(metadata, entry, case.prompt, case.catalog)
-    if metadata.format == "gguf" or isinstance(found, Refusal) or found == "cross_encoder":
+    if metadata.format == "gguf" or isinstance(found, Refusal) or found == own:
         return found
     return Refusal(
         "it has no rank head, and rerankd scores a model in safetensors format by its rank head only",
@@ -193,13 +200,13 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
             f"{metadata.path}: instruction is set, but the template has no {{instruction}}. Add the "
             "placeholder to the template, or remove instruction."
         )
-    if _lost_output(metadata):
+    if lost_output(metadata):
         return Refusal(
             "its language model head (output.weight) was lost in conversion: llama.cpp's converter omits it "
             "for large Qwen3 rerankers when it writes a rank head",
             f"use a conversion without a rank head, which keeps output.weight, or {KNOWN_GOOD}",
         )
-    unfit = _unfit_vocabulary(metadata, "" if sources["template"] == "settings" else template, labels)
+    unfit = unfit_vocabulary(metadata, "" if sources["template"] == "settings" else template, labels)
     if unfit and sources["labels"] == "settings":
         raise ConfigError(f"{metadata.path}: {unfit}. Set one single token or two different ones as labels.")
     if unfit and case.entry is None:
@@ -210,28 +217,6 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
         reason = f"{unfit}: the file is damaged, or not the model that its header names"
         return Refusal(reason, f"download it again, or {KNOWN_GOOD}")
     return None
-
-
-def _lost_output(metadata: ModelMetadata) -> bool:
-    """Whether the output matrix, which predicts the next token, is missing.
-
-    Up to 4B, Qwen3 shares it with the embedding matrix. From 8B on (embedding length 4,096) it is a separate
-    tensor; if that is missing, llama.cpp silently uses the embedding matrix, and the logits are noise.
-    """
-    return metadata.architecture in QWEN3 and metadata.embedding_length >= 4096 and not metadata.has_output
-
-
-def _unfit_vocabulary(metadata: ModelMetadata, template: str, labels: tuple[str, ...]) -> str:
-    """What the vocabulary lacks for the labels and for the template's special tokens; "" if it has all."""
-    if len(set(labels)) < len(labels) or not all(labels):
-        return f"the labels {' and '.join(map(repr, labels))} are not different texts"
-    for label in labels:
-        if metadata.token_id(label) is None:
-            return f"the label {label!r} is not a single token of the vocabulary"
-    for marker in _MARKER.findall(template):
-        if marker not in metadata.control_tokens and marker not in metadata.user_defined_tokens:
-            return f"{marker} is not a special token of the vocabulary"
-    return ""
 
 
 def _check_embedding(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:

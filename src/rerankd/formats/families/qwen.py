@@ -1,0 +1,115 @@
+"""Qwen3 and Qwen2 as causal models.
+
+Source: Qwen3ForCausalLM and Qwen2ForCausalLM of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rerankd.formats.families.family import Config, Family
+
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OF_QWEN3 = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_BIASED_IN_QWEN2 = ("attn_q", "attn_k", "attn_v")
+
+
+def qwen3(config: Mapping[str, Any]) -> Family:
+    """Qwen3ForCausalLM with this config.json."""
+    return _family("qwen3", config, {**_LAYER, **_OF_QWEN3}, biased=())
+
+
+def qwen2(config: Mapping[str, Any]) -> Family:
+    """Qwen2ForCausalLM with this config.json."""
+    return _family("qwen2", config, _LAYER, biased=_BIASED_IN_QWEN2)
+
+
+def _family(
+    architecture: str, config: Mapping[str, Any], layer: Mapping[str, str], biased: tuple[str, ...]
+) -> Family:
+    tensors = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    # Tied embeddings: the embedding matrix predicts the next token, too, even if the file has a copy of it.
+    if not config.get("tie_word_embeddings", False):
+        tensors["output"] = "lm_head"
+    return Family(
+        architecture,
+        tensors,
+        "model.layers.",
+        layer,
+        _keys,
+        _unsupported,
+        shapes=_shapes,
+        unbiased=tuple(name for name in (*tensors, *layer) if name not in biased),
+    )
+
+
+def _head_size(config: Config) -> int:
+    """The size of a head. Qwen2 has no key for it."""
+    heads, width = config.size("num_attention_heads"), config.size("hidden_size")
+    default = 128 if config.values.get("model_type") == "qwen3" else max(width // heads, 1)
+    return config.size("head_dim", default)
+
+
+def _kv_heads(config: Config) -> int:
+    return config.size("num_key_value_heads", config.size("num_attention_heads"))
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    rope = config.values.get("rope_parameters")
+    base = rope.get("rope_theta") if isinstance(rope, Mapping) else None
+    return {
+        "attention.causal": True,
+        "pooling_type": 0,  # none
+        "attention.head_count_kv": _kv_heads(config),
+        "attention.key_length": _head_size(config),
+        "attention.value_length": _head_size(config),
+        "attention.layer_norm_rms_epsilon": config.real("rms_norm_eps", 1e-6),
+        "rope.freq_base": config.real("rope_theta", 10_000.0, base),
+    }
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    width, size, inner = config.size("hidden_size"), _head_size(config), config.size("intermediate_size")
+    queries, keys = config.size("num_attention_heads") * size, _kv_heads(config) * size
+    return {
+        "attn_q": (width, queries),
+        "attn_k": (width, keys),
+        "attn_v": (width, keys),
+        "attn_output": (queries, width),
+        "attn_q_norm": (size,),
+        "attn_k_norm": (size,),
+        "ffn_gate": (width, inner),
+        "output": (width, config.size("vocab_size")),
+        "token_embd": (width, config.size("vocab_size")),
+    }
+
+
+def _unsupported(config: Mapping[str, Any]) -> str:
+    if config.get("hidden_act", "silu") != "silu":
+        return f"its hidden_act is {config['hidden_act']!r}, not 'silu'"
+    kinds = config.get("layer_types") or ()
+    if config.get("use_sliding_window") or any(kind != "full_attention" for kind in kinds):
+        return "its attention is limited to a window of tokens"
+    if config.get("attention_bias"):
+        return "its attention has biases (attention_bias)"
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = config.get(name)
+        if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type", "default")) != "default":
+            return f"its rotary positions are scaled: its {name} is {dict(rope)!r:.100}"
+        if isinstance(rope, Mapping) and any(isinstance(one, Mapping) for one in rope.values()):
+            return f"its {name} differs between layers"
+    heads, keys = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(keys, int) and (keys < 1 or heads % keys):
+        return f"its {heads} attention heads can't share {keys} key heads"
+    return ""

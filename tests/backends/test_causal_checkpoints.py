@@ -1,0 +1,173 @@
+"""Causal models in safetensors: recipes from sentence-transformers' files or the settings, and scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from breaks import config, next_rows, ones, tensor, zeros
+from cases import PAIRS
+from test_causal import BOUND, SEEN, distance
+
+import checkpoints
+from rerankd.config import Settings
+from rerankd.domain import Recipe, Refusal
+from rerankd.errors import ConfigError
+from rerankd.formats import model_files
+from rerankd.recipes import catalog
+from rerankd.recipes.partial_recipe import PartialRecipe
+from rerankd.recipes.resolution import Resolution
+from rerankd.recipes.resolve import resolve
+from rerankd.service import Reranker
+from support import GOLDEN, golden
+
+NAME = "qwen3-headless"
+ROLES = {"instruction": "system", "query": "query", "document": "document"}
+
+
+def jinja(template: str) -> str:
+    """A chat template that renders the same prompts."""
+    for name, role in ROLES.items():
+        of_role = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
+        template = template.replace(f"{{{name}}}", "{{ " + of_role + " }}")
+    return template + "\n" if template.endswith("\n") else template  # Jinja drops the last newline
+
+
+def with_logit_score(folder: Path, *labels: int) -> Path:
+    """The golden checkpoint, as sentence-transformers saves a causal reranker."""
+    values, model = golden(NAME), checkpoints.copy(NAME, folder / "judge")
+    checkpoints.write_modules(model, ["Transformer", "LogitScore"])
+    (model / "1_LogitScore").mkdir()
+    ids = dict(zip(("true_token_id", "false_token_id"), labels, strict=False))
+    (model / "1_LogitScore" / "config.json").write_text(json.dumps(ids))
+    said = {
+        "model_type": "CrossEncoder",
+        "prompts": {"web": values["instruction"]},
+        "default_prompt_name": "web",
+    }
+    (model / "config_sentence_transformers.json").write_text(json.dumps(said))
+    how = {"method": "forward", "method_output_name": "logits"}
+    (model / "sentence_bert_config.json").write_text(
+        json.dumps(
+            {
+                "transformer_task": "text-generation",
+                "modality_config": {"text": how, "message": how | {"format": "flat"}},
+                "module_output_name": "causal_logits",
+            }
+        )
+    )
+    (model / "chat_template.jinja").write_text(jinja(values["template"]))
+    return model
+
+
+def resolved(model: Path, settings: PartialRecipe | None = None) -> Resolution:
+    return resolve(model_files.read(model), catalog.known(), settings or PartialRecipe())
+
+
+async def scores(model: Path, home: Path) -> tuple[list[float], list[float]]:
+    """The scores of golden pairs, with no other settings than the path; and the golden ones."""
+    settings = Settings.model_validate(
+        {"model": str(model), "home": home, "cache_entries": 0, "precision": "f32"}
+    )
+    cases = [case for case in golden(NAME)["cases"] if case["fits"] and PAIRS[case["id"]]["document"].strip()]
+    found = []
+    async with Reranker(settings) as reranker:
+        for case in cases[::8]:
+            pair = PAIRS[case["id"]]
+            result = await reranker.rerank(pair["query"], [pair["document"]], raw_scores=True)
+            assert result.warnings == ()
+            found.append(result.results[0].score)
+    return found, [case["raw"] for case in cases[::8]]
+
+
+async def test_the_files_of_sentence_transformers_alone_give_the_golden_scores(tmp_path: Path) -> None:
+    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    recipe = resolved(model).require()
+    assert recipe.labels == ("yes", "no")
+    assert (recipe.template, recipe.instruction) == (golden(NAME)["template"], golden(NAME)["instruction"])
+    assert {recipe.sources[part] for part in ("template", "labels", "instruction")} == {"file"}
+    found, wanted = await scores(model, tmp_path / "home")
+    assert found == pytest.approx(wanted, abs=BOUND)
+
+
+async def test_with_one_label_the_score_is_its_logit(tmp_path: Path) -> None:
+    alone = []
+    for at, label in enumerate(golden(NAME)["label_ids"]):
+        model = with_logit_score(tmp_path / str(at), label)
+        recipe = resolved(model).require()
+        assert recipe.labels == (("yes", "no")[at],)
+        assert f"its raw score is logit({recipe.labels[0]!r})" in recipe.explanation
+        found, wanted = await scores(model, tmp_path / "home")
+        alone.append(found)
+    differences = [first - second for first, second in zip(*alone, strict=True)]
+    assert differences == pytest.approx(wanted, abs=2 * BOUND)
+
+
+def test_without_a_prompt_the_settings_that_are_missing_are_named(tmp_path: Path) -> None:
+    model = checkpoints.copy(NAME, tmp_path / "model")
+    outcome = resolved(model).outcome
+    assert isinstance(outcome, Refusal) and 'method = "causal_lm"' in outcome.lines
+    found = resolved(model, PartialRecipe(template="{query} {document}", labels=("yes", "no"))).outcome
+    assert isinstance(found, Recipe) and found.max_length == 512
+
+
+def test_settings_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    model = checkpoints.copy(NAME, tmp_path / "model")
+    with pytest.raises(ConfigError, match="not a single token"):
+        resolved(model, PartialRecipe(template="{query} {document}", labels=("yes", "unheard-of")))
+    with pytest.raises(ConfigError, match="logits of its labels"):
+        resolved(model, PartialRecipe(method="cross_encoder"))
+
+
+def test_a_chat_template_that_is_not_understood_is_refused(tmp_path: Path) -> None:
+    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    (model / "chat_template.jinja").write_text("{{ messages[0].content | upper }}{{ messages[1].content }}")
+    outcome = resolved(model).outcome
+    assert isinstance(outcome, Refusal) and "chat template" in outcome.reason
+
+
+REFUSED = {
+    "hidden_act": config(hidden_act="gelu"),
+    "window": config(use_sliding_window=True),
+    "biases": config(attention_bias=True),
+    "yarn": config(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+    "required": config(num_key_value_heads=1),
+    "output.weight is missing": config(tie_word_embeddings=False),
+    "attn_q_norm.weight is missing": config(num_hidden_layers=3),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_configuration_that_is_not_understood_is_refused(words: str, tmp_path: Path) -> None:
+    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    REFUSED[words](model)
+    outcome = resolved(model).outcome
+    assert isinstance(outcome, Refusal)
+    assert words.split()[0] in outcome.reason or "missing" in outcome.reason, outcome.reason
+
+
+BREAKS: dict[str, tuple[str, Any]] = {
+    "the rope base": (NAME, config(rope_parameters={"rope_type": "default", "rope_theta": 500000.0})),
+    "the norms' epsilon": (NAME, config(rms_norm_eps=1e-3)),
+    "the norm of queries": (NAME, tensor("q_norm.weight", ones)),
+    "the norm of keys": (NAME, tensor("k_norm.weight", ones)),
+    "the last norm": (NAME, tensor("model.norm.weight", ones)),
+    "the gate": (NAME, tensor("gate_proj.weight", next_rows)),
+    "the value's bias": ("qwen2-labels", tensor("v_proj.bias", zeros)),
+    "the key": ("qwen2-labels", tensor("k_proj.weight", next_rows)),
+}
+
+
+@pytest.mark.parametrize("name", [NAME, "qwen2-labels"])
+def test_a_checkpoint_has_the_scores_of_transformers(name: str) -> None:
+    assert distance(GOLDEN / name, name) < BOUND
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_broken_part_of_a_checkpoint_is_seen(what: str, tmp_path: Path) -> None:
+    name, change = BREAKS[what]
+    broken = checkpoints.copy(name, tmp_path / "broken")
+    change(broken)
+    assert distance(broken, name) > SEEN
