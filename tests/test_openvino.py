@@ -207,7 +207,7 @@ def test_the_trial_compares_raw_scores_of_the_models_own_inputs(name: str) -> No
     path = GOLDEN / f"{name}.gguf"
     asked = trial.inputs(model_files.read(path), recipe, trial.questions(3, 5))
     assert max(one.tokens for own in asked for one in own) == recipe.max_length, "some are truncated"
-    scorer = load(path, recipe.pooling, (), recipe.max_length, threads=1)
+    scorer = load(path, recipe.pooling, None, recipe.max_length, threads=1)
     values = [scorer.score(batch, never) for batch in asked]
     assert [len(own) for own in values] == [5] * 3
     assert values[1][2] == pytest.approx(scorer.score([asked[1][2]], never)[0], abs=1e-5)

@@ -78,7 +78,7 @@ class Recipe:
     tokenizes separately. The text between `{?instruction}` and `{/instruction}` is part of the prompt only if
     there is an instruction.
     `labels` (causal_lm): the texts of two tokens, relevant first; raw score = logit(first) - logit(second).
-    Or of one token; raw score = logit(label).
+    Or of one token; raw score = logit(label). Or (): raw score = the logit of the model's rank head.
     `query_prefix`, `document_prefix`, `pooling` (embedding): the text put before a query or a document, and
     how the token states become one vector.
     `nfc`: the model's tokenizer normalizes texts to Unicode NFC first; llama.cpp does not, or not completely.
@@ -105,7 +105,7 @@ class Recipe:
             "cross_encoder": "a cross-encoder: its raw score is one logit for each pair",
             "embedding": "an embedding model: its raw score is the cosine of query and document",
             "causal_lm": "a causal language model with a prompt: its raw score is "
-            + " - ".join(f"logit({label!r})" for label in self.labels),
+            + (" - ".join(f"logit({label!r})" for label in self.labels) or "the logit of its rank head"),
         }[self.method]
         low, high = self.normalization.low, self.normalization.high
         argument = self.normalization.argument

@@ -147,14 +147,16 @@ def sampled(name: str, *, shared: int) -> tuple[list[Input], Any]:
     return inputs, np.array([case["raw"] for case in cases])
 
 
-def scorer_of(path: Path, name: str, **more: Any) -> Scorer:
-    return Scorer(CausalModel(path, golden(name)["label_ids"], threads=1, **more), 512, is_cross_encoder=True)
+def scorer_of(path: Path, name: str, labels: Sequence[int] | None = None, **more: Any) -> Scorer:
+    """A scorer for the labels of a golden model, or for others; () for its head."""
+    labels = golden(name)["label_ids"] if labels is None else labels
+    return Scorer(CausalModel(path, labels, threads=1, **more), 512, is_cross_encoder=True)
 
 
-def distance(path: Path, name: str, shared: int = 60) -> float:
+def distance(path: Path, name: str, shared: int = 60, labels: Sequence[int] | None = None) -> float:
     """The largest difference of a file's scores from the golden ones."""
     inputs, wanted = sampled(name, shared=shared)
-    return float(np.abs(np.array(scorer_of(path, name).score(inputs)) - wanted).max())
+    return float(np.abs(np.array(scorer_of(path, name, labels).score(inputs)) - wanted).max())
 
 
 @pytest.mark.parametrize("name", ["qwen3-headed", "qwen2-labels"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from breaks import config, next_rows, ones, tensor, zeros
 from cases import PAIRS
@@ -105,6 +108,47 @@ async def test_with_one_label_the_score_is_its_logit(tmp_path: Path) -> None:
     assert differences == pytest.approx(wanted, abs=2 * BOUND)
 
 
+def with_head(folder: Path) -> Path:
+    """The golden checkpoint as Qwen3ForSequenceClassification. The row of its head is the difference of the
+    labels' rows, so transformers' scores of it are the golden ones."""
+    model = checkpoints.copy(NAME, folder / "judge", architectures=["Qwen3ForSequenceClassification"])
+    held = checkpoints.read(model / "model.safetensors")
+    kind, shape, data = held["model.embed_tokens.weight"]
+    first, second = np.frombuffer(data, np.float32).reshape(shape)[golden(NAME)["label_ids"]]
+    held["score.weight"] = kind, [1, shape[1]], (first - second).tobytes()
+    checkpoints.write(model / "model.safetensors", held)
+    return model
+
+
+async def test_a_head_of_one_label_is_scored_without_labels(tmp_path: Path) -> None:
+    model, values = with_head(tmp_path), golden(NAME)
+    assert isinstance(resolved(model).outcome, Refusal), "no source defines its prompt"
+    settings = PartialRecipe(template=values["template"], instruction=values["instruction"])
+    recipe = resolved(model, settings).require()
+    assert recipe.labels == () and "the logit of its rank head" in recipe.explanation
+    with pytest.raises(ConfigError, match="Remove labels"):
+        resolved(model, replace(settings, labels=("yes", "no")))
+    assert distance(model, NAME, labels=()) < BOUND
+    broken = checkpoints.copy(NAME, tmp_path / "other")
+    shutil.copytree(model, broken, dirs_exist_ok=True)
+    tensor("score.weight", lambda held: held[:, ::-1])(broken)
+    assert distance(broken, NAME, labels=()) > SEEN
+
+
+async def test_a_head_with_a_chat_template_needs_no_settings(tmp_path: Path) -> None:
+    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    shutil.copytree(with_head(tmp_path / "head"), model, dirs_exist_ok=True)
+    checkpoints.write_modules(model, ["Transformer"])
+    checkpoints.edit(
+        model / "sentence_bert_config.json",
+        transformer_task="sequence-classification",
+        module_output_name="scores",
+    )
+    assert resolved(model).require().labels == ()
+    found, wanted = await scores(model, tmp_path / "home")
+    assert found == pytest.approx(wanted, abs=BOUND)
+
+
 def test_without_a_prompt_the_settings_that_are_missing_are_named(tmp_path: Path) -> None:
     model = checkpoints.copy(NAME, tmp_path / "model")
     outcome = resolved(model).outcome
@@ -126,6 +170,13 @@ def test_a_chat_template_that_is_not_understood_is_refused(tmp_path: Path) -> No
     (model / "chat_template.jinja").write_text("{{ messages[0].content | upper }}{{ messages[1].content }}")
     outcome = resolved(model).outcome
     assert isinstance(outcome, Refusal) and "chat template" in outcome.reason
+
+
+def test_a_head_with_more_labels_is_refused(tmp_path: Path) -> None:
+    model = with_head(tmp_path)
+    tensor("score.weight", lambda held: np.concatenate((held, held)))(model)
+    outcome = resolved(model).outcome
+    assert isinstance(outcome, Refusal) and "cls.output.weight has the shape" in outcome.reason
 
 
 REFUSED = {

@@ -11,7 +11,7 @@ from rerankd.formats.families.deberta_v2 import DEBERTA_V2
 from rerankd.formats.families.family import Family
 from rerankd.formats.families.gte import gte, new
 from rerankd.formats.families.modern_bert import MODERN_BERT
-from rerankd.formats.families.qwen import qwen2, qwen3
+from rerankd.formats.families.qwen import qwen2, qwen2_head, qwen3, qwen3_head
 from rerankd.formats.gguf_header import Tensor
 
 CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
@@ -24,7 +24,9 @@ CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
     "ModernBertForSequenceClassification": MODERN_BERT,
     "NewForSequenceClassification": new,
     "Qwen2ForCausalLM": qwen2,
+    "Qwen2ForSequenceClassification": qwen2_head,
     "Qwen3ForCausalLM": qwen3,
+    "Qwen3ForSequenceClassification": qwen3_head,
     "RobertaForSequenceClassification": ROBERTA,
     "XLMRobertaForSequenceClassification": ROBERTA,
 }

@@ -137,7 +137,7 @@ def translate(
         return _unknown(kind, config.values, values, declared, {own: one for own, (_, one) in found.items()})
     config = replace(config, names=family.sizes)
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
-    head, reason = _head(layout, parts, config)
+    head, reason = (None, "") if family.is_causal else _head(layout, parts, config)
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
     max_length = _max_length(config, tokenizer, spare, layout.max_length)
     if "position_embd.weight" in named:
@@ -193,8 +193,6 @@ def _head(
 ) -> tuple[module_head.Head | None, str]:
     """The head that consists of modules, None if the class has its own; and why rerankd can't compute it, ""
     if it can."""
-    if layout.is_causal:
-        return None, ""
     if layout.chat is not None:
         return (
             None,

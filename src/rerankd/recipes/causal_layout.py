@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rerankd.domain import Method
 from rerankd.formats import chat_template
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.recipes.model_identity import has_causal_head
 from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe
 from rerankd.recipes.prompts import Prompt, toml
 from rerankd.scoring.prompt import INSTRUCTION
@@ -32,6 +33,8 @@ class CausalRecipe:
     @property
     def explanation(self) -> str:
         names = [f"{text!r} ({one})" for text, one in zip(self.labels, self.label_ids, strict=False)]
+        if not self.label_ids:
+            return "the logit of its rank head"
         first, *second = names or map(str, self.label_ids)
         return f"the logit of the token {first}" + (f" minus that of {second[0]}" if second else "")
 
@@ -66,7 +69,7 @@ def causal_recipe(metadata: ModelMetadata) -> CausalRecipe | str | None:
     """The recipe that the files declare, or why rerankd can't use it; None if the model is not a causal
     reranker of this layout."""
     layout = metadata.layout
-    if layout is None or not layout.is_causal:
+    if layout is None or not (layout.is_causal or (layout.chat is not None and has_causal_head(metadata))):
         return None
     if layout.chat is None:
         return "its files have no chat template for query and document"

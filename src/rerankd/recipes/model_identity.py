@@ -34,6 +34,11 @@ _LISTWISE_MARKERS = ("<|embed_token|>", "<|rerank_token|>")
 _HUB_FOLDER = "--"
 
 
+def has_causal_head(metadata: ModelMetadata) -> bool:
+    """Whether it is a checkpoint of a causal model with a rank head instead of an output matrix."""
+    return metadata.is_causal and metadata.format == "safetensors" and metadata.has_cls_output
+
+
 def plain(name: str) -> str:
     """A name in the form used for comparison: lower case, one hyphen for each run of other characters."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rerankd.domain import Method, Source
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.catalog import Entry
+from rerankd.recipes.model_identity import has_causal_head
 from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe
 from rerankd.recipes.prompts import Prompt, labels_of
 
@@ -69,7 +70,7 @@ def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> 
         partial,
         template=in_file.template,
         instruction=in_file.instruction,
-        labels=in_file.labels or labels_of(metadata),
+        labels=() if has_causal_head(metadata) else in_file.labels or labels_of(metadata),
     )
 
 

@@ -31,6 +31,7 @@ from rerankd.recipes import prompts, rank_heads
 from rerankd.recipes.catalog import Catalog, Entry, template_error
 from rerankd.recipes.causal_files import lost_output, unfit_vocabulary
 from rerankd.recipes.causal_layout import causal_recipe, layout_prompt
+from rerankd.recipes.model_identity import has_causal_head
 from rerankd.recipes.normalizations import normalization_of
 from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe, merge
 from rerankd.recipes.prompts import Prompt
@@ -78,6 +79,11 @@ def resolve(metadata: ModelMetadata, catalog: Catalog, settings: PartialRecipe =
     if metadata.is_causal:
         # What a checkpoint's own files declare is more exact than what its name suggests.
         prompt = layout_prompt(metadata) or prompts.find_prompt(metadata, entry, catalog)
+    if has_causal_head(metadata):
+        if settings.labels is not None:
+            raise ConfigError(f"{metadata.path}: it is scored by its rank head. Remove labels.")
+        if prompt is not None:
+            prompt = replace(prompt, catalog=replace(prompt.catalog, labels=None))
     case = _Case(metadata, entry, catalog, settings, prompt)
     method = _unusable_file(case) or _method(case)
     outcome = method if isinstance(method, Refusal) else _recipe(case, method)
@@ -265,7 +271,7 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
         document_prefix=merged.document_prefix or "",
         template=merged.template or "",
         instruction=(merged.instruction or "") if "instruction" not in unused else "",
-        labels=merged.labels or ("", ""),
+        labels=("", "") if merged.labels is None else merged.labels,
         nfc=is_unigram or metadata.tokenizer_pre in _NFC_TOKENIZERS,
         sources={part: source for part, source in sources.items() if part not in unused},
     )

@@ -23,8 +23,8 @@ _PREFIX_STEP = 32
 
 
 class CausalModel(Prefixing):
-    """The compiled model of one file (see scorer.Network). `labels` are the ids of one or two
-    tokens. Not thread-safe. Raises ModelFileError if the file is damaged."""
+    """The compiled model of one file (see scorer.Network). `labels` are the ids of one or two tokens, () for
+    its rank head. Not thread-safe. Raises ModelFileError if the file is damaged."""
 
     def __init__(
         self,

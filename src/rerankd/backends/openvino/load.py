@@ -15,7 +15,7 @@ from rerankd.domain import Pooling
 def load(
     path: Path,
     pooling: Pooling,
-    labels: Sequence[int],
+    labels: Sequence[int] | None,
     max_length: int,
     *,
     threads: int,
@@ -23,12 +23,13 @@ def load(
     compressed: bool = False,
     why: str = "",
 ) -> Scorer:
-    """Load and compile a model. `labels` are a causal model's label ids, () for an encoder.
+    """Load and compile a model. `labels` are a causal model's label ids, () if it has a rank head instead,
+    None for an encoder.
 
     Raises ModelFileError if the file is damaged, and OpenVINO's errors.
     """
     network: Network
-    if labels:
+    if labels is not None:
         network = CausalModel(
             path, labels, threads=threads, precision=precision, compressed=compressed, why=why
         )
@@ -36,4 +37,4 @@ def load(
         network = Encoder(
             path, pooling, threads=threads, precision=precision, compressed=compressed, why=why
         )
-    return Scorer(network, max_length, is_cross_encoder=bool(labels) or pooling == "rank")
+    return Scorer(network, max_length, is_cross_encoder=labels is not None or pooling == "rank")

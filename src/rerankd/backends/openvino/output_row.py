@@ -14,12 +14,14 @@ from rerankd.formats.weights import Floats, Weights
 
 
 def output_row(weights: Weights, labels: Sequence[int]) -> Floats:
-    """Return the row [width] for one or two label ids, relevant first.
+    """Return the row [width] for one or two label ids, relevant first; for () that of the rank head.
 
     The rows are those of the output matrix, or of the embedding matrix if the model has no output matrix
     (tied embeddings). Raises ModelFileError if a tensor is missing.
     """
-    width = weights.key("embedding_length")
+    width: int = weights.key("embedding_length")
+    if not labels:
+        return weights.array("cls.output.weight", (1, width)).reshape(width)
     name = "output.weight" if weights.has("output.weight") else "token_embd.weight"
     found = weights.table(name, weights.rows(name), width)[np.array(labels)]
     row: Floats = found[0] - found[1] if len(found) == 2 else found[0]

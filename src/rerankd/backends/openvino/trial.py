@@ -38,8 +38,8 @@ from rerankd.scoring.inputs import Reader
 
 _TOKENS = 256
 _ROUNDS = 7
-_QUERIES = 4
-_DOCUMENTS = 20
+# Queries, and documents for each: fewer for a causal model, because it has 2 to 20 times the weights.
+_COUNTS = {False: (4, 20), True: (2, 10)}
 _EVERYDAY = Path(__file__).parents[2] / "evaluation" / "everyday"
 
 
@@ -125,8 +125,8 @@ def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Tria
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
     metadata = model_files.read(path)
-    batches = inputs(metadata, recipe, questions(_QUERIES, _DOCUMENTS))
-    labels = metadata.token_ids(recipe.labels) if recipe.method == "causal_lm" else ()
+    batches = inputs(metadata, recipe, questions(*_COUNTS[recipe.method == "causal_lm"]))
+    labels = metadata.token_ids(recipe.labels) if recipe.method == "causal_lm" else None
     values: dict[Precision, list[list[float]]] = {}
     kinds: tuple[Precision, ...] = ("f32", "bf16")
     for kind in kinds:  # one after the other, because both may not fit into memory

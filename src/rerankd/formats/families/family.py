@@ -35,6 +35,7 @@ class Family:
     `spare_positions`: the first rows of the position table belong to padding. `gated`: the first matrix of
     the MLP has twice its rows. `sizes` maps BERT's names of sizes to the class's. `shapes` returns the shapes
     of tensors that differ from BERT's, columns first. `unbiased` names the tensors of a layer without a bias.
+    `is_causal`: each token sees only those before it, and a prompt is the input.
     """
 
     architecture: str
@@ -48,6 +49,7 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=dict)
     shapes: Callable[[Config], Mapping[str, tuple[int, ...]]] = lambda config: {}
     unbiased: tuple[str, ...] = ()
+    is_causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,9 @@ def _needed(
         if _has_bias(family, name, config.values):
             yield f"{name}.bias", shape[-1:] if shape else (width,)
     if "cls.output" not in family.tensors:
+        return
+    if family.is_causal:
+        yield "cls.output.weight", (width, 1)
         return
     yield "cls.output.bias", ()
     if family.architecture != "modern-bert" or config.values.get("classifier_bias"):

@@ -1,11 +1,12 @@
-"""Qwen3 and Qwen2 as causal models.
+"""Qwen3 and Qwen2 as causal models, with their output matrix or with a head of one label.
 
-Source: Qwen3ForCausalLM and Qwen2ForCausalLM of transformers 5.
+Source: Qwen3ForCausalLM, Qwen3ForSequenceClassification and those of Qwen2 in transformers 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rerankd.formats.families.family import Config, Family
@@ -35,6 +36,20 @@ def qwen2(config: Mapping[str, Any]) -> Family:
     return _family("qwen2", config, _LAYER, biased=_BIASED_IN_QWEN2)
 
 
+def qwen3_head(config: Mapping[str, Any]) -> Family:
+    """Qwen3ForSequenceClassification: its score is the product of a row and the last token's state."""
+    return _headed(qwen3({**config, "tie_word_embeddings": True}))
+
+
+def qwen2_head(config: Mapping[str, Any]) -> Family:
+    """Qwen2ForSequenceClassification, likewise."""
+    return _headed(qwen2({**config, "tie_word_embeddings": True}))
+
+
+def _headed(family: Family) -> Family:
+    return replace(family, tensors={**family.tensors, "cls.output": "score"})
+
+
 def _family(
     architecture: str, config: Mapping[str, Any], layer: Mapping[str, str], biased: tuple[str, ...]
 ) -> Family:
@@ -51,6 +66,7 @@ def _family(
         _unsupported,
         shapes=_shapes,
         unbiased=tuple(name for name in (*tensors, *layer) if name not in biased),
+        is_causal=True,
     )
 
 
