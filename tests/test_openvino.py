@@ -214,6 +214,24 @@ def test_the_trial_compares_raw_scores_of_the_models_own_inputs(name: str) -> No
     assert len({value for own in values for value in own}) == 15
 
 
+def test_the_trial_compares_a_causal_models_prompts() -> None:
+    values, path = golden("qwen3-headless"), GOLDEN / "qwen3-headless.gguf"
+    recipe = Recipe(
+        "causal_lm",
+        512,
+        Normalization("sigmoid"),
+        template=values["template"],
+        instruction=values["instruction"],
+        labels=tuple(values["labels"]),
+    )
+    found = trial.tried(path, recipe, 1, compressed=False)
+    assert found.ratio > 0
+    if precision.is_worth_it(found.ratio):
+        assert found.gap is not None and found.gap < 0.1
+    (own,) = trial.inputs(model_files.read(path), recipe, trial.questions(1, 3))
+    assert len({one.question for one in own}) == 1 and len(own[0].question.head) > 16
+
+
 @pytest.mark.parametrize(
     ("name", "lost"),
     [
