@@ -119,7 +119,9 @@ def test_a_model_that_needs_a_newer_llama_cpp_is_refused(
     with pytest.raises(
         ConfigError, match=r"needs llama\.cpp b99999 or newer, but the bundled llama\.cpp is b1"
     ):
-        prepare_model.prepare(settings)
+        prepare_model.prepare(settings.model_copy(update={"engine": "llama"}))
+    other = prepare_model.prepare(settings)
+    assert other.engine.backend.name == "openvino" and "needs llama.cpp b99999" in other.engine.reason
 
 
 def test_engines_on_disk(tmp_path: Path) -> None:
