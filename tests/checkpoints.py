@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from support import GOLDEN
+from support import GOLDEN, golden
 
+_CAUSAL = "qwen3-headless"
+_ROLES = {"instruction": "system", "query": "query", "document": "document"}
 Tensors = dict[str, tuple[str, list[int], bytes]]
 
 
@@ -111,3 +113,38 @@ def as_modules(name: str, folder: Path, dense: str, output: str, activation: str
     write(folder / "model.safetensors", {own.partition(".")[2]: one for own, one in tensors.items()})
     (folder / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
     return folder
+
+
+def _jinja(template: str) -> str:
+    """A chat template that renders the same prompts."""
+    for name, role in _ROLES.items():
+        of_role = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
+        template = template.replace(f"{{{name}}}", "{{ " + of_role + " }}")
+    return template + "\n" if template.endswith("\n") else template  # Jinja drops the last newline
+
+
+def causal(folder: Path, *labels: int) -> Path:
+    """A golden checkpoint, as sentence-transformers saves a causal reranker."""
+    values, model = golden(_CAUSAL), copy(_CAUSAL, folder / "judge")
+    write_modules(model, ["Transformer", "LogitScore"])
+    (model / "1_LogitScore").mkdir()
+    ids = dict(zip(("true_token_id", "false_token_id"), labels, strict=False))
+    (model / "1_LogitScore" / "config.json").write_text(json.dumps(ids))
+    said = {
+        "model_type": "CrossEncoder",
+        "prompts": {"web": values["instruction"]},
+        "default_prompt_name": "web",
+    }
+    (model / "config_sentence_transformers.json").write_text(json.dumps(said))
+    how = {"method": "forward", "method_output_name": "logits"}
+    (model / "sentence_bert_config.json").write_text(
+        json.dumps(
+            {
+                "transformer_task": "text-generation",
+                "modality_config": {"text": how, "message": how | {"format": "flat"}},
+                "module_output_name": "causal_logits",
+            }
+        )
+    )
+    (model / "chat_template.jinja").write_text(_jinja(values["template"]))
+    return model

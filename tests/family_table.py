@@ -96,7 +96,8 @@ def _cells(path: Path, folder: Path) -> list[str]:
     """For each backend "served" or "-"; then the reasons why not."""
     (wanted,) = Settings(model=(str(path),)).wanted("")
     try:
-        metadata = _with_tokenizer(model_files.read(path))
+        metadata = model_files.read(path)
+        metadata = metadata if path.is_dir() else _with_tokenizer(metadata)
     except ModelFileError as error:
         return _refused(error.message.replace(f"{folder}/", ""))
     resolved = resolve_file(metadata, wanted.scoring)
@@ -104,7 +105,7 @@ def _cells(path: Path, folder: Path) -> list[str]:
         return _refused(resolved.outcome.reason)
     spec = backend_offers.spec("model", path, metadata, resolved, wanted, "")
     answers = [backend.offer(spec, backend.Options(), _survey(backend)) for backend in BACKENDS]
-    reasons = "; ".join(one.reason for one in answers if isinstance(one, Refusal))
+    reasons = "; ".join(dict.fromkeys(one.reason for one in answers if isinstance(one, Refusal)))
     return [*("served" if isinstance(one, Offer) else "-" for one in answers), reasons]
 
 

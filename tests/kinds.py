@@ -14,7 +14,7 @@ from typing import Any
 
 import checkpoints
 from rerankd.recipes import catalog
-from support import GOLDEN
+from support import GOLDEN, golden
 from twins import JINA_TOKENS, PIECES, Twin, head_of
 
 _QWEN = catalog.known().find("Qwen3-Reranker-0.6B")
@@ -601,6 +601,11 @@ KINDS = (
     Kind("git-LFS pointer as model.safetensors", _pointer("model.safetensors"), "git-LFS pointer"),
     Kind("git-LFS pointer as config.json", _pointer("config.json"), "git-LFS pointer"),
     Kind("tokenizer of another model", _foreign_tokenizer, "belongs to another model"),
+    Kind(
+        "Qwen3-Reranker in safetensors",
+        lambda folder: checkpoints.causal(folder, *golden("qwen3-headless")["label_ids"]),
+        "causal_lm",
+    ),
     Kind(
         "causal reranker of another class in safetensors",
         _checkpoint("bert-pairs", architectures=["LlamaForCausalLM"], model_type="llama"),

@@ -170,9 +170,9 @@ def test_what_an_input_shares_is_where_it_first_differs_from_its_question() -> N
     asked = Question("", before=ids(1, 2), head=ids(3, 4, 5))
     shared = [
         one.shared
-        for one in prefixes.readings([
-            Input(asked, "", own, 0) for own in (ids(3, 4, 6), ids(3, 9), ids(7), ids(3), ids(3, 4))
-        ])
+        for one in prefixes.readings(
+            [Input(asked, "", own, 0) for own in (ids(3, 4, 6), ids(3, 9), ids(7), ids(3), ids(3, 4))]
+        )
     ]
     assert shared == [4, 3, 2, 2, 3], "at least one id is left to compute"
 

@@ -211,12 +211,8 @@ def test_a_prefix_of_another_query_or_one_token_late_is_seen() -> None:
 def test_one_label_is_scored_by_its_logit() -> None:
     first, second = golden("qwen3-headed")["label_ids"]
     inputs, wanted = sampled("qwen3-headed", shared=60)
-    alone = [
-        np.array(
-            Scorer(CausalModel(GOLDEN / "qwen3-headed.gguf", [label], threads=1), 512, is_cross_encoder=True).score(inputs)
-        )
-        for label in (first, second)
-    ]
+    path = GOLDEN / "qwen3-headed.gguf"
+    alone = [np.array(scorer_of(path, "qwen3-headed", [label]).score(inputs)) for label in (first, second)]
     assert alone[0] - alone[1] == pytest.approx(wanted, abs=2 * BOUND)
 
 

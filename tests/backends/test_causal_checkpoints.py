@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -27,42 +26,6 @@ from rerankd.service import Reranker
 from support import GOLDEN, golden
 
 NAME = "qwen3-headless"
-ROLES = {"instruction": "system", "query": "query", "document": "document"}
-
-
-def jinja(template: str) -> str:
-    """A chat template that renders the same prompts."""
-    for name, role in ROLES.items():
-        of_role = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
-        template = template.replace(f"{{{name}}}", "{{ " + of_role + " }}")
-    return template + "\n" if template.endswith("\n") else template  # Jinja drops the last newline
-
-
-def with_logit_score(folder: Path, *labels: int) -> Path:
-    """The golden checkpoint, as sentence-transformers saves a causal reranker."""
-    values, model = golden(NAME), checkpoints.copy(NAME, folder / "judge")
-    checkpoints.write_modules(model, ["Transformer", "LogitScore"])
-    (model / "1_LogitScore").mkdir()
-    ids = dict(zip(("true_token_id", "false_token_id"), labels, strict=False))
-    (model / "1_LogitScore" / "config.json").write_text(json.dumps(ids))
-    said = {
-        "model_type": "CrossEncoder",
-        "prompts": {"web": values["instruction"]},
-        "default_prompt_name": "web",
-    }
-    (model / "config_sentence_transformers.json").write_text(json.dumps(said))
-    how = {"method": "forward", "method_output_name": "logits"}
-    (model / "sentence_bert_config.json").write_text(
-        json.dumps(
-            {
-                "transformer_task": "text-generation",
-                "modality_config": {"text": how, "message": how | {"format": "flat"}},
-                "module_output_name": "causal_logits",
-            }
-        )
-    )
-    (model / "chat_template.jinja").write_text(jinja(values["template"]))
-    return model
 
 
 def resolved(model: Path, settings: PartialRecipe | None = None) -> Resolution:
@@ -86,7 +49,7 @@ async def scores(model: Path, home: Path) -> tuple[list[float], list[float]]:
 
 
 async def test_the_files_of_sentence_transformers_alone_give_the_golden_scores(tmp_path: Path) -> None:
-    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    model = checkpoints.causal(tmp_path, *golden(NAME)["label_ids"])
     recipe = resolved(model).require()
     assert recipe.labels == ("yes", "no")
     assert (recipe.template, recipe.instruction) == (golden(NAME)["template"], golden(NAME)["instruction"])
@@ -98,7 +61,7 @@ async def test_the_files_of_sentence_transformers_alone_give_the_golden_scores(t
 async def test_with_one_label_the_score_is_its_logit(tmp_path: Path) -> None:
     alone = []
     for at, label in enumerate(golden(NAME)["label_ids"]):
-        model = with_logit_score(tmp_path / str(at), label)
+        model = checkpoints.causal(tmp_path / str(at), label)
         recipe = resolved(model).require()
         assert recipe.labels == (("yes", "no")[at],)
         assert f"its raw score is logit({recipe.labels[0]!r})" in recipe.explanation
@@ -136,7 +99,7 @@ async def test_a_head_of_one_label_is_scored_without_labels(tmp_path: Path) -> N
 
 
 async def test_a_head_with_a_chat_template_needs_no_settings(tmp_path: Path) -> None:
-    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    model = checkpoints.causal(tmp_path, *golden(NAME)["label_ids"])
     shutil.copytree(with_head(tmp_path / "head"), model, dirs_exist_ok=True)
     checkpoints.write_modules(model, ["Transformer"])
     checkpoints.edit(
@@ -166,7 +129,7 @@ def test_settings_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_a_chat_template_that_is_not_understood_is_refused(tmp_path: Path) -> None:
-    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    model = checkpoints.causal(tmp_path, *golden(NAME)["label_ids"])
     (model / "chat_template.jinja").write_text("{{ messages[0].content | upper }}{{ messages[1].content }}")
     outcome = resolved(model).outcome
     assert isinstance(outcome, Refusal) and "chat template" in outcome.reason
@@ -192,7 +155,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_configuration_that_is_not_understood_is_refused(words: str, tmp_path: Path) -> None:
-    model = with_logit_score(tmp_path, *golden(NAME)["label_ids"])
+    model = checkpoints.causal(tmp_path, *golden(NAME)["label_ids"])
     REFUSED[words](model)
     outcome = resolved(model).outcome
     assert isinstance(outcome, Refusal)

@@ -34,7 +34,5 @@ def load(
             path, labels, threads=threads, precision=precision, compressed=compressed, why=why
         )
     else:
-        network = Encoder(
-            path, pooling, threads=threads, precision=precision, compressed=compressed, why=why
-        )
+        network = Encoder(path, pooling, threads=threads, precision=precision, compressed=compressed, why=why)
     return Scorer(network, max_length, is_cross_encoder=labels is not None or pooling == "rank")

@@ -48,6 +48,8 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if recipe.method == "causal_lm":
         if metadata.architecture not in CAUSAL:
             return f"the architecture {metadata.architecture} is not a causal model"
+        if len(recipe.labels) != 2:
+            return "the PyTorch backend does not support a causal model with one label or a rank head"
         return "" if labels(recipe, metadata) else "a label is not a single token of the vocabulary"
     if recipe.pooling not in _POOLINGS[recipe.method]:
         return f"the PyTorch backend does not support the pooling {recipe.pooling}"
