@@ -72,7 +72,9 @@ def test_the_chosen_file_of_several_is_named_and_the_others_are_listed(inspect: 
     )
     as_json = json.loads(inspect("hf:org/many", "--json").stdout)
     assert as_json["scorable"] and as_json["path"] is None
-    assert as_json["source"].startswith("hf:org/many: m-Q8_0.gguf") and len(as_json["engines"]) == len(BACKENDS)
+    assert as_json["source"].startswith("hf:org/many: m-Q8_0.gguf") and len(as_json["engines"]) == len(
+        BACKENDS
+    )
 
 
 def test_a_choice_that_the_user_must_make_is_explained(inspect: Inspect) -> None:
