@@ -28,6 +28,7 @@ EXCEPTIONS = {
     },
     "llama": {
         "api/dialects/table.py": "llama-server is another product, whose clients are served",
+        "backends/options.py": "the shared setting names the backends that have it",
         "backends/openvino/checks.py": "names the backend that runs encoders without OpenVINO",
         "cli/bench.py": "llama-server is another product, to measure against",
         "cli/engine.py": "its commands build, choose and remove llama.cpp, the only engine that is built",
