@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.memory import MEMORY, Need, lacking, place
+from rerankd.memory import MEMORY, Need, lacking, place, seats
 from rerankd.serving.eviction import Admit, EvictionPolicy, Load, Refuse, Unload
 
 
@@ -159,6 +159,41 @@ def test_a_model_too_large_for_one_gpu_is_split_over_all() -> None:
     it = on_gpus(a=24)
     assert it.request("a", 1, 0) == [Load("a", ("gpu0", "gpu1"))]
     assert place(Need(3, 24), TWO_GPUS) == {MEMORY: 3, "gpu0": 8, "gpu1": 16}
+
+
+def test_each_part_of_a_model_is_on_one_gpu() -> None:
+    it = EvictionPolicy[str](TWO_GPUS, least_stay_s=5)
+    for name, need in (
+        ("three", Need(0, 21, parts=3)),
+        ("pinned", Need(0, 6, parts=1, only=("gpu0",))),
+        ("large", Need(0, 22, parts=1)),
+        ("twice", Need(0, 22, parts=2)),
+    ):
+        it.add(name, need)
+    # 7 fit twice on the GPU with 20, and once on that with 10.
+    assert it.request("three", 1, 0) == [Load("three", ("gpu1", "gpu1", "gpu0"))]
+    it.loaded("three", {MEMORY: 2}, 1)  # its memory on the GPUs can't be measured
+    assert it.request("pinned", 2, 2) == []  # 3 are left there
+    it.release("three", 1, 3)
+    assert it.phase("three") == "unloading"
+    assert it.unloaded("three", 4) == [Load("pinned", ("gpu0",))]
+    for name in ("large", "twice"):  # 30 in total are free
+        (refused,) = it.request(name, 3, 5)
+        assert isinstance(refused, Refuse)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 60))
+def test_parts_fit_if_and_only_if_they_can_be_placed(free: list[int], parts: int, size: int) -> None:
+    cards = {f"gpu{at}": one for at, one in enumerate(free)}
+    need = Need(0, parts * size, parts=parts)
+    if lacking(need, cards):
+        assert sum(one // size for one in free) < parts
+        limited = need.within(cards)
+        assert limited.cards < need.cards and not lacking(limited, cards)
+    else:
+        held = place(need, cards)
+        assert sum(held.values()) == need.cards and all(held[one] <= cards[one] for one in held)
+        assert len(seats(need, held)) == parts and {*seats(need, held)} == held.keys()
 
 
 def test_only_models_on_the_device_that_lacks_memory_are_evicted() -> None:

@@ -1,11 +1,9 @@
-"""PyTorch: packing, budgets, devices and the offer. Nothing here needs PyTorch."""
+"""PyTorch: packing, budgets and the offer. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,20 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.backends.base import EngineSpec, Rank
-from rerankd.backends.torch import budget, checks, devices, model_code, support, survey
+from rerankd.backends.torch import budget, model_code, support, survey
 from rerankd.backends.torch.backend import TorchBackend, TorchOffer
 from rerankd.backends.torch.devices import Device, Survey
 from rerankd.backends.torch.options import TorchOptions
 from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passes, passes, rounded
-from rerankd.domain import Normalization, Recipe, Refusal
+from rerankd.domain import Normalization, Recipe
 from rerankd.formats import model_files
-from rerankd.state import StateStore
 from support import GOLDEN
 
 CPU = Device("cpu", "a CPU")
 H100 = Device("cuda:0", "H100", 80 * 2**30, True, (9, 0))
 T4 = Device("cuda:1", "T4", 16 * 2**30, False, (7, 5))
-MPS = Device("mps", "Apple GPU", 0, True)
 BACKEND = TorchBackend()
 HEAD = Recipe("cross_encoder", 512, Normalization("sigmoid"), pooling="rank")
 EMBEDDING = Recipe("embedding", 128, Normalization("affine"), pooling="mean")
@@ -101,49 +97,6 @@ def test_the_tokens_of_a_pass_follow_from_the_free_memory() -> None:
     assert budget.on_card(0, a_token) == budget.LEAST
     small, large = (budget.on_card(size, a_token) for size in (2**28, 2**29))
     assert 0 < small < large < budget.on_card(2**40, a_token) == budget.MOST_ON_CARD
-
-
-@pytest.mark.parametrize(
-    ("device", "architecture", "wanted", "precision"),
-    [
-        (CPU, "bert", "auto", "f32"),
-        (CPU, "bert", "bf16", "f32"),
-        (Device("cpu", "with AMX", has_bf16=True), "bert", "bf16", "bf16"),
-        (Device("cpu", "with AMX", has_bf16=True), "bert", "auto", "f32"),
-        (H100, "bert", "auto", "bf16"),
-        (H100, "bert", "f32", "f32"),
-        (T4, "bert", "auto", "f16"),
-        (T4, "bert", "bf16", "f16"),
-        (T4, "gemma2", "auto", "f32"),
-        (T4, "t5encoder", "auto", "f32"),
-        (MPS, "qwen3", "auto", "bf16"),
-    ],
-)
-def test_the_precision_of_a_device(device: Device, architecture: str, wanted: str, precision: str) -> None:
-    found = devices.arithmetic(device, architecture, wanted)
-    assert found.precision == precision and found.why
-
-
-def test_packed_attention_needs_a_card_of_ampere_or_newer_and_half_precision() -> None:
-    assert devices.may_use_varlen(H100, "bf16")
-    assert not devices.may_use_varlen(H100, "f32")
-    assert not devices.may_use_varlen(T4, "f16")
-    assert not devices.may_use_varlen(MPS, "bf16")
-
-
-def test_the_setting_names_the_device() -> None:
-    found = Survey("2.14", (H100, T4, CPU))
-    assert [devices.choose(found, one) for one in ("auto", "cuda", "cuda:1", "cpu")] == [H100, H100, T4, CPU]
-    refusal = devices.choose(found, "mps")
-    assert isinstance(refusal, Refusal)
-    assert refusal.next_step == "set device to auto or to one of cuda:0, cuda:1, cpu"
-    assert devices.choose(Survey(""), "auto") == Refusal(
-        "PyTorch is not installed", "install it: pip install 'rerankd[torch]'", is_minor=True
-    )
-    on_card = devices.choose(Survey("", has_card=True), "auto")
-    assert isinstance(on_card, Refusal) and "faster on a GPU" in on_card.reason and not on_card.is_minor
-    broken = devices.choose(Survey("2.14", (), "a library is missing"), "auto")
-    assert isinstance(broken, Refusal) and "a library is missing" in broken.reason
 
 
 def spec(name: str, recipe: Recipe, **more: Any) -> EngineSpec:
@@ -254,52 +207,3 @@ def test_all_architectures_of_the_table_have_a_file() -> None:
     for name in support.ARCHITECTURES:
         assert f'"{name}": ' in text
     assert text.count('": ') == len(support.ARCHITECTURES)
-
-
-SAID = {"devices": [{"name": "mps", "title": "M", "total_bytes": 0, "has_bf16": True, "capability": [0, 0]}]}
-
-
-def test_the_devices_are_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def run(*_: Any, **more: Any) -> Any:
-        asked.append(1)
-        return SimpleNamespace(returncode=0, stdout='a warning\n{"devices": []}\n', stderr="")
-
-    monkeypatch.setattr(survey, "version", lambda: "2.14")
-    monkeypatch.setattr(subprocess, "run", run)
-    for _ in range(2):
-        found = survey.look(tmp_path)
-        assert found.version == "2.14" and [one.name for one in found.devices] == ["cpu"]
-    assert asked == [1]
-    monkeypatch.setattr(survey, "version", lambda: "2.15")
-    survey.look(tmp_path)
-    assert asked == [1, 1]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    survey.look(tmp_path)
-    assert asked == [1, 1, 1]
-
-
-def test_a_probe_that_fails_is_repeated_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "version", lambda: "2.14")
-    said = "Traceback …\nOSError: libcudart.so.13: cannot open shared object file"
-    monkeypatch.setattr(
-        subprocess, "run", lambda *_, **more: SimpleNamespace(returncode=1, stdout="", stderr=said)
-    )
-    found = survey.look(tmp_path)
-    assert "libcudart" in found.problem and found.devices == ()
-    (entry,) = StateStore(tmp_path).entries(survey.SECTION).values()
-    assert entry.until is not None
-
-
-@pytest.mark.parametrize("kept", [{}, [], "text", 3, {"devices": [{}]}, {"devices": [1]}])
-def test_a_damaged_entry_is_a_problem_and_no_crash(kept: Any) -> None:
-    assert survey.read("2.14", kept, CPU).problem
-    assert survey.read("2.14", SAID, CPU).devices == (Device("mps", "M", 0, True), CPU)
-
-
-def test_doctor_names_the_device_or_what_to_install() -> None:
-    assert checks.package(Survey("2.14", (H100, CPU)), "auto").says == "2.14 on cuda:0 (H100)"
-    missing = checks.package(Survey(""), "auto")
-    assert missing.status == "ok" and "rerankd[torch]" in missing.step
-    assert checks.package(Survey("2.14", (), "no"), "auto").status == "warn"

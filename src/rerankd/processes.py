@@ -107,6 +107,12 @@ def end_session(leader: int) -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
+def children() -> list[int]:
+    """Return the pids of this process's children; [] on systems without /proc."""
+    own = str(os.getpid())
+    return [pid for pid in _pids() if _stat(pid, 4) == own] if (_PROC / "self" / "stat").exists() else []
+
+
 def _pids() -> list[int]:
     return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
 

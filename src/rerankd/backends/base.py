@@ -133,7 +133,9 @@ class Offer:
     `name` is the engine's name, and `build` identifies its build. `memory_bytes` is an estimate for all
     replicas, used until their memory is measured. `on_cpu`: no part of the model is on a GPU. `patch`: the
     engine loads a copy of the model's file with this change; the path in `spec` is then that of the copy,
-    once it is made.
+    once it is made. `spans_cards`: a replica may be spread over several GPUs; otherwise each is on one.
+    `cards` are the GPUs that may be used (see memory.card), () any. `shortfall`: why the rank is not higher,
+    as a clause that users should know; "" if nothing is missing.
     """
 
     backend: Backend
@@ -149,6 +151,9 @@ class Offer:
     on_cpu: bool = True
     is_own_program: bool = False
     patch: Patch | None = None
+    spans_cards: bool = True
+    cards: tuple[str, ...] = ()
+    shortfall: str = ""
 
 
 class Rank:

@@ -37,11 +37,13 @@ def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> S
                 f"engine = {wanted} can't run this model: {named.reason}. Leave it at {AUTO}"
                 + (f", or {named.next_step}." if named.next_step else ".")
             )
-        return Selection(replace(named, reason=f"it is set as engine; {named.reason}"), None, refusals)
+        reason = "; ".join(filter(None, ("it is set as engine", named.shortfall, named.reason)))
+        return Selection(replace(named, reason=reason), None, refusals)
     if not offers:
         raise ConfigError(" ".join(_sentence(title, refusal) for title, refusal in refusals.items()))
     best, *others = sorted(offers, key=lambda offer: -offer.rank)
-    told = (refusal.reason for refusal in refusals.values() if not refusal.is_minor)
+    told = [_clause(refusal) for refusal in refusals.values() if not refusal.is_minor]
+    told += [offer.shortfall for offer in offers if offer.shortfall]
     reason = "; ".join([*told, best.reason])
     fallback = None
     if others and best.rank != Rank.NAMED:
@@ -58,7 +60,9 @@ def describe(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) ->
             "title": one.title if isinstance(one, Offer) else backend.title,
             "used": offer is not None and backend is offer.backend,
             "refuses": isinstance(one, Refusal),
-            "reason": one.reason,
+            "reason": "; ".join(filter(None, (one.shortfall, one.reason)))
+            if isinstance(one, Offer)
+            else one.reason,
             "next_step": one.next_step if isinstance(one, Refusal) else "",
         }
         for backend, one in answers
@@ -77,6 +81,10 @@ def line(row: Mapping[str, Any]) -> str:
     """Render a row of `describe` as a line of text."""
     word = "refuses" if row["refuses"] else "runs it" if row["used"] else "can run it"
     return f"engine {row['title']} {word}: " + "; ".join(filter(None, (row["reason"], row["next_step"])))
+
+
+def _clause(refusal: Refusal) -> str:
+    return refusal.reason + (f" ({refusal.next_step})" if refusal.next_step else "")
 
 
 def _sentence(title: str, refusal: Refusal) -> str:

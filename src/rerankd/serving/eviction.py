@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Literal, TypeVar
 
-from rerankd.memory import MEMORY, Bytes, Need, lacking, left, place
+from rerankd.memory import Bytes, Need, lacking, left, place, seats
 
 K = TypeVar("K", bound=Hashable)
 Phase = Literal["unloaded", "loading", "loaded", "draining", "unloading"]
@@ -29,8 +29,8 @@ _GOING: tuple[Phase, ...] = ("draining", "unloading")
 
 @dataclass(frozen=True, slots=True)
 class Load(Generic[K]):
-    """Load the model, then call `loaded` or `failed`. `cards` are the GPUs to use; empty if the model uses
-    none, or if GPUs have no budget."""
+    """Load the model, then call `loaded` or `failed`. `cards` are the GPUs to use, or the GPU of each part
+    (see memory.Need); empty if the model uses none, or if GPUs have no budget."""
 
     key: K
     cards: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class EvictionPolicy(Generic[K]):
         entry = self._entries[key]
         entry.phase, entry.loaded_at, entry.last_used = "loaded", now, now
         if held is not None:
-            entry.held, entry.needs = held, Need.of(held)
+            entry.needs, entry.held = entry.needs.measured(entry.held, held)
         actions: list[Action[K]] = []
         if lacking(entry.needs, self._budgets):
             actions += [Refuse(key, user, entry.needs) for user in entry.waiters]
@@ -194,7 +194,7 @@ class EvictionPolicy(Generic[K]):
         entry = self._entries[key]
         entry.measure_at = now + _MEASURE_EVERY_S
         if held is not None:
-            entry.held, entry.needs = held, Need.of(held)
+            entry.needs, entry.held = entry.needs.measured(entry.held, held)
         return self._decide(now)
 
     def tick(self, now: float) -> list[Action[K]]:
@@ -232,7 +232,7 @@ class EvictionPolicy(Generic[K]):
                 self._drain_busy(entries, first, now)
                 break
             first.phase, first.held = "loading", place(first.needs, self._free())
-            actions.append(Load(first.key, tuple(device for device in first.held if device != MEMORY)))
+            actions.append(Load(first.key, seats(first.needs, first.held)))
         for entry in entries:
             if entry.phase == "draining" and not entry.users:
                 entry.phase = "unloading"

@@ -6,13 +6,11 @@ import asyncio
 from collections.abc import Sequence
 
 from rerankd import machine, processes
+from rerankd.backends.base import Offer
 from rerankd.config import Settings
-from rerankd.memory import MEMORY, Bytes, Need, card
+from rerankd.memory import MEMORY, Bytes, Need, card, for_engines
 from rerankd.serving import backend_offers
 from rerankd.serving.prepare_model import Model
-
-# The rest of the memory is for the system, this service, and the user's own programs.
-_SHARE_FOR_ENGINES = 0.8
 
 
 def budgets(settings: Settings) -> Bytes:
@@ -21,7 +19,7 @@ def budgets(settings: Settings) -> Bytes:
     if settings.memory_budget is not None:
         return {MEMORY: settings.memory_budget}
     total = machine.read().memory_bytes
-    found = {} if total is None else {MEMORY: int(total * _SHARE_FOR_ENGINES)}
+    found = {} if total is None else {MEMORY: for_engines(total)}
     # If the GPUs can't be measured, only the machine's memory has a budget.
     return {**found, **card_budgets(backend_offers.usable_cards(settings) or ())}
 
@@ -29,7 +27,7 @@ def budgets(settings: Settings) -> Bytes:
 def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:
     """(pure) The budget of each GPU."""
     return {
-        card(at): min(int(gpu.total_bytes * _SHARE_FOR_ENGINES), gpu.free_bytes)
+        card(at): for_engines(gpu.total_bytes, gpu.free_bytes)
         for at, gpu in enumerate(gpus)
         if gpu.total_bytes
     }
@@ -37,10 +35,23 @@ def card_budgets(gpus: Sequence[machine.Gpu]) -> Bytes:
 
 def needs(model: Model, budgets: Bytes) -> tuple[Need, Need]:
     """The memory that a model needs in any case, and an estimate of its maximum."""
-    on_cards = bool(budgets.keys() - {MEMORY}) and not model.engine.on_cpu
-    sizes = (model.metadata.size_bytes, model.engine.memory_bytes)
-    least, guess = (Need(0, size_bytes) if on_cards else Need(size_bytes) for size_bytes in sizes)
+    engine = model.engine
+    # Weights that the engine converts may take less memory than their file.
+    sizes = (min(model.metadata.size_bytes, engine.memory_bytes), engine.memory_bytes)
+    if not budgets.keys() - {MEMORY} or engine.on_cpu:
+        least, guess = map(Need, sizes)
+        return least, guess
+    parts = 0 if engine.spans_cards else engine.spec.replicas
+    least, guess = (Need(0, size, parts, engine.cards) for size in sizes)
     return least, guess
+
+
+def of_replica(at: int, engine: Offer, placed: Sequence[str]) -> tuple[str, ...]:
+    """(pure) The GPUs that a replica may use, of those on which the model was placed (see memory.seats)."""
+    if engine.spans_cards:
+        return tuple(dict.fromkeys(placed))
+    seats = placed or engine.cards
+    return (seats[at % len(seats)],) if seats else ()
 
 
 class HeldMemory:

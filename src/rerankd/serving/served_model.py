@@ -28,7 +28,7 @@ from rerankd.scoring.inputs import Reader
 from rerankd.serving import model_tokenizer
 from rerankd.serving.admission import QueueLimits
 from rerankd.serving.load_backoff import Backoff
-from rerankd.serving.memory_budgets import HeldMemory
+from rerankd.serving.memory_budgets import HeldMemory, of_replica
 from rerankd.serving.model_tokenizer import EngineTokenizer, ModelVocabulary
 from rerankd.serving.prepare_model import Model, fingerprint
 from rerankd.serving.queue import Queue
@@ -92,9 +92,8 @@ class ServedModel:
         self.on_changed_file: Callable[[], None] = lambda: None
         # Why a file that replaced the model's file can't be served.
         self.why_not_read = ""
-        self._backoff = Backoff()
+        self._backoff, self._memory = Backoff(), HeldMemory()
         self._cards: tuple[str, ...] = ()
-        self._memory = HeldMemory()
         self._earlier: Status[Engine] = Status()
 
     def __str__(self) -> str:
@@ -159,7 +158,7 @@ class ServedModel:
         return self._memory.by_device(self.pids)
 
     async def load(self, cards: tuple[str, ...] = ()) -> None:
-        """Start the engines, on these GPUs if they use any, and wait until they are ready.
+        """Start the engines, on these GPUs if they use any (see eviction.Load), and wait for them.
 
         Raises RerankdError if none can be started. Requests within a growing delay after that (see
         process/restart_delay.py) get the same error at once, so that a model that can't be loaded does not
@@ -269,7 +268,8 @@ class ServedModel:
                 raise EngineStartFailed(f"{self.model.path} is missing. Restore it, or serve another model.")
             begun_with = safer.taken
             self.cache.set_engine(self._computes())
-            return self.engine.backend.launch(self.engine, self._steps, self._cards, socket)
+            cards = of_replica(at, self.engine, self._cards)
+            return self.engine.backend.launch(self.engine, self._steps, cards, socket)
 
         def lost(cause: Cause, loaded: bool) -> bool:
             if begun_with != safer.taken:  # another replica has already taken the next step

@@ -20,9 +20,10 @@ from rerankd.backends.base import (
     Rank,
 )
 from rerankd.backends.safer_steps import Step
-from rerankd.backends.torch import budget, checks, devices, support, survey
+from rerankd.backends.torch import budget, checks, devices, placement, support, survey
 from rerankd.backends.torch.devices import Arithmetic, Device, Survey
 from rerankd.backends.torch.options import TorchOptions
+from rerankd.backends.torch.placement import Placement
 from rerankd.domain import Refusal
 from rerankd.process.child import Launch
 
@@ -33,22 +34,27 @@ if TYPE_CHECKING:
 
 _PADDED = Step("padded_attention", "padded attention")
 _FLOAT32 = Step("float32", "float32 arithmetic")
-# The process itself, with PyTorch: 330 MiB on a CPU (measured); 600 MiB with CUDA's context.
-_PROCESS_BYTES = {True: 330 * 2**20, False: 600 * 2**20}
 # Larger calls of a card have room for all documents of a request; smaller ones leave it idle.
 _CARD_POLICY = BatchPolicy(tokens=16384, most_tokens=budget.MOST_ON_CARD, inputs=512)
 _CPU_POLICY = BatchPolicy(tokens=1024, most_tokens=8192)
 # The worker reads files only.
-_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    **devices.ORDER,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchOffer(Offer):
-    """An offer of PyTorch, on a device. `is_reference`: sentence-transformers computes it."""
+    """An offer of PyTorch, on a device. `is_reference`: sentence-transformers computes it. `cache` is the
+    folder for compiled code."""
 
     options: TorchOptions
     device: Device
     arithmetic: Arithmetic
+    cache: Path
     is_reference: bool = False
 
 
@@ -66,48 +72,74 @@ class TorchBackend:
 
     def installations(self, options: TorchOptions, home: Path) -> list[Installation]:
         found = self.survey(options, home)
-        if isinstance(device := devices.choose(found, options.device), Refusal):
+        if isinstance(named := devices.candidates(found, options.device), Refusal):
             return []
+        device = named[0]
         details = {"backend": device.kind, "version": found.version, "device": device.title}
         environment = {"RERANKD_ENGINE": self.name}
         is_used = device.kind != devices.CPU  # there, other engines come first
         return [Installation(self.name, self.title, environment, used=is_used, details=details)]
 
     def cards(self, survey: Survey, options: TorchOptions) -> tuple[Gpu, ...]:
-        device = devices.choose(survey, options.device)
-        return () if isinstance(device, Refusal) or device.kind != "cuda" else machine.gpus()
+        found = devices.candidates(survey, options.device)
+        return () if isinstance(found, Refusal) or not found[0].card else machine.gpus()
 
     def offer(self, spec: EngineSpec, options: TorchOptions, survey: Survey) -> TorchOffer | Refusal:
         if refusal := support.refused(spec.recipe, spec.metadata):
             return refusal
-        device = devices.choose(survey, options.device)
-        return device if isinstance(device, Refusal) else self._offer(spec, options, survey.version, device)
-
-    def _offer(self, spec: EngineSpec, options: TorchOptions, version: str, device: Device) -> TorchOffer:
+        found = devices.candidates(survey, options.device)
+        if isinstance(found, Refusal):
+            return found
         assert spec.metadata is not None
-        arithmetic = devices.arithmetic(device, spec.metadata.architecture, options.precision)
-        on_cpu = device.kind == devices.CPU
-        is_reference = support.needs_reference(spec.recipe, spec.metadata)
-        held = spec.metadata.parameters * devices.bytes_a_number(arithmetic.precision)
+        placed = placement.place(found, spec.metadata, options.precision, spec.replicas)
+        if isinstance(placed, Placement):
+            return self._offer(spec, options, survey, placed, shortfall=survey.shortfall)
+        if options.device != "auto":
+            return Refusal(placed, "leave device at auto, or use a smaller model")
+        cpu = survey.devices[-1]
+        on_cpu = Placement(cpu, devices.arithmetic(cpu, spec.metadata.architecture, options.precision))
+        return self._offer(spec, options, survey, on_cpu, shortfall=placed)
+
+    def _offer(
+        self,
+        spec: EngineSpec,
+        options: TorchOptions,
+        survey: Survey,
+        placed: Placement,
+        *,
+        shortfall: str = "",
+    ) -> TorchOffer:
+        assert spec.metadata is not None
+        on_cpu, precision = placed.device.kind == devices.CPU, placed.arithmetic.precision
         # On a CPU, pages of the file stay mapped until the memory is needed.
-        held += spec.metadata.size_bytes if on_cpu else 0
+        held = (
+            spec.metadata.parameters * devices.bytes_a_number(precision)
+            + spec.metadata.size_bytes
+            + placement.PROCESS_BYTES[on_cpu]
+            if on_cpu
+            else placement.card_bytes(spec.metadata, precision)
+        )
         return TorchOffer(
             backend=self,
             spec=spec,
             name=self.title,
-            build=f"{self.name} {version}",
-            title=f"{self.title} on {device.name}",
+            build=f"{self.name} {survey.version}",
+            title=f"{self.title} on {placed.device.name}",
             reason="it computes every model, on a CPU slower than others"
             if on_cpu
             else "a GPU does the work",
             rank=Rank.LAST_ON_CPU if on_cpu else Rank.GPU,
-            memory_bytes=(held + _PROCESS_BYTES[on_cpu]) * spec.replicas,
+            memory_bytes=held * spec.replicas,
             policy=_CPU_POLICY if on_cpu else _CARD_POLICY,
             on_cpu=on_cpu,
+            spans_cards=False,
+            cards=placed.cards,
+            shortfall=shortfall,
             options=options,
-            device=device,
-            arithmetic=arithmetic,
-            is_reference=is_reference,
+            device=placed.device,
+            arithmetic=placed.arithmetic,
+            cache=survey.cache,
+            is_reference=support.needs_reference(spec.recipe, spec.metadata),
         )
 
     async def settle(self, offer: TorchOffer, learned: StateStore, log: Path, timeout_s: float) -> TorchOffer:
@@ -150,19 +182,20 @@ class TorchBackend:
             *(("--reference",) if offer.is_reference else ()),
             *(("--trust-code",) if offer.is_reference and offer.options.trust_remote_code else ()),
         ]  # fmt: skip
-        return Launch(argv, WorkerEngine, _ENVIRONMENT)
+        own = {"TORCHINDUCTOR_CACHE_DIR": str(offer.cache), "OMP_NUM_THREADS": str(spec.threads)}
+        return Launch(argv, WorkerEngine, {**_ENVIRONMENT, **own})
 
     def reference(self, spec: EngineSpec, running: Offer) -> TorchOffer | None:
         """Return float32 on the CPU, as the reference for another precision or device of this backend."""
         if not isinstance(running, TorchOffer) or running.arithmetic.precision == "f32":
             return None
-        cpu = Device(devices.CPU, machine.cpu_name())
-        options = running.options.model_copy(update={"precision": "f32"})
-        offer = self._offer(spec, options, running.build.partition(" ")[2], cpu)
+        cpu = Placement(Device(devices.CPU, machine.cpu_name()), Arithmetic("f32", "as the reference"))
+        survey = Survey(running.build.partition(" ")[2], cache=running.cache)
+        offer = self._offer(spec, running.options, survey, cpu)
         return replace(offer, title=f"{offer.title} in f32")
 
     def checks(self, options: TorchOptions, home: Path, checkup: Checkup) -> list[Check]:
-        return [checks.package(self.survey(options, home), options.device)]
+        return checks.diagnose(self.survey(options, home), options.device)
 
     async def model_checks(self, *_: object) -> tuple[Check, ...]:
         return ()

@@ -6,6 +6,8 @@ ON_CPU = 2048
 """Larger passes gain nothing on a CPU, and a cancelled request waits for the end of a pass."""
 MOST_ON_CARD = 65536
 LEAST = 64
+PREFIX_BYTES = 2**28
+"""The memory for the keys and values of prompts' beginnings."""
 # The part of the free memory that the states of a pass may take; the rest is for kernels and fragmentation.
 _SHARE = 0.5
 
@@ -14,6 +16,11 @@ def on_card(free_bytes: int, bytes_a_token: int) -> int:
     """The tokens of a pass for which the memory of a card suffices. `free_bytes` is free with the weights
     loaded, `bytes_a_token` the most that is held at one time for each token."""
     return max(min(int(free_bytes * _SHARE / bytes_a_token), MOST_ON_CARD), LEAST)
+
+
+def free_for(tokens: int, bytes_a_token: int) -> int:
+    """The memory that must be free for a pass of this many tokens: the inverse of `on_card`."""
+    return int(tokens * bytes_a_token / _SHARE)
 
 
 def bytes_a_token(width: int, inner: int, bytes_a_number: int) -> int:

@@ -1,12 +1,15 @@
-"""(pure) The devices that PyTorch sees on a machine: which one runs a model, in which precision."""
+"""(pure) The devices that PyTorch sees on a machine: which ones may run a model, in which precision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from rerankd.domain import Refusal
+from rerankd.machine import Gpu
+from rerankd.memory import card, for_engines
 
 Precision = Literal["f32", "bf16", "f16"]
 CPU = "cpu"
@@ -14,35 +17,65 @@ CPU = "cpu"
 _NEVER_F16 = ("gemma", "t5")
 # The compute capability from which on flash attention, and so the varlen kernel, runs.
 _VARLEN = (8, 0)
+ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""Number cards as nvidia-smi does; by default CUDA puts the fastest first."""
+CUDA_BYTES = "about 3 GB"
+"""What PyTorch with CUDA takes to download, in words; docs/gpu.md has the command that measures it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device by PyTorch's name, such as "cuda:0", "mps", "xpu:0" or "cpu". `title` is its name in words,
     `total_bytes` its memory (0 if it shares main memory). `has_bf16`: it computes in bf16. `capability` is
-    that of a CUDA card."""
+    that of a CUDA card. `room_bytes` is the part of its memory that engines may use, None if unknown."""
 
     name: str
     title: str
     total_bytes: int = 0
     has_bf16: bool = False
     capability: tuple[int, int] = (0, 0)
+    room_bytes: int | None = None
 
     @property
     def kind(self) -> str:
         return self.name.partition(":")[0]
 
+    @property
+    def card(self) -> str:
+        """The card's name in memory budgets (see memory.card); "" for a device that is no CUDA card."""
+        return card(int(self.name.partition(":")[2])) if self.kind == "cuda" else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """PyTorch on this machine: its version, "" if it is not installed, and its devices, the CPU last.
-    `problem` says why the probe failed, as a clause, "" if it did not. `has_card`: there is an NVIDIA card,
-    whether or not PyTorch is installed."""
+    `problem` says why the probe failed, as a clause, "" if it did not. `unused` says the same of cards that
+    PyTorch does not use, one clause each. `has_card`: there is an NVIDIA card, whether or not PyTorch is
+    installed. `environment` is the folder of the Python environment that rerankd runs in, `compiler` the C
+    compiler that PyTorch would call, "" if there is none, and `cache` the folder for compiled code."""
 
     version: str
     devices: tuple[Device, ...] = ()
     problem: str = ""
     has_card: bool = False
+    unused: tuple[str, ...] = ()
+    environment: str = ""
+    compiler: str = ""
+    cache: Path = Path()
+
+    @property
+    def shortfall(self) -> str:
+        """Why PyTorch computes on the CPU although there is a GPU, as a clause; "" if there is none."""
+        if any(one.kind != CPU for one in self.devices):
+            return ""
+        if self.unused:
+            return "PyTorch does not use the GPU: " + "; ".join(self.unused)
+        if self.has_card:
+            return (
+                f"PyTorch {self.version} does not see the NVIDIA GPU; if this is the build for CPUs, install "
+                f"the one with CUDA ({CUDA_BYTES})"
+            )
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +101,42 @@ def parse(said: Any, cpu: Device) -> tuple[Device, ...]:
     return (*found, cpu)
 
 
-def choose(survey: Survey, wanted: str) -> Device | Refusal:
-    """The device that the setting `wanted` names; with "auto" the first one."""
-    if not survey.version:
-        reason = (
-            "PyTorch is not installed" + ", which computes several times faster on a GPU" * survey.has_card
+def with_room(devices: Sequence[Device], gpus: Sequence[Gpu], held: Mapping[str, int] | None) -> list[Device]:
+    """Add the memory that engines may use now. Of a CUDA card that is what is free, and what rerankd's own
+    engines hold (`held`, see machine.gpu_memory), because these can be unloaded. If the latter is unknown
+    (None), no card counts as occupied."""
+    room = {
+        card(at): for_engines(
+            gpu.total_bytes, gpu.free_bytes + held.get(card(at), 0) if held is not None else None
         )
+        for at, gpu in enumerate(gpus)
+        if gpu.total_bytes
+    }
+    return [
+        replace(one, room_bytes=room.get(one.card, for_engines(one.total_bytes) or None)) for one in devices
+    ]
+
+
+def candidates(survey: Survey, wanted: str) -> tuple[Device, ...] | Refusal:
+    """The devices that the setting `wanted` names, at least one. With "auto" those of the first one's kind:
+    all CUDA cards, or the CPU if there is no GPU."""
+    if not survey.version:
         step = "install it: pip install 'rerankd[torch]'"
-        return Refusal(reason, step, is_minor=not survey.has_card)
+        if survey.environment:
+            step += f" in rerankd's own environment, {survey.environment}"
+        if not survey.has_card:
+            return Refusal("PyTorch is not installed", step, is_minor=True)
+        reason = "PyTorch is not installed, which computes several times faster on a GPU"
+        return Refusal(reason, f"{step} ({CUDA_BYTES})")
     if survey.problem:
         return Refusal(f"PyTorch does not work here: {survey.problem}", "reinstall rerankd[torch]")
-    named = [one for one in survey.devices if wanted in ("auto", one.name, one.kind)]
+    first = survey.devices[0].kind
+    named = [one for one in survey.devices if (first if wanted == "auto" else wanted) in (one.name, one.kind)]
     if named:
-        return named[0]
+        return tuple(named)
     there = ", ".join(one.name for one in survey.devices)
-    return Refusal(f"PyTorch sees no device {wanted} here", f"set device to auto or to one of {there}")
+    reason = "; ".join(filter(None, (f"PyTorch sees no device {wanted} here", survey.shortfall)))
+    return Refusal(reason, f"set device to auto or to one of {there}")
 
 
 def arithmetic(device: Device, architecture: str, wanted: str) -> Arithmetic:

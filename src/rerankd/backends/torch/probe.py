@@ -41,6 +41,17 @@ def _described(
     }
 
 
+def driver_problem() -> str:
+    """Why a PyTorch with CUDA sees no card, such as a driver that is too old; "" for other builds."""
+    if not torch.backends.cuda.is_built() or torch.cuda.device_count():
+        return ""
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:  # as below
+        return str(error).partition("\n")[0]
+    return ""
+
+
 def computes(name: str) -> str:
     """Why a device does not compute, "" if it does."""
     try:
@@ -51,14 +62,15 @@ def computes(name: str) -> str:
 
 
 def main() -> int:
-    """Print the devices that compute. Reports the others on standard error."""
+    """Print the devices that compute, and why the others are not used."""
     found = []
+    unused: list[str] = []
     for one in devices():
         if problem := computes(one["name"]):
-            print(f"{one['name']} ({one['title']}) is not used: {problem}", file=sys.stderr)
+            unused.append(f"{one['name']} ({one['title']}): {problem}")
         else:
             found.append(one)
-    print(json.dumps({"devices": found}))
+    print(json.dumps({"devices": found, "unused": unused, "driver": driver_problem()}))
     return 0
 
 

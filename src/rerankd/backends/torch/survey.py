@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rerankd import machine
+from rerankd import machine, processes
 from rerankd.backends.torch import devices
 from rerankd.backends.torch.devices import Device, Survey
 
@@ -23,22 +25,38 @@ SECTION = "torch_devices"
 _TIMEOUT_S = 120.0
 # A failure may pass: a driver that is being installed, a card that another process holds.
 _FAILED_TTL_S = 600.0
+# In the Windows Subsystem for Linux, cards of all makers are this device.
+_WSL = Path("/dev/dxg")
 _HIDES = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
 def look(home: Path) -> Survey:
-    """Survey this machine. The first time after an installation it takes some seconds."""
+    """Survey this machine. The first time after an installation it takes some seconds, later up to a second
+    if there are CUDA cards."""
     installed = version()
+    known = Survey(
+        installed,
+        has_card=bool(_cards()) or (_WSL.exists() and shutil.which("nvidia-smi") is not None),
+        environment=sys.prefix,
+        compiler=_compiler(),
+        cache=home / "cache" / "torch",
+    )
     if not installed:
-        return Survey("", has_card=bool(_cards()))
+        return known
     from rerankd.state import StateStore  # see the table: it imports what takes long
 
     state, key = StateStore(home), _key(installed)
     kept = state.get(SECTION, key)
     if kept is None:
         kept = _probed()
-        state.put(SECTION, key, kept, _FAILED_TTL_S if "problem" in kept else None)
-    return read(installed, kept, _cpu())
+        has_failed = kept.get("problem") or kept.get("unused") or (known.has_card and kept.get("driver"))
+        state.put(SECTION, key, kept, _FAILED_TTL_S if has_failed else None)
+    found = read(known, kept, _cpu())
+    if not any(one.card for one in found.devices):
+        return found
+    gpus, engines = machine.gpus(), processes.children()
+    held = machine.gpu_memory(engines, gpus) if engines else {}
+    return replace(found, devices=tuple(devices.with_room(found.devices, gpus, held)))
 
 
 def version() -> str:
@@ -50,14 +68,23 @@ def version() -> str:
     return ""
 
 
-def read(installed: str, kept: Any, cpu: Device) -> Survey:
-    """(pure) Parse a stored probe. One that is not valid counts as a failure, because users may edit it."""
+def read(known: Survey, kept: Any, cpu: Device) -> Survey:
+    """(pure) Add a stored probe to what is known without it. One that is not valid counts as a failure,
+    because users may edit it."""
     try:
         if "problem" in kept:
-            return Survey(installed, (), str(kept["problem"]))
-        return Survey(installed, devices.parse(kept, cpu))
-    except (KeyError, TypeError, ValueError, IndexError):
-        return Survey(installed, (), "the stored list of its devices is damaged (rerankd state clear)")
+            return replace(known, problem=str(kept["problem"]))
+        unused = [str(one) for one in kept.get("unused", ())]
+        # On a machine without a card, there is no driver to miss.
+        unused += [str(kept["driver"])] if known.has_card and kept.get("driver") else []
+        return replace(known, devices=devices.parse(kept, cpu), unused=tuple(unused))
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+        return replace(known, problem="the stored list of its devices is damaged (rerankd state clear)")
+
+
+def _compiler() -> str:
+    """The C compiler that PyTorch's compiler calls: Triton takes CC, or the first of these."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))), "")
 
 
 def _cpu() -> Device:
@@ -82,7 +109,13 @@ def _probed() -> dict[str, Any]:
     argv = [sys.executable, "-P", "-m", "rerankd.backends.torch.probe"]
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
+            env={**devices.ORDER, **os.environ},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"problem": f"listing its devices failed ({error})"}
