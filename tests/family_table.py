@@ -68,6 +68,7 @@ _SURVEYS = {
 
 _CONVERTED = {
     ("bert", "t5"): "xlmr-head.gguf",
+    ("gemma", "gpt2"): "gemma-yes.gguf",
     ("modern-bert", "gpt2"): "modernbert-head.gguf",
     ("qwen2", "gpt2"): "qwen2-labels.gguf",
     ("qwen3", "gpt2"): "qwen3-headless.gguf",
@@ -122,7 +123,12 @@ def _with_tokenizer(metadata: ModelMetadata) -> ModelMetadata:
     if name is None:
         return metadata
     real = model_files.read(GOLDEN / name)
-    return replace(metadata, has_charsmap=real.has_charsmap, tokenizer_pre=real.tokenizer_pre)
+    return replace(
+        metadata,
+        has_charsmap=real.has_charsmap,
+        tokenizer_model=real.tokenizer_model,
+        tokenizer_pre=real.tokenizer_pre,
+    )
 
 
 def _survey(backend: Backend) -> Any:

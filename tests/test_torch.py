@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,7 @@ def test_half_precision_is_compared_with_float32_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("name", "recipe", "reason"),
     [
-        ("deberta-v3", EMBEDDING, "the architecture deberta-v2"),
         ("xlmr-head.gguf", CAUSAL, "bert is not a causal model"),
-        ("qwen3-headed.gguf", HEAD, "a rank head of a causal model"),
         (
             "bert-embedder.gguf",
             Recipe("embedding", 128, EMBEDDING.normalization, pooling="none"),
@@ -179,8 +178,17 @@ def test_what_is_not_understood_is_refused(name: str, recipe: Recipe, reason: st
     assert refusal is not None and reason in refusal.reason
 
 
+def test_an_architecture_without_a_file_embeds_nothing() -> None:
+    metadata = replace(model_files.read(GOLDEN / "bert-embedder.gguf"), architecture="neo-bert")
+    refusal = support.refused(EMBEDDING, metadata)
+    assert refusal is not None and "the architecture neo-bert" in refusal.reason
+
+
 def test_a_cross_encoder_without_an_architecture_file_is_for_the_reference() -> None:
-    found = offer(spec("deberta-v3", HEAD), H100, CPU, trust_remote_code=True)
+    known = spec("deberta-v3", HEAD)
+    assert known.metadata is not None
+    unknown = replace(known, metadata=replace(known.metadata, architecture="mpnet"))
+    found = offer(unknown, H100, CPU, trust_remote_code=True)
     assert found.is_reference
     argv = BACKEND.launch(found, (), (), Path("/s")).argv
     assert {"--reference", "--trust-code"} <= {*argv} and "--varlen" not in argv

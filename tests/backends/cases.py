@@ -42,10 +42,8 @@ OTHER_TOKENS = {("bert-embedder", "odd-07")}
 # Encoders in transformers' format only.
 ENCODERS = ("deberta-v3", "gte", "electra", "distilbert", "camembert", "two-label-reranker", "jina-v2")
 # Checkpoints in transformers' format, with the same weights as the GGUF file of that name, if any.
-CHECKPOINTS = (
-    *("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS),
-    *("qwen3-headless", "qwen2-labels"),
-)
+PAIR_CHECKPOINTS = ("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", *ENCODERS)
+CHECKPOINTS = (*PAIR_CHECKPOINTS, "qwen3-headless", "qwen2-labels")
 # PyTorch computes these in float32 within 8e-6.
 TORCH_BOUND = 1e-5
 TORCH_GGUFS = (
@@ -55,8 +53,10 @@ TORCH_GGUFS = (
     "qwen3-headless",
     "qwen2-labels",
     "bert-embedder",
+    "qwen3-yes",
+    "qwen2-first",
+    "gemma-yes",
 )
-TORCH_CHECKPOINTS = tuple(name for name in CHECKPOINTS if name not in ("deberta-v3", "gte"))
 PAIRS = {pair["id"]: pair for pair in json.loads((GOLDEN / "pairs.json").read_text())}
 
 
@@ -101,7 +101,7 @@ def torch_cases() -> Iterator[Any]:
     skip = pytest.mark.skipif(find_spec("torch") is None, reason="no PyTorch here: make test-torch")
     for name in TORCH_GGUFS:
         yield pytest.param(Case(name, "torch", TORCH_BOUND, settings), marks=skip)
-    for name in TORCH_CHECKPOINTS:
+    for name in CHECKPOINTS:
         more = settings | {"model": (str(GOLDEN / name),)}
         yield pytest.param(Case(name, "torch-safetensors", TORCH_BOUND, more), marks=skip)
 

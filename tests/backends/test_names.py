@@ -37,6 +37,8 @@ EXCEPTIONS = {
         "config/settings.py": "LLAMA_RANK_GGUF is an environment variable that users have set",
         "formats/gguf_header.py": "names the GGUF version that llama.cpp no longer reads",
         "formats/metadata.py": "names of an architecture and of a tokenizer in GGUF files",
+        "formats/tokenizer.py": "the name of a tokenizer in GGUF files",
+        "formats/tokenizer_support.py": "the name of a tokenizer in GGUF files",
         "hub/builtin_file.py": "LlamaFileType is a name of the library that writes GGUF",
         "hub/inspect.py": "llama-server is another product, whose result for such a file is described",
         "recipes/model_identity.py": "a part of model names",

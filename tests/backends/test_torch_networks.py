@@ -15,8 +15,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="no PyTorch here: make test-torch")
 
-from breaks import Change
-from cases import TORCH_CHECKPOINTS
+from breaks import Change, tensor
+from cases import PAIR_CHECKPOINTS
+from test_causal_checkpoints import with_head
 from test_encoders_can_fail import BREAKS as ENCODER_BREAKS
 from test_goldens_can_fail import BREAKS, FAMILIES, FILE_BREAKS, copied
 from test_modules import BREAKS as MODULE_BREAKS
@@ -43,7 +44,7 @@ BOUND = 1e-5
 # A broken part must change scores by far more.
 SEEN = 20 * BOUND
 CPU = torch.device("cpu")
-LABELED = ("qwen3-headed", "qwen3-headless", "qwen2-labels")
+LABELED = ("qwen3-headed", "qwen3-headless", "qwen2-labels", "qwen3-yes", "qwen2-first", "gemma-yes")
 
 
 def started(path: Path, labels: Sequence[int] = ()) -> Network:
@@ -83,18 +84,31 @@ def pairs(name: str, path: Path, shared: int = 0, each: int = 6) -> tuple[list[R
     return readings, np.array([case["raw"] for case in cases])
 
 
-@pytest.mark.parametrize("name", TORCH_CHECKPOINTS)
+@pytest.mark.parametrize("name", PAIR_CHECKPOINTS)
 def test_encoders_have_the_values_of_transformers(name: str, tmp_path: Path) -> None:
     folder = GOLDEN / name
     assert worst(started(folder), *pairs(name, folder, each=1)) < BOUND
 
 
-@pytest.mark.parametrize("shared", [0, 40])
+@pytest.mark.parametrize("name", ["qwen3-headless", "qwen2-labels"])
+def test_causal_checkpoints_have_the_values_of_transformers(name: str) -> None:
+    network = started(GOLDEN / name, golden(name)["label_ids"])
+    assert worst(network, *pairs(name, GOLDEN / name, 20)) < BOUND
+
+
+def test_a_causal_models_rank_head_has_the_values_of_transformers(tmp_path: Path) -> None:
+    folder = with_head(tmp_path)
+    assert worst(started(folder), *pairs("qwen3-headless", folder, 20)) < BOUND
+    tensor("score.weight", lambda held: held[:, ::-1])(folder)
+    assert worst(started(folder), *pairs("qwen3-headless", folder, 20)) > SEEN
+
+
+@pytest.mark.parametrize("shared", [0, 20])
 @pytest.mark.parametrize("name", LABELED)
 def test_causal_models_have_the_values_of_transformers_with_and_without_a_prefix(
     name: str, shared: int
 ) -> None:
-    path = GOLDEN / f"{name}.gguf"
+    path = GOLDEN / golden(name)["model"]
     network = started(path, golden(name)["label_ids"])
     readings, wanted = pairs(name, path, shared, each=1)
     assert worst(network, readings, wanted) < BOUND
@@ -147,22 +161,19 @@ def test_a_second_text_that_begins_one_token_late_is_noticed(tmp_path: Path) -> 
     assert scaled_distance(copied("bert", tmp_path), second=1) > SEEN
 
 
-ENCODERS = {name: changes for name, changes in ENCODER_BREAKS.items() if name in TORCH_CHECKPOINTS}
-
-
 @pytest.mark.parametrize(
-    ("name", "what"), [(name, what) for name, changes in ENCODERS.items() for what in changes]
+    ("name", "what"), [(name, what) for name, changes in ENCODER_BREAKS.items() for what in changes]
 )
 def test_a_broken_part_of_another_encoder_is_noticed(name: str, what: str, tmp_path: Path) -> None:
     folder = checkpoints.copy(name, tmp_path / name)
-    ENCODERS[name][what](folder)
+    ENCODER_BREAKS[name][what](folder)
     assert worst(started(folder), *pairs(name, folder)) > SEEN, what
 
 
 @pytest.mark.parametrize("what", FILE_BREAKS)
 def test_a_broken_part_of_a_gguf_file_is_noticed(what: str, tmp_path: Path) -> None:
     name, change = FILE_BREAKS[what]
-    broken = ggufs.rewrite(GOLDEN / f"{name}.gguf", tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
+    broken = ggufs.rewrite(GOLDEN / golden(name)["model"], tmp_path / "broken.gguf", **change)  # type: ignore[arg-type]
     labels = golden(name)["label_ids"] if name in LABELED else ()
     assert worst(started(broken, labels), *pairs(name, broken, 40 if labels else 0)) > SEEN
 

@@ -17,14 +17,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="no PyTorch here: make test-torch")
 pytest.importorskip("sentence_transformers", reason="make test-torch")
 
-from cases import ENCODERS, PAIRS
+from cases import ENCODERS
 from test_torch_networks import BOUND, pairs, worst
 
 import checkpoints
 from rerankd.backends.torch.architecture import Unsupported
 from rerankd.backends.torch.reference import Reference
-from rerankd.service import Reranker
-from support import GOLDEN, golden, golden_settings
+from support import GOLDEN
 
 # The classes of mGTE and jina-reranker-v2 are code in their own repositories.
 OWN_CODE = ("gte", "jina-v2")
@@ -75,18 +74,3 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (folder / "1_Dense" / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(Unsupported, match=r"1_Dense/pytorch_model\.bin"):
         loaded(folder)
-
-
-async def test_the_service_serves_a_model_without_an_architecture_file(tmp_path: Path) -> None:
-    """DeBERTa, by its name in the settings: `engine = "torch"`."""
-    settings = golden_settings("deberta-v3", tmp_path, engine="torch", device="cpu", precision="f32")
-    async with Reranker(settings) as reranker:
-        engine: Any = reranker.state.engine
-        assert "sentence-transformers" in engine.about
-        for case in [case for case in golden("deberta-v3")["cases"] if case["fits"]][::20]:
-            pair = PAIRS[case["id"]]
-            if pair["document"].strip():
-                result = await reranker.rerank(pair["query"], [pair["document"]], raw_scores=True)
-                assert result.results[0].score == pytest.approx(case["raw"], abs=BOUND)
-        truncated = await reranker.rerank("a panda", ["a bear " * 2000])
-        assert truncated.truncated == (0,)

@@ -3,9 +3,9 @@
 It returns the token ids of the model's reference tokenizer, which differ from llama.cpp's in some cases. The
 `tokenizers` library does the work, as it does where the models are trained and used.
 
-`tokenizer.ggml.model` in a GGUF file is one of three kinds: `t5` is SentencePiece's unigram model (XLM-R),
-`bert` is WordPiece, `gpt2` is byte-level BPE, whose rule for splitting texts into words is
-`tokenizer.ggml.pre`.
+`tokenizer.ggml.model` in a GGUF file is one of four kinds: `t5` is SentencePiece's unigram model (XLM-R),
+`llama` its BPE (Gemma), `bert` is WordPiece, `gpt2` is byte-level BPE, whose rule for splitting texts into
+words is `tokenizer.ggml.pre`.
 
 No text is tokenized to a control token, because the library's vocabulary does not contain them. They are
 added around texts according to the header's flags or the template in tokenizer.json: `<s> q </s></s> d </s>`,
@@ -25,7 +25,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rerankd.errors import ModelFileError
-from rerankd.formats import checkpoint_files, gguf_metadata, tokenizer_file
+from rerankd.formats import checkpoint_files, gguf_metadata, sentencepiece_bpe, tokenizer_file
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
 
@@ -126,8 +126,8 @@ def of_header(values: Mapping[str, Any]) -> Vocabulary:
         key = f"tokenizer.ggml.{name}_token_id"
         return [values[key] if key in values else values[f"tokenizer.ggml.{default}_token_id"]]
 
-    is_encoder = values.get("tokenizer.ggml.pre") not in _WORDS
-    start = token("bos", "cls") if flag("bos_token", is_encoder) else []
+    is_encoder = kind != "llama" and values.get("tokenizer.ggml.pre") not in _WORDS
+    start = token("bos", "cls") if flag("bos_token", is_encoder or kind == "llama") else []
     end = token("eos", "seperator") if flag("eos_token", is_encoder) else []
     between = token("seperator", "eos") if flag("sep_token", kind == "t5") else []
     return Vocabulary(tokenizer, size, frozenset(controls), _frame(start, end + between, end, end))
@@ -265,10 +265,28 @@ def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+def _pair_encoding(values: Mapping[str, Any]) -> Tokenizer:
+    pieces, kinds = _pieces(values)
+    for at, kind in enumerate(kinds):
+        if kind in (_CONTROL, _UNKNOWN):
+            pieces[at] = _UNREACHABLE.format(at)
+    given = zip(values["tokenizer.ggml.scores"], kinds, strict=True)
+    scores = [score if kind == _NORMAL else None for score, kind in given]
+    tokenizer = Tokenizer(sentencepiece_bpe.model(pieces, scores, pieces[kinds.index(_UNKNOWN)]))
+    tokenizer.normalizer = normalizers.Replace(" ", _WORD_START)
+    if values.get("tokenizer.ggml.add_space_prefix", True):
+        first = normalizers.Prepend(_WORD_START)
+        tokenizer.normalizer = normalizers.Sequence([first, tokenizer.normalizer])
+    added = compress(pieces, (kind == _USER_DEFINED for kind in kinds))
+    tokenizer.add_tokens([AddedToken(piece, normalized=True) for piece in added])
+    return tokenizer
+
+
 _KINDS: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
     "t5": _unigram,
     "bert": _wordpiece,
     "gpt2": _byte_level,
+    "llama": _pair_encoding,
 }
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _KNOWN: Mapping[tuple[str, str], Collection[str]] = {
     ("t5", ""): ("bert", "jina-bert-v3", "nomic-bert-moe"),
     ("bert", ""): ("bert", "jina-bert-v2", "nomic-bert"),
+    ("llama", ""): ("gemma", "gemma2", "gemma3"),
     ("gpt2", "modern-bert"): ("modern-bert",),
     ("gpt2", "qwen2"): ("qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"),
     ("gpt2", "qwen35"): ("qwen35", "qwen35moe"),

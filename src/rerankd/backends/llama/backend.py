@@ -160,7 +160,8 @@ class LlamaBackend:
         bundled = installed.bundled()
         if isinstance(running, LlamaOffer) or bundled is None or spec.metadata is None:
             return None
-        if spec.metadata.format != "gguf":
+        # A single label needs a copy of the file with a row of zeros, which a comparison does not make.
+        if spec.metadata.format != "gguf" or zero_row.plan(spec.metadata, spec.recipe) is not None:
             return None
         offer = self._offer(spec, LlamaOptions(gpu_layers=0), bundled, reason=bundled.reason, rank=Rank.CPU)
         return replace(offer, title=f"{self.title} b{bundled.build}")

@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model", required=True, type=Path)
     flags.add_argument("--socket", required=True, help="path of the UNIX socket to serve on")
     flags.add_argument("--pooling", required=True, choices=["rank", "mean", "cls", "last", "none"])
-    flags.add_argument("--labels", type=int, nargs=2, default=(), help="token ids of a causal model's labels")
+    flags.add_argument("--labels", type=int, nargs="+", default=(), help="a causal model's label ids")
     flags.add_argument("--max-length", type=int, required=True, help="maximum tokens per input")
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--device", default="cpu")

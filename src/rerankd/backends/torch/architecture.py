@@ -11,9 +11,9 @@ safetensors checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -30,13 +30,14 @@ from rerankd.formats.weights import Weights
 class Part:
     """A matrix or a norm in the file: `name` without suffix, and the shape of its weight, rows first. Its
     bias is loaded if the file has one; with `needs_bias`, a file without it is damaged. `is_table`: it has
-    no bias. `not_in_first`: the first layer may lack it."""
+    no bias. `not_in_first`: the first layer may lack it. `is_wide`: it stays in float32."""
 
     name: str
     shape: tuple[int, ...]
     needs_bias: bool = False
     is_table: bool = False
     not_in_first: bool = False
+    is_wide: bool = False
 
 
 Parts = Mapping[str, tuple[Part, ...]]
@@ -86,6 +87,14 @@ class Architecture(Protocol):
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
         """The states [R, width] that the head reads, from those after the last layer."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An architecture that computes something from its weights once, after they are loaded."""
+
+    def prepare(self, weights: Named, layers: Sequence[Named]) -> None:
+        """Set `attentions`, from the weights that are needed once and those of each layer."""
 
 
 def pooled_as(pooling: Pooling) -> Rows:

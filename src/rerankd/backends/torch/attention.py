@@ -7,6 +7,7 @@ alone; all other layers compute no padding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,22 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What the attention of one layer reads. `causal`: no later tokens. `window`: tokens up to this far away;
-    None for all. `rotary_base`: the base of its rotary positions; None if it has none."""
+    """What the attention of one layer reads, and how.
+
+    `causal`: no later tokens. `window`: tokens up to this far away; None for all. `rotary_base`: the base of
+    its rotary positions, None if it has none; `rotary_factor` divides their frequencies. `scale` multiplies
+    the products of queries and keys, 1 / √n if it is None. `cap`: a score s becomes cap · tanh(s / cap).
+    `bias` returns what is added to the scores, [N, heads, queries, keys], for padded queries and keys [N,
+    heads, tokens, n]. No kernel for packed sequences computes a cap or a bias.
+    """
 
     causal: bool = False
     window: int | None = None
     rotary_base: float | None = None
+    rotary_factor: float = 1.0
+    scale: float | None = None
+    cap: float = 0.0
+    bias: Callable[[Tensor, Tensor, PackedBatch], Tensor] | None = None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attention: Attention) -> Tensor:
@@ -37,7 +48,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attent
     Returns [T, heads · n]. Several heads may share one key head. The keys are those of the batch's
     `key_offsets`: see `with_prefixes`.
     """
-    compute = _varlen if batch.uses_varlen else _padded
+    is_plain = not attention.cap and attention.bias is None
+    compute = _varlen if batch.uses_varlen and is_plain else _padded
     return compute(query, key, value, batch, attention).flatten(1)
 
 
@@ -51,13 +63,28 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, atten
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = (one.repeat_interleave(shared, 1) for one in (key, value))
-    mixed = F.scaled_dot_product_attention(
+    query, key, value = (
         batch.query_grid.padded(query),
         batch.key_grid.padded(key),
         batch.key_grid.padded(value),
-        attn_mask=batch.mask(causal=attention.causal, window=attention.window),
     )
+    mask = batch.mask(causal=attention.causal, window=attention.window)
+    if attention.bias is not None:
+        bias = attention.bias(query, key, batch)
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    if attention.cap:
+        mixed = _capped(query, key, value, mask, attention)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scale)
     return batch.query_grid.packed(mixed)
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, attention: Attention) -> Tensor:
+    scale = query.shape[-1] ** -0.5 if attention.scale is None else attention.scale
+    scores = attention.cap * torch.tanh(query @ key.transpose(-1, -2) * (scale / attention.cap))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attention: Attention) -> Tensor:
@@ -73,6 +100,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, atten
         batch.key_offsets,
         batch.longest,
         batch.longest_key,
+        scale=attention.scale,
         window_size=(side, 0 if attention.causal else side),
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -171,7 +171,7 @@ class TorchBackend:
             sys.executable, "-P", "-m", "rerankd.backends.torch",
             "--model", str(spec.path),
             "--socket", str(socket),
-            "--pooling", spec.recipe.pooling,
+            "--pooling", support.pooling(spec.recipe),
             *(("--labels", *map(str, labels)) if labels else ()),
             "--max-length", str(spec.recipe.max_length),
             "--threads", str(spec.threads),

@@ -22,12 +22,14 @@ from rerankd.formats.module_head import Step
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`weights` are in float32; `epsilon` is that of its norms."""
+    """`weights` are in float32; `epsilon` is that of its norms. With `cap`, the logits of one or two labels
+    become cap · tanh(logit / cap), before they are subtracted."""
 
     pooling: Pooling
     steps: Sequence[Step]
     weights: Named
     epsilon: float
+    cap: float = 0.0
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """The values [N, 1], or the embeddings [N, width], of the states [R, width] of the batch's rows."""
@@ -41,6 +43,9 @@ class Head:
                 row = layer_norm(row, self.weights, name, self.epsilon)
             else:
                 row = self._dense(row, name, activation, is_residual=what == "residual dense")
+        if self.cap:
+            first, *second = (self.cap * torch.tanh(row / self.cap)).split(1, -1)
+            return first - second[0] if second else first
         return row
 
     def _dense(self, row: Tensor, name: str, activation: str, *, is_residual: bool) -> Tensor:

@@ -43,13 +43,14 @@ def rms_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:
     return weights[f"{name}.weight"] * scaled.to(x.dtype)
 
 
-def rotation(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
-    """The rotary positions of tokens: pair i of a head's `width` numbers turns by position / base^(2i/width).
+def rotation(positions: Tensor, width: int, base: float, dtype: torch.dtype, factor: float = 1.0) -> Rotation:
+    """The rotary positions of tokens: pair i of a head's `width` numbers turns by position / base^(2i/width),
+    divided by `factor`.
 
     The angles are computed in float32, as in transformers.
     """
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = torch.outer(positions.float(), 1.0 / base**exponents)
+    angles = torch.outer(positions.float(), 1.0 / base**exponents / factor)
     both = torch.cat((angles, angles), -1).unsqueeze(1)
     return both.cos().to(dtype), both.sin().to(dtype)
 

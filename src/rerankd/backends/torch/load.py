@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from rerankd.backends.torch.architecture import Architecture, Part, Parts, Unsupported
+from rerankd.backends.torch.architecture import Architecture, Part, Parts, Prepared, Unsupported
 from rerankd.backends.torch.architectures import ARCHITECTURES
 from rerankd.backends.torch.heads import Head
 from rerankd.backends.torch.layers import Named
@@ -34,7 +35,8 @@ def load(
     dtype: torch.dtype,
 ) -> Loaded:
     """Load the model at `path`. `pooling` is `rank` for the rank head, else how an embedding is pooled. With
-    `labels`, the ids of two tokens, it is a causal model whose score is logit[first] - logit[second].
+    `labels`, the ids of one or two tokens, it is a causal model whose score is logit[first], minus
+    logit[second] if there are two.
 
     Raises ModelFileError if the file is damaged, and Unsupported if it can't be computed.
     """
@@ -48,9 +50,11 @@ def load(
         _named(weights, architecture.layer_tensors, f"blk.{at}.", device, dtype)
         for at in range(len(architecture.attentions))
     ]
+    if isinstance(architecture, Prepared):
+        architecture.prepare(outside, layers)
     head = _label_head(weights, architecture, labels) if labels else _head(weights, architecture, pooling)
     held = {name: one.to(device) for name, one in head.weights.items()}
-    head = Head(head.pooling, head.steps, held, head.epsilon)
+    head = replace(head, weights=held)
     return Loaded(architecture, outside, layers, head, device, weights.rows("token_embd.weight"))
 
 
@@ -60,7 +64,8 @@ def _named(weights: Weights, parts: Parts, before: str, device: torch.device, dt
     for name, joined in parts.items():
         for ending, arrays in _joined(weights, joined, before):
             whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            found[f"{name}.{ending}"] = torch.from_numpy(whole).to(device, dtype)
+            kept = torch.float32 if joined[0].is_wide else dtype
+            found[f"{name}.{ending}"] = torch.from_numpy(whole).to(device, kept)
     return found
 
 
@@ -81,13 +86,15 @@ def _joined(
 
 
 def _label_head(weights: Weights, architecture: Architecture, labels: Sequence[int]) -> Head:
-    """The difference of the labels' logits as one dense row. Without an output matrix, the model's is the
-    embedding matrix."""
+    """The label's logit, or the difference of two, as one dense row. Without an output matrix, the model's is
+    the embedding matrix."""
     name = "output.weight" if weights.has("output.weight") else "token_embd.weight"
     table = weights.table(name, weights.rows(name), architecture.state_width)
-    first, second = table[np.array(labels)]
-    row = torch.from_numpy(first - second)[None]
-    return Head("last", (_LABELS,), {"labels.weight": row}, 0.0)
+    rows = table[np.array(labels)]
+    cap: float = weights.key("final_logit_softcapping", 0.0)
+    if len(rows) == 2 and not cap:
+        rows = rows[:1] - rows[1:]
+    return Head("last", (_LABELS,), {"labels.weight": torch.from_numpy(rows)}, 0.0, cap)
 
 
 def _head(weights: Weights, architecture: Architecture, pooling: Pooling) -> Head:

@@ -174,9 +174,10 @@ class Network:
     ) -> tuple[Rotation | None, Before | None]:
         """What layer `at` reads besides its states and weights: rotary positions, and keys of prefixes."""
         architecture = self._loaded.architecture
-        base = architecture.attentions[at].rotary_base
+        base, factor = (one := architecture.attentions[at]).rotary_base, one.rotary_factor
         turned = base and batch.once(
-            ("rotation", base), lambda: rotation(batch.positions, architecture.head_width, base, dtype)
+            ("rotation", base, factor),
+            lambda: rotation(batch.positions, architecture.head_width, base, dtype, factor),
         )
         if batch.key_index is None:
             return turned or None, None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rerankd.domain import Recipe, Refusal
+from rerankd.domain import Pooling, Recipe, Refusal
 from rerankd.formats import tokenizer_support
 
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
 
-ENCODERS = ("bert", "modern-bert")
-CAUSAL = ("qwen2", "qwen3")
+ENCODERS = ("bert", "deberta-v2", "modern-bert", "new")
+CAUSAL = ("gemma", "gemma2", "gemma3", "qwen2", "qwen3")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
 _POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last")}
@@ -31,11 +31,16 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None) -> Refusal | None:
 
 
 def labels(recipe: Recipe, metadata: ModelMetadata) -> tuple[int, ...]:
-    """The ids of the two label tokens of a causal model; () for other models, and if one is not a token."""
+    """The ids of the label tokens of a causal model; () for other models, and if one is not a token."""
     if recipe.method != "causal_lm":
         return ()
     found = [metadata.token_id(label) for label in recipe.labels]
     return tuple(one for one in found if one is not None) if None not in found else ()
+
+
+def pooling(recipe: Recipe) -> Pooling:
+    """What the worker computes from a model's states: "rank" is a rank head, also that of a causal model."""
+    return "rank" if recipe.method == "causal_lm" and not recipe.labels else recipe.pooling
 
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
@@ -48,19 +53,17 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if recipe.method == "causal_lm":
         if metadata.architecture not in CAUSAL:
             return f"the architecture {metadata.architecture} is not a causal model"
-        if len(recipe.labels) != 2:
-            return "the PyTorch backend does not support a causal model with one label or a rank head"
-        return "" if labels(recipe, metadata) else "a label is not a single token of the vocabulary"
+        are_tokens = len(labels(recipe, metadata)) == len(recipe.labels)
+        return _split(metadata) if are_tokens else "a label is not a single token of the vocabulary"
     if recipe.pooling not in _POOLINGS[recipe.method]:
         return f"the PyTorch backend does not support the pooling {recipe.pooling}"
-    if recipe.method == "cross_encoder" and metadata.architecture in CAUSAL:
-        return "the PyTorch backend does not support a rank head of a causal model"
     if recipe.method == "cross_encoder" and recipe.template:
         return "the PyTorch backend does not support templates for cross-encoders"
-    if metadata.architecture in CAUSAL and metadata.causal_attention is False:
-        return f"the PyTorch backend does not support {metadata.architecture} without causal attention"
     if metadata.hidden_activation not in ("", "gelu"):
         return f"the PyTorch backend does not support the activation {metadata.hidden_activation}"
-    if metadata.format == "gguf" and len(metadata.parts) > 1:
-        return "the PyTorch backend does not support split GGUF files"
-    return ""
+    return _split(metadata)
+
+
+def _split(metadata: ModelMetadata) -> str:
+    is_split = metadata.format == "gguf" and len(metadata.parts) > 1
+    return "the PyTorch backend does not support split GGUF files" if is_split else ""

@@ -24,6 +24,8 @@ class Bert:
     shares_prefix = False
     head_epsilon = 0.0
     head_pooling: Pooling = "cls"
+    has_positions = True
+    """Whether the model adds a table of positions to its embeddings."""
 
     def __init__(self, weights: Weights) -> None:
         width: int = weights.key("embedding_length")
@@ -33,8 +35,8 @@ class Bert:
         self.heads: int = weights.key("attention.head_count")
         self.epsilon: float = weights.key("attention.layer_norm_epsilon")
         self.head_width = width // self.heads
-        self.attentions = (Attention(),) * weights.key("block_count")
-        self.tensors = _tensors(weights, width, narrow)
+        self.attentions: tuple[Attention, ...] = (Attention(),) * weights.key("block_count")
+        self.tensors: Parts = _tensors(weights, width, narrow, has_positions=self.has_positions)
         self.head_steps = _head(weights)
         merged = (Part("attn_qkv", (3 * width, width), needs_bias=True),)
         apart = tuple(Part(f"attn_{one}", (width, width), needs_bias=True) for one in "qkv")
@@ -49,7 +51,8 @@ class Bert:
 
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
         x = F.embedding(batch.token_ids, weights["tokens.weight"])
-        x = x + F.embedding(batch.positions, weights["positions.weight"])
+        if self.has_positions:
+            x = x + F.embedding(batch.positions, weights["positions.weight"])
         if (types := weights.get("types.weight")) is not None:
             x = x + F.embedding(batch.types.clamp(max=len(types) - 1), types)
         x = layer_norm(x, weights, "norm", self.epsilon)
@@ -61,20 +64,26 @@ class Bert:
 
     def finish(self, x: Tensor, mixed: Tensor, weights: Named) -> Tensor:
         x = layer_norm(x + linear(mixed, weights, "out"), weights, "attn_norm", self.epsilon)
-        inner = F.gelu(linear(x, weights, "up"))
+        inner = self.inner(linear(x, weights, "up"))
         return layer_norm(x + linear(inner, weights, "down"), weights, "norm", self.epsilon)
+
+    def inner(self, up: Tensor) -> Tensor:
+        """The inner states of the MLP from the product with its first matrix."""
+        return F.gelu(up)
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
         return rows
 
 
-def _tensors(weights: Weights, width: int, narrow: int) -> Parts:
+def _tensors(weights: Weights, width: int, narrow: int, *, has_positions: bool) -> Parts:
     """The embeddings. ELECTRA's small models have narrow ones and project them."""
     found: dict[str, tuple[Part, ...]] = {
         "tokens": (Part("token_embd", (weights.rows("token_embd.weight"), narrow), is_table=True),),
-        "positions": (Part("position_embd", (weights.key("context_length"), narrow), is_table=True),),
         "norm": (Part("token_embd_norm", (narrow,), needs_bias=True),),
     }
+    if has_positions:
+        positions = weights.key("context_length")
+        found["positions"] = (Part("position_embd", (positions, narrow), is_table=True),)
     if narrow != width:
         found["project"] = (Part("token_embd_project", (width, narrow), needs_bias=True),)
     # DistilBERT, which GGUF files name BERT too and whose vocabulary is WordPiece, has no token types.

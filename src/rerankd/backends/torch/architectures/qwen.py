@@ -16,27 +16,25 @@ from rerankd.formats.weights import Weights
 
 class Qwen:
     """Qwen: causal attention with grouped heads, rotary positions, RMS norms and SwiGLU. Qwen2 has biases of
-    query, key and value; Qwen3 has norms of each query and key instead."""
+    query, key and value; Qwen3 has norms of each query and key instead. Other decoders are kinds of it."""
 
-    shares_prefix = True
     head_epsilon = 0.0
     head_pooling: Pooling = "last"
-    head_steps: tuple[Step, ...] = ()
+    head_steps: tuple[Step, ...] = (("dense", "cls.output", ""),)
 
     def __init__(self, weights: Weights) -> None:
         width: int = weights.key("embedding_length")
         hidden: int = weights.key("feed_forward_length")
         self.state_width = width
         self.heads: int = weights.key("attention.head_count")
-        self.key_heads: int = weights.key("attention.head_count_kv")
+        self.key_heads: int = weights.key("attention.head_count_kv", self.heads)
         self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
-        if (scaling := weights.key("rope.scaling.type", "none")) != "none":
-            raise Unsupported(f"its rotary positions are scaled ({scaling})")
-        self.has_norms = weights.architecture == "qwen3"
-        base: float = weights.key("rope.freq_base")
-        self.attentions = (Attention(causal=True, rotary_base=base),) * weights.key("block_count")
         each: int = weights.key("attention.key_length", width // self.heads)
         self.head_width = each
+        self.shares_prefix: bool = weights.key("attention.causal", True)
+        self.attentions = self.read_attentions(weights)
+        self.has_norms = weights.architecture in ("qwen3", "gemma3")
+        has_biases = weights.architecture == "qwen2"
         sizes = {"q": self.heads * each, "k": self.key_heads * each, "v": self.key_heads * each}
         self.tensors: Parts = {
             "tokens": (Part("token_embd", (weights.rows("token_embd.weight"), width), is_table=True),),
@@ -45,8 +43,7 @@ class Qwen:
         self.layer_tensors: Parts = {
             "attn_norm": (Part("attn_norm", (width,)),),
             "qkv": tuple(
-                Part(f"attn_{one}", (rows, width), needs_bias=not self.has_norms)
-                for one, rows in sizes.items()
+                Part(f"attn_{one}", (rows, width), needs_bias=has_biases) for one, rows in sizes.items()
             ),
             "out": (Part("attn_output", (width, self.heads * each)),),
             "mlp_norm": (Part("ffn_norm", (width,)),),
@@ -59,25 +56,33 @@ class Qwen:
                 "k_norm": (Part("attn_k_norm", (each,)),),
             }
 
+    def read_attentions(self, weights: Weights) -> tuple[Attention, ...]:
+        """The attention of each layer."""
+        if (scaling := weights.key("rope.scaling.type", "none")) != "none":
+            raise Unsupported(f"its rotary positions are scaled ({scaling})")
+        base, count = weights.key("rope.freq_base"), int(weights.key("block_count"))
+        return (Attention(causal=self.shares_prefix, rotary_base=base),) * count
+
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
         return F.embedding(batch.token_ids, weights["tokens.weight"])
 
     def project(self, x: Tensor, weights: Named, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         assert rotation is not None
         heads = (self.heads, self.key_heads, self.key_heads)
-        qkv = linear(rms_norm(x, weights, "attn_norm", self.epsilon), weights, "qkv")
+        qkv = linear(self.norm(x, weights, "attn_norm"), weights, "qkv")
         q, k, v = qkv.unflatten(-1, (sum(heads), self.head_width)).split(heads, 1)
         if self.has_norms:
-            q, k = (
-                rms_norm(one, weights, name, self.epsilon) for one, name in ((q, "q_norm"), (k, "k_norm"))
-            )
+            q, k = self.norm(q, weights, "q_norm"), self.norm(k, weights, "k_norm")
         return rotated(q, rotation), rotated(k, rotation), v
 
     def finish(self, x: Tensor, mixed: Tensor, weights: Named) -> Tensor:
         x = x + linear(mixed, weights, "out")
-        normed = rms_norm(x, weights, "mlp_norm", self.epsilon)
+        normed = self.norm(x, weights, "mlp_norm")
         gate, up = linear(normed, weights, "gate_up").chunk(2, -1)
         return x + linear(F.silu(gate) * up, weights, "down")
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
-        return rms_norm(rows, weights, "last_norm", self.epsilon)
+        return self.norm(rows, weights, "last_norm")
+
+    def norm(self, x: Tensor, weights: Named, name: str) -> Tensor:
+        return rms_norm(x, weights, name, self.epsilon)
