@@ -22,11 +22,12 @@ from rerankd.backends.torch import devices
 from rerankd.backends.torch.devices import Device, Survey
 
 SECTION = "torch_devices"
+DEV = Path("/dev")
 _TIMEOUT_S = 120.0
 # A failure may pass: a driver that is being installed, a card that another process holds.
 _FAILED_TTL_S = 600.0
 # In the Windows Subsystem for Linux, cards of all makers are this device.
-_WSL = Path("/dev/dxg")
+_WSL = "dxg"
 _HIDES = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
@@ -36,7 +37,7 @@ def look(home: Path) -> Survey:
     installed = version()
     known = Survey(
         installed,
-        has_card=bool(_cards()) or (_WSL.exists() and shutil.which("nvidia-smi") is not None),
+        has_card=bool(_cards()) or ((DEV / _WSL).exists() and shutil.which("nvidia-smi") is not None),
         environment=sys.prefix,
         compiler=_compiler(),
         cache=home / "cache" / "torch",
@@ -94,13 +95,13 @@ def _cpu() -> Device:
 
 def _cards() -> list[str]:
     """The device files of NVIDIA's driver."""
-    return sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    return sorted(path.name for path in DEV.glob("nvidia[0-9]*"))
 
 
 def _key(installed: str) -> str:
     """What the list of devices depends on: PyTorch, the device files, and the variables that hide cards."""
     files = _cards()
-    files += sorted(path.name for path in Path("/dev/dri").glob("render*"))
+    files += sorted(path.name for path in (DEV / "dri").glob("render*"))
     hidden = [f"{name}={os.environ[name]}" for name in _HIDES if name in os.environ]
     return " ".join((installed, sys.prefix, *files, *hidden))
 
