@@ -1,5 +1,5 @@
-"""A backend whose worker computes nothing, so that a measurement sees only rerankd's own work. Everything else
-is real: the service, the worker's process, its server and the protocol.
+"""A backend whose worker computes nothing, so that a measurement sees only rerankd's own work. The rest is
+real: the service, the worker's process, its server and the protocol.
 
     python bench/instant.py serve …           rerankd with this backend (RERANKD_ENGINE=instant)
     python bench/instant.py worker SOCKET …   the worker program, which the service starts
@@ -81,7 +81,7 @@ class InstantBackend:
 
 
 class InstantNetwork:
-    """Returns at once, as the raw score, the length of each input (see backends/worker/scorer.py, Network)."""
+    """Returns the length of each input as its raw score (see backends/worker/scorer.py, Network)."""
 
     about, rows = "instant", 2**20
 

@@ -4,9 +4,9 @@ bench/service_cpu.py [--vocabulary unigram] [--rounds 10]
 16 clients send requests of 100 documents of 100 words, all different, to the real service with its defaults;
 bench/instant.py is the engine, and bench/vocabularies.py makes the models. Each line of the table is one
 vocabulary. CPU times are those of the kernel for processes and threads, so other load on the machine hardly
-changes them: of the whole service, of its event loop's thread (which holds Python's lock nearly all the time),
+changes them: of the whole service, of its event loop's thread, which holds Python's lock nearly all the time,
 and of the worker. `health` is the latency of GET /health under the same load: how long the loop is blocked.
-`20 documents` is the latency of single requests of 20 documents on an idle service.
+`20 documents` is the latency of single requests of 20 documents to the idle service.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ async def measured(service: int, rounds: int) -> list[str]:
     bodies = [body(DOCUMENTS, f"load {at}") for at in range(count)]
     before = [cpu_s(one) for one in watched]
     seconds = await load(client, bodies)
-    spent = [(cpu_s(one) - earlier) / count / DOCUMENTS * 1000 for one, earlier in zip(watched, before, strict=True)]
+    spent = [
+        (cpu_s(one) - earlier) / count / DOCUMENTS * 1000
+        for one, earlier in zip(watched, before, strict=True)
+    ]
 
     took: list[float] = []
     probing = asyncio.create_task(probe(took))
@@ -100,7 +103,12 @@ async def measured(service: int, rounds: int) -> list[str]:
         small.append(1000 * (time.perf_counter() - started))
     await client.close()
     rate = count * DOCUMENTS / seconds
-    return [*(f"{one:.3f}" for one in spent), f"{rate:.0f}", f"{half:.0f} / {most:.0f}", f"{statistics.median(small):.1f}"]
+    return [
+        *(f"{one:.3f}" for one in spent),
+        f"{rate:.0f}",
+        f"{half:.0f} / {most:.0f}",
+        f"{statistics.median(small):.1f}",
+    ]
 
 
 def row(folder: Path, kind: str, rounds: int) -> list[str]:
@@ -109,9 +117,7 @@ def row(folder: Path, kind: str, rounds: int) -> list[str]:
     settings = {"MODEL": str(model), "PORT": str(PORT), "ENGINE": "instant", "HOME": str(folder / "home")}
     environment = {**os.environ, **{f"RERANKD_{name}": value for name, value in settings.items()}}
     program = str(Path(__file__).with_name("instant.py"))
-    service = subprocess.Popen(
-        [sys.executable, program, "serve"], stderr=subprocess.DEVNULL, env=environment
-    )
+    service = subprocess.Popen([sys.executable, program, "serve"], stderr=subprocess.DEVNULL, env=environment)
     try:
         wait_for_port(service, PORT)
         return asyncio.run(measured(service.pid, rounds))

@@ -1,9 +1,9 @@
 """Tiny models with vocabularies of real size, for measurements of the service: python bench/vocabularies.py
 FOLDER
 
-They are golden models (tests/golden) with another vocabulary: `unigram` has the built-in model's, which is that
-of XLM-RoBERTa; those of `wordpiece` (BERT) and `bytes` (Qwen) are trained on the benchmark's words to the usual
-number of tokens per word, then padded to the size of the real ones.
+They are golden models (tests/golden) with another vocabulary. `unigram` has the built-in model's, which is
+that of XLM-RoBERTa. Those of `wordpiece` (BERT) and `bytes` (Qwen) are trained on the benchmark's words until
+a word has the usual number of tokens, then padded to the size of the real ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import checkpoints
-
 from rerankd.benchmark.load import text
 from rerankd.config import from_machine
 from rerankd.hub.store import Store

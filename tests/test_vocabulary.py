@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import platform
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, normalizers
 
 from ggufs import rewrite
 from rerankd.errors import ModelFileError
 from rerankd.formats import model_files, tokenizer, tokenizer_support
+from rerankd.formats.encoder import Encoder
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.hub import builtin
 from rerankd.scoring import prompt
@@ -145,6 +148,36 @@ def test_a_vocabulary_is_thread_safe() -> None:
         with ThreadPoolExecutor(8) as threads:
             for found in threads.map(vocabulary.encode, [whole] * 40):
                 assert [ids.tolist() for ids in found] == wanted
+
+
+_ASCII = st.text(st.characters(max_codepoint=127, exclude_characters="\0"), max_size=200)
+_WORDS = st.lists(
+    st.sampled_from([*"aZ,.~`|", " ", "  ", "\n", "\r\n", "\t", "The", "it's", "<s>", "[SEP]", "##s"])
+)
+
+
+@given(_ASCII | _WORDS.map("".join))
+def test_ascii_texts_have_the_same_ids_without_the_normalizer(text: str) -> None:
+    shortened = [vocabulary for vocabulary in ALL if vocabulary.encoder.knows_ascii]
+    assert len(shortened) >= 4
+    for vocabulary in shortened:
+        whole = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+        assert vocabulary.encode([text, "é", text])[2].tolist() == whole
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        normalizers.Sequence([normalizers.NFC(), normalizers.Replace("a", "b")]),
+        normalizers.Sequence([normalizers.NFC(), normalizers.Sequence([normalizers.Prepend("x")])]),
+        normalizers.Replace(Regex("a+"), "a"),
+    ],
+)
+def test_a_normalizer_that_changes_ascii_is_not_left_out(normalizer: normalizers.Normalizer) -> None:
+    own = copy.deepcopy(READ["bert-embedder"].tokenizer)
+    assert Encoder(own).knows_ascii
+    own.normalizer = normalizer
+    assert not Encoder(own).knows_ascii
 
 
 def test_special_tokens_around_texts() -> None:

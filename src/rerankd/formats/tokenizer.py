@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from rerankd.errors import ModelFileError
 from rerankd.formats import checkpoint_files, gguf_metadata, sentencepiece_bpe, tokenizer_file
+from rerankd.formats.encoder import Encoder
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
 
@@ -61,11 +62,14 @@ class Vocabulary:
     size: int
     control_ids: frozenset[int]
     frame: Frame
+    encoder: Encoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", Encoder(self.tokenizer))
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text without the frame: none of `control_ids`, all below `size`."""
-        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in found]
+        return self.encoder.encode(texts)
 
     def ends(self, texts: Sequence[str]) -> list[Ids]:
         """For each text, the end of each of its tokens, as an offset in characters.
@@ -73,20 +77,7 @@ class Vocabulary:
         Tokens that are parts of one character have the same end. Characters without a token, such as a mark
         that the model does not know, belong to the token before them, except spaces.
         """
-        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [_ends(text, encoding.offsets) for text, encoding in zip(texts, found, strict=True)]
-
-
-def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
-    starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
-    ends = np.maximum.accumulate(ends)
-    following = np.append(starts[1:], np.int32(len(text)))
-    # Where a normalizer composes a letter and its marks, the library's offsets cover only the first of them.
-    for at in np.flatnonzero(following > ends):
-        gap = text[ends[at] : following[at]]
-        first = np.searchsorted(ends, ends[at])
-        ends[first : at + 1] += next((n for n, letter in enumerate(gap) if letter.isspace()), len(gap))
-    return ends
+        return self.encoder.ends(texts)
 
 
 def read(metadata: ModelMetadata) -> Vocabulary:

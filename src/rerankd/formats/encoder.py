@@ -1,0 +1,120 @@
+"""Texts to token ids, and where tokens end, with the `tokenizers` library.
+
+ASCII texts take half the time, because they need no normalizer where it is known what it does to them: it
+changes only case and white space. The ids are the same, and the vocabulary is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+
+from rerankd.ids import Ids
+
+_PRINTABLE = "".join(map(chr, range(32, 127)))
+_WHITE_SPACE = str.maketrans("\t\n\r", "   ")
+# What they make of an ASCII text is what they make of each of its characters.
+_BY_CHARACTER = (
+    normalizers.NFC,
+    normalizers.NFD,
+    normalizers.NFKC,
+    normalizers.NFKD,
+    normalizers.StripAccents,
+    normalizers.Lowercase,
+    normalizers.BertNormalizer,
+    normalizers.Precompiled,
+)
+_BERT = pre_tokenizers.BertPreTokenizer()
+_SPACE_BEFORE_EACH = pre_tokenizers.Metaspace("\u2581", prepend_scheme="always")
+_SENTENCEPIECE = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), _SPACE_BEFORE_EACH])
+# How a vocabulary splits words -> how it splits those that one space separates.
+_SPLITS = {repr(_BERT): _BERT, repr(_SENTENCEPIECE): _SPACE_BEFORE_EACH}
+
+
+class Encoder:
+    """Tokenizes texts, without special tokens. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        words = _SPLITS.get(repr(tokenizer.pre_tokenizer))
+        has_own_words = any(not added.special for added in tokenizer.get_added_tokens_decoder().values())
+        lowercases = None if words is None or has_own_words else _lowercases(tokenizer.normalizer)
+        self._lowercases = bool(lowercases)
+        self._of_ascii: Tokenizer | None = None
+        if lowercases is not None:
+            self._of_ascii = Tokenizer(tokenizer.model)
+            self._of_ascii.pre_tokenizer = words
+            self._of_ascii.encode_special_tokens = True
+
+    @property
+    def knows_ascii(self) -> bool:
+        """Whether the normalizer can be left out for ASCII texts."""
+        return self._of_ascii is not None
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """The token ids of each text."""
+        if self._of_ascii is None:
+            return _encoded(self._tokenizer, texts)
+        known = list(map(self._normalized, texts))
+        ascii_ids = iter(_encoded(self._of_ascii, list(filter(None, known))))
+        others = [text for text, normalized in zip(texts, known, strict=True) if not normalized]
+        other_ids = iter(_encoded(self._tokenizer, others))
+        return [next(ascii_ids if normalized else other_ids) for normalized in known]
+
+    def ends(self, texts: Sequence[str]) -> list[Ids]:
+        """See tokenizer.Vocabulary.ends."""
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [_ends(text, encoding.offsets) for text, encoding in zip(texts, found, strict=True)]
+
+    def _normalized(self, text: str) -> str:
+        """An ASCII text as the normalizer leaves it, with one space between words; "" for another text."""
+        if not text.isascii():
+            return ""
+        if not text.isprintable():
+            text = text.translate(_WHITE_SPACE)
+            if not text.isprintable():
+                return ""
+        text = text.strip()
+        if "  " in text:
+            text = " ".join(text.split())
+        return text.lower() if self._lowercases else text
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
+    found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, np.int32) for encoding in found]
+
+
+def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
+    starts, ends = np.array(offsets, np.int32).reshape(-1, 2).T
+    ends = np.maximum.accumulate(ends)
+    following = np.append(starts[1:], np.int32(len(text)))
+    # Where a normalizer composes a letter and its marks, the library's offsets cover only the first of them.
+    for at in np.flatnonzero(following > ends):
+        gap = text[ends[at] : following[at]]
+        first = np.searchsorted(ends, ends[at])
+        ends[first : at + 1] += next((n for n, letter in enumerate(gap) if letter.isspace()), len(gap))
+    return ends
+
+
+def _lowercases(normalizer: normalizers.Normalizer | None) -> bool | None:
+    """Whether the normalizer changes upper case. None if it may change printable ASCII in other ways, or does
+    not keep white space."""
+    if normalizer is None:
+        return False
+    if not all(isinstance(one, _BY_CHARACTER) for one in _steps(normalizer)):
+        return None
+    found = normalizer.normalize_str(_PRINTABLE)
+    if normalizer.normalize_str("a\tb\nc\rd\r\ne").split() != [*"abcde"]:
+        return None
+    return {_PRINTABLE: False, _PRINTABLE.lower(): True}.get(found)
+
+
+def _steps(normalizer: normalizers.Normalizer) -> Iterator[normalizers.Normalizer]:
+    if isinstance(normalizer, normalizers.Sequence):
+        for one in normalizer:  # type: ignore[attr-defined]  # iterable by its indexes
+            yield from _steps(one)
+    else:
+        yield normalizer
