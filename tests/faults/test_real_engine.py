@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ PAIRS = [
 TOLERANCE = 1e-3  # the score contract
 
 
-@pytest.fixture(params=["llama", "openvino"])
+WITH_TORCH = pytest.param(
+    "torch", marks=pytest.mark.skipif(find_spec("torch") is None, reason="no PyTorch here: make test-torch")
+)
+
+
+@pytest.fixture(params=["llama", "openvino", WITH_TORCH])
 def quiet(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings that select an engine with one thread: on few cores, concurrent tests and engine threads would
     wait for each other."""
