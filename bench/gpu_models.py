@@ -81,7 +81,7 @@ _BERT, _ETTIN, _QWEN3 = "BertForSequenceClassification", "ModernBertModel", "Qwe
 SHAPES = {
     one.name: one
     for one in (
-        Shape("bert-large", _BERT, "bert", _bert(24, 1024, 4096, 16)),
+        Shape("bert-large", _BERT, "bert", _bert(24, 1024, 4096, 16), gain=2.0),
         Shape("ettin-reranker-32m-v1", _ETTIN, "modern-bert", _modern(10, 384, 576, 6), 7999),
         Shape("ettin-reranker-150m-v1", _ETTIN, "modern-bert", _modern(22, 768, 1152, 12), 7999),
         Shape("Qwen3-Reranker-0.6B", _QWEN3, "qwen", _qwen(28, 1024, 3072, 16, 8, head_dim=128), 8192),
@@ -94,6 +94,34 @@ SHAPES = {
         ),
     )
 }
+_XLMR = {"vocab_size": 50004, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+_MINILM = (6, 384, 1536, 6)
+_CLASSIFIER = "ForSequenceClassification"
+FAMILIES = {
+    one.name: one
+    for one in (
+        Shape("bert", _BERT, "bert", _bert(*_MINILM), gain=2.0),
+        Shape("xlm-roberta", f"XLMRoberta{_CLASSIFIER}", "roberta", _bert(*_MINILM) | _XLMR, gain=2.0),
+        Shape(
+            "distilbert",
+            f"DistilBert{_CLASSIFIER}",
+            "distilbert",
+            {"n_layers": 6, "dim": 384, "hidden_dim": 1536, "n_heads": 6, "vocab_size": 30522, "num_labels": 1},
+            gain=2.0,
+        ),
+        Shape(
+            "modernbert", f"ModernBert{_CLASSIFIER}", "modern-bert", {**_modern(*_MINILM), "num_labels": 1}, 2048
+        ),
+        Shape(
+            "mxbai-rerank-base-v2",
+            "Qwen2ForCausalLM",
+            "qwen",
+            _qwen(24, 896, 4864, 14, 2, vocab_size=151936),
+            8192,
+        ),
+    )
+}
+"""A model of each architecture, for its scores. The causal one has the sizes by which the catalog knows it."""
 _SMALL = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
 _SMALL_KV = {"num_key_value_heads": 2, "head_dim": 32}
 
@@ -101,6 +129,8 @@ _SMALL_KV = {"num_key_value_heads": 2, "head_dim": 32}
 def tiny(shape: Shape) -> Shape:
     """The same model with small layers. Its vocabulary and its prompt are as long as the real ones."""
     small = _SMALL | (_SMALL_KV if shape.is_causal else {})
+    if "n_layers" in shape.config:
+        small = {"n_layers": 4, "dim": 128, "hidden_dim": 256, "n_heads": 4}
     return Shape(
         shape.name, shape.of, shape.tokenizer, {**shape.config, **small}, shape.max_length, shape.gain
     )

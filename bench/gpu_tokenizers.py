@@ -19,6 +19,9 @@ Token = bytes
 _BERT = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
 _BERT_ROWS, _MODERN_FIRST = 30522, 50280
 _MODERN = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+# In the order of their ids, from 0 on.
+_ROBERTA = ("<s>", "<pad>", "</s>", "<unk>")
+_ROBERTA_ROWS = 50000
 _QWEN_ROWS = 151643
 # In the order of their ids, from 151643 on.
 _QWEN = (
@@ -44,6 +47,9 @@ _ENCODER = {
 NAMES: Mapping[str, Mapping[str, object]] = {
     "bert": {**_ENCODER, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
     "modern-bert": {**_ENCODER, "model_input_names": ["input_ids", "attention_mask"]},
+    "distilbert": {**_ENCODER, "model_input_names": ["input_ids", "attention_mask"]},
+    "roberta": {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "eos_token": "</s>"}
+    | {"pad_token": "<pad>", "unk_token": "<unk>", "model_input_names": ["input_ids", "attention_mask"]},
     "qwen": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
 }
 """The names of special tokens for tokenizer_config.json."""
@@ -61,7 +67,13 @@ def write(kind: str, file: Path) -> None:
 
 @cache
 def _made(kind: str) -> str:
-    made: Tokenizer = {"bert": _word_piece, "modern-bert": _modern, "qwen": _qwen}[kind]()
+    made: Tokenizer = {
+        "bert": _word_piece,
+        "distilbert": _word_piece,
+        "modern-bert": _modern,
+        "roberta": _roberta,
+        "qwen": _qwen,
+    }[kind]()
     return made.to_str()
 
 
@@ -77,10 +89,11 @@ def _ranked() -> tuple[Token, ...]:
     return tuple(base64.b64decode(line.split()[0]) for line in file.read_bytes().splitlines())
 
 
-def _byte_level(count: int) -> Tokenizer:
-    """Byte-level BPE with the `count` first tokens. Where there are fewer, unused ones stand in, so that
+def _byte_level(count: int, before: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level BPE with the `count` first tokens, after those of `before`. Where there are fewer, unused ones stand in, so that
     tokens added after them have the ids of the real vocabulary."""
-    ranks = {token: rank for rank, token in enumerate(_ranked()[:count])}
+    first = len(before)
+    ranks = {token: first + rank for rank, token in enumerate(_ranked()[:count])}
     letters = _letters()
 
     def text(token: Token) -> str:
@@ -92,7 +105,8 @@ def _byte_level(count: int) -> Tokenizer:
         known = [(ranks[a], ranks[b], a, b) for a, b in halves if a in ranks and b in ranks]
         merges += [(text(a), text(b)) for *_, a, b in sorted(known)]
     vocabulary = {text(token): rank for token, rank in ranks.items()}
-    vocabulary |= {f"<unused{at}>": at for at in range(len(ranks), count)}
+    vocabulary |= {f"<unused{at}>": at for at in range(first + len(ranks), first + count)}
+    vocabulary |= {name: at for at, name in enumerate(before)}
     made = Tokenizer(models.BPE(vocabulary, merges))
     made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
@@ -125,6 +139,17 @@ def _modern() -> Tokenizer:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.add_special_tokens([AddedToken(one, normalized=False, special=True) for one in _MODERN])
     made.post_processor = _pairs(made, types=0)
+    return made
+
+
+def _roberta() -> Tokenizer:
+    made = _byte_level(_ROBERTA_ROWS, _ROBERTA)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens([AddedToken(one, normalized=False, special=True) for one in _ROBERTA])
+    marks = [(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=marks
+    )
     return made
 
 
