@@ -1,12 +1,13 @@
-"""rerankd's PyTorch backend on a GPU, without a network: python bench/gpu.py [http]
+"""rerankd's PyTorch backend on a GPU, without a network: python bench/gpu.py [correct] [http] [mixed]
 
     pip install 'rerankd[torch]' && pip install --no-deps dashscope
     python bench/gpu.py --out gpu.json
 
-Models with random weights and the shapes of real ones are made on the machine. `http` measures throughput and
-latency through the service. Each row is written to the JSON file when it is measured; a part that fails or
-takes too long does not lose the others' results. Without a GPU, or with --tiny, the models are tiny, which
-checks the script alone.
+Models with random weights and the shapes of real ones are made on the machine. `correct` compares scores with
+transformers' in float32, `http` measures throughput and latency through the service, `mixed` applies a mixed
+load for minutes and kills the engine twice. Each row is written to the JSON file when it is measured; a part
+that fails or takes too long does not lose the others' results. Without a GPU, or with --tiny, the models are
+tiny, which checks the script alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import gpu_correct
 import gpu_http
+import gpu_mixed
 import gpu_report
 import gpu_tokenizers
 import torch
@@ -30,7 +33,9 @@ from gpu_service import Gpu
 
 # The parts, and the most seconds that each may take; `mixed` has --minutes in addition.
 PARTS: Mapping[str, tuple[Callable[[Bench, float], None], float]] = {
+    "correct": (gpu_correct.run, 90.0),
     "http": (gpu_http.run, 265.0),
+    "mixed": (gpu_mixed.run, 80.0),
 }
 
 

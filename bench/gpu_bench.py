@@ -17,7 +17,7 @@ from typing import Any
 
 import gpu_models
 import torch
-from gpu_models import SHAPES, Shape
+from gpu_models import Shape
 from gpu_service import Failed, Gpu
 
 from rerankd import machine
@@ -56,9 +56,9 @@ class Bench:
         }
         print(json.dumps(self.results["machine"]), flush=True)
 
-    def shape(self, name: str) -> Shape:
-        """The shape of this name; a tiny one for a check of the script."""
-        return gpu_models.tiny(SHAPES[name]) if self.is_tiny else SHAPES[name]
+    def sized(self, shape: Shape) -> Shape:
+        """The shape itself, or a tiny one for a check of the script."""
+        return gpu_models.tiny(shape) if self.is_tiny else shape
 
     def make(self, shape: Shape) -> Path:
         """The folder of a model, and no memory of the card held afterwards."""

@@ -11,16 +11,13 @@ from typing import Any
 
 from gpu_bench import Bench
 from gpu_load import Task
-from gpu_models import Shape
+from gpu_models import SHAPES, Shape
 from gpu_service import Failed, Loaded, Service, apply, serving
-from tokenizers import Tokenizer
+from gpu_texts import Reader
 
 from rerankd.benchmark import flops, load
-from rerankd.config import Settings
-from rerankd.scoring import prompt
-from rerankd.serving.prepare_model import Model, prepare
 
-DOCUMENTS, FEW = 100, 20
+DOCUMENTS, FEW, WORDS = 100, 20, 100
 # The models whose latency is measured, and the one that gets an open loop.
 _LATENCY = ("Qwen3-Reranker-0.6B", "Qwen3-Reranker-8B")
 _OPEN = "Qwen3-Reranker-0.6B"
@@ -39,7 +36,7 @@ def run(bench: Bench, until: float) -> None:
             if time.monotonic() > until:
                 raise Failed("the time of this part is over")
             started = time.perf_counter()
-            shape = bench.shape(name)
+            shape = bench.sized(SHAPES[name])
             folder = bench.make(shape)
             made_s = time.perf_counter() - started
             with serving([folder], bench.home, 150, "--engine", bench.options.engine) as service:
@@ -56,12 +53,12 @@ def _measure(bench: Bench, shape: Shape, folder: Path, service: Service, made_s:
         "made_s": round(made_s, 1),
         "ready_s": round(service.ready_s, 1),
     }
-    sizes = Sizes.of(shape, folder, bench)
-    task = Task(0, bench.options.clients, bodies=4 * bench.options.clients)
-    if bench.is_tiny:
-        task = replace(task, documents=(8, 8))
+    sizes = Sizes(Reader.of(folder, bench.home))
+    documents = 8 if bench.is_tiny else DOCUMENTS
+    clients = bench.options.clients
+    task = Task(0, clients, documents=(documents, documents), words=(WORDS, WORDS), bodies=4 * clients)
     loaded = _warm_and_apply(bench, service, task)
-    row |= _figures(loaded) | sizes.figures(loaded.pairs_per_s, bench.peak_flops)
+    row |= _figures(loaded) | sizes.figures(documents, loaded.pairs_per_s, bench.peak_flops)
     bench.add("http", row)
     if shape.name in _LATENCY:
         few = replace(task, connections=1, documents=(FEW, FEW), bodies=100, seed=5)
@@ -85,7 +82,7 @@ def _warm_and_apply(bench: Bench, service: Service, task: Task) -> Loaded:
 def _open_loop(bench: Bench, service: Service, sizes: Sizes, task: Task, pairs_per_s: float) -> None:
     """Send items at rising rates until the 99th percentile is too long."""
     words = sizes.words_for(ITEM_TOKENS)
-    closed = pairs_per_s * sizes.own / sizes.own_of(words)
+    closed = pairs_per_s * sizes.tokens(WORDS)[0] / sizes.tokens(words)[0]
     for share in _SHARES:
         rate = closed * share / ITEMS
         items = replace(
@@ -127,59 +124,32 @@ def _figures(loaded: Loaded) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many tokens the model computes for a pair of the throughput's load. `own`: those of its own;
-    `shared`: the start of the prompt, computed once a request."""
+    """How many tokens a model computes for a pair: those of its own, and those of the prompt's start, which
+    are computed once a request."""
 
-    model: Model
-    tokenizer: Tokenizer
-    documents: int
-    own: float
-    shared: float
+    reader: Reader
 
-    @classmethod
-    def of(cls, shape: Shape, folder: Path, bench: Bench) -> Sizes:
-        model = prepare(Settings(model=str(folder), home=bench.home, engine="torch"))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        empty = cls(model, tokenizer, 8 if bench.is_tiny else DOCUMENTS, 0.0, 0.0)
-        pick = random.Random(7)
-        query = load.text(pick, load.QUERY_WORDS + 1)
-        shared = len(tokenizer.encode(empty._prompt(query, "").partition("\n<Document>")[0]).ids)
-        return replace(
-            empty,
-            own=empty.own_of(100, query) if not shape.is_causal else empty.own_of(100, query) - shared,
-            shared=float(shared) if shape.is_causal else 0.0,
-        )
-
-    def own_of(self, words: int, query: str = "") -> float:
-        """The tokens of a pair whose document has this many words, without the shared ones."""
+    def tokens(self, words: int) -> tuple[float, float]:
+        """The own and the shared tokens of documents of this many words, on average."""
         pick = random.Random(words)
-        query = query or load.text(pick, load.QUERY_WORDS + 1)
-        counts = []
-        for _ in range(40):
-            text = load.text(pick, words)
-            is_causal = self.model.recipe.method == "causal_lm"
-            encoded = (self._prompt(query, text),) if is_causal else (query, text)
-            counts.append(len(self.tokenizer.encode(*encoded).ids))
-        return sum(counts) / len(counts) - self.shared
+        query = load.text(pick, load.QUERY_WORDS + 1)
+        counts = [len(self.reader.read(query, load.text(pick, words))["input_ids"]) for _ in range(40)]
+        shared = self.reader.shared(query)
+        return sum(counts) / len(counts) - shared, shared
 
     def words_for(self, tokens: int) -> int:
         """The words of a document whose whole prompt has about this many tokens."""
-        return next(words for words in range(20, 400, 5) if self.own_of(words) + self.shared >= tokens)
+        return next(words for words in range(20, 400, 5) if sum(self.tokens(words)) >= tokens)
 
-    def figures(self, pairs_per_s: float, peak_flops: float) -> dict[str, Any]:
+    def figures(self, documents: int, pairs_per_s: float, peak_flops: float) -> dict[str, Any]:
         """The tokens that are computed for a pair, and the share of the peak that this rate is."""
-        causal = self.model.recipe.method == "causal_lm"
-        computed = self.own + self.shared / self.documents
+        own, shared = self.tokens(WORDS)
+        computed = own + shared / documents
         share = flops.share(
-            self.model.metadata,
-            causal=causal,
+            self.reader.metadata,
+            causal=self.reader.is_causal,
             pairs_per_s=pairs_per_s,
             tokens_per_pair=computed,
             peak_flops=peak_flops,
         )
         return {"tokens_per_pair": round(computed, 1), "of_peak": round(share or 0.0, 3)}
-
-    def _prompt(self, query: str, document: str) -> str:
-        recipe = self.model.recipe
-        template = prompt.choose(recipe.template, instructed=bool(recipe.instruction))
-        return prompt.fill(template, instruction=recipe.instruction, query=query, document=document)

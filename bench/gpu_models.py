@@ -106,11 +106,22 @@ FAMILIES = {
             "distilbert",
             f"DistilBert{_CLASSIFIER}",
             "distilbert",
-            {"n_layers": 6, "dim": 384, "hidden_dim": 1536, "n_heads": 6, "vocab_size": 30522, "num_labels": 1},
+            {
+                "n_layers": 6,
+                "dim": 384,
+                "hidden_dim": 1536,
+                "n_heads": 6,
+                "vocab_size": 30522,
+                "num_labels": 1,
+            },
             gain=2.0,
         ),
         Shape(
-            "modernbert", f"ModernBert{_CLASSIFIER}", "modern-bert", {**_modern(*_MINILM), "num_labels": 1}, 2048
+            "modernbert",
+            f"ModernBert{_CLASSIFIER}",
+            "modern-bert",
+            {**_modern(*_MINILM), "num_labels": 1},
+            2048,
         ),
         Shape(
             "mxbai-rerank-base-v2",
@@ -121,7 +132,7 @@ FAMILIES = {
         ),
     )
 }
-"""A model of each architecture, for its scores. The causal one has the sizes by which the catalog knows it."""
+"""A model of each architecture. The catalog knows the causal one by its sizes."""
 _SMALL = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
 _SMALL_KV = {"num_key_value_heads": 2, "head_dim": 32}
 

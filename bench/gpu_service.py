@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,16 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(models: Sequence[Path], home: Path, within_s: float, *flags: str) -> Iterator[Service]:
+def serving(
+    models: Sequence[Path], home: Path, within_s: float, *flags: str, **environment: str
+) -> Iterator[Service]:
     """Run the service with these models, its data below `home` (kept, as a user's is, between starts)."""
     log = Path(tempfile.mkstemp(prefix="serve-", suffix=".log", dir=home)[1])
     argv = [sys.executable, "-m", "rerankd", "serve", *map(str, models), "--port", "0", *flags]
     started = time.perf_counter()
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            argv, stdout=stream, stderr=stream, env=os.environ | {"RERANKD_HOME": str(home)}
+            argv, stdout=stream, stderr=stream, env={**os.environ, "RERANKD_HOME": str(home), **environment}
         )
     try:
         while (found := _SERVES.search(log.read_text(errors="replace"))) is None:
@@ -114,8 +116,11 @@ class Loaded:
         return found[min(len(found) - 1, int(share * len(found)))] if found else float("inf")
 
 
-def apply(service: Service, task: Task, processes: int, gpu: Gpu) -> Loaded:
-    """Send a load from several processes. Those of `task` are for all together."""
+def apply(
+    service: Service, task: Task, processes: int, gpu: Gpu, during: Callable[[], None] | None = None
+) -> Loaded:
+    """Send a load from several processes. Those of `task` are for all together.
+    `during` is called while they are sent."""
     tasks = [
         replace(
             task,
@@ -139,6 +144,8 @@ def apply(service: Service, task: Task, processes: int, gpu: Gpu) -> Loaded:
             assert program.stdin is not None
             program.stdin.write("\n")
             program.stdin.flush()
+        if during is not None:
+            during()
         parts = [Found(**json.loads(_line(program))) for program in programs]
         after, ended = (_cpu_s([service.pid]), _cpu_s(workers)), time.time()
     finally:

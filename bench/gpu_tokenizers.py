@@ -90,8 +90,8 @@ def _ranked() -> tuple[Token, ...]:
 
 
 def _byte_level(count: int, before: Sequence[str] = ()) -> Tokenizer:
-    """Byte-level BPE with the `count` first tokens, after those of `before`. Where there are fewer, unused ones stand in, so that
-    tokens added after them have the ids of the real vocabulary."""
+    """Byte-level BPE with the `count` first tokens, after those of `before`. Where there are fewer,
+    unused ones stand in, so that tokens added after them have the ids of the real vocabulary."""
     first = len(before)
     ranks = {token: first + rank for rank, token in enumerate(_ranked()[:count])}
     letters = _letters()

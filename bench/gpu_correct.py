@@ -1,0 +1,121 @@
+"""Scores of the service against those of transformers in float32 (a part of bench/gpu.py).
+
+Both read the same checkpoint in bf16 and the same token ids. What transformers in bf16 deviates from its
+float32 is the measure of what the precision costs; the service's deviation is divided by it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from gpu_bench import Bench
+from gpu_models import FAMILIES, SHAPES, Shape
+from gpu_service import Failed, Service, serving
+from gpu_texts import Reader
+from numpy.typing import NDArray
+
+from rerankd.benchmark import load
+
+QUERIES, DOCUMENTS, WORDS = 4, 16, (5, 250)
+_REAL = ("bert-large", "Qwen3-Reranker-0.6B")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Question:
+    query: str
+    documents: tuple[str, ...]
+
+
+def run(bench: Bench, until: float) -> None:
+    readers: dict[str, tuple[Shape, Reader]] = {}
+    known_by_size = ("mxbai-rerank-base-v2",) if bench.is_tiny else ()
+    for name in (*FAMILIES, *_REAL):
+        if name in known_by_size:
+            continue
+        with bench.guarded("correct", name, until):
+            shape = bench.sized(FAMILIES.get(name) or SHAPES[name])
+            readers[name] = shape, Reader.of(bench.make(shape), bench.home)
+    some = questions(bench.is_tiny)
+    with bench.guarded("correct", "the service", until):
+        folders = [reader.folder for _, reader in readers.values()]
+        with serving(folders, bench.home, 150, "--engine", bench.options.engine) as service:
+            for name, (shape, reader) in readers.items():
+                with bench.guarded("correct", name, until):
+                    bench.add("correct", {"model": name} | compared(bench, shape, reader, some, service))
+
+
+def questions(is_few: bool) -> list[Question]:
+    pick = random.Random(3)
+    return [
+        Question(
+            load.text(pick, load.QUERY_WORDS),
+            tuple(load.text(pick, pick.randint(*WORDS)) for _ in range(4 if is_few else DOCUMENTS)),
+        )
+        for _ in range(2 if is_few else QUERIES)
+    ]
+
+
+def compared(
+    bench: Bench, shape: Shape, reader: Reader, some: list[Question], service: Service
+) -> dict[str, Any]:
+    """How far the service and transformers' bf16 are from transformers' float32."""
+    served, seconds = _served(service, shape.name, some)
+    ids = [reader.read(one.query, text) for one in some for text in one.documents]
+    exact, half = (
+        _computed(shape, reader, ids, bench.device, dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    bench.release()
+    ours, theirs = np.abs(served - exact), np.abs(half - exact)
+    return {
+        "pairs": len(exact),
+        "spread": round(float(exact.std()), 4),
+        "mean": round(float(ours.mean()), 6),
+        "max": round(float(ours.max()), 6),
+        "reference_mean": round(float(theirs.mean()), 6),
+        "reference_max": round(float(theirs.max()), 6),
+        "mean_ratio": round(float(ours.mean() / theirs.mean()), 3),
+        "max_ratio": round(float(ours.max() / theirs.max()), 3),
+        "took_s": round(seconds, 2),
+    }
+
+
+def _served(service: Service, model: str, some: list[Question]) -> tuple[Floats, float]:
+    """The raw scores that the service answers, in the order of the documents, and the time they took."""
+    started, found = time.perf_counter(), []
+    for one in some:
+        fields = {"model": model, "query": one.query, "documents": one.documents, "raw_scores": True}
+        results = sorted(service.post(fields)["results"], key=lambda row: row["index"])
+        if len(results) != len(one.documents):
+            raise Failed(f"{len(results)} of {len(one.documents)} documents were answered")
+        found += [row["relevance_score"] for row in results]
+    return np.array(found), time.perf_counter() - started
+
+
+@torch.inference_mode()
+def _computed(
+    shape: Shape,
+    reader: Reader,
+    pairs: list[dict[str, list[int]]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Floats:
+    """The scores of transformers, each pair alone, so that nothing is padded."""
+    network = getattr(transformers, shape.of).from_pretrained(reader.folder, dtype=dtype).to(device).eval()
+    found = []
+    for pair in pairs:
+        inputs = {name: torch.tensor([ids], device=device) for name, ids in pair.items()}
+        more = {"logits_to_keep": 1} if shape.is_causal else {}
+        logits = network(**inputs, **more).logits[0].double()
+        if shape.is_causal:
+            relevant, other = reader.labels
+            found.append(float(logits[-1, relevant] - logits[-1, other]))
+        else:
+            found.append(float(logits[0]))
+    return np.array(found)
