@@ -8,6 +8,7 @@ largest difference from float32 with padded attention.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rerankd.backends.torch import attention, budget
+from rerankd.backends.torch import attention, budget, compiled, load
 from rerankd.backends.torch.architectures import ARCHITECTURES
 from rerankd.backends.torch.heads import Head
 from rerankd.backends.torch.network import Loaded, Network
@@ -26,11 +27,13 @@ IS_CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda:0" if IS_CARD else "cpu")
 HALF = torch.bfloat16
 SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "BERT-large": ("bert", {"embedding_length": 1024, "feed_forward_length": 4096, "block_count": 24}),
-    "ettin-150m": ("modern-bert", {"embedding_length": 768, "feed_forward_length": 1152, "block_count": 22}),
     "Qwen3-0.6B": ("qwen3", {"embedding_length": 1024, "feed_forward_length": 3072, "block_count": 28}),
+    "BERT-large": ("bert", {"embedding_length": 1024, "feed_forward_length": 4096, "block_count": 24}),
     "Qwen3-8B": ("qwen3", {"embedding_length": 4096, "feed_forward_length": 12288, "block_count": 36}),
+    "ettin-150m": ("modern-bert", {"embedding_length": 768, "feed_forward_length": 1152, "block_count": 22}),
+    "ettin-32m": ("modern-bert", {"embedding_length": 384, "feed_forward_length": 576, "block_count": 10}),
 }
+KINDS = {"BERT-large": ("bf16", "fp8"), "Qwen3-0.6B": ("bf16", "fp8"), "Qwen3-8B": ("bf16", "fp8", "int8")}
 TINY = {"embedding_length": 128, "feed_forward_length": 128, "block_count": 2}
 VOCABULARY, PREFIX, OWN, DOCUMENTS = 30_000, 78, 112, 100
 
@@ -105,8 +108,8 @@ def readings(has_prefix: bool) -> list[Reading]:
     ]
 
 
-def seconds(network: Network, some: Sequence[Reading], rounds: int = 5) -> float:
-    """The median time of all the readings in one pass; `compute` waits for the device."""
+def seconds(network: Network, some: Sequence[Reading], rounds: int = 7) -> float:
+    """The median time of all the readings in one pass and its prefix."""
     times = []
     for _ in range(rounds + 1):
         network.prefixes.clear()
@@ -114,6 +117,20 @@ def seconds(network: Network, some: Sequence[Reading], rounds: int = 5) -> float
         network.start(some)()
         times.append(time.perf_counter() - start)
     return sorted(times[1:])[rounds // 2]
+
+
+def ahead(network: Network, some: Sequence[Reading], count: int = 30) -> tuple[float, float]:
+    """Passes one ahead, as a worker runs them: seconds a pass, and those until it is started."""
+    host, begun, waits = 0.0, time.perf_counter(), []
+    for _ in range(count):
+        network.prefixes.clear()
+        start = time.perf_counter()
+        waits.append(network.start(some))
+        host += time.perf_counter() - start
+        if len(waits) > 1:
+            waits.pop(0)()
+    waits.pop()()
+    return (time.perf_counter() - begun) / count, host / count
 
 
 def peak() -> float:
@@ -128,34 +145,87 @@ def peak() -> float:
     return 2 * size**3 / sorted(times[2:])[5]
 
 
+def measured(network: Network, some: Sequence[Reading], flop: float, best: float) -> dict[str, Any]:
+    alone = seconds(network, some)
+    each, host = ahead(network, some)
+    return {
+        "pairs_per_s": round(len(some) / each, 1),
+        "share_of_peak": round(flop / each / best, 3),
+        "ms_alone": round(1000 * alone, 2),
+        "ms_host": round(1000 * host, 2),
+        "ms_for_20": round(1000 * seconds(network, some[:20]), 2),
+    }
+
+
+def distance(found: Any, exact: Any) -> dict[str, float]:
+    gap = np.abs(found - exact)
+    return {"mean": float(gap.mean()), "max": float(gap.max()), "spread": float(np.std(exact))}
+
+
 def main() -> None:
     problem = attention.varlen_problem(DEVICE, HALF)
     name = torch.cuda.get_device_name() if IS_CARD else "CPU"
     best = peak()
-    print(
-        json.dumps({"device": name, "torch": torch.__version__, "varlen": problem or "right", "peak": best})
-    )
+    say({"device": name, "torch": torch.__version__, "varlen": problem or "right", "peak": best})
     for title, (architecture, sizes) in SHAPES.items():
-        some = readings(architecture == "qwen3")
-        sizes = sizes if IS_CARD else TINY
-        half = loaded(architecture, sizes, HALF)
-        network = Network(half, title, budget.MOST_ON_CARD, uses_varlen=not problem)
-        taken = seconds(network, some)
-        weights = sum(one.numel() for layer in half.layers for one in layer.values())
-        tokens = sum(len(one.ids) - one.shared for one in some) + PREFIX * (architecture == "qwen3")
-        values = network.start(some)()[:, 0]
-        found: dict[str, Any] = {
-            "shape": title,
-            "pairs_per_s": round(len(some) / taken, 1),
-            "share_of_peak": round(2 * weights * tokens / taken / best, 3),
-            "ms_for_20": round(1000 * seconds(network, some[:20]), 1),
-        }
-        del network, half
-        if title != "Qwen3-8B":
-            exact = Network(loaded(architecture, sizes, torch.float32), title, budget.MOST_ON_CARD)
-            found["max_difference"] = float(np.abs(exact.start(some)()[:, 0] - values).max())
-            found["spread"] = float(np.ptp(values))
-        print(json.dumps(found), flush=True)
+        try:
+            run(title, architecture, sizes if IS_CARD else TINY, best, uses_varlen=not problem)
+        except Exception as error:
+            say({"shape": title, "error": repr(error)[:600]})
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
+
+
+def run(title: str, architecture: str, sizes: Mapping[str, Any], best: float, *, uses_varlen: bool) -> None:
+    some = readings(architecture == "qwen3")
+    half = loaded(architecture, sizes, HALF)
+    weights = sum(one.numel() for layer in half.layers for one in layer.values())
+    tokens = sum(len(one.ids) - one.shared for one in some) + PREFIX * (architecture == "qwen3")
+    exact = None
+    if title != "Qwen3-8B":
+        whole = Network(loaded(architecture, sizes, torch.float32), title, budget.MOST_ON_CARD)
+        exact = whole.start(some)()[:, 0]
+        del whole
+
+    def network(layers: Any) -> Network:
+        return Network(
+            dataclasses.replace(half, layers=layers), title, budget.MOST_ON_CARD, uses_varlen=uses_varlen
+        )
+
+    for kind in KINDS.get(title, ("bf16",)):
+        layers = half.layers if kind == "bf16" else [load.in_8_bits(one, kind) for one in half.layers]
+        made = network(layers)
+        row = {"shape": title, "kind": kind, "code": "eager"}
+        say({**row, **measured(made, some, 2 * weights * tokens, best)})
+        begun = time.perf_counter()
+        compiled.start(made).join()
+        row["code"] = "compiled" if isinstance(made.steps, compiled.CompiledSteps) else "failed"
+        row["compile_s"] = round(time.perf_counter() - begun, 1)
+        row |= measured(made, some, 2 * weights * tokens, best)
+        if exact is not None:
+            row |= distance(made.start(some)()[:, 0], exact)
+        say(row)
+        if kind == "bf16" and title in ("Qwen3-0.6B", "ettin-32m", "BERT-large"):
+            profile(made, some)
+        torch.compiler.set_stance("default")
+
+
+def profile(network: Network, some: Sequence[Reading]) -> None:
+    """Where the device's time goes."""
+    with torch.profiler.profile() as seen:
+        for _ in range(3):
+            network.start(some)()
+    print(
+        seen.key_averages().table(
+            sort_by="self_cuda_time_total" if IS_CARD else "self_cpu_time_total",
+            row_limit=16,
+            max_name_column_width=60,
+        )
+    )
+
+
+def say(row: Mapping[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

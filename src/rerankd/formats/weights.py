@@ -90,6 +90,12 @@ class Weights:
         scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
         return np.ascontiguousarray(blocks[..., 2:]).view(np.int8), scales
 
+    def stored(self, name: str, shape: Sequence[int]) -> tuple[NDArray[np.uint8], str]:
+        """The bytes of the whole tensor as they are in the file, and their type by ggml's name, such as BF16;
+        `shape` as for `array`."""
+        tensor = self._tensor(name, shape)
+        return self._raw(name, tensor), tensor.type_name
+
     def table(self, name: str, rows: int, columns: int) -> Table:
         """A tensor that is read row by row, such as an embedding table."""
         tensor = self._tensor(name, (rows, columns))

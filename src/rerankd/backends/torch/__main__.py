@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--precision", choices=["f32", "bf16", "f16"], default="f32")
     flags.add_argument("--why", default="", help="the reason for the precision, in words")
     flags.add_argument("--varlen", action="store_true", help="use packed attention if it works here")
+    flags.add_argument("--compile", action="store_true", help="compile the model while it serves")
     flags.add_argument("--reference", action="store_true", help="compute with sentence-transformers")
     flags.add_argument("--trust-code", action="store_true", help="run the code in the model's own files")
     return flags
@@ -79,6 +80,7 @@ def _network(options: argparse.Namespace) -> Network:
         why=options.why,
         threads=options.threads,
         wants_varlen=options.varlen,
+        compiles=options.compile,
     )
 
 

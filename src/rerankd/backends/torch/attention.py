@@ -7,8 +7,11 @@ alone; all other layers compute no padding.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,11 +91,8 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, atte
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attention: Attention) -> Tensor:
-    # Not a part of torch before 2.10, and CUDA only.
-    from torch.nn.attention.varlen import varlen_attn
-
     side = -1 if attention.window is None else attention.window
-    found = varlen_attn(
+    found = _kernel()(
         query,
         key,
         value,
@@ -102,10 +102,19 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, atten
         batch.longest_key,
         scale=attention.scale,
         window_size=(side, 0 if attention.causal else side),
-        enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(found, Tensor)
     return found
+
+
+@lru_cache(1)
+def _kernel() -> Callable[..., Any]:
+    """PyTorch's packed attention for CUDA, with shared key heads. Raises ImportError before PyTorch 2.10."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # 2.11 shares key heads without being asked to; later versions have a parameter for it.
+    has_parameter = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return partial(varlen_attn, enable_gqa=True) if has_parameter else varlen_attn
 
 
 def varlen_problem(device: torch.device, dtype: torch.dtype) -> str:

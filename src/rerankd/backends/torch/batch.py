@@ -24,6 +24,7 @@ class PackedBatch:
         self.uses_varlen = uses_varlen
         self.count = len(arrays.row_counts)
         self.longest, self.longest_key = arrays.longest, arrays.longest_key
+        self._host_offsets, self._host_key_offsets = arrays.offsets, arrays.key_offsets
         (
             self.token_ids,
             self.positions,
@@ -58,12 +59,12 @@ class PackedBatch:
     @cached_property
     def query_grid(self) -> Grid:
         """The layout of queries for padded attention."""
-        return Grid(self.offsets)
+        return Grid(self._host_offsets, self.device)
 
     @cached_property
     def key_grid(self) -> Grid:
         """The layout of keys and values for padded attention."""
-        return self.query_grid if self.key_index is None else Grid(self.key_offsets)
+        return self.query_grid if self.key_index is None else Grid(self._host_key_offsets, self.device)
 
     def mask(self, *, causal: bool, window: int | None) -> Tensor | None:
         """Which keys each query reads: bool [N, 1, queries, keys] of the padded layout. None: all of them.
@@ -100,25 +101,26 @@ def _moved(arrays: Sequence[Int32 | None], device: torch.device) -> list[Any]:
 
 
 class Grid:
-    """Packed rows as a padded grid [N, longest]. `places` int64 [T]: where each packed row is, in the
-    flattened grid. `is_full`: no sequence needs padding."""
+    """Packed rows as a padded grid [N, longest]. `places` [T]: where each packed row is in the flattened
+    grid. `is_full`: no sequence needs padding."""
 
-    def __init__(self, offsets: Tensor) -> None:
-        lengths = offsets.diff().long()
-        self.lengths = lengths
+    def __init__(self, offsets: Int32, device: torch.device) -> None:
+        # Computed on the host: reading a size from the device would wait for the passes before.
+        lengths = np.diff(offsets)
         self.count = len(lengths)
         self.longest = int(lengths.max())
         self.is_full = bool((lengths == self.longest).all())
-        self.columns = torch.arange(self.longest, device=offsets.device)
-        starts = torch.arange(self.count, device=offsets.device) * self.longest - offsets[:-1]
-        rows = torch.arange(int(offsets[-1]), device=offsets.device)
-        self.places = rows + starts.repeat_interleave(lengths)
+        starts = np.arange(self.count, dtype=np.int32) * self.longest - offsets[:-1]
+        places = np.arange(offsets[-1], dtype=np.int32) + np.repeat(starts, lengths)
+        self.lengths, self.places = _moved((lengths, places), device)
+        self.columns = torch.arange(self.longest, device=device)
 
     def padded(self, rows: Tensor) -> Tensor:
         """[T, heads, n] -> [N, heads, longest, n], padded with 0."""
         if not self.is_full:
             grid = rows.new_zeros(self.count * self.longest, *rows.shape[1:])
-            rows = grid.index_copy_(0, self.places, rows)
+            grid[self.places] = rows
+            rows = grid
         return rows.unflatten(0, (self.count, self.longest)).transpose(1, 2)
 
     def packed(self, grid: Tensor) -> Tensor:

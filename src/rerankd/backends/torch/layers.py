@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerankd.backends.torch.quantized import product
+
 Named = Mapping[str, Tensor]
-"""Weights by name. A bias that the model does not have is missing."""
+"""Weights by name. A bias that the model does not have is missing; a weight with a `scale` has 8 bits."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of each token's rotary positions, each [T, 1, n]."""
@@ -27,7 +29,10 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def linear(x: Tensor, weights: Named, name: str) -> Tensor:
     """x · weightᵀ + bias."""
-    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+    weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+    if (scale := weights.get(f"{name}.scale")) is not None:
+        return product(x, weight, scale, bias)
+    return F.linear(x, weight, bias)
 
 
 def layer_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:

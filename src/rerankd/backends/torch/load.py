@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rerankd.backends.torch.architecture import Architecture, Part, Parts, Prepared, Unsupported
 from rerankd.backends.torch.architectures import ARCHITECTURES
 from rerankd.backends.torch.heads import Head
 from rerankd.backends.torch.layers import Named
 from rerankd.backends.torch.network import Loaded
+from rerankd.backends.torch.quantized import Kind, can_quantize, quantized
 from rerankd.domain import Pooling
 from rerankd.errors import ModelFileError
 from rerankd.formats.module_head import STEPS, Step
@@ -22,6 +25,7 @@ from rerankd.formats.weights import Floats, Weights
 
 # torch's default for nn.LayerNorm, which sentence-transformers' module uses.
 _MODULE_NORM_EPSILON = 1e-5
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LAST = "cls.output"
 _LABELS: Step = ("dense", "labels", "")
 
@@ -62,27 +66,57 @@ def _named(weights: Weights, parts: Parts, before: str, device: torch.device, dt
     """The weights of one layer, or those outside of layers (`before` is ""), by the architecture's names."""
     found = {}
     for name, joined in parts.items():
-        for ending, arrays in _joined(weights, joined, before):
-            whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            kept = torch.float32 if joined[0].is_wide else dtype
-            found[f"{name}.{ending}"] = torch.from_numpy(whole).to(device, kept)
+        kept = torch.float32 if joined[0].is_wide else dtype
+        for ending, tensors in _joined(weights, joined, before, device, kept):
+            found[f"{name}.{ending}"] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return found
+
+
+def in_8_bits(layer: Named, kind: Kind) -> Named:
+    """The weights of a layer, its matrices in 8 bits; see quantized.py."""
+    found = dict(layer)
+    for name, weight in layer.items():
+        if name.endswith(".weight") and can_quantize(weight.shape):
+            found[name], found[f"{name.removesuffix('weight')}scale"] = quantized(weight, kind)
     return found
 
 
 def _joined(
-    weights: Weights, parts: Sequence[Part], before: str
-) -> Iterator[tuple[Literal["weight", "bias"], list[Floats]]]:
+    weights: Weights, parts: Sequence[Part], before: str, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Literal["weight", "bias"], list[Tensor]]]:
     """The weights, and the biases if there are any, of parts that are joined by rows."""
     if any(one.not_in_first for one in parts) and before == "blk.0.":
         parts = [one for one in parts if weights.has(f"{before}{one.name}.weight")]
     if not parts:
         return
-    yield "weight", [weights.array(f"{before}{one.name}.weight", one.shape) for one in parts]
+
+    def moved(ending: str, dimensions: int) -> list[Tensor]:
+        return [
+            _moved(weights, f"{before}{one.name}.{ending}", one.shape[:dimensions], device, dtype)
+            for one in parts
+        ]
+
+    yield "weight", moved("weight", 2)
     has_bias = any(
         one.needs_bias or weights.has(f"{before}{one.name}.bias") for one in parts if not one.is_table
     )
     if has_bias:
-        yield "bias", [weights.array(f"{before}{one.name}.bias", one.shape[:1]) for one in parts]
+        yield "bias", moved("bias", 1)
+
+
+def _moved(
+    weights: Weights, name: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """A tensor of the file on the device. Plain numbers go there as they are in the file, and are converted
+    there."""
+    raw, type_name = weights.stored(name, shape)
+    if type_name not in _TYPES:
+        return torch.from_numpy(weights.array(name, shape)).to(device, dtype)
+    with warnings.catch_warnings():  # the mapped file is read-only, and nothing writes to this tensor
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        there = torch.from_numpy(raw)
+    # Cloned on a CPU: a view would read the file again at each pass when its pages were dropped.
+    return there.view(_TYPES[type_name]).view(*shape).to(device, dtype, copy=True)
 
 
 def _label_head(weights: Weights, architecture: Architecture, labels: Sequence[int]) -> Head:

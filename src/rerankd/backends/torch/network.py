@@ -55,6 +55,7 @@ class Network:
     ) -> None:
         self.about = about
         self.rows = loaded.rows
+        self.shares_prefix = loaded.architecture.shares_prefix
         self.tokens_a_pass = tokens_a_pass
         self.prefixes = PrefixCache(prefix_bytes)
         self.steps = Steps(loaded.architecture)
@@ -93,7 +94,7 @@ class Network:
                 )
                 for one, start in zip(readings, starts, strict=True)
             ]
-            return _pending(self.outputs(sequences, [*prefixes.values()]))
+            return _pending(self._outputs(sequences, [*prefixes.values()]))
 
     def _start(self, reading: Reading) -> bytes:
         """The ids at the start of an input whose keys and values are kept; empty for none.
@@ -101,7 +102,7 @@ class Network:
         A prefix that is kept and nearly as long as what the question's inputs share is preferred to a new
         one.
         """
-        if not self._loaded.architecture.shares_prefix:
+        if not self.shares_prefix:
             return b""
         ids = reading.ids[:-1]  # the last token is computed, because its state is read
         wanted = min(reading.shared, len(ids))
@@ -116,16 +117,17 @@ class Network:
         new = [start for start, prefix in found.items() if prefix is None]
         ids = [np.frombuffer(start, np.int32) for start in new]
         for places in self.passes([Reading(one, len(one)) for one in ids]):
-            made = self._computed_prefixes([ids[at] for at in places])
+            made = self.computed_prefixes([ids[at] for at in places])
             for at, prefix in zip(places, made, strict=True):
                 found[new[at]] = prefix
                 self.prefixes.put(new[at], prefix)
         return {start: prefix for start, prefix in found.items() if prefix is not None}
 
-    def _computed_prefixes(self, ids: Sequence[Ids]) -> list[Prefix]:
+    def computed_prefixes(self, ids: Sequence[Ids], steps: Steps | None = None) -> list[Prefix]:
+        """The keys and values of these token ids; `steps` as in `states`."""
         lengths = [len(one) for one in ids]
         batch = self._batch([Tokens(one, len(one)) for one in ids], ())
-        *_, kept = self._mixed(batch, (), self.steps, keeps=True)
+        *_, kept = self._mixed(batch, (), steps or self.steps, keeps=True)
         apart = [tuple(one.split(lengths) for one in pair) for pair in kept]
         # Clones, because a view would keep the keys of all prefixes in memory.
         return [
@@ -133,21 +135,27 @@ class Network:
             for at, length in enumerate(lengths)
         ]
 
-    def outputs(
+    def states(
         self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix], steps: Steps | None = None
     ) -> Tensor:
-        """The head's values [N, 1], or embeddings [N, width], on the device. `steps` instead of the network's
-        own."""
+        """The final states [R, width] that the head reads, computed by `steps` or the network's own."""
+        return self._states(self._batch(sequences, prefixes), prefixes, steps or self.steps)
+
+    def _outputs(self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix]) -> Tensor:
+        """The head's values [N, 1], or embeddings [N, width], on the device."""
+        batch = self._batch(sequences, prefixes)
+        return self._loaded.head(self._states(batch, prefixes, self.steps), batch)
+
+    def _states(self, batch: PackedBatch, prefixes: Sequence[Prefix], steps: Steps) -> Tensor:
         loaded = self._loaded
-        batch = self._batch(sequences, [one.length for one in prefixes])
-        x, mixed, _ = self._mixed(batch, prefixes, steps or self.steps)
+        x, mixed, _ = self._mixed(batch, prefixes, steps)
         if batch.rows is not None:  # after the last attention, only the tokens that the head reads
             x, mixed = x[batch.rows], mixed[batch.rows]
         rows = loaded.architecture.finish(x, mixed, loaded.layers[-1])
-        return loaded.head(loaded.architecture.final(rows, loaded.weights), batch)
+        return loaded.architecture.final(rows, loaded.weights)
 
-    def _batch(self, sequences: Sequence[Tokens], prefix_lengths: Sequence[int]) -> PackedBatch:
-        arrays = pack(sequences, prefix_lengths, pooled_as(self._loaded.head.pooling))
+    def _batch(self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix]) -> PackedBatch:
+        arrays = pack(sequences, [one.length for one in prefixes], pooled_as(self._loaded.head.pooling))
         return PackedBatch(arrays, self._loaded.device, uses_varlen=self._uses_varlen)
 
     def _mixed(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rerankd.backends.torch import attention, budget
+from rerankd.backends.torch import attention, budget, compiled
 from rerankd.backends.torch.devices import Precision
 from rerankd.backends.torch.load import load
 from rerankd.backends.torch.network import Loaded, Network
@@ -26,9 +26,10 @@ def start(
     why: str = "",
     threads: int = 1,
     wants_varlen: bool = False,
+    compiles: bool = False,
 ) -> Network:
     """Load a model (see load.py) and prepare its device. With `wants_varlen`, packed attention is used if it
-    works here."""
+    works here; with `compiles`, a compiler starts (see compiled.py)."""
     set_threads(threads)
     device, dtype = torch.device(device_name), DTYPES[precision]
     problem = attention.varlen_problem(device, dtype) if wants_varlen else ""
@@ -37,9 +38,12 @@ def start(
     said.append(f"{threads} threads" if device.type == "cpu" else device_name)
     if problem:
         said.append(f"padded attention ({problem})")
-    return Network(
+    network = Network(
         loaded, ", ".join(said), _tokens_a_pass(loaded, dtype), uses_varlen=wants_varlen and not problem
     )
+    if compiles:
+        compiled.start(network)
+    return network
 
 
 def set_threads(count: int) -> None:
