@@ -62,8 +62,10 @@ class Bench:
 
     def make(self, shape: Shape) -> Path:
         """The folder of a model, and no memory of the card held afterwards."""
+        started = time.perf_counter()
         folder = gpu_models.make(shape, self.models, self.device)
         self.release()
+        print(f"made {shape.name} in {time.perf_counter() - started:.1f} s", flush=True)
         return folder
 
     def release(self) -> None:

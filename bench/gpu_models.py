@@ -208,7 +208,7 @@ def _save(
     whole = torch.from_file(str(file), shared=True, size=start + end, dtype=torch.uint8)
     for name, one in tensors.items():
         first, last = (start + at for at in table[name]["data_offsets"])
-        whole[first:last].view(dtype).view(one.shape).copy_(_drawn(name, one.shape, random, gain))
+        whole[first:last].view(dtype).view(one.shape).copy_(_drawn(name, one.shape, random, gain).to(dtype))
 
 
 def _drawn(name: str, size: torch.Size, random: torch.Generator, gain: float) -> torch.Tensor:

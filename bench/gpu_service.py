@@ -85,7 +85,9 @@ def serving(
             if process.poll() is not None or took > within_s:
                 raise Failed(f"the service is not ready after {took:.0f} s:\n{log.read_text()[-2000:]}")
             time.sleep(_LOOK_S)
-        yield Service(process, int(found[1]), log, time.perf_counter() - started)
+        ready_s = time.perf_counter() - started
+        print(f"{', '.join(one.name for one in models)}: ready in {ready_s:.1f} s", flush=True)
+        yield Service(process, int(found[1]), log, ready_s)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
