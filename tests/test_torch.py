@@ -132,12 +132,13 @@ def test_the_worker_gets_its_device_precision_and_labels() -> None:
     found = offer(model, H100, T4, CPU)
     argv = BACKEND.launch(found, (), ("gpu1",), Path("/s")).argv
     assert argument(argv, "--device") == "cuda:1"
-    assert argument(argv, "--precision") == "bf16" and "--varlen" in argv
+    assert argument(argv, "--precision") == "bf16" and {"--varlen", "--compile"} <= {*argv}
     at = list(argv).index("--labels")
     assert argv[at + 1 : at + 3] == [str(metadata.token_id("yes")), str(metadata.token_id("no"))]
-    padded, float32 = BACKEND.steps(found, ())
-    assert "--varlen" not in BACKEND.launch(found, (padded,), (), Path("/s")).argv
-    safest = BACKEND.launch(found, (padded, float32), (), Path("/s"))
+    eager, padded, float32 = BACKEND.steps(found, ())
+    assert "--compile" not in BACKEND.launch(found, (eager,), (), Path("/s")).argv
+    assert "--varlen" not in BACKEND.launch(found, (eager, padded), (), Path("/s")).argv
+    safest = BACKEND.launch(found, (eager, padded, float32), (), Path("/s"))
     assert argument(safest.argv, "--precision") == "f32"
     assert safest.environment["HF_HUB_OFFLINE"] == "1"
     assert BACKEND.identity(found, ()) != BACKEND.identity(found, (float32,))

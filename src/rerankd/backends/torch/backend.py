@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rerankd.state import StateStore
 
 
+_EAGER = Step("eager", "code that is not compiled")
 _PADDED = Step("padded_attention", "padded attention")
 _FLOAT32 = Step("float32", "float32 arithmetic")
 # Larger calls of a card have room for all documents of a request; smaller ones leave it idle.
@@ -148,8 +149,11 @@ class TorchBackend:
     def steps(self, offer: TorchOffer, cards: Sequence[str]) -> tuple[Step, ...]:
         precision = offer.arithmetic.precision
         uses_varlen = devices.may_use_varlen(offer.device, precision) and not offer.is_reference
-        padded = (_PADDED,) if uses_varlen else ()
-        return (*padded, _FLOAT32) if precision != "f32" else padded
+        return (
+            *((_EAGER,) if _compiles(offer) else ()),
+            *((_PADDED,) if uses_varlen else ()),
+            *((_FLOAT32,) if precision != "f32" else ()),
+        )
 
     def identity(self, offer: TorchOffer, taken: Sequence[Step]) -> str:
         precision = "f32" if _FLOAT32 in taken else offer.arithmetic.precision
@@ -179,6 +183,7 @@ class TorchBackend:
             "--precision", arithmetic.precision,
             "--why", arithmetic.why,
             *(("--varlen",) if may_use_varlen and not offer.is_reference else ()),
+            *(("--compile",) if _compiles(offer) and _EAGER not in taken else ()),
             *(("--reference",) if offer.is_reference else ()),
             *(("--trust-code",) if offer.is_reference and offer.options.trust_remote_code else ()),
         ]  # fmt: skip
@@ -199,3 +204,8 @@ class TorchBackend:
 
     async def model_checks(self, *_: object) -> tuple[Check, ...]:
         return ()
+
+
+def _compiles(offer: TorchOffer) -> bool:
+    """Whether the worker compiles the model while it serves. Measured on CUDA alone."""
+    return offer.device.kind == "cuda" and not offer.is_reference

@@ -83,7 +83,7 @@ class Network:
 
     def _started(self, readings: Sequence[Reading]) -> Pending:
         with torch.inference_mode():
-            starts = [self._start(one) for one in readings]
+            starts = self._starts(readings)
             prefixes = self._prefixes(dict.fromkeys(start for start in starts if start))
             places = {start: at for at, start in enumerate(prefixes)}
             sequences = [
@@ -96,20 +96,27 @@ class Network:
             ]
             return _pending(self._outputs(sequences, [*prefixes.values()]))
 
-    def _start(self, reading: Reading) -> bytes:
-        """The ids at the start of an input whose keys and values are kept; empty for none.
-
-        A prefix that is kept and nearly as long as what the question's inputs share is preferred to a new
-        one.
-        """
+    def _starts(self, readings: Sequence[Reading]) -> list[bytes]:
+        """The ids at the start of each input whose keys and values are kept; empty for none."""
         if not self.shares_prefix:
-            return b""
-        ids = reading.ids[:-1]  # the last token is computed, because its state is read
-        wanted = min(reading.shared, len(ids))
-        known = self.prefixes.longest(ids.tobytes())
-        if len(known) // ids.itemsize + SHORTEST > wanted:
-            return known
-        return ids[:wanted].tobytes()
+            return [b""] * len(readings)
+        made: dict[tuple[int, int], bytes] = {}  # inputs of one question have the same stem
+        found = []
+        for one in readings:
+            key = (id(one.stem) if one.stem else id(one.ids), one.shared)
+            if key not in made:
+                made[key] = self._start(one)
+            found.append(made[key])
+        return found
+
+    def _start(self, reading: Reading) -> bytes:
+        """A prefix that is kept and nearly as long as what the question's inputs share is preferred to a new
+        one."""
+        shared = min(reading.shared, len(reading.ids) - 1)  # the last token is computed: its state is read
+        wanted = reading.ids[:shared].tobytes()
+        known = self.prefixes.longest(wanted)
+        is_near = len(wanted) - len(known) < SHORTEST * reading.ids.itemsize
+        return known if is_near else wanted
 
     def _prefixes(self, starts: Iterable[bytes]) -> dict[bytes, Prefix]:
         """The keys and values of these starts, computed where they are not kept."""
