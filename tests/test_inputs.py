@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rerankd.scoring import truncate
 from rerankd.scoring.engine_input import Frame, Ids
 from rerankd.scoring.inputs import Reader, Reading
 from rerankd.scoring.question import PLAIN, PreparedQuestion, Truncation
+from rerankd.serving import model_tokenizer
 from rerankd.serving.model_tokenizer import OwnTokenizer
 from rerankd.serving.prepare_model import prepare
 from support import GOLDEN, golden_settings
@@ -264,6 +266,29 @@ def test_equal_questions_have_the_same_key() -> None:
             (("q", None), ("q", "usual"), ("q", "other"), ("r", None))]  # fmt: skip
     assert keys[0] == keys[1]
     assert len({*keys}) == 3
+
+
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=60), st.integers(1, 4))
+def test_texts_are_divided_among_threads(lengths: list[int], threads: int) -> None:
+    whole = [f"{at:05}" + "x" * length for at, length in enumerate(lengths)]
+    parts = model_tokenizer.split(whole, threads)
+    assert [*chain.from_iterable(parts)] == whole
+    sizes = [sum(map(len, part)) for part in parts]
+    longest = max(map(len, whole))
+    assert all(size < 2**16 + longest for size in sizes)
+    assert all(size >= 2**14 for size in sizes[:-1])
+    if sum(sizes) <= threads * 2**16:
+        assert len(parts) <= threads + 1
+
+
+async def test_long_lists_of_texts_have_the_ids_of_each_text() -> None:
+    """They are longer than one part, and other calls run at the same time."""
+    vocabulary = tokenizer.read(model_files.read(GOLDEN / "xlmr-head"))
+    own = OwnTokenizer(vocabulary)
+    many = [f"{at} " + LONG[at:] for at in range(40)]
+    expected = [vocabulary.encode([text])[0].tolist() for text in many]
+    for found in await asyncio.gather(*(own.encode(many) for _ in range(4))):
+        assert [one.tolist() for one in found] == expected
 
 
 # The expected ids come from the truncation of the library that the models were trained with.
