@@ -34,7 +34,7 @@ from gpu_service import Gpu
 
 # The parts, and the most seconds that each may take; `mixed` has --minutes in addition.
 PARTS: Mapping[str, tuple[Callable[[Bench, float], None], float]] = {
-    "correct": (gpu_correct.run, 130.0),
+    "correct": (gpu_correct.run, 150.0),
     "http": (gpu_http.run, 265.0),
     "mixed": (gpu_mixed.run, 80.0),
 }
@@ -49,7 +49,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--home", type=Path, help="the service's data folder and logs; kept (default: the same)"
     )
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of a measurement of throughput")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a measurement of throughput")
     parser.add_argument("--minutes", type=float, default=3.0, help="length of the mixed load")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--engine", default="auto", help="--engine of rerankd serve")

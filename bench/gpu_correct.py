@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rerankd.benchmark import load
 
 QUERIES, DOCUMENTS, WORDS = 4, 16, (5, 250)
+_COMPILE_S = 60.0
 TINY_WORDS = (5, 30)  # single bytes as tokens must fit, too
 _REAL = ("bert-large", "Qwen3-Reranker-0.6B")
 Floats = NDArray[np.float64]
@@ -47,6 +48,7 @@ def run(bench: Bench, until: float) -> None:
     with bench.guarded("correct", "the service", until):
         folders = [reader.folder for _, reader in readers.values()]
         with serving(folders, bench.home, 150, "--engine", bench.options.engine) as service:
+            print(f"compiled: {service.compiled(_COMPILE_S)}", flush=True)
             for name, (shape, reader) in readers.items():
                 with bench.guarded("correct", name, until):
                     bench.add("correct", {"model": name} | compared(bench, shape, reader, some, service))

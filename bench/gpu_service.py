@@ -26,6 +26,7 @@ from gpu_load import Found, Task
 _SERVES = re.compile(r"\bserves \S.* at http://\S+:(\d+)")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_COMPILED = re.compile(r"^(?:not )?compiled\b.*", re.MULTILINE)
 _LOOK_S = 0.05
 
 
@@ -35,12 +36,12 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Service:
-    """A running `rerankd serve`."""
+    """A running `rerankd serve`. `engine_logs`: the logs of its engines, and their sizes at its start."""
 
     process: subprocess.Popen[bytes]
     port: int
-    log: Path
     ready_s: float
+    engine_logs: Mapping[Path, int]
 
     @property
     def pid(self) -> int:
@@ -63,8 +64,23 @@ class Service:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
-    def last_lines(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+    def compiled(self, within_s: float) -> list[str]:
+        """Wait for PyTorch's compilers, which work while the models serve. Returns what each reports; none if
+        no engine compiles."""
+        expected = sum(b"--compile" in _read(f"/proc/{pid}/cmdline") for pid in self.workers())
+        until = time.monotonic() + within_s
+        while len(found := self._reports()) < expected:
+            if time.monotonic() > until:
+                return [*found, f"{expected - len(found)} not compiled after {within_s:.0f} s"]
+            time.sleep(4 * _LOOK_S)
+        return found
+
+    def _reports(self) -> list[str]:
+        found = []
+        for log, start in self.engine_logs.items():
+            if log.exists():
+                found += _COMPILED.findall(log.read_bytes()[start:].decode(errors="replace"))
+        return found
 
 
 @contextlib.contextmanager
@@ -72,6 +88,8 @@ def serving(
     models: Sequence[Path], home: Path, within_s: float, *flags: str, **environment: str
 ) -> Iterator[Service]:
     """Run the service with these models, its data below `home` (kept, as a user's is, between starts)."""
+    logs = [home / "logs" / f"{one.name}.log" for one in models]
+    sizes = {one: one.stat().st_size if one.exists() else 0 for one in logs}
     log = Path(tempfile.mkstemp(prefix="serve-", suffix=".log", dir=home)[1])
     argv = [sys.executable, "-m", "rerankd", "serve", *map(str, models), "--port", "0", *flags]
     started = time.perf_counter()
@@ -87,7 +105,7 @@ def serving(
             time.sleep(_LOOK_S)
         ready_s = time.perf_counter() - started
         print(f"{', '.join(one.name for one in models)}: ready in {ready_s:.1f} s", flush=True)
-        yield Service(process, int(found[1]), log, ready_s)
+        yield Service(process, int(found[1]), ready_s, sizes)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
