@@ -38,6 +38,8 @@ _FLOAT32 = Step("float32", "float32 arithmetic")
 # Larger calls of a card have room for all documents of a request; smaller ones leave it idle.
 _CARD_POLICY = BatchPolicy(tokens=16384, most_tokens=budget.MOST_ON_CARD, inputs=512)
 _CPU_POLICY = BatchPolicy(tokens=1024, most_tokens=8192)
+# With as many, loading and the pairs of the self-test take about 10 s on 16 cores.
+_MOST_PARAMETERS_FOR_A_REFERENCE = 1.5e9
 # The worker reads files only.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -191,8 +193,12 @@ class TorchBackend:
         return Launch(argv, WorkerEngine, {**_ENVIRONMENT, **own})
 
     def reference(self, spec: EngineSpec, running: Offer) -> TorchOffer | None:
-        """Return float32 on the CPU, as the reference for another precision or device of this backend."""
+        """Return float32 on the CPU, as the reference for another precision or device of this backend. None
+        for a model that would take the CPU minutes."""
         if not isinstance(running, TorchOffer) or running.arithmetic.precision == "f32":
+            return None
+        assert spec.metadata is not None
+        if spec.metadata.parameters > _MOST_PARAMETERS_FOR_A_REFERENCE:
             return None
         cpu = Placement(Device(devices.CPU, machine.cpu_name()), Arithmetic("f32", "as the reference"))
         survey = Survey(running.build.partition(" ")[2], cache=running.cache)
