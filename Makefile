@@ -39,11 +39,12 @@ test-clients: $(VENV)/installed-dev
 	$(BIN)/pytest -m wide tests/clients
 
 # The golden values again, from the reference libraries on the CPU, and the tests of the PyTorch backend, which the
-# other environment skips. Some 1.5 GB of libraries, once.
+# other environment skips. 2 GB of libraries, once, if pip finds PyTorch's wheel for CPUs; with CUDA 5 GB more.
 test-torch: .venv-torch/installed
 	.venv-torch/bin/python scripts/make_golden.py --check
 	.venv-torch/bin/python scripts/golden_modules.py --check
-	.venv-torch/bin/python -m pytest -k torch tests/test_torch.py tests/backends $(PYTEST_ARGS)
+	.venv-torch/bin/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile -k torch \
+		tests/test_torch.py tests/test_deploy.py tests/faults/test_real_engine.py tests/backends $(PYTEST_ARGS)
 
 .venv-torch/installed: scripts/requirements-torch.txt pyproject.toml
 	@$(PYTHON) -m venv .venv-torch

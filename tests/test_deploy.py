@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 import sandbox
+from rerankd.backends.torch import backend, survey
 from rerankd.config import Settings
 from rerankd.errors import ConfigError, EngineError, FetchError, ModelFileError
 from support import ROOT, Program, children, post, start_serving
@@ -83,6 +85,36 @@ def test_the_unit_starts_the_default_model_under_its_own_restrictions(home: Path
         answers_the_panda(start_serving(state, inside=inside, **env))
         assert list(runtime.iterdir()) == []
         assert (state / "logs").is_dir()
+
+
+COMPILES = """
+import torch
+def layer(x): return torch.nn.functional.gelu(x @ x) * 2
+x = torch.ones(16, 16)
+assert torch.allclose(torch.compile(layer, dynamic=True)(x), layer(x))
+"""
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="no PyTorch here: make test-torch")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
+@pytest.mark.parametrize("works", [True, False])
+def test_torch_compiles_under_the_units_restrictions(works: bool) -> None:
+    """With MemoryDenyWriteExecute, which the unit leaves off, it does not even compute: its kernels for CPUs
+    are made at run time."""
+    text = (DEPLOY / "rerankd.service").read_text() + "MemoryDenyWriteExecute=yes\n" * (not works)
+    with tempfile.TemporaryDirectory(prefix="rd-", dir="/var/tmp") as own:
+        state, runtime = Path(own) / "state", Path(own) / "run"
+        state.mkdir()
+        runtime.mkdir(mode=0o700)
+        found = survey.look(state)
+        argv = [*sandbox.unit(text, state, runtime), sys.executable, "-c", COMPILES]
+        env = {"PATH": os.environ["PATH"], **backend.environment(found.cache, threads=1)}
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
+        assert (done.returncode == 0) is works, done.stderr
+        if works:
+            assert any((state / "cache" / "torch").rglob("*.so"))
+        else:
+            assert "could not create a primitive" in done.stderr
 
 
 def test_it_serves_in_a_container_with_a_read_only_home_and_a_user_of_its_own(home: Path) -> None:

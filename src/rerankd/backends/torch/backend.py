@@ -40,13 +40,6 @@ _CARD_POLICY = BatchPolicy(tokens=16384, most_tokens=budget.MOST_ON_CARD, inputs
 _CPU_POLICY = BatchPolicy(tokens=1024, most_tokens=8192)
 # With as many, loading and the pairs of the self-test take about 10 s on 16 cores.
 _MOST_PARAMETERS_FOR_A_REFERENCE = 1.5e9
-# The worker reads files only.
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    **devices.ORDER,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +182,7 @@ class TorchBackend:
             *(("--reference",) if offer.is_reference else ()),
             *(("--trust-code",) if offer.is_reference and offer.options.trust_remote_code else ()),
         ]  # fmt: skip
-        own = {"TORCHINDUCTOR_CACHE_DIR": str(offer.cache), "OMP_NUM_THREADS": str(spec.threads)}
-        return Launch(argv, WorkerEngine, {**_ENVIRONMENT, **own})
+        return Launch(argv, WorkerEngine, environment(offer.cache, spec.threads))
 
     def reference(self, spec: EngineSpec, running: Offer) -> TorchOffer | None:
         """Return float32 on the CPU, as the reference for another precision or device of this backend. None
@@ -215,3 +207,16 @@ class TorchBackend:
 def _compiles(offer: TorchOffer) -> bool:
     """Whether the worker compiles the model while it serves. Measured on CUDA alone."""
     return offer.device.kind == "cuda" and not offer.is_reference
+
+
+def environment(cache: Path, threads: int) -> dict[str, str]:
+    """The worker's environment: it reads files only, computes with this many threads, numbers cards as
+    nvidia-smi does, and keeps compiled code in `cache`."""
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        **devices.ORDER,
+    }
