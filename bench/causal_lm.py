@@ -3,9 +3,10 @@
     python bench/causal_lm.py [--folder FOLDER] [--documents 16] [--words 50] [--rounds 5]
         [--slots 4] [--llama-server PATH] [--openvino f32 bf16] [--weights full] [--threads 1]
 
-Both run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank a file with a rank head, which
-it requires, and rerankd a file without one. rerankd runs it on llama.cpp, and on OpenVINO in each
-precision. They alternate; each round uses a new query. Prints the best rates and the ratios.
+All run Qwen3-Reranker-0.6B's shape in Q8_0 with random weights: /v1/rerank a file with a rank head, which
+it requires, and rerankd a file without one. rerankd runs as a service, once on the bundled llama.cpp and
+once on OpenVINO in each precision. All answer over HTTP. They alternate; each round uses a new query, and
+then the same query with other documents. Prints the best rates and the ratios.
 
 The vocabulary of the golden models is small and needs about two tokens a word. So 50 of its words stand for
 100 English words in Qwen's own vocabulary: about 190 tokens a pair, 91 of them the prompt without the
@@ -26,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import models
 from programs import text
 
@@ -33,10 +35,9 @@ from rerankd import machine
 from rerankd.backends.base import EngineSpec
 from rerankd.backends.llama import launch
 from rerankd.backends.llama.client import LlamaClient
-from rerankd.config import Settings
+from rerankd.benchmark import service
 from rerankd.domain import Normalization, Recipe
 from rerankd.process.child import Child
-from rerankd.service import Reranker
 
 ROOT = Path(__file__).parents[1]
 PAIRS = json.loads((ROOT / "tests" / "golden" / "pairs.json").read_text())
@@ -64,37 +65,67 @@ async def start_plain(
     return child, client
 
 
-async def timed(work: Any) -> tuple[float, float, Any]:
-    """The time that work takes, the CPU time of the engines meanwhile, and its result."""
-    cpu, started = cpu_s(), time.perf_counter()
+async def timed(pid: int, work: Any) -> tuple[float, float, Any]:
+    """The time that work takes, the CPU time of a process and its children meanwhile, and its result."""
+    cpu, started = cpu_s(pid), time.perf_counter()
     result = await work
-    return time.perf_counter() - started, cpu_s() - cpu, result
+    return time.perf_counter() - started, cpu_s(pid) - cpu, result
 
 
-def settings_of(model: Path, options: argparse.Namespace, more: dict[str, Any]) -> Settings:
+def write_settings(path: Path, model: Path, options: argparse.Namespace, more: dict[str, Any]) -> Path:
+    """The rerankd.toml of a service."""
     prompt = json.loads((ROOT / "tests" / "golden" / "qwen3-headless.json").read_text())
     scoring = {key: prompt[key] for key in ("template", "labels", "instruction")} | {"max_length": 2048}
-    shared: dict[str, Any] = {"threads": options.threads}
-    shared |= {"home": options.folder, "gpu_layers": 0, "force": True, "cache_entries": 0}
-    return Settings.model_validate({"model": str(model), "scoring": scoring, **shared, **more})
+    own = {"model": str(model), "threads": options.threads, "gpu_layers": 0, "force": True}
+    values = own | {"cache_entries": 0} | more
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    lines += ["[scoring]", *(f"{key} = {json.dumps(value)}" for key, value in scoring.items())]
+    path.write_text("\n".join(lines))
+    return path
 
 
-def engines() -> list[Path]:
-    """The folders in /proc of this process's children (Linux)."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [Path("/proc", pid) for task in tasks for pid in (task / "children").read_text().split()]
+def children(pid: int) -> list[int]:
+    """The processes that a process started (Linux)."""
+    tasks = Path("/proc", str(pid), "task").iterdir()
+    return [int(one) for task in tasks for one in (task / "children").read_text().split()]
 
 
-def rss_mib() -> list[int]:
-    """The memory of each engine, in the order of their starts."""
-    lines = [line for one in engines() for line in (one / "status").read_text().splitlines()]
+def family(pid: int) -> list[Path]:
+    """The folders in /proc of a process and of all below it."""
+    return [Path("/proc", str(pid)), *(one for child in children(pid) for one in family(child))]
+
+
+def rss_mib(pid: int) -> list[int]:
+    """The memory of a process and of each below it."""
+    lines = [line for one in family(pid) for line in (one / "status").read_text().splitlines()]
     return [int(line.split()[1]) // 2**10 for line in lines if line.startswith("VmRSS")]
 
 
-def cpu_s() -> float:
-    """The CPU time of all engines, of which one at a time computes."""
-    fields = [(one / "stat").read_text().rpartition(")")[2].split() for one in engines()]
+def cpu_s(pid: int) -> float:
+    """The CPU time of a process and of all below it."""
+    fields = [(one / "stat").read_text().rpartition(")")[2].split() for one in family(pid)]
     return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def peak(precision: str) -> float:
+    """OpenVINO's matrix product on one thread, in GFLOP for each second of CPU time: the best of 20."""
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as op
+
+    rows, columns, inner = 1024, 4096, 1024
+    weights = np.random.default_rng(1).normal(0, 1, (columns, inner)).astype(np.float32)
+    x = op.parameter([rows, inner], np.float32)
+    model = ov.Model([op.result(op.matmul(x, op.constant(weights), False, True))], [x])
+    config = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision}
+    request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
+    request.set_input_tensor(ov.Tensor(np.ones((rows, inner), np.float32)))
+    took = []
+    for _ in range(20):
+        started = time.process_time()
+        request.infer()
+        took.append(time.process_time() - started)
+    return 2 * rows * columns * inner / min(took) / 1e9
 
 
 async def main(options: argparse.Namespace) -> None:
@@ -102,53 +133,89 @@ async def main(options: argparse.Namespace) -> None:
     headed, headless = (models.qwen3(options.folder, headed=has) for has in (True, False))
     bundled = (sys.executable, "-m", "rerankd.backends.llama.bundled")
     program = (options.llama_server,) if options.llama_server else bundled
-    documents = [text(WORDS, options.words, f"document {at}") for at in range(options.documents)]
-    llama = {"engine": "llama", "llama_path": options.llama_server}
-    served = {"rerankd, llama.cpp": llama}
+    services = {"rerankd, llama.cpp": {"engine": "llama"}}
     for precision in options.openvino:
         more = {"engine": "openvino", "precision": precision, "weights": options.weights}
-        served[f"rerankd, OpenVINO {precision}"] = more
-    took: dict[str, list[float]] = {"llama.cpp /v1/rerank": []} | {name: [] for name in served}
+        services[f"rerankd, OpenVINO {precision}"] = more
+    took: dict[str, list[float]] = {"llama.cpp /v1/rerank": []} | {name: [] for name in services}
     computed: dict[str, list[float]] = {name: [] for name in took}
+    again: dict[str, list[float]] = {name: [] for name in took}
     async with contextlib.AsyncExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="rb-")))
         child, client = await start_plain(headed, program, options.slots, options.threads, folder)
-        rerankers = {}
-        for name, more in served.items():
-            rerankers[name] = await running.enter_async_context(
-                Reranker(settings_of(headless, options, more))
+        pids, clients = {"llama.cpp /v1/rerank": child.pid}, {}
+        for at, (name, more) in enumerate(services.items()):
+            home = str(folder / f"home-{at}")
+            config = write_settings(folder / f"{at}.toml", headless, options, more | {"home": home})
+            url, _ = await running.enter_async_context(
+                service.running(["--config", str(config)], os.environ, folder / f"{at}.log", 300)
             )
-            await rerankers[name].rerank("warm", documents[:2])
-        print(f"MiB of each engine: {rss_mib()}", flush=True)
+            clients[name] = await running.enter_async_context(
+                httpx.AsyncClient(base_url=url, timeout=600, trust_env=False)
+            )
+            (pids[name],) = {*children(os.getpid())} - {*pids.values()}
         for at in range(options.rounds + 1):
-            query = text(WORDS, 8, f"query {at}")
-            asked = documents if at else documents[:4]  # the first round only warms up
-            body = {"query": query, "documents": asked}
-            works: dict[str, Any] = {"llama.cpp /v1/rerank": client.compute("/v1/rerank", body)}
-            works |= {name: one.rerank(query, asked, raw_scores=True) for name, one in rerankers.items()}
-            raws = {}
-            for name, work in works.items():
-                seconds, of_cpu, result = await timed(work)
-                print(f"{name:24} {seconds:6.2f} s, {of_cpu:6.2f} s of CPU", flush=True)
-                if at:
-                    took[name].append(seconds)
-                    computed[name].append(of_cpu)
-                if name in rerankers:
-                    raws[name] = [one.score for one in sorted(result.results, key=lambda one: one.index)]
-            if at == 0:
-                print(f"{result.tokens / len(asked):.0f} tokens a pair", flush=True)
-            print({name: [round(value, 3) for value in values[:3]] for name, values in raws.items()})
-        print(f"MiB of each engine after all calls: {rss_mib()}")
+            for is_again in (False, True):
+                query = text(WORDS, 8, f"query {at}")
+                count = options.documents if at else 4  # the first round only warms up
+                documents = [text(WORDS, options.words, f"{at} {is_again} {one}") for one in range(count)]
+                body = {"query": query, "documents": documents}
+                works: dict[str, Any] = {"llama.cpp /v1/rerank": client.compute("/v1/rerank", body)}
+                works |= {name: ask(one, body) for name, one in clients.items()}
+                raws = {}
+                for name, work in works.items():
+                    seconds, of_cpu, result = await timed(pids[name], work)
+                    kind = "same query" if is_again else "new query"
+                    print(f"{kind:10} {name:24} {seconds:6.2f} s, {of_cpu:6.2f} s of CPU", flush=True)
+                    if at and is_again:
+                        again[name].append(of_cpu)
+                    elif at:
+                        took[name].append(seconds)
+                        computed[name].append(of_cpu)
+                    if name in clients:
+                        raws[name] = result
+                print({name: [round(value, 3) for value in values[:3]] for name, values in raws.items()})
+        for name, pid in pids.items():
+            print(f"{name:24} MiB of its processes: {rss_mib(pid)}")
         await client.close()
         await child.stop(5)
-    base = "rerankd, llama.cpp"
+    report(options.documents, took, computed, again)
+    for precision in options.openvino:
+        print(f"{precision}: {peak(precision):.0f} GFLOP for each second of CPU time in a matrix product")
+
+
+async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> list[float]:
+    """The raw scores in the order of the documents."""
+    answer = await client.post("/v1/rerank", json=body | {"raw_scores": True})
+    answer.raise_for_status()
+    rows = sorted(answer.json()["results"], key=lambda one: one["index"])
+    return [one["relevance_score"] for one in rows]
+
+
+def report(
+    documents: int,
+    took: dict[str, list[float]],
+    computed: dict[str, list[float]],
+    again: dict[str, list[float]],
+) -> None:
+    """Print the rates, and the ratios to both ways of llama.cpp."""
+    for base in list(took)[:2]:
+        for name in took:
+            ratios = [
+                [plain / own for plain, own in zip(of[base], of[name], strict=True)]
+                for of in (took, computed, again)
+            ]
+            shown = [f"{statistics.median(one):5.2f} ({min(one):.2f} to {max(one):.2f})" for one in ratios]
+            print(
+                f"{name:24} {base} takes {shown[0]} times as long, {shown[1]} of CPU, "
+                f"{shown[2]} of CPU for a query again"
+            )
     for name in took:
-        ratios = [
-            [plain / own for plain, own in zip(of[base], of[name], strict=True)] for of in (took, computed)
-        ]
-        shown = [f"{statistics.median(one):5.2f} ({min(one):.2f} to {max(one):.2f})" for one in ratios]
-        rate = len(documents) / min(took[name])
-        print(f"{name:24} best {rate:6.2f} pairs/s; {base} takes {shown[0]} times as long, {shown[1]} of CPU")
+        rates = [documents / min(of[name]) for of in (took, computed, again)]
+        print(
+            f"{name:24} best {rates[0]:.2f} pairs/s; {rates[1]:.2f} pairs for each second of CPU time, "
+            f"{rates[2]:.2f} for a query again"
+        )
 
 
 if __name__ == "__main__":
