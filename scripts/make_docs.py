@@ -1,9 +1,9 @@
 """Generate the parts of docs/ that repeat the code: `make docs`.
 
 The settings of docs/configuration.md come from their descriptions, docs/cli.md from the commands' help, the
-tables of docs/models.md from the catalog and from the tests' kinds of files, and the options and paths of
-docs/api.md from the tables that the service reads. tests/test_documentation.py fails if a page is out of
-date.
+tables of docs/models.md from the catalog and from the tests' kinds of files, the memory in docs/gpu.md from
+the estimate that chooses an engine, and the options and paths of docs/api.md from the tables that the service
+reads. tests/test_documentation.py fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
-from rerankd import config
+from rerankd import config, memory
 from rerankd.api.dialects import options, table
+from rerankd.backends.torch import placement
 from rerankd.cli import app, setting_options
 from rerankd.deprecated_names import RENAMED
+from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import listing
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -131,6 +133,32 @@ def families() -> str:
     return family_table.table()
 
 
+# Models of the catalog by the numbers in their weights and the width of their states.
+_SHAPES = {
+    "ettin-reranker-150m, gte-reranker-modernbert": (0.15e9, 768),
+    "bge-reranker-v2-m3": (0.57e9, 1024),
+    "Qwen3-Reranker-0.6B": (0.6e9, 1024),
+    "mxbai-rerank-large-v2": (1.54e9, 1536),
+    "Qwen3-Reranker-4B": (4.0e9, 2560),
+    "Qwen3-Reranker-8B": (8.2e9, 4096),
+}
+_CARDS_GIB = (4, 6, 8, 12, 16, 24, 32, 48, 80)
+
+
+def cards() -> str:
+    """The table of models and the smallest card that holds one replica of each."""
+    rows = ["| model | half precision | smallest card | float32 | smallest card |", "|---|---|---|---|---|"]
+    for name, (parameters, width) in _SHAPES.items():
+        shape = ModelMetadata(Path(), "", parameters=int(parameters), embedding_length=width)
+        cells = []
+        for precision in ("bf16", "f32"):
+            size = placement.card_bytes(shape, precision)
+            fitting = (card for card in _CARDS_GIB if memory.for_engines(card * 2**30) >= size)
+            cells += [f"{size / 2**30:.1f} GiB", f"{next(fitting)} GiB"]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def request_options() -> str:
     """The table of request options, with all their names."""
     rows = []
@@ -181,6 +209,7 @@ MADE = {
     "commands": ("cli.md", commands),
     "catalog": ("models.md", catalog),
     "families": ("models.md", families),
+    "cards": ("gpu.md", cards),
     "options": ("api.md", request_options),
     "paths": ("api.md", rerank_paths),
 }

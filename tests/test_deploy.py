@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,19 @@ def test_a_dockerfile_has_nothing_to_lint_and_an_init_as_process_1(path: Path) -
             assert f"!{name}" in (ROOT / ".dockerignore").read_text().splitlines()
     assert f"EXPOSE {Settings().port}" in text
     assert f":{Settings().port}/health" in text
+
+
+def test_the_cuda_images_are_stages_that_compose_names_and_the_extra_exists() -> None:
+    text = DOCKERFILES[1].read_text()
+    stages = re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE)
+    assert stages == ["torch", "build", "llama"]  # the last one is built by default
+    build = yaml.safe_load(COMPOSE[1].read_text())["services"]["rerankd"]["build"]
+    assert build["target"] == "${GPU_ENGINE:-llama}"
+    (extra,) = re.findall(r"pip install --no-cache-dir '\.\[(\w+)\]'", text)
+    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for stage in text.split("FROM ")[1:]:
+        is_final = "build" not in stage.splitlines()[0]
+        assert ('ENTRYPOINT ["tini", "--", "rerankd"]' in stage) is is_final
 
 
 def test_what_the_cuda_image_runs_is_a_command() -> None:

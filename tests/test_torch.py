@@ -106,7 +106,7 @@ def spec(name: str, recipe: Recipe, **more: Any) -> EngineSpec:
 
 
 def offer(one: EngineSpec, *seen: Device, **options: Any) -> TorchOffer:
-    found = BACKEND.offer(one, TorchOptions(**options), Survey("2.14", seen))
+    found = BACKEND.offer(one, TorchOptions(**options), Survey("2.14", seen, cache=Path("/data/cache/torch")))
     assert isinstance(found, TorchOffer)
     return found
 
@@ -126,7 +126,7 @@ def test_on_a_cpu_other_engines_come_first_and_on_a_gpu_it_does() -> None:
 
 
 def test_the_worker_gets_its_device_precision_and_labels() -> None:
-    model = spec("qwen3-headless.gguf", CAUSAL)
+    model = spec("qwen3-headless.gguf", CAUSAL, threads=3)
     metadata = model.metadata
     assert metadata is not None
     found = offer(model, H100, T4, CPU)
@@ -140,7 +140,12 @@ def test_the_worker_gets_its_device_precision_and_labels() -> None:
     assert "--varlen" not in BACKEND.launch(found, (eager, padded), (), Path("/s")).argv
     safest = BACKEND.launch(found, (eager, padded, float32), (), Path("/s"))
     assert argument(safest.argv, "--precision") == "f32"
-    assert safest.environment["HF_HUB_OFFLINE"] == "1"
+    assert {
+        "HF_HUB_OFFLINE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": "/data/cache/torch",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "OMP_NUM_THREADS": "3",
+    }.items() <= safest.environment.items()
     assert BACKEND.identity(found, ()) != BACKEND.identity(found, (float32,))
     assert BACKEND.steps(offer(model, CPU), ()) == ()
 

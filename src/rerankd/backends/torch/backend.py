@@ -211,12 +211,13 @@ def _compiles(offer: TorchOffer) -> bool:
 
 def environment(cache: Path, threads: int) -> dict[str, str]:
     """The worker's environment: it reads files only, computes with this many threads, numbers cards as
-    nvidia-smi does, and keeps compiled code in `cache`."""
+    nvidia-smi does, keeps compiled code in `cache`, and computes on the CPU what MPS lacks."""
     return {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        "PYTORCH_ENABLE_MPS_FALLBACK": "1",
         **devices.ORDER,
     }
