@@ -29,8 +29,8 @@ import gpu_tokenizers
 import torch
 import transformers
 from gpu_bench import Bench
+from gpu_meters import Gpu
 from gpu_models import SHAPES, folder_for_models
-from gpu_service import Gpu
 
 # The parts, and the most seconds that each may take; `mixed` has --minutes in addition.
 PARTS: Mapping[str, tuple[Callable[[Bench, float], None], float]] = {

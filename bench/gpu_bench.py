@@ -17,8 +17,9 @@ from typing import Any
 
 import gpu_models
 import torch
+from gpu_meters import Gpu
 from gpu_models import Shape
-from gpu_service import Failed, Gpu
+from gpu_service import Failed
 
 from rerankd import machine
 

@@ -6,6 +6,7 @@ float32 is the measure of what the precision costs; the service's deviation is d
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ import torch
 import transformers
 from gpu_bench import Bench
 from gpu_models import FAMILIES, SHAPES, Shape
-from gpu_service import Failed, Service, serving
+from gpu_service import Failed, Service, Start, ready, starting, wait
 from gpu_texts import Reader
 from numpy.typing import NDArray
 
 from rerankd.benchmark import load
 
 QUERIES, DOCUMENTS, WORDS = 4, 16, (5, 250)
-_COMPILE_S = 60.0
+_READY_S, _COMPILE_S = 60.0, 60.0
 TINY_WORDS = (5, 30)  # single bytes as tokens must fit, too
 _REAL = ("bert-large", "Qwen3-Reranker-0.6B")
 Floats = NDArray[np.float64]
@@ -36,22 +37,28 @@ class Question:
 
 
 def run(bench: Bench, until: float) -> None:
-    readers: dict[str, tuple[Shape, Reader]] = {}
+    """All services start at once."""
+    started: dict[str, tuple[Shape, Reader, Start]] = {}
     known_by_size = ("mxbai-rerank-base-v2",) if bench.is_tiny else ()
-    for name in (*FAMILIES, *_REAL):
-        if name in known_by_size:
-            continue
-        with bench.guarded("correct", name, until):
-            shape = bench.sized(FAMILIES.get(name) or SHAPES[name])
-            readers[name] = shape, Reader.of(bench.make(shape), bench.home)
-    some = questions(bench.is_tiny)
-    with bench.guarded("correct", "the service", until):
-        folders = [reader.folder for _, reader in readers.values()]
-        with serving(folders, bench.home, 150, "--engine", bench.options.engine) as service:
-            print(f"compiled: {service.compiled(_COMPILE_S)}", flush=True)
-            for name, (shape, reader) in readers.items():
-                with bench.guarded("correct", name, until):
-                    bench.add("correct", {"model": name} | compared(bench, shape, reader, some, service))
+    with contextlib.ExitStack() as stack:
+        for name in (*FAMILIES, *_REAL):
+            if name in known_by_size:
+                continue
+            with bench.guarded("correct", name, until):
+                shape = bench.sized(FAMILIES.get(name) or SHAPES[name])
+                reader = Reader.of(bench.make(shape), bench.home)
+                flags = ("--engine", bench.options.engine)
+                start = stack.enter_context(starting([reader.folder], bench.home, *flags))
+                started[name] = shape, reader, start
+        wait([start for *_, start in started.values()], _READY_S)
+        some = questions(bench.is_tiny)
+        for name, (shape, reader, start) in started.items():
+            with bench.guarded("correct", name, until):
+                service = ready(start)
+                row = {"model": name, "compiled": "; ".join(service.compiled(_COMPILE_S))}
+                bench.add("correct", row | compared(bench, shape, reader, some, service))
+        for *_, start in started.values():
+            start.process.terminate()  # all at once
 
 
 def questions(is_few: bool) -> list[Question]:
@@ -71,9 +78,11 @@ def compared(
     """How far the service and transformers' bf16 are from transformers' float32."""
     served, seconds = _served(service, shape.name, some)
     ids = [reader.read(one.query, text) for one in some for text in one.documents]
-    exact, half = (
-        _computed(shape, reader, ids, bench.device, dtype) for dtype in (torch.float32, torch.bfloat16)
-    )
+    network = getattr(transformers, shape.of).from_pretrained(reader.folder, dtype=torch.bfloat16)
+    network = network.to(bench.device).eval()
+    half = _computed(network, reader, ids)
+    exact = _computed(network.float(), reader, ids)  # the same weights, and sines in float32 for both
+    del network
     bench.release()
     ours, theirs = np.abs(served - exact), np.abs(half - exact)
     return {
@@ -102,21 +111,14 @@ def _served(service: Service, model: str, some: list[Question]) -> tuple[Floats,
 
 
 @torch.inference_mode()
-def _computed(
-    shape: Shape,
-    reader: Reader,
-    pairs: list[dict[str, list[int]]],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Floats:
+def _computed(network: Any, reader: Reader, pairs: list[dict[str, list[int]]]) -> Floats:
     """The scores of transformers, each pair alone, so that nothing is padded."""
-    network = getattr(transformers, shape.of).from_pretrained(reader.folder, dtype=dtype).to(device).eval()
     found = []
     for pair in pairs:
-        inputs = {name: torch.tensor([ids], device=device) for name, ids in pair.items()}
-        more = {"logits_to_keep": 1} if shape.is_causal else {}
+        inputs = {name: torch.tensor([ids], device=network.device) for name, ids in pair.items()}
+        more = {"logits_to_keep": 1} if reader.is_causal else {}
         logits = network(**inputs, **more).logits[0].double()
-        if shape.is_causal:
+        if reader.is_causal:
             relevant, other = reader.labels
             found.append(float(logits[-1, relevant] - logits[-1, other]))
         else:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from gpu_bench import Bench
 from gpu_load import Task
+from gpu_meters import Gpu, rss_mib
 from gpu_models import SHAPES
-from gpu_service import Failed, Gpu, Service, apply, rss_mib, serving
+from gpu_service import Failed, Service, apply, serving
 
 from rerankd.benchmark import load
 

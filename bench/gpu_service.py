@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
 import os
 import re
-import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from gpu_load import Found, Task
+from gpu_meters import Gpu, cpu_s, descendants, read
 
 _SERVES = re.compile(r"\bserves \S.* at http://\S+:(\d+)")
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _COMPILED = re.compile(r"^(?:not )?compiled\b.*", re.MULTILINE)
 _LOOK_S = 0.05
 
@@ -49,7 +44,7 @@ class Service:
 
     def workers(self) -> list[int]:
         """The process ids of its engines."""
-        return [pid for pid in _descendants(self.pid) if b"rerankd.backends" in _read(f"/proc/{pid}/cmdline")]
+        return [pid for pid in descendants(self.pid) if b"rerankd.backends" in read(f"/proc/{pid}/cmdline")]
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
@@ -67,7 +62,7 @@ class Service:
     def compiled(self, within_s: float) -> list[str]:
         """Wait for PyTorch's compilers, which work while the models serve. Returns what each reports; none if
         no engine compiles."""
-        expected = sum(b"--compile" in _read(f"/proc/{pid}/cmdline") for pid in self.workers())
+        expected = sum(b"--compile" in read(f"/proc/{pid}/cmdline") for pid in self.workers())
         until = time.monotonic() + within_s
         while len(found := self._reports()) < expected:
             if time.monotonic() > until:
@@ -83,29 +78,41 @@ class Service:
         return found
 
 
+@dataclass
+class Start:
+    """A `rerankd serve` that is starting. Several may start at once, which saves most of the time."""
+
+    models: Sequence[Path]
+    process: subprocess.Popen[bytes]
+    log: Path
+    engine_logs: Mapping[Path, int]
+    started: float
+    service: Service | None = None
+
+    def look(self) -> bool:
+        """Whether it serves. Raises Failed if it ended."""
+        said = self.log.read_text(errors="replace")
+        if self.service is None and (found := _SERVES.search(said)):
+            ready_s = time.perf_counter() - self.started
+            print(f"{', '.join(one.name for one in self.models)}: ready in {ready_s:.1f} s", flush=True)
+            self.service = Service(self.process, int(found[1]), ready_s, self.engine_logs)
+        if self.process.poll() is not None:
+            raise Failed(f"the service ended:\n{said[-2000:]}")
+        return self.service is not None
+
+
 @contextlib.contextmanager
-def serving(
-    models: Sequence[Path], home: Path, within_s: float, *flags: str, **environment: str
-) -> Iterator[Service]:
-    """Run the service with these models, its data below `home` (kept, as a user's is, between starts)."""
+def starting(models: Sequence[Path], home: Path, *flags: str, **environment: str) -> Iterator[Start]:
+    """Start the service with these models, its data below `home`. It is stopped at the end."""
     logs = [home / "logs" / f"{one.name}.log" for one in models]
     sizes = {one: one.stat().st_size if one.exists() else 0 for one in logs}
     log = Path(tempfile.mkstemp(prefix="serve-", suffix=".log", dir=home)[1])
     argv = [sys.executable, "-m", "rerankd", "serve", *map(str, models), "--port", "0", *flags]
-    started = time.perf_counter()
+    variables = {**os.environ, "RERANKD_HOME": str(home), **environment}
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            argv, stdout=stream, stderr=stream, env={**os.environ, "RERANKD_HOME": str(home), **environment}
-        )
+        process = subprocess.Popen(argv, stdout=stream, stderr=stream, env=variables)
     try:
-        while (found := _SERVES.search(log.read_text(errors="replace"))) is None:
-            took = time.perf_counter() - started
-            if process.poll() is not None or took > within_s:
-                raise Failed(f"the service is not ready after {took:.0f} s:\n{log.read_text()[-2000:]}")
-            time.sleep(_LOOK_S)
-        ready_s = time.perf_counter() - started
-        print(f"{', '.join(one.name for one in models)}: ready in {ready_s:.1f} s", flush=True)
-        yield Service(process, int(found[1]), ready_s, sizes)
+        yield Start(models, process, log, sizes, time.perf_counter())
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -113,6 +120,35 @@ def serving(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def wait(starts: Sequence[Start], within_s: float) -> None:
+    """Wait until all serve, have ended or took too long."""
+    waiting, until = list(starts), time.monotonic() + within_s
+    while waiting and time.monotonic() < until:
+        for one in list(waiting):
+            with contextlib.suppress(Failed):
+                if not one.look():
+                    continue
+            waiting.remove(one)
+        time.sleep(_LOOK_S)
+
+
+@contextlib.contextmanager
+def serving(
+    models: Sequence[Path], home: Path, within_s: float, *flags: str, **environment: str
+) -> Iterator[Service]:
+    """Run the service with these models."""
+    with starting(models, home, *flags, **environment) as start:
+        wait([start], within_s)
+        yield ready(start)
+
+
+def ready(start: Start) -> Service:
+    """The service, after `wait`. Raises Failed with its last lines if it does not serve."""
+    if not start.look() or start.service is None:
+        raise Failed(f"the service is not ready:\n{start.log.read_text(errors='replace')[-2000:]}")
+    return start.service
 
 
 @dataclass(frozen=True)
@@ -159,7 +195,7 @@ def apply(
             if program.stdout.readline() != "ready\n":
                 raise Failed("a load generator ended")
         workers = service.workers()
-        before, started = (_cpu_s([service.pid]), _cpu_s(workers)), time.time()
+        before, started = (cpu_s([service.pid]), cpu_s(workers)), time.time()
         for program in programs:
             assert program.stdin is not None
             program.stdin.write("\n")
@@ -167,7 +203,7 @@ def apply(
         if during is not None:
             during()
         parts = [Found(**json.loads(_line(program))) for program in programs]
-        after, ended = (_cpu_s([service.pid]), _cpu_s(workers)), time.time()
+        after, ended = (cpu_s([service.pid]), cpu_s(workers)), time.time()
     finally:
         for program in programs:
             program.kill()
@@ -203,72 +239,3 @@ def _line(program: subprocess.Popen[str]) -> str:
     if not line:
         raise Failed("a load generator ended without a result")
     return line
-
-
-class Gpu:
-    """Reads the GPU's load four times a second with nvidia-smi, where there is one."""
-
-    def __init__(self) -> None:
-        self._times: list[float] = []
-        self._values: list[tuple[float, float, float]] = []
-        program = shutil.which("nvidia-smi")
-        self._process: subprocess.Popen[str] | None = None
-        if program is None:
-            return
-        query = "utilization.gpu,power.draw,memory.used"
-        argv = [program, f"--query-gpu={query}", "--format=csv,noheader,nounits", "--loop-ms=250", "--id=0"]
-        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        threading.Thread(target=self._collect, daemon=True).start()
-
-    def _collect(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError):  # "[N/A]" where the driver does not tell
-                busy, watts, mebibytes = map(float, line.split(","))
-                self._values.append((busy, watts, mebibytes))
-                self._times.append(time.time())
-
-    def mean(self, since: float, until: float) -> tuple[float | None, float | None]:
-        """The mean share of time in which it was busy, and the mean power in watts."""
-        some = self._values[bisect.bisect(self._times, since) : bisect.bisect(self._times, until)]
-        if not some:
-            return None, None
-        return statistics.mean(one[0] for one in some) / 100, statistics.mean(one[1] for one in some)
-
-    def memory_mib(self) -> float | None:
-        """The memory in use at the last look."""
-        return self._values[-1][2] if self._values else None
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-
-
-def rss_mib(pids: Sequence[int]) -> float:
-    """The resident memory of processes."""
-    fields = [_read(f"/proc/{pid}/statm").split() for pid in pids]
-    return sum(int(one[1]) * _PAGE for one in fields if one) / 2**20
-
-
-def _cpu_s(pids: Sequence[int]) -> float:
-    found = 0
-    for pid in pids:
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        found += int(fields[11]) + int(fields[12]) if fields else 0
-    return found / _TICKS
-
-
-def _descendants(pid: int) -> list[int]:
-    found = [int(one) for one in _read(f"/proc/{pid}/task/{pid}/children").split()]
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(one) for one in _read(f"{thread}/children").split()]
-    mine = list(dict.fromkeys(found))
-    return [*mine, *(one for child in mine for one in _descendants(child))]
-
-
-def _read(path: str) -> bytes:
-    """The contents of a file of /proc; nothing if the process has ended."""
-    with contextlib.suppress(OSError):
-        return Path(path).read_bytes()
-    return b""
