@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ _OPEN = "Qwen3-Reranker-0.6B"
 # The open loop: tokens of an item (its whole prompt), items of a request, and the rates to try as shares of
 # the closed loop's, corrected for the length.
 ITEM_TOKENS, ITEMS, P99_MS = 300, 10, 500.0
-_SHARES = (0.5, 0.65, 0.8, 0.9, 1.0, 1.1)
+_SHARES = (0.5, 0.65, 0.75, 0.85, 0.95, 1.05, 1.15)
 _READY_S, _COMPILE_S = 120.0, 60.0
 _LEAST_S = 20.0  # what is kept for each of the models that are still to be measured
 
@@ -46,9 +45,6 @@ def run(bench: Bench, until: float) -> None:
                 _measure(bench, SHAPES[name], start.models[0], ready(start))
         for start in starts.values():
             start.process.terminate()  # all at once
-    if not bench.options.models:
-        for name in starts:
-            shutil.rmtree(bench.models / name, ignore_errors=True)
 
 
 def _measure(bench: Bench, shape: Shape, folder: Path, service: Service) -> None:
