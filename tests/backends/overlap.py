@@ -81,6 +81,9 @@ class OverlapBackend:
             options=options,
         )
 
+    def prompt_rate(self, *_: Any, **more: Any) -> float:
+        return 0.0
+
     async def settle(self, offer: OverlapOffer, *_: Any) -> OverlapOffer:
         return offer
 

@@ -70,6 +70,63 @@ def chosen(
     return select.choose(wanted, said)
 
 
+LARGE = spec(CAUSAL_LM, "qwen3", ("gpt2", "qwen2"), block_weights=440_000_000, size_bytes=640_000_000)
+
+
+def measured(model: EngineSpec, rates: tuple[float, float], memory_bytes: int = 2**36) -> Selection:
+    """The selection where the speeds of OpenVINO and llama.cpp are these."""
+    answers = select.modest(
+        [
+            (OPENVINO, OPENVINO.offer(model, OpenVinoOptions(), True)),
+            (LLAMA, LLAMA.offer(model, LlamaOptions(), CPU_ONLY)),
+        ],
+        memory_bytes,
+    )
+    rivals = select.rivals("auto", answers)
+    known = {id(one): select.rated(one, rate) for one, rate in zip(rivals, rates, strict=False)}
+    return select.choose("auto", [(backend, known.get(id(one), one)) for backend, one in answers])
+
+
+def test_a_measured_speed_decides_which_backend_runs_a_causal_model() -> None:
+    fast = measured(LARGE, (160.0, 90.0))
+    assert fast.offer.backend is OPENVINO and "160 GFLOP/s" in fast.offer.reason
+    assert fast.fallback is not None and fast.fallback.backend is LLAMA
+    slow = measured(LARGE, (80.0, 90.0))
+    assert slow.offer.backend is LLAMA and "90 GFLOP/s" in slow.offer.reason
+    assert measured(LARGE, (80.0, 0.0)).offer.backend is OPENVINO, "llama.cpp's measurement failed"
+    unknown = measured(LARGE, (0.0, 0.0))
+    assert unknown.offer.backend is OPENVINO and "not measured here yet" in unknown.offer.reason
+
+
+def test_a_faster_backend_is_not_worth_most_of_the_memory() -> None:
+    found = measured(LARGE, (160.0, 90.0), memory_bytes=4 * 2**30)
+    assert found.offer.backend is LLAMA
+    assert found.fallback is not None and found.fallback.backend is OPENVINO
+
+
+def test_no_speed_is_measured_where_it_decides_nothing() -> None:
+    for model in (QWEN, XLMR, spec(CAUSAL_LM, "llama", ("gpt2", "llama-bpe"), block_weights=10**9)):
+        answers = [
+            (OPENVINO, OPENVINO.offer(model, OpenVinoOptions(), True)),
+            (LLAMA, LLAMA.offer(model, LlamaOptions(), CPU_ONLY)),
+        ]
+        assert select.rivals("auto", answers) == []
+    both = [
+        (OPENVINO, OPENVINO.offer(LARGE, OpenVinoOptions(), True)),
+        (LLAMA, LLAMA.offer(LARGE, LlamaOptions(), CPU_ONLY)),
+    ]
+    assert len(select.rivals("auto", both)) == 2 and select.rivals("llama", both) == []
+
+
+def test_an_engine_that_needs_a_patched_copy_is_no_fallback() -> None:
+    one_label = replace(LARGE, recipe=replace(CAUSAL_LM, labels=("yes",)))
+    llama = replace(LLAMA.offer(LARGE, LlamaOptions(), CPU_ONLY), patch=object())  # type: ignore[arg-type, type-var]
+    found = select.choose(
+        "auto", [(OPENVINO, OPENVINO.offer(one_label, OpenVinoOptions(), True)), (LLAMA, llama)]
+    )
+    assert found.offer.backend is OPENVINO and found.fallback is None
+
+
 @pytest.mark.parametrize("model", [XLMR, BERT, MODERN])
 def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) -> None:
     found = chosen("auto", model)

@@ -135,7 +135,7 @@ class Offer:
     engine loads a copy of the model's file with this change; the path in `spec` is then that of the copy,
     once it is made. `spans_cards`: a replica may be spread over several GPUs; otherwise each is on one.
     `cards` are the GPUs that may be used (see memory.card), () any. `shortfall`: why the rank is not higher,
-    as a clause that users should know; "" if nothing is missing.
+    as a clause that users should know; "" if nothing is missing. `prompt_rate`: see Backend.prompt_rate.
     """
 
     backend: Backend
@@ -154,6 +154,7 @@ class Offer:
     spans_cards: bool = True
     cards: tuple[str, ...] = ()
     shortfall: str = ""
+    prompt_rate: float = 0.0
 
 
 class Rank:
@@ -256,6 +257,11 @@ class Backend(Protocol):
 
     def offer(self, spec: EngineSpec, options: Any, survey: Any) -> Offer | Refusal:
         """Return how the backend would run the model, or why it can't."""
+
+    def prompt_rate(self, offer: Any, learned: StateStore, *, measure: bool) -> float:
+        """Return how fast this CPU computes the prompts of a causal model with this offer, in GFLOP/s for one
+        thread (see prompt_rate.py); 0 if that is not known. With `measure`, measure it if it is not known,
+        which takes some seconds."""
 
     async def settle(self, offer: Any, learned: StateStore, log: Path, timeout_s: float) -> Any:
         """Complete the offer with facts that are determined right before a load: the result of a trial, the

@@ -11,6 +11,9 @@ from rerankd.domain import Refusal
 from rerankd.errors import ConfigError
 
 AUTO = "auto"
+Answers = Sequence[tuple[Backend, Offer | Refusal]]
+# The share of the machine's memory that an engine may take only if no other one takes less.
+_MOST_OF_MEMORY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +44,50 @@ def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> S
         return Selection(replace(named, reason=reason), None, refusals)
     if not offers:
         raise ConfigError(" ".join(_sentence(title, refusal) for title, refusal in refusals.items()))
-    best, *others = sorted(offers, key=lambda offer: -offer.rank)
+    best, *others = sorted(offers, key=lambda offer: (-offer.rank, -offer.prompt_rate))
     told = [_clause(refusal) for refusal in refusals.values() if not refusal.is_minor]
     told += [offer.shortfall for offer in offers if offer.shortfall]
     reason = "; ".join([*told, best.reason])
     fallback = None
+    # The copy that a patch needs is made only for the selected engine.
+    others = [one for one in others if one.patch is None]
     if others and best.rank != Rank.NAMED:
         fallback = replace(others[0], reason=f"{best.backend.title} can't run it here")
     return Selection(replace(best, reason=reason), fallback, refusals)
+
+
+def modest(answers: Answers, memory_bytes: int | None) -> list[tuple[Backend, Offer | Refusal]]:
+    """Lower the rank of each offer that would take more than half of this machine's memory, if another one
+    takes less: a faster engine is not worth a machine that runs out of memory."""
+    sizes = [one.memory_bytes for _, one in answers if isinstance(one, Offer) and one.rank == Rank.CPU]
+    most = (memory_bytes or 0) * _MOST_OF_MEMORY
+    if not most or min(sizes, default=0) >= max(sizes, default=0):
+        return [*answers]
+
+    def lowered(offer: Offer | Refusal) -> Offer | Refusal:
+        if isinstance(offer, Refusal) or offer.rank != Rank.CPU or offer.memory_bytes <= most:
+            return offer
+        takes = f"it would take about {offer.memory_bytes / 2**30:.1f} GiB of memory"
+        return replace(offer, rank=Rank.LAST_ON_CPU, reason=f"{offer.reason}, but {takes}")
+
+    return [(backend, lowered(one)) for backend, one in answers]
+
+
+def rivals(wanted: str, answers: Answers) -> list[Offer]:
+    """Return the offers among which a measured speed decides: two or more that have no other difference in
+    rank. Empty if there is nothing to decide."""
+    offers = [one for _, one in answers if isinstance(one, Offer)]
+    best = max((one.rank for one in offers), default=None)
+    found = [one for one in offers if one.rank == best == Rank.CPU]
+    return found if wanted == AUTO and len(found) > 1 else []
+
+
+def rated(offer: Offer, rate: float) -> Offer:
+    """Return the offer with its measured speed (see Backend.prompt_rate), and that as a reason."""
+    measured = (
+        f"measured here: {rate:.0f} GFLOP/s for one thread in prompts" if rate else "not measured here yet"
+    )
+    return replace(offer, prompt_rate=rate, reason=f"{offer.reason}; {measured}")
 
 
 def describe(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> list[dict[str, Any]]:

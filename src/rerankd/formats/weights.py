@@ -23,6 +23,8 @@ Floats = NDArray[np.float32]
 _KEEP = ("sliding_window_pattern",)
 
 _PLAIN = {"F32": np.float32, "F16": np.float16}
+FLOATS = ("F32", "F16", "BF16")
+"""The types, by ggml's names, of weights that are not quantised."""
 
 
 class Weights:

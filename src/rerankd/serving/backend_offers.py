@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rerankd import machine
+from rerankd.backends import select
 from rerankd.backends.base import Backend, EngineSpec, Offer, Shape
 from rerankd.backends.table import BACKENDS
 from rerankd.config import EffectiveModelSettings, Settings
@@ -12,6 +13,7 @@ from rerankd.domain import Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
 from rerankd.recipes.resolution import Resolution
+from rerankd.state import StateStore
 
 
 def spec(
@@ -41,15 +43,22 @@ def spec(
 
 
 def all_offers(
-    spec: EngineSpec, wanted: EffectiveModelSettings, home: Path
+    spec: EngineSpec, wanted: EffectiveModelSettings, home: Path, *, measure: bool = False
 ) -> list[tuple[Backend, Offer | Refusal]]:
     """The offer or refusal of each backend for a model with these settings. Inspects the machine, which takes
-    up to a second."""
-    offers = []
+    up to a second. With `measure`, speeds that decide which backend is used are measured, once on each
+    machine, which takes some seconds."""
+    answers: list[tuple[Backend, Offer | Refusal]] = []
     for backend in BACKENDS:
         options = wanted.options(backend.Options)
-        offers.append((backend, backend.offer(spec, options, backend.survey(options, home, spec))))
-    return offers
+        answers.append((backend, backend.offer(spec, options, backend.survey(options, home, spec))))
+    answers = select.modest(answers, machine.read().memory_bytes)
+    if not (rivals := select.rivals(wanted.engine, answers)):
+        return answers
+    learned = StateStore(home)
+    rates = [one.backend.prompt_rate(one, learned, measure=measure) for one in rivals]
+    known = {id(one): select.rated(one, rate) for one, rate in zip(rivals, rates, strict=True)}
+    return [(backend, known.get(id(one), one)) for backend, one in answers]
 
 
 def usable_cards(settings: Settings) -> tuple[Gpu, ...] | None:

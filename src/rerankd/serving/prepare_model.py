@@ -68,8 +68,8 @@ def prepare(
     copies: bool = True,
 ) -> Model:
     """Find a model, download it if it is the built-in one, and decide how it is scored. None means the first
-    model of the settings. If its engine needs a patched copy of the file and `copies` is true, the copy is
-    made unless it exists.
+    model of the settings. If `copies` is true, the model is about to be loaded: speeds that are not known yet
+    are measured, and if its engine needs a patched copy of the file, the copy is made unless it exists.
 
     Blocks while it reads, downloads and copies. Raises the errors of the data folder, the model file and the
     download, Unscorable if the file can't be scored correctly, and ConfigError if the requested engine can't
@@ -88,7 +88,8 @@ def prepare(
     memory = machine.read().memory_bytes
     names = names_of(model)
     spec = backend_offers.spec(names[0], path, metadata, resolved, model, file_fingerprint)
-    selection = select.choose(model.engine, backend_offers.all_offers(spec, model, settings.home))
+    answers = backend_offers.all_offers(spec, model, settings.home, measure=copies)
+    selection = select.choose(model.engine, answers)
     if memory is not None and metadata.size_bytes > memory and selection.offer.on_cpu:
         raise ModelFileError(
             f"{path.name} has {metadata.size_bytes / 2**30:.1f} GiB, but this machine has only "

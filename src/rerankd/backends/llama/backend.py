@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd import machine
+from rerankd.backends import prompt_rate
 from rerankd.backends.base import (
     BatchPolicy,
     Capabilities,
@@ -126,6 +127,12 @@ class LlamaBackend:
             binary=binary,
             gpus=binary.gpus,
         )
+
+    def prompt_rate(self, offer: LlamaOffer, learned: StateStore, *, measure: bool) -> float:
+        from rerankd.backends.llama import prompt_rate as program  # as for launch
+
+        measured = partial(program.measure, offer.binary.program) if measure else None
+        return prompt_rate.of(offer.build, learned, measured)
 
     async def settle(self, offer: LlamaOffer, learned: StateStore, log: Path, timeout_s: float) -> LlamaOffer:
         if not offer.gpus:

@@ -26,10 +26,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.backends.openvino.layers import Node, grouped, ints, quantised, rms_norm
+from rerankd.backends.openvino.layers import GROUP, Node, grouped, ints, quantised, rms_norm
 from rerankd.backends.openvino.runtime import op, ov
 from rerankd.errors import ModelFileError
-from rerankd.formats.weights import Floats, Weights
+from rerankd.formats.weights import FLOATS, Floats, Weights
 
 _OUTSIDE = {"token_embd.weight", "output_norm.weight"}
 # The rows of these are read outside the graph (see output_row.py).
@@ -78,8 +78,9 @@ class Seen:
 class Decoder:
     """The forward pass of one causal model as an OpenVINO graph.
 
-    With `compressed`, matrices are stored in 8 bits with a scale per 32 weights. Matrices that the file
-    stores so (Q8_0) always are: they keep their numbers, so nothing is lost.
+    With `compressed`, matrices are stored in 8 bits with a scale per 32 weights. Matrices that are quantised
+    in the file always are. Those in Q8_0 keep their numbers, so nothing is lost; the error of others is small
+    against that of their own type.
     """
 
     tensors: ClassVar[tuple[str, ...]]
@@ -136,7 +137,9 @@ class Decoder:
         if (groups := self.weights.groups(name, rows, columns)) is not None:
             return grouped(*groups)
         matrix = self.weights.array(name, (rows, columns))
-        return quantised(matrix) if self.compressed and columns % 32 == 0 else op.constant(matrix)
+        _, kind = self.weights.stored(name, (rows, columns))
+        is_compressed = self.compressed or kind not in FLOATS
+        return quantised(matrix) if is_compressed and columns % GROUP == 0 else op.constant(matrix)
 
     def _check(self) -> None:
         """Raise ModelFileError if the file has other tensors than the architecture."""

@@ -60,6 +60,13 @@ def without_trial(wanted: Wanted, instructions: Collection[str]) -> Choice | Non
     return None if wanted == "auto" else Choice(wanted, "set by the user")
 
 
+def possible(wanted: Wanted, instructions: Collection[str]) -> tuple[Precision, ...]:
+    """Return the precisions that a model may get."""
+    if wanted == "auto":
+        return ("f32", "bf16") if _bf16_flags(instructions) else ("f32",)
+    return (wanted,) if wanted == "f32" or _bf16_flags(instructions) else ("f32",)
+
+
 def after(trial: Trial, instructions: Collection[str]) -> Choice:
     """Return the choice after a trial."""
     reason = (

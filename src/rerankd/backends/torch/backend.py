@@ -138,6 +138,9 @@ class TorchBackend:
             is_reference=support.needs_reference(spec.recipe, spec.metadata),
         )
 
+    def prompt_rate(self, offer: TorchOffer, learned: StateStore, *, measure: bool) -> float:
+        return 0.0
+
     async def settle(self, offer: TorchOffer, learned: StateStore, log: Path, timeout_s: float) -> TorchOffer:
         return offer
 

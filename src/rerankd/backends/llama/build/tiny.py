@@ -10,13 +10,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEADS, KV_HEADS, FEED_FORWARD, LAYERS, VOCABULARY, WINDOW = 256, 4, 2, 512, 2, 320, 256
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a model. `kinds` are the types of its matrices: two that layers have in turns, and one
+    that some matrices have in each layer."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    layers: int
+    window: int
+    kinds: tuple[str, str, str]
+
+
+SMOKE = Sizes(256, 4, 2, 512, 2, 256, ("Q4_K", "Q8_0", "Q6_K"))
+WIDTH, HEADS, KV_HEADS, LAYERS, WINDOW = SMOKE.width, SMOKE.heads, SMOKE.kv_heads, SMOKE.layers, SMOKE.window
+VOCABULARY = 320
 EPSILON, ROPE_BASE = 1e-5, 10000.0
 LABELS = (300, 301)
 _PREFIX = [(7 * at) % 256 for at in range(48)]
@@ -41,41 +59,42 @@ _BLOCKS: dict[str, tuple[int, int, tuple[tuple[int, float], ...]]] = {
 }
 
 
-def tensors() -> Iterator[tuple[str, str, Bytes]]:
+def tensors(sizes: Sizes = SMOKE) -> Iterator[tuple[str, str, Bytes]]:
     """Yield each quantised matrix: name, type, and bytes in shape (rows, bytes per row)."""
-    kv = WIDTH // HEADS * KV_HEADS
-    yield _matrix("token_embd", "Q8_0", VOCABULARY, WIDTH)
-    yield _matrix("output", "Q6_K", VOCABULARY, WIDTH)
-    for layer in range(LAYERS):
-        kind = ("Q4_K", "Q8_0")[layer % 2]
-        yield _matrix(f"blk.{layer}.attn_q", kind, WIDTH, WIDTH)
-        yield _matrix(f"blk.{layer}.attn_k", kind, kv, WIDTH)
-        yield _matrix(f"blk.{layer}.attn_v", "Q6_K", kv, WIDTH)
-        yield _matrix(f"blk.{layer}.attn_output", kind, WIDTH, WIDTH)
-        yield _matrix(f"blk.{layer}.ffn_gate", kind, FEED_FORWARD, WIDTH)
-        yield _matrix(f"blk.{layer}.ffn_up", kind, FEED_FORWARD, WIDTH)
-        yield _matrix(f"blk.{layer}.ffn_down", "Q6_K", WIDTH, FEED_FORWARD)
+    width, hidden = sizes.width, sizes.feed_forward
+    kv = width // sizes.heads * sizes.kv_heads
+    yield _matrix("token_embd", "Q8_0", VOCABULARY, width)
+    yield _matrix("output", sizes.kinds[2], VOCABULARY, width)
+    for layer in range(sizes.layers):
+        kind, other = sizes.kinds[layer % 2], sizes.kinds[2]
+        yield _matrix(f"blk.{layer}.attn_q", kind, width, width)
+        yield _matrix(f"blk.{layer}.attn_k", kind, kv, width)
+        yield _matrix(f"blk.{layer}.attn_v", other, kv, width)
+        yield _matrix(f"blk.{layer}.attn_output", kind, width, width)
+        yield _matrix(f"blk.{layer}.ffn_gate", kind, hidden, width)
+        yield _matrix(f"blk.{layer}.ffn_up", kind, hidden, width)
+        yield _matrix(f"blk.{layer}.ffn_down", other, width, hidden)
 
 
-def norms() -> Iterator[str]:
+def norms(sizes: Sizes = SMOKE) -> Iterator[str]:
     """Yield the names of the norms; all their weights are 1."""
     yield "output_norm.weight"
-    for layer in range(LAYERS):
+    for layer in range(sizes.layers):
         yield from (f"blk.{layer}.attn_norm.weight", f"blk.{layer}.ffn_norm.weight")
 
 
-def write(path: Path) -> None:
+def write(path: Path, sizes: Sizes = SMOKE) -> None:
     """Write the model as a GGUF file of architecture llama. Raises OSError."""
     import gguf  # deferred: slow to import, and only smoke tests need it
 
     out: Any = gguf.GGUFWriter(path, "llama")
     out.add_name("rerankd smoke test")
-    out.add_context_length(WINDOW)
-    out.add_embedding_length(WIDTH)
-    out.add_block_count(LAYERS)
-    out.add_feed_forward_length(FEED_FORWARD)
-    out.add_head_count(HEADS)
-    out.add_head_count_kv(KV_HEADS)
+    out.add_context_length(sizes.window)
+    out.add_embedding_length(sizes.width)
+    out.add_block_count(sizes.layers)
+    out.add_feed_forward_length(sizes.feed_forward)
+    out.add_head_count(sizes.heads)
+    out.add_head_count_kv(sizes.kv_heads)
     out.add_layer_norm_rms_eps(EPSILON)
     out.add_rope_freq_base(ROPE_BASE)
     out.add_tokenizer_model("gpt2")
@@ -85,9 +104,9 @@ def write(path: Path) -> None:
     out.add_token_merges([f"{chr(0x100)} {chr(0x101)}"])
     out.add_eos_token_id(VOCABULARY - 1)
     out.add_add_bos_token(False)
-    for name in norms():
-        out.add_tensor(name, np.ones(WIDTH, np.float32))
-    for name, kind, rows in tensors():
+    for name in norms(sizes):
+        out.add_tensor(name, np.ones(sizes.width, np.float32))
+    for name, kind, rows in tensors(sizes):
         out.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[kind])
     out.write_header_to_file()
     out.write_kv_data_to_file()
