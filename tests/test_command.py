@@ -79,7 +79,8 @@ UNSEEN = launch.EngineOptions(("llama-server",), 8, None)
         (BGE_M3, CARD_8, 4, launch.ALL_LAYERS),
         (BGE_M3_F16, CARD_8, 4, launch.ALL_LAYERS),
         (BGE_M3_F16, replace(CARD_8, keeps_f32=True), 1, launch.ALL_LAYERS),
-        (BGE_M3_F16, UNSEEN, 4, None),
+        (BGE_M3_F16, UNSEEN, 1, None),
+        (BGE_M3_F16, SHARED_MEMORY, 4, None),
         (BGE_M3_F16, replace(CARD_8, gpu_layers=0), 1, 0),
         (E5, replace(CPU_2, keeps_f32=True), 1, 0),
         (QWEN_8B_Q4, CARD_8_BUSY, 1, 0),
@@ -121,14 +122,14 @@ def test_more_free_memory_never_means_fewer_layers_or_slots() -> None:
 
 @pytest.mark.parametrize("model", [BGE_M3_F16, QWEN_06B_F32, E5, QWEN_06B])
 def test_a_gpu_rounds_attention_to_half_precision_unless_float32_is_set(model: EngineSpec) -> None:
-    for one in (CARD_24, UNSEEN, replace(CARD_24, gpu_layers=10)):
+    for one in (CARD_24, SHARED_MEMORY, replace(CARD_24, gpu_layers=10)):
         decided = launch.decide(model, one)
         assert (decided.flash_attention, decided.cache_type) == ("auto", "f16")
         kept = launch.decide(model, replace(one, keeps_f32=True))
         is_causal_lm = model.recipe.method == "causal_lm"
         assert (kept.flash_attention, kept.cache_type) == ("off", "f32" if is_causal_lm else "f16")
-    on_cpu = launch.decide(model, CPU_2)
-    assert on_cpu.flash_attention == ("off" if model.exact else "auto")
+    for one in (CPU_2, UNSEEN):  # the latter may be a llama-server for CPUs
+        assert launch.decide(model, one).flash_attention == ("off" if model.exact else "auto")
 
 
 def test_a_micro_batch_of_an_encoder_holds_several_texts_where_a_gpu_has_the_memory() -> None:
@@ -226,6 +227,15 @@ def test_nvidia_smis_list_of_cards_is_parsed() -> None:
 def test_cuda_visible_devices_selects_cards(said: str | None, left: str) -> None:
     found = machine.visible((card(1, "a"), card(1, "b")), said)
     assert "".join(gpu.name for gpu in found) == left
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [("GPU-8b", "b"), ("GPU-8b, GPU-8a3f", "ba"), ("GPU-9,GPU-8b", ""), ("GPU-8b,1", "bb"), ("MIG-8b", "ab")],
+)
+def test_cuda_visible_devices_names_cards_by_uuid(said: str, left: str) -> None:
+    two = [replace(card(1, name), uuid=f"GPU-8{name}3f-22") for name in "ab"]
+    assert "".join(gpu.name for gpu in machine.visible(tuple(two), said)) == left
 
 
 def test_a_single_card_of_several_is_selected_and_only_its_memory_counts() -> None:

@@ -106,6 +106,10 @@ def test_engines_of_rerankd_do_not_count_as_occupying_a_card() -> None:
     # Without nvidia-smi (ROCm), or where a card shares main memory, PyTorch's own figure counts.
     for seen in ((), (Gpu("GB10", 0, 0, "12.1"),) * 2):
         assert [one.room_bytes for one in devices.with_room(two, seen, {})] == [share, share, None]
+    # PyTorch sees a seventh of the first card, and slightly less than nvidia-smi of the second.
+    part, whole = replace(two[0], total_bytes=11 * GIB), replace(two[1], total_bytes=79 * GIB)
+    rooms = [one.room_bytes for one in devices.with_room((part, whole), gpus, {})]
+    assert rooms == [int(0.8 * 11 * GIB), 10 * GIB]
 
 
 def model(billions: float, width: int) -> ModelMetadata:

@@ -16,6 +16,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 _SMI_TIMEOUT_S = 10.0
 _SMI_QUERY = "name,memory.total,memory.free,compute_cap,driver_version,uuid"
+CUDA_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""The environment in which CUDA numbers GPUs as nvidia-smi does, and so as `gpus`; its own order begins with
+the fastest."""
 # The CPU flags that let a compiler generate faster code.
 _INSTRUCTIONS = (
     "avx", "avx2", "fma", "f16c", "bmi2", "sse4_2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq",
@@ -102,15 +105,21 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def visible(gpus: tuple[Gpu, ...], allowed: str | None) -> tuple[Gpu, ...]:
-    """(pure) Return the GPUs that CUDA_VISIBLE_DEVICES allows. Indexes count up to the first invalid one, as
-    in CUDA. If the value has names other than indexes, all GPUs are returned."""
-    if allowed is None or any(not one.strip().lstrip("-").isdigit() for one in allowed.split(",") if one):
+    """(pure) Return the GPUs that CUDA_VISIBLE_DEVICES allows: indexes, or beginnings of UUIDs. They count up
+    to the first invalid one, as in CUDA. If the value has other names, such as those of parts of a GPU, all
+    GPUs are returned."""
+    words = [word.strip() for word in (allowed or "").split(",")]
+    has_ids = any(word.startswith("GPU-") for word in words) and all(gpu.uuid for gpu in gpus)
+    if allowed is None or any(word and not word.lstrip("-").isdigit() for word in words if not has_ids):
         return gpus
     left = []
-    for word in allowed.split(","):
-        if not word.strip().isdigit() or int(word) >= len(gpus):
+    for word in words:
+        found = [
+            at for at, gpu in enumerate(gpus) if word == str(at) or (has_ids and gpu.uuid.startswith(word))
+        ]
+        if not word or not found:
             break
-        left.append(gpus[int(word)])
+        left.append(gpus[found[0]])
     return tuple(left)
 
 

@@ -8,7 +8,7 @@ new build starts with the fastest settings again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rerankd.process.failure_reasons import Cause
 
@@ -19,10 +19,10 @@ class Step:
 
     name: str
     words: str
-    saves_memory: bool = False
+    saves_memory: bool = field(default=False, compare=False)
 
 
-# The last step, if another backend can run the same file. It may need more memory.
+# The last step, if another backend can run the same file. Whether it saves memory depends on the model.
 OTHER_BACKEND = Step("other_backend", "another engine")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rerankd.backends.base import Backend, Offer, Rank
+from rerankd.backends.safer_steps import OTHER_BACKEND, Step
 from rerankd.domain import Refusal
 from rerankd.errors import ConfigError
 
@@ -24,6 +25,16 @@ class Selection:
     offer: Offer
     fallback: Offer | None
     refusals: Mapping[str, Refusal]
+
+    @property
+    def last_steps(self) -> tuple[Step, ...]:
+        """The safer step to the fallback, if there is one. It saves memory, or that of the GPU."""
+        other = self.fallback
+        if other is None:
+            return ()
+        leaves_gpu = other.on_cpu and not self.offer.on_cpu
+        saves = leaves_gpu or other.memory_bytes < self.offer.memory_bytes
+        return (replace(OTHER_BACKEND, saves_memory=saves),)
 
 
 def choose(wanted: str, answers: Sequence[tuple[Backend, Offer | Refusal]]) -> Selection:

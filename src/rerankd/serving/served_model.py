@@ -186,7 +186,7 @@ class ServedModel:
             self._is_settling = False
         self.cache.set_engine(self._computes())
         steps = self._settled.backend.steps(self._settled, self._cards)
-        self._safer.begin((*steps, OTHER_BACKEND) if self.model.selection.fallback is not None else steps)
+        self._safer.begin((*steps, *self.model.selection.last_steps))
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
         self._replicas = Replicas(replicas)
         self._replicas.start()

@@ -15,7 +15,7 @@ from typing import Literal
 from rerankd.backends.base import EngineSpec
 from rerankd.backends.safer_steps import Step
 from rerankd.domain import Recipe
-from rerankd.machine import Gpu
+from rerankd.machine import CUDA_ORDER, Gpu
 from rerankd.memory import card
 from rerankd.process import failure_reasons
 
@@ -31,7 +31,7 @@ _LEAST_UBATCH = 128
 # CUDA graphs: with them, llama.cpp crashed on an H200 with F16 encoders; it updates a graph for each shape.
 # Arenas: glibc gives each HTTP thread its own malloc arena. A tiny model's engine grew by a fifth over 4,000
 # documents, and by 2 % with a single arena. The compute threads do not allocate.
-ENVIRONMENT = {"GGML_CUDA_DISABLE_GRAPHS": "1", "MALLOC_ARENA_MAX": "1"}
+ENVIRONMENT = {"GGML_CUDA_DISABLE_GRAPHS": "1", "MALLOC_ARENA_MAX": "1", **CUDA_ORDER}
 _NEWER = "This llama-server does not support a flag that rerankd uses. Use a newer one."
 ADVICE: failure_reasons.Advice = {
     failure_reasons.NO_PROGRAM: "Check LLAMA_PATH, or leave it unset to use the bundled llama.cpp.",
@@ -111,13 +111,14 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     slot would compute the prompt prefix and hold its own KV cache.
 
     Flash attention rounds keys and values to F16, which changes raw scores by up to 0.006. That is negligible
-    for quantised weights, but the largest error for others: these go without it on a CPU. On a GPU all models
-    use it, and an F16 KV cache, unless the user asks for float32. There an earlier version scored 20 to 30 %
-    more pairs per second with it (H200), within 0.0009 log-odds of transformers for Qwen3 in F16.
+    for quantised weights, but the largest error for others: these go without it on a CPU, and where rerankd
+    can't see whether the program uses a GPU. On a GPU all models use it, and an F16 KV cache, unless the user
+    asks for float32. There an earlier version scored 20 to 30 % more pairs per second with it (H200), within
+    0.0009 log-odds of transformers for Qwen3 in F16.
     """
     is_causal_lm = spec.recipe.method == "causal_lm"
     placed, reason = _place(spec, options)
-    keeps_f32 = options.keeps_f32 or (spec.exact and placed.layers == 0)
+    keeps_f32 = _keeps_f32(spec, options, on_cpu=placed.layers == 0)
     decided = Decision(
         slots=placed.slots,
         gpu_layers=placed.layers,
@@ -130,6 +131,11 @@ def decide(spec: EngineSpec, options: EngineOptions) -> Decision:
     for step in options.safer:
         decided = _safer(decided, step, spec.shape.layers)
     return decided
+
+
+def _keeps_f32(spec: EngineSpec, options: EngineOptions, *, on_cpu: bool) -> bool:
+    """Whether attention, keys and values stay in float32."""
+    return options.keeps_f32 or (spec.exact and (on_cpu or options.gpus is None))
 
 
 def needs_extra_token(scoring: Recipe) -> bool:
@@ -258,7 +264,8 @@ def _place(spec: EngineSpec, options: EngineOptions) -> tuple[_Placed, str]:
     is_causal_lm, most = spec.recipe.method == "causal_lm", spec.recipe.max_length
     ubatch = min(_CAUSAL_LM_UBATCH, most) if is_causal_lm else most
     on_cpu = _Placed(0, 1 if is_causal_lm or spec.exact or options.keeps_f32 else 4, ubatch)
-    on_gpu = _on_gpu(is_causal_lm=is_causal_lm, keeps_f32=options.keeps_f32, ubatch=ubatch)
+    keeps_f32 = _keeps_f32(spec, options, on_cpu=False)
+    on_gpu = _on_gpu(is_causal_lm=is_causal_lm, keeps_f32=keeps_f32, ubatch=ubatch)
     asked, gpus = options.gpu_layers, options.usable
     if gpus == () or asked == 0:
         return on_cpu, "gpu_layers is 0" if asked == 0 else "this engine has no GPU"
@@ -266,7 +273,7 @@ def _place(spec: EngineSpec, options: EngineOptions) -> tuple[_Placed, str]:
         if asked > 0:
             return replace(on_gpu[0], layers=asked), f"gpu_layers is {asked}"
         return replace(on_gpu[0], layers=None), "llama.cpp decides how many layers go to the GPU"
-    need = _Need(spec, options.keeps_f32)
+    need = _Need(spec, keeps_f32)
     free = sum(max(gpu.free_bytes - _PER_GPU_BYTES, 0) for gpu in gpus)
     where = f"{gpus[0].name}" if len(gpus) == 1 else f"{len(gpus)} GPUs"
     fitting = [one for one in on_gpu if need.whole(one.slots, one.ubatch) <= free]

@@ -222,5 +222,5 @@ def environment(cache: Path, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
         "PYTORCH_ENABLE_MPS_FALLBACK": "1",
-        **devices.ORDER,
+        **machine.CUDA_ORDER,
     }

@@ -15,10 +15,10 @@ Precision = Literal["f32", "bf16", "f16"]
 CPU = "cpu"
 # Activations of these architectures exceed the range of float16.
 _NEVER_F16 = ("gemma", "t5")
+# PyTorch and nvidia-smi differ in a card's memory by what the driver reserves.
+_RESERVED = 0.1
 # The compute capability from which on flash attention, and so the varlen kernel, runs.
 _VARLEN = (8, 0)
-ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-"""Number cards as nvidia-smi does; by default CUDA puts the fastest first."""
 CUDA_BYTES = "about 3 GB"
 """What PyTorch with CUDA takes to download, in words; docs/gpu.md has the command that measures it."""
 
@@ -105,16 +105,21 @@ def with_room(devices: Sequence[Device], gpus: Sequence[Gpu], held: Mapping[str,
     """Add the memory that engines may use now. Of a CUDA card that is what is free, and what rerankd's own
     engines hold (`held`, see machine.gpu_memory), because these can be unloaded. If the latter is unknown
     (None), no card counts as occupied."""
+    own = held or {}
     room = {
         card(at): for_engines(
-            gpu.total_bytes, gpu.free_bytes + held.get(card(at), 0) if held is not None else None
+            gpu.total_bytes, None if held is None else gpu.free_bytes + own.get(card(at), 0)
         )
         for at, gpu in enumerate(gpus)
-        if gpu.total_bytes
     }
-    return [
-        replace(one, room_bytes=room.get(one.card, for_engines(one.total_bytes) or None)) for one in devices
-    ]
+    total = {card(at): gpu.total_bytes for at, gpu in enumerate(gpus)}
+
+    def of(one: Device) -> int | None:
+        if one.total_bytes and abs(total.get(one.card, 0) / one.total_bytes - 1) < _RESERVED:
+            return room[one.card]
+        return for_engines(one.total_bytes) or None  # not listed by nvidia-smi, or a part of what it lists
+
+    return [replace(one, room_bytes=of(one)) for one in devices]
 
 
 def candidates(survey: Survey, wanted: str) -> tuple[Device, ...] | Refusal:

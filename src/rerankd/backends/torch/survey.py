@@ -116,7 +116,7 @@ def _probed() -> dict[str, Any]:
             errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
-            env={**devices.ORDER, **os.environ},
+            env={**machine.CUDA_ORDER, **os.environ},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"problem": f"listing its devices failed ({error})"}
