@@ -168,12 +168,13 @@ def test_waiting_for_an_engine_to_start_does_not_lower_the_throughput() -> None:
 
 def test_the_next_batch_is_due_shortly_before_the_engine_is_free() -> None:
     scheduler = scheduler_of([100] * 10)
-    assert scheduler.next_batch_at(0) == -float("inf")
+    assert scheduler.next_batch_at(PACKS, 0) == -float("inf")
     scheduler.batch_done(scheduler.next_batch(PACKS, 0.0), 1.0)  # 100 tokens a second
     scheduler.next_batch(PACKS, 1.0)
-    assert scheduler.next_batch_at(1) == pytest.approx(1.9)
+    assert scheduler.next_batch_at(PACKS, 1) == pytest.approx(1.9)
+    assert scheduler.next_batch_at(replace(PACKS, ahead_s=0.3), 1) == pytest.approx(1.7)
     scheduler.remove(0)
-    assert scheduler.next_batch_at(1) == float("inf")
+    assert scheduler.next_batch_at(PACKS, 1) == float("inf")
 
 
 def test_a_request_with_a_budget_waits_for_a_busy_engine_and_starts_if_it_is_faster_than_expected() -> None:

@@ -90,7 +90,7 @@ class Simulation:
     def _fill(self) -> None:
         self._timer = math.inf
         while len(self._at_engine) < self.policy.at_engine:
-            at = self.scheduler.next_batch_at(len(self._at_engine))
+            at = self.scheduler.next_batch_at(self.policy, len(self._at_engine))
             if at > self.now:
                 self._timer = at
                 return

@@ -52,6 +52,20 @@ def test_sequences_are_packed_without_padding() -> None:
     assert every.rows is None and every.row_counts.tolist() == [3, 1]
 
 
+def test_a_prefix_in_the_row_has_its_keys_there_and_the_head_does_not_read_it() -> None:
+    sequences = [tokens(1, 2, 3), tokens(7, prefix=1), tokens(8, prefix=0), tokens(9)]
+    made = pack(sequences, (2,), "last", prefixes=1)
+    assert made.positions.tolist() == [0, 1, 2, 3, 2, 0]
+    # The keys of the kept prefix are 0 and 1, those of the row 2 to 7.
+    assert made.key_index is not None
+    assert made.key_index.tolist() == [2, 3, 4, 2, 3, 4, 5, 0, 1, 6, 7]
+    assert made.key_offsets.tolist() == [0, 3, 7, 10, 11]
+    assert made.rows is not None and made.rows.tolist() == [3, 4, 5] and made.row_counts.tolist() == [1, 1, 1]
+    first, every = (pack(sequences, (2,), rows, prefixes=1) for rows in ("first", "all"))
+    assert first.rows is not None and first.rows.tolist() == [3, 4, 5]
+    assert every.rows is not None and every.rows.tolist() == [3, 4, 5]
+
+
 def test_positions_continue_after_the_prefix_whose_keys_come_first() -> None:
     made = pack([tokens(5, 6, prefix=1), tokens(7), tokens(8, prefix=0), tokens(9, prefix=1)], (2, 3), "last")
     assert made.positions.tolist() == [3, 4, 0, 2, 3]
@@ -73,10 +87,7 @@ def test_each_sequence_reads_its_prefix_and_itself(sequences: list[tuple[int, in
             wanted += range(starts[prefix], starts[prefix] + lengths[prefix])
         wanted += range(at, at + own)
         at += own
-    if all(prefix < 0 for _, prefix in sequences):
-        assert made.key_index is None
-    else:
-        assert made.key_index is not None and made.key_index.tolist() == wanted
+    assert made.key_index is not None and made.key_index.tolist() == wanted
     assert made.longest >= max(own for own, _ in sequences)
 
 

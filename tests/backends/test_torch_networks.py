@@ -189,15 +189,15 @@ def test_the_prefix_of_another_query_is_noticed() -> None:
     assert len(keys) >= 1
     for key in keys:
         kept = held[key]
-        held[key] = Prefix(kept.length, tuple((k.roll(1, 0), v) for k, v in kept.layers))
+        held[key] = Prefix(torch.stack((kept.layers[:, 0].roll(1, 1), kept.layers[:, 1]), 1))
     assert np.abs(values(network, readings) - wanted).max() > SEEN
 
 
 def test_prefixes_are_bounded_by_bytes_and_the_newest_are_kept() -> None:
     def prefix(tokens: int) -> Prefix:
-        return Prefix(tokens, ((torch.zeros(tokens, 1, 2), torch.zeros(tokens, 1, 2)),))
+        return Prefix(torch.zeros(1, 2, tokens, 1, 2))
 
-    cache = PrefixCache(most_bytes=3 * prefix(4).size_bytes)
+    cache = PrefixCache(most_bytes=3 * prefix(4).layers.nbytes)
     for key in (b"a", b"b", b"c"):
         cache.put(key, prefix(4))
     assert cache.get(b"a") is not None

@@ -46,7 +46,8 @@ class BatchPolicy:
     `one_question`, all inputs of a batch belong to one query. The engine caches the part of the prompt that
     inputs of a query share, so the queue sends batches of the same query in sequence, up to `run_tokens`
     tokens, before it switches to another. `at_engine` is the number of concurrent calls: one is computed
-    while the next one waits in the engine."""
+    while the next one waits in the engine, which gets it `ahead_s` before it is expected to be free: the time
+    that the service and the engine need to prepare it."""
 
     tokens: int
     most_tokens: int
@@ -56,6 +57,7 @@ class BatchPolicy:
     run_tokens: int = 0
     call_s: float = 0.05
     at_engine: int = 2
+    ahead_s: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,7 @@ class Queue:
                 self._requests[request]._drop()
             if len(self._under_way) >= policy.at_engine * self.scheduler.engines:
                 return
-            at = self.scheduler.next_batch_at(len(self._under_way))
+            at = self.scheduler.next_batch_at(policy, len(self._under_way))
             if at > now:
                 self._start_batches_in(at - now)
                 return

@@ -170,12 +170,12 @@ class Scheduler:
             self.drop_waiting(request)
         return late
 
-    def next_batch_at(self, under_way: int) -> float:
+    def next_batch_at(self, policy: BatchPolicy, under_way: int) -> float:
         """The time from which the next batch may be started, with `under_way` batches at the engines."""
         if not self._turns:
             return math.inf
         is_ahead = self.engines == 1 and under_way > 0 and self.throughput.is_measured
-        return self.throughput.next_batch_at() if is_ahead else -math.inf
+        return self.throughput.next_batch_at(policy.ahead_s) if is_ahead else -math.inf
 
     def next_batch(self, policy: BatchPolicy, now: float) -> NextBatch:
         """Form the next batch, which is at the engine from now on. Call `drop_late` for the same moment

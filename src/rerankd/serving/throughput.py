@@ -9,12 +9,10 @@ _MEMORY_S = 60.0
 # Used until the first measurement; low, so that estimates are pessimistic.
 _FIRST_TOKENS = 1000.0
 # An engine gets its next batch this long before it is expected to be free: a fraction of its remaining work,
-# because the estimate may be wrong by that much, but at least a number of seconds, because the service may be
-# busy with other work. Larger values gain nothing. For (0.1, 0.01), (0.1, 0.02), (0.25, 0.02) and always, on
-# two cores: 133, 133, 135 and 134 documents/s with a tiny causal model; 137, 136, 138 and 137 with the
-# built-in model.
+# because the estimate may be wrong by that much, but at least the policy's `ahead_s`. Larger values gain
+# nothing on a CPU. For (0.1, 0.01), (0.1, 0.02), (0.25, 0.02) and always, on two cores: 133, 133, 135 and 134
+# documents/s with a tiny causal model; 137, 136, 138 and 137 with the built-in model.
 _AHEAD = 0.1
-_AHEAD_S = 0.01
 # A batch that takes more than this many times as long as expected was waiting for an engine to start.
 _MOST_SLOWER = 10
 _ROUNDING = 1e-6
@@ -75,8 +73,8 @@ class Throughput:
         """Tokens that idle engines can score from `since` to `until`."""
         return int((until - since) * self.tokens_per_s + _ROUNDING)
 
-    def next_batch_at(self) -> float:
-        """When the engine should get its next batch. An earlier batch would delay a small request that
-        arrives before the engine is free."""
+    def next_batch_at(self, ahead_s: float) -> float:
+        """When the engine should get its next batch, at least `ahead_s` before it is free. An earlier batch
+        would delay a small request that arrives before the engine is free."""
         work_s = self._at_engine / self.tokens_per_s
-        return self._free_at - max(work_s * _AHEAD, _AHEAD_S)
+        return self._free_at - max(work_s * _AHEAD, ahead_s)

@@ -56,7 +56,7 @@ class Architecture(Protocol):
     `head_epsilon` that of its norms, and `head_pooling` how states are pooled for it if the file does not
     declare that. `shares_prefix`: tokens do not read later ones, so the keys and values of the beginning of a
     prompt can be kept. `state_width` is the width of the final states, `head_width` that of one attention
-    head.
+    head; there are `key_heads` heads of keys and values.
 
     `project` and `finish` are functions of tensors alone, in which each token is computed on its own:
     compiled.py compiles them.
@@ -71,6 +71,7 @@ class Architecture(Protocol):
     shares_prefix: bool
     state_width: int
     head_width: int
+    key_heads: int
 
     def __init__(self, weights: Weights) -> None: ...
 

@@ -17,24 +17,29 @@ from torch import Tensor
 
 from rerankd.backends.torch.layers import Named, Rotation
 from rerankd.backends.torch.network import Network
-from rerankd.backends.torch.packing import Tokens
 from rerankd.backends.torch.steps import Before, Projected, Steps
-from rerankd.scoring.engine_input import Ids
+from rerankd.backends.worker.passes import Reading
 
-# Lengths in tokens. All sums differ, because the compiler takes sizes that are equal here to be always equal.
-_LENGTHS = ((70, 61, 59), (130, 127))
-_PREFIX_LENGTHS = (33, 41)
+# Lengths in tokens of inputs, and of what they share. All sums differ, because the compiler takes sizes that
+# are equal here to be always equal.
+_LENGTHS = ((103, 94, 92), (163, 160))
+_SHARED = 33
 # Compiled code rounds at other places; a wrong step differs by about 1.
 _TOLERANCE = 0.1
+# A typical pass, to compare the speeds.
+_TYPICAL = (192,) * 64
+_ROUNDS = 3
+# Compiled code must gain as much: it needs time and memory to be made.
+_GAIN = 1.03
 
 
 class CompiledSteps(Steps):
-    """Steps as compiled functions. For sizes that they were not compiled for, such as one token, they run as
-    they are: no request waits for a compiler (see `torch.compiler.set_stance`)."""
+    """Steps of which `between` is a compiled function. For sizes that it was not compiled for, such as one
+    token, it runs as it is: no request waits for a compiler (see `torch.compiler.set_stance`)."""
 
     def __init__(self, steps: Steps) -> None:
         compile_: Callable[..., Any] = torch.compile
-        self.first = compile_(steps.first, dynamic=True, fullgraph=True)  # type: ignore[method-assign]
+        self.first = steps.first  # type: ignore[method-assign]
         self.between = compile_(steps.between, dynamic=True, fullgraph=True)  # type: ignore[method-assign]
 
 
@@ -49,27 +54,53 @@ def start(network: Network) -> threading.Thread:
 def _compile(network: Network) -> None:
     begun = time.monotonic()
     try:
-        steps = CompiledSteps(network.steps)
-        compared = _Compared(network.steps, steps)
-        for lengths in _LENGTHS:
-            _compare(network, compared, lengths)
-    except (
-        Exception
-    ) as error:  # a crash boundary: whatever the compiler lacks or fails at, the model serves on
-        problem = str(error).strip().partition("\n")[0] or type(error).__name__
-        print(f"not compiled: {problem:.300}", file=sys.stderr, flush=True)
-        return
-    if not compared.difference < _TOLERANCE:
-        print(f"not compiled: its results differ by {compared.difference:.2g}", file=sys.stderr, flush=True)
-        return
+        reason, steps = _compiled(network.twin())
+    except Exception as error:  # a crash boundary: whatever the compiler lacks, the model serves on
+        reason, steps = str(error).strip().partition("\n")[0] or type(error).__name__, None
+    if steps is not None:
+        network.steps = steps
+    result = "compiled" if steps is not None else "not compiled"
+    print(f"{result} ({reason:.300}) after {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+
+
+def _compiled(network: Network) -> tuple[str, Steps | None]:
+    """Compiled steps and how much faster they are; or None, and why not. The network must not serve."""
+    eager = network.steps
+    steps = CompiledSteps(eager)
+    network.steps = compared = _Compared(eager, steps)
+    for lengths in _LENGTHS:
+        network.start(_readings(network.rows, lengths))()
+        network.prefixes.clear()
     torch.compiler.set_stance("eager_on_recompile")
+    if not compared.difference < _TOLERANCE:
+        return f"its results differ by {compared.difference:.2g}", None
+    network.steps = eager
+    before = _seconds(network)
     network.steps = steps
-    took = time.monotonic() - begun
-    print(
-        f"compiled in {took:.1f} s, which changes results by {compared.difference:.1g}",
-        file=sys.stderr,
-        flush=True,
-    )
+    gain = before / _seconds(network)
+    return f"{gain:.2f} times as fast", steps if gain > _GAIN else None
+
+
+def _seconds(network: Network) -> float:
+    """The least time of a typical pass; other passes may run at the same time."""
+    readings = _readings(network.rows, _TYPICAL)
+    times = []
+    for _ in range(_ROUNDS):
+        begun = time.monotonic()
+        network.start(readings)()
+        times.append(time.monotonic() - begun)
+    return min(times)
+
+
+def _readings(rows: int, lengths: Sequence[int]) -> list[Reading]:
+    """Inputs of random token ids, which begin alike."""
+    random = np.random.default_rng(0)
+    stem = random.integers(0, rows, _SHARED).astype(np.int32)
+    return [
+        Reading(np.concatenate((stem, own)), length // 2, _SHARED, (stem,))
+        for length in lengths
+        for own in (random.integers(0, rows, length - _SHARED).astype(np.int32),)
+    ]
 
 
 class _Compared(Steps):
@@ -103,20 +134,3 @@ class _Compared(Steps):
     def _compare(self, some: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         gaps = [float((one - other).norm() / other.norm()) for one, other in zip(some, others, strict=True)]
         self.difference = max(self.difference, *gaps)
-
-
-def _compare(network: Network, steps: Steps, lengths: Sequence[int]) -> None:
-    """Compute random inputs of these lengths with other steps: without prefixes and, where the model keeps
-    those, with two."""
-    random = np.random.default_rng(0)
-
-    def ids(length: int) -> Ids:
-        return random.integers(0, network.rows, length).astype(np.int32)
-
-    own = [ids(length) for length in lengths]
-    with torch.inference_mode():
-        network.states([Tokens(one, len(one) // 2) for one in own], (), steps)
-        if network.shares_prefix:
-            prefixes = network.computed_prefixes([ids(length) for length in _PREFIX_LENGTHS], steps)
-            after = [Tokens(one, len(one), at % len(prefixes)) for at, one in enumerate(own)]
-            network.states(after, prefixes, steps)

@@ -42,10 +42,9 @@ def layer_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:
-    """Root mean square normalisation over the last axis, in float32 as in transformers' Qwen3RMSNorm."""
-    wide = x.float()
-    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
-    return weights[f"{name}.weight"] * scaled.to(x.dtype)
+    """Root mean square normalisation over the last axis, computed in float32."""
+    weight = weights[f"{name}.weight"]
+    return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
 def rotation(positions: Tensor, width: int, base: float, dtype: torch.dtype, factor: float = 1.0) -> Rotation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rerankd.backends.torch import budget
 from rerankd.backends.torch.architecture import Architecture, pooled_as
-from rerankd.backends.torch.attention import KeysValues, attend
+from rerankd.backends.torch.attention import attend
 from rerankd.backends.torch.batch import PackedBatch
 from rerankd.backends.torch.heads import Head
 from rerankd.backends.torch.layers import Named, Rotation, rotation
@@ -19,7 +19,6 @@ from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passe
 from rerankd.backends.torch.prefixes import SHORTEST, Prefix, PrefixCache
 from rerankd.backends.torch.steps import Before, Steps
 from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
-from rerankd.scoring.engine_input import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +54,25 @@ class Network:
     ) -> None:
         self.about = about
         self.rows = loaded.rows
-        self.shares_prefix = loaded.architecture.shares_prefix
+        architecture = loaded.architecture
+        self.shares_prefix = architecture.shares_prefix and loaded.head.pooling == "last"
         self.tokens_a_pass = tokens_a_pass
         self.prefixes = PrefixCache(prefix_bytes)
         self.steps = Steps(loaded.architecture)
         self._loaded = loaded
         self._uses_varlen = uses_varlen
+        self._prefix_bytes = prefix_bytes
+        self._nothing = Prefix(_nothing(loaded)) if self.shares_prefix else None
+
+    def twin(self) -> Network:
+        """A network with the same weights, for another thread."""
+        return Network(
+            self._loaded,
+            self.about,
+            self.tokens_a_pass,
+            uses_varlen=self._uses_varlen,
+            prefix_bytes=self._prefix_bytes,
+        )
 
     def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
         divide = passes if self._uses_varlen else padded_passes
@@ -84,17 +96,20 @@ class Network:
     def _started(self, readings: Sequence[Reading]) -> Pending:
         with torch.inference_mode():
             starts = self._starts(readings)
-            prefixes = self._prefixes(dict.fromkeys(start for start in starts if start))
-            places = {start: at for at, start in enumerate(prefixes)}
-            sequences = [
-                Tokens(
-                    one.ids[len(start) // one.ids.itemsize :],
-                    one.second - len(start) // one.ids.itemsize,
-                    places.get(start, NO_PREFIX),
-                )
-                for one, start in zip(readings, starts, strict=True)
-            ]
-            return _pending(self._outputs(sequences, [*prefixes.values()]))
+            found = {start: self.prefixes.get(start) for start in dict.fromkeys(starts) if start}
+            kept = {start: prefix for start, prefix in found.items() if prefix is not None}
+            if self._nothing is not None and not kept:
+                kept = {b"": self._nothing}  # one kind of pass for all inputs: the compiler sees only one
+            new = [start for start, prefix in found.items() if prefix is None]
+            places = {start: at for at, start in enumerate((*kept, *new))} | {b"": NO_PREFIX}
+            sequences = [Tokens(ids, len(ids)) for ids in (np.frombuffer(start, np.int32) for start in new)]
+            for one, start in zip(readings, starts, strict=True):
+                length = len(start) // one.ids.itemsize
+                sequences.append(Tokens(one.ids[length:], one.second - length, places[start]))
+            values, made = self._outputs(sequences, [*kept.values()], len(new))
+            for start, prefix in zip(new, made, strict=True):
+                self.prefixes.put(start, prefix)
+            return _pending(values)
 
     def _starts(self, readings: Sequence[Reading]) -> list[bytes]:
         """The ids at the start of each input whose keys and values are kept; empty for none."""
@@ -118,74 +133,51 @@ class Network:
         is_near = len(wanted) - len(known) < SHORTEST * reading.ids.itemsize
         return known if is_near else wanted
 
-    def _prefixes(self, starts: Iterable[bytes]) -> dict[bytes, Prefix]:
-        """The keys and values of these starts, computed where they are not kept."""
-        found = {start: self.prefixes.get(start) for start in starts}
-        new = [start for start, prefix in found.items() if prefix is None]
-        ids = [np.frombuffer(start, np.int32) for start in new]
-        for places in self.passes([Reading(one, len(one)) for one in ids]):
-            made = self.computed_prefixes([ids[at] for at in places])
-            for at, prefix in zip(places, made, strict=True):
-                found[new[at]] = prefix
-                self.prefixes.put(new[at], prefix)
-        return {start: prefix for start, prefix in found.items() if prefix is not None}
-
-    def computed_prefixes(self, ids: Sequence[Ids], steps: Steps | None = None) -> list[Prefix]:
-        """The keys and values of these token ids; `steps` as in `states`."""
-        lengths = [len(one) for one in ids]
-        batch = self._batch([Tokens(one, len(one)) for one in ids], ())
-        *_, kept = self._mixed(batch, (), steps or self.steps, keeps=True)
-        apart = [tuple(one.split(lengths) for one in pair) for pair in kept]
-        # Clones, because a view would keep the keys of all prefixes in memory.
-        return [
-            Prefix(length, tuple((keys[at].clone(), values[at].clone()) for keys, values in apart))
-            for at, length in enumerate(lengths)
-        ]
-
-    def states(
-        self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix], steps: Steps | None = None
-    ) -> Tensor:
-        """The final states [R, width] that the head reads, computed by `steps` or the network's own."""
-        return self._states(self._batch(sequences, prefixes), prefixes, steps or self.steps)
-
-    def _outputs(self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix]) -> Tensor:
-        """The head's values [N, 1], or embeddings [N, width], on the device."""
-        batch = self._batch(sequences, prefixes)
-        return self._loaded.head(self._states(batch, prefixes, self.steps), batch)
-
-    def _states(self, batch: PackedBatch, prefixes: Sequence[Prefix], steps: Steps) -> Tensor:
+    def _outputs(
+        self, sequences: Sequence[Tokens], kept: Sequence[Prefix], new: int
+    ) -> tuple[Tensor, list[Prefix]]:
+        """The head's values [N, 1], or embeddings [N, width], on the device. The first `new` sequences are
+        prefixes: their keys and values."""
         loaded = self._loaded
-        x, mixed, _ = self._mixed(batch, prefixes, steps)
+        architecture = loaded.architecture
+        arrays = pack(sequences, [one.length for one in kept], pooled_as(loaded.head.pooling), new)
+        batch = PackedBatch(arrays, loaded.device, uses_varlen=self._uses_varlen)
+        before = torch.cat([one.layers for one in kept], 2) if kept else None
+        lengths = [len(one.ids) for one in sequences[:new]]
+        x, mixed, made = self._mixed(batch, before, sum(lengths))
         if batch.rows is not None:  # after the last attention, only the tokens that the head reads
             x, mixed = x[batch.rows], mixed[batch.rows]
-        rows = loaded.architecture.finish(x, mixed, loaded.layers[-1])
-        return loaded.architecture.final(rows, loaded.weights)
-
-    def _batch(self, sequences: Sequence[Tokens], prefixes: Sequence[Prefix]) -> PackedBatch:
-        arrays = pack(sequences, [one.length for one in prefixes], pooled_as(self._loaded.head.pooling))
-        return PackedBatch(arrays, self._loaded.device, uses_varlen=self._uses_varlen)
+        rows = architecture.finish(x, mixed, loaded.layers[-1])
+        values = loaded.head(architecture.final(rows, loaded.weights), batch)
+        if made is None:
+            return values, []
+        # Clones, because a view would keep all prefixes of the pass in memory.
+        return values, [Prefix(one.clone() if new > 1 else one) for one in made.split(lengths, 2)]
 
     def _mixed(
-        self, batch: PackedBatch, prefixes: Sequence[Prefix], steps: Steps, *, keeps: bool = False
-    ) -> tuple[Tensor, Tensor, list[KeysValues]]:
-        """The states before the last layer and what its attention returns; with `keeps`, also the keys and
-        values of each layer."""
-        loaded, kept = self._loaded, []
+        self, batch: PackedBatch, before: Tensor | None, new: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The states before the last layer, what its attention returns, and all keys and values of the first
+        `new` tokens, which no prefix precedes."""
+        loaded, steps = self._loaded, self.steps
         x = loaded.architecture.embed(batch, loaded.weights)
-        query, key, value = steps.first(x, loaded.layers[0], *self._reads(batch, prefixes, 0, x.dtype))
+        made = None
+        if before is not None and new:
+            made = before.new_empty(*before.shape[:2], new, *before.shape[3:])
+        query, key, value = steps.first(x, loaded.layers[0], *self._reads(batch, before, 0, x.dtype))
         for at, attention in enumerate(loaded.architecture.attentions):
-            if keeps:
-                kept.append((key, value))
+            if made is not None:
+                made[at, 0], made[at, 1] = key[:new], value[:new]
             mixed = attend(query, key, value, batch, attention)
             if at + 1 < len(loaded.layers):
-                read = self._reads(batch, prefixes, at + 1, x.dtype)
+                read = self._reads(batch, before, at + 1, x.dtype)
                 x, (query, key, value) = steps.between(
                     x, mixed, loaded.layers[at], loaded.layers[at + 1], *read
                 )
-        return x, mixed, kept
+        return x, mixed, made
 
     def _reads(
-        self, batch: PackedBatch, prefixes: Sequence[Prefix], at: int, dtype: torch.dtype
+        self, batch: PackedBatch, before: Tensor | None, at: int, dtype: torch.dtype
     ) -> tuple[Rotation | None, Before | None]:
         """What layer `at` reads besides its states and weights: rotary positions, and keys of prefixes."""
         architecture = self._loaded.architecture
@@ -194,9 +186,9 @@ class Network:
             ("rotation", base, factor),
             lambda: rotation(batch.positions, architecture.head_width, base, dtype, factor),
         )
-        if batch.key_index is None:
+        if before is None or batch.key_index is None:
             return turned or None, None
-        return turned or None, Before(*_joined([one.layers[at] for one in prefixes]), batch.key_index)
+        return turned or None, Before(before[at, 0], before[at, 1], batch.key_index)
 
 
 def _pending(values: Tensor) -> Pending:
@@ -219,8 +211,8 @@ def _array(values: Tensor) -> Vectors:
     return found
 
 
-def _joined(pairs: Sequence[KeysValues]) -> KeysValues:
-    """Keys and values of one layer of several prefixes, one after the other."""
-    if len(pairs) == 1:
-        return pairs[0]
-    return torch.cat([key for key, _ in pairs]), torch.cat([value for _, value in pairs])
+def _nothing(loaded: Loaded) -> Tensor:
+    """Keys and values of two tokens that no sequence reads: a compiler takes sizes 0 and 1 for constant."""
+    architecture = loaded.architecture
+    shape = (len(architecture.attentions), 2, 2, architecture.key_heads, architecture.head_width)
+    return torch.zeros(shape, device=loaded.device, dtype=loaded.weights["tokens.weight"].dtype)

@@ -1,8 +1,9 @@
 """(pure) Pack the token sequences of a forward pass into one row of tokens, without padding.
 
 Sequence i has the tokens offsets[i] to offsets[i + 1] of the row. Its attention reads keys that begin with
-those of its prefix, if it has one: keys and values of tokens that were computed before, because many inputs
-share them. `key_index` selects them from all prefixes of the pass, followed by the row's own keys.
+those of its prefix, if it has one, because many inputs share it. A prefix was computed before and is kept, or
+is one of the first sequences of the row, whose keys of a layer are there before its attention needs them.
+`key_index` selects keys from all kept prefixes, followed by the row's own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _SHORTEST = 16
 
 class Tokens(NamedTuple):
     """One input of a pass: its own token ids; the position, among these, where the second token type begins;
-    and the index of its prefix in the pass, or NO_PREFIX."""
+    and the index of its prefix in the pass, or NO_PREFIX. The kept prefixes are counted first, then those of
+    the row."""
 
     ids: NDArray[np.int32]
     second: int
@@ -42,8 +44,8 @@ class PackedArrays:
     `token_ids`, `types` [T]. `positions` [T], which count the tokens of the prefix. `offsets` and
     `key_offsets` [N + 1], where the tokens and the keys of each sequence begin. `longest` and `longest_key`:
     the most own tokens and keys of a sequence, rounded up to a power of two. `key_index` [keys], or None if
-    no sequence has a prefix. `rows` [R], the tokens that the head reads, or None for all of them, and
-    `row_counts` [N], how many of them belong to each sequence.
+    there are no prefixes. `rows` [R], the tokens that the head reads, or None for all of them, and
+    `row_counts`, how many of them belong to each sequence that is not a prefix.
     """
 
     token_ids: Int32
@@ -58,26 +60,32 @@ class PackedArrays:
     row_counts: Int32
 
 
-def pack(sequences: Sequence[Tokens], prefix_lengths: Sequence[int], rows: Rows) -> PackedArrays:
-    """Pack sequences of at least one token. `prefix_lengths` are the lengths in tokens of the pass's
-    prefixes."""
+def pack(
+    sequences: Sequence[Tokens], kept_lengths: Sequence[int], rows: Rows, prefixes: int = 0
+) -> PackedArrays:
+    """Pack sequences of at least one token. The first `prefixes` of them are prefixes of others, and the head
+    does not read them. `kept_lengths` are the lengths in tokens of the kept prefixes."""
     own = np.array([len(one.ids) for one in sequences])
+    offsets, kept = _offsets(own), _offsets(np.array(kept_lengths, np.int64))
+    # Where the keys of each prefix begin, and how many there are; NO_PREFIX selects the last one.
+    starts = np.concatenate((kept[:-1], kept[-1] + offsets[:prefixes], [0]))
+    lengths = np.concatenate((np.diff(kept), own[:prefixes], [0]))
     prefix_of = np.array([one.prefix for one in sequences])
-    before = np.append(np.array(prefix_lengths, np.int64), 0)[prefix_of]  # NO_PREFIX selects the last one
-    offsets, key_offsets = _offsets(own), _offsets(own + before)
+    before = lengths[prefix_of]
     within = _within(own)
     seconds = np.array([one.second for one in sequences])
+    has_index = bool(prefixes or len(kept_lengths))
     return PackedArrays(
         token_ids=np.concatenate([one.ids for one in sequences]),
         positions=(within + np.repeat(before, own)).astype(np.int32),
         types=(within >= np.repeat(seconds, own)).astype(np.int32),
         offsets=offsets.astype(np.int32),
-        key_offsets=key_offsets.astype(np.int32),
+        key_offsets=_offsets(own + before).astype(np.int32),
         longest=rounded(int(own.max())),
         longest_key=rounded(int((own + before).max())),
-        key_index=_key_index(own, before, prefix_of, prefix_lengths) if before.any() else None,
-        rows=_rows(offsets, rows),
-        row_counts=(own if rows == "all" else np.ones_like(own)).astype(np.int32),
+        key_index=_key_index(own, before, starts[prefix_of], kept[-1]) if has_index else None,
+        rows=_rows(offsets, prefixes, rows),
+        row_counts=(own if rows == "all" else np.ones_like(own))[prefixes:].astype(np.int32),
     )
 
 
@@ -86,21 +94,22 @@ def rounded(length: int) -> int:
     return max(1 << (length - 1).bit_length(), _SHORTEST)
 
 
-def _key_index(own: Int64, before: Int64, prefix_of: Int64, prefix_lengths: Sequence[int]) -> Int32:
-    """Where the keys of each sequence are: those of the prefixes come first, then those of the row."""
-    starts = np.append(_offsets(np.array(prefix_lengths, np.int64)), 0)
+def _key_index(own: Int64, before: Int64, starts: Int64, kept: int) -> Int32:
+    """Where the keys of each sequence are: first `before` ones from its prefix's start, then its own, which
+    follow the `kept` keys."""
     keys = own + before
     within = _within(keys)
     in_prefix = within < np.repeat(before, keys)
-    first_own = starts[len(prefix_lengths)] + _offsets(own)[:-1] - before
-    first = np.where(in_prefix, np.repeat(starts[prefix_of], keys), np.repeat(first_own, keys))
+    first_own = kept + _offsets(own)[:-1] - before
+    first = np.where(in_prefix, np.repeat(starts, keys), np.repeat(first_own, keys))
     return (within + first).astype(np.int32)
 
 
-def _rows(offsets: Int64, rows: Rows) -> Int32 | None:
+def _rows(offsets: Int64, prefixes: int, rows: Rows) -> Int32 | None:
     if rows == "all":
-        return None
-    return (offsets[:-1] if rows == "first" else offsets[1:] - 1).astype(np.int32)
+        return np.arange(offsets[prefixes], offsets[-1], dtype=np.int32) if prefixes else None
+    found = offsets[prefixes:-1] if rows == "first" else offsets[prefixes + 1 :] - 1
+    return found.astype(np.int32)
 
 
 def _offsets(lengths: Int64) -> Int64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from rerankd.backends.torch.attention import KeysValues
+from torch import Tensor
 
 SHORTEST = 16
 """A shorter beginning costs more to look up than to compute."""
@@ -13,14 +13,14 @@ SHORTEST = 16
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The keys and values of `length` tokens, for each layer."""
+    """The keys and values of tokens in all layers: [layers, 2, tokens, key heads, n]."""
 
-    length: int
-    layers: tuple[KeysValues, ...]
+    layers: Tensor
 
     @property
-    def size_bytes(self) -> int:
-        return sum(one.nbytes for pair in self.layers for one in pair)
+    def length(self) -> int:
+        length: int = self.layers.shape[2]
+        return length
 
 
 class PrefixCache:
@@ -44,10 +44,10 @@ class PrefixCache:
     def put(self, ids: bytes, prefix: Prefix) -> None:
         """Keep a prefix that is not kept yet, and drop those that were not used for the longest time."""
         self._held[ids] = prefix
-        self.size_bytes += prefix.size_bytes
+        self.size_bytes += prefix.layers.nbytes
         while self.size_bytes > self._most_bytes:
             _, dropped = self._held.popitem(last=False)
-            self.size_bytes -= dropped.size_bytes
+            self.size_bytes -= dropped.layers.nbytes
 
     def clear(self) -> None:
         """Drop all prefixes."""

@@ -33,6 +33,7 @@ class Bert:
         hidden: int = weights.key("feed_forward_length")
         self.state_width = width
         self.heads: int = weights.key("attention.head_count")
+        self.key_heads = self.heads
         self.epsilon: float = weights.key("attention.layer_norm_epsilon")
         self.head_width = width // self.heads
         self.attentions: tuple[Attention, ...] = (Attention(),) * weights.key("block_count")

@@ -25,6 +25,7 @@ class ModernBert:
         hidden: int = weights.key("feed_forward_length")
         self.state_width = width
         self.heads: int = weights.key("attention.head_count")
+        self.key_heads = self.heads
         self.epsilon: float = weights.key("attention.layer_norm_epsilon")
         self.head_epsilon = self.epsilon
         self.head_width = width // self.heads
