@@ -60,7 +60,9 @@ async def read_json(request: Request, most_bytes: int) -> dict[str, Any]:
 
 def _check_structure(data: bytes | bytearray) -> None:
     """Raise InvalidRequest for JSON with too many values: parsed, they would need far more memory than the
-    text."""
+    text. Each takes at least one byte."""
+    if len(data) <= _MOST_VALUES:
+        return
     if _values(data) > _MOST_VALUES and _values(_STRING.sub(b"", data)) > _MOST_VALUES:
         raise InvalidRequest(
             f"The request body has more than {_MOST_VALUES} JSON values. Send fewer documents per request."

@@ -12,8 +12,8 @@ import functools
 import json
 import logging
 import math
+import random
 import re
-import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -112,7 +112,9 @@ def request_id(request: Request) -> str:
     request."""
     if not hasattr(request.state, "request_id"):
         sent = request.headers.get("x-request-id", "")
-        request.state.request_id = sent if _SANE_ID.fullmatch(sent) else f"rerank-{uuid.uuid4().hex}"
+        # uuid4 reads the system's random numbers, and waits for Python's lock after that.
+        new = f"rerank-{random.getrandbits(128):032x}"
+        request.state.request_id = sent if _SANE_ID.fullmatch(sent) else new
     return str(request.state.request_id)
 
 

@@ -70,13 +70,14 @@ async def _read(request: Request, reranker: Reranker) -> tuple[Dialect, dict[str
 def all_routes() -> APIRouter:
     """Return all routes. openapi.json has only the first of the paths that accept the same dialects."""
     found = APIRouter(route_class=Route)
-    for part in (admin, health, models, ollama_models, status):
-        found.include_router(part.router)
     shown = table.shown()
     shared = (*table.SHARED, *(path for dialect in shown for path in dialect.named_paths))
     _add(found, shared, "Rank documents by their relevance to a query", *(d for d in shown if not d.paths))
     for dialect in shown:
         _add(found, dialect.own_paths, f"Rank documents, in the dialect of {dialect.title}", dialect)
+    # After the others, because FastAPI tries all routes in order: 20 of them take 0.1 ms.
+    for part in (admin, health, models, ollama_models, status):
+        found.include_router(part.router)
     return found
 
 

@@ -60,7 +60,7 @@ class Encoder:
         known = list(map(self._normalized, texts))
         ascii_ids = iter(_encoded(self._of_ascii, list(filter(None, known))))
         others = [text for text, normalized in zip(texts, known, strict=True) if not normalized]
-        other_ids = iter(_encoded(self._tokenizer, others))
+        other_ids = iter(_encoded(self._tokenizer, others) if others else ())
         return [next(ascii_ids if normalized else other_ids) for normalized in known]
 
     def ends(self, texts: Sequence[str]) -> list[Ids]:
