@@ -231,17 +231,20 @@ def test_doctor_names_devices_precision_attention_and_compiler() -> None:
         ),
         ("ok", "/bin/gcc; compiled code is kept in /data/cache", ""),
     ]
-    assert lines(replace(found, devices=(CPU,)))[0][1] == (
-        "2.14 in /opt/rerankd, on cpu (a CPU): f32, padded attention"
-    )
-    status, says, step = lines(replace(found, compiler=""))[1]
-    assert (status, "no C compiler" in says, "apt install gcc" in step) == ("warn", True, True)
+    says = "2.14 in /opt/rerankd, on cpu (a CPU): f32, padded attention"
+    assert lines(replace(found, devices=(CPU,))) == [("ok", says, "")]  # nothing is compiled there
+    for lacking, words in (
+        (replace(found, compiler=""), "no C compiler"),
+        (replace(found, has_headers=False), "headers are missing"),
+    ):
+        status, says, step = lines(lacking)[1]
+        assert (status, words in says, "apt install gcc g++ python3-dev" in step) == ("warn", True, True)
 
 
 def test_doctor_warns_of_a_card_that_is_not_used() -> None:
     one = Survey("2.14", (H100, CPU), unused=("cuda:1 (K80): no kernel image",), compiler="gcc")
     assert ("warn", "does not use cuda:1 (K80): no kernel image", "") in lines(one)
-    ((status, says, _), _) = lines(Survey("2.14+cpu", (CPU,), has_card=True, compiler="gcc"))
+    ((status, says, _),) = lines(Survey("2.14+cpu", (CPU,), has_card=True, compiler="gcc"))
     assert status == "warn" and "does not see the NVIDIA GPU" in says
     ((status, says, step),) = lines(Survey("", has_card=True, environment="/opt/rerankd"))
     assert (status, "faster on a GPU" in says) == ("warn", True)

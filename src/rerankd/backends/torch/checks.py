@@ -16,12 +16,13 @@ _GIB = 2**30
 def diagnose(survey: Survey, wanted: str) -> list[Check]:
     """Return all lines. `wanted` is the setting `device`."""
     if survey.version and not survey.problem:
-        return [*_devices(survey, wanted), _compiler(survey)]
+        compiles = any(one.kind == "cuda" for one in survey.devices)
+        return [*_devices(survey, wanted), *([_compiler(survey)] if compiles else [])]
     found = devices.candidates(survey, wanted)
     assert isinstance(found, Refusal)
     if found.is_minor:
         says = "not installed: models run on other engines"
-        return [Check(_CHECK, "ok", says, f"for more models: {found.next_step}")]
+        return [Check(_CHECK, "ok", says, f"for more models: {survey.install}")]
     return [Check(_CHECK, "warn", found.reason, found.next_step)]
 
 
@@ -47,11 +48,12 @@ def _words(device: Device) -> str:
 
 
 def _compiler(survey: Survey) -> Check:
-    if survey.compiler:
+    lacks = "there is no C compiler" if not survey.compiler else "Python's headers are missing"
+    if survey.compiler and survey.has_headers:
         return Check("torch compiler", "ok", f"{survey.compiler}; compiled code is kept in {survey.cache}")
     return Check(
         "torch compiler",
         "warn",
-        "there is no C compiler, so PyTorch computes without compiled layers, which is slower on a GPU",
-        "install one (Debian, Ubuntu: apt install gcc g++ python3-dev)",
+        f"{lacks}, so PyTorch computes without compiled layers, which is slower on a GPU",
+        "install them (Debian, Ubuntu: apt install gcc g++ python3-dev)",
     )

@@ -51,8 +51,9 @@ class Survey:
     """PyTorch on this machine: its version, "" if it is not installed, and its devices, the CPU last.
     `problem` says why the probe failed, as a clause, "" if it did not. `unused` says the same of cards that
     PyTorch does not use, one clause each. `has_card`: there is an NVIDIA card, whether or not PyTorch is
-    installed. `environment` is the folder of the Python environment that rerankd runs in, `compiler` the C
-    compiler that PyTorch would call, "" if there is none, and `cache` the folder for compiled code."""
+    installed. `environment` is the folder of the Python environment that rerankd runs in. `compiler` is the C
+    compiler that PyTorch would call, "" if there is none; `has_headers`: Python's headers, which it includes,
+    are installed; `cache` is the folder for compiled code."""
 
     version: str
     devices: tuple[Device, ...] = ()
@@ -61,7 +62,14 @@ class Survey:
     unused: tuple[str, ...] = ()
     environment: str = ""
     compiler: str = ""
+    has_headers: bool = True
     cache: Path = Path()
+
+    @property
+    def install(self) -> str:
+        """The command that installs PyTorch, and where."""
+        where = f" in rerankd's own environment, {self.environment}" if self.environment else ""
+        return f"pip install 'rerankd[torch]'{where}"
 
     @property
     def shortfall(self) -> str:
@@ -126,9 +134,7 @@ def candidates(survey: Survey, wanted: str) -> tuple[Device, ...] | Refusal:
     """The devices that the setting `wanted` names, at least one. With "auto" those of the first one's kind:
     all CUDA cards, or the CPU if there is no GPU."""
     if not survey.version:
-        step = "install it: pip install 'rerankd[torch]'"
-        if survey.environment:
-            step += f" in rerankd's own environment, {survey.environment}"
+        step = f"install it: {survey.install}"
         if not survey.has_card:
             return Refusal("PyTorch is not installed", step, is_minor=True)
         reason = "PyTorch is not installed, which computes several times faster on a GPU"

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ def look(home: Path) -> Survey:
         has_card=bool(_cards()) or ((DEV / _WSL).exists() and shutil.which("nvidia-smi") is not None),
         environment=sys.prefix,
         compiler=_compiler(),
+        has_headers=Path(sysconfig.get_path("include"), "Python.h").exists(),
         cache=home / "cache" / "torch",
     )
     if not installed:
