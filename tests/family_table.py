@@ -50,7 +50,7 @@ FAMILIES = {
     "bge-reranker-v2.5-gemma2-lightweight": r"bge-reranker-v2.5-gemma2-lightweight",
     "jina-reranker-v3, v3.5": r"jina-reranker-v3(\.5)?",
     "jina-reranker-m0": r"jina-reranker-m0",
-    "llama-nemotron-rerank": r"llama-nemotron-rerank",
+    "llama-nemotron-rerank": r"llama-nemotron-rerank(, safetensors)?",
     "another causal reranker, with prompt and labels": r"rerank template of its own, with labels",
     "another causal reranker, without them": r"a Qwen3 reranker of another prompt",
     "ColBERT": r"colbertv2.0 with pooling",

@@ -35,3 +35,28 @@ def _enlarged(name: str, size: int, width: int) -> int:
     if "qkv" in name and size == 3 * _WIDTH:
         return 3 * width
     return {_WIDTH: width, _INNER: 4 * width, 2 * _INNER: 8 * width}.get(size, size)
+
+
+def nemotron(folder: Path, blocks: int = 16, width: int = 2048) -> Path:
+    """llama-nemotron-rerank, with a small vocabulary."""
+    checkpoints.copy("bert-pairs", folder)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = {
+        "architectures": ["LlamaBidirectionalForSequenceClassification"], "model_type": "llama_bidirec",
+        "auto_map": {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"}, "pooling": "avg",
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": blocks,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+        "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "vocab_size": rows,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    keys = width // 4
+    layer = {
+        "self_attn.q_proj": [width, width], "self_attn.k_proj": [keys, width],
+        "self_attn.v_proj": [keys, width], "self_attn.o_proj": [width, width],
+        "mlp.gate_proj": [4 * width, width], "mlp.up_proj": [4 * width, width],
+        "mlp.down_proj": [width, 4 * width], "input_layernorm": [width], "post_attention_layernorm": [width],
+    }  # fmt: skip
+    shapes = {"model.embed_tokens.weight": [rows, width], "model.norm.weight": [width]}
+    shapes |= {f"model.layers.{at}.{name}.weight": one for at in range(blocks) for name, one in layer.items()}
+    checkpoints.write_hollow(folder / "model.safetensors", shapes | {"score.weight": [1, width]})
+    return folder

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import hollow
 from rerankd.recipes import catalog
 from support import GOLDEN, golden
 from twins import JINA_TOKENS, PIECES, Twin, head_of
@@ -324,7 +325,23 @@ KINDS = (
     Kind(
         "llama-nemotron-rerank",
         Twin("Llama Nemotron Rerank 1b v2", "llama-embed", 16, 2048, pooling="mean"),
+        "no rank head for llama-embed",
+    ),
+    Kind(
+        "llama-nemotron-rerank, converted as a llama",
+        Twin("Llama Nemotron Rerank 1b v2", "llama", 16, 2048, pooling="mean"),
         "bidirectional",
+    ),
+    Kind(
+        "llama-nemotron-rerank, safetensors",
+        lambda folder: hollow.nemotron(folder / "llama-nemotron-rerank-1b-v2"),
+        "cross_encoder",
+        "llama-nemotron-rerank-1b-v2",
+    ),
+    Kind(
+        "llama-nemotron-rerank in a folder of another name",
+        lambda folder: hollow.nemotron(folder / "model"),
+        "its head reads a prompt",
     ),
     Kind(
         "nemotron reranker under another name",
@@ -608,8 +625,8 @@ KINDS = (
     ),
     Kind(
         "causal reranker of another class in safetensors",
-        _checkpoint("bert-pairs", architectures=["LlamaForCausalLM"], model_type="llama"),
-        "LlamaForCausalLM",
+        _checkpoint("bert-pairs", architectures=["OlmoForCausalLM"], model_type="olmo"),
+        "OlmoForCausalLM",
     ),
     Kind(
         "embedding model in safetensors", _checkpoint("bert-pairs", architectures=["BertModel"]), "BertModel"

@@ -183,11 +183,6 @@ def test_half_precision_is_compared_with_float32_on_the_cpu() -> None:
             Recipe("causal_lm", 512, HEAD.normalization, template="{document}", labels=("yes", "in between")),
             "a label is not a single token",
         ),
-        (
-            "xlmr-head",
-            Recipe("cross_encoder", 512, HEAD.normalization, "rank", template="{query}"),
-            "templates",
-        ),
     ],
 )
 def test_what_is_not_understood_is_refused(name: str, recipe: Recipe, reason: str) -> None:

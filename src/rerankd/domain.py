@@ -73,10 +73,10 @@ class Recipe:
 
     `max_length`: the most tokens of one forward pass, special tokens included; of the pair for
     `cross_encoder` and `causal_lm`, of a single text for `embedding`.
-    `template` (causal_lm): the complete prompt, special tokens included, with the placeholders `{query}` and
-    `{document}` and optionally `{instruction}`. U+001E separates parts that the reference implementation
-    tokenizes separately. The text between `{?instruction}` and `{/instruction}` is part of the prompt only if
-    there is an instruction.
+    `template` (causal_lm, and cross_encoder for a model that reads a prompt): the complete prompt, special
+    tokens included, with the placeholders `{query}` and `{document}` and optionally `{instruction}`. U+001E
+    separates parts that the reference implementation tokenizes separately. The text between `{?instruction}`
+    and `{/instruction}` is part of the prompt only if there is an instruction.
     `labels` (causal_lm): the texts of two tokens, relevant first; raw score = logit(first) - logit(second).
     Or of one token; raw score = logit(label). Or (): raw score = the logit of the model's rank head.
     `query_prefix`, `document_prefix`, `pooling` (embedding): the text put before a query or a document, and

@@ -9,7 +9,9 @@ from typing import Any
 from rerankd.formats.families.bert import BERT, DISTILBERT, JINA_V2, ROBERTA, electra
 from rerankd.formats.families.deberta_v2 import DEBERTA_V2
 from rerankd.formats.families.family import Family
+from rerankd.formats.families.gemma import gemma, gemma2, gemma3
 from rerankd.formats.families.gte import gte, new
+from rerankd.formats.families.llama import bidirectional, llama
 from rerankd.formats.families.modern_bert import MODERN_BERT
 from rerankd.formats.families.qwen import qwen2, qwen2_head, qwen3, qwen3_head
 from rerankd.formats.gguf_header import Tensor
@@ -20,7 +22,12 @@ CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
     "DebertaV2ForSequenceClassification": DEBERTA_V2,
     "DistilBertForSequenceClassification": DISTILBERT,
     "ElectraForSequenceClassification": electra,
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "GemmaForCausalLM": gemma,
     "GteForSequenceClassification": gte,
+    "LlamaBidirectionalForSequenceClassification": bidirectional,
+    "LlamaForCausalLM": llama,
     "ModernBertForSequenceClassification": MODERN_BERT,
     "NewForSequenceClassification": new,
     "Qwen2ForCausalLM": qwen2,

@@ -112,6 +112,8 @@ class Entry(_Table):
     def partial(self, method: Method) -> PartialRecipe:
         """The parts that the entry defines for this method, without the prompt (see prompts.py)."""
         partial = PartialRecipe(method if method == self.method else None, self.max_length or None)
+        if partial.method == "cross_encoder":
+            partial = replace(partial, template=self.template or None)
         if partial.method != "embedding":
             return replace(partial, logit_mean=self.logit_mean, logit_sigma=self.logit_sigma)
         return replace(
@@ -212,8 +214,12 @@ def _fault(entry: Entry) -> str:
             return "{instruction} in the template requires an instruction, or must be optional"
         if entry.instruction and INSTRUCTION not in entry.template:
             return "instruction requires {instruction} in the template"
-    elif entry.template or any(entry.labels) or entry.instruction:
-        return "template, labels and instruction are for causal_lm"
+    elif any(entry.labels) or entry.instruction:
+        return "labels and instruction are for causal_lm"
+    elif entry.template and (error := template_error(entry.template)):
+        return error
+    elif entry.template and entry.method != "cross_encoder":
+        return "template is for causal_lm and cross_encoder"
     if entry.method == "embedding":
         if entry.pooling not in POOLINGS:
             return "embedding needs the pooling mean, cls or last"

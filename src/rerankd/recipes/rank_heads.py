@@ -17,7 +17,9 @@ from rerankd.recipes.model_identity import is_called_reranker
 
 _HEADED = ("bert", "modern-bert", "neo-bert")
 # Whose heads the OpenVINO backend computes. What a checkpoint's class needs was checked when it was read.
-_HEADED_CHECKPOINTS = ("bert", "deberta-v2", "modern-bert", "new")
+_HEADED_CHECKPOINTS = ("bert", "deberta-v2", "llama-embed", "modern-bert", "new")
+OF_PROMPTS = ("llama-embed",)
+"""Architectures whose rank head is one row, for the states of a prompt."""
 _TWO_LABELS = (
     "it is a classifier with two labels, and neither its name nor the catalog says that it is a reranker (if "
     'its second label means "relevant", set method = "cross_encoder")'
@@ -80,6 +82,8 @@ def _why_not_checkpoint(metadata: ModelMetadata, pooling: Pooling | None, *, is_
 def _missing(metadata: ModelMetadata) -> str:
     parts = (("cls.weight", metadata.has_cls), ("cls.output.weight", metadata.has_cls_output))
     missing = [name for name, there in parts if not there]
+    if metadata.architecture in OF_PROMPTS and metadata.has_cls_output:
+        missing = []
     if not missing:
         return ""
     are = "is" if len(missing) == 1 else "are"

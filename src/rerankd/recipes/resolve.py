@@ -180,6 +180,11 @@ def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) 
             'method = "cross_encoder"\n'
             'pooling = "mean"  # only if its config.json says so (rerankd 0.1 assumed it)',
         )
+    if metadata.architecture in rank_heads.OF_PROMPTS and not merged.template:
+        return Refusal(
+            "its head reads a prompt, and neither the file nor the catalog defines it",
+            "if it is llama-nemotron-rerank-1b-v2, give its folder that name; else " + KNOWN_GOOD,
+        )
     declared = (case.settings.method, case.entry.method if case.entry is not None else None)
     reason = rank_heads.why_not(metadata, read, is_reranker="cross_encoder" in declared)
     return Refusal(reason, suggest_another_file(metadata, case.entry)) if reason else None

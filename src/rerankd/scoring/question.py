@@ -166,7 +166,7 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
         return PreparedQuestion(
             question, recipe.document_prefix, "", space, budget, space - len(of_query) - 1
         )
-    if recipe.method == "cross_encoder":
+    if recipe.method == "cross_encoder" and not recipe.template:
         (own,) = await model.tokenizer.encode([recipe.query_prefix + query])
         before = np.concatenate((frame.start, own, frame.between))
         second = None if frame.first_typed is None else len(frame.start) + len(own) + frame.first_typed
@@ -181,8 +181,8 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
 
 
 async def _prompt(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
-    """Prepare the question of a causal LM: the prompt before and after the piece that contains the document
-    (see prompt.py)."""
+    """Prepare the question of a model that reads a prompt: its ids before and after the piece that contains
+    the document (see prompt.py)."""
     template = prompt.choose(model.recipe.template, instructed=bool(instruction))
     pieces = prompt.split(template, model.control_tokens)
     place = next(at for at, one in enumerate(pieces) if isinstance(one, str) and prompt.DOCUMENT in one)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.torch.batch import PackedBatch
+from rerankd.backends.torch.layers import Rotary
 from rerankd.backends.torch.packing import Tokens, pack
 
 KeysValues = tuple[Tensor, Tensor]
@@ -29,17 +30,16 @@ KeysValues = tuple[Tensor, Tensor]
 class Attention:
     """What the attention of one layer reads, and how.
 
-    `causal`: no later tokens. `window`: tokens up to this far away; None for all. `rotary_base`: the base of
-    its rotary positions, None if it has none; `rotary_factor` divides their frequencies. `scale` multiplies
-    the products of queries and keys, 1 / √n if it is None. `cap`: a score s becomes cap · tanh(s / cap).
+    `causal`: no later tokens. `window`: tokens up to this far away; None for all. `rotary`: its rotary
+    positions, None if it has none. `scale` multiplies the products of queries and keys, 1 / √n if it is None.
+    `cap`: a score s becomes cap · tanh(s / cap).
     `bias` returns what is added to the scores, [N, heads, queries, keys], for padded queries and keys [N,
     heads, tokens, n]. No kernel for packed sequences computes a cap or a bias.
     """
 
     causal: bool = False
     window: int | None = None
-    rotary_base: float | None = None
-    rotary_factor: float = 1.0
+    rotary: Rotary | None = None
     scale: float | None = None
     cap: float = 0.0
     bias: Callable[[Tensor, Tensor, PackedBatch], Tensor] | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +49,38 @@ def rms_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
-def rotation(positions: Tensor, width: int, base: float, dtype: torch.dtype, factor: float = 1.0) -> Rotation:
-    """The rotary positions of tokens: pair i of a head's `width` numbers turns by position / base^(2i/width),
-    divided by `factor`.
+class Bands(NamedTuple):
+    """Llama 3's scaling of rotary positions: frequencies that turn less than `low` times in `original` tokens
+    are divided by the factor, those that turn more than `high` times are not, and others partly."""
 
-    The angles are computed in float32, as in transformers.
-    """
-    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = torch.outer(positions.float(), 1.0 / base**exponents / factor)
+    low: float
+    high: float
+    original: float
+
+
+class Rotary(NamedTuple):
+    """Pair i of a head's n numbers turns by position / base^(2i/n). `factor` divides the frequencies, those
+    of some bands only if there are `bands`."""
+
+    base: float
+    factor: float = 1.0
+    bands: Bands | None = None
+
+    def frequencies(self, width: int, device: torch.device) -> Tensor:
+        """The angle of each pair of a head's `width` numbers at position 1, in float32."""
+        exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
+        plain = 1.0 / self.base**exponents
+        if self.bands is None:
+            return plain / self.factor
+        low, high, original = self.bands
+        kept = ((original * plain / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        return plain * (kept + (1 - kept) / self.factor)
+
+
+def rotation(positions: Tensor, width: int, rotary: Rotary, dtype: torch.dtype) -> Rotation:
+    """The rotary positions of tokens in heads of `width` numbers. The angles are computed in float32, as in
+    transformers."""
+    angles = torch.outer(positions.float(), rotary.frequencies(width, positions.device))
     both = torch.cat((angles, angles), -1).unsqueeze(1)
     return both.cos().to(dtype), both.sin().to(dtype)
 

@@ -181,10 +181,9 @@ class Network:
     ) -> tuple[Rotation | None, Before | None]:
         """What layer `at` reads besides its states and weights: rotary positions, and keys of prefixes."""
         architecture = self._loaded.architecture
-        base, factor = (one := architecture.attentions[at]).rotary_base, one.rotary_factor
-        turned = base and batch.once(
-            ("rotation", base, factor),
-            lambda: rotation(batch.positions, architecture.head_width, base, dtype, factor),
+        rotary = architecture.attentions[at].rotary
+        turned = rotary and batch.once(
+            rotary, lambda: rotation(batch.positions, architecture.head_width, rotary, dtype)
         )
         if before is None or batch.key_index is None:
             return turned or None, None

@@ -10,8 +10,8 @@ from rerankd.formats import tokenizer_support
 if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
 
-ENCODERS = ("bert", "deberta-v2", "modern-bert", "new")
-CAUSAL = ("gemma", "gemma2", "gemma3", "qwen2", "qwen3")
+ENCODERS = ("bert", "deberta-v2", "llama-embed", "modern-bert", "new")
+CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
 _POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last")}
@@ -57,8 +57,6 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
         return _split(metadata) if are_tokens else "a label is not a single token of the vocabulary"
     if recipe.pooling not in _POOLINGS[recipe.method]:
         return f"the PyTorch backend does not support the pooling {recipe.pooling}"
-    if recipe.method == "cross_encoder" and recipe.template:
-        return "the PyTorch backend does not support templates for cross-encoders"
     if metadata.hidden_activation not in ("", "gelu"):
         return f"the PyTorch backend does not support the activation {metadata.hidden_activation}"
     return _split(metadata)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rerankd.formats.families.family import Config, Family
 
-_LAYER = {
+LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -22,18 +22,18 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_OF_QWEN3 = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+OF_QWEN3 = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _BIASED_IN_QWEN2 = ("attn_q", "attn_k", "attn_v")
 
 
 def qwen3(config: Mapping[str, Any]) -> Family:
     """Qwen3ForCausalLM with this config.json."""
-    return _family("qwen3", config, {**_LAYER, **_OF_QWEN3}, biased=())
+    return family("qwen3", config, {**LAYER, **OF_QWEN3}, biased=())
 
 
 def qwen2(config: Mapping[str, Any]) -> Family:
     """Qwen2ForCausalLM with this config.json."""
-    return _family("qwen2", config, _LAYER, biased=_BIASED_IN_QWEN2)
+    return family("qwen2", config, LAYER, biased=_BIASED_IN_QWEN2)
 
 
 def qwen3_head(config: Mapping[str, Any]) -> Family:
@@ -50,7 +50,7 @@ def _headed(family: Family) -> Family:
     return replace(family, tensors={**family.tensors, "cls.output": "score"})
 
 
-def _family(
+def family(
     architecture: str, config: Mapping[str, Any], layer: Mapping[str, str], biased: tuple[str, ...]
 ) -> Family:
     tensors = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
@@ -62,9 +62,9 @@ def _family(
         tensors,
         "model.layers.",
         layer,
-        _keys,
+        keys,
         _unsupported,
-        shapes=_shapes,
+        shapes=shapes,
         unbiased=tuple(name for name in (*tensors, *layer) if name not in biased),
         is_causal=True,
     )
@@ -81,7 +81,7 @@ def _kv_heads(config: Config) -> int:
     return config.size("num_key_value_heads", config.size("num_attention_heads"))
 
 
-def _keys(config: Config) -> dict[str, Any]:
+def keys(config: Config) -> dict[str, Any]:
     rope = config.values.get("rope_parameters")
     base = rope.get("rope_theta") if isinstance(rope, Mapping) else None
     return {
@@ -95,7 +95,7 @@ def _keys(config: Config) -> dict[str, Any]:
     }
 
 
-def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     width, size, inner = config.size("hidden_size"), _head_size(config), config.size("intermediate_size")
     queries, keys = config.size("num_attention_heads") * size, _kv_heads(config) * size
     return {

@@ -9,17 +9,20 @@ from rerankd.backends.torch.architectures.bert import Bert
 from rerankd.backends.torch.architectures.deberta_v2 import DebertaV2
 from rerankd.backends.torch.architectures.gemma import Gemma
 from rerankd.backends.torch.architectures.gte import Gte
+from rerankd.backends.torch.architectures.llama import Llama
 from rerankd.backends.torch.architectures.modern_bert import ModernBert
 from rerankd.backends.torch.architectures.qwen import Qwen
 
 ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "bert": Bert,
     "deberta-v2": DebertaV2,
+    "llama-embed": Llama,
     "modern-bert": ModernBert,
     "new": Gte,
     "gemma": Gemma,
     "gemma2": Gemma,
     "gemma3": Gemma,
+    "llama": Llama,
     "qwen2": Qwen,
     "qwen3": Qwen,
 }

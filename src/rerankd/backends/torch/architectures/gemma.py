@@ -13,7 +13,7 @@ from rerankd.backends.torch.architecture import Part, Parts, Unsupported
 from rerankd.backends.torch.architectures.qwen import Qwen
 from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named, linear
+from rerankd.backends.torch.layers import Named, Rotary, linear
 from rerankd.formats.weights import Weights
 
 # Each n-th layer is global, the others are local, unless the file has the pattern.
@@ -30,6 +30,8 @@ class Gemma(Qwen):
     def __init__(self, weights: Weights) -> None:
         super().__init__(weights)
         width = self.state_width
+        # Added to the weights of norms; GGUF's converter has done so already.
+        self.norm_offset: float = weights.key("attention.norm_offset", 0.0)
         self.has_norms_after = weights.architecture != "gemma"
         layer_tensors = dict(self.layer_tensors)
         if self.has_norms_after:
@@ -47,14 +49,13 @@ class Gemma(Qwen):
         per_head = self.state_width // self.heads if is_largest else self.head_width
         wide = Attention(
             causal=self.shares_prefix,
-            rotary_base=base,
-            rotary_factor=float(weights.key("rope.scaling.factor", 1.0)),
+            rotary=Rotary(base, float(weights.key("rope.scaling.factor", 1.0))),
             scale=weights.key("attention.scale", per_head**-0.5),
             cap=weights.key("attn_logit_softcapping", 0.0),
         )
         # The file has the tokens that a token reads, itself included.
         window = weights.key("attention.sliding_window", 1) - 1
-        local = replace(wide, window=window, rotary_base=of_local, rotary_factor=1.0)
+        local = replace(wide, window=window, rotary=Rotary(of_local))
         pattern = weights.key("attention.sliding_window_pattern", _PATTERNS[kind])
         is_local = pattern if isinstance(pattern, tuple) else [(at + 1) % pattern for at in range(count)]
         return tuple(local if one else wide for one in is_local[:count])
@@ -75,7 +76,7 @@ class Gemma(Qwen):
     def norm(self, x: Tensor, weights: Named, name: str) -> Tensor:
         wide = x.float()
         scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return (scaled * weights[f"{name}.weight"]).to(x.dtype)
+        return (scaled * (weights[f"{name}.weight"] + self.norm_offset)).to(x.dtype)
 
 
 def _wide(parts: Parts) -> Parts:

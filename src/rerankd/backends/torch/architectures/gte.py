@@ -9,7 +9,7 @@ from torch import Tensor
 from rerankd.backends.torch.architecture import Part, Parts
 from rerankd.backends.torch.architectures.bert import Bert
 from rerankd.backends.torch.attention import Attention
-from rerankd.backends.torch.layers import Named, Rotation, rotated
+from rerankd.backends.torch.layers import Named, Rotary, Rotation, rotated
 from rerankd.formats.weights import Weights
 
 
@@ -21,8 +21,8 @@ class Gte(Bert):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__(weights)
-        base, factor = weights.key("rope.freq_base"), weights.key("rope.scaling.factor", 1.0)
-        self.attentions = (Attention(rotary_base=base, rotary_factor=factor),) * len(self.attentions)
+        rotary = Rotary(weights.key("rope.freq_base"), weights.key("rope.scaling.factor", 1.0))
+        self.attentions = (Attention(rotary=rotary),) * len(self.attentions)
         width, hidden = self.state_width, weights.key("feed_forward_length")
         self.layer_tensors: Parts = {**self.layer_tensors, "up": (Part("ffn_up", (2 * hidden, width)),)}
 

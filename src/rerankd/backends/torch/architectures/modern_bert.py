@@ -8,7 +8,7 @@ from torch import Tensor
 from rerankd.backends.torch.architecture import Part, Parts
 from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named, Rotation, layer_norm, linear, rotated
+from rerankd.backends.torch.layers import Named, Rotary, Rotation, layer_norm, linear, rotated
 from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
@@ -75,8 +75,8 @@ def _attentions(weights: Weights) -> tuple[Attention, ...]:
     is_local = pattern if isinstance(pattern, tuple) else [at % pattern != 0 for at in range(count)]
     # The file has the tokens of the whole window, the token itself in the middle.
     window = int(weights.key("attention.sliding_window")) // 2
-    wide = Attention(rotary_base=float(weights.key("rope.freq_base")))
-    local = Attention(window=window, rotary_base=float(weights.key("rope.freq_base_swa", 10000.0)))
+    wide = Attention(rotary=Rotary(float(weights.key("rope.freq_base"))))
+    local = Attention(window=window, rotary=Rotary(float(weights.key("rope.freq_base_swa", 10000.0))))
     return tuple(local if one else wide for one in is_local[:count])
 
 

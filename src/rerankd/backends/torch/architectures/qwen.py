@@ -8,7 +8,7 @@ from torch import Tensor
 from rerankd.backends.torch.architecture import Part, Parts, Unsupported
 from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named, Rotation, linear, rms_norm, rotated
+from rerankd.backends.torch.layers import Named, Rotary, Rotation, linear, rms_norm, rotated
 from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
@@ -60,8 +60,8 @@ class Qwen:
         """The attention of each layer."""
         if (scaling := weights.key("rope.scaling.type", "none")) != "none":
             raise Unsupported(f"its rotary positions are scaled ({scaling})")
-        base, count = weights.key("rope.freq_base"), int(weights.key("block_count"))
-        return (Attention(causal=self.shares_prefix, rotary_base=base),) * count
+        rotary, count = Rotary(weights.key("rope.freq_base")), int(weights.key("block_count"))
+        return (Attention(causal=self.shares_prefix, rotary=rotary),) * count
 
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
         return F.embedding(batch.token_ids, weights["tokens.weight"])
