@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from rerankd.ids import Ids
 
-_PRINTABLE = "".join(map(chr, range(32, 127)))
+_PRINTABLE = "a" + "".join(map(chr, range(32, 127)))
 _WHITE_SPACE = str.maketrans("\t\n\r", "   ")
 # What they make of an ASCII text is what they make of each of its characters.
 _BY_CHARACTER = (
@@ -26,11 +26,15 @@ _BY_CHARACTER = (
     normalizers.BertNormalizer,
     normalizers.Precompiled,
 )
+# They change nothing where one space separates words.
+_OF_SPACES = [repr(normalizers.Replace(Regex(" {2,}"), one)) for one in (" ", "\u2581")]
+_OF_SPACES += [repr(normalizers.Strip(left=at != 1, right=at != 0)) for at in range(3)]
 _BERT = pre_tokenizers.BertPreTokenizer()
 _SPACE_BEFORE_EACH = pre_tokenizers.Metaspace("\u2581", prepend_scheme="always")
 _SENTENCEPIECE = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), _SPACE_BEFORE_EACH])
+_COUNTS_SPACES = [repr(_SPACE_BEFORE_EACH), repr(pre_tokenizers.Sequence([_SPACE_BEFORE_EACH]))]
 # How a vocabulary splits words -> how it splits those that one space separates.
-_SPLITS = {repr(_BERT): _BERT, repr(_SENTENCEPIECE): _SPACE_BEFORE_EACH}
+_SPLITS = {repr(_BERT): _BERT, **dict.fromkeys((repr(_SENTENCEPIECE), *_COUNTS_SPACES), _SPACE_BEFORE_EACH)}
 
 
 class Encoder:
@@ -38,9 +42,12 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        words = _SPLITS.get(repr(tokenizer.pre_tokenizer))
+        split = repr(tokenizer.pre_tokenizer)
+        words, self._counts_spaces = _SPLITS.get(split), split in _COUNTS_SPACES
         has_own_words = any(not added.special for added in tokenizer.get_added_tokens_decoder().values())
-        lowercases = None if words is None or has_own_words else _lowercases(tokenizer.normalizer)
+        lowercases = None
+        if words is not None and not has_own_words:
+            lowercases = _lowercases(tokenizer.normalizer, counts_spaces=self._counts_spaces)
         self._lowercases = bool(lowercases)
         self._of_ascii: Tokenizer | None = None
         if lowercases is not None:
@@ -76,10 +83,12 @@ class Encoder:
             text = text.translate(_WHITE_SPACE)
             if not text.isprintable():
                 return ""
-        text = text.strip()
-        if "  " in text:
-            text = " ".join(text.split())
-        return text.lower() if self._lowercases else text
+        plain = text.strip()
+        if "  " in plain:
+            plain = " ".join(plain.split())
+        if self._counts_spaces and len(plain) != len(text):
+            return ""
+        return plain.lower() if self._lowercases else plain
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
@@ -99,17 +108,18 @@ def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
     return ends
 
 
-def _lowercases(normalizer: normalizers.Normalizer | None) -> bool | None:
-    """Whether the normalizer changes upper case. None if it may change printable ASCII in other ways, or does
-    not keep white space."""
+def _lowercases(normalizer: normalizers.Normalizer | None, *, counts_spaces: bool) -> bool | None:
+    """Whether the normalizer changes upper case. None if it may change printable ASCII in other ways, removes
+    white space, or, with `counts_spaces`, keeps other white space than spaces."""
     if normalizer is None:
-        return False
-    if not all(isinstance(one, _BY_CHARACTER) for one in _steps(normalizer)):
+        return None if counts_spaces else False
+    for one in _steps(normalizer):
+        if not isinstance(one, _BY_CHARACTER) and not (counts_spaces and repr(one) in _OF_SPACES):
+            return None
+    spaced = normalizer.normalize_str("a\tb\nc\rd" if counts_spaces else "a\tb\nc\rd\r\n")
+    if (spaced if counts_spaces else " ".join(spaced.split())) != "a b c d":
         return None
-    found = normalizer.normalize_str(_PRINTABLE)
-    if normalizer.normalize_str("a\tb\nc\rd\r\ne").split() != [*"abcde"]:
-        return None
-    return {_PRINTABLE: False, _PRINTABLE.lower(): True}.get(found)
+    return {_PRINTABLE: False, _PRINTABLE.lower(): True}.get(normalizer.normalize_str(_PRINTABLE))
 
 
 def _steps(normalizer: normalizers.Normalizer) -> Iterator[normalizers.Normalizer]:
