@@ -82,6 +82,16 @@ def test_without_a_card_nothing_is_told(engines: Any) -> None:
     assert found["torch"]["reason"] == "it computes every model, on a CPU slower than others"
 
 
+def test_a_card_that_the_user_hides_is_not_told(engines: Any) -> None:
+    found = engines("", devices=1, CUDA_VISIBLE_DEVICES="")
+    assert found["torch"]["reason"] == "it computes every model, on a CPU slower than others"
+
+
+def test_a_pytorch_that_sees_no_card_is_told(engines: Any) -> None:
+    found = engines("", devices=1)
+    assert "does not see the NVIDIA GPU" in found["torch"]["reason"]
+
+
 def test_a_card_without_pytorch_names_the_command(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "version", lambda: "")
     found = engines("H100:80:79:9.0")

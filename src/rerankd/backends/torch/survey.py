@@ -38,7 +38,7 @@ def look(home: Path) -> Survey:
     installed = version()
     known = Survey(
         installed,
-        has_card=bool(_cards()) or ((DEV / _WSL).exists() and shutil.which("nvidia-smi") is not None),
+        has_card=_has_card(),
         environment=sys.prefix,
         compiler=_compiler(),
         has_headers=Path(sysconfig.get_path("include"), "Python.h").exists(),
@@ -60,6 +60,13 @@ def look(home: Path) -> Survey:
     gpus, engines = machine.gpus(), processes.children()
     held = machine.gpu_memory(engines, gpus) if engines else {}
     return replace(found, devices=tuple(devices.with_room(found.devices, gpus, held)))
+
+
+def _has_card() -> bool:
+    """Whether there is an NVIDIA card that the user does not hide."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return bool(_cards()) or ((DEV / _WSL).exists() and shutil.which("nvidia-smi") is not None)
 
 
 def version() -> str:
