@@ -20,6 +20,7 @@ from typer.main import get_command
 from rerankd import config, memory
 from rerankd.api.dialects import options, table
 from rerankd.backends.torch import placement
+from rerankd.backends.torch.devices import Arithmetic
 from rerankd.cli import app, setting_options
 from rerankd.deprecated_names import RENAMED
 from rerankd.formats.metadata import ModelMetadata
@@ -152,7 +153,7 @@ def cards() -> str:
         shape = ModelMetadata(Path(), "", parameters=int(parameters), embedding_length=width)
         cells = []
         for precision in ("bf16", "f32"):
-            size = placement.card_bytes(shape, precision)
+            size = placement.card_bytes(shape, Arithmetic(precision, ""))
             fitting = (card for card in _CARDS_GIB if memory.for_engines(card * 2**30) >= size)
             cells += [f"{size / 2**30:.1f} GiB", f"{next(fitting)} GiB"]
         rows.append(f"| {name} | {' | '.join(cells)} |")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from rerankd.backends.torch import checks, devices, placement, survey
-from rerankd.backends.torch.devices import Device, Survey
+from rerankd.backends.torch.devices import Arithmetic, Device, Survey
+from rerankd.backends.torch.options import TorchOptions
 from rerankd.backends.torch.placement import Placement
 from rerankd.domain import Refusal
 from rerankd.formats.metadata import ModelMetadata
@@ -114,11 +115,16 @@ def test_engines_of_rerankd_do_not_count_as_occupying_a_card() -> None:
 
 def model(billions: float, width: int) -> ModelMetadata:
     return ModelMetadata(
-        path=Path("m.gguf"), architecture="qwen3", parameters=int(billions * 1e9), embedding_length=width
+        path=Path("m.gguf"),
+        architecture="qwen3",
+        parameters=int(billions * 1e9),
+        embedding_length=width,
+        block_weights=int(billions * 0.85e9),
     )
 
 
 SMALL, LARGE = model(0.6, 1024), model(8.2, 4096)
+BF16 = TorchOptions(precision="bf16")
 
 
 def sized(at: int, room_gib: float, *, has_bf16: bool = True) -> Device:
@@ -144,27 +150,49 @@ def sized(at: int, room_gib: float, *, has_bf16: bool = True) -> Device:
 def test_a_model_goes_to_the_cards_that_hold_it(
     metadata: ModelMetadata, seen: list[Device], replicas: int, cards: list[str]
 ) -> None:
-    found = placement.place(seen, metadata, "auto", replicas)
+    found = placement.place(seen, metadata, TorchOptions(), replicas)
     assert isinstance(found, Placement), found
     assert list(found.cards) == cards
     assert not cards or found.device.card == cards[0]
 
 
 def test_memory_of_several_cards_is_not_added_up() -> None:
-    why = placement.place([sized(0, 12), sized(1, 14)], LARGE, "auto", 1)
+    why = placement.place([sized(0, 12), sized(1, 14)], LARGE, BF16, 1)
     assert why == (
         "PyTorch needs 17.9 GiB of GPU memory for this model in bf16 (15.3 GiB of weights), and "
         "a card (cuda:1) has 14.0 GiB for engines"
     )
-    why = placement.place([sized(0, 20), sized(1, 14)], LARGE, "auto", 2)
+    why = placement.place([sized(0, 20), sized(1, 14)], LARGE, BF16, 2)
     assert isinstance(why, str) and why.startswith("only 1 of 2 replicas fit: PyTorch needs 17.9 GiB")
-    assert isinstance(placement.place([sized(0, 0)], SMALL, "auto", 1), str)  # occupied, not unknown
+    assert isinstance(placement.place([sized(0, 0)], SMALL, BF16, 1), str)  # occupied, not unknown
 
 
 def test_float32_takes_twice_the_weights() -> None:
-    halved, full = placement.card_bytes(LARGE, "bf16"), placement.card_bytes(LARGE, "f32")
+    halved, full = (placement.card_bytes(LARGE, Arithmetic(precision, "")) for precision in ("bf16", "f32"))
     assert full - halved > LARGE.parameters * 2
-    assert isinstance(placement.place([sized(0, 20)], LARGE, "f32", 1), str)
+    assert isinstance(placement.place([sized(0, 20)], LARGE, TorchOptions(precision="f32"), 1), str)
+
+
+def test_weights_that_do_not_fit_are_kept_in_8_bits_unless_a_precision_is_set() -> None:
+    small = [sized(0, 12)]
+    found = placement.place(small, LARGE, TorchOptions(), 1)
+    assert isinstance(found, Placement) and found.arithmetic.eight_bits == "int8"
+    assert found.arithmetic.why == "on a card; weights in 8 bits: in full they do not fit"
+    assert isinstance(placement.place(small, LARGE, BF16, 1), str)
+    assert isinstance(placement.place(small, LARGE, TorchOptions(), 1, may_compress=False), str)
+    assert isinstance(placement.place([sized(0, 8)], LARGE, TorchOptions(), 1), str)
+    found = placement.place([sized(0, 40)], LARGE, TorchOptions(), 1)
+    assert isinstance(found, Placement) and not found.arithmetic.eight_bits
+    found = placement.place([sized(0, 40)], LARGE, TorchOptions(weights="compressed"), 1)
+    assert isinstance(found, Placement) and found.arithmetic.eight_bits == "int8"
+
+
+def test_float8_needs_a_card_that_has_it() -> None:
+    ada, ampere = (replace(H100, capability=one) for one in ((8, 9), (8, 0)))
+    assert devices.arithmetic(ada, "qwen3", "fp8").name == "bf16, weights in fp8"
+    assert devices.arithmetic(ampere, "qwen3", "fp8").name == "bf16"
+    assert devices.arithmetic(CPU, "qwen3", "fp8").name == "f32"
+    assert "no float8" in devices.arithmetic(ampere, "qwen3", "fp8").why
 
 
 SAID = {"devices": [{"name": "mps", "title": "M", "total_bytes": 0, "has_bf16": True, "capability": [0, 0]}]}

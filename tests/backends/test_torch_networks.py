@@ -25,16 +25,19 @@ from test_modules import SCALED, made
 
 import checkpoints
 import ggufs
-from rerankd.backends.torch import attention, runtime
+from rerankd.backends.torch import attention, compiled, runtime
 from rerankd.backends.torch.architecture import Unsupported
 from rerankd.backends.torch.architectures import ARCHITECTURES
 from rerankd.backends.torch.batch import PackedBatch
+from rerankd.backends.torch.devices import EightBits
 from rerankd.backends.torch.network import Network
 from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack
 from rerankd.backends.torch.prefixes import Prefix, PrefixCache
+from rerankd.backends.torch.steps import Steps
 from rerankd.backends.torch.support import ARCHITECTURES as NAMES
 from rerankd.backends.worker import scorer
 from rerankd.backends.worker.passes import Pending, Reading, Vectors
+from rerankd.backends.worker.protocol import DeviceLost
 from rerankd.errors import ModelFileError
 from rerankd.formats import model_files, tokenizer
 from rerankd.formats.weights import Weights
@@ -297,6 +300,68 @@ def test_half_precision_is_close(name: str) -> None:
     assert "bf16" in network.about
 
 
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.04), ("fp8", 0.25)])
+@pytest.mark.parametrize("name", ["xlmr-head", "qwen3-headless.gguf"])
+def test_weights_in_8_bits_are_close(name: str, kind: EightBits, most: float) -> None:
+    """Random weights are rounded worse than trained ones: 0.021 and 0.12 of the range were seen. With float8,
+    states are rounded, too; a wrong scale changes values by more than their range."""
+    stem = name.removesuffix(".gguf")
+    labels = golden(stem)["label_ids"] if stem in LABELED else ()
+    pooling, precision = ("none" if labels else "rank"), ("bf16" if kind == "fp8" else "f32")
+    network = runtime.start(GOLDEN / name, pooling, labels=labels, precision=precision, eight_bits=kind)
+    held = [layer for layer in network._loaded.layers for one in layer if one.endswith(".scale")]
+    readings, wanted = pairs(stem, GOLDEN / name)
+    apart = np.abs(values(network, readings) - wanted).max()
+    assert held and 0 < apart < most * np.ptp(wanted)
+    assert f"weights in {kind}" in network.about
+
+
+def test_compiled_steps_compute_the_same_and_are_not_compiled_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """For other sizes than those of the compiler, one token among them."""
+    path = GOLDEN / "qwen3-headless.gguf"
+    network = started(path, golden("qwen3-headless")["label_ids"])
+    readings, wanted = pairs("qwen3-headless", path, 40)
+    try:
+        compiled.start(network).join()
+        assert "compiled" in capsys.readouterr().err
+        # Used here also if it is no faster.
+        network.steps = compiled.CompiledSteps(Steps(network._loaded.architecture))
+        torch._dynamo.utils.counters.clear()
+        assert worst(network, readings, wanted) < BOUND
+        network.start([Reading(np.ones(1, np.int32), 1)])()
+        assert not torch._dynamo.utils.counters["stats"]
+    finally:
+        torch.compiler.set_stance("default")
+
+
+def test_a_compiler_that_fails_or_is_wrong_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = started(GOLDEN / "xlmr-head")
+    eager = network.steps
+
+    def no_compiler(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler.\nMore words")
+
+    def wrong(step: Any, **_: Any) -> Any:
+        def changed(x: Any, *rest: Any) -> Any:
+            x, projected = step(x, *rest)
+            return x * 1.2, projected
+
+        return changed
+
+    try:
+        for compiler, reason in ((no_compiler, "Failed to find C compiler."), (wrong, "its results differ")):
+            monkeypatch.setattr(torch, "compile", compiler)
+            compiled.start(network).join()
+            assert f"not compiled ({reason}" in capsys.readouterr().err
+            assert network.steps is eager
+    finally:
+        torch.compiler.set_stance("default")
+
+
 def test_out_of_memory_halves_the_pass_and_nobody_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     network = started(GOLDEN / "xlmr-head")
     readings, wanted = pairs("xlmr-head", GOLDEN / "xlmr-head")
@@ -312,6 +377,32 @@ def test_out_of_memory_halves_the_pass_and_nobody_gets_an_error(monkeypatch: pyt
     assert network.tokens_a_pass < before
     with pytest.raises(torch.OutOfMemoryError):
         computed(network, [Reading(np.ones(501, np.int32), 501)])
+
+
+@pytest.mark.parametrize("when", ["at the start", "when the rows are read"])
+def test_a_lost_device_is_told_from_other_errors(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = started(GOLDEN / "xlmr-head")
+    reading = Reading(np.ones(5, np.int32), 5)
+
+    def failing(error: RuntimeError) -> Any:
+        def fail(*_: Any) -> Any:
+            raise error
+
+        return fail if when == "at the start" else lambda *_: fail
+
+    for error, kind in (
+        (
+            torch.AcceleratorError("CUDA error: an illegal memory access\nCUDA kernel …"),
+            DeviceLost,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling …"), DeviceLost),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ):
+        monkeypatch.setattr(network, "_started", failing(error))
+        with pytest.raises(RuntimeError) as found:
+            network.start([reading])()
+        assert type(found.value) is kind
+        assert "\n" not in str(found.value)
 
 
 def test_the_table_and_the_names_that_the_service_knows_agree() -> None:

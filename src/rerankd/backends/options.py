@@ -67,15 +67,22 @@ def trait(field: FieldInfo, name: str) -> Any:
     return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
 
 
-Precision = Literal["auto", "f32", "bf16"]
+Precision = Literal["auto", "f32", "bf16", "fp8"]
 
 
 class PrecisionOptions(Options):
-    """The setting that the backends with arithmetic of their own share."""
+    """The settings that the backends with arithmetic of their own share."""
 
     precision: Precision = per_model(
         "auto",
         description="precision of the arithmetic; auto: OpenVINO uses bf16 if it is faster on this CPU and "
         "keeps the order of documents; PyTorch uses float32 on a CPU and half precision on a GPU (bf16 where "
-        "the card has it); llama.cpp on a GPU rounds keys and values to F16, with f32 it does not",
+        "the card has it), or float8 with fp8; llama.cpp on a GPU rounds keys and values to F16, with f32 it "
+        "does not",
+    )
+    weights: Literal["full", "compressed"] = per_model(
+        "full",
+        description="OpenVINO and PyTorch: compressed stores weights in 8 bits, and scores change a little; "
+        "OpenVINO takes a third of the memory, PyTorch half. PyTorch does so by itself where full weights do "
+        "not fit on a card",
     )

@@ -17,7 +17,8 @@ from rerankd.domain import Normalization
 from rerankd.scoring import normalize
 
 Precision = Literal["f32", "bf16"]
-Wanted = Literal["auto", "f32", "bf16"]
+Wanted = Literal["auto", "f32", "bf16", "fp8"]
+"""The setting. OpenVINO has no fp8 on a CPU, and takes it for auto."""
 
 # The minimum speed-up that is worth bf16's loss of accuracy.
 _FASTER_BY = 1.15
@@ -57,14 +58,14 @@ def without_trial(wanted: Wanted, instructions: Collection[str]) -> Choice | Non
     machine.py)."""
     if wanted != "f32" and not _bf16_flags(instructions):  # OpenVINO then ignores the setting and uses f32
         return Choice("f32", "this CPU has no bf16 arithmetic")
-    return None if wanted == "auto" else Choice(wanted, "set by the user")
+    return Choice(wanted, "set by the user") if wanted in ("f32", "bf16") else None
 
 
 def possible(wanted: Wanted, instructions: Collection[str]) -> tuple[Precision, ...]:
     """Return the precisions that a model may get."""
-    if wanted == "auto":
-        return ("f32", "bf16") if _bf16_flags(instructions) else ("f32",)
-    return (wanted,) if wanted == "f32" or _bf16_flags(instructions) else ("f32",)
+    if wanted == "f32" or not _bf16_flags(instructions):
+        return ("f32",)
+    return ("bf16",) if wanted == "bf16" else ("f32", "bf16")
 
 
 def after(trial: Trial, instructions: Collection[str]) -> Choice:

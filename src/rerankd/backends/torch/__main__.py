@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--device", default="cpu")
     flags.add_argument("--precision", choices=["f32", "bf16", "f16"], default="f32")
+    flags.add_argument("--weights", choices=["", "fp8", "int8"], default="", help="in 8 bits")
     flags.add_argument("--why", default="", help="the reason for the precision, in words")
     flags.add_argument("--varlen", action="store_true", help="use packed attention if it works here")
     flags.add_argument("--compile", action="store_true", help="compile the model while it serves")
@@ -53,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
         return 1
     returns_scores = options.pooling == "rank" or bool(options.labels)
+    gc.freeze()  # a collection would look at all that the libraries have loaded
     scorer = Scorer(network, options.max_length, is_cross_encoder=returns_scores)
     print(network.about, file=sys.stderr)
     with Server(options.socket, scorer) as server:
@@ -81,6 +84,7 @@ def _network(options: argparse.Namespace) -> Network:
         threads=options.threads,
         wants_varlen=options.varlen,
         compiles=options.compile,
+        eight_bits=options.weights,
     )
 
 

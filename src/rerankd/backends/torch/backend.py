@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _EAGER = Step("eager", "code that is not compiled")
 _PADDED = Step("padded_attention", "padded attention")
 _FLOAT32 = Step("float32", "float32 arithmetic")
-# Larger calls of a card have room for all documents of a request; smaller ones leave it idle. The host takes up
-# to 20 ms to start a pass (28 layers, H200), while the card computes the pass before.
+# Larger calls of a card have room for all documents of a request; smaller ones leave it idle. The host takes
+# up to 20 ms to start a pass (28 layers, H200), while the card computes the pass before.
 _CARD_POLICY = BatchPolicy(tokens=16384, most_tokens=budget.MOST_ON_CARD, inputs=512, ahead_s=0.05)
 _CPU_POLICY = BatchPolicy(tokens=1024, most_tokens=8192)
 # With as many, loading and the pairs of the self-test take about 10 s on 16 cores.
@@ -88,7 +88,8 @@ class TorchBackend:
         if isinstance(found, Refusal):
             return found
         assert spec.metadata is not None
-        placed = placement.place(found, spec.metadata, options.precision, spec.replicas)
+        may_compress = not support.needs_reference(spec.recipe, spec.metadata)
+        placed = placement.place(found, spec.metadata, options, spec.replicas, may_compress=may_compress)
         if isinstance(placed, Placement):
             return self._offer(spec, options, survey, placed, shortfall=survey.shortfall)
         if options.device != "auto":
@@ -114,7 +115,7 @@ class TorchBackend:
             + spec.metadata.size_bytes
             + placement.PROCESS_BYTES[on_cpu]
             if on_cpu
-            else placement.card_bytes(spec.metadata, precision)
+            else placement.card_bytes(spec.metadata, placed.arithmetic)
         )
         return TorchOffer(
             backend=self,
@@ -155,19 +156,17 @@ class TorchBackend:
         )
 
     def identity(self, offer: TorchOffer, taken: Sequence[Step]) -> str:
-        precision = "f32" if _FLOAT32 in taken else offer.arithmetic.precision
+        arithmetic = _arithmetic(offer, taken)
         names = [step.name for step in taken]
-        return f"{offer.build} {offer.device.title} {precision} {names} {offer.is_reference}"
+        return f"{offer.build} {offer.device.title} {arithmetic.name} {names} {offer.is_reference}"
 
     def launch(
         self, offer: TorchOffer, taken: Sequence[Step], cards: Sequence[str], socket: Path
     ) -> Launch[Engine]:
         from rerankd.backends.worker.client import WorkerEngine  # see the table: it imports what takes long
 
-        spec, arithmetic = offer.spec, offer.arithmetic
+        spec, arithmetic = offer.spec, _arithmetic(offer, taken)
         assert spec.metadata is not None
-        if _FLOAT32 in taken:
-            arithmetic = Arithmetic("f32", "half precision crashed")
         labels = support.labels(spec.recipe, spec.metadata)
         may_use_varlen = devices.may_use_varlen(offer.device, arithmetic.precision) and _PADDED not in taken
         argv = [
@@ -181,6 +180,7 @@ class TorchBackend:
             "--device", devices.spread(offer.device, cards),
             "--precision", arithmetic.precision,
             "--why", arithmetic.why,
+            *(("--weights", arithmetic.eight_bits) if arithmetic.eight_bits else ()),
             *(("--varlen",) if may_use_varlen and not offer.is_reference else ()),
             *(("--compile",) if _compiles(offer) and _EAGER not in taken else ()),
             *(("--reference",) if offer.is_reference else ()),
@@ -206,6 +206,13 @@ class TorchBackend:
 
     async def model_checks(self, *_: object) -> tuple[Check, ...]:
         return ()
+
+
+def _arithmetic(offer: TorchOffer, taken: Sequence[Step]) -> Arithmetic:
+    """The arithmetic after safer steps. Weights that do not fit in full stay in 8 bits."""
+    if _FLOAT32 not in taken:
+        return offer.arithmetic
+    return Arithmetic("f32", "half precision crashed", "int8" if offer.arithmetic.eight_bits else "")
 
 
 def _compiles(offer: TorchOffer) -> bool:

@@ -12,6 +12,7 @@ from rerankd.machine import Gpu
 from rerankd.memory import card, for_engines
 
 Precision = Literal["f32", "bf16", "f16"]
+EightBits = Literal["", "fp8", "int8"]
 CPU = "cpu"
 # Activations of these architectures exceed the range of float16.
 _NEVER_F16 = ("gemma", "t5")
@@ -19,6 +20,8 @@ _NEVER_F16 = ("gemma", "t5")
 _RESERVED = 0.1
 # The compute capability from which on flash attention, and so the varlen kernel, runs.
 _VARLEN = (8, 0)
+# That of the first cards that multiply float8 numbers: Ada.
+_FLOAT8 = (8, 9)
 CUDA_BYTES = "about 3 GB"
 """What PyTorch with CUDA takes to download, in words; docs/gpu.md has the command that measures it."""
 
@@ -88,10 +91,17 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """A precision, and the reason for it in words."""
+    """A precision, and the reason for it in words. `eight_bits`: how the matrices of the layers are kept in 8
+    bits (see quantized.py); "" if they are not."""
 
     precision: Precision
     why: str
+    eight_bits: EightBits = ""
+
+    @property
+    def name(self) -> str:
+        """The precision and the weights in words."""
+        return f"{self.precision}, weights in {self.eight_bits}" if self.eight_bits else self.precision
 
 
 def parse(said: Any, cpu: Device) -> tuple[Device, ...]:
@@ -151,7 +161,12 @@ def candidates(survey: Survey, wanted: str) -> tuple[Device, ...] | Refusal:
 
 
 def arithmetic(device: Device, architecture: str, wanted: str) -> Arithmetic:
-    """The precision of a model on a device; `wanted` is the setting: auto, f32 or bf16."""
+    """The precision of a model on a device; `wanted` is the setting: auto, f32, bf16 or fp8."""
+    if wanted == "fp8":
+        if device.kind == "cuda" and device.capability >= _FLOAT8:
+            return Arithmetic("bf16", "set by the user", "fp8")
+        usual = arithmetic(device, architecture, "auto")
+        return replace(usual, why=f"{device.title} has no float8 arithmetic")
     if wanted == "f32":
         return Arithmetic("f32", "set by the user")
     if wanted == "bf16" and device.has_bf16:

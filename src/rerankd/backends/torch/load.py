@@ -14,10 +14,11 @@ from torch import Tensor
 
 from rerankd.backends.torch.architecture import Architecture, Part, Parts, Prepared, Unsupported
 from rerankd.backends.torch.architectures import ARCHITECTURES
+from rerankd.backends.torch.devices import EightBits
 from rerankd.backends.torch.heads import Head
 from rerankd.backends.torch.layers import Named
 from rerankd.backends.torch.network import Loaded
-from rerankd.backends.torch.quantized import Kind, can_quantize, quantized
+from rerankd.backends.torch.quantized import can_quantize, quantized
 from rerankd.domain import Pooling
 from rerankd.errors import ModelFileError
 from rerankd.formats.module_head import STEPS, Step
@@ -37,10 +38,11 @@ def load(
     labels: Sequence[int] = (),
     device: torch.device,
     dtype: torch.dtype,
+    eight_bits: EightBits = "",
 ) -> Loaded:
     """Load the model at `path`. `pooling` is `rank` for the rank head, else how an embedding is pooled. With
     `labels`, the ids of one or two tokens, it is a causal model whose score is logit[first], minus
-    logit[second] if there are two.
+    logit[second] if there are two. With `eight_bits`, the matrices of layers are kept so.
 
     Raises ModelFileError if the file is damaged, and Unsupported if it can't be computed.
     """
@@ -50,12 +52,14 @@ def load(
         raise Unsupported(f"the architecture {weights.architecture} is not known")
     architecture = known(weights)
     outside = _named(weights, architecture.tensors, "", device, dtype)
-    layers = [
-        _named(weights, architecture.layer_tensors, f"blk.{at}.", device, dtype)
-        for at in range(len(architecture.attentions))
-    ]
+    layers = []
+    is_prepared = isinstance(architecture, Prepared)
+    for at in range(len(architecture.attentions)):
+        layer = _named(weights, architecture.layer_tensors, f"blk.{at}.", device, dtype)
+        layers.append(in_8_bits(layer, eight_bits) if eight_bits and not is_prepared else layer)
     if isinstance(architecture, Prepared):
         architecture.prepare(outside, layers)
+        layers = [in_8_bits(layer, eight_bits) if eight_bits else layer for layer in layers]
     head = _label_head(weights, architecture, labels) if labels else _head(weights, architecture, pooling)
     held = {name: one.to(device) for name, one in head.weights.items()}
     head = replace(head, weights=held)
@@ -72,7 +76,7 @@ def _named(weights: Weights, parts: Parts, before: str, device: torch.device, dt
     return found
 
 
-def in_8_bits(layer: Named, kind: Kind) -> Named:
+def in_8_bits(layer: Named, kind: EightBits) -> Named:
     """The weights of a layer, its matrices in 8 bits; see quantized.py."""
     found = dict(layer)
     for name, weight in layer.items():

@@ -19,6 +19,10 @@ from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passe
 from rerankd.backends.torch.prefixes import SHORTEST, Prefix, PrefixCache
 from rerankd.backends.torch.steps import Before, Steps
 from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
+from rerankd.backends.worker.protocol import DeviceLost
+
+# Errors of libraries on a device, for which PyTorch has no class.
+_LOST = ("CUDA error", "CUDA driver error", "cuDNN error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,16 @@ class Network:
         return divide([len(one.ids) for one in readings], self.tokens_a_pass)
 
     def start(self, readings: Sequence[Reading], pause: Pause = never) -> Pending:
-        """See scorer.Network. Raises torch.OutOfMemoryError if the memory does not suffice for one input."""
+        """See scorer.Network. Raises torch.OutOfMemoryError if the memory does not suffice for one input, and
+        DeviceLost, also when the rows are read."""
         try:
-            return self._started(readings)
+            return _guarded(self._started(readings))
         except torch.OutOfMemoryError:
             if len(readings) == 1:
                 raise
+        except RuntimeError as error:
+            _refuse_lost(error)
+            raise
         self.tokens_a_pass = max(self.tokens_a_pass // 2, budget.LEAST)
         self.prefixes.clear()
         if self._loaded.device.type == "cuda":
@@ -188,6 +196,24 @@ class Network:
         if before is None or batch.key_index is None:
             return turned or None, None
         return turned or None, Before(before[at, 0], before[at, 1], batch.key_index)
+
+
+def _guarded(wait: Pending) -> Pending:
+    def guarded() -> Vectors:
+        try:
+            return wait()
+        except RuntimeError as error:
+            _refuse_lost(error)
+            raise
+
+    return guarded
+
+
+def _refuse_lost(error: RuntimeError) -> None:
+    """Raise DeviceLost if an error means that: after an illegal access, for example, each later call fails."""
+    if isinstance(error, torch.AcceleratorError) or str(error).startswith(_LOST):
+        first = str(error).partition("\n")[0]
+        raise DeviceLost(f"the device failed: {first}") from error
 
 
 def _pending(values: Tensor) -> Pending:

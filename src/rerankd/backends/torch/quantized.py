@@ -3,13 +3,12 @@ which is expanded before each product and so saves only memory."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Kind = Literal["fp8", "int8"]
+from rerankd.backends.torch.devices import EightBits
+
 _TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 _LARGEST = {"fp8": 448.0, "int8": 127.0}
 # torch's product of float8 matrices takes sizes that are multiples of this.
@@ -21,7 +20,7 @@ def can_quantize(shape: torch.Size) -> bool:
     return len(shape) == 2 and all(size % _MULTIPLE == 0 for size in shape)
 
 
-def quantized(weight: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+def quantized(weight: Tensor, kind: EightBits) -> tuple[Tensor, Tensor]:
     """The numbers of a matrix [rows, columns] in 8 bits, and the scale of each row, float32 [rows, 1]."""
     wide = weight.float()
     scale = wide.abs().amax(1, keepdim=True).clamp(min=1e-12) / _LARGEST[kind]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rerankd.backends.torch import attention, budget, compiled
-from rerankd.backends.torch.devices import Precision
+from rerankd.backends.torch.devices import EightBits, Precision
 from rerankd.backends.torch.load import load
 from rerankd.backends.torch.network import Loaded, Network
 from rerankd.domain import Pooling
@@ -27,14 +27,17 @@ def start(
     threads: int = 1,
     wants_varlen: bool = False,
     compiles: bool = False,
+    eight_bits: EightBits = "",
 ) -> Network:
     """Load a model (see load.py) and prepare its device. With `wants_varlen`, packed attention is used if it
     works here; with `compiles`, a compiler starts (see compiled.py)."""
     set_threads(threads)
     device, dtype = torch.device(device_name), DTYPES[precision]
     problem = attention.varlen_problem(device, dtype) if wants_varlen else ""
-    loaded = load(path, pooling, labels=labels, device=device, dtype=dtype)
+    loaded = load(path, pooling, labels=labels, device=device, dtype=dtype, eight_bits=eight_bits)
     said = [f"PyTorch {torch.__version__}", f"{precision} ({why})" if why else precision]
+    if eight_bits:
+        said.append(f"weights in {eight_bits}")
     said.append(f"{threads} threads" if device.type == "cpu" else device_name)
     if problem:
         said.append(f"padded attention ({problem})")

@@ -22,6 +22,10 @@ from rerankd.scoring.engine_input import Ids, Input, Question
 _INT32 = np.dtype("<i4")
 
 
+class DeviceLost(RuntimeError):
+    """The device of this process computes nothing from now on. Only a new process can use it again."""
+
+
 class InvalidBatch(ValueError):
     """The body is malformed, or contains ids that the model does not have."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import socketserver
 import sys
@@ -75,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(413, {"error": error.message})
         except protocol.InvalidBatch as error:
             self._answer(400, {"error": f"the batch is invalid: {error}"})
+        except protocol.DeviceLost as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)  # from any thread; the supervisor starts a new process
         except Exception as error:  # the crash boundary of a request, for errors of the network, too
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
