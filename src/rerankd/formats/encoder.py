@@ -6,31 +6,23 @@ changes only case and white space. The ids are the same, and the vocabulary is s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from rerankd.ids import Ids
 
+_WORD_START = "\u2581"
 _PRINTABLE = "a" + "".join(map(chr, range(32, 127)))
 _WHITE_SPACE = str.maketrans("\t\n\r", "   ")
-# What they make of an ASCII text is what they make of each of its characters.
-_BY_CHARACTER = (
-    normalizers.NFC,
-    normalizers.NFD,
-    normalizers.NFKC,
-    normalizers.NFKD,
-    normalizers.StripAccents,
-    normalizers.Lowercase,
-    normalizers.BertNormalizer,
-    normalizers.Precompiled,
-)
-# They change nothing where one space separates words.
-_OF_SPACES = [repr(normalizers.Replace(Regex(" {2,}"), one)) for one in (" ", "\u2581")]
-_OF_SPACES += [repr(normalizers.Strip(left=at != 1, right=at != 0)) for at in range(3)]
+# What these normalizers make of an ASCII text is what they make of each of its characters.
+_BY_CHARACTER = {"NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase", "BertNormalizer", "Precompiled"}
+_SPACES_JOINED = [({"Regex": " {2,}"}, one) for one in (" ", _WORD_START)]
 _BERT = pre_tokenizers.BertPreTokenizer()
-_SPACE_BEFORE_EACH = pre_tokenizers.Metaspace("\u2581", prepend_scheme="always")
+_SPACE_BEFORE_EACH = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")
 _SENTENCEPIECE = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), _SPACE_BEFORE_EACH])
 _COUNTS_SPACES = [repr(_SPACE_BEFORE_EACH), repr(pre_tokenizers.Sequence([_SPACE_BEFORE_EACH]))]
 # How a vocabulary splits words -> how it splits those that one space separates.
@@ -113,8 +105,8 @@ def _lowercases(normalizer: normalizers.Normalizer | None, *, counts_spaces: boo
     white space, or, with `counts_spaces`, keeps other white space than spaces."""
     if normalizer is None:
         return None if counts_spaces else False
-    for one in _steps(normalizer):
-        if not isinstance(one, _BY_CHARACTER) and not (counts_spaces and repr(one) in _OF_SPACES):
+    for one in _steps(json.loads(normalizer.__getstate__())):
+        if one["type"] not in _BY_CHARACTER and not (counts_spaces and _is_of_spaces(one)):
             return None
     spaced = normalizer.normalize_str("a\tb\nc\rd" if counts_spaces else "a\tb\nc\rd\r\n")
     if (spaced if counts_spaces else " ".join(spaced.split())) != "a b c d":
@@ -122,9 +114,17 @@ def _lowercases(normalizer: normalizers.Normalizer | None, *, counts_spaces: boo
     return {_PRINTABLE: False, _PRINTABLE.lower(): True}.get(normalizer.normalize_str(_PRINTABLE))
 
 
-def _steps(normalizer: normalizers.Normalizer) -> Iterator[normalizers.Normalizer]:
-    if isinstance(normalizer, normalizers.Sequence):
-        for one in normalizer:  # type: ignore[attr-defined]  # iterable by its indexes
-            yield from _steps(one)
-    else:
+def _steps(normalizer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The parts of a normalizer in the form of tokenizer.json."""
+    if normalizer["type"] != "Sequence":
         yield normalizer
+        return
+    for one in normalizer["normalizers"]:
+        yield from _steps(one)
+
+
+def _is_of_spaces(step: Mapping[str, Any]) -> bool:
+    """Whether a normalizer changes nothing where one space separates words."""
+    if step["type"] == "Replace":
+        return (step["pattern"], step["content"]) in _SPACES_JOINED
+    return bool(step["type"] == "Strip")
