@@ -166,7 +166,7 @@ def test_the_engines_on_this_machine(tmp_path: Path) -> None:
     rows = engines.all_of(
         backend_offers.all_offers(causal.spec, causal.wanted, tmp_path), causal.wanted, tmp_path
     )
-    assert [row.name for row in rows] == ["llama.cpp (bundled)"]
+    assert [row.name for row in rows] == ["OpenVINO", "llama.cpp (bundled)"]
 
 
 # The program that rerankd starts listens only on a UNIX socket.
