@@ -36,6 +36,7 @@ FAMILIES = {
     "gte-multilingual-reranker": r"gte-multilingual-reranker.*",
     "mxbai-rerank-v1 (DeBERTa)": r"DeBERTa cross-encoder",
     "ELECTRA, DistilBERT, CamemBERT": r"(ELECTRA|DistilBERT|CamemBERT) cross-encoder",
+    "MPNet, ALBERT, DeBERTa-v1 and other encoders": r"MPNet cross-encoder.*",
     "two labels (monoBERT)": r"two-label head.*",
     "Qwen3-Reranker": r"Qwen3-Reranker(, plain conversion| with rank head and template| in safetensors)",
     "Qwen3-VL-Reranker, texts only": r"Qwen3-VL-Reranker.*",

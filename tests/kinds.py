@@ -624,6 +624,20 @@ KINDS = (
         "causal_lm",
     ),
     Kind(
+        "MPNet cross-encoder, safetensors",
+        _checkpoint("xlmr-head", architectures=["MPNetForSequenceClassification"], model_type="mpnet"),
+        "cross_encoder",
+    ),
+    Kind(
+        "a class of the model's own code",
+        _checkpoint(
+            "xlmr-head",
+            architectures=["MyForSequenceClassification"],
+            auto_map={"AutoModelForSequenceClassification": "my.MyForSequenceClassification"},
+        ),
+        "code in the model's own files",
+    ),
+    Kind(
         "causal reranker of another class in safetensors",
         _checkpoint("bert-pairs", architectures=["OlmoForCausalLM"], model_type="olmo"),
         "OlmoForCausalLM",

@@ -199,7 +199,7 @@ def test_an_architecture_without_a_file_embeds_nothing() -> None:
 def test_a_cross_encoder_without_an_architecture_file_is_for_the_reference() -> None:
     known = spec("deberta-v3", HEAD)
     assert known.metadata is not None
-    unknown = replace(known, metadata=replace(known.metadata, architecture="mpnet"))
+    unknown = replace(known, metadata=replace(known.metadata, library="own code"))
     found = offer(unknown, H100, CPU, trust_remote_code=True)
     assert found.is_reference
     argv = BACKEND.launch(found, (), (), Path("/s")).argv

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="no PyTorch here: make test-torch")
 pytest.importorskip("sentence_transformers", reason="make test-torch")
 
-from cases import ENCODERS
+from cases import ENCODERS, PAIRS
 from test_torch_networks import BOUND, pairs, worst
 
 import checkpoints
 from rerankd.backends.torch.architecture import Unsupported
 from rerankd.backends.torch.reference import Reference
-from support import GOLDEN
+from rerankd.backends.torch.support import code_warning
+from rerankd.config import Settings
+from rerankd.errors import ConfigError, Unscorable
+from rerankd.service import Reranker
+from support import GOLDEN, golden
 
 # The classes of mGTE and jina-reranker-v2 are code in their own repositories.
 OWN_CODE = ("gte", "jina-v2")
@@ -74,3 +79,82 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (folder / "1_Dense" / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(Unsupported, match=r"1_Dense/pytorch_model\.bin"):
         loaded(folder)
+
+
+def mpnet(folder: Path) -> Path:
+    """A random MPNetForSequenceClassification, of which rerankd has no graph, with XLM-R's tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    rows = json.loads((GOLDEN / "xlmr-head" / "config.json").read_text())["vocab_size"]
+    config = transformers.MPNetConfig(
+        vocab_size=rows, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=130, num_labels=1, pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.MPNetForSequenceClassification(config).eval()
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight) * 0.15 + (weight.dim() == 1) * 0.5
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(GOLDEN / "xlmr-head" / name, folder)
+    return folder
+
+
+def settings(folder: Path, home: Path, **more: Any) -> Settings:
+    serving = {"model": str(folder), "home": home, "engine": "torch", "device": "cpu", "precision": "f32"}
+    return Settings.model_validate(serving | {"cache_entries": 0, "force": True, **more})
+
+
+async def test_a_class_without_a_graph_has_the_values_of_predict(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    folder = mpnet(tmp_path / "model")
+    documents = ["a bear of China", "bread", "the train leaves at nine " * 60]
+    async with Reranker(settings(folder, tmp_path / "home")) as reranker:
+        engine: Any = reranker.state.engine
+        assert "sentence-transformers" in engine.about
+        result = await reranker.rerank("what is a panda?", documents, raw_scores=True)
+    assert result.truncated == (2,)
+    scores = {one.index: one.score for one in result.results}
+    model = CrossEncoder(str(folder), device="cpu", max_length=128)
+    wanted = model.predict(
+        [("what is a panda?", text) for text in documents], activation_fn=torch.nn.Identity()
+    )
+    assert [scores[at] for at in range(3)] == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+def own_code(folder: Path) -> Path:
+    """The golden BERT cross-encoder as a class in the model's own files."""
+    checkpoints.copy(
+        "bert-pairs", folder, architectures=["OwnForSequenceClassification"],
+        auto_map={"AutoModelForSequenceClassification": "own.OwnForSequenceClassification"},
+    )  # fmt: skip
+    (folder / "own.py").write_text(
+        "from transformers import BertForSequenceClassification\n\n\n"
+        "class OwnForSequenceClassification(BertForSequenceClassification):\n    pass\n"
+    )
+    return folder
+
+
+async def test_a_models_own_code_runs_only_if_the_user_trusts_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = own_code(tmp_path / "model")
+    named: dict[str, Any] = {"scoring": {"method": "cross_encoder"}}
+    with pytest.raises(Unscorable, match=r"OwnForSequenceClassification is code.*method = \"cross_encoder\""):
+        async with Reranker(settings(folder, tmp_path / "a")):
+            pass
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        async with Reranker(settings(folder, tmp_path / "b", **named)):
+            pass
+    async with Reranker(settings(folder, tmp_path / "c", trust_remote_code=True, **named)) as reranker:
+        assert "trust_remote_code is set (pinned to no commit" in caplog.text
+        for case in [case for case in golden("bert-pairs")["cases"] if case["fits"]][::40]:
+            pair = PAIRS[case["id"]]
+            result = await reranker.rerank(pair["query"], [pair["document"]], raw_scores=True)
+            assert result.results[0].score == pytest.approx(case["raw"], abs=BOUND)
+
+
+def test_a_folder_of_the_hubs_cache_is_pinned_to_its_commit() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert f"commit {commit}" in code_warning(Path("/hub/models--a--b/snapshots") / commit)
+    assert "no commit" in code_warning(Path("/models") / commit)

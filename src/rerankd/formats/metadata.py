@@ -9,6 +9,7 @@ from typing import Any
 
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.formats.gguf_header import Strings
+from rerankd.formats.library_classes import Library
 from rerankd.formats.sentence_transformers import Layout
 
 # Architectures with bidirectional attention, whatever their header declares.
@@ -79,6 +80,7 @@ class ModelMetadata:
     `refusal`: why rerankd can't compute the model, None if it can.
     `layout`: what sentence-transformers' files beside a checkpoint declare; None without a checkpoint, and
     if rerankd does not support what they declare.
+    `library`: who knows the class of a refused checkpoint, "" if nobody does.
     """
 
     path: Path
@@ -145,6 +147,7 @@ class ModelMetadata:
     format: Format = "gguf"
     refusal: Refusal | None = None
     layout: Layout | None = None
+    library: Library = ""
 
     @property
     def is_causal(self) -> bool:

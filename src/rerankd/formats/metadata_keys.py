@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.errors import ModelFileError
 from rerankd.formats.gguf_header import Header, Strings, Tensor
+from rerankd.formats.library_classes import Library
 from rerankd.formats.metadata import Matrix, ModelMetadata
 from rerankd.formats.sentence_transformers import Layout
 
@@ -71,6 +72,7 @@ def metadata_of(
     format: Format = "gguf",
     refusal: Refusal | None = None,
     layout: Layout | None = None,
+    library: Library = "",
 ) -> ModelMetadata:
     """The metadata from a header and the tensors of all parts. Raises ModelFileError for keys of a wrong
     type."""
@@ -123,6 +125,7 @@ def metadata_of(
         format=format,
         refusal=refusal,
         layout=layout,
+        library=library,
     )
 
 

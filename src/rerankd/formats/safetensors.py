@@ -32,6 +32,7 @@ from rerankd.formats.checkpoint_files import (
 )
 from rerankd.formats.families.family import LARGEST, Config, Fail, gguf_name, incomplete
 from rerankd.formats.gguf_header import Header, Source, Tensor
+from rerankd.formats.library_classes import Library, library_of, spare_positions
 from rerankd.formats.sentence_transformers import Layout
 from rerankd.formats.tokenizer_file import GIT_LFS, POINTER
 from rerankd.formats.transformer_module import NotUnderstood
@@ -50,13 +51,14 @@ class Checkpoint:
 
     `files` maps each tensor's name to the file that contains it; its offset is relative to that file.
     `refusal` is why rerankd can't compute the model, None if it can. `layout` is what sentence-transformers'
-    files declare, None if rerankd does not support it.
+    files declare, None if rerankd does not support it. `library`: see ModelMetadata.
     """
 
     header: Header
     files: Mapping[str, str]
     refusal: Refusal | None
     layout: Layout | None = None
+    library: Library = ""
 
 
 def read(folder: Path, fail: Fail) -> tuple[Checkpoint, tuple[Path, ...]]:
@@ -134,7 +136,8 @@ def translate(
     family = find_family(kind, config.values, found)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
-        return _unknown(kind, config.values, values, declared, {own: one for own, (_, one) in found.items()})
+        held = {own: one for own, (_, one) in found.items()}
+        return _unknown(kind, config, tokenizer, values, declared, held)
     config = replace(config, names=family.sizes)
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
     head, reason = (None, "") if family.is_causal else _head(layout, parts, config)
@@ -208,13 +211,17 @@ def _head(
 
 def _unknown(
     kind: str,
-    config: Mapping[str, Any],
+    whole: Config,
+    tokenizer: Mapping[str, Any],
     values: dict[str, Any],
     layout: Layout | Refusal,
     tensors: Mapping[str, Tensor],
 ) -> Checkpoint:
     """The refused checkpoint of an unsupported class. Its sizes identify the model in the catalog."""
-    architecture = str(config.get("model_type") or kind or "unknown")
+    config = whole.values
+    library = "" if isinstance(layout, Refusal) or layout.modules else library_of(kind, config)
+    # A class with code of its own is not what its model_type names.
+    architecture = str((library != "own code" and config.get("model_type")) or kind or "unknown")
     values["general.architecture"] = architecture
     sizes = {
         "embedding_length": "hidden_size",
@@ -224,6 +231,14 @@ def _unknown(
     for ours, own in sizes.items():
         if isinstance(config.get(own), int) and config[own] is not True and 0 <= config[own] < LARGEST:
             values[f"{architecture}.{ours}"] = int(config[own])
+    if library:
+        declared = layout.max_length if isinstance(layout, Layout) else 0
+        most = _max_length(whole, tokenizer, spare_positions(kind, config), declared)
+        values |= {f"{architecture}.context_length": most, f"{architecture}.attention.causal": False}
+        values[f"{architecture}.pooling_type"] = 4  # rank
+        rows = whole.size("vocab_size")
+        words = next((own for own, one in tensors.items() if len(one.shape) == 2 and one.rows == rows), "")
+        tensors = {"token_embd.weight" if own == words else own: one for own, one in tensors.items()}
     known = " or ".join(sorted(CLASSES))
     of_class = f"its class is {kind}" if kind else f"its {CONFIG} declares no class (architectures)"
     reason = f"{of_class}, and in safetensors format rerankd supports only {known}"
@@ -236,7 +251,7 @@ def _unknown(
         reason += f" ({MODULES} lists the modules {', '.join(layout.kinds)})"
     refusal = _quantised(config) or Refusal(reason, TAKE_GGUF)
     known_layout = layout if isinstance(layout, Layout) else None
-    return Checkpoint(Header(0, values, dict(tensors), 0), {}, refusal, known_layout)
+    return Checkpoint(Header(0, values, dict(tensors), 0), {}, refusal, known_layout, library)
 
 
 def _quantised(config: Mapping[str, Any]) -> Refusal | None:

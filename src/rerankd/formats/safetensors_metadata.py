@@ -25,7 +25,7 @@ def read(folder: Path) -> ModelMetadata:
     except OSError as error:
         refuse(folder, f"it can't be read: {error}")
     embedding = found.header.tensors.get("token_embd.weight")
-    if found.refusal is None and embedding is not None:
+    if (found.refusal is None or found.library) and embedding is not None:
         _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
     metadata = _metadata(folder, found, size, held)
     if not metadata.is_causal:
@@ -97,4 +97,5 @@ def _metadata(
         format="safetensors",
         refusal=found.refusal,
         layout=found.layout,
+        library=found.library,
     )

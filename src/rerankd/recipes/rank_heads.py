@@ -33,6 +33,8 @@ def why_not(metadata: ModelMetadata, pooling: Pooling | None = None, *, is_reran
     `is_reranker` states whether the user or the catalog declares the model to be a reranker: of a head with
     two labels, the second one then means "relevant".
     """
+    if metadata.library:
+        return ""  # its library computes it
     if metadata.layout is not None and metadata.layout.has_own_head:
         return ""  # made of modules, each of which is understood (formats/module_head.py)
     arch = metadata.architecture

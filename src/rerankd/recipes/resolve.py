@@ -96,7 +96,14 @@ def resolve(metadata: ModelMetadata, catalog: Catalog, settings: PartialRecipe =
 def _unusable_file(case: _Case) -> Refusal | None:
     """The refusal of a file that is not a complete model that an engine can run."""
     metadata = case.metadata
-    if metadata.refusal is not None:
+    is_named = "cross_encoder" in (case.settings.method, case.entry.method if case.entry else None)
+    if metadata.library == "own code" and not is_named:
+        return Refusal(
+            f"{metadata.architecture} is code in the model's own files, so nothing tells how it reads a pair",
+            'if its tokenizer joins query and document, set method = "cross_encoder" and trust_remote_code = '
+            "true (it then runs that code, so read it first), and use the PyTorch backend",
+        )
+    if metadata.refusal is not None and not metadata.library:
         return Refusal(metadata.refusal.reason, suggest_another_file(metadata, case.entry))
     if metadata.kind != "model" or metadata.architecture == "clip":
         part = "mmproj" if metadata.architecture == "clip" else metadata.kind

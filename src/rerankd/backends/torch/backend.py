@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _EAGER = Step("eager", "code that is not compiled")
+_log = logging.getLogger("rerankd.engine")
 _PADDED = Step("padded_attention", "padded attention")
 _FLOAT32 = Step("float32", "float32 arithmetic")
 # Larger calls of a card have room for all documents of a request; smaller ones leave it idle. The host takes
@@ -83,6 +85,8 @@ class TorchBackend:
 
     def offer(self, spec: EngineSpec, options: TorchOptions, survey: Survey) -> TorchOffer | Refusal:
         if refusal := support.refused(spec.recipe, spec.metadata):
+            return refusal
+        if refusal := support.refused_code(spec.recipe, spec.metadata, is_trusted=options.trust_remote_code):
             return refusal
         found = devices.candidates(survey, options.device)
         if isinstance(found, Refusal):
@@ -144,6 +148,8 @@ class TorchBackend:
         return 0.0
 
     async def settle(self, offer: TorchOffer, learned: StateStore, log: Path, timeout_s: float) -> TorchOffer:
+        if offer.is_reference and _runs_code(offer):
+            _log.warning("%s: %s", offer.spec.name, support.code_warning(offer.spec.path))
         return offer
 
     def steps(self, offer: TorchOffer, cards: Sequence[str]) -> tuple[Step, ...]:
@@ -184,7 +190,7 @@ class TorchBackend:
             *(("--varlen",) if may_use_varlen and not offer.is_reference else ()),
             *(("--compile",) if _compiles(offer) and _EAGER not in taken else ()),
             *(("--reference",) if offer.is_reference else ()),
-            *(("--trust-code",) if offer.is_reference and offer.options.trust_remote_code else ()),
+            *(("--trust-code",) if offer.is_reference and _runs_code(offer) else ()),
         ]  # fmt: skip
         return Launch(argv, WorkerEngine, environment(offer.cache, spec.threads))
 
@@ -232,3 +238,8 @@ def environment(cache: Path, threads: int) -> dict[str, str]:
         "PYTORCH_ENABLE_MPS_FALLBACK": "1",
         **machine.CUDA_ORDER,
     }
+
+
+def _runs_code(offer: TorchOffer) -> bool:
+    metadata = offer.spec.metadata
+    return metadata is not None and metadata.library == "own code" and offer.options.trust_remote_code

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from rerankd.domain import Pooling, Recipe, Refusal
 from rerankd.formats import tokenizer_support
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rerankd.formats.metadata import ModelMetadata
 
 ENCODERS = ("bert", "deberta-v2", "llama-embed", "modern-bert", "new")
 CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
+_COMMIT = re.compile("[0-9a-f]{40}")
 _POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last")}
 
 
 def needs_reference(recipe: Recipe, metadata: ModelMetadata) -> bool:
-    """Whether the model is one for sentence-transformers: a cross-encoder in safetensors format whose
-    architecture has no file here."""
-    is_pair = recipe.method == "cross_encoder" and recipe.pooling == "rank" and not recipe.template
-    return is_pair and metadata.format == "safetensors" and metadata.architecture not in ARCHITECTURES
+    """Whether the model is one for sentence-transformers, which loads a class that has no file here."""
+    return recipe.method == "cross_encoder" and bool(metadata.library)
+
+
+def refused_code(recipe: Recipe, metadata: ModelMetadata | None, *, is_trusted: bool) -> Refusal | None:
+    """Why code in a model's own files must not run, or None."""
+    if metadata is None or metadata.library != "own code" or is_trusted:
+        return None
+    return Refusal(
+        f"{metadata.architecture} is code in the model's own files, which runs only with trust_remote_code",
+        "read that code, then set trust_remote_code = true for this model",
+    )
+
+
+def code_warning(path: Path) -> str:
+    """What a user should know whose model runs code of its own. A folder of the hub's cache is named after
+    the commit; of another folder nobody knows where it comes from."""
+    commit = path.name if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name) else ""
+    pinned = f"commit {commit}" if commit else "pinned to no commit: what the folder has when it loads"
+    return f"the Python code in {path} runs, because trust_remote_code is set ({pinned})"
 
 
 def refused(recipe: Recipe, metadata: ModelMetadata | None) -> Refusal | None:

@@ -1,0 +1,53 @@
+"""(pure) Model classes of which rerankd has no graph, but whose library may compute them.
+
+They are cross-encoders with one label: encoders of transformers whose tokenizer joins a pair of texts, and
+classes whose code is in the model's own files. Other classes may need a prompt that only a model card has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Library = Literal["", "transformers", "own code"]
+"""Who knows the class: "" if nobody does."""
+
+# Classes of transformers, and whether the first positions belong to padding, as RoBERTa's do.
+_CLASSES = {
+    "AlbertForSequenceClassification": False,
+    "BigBirdForSequenceClassification": False,
+    "ConvBertForSequenceClassification": False,
+    "Data2VecTextForSequenceClassification": True,
+    "DebertaForSequenceClassification": False,
+    "ErnieForSequenceClassification": False,
+    "IBertForSequenceClassification": True,
+    "LongformerForSequenceClassification": True,
+    "MPNetForSequenceClassification": True,
+    "MegatronBertForSequenceClassification": False,
+    "MobileBertForSequenceClassification": False,
+    "NystromformerForSequenceClassification": False,
+    "RemBertForSequenceClassification": False,
+    "RoFormerForSequenceClassification": False,
+    "RobertaPreLayerNormForSequenceClassification": True,
+    "SqueezeBertForSequenceClassification": False,
+    "XLMRobertaXLForSequenceClassification": True,
+    "XmodForSequenceClassification": True,
+}
+_OWN_CODE = "AutoModelForSequenceClassification"
+
+
+def library_of(kind: str, config: Mapping[str, Any]) -> Library:
+    """The library of a class `kind` with this config.json, if it is a cross-encoder with one label."""
+    labels, code = config.get("id2label"), config.get("auto_map")
+    if not isinstance(labels, Mapping) or len(labels) != 1:
+        return ""
+    if isinstance(code, Mapping):
+        return "own code" if _OWN_CODE in code else ""
+    named = str(config.get("model_type")).replace("-", "").replace("_", "")
+    return "transformers" if kind in _CLASSES and kind.lower().startswith(named) else ""
+
+
+def spare_positions(kind: str, config: Mapping[str, Any]) -> int:
+    """How many of the first positions belong to padding."""
+    pad = config.get("pad_token_id")
+    return pad + 1 if _CLASSES.get(kind) and isinstance(pad, int) and 0 <= pad < 16 else 0
