@@ -53,6 +53,9 @@ class InstantBackend:
             is_own_program=True,
         )
 
+    def prompt_rate(self, *_: Any, **more: Any) -> float:
+        return 0.0
+
     async def settle(self, offer: base.Offer, *_: Any) -> base.Offer:
         return offer
 
