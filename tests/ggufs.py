@@ -76,13 +76,15 @@ def rewrite(
     *,
     keys: Mapping[str, Any] | None = None,
     tensors: Callable[[dict[str, Any]], dict[str, Any]] = lambda held: held,
+    tensors_a_part: int = 0,
 ) -> Path:
     """Write a copy of an F32 or F16 file with changed keys and tensors.
 
-    `tensors` receives the file's tensors by name (rows first) and returns those to write.
+    `tensors` receives the file's tensors by name (rows first) and returns those to write. With
+    `tensors_a_part`, the copy is split into `TARGET-00001-of-…` and so on; the first of them is returned.
     """
     values, original = _contents(source)
-    out = gguf.GGUFWriter(target, values[_ARCHITECTURE][0])
+    out = gguf.GGUFWriter(target, values[_ARCHITECTURE][0], split_max_tensors=tensors_a_part)
     for name, (value, kind, inner) in values.items():
         if name != _ARCHITECTURE:
             out.add_key_value(name, (keys or {}).get(name, value), kind, inner)
@@ -92,7 +94,7 @@ def rewrite(
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
-    return target
+    return next(target.parent.glob(f"{target.stem}-00001-of-*")) if tensors_a_part else target
 
 
 @cache

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from rerankd.domain import Refusal
+from rerankd.formats.checkpoint_files import SUFFIX
 from rerankd.formats.families.bert import BERT, DISTILBERT, JINA_V2, ROBERTA, electra
 from rerankd.formats.families.deberta_v2 import DEBERTA_V2
 from rerankd.formats.families.family import Family
@@ -73,3 +75,15 @@ def body_of(kind: str, config: Mapping[str, Any], tensors: Collection[str]) -> F
     prefix = own["token_embd"].partition(".")[0] + "."
     names = {gguf: name.removeprefix(prefix) for gguf, name in own.items()}
     return replace(headed, tensors=names, layers=headed.layers.removeprefix(prefix))
+
+
+def quantised(config: Mapping[str, Any]) -> Refusal | None:
+    """Why weights that are quantised in a form that rerankd does not read are refused; None for others."""
+    plain = f"use its unquantised model{SUFFIX} or a GGUF file"
+    if isinstance(config.get("quantization"), Mapping):
+        return Refusal("its weights are quantised for MLX, which rerankd does not read", plain)
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, Mapping):
+        method = quantization.get("quant_method", "unknown")
+        return Refusal(f"its weights are quantised ({method}), which rerankd does not read", plain)
+    return None

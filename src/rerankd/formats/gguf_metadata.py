@@ -35,11 +35,17 @@ def read(path: str | os.PathLike[str]) -> ModelMetadata:
     or truncated, or if a part of a split file is missing.
     """
     path = Path(path)
-    header, size = header_of(path, _KEEP)
+    return _joined(headers_of(path, _KEEP), path)
+
+
+def headers_of(path: Path, keep: Collection[str]) -> list[tuple[Header, int, Path]]:
+    """The header, size and path of each part of the model at `path`, which may be one file; see `header_of`.
+    Raises ModelFileError like `read`."""
+    header, size = header_of(path, keep)
     count = typed(header.values, "split.count", 1, path)
     if count <= 1:
-        return _joined([(header, size, path)], path)
-    return _joined(((*header_of(part, _KEEP), part) for part in _parts(path, count)), path)
+        return [(header, size, path)]
+    return [(*header_of(part, keep), part) for part in _parts(path, count)]
 
 
 def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rerankd.domain import Refusal
 from rerankd.formats import module_head, sentence_transformers
-from rerankd.formats.checkpoint_classes import CLASSES, body_of, family_of, other_labels
+from rerankd.formats.checkpoint_classes import CLASSES, body_of, family_of, other_labels, quantised
 from rerankd.formats.checkpoint_files import (
     CONFIG,
     MODULES,
@@ -173,7 +173,7 @@ def translate(
     if isinstance(declared, Refusal):
         reason = declared.reason
     reason = _odd_types(tensors) or reason
-    refusal = _quantised(config.values) or (Refusal(reason, TAKE_GGUF) if reason else None)
+    refusal = quantised(config.values) or (Refusal(reason, TAKE_GGUF) if reason else None)
     files_of = {gguf: file for gguf, (file, _) in named.items()}
     return Checkpoint(
         Header(0, values, tensors, 0), files_of, refusal, layout if declared is layout else None
@@ -249,20 +249,9 @@ def _unknown(
         reason = f"{of_class} ({modules}), and of causal models rerankd supports only {_CAUSAL_CLASSES}"
     elif len(layout.modules) > 1:
         reason += f" ({MODULES} lists the modules {', '.join(layout.kinds)})"
-    refusal = _quantised(config) or Refusal(reason, TAKE_GGUF)
+    refusal = quantised(config) or Refusal(reason, TAKE_GGUF)
     known_layout = layout if isinstance(layout, Layout) else None
     return Checkpoint(Header(0, values, dict(tensors), 0), {}, refusal, known_layout, library)
-
-
-def _quantised(config: Mapping[str, Any]) -> Refusal | None:
-    plain = f"use its unquantised model{SUFFIX} or a GGUF file"
-    if isinstance(config.get("quantization"), Mapping):
-        return Refusal("its weights are quantised for MLX, which rerankd does not read", plain)
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, Mapping):
-        method = quantization.get("quant_method", "unknown")
-        return Refusal(f"its weights are quantised ({method}), which rerankd does not read", plain)
-    return None
 
 
 def _odd_types(tensors: Mapping[str, Tensor]) -> str:

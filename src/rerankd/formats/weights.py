@@ -6,7 +6,7 @@ only the rows that texts use.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from rerankd.errors import ModelFileError
 from rerankd.formats import checkpoint_files, safetensors
-from rerankd.formats.gguf_header import Header, Tensor
-from rerankd.formats.gguf_metadata import header_of
+from rerankd.formats.gguf_header import Tensor
+from rerankd.formats.gguf_metadata import headers_of
 
 Floats = NDArray[np.float32]
 # The header's arrays to keep. Not the vocabulary: it takes up to 250 MiB, and only the tokenizer needs it.
@@ -28,32 +28,32 @@ FLOATS = ("F32", "F16", "BF16")
 
 
 class Weights:
-    """The weights of a GGUF file (not split) or of a checkpoint's folder.
+    """The weights of a GGUF file, which may be split, or of a checkpoint's folder.
 
-    Raises ModelFileError if a file is damaged.
+    `values` are the keys of the header and their values. Raises ModelFileError if a file is damaged.
     """
+
+    values: dict[str, Any]
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._header: Header
-        self._files: Mapping[str, str] = {}
+        # Where each tensor is: the file, as a path in the folder, and the start of that file's weights.
+        self._places: dict[str, tuple[str, int]] = {}
         if checkpoint_files.is_checkpoint(path):
             found, held = safetensors.read(path, self._fail)
-            self._header, self._files = found.header, found.files
+            self.values, self._tensors = found.header.values, dict(found.header.tensors)
+            self._places |= {name: (file, 0) for name, file in found.files.items()}
         else:
-            self._header, _ = header_of(path, _KEEP)
-            held = (path,)
+            parts = headers_of(path, _KEEP)
+            self.values, self._tensors = parts[0][0].values, {}
+            for header, _, part in parts:
+                self._tensors |= header.tensors
+                self._places |= dict.fromkeys(header.tensors, (part.name, header.data_start))
+            held = tuple(part for *_, part in parts)
+        folder = path if path.is_dir() else path.parent
         self._bytes = {
-            file.relative_to(path if path.is_dir() else path.parent).as_posix(): np.memmap(
-                file, np.uint8, mode="r"
-            )
-            for file in held
+            file.relative_to(folder).as_posix(): np.memmap(file, np.uint8, mode="r") for file in held
         }
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The keys of the header and their values."""
-        return self._header.values
 
     @property
     def architecture(self) -> str:
@@ -65,16 +65,16 @@ class Weights:
         return self._fail(f"the key {self.architecture}.{name} is missing") if found is None else found
 
     def has(self, name: str) -> bool:
-        return name in self._header.tensors
+        return name in self._tensors
 
     @property
     def names(self) -> Collection[str]:
         """The names of all tensors."""
-        return self._header.tensors.keys()
+        return self._tensors.keys()
 
     def rows(self, name: str) -> int:
         """The number of rows of a tensor. Raises ModelFileError if it is missing."""
-        return (self._header.tensors.get(name) or self._fail(f"the tensor {name} is missing")).rows
+        return (self._tensors.get(name) or self._fail(f"the tensor {name} is missing")).rows
 
     def array(self, name: str, shape: Sequence[int]) -> Floats:
         """The whole tensor in float32; `shape` is the required shape, rows first."""
@@ -104,7 +104,7 @@ class Weights:
         return Table(self._raw(name, tensor).reshape(rows, -1), tensor.type_name)
 
     def _tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        tensor = self._header.tensors.get(name) or self._fail(f"the tensor {name} is missing")
+        tensor = self._tensors.get(name) or self._fail(f"the tensor {name} is missing")
         # ggml writes the columns first, and omits trailing dimensions of 1.
         found = [size for size in reversed(tensor.shape) if size != 1]
         if found != [size for size in shape if size != 1]:
@@ -114,8 +114,9 @@ class Weights:
         return tensor
 
     def _raw(self, name: str, tensor: Tensor) -> NDArray[np.uint8]:
-        start = self._header.data_start + tensor.offset
-        return self._bytes[self._files.get(name, self.path.name)][start : start + tensor.size_bytes]
+        file, first = self._places[name]
+        start = first + tensor.offset
+        return self._bytes[file][start : start + tensor.size_bytes]
 
     def _dequantised(self, raw: NDArray[np.uint8], type_name: str) -> Floats:
         try:

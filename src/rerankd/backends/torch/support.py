@@ -74,14 +74,9 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
         if metadata.architecture not in CAUSAL:
             return f"the architecture {metadata.architecture} is not a causal model"
         are_tokens = len(labels(recipe, metadata)) == len(recipe.labels)
-        return _split(metadata) if are_tokens else "a label is not a single token of the vocabulary"
+        return "" if are_tokens else "a label is not a single token of the vocabulary"
     if recipe.pooling not in _POOLINGS[recipe.method]:
         return f"the PyTorch backend does not support the pooling {recipe.pooling}"
     if metadata.hidden_activation not in ("", "gelu"):
         return f"the PyTorch backend does not support the activation {metadata.hidden_activation}"
-    return _split(metadata)
-
-
-def _split(metadata: ModelMetadata) -> str:
-    is_split = metadata.format == "gguf" and len(metadata.parts) > 1
-    return "the PyTorch backend does not support split GGUF files" if is_split else ""
+    return ""
