@@ -276,7 +276,7 @@ def test_texts_are_divided_among_threads(lengths: list[int], threads: int) -> No
     sizes = [sum(map(len, part)) for part in parts]
     longest = max(map(len, whole))
     assert all(size < 2**16 + longest for size in sizes)
-    assert all(size >= 2**14 for size in sizes[:-1])
+    assert all(size >= 2**13 for size in sizes[:-1])
     if sum(sizes) <= threads * 2**16:
         assert len(parts) <= threads + 1
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # Tokenizing this many characters takes less time than handing them to another thread.
 _AT_ONCE_CHARACTERS = 2_000
-# How many characters a thread tokenizes at once: the fewest that are worth another thread (1 to 2 ms), and
+# How many characters a thread tokenizes at once: the fewest that are worth another thread (about 1 ms), and
 # the most before the texts of other requests get their turn.
-_LEAST_CHARACTERS, _MOST_CHARACTERS = 2**14, 2**16
+_LEAST_CHARACTERS, _MOST_CHARACTERS = 2**13, 2**16
 # `tokenizers` releases Python's lock, and a thread tokenizes 10,000 texts/s of 100 words. The engine needs
 # the other cores.
 _COUNT = min(max((os.cpu_count() or 1) // 4, 2), 4)
