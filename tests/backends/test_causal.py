@@ -18,7 +18,7 @@ from test_goldens_can_fail import only
 import ggufs
 from rerankd.backends.openvino.causal import CausalModel
 from rerankd.backends.worker import prefixes
-from rerankd.backends.worker.prefixes import PrefixCache, Prefixing
+from rerankd.backends.worker.prefixes import Prefix, PrefixCache, Prefixing
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.errors import InputTooLong, ModelFileError
@@ -46,14 +46,17 @@ class Sums(Prefixing):
     def whole(self, count: int, longest: int) -> int:
         return count
 
-    def prefix(self, before: Any, own: Any) -> Any:
-        start = 0 if before is None else before.shape[2]
-        self.calls.append(("prefix", start, len(own)))
-        made = (own * np.arange(start, start + len(own))).astype(np.float32)[None, None, :, None]
-        return made if before is None else np.concatenate((before, made), 2)
+    def empty(self, tokens: int) -> Prefix:
+        return Prefix(np.zeros((tokens, 1, 1, 1), np.float32), 0)
 
-    def forward(self, before: Any, own: Any, lengths: Any) -> Any:
-        start, base = (0, 0.0) if before is None else (before.shape[2], before.sum())
+    def extend(self, prefix: Prefix, own: Any) -> Prefix:
+        start, end = prefix.tokens, prefix.tokens + len(own)
+        self.calls.append(("prefix", start, len(own)))
+        prefix.held[start:end, 0, 0, 0] = own * np.arange(start, end)
+        return Prefix(prefix.held, end)
+
+    def forward(self, prefix: Prefix, own: Any, lengths: Any) -> Any:
+        start, base = prefix.tokens, prefix.held[: prefix.tokens].sum()
         self.calls.append(("score", start, own.size))
         places = np.arange(own.shape[1])
         return base + (own * (start + places) * (places < lengths[:, None])).sum(1).astype(np.float32)
@@ -114,16 +117,16 @@ def test_a_document_that_changes_the_end_of_the_question_shares_less() -> None:
 
 
 def test_the_cache_of_prefixes_is_bounded_and_keeps_the_latest() -> None:
-    def prefix(tokens: int) -> Any:
-        return np.zeros((2, 1, tokens, 4), np.float32)
+    def prefix(tokens: int) -> Prefix:
+        return Prefix(np.zeros((tokens, 2, 1, 4), np.float32), tokens)
 
-    cache = PrefixCache(limit_bytes=prefix(10).nbytes)
+    cache = PrefixCache(limit_bytes=prefix(10).held.nbytes)
     for at in range(3):
         cache.put([ids([at])], prefix(5))
     assert [cache.get([ids([at])]) is not None for at in range(3)] == [False, True, True]
     cache.put([ids([4])], prefix(100))
     assert cache.get([ids([4])]) is not None, "a prefix that is larger than the cache is kept alone"
-    assert cache.size_bytes == prefix(100).nbytes
+    assert cache.size_bytes == prefix(100).held.nbytes
 
 
 def test_inputs_that_the_model_can_not_read_are_rejected() -> None:
@@ -200,12 +203,29 @@ def test_a_prefix_of_another_query_or_one_token_late_is_seen() -> None:
     (one, *_), (wanted, *_) = sampled("qwen3-headed", shared=90)
     whole = one.whole.astype(np.int64)
     own, lengths = whole[None, 90:], np.array([len(whole) - 90])
-    right = model.prefix(None, whole[:90])
+    right = model.extend(model.empty(90), whole[:90])
     assert model.forward(right, own, lengths)[0] == pytest.approx(wanted, abs=BOUND)
     other = whole[:90].copy()
     other[80:90] = whole[70:80]
-    for wrong in (model.prefix(None, other), right[:, :, 1:], right[:, :, :-1], right[::-1]):
-        assert abs(model.forward(wrong, own, lengths)[0] - wanted) > SEEN
+    held = right.held[:90]
+    wrong = [
+        model.extend(model.empty(90), other),
+        *(Prefix(np.resize(rows, (96, *rows.shape[1:])), len(rows)) for rows in (held[1:], held[:-1])),
+        right._replace(held=right.held[:, ::-1]),
+    ]
+    for one in wrong:
+        assert abs(model.forward(one, own, lengths)[0] - wanted) > SEEN
+
+
+def test_a_long_text_is_computed_in_passes_that_become_shorter() -> None:
+    network = Sums()
+    network.tokens_a_pass = 1024
+    (one,) = prompts([2], [4] * 6000)
+    found = Scorer(network, 8192, is_cross_encoder=True).score([one])
+    assert found == pytest.approx([expected(one)], rel=1e-6)
+    parts = [(before, tokens) for _, before, tokens in network.calls]
+    assert max(tokens for _, tokens in parts) == 1024
+    assert all(tokens <= 128 or tokens * (before + 1024) <= 2**21 for before, tokens in parts[:-1])
 
 
 def test_one_label_is_scored_by_its_logit() -> None:

@@ -14,12 +14,15 @@ from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.openvino.output_row import output_row
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import config, ov
-from rerankd.backends.worker.passes import Integers
+from rerankd.backends.worker.passes import Integers, Vectors
 from rerankd.backends.worker.prefixes import Prefix, PrefixCache, Prefixing
 from rerankd.formats.weights import Floats, Weights
 
 # OpenVINO keeps memory for each shape it has seen, so prefixes are padded to a multiple of this length.
 _PREFIX_STEP = 32
+# After a text behind a longer prefix, the request is replaced: it keeps the memory of its largest call, 0.75 MB
+# for each token of Qwen3-0.6B.
+_LONG = 2048
 
 
 class CausalModel(Prefixing):
@@ -46,34 +49,38 @@ class CausalModel(Prefixing):
         self.rows = weights.rows("token_embd.weight")
         self.prefixes = PrefixCache()
         self._embed = weights.table("token_embd.weight", self.rows, decoder.width)
-        self._no_prefix = np.zeros((2 * decoder.layers, decoder.kv_heads, 0, decoder.head_size), np.float32)
+        self._kept = (2 * decoder.layers, decoder.kv_heads, decoder.head_size)
         self._frequencies = decoder.frequencies()
         model = decoder.graph(output_row(weights, labels))
-        self._request = (
-            ov.Core().compile_model(model, "CPU", config(threads, precision)).create_infer_request()
-        )
+        self._compiled = ov.Core().compile_model(model, "CPU", config(threads, precision))
+        self._request = self._compiled.create_infer_request()
 
     def whole(self, count: int, longest: int) -> int:
         """Return how many of `count` texts go into one pass; `longest` is the largest length in tokens."""
         return shapes.whole(count, longest, self.tokens_a_pass // 4)
 
-    def prefix(self, before: Prefix | None, ids: Integers) -> Prefix:
-        """Return the keys and values of `before` and of the tokens `ids` [tokens] after it."""
-        before = self._no_prefix if before is None else before
-        self._infer(before, ids[None], np.array([len(ids)]))
-        own = self._request.get_output_tensor(1).data[:, :, : len(ids)]
-        return np.concatenate((before, own), 2)
+    def empty(self, tokens: int) -> Prefix:
+        return Prefix(np.zeros((_rounded(tokens), *self._kept), np.float32), 0)
 
-    def forward(self, before: Prefix | None, ids: Integers, lengths: Integers) -> NDArray[np.float32]:
-        """Return the raw scores [texts] of texts that begin with the prefix `before`. Their further ids
-        [texts, tokens] are padded with any id."""
-        self._infer(self._no_prefix if before is None else before, ids, lengths)
-        return np.array(self._request.get_output_tensor(0).data[: len(ids)])
+    def extend(self, prefix: Prefix, ids: Integers) -> Prefix:
+        self._infer(prefix, ids[None], np.array([len(ids)]))
+        end = prefix.tokens + len(ids)
+        prefix.held[prefix.tokens : end] = self._request.get_output_tensor(1).data[: len(ids)]
+        return Prefix(prefix.held, end)
 
-    def _infer(self, before: Prefix, ids: Integers, lengths: Integers) -> None:
+    def forward(self, prefix: Prefix, ids: Integers, lengths: Integers) -> Vectors:
+        """Return the raw scores [texts] of texts that begin with `prefix`. Their further ids [texts, tokens]
+        are padded with any id."""
+        self._infer(prefix, ids, lengths)
+        scores = np.array(self._request.get_output_tensor(0).data[: len(ids)])
+        if prefix.tokens > _LONG:
+            self._request = self._compiled.create_infer_request()
+        return scores
+
+    def _infer(self, prefix: Prefix, ids: Integers, lengths: Integers) -> None:
         count, longest = ids.shape
         rows, columns = shapes.inputs(count), shapes.tokens(longest, 2**20)
-        start, padded = before.shape[2], -(-before.shape[2] // _PREFIX_STEP) * _PREFIX_STEP
+        start, padded = prefix.tokens, _rounded(prefix.tokens)
         ids = np.pad(ids, ((0, rows - count), (0, columns - longest)))
         angles = np.arange(start, start + columns)[:, None] * self._frequencies
         inputs: dict[str, NDArray[np.generic]] = {
@@ -82,13 +89,18 @@ class CausalModel(Prefixing):
             "sin": np.sin(angles).astype(np.float32),
             "mask": mask(start, padded, columns),
             "last": np.pad(lengths - 1, (0, rows - count))[:, None],
-            "prefix": np.pad(before, ((0, 0), (0, 0), (0, padded - start), (0, 0))),
+            "prefix": prefix.held[:padded],
         }
         # Keep the arrays until the call has ended: a Tensor does not hold a reference to its array.
         inputs = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         for name, value in inputs.items():
             self._request.set_tensor(name, ov.Tensor(value))
         self._request.infer()
+
+
+def _rounded(tokens: int) -> int:
+    """The number of rows for a prefix of so many tokens."""
+    return -(-tokens // _PREFIX_STEP) * _PREFIX_STEP
 
 
 def mask(start: int, padded: int, tokens: int) -> Floats:

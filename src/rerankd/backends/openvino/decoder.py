@@ -11,9 +11,10 @@ texts), and head size n:
     cos, sin    f32 [T, n / 2]              of positions P, P + 1, …
     mask        f32 [T, P + T]              0 for tokens that a token sees, MASKED for later ones
     last        i64 [B, 1]                  index of each text's last token
-    prefix      f32 [2 · layers, kv heads, P, n]   keys and values in turns
+    prefix      f32 [P, 2 · layers, kv heads, n]   keys and values in turns
 
-Outputs: `scores` f32 [B], and `own` f32 [2 · layers, kv heads, T, n], the keys and values of text 0.
+Outputs: `scores` f32 [B], and `own` f32 [T, 2 · layers, kv heads, n], the keys and values of text 0. Tokens
+come first, so that a longer prefix is the same memory and more rows.
 
 To add an architecture: subclass Decoder in architectures/, add it to DECODERS there, its name to
 `_CAUSAL_ARCHITECTURES` in backend.py, and a golden model to tests/backends/cases.py.
@@ -47,7 +48,7 @@ class Seen:
         self._cos, self._sin = floats("cos", -1, head_size // 2), floats("sin", -1, head_size // 2)
         self._mask = floats("mask", -1, -1)
         self._last = op.parameter([-1, 1], np.int64, name="last")
-        self._prefix = floats("prefix", 2 * layers, kv_heads, -1, head_size)
+        self._prefix = floats("prefix", -1, 2 * layers, kv_heads, head_size)
         self.rotation = self._of_all(self._cos), self._of_all(self._sin)
         self.rotation_of_last = self._of_last(self._cos), self._of_last(self._sin)
         self.mask, self.mask_of_last = self._of_all(self._mask), self._of_last(self._mask)
@@ -64,7 +65,11 @@ class Seen:
 
     def with_prefix(self, own: Node, at: int) -> Node:
         """Put the prefix's keys or values before the own ones of each text [texts, kv heads, tokens, n]."""
-        shared = op.gather(self._prefix, ints(at), ints(0, scalar=True))
+        # The index depends on `own`, so that OpenVINO does not read the prefix of all layers at first, which
+        # would take their memory at the same time.
+        texts = op.gather(op.shape_of(own), ints(0), ints(0, scalar=True))
+        index = op.add(ints(at), op.minimum(texts, ints(0)))
+        shared = op.transpose(op.gather(self._prefix, index, ints(1, scalar=True)), ints(1, 2, 0, 3))
         return op.concat([op.broadcast(shared, self._each_text, broadcast_spec="BIDIRECTIONAL"), own], 2)
 
     def _of_all(self, table: Node) -> Node:
@@ -109,11 +114,12 @@ class Decoder:
         x, own = seen.embeddings, []
         for at in range(self.layers):
             x, *added = self.layer(x, at, seen)
-            own += [op.slice(one, ints(0), ints(1), ints(1), ints(0)) for one in added]
+            first = [op.slice(one, ints(0), ints(1), ints(1), ints(0)) for one in added]
+            own += [op.transpose(one, ints(2, 0, 1, 3)) for one in first]
         products = op.multiply(self.norm(x, "output_norm"), op.constant(row))
         scores = op.reduce_sum(products, ints(1, 2), False)
         return ov.Model(
-            [op.result(scores), op.result(op.concat(own, 0))], seen.parameters, self.weights.architecture
+            [op.result(scores), op.result(op.concat(own, 1))], seen.parameters, self.weights.architecture
         )
 
     def frequencies(self) -> NDArray[np.float64]:

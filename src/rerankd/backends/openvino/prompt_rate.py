@@ -73,7 +73,7 @@ def measure(precision: Precision) -> float:
         "cos": np.ones((TOKENS // texts, half)),
         "sin": np.zeros((TOKENS // texts, half)),
         "mask": np.zeros((TOKENS // texts, TOKENS // texts)),
-        "prefix": np.zeros((2 * LAYERS, KV_HEADS, 0, 2 * half)),
+        "prefix": np.zeros((0, 2 * LAYERS, KV_HEADS, 2 * half)),
     }
     arrays: dict[str, Any] = {name: one.astype(np.float32) for name, one in inputs.items()}
     arrays["last"] = np.full((texts, 1), TOKENS // texts - 1, np.int64)

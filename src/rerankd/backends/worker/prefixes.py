@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,23 @@ from numpy.typing import NDArray
 from rerankd.backends.worker.passes import Integers, Pause, Pending, Reading, Vectors, never, padded, split
 from rerankd.scoring.engine_input import Ids, Input, Question
 
-Prefix = NDArray[np.float32]
-"""Keys and values of the first tokens of a text [2 · layers, heads, tokens, n]."""
+
+class Prefix(NamedTuple):
+    """The keys and values of the first `tokens` tokens of a text: rows of `held` [tokens or more, 2 · layers,
+    heads, n], which may have room for further ones."""
+
+    held: NDArray[np.float32]
+    tokens: int
+
 
 CACHE_BYTES = 256 * 2**20
 """The size of the cache. Qwen3-0.6B has 229 kB a token, so it keeps 15 prefixes of 78 tokens."""
 # A part of a stem that is at least this long is computed and kept on its own, because other queries share it.
 _LEAST_PART = 16
+# The most products of a token and a token that it sees in a pass of one text, unless the pass would be short.
+# With 16 heads their weights take 128 MiB.
+_SEEN = 2**21
+_LEAST_PASS = 128
 
 
 def readings(inputs: Sequence[Input]) -> list[Reading]:
@@ -79,7 +89,7 @@ class PrefixCache:
 
     @property
     def size_bytes(self) -> int:
-        return sum(one.nbytes for one in self._held.values())
+        return sum(one.held.nbytes for one in self._held.values())
 
 
 def _key(ids: Sequence[Ids]) -> bytes:
@@ -96,10 +106,13 @@ class PrefixedModel(Protocol):
     def whole(self, count: int, longest: int) -> int:
         """See passes.Whole."""
 
-    def prefix(self, before: Prefix | None, ids: Integers) -> Prefix:
-        """Return the prefix `before` and the tokens `ids` [tokens] after it, as one prefix."""
+    def empty(self, tokens: int) -> Prefix:
+        """Return a prefix without tokens, with room for so many."""
 
-    def forward(self, before: Prefix | None, ids: Integers, lengths: Integers) -> Vectors:
+    def extend(self, prefix: Prefix, ids: Integers) -> Prefix:
+        """Add the tokens `ids` [tokens] to a prefix, in place. It has room for them."""
+
+    def forward(self, prefix: Prefix, ids: Integers, lengths: Integers) -> Vectors:
         """Return the raw scores of texts [texts, tokens] after a prefix."""
 
 
@@ -123,33 +136,44 @@ class Prefixing:
 
     def start(self: PrefixedModel, readings: Sequence[Reading], pause: Pause = never) -> Pending:
         """Compute one pass. A text longer than a pass is alone in it, and computed in parts."""
-        shared, most = readings[0].shared, self.tokens_a_pass
-        prefix = _of_stem(self, readings[0].stem, pause) if shared else None
-        if prefix is not None:
-            prefix = prefix[:, :, :shared]
-        end = shared + (len(readings[0].ids) - shared - 1) // most * most
-        prefix = _extended(self, prefix, readings[0].ids[shared:end], pause)
-        ids, lengths, _ = padded([Reading(one.ids[end:], 0) for one in readings])
-        rows = self.forward(prefix, ids, lengths)[:, None]
+        ids, shared = readings[0].ids, readings[0].shared
+        prefix = _of_stem(self, readings[0].stem, pause) if shared else self.empty(0)
+        prefix = prefix._replace(tokens=shared)
+        rest = (len(ids) - shared - 1) // self.tokens_a_pass * self.tokens_a_pass
+        prefix = _extended(self, prefix, ids[shared : shared + rest], pause)
+        owns, lengths, _ = padded([Reading(one.ids[shared + rest :], 0) for one in readings])
+        rows = self.forward(prefix, owns, lengths)[:, None]
         return lambda: rows
 
 
-def _of_stem(model: PrefixedModel, stem: Sequence[Ids], pause: Pause) -> Prefix | None:
+def _of_stem(model: PrefixedModel, stem: Sequence[Ids], pause: Pause) -> Prefix:
     """Return the prefix of a stem, from the cache or computed part by part."""
-    prefix = None
+    prefix = model.empty(0)
     for end, part in enumerate(stem, 1):
         known = model.prefixes.get(stem[:end])
         if known is None:
             known = _extended(model, prefix, part, pause)
-            if known is not None:
-                model.prefixes.put(stem[:end], known)
+            model.prefixes.put(stem[:end], known)
         prefix = known
     return prefix
 
 
-def _extended(model: PrefixedModel, prefix: Prefix | None, ids: Ids, pause: Pause) -> Prefix | None:
-    """Return a prefix and further tokens as one prefix, computed in parts of the size of a pass."""
-    for start in range(0, len(ids), model.tokens_a_pass):
-        prefix = model.prefix(prefix, ids[start : start + model.tokens_a_pass].astype(np.int64))
+def _extended(model: PrefixedModel, prefix: Prefix, ids: Ids, pause: Pause) -> Prefix:
+    """Return a copy of a prefix with further tokens, which are computed in passes of limited size."""
+    if not len(ids):
+        return prefix
+    longer = model.empty(prefix.tokens + len(ids))
+    longer.held[: prefix.tokens] = prefix.held[: prefix.tokens]
+    longer = longer._replace(tokens=prefix.tokens)
+    while len(ids):
+        count = _part(model.tokens_a_pass, longer.tokens)
+        longer = model.extend(longer, ids[:count].astype(np.int64))
+        ids = ids[count:]
         pause()
-    return prefix
+    return longer
+
+
+def _part(most: int, before: int) -> int:
+    """(pure) Return how many tokens a pass may hold after so many: the memory of its attention is their
+    product."""
+    return min(most, max(_SEEN // (before + most), _LEAST_PASS))
