@@ -210,7 +210,7 @@ def _guarded(wait: Pending) -> Pending:
 
 
 def _refuse_lost(error: RuntimeError) -> None:
-    """Raise DeviceLost if an error means that: after an illegal access, for example, each later call fails."""
+    """Raise DeviceLost if an error means that: after an illegal access, for example, all later calls fail."""
     if isinstance(error, torch.AcceleratorError) or str(error).startswith(_LOST):
         first = str(error).partition("\n")[0]
         raise DeviceLost(f"the device failed: {first}") from error
