@@ -134,26 +134,39 @@ def families() -> str:
     return family_table.table()
 
 
-# Models of the catalog by the numbers in their weights and the width of their states.
+# Models of the catalog: the numbers in their weights, those in the matrices of their layers, and the width of
+# their states.
 _SHAPES = {
-    "ettin-reranker-150m, gte-reranker-modernbert": (0.15e9, 768),
-    "bge-reranker-v2-m3": (0.57e9, 1024),
-    "Qwen3-Reranker-0.6B": (0.6e9, 1024),
-    "mxbai-rerank-large-v2": (1.54e9, 1536),
-    "Qwen3-Reranker-4B": (4.0e9, 2560),
-    "Qwen3-Reranker-8B": (8.2e9, 4096),
+    "ettin-reranker-150m, gte-reranker-modernbert": (0.15e9, 0.11e9, 768),
+    "bge-reranker-v2-m3": (0.57e9, 0.30e9, 1024),
+    "Qwen3-Reranker-0.6B": (0.6e9, 0.44e9, 1024),
+    "mxbai-rerank-large-v2": (1.54e9, 1.31e9, 1536),
+    "Qwen3-Reranker-4B": (4.0e9, 3.63e9, 2560),
+    "Qwen3-Reranker-8B": (8.2e9, 6.95e9, 4096),
 }
 _CARDS_GIB = (4, 6, 8, 12, 16, 24, 32, 48, 80)
 
 
 def cards() -> str:
     """The table of models and the smallest card that holds one replica of each."""
-    rows = ["| model | half precision | smallest card | float32 | smallest card |", "|---|---|---|---|---|"]
-    for name, (parameters, width) in _SHAPES.items():
-        shape = ModelMetadata(Path(), "", parameters=int(parameters), embedding_length=width)
+    kinds = {
+        "half precision": Arithmetic("bf16", ""),
+        "matrices in 8 bits": Arithmetic("bf16", "", "int8"),
+        "float32": Arithmetic("f32", ""),
+    }
+    heading = "".join(f" {kind} | smallest card |" for kind in kinds)
+    rows = [f"| model |{heading}", "|---|" + "---|---|" * len(kinds)]
+    for name, (parameters, block_weights, width) in _SHAPES.items():
+        shape = ModelMetadata(
+            Path(),
+            "",
+            parameters=int(parameters),
+            block_weights=int(block_weights),
+            embedding_length=width,
+        )
         cells = []
-        for precision in ("bf16", "f32"):
-            size = placement.card_bytes(shape, Arithmetic(precision, ""))
+        for arithmetic in kinds.values():
+            size = placement.card_bytes(shape, arithmetic)
             fitting = (card for card in _CARDS_GIB if memory.for_engines(card * 2**30) >= size)
             cells += [f"{size / 2**30:.1f} GiB", f"{next(fitting)} GiB"]
         rows.append(f"| {name} | {' | '.join(cells)} |")
