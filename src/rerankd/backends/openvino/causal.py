@@ -20,8 +20,8 @@ from rerankd.formats.weights import Floats, Weights
 
 # OpenVINO keeps memory for each shape it has seen, so prefixes are padded to a multiple of this length.
 _PREFIX_STEP = 32
-# After a text behind a longer prefix, the request is replaced: it keeps the memory of its largest call, 0.75 MB
-# for each token of Qwen3-0.6B.
+# After a text behind a longer prefix, the request is replaced, because it keeps the memory of its largest
+# call: 0.75 MB for each token of Qwen3-0.6B.
 _LONG = 2048
 
 
