@@ -73,6 +73,7 @@ _CONVERTED = {
     ("modern-bert", "gpt2"): "modernbert-head.gguf",
     ("qwen2", "gpt2"): "qwen2-labels.gguf",
     ("qwen3", "gpt2"): "qwen3-headless.gguf",
+    ("qwen3vl", "gpt2"): "qwen3-headless.gguf",
 }
 
 

@@ -20,6 +20,7 @@ from test_torch_networks import BOUND, SEEN, worst
 
 import checkpoints
 from rerankd.backends.torch import runtime
+from rerankd.backends.torch.architectures import ARCHITECTURES
 from rerankd.backends.worker.passes import Reading
 from rerankd.formats import model_files
 from twins import write_wordpiece
@@ -166,3 +167,18 @@ def test_llama_in_both_directions_has_the_values_of_its_class(tmp_path: Path) ->
     assert worst(runtime.start(folder, "rank"), inputs, np.array(wanted)) < BOUND
     checkpoints.edit(folder / "config.json", pooling="last")
     assert worst(runtime.start(folder, "rank"), inputs, np.array(wanted)) > SEEN
+
+
+def test_qwen3_vl_reads_texts_as_qwen3_does() -> None:
+    """So one class serves both: each section of a text's rotary positions is the same."""
+    sizes = SIZES | {"num_hidden_layers": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}
+    model = transformers.Qwen3Model(transformers.Qwen3Config(**sizes)).eval()
+    rope = sizes["rope_parameters"] | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    config = transformers.Qwen3VLTextConfig(**(sizes | {"rope_parameters": rope}))
+    vision = transformers.Qwen3VLTextModel(config).eval()
+    vision.load_state_dict(model.state_dict())
+    ids = torch.randint(0, 300, (1, 120))
+    with torch.inference_mode():
+        states = [one(input_ids=ids).last_hidden_state for one in (model, vision)]
+    assert torch.allclose(*states, atol=BOUND)
+    assert ARCHITECTURES["qwen3vl"] is ARCHITECTURES["qwen3"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rerankd.formats.metadata import ModelMetadata
 
 ENCODERS = ("bert", "deberta-v2", "llama-embed", "modern-bert", "new")
-CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
+CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "qwen3vl")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -77,6 +77,6 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
         return "" if are_tokens else "a label is not a single token of the vocabulary"
     if recipe.pooling not in _POOLINGS[recipe.method]:
         return f"the PyTorch backend does not support the pooling {recipe.pooling}"
-    if metadata.hidden_activation not in ("", "gelu"):
+    if metadata.hidden_activation not in ("", "gelu", "silu"):
         return f"the PyTorch backend does not support the activation {metadata.hidden_activation}"
     return ""

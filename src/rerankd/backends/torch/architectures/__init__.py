@@ -25,6 +25,7 @@ ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "llama": Llama,
     "qwen2": Qwen,
     "qwen3": Qwen,
+    "qwen3vl": Qwen,  # for texts alone, whose positions are the same in all three sections
 }
 """By `general.architecture` of the GGUF metadata. support.py lists the same names, because it may not import
 PyTorch."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from rerankd.backends.torch.architecture import Part, Parts
 from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
-from rerankd.backends.torch.layers import Named, Rotary, Rotation, layer_norm, linear, rotated
+from rerankd.backends.torch.layers import ACTIVATIONS, Named, Rotary, Rotation, layer_norm, linear, rotated
 from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
@@ -29,6 +29,7 @@ class ModernBert:
         self.epsilon: float = weights.key("attention.layer_norm_epsilon")
         self.head_epsilon = self.epsilon
         self.head_width = width // self.heads
+        self.activation = ACTIVATIONS[weights.key("hidden_activation", "gelu")]
         self.attentions = _attentions(weights)
         rows = weights.rows("token_embd.weight")
         self.tensors: Parts = {
@@ -62,7 +63,7 @@ class ModernBert:
     def finish(self, x: Tensor, mixed: Tensor, weights: Named) -> Tensor:
         x = x + linear(mixed, weights, "out")
         inner, gate = linear(layer_norm(x, weights, "mlp_norm", self.epsilon), weights, "up").chunk(2, -1)
-        return x + linear(F.gelu(inner) * gate, weights, "down")
+        return x + linear(self.activation(inner) * gate, weights, "down")
 
     def final(self, rows: Tensor, weights: Named) -> Tensor:
         return layer_norm(rows, weights, "last_norm", self.epsilon)

@@ -33,7 +33,7 @@ class Qwen:
         self.head_width = each
         self.shares_prefix: bool = weights.key("attention.causal", True)
         self.attentions = self.read_attentions(weights)
-        self.has_norms = weights.architecture in ("qwen3", "gemma3")
+        self.has_norms = weights.architecture in ("qwen3", "qwen3vl", "gemma3")
         has_biases = weights.architecture == "qwen2"
         sizes = {"q": self.heads * each, "k": self.key_heads * each, "v": self.key_heads * each}
         self.tensors: Parts = {
