@@ -122,6 +122,19 @@ def test_a_split_file_has_the_values_of_the_whole(tmp_path: Path) -> None:
     assert worst(started(part, values["label_ids"]), *pairs("qwen3-headless", part, 20)) < BOUND
 
 
+def test_modern_bert_with_silu_has_the_values_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="make test-torch")
+    keys = {"modern-bert.hidden_activation": "silu"}
+    path = ggufs.rewrite(GOLDEN / "modernbert-head.gguf", tmp_path / "silu.gguf", keys=keys)
+    readings, with_gelu = pairs("modernbert-head", path)
+    kind = transformers.ModernBertForSequenceClassification
+    model = kind.from_pretrained(GOLDEN / "modernbert-head", hidden_activation="silu", dtype=torch.float32)
+    with torch.inference_mode():
+        wanted = [float(model(torch.from_numpy(one.ids[None]).long()).logits) for one in readings]
+    assert worst(started(path), readings, np.array(wanted)) < BOUND
+    assert np.abs(np.array(wanted) - with_gelu).max() > SEEN
+
+
 @pytest.mark.parametrize("name", SCALED)
 def test_a_head_of_modules_has_the_values_of_the_library(name: str, tmp_path: Path) -> None:
     assert modules_distance(made(name, tmp_path)) < BOUND

@@ -33,13 +33,15 @@ _CLASSES = {
     "XLMRobertaXLForSequenceClassification": True,
     "XmodForSequenceClassification": True,
 }
+# Without these, nothing tells how long a pair may be, and whether the tokenizer is the model's.
+_SIZES = ("max_position_embeddings", "vocab_size")
 _OWN_CODE = "AutoModelForSequenceClassification"
 
 
 def library_of(kind: str, config: Mapping[str, Any]) -> Library:
     """The library of a class `kind` with this config.json, if it is a cross-encoder with one label."""
     labels, code = config.get("id2label"), config.get("auto_map")
-    if not isinstance(labels, Mapping) or len(labels) != 1:
+    if not isinstance(labels, Mapping) or len(labels) != 1 or not all(map(config.get, _SIZES)):
         return ""
     if isinstance(code, Mapping):
         return "own code" if _OWN_CODE in code else ""
