@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +22,7 @@ from rerankd.backends.base import Batch
 from rerankd.backends.worker import prefixes, protocol
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.passes import Padding, Reading, padded, split
+from rerankd.backends.worker.passes import Padding, Pause, Pending, Reading, Vectors, never, padded, split
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
@@ -27,6 +30,26 @@ from rerankd.errors import EngineError, EngineUnavailable, InputTooLong
 from rerankd.scoring.engine_input import Frame, Ids, Input, Question
 
 FAILS, WAITS, ROWS, MAX_LENGTH = 666, 77, 1000, 16
+# A worker whose device is lost at the first pass.
+LOST = """
+import sys
+from rerankd.backends.worker.protocol import DeviceLost
+from rerankd.backends.worker.scorer import Scorer
+from rerankd.backends.worker.server import Server
+
+class Lost:
+    about, rows, passes_ahead = "", 1000, 1
+
+    def passes(self, readings):
+        return [[*range(len(readings))]]
+
+    def start(self, readings, pause):
+        raise DeviceLost("the device failed: CUDA error: an illegal memory access")
+
+with Server(sys.argv[1], Scorer(Lost(), 16, is_cross_encoder=True)) as server:
+    print("listening", flush=True)
+    server.serve_forever()
+"""
 
 
 class Sum(Padding):
@@ -322,6 +345,62 @@ async def test_a_hanging_worker_shows_no_work_but_answers_health_polls(socket: P
     assert await engine.shows_work(5)
     await hung
     await engine.close()
+
+
+class OnDevice(Sum):
+    """A model on a device: a pass is started, and its rows are there when the test opens the gate."""
+
+    passes_ahead = 1
+
+    def start(self, readings: Sequence[Reading], pause: Pause = never) -> Pending:
+        wait = super().start(readings)
+        self.at_gate.release()
+
+        def rows() -> Vectors:
+            assert self.gate.acquire(timeout=20)
+            return wait()
+
+        return rows
+
+
+def test_the_next_batch_starts_while_a_device_computes() -> None:
+    model = OnDevice()
+    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=True)
+    with ThreadPoolExecutor() as callers:
+        first, second = (callers.submit(scorer.score, inputs(asked(at), [2])) for at in (1, 2))
+        for _ in range(2):
+            assert model.at_gate.acquire(timeout=20)
+        assert scorer.lock.steps(0, 0.01) == 0 and not first.done()
+        model.gate.release(2)
+        assert (first.result(20), second.result(20)) == ([6], [7])
+    assert scorer.lock.steps(9, 10) == 2
+
+
+def test_a_batch_starts_at_most_one_pass_before_the_last_one_is_read() -> None:
+    model = OnDevice()
+    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=True)
+    with ThreadPoolExecutor() as callers:
+        found = callers.submit(scorer.score, inputs(asked(1), *[[at] * 12 for at in (4, 5, 6, 7, 8)]))
+        for _ in range(2):
+            assert model.at_gate.acquire(timeout=20)
+        assert not model.at_gate.acquire(timeout=0.05)
+        model.gate.release(10)
+        assert found.result(20) == [52, 64, 76, 88, 100]
+    assert model.calls == [2, 2, 1]
+
+
+def test_a_process_whose_device_is_lost_ends(tmp_path: Path) -> None:
+    path = tmp_path / "w.sock"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", LOST, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert worker.stdout is not None and worker.stdout.readline() == "listening\n"
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://worker") as client:
+        sent = protocol.render(inputs(asked(1), [2]))
+        pytest.raises(httpx.RemoteProtocolError, client.post, "/score", content=sent)
+    _, said = worker.communicate(timeout=20)
+    assert worker.returncode == 1
+    assert said == "error: the device failed: CUDA error: an illegal memory access\n"
 
 
 def test_steps_returns_after_a_pass_or_when_nothing_is_computed() -> None:
