@@ -18,8 +18,9 @@ from rerankd.ids import Ids
 _WORD_START = "\u2581"
 _PRINTABLE = "a" + "".join(map(chr, range(32, 127)))
 _WHITE_SPACE = str.maketrans("\t\n\r", "   ")
+_UNICODE_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}
 # What these normalizers make of an ASCII text is what they make of each of its characters.
-_BY_CHARACTER = {"NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase", "BertNormalizer", "Precompiled"}
+_BY_CHARACTER = {*_UNICODE_FORMS, "StripAccents", "Lowercase", "BertNormalizer", "Precompiled"}
 _SPACES_JOINED = [({"Regex": " {2,}"}, one) for one in (" ", _WORD_START)]
 _BERT = pre_tokenizers.BertPreTokenizer()
 _SPACE_BEFORE_EACH = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")
@@ -34,18 +35,25 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._of_ascii: Tokenizer | None = None
+        self._is_identity = _changes_no_ascii(tokenizer.normalizer)
         split = repr(tokenizer.pre_tokenizer)
         words, self._counts_spaces = _SPLITS.get(split), split in _COUNTS_SPACES
-        has_own_words = any(not added.special for added in tokenizer.get_added_tokens_decoder().values())
+        own = {at: one for at, one in tokenizer.get_added_tokens_decoder().items() if not one.special}
         lowercases = None
-        if words is not None and not has_own_words:
+        if self._is_identity:
+            words, lowercases = tokenizer.pre_tokenizer, False
+        elif words is not None and not own:
             lowercases = _lowercases(tokenizer.normalizer, counts_spaces=self._counts_spaces)
         self._lowercases = bool(lowercases)
-        self._of_ascii: Tokenizer | None = None
-        if lowercases is not None:
-            self._of_ascii = Tokenizer(tokenizer.model)
-            self._of_ascii.pre_tokenizer = words
-            self._of_ascii.encode_special_tokens = True
+        if lowercases is None:
+            return
+        found = Tokenizer(tokenizer.model)
+        found.pre_tokenizer = words
+        found.add_tokens([own[at] for at in sorted(own)])
+        found.encode_special_tokens = True
+        if all(found.token_to_id(one.content) == at for at, one in own.items()):
+            self._of_ascii = found
 
     @property
     def knows_ascii(self) -> bool:
@@ -68,9 +76,11 @@ class Encoder:
         return [_ends(text, encoding.offsets) for text, encoding in zip(texts, found, strict=True)]
 
     def _normalized(self, text: str) -> str:
-        """An ASCII text as the normalizer leaves it, with one space between words; "" for another text."""
+        """An ASCII text as the normalizer leaves it, or with one space between words; "" for another text."""
         if not text.isascii():
             return ""
+        if self._is_identity:
+            return text
         if not text.isprintable():
             text = text.translate(_WHITE_SPACE)
             if not text.isprintable():
@@ -98,6 +108,13 @@ def _ends(text: str, offsets: Sequence[tuple[int, int]]) -> Ids:
         first = np.searchsorted(ends, ends[at])
         ends[first : at + 1] += next((n for n, letter in enumerate(gap) if letter.isspace()), len(gap))
     return ends
+
+
+def _changes_no_ascii(normalizer: normalizers.Normalizer | None) -> bool:
+    """Whether the normalizer is one of Unicode's forms."""
+    if normalizer is None:  # nothing to leave out
+        return False
+    return all(one["type"] in _UNICODE_FORMS for one in _steps(json.loads(normalizer.__getstate__())))
 
 
 def _lowercases(normalizer: normalizers.Normalizer | None, *, counts_spaces: bool) -> bool | None:
