@@ -397,7 +397,8 @@ def test_a_process_whose_device_is_lost_ends(tmp_path: Path) -> None:
     assert worker.stdout is not None and worker.stdout.readline() == "listening\n"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://worker") as client:
         sent = protocol.render(inputs(asked(1), [2]))
-        pytest.raises(httpx.RemoteProtocolError, client.post, "/score", content=sent)
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.post("/score", content=sent)
     _, said = worker.communicate(timeout=20)
     assert worker.returncode == 1
     assert said == "error: the device failed: CUDA error: an illegal memory access\n"
