@@ -316,7 +316,7 @@ def test_a_repository_that_is_refused_says_why(ettin: Path, tmp_path: Path) -> N
 def qwen(tmp_path: Path) -> Path:
     """A causal reranker of a class that no backend computes: its files, whose weights nothing reads."""
     model = checkpoints.copy(
-        "bert-pairs", tmp_path / "judge", architectures=["OlmoForCausalLM"], model_type="olmo"
+        "bert-pairs", tmp_path / "judge", architectures=["OlmoForConditionalGeneration"], model_type="olmo"
     )
     checkpoints.write_modules(model, ["Transformer", "LogitScore"])
     (model / "1_LogitScore").mkdir()
@@ -354,7 +354,7 @@ def test_a_causal_models_recipe_is_read_and_shown(qwen: Path) -> None:
     assert "<Query>: {query}\n<Document>: {document}<|im_end|>" in found.template
     assert found.instruction == "Given a web search query, retrieve relevant passages"
     outcome = resolve(metadata, catalog.known())
-    with pytest.raises(Unscorable, match=r"OlmoForCausalLM.*or Qwen3ForCausalLM\. .*GGUF file"):
+    with pytest.raises(Unscorable, match=r"OlmoForConditionalGeneration.*or Qwen3ForCausalLM\. .*GGUF file"):
         outcome.require()
     told = describe(metadata, outcome)
     assert f'labels = ["{found.labels[0]}", "{found.labels[1]}"]' in told
@@ -384,7 +384,7 @@ def test_without_a_list_of_modules_no_labels_are_assumed(qwen: Path) -> None:
     (qwen / "modules.json").unlink()
     metadata = model_files.read(qwen)
     assert causal_recipe(metadata) is None
-    with pytest.raises(Unscorable, match="OlmoForCausalLM"):
+    with pytest.raises(Unscorable, match="OlmoForConditionalGeneration"):
         resolve(metadata, catalog.known()).require()
 
 

@@ -122,6 +122,50 @@ async def test_a_class_without_a_graph_has_the_values_of_predict(tmp_path: Path)
     assert [scores[at] for at in range(3)] == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
+def olmo(folder: Path) -> Path:
+    """A random OlmoForCausalLM as sentence-transformers saves a causal reranker: with a chat template and a
+    LogitScore of two labels."""
+    transformers = pytest.importorskip("transformers")
+    made = checkpoints.causal(folder, *golden("qwen3-headless")["label_ids"])
+    package = "sentence_transformers"
+    kinds = ("base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore")
+    modules = json.loads((made / "modules.json").read_text())
+    for one, kind in zip(modules, kinds, strict=True):
+        one["type"] = f"{package}.{kind}"
+    (made / "modules.json").write_text(json.dumps(modules))
+    config = transformers.OlmoConfig(
+        vocab_size=json.loads((made / "config.json").read_text())["vocab_size"], hidden_size=64,
+        intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512,
+        pad_token_id=0, eos_token_id=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.OlmoForCausalLM(config).eval()
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight) * 0.2
+    model.save_pretrained(made)
+    return made
+
+
+async def test_a_causal_class_without_a_graph_has_the_values_of_predict(tmp_path: Path) -> None:
+    """Prompt and labels are those that its files declare; other labels are refused."""
+    from sentence_transformers import CrossEncoder
+
+    folder = olmo(tmp_path / "model")
+    documents = ["a bear of China", "bread", "the train leaves at nine " * 10]
+    async with Reranker(settings(folder, tmp_path / "a")) as reranker:
+        result = await reranker.rerank("what is a panda?", documents, raw_scores=True)
+    scores = {one.index: one.score for one in result.results}
+    model = CrossEncoder(str(folder), device="cpu")
+    pairs_of = [("what is a panda?", text) for text in documents]
+    wanted = model.predict(pairs_of, activation_fn=torch.nn.Identity())
+    assert [scores[at] for at in range(3)] == pytest.approx(wanted.tolist(), abs=BOUND)
+    template = golden("qwen3-headless")["template"]
+    other = {"scoring": {"template": template, "labels": ["no", "yes"]}}
+    with pytest.raises(ConfigError, match="only the labels"):
+        async with Reranker(settings(folder, tmp_path / "b", **other)):
+            pass
+
+
 def own_code(folder: Path) -> Path:
     """The golden BERT cross-encoder as a class in the model's own files."""
     checkpoints.copy(

@@ -1,7 +1,8 @@
 """(pure) Model classes of which rerankd has no graph, but whose library may compute them.
 
 They are cross-encoders with one label: encoders of transformers whose tokenizer joins a pair of texts, and
-classes whose code is in the model's own files. Other classes may need a prompt that only a model card has.
+classes whose code is in the model's own files; and causal models of transformers whose files declare prompt
+and labels. Other classes may need a prompt that only a model card has.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ _SIZES = ("max_position_embeddings", "vocab_size")
 _OWN_CODE = "AutoModelForSequenceClassification"
 
 
-def library_of(kind: str, config: Mapping[str, Any]) -> Library:
-    """The library of a class `kind` with this config.json, if it is a cross-encoder with one label."""
+def library_of(kind: str, config: Mapping[str, Any], *, is_causal: bool) -> Library:
+    """The library of a class `kind` with this config.json. `is_causal`: its score is computed from the logits
+    of the next token; otherwise it must be a cross-encoder with one label."""
+    if is_causal:
+        is_known = kind.endswith("ForCausalLM") and not config.get("auto_map")
+        return "transformers" if is_known and all(map(config.get, _SIZES)) else ""
     labels, code = config.get("id2label"), config.get("auto_map")
     if not isinstance(labels, Mapping) or len(labels) != 1 or not all(map(config.get, _SIZES)):
         return ""

@@ -219,7 +219,10 @@ def _unknown(
 ) -> Checkpoint:
     """The refused checkpoint of an unsupported class. Its sizes identify the model in the catalog."""
     config = whole.values
-    library = "" if isinstance(layout, Refusal) or layout.modules else library_of(kind, config)
+    is_causal = isinstance(layout, Layout) and layout.is_causal
+    library: Library = ""
+    if isinstance(layout, Layout) and (is_causal or not (layout.modules or layout.chat)):
+        library = "" if quantised(config) else library_of(kind, config, is_causal=is_causal)
     # A class with code of its own is not what its model_type names.
     architecture = str((library != "own code" and config.get("model_type")) or kind or "unknown")
     values["general.architecture"] = architecture
@@ -234,8 +237,8 @@ def _unknown(
     if library:
         declared = layout.max_length if isinstance(layout, Layout) else 0
         most = _max_length(whole, tokenizer, spare_positions(kind, config), declared)
-        values |= {f"{architecture}.context_length": most, f"{architecture}.attention.causal": False}
-        values[f"{architecture}.pooling_type"] = 4  # rank
+        values |= {f"{architecture}.context_length": most, f"{architecture}.attention.causal": is_causal}
+        values[f"{architecture}.pooling_type"] = 0 if is_causal else 4  # none, rank
         rows = whole.size("vocab_size")
         words = next((own for own, one in tensors.items() if len(one.shape) == 2 and one.rows == rows), "")
         tensors = {"token_embd.weight" if own == words else own: one for own, one in tensors.items()}

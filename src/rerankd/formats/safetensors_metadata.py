@@ -62,7 +62,7 @@ def of_causal(metadata: ModelMetadata, tokenizer: str) -> ModelMetadata:
     ids = metadata.layout.label_ids if metadata.layout is not None else ()
     if ids:
         metadata = replace(metadata, output_labels=tokenizer_file.token_texts(tokenizer, ids))
-    if metadata.refusal is not None:
+    if metadata.refusal is not None and not metadata.library:
         return metadata
     found = with_vocabulary(metadata, tokenizer)
     if ids and found.token_ids(found.output_labels) != ids:

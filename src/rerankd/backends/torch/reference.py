@@ -27,6 +27,10 @@ from rerankd.backends.worker.passes import Integers, Padding, Vectors
 from rerankd.formats import checkpoint_files
 
 
+# The module that computes a causal model's score.
+_LOGITS = "LogitScore"
+
+
 class Reference(Padding):
     """A loaded CrossEncoder (see scorer.Network); a raw score is its value before any activation. Not
     thread-safe.
@@ -52,6 +56,8 @@ class Reference(Padding):
         self.rows: int = body.get_input_embeddings().num_embeddings
         self._pad: int = body.config.pad_token_id or 0
         self._device = device
+        # It reads the logits of the last position.
+        self._pads_left = any(type(one).__name__ == _LOGITS for one in self._model)
         precision = str(dtype).removeprefix("torch.")
         self.about = (
             f"sentence-transformers {__version__}, PyTorch {torch.__version__}, {precision}, {device}"
@@ -64,6 +70,9 @@ class Reference(Padding):
         """See passes.Forward."""
         columns = np.arange(ids.shape[1])
         is_token = columns < lengths[:, None]
+        if self._pads_left:
+            shift = (columns - (ids.shape[1] - lengths)[:, None]) % ids.shape[1]
+            ids, is_token = np.take_along_axis(ids, shift, 1), np.take_along_axis(is_token, shift, 1)
         arrays = {
             "input_ids": np.where(is_token, ids, self._pad),
             "attention_mask": is_token.astype(np.int64),
@@ -71,7 +80,11 @@ class Reference(Padding):
         if (seconds < lengths).any():
             arrays["token_type_ids"] = (is_token & (columns >= seconds[:, None])).astype(np.int64)
         with torch.inference_mode():
-            features = {name: torch.from_numpy(one).to(self._device) for name, one in arrays.items()}
+            features: dict[str, Any] = {
+                name: torch.from_numpy(one).to(self._device) for name, one in arrays.items()
+            }
+            if self._pads_left:
+                features["logits_to_keep"] = 1
             scores = self._model(features)["scores"].float().cpu().numpy()
         return _raw(scores.reshape(len(ids), -1))
 
@@ -93,7 +106,8 @@ def _check(path: Path, *, trusts_code: bool) -> None:
         raise Unsupported(f"its files contain code ({name}), which runs only with trust_remote_code = true")
     if pickle := model_code.pickled(checkpoint_files.paths_in(path)):
         raise Unsupported(f"its weights are pickled ({pickle}), which can execute code when loaded")
-    if "message" in ((transformer or {}).get("modality_config") or {}):
+    is_prompt = any(str(one.get("type", "")).endswith(f".{_LOGITS}") for one in modules or ())
+    if not is_prompt and "message" in ((transformer or {}).get("modality_config") or {}):
         raise Unsupported("its input is formatted by a chat template")
 
 

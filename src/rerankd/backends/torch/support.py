@@ -23,7 +23,7 @@ _POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last")}
 
 def needs_reference(recipe: Recipe, metadata: ModelMetadata) -> bool:
     """Whether the model is one for sentence-transformers, which loads a class that has no file here."""
-    return recipe.method == "cross_encoder" and bool(metadata.library)
+    return bool(metadata.library)
 
 
 def refused_code(recipe: Recipe, metadata: ModelMetadata | None, *, is_trusted: bool) -> Refusal | None:
@@ -65,7 +65,11 @@ def pooling(recipe: Recipe) -> Pooling:
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if needs_reference(recipe, metadata):
-        return ""
+        declared = metadata.layout.label_ids if metadata.layout is not None else ()
+        is_other = recipe.method == "causal_lm" and labels(recipe, metadata) != declared
+        return (
+            "sentence-transformers reads only the labels that the model's files declare" if is_other else ""
+        )
     if metadata.architecture not in ARCHITECTURES:
         return f"the PyTorch backend does not support the architecture {metadata.architecture}"
     if why := tokenizer_support.refusal(metadata):
