@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: serve test coverage docs engine test-clients test-torch test-soak lint release-check clean
+.PHONY: serve test coverage docs engine test-clients test-torch test-soak wheels lint release-check clean
 
 serve: $(VENV)/installed
 	@$(BIN)/rerankd serve
@@ -56,6 +56,10 @@ test-torch: .venv-torch/installed
 # The long ones: minutes each, and a load for the whole machine.
 test-soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m soak -s
+
+# That each dependency has a wheel for Linux on aarch64 and macOS on arm64. Asks the package index.
+wheels: $(VENV)/installed-dev
+	$(BIN)/python scripts/platform_wheels.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

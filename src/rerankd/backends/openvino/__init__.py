@@ -1,4 +1,4 @@
-"""The OpenVINO backend: encoders compiled for the CPU, in a separate worker process.
+"""The OpenVINO backend: encoders and causal models compiled for the CPU, in a separate worker process.
 
 Only the worker (`python -m rerankd.backends.openvino`) imports OpenVINO. The service imports backend.py and
 the pure modules that it uses.

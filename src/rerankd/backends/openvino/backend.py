@@ -64,7 +64,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     title = "OpenVINO"
-    summary = "encoders on a CPU"
+    summary = "encoders, Qwen2 and Qwen3 on a CPU"
     packages: tuple[str, ...] = ("openvino",)
     Options = OpenVinoOptions
 

@@ -9,12 +9,12 @@ from rerankd.backends.openvino.precision import Choice
 def package(version: str) -> Check:
     """Report whether OpenVINO is installed; `version` is "" if not."""
     if version:
-        return Check("openvino", "ok", f"{version}: encoders run on it unless a GPU is used")
+        return Check("openvino", "ok", f"{version}: encoders run on it unless a GPU is used, and Qwen2 and Qwen3 if it is the faster engine here")
     return Check(
         "openvino",
         "ok",
-        "not installed: encoders run on llama.cpp",
-        "for faster encoders on a CPU: pip install 'rerankd[openvino]'",
+        "not installed: all models run on llama.cpp",
+        "for faster encoders and Qwen3 on a CPU: pip install 'rerankd[openvino]'",
     )
 
 
