@@ -39,12 +39,11 @@ PLATFORMS = {
 
 def requirements(markers: dict[str, str]) -> Iterator[str]:
     """The dependencies that rerankd has where these markers hold, without their markers."""
-    environment = (
-        default_environment() | {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0"} | markers
-    )
+    here = {key: str(value) for key, value in default_environment().items()}
+    python = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "extra": ""}
     for line in tomllib.loads(PROJECT.read_text())["project"]["dependencies"]:
         wanted = Requirement(line)
-        if wanted.marker is None or wanted.marker.evaluate(environment | {"extra": ""}):
+        if wanted.marker is None or wanted.marker.evaluate(here | python | markers):
             wanted.marker = None
             yield str(wanted)
 
