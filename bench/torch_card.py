@@ -1,9 +1,9 @@
 """The PyTorch network on the machine's card, without the service: python bench/torch_card.py [SHAPE …]
 
 Random weights of real shapes, made on the device: no files and no network. It takes about four minutes on a
-card; on a CPU it computes tiny shapes, which checks the script alone. It prints a line of JSON for each shape,
-kind of weights, and code (eager, compiled): pairs/s with the next pass one ahead, the share of the peak that a
-square matrix product reaches here, and differences from float32 with padded attention.
+card; on a CPU it computes tiny shapes, which checks the script alone. It prints a line of JSON for each
+shape, kind of weights, and code (eager, compiled): pairs/s with the next pass one ahead, the share of the
+peak that a square matrix product reaches here, and differences from float32 with padded attention.
 """
 
 from __future__ import annotations

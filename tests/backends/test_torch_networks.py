@@ -28,6 +28,7 @@ import ggufs
 from rerankd.backends.torch import attention, compiled, runtime
 from rerankd.backends.torch.architecture import Unsupported
 from rerankd.backends.torch.architectures import ARCHITECTURES
+from rerankd.backends.torch.batch import Grid
 from rerankd.backends.torch.devices import EightBits
 from rerankd.backends.torch.network import Network
 from rerankd.backends.torch.steps import Steps
@@ -341,3 +342,30 @@ def test_a_missing_bias_is_a_damaged_file(tmp_path: Path) -> None:
     path = ggufs.rewrite(GOLDEN / "xlmr-head.gguf", tmp_path / "damaged.gguf", tensors=without)
     with pytest.raises(ModelFileError, match=r"attn_q\.bias is missing"):
         started(path)
+
+
+@pytest.mark.parametrize("uses_varlen", [True, False])
+def test_a_prefix_is_computed_in_the_pass_of_its_inputs_unless_attention_pads(uses_varlen: bool) -> None:
+    """Padded attention would pad short documents to the length of a long query. The packed kernel, which
+    needs a card, is imitated by the padded one."""
+    path = GOLDEN / "qwen3-headless.gguf"
+    network = started(path, golden("qwen3-headless")["label_ids"])
+    readings, wanted = pairs("qwen3-headless", path, 70)
+    short = [at for at, one in enumerate(readings) if len(one.ids) < 120]
+    readings, wanted = [readings[at] for at in short], wanted[short]
+    longest: list[int] = []
+    padded = Grid.padded
+
+    def seen(self: Grid, rows: Any) -> Any:
+        longest.append(self.longest)
+        return padded(self, rows)
+
+    network._uses_varlen = uses_varlen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Grid, "padded", seen)
+        patch.setattr(attention, "_varlen", attention._padded)
+        assert np.abs(computed(network, readings)[:, 0] - wanted).max() < BOUND
+    assert len(network.prefixes._held) == len({one.ids[:70].tobytes() for one in readings})
+    own = max(len(one.ids) - 70 for one in readings)
+    assert own < 70 and longest[0] == 70
+    assert longest[-3] == (70 if uses_varlen else own)  # the queries of the last layer

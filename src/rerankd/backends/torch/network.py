@@ -106,11 +106,15 @@ class Network:
             starts = self._starts(readings)
             found = {start: self.prefixes.get(start) for start in dict.fromkeys(starts) if start}
             kept = {start: prefix for start, prefix in found.items() if prefix is not None}
+            new = [start for start, prefix in found.items() if prefix is None]
+            if new and not self._uses_varlen:
+                # Padded attention would pad all inputs to the length of a prefix.
+                kept |= self._kept(new)
+                new = []
             if self._nothing is not None and not kept:
                 kept = {b"": self._nothing}  # one kind of pass for all inputs: the compiler sees only one
-            new = [start for start, prefix in found.items() if prefix is None]
             places = {start: at for at, start in enumerate((*kept, *new))} | {b"": NO_PREFIX}
-            sequences = [Tokens(ids, len(ids)) for ids in (np.frombuffer(start, np.int32) for start in new)]
+            sequences = [_whole(start) for start in new]
             for one, start in zip(readings, starts, strict=True):
                 length = len(start) // one.ids.itemsize
                 sequences.append(Tokens(one.ids[length:], one.second - length, places[start]))
@@ -141,6 +145,19 @@ class Network:
         is_near = len(wanted) - len(known) < SHORTEST * reading.ids.itemsize
         return known if is_near else wanted
 
+    def _kept(self, starts: Sequence[bytes]) -> dict[bytes, Prefix]:
+        """Compute prefixes in a pass of their own."""
+        assert self._nothing is not None
+        sequences = [_whole(start) for start in starts]
+        arrays = pack(sequences, [self._nothing.length], "last")
+        batch = PackedBatch(arrays, self._loaded.device, uses_varlen=self._uses_varlen)
+        *_, made = self._mixed(batch, self._nothing.layers, int(arrays.offsets[-1]))
+        assert made is not None
+        found = dict(zip(starts, _split(made, sequences), strict=True))
+        for start, prefix in found.items():
+            self.prefixes.put(start, prefix)
+        return found
+
     def _outputs(
         self, sequences: Sequence[Tokens], kept: Sequence[Prefix], new: int
     ) -> tuple[Tensor, list[Prefix]]:
@@ -151,16 +168,12 @@ class Network:
         arrays = pack(sequences, [one.length for one in kept], pooled_as(loaded.head.pooling), new)
         batch = PackedBatch(arrays, loaded.device, uses_varlen=self._uses_varlen)
         before = torch.cat([one.layers for one in kept], 2) if kept else None
-        lengths = [len(one.ids) for one in sequences[:new]]
-        x, mixed, made = self._mixed(batch, before, sum(lengths))
+        x, mixed, made = self._mixed(batch, before, sum(len(one.ids) for one in sequences[:new]))
         if batch.rows is not None:  # after the last attention, only the tokens that the head reads
             x, mixed = x[batch.rows], mixed[batch.rows]
         rows = architecture.finish(x, mixed, loaded.layers[-1])
         values = loaded.head(architecture.final(rows, loaded.weights), batch)
-        if made is None:
-            return values, []
-        # Clones, because a view would keep all prefixes of the pass in memory.
-        return values, [Prefix(one.clone() if new > 1 else one) for one in made.split(lengths, 2)]
+        return values, _split(made, sequences[:new]) if made is not None else []
 
     def _mixed(
         self, batch: PackedBatch, before: Tensor | None, new: int
@@ -196,6 +209,17 @@ class Network:
         if before is None or batch.key_index is None:
             return turned or None, None
         return turned or None, Before(before[at, 0], before[at, 1], batch.key_index)
+
+
+def _whole(start: bytes) -> Tokens:
+    ids = np.frombuffer(start, np.int32)
+    return Tokens(ids, len(ids))
+
+
+def _split(made: Tensor, sequences: Sequence[Tokens]) -> list[Prefix]:
+    """The keys and values of these sequences: clones, because a view would keep all of them in memory."""
+    parts = made.split([len(one.ids) for one in sequences], 2)
+    return [Prefix(one.clone() if len(parts) > 1 else one) for one in parts]
 
 
 def _guarded(wait: Pending) -> Pending:
