@@ -126,7 +126,13 @@ def _jinja(template: str) -> str:
 def causal(folder: Path, *labels: int) -> Path:
     """A golden checkpoint, as sentence-transformers saves a causal reranker."""
     values, model = golden(_CAUSAL), copy(_CAUSAL, folder / "judge")
-    write_modules(model, ["Transformer", "LogitScore"])
+    package = "sentence_transformers"
+    kinds = ("base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore")
+    modules = [
+        {"idx": at, "name": str(at), "path": "1_LogitScore" if at else "", "type": f"{package}.{kind}"}
+        for at, kind in enumerate(kinds)
+    ]
+    (model / "modules.json").write_text(json.dumps(modules))
     (model / "1_LogitScore").mkdir()
     ids = dict(zip(("true_token_id", "false_token_id"), labels, strict=False))
     (model / "1_LogitScore" / "config.json").write_text(json.dumps(ids))

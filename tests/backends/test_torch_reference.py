@@ -127,12 +127,6 @@ def olmo(folder: Path) -> Path:
     LogitScore of two labels."""
     transformers = pytest.importorskip("transformers")
     made = checkpoints.causal(folder, *golden("qwen3-headless")["label_ids"])
-    package = "sentence_transformers"
-    kinds = ("base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore")
-    modules = json.loads((made / "modules.json").read_text())
-    for one, kind in zip(modules, kinds, strict=True):
-        one["type"] = f"{package}.{kind}"
-    (made / "modules.json").write_text(json.dumps(modules))
     config = transformers.OlmoConfig(
         vocab_size=json.loads((made / "config.json").read_text())["vocab_size"], hidden_size=64,
         intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512,
