@@ -26,7 +26,6 @@ from rerankd.backends.torch.architecture import Unsupported
 from rerankd.backends.worker.passes import Integers, Padding, Vectors
 from rerankd.formats import checkpoint_files
 
-
 # The module that computes a causal model's score.
 _LOGITS = "LogitScore"
 
