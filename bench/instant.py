@@ -25,7 +25,7 @@ class InstantOptions(Options):
     """No settings."""
 
 
-class InstantBackend:
+class InstantBackend(base.Unrated):
     name, title, summary = "instant", "Instant", "measurements of the service"
     packages: tuple[str, ...] = ()
     Options = InstantOptions
@@ -52,9 +52,6 @@ class InstantBackend:
             policy=base.BatchPolicy(tokens=16384, most_tokens=65536, inputs=512),  # as on a card
             is_own_program=True,
         )
-
-    def prompt_rate(self, *_: Any, **more: Any) -> float:
-        return 0.0
 
     async def settle(self, offer: base.Offer, *_: Any) -> base.Offer:
         return offer

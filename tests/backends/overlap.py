@@ -49,7 +49,7 @@ class OverlapEngine(WorkerEngine):
         return [np.array([word.end() for word in _WORD.finditer(text.lower())], np.int32) for text in texts]
 
 
-class OverlapBackend:
+class OverlapBackend(base.Unrated):
     name, title, summary = "overlap", "Overlap", "encoders in tests"
     packages: tuple[str, ...] = ()
     Options = OverlapOptions
@@ -81,9 +81,6 @@ class OverlapBackend:
             options=options,
         )
 
-    def prompt_rate(self, *_: Any, **more: Any) -> float:
-        return 0.0
-
     async def settle(self, offer: OverlapOffer, *_: Any) -> OverlapOffer:
         return offer
 
@@ -96,8 +93,7 @@ class OverlapBackend:
     def launch(self, offer: OverlapOffer, taken: Sequence[Step], cards: object, socket: Path) -> Launch[Any]:
         spec, flags = offer.spec, offer.options.overlap_flags.split() + [f"--{step.name}" for step in taken]
         arguments = (str(socket), str(spec.recipe.max_length), offer.capabilities.scope)
-        argv = [sys.executable, "-E", PROGRAM, *arguments, *flags]
-        return Launch(argv, OverlapEngine)
+        return Launch([sys.executable, "-E", PROGRAM, *arguments, *flags], OverlapEngine)
 
     def reference(self, spec: base.EngineSpec, running: base.Offer) -> None:
         return None

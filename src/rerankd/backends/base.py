@@ -232,6 +232,13 @@ class Engine(Running, Tokenizer, Protocol):
         """
 
 
+class Unrated:
+    """The part of a Backend whose engines are never chosen by a measured speed."""
+
+    def prompt_rate(self, offer: Any, learned: StateStore, *, measure: bool) -> float:
+        return 0.0
+
+
 class Backend(Protocol):
     """One way to run models, such as llama.cpp or OpenVINO.
 

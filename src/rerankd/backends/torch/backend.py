@@ -19,6 +19,7 @@ from rerankd.backends.base import (
     Installation,
     Offer,
     Rank,
+    Unrated,
 )
 from rerankd.backends.safer_steps import Step
 from rerankd.backends.torch import budget, checks, devices, placement, support, survey
@@ -57,7 +58,7 @@ class TorchOffer(Offer):
     is_reference: bool = False
 
 
-class TorchBackend:
+class TorchBackend(Unrated):
     """See backends/base.py."""
 
     name = "torch"
@@ -143,9 +144,6 @@ class TorchBackend:
             cache=survey.cache,
             is_reference=support.needs_reference(spec.recipe, spec.metadata),
         )
-
-    def prompt_rate(self, offer: TorchOffer, learned: StateStore, *, measure: bool) -> float:
-        return 0.0
 
     async def settle(self, offer: TorchOffer, learned: StateStore, log: Path, timeout_s: float) -> TorchOffer:
         if offer.is_reference and _runs_code(offer):
