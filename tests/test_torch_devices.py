@@ -62,7 +62,9 @@ def test_the_setting_names_the_devices() -> None:
     assert devices.candidates(Survey("2.14", (MPS, CPU)), "auto") == (MPS,)
     refusal = devices.candidates(found, "mps")
     assert isinstance(refusal, Refusal)
-    assert refusal.next_step == "set device to auto or to one of cuda:0, cuda:1, cpu"
+    assert refusal.next_step == "set device to auto, cuda:0, cuda:1 or cpu"
+    refusal = devices.candidates(Survey("2.14", (CPU,)), "cuda:3")
+    assert isinstance(refusal, Refusal) and refusal.next_step == "set device to auto or cpu"
     broken = devices.candidates(Survey("2.14", (), "a library is missing"), "auto")
     assert isinstance(broken, Refusal) and "a library is missing" in broken.reason
 

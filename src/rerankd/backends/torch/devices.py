@@ -155,9 +155,9 @@ def candidates(survey: Survey, wanted: str) -> tuple[Device, ...] | Refusal:
     named = [one for one in survey.devices if (first if wanted == "auto" else wanted) in (one.name, one.kind)]
     if named:
         return tuple(named)
-    there = ", ".join(one.name for one in survey.devices)
+    choices = ", ".join(["auto", *(one.name for one in survey.devices[:-1])])
     reason = "; ".join(filter(None, (f"PyTorch sees no device {wanted} here", survey.shortfall)))
-    return Refusal(reason, f"set device to auto or to one of {there}")
+    return Refusal(reason, f"set device to {choices} or {survey.devices[-1].name}")
 
 
 def arithmetic(device: Device, architecture: str, wanted: str) -> Arithmetic:
