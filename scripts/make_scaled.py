@@ -19,10 +19,16 @@ import torch
 import transformers
 
 VOCABULARY, WINDOW = 96, 64
+START, BETWEEN, END = 2, 3, 3
+LABELS = (7, 9)
 SHAPE = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 48}
+DECODER = SHAPE | {
+    "vocab_size": VOCABULARY, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "max_position_embeddings": WINDOW, "attn_implementation": "eager",
+    "pad_token_id": 0, "bos_token_id": START, "eos_token_id": END,
+}  # fmt: skip
 # transformers initialises matrices with 0.02.
 STD = 0.2
-START, BETWEEN, END = 2, 3, 3
 
 
 def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -67,12 +73,35 @@ def modernbert(pooling: str) -> Callable[[], tuple[torch.nn.Module, bool]]:
     return made
 
 
+def gemma2() -> torch.nn.Module:
+    config = transformers.Gemma2Config(
+        **DECODER, query_pre_attn_scalar=12, sliding_window=8, attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0, layer_types=["sliding_attention", "full_attention"] * 2,
+    )  # fmt: skip
+    return randomised(transformers.Gemma2ForCausalLM(config), 14)
+
+
+def gemma3() -> torch.nn.Module:
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config = transformers.Gemma3TextConfig(
+        **DECODER, query_pre_attn_scalar=12, sliding_window=8, rope_parameters=rope,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    return randomised(transformers.Gemma3ForCausalLM(config), 15)
+
+
 FAMILIES: dict[str, Callable[[], tuple[torch.nn.Module, bool]]] = {
     "bert": bert,
     "xlmr": xlmr,
     "modernbert-mean": modernbert("mean"),
     "modernbert-cls": modernbert("cls"),
 }
+
+
+DECODERS: dict[str, Callable[[], torch.nn.Module]] = {"gemma2": gemma2, "gemma3": gemma3}
 
 
 def sequences() -> list[tuple[list[int], int]]:
@@ -102,8 +131,20 @@ def main() -> None:
                 given["token_type_ids"] = torch.tensor([[0] * second + [1] * (len(ids) - second)])
             raw = round(model(**given).logits[0, 0].item(), 6)
             cases.append({"ids": ids, "second": second if typed else len(ids), "raw": raw})
-        (folder / "golden.json").write_text(json.dumps(cases).replace("}, ", "},\n ") + "\n")
-        print(name, [case["raw"] for case in cases])
+        written(folder, cases)
+    for name, build_decoder in DECODERS.items():
+        model, folder, cases = build_decoder(), out / name, []
+        model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink()
+        for ids, _ in sequences():
+            first, second = model(torch.tensor([ids])).logits[0, -1, list(LABELS)].tolist()
+            cases.append({"ids": ids, "labels": LABELS, "raw": round(first - second, 6)})
+        written(folder, cases)
+
+
+def written(folder: Path, cases: list[dict[str, Any]]) -> None:
+    (folder / "golden.json").write_text(json.dumps(cases).replace("}, ", "},\n ") + "\n")
+    print(folder.name, [case["raw"] for case in cases])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ BOUNDS = {
 # llama-server b11434 uses the tanh form of GELU for ModernBERT, too; the bundled build uses erf.
 SERVER_BOUNDS = BOUNDS | {"modernbert-head": 5e-3}
 OPENVINO_BOUNDS = dict.fromkeys(("xlmr-head", "modernbert-head", "bert-embedder"), 1e-4)
-OPENVINO_BOUNDS |= dict.fromkeys(("qwen3-headed", "qwen3-headless", "qwen2-labels"), 2e-5)
+OPENVINO_BOUNDS |= dict.fromkeys(("qwen3-headed", "qwen3-headless", "qwen2-labels", "gemma-yes"), 2e-5)
 # llama.cpp splits a word of over 100 letters into WordPieces; for the reference it is one unknown token.
 OTHER_TOKENS = {("bert-embedder", "odd-07")}
 # Encoders in transformers' format only.

@@ -162,7 +162,7 @@ def distance(path: Path, name: str, shared: int = 60, labels: Sequence[int] | No
     return float(np.abs(np.array(scorer_of(path, name, labels).score(inputs)) - wanted).max())
 
 
-@pytest.mark.parametrize("name", ["qwen3-headed", "qwen2-labels"])
+@pytest.mark.parametrize("name", ["qwen3-headed", "qwen2-labels", "gemma-yes"])
 def test_a_score_does_not_depend_on_the_length_of_the_shared_prefix(name: str) -> None:
     path = GOLDEN / f"{name}.gguf"
     for shared in (0, 2, 33, 64, 90):
@@ -188,6 +188,12 @@ BREAKS = {
     "the gate": ("qwen3-headed", only("ffn_gate", next_rows)),
     "the query's bias": ("qwen2-labels", only("attn_q.bias", zeros)),
     "the value's bias": ("qwen2-labels", only("attn_v.bias", zeros)),
+    "Gemma: the norms' epsilon": ("gemma-yes", {"keys": {"gemma.attention.layer_norm_rms_epsilon": 1e-3}}),
+    "Gemma: the heads' order": ("gemma-yes", only("attn_q.weight", lambda held: np.roll(held, 16, axis=0))),
+    "Gemma: the norm before attention": ("gemma-yes", only("attn_norm", ones)),
+    "Gemma: the norm before the MLP": ("gemma-yes", only("ffn_norm", ones)),
+    "Gemma: the last norm": ("gemma-yes", only("output_norm", ones)),
+    "Gemma: the gate": ("gemma-yes", only("ffn_gate", next_rows)),
 }
 
 

@@ -46,7 +46,7 @@ MACHINES: Mapping[str, Mapping[str, Any]] = {
 # Golden models of each scoring method, format and architecture.
 MODELS = (
     *("xlmr-head.gguf", "modernbert-head.gguf", "bert-embedder.gguf", "qwen2-labels.gguf"),
-    *("qwen3-headed.gguf", "qwen3-headless.gguf"),
+    *("qwen3-headed.gguf", "qwen3-headless.gguf", "gemma-yes.gguf"),
     *("xlmr-head", "modernbert-head", "bert-pairs", "roberta-head", "qwen3-headless"),
 )
 

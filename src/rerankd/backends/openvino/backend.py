@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 # The rows of architectures/__init__.py, which imports OpenVINO.
 _ARCHITECTURES = ("bert", "deberta-v2", "modern-bert", "new")
-_CAUSAL_ARCHITECTURES = ("qwen2", "qwen3")
+# Architectures whose rotary positions may be divided by a factor.
+_LINEAR = ("gemma", "gemma2", "gemma3")
+_CAUSAL_ARCHITECTURES = (*_LINEAR, "qwen2", "qwen3")
 _POOLINGS = ("rank", "mean", "cls")
 # A causal model with fewer weights in its blocks runs on llama.cpp: nothing needs to be measured for it.
 _SMALL = 50_000_000
@@ -64,7 +66,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     title = "OpenVINO"
-    summary = "encoders, Qwen2 and Qwen3 on a CPU"
+    summary = "encoders, Qwen2, Qwen3 and Gemma on a CPU"
     packages: tuple[str, ...] = ("openvino",)
     Options = OpenVinoOptions
 
@@ -219,7 +221,10 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     if metadata.architecture not in (_CAUSAL_ARCHITECTURES if is_causal else _ARCHITECTURES):
         of = "causal models of the architecture" if is_causal else "the architecture"
         return f"the OpenVINO backend does not support {of} {metadata.architecture}"
-    if metadata.rope_scaling not in ("", "none"):
+    if is_causal and not metadata.is_causal:
+        return "the OpenVINO backend does not support labels for models that read a prompt in both directions"
+    scalings = ("", "none", "linear") if metadata.architecture in _LINEAR else ("", "none")
+    if metadata.rope_scaling not in scalings:
         return f"the OpenVINO backend does not support rotary positions with {metadata.rope_scaling} scaling"
     if why := tokenizer_support.refusal(metadata):
         return why

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rerankd.backends.openvino import shapes
 from rerankd.backends.openvino.architectures import DECODERS
 from rerankd.backends.openvino.layers import MASKED
-from rerankd.backends.openvino.output_row import output_row
+from rerankd.backends.openvino.output_row import output_of
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import config, ov
 from rerankd.backends.worker.passes import Integers, Vectors
@@ -50,8 +50,8 @@ class CausalModel(Prefixing):
         self.prefixes = PrefixCache()
         self._embed = weights.table("token_embd.weight", self.rows, decoder.width)
         self._kept = (2 * decoder.layers, decoder.kv_heads, decoder.head_size)
-        self._frequencies = decoder.frequencies()
-        model = decoder.graph(output_row(weights, labels))
+        self._kinds = decoder.kinds
+        model = decoder.graph(output_of(weights, labels))
         self._compiled = ov.Core().compile_model(model, "CPU", config(threads, precision))
         self._request = self._compiled.create_infer_request()
 
@@ -82,12 +82,13 @@ class CausalModel(Prefixing):
         rows, columns = shapes.inputs(count), shapes.tokens(longest, 2**20)
         start, padded = prefix.tokens, _rounded(prefix.tokens)
         ids = np.pad(ids, ((0, rows - count), (0, columns - longest)))
-        angles = np.arange(start, start + columns)[:, None] * self._frequencies
+        places = np.arange(start, start + columns)[:, None]
+        angles = np.stack([places * kind.frequencies for kind in self._kinds])
         inputs: dict[str, NDArray[np.generic]] = {
             "embeddings": self._embed[ids.ravel()].reshape(*ids.shape, -1),
             "cos": np.cos(angles).astype(np.float32),
             "sin": np.sin(angles).astype(np.float32),
-            "mask": mask(start, padded, columns),
+            "mask": np.stack([mask(start, padded, columns, kind.window) for kind in self._kinds]),
             "last": np.pad(lengths - 1, (0, rows - count))[:, None],
             "prefix": prefix.held[:padded],
         }
@@ -103,9 +104,13 @@ def _rounded(tokens: int) -> int:
     return -(-tokens // _PREFIX_STEP) * _PREFIX_STEP
 
 
-def mask(start: int, padded: int, tokens: int) -> Floats:
-    """Return the mask [tokens, padded + tokens] for a prefix of `start` tokens, padded to `padded`."""
-    places = np.arange(padded + tokens)
-    is_padding = (places >= start) & (places < padded)
-    is_later = places[None] > padded + np.arange(tokens)[:, None]
-    return np.where(is_padding[None] | is_later, np.float32(MASKED), np.float32(0))
+def mask(start: int, padded: int, tokens: int, window: int | None = None) -> Floats:
+    """Return the mask [tokens, padded + tokens] for a prefix of `start` tokens, padded to `padded`. With a
+    window, a token sees that many tokens before it."""
+    own = np.arange(start, start + tokens)
+    before = np.arange(padded)
+    places = np.concatenate((before, own))
+    is_hidden = np.append(before >= start, np.zeros(tokens, bool)) | (places > own[:, None])
+    if window is not None:
+        is_hidden |= places < own[:, None] - window
+    return np.where(is_hidden, np.float32(MASKED), np.float32(0))

@@ -9,7 +9,8 @@ from rerankd.backends.openvino.precision import Choice
 def package(version: str) -> Check:
     """Report whether OpenVINO is installed; `version` is "" if not."""
     if version:
-        runs = "encoders run on it unless a GPU is used, and Qwen2 and Qwen3 if it is the faster engine here"
+        causal = "Qwen2, Qwen3 and Gemma if it is the faster engine here"
+        runs = f"encoders run on it unless a GPU is used, and {causal}"
         return Check("openvino", "ok", f"{version}: {runs}")
     return Check(
         "openvino",

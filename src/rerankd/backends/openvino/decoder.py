@@ -8,8 +8,8 @@ Inputs, with B texts, T own tokens each (padded on the right), P tokens of the p
 texts), and head size n:
 
     embeddings  f32 [B, T, width]
-    cos, sin    f32 [T, n / 2]              of positions P, P + 1, …
-    mask        f32 [T, P + T]              0 for tokens that a token sees, MASKED for later ones
+    cos, sin    f32 [K, T, n / 2]           of positions P, P + 1, … for each of K kinds of layers
+    mask        f32 [K, T, P + T]           0 for tokens that a token sees, MASKED for others
     last        i64 [B, 1]                  index of each text's last token
     prefix      f32 [P, 2 · layers, kv heads, n]   keys and values in turns
 
@@ -22,12 +22,13 @@ To add an architecture: subclass Decoder in architectures/, add it to DECODERS t
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.backends.openvino.layers import GROUP, Node, grouped, ints, quantised, rms_norm
+from rerankd.backends.openvino.layers import GROUP, Node, capped, grouped, ints, quantised, rms_norm
+from rerankd.backends.openvino.output_row import Output
 from rerankd.backends.openvino.runtime import op, ov
 from rerankd.errors import ModelFileError
 from rerankd.formats.weights import FLOATS, Floats, Weights
@@ -37,21 +38,35 @@ _OUTSIDE = {"token_embd.weight", "output_norm.weight"}
 _OF_OUTPUT = {"output.weight", "cls.output.weight"}
 
 
-class Seen:
-    """What attention sees besides the states of a layer: positions, mask, prefix, and the last tokens."""
+class Kind(NamedTuple):
+    """What a kind of layers has in common: the angle of each coordinate pair [n / 2] at position 1, and how
+    many tokens before it a token sees (None: all)."""
 
-    def __init__(self, kv_heads: int, head_size: int, layers: int, width: int) -> None:
+    frequencies: NDArray[np.float64]
+    window: int | None = None
+
+
+class View(NamedTuple):
+    """What a kind of layers sees: cos and sin [·, 1, tokens, n / 2], and the mask [·, 1, tokens, columns]."""
+
+    rotation: tuple[Node, Node]
+    mask: Node
+
+
+class Seen:
+    """What attention sees besides the states of a layer: positions, mask, prefix, and the last tokens.
+    `views` are those of all tokens and of each text's last token, for each kind of layers."""
+
+    def __init__(self, kv_heads: int, head_size: int, layers: int, width: int, kinds: int) -> None:
         def floats(name: str, *shape: int) -> Node:
             return op.parameter([*shape], np.float32, name=name)
 
         self.embeddings = floats("embeddings", -1, -1, width)
-        self._cos, self._sin = floats("cos", -1, head_size // 2), floats("sin", -1, head_size // 2)
-        self._mask = floats("mask", -1, -1)
+        self._cos, self._sin = (floats(name, kinds, -1, head_size // 2) for name in ("cos", "sin"))
+        self._mask = floats("mask", kinds, -1, -1)
         self._last = op.parameter([-1, 1], np.int64, name="last")
         self._prefix = floats("prefix", -1, 2 * layers, kv_heads, head_size)
-        self.rotation = self._of_all(self._cos), self._of_all(self._sin)
-        self.rotation_of_last = self._of_last(self._cos), self._of_last(self._sin)
-        self.mask, self.mask_of_last = self._of_all(self._mask), self._of_last(self._mask)
+        self.views = [self._views(kind) for kind in range(kinds)]
         texts = op.gather(op.shape_of(self.embeddings), ints(0), ints(0, scalar=True))
         self._each_text = op.concat([texts, ints(1, 1, 1)], 0)
 
@@ -71,6 +86,12 @@ class Seen:
         index = op.add(ints(at), op.minimum(texts, ints(0)))
         shared = op.transpose(op.gather(self._prefix, index, ints(1, scalar=True)), ints(1, 2, 0, 3))
         return op.concat([op.broadcast(shared, self._each_text, broadcast_spec="BIDIRECTIONAL"), own], 2)
+
+    def _views(self, kind: int) -> tuple[View, View]:
+        tables = (self._cos, self._sin, self._mask)
+        own = [op.gather(table, ints(kind, scalar=True), ints(0, scalar=True)) for table in tables]
+        (cos, sin, mask), lasts = map(self._of_all, own), list(map(self._of_last, own))
+        return View((cos, sin), mask), View((lasts[0], lasts[1]), lasts[2])
 
     def _of_all(self, table: Node) -> Node:
         return op.unsqueeze(table, ints(0, 1))
@@ -100,7 +121,9 @@ class Decoder:
         self.kv_heads: int = weights.key("attention.head_count_kv", self.heads)
         self.head_size: int = weights.key("attention.key_length", self.width // self.heads)
         self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
-        self._rope_base: float = weights.key("rope.freq_base", 10000.0)
+        self.kinds: tuple[Kind, ...] = (self.kind(weights.key("rope.freq_base", 10000.0)),)
+        self.kind_of: tuple[int, ...] = (0,) * self.layers
+        """The index of each layer's kind."""
         self._check()
 
     def layer(self, x: Node, at: int, seen: Seen) -> tuple[Node, Node, Node]:
@@ -108,29 +131,41 @@ class Decoder:
         last layer returns the state of each text's last token only [texts, 1, width]."""
         raise NotImplementedError
 
-    def graph(self, row: Floats) -> ov.Model:
-        """Build the graph. The score is the product of the last state and `row` [width]."""
-        seen = Seen(self.kv_heads, self.head_size, self.layers, self.width)
-        x, own = seen.embeddings, []
+    def embedded(self, embeddings: Node) -> Node:
+        """Return the states before the first layer."""
+        return embeddings
+
+    def graph(self, output: Output) -> ov.Model:
+        """Build the graph, which ends with the score that `output` defines."""
+        seen = Seen(self.kv_heads, self.head_size, self.layers, self.width, len(self.kinds))
+        x, own = self.embedded(seen.embeddings), []
         for at in range(self.layers):
             x, *added = self.layer(x, at, seen)
             first = [op.slice(one, ints(0), ints(1), ints(1), ints(0)) for one in added]
             own += [op.transpose(one, ints(2, 0, 1, 3)) for one in first]
-        products = op.multiply(self.norm(x, "output_norm"), op.constant(row))
-        scores = op.reduce_sum(products, ints(1, 2), False)
+        state = self.norm(x, "output_norm")
+        first, *second = (
+            op.reduce_sum(op.multiply(state, op.constant(row)), ints(1, 2), False) for row in output.rows
+        )
+        if output.cap:
+            first, second = capped(first, output.cap), [capped(one, output.cap) for one in second]
+        scores = op.subtract(first, *second) if second else first
         return ov.Model(
             [op.result(scores), op.result(op.concat(own, 1))], seen.parameters, self.weights.architecture
         )
 
-    def frequencies(self) -> NDArray[np.float64]:
-        """Return the angle of each coordinate pair [n / 2] at position 1."""
+    def kind(self, base: float, factor: float = 1.0, window: int | None = None) -> Kind:
+        """Return a kind with this base of rotary positions, which are divided by `factor`."""
         exponents = -np.arange(0, self.head_size, 2) / self.head_size
-        found: NDArray[np.float64] = self._rope_base**exponents
-        return found
+        return Kind(base**exponents / factor, window)
 
     def norm(self, x: Node, name: str) -> Node:
         """Apply RMS normalisation over the width of the model."""
-        return rms_norm(x, self.weights.array(f"{name}.weight", (self.width,)), self.epsilon)
+        return rms_norm(x, self.gain(name, self.width), self.epsilon)
+
+    def gain(self, name: str, size: int) -> Floats:
+        """Return the factors [size] of a norm."""
+        return self.weights.array(f"{name}.weight", (size,))
 
     def linear(self, x: Node, name: str, rows: int, columns: int) -> Node:
         """Return x · weightᵀ, plus the bias if the architecture has one."""

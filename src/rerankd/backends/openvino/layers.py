@@ -74,6 +74,13 @@ def gelu(x: Node) -> Node:
     return op.gelu(x, "erf")
 
 
+def capped(x: Node, cap: float) -> Node:
+    """Return cap · tanh(x / cap), which is between -cap and cap."""
+    return op.multiply(
+        op.tanh(op.multiply(x, op.constant(np.float32(1 / cap)))), op.constant(np.float32(cap))
+    )
+
+
 def tokens(x: Node) -> Node:
     """Return the number of tokens (padding included) of states [texts, tokens, width]."""
     return op.squeeze(op.gather(op.shape_of(x), ints(1), ints(0)), ints(0))

@@ -1,28 +1,38 @@
-"""The row whose product with the last token's state is the raw score of a causal model.
+"""The rows whose products with the last token's state are the raw score of a causal model.
 
 logit(first label) - logit(second label) = state · (row of the first - row of the second), so one row is
-enough, and no logit of another token is computed.
+enough, and no logit of another token is computed. If the model caps its logits (Gemma 2), both rows are
+needed, because each logit is capped before the subtraction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rerankd.formats.weights import Floats, Weights
 
 
-def output_row(weights: Weights, labels: Sequence[int]) -> Floats:
-    """Return the row [width] for one or two label ids, relevant first; for () that of the rank head.
+class Output(NamedTuple):
+    """The score is the product of the state and one row, or the difference of two rows' products. `rows`
+    [1 or 2, width]. With `cap`, each product becomes cap · tanh(product / cap)."""
+
+    rows: Floats
+    cap: float = 0.0
+
+
+def output_of(weights: Weights, labels: Sequence[int]) -> Output:
+    """Return the output for one or two label ids, relevant first; for () that of the rank head.
 
     The rows are those of the output matrix, or of the embedding matrix if the model has no output matrix
     (tied embeddings). Raises ModelFileError if a tensor is missing.
     """
     width: int = weights.key("embedding_length")
     if not labels:
-        return weights.array("cls.output.weight", (1, width)).reshape(width)
+        return Output(weights.array("cls.output.weight", (1, width)))
     name = "output.weight" if weights.has("output.weight") else "token_embd.weight"
-    found = weights.table(name, weights.rows(name), width)[np.array(labels)]
-    row: Floats = found[0] - found[1] if len(found) == 2 else found[0]
-    return row
+    rows = weights.table(name, weights.rows(name), width)[np.array(labels)]
+    cap: float = weights.key("final_logit_softcapping", 0.0)
+    return Output(rows[:1] - rows[1:] if len(rows) == 2 and not cap else rows, cap)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rerankd.backends.openvino.architectures.qwen3 import Qwen3
+from rerankd.backends.openvino.output_row import Output
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import config, ov
 from rerankd.backends.prompt_rate import (
@@ -64,15 +65,16 @@ class RandomWeights:
 def measure(precision: Precision) -> float:
     """The rate in GFLOP/s for one thread."""
     decoder = Qwen3(RandomWeights(), compressed=False)  # type: ignore[arg-type]
-    compiled = ov.Core().compile_model(decoder.graph(np.ones(WIDTH, np.float32)), "CPU", config(1, precision))
+    model = decoder.graph(Output(np.ones((1, WIDTH), np.float32)))
+    compiled = ov.Core().compile_model(model, "CPU", config(1, precision))
     request = compiled.create_infer_request()
     half = WIDTH // HEADS // 2
     texts = 4
     inputs = {
         "embeddings": np.random.default_rng(2).normal(0, 1, (texts, TOKENS // texts, WIDTH)),
-        "cos": np.ones((TOKENS // texts, half)),
-        "sin": np.zeros((TOKENS // texts, half)),
-        "mask": np.zeros((TOKENS // texts, TOKENS // texts)),
+        "cos": np.ones((1, TOKENS // texts, half)),
+        "sin": np.zeros((1, TOKENS // texts, half)),
+        "mask": np.zeros((1, TOKENS // texts, TOKENS // texts)),
         "prefix": np.zeros((0, 2 * LAYERS, KV_HEADS, 2 * half)),
     }
     arrays: dict[str, Any] = {name: one.astype(np.float32) for name, one in inputs.items()}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rerankd.backends.openvino.architecture import Architecture
 from rerankd.backends.openvino.architectures.bert import Bert
 from rerankd.backends.openvino.architectures.deberta_v2 import DebertaV2
+from rerankd.backends.openvino.architectures.gemma import Gemma, Gemma2, Gemma3
 from rerankd.backends.openvino.architectures.gte import Gte
 from rerankd.backends.openvino.architectures.modern_bert import ModernBert
 from rerankd.backends.openvino.architectures.qwen3 import Qwen2, Qwen3
@@ -21,5 +22,11 @@ ARCHITECTURES: Mapping[str, type[Architecture]] = {
 """Encoders, by `general.architecture` of the GGUF metadata; "new" is mGTE's. backend.py lists the same names,
 because it may not import OpenVINO."""
 
-DECODERS: Mapping[str, type[Decoder]] = {"qwen2": Qwen2, "qwen3": Qwen3}
+DECODERS: Mapping[str, type[Decoder]] = {
+    "gemma": Gemma,
+    "gemma2": Gemma2,
+    "gemma3": Gemma3,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+}
 """Causal models, likewise."""

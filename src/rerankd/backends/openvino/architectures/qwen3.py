@@ -29,36 +29,46 @@ class Qwen3(Decoder):
 
     def layer(self, x: Node, at: int, seen: Seen) -> tuple[Node, Node, Node]:
         name, is_last = f"blk.{at}", at == self.layers - 1
+        view, view_of_last = seen.views[self.kind_of[at]]
         normed = self.norm(x, f"{name}.attn_norm")
-        key = rotated(self._heads(normed, name, "k", self.kv_heads), seen.rotation)
+        key = rotated(self._heads(normed, name, "k", self.kv_heads), view.rotation)
         value = self._heads(normed, name, "v", self.kv_heads)
-        rotation, mask = seen.rotation, seen.mask
         if is_last:  # only the last token's state is read, so only its query is needed
             x, normed = seen.last(x), seen.last(normed)
-            rotation, mask = seen.rotation_of_last, seen.mask_of_last
-        query = rotated(self._heads(normed, name, "q", self.heads), rotation)
+            view = view_of_last
+        query = rotated(self._heads(normed, name, "q", self.heads), view.rotation)
         mixed = self._attention(
-            query, seen.with_prefix(key, 2 * at), seen.with_prefix(value, 2 * at + 1), mask
+            query, seen.with_prefix(key, 2 * at), seen.with_prefix(value, 2 * at + 1), view.mask
         )
         size = self.heads * self.head_size
-        x = op.add(x, self.linear(mixed, f"{name}.attn_output", self.width, size))
+        mixed = self.linear(mixed, f"{name}.attn_output", self.width, size)
+        x = op.add(x, self._normed_if_any(mixed, f"{name}.post_attention_norm"))
         normed = self.norm(x, f"{name}.ffn_norm")
-        gate = op.swish(self.linear(normed, f"{name}.ffn_gate", self.hidden, self.width))
+        gate = self.activated(self.linear(normed, f"{name}.ffn_gate", self.hidden, self.width))
         inner = op.multiply(gate, self.linear(normed, f"{name}.ffn_up", self.hidden, self.width))
-        x = op.add(x, self.linear(inner, f"{name}.ffn_down", self.width, self.hidden))
+        inner = self.linear(inner, f"{name}.ffn_down", self.width, self.hidden)
+        x = op.add(x, self._normed_if_any(inner, f"{name}.post_ffw_norm"))
         return x, key, value
 
-    def normed_head(self, x: Node, name: str) -> Node:
-        """Normalise each query or key head [texts, tokens, heads, n]."""
-        return rms_norm(x, self.weights.array(f"{name}_norm.weight", (self.head_size,)), self.epsilon)
+    def activated(self, x: Node) -> Node:
+        """Apply the activation function of the MLP."""
+        return op.swish(x)
+
+    def attend(self, query: Node, key: Node, value: Node, mask: Node) -> Node:
+        """Apply attention to [texts, kv heads, queries or keys, n]; `mask` [·, 1, queries, keys]."""
+        return op.scaled_dot_product_attention(query, key, value, mask)
+
+    def _normed_if_any(self, x: Node, name: str) -> Node:
+        """Apply a norm that only some architectures have."""
+        return self.norm(x, name) if f"{name.rpartition('.')[2]}.weight" in self.tensors else x
 
     def _heads(self, x: Node, layer: str, part: str, heads: int) -> Node:
         """Project x to queries (q), keys (k) or values (v) [texts, heads, tokens, n]."""
         name = f"{layer}.attn_{part}"
         projected = self.linear(x, name, heads * self.head_size, self.width)
         parts = op.reshape(projected, ints(0, 0, heads, self.head_size), True)
-        if part != "v":
-            parts = self.normed_head(parts, name)
+        if f"attn_{part}_norm.weight" in self.tensors:
+            parts = rms_norm(parts, self.gain(f"{name}_norm", self.head_size), self.epsilon)
         return op.transpose(parts, ints(0, 2, 1, 3))
 
     def _attention(self, query: Node, key: Node, value: Node, mask: Node) -> Node:
@@ -66,7 +76,7 @@ class Qwen3(Decoder):
         group, size = self.heads // self.kv_heads, self.head_size
         queries = op.reshape(query, ints(0, self.kv_heads, -1, size), True)
         masks = op.concat([mask] * group, 2)
-        mixed = op.scaled_dot_product_attention(queries, key, value, masks)
+        mixed = self.attend(queries, key, value, masks)
         apart = op.reshape(mixed, ints(0, self.heads, -1, size), True)
         return op.reshape(op.transpose(apart, ints(0, 2, 1, 3)), ints(0, 0, self.heads * size), True)
 
@@ -78,6 +88,3 @@ class Qwen2(Qwen3):
         *(name for name in Qwen3.tensors if name not in ("attn_q_norm.weight", "attn_k_norm.weight")),
         "attn_q.bias", "attn_k.bias", "attn_v.bias",
     )  # fmt: skip
-
-    def normed_head(self, x: Node, name: str) -> Node:
-        return x

@@ -14,12 +14,8 @@ from rerankd.backends.torch.architectures.qwen import Qwen
 from rerankd.backends.torch.attention import Attention
 from rerankd.backends.torch.batch import PackedBatch
 from rerankd.backends.torch.layers import Named, Rotary, linear
+from rerankd.formats import gemma_layers
 from rerankd.formats.weights import Weights
-
-# Each n-th layer is global, the others are local, unless the file has the pattern.
-_PATTERNS = {"gemma": 1, "gemma2": 2, "gemma3": 6}
-# The layers of the 27 B models. They scale queries by the width of the states per head, not by a head's.
-_LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
 class Gemma(Qwen):
@@ -30,8 +26,7 @@ class Gemma(Qwen):
     def __init__(self, weights: Weights) -> None:
         super().__init__(weights)
         width = self.state_width
-        # Added to the weights of norms; GGUF's converter has done so already.
-        self.norm_offset: float = weights.key("attention.norm_offset", 0.0)
+        self.norm_offset: float = weights.key(gemma_layers.NORM_OFFSET, 0.0)
         self.has_norms_after = weights.architecture != "gemma"
         layer_tensors = dict(self.layer_tensors)
         if self.has_norms_after:
@@ -40,25 +35,17 @@ class Gemma(Qwen):
         self.tensors, self.layer_tensors = _wide(self.tensors), _wide(layer_tensors)
 
     def read_attentions(self, weights: Weights) -> tuple[Attention, ...]:
-        kind, count = weights.architecture, weights.key("block_count")
         if (scaling := weights.key("rope.scaling.type", "none")) not in ("none", "linear"):
             raise Unsupported(f"its rotary positions are scaled ({scaling})")
-        base: float = weights.key("rope.freq_base", 10_000.0)
-        of_local: float = weights.key("rope.freq_base_swa", 10_000.0) if kind == "gemma3" else base
-        is_largest = count == _LARGEST.get(kind)
-        per_head = self.state_width // self.heads if is_largest else self.head_width
         wide = Attention(
             causal=self.shares_prefix,
-            rotary=Rotary(base, float(weights.key("rope.scaling.factor", 1.0))),
-            scale=weights.key("attention.scale", per_head**-0.5),
+            scale=gemma_layers.query_scale(weights),
             cap=weights.key("attn_logit_softcapping", 0.0),
         )
-        # The file has the tokens that a token reads, itself included.
-        window = weights.key("attention.sliding_window", 1) - 1
-        local = replace(wide, window=window, rotary=Rotary(of_local))
-        pattern = weights.key("attention.sliding_window_pattern", _PATTERNS[kind])
-        is_local = pattern if isinstance(pattern, tuple) else [(at + 1) % pattern for at in range(count)]
-        return tuple(local if one else wide for one in is_local[:count])
+        return tuple(
+            replace(wide, window=one.window, rotary=Rotary(one.rope_base, one.rope_factor))
+            for one in gemma_layers.read(weights)
+        )
 
     def embed(self, batch: PackedBatch, weights: Named) -> Tensor:
         x = super().embed(batch, weights)
