@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from rerankd import processes
 from rerankd.machine import Gpu, gpu_memory, lack, parse_gpu_memory, parse_gpus
 from rerankd.serving.memory_budgets import card_budgets
 
@@ -27,7 +32,7 @@ def test_cards_are_identified_by_uuid_and_budgeted_by_their_free_memory() -> Non
     assert card_budgets(CARDS) == {"gpu0": int(24 * 2**30 * 0.8), "gpu1": 2**30}
 
 
-def test_without_nvidia_smi_gpu_memory_is_unknown(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_without_nvidia_smi_gpu_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert gpu_memory([1], CARDS) is None
 
@@ -38,3 +43,13 @@ def test_a_second_engine_needs_free_memory_on_each_device() -> None:
     assert lack(held, {"memory": 200 * MIB}) == ""  # an unknown device is no obstacle
     assert lack(held, {"memory": 99 * MIB}) == "memory has 99 MiB free, too little for another 100 MiB"
     assert "gpu0 has 10 MiB free" in lack(held, {"memory": 200 * MIB, "gpu0": 10 * MIB})
+
+
+def test_a_process_uses_a_gpu_if_it_has_its_device_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid, opened in (("7", "/dev/null"), ("8", "/dev/nvidia0"), ("9", "/dev/dxg")):
+        (tmp_path / pid / "fd").mkdir(parents=True)
+        (tmp_path / pid / "fd" / "3").symlink_to(opened)
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    assert [processes.uses_gpu(pid) for pid in (7, 8, 9, 10)] == [False, True, True, False]

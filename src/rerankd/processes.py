@@ -113,6 +113,14 @@ def children() -> list[int]:
     return [pid for pid in _pids() if _stat(pid, 4) == own] if (_PROC / "self" / "stat").exists() else []
 
 
+def uses_gpu(pid: int) -> bool:
+    """Whether a process has a GPU of NVIDIA's driver open, also in WSL. False on systems without /proc."""
+    with contextlib.suppress(OSError):
+        names = [os.readlink(one) for one in (_PROC / str(pid) / "fd").iterdir()]
+        return any(name.startswith(("/dev/nvidia", "/dev/dxg")) for name in names)
+    return False
+
+
 def _pids() -> list[int]:
     return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
 

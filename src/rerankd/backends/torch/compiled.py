@@ -55,13 +55,13 @@ def start(network: Network) -> threading.Thread:
 
 def _compile(network: Network) -> None:
     begun = time.monotonic()
+    result, steps = "compiled code is not used", None
     try:
         reason, steps = _compiled(network.twin())
     except Exception as error:  # a crash boundary: whatever the compiler lacks, the model serves on
-        reason, steps = str(error).strip().partition("\n")[0] or type(error).__name__, None
+        result, reason = "not compiled", str(error).strip().partition("\n")[0] or type(error).__name__
     if steps is not None:
-        network.steps = steps
-    result = "compiled" if steps is not None else "not compiled"
+        result, network.steps = "compiled", steps
     print(f"{result} ({reason:.300}) after {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
 
 

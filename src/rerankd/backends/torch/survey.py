@@ -57,7 +57,7 @@ def look(home: Path) -> Survey:
     found = read(known, kept, _cpu())
     if not any(one.card for one in found.devices):
         return found
-    gpus, engines = machine.gpus(), processes.children()
+    gpus, engines = machine.gpus(), [pid for pid in processes.children() if processes.uses_gpu(pid)]
     held = machine.gpu_memory(engines, gpus) if engines else {}
     return replace(found, devices=tuple(devices.with_room(found.devices, gpus, held)))
 
