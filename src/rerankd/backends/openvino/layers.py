@@ -96,10 +96,11 @@ def band(length: Node, reach: int) -> Node:
     """Return the mask of local attention [1, 1, tokens, tokens]: 0 if two tokens are at most `reach` apart,
     else MASKED."""
     places = count(length)
-    apart = op.abs(op.subtract(op.unsqueeze(places, ints(1)), op.unsqueeze(places, ints(0))))
+    # In four dimensions from the start: OpenVINO then computes it and the sum with another mask as one node,
+    # and holds one matrix of tokens × tokens instead of two.
+    apart = op.abs(op.subtract(op.unsqueeze(places, ints(0, 1, 3)), op.unsqueeze(places, ints(0, 1, 2))))
     far = op.greater(apart, op.constant(np.float32(reach)))
-    band = op.select(far, op.constant(np.float32(MASKED)), op.constant(np.float32(0)))
-    return op.unsqueeze(band, ints(0, 1))
+    return op.select(far, op.constant(np.float32(MASKED)), op.constant(np.float32(0)))
 
 
 def mean(states: Node, mask: Node) -> Node:
