@@ -34,6 +34,7 @@ from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import op
 from rerankd.backends.worker.passes import Reading, padded
+from rerankd.backends.worker.scorer import Scorer
 from rerankd.config import Settings
 from rerankd.evaluation.collection import EVERYDAY, read
 from rerankd.scoring import normalize
@@ -149,7 +150,7 @@ def main() -> None:
     collection = read(EVERYDAY)
     texts = list(collection.documents.values())
     asked = [(query, texts) for query in collection.queries.values()]
-    inputs = trial.inputs(model.path, model.recipe, asked)
+    inputs = trial.inputs(model.metadata, model.recipe, asked)
     exact, rough = both(model, lambda one: cosines(one, inputs), emulate=emulate)
     line("built-in, the 20 best of each query", model, *best(exact, rough))
     with tempfile.TemporaryDirectory() as home:
@@ -164,8 +165,14 @@ def main() -> None:
 
 def values(model: Model, asked: Asked) -> Callable[[Encoder], Values]:
     """Return a function that computes an encoder's raw values."""
-    inputs = trial.inputs(model.path, model.recipe, asked)
-    return lambda encoder: trial.raw_values(encoder, model.recipe, inputs)
+    inputs = trial.inputs(model.metadata, model.recipe, asked)
+    is_head = model.recipe.method == "cross_encoder"
+
+    def scored(encoder: Encoder) -> Values:
+        scorer = Scorer(encoder, model.recipe.max_length, is_cross_encoder=is_head)
+        return [scorer.score(batch) for batch in inputs]
+
+    return scored
 
 
 def cosines(encoder: Encoder, asked: Sequence[Sequence[Input]]) -> Values:

@@ -1,8 +1,8 @@
 """Creates random causal LMs of real shapes for speed measurements: python bench/models.py FOLDER
 
-They have the shape of Qwen3-Reranker-0.6B in Q8_0, with and without the rank head that llama.cpp's converter
-writes. The tokenizer and metadata are those of the golden models (tests/golden); the vocabulary is padded to
-its real size.
+They have the shape of Qwen3-Reranker-0.6B in Q8_0 (or F16), with and without the rank head that llama.cpp's
+converter writes. The tokenizer and metadata are those of the golden models (tests/golden); the vocabulary is
+padded to its real size.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 LAYERS, WIDTH, FEED_FORWARD, HEADS, KV_HEADS, HEAD_WIDTH, VOCABULARY = 28, 1024, 3072, 16, 8, 128, 151_936
+_Q8_0 = gguf.GGMLQuantizationType.Q8_0
 _SIZES = {
     "block_count": LAYERS,
     "embedding_length": WIDTH,
@@ -28,21 +29,22 @@ _SIZES = {
 }
 
 
-def qwen3(folder: Path, *, headed: bool) -> Path:
-    """Return the path of the file; create it if it is missing (640 MB, a few seconds)."""
+def qwen3(folder: Path, *, headed: bool, kind: gguf.GGMLQuantizationType = _Q8_0) -> Path:
+    """Return the path of the file; create it if it is missing (640 MB, a few seconds). In F16 its weights are
+    normally distributed, so that 8 bits lose something."""
     name = "qwen3-headed" if headed else "qwen3-headless"
-    target = folder / f"{name}-0.6b-q8_0.gguf"
+    target = folder / f"{name}-0.6b-{kind.name.lower()}.gguf"
     if target.exists():
         return target
     reader = gguf.GGUFReader(GOLDEN / f"{name}.gguf")
     part = target.with_suffix(".part")
     writer = gguf.GGUFWriter(part, "qwen3")
     for field in reader.fields.values():
-        _copy(writer, field)
+        _copy(writer, field, kind)
     random = np.random.default_rng(1)
-    _add(writer, "token_embd.weight", random, VOCABULARY, WIDTH)
+    _add(writer, "token_embd.weight", random, VOCABULARY, WIDTH, kind)
     for layer in range(LAYERS):
-        _add_layer(writer, f"blk.{layer}", random)
+        _add_layer(writer, f"blk.{layer}", random, kind)
     writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
     if headed:
         writer.add_tensor("cls.output.weight", random.normal(0, 0.02, (2, WIDTH)).astype(np.float32))
@@ -53,7 +55,7 @@ def qwen3(folder: Path, *, headed: bool) -> Path:
     return part.rename(target)
 
 
-def _copy(writer: Any, field: Any) -> None:
+def _copy(writer: Any, field: Any, kind: gguf.GGMLQuantizationType) -> None:
     key = field.name
     if key.startswith("GGUF.") or key == "general.architecture":
         return
@@ -62,16 +64,16 @@ def _copy(writer: Any, field: Any) -> None:
     if short in _SIZES:
         value = _SIZES[short]
     elif key == "general.file_type":
-        value = int(gguf.LlamaFileType.MOSTLY_Q8_0)
+        value = int(gguf.LlamaFileType[f"MOSTLY_{kind.name}"])
     elif key == "tokenizer.ggml.tokens":
         value = value + [f"<unused{at}>" for at in range(len(value), VOCABULARY)]
     elif key == "tokenizer.ggml.token_type":
         value = value + [int(gguf.TokenType.UNUSED)] * (VOCABULARY - len(value))
-    kind = field.types[0]
-    writer.add_key_value(key, value, kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+    of = field.types[0]
+    writer.add_key_value(key, value, of, field.types[-1] if of == gguf.GGUFValueType.ARRAY else None)
 
 
-def _add_layer(writer: Any, name: str, random: np.random.Generator) -> None:
+def _add_layer(writer: Any, name: str, random: np.random.Generator, kind: gguf.GGMLQuantizationType) -> None:
     query, key = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
     for part, rows, columns in (
         ("attn_q", query, WIDTH),
@@ -82,7 +84,7 @@ def _add_layer(writer: Any, name: str, random: np.random.Generator) -> None:
         ("ffn_up", FEED_FORWARD, WIDTH),
         ("ffn_down", WIDTH, FEED_FORWARD),
     ):
-        _add(writer, f"{name}.{part}.weight", random, rows, columns)
+        _add(writer, f"{name}.{part}.weight", random, rows, columns, kind)
     for part, size in (
         ("attn_norm", WIDTH),
         ("ffn_norm", WIDTH),
@@ -92,13 +94,20 @@ def _add_layer(writer: Any, name: str, random: np.random.Generator) -> None:
         writer.add_tensor(f"{name}.{part}.weight", np.ones(size, np.float32))
 
 
-def _add(writer: Any, name: str, random: np.random.Generator, rows: int, columns: int) -> None:
-    """Add a random Q8_0 matrix, as blocks of one half-precision scale and 32 signed bytes."""
+def _add(
+    writer: Any, name: str, random: np.random.Generator, rows: int, columns: int,
+    kind: gguf.GGMLQuantizationType,
+) -> None:  # fmt: skip
+    """Add a random matrix: normal in F16; in Q8_0 blocks of one half-precision scale and 32 signed bytes."""
+    if kind != _Q8_0:
+        values = random.standard_normal((rows, columns), np.float32) * 0.03
+        writer.add_tensor(name, values.astype(np.float16))
+        return
     blocks = np.empty((rows, columns // 32, 34), np.uint8)
     blocks[..., :2] = np.frombuffer(np.float16(0.0004).tobytes(), np.uint8)
     blocks[..., 2:] = random.integers(0, 256, (rows, columns // 32, 32), np.uint8)
     raw = blocks.reshape(rows, -1)
-    writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor(name, raw, raw_dtype=kind)
 
 
 if __name__ == "__main__":

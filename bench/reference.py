@@ -2,7 +2,8 @@
 
 Usage: `python bench/reference.py FOLDER SIDE THREADS`. SIDE is `torch-f32` or `torch-bf16`
 (sentence-transformers' CrossEncoder, which sorts by length) or `ort-int8` (ONNX Runtime; weights and
-activations quantised by its own tool, sorted batches of the same size).
+activations quantised by its own tool, sorted batches of the same size), or `causal-f32` (transformers in
+float32 on a GGUF file, which FOLDER then names; the log-odds of two labels after given token ids).
 
 Requires torch and sentence-transformers; for ORT also onnx, onnxscript and onnxruntime.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 BATCH = 32
-Score = Callable[[str, list[str]], list[float]]
+Score = Callable[..., list[float]]
 
 
 def torch_side(folder: Path, dtype: str, threads: int) -> Score:
@@ -34,6 +35,50 @@ def torch_side(folder: Path, dtype: str, threads: int) -> Score:
             pairs, batch_size=BATCH, activation_fn=torch.nn.Identity(), convert_to_tensor=True
         )
         return [float(value) for value in found.float().reshape(-1)]
+
+    return score
+
+
+def causal_side(file: Path, dtype: str, threads: int) -> Score:
+    import torch
+    from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.set_num_threads(threads)
+    reader = GGUFReader(file)
+    values = {
+        key.removeprefix("qwen3."): field.contents()
+        for key, field in reader.fields.items()
+        if key.startswith("qwen3.")
+    }
+    config = Qwen3Config(
+        vocab_size=len(reader.fields["tokenizer.ggml.tokens"].contents()),
+        hidden_size=values["embedding_length"],
+        intermediate_size=values["feed_forward_length"],
+        num_hidden_layers=values["block_count"],
+        num_attention_heads=values["attention.head_count"],
+        num_key_value_heads=values["attention.head_count_kv"],
+        head_dim=values["attention.key_length"],
+        rms_norm_eps=values["attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": values["rope.freq_base"]},
+        tie_word_embeddings=True,
+    )
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    names = get_tensor_name_map(MODEL_ARCH.QWEN3, values["block_count"])
+    model = Qwen3ForCausalLM(config).to(getattr(torch, dtype)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            tensor = stored[names.get_name(name, (".weight",))]
+            matrix = dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape)
+            weight.copy_(torch.from_numpy(matrix.astype(np.float32)))
+
+    @torch.inference_mode()
+    def score(ids: list[list[int]], labels: list[int]) -> list[float]:
+        found = []
+        for one in ids:  # one by one: nothing is padded
+            logits = model(torch.tensor([one]), logits_to_keep=1).logits[0, -1]
+            found.append(float(logits[labels[0]] - logits[labels[1]]))
+        return found
 
     return score
 
@@ -95,7 +140,10 @@ def main() -> None:
     folder, side, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     kind, _, precision = side.partition("-")
     dtype = {"f32": "float32", "bf16": "bfloat16", "int8": ""}[precision]
-    score = ort_side(folder, threads) if kind == "ort" else torch_side(folder, dtype, threads)
+    if kind == "ort":
+        score = ort_side(folder, threads)
+    else:
+        score = {"torch": torch_side, "causal": causal_side}[kind](folder, dtype, threads)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(score(**json.loads(line))), file=answers, flush=True)
