@@ -56,6 +56,8 @@ def test_weights_in_8_bits_are_close(name: str, kind: EightBits, most: float) ->
     assert f"weights in {kind}" in network.about
 
 
+# PyTorch 2.13's compiler uses what PyTorch calls deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_steps_compute_the_same_and_are_not_compiled_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -65,7 +67,7 @@ def test_compiled_steps_compute_the_same_and_are_not_compiled_again(
     readings, wanted = pairs("qwen3-headless", path, 40)
     try:
         compiled.start(network).join()
-        assert "compiled" in capsys.readouterr().err
+        assert "not compiled" not in (said := capsys.readouterr().err) and "times as fast" in said
         # Used here also if it is no faster.
         network.steps = compiled.CompiledSteps(Steps(network._loaded.architecture))
         torch._dynamo.utils.counters.clear()
