@@ -45,9 +45,8 @@ class BatchPolicy:
     groups inputs of similar length, and uses a power of two as their number if that fills the batch. With
     `one_question`, all inputs of a batch belong to one query. The engine caches the part of the prompt that
     inputs of a query share, so the queue sends batches of the same query in sequence, up to `run_tokens`
-    tokens, before it switches to another. `at_engine` is the number of concurrent calls: one is computed
-    while the next one waits in the engine, which gets it `ahead_s` before it is expected to be free: the time
-    that the service and the engine need to prepare it."""
+    tokens, before it switches to another. `at_engine` is the number of concurrent calls: the engine gets the
+    next one `ahead_s` before it is expected to be free, the time that it takes to prepare it."""
 
     tokens: int
     most_tokens: int
