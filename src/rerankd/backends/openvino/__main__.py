@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rerankd.errors import ModelFileError
-from rerankd.process.failure_reasons import DAMAGED_FILE
+from rerankd.backends.worker import program
+
+if TYPE_CHECKING:
+    from rerankd.backends.worker.scorer import Scorer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,36 +29,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal ends the process. Returns 1 if the model does not load, and DAMAGED_FILE if the
-    file is damaged."""
-    # The worker needs no cleanup. The default action ends it at once, even while a model loads.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Serve a model; see worker/program.py."""
     options = parser().parse_args(arguments)
-    from rerankd.backends.openvino.load import load
-    from rerankd.backends.worker.server import Server
+    # OpenVINO raises RuntimeError for every error.
+    return program.run(lambda: _load(options), options.socket, (MemoryError, RuntimeError))
 
-    try:
-        scorer = load(
-            options.model,
-            options.pooling,
-            options.labels,
-            options.max_length,
-            threads=options.threads,
-            precision=options.precision,
-            why=options.why,
-            compressed=options.weights == "compressed",
-        )
-    except ModelFileError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return DAMAGED_FILE
-    except (MemoryError, RuntimeError) as error:  # OpenVINO raises RuntimeError for every error
-        print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
-        return 1
-    print(scorer.about, file=sys.stderr)
-    with Server(options.socket, scorer) as server:
-        print(f"listening on {options.socket}", file=sys.stderr, flush=True)
-        server.serve_forever()
-    return 0
+
+def _load(options: argparse.Namespace) -> Scorer:
+    from rerankd.backends.openvino.load import load
+
+    return load(
+        options.model,
+        options.pooling,
+        options.labels,
+        options.max_length,
+        threads=options.threads,
+        precision=options.precision,
+        why=options.why,
+        compressed=options.weights == "compressed",
+    )
 
 
 if __name__ == "__main__":

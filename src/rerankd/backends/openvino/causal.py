@@ -13,7 +13,7 @@ from rerankd.backends.openvino.architectures import DECODERS
 from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.openvino.output_row import output_of
 from rerankd.backends.openvino.precision import Precision
-from rerankd.backends.openvino.runtime import config, ov
+from rerankd.backends.openvino.runtime import about, config, ov
 from rerankd.backends.worker.passes import Integers, Vectors
 from rerankd.backends.worker.prefixes import Prefix, PrefixCache, Prefixing
 from rerankd.formats.weights import Floats, Weights
@@ -41,10 +41,7 @@ class CausalModel(Prefixing):
     ) -> None:
         weights = Weights(path)
         decoder = DECODERS[weights.architecture](weights, compressed=compressed)
-        version = ov.get_version().partition("-")[0]
-        kept = ", weights compressed" if compressed else ""
-        because = f" ({why})" if why else ""
-        self.about = f"OpenVINO {version}, {precision}{because}, {threads} threads{kept}"
+        self.about = about(threads, precision, why, compressed=compressed)
         self.tokens_a_pass = shapes.TOKENS_A_PASS[precision]
         self.rows = weights.rows("token_embd.weight")
         self.prefixes = PrefixCache()
@@ -100,7 +97,7 @@ class CausalModel(Prefixing):
 
 
 def _rounded(tokens: int) -> int:
-    """The number of rows for a prefix of so many tokens."""
+    """Return the number of rows of a prefix, padded to whole steps."""
     return -(-tokens // _PREFIX_STEP) * _PREFIX_STEP
 
 

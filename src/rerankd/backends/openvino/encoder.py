@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rerankd.backends.openvino import graph, shapes
 from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.openvino.precision import Precision
-from rerankd.backends.openvino.runtime import config, ov
+from rerankd.backends.openvino.runtime import about, config, ov
 from rerankd.backends.worker.passes import Integers, Padding
 from rerankd.domain import Pooling
 from rerankd.formats.weights import Weights
@@ -30,11 +30,8 @@ class Encoder(Padding):
         why: str = "",
     ) -> None:
         weights = Weights(path)
-        version = ov.get_version().partition("-")[0]
         self.tokens_a_pass = shapes.TOKENS_A_PASS[precision]
-        kept = ", weights compressed" if compressed else ""
-        because = f" ({why})" if why else ""
-        self.about = f"OpenVINO {version}, {precision}{because}, {threads} threads{kept}"
+        self.about = about(threads, precision, why, compressed=compressed)
         model = graph.build(weights, pooling, compressed=compressed)
         self._request = (
             ov.Core().compile_model(model, "CPU", config(threads, precision)).create_infer_request()

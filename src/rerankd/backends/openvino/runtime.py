@@ -16,7 +16,7 @@ from openvino import opset13 as op  # noqa: E402
 
 from rerankd.backends.openvino.precision import Precision  # noqa: E402
 
-__all__ = ["config", "op", "ov"]
+__all__ = ["about", "config", "op", "ov"]
 
 
 def config(threads: int, precision: Precision) -> dict[str, object]:
@@ -31,3 +31,11 @@ def config(threads: int, precision: Precision) -> dict[str, object]:
         # A pinned thread would wait for a busy core while another core is free.
         "ENABLE_CPU_PINNING": False,
     }
+
+
+def about(threads: int, precision: Precision, why: str, *, compressed: bool) -> str:
+    """Return how a model is computed, in words. `why` is the reason for the precision, if it is known."""
+    version = ov.get_version().partition("-")[0]
+    because = f" ({why})" if why else ""
+    kept = ", weights compressed" if compressed else ""
+    return f"OpenVINO {version}, {precision}{because}, {threads} threads{kept}"

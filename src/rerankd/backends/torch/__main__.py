@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerankd.errors import ModelFileError
-from rerankd.process.failure_reasons import DAMAGED_FILE
+from rerankd.backends.worker import program
 
 if TYPE_CHECKING:
-    from rerankd.backends.worker.scorer import Network
+    from rerankd.backends.worker.scorer import Network, Scorer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,31 +35,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal ends the process. Returns 1 if the model does not load, and DAMAGED_FILE if the
-    file is damaged."""
-    # The worker needs no cleanup. The default action ends it at once, even while a model loads.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Serve a model; see worker/program.py."""
     options = parser().parse_args(arguments)
-    from rerankd.backends.worker.scorer import Scorer
-    from rerankd.backends.worker.server import Server
-
-    try:
-        network = _network(options)
-    except ModelFileError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return DAMAGED_FILE
     # torch's errors are RuntimeErrors; transformers raises the others for files that it does not understand.
-    except (MemoryError, RuntimeError, OSError, ValueError, ImportError) as error:
-        print(f"error: {error or 'out of memory'}", file=sys.stderr, flush=True)
-        return 1
-    returns_scores = options.pooling == "rank" or bool(options.labels)
+    errors = (MemoryError, RuntimeError, OSError, ValueError, ImportError)
+    return program.run(lambda: _load(options), options.socket, errors)
+
+
+def _load(options: argparse.Namespace) -> Scorer:
+    from rerankd.backends.worker.scorer import Scorer
+
+    network = _network(options)
     gc.freeze()  # a collection would look at all that the libraries have loaded
-    scorer = Scorer(network, options.max_length, is_cross_encoder=returns_scores)
-    print(network.about, file=sys.stderr)
-    with Server(options.socket, scorer) as server:
-        print(f"listening on {options.socket}", file=sys.stderr, flush=True)
-        server.serve_forever()
-    return 0
+    returns_scores = options.pooling == "rank" or bool(options.labels)
+    return Scorer(network, options.max_length, is_cross_encoder=returns_scores)
 
 
 def _network(options: argparse.Namespace) -> Network:

@@ -22,7 +22,7 @@ from rerankd.backends.base import (
     Unrated,
 )
 from rerankd.backends.safer_steps import Step
-from rerankd.backends.torch import budget, checks, devices, placement, support, survey
+from rerankd.backends.torch import OFFLINE, budget, checks, devices, placement, support, survey
 from rerankd.backends.torch.devices import Arithmetic, Device, Survey
 from rerankd.backends.torch.options import TorchOptions
 from rerankd.backends.torch.placement import Placement
@@ -228,9 +228,7 @@ def environment(cache: Path, threads: int) -> dict[str, str]:
     """The worker's environment: it reads files only, computes with this many threads, numbers cards as
     nvidia-smi does, keeps compiled code in `cache`, and computes on the CPU what MPS lacks."""
     return {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **OFFLINE,
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
         "PYTORCH_ENABLE_MPS_FALLBACK": "1",

@@ -22,7 +22,6 @@ class PackedBatch:
     def __init__(self, arrays: PackedArrays, device: torch.device, *, uses_varlen: bool = False) -> None:
         self.device = device
         self.uses_varlen = uses_varlen
-        self.count = len(arrays.row_counts)
         self.longest, self.longest_key = arrays.longest, arrays.longest_key
         self._host_offsets, self._host_key_offsets = arrays.offsets, arrays.key_offsets
         (

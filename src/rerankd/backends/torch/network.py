@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,41 +43,26 @@ class Network:
     """Computes a loaded model. Not thread-safe.
 
     `tokens_a_pass` is halved when a pass runs out of the device's memory, and the pass repeated in parts.
-    `prefix_bytes` bounds the memory for the beginnings of prompts. `steps` may be replaced at any time.
+    `steps` may be replaced at any time.
     """
 
     passes_ahead = 1
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        about: str,
-        tokens_a_pass: int,
-        *,
-        uses_varlen: bool = False,
-        prefix_bytes: int = 2**28,
-    ) -> None:
+    def __init__(self, loaded: Loaded, about: str, tokens_a_pass: int, *, uses_varlen: bool = False) -> None:
         self.about = about
         self.rows = loaded.rows
         architecture = loaded.architecture
         self.shares_prefix = architecture.shares_prefix and loaded.head.pooling == "last"
         self.tokens_a_pass = tokens_a_pass
-        self.prefixes = PrefixCache(prefix_bytes)
+        self.prefixes = PrefixCache(budget.PREFIX_BYTES)
         self.steps = Steps(loaded.architecture)
         self._loaded = loaded
         self._uses_varlen = uses_varlen
-        self._prefix_bytes = prefix_bytes
         self._nothing = Prefix(_nothing(loaded)) if self.shares_prefix else None
 
     def twin(self) -> Network:
         """A network with the same weights, for another thread."""
-        return Network(
-            self._loaded,
-            self.about,
-            self.tokens_a_pass,
-            uses_varlen=self._uses_varlen,
-            prefix_bytes=self._prefix_bytes,
-        )
+        return Network(self._loaded, self.about, self.tokens_a_pass, uses_varlen=self._uses_varlen)
 
     def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
         divide = passes if self._uses_varlen else padded_passes
@@ -86,13 +72,11 @@ class Network:
         """See scorer.Network. Raises torch.OutOfMemoryError if the memory does not suffice for one input, and
         DeviceLost, also when the rows are read."""
         try:
-            return _guarded(self._started(readings))
+            with _device_errors():
+                return _guarded(self._started(readings))
         except torch.OutOfMemoryError:
             if len(readings) == 1:
                 raise
-        except RuntimeError as error:
-            _refuse_lost(error)
-            raise
         self.tokens_a_pass = max(self.tokens_a_pass // 2, budget.LEAST)
         self.prefixes.clear()
         if self._loaded.device.type == "cuda":
@@ -203,12 +187,14 @@ class Network:
         """What layer `at` reads besides its states and weights: rotary positions, and keys of prefixes."""
         architecture = self._loaded.architecture
         rotary = architecture.attentions[at].rotary
-        turned = rotary and batch.once(
-            rotary, lambda: rotation(batch.positions, architecture.head_width, rotary, dtype)
-        )
+        turned = None
+        if rotary is not None:
+            turned = batch.once(
+                rotary, lambda: rotation(batch.positions, architecture.head_width, rotary, dtype)
+            )
         if before is None or batch.key_index is None:
-            return turned or None, None
-        return turned or None, Before(before[at, 0], before[at, 1], batch.key_index)
+            return turned, None
+        return turned, Before(before[at, 0], before[at, 1], batch.key_index)
 
 
 def _whole(start: bytes) -> Tokens:
@@ -224,20 +210,22 @@ def _split(made: Tensor, sequences: Sequence[Tokens]) -> list[Prefix]:
 
 def _guarded(wait: Pending) -> Pending:
     def guarded() -> Vectors:
-        try:
+        with _device_errors():
             return wait()
-        except RuntimeError as error:
-            _refuse_lost(error)
-            raise
 
     return guarded
 
 
-def _refuse_lost(error: RuntimeError) -> None:
-    """Raise DeviceLost if an error means that: after an illegal access, for example, all later calls fail."""
-    if isinstance(error, torch.AcceleratorError) or str(error).startswith(_LOST):
-        first = str(error).partition("\n")[0]
-        raise DeviceLost(f"the device failed: {first}") from error
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    """Raise DeviceLost for an error after which all later calls fail, such as an illegal access."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.AcceleratorError) or str(error).startswith(_LOST):
+            first = str(error).partition("\n")[0]
+            raise DeviceLost(f"the device failed: {first}") from error
+        raise
 
 
 def _pending(values: Tensor) -> Pending:

@@ -15,8 +15,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rerankd.backends.torch import OFFLINE
+
 # Before the libraries are imported: they read these variables once.
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ |= OFFLINE
 
 import numpy as np
 import torch

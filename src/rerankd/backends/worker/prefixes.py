@@ -107,7 +107,7 @@ class PrefixedModel(Protocol):
         """See passes.Whole."""
 
     def empty(self, tokens: int) -> Prefix:
-        """Return a prefix without tokens, with room for so many."""
+        """Return a prefix without tokens, with room for this number of them."""
 
     def extend(self, prefix: Prefix, ids: Integers) -> Prefix:
         """Add the tokens `ids` [tokens] to a prefix, in place. It has room for them."""
@@ -174,6 +174,6 @@ def _extended(model: PrefixedModel, prefix: Prefix, ids: Ids, pause: Pause) -> P
 
 
 def _part(most: int, before: int) -> int:
-    """(pure) Return how many tokens a pass may hold after so many: the memory of its attention is their
-    product."""
+    """(pure) Return how many tokens a pass may hold behind `before` others: the memory of its attention is
+    their product."""
     return min(most, max(_SEEN // (before + most), _LEAST_PASS))
