@@ -33,6 +33,7 @@ from rerankd.backends.openvino import architecture, precision, trial
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
 from rerankd.backends.openvino.runtime import op
+from rerankd.backends.worker.methods import Cosines, Logits
 from rerankd.backends.worker.passes import Reading, padded
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.config import Settings
@@ -169,7 +170,7 @@ def values(model: Model, asked: Asked) -> Callable[[Encoder], Values]:
     is_head = model.recipe.method == "cross_encoder"
 
     def scored(encoder: Encoder) -> Values:
-        scorer = Scorer(encoder, model.recipe.max_length, is_cross_encoder=is_head)
+        scorer = Scorer(encoder, model.recipe.max_length, Logits() if is_head else Cosines())
         return [scorer.score(batch) for batch in inputs]
 
     return scored

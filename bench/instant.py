@@ -93,10 +93,11 @@ class InstantNetwork:
 
 
 def worker(socket: str, max_length: str) -> None:
+    from rerankd.backends.worker.methods import Logits
     from rerankd.backends.worker.scorer import Scorer
     from rerankd.backends.worker.server import Server
 
-    with Server(socket, Scorer(InstantNetwork(), int(max_length), is_cross_encoder=True)) as server:
+    with Server(socket, Scorer(InstantNetwork(), int(max_length), Logits())) as server:
         server.serve_forever()
 
 

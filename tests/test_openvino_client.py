@@ -22,6 +22,7 @@ from rerankd.backends.base import Batch
 from rerankd.backends.worker import prefixes, protocol
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.backends.worker.compute_lock import ComputeLock
+from rerankd.backends.worker.methods import Cosines, Logits
 from rerankd.backends.worker.passes import Padding, Pause, Pending, Reading, Vectors, never, padded, split
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
@@ -33,6 +34,7 @@ FAILS, WAITS, ROWS, MAX_LENGTH = 666, 77, 1000, 16
 # A worker whose device is lost at the first pass.
 LOST = """
 import sys
+from rerankd.backends.worker.methods import Logits
 from rerankd.backends.worker.protocol import DeviceLost
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.backends.worker.server import Server
@@ -46,7 +48,7 @@ class Lost:
     def start(self, readings, pause):
         raise DeviceLost("the device failed: CUDA error: an illegal memory access")
 
-with Server(sys.argv[1], Scorer(Lost(), 16, is_cross_encoder=True)) as server:
+with Server(sys.argv[1], Scorer(Lost(), 16, Logits())) as server:
     print("listening", flush=True)
     server.serve_forever()
 """
@@ -207,7 +209,7 @@ def test_padding_keeps_inputs_complete() -> None:
 
 def test_scores_are_in_the_order_of_the_inputs() -> None:
     model = Sum()
-    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=True)
+    scorer = Scorer(model, MAX_LENGTH, Logits())
     plain, typed = asked(1), asked(1, 2, second=2)
     long, short = [10] * 12, [5]
     mixed = [*inputs(plain, long, short), *inputs(typed, long, short), *inputs(plain, [])]
@@ -218,7 +220,7 @@ def test_scores_are_in_the_order_of_the_inputs() -> None:
 
 def test_the_query_vector_is_computed_once_and_cached() -> None:
     model = Lengths()
-    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=False)
+    scorer = Scorer(model, MAX_LENGTH, Cosines())
     even, odd = (Question("", before=ids(2), after=ids(1), ids=own) for own in (ids(4, 4, 6), ids(7)))
     mixed = [*inputs(even, [2, 2], []), *inputs(odd, [2, 2])]
     wanted = [3 / 10**0.5, 0.5**0.5, 1 / 10**0.5]
@@ -231,8 +233,8 @@ def test_the_query_vector_is_computed_once_and_cached() -> None:
 @pytest.mark.parametrize("bad", [ROWS, -1, -(2**31), 2**31 - 1])
 def test_ids_outside_the_vocabulary_are_rejected(bad: int) -> None:
     head, vectors = (
-        Scorer(Sum(), MAX_LENGTH, is_cross_encoder=True),
-        Scorer(Lengths(), MAX_LENGTH, is_cross_encoder=False),
+        Scorer(Sum(), MAX_LENGTH, Logits()),
+        Scorer(Lengths(), MAX_LENGTH, Cosines()),
     )
     own = Question("", ids=ids(bad))
     for scorer, made in ((head, inputs(asked(1), [ROWS - 1], [bad])), (vectors, inputs(own, [1]))):
@@ -249,7 +251,7 @@ def model() -> Sum:
 
 @pytest.fixture
 def scorer(model: Sum) -> Scorer:
-    return Scorer(model, MAX_LENGTH, is_cross_encoder=True)
+    return Scorer(model, MAX_LENGTH, Logits())
 
 
 @pytest.fixture
@@ -365,7 +367,7 @@ class OnDevice(Sum):
 
 def test_the_next_batch_starts_while_a_device_computes() -> None:
     model = OnDevice()
-    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=True)
+    scorer = Scorer(model, MAX_LENGTH, Logits())
     with ThreadPoolExecutor() as callers:
         first, second = (callers.submit(scorer.score, inputs(asked(at), [2])) for at in (1, 2))
         for _ in range(2):
@@ -378,7 +380,7 @@ def test_the_next_batch_starts_while_a_device_computes() -> None:
 
 def test_a_batch_starts_at_most_one_pass_before_the_last_one_is_read() -> None:
     model = OnDevice()
-    scorer = Scorer(model, MAX_LENGTH, is_cross_encoder=True)
+    scorer = Scorer(model, MAX_LENGTH, Logits())
     with ThreadPoolExecutor() as callers:
         found = callers.submit(scorer.score, inputs(asked(1), *[[at] * 12 for at in (4, 5, 6, 7, 8)]))
         for _ in range(2):

@@ -18,6 +18,7 @@ from test_goldens_can_fail import only
 import ggufs
 from rerankd.backends.openvino.causal import CausalModel
 from rerankd.backends.worker import prefixes
+from rerankd.backends.worker.methods import Logits
 from rerankd.backends.worker.prefixes import Prefix, PrefixCache, Prefixing
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.backends.worker.scorer import Scorer
@@ -77,7 +78,7 @@ def test_every_input_is_scored_whatever_it_shares_with_others(made: list[tuple[Q
         for question, owns in made
         for at, own in enumerate(owns)
     ]
-    scorer = Scorer(Sums(), 64, is_cross_encoder=True)
+    scorer = Scorer(Sums(), 64, Logits())
     for _ in range(2):
         assert scorer.score(inputs) == [expected(one) for one in inputs]
 
@@ -92,7 +93,7 @@ def prompts(question: Sequence[int], *documents: Sequence[int]) -> list[Input]:
 def test_the_prefix_of_a_question_is_computed_once_and_kept_across_batches() -> None:
     network = Sums()
     network.tokens_a_pass = 64
-    scorer = Scorer(network, 512, is_cross_encoder=True)
+    scorer = Scorer(network, 512, Logits())
     scorer.score(prompts([2], [3, 4], [3, 3], [5, 6]))
     assert network.calls == [("prefix", 0, 20), ("prefix", 20, 20), ("score", 40, 9)]
     scorer.score(prompts([2], [8]))
@@ -104,7 +105,7 @@ def test_the_prefix_of_a_question_is_computed_once_and_kept_across_batches() -> 
 def test_a_long_text_is_computed_in_passes_of_limited_size() -> None:
     network = Sums()
     (one,) = prompts([2], [4] * 30)
-    assert Scorer(network, 512, is_cross_encoder=True).score([one]) == [expected(one)]
+    assert Scorer(network, 512, Logits()).score([one]) == [expected(one)]
     assert max(tokens for *_, tokens in network.calls) <= network.tokens_a_pass
 
 
@@ -112,7 +113,7 @@ def test_a_document_that_changes_the_end_of_the_question_shares_less() -> None:
     (one,) = prompts([2], [3])
     other = Input(one.question, "", ids([2] * 10 + [4] * 10), 0)
     assert [each.shared for each in prefixes.readings([one, other])] == [40, 30]
-    scorer = Scorer(Sums(), 512, is_cross_encoder=True)
+    scorer = Scorer(Sums(), 512, Logits())
     assert scorer.score([one, other]) == [expected(one), expected(other)]
 
 
@@ -130,7 +131,7 @@ def test_the_cache_of_prefixes_is_bounded_and_keeps_the_latest() -> None:
 
 
 def test_inputs_that_the_model_can_not_read_are_rejected() -> None:
-    scorer = Scorer(Sums(), 41, is_cross_encoder=True)
+    scorer = Scorer(Sums(), 41, Logits())
     with pytest.raises(InputTooLong, match="42 tokens, and max_length is 41"):
         scorer.score(prompts([2], [3]))
     with pytest.raises(InvalidBatch, match="outside the model's vocabulary"):
@@ -153,7 +154,7 @@ def sampled(name: str, *, shared: int) -> tuple[list[Input], Any]:
 def scorer_of(path: Path, name: str, labels: Sequence[int] | None = None, **more: Any) -> Scorer:
     """A scorer for the labels of a golden model, or for others; () for its head."""
     labels = golden(name)["label_ids"] if labels is None else labels
-    return Scorer(CausalModel(path, labels, threads=1, **more), 512, is_cross_encoder=True)
+    return Scorer(CausalModel(path, labels, threads=1, **more), 512, Logits())
 
 
 def distance(path: Path, name: str, shared: int = 60, labels: Sequence[int] | None = None) -> float:
@@ -173,7 +174,7 @@ def test_a_text_in_several_passes_has_the_same_score() -> None:
     model = CausalModel(GOLDEN / "qwen3-headed.gguf", golden("qwen3-headed")["label_ids"], threads=1)
     model.tokens_a_pass = 24
     inputs, wanted = sampled("qwen3-headed", shared=60)
-    assert Scorer(model, 512, is_cross_encoder=True).score(inputs) == pytest.approx(wanted, abs=BOUND)
+    assert Scorer(model, 512, Logits()).score(inputs) == pytest.approx(wanted, abs=BOUND)
 
 
 BREAKS = {
@@ -227,7 +228,7 @@ def test_a_long_text_is_computed_in_passes_that_become_shorter() -> None:
     network = Sums()
     network.tokens_a_pass = 1024
     (one,) = prompts([2], [4] * 6000)
-    found = Scorer(network, 8192, is_cross_encoder=True).score([one])
+    found = Scorer(network, 8192, Logits()).score([one])
     assert found == pytest.approx([expected(one)], rel=1e-6)
     parts = [(before, tokens) for _, before, tokens in network.calls]
     assert max(tokens for _, tokens in parts) == 1024

@@ -15,6 +15,7 @@ from breaks import Change, config, next_rows, ones, rows_reversed, tensor
 
 from rerankd.backends.openvino.causal import CausalModel, mask
 from rerankd.backends.openvino.layers import MASKED
+from rerankd.backends.worker.methods import Logits
 from rerankd.backends.worker.scorer import Scorer
 from rerankd.scoring.engine_input import Input, Question
 from support import GOLDEN
@@ -46,7 +47,7 @@ def distance(folder: Path, shared: int = 0, tokens_a_pass: int = 512) -> float:
         inputs.append(Input(question, "", whole[shared // 2 :], len(whole)))
     model = CausalModel(folder, cases[0]["labels"], threads=1)
     model.tokens_a_pass = tokens_a_pass
-    found = Scorer(model, 512, is_cross_encoder=True).score(inputs)
+    found = Scorer(model, 512, Logits()).score(inputs)
     return float(np.abs(np.array(found) - [case["raw"] for case in cases]).max())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rerankd.backends.openvino.causal import CausalModel
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
+from rerankd.backends.worker.methods import Cosines, Logits
 from rerankd.backends.worker.scorer import Network, Scorer
 from rerankd.domain import Pooling
 
@@ -35,4 +36,5 @@ def load(
         )
     else:
         network = Encoder(path, pooling, threads=threads, precision=precision, compressed=compressed, why=why)
-    return Scorer(network, max_length, is_cross_encoder=labels is not None or pooling == "rank")
+    is_vector = labels is None and pooling != "rank"
+    return Scorer(network, max_length, Cosines() if is_vector else Logits())

@@ -43,12 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _load(options: argparse.Namespace) -> Scorer:
+    from rerankd.backends.worker.methods import Cosines, Logits
     from rerankd.backends.worker.scorer import Scorer
 
     network = _network(options)
     gc.freeze()  # a collection would look at all that the libraries have loaded
     returns_scores = options.pooling == "rank" or bool(options.labels)
-    return Scorer(network, options.max_length, is_cross_encoder=returns_scores)
+    return Scorer(network, options.max_length, Logits() if returns_scores else Cosines())
 
 
 def _network(options: argparse.Namespace) -> Network:

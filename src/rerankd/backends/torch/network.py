@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +83,7 @@ class Network:
             torch.cuda.empty_cache()
         middle = len(readings) // 2
         parts = [self.start(readings[:middle], pause), self.start(readings[middle:], pause)]
-        return lambda: np.concatenate([wait() for wait in parts])
+        return lambda: [one for wait in parts for one in wait()]
 
     def _started(self, readings: Sequence[Reading]) -> Pending:
         with torch.inference_mode():
@@ -209,7 +209,7 @@ def _split(made: Tensor, sequences: Sequence[Tokens]) -> list[Prefix]:
 
 
 def _guarded(wait: Pending) -> Pending:
-    def guarded() -> Vectors:
+    def guarded() -> Iterable[Vectors]:
         with _device_errors():
             return wait()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,13 +14,15 @@ from rerankd.scoring.engine_input import Ids
 Integers = NDArray[np.int64]
 Forward = Callable[[Integers, Integers, Integers], NDArray[np.float32]]
 """A forward pass: ids [inputs, tokens], padded with 0, the inputs' lengths, and the positions where the
-second token type begins -> one row of outputs per input."""
+second token type begins -> one row of outputs per input [inputs, values], or one per token [inputs, tokens,
+values]. An input with fewer `attended` ids has that length; its further ids are not padding."""
 Whole = Callable[[int, int], int]
 """(number of inputs, length of the longest in tokens) -> how many of them go into one pass."""
 
 Vectors = NDArray[np.float32]
-Pending = Callable[[], Vectors]
-"""Waits for a forward pass that was started, and returns its rows."""
+Pending = Callable[[], Iterable[Vectors]]
+"""Waits for a forward pass that was started, and returns for each input its row [values], or its rows [rows,
+values] if the network computes several for an input."""
 Pause = Callable[[], None]
 """Counts a part of a long computation as progress. Raises if its caller has cancelled it."""
 
@@ -34,13 +36,15 @@ def never() -> None:
 
 class Reading(NamedTuple):
     """One input of the model: token ids, and the position where the second token type begins (the end if
-    there is none). `stem`, in parts, is the beginning that most inputs of its question have (see
-    prefixes.py); this one has its first `shared` ids, and at least one id more."""
+        there is none). `stem`, in parts, is the beginning that most inputs of its question have (see
+        prefixes.py); this one has its first `shared` ids, and at least one id more. `attended`: all tokens see
+    only the first so many; None: they see all."""
 
     ids: Ids
     second: int
     shared: int = 0
     stem: tuple[Ids, ...] = ()
+    attended: int | None = None
 
 
 def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
@@ -60,8 +64,9 @@ def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
 
 def padded(readings: Sequence[Reading]) -> tuple[Integers, Integers, Integers]:
     """Return the arguments of `Forward`."""
-    lengths = np.array([len(one.ids) for one in readings], np.int64)
-    ids = np.zeros((len(readings), int(lengths.max())), np.int64)
+    attended = [len(one.ids) if one.attended is None else one.attended for one in readings]
+    lengths = np.array(attended, np.int64)
+    ids = np.zeros((len(readings), max(len(one.ids) for one in readings)), np.int64)
     for row, one in zip(ids, readings, strict=True):
         row[: len(one.ids)] = one.ids
     return ids, lengths, np.array([one.second for one in readings], np.int64)
@@ -90,4 +95,6 @@ class Padding:
 
     def start(self: PaddedModel, readings: Sequence[Reading], pause: Pause = never) -> Pending:
         rows = self.forward(*padded(readings))
+        if rows.ndim == 3:
+            return lambda: [row[: len(one.ids)] for row, one in zip(rows, readings, strict=True)]
         return lambda: rows

@@ -1,0 +1,71 @@
+"""How a worker turns a network's rows into raw scores: one class per scoring method.
+
+A method says which readings a batch needs, and computes the raw scores from their rows. So it can leave out
+what it knows from an earlier batch, and add what the inputs share: their query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from rerankd.backends.worker import prefixes
+from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.scoring.cache import QueryVectors
+from rerankd.scoring.engine_input import Input
+
+
+class Plan(NamedTuple):
+    """What a batch needs. `finish` turns the network's rows of `readings`, in order, into the raw score of
+    each input; it may run while the next batch is planned."""
+
+    readings: Sequence[Reading]
+    finish: Callable[[Sequence[Vectors]], list[float]]
+
+
+class Method(Protocol):
+    """A scoring method. `plan` is called by one thread at a time."""
+
+    def plan(self, inputs: Sequence[Input]) -> Plan: ...
+
+
+class Logits:
+    """The network's row of an input is its raw score."""
+
+    def plan(self, inputs: Sequence[Input]) -> Plan:
+        return Plan(prefixes.readings(inputs), lambda rows: np.stack(rows)[:, 0].tolist())
+
+
+class Cosines:
+    """The raw score is the cosine of the rows of the input and of its query, which is read on its own."""
+
+    def __init__(self) -> None:
+        self._queries = QueryVectors[Vectors]()
+
+    def plan(self, inputs: Sequence[Input]) -> Plan:
+        keys = [one.question.ids.tobytes() for one in inputs]
+        asked = {key: one.question.ids for key, one in zip(keys, inputs, strict=True)}
+        known = {key: vector for key in asked if (vector := self._queries.get(key)) is not None}
+        new = [key for key in asked if key not in known]
+
+        def cosines(rows: Sequence[Vectors]) -> list[float]:
+            vectors = unit(np.stack(rows))
+            for key, vector in zip(new, vectors[len(inputs) :], strict=True):
+                known[key] = vector
+                self._queries.put(key, vector.copy())  # a view would keep the whole batch in memory
+            # One sum per row, because the result of a matrix product depends on the number of rows.
+            found: list[float] = (
+                (vectors[: len(inputs)] * np.stack([known[key] for key in keys])).sum(axis=1).tolist()
+            )
+            return found
+
+        queries = [Reading(asked[key], len(asked[key])) for key in new]
+        return Plan([*prefixes.readings(inputs), *queries], cosines)
+
+
+def unit(rows: Vectors) -> Vectors:
+    """Scale each row to length 1."""
+    scaled: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    return scaled
