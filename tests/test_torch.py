@@ -52,6 +52,18 @@ def test_sequences_are_packed_without_padding() -> None:
     assert every.rows is None and every.row_counts.tolist() == [3, 1]
 
 
+def test_the_head_reads_the_tokens_that_a_sequence_names_or_all_of_it() -> None:
+    named = tokens(5, 6, 7)._replace(wanted=np.array([2, 0], np.int32))
+    made = pack([named, tokens(8, 9)], (), "wanted")
+    assert made.rows is not None and made.rows.tolist() == [2, 0, 3, 4]
+    assert made.row_counts.tolist() == [2, 2]
+    behind = pack([tokens(1, 2), named, tokens(8, 9)], (), "wanted", prefixes=1)
+    assert behind.rows is not None and behind.rows.tolist() == [4, 2, 5, 6]
+    assert behind.row_counts.tolist() == [2, 2]
+    every = pack([tokens(5, 6, 7), tokens(8)], (), "wanted")
+    assert every.rows is None and every.row_counts.tolist() == [3, 1]
+
+
 def test_a_prefix_in_the_row_has_its_keys_there_and_the_head_does_not_read_it() -> None:
     sequences = [tokens(1, 2, 3), tokens(7, prefix=1), tokens(8, prefix=0), tokens(9)]
     made = pack(sequences, (2,), "last", prefixes=1)

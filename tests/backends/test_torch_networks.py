@@ -48,7 +48,7 @@ def started(path: Path, labels: Sequence[int] = ()) -> Network:
     return runtime.start(path, "none" if labels else "rank", labels=labels)
 
 
-def computed(network: scorer.Network, readings: Sequence[Reading]) -> Vectors:
+def computed(network: scorer.Network, readings: Sequence[Reading]) -> Any:
     """The rows of one forward pass."""
     return network.start(readings)()
 
@@ -110,6 +110,21 @@ def test_causal_models_have_the_values_of_transformers_with_and_without_a_prefix
     readings, wanted = pairs(name, path, shared, each=1)
     assert worst(network, readings, wanted) < BOUND
     assert (network.prefixes.size_bytes > 0) == (shared > 0)
+
+
+@pytest.mark.parametrize("name", ["qwen3-headless", "xlmr-head"])
+def test_the_states_of_tokens_have_the_values_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="make test-torch")
+    readings, _ = pairs(name, GOLDEN / name, each=60)
+    body = transformers.AutoModel.from_pretrained(GOLDEN / name, dtype=torch.float32)
+    with torch.inference_mode():
+        states = [body(torch.from_numpy(one.ids[None]).long()).last_hidden_state[0] for one in readings]
+    network = runtime.start(GOLDEN / name, "none")
+    some = np.array([2, 0, 5], np.int32)
+    mixed = [one._replace(wanted=some if at % 2 else None) for at, one in enumerate(readings)]
+    found = computed(network, mixed)
+    for at, (rows, wanted) in enumerate(zip(found, states, strict=True)):
+        assert np.abs(rows - wanted.numpy()[some if at % 2 else ...]).max() < BOUND
 
 
 def test_a_split_file_has_the_values_of_the_whole(tmp_path: Path) -> None:

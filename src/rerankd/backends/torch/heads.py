@@ -2,7 +2,7 @@
 
 The head of every scoring method is a list of steps (see formats/module_head.py): a rank head's layers; for a
 causal model one dense step, whose single row is the difference of the labels' rows in the output matrix; for
-an embedding model none.
+an embedding model none; for a model that compares the states of tokens, their projection.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Head:
     cap: float = 0.0
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
-        """The values [N, 1], or the embeddings [N, width], of the states [R, width] of the batch's rows."""
+        """The values [N, 1], or the embeddings [N, width], of the states [R, width] of the batch's rows. With
+        the pooling "none", each row becomes a vector: [R, width]."""
         row = states.float()
         if self.pooling == "mean":
             row = torch.segment_reduce(row, "mean", lengths=batch.row_counts.long(), axis=0)

@@ -40,7 +40,8 @@ def load(
     dtype: torch.dtype,
     eight_bits: EightBits = "",
 ) -> Loaded:
-    """Load the model at `path`. `pooling` is `rank` for the rank head, else how an embedding is pooled. With
+    """Load the model at `path`. `pooling` is `rank` for the rank head, `none` for the vectors of tokens,
+    which the steps that the file declares make of their states, else how an embedding is pooled. With
     `labels`, the ids of one or two tokens, it is a causal model whose score is logit[first], minus
     logit[second] if there are two. With `eight_bits`, the matrices of layers are kept so.
 
@@ -136,19 +137,27 @@ def _label_head(weights: Weights, architecture: Architecture, labels: Sequence[i
 
 
 def _head(weights: Weights, architecture: Architecture, pooling: Pooling) -> Head:
+    declared: tuple[Step, ...] = weights.key(STEPS, ())
+    if pooling == "none":
+        projection = _head_weights(weights, declared, architecture.state_width)
+        return Head(pooling, declared, _tensors(projection), _MODULE_NORM_EPSILON)
     if pooling != "rank":
         return Head(pooling, (), {}, 0.0)
-    declared: tuple[Step, ...] = weights.key(STEPS, ())
     steps = declared or architecture.head_steps
     epsilon = _MODULE_NORM_EPSILON if declared else architecture.head_epsilon
     said = {1: "mean", 2: "cls"}.get(weights.key("classifier.pooling_type", 0), architecture.head_pooling)
     if not steps:
         raise Unsupported(f"a rank head of {weights.architecture} is not known")
-    return Head(said, steps, _head_weights(weights, steps, architecture.state_width), epsilon)  # type: ignore[arg-type]
+    found = _one_row(_head_weights(weights, steps, architecture.state_width), weights.path)
+    return Head(said, steps, _tensors(found), epsilon)  # type: ignore[arg-type]
 
 
-def _head_weights(weights: Weights, steps: Sequence[Step], width: int) -> Named:
-    """The weights of a rank head whose first step reads states of this width, in float32."""
+def _tensors(found: dict[str, Floats]) -> Named:
+    return {name: torch.from_numpy(one) for name, one in found.items()}
+
+
+def _head_weights(weights: Weights, steps: Sequence[Step], width: int) -> dict[str, Floats]:
+    """The weights of a head whose first step reads states of this width, in float32."""
     found: dict[str, Floats] = {}
     for what, name, _ in steps:
         if what == "normalize":
@@ -162,7 +171,7 @@ def _head_weights(weights: Weights, steps: Sequence[Step], width: int) -> Named:
             if weights.has(f"{one}.bias"):
                 found[f"{one}.bias"] = weights.array(f"{one}.bias", (rows,))
         width = rows
-    return {name: torch.from_numpy(one) for name, one in _one_row(found, weights.path).items()}
+    return found
 
 
 def _one_row(found: dict[str, Floats], path: Path) -> dict[str, Floats]:

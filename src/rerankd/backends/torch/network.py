@@ -1,9 +1,9 @@
-"""A loaded model: token ids in, one row of outputs per input out (see worker/scorer.py, Network)."""
+"""A loaded model: token ids in, one or more rows of outputs per input out (see worker/scorer.py, Network)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from rerankd.backends.torch.attention import attend
 from rerankd.backends.torch.batch import PackedBatch
 from rerankd.backends.torch.heads import Head
 from rerankd.backends.torch.layers import Named, Rotation, rotation
-from rerankd.backends.torch.packing import NO_PREFIX, Tokens, pack, padded_passes, passes
+from rerankd.backends.torch.packing import NO_PREFIX, Int32, Tokens, pack, padded_passes, passes
 from rerankd.backends.torch.prefixes import SHORTEST, Prefix, PrefixCache
 from rerankd.backends.torch.steps import Before, Steps
 from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
@@ -101,11 +101,12 @@ class Network:
             sequences = [_whole(start) for start in new]
             for one, start in zip(readings, starts, strict=True):
                 length = len(start) // one.ids.itemsize
-                sequences.append(Tokens(one.ids[length:], one.second - length, places[start]))
-            values, made = self._outputs(sequences, [*kept.values()], len(new))
+                sequences.append(Tokens(one.ids[length:], one.second - length, places[start], one.wanted))
+            values, counts, made = self._outputs(sequences, [*kept.values()], len(new))
             for start, prefix in zip(new, made, strict=True):
                 self.prefixes.put(start, prefix)
-            return _pending(values)
+            wait = _pending(values)
+            return wait if self._loaded.head.pooling != "none" else lambda: _rows_of_each(wait(), counts)
 
     def _starts(self, readings: Sequence[Reading]) -> list[bytes]:
         """The ids at the start of each input whose keys and values are kept; empty for none."""
@@ -144,9 +145,10 @@ class Network:
 
     def _outputs(
         self, sequences: Sequence[Tokens], kept: Sequence[Prefix], new: int
-    ) -> tuple[Tensor, list[Prefix]]:
-        """The head's values [N, 1], or embeddings [N, width], on the device. The first `new` sequences are
-        prefixes: their keys and values."""
+    ) -> tuple[Tensor, Int32, list[Prefix]]:
+        """The head's values [N, 1], embeddings [N, width], or vectors of tokens [R, width], on the device,
+        and how many rows the head has read of each sequence. The first `new` sequences are prefixes: their
+        keys and values."""
         loaded = self._loaded
         architecture = loaded.architecture
         arrays = pack(sequences, [one.length for one in kept], pooled_as(loaded.head.pooling), new)
@@ -157,7 +159,7 @@ class Network:
             x, mixed = x[batch.rows], mixed[batch.rows]
         rows = architecture.finish(x, mixed, loaded.layers[-1])
         values = loaded.head(architecture.final(rows, loaded.weights), batch)
-        return values, _split(made, sequences[:new]) if made is not None else []
+        return values, arrays.row_counts, _split(made, sequences[:new]) if made is not None else []
 
     def _mixed(
         self, batch: PackedBatch, before: Tensor | None, new: int
@@ -208,6 +210,10 @@ def _split(made: Tensor, sequences: Sequence[Tokens]) -> list[Prefix]:
     return [Prefix(one.clone() if len(parts) > 1 else one) for one in parts]
 
 
+def _rows_of_each(rows: Vectors, counts: Int32) -> list[Vectors]:
+    return np.split(rows, np.cumsum(counts)[:-1])
+
+
 def _guarded(wait: Pending) -> Pending:
     def guarded() -> Iterable[Vectors]:
         with _device_errors():
@@ -228,7 +234,7 @@ def _device_errors() -> Iterator[None]:
         raise
 
 
-def _pending(values: Tensor) -> Pending:
+def _pending(values: Tensor) -> Callable[[], Vectors]:
     """A function that waits for values on a device."""
     if values.device.type != "cuda":
         return lambda: _array(values)

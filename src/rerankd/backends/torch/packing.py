@@ -19,8 +19,8 @@ from rerankd.backends.worker.passes import split
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-Rows = Literal["first", "last", "all"]
-"""The tokens of a sequence whose states the head reads."""
+Rows = Literal["first", "last", "all", "wanted"]
+"""The tokens of a sequence whose states the head reads. "wanted": those that the sequence names, or all."""
 
 NO_PREFIX = -1
 # A size that is a power of two, and not too small, takes few different values.
@@ -30,11 +30,12 @@ _SHORTEST = 16
 class Tokens(NamedTuple):
     """One input of a pass: its own token ids; the position, among these, where the second token type begins;
     and the index of its prefix in the pass, or NO_PREFIX. The kept prefixes are counted first, then those of
-    the row."""
+    the row. `wanted`: see passes.Reading."""
 
     ids: NDArray[np.int32]
     second: int
     prefix: int = NO_PREFIX
+    wanted: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def pack(
     within = _within(own)
     seconds = np.array([one.second for one in sequences])
     has_index = bool(prefixes or len(kept_lengths))
+    read, counts = _rows(sequences, offsets, prefixes, rows)
     return PackedArrays(
         token_ids=np.concatenate([one.ids for one in sequences]),
         positions=(within + np.repeat(before, own)).astype(np.int32),
@@ -84,8 +86,8 @@ def pack(
         longest=rounded(int(own.max())),
         longest_key=rounded(int((own + before).max())),
         key_index=_key_index(own, before, starts[prefix_of], kept[-1]) if has_index else None,
-        rows=_rows(offsets, prefixes, rows),
-        row_counts=(own if rows == "all" else np.ones_like(own))[prefixes:].astype(np.int32),
+        rows=read,
+        row_counts=counts,
     )
 
 
@@ -105,11 +107,23 @@ def _key_index(own: Int64, before: Int64, starts: Int64, kept: int) -> Int32:
     return (within + first).astype(np.int32)
 
 
-def _rows(offsets: Int64, prefixes: int, rows: Rows) -> Int32 | None:
-    if rows == "all":
-        return np.arange(offsets[prefixes], offsets[-1], dtype=np.int32) if prefixes else None
-    found = offsets[prefixes:-1] if rows == "first" else offsets[prefixes + 1 :] - 1
-    return found.astype(np.int32)
+def _rows(
+    sequences: Sequence[Tokens], offsets: Int64, prefixes: int, rows: Rows
+) -> tuple[Int32 | None, Int32]:
+    """The tokens that the head reads, None for all of the row, and their number for each sequence."""
+    starts, own = offsets[prefixes:-1], np.diff(offsets)[prefixes:]
+    wanted = [one.wanted for one in sequences[prefixes:]]
+    if rows == "all" or (rows == "wanted" and all(one is None for one in wanted)):
+        every = np.arange(offsets[prefixes], offsets[-1], dtype=np.int32) if prefixes else None
+        return every, own.astype(np.int32)
+    if rows == "wanted":
+        named = [
+            start + (np.arange(length) if one is None else one)
+            for start, length, one in zip(starts, own, wanted, strict=True)
+        ]
+        return np.concatenate(named).astype(np.int32), np.array([len(one) for one in named], np.int32)
+    found = starts if rows == "first" else starts + own - 1
+    return found.astype(np.int32), np.ones(len(own), np.int32)
 
 
 def _offsets(lengths: Int64) -> Int64:

@@ -36,15 +36,17 @@ def never() -> None:
 
 class Reading(NamedTuple):
     """One input of the model: token ids, and the position where the second token type begins (the end if
-        there is none). `stem`, in parts, is the beginning that most inputs of its question have (see
-        prefixes.py); this one has its first `shared` ids, and at least one id more. `attended`: all tokens see
-    only the first so many; None: they see all."""
+    there is none). `stem`, in parts, is the beginning that most inputs of its question have (see
+    prefixes.py); this one has its first `shared` ids, and at least one id more. `attended`: all tokens see
+    only the first so many; None: they see all. `wanted`: the positions of the tokens whose rows are returned,
+    in this order, by a network that returns a row for each token; None for all of them."""
 
     ids: Ids
     second: int
     shared: int = 0
     stem: tuple[Ids, ...] = ()
     attended: int | None = None
+    wanted: Ids | None = None
 
 
 def split(lengths: Sequence[int], most: int, whole: Whole) -> list[list[int]]:
