@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hypothesis import given, settings
@@ -92,6 +93,21 @@ def test_an_idle_model_is_unloaded_after_idle_unload_s() -> None:
     assert it.tick(65) == [Unload("a")]
     assert it.request("a", 2, 66) == []
     assert it.unloaded("a", 67) == [Load("a")]
+
+
+def test_keep_alive_replaces_idle_unload_s_until_the_model_is_unloaded() -> None:
+    it = policy(None, 10, idle=60)
+    assert it.keep("a", 5, 0) == []  # not loaded
+    it.request("a", 1, 0), it.loaded("a", held(10), 1)
+    assert it.keep("a", 10, 2) == []
+    it.release("a", 1, 5)
+    assert (it.wake_at(), it.expires_at("a")) == (15, 15)
+    assert it.keep("a", math.inf, 6) == []
+    assert it.wake_at() is None
+    assert it.keep("a", 0, 7) == [Unload("a")]
+    it.unloaded("a", 8)
+    it.request("a", 2, 9), it.loaded("a", held(10), 9), it.release("a", 2, 9)
+    assert it.expires_at("a") == 69
 
 
 def test_a_model_that_never_fits_is_refused_by_estimate_and_by_measurement() -> None:

@@ -160,6 +160,7 @@ class RerankRequest:
     `max_tokens_per_pair`: a limit below the model's max_length, special tokens included.
     `max_scored_documents`: score only this many documents, in the request's order; None or 0 for all.
     `priority`: the weight of this request among those of the same client.
+    `keep_alive_s`: unload the model this long after its last request, 0 at once, inf never; None: as before.
     `warnings`: options of the client's request that rerankd ignores or changes; the response repeats them.
 
     None means the model's setting for these three. `truncate_query`: truncate a query that is too long for
@@ -190,6 +191,7 @@ class RerankRequest:
     budget_ms: int | None = None
     max_scored_documents: int | None = None
     priority: Priority = "normal"
+    keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -216,6 +218,9 @@ class RerankRequest:
             raise InvalidRequest(
                 f"truncate_query is {self.truncate_query!r:.80}, but must be True, False or None."
             )
+        keep_s = self.keep_alive_s
+        if keep_s is not None and (type(keep_s) not in (int, float) or not keep_s >= 0):
+            raise InvalidRequest(f"keep_alive_s is {keep_s!r:.80}, but must be a number of 0 or more.")
         threshold = self.score_threshold
         if threshold is None:
             return

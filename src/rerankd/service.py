@@ -222,7 +222,7 @@ class Reranker:
         is_loaded = False
         try:
             async with asyncio.timeout(min(ends, latest) - time.monotonic()) as limit:
-                async with self.registry.use(served):
+                async with self.registry.use(served, request.keep_alive_s):
                     is_loaded = True
                     limit.reschedule(asyncio.get_running_loop().time() + ends - time.monotonic())
                     return await score_documents(served, request, queued, texts, budget)

@@ -81,6 +81,18 @@ def test_dashscope(either: Server, run: Run) -> None:
     assert answer["refused"][:2] == [400, "invalid_request"] and "query is empty" in answer["refused"][2]
 
 
+def test_ollama(either: Server, run: Run) -> None:
+    answer = run("ollama_sdk.py", either)
+    assert answer["name"] == "xlmr-head:latest"
+    assert answer["shown"] == [["rerank"], "bert", "bert"]
+    assert answer["reasons"] == ["load", "unload"]
+    while_loaded, for_good, after = answer["loaded"]
+    ((name, length, year),) = while_loaded
+    assert name == answer["name"] and length > 0 and year < 9999
+    assert for_good == [[name, length, 9999]] and after == []
+    assert answer["refused"][0] == 400 and "does not support generate" in answer["refused"][1]
+
+
 def test_voyage(either: Server, run: Run) -> None:
     answer = run("voyage.py", either)
     rows = [[*row, text] for row, text in zip(_rows(either), _texts(either), strict=True)]

@@ -28,6 +28,7 @@ from rerankd.errors import (
 )
 from rerankd.hub.store import Record, Store
 from rerankd.service import Reranker
+from rerankd.serving.served_model import ServedModel
 
 router = APIRouter(route_class=Route)
 
@@ -78,15 +79,21 @@ _ERRORS = errors(401, 403, 404, 415)
 async def load(request: Request, name: str) -> Response:
     reranker = _admin(request)
     served = reranker.registry.served(name)
+    await load_in_time(reranker, served)
+    return json_response({"status": "loaded", "model": served.name})
+
+
+async def load_in_time(reranker: Reranker, served: ServedModel, keep_alive_s: float | None = None) -> None:
+    """Load a model (see ModelRegistry.load). Raises EngineUnavailable if that takes longer than a request
+    may."""
     try:
         async with asyncio.timeout(reranker.settings.request_timeout_s):
-            await reranker.registry.load(served)
+            await reranker.registry.load(served, keep_alive_s)
     except TimeoutError:
         raise EngineUnavailable(
             f"{served.name} is still loading after {reranker.settings.request_timeout_s:g} s "
             "(request_timeout_s). Retry later."
         ) from None
-    return json_response({"status": "loaded", "model": served.name})
 
 
 @router.post(
@@ -110,8 +117,8 @@ async def unload(request: Request, name: str) -> Response:
 async def delete(request: Request, name: str) -> Response:
     reranker = _admin(request)
     store = Store(reranker.settings.home)
-    served = next((one for one in reranker.registry.models if name in one.names), None)
-    if served is None:
+    served = reranker.registry.lookup(name)
+    if not isinstance(served, ServedModel):
         record = await asyncio.to_thread(store.find, name)
         if record is None:
             raise reranker.registry.unknown(name)

@@ -11,7 +11,7 @@ A name is the catalog's name of a model or an alias: the model's name on its hub
 A text that could be a name may also be the relative path of a file or of a safetensors folder: **if that path
 exists, it wins** (`Store.locate` checks). A text that ends in .gguf, or begins with a dot, a tilde or a
 slash, is always a path. Prefixes always win: write `./hf:x` for a file named `hf:x`. The case of a quant does
-not matter.
+not matter. The quant `latest`, which Ollama's users append, means no quant.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rerankd.errors import UnknownModel
 
 Hub = Literal["hf", "ms"]
 Kind = Literal["builtin", "hf", "ms", "name", "path"]
+LATEST = ":latest"
 HUBS: tuple[Hub, ...] = get_args(Hub)
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
@@ -62,6 +63,8 @@ class ModelRef:
 def parse(text: str) -> ModelRef:
     """Parse a reference. Raises UnknownModel if a hub's prefix is not followed by a valid repository name."""
     text = text.strip()
+    if text.lower().endswith(LATEST):
+        text = text[: -len(LATEST)]
     prefix, _, rest = text.partition(":")
     if prefix == "builtin":
         return ModelRef("builtin", rest)

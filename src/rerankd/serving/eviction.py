@@ -14,6 +14,7 @@ first measurement, the memory is estimated from the file size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,6 +68,7 @@ class _Entry(Generic[K]):
     key: K
     needs: Need
     idle_unload_s: float | None
+    keep_alive_s: float | None = None  # of the last request that had one, until the model is unloaded
     phase: Phase = "unloaded"
     held: Bytes = field(default_factory=dict)
     users: set[int] = field(default_factory=set)
@@ -80,6 +82,12 @@ class _Entry(Generic[K]):
     @property
     def is_idle(self) -> bool:
         return self.phase == "loaded" and not self.users
+
+    @property
+    def expires_at(self) -> float:
+        """When the model is unloaded if it is idle until then; inf for never."""
+        keep_s = self.idle_unload_s if self.keep_alive_s is None else self.keep_alive_s
+        return math.inf if keep_s is None else self.last_used + keep_s
 
 
 class EvictionPolicy(Generic[K]):
@@ -108,6 +116,12 @@ class EvictionPolicy(Generic[K]):
         small request."""
         entry = self._entries.get(key)
         return entry is not None and entry.is_idle and now >= entry.measure_at
+
+    def expires_at(self, key: K) -> float | None:
+        """When the model is unloaded if it is idle until then; inf for never. None if it is not loaded, or
+        about to be unloaded."""
+        entry = self._entries.get(key)
+        return entry.expires_at if entry is not None and entry.phase == "loaded" else None
 
     def fits(self, key: K) -> bool:
         """Whether the model can be loaded without evicting another."""
@@ -148,6 +162,14 @@ class EvictionPolicy(Generic[K]):
         self._forget(entry)
         return self._decide(now)
 
+    def keep(self, key: K, keep_alive_s: float, now: float) -> list[Action[K]]:
+        """Unload the model after this time without users (inf: never) instead of `idle_unload_s`. This holds
+        until the model is unloaded; without effect on a model that is not loaded."""
+        entry = self._entries[key]
+        if entry.phase in ("loading", "loaded"):
+            entry.keep_alive_s = keep_alive_s
+        return self._decide(now)
+
     def loaded(self, key: K, held: Bytes | None, now: float) -> list[Action[K]]:
         """The model is loaded and holds this much memory; None if that can't be measured."""
         entry = self._entries[key]
@@ -185,7 +207,7 @@ class EvictionPolicy(Generic[K]):
     def unloaded(self, key: K, now: float) -> list[Action[K]]:
         """The model is unloaded."""
         entry = self._entries[key]
-        entry.phase, entry.unwanted, entry.held = "unloaded", False, {}
+        entry.phase, entry.unwanted, entry.held, entry.keep_alive_s = "unloaded", False, {}, None
         self._forget(entry)
         return self._decide(now)
 
@@ -204,11 +226,7 @@ class EvictionPolicy(Generic[K]):
     def wake_at(self) -> float | None:
         """The time at which `tick` must be called unless another event comes first; None if not at all."""
         entries = list(self._entries.values())
-        times = [
-            entry.last_used + entry.idle_unload_s
-            for entry in entries
-            if entry.is_idle and entry.idle_unload_s is not None
-        ]
+        times = [entry.expires_at for entry in entries if entry.is_idle and entry.expires_at < math.inf]
         first = self._first_waiting(entries)
         if first is not None and self._short_of(first):
             times += [entry.loaded_at + self._least_stay_s for entry in entries if entry.phase == "loaded"]
@@ -221,8 +239,7 @@ class EvictionPolicy(Generic[K]):
     def _decide(self, now: float) -> list[Action[K]]:
         entries = list(self._entries.values())
         for entry in entries:
-            over = entry.idle_unload_s is not None and now - entry.last_used >= entry.idle_unload_s
-            if entry.is_idle and over:
+            if entry.is_idle and now >= entry.expires_at:
                 entry.phase = "draining"
         self._evict_idle(entries, self._overfull)
         actions: list[Action[K]] = []

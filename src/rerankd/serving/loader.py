@@ -82,9 +82,20 @@ class Loader(Generic[M]):
         """Unload the model as soon as it has no users; the next request loads it again."""
         self._carry_out(self._policy.unload(key, self._now()))
 
+    def keep(self, key: M, keep_alive_s: float) -> None:
+        """See EvictionPolicy.keep."""
+        self._carry_out(self._policy.keep(key, keep_alive_s, self._now()))
+
+    def idle_left_s(self, key: M) -> float | None:
+        """Seconds until the model is unloaded if no request uses it; inf for never, None if it is not
+        loaded."""
+        expires_at = self._policy.expires_at(key)
+        return None if expires_at is None else expires_at - self._now()
+
     @contextlib.asynccontextmanager
-    async def use(self, key: M) -> AsyncIterator[None]:
-        """Wait until the model is loaded, and keep it loaded until the block ends.
+    async def use(self, key: M, keep_alive_s: float | None = None) -> AsyncIterator[None]:
+        """Wait until the model is loaded, and keep it loaded until the block ends, then for `keep_alive_s`
+        (see EvictionPolicy.keep; None changes nothing).
 
         Raises DoesNotFit, the error of a failed load, or EngineUnavailable once the loader is closed.
         """
@@ -95,6 +106,8 @@ class Loader(Generic[M]):
         self._carry_out(self._policy.request(key, user, self._now()))
         try:
             await admission
+            if keep_alive_s is not None:
+                self.keep(key, keep_alive_s)
             yield
         finally:
             del self._admissions[user]

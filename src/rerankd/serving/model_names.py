@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rerankd import config
 from rerankd.config import EffectiveModelSettings, Settings
 from rerankd.errors import ConfigError, EngineUnavailable, RerankdError, UnknownModel
+from rerankd.hub.model_ref import LATEST
 from rerankd.serving import prepare_model as preparing
 from rerankd.serving.pending_model import PendingModel
 from rerankd.serving.prepare_model import Model
@@ -139,14 +140,22 @@ class ModelNames:
         return _at_hand(self.entry(name))
 
     def named(self, name: str) -> Entry:
-        """The entry with exactly this name. Raises UnknownModel, whose message lists the known names."""
-        found = first_of((name,), self.entries)
+        """The entry with this name (see `lookup`). Raises UnknownModel; its message lists the known names."""
+        found = self.lookup(name)
         if found is None:
             raise self.unknown(name)
         return found
 
+    def lookup(self, name: str) -> Entry | None:
+        """The entry with exactly this name, else the first one whose name is equal by `plain_name`; None if
+        there is none."""
+        if (exact := first_of((name,), self.entries)) is not None:
+            return exact
+        plain = plain_name(name)
+        return next((one for one in self.entries if plain in map(plain_name, one.names)), None)
+
     def served(self, name: str) -> ServedModel:
-        """The served model with exactly this name. Raises the same errors as `find`."""
+        """The served model with this name. Raises the same errors as `find`."""
         return _at_hand(self.named(name))
 
     def unknown(self, name: str) -> UnknownModel:
@@ -164,6 +173,12 @@ def _read(settings: Settings, wanted: EffectiveModelSettings) -> Model | Rerankd
         return preparing.prepare(settings, wanted)
     except RerankdError as error:
         return error
+
+
+def plain_name(name: str) -> str:
+    """A model name without regard to case, and without the tag that Ollama's clients append to a name that
+    has none."""
+    return name.strip().casefold().removesuffix(LATEST)
 
 
 def first_of(wanted: Sequence[str], entries: Iterable[Entry]) -> Entry | None:

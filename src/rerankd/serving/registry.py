@@ -121,16 +121,29 @@ class ModelRegistry(ModelNames):
             served.queue.close()
         return everyone
 
-    async def load(self, served: ServedModel) -> None:
-        """Load a model and wait for it. Raises the error that a request for it would get."""
+    async def load(self, served: ServedModel, keep_alive_s: float | None = None) -> None:
+        """Load a model and wait for it; for `keep_alive_s` see `use`. Raises the error that a request for it
+        would get."""
         served.reload_failed()
-        async with self.use(served):
+        async with self.use(served, keep_alive_s):
             pass
 
-    def use(self, served: ServedModel) -> AbstractAsyncContextManager[None]:
-        """Wait until a model is loaded, and keep it loaded until the block ends. Raises DoesNotFit, and the
-        error that keeps its engine from becoming ready."""
-        return self._loader.use(served)
+    def use(
+        self, served: ServedModel, keep_alive_s: float | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Wait until a model is loaded, and keep it loaded until the block ends, then for `keep_alive_s`
+        (inf: for good; None: as before). Raises DoesNotFit, and the error that keeps its engine from becoming
+        ready."""
+        return self._loader.use(served, keep_alive_s)
+
+    def keep(self, served: ServedModel, keep_alive_s: float) -> None:
+        """Unload a loaded model after this time without users; inf for never."""
+        self._loader.keep(served, keep_alive_s)
+
+    def idle_left_s(self, served: ServedModel) -> float | None:
+        """Seconds until a model is unloaded if no request uses it; inf for never, None if it is not
+        loaded."""
+        return self._loader.idle_left_s(served)
 
     def unload(self, served: ServedModel) -> None:
         """Unload a model as soon as it has no users."""

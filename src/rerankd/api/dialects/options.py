@@ -15,6 +15,7 @@ from typing import Annotated, Any, cast, get_args
 
 from pydantic import TypeAdapter, WithJsonSchema
 
+from rerankd.api.dialects.keep_alive import keep_alive_s
 from rerankd.api.dialects.lenient import Count, Flag, Number, Whole
 from rerankd.domain import Priority, RerankRequest, TruncateAt
 from rerankd.errors import InvalidRequest
@@ -223,9 +224,9 @@ OPTIONS = (
         _named("max_scored_documents", kind=Count, read=_or_none),
     ),
     Option(
-        "keep_alive",
-        "Ignored: the setting idle_unload_s determines how long a model stays loaded.",
-        _named("keep_alive", kind=_ANY),
-        unused="the setting idle_unload_s determines how long a model stays loaded",
+        "keep_alive_s",
+        'How long the model stays loaded after its last request: seconds, or a duration such as "5m" or '
+        '"1h30m". 0: unload it now. -1: never. It replaces idle_unload_s until the model is unloaded.',
+        _named("keep_alive", kind=_ANY, read=keep_alive_s),
     ),
 )
