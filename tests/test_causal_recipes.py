@@ -10,6 +10,7 @@ from rerankd.config import ScoringSettings
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import ConfigError
 from rerankd.hub.inspect import describe
+from rerankd.recipes.explanation import explain
 from rerankd.recipes.partial_recipe import PartialRecipe
 from test_resolve import CHAT, PROMPT, QWEN3_FILE_TEMPLATE, QWEN3_PROMPT, qwen, resolution_of
 
@@ -23,7 +24,7 @@ def test_zerank_is_scored_by_one_label_and_a_scaled_sigmoid() -> None:
     resolved = resolution_of(ZERANK)
     recipe = resolved.require()
     assert (recipe.labels, recipe.normalization) == (("Yes",), Normalization("sigmoid", logit_sigma=5))
-    assert recipe.explanation.endswith("raw score is logit('Yes'); the score is sigmoid(raw / 5)")
+    assert explain(recipe).endswith("raw score is logit('Yes'); the score is sigmoid(raw / 5)")
     assert "logit_sigma: 5 (catalog)" in describe(ZERANK, resolved)
     assert resolved.warnings == ()
 
@@ -31,7 +32,7 @@ def test_zerank_is_scored_by_one_label_and_a_scaled_sigmoid() -> None:
 def test_settings_override_the_scale() -> None:
     found = resolution_of(ZERANK, PartialRecipe(logit_mean=-2, logit_sigma=1)).require()
     assert found.normalization == Normalization("sigmoid", logit_mean=-2, logit_sigma=1)
-    assert found.explanation.endswith("the score is sigmoid(raw + 2)")
+    assert explain(found).endswith("the score is sigmoid(raw + 2)")
     assert (found.sources["logit_mean"], found.sources["logit_sigma"]) == ("settings", "settings")
     both = Normalization("sigmoid", logit_mean=2.65, logit_sigma=4)
     assert both.argument == "(raw - 2.65) / 4" and Normalization("sigmoid").argument == "raw"
@@ -62,7 +63,7 @@ def test_one_label_in_the_settings() -> None:
     for wrong in ("Nope", ""):
         with pytest.raises(ConfigError, match="Set one single token or two different ones"):
             resolution_of(CHAT, replace(PROMPT, labels=(wrong,)))
-    assert "probability" not in Recipe("causal_lm", 512, Normalization("sigmoid"), labels=("a",)).explanation
+    assert "probability" not in explain(Recipe("causal_lm", 512, Normalization("sigmoid"), labels=("a",)))
 
 
 def test_an_optional_instruction_needs_no_default() -> None:

@@ -18,6 +18,7 @@ from rerankd.errors import ConfigError, Unscorable
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.inspect import describe, describe_json, size_words
 from rerankd.recipes import catalog
+from rerankd.recipes.explanation import explain
 from rerankd.recipes.partial_recipe import PartialRecipe, merge
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
 from rerankd.recipes.resolution import Resolution
@@ -644,11 +645,11 @@ def test_without_settings_the_result_is_a_recipe_or_a_refusal_and_never_an_error
 def test_the_explanation_names_the_normalization_that_is_used() -> None:
     logit, cosine = Normalization("sigmoid"), Normalization("affine", 0.7, 0.9)
     said = {
-        (method, how.name): Recipe(method, 512, how, labels=("yes", "no")).explanation
+        (method, how.name): explain(Recipe(method, 512, how, labels=("yes", "no")))
         for method in get_args(Method)
         for how in (logit, cosine, Normalization("identity"))
     }
     assert said["cross_encoder", "sigmoid"].endswith("one logit for each pair; the score is its sigmoid")
     assert said["embedding", "affine"].endswith("document; the score maps 0.7…0.9 to 0…1")
     assert said["causal_lm", "identity"].endswith("logit('no'); the score is the same number, limited to 0…1")
-    assert len({*said.values()}) == 9
+    assert len({*said.values()}) == 12

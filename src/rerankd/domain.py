@@ -6,12 +6,16 @@ Plain values without I/O or a framework. All layers use these terms:
   together and its rank head returns one logit. `causal_lm`: a language model reads a prompt with both texts,
   and the logits of two possible next tokens, the labels, are compared, or the logit of one is read.
   `embedding`: each text is read alone and becomes a vector; the raw score is the cosine of the two vectors.
+  `listwise`: a language model reads a query and a block of documents in one prompt; the raw score of a
+  document is the cosine of two vectors, which are made of the states of a token after the document and of one
+  after the query. It depends on the other documents of the block.
 - **Raw score**: the number that the method yields: a logit, a difference of two logits, or a cosine.
   Documents are ordered by it.
 - **Normalized score**: the raw score mapped to [0, 1] by the recipe's normalization. Clients get this one
   unless they request raw scores.
 - **max_length**: the most tokens that one forward pass reads, special tokens included. For `cross_encoder`
-  and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `embedding` a single text.
+  and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `embedding` a single text, for
+  `listwise` the prompt of a block.
 - **Template** and **labels** (`causal_lm`): the prompt with placeholders for the texts, and the one or two
   answer tokens.
 - **Truncated**: a document of which the model reads only the beginning, because the rest exceeds a limit.
@@ -30,7 +34,7 @@ from typing import Literal, get_args
 
 from rerankd.errors import InvalidRequest, Unscorable
 
-Method = Literal["cross_encoder", "causal_lm", "embedding"]
+Method = Literal["cross_encoder", "causal_lm", "embedding", "listwise"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
 NormalizationName = Literal["sigmoid", "affine", "identity"]
@@ -72,7 +76,7 @@ class Recipe:
     """How one model is scored: everything that turns a query and a document into a raw score and a score.
 
     `max_length`: the most tokens of one forward pass, special tokens included; of the pair for
-    `cross_encoder` and `causal_lm`, of a single text for `embedding`.
+    `cross_encoder` and `causal_lm`, of a single text for `embedding`, of a block for `listwise`.
     `template` (causal_lm, and cross_encoder for a model that reads a prompt): the complete prompt, special
     tokens included, with the placeholders `{query}` and `{document}` and optionally `{instruction}`. U+001E
     separates parts that the reference implementation tokenizes separately. The text between `{?instruction}`
@@ -81,6 +85,9 @@ class Recipe:
     Or of one token; raw score = logit(label). Or (): raw score = the logit of the model's rank head.
     `query_prefix`, `document_prefix`, `pooling` (embedding): the text put before a query or a document, and
     how the token states become one vector.
+    `markers` (listwise): the texts of the two tokens whose states are compared, the document's first.
+    `query_tokens`, `document_tokens`: the most tokens of a query and of a document that the model reads, 0
+    for no such limit; `block_documents` (listwise): the most documents of a block.
     `nfc`: the model's tokenizer normalizes texts to Unicode NFC first; llama.cpp does not, or not completely.
     `sources`: where each part that is set comes from; the parts `low` and `high` belong to the normalization.
     """
@@ -94,30 +101,13 @@ class Recipe:
     template: str = ""
     instruction: str = ""
     labels: tuple[str, ...] = ("", "")
+    markers: tuple[str, ...] = ()
+    query_tokens: int = 0
+    document_tokens: int = 0
+    block_documents: int = 0
     nfc: bool = False
     # Scores do not depend on it, so it is not compared and not part of any cache key.
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def explanation(self) -> str:
-        """The scoring formula, as a clause for the user."""
-        raw = {
-            "cross_encoder": "a cross-encoder: its raw score is one logit for each pair",
-            "embedding": "an embedding model: its raw score is the cosine of query and document",
-            "causal_lm": "a causal language model with a prompt: its raw score is "
-            + (" - ".join(f"logit({label!r})" for label in self.labels) or "the logit of its rank head"),
-        }[self.method]
-        low, high = self.normalization.low, self.normalization.high
-        argument = self.normalization.argument
-        sigmoid = "its sigmoid" if argument == "raw" else f"sigmoid({argument})"
-        if self.method == "causal_lm" and argument == "raw" and len(self.labels) == 2:
-            sigmoid += ", the probability of {!r} rather than {!r}".format(*self.labels)
-        score = {
-            "sigmoid": f"the score is {sigmoid}",
-            "affine": f"the score maps {low:g}…{high:g} to 0…1",
-            "identity": "the score is the same number, limited to 0…1",
-        }[self.normalization.name]
-        return f"{raw}; {score}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from rerankd.domain import Recipe, Refusal
 from rerankd.errors import ConfigError
 from rerankd.formats import model_files
 from rerankd.recipes import catalog
+from rerankd.recipes.explanation import explain
 from rerankd.recipes.partial_recipe import PartialRecipe
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
@@ -64,7 +65,7 @@ async def test_with_one_label_the_score_is_its_logit(tmp_path: Path) -> None:
         model = checkpoints.causal(tmp_path / str(at), label)
         recipe = resolved(model).require()
         assert recipe.labels == (("yes", "no")[at],)
-        assert f"its raw score is logit({recipe.labels[0]!r})" in recipe.explanation
+        assert f"its raw score is logit({recipe.labels[0]!r})" in explain(recipe)
         found, wanted = await scores(model, tmp_path / "home")
         alone.append(found)
     differences = [first - second for first, second in zip(*alone, strict=True)]
@@ -88,7 +89,7 @@ async def test_a_head_of_one_label_is_scored_without_labels(tmp_path: Path) -> N
     assert isinstance(resolved(model).outcome, Refusal), "no source defines its prompt"
     settings = PartialRecipe(template=values["template"], instruction=values["instruction"])
     recipe = resolved(model, settings).require()
-    assert recipe.labels == () and "the logit of its rank head" in recipe.explanation
+    assert recipe.labels == () and "the logit of its rank head" in explain(recipe)
     with pytest.raises(ConfigError, match="Remove labels"):
         resolved(model, replace(settings, labels=("yes", "no")))
     assert distance(model, NAME, labels=()) < BOUND

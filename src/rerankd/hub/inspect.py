@@ -12,6 +12,7 @@ from rerankd.domain import Recipe, Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.progress import size_words
 from rerankd.recipes.causal_layout import CausalRecipe, causal_recipe
+from rerankd.recipes.explanation import explain
 from rerankd.recipes.resolution import Resolution
 
 _WIDEST = 80  # characters of a template in the text; the JSON has all of it
@@ -42,7 +43,7 @@ def describe(metadata: ModelMetadata, resolved: Resolution, ref: str = "", place
             lines += ["", "# rerankd.toml", settings]
         return _printable("\n".join(lines + _causal_lines(metadata)))
     recipe = resolved.outcome
-    lines.append(f"scored as {recipe.explanation}")
+    lines.append(f"scored as {explain(recipe)}")
     lines += [f"  {part}: {_value(recipe, part)} ({source})" for part, source in recipe.sources.items()]
     lines += [f"note: {note}" for note in resolved.notes]
     return _printable("\n".join(lines))
@@ -97,7 +98,7 @@ def describe_json(metadata: ModelMetadata, resolved: Resolution, ref: str = "") 
     recipe, refusal, entry = resolved.recipe, resolved.refusal, resolved.entry
     accepted = refused = None
     if recipe is not None:
-        accepted = asdict(recipe) | {"labels": list(recipe.labels), "explanation": recipe.explanation}
+        accepted = asdict(recipe) | {"labels": list(recipe.labels), "explanation": explain(recipe)}
     if refusal is not None:
         settings = resolved.settings(ref)
         refused = {"reason": refusal.reason, "next_step": refusal.next_step, "settings": settings}

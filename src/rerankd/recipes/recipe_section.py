@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rerankd.domain import Method, Pooling, Recipe, Source
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.prompts import toml
 from rerankd.recipes.recipe_sources import CAUSAL_MAX_LENGTH
@@ -20,6 +21,7 @@ _PARTS: Mapping[Method, tuple[str, ...]] = {
     "cross_encoder": _OF_ALL,
     "causal_lm": ("template", "labels", "instruction", *_OF_ALL),
     "embedding": ("pooling", "query_prefix", "document_prefix", *_OF_ALL),
+    "listwise": _OF_ALL,
 }
 _SOURCES: Mapping[Source, str] = {
     "settings": "from your settings",
@@ -76,7 +78,7 @@ def section(resolved: Resolution, recipe: Recipe, ref: str, head_pooling: Poolin
     """
     known = f" (recognised as {resolved.entry.name})" if resolved.entry is not None else ""
     lines = [
-        _comment(f"{ref}{known} is scored as {recipe.explanation}."),
+        _comment(f"{ref}{known} is scored as {explain(recipe)}."),
         _comment("Edit a value to change the scores. Without its line, rerankd determines the value itself."),
         *(_comment(f"Check before use: {warning}") for warning in resolved.warnings),
         *(_comment(f"Note: {note}.") for note in resolved.notes),

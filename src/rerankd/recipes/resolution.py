@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rerankd.domain import Recipe, Refusal
 from rerankd.recipes.catalog import Entry
+from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import plain
 from rerankd.recipes.prompts import toml
 
@@ -38,7 +39,7 @@ class Resolution:
         """What the user reads: the scoring formula, or why the model is refused and what to do."""
         if isinstance(self.outcome, Refusal):
             return f"can't be scored correctly: {self.outcome}"
-        return self.outcome.explanation
+        return explain(self.outcome)
 
     def settings(self, ref: str = "") -> str:
         """The section of rerankd.toml that supplies what is missing, "" if settings can't.

@@ -49,6 +49,7 @@ _ONLY_FOR: dict[Method, tuple[str, ...]] = {
     "cross_encoder": (),
     "causal_lm": ("template", "labels", "instruction"),
     "embedding": ("query_prefix", "document_prefix"),
+    "listwise": (),
 }
 
 

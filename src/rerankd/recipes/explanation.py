@@ -1,0 +1,37 @@
+"""(pure) Explain a recipe to the user: how a raw score is computed, and how it becomes a score."""
+
+from __future__ import annotations
+
+from rerankd.domain import Recipe
+
+
+def explain(recipe: Recipe) -> str:
+    """The scoring formula, as a clause."""
+    return f"{_raw(recipe)}; {_score(recipe)}"
+
+
+def _raw(recipe: Recipe) -> str:
+    if recipe.method == "cross_encoder":
+        return "a cross-encoder: its raw score is one logit for each pair"
+    if recipe.method == "embedding":
+        return "an embedding model: its raw score is the cosine of query and document"
+    if recipe.method == "listwise":
+        return (
+            f"a listwise model: it reads up to {recipe.block_documents} documents in one prompt; its raw "
+            "score is the cosine of the vectors of document and query, and depends on the other documents"
+        )
+    labels = " - ".join(f"logit({label!r})" for label in recipe.labels)
+    return f"a causal language model with a prompt: its raw score is {labels or 'the logit of its rank head'}"
+
+
+def _score(recipe: Recipe) -> str:
+    normalization = recipe.normalization
+    if normalization.name == "affine":
+        return f"the score maps {normalization.low:g}…{normalization.high:g} to 0…1"
+    if normalization.name == "identity":
+        return "the score is the same number, limited to 0…1"
+    argument = normalization.argument
+    sigmoid = "its sigmoid" if argument == "raw" else f"sigmoid({argument})"
+    if recipe.method == "causal_lm" and argument == "raw" and len(recipe.labels) == 2:
+        sigmoid += ", the probability of {!r} rather than {!r}".format(*recipe.labels)
+    return f"the score is {sigmoid}"
