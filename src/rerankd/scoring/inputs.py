@@ -25,12 +25,14 @@ from rerankd.scoring.tokenizer import Tokenizer
 class Reading:
     """The inputs of a list of texts. `parts` holds the range of input indexes of each text. `truncated` holds
     the indexes of texts that were not read to their end. `overlap` is the number of tokens that chunks share,
-    if that is less than requested."""
+    if that is less than requested. `blocks` holds the range of input indexes of each block that a listwise
+    model reads at once."""
 
     inputs: Sequence[Input]
     parts: Sequence[range]
     truncated: frozenset[int] = frozenset()
     overlap: int | None = None
+    blocks: Sequence[range] = ()
 
 
 @dataclass(frozen=True, slots=True)

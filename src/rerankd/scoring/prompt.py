@@ -57,8 +57,8 @@ def placeholders(text: str) -> list[str]:
     return _PLACEHOLDER.findall(text)
 
 
-def fill(text: str, *, instruction: str, query: str, document: str) -> str:
-    """Insert the texts into a piece in one pass, so that a query that contains `{document}` stays as it
-    is."""
-    values = {"instruction": instruction, "query": query, "document": document}
-    return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)
+def fill(text: str, **values: str) -> str:
+    """Insert the texts, by the names of their placeholders, into a piece in one pass, so that a query that
+    contains `{document}` stays as it is."""
+    placeholder = re.compile(rf"\{{({'|'.join(values)})\}}")
+    return placeholder.sub(lambda match: values[match.group(1)], text)

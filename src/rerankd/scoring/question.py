@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,12 +10,14 @@ import numpy as np
 
 from rerankd.domain import Recipe, RerankRequest
 from rerankd.errors import TooLong
-from rerankd.scoring import deduplicate, prompt, truncate, truncated_text
-from rerankd.scoring.engine_input import NONE, Question
+from rerankd.scoring import block_prompt, deduplicate, prompt, truncate, truncated_text
+from rerankd.scoring.engine_input import NONE, Ids, Question
 from rerankd.scoring.tokenizer import Tokenizer
 
 # A question that leaves fewer tokens for a document is too long.
 _LEAST_DOCUMENT_TOKENS = 8
+# A document in its passage may have some tokens more than the two have alone.
+BLOCK_MARGIN = 4
 
 
 class Model(Protocol):
@@ -128,7 +130,7 @@ async def _too_long(
 ) -> TooLong:
     """The error for a question that leaves too few tokens for a document."""
     (ids,) = await model.tokenizer.encode([query])
-    is_apart = model.recipe.method == "embedding"
+    is_apart = model.recipe.method in ("embedding", "listwise")
     most = prepared.query_budget if is_apart else prepared.document_budget + len(ids) - _LEAST_DOCUMENT_TOKENS
     if most < 1:
         return TooLong(
@@ -145,7 +147,7 @@ async def _too_long(
 
 def takes_instruction(recipe: Recipe) -> bool:
     """Whether the model's prompt contains a request's instruction."""
-    return recipe.method == "causal_lm" and prompt.INSTRUCTION in recipe.template
+    return recipe.method in ("causal_lm", "listwise") and prompt.INSTRUCTION in recipe.template
 
 
 def _length(model: Model, how: Truncation) -> int:
@@ -177,7 +179,43 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
             (of_prefix,) = await model.tokenizer.encode([recipe.query_prefix])
             query_room = _share(space + len(own) - len(of_prefix))
         return PreparedQuestion(question, "", "", space, space, query_room)
+    if recipe.method == "listwise":
+        return await _block(model, query, instruction, length)
     return await _prompt(model, query, instruction, length)
+
+
+async def _block(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
+    """Prepare the question of a listwise model: its ids before the piece with the first document, and after
+    the last document. Documents are tokenized alone here, to truncate them (see blocks.py)."""
+    recipe = model.recipe
+    query = block_prompt.without_markers(query, recipe.markers)
+    one = block_prompt.BlockPrompt(
+        recipe.template, model.control_tokens, query=query, instruction=instruction
+    ).segments([""])
+    before, first, after = await encoded(model.tokenizer, (one.before, *one.documents, one.after))
+    if one.before and isinstance(one.before[0], str):
+        before = np.concatenate((model.tokenizer.frame.start, before))
+    (own,) = await model.tokenizer.encode([query])
+    space = length - len(before) - len(first) - len(after) - BLOCK_MARGIN
+    is_too_long = 0 < recipe.query_tokens < len(own)
+    budget = 0 if is_too_long else min(space, recipe.document_tokens or space)
+    # The query occurs twice in the prompt.
+    query_budget = _share(space + 2 * len(own)) // 2
+    query_budget = min(query_budget, recipe.query_tokens or query_budget)
+    question = Question(query, instruction, before, after)
+    return PreparedQuestion(question, "", "", budget, budget, query_budget)
+
+
+async def encoded(tokenizer: Tokenizer, segments: Sequence[Sequence[prompt.Piece]]) -> list[Ids]:
+    """The token ids of each segment of a prompt."""
+    texts = [one for segment in segments for one in segment if isinstance(one, str)]
+    own = iter(await tokenizer.encode(texts))
+    return [
+        np.concatenate(
+            [NONE, *(next(own) if isinstance(one, str) else np.array([one], np.int32) for one in segment)]
+        )
+        for segment in segments
+    ]
 
 
 async def _prompt(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
