@@ -21,7 +21,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from ggufs import rewrite
 from rerankd.errors import ModelFileError
-from rerankd.formats import model_files, tokenizer, tokenizer_support
+from rerankd.formats import gguf_metadata, model_files, tokenizer, tokenizer_support
 from rerankd.formats.encoder import Encoder
 from rerankd.formats.tokenizer import Vocabulary
 from rerankd.hub import builtin
@@ -150,6 +150,16 @@ def test_a_vocabulary_is_thread_safe() -> None:
                 assert [ids.tolist() for ids in found] == wanted
 
 
+def _of_header(name: str, **changed: Any) -> Vocabulary:
+    header, _ = gguf_metadata.header_of(GOLDEN / f"{name}.gguf", tokenizer.ARRAYS)
+    return tokenizer.of_header(
+        header.values | {f"tokenizer.ggml.{key}": value for key, value in changed.items()}
+    )
+
+
+SMOLLM = _of_header("qwen3-headless", pre="smollm")
+
+
 def _of_bge() -> Vocabulary:
     """XLM-R's vocabulary in the form that transformers 4 wrote for bge-m3 and others."""
     own = FROM_FILES["xlmr-head"]
@@ -220,6 +230,26 @@ def test_the_header_flags_select_the_special_tokens(
     path = rewrite(GOLDEN / f"{name}.gguf", tmp_path / "m.gguf", keys=changed)
     frame = tokenizer.read(model_files.read(path)).frame
     assert (frame.start.tolist(), frame.alone.tolist()) == (start, alone)
+
+
+def test_an_unknown_piece_may_be_marked_as_a_control_token() -> None:
+    """As in the files of Gemma 3."""
+    vocabulary = _of_header("gemma-yes")
+    kinds = [3 if at == 3 else 1 for at in range(vocabulary.size)]
+    changed = _of_header("gemma-yes", token_type=kinds, unknown_token_id=3)
+    assert [*changed.encode(["a pair of texts"])[0]] == [*vocabulary.encode(["a pair of texts"])[0]]
+    assert 3 not in changed.control_ids
+
+
+@given(texts)
+def test_smollm_splits_texts_like_gpt2_and_each_digit_apart(text: str) -> None:
+    split = SMOLLM.tokenizer.pre_tokenizer
+    reference = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    assert split.pre_tokenize_str(text) == reference.pre_tokenize_str(text)
+    assert SMOLLM.tokenizer.normalizer is None
+    assert not SMOLLM.frame.end.size
 
 
 def test_unsupported_tokenizers_are_detected_from_the_metadata() -> None:

@@ -39,6 +39,8 @@ _WORD_START = "\u2581"
 _UNREACHABLE = "\0{}"
 # How byte-level BPE splits texts into words, by `tokenizer.ggml.pre`; others are split like GPT-2's.
 _WORDS = {
+    # GPT-2's rule, with each digit apart.
+    "smollm": r"\p{N}|\s+(?=\p{N})|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
@@ -196,7 +198,7 @@ def _composing(map_of_sentencepiece: normalizers.Normalizer) -> normalizers.Norm
 
 def _unigram(values: Mapping[str, Any]) -> Tokenizer:
     pieces, kinds = _pieces(values)
-    unknown = kinds.index(_UNKNOWN)
+    unknown = _unknown(values, kinds)
     for at, kind in enumerate(kinds):
         if kind in (_CONTROL, _UNKNOWN):
             pieces[at] = _UNREACHABLE.format(at)
@@ -243,8 +245,9 @@ def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
     halves = (merge.partition(" ") for merge in values["tokenizer.ggml.merges"].texts())
     merges = [(first, second) for first, _, second in halves]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.normalizer = normalizers.NFC()
     words = _WORDS.get(values["tokenizer.ggml.pre"])
+    if values["tokenizer.ggml.pre"] != "smollm":
+        tokenizer.normalizer = normalizers.NFC()
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
     tokenizer.pre_tokenizer = letters
     if words is not None:
@@ -263,7 +266,7 @@ def _pair_encoding(values: Mapping[str, Any]) -> Tokenizer:
             pieces[at] = _UNREACHABLE.format(at)
     given = zip(values["tokenizer.ggml.scores"], kinds, strict=True)
     scores = [score if kind == _NORMAL else None for score, kind in given]
-    tokenizer = Tokenizer(sentencepiece_bpe.model(pieces, scores, pieces[kinds.index(_UNKNOWN)]))
+    tokenizer = Tokenizer(sentencepiece_bpe.model(pieces, scores, pieces[_unknown(values, kinds)]))
     tokenizer.normalizer = normalizers.Replace(" ", _WORD_START)
     if values.get("tokenizer.ggml.add_space_prefix", True):
         first = normalizers.Prepend(_WORD_START)
@@ -279,6 +282,12 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
     "gpt2": _byte_level,
     "llama": _pair_encoding,
 }
+
+
+def _unknown(values: Mapping[str, Any], kinds: Sequence[int]) -> int:
+    """The id of the unknown piece. Gemma 3's files mark it as a control token."""
+    declared: int | None = values.get("tokenizer.ggml.unknown_token_id")
+    return kinds.index(_UNKNOWN) if declared is None else declared
 
 
 def _pieces(values: Mapping[str, Any]) -> tuple[list[str], list[int]]:

@@ -15,6 +15,7 @@ _KNOWN: Mapping[tuple[str, str], Collection[str]] = {
     ("llama", ""): ("gemma", "gemma2", "gemma3"),
     ("gpt2", "modern-bert"): ("modern-bert",),
     ("gpt2", "qwen2"): ("qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"),
+    ("gpt2", "smollm"): ("llama",),
     ("gpt2", "qwen35"): ("qwen35", "qwen35moe"),
 }
 
