@@ -16,7 +16,6 @@ from fake_hub import fake_hub
 from kinds import KINDS, Kind
 from rerankd import config
 from rerankd.config import ScoringSettings
-from rerankd.domain import Normalization
 from rerankd.errors import CollectionError, ConfigError, ModelFileError
 from rerankd.evaluation import known_pairs
 from rerankd.formats import model_files
@@ -288,14 +287,12 @@ def test_a_file_of_pairs_is_read(tmp_path: Path) -> None:
             known_pairs.read(missing)
 
 
-def test_scores_are_compared_after_the_normalization() -> None:
-    how = Normalization("sigmoid")
+def test_a_pair_passes_within_its_tolerance() -> None:
     pair = known_pairs.parse('{"query": "q", "document": "d", "score": 0.5}', "f")
-    assert known_pairs.compare(pair, 0.04, how).passed
-    assert not known_pairs.compare(pair, 0.06, how).passed
+    assert known_pairs.Compared(pair, 0.51).passed and not known_pairs.Compared(pair, 0.52).passed
     raw = known_pairs.Pair("q", "d", 1.0, True, 0.05)
-    assert known_pairs.compare(raw, 1.04, how).passed and not known_pairs.compare(raw, 1.06, how).passed
-    assert not known_pairs.compare(raw, None, how, "blank").passed
+    assert known_pairs.Compared(raw, 1.04).passed and not known_pairs.Compared(raw, 1.06).passed
+    assert not known_pairs.Compared(raw, None, "blank").passed
 
 
 def test_the_error_of_a_bad_recipe_names_the_setting() -> None:

@@ -652,4 +652,5 @@ def test_the_explanation_names_the_normalization_that_is_used() -> None:
     assert said["cross_encoder", "sigmoid"].endswith("one logit for each pair; the score is its sigmoid")
     assert said["embedding", "affine"].endswith("document; the score maps 0.7…0.9 to 0…1")
     assert said["causal_lm", "identity"].endswith("logit('no'); the score is the same number, limited to 0…1")
-    assert len({*said.values()}) == 12
+    assert len({*said.values()}) == 15
+    assert "raw / (the number of these tokens), limited" in said["late_interaction", "identity"]

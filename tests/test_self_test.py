@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ggufs
+from rerankd.backends.base import RawScores
 from rerankd.backends.openvino import precision_choice
 from rerankd.domain import Normalization
 from rerankd.errors import EngineStartFailed, Unscorable
@@ -95,7 +96,8 @@ async def test_a_model_whose_engines_disagree_is_refused_or_warns_in_each_answer
     # The other engine computes correctly; the scores that it is compared with are wrong.
     log, socket = tmp_path / "log", tmp_path / "s.sock"
     values, vocabulary = [9.0, -9.0, 9.0, -9.0, 9.0], ModelVocabulary(model.metadata)
-    wrong = await run_self_test.run(model, values, other, vocabulary, socket, log)
+    answer = run_self_test.Answer(RawScores(values), model.recipe.normalization)
+    wrong = await run_self_test.run(model, answer, other, vocabulary, socket, log)
     assert wrong is not None and wrong.is_fatal
     run_self_test.store(state, key, model, other, wrong)
     with pytest.raises(Unscorable, match=r"differs from llama\.cpp b.*--force"):

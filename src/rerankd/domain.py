@@ -6,16 +6,17 @@ Plain values without I/O or a framework. All layers use these terms:
   together and its rank head returns one logit. `causal_lm`: a language model reads a prompt with both texts,
   and the logits of two possible next tokens, the labels, are compared, or the logit of one is read.
   `embedding`: each text is read alone and becomes a vector; the raw score is the cosine of the two vectors.
+  `late_interaction`: likewise, with a vector for each token (see interaction.py); the raw score is MaxSim.
   `listwise`: a language model reads a query and a block of documents in one prompt; the raw score of a
   document is the cosine of two vectors, which are made of the states of a token after the document and of one
   after the query. It depends on the other documents of the block.
-- **Raw score**: the number that the method yields: a logit, a difference of two logits, or a cosine.
+- **Raw score**: the number that the method yields: a logit, a difference of two logits, a cosine, a MaxSim.
   Documents are ordered by it.
 - **Normalized score**: the raw score mapped to [0, 1] by the recipe's normalization. Clients get this one
   unless they request raw scores.
 - **max_length**: the most tokens that one forward pass reads, special tokens included. For `cross_encoder`
-  and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `embedding` a single text, for
-  `listwise` the prompt of a block.
+  and `causal_lm` that is the pair (for `causal_lm` with the whole prompt), for `listwise` the prompt of a
+  block, else a single text.
 - **Template** and **labels** (`causal_lm`): the prompt with placeholders for the texts, and the one or two
   answer tokens.
 - **Truncated**: a document of which the model reads only the beginning, because the rest exceeds a limit.
@@ -29,12 +30,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from rerankd.errors import InvalidRequest, Unscorable
+from rerankd.interaction import Interaction
 
-Method = Literal["cross_encoder", "causal_lm", "embedding", "listwise"]
+Method = Literal["cross_encoder", "causal_lm", "embedding", "late_interaction", "listwise"]
 Pooling = Literal["rank", "mean", "cls", "last", "none"]
 Format = Literal["gguf", "safetensors"]
 NormalizationName = Literal["sigmoid", "affine", "identity"]
@@ -51,7 +53,8 @@ class Normalization:
     `sigmoid`: 1 / (1 + exp(-x)) with x = (raw - logit_mean) / logit_sigma, for logits and differences of
     logits (the softmax over two labels is the sigmoid of the difference of their logits). The two parameters
     have the names that vLLM's pooler configuration gives them. `affine`: (raw - low) / (high - low), clipped
-    to [0, 1], for cosines. `identity`: the raw score, clipped to [0, 1].
+    to [0, 1], for cosines. `identity`: the raw score, clipped to [0, 1]. `raw` is first divided by `divisor`:
+    for MaxSim, the number of the query's vectors.
     """
 
     name: NormalizationName
@@ -59,6 +62,7 @@ class Normalization:
     high: float = 1.0
     logit_mean: float = 0.0
     logit_sigma: float = 1.0
+    divisor: int = 1
 
     @property
     def argument(self) -> str:
@@ -76,15 +80,16 @@ class Recipe:
     """How one model is scored: everything that turns a query and a document into a raw score and a score.
 
     `max_length`: the most tokens of one forward pass, special tokens included; of the pair for
-    `cross_encoder` and `causal_lm`, of a single text for `embedding`, of a block for `listwise`.
+    `cross_encoder` and `causal_lm`, of a single text for `embedding`, of a document for `late_interaction`,
+    of a block for `listwise`.
     `template` (causal_lm, and cross_encoder for a model that reads a prompt): the complete prompt, special
     tokens included, with the placeholders `{query}` and `{document}` and optionally `{instruction}`. U+001E
     separates parts that the reference implementation tokenizes separately. The text between `{?instruction}`
     and `{/instruction}` is part of the prompt only if there is an instruction.
     `labels` (causal_lm): the texts of two tokens, relevant first; raw score = logit(first) - logit(second).
     Or of one token; raw score = logit(label). Or (): raw score = the logit of the model's rank head.
-    `query_prefix`, `document_prefix`, `pooling` (embedding): the text put before a query or a document, and
-    how the token states become one vector.
+    `query_prefix`, `document_prefix` (embedding, late_interaction): the text before a query or a document.
+    `pooling` (embedding): how the token states become one vector. `interaction`: for late_interaction.
     `markers` (listwise): the texts of the two tokens whose states are compared, the document's first.
     `query_tokens`, `document_tokens`: the most tokens of a query and of a document that the model reads, 0
     for no such limit; `block_documents` (listwise): the most documents of a block.
@@ -106,8 +111,15 @@ class Recipe:
     document_tokens: int = 0
     block_documents: int = 0
     nfc: bool = False
+    interaction: Interaction | None = None
     # Scores do not depend on it, so it is not compared and not part of any cache key.
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False, compare=False)
+
+    def normalization_for(self, query_tokens: int) -> Normalization:
+        """The normalization of the raw scores for a query of this many tokens that the model reads apart."""
+        if self.interaction is None:
+            return self.normalization
+        return replace(self.normalization, divisor=max(query_tokens, self.interaction.expansion_length, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,7 @@ class Reranker:
         with served.queue.admit(client, len(request.documents), size_bytes, weight) as queued:
             texts = texts_to_score(request, served)
             scored = await self._scored(served, request, queued, texts, budget, timeout_s)
-        rows = ranked(request, scored.raw, served.model.recipe.normalization)
+        rows = ranked(request, scored.raw, scored.normalization or served.model.recipe.normalization)
         has_scores = any(value is not None for value in scored.raw)
         none = ("No document reaches the score_threshold of the request.",) * (has_scores and not rows)
         result = RerankResult(

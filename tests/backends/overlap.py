@@ -15,6 +15,7 @@ import numpy as np
 
 from rerankd.backends import base
 from rerankd.backends.options import Options, per_model
+from rerankd.backends.prompt_rate import Unrated
 from rerankd.backends.safer_steps import Step
 from rerankd.backends.worker.client import WorkerEngine
 from rerankd.domain import Refusal
@@ -49,7 +50,7 @@ class OverlapEngine(WorkerEngine):
         return [np.array([word.end() for word in _WORD.finditer(text.lower())], np.int32) for text in texts]
 
 
-class OverlapBackend(base.Unrated):
+class OverlapBackend(Unrated):
     name, title, summary = "overlap", "Overlap", "encoders in tests"
     packages: tuple[str, ...] = ()
     Options = OverlapOptions

@@ -24,6 +24,7 @@ from rerankd.process.child import Launch, Running
 from rerankd.scoring.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from rerankd.backends.token_vectors import KeptVectors
     from rerankd.formats.metadata import ModelMetadata
     from rerankd.machine import Gpu
     from rerankd.progress import Progress
@@ -109,8 +110,8 @@ class EngineSpec:
     `control_tokens` maps the text of each control token of the vocabulary to its id. `exact`: the weights are
     not quantised, so the arithmetic is the largest remaining error. `metadata` is read from the files, and
     `fingerprint` identifies them (see serving/prepare_model.py). `needs_build` is the oldest build that
-    computes the model correctly, for engines with build numbers. Each of the `replicas` has `threads`
-    threads."""
+    computes the model correctly, for engines with build numbers. Each of the `replicas` has `threads` threads
+    and keeps up to `document_vectors_bytes` of the vectors of documents (see token_vectors.py)."""
 
     name: str
     path: Path
@@ -123,6 +124,7 @@ class EngineSpec:
     needs_build: int = 0
     threads: int = 1
     replicas: int = 1
+    document_vectors_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,22 +222,16 @@ class Engine(Running, Tokenizer, Protocol):
 
     `about` describes the running engine, or is "" if the offer's title is enough. The Tokenizer methods are
     called only if `Capabilities.tokenizes` is set. An engine that can't report token ids returns none; the
-    service then truncates nothing."""
+    service then truncates nothing. `kept`: the document vectors that it keeps, as of the last call."""
 
     about: str
+    kept: KeptVectors | None = None
 
     async def score(self, batch: Batch) -> RawScores:
         """Return the raw score of each input of the batch.
 
         Raises InputTooLong if an input exceeds max_length, or another EngineError.
         """
-
-
-class Unrated:
-    """The part of a Backend whose engines are never chosen by a measured speed."""
-
-    def prompt_rate(self, offer: Any, learned: StateStore, *, measure: bool) -> float:
-        return 0.0
 
 
 class Backend(Protocol):

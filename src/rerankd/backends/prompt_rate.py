@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rerankd import machine
 
@@ -26,6 +26,13 @@ ROUNDS = 4
 TIMEOUT_S = 60.0
 # A failure may pass, such as a busy machine.
 _FAILED_TTL_S = 3600.0
+
+
+class Unrated:
+    """The part of a Backend whose engines are never chosen by a measured speed."""
+
+    def prompt_rate(self, offer: Any, learned: StateStore, *, measure: bool) -> float:
+        return 0.0
 
 
 def of(build: str, learned: StateStore, measure: Callable[[], float] | None) -> float:

@@ -175,13 +175,13 @@ async def _scored(
         for at, pair in enumerate(known):
             report("scoring the pairs", at, len(known))
             result = await reranker.rerank(
-                pair.query, [pair.document], instruction=pair.instruction, raw_scores=True, budget_ms=0
+                pair.query, [pair.document], instruction=pair.instruction, raw_scores=pair.is_raw, budget_ms=0
             )
             problem = "the document was truncated to max_length" if result.truncated else ""
             problem = "the document is blank" if result.blank else problem
             problem = result.errors[0].reason if result.errors else problem
-            raw = None if result.blank or result.unscored or result.errors else result.results[0].score
-            compared.append(known_pairs.compare(pair, raw, prepared.recipe.normalization, problem))
+            got = None if result.blank or result.unscored or result.errors else result.results[0].score
+            compared.append(known_pairs.Compared(pair, got, problem))
         report("scoring the pairs", len(known), len(known))
     return compared
 

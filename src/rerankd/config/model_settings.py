@@ -42,6 +42,13 @@ class ServingSettings(Options):
     threads: int | None = per_model(
         None, ge=1, le=1024, description="threads per engine; if not set, the number of physical cores"
     )
+    document_vectors_mb: int = per_model(
+        256,
+        ge=0,
+        le=2**20,
+        description="late_interaction: MiB per engine for the vectors of documents, so that a document is "
+        "read only once; 0 keeps none",
+    )
     idle_unload_s: float | None = per_model(
         None,
         ge=0.01,

@@ -32,13 +32,40 @@ class ScoringSettings(Options):
         None, description="causal_lm: value of {instruction} if the request sends none"
     )
     max_length: int | None = Field(
-        None, ge=16, le=2**20, description="maximum tokens of one pair; a lower value saves memory"
+        None,
+        ge=16,
+        le=2**20,
+        description="maximum tokens of a pair (late_interaction: a document); a lower value saves memory",
     )
     pooling: Literal["mean", "cls", "last"] | None = Field(
         None, description="embedding: pooling of the token states; ModernBERT: input of its classifier"
     )
-    query_prefix: str | None = Field(None, description="embedding: text inserted before a query")
-    document_prefix: str | None = Field(None, description="embedding: text inserted before a document")
+    query_prefix: str | None = Field(
+        None, description="embedding, late_interaction: text inserted before a query"
+    )
+    document_prefix: str | None = Field(
+        None, description="embedding, late_interaction: text inserted before a document"
+    )
+    query_marker: str | None = Field(None, description="late_interaction: token inserted before a query")
+    document_marker: str | None = Field(
+        None, description="late_interaction: token inserted before a document"
+    )
+    query_length: int | None = Field(
+        None, ge=4, le=2**20, description="late_interaction: maximum tokens of a query"
+    )
+    expansion_length: int | None = Field(
+        None,
+        ge=0,
+        le=2**20,
+        description="late_interaction: queries are filled up to this number of tokens; 0: they are not",
+    )
+    expansion_token: str | None = Field(None, description="late_interaction: token that fills a query")
+    attends_to_expansion: bool | None = Field(
+        None, description="late_interaction: the query's tokens see those that fill it"
+    )
+    skiplist: tuple[str, ...] | None = Field(
+        None, description="late_interaction: tokens of documents that are left out of the comparison"
+    )
     normalization: NormalizationName | None = Field(
         None, description="function that turns a raw score into a score"
     )

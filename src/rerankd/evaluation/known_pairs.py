@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd import text_files
-from rerankd.domain import Normalization
 from rerankd.errors import CollectionError
-from rerankd.scoring import normalize
 
 # Many model cards state values that were computed in bfloat16: a logit from 8 to 16 is a multiple of 0.0625.
 # Where the sigmoid is steepest, it turns 0.05 into 0.0125.
@@ -100,12 +98,6 @@ def parse(line: str, location: str) -> Pair:
         if tolerance < 0:
             raise CollectionError(f"{location}: tolerance is {tolerance:g}, but must not be negative.")
     return Pair(value["query"], value["document"], expected, is_raw, tolerance, value.get("instruction"))
-
-
-def compare(pair: Pair, raw: float | None, how: Normalization, problem: str = "") -> Compared:
-    """Compare a pair's expected score with the model's `raw` score, None if the pair was not scored."""
-    got = raw if raw is None or pair.is_raw else normalize.score(raw, how)
-    return Compared(pair, got, problem)
 
 
 def _number(value: dict[str, Any], name: str, location: str) -> float:

@@ -17,6 +17,7 @@ from rerankd.formats.families.llama import bidirectional, llama
 from rerankd.formats.families.modern_bert import MODERN_BERT
 from rerankd.formats.families.qwen import qwen2, qwen2_head, qwen3, qwen3_head
 from rerankd.formats.gguf_header import Tensor
+from rerankd.formats.late_interaction import STANFORD
 
 CLASSES: Mapping[str, Family | Callable[[Mapping[str, Any]], Family]] = {
     "BertForSequenceClassification": BERT,
@@ -67,14 +68,22 @@ def other_labels(config: Mapping[str, Any], head: Tensor | None) -> str:
 
 def body_of(kind: str, config: Mapping[str, Any], tensors: Collection[str]) -> Family | None:
     """The family of a class without a head, such as ModernBertModel; None if the class is unknown. Its
-    tensors have the names of the class with a head, without their first part."""
+    tensors have the names of the class with a head, without their first part. ColBERT's own class has those
+    of BERT unchanged."""
+    if kind == STANFORD:
+        is_bert = config.get("model_type") == "bert"
+        return replace(BERT, tensors=_without_head(BERT)) if is_bert else None
     headed = family_of(f"{kind.removesuffix('Model')}ForSequenceClassification", config, tensors)
     if headed is None or not kind.endswith("Model"):
         return None
-    own = {gguf: name for gguf, name in headed.tensors.items() if not gguf.startswith("cls")}
+    own = _without_head(headed)
     prefix = own["token_embd"].partition(".")[0] + "."
     names = {gguf: name.removeprefix(prefix) for gguf, name in own.items()}
     return replace(headed, tensors=names, layers=headed.layers.removeprefix(prefix))
+
+
+def _without_head(family: Family) -> dict[str, str]:
+    return {gguf: name for gguf, name in family.tensors.items() if not gguf.startswith("cls")}
 
 
 def quantised(config: Mapping[str, Any]) -> Refusal | None:

@@ -11,10 +11,12 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # The list of modules that sentence-transformers runs.
 MODULES = "modules.json"
 PROMPTS, TRANSFORMER = "config_sentence_transformers.json", "sentence_bert_config.json"
+# The configuration of a ColBERT model by its authors' own library.
+ARTIFACT = "artifact.metadata"
 CHAT_TEMPLATE, ADDITIONAL_TEMPLATES = "chat_template.jinja", "additional_chat_templates/"
 SUFFIX = ".safetensors"
 # The files that describe a model besides the headers of its weights.
-_DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS, TRANSFORMER, CHAT_TEMPLATE)
+_DESCRIBING = (CONFIG, TOKENIZER_CONFIG, MODULES, PROMPTS, TRANSFORMER, CHAT_TEMPLATE, ARTIFACT)
 # In the folder of a module, which sentence-transformers names after its number and its class.
 _TEMPLATE = re.compile(rf"{ADDITIONAL_TEMPLATES}[^/\\\x00]+\.jinja")
 _MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json")

@@ -1,7 +1,7 @@
-"""(pure) The vocabulary of a causal checkpoint, from tokenizer.json, as a GGUF header stores it.
+"""(pure) The vocabulary of a checkpoint, from tokenizer.json, as a GGUF header stores it.
 
-The recipe of a causal model needs the ids of labels and of the template's special tokens. Encoders need
-neither.
+The recipe of a causal model needs the ids of labels and of the template's special tokens, that of a
+late-interaction model the ids of its markers and of its skiplist. Other encoders need none.
 """
 
 from __future__ import annotations

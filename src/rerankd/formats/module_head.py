@@ -1,6 +1,8 @@
-"""The modules after the Transformer of a sentence-transformers checkpoint, as the steps of a rank head.
+"""The modules after the Transformer of a sentence-transformers checkpoint, as the steps of a rank head or of
+the projection of a late-interaction model.
 
     Pooling, then Dense | LayerNorm | Normalize | Dropout …, at last a Dense with one row and no activation
+    Dense | LayerNorm | Dropout …, then MultiVectorMask and Normalize or neither: for each token
 
 The tensors get the names of a rank head in GGUF: the first Dense is `cls`, the first LayerNorm `cls.norm`,
 the last Dense `cls.output`. ettin-reranker (Dense, GELU, LayerNorm, Dense) thus has the tensors of
@@ -16,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerankd.domain import Pooling
-from rerankd.formats.checkpoint_files import module_config, module_weights
+from rerankd.formats.checkpoint_files import is_of_module, module_config, module_weights
 from rerankd.formats.gguf_header import Tensor
+from rerankd.formats.late_interaction import MASK
 from rerankd.formats.sentence_transformers import Layout, Module
 from rerankd.formats.transformer_module import NotUnderstood, only
 
@@ -43,7 +46,9 @@ _DENSE = (
     "in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name",
     "use_residual",
 )  # fmt: skip
-_STATE, _SCORE = "sentence_embedding", "scores"
+_STATE, _SCORE, _STATES = "sentence_embedding", "scores", "token_embeddings"
+PROJECTION = "dense_2_out"
+"""The name of a projection's first matrix, as in GGUF files."""
 
 Places = Mapping[str, tuple[str, Tensor]]
 """By GGUF's name of the tensor: its file, as a path in the folder, and its position in that file."""
@@ -51,7 +56,8 @@ Places = Mapping[str, tuple[str, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How the score is computed from the last hidden states: pooling, then the steps."""
+    """How the score is computed from the last hidden states: pooling, then the steps. With the pooling
+    "none", the steps project each token's state."""
 
     pooling: Pooling
     steps: tuple[Step, ...]
@@ -60,6 +66,8 @@ class Head:
     @property
     def keys(self) -> dict[str, Any]:
         """The header's keys that describe this head."""
+        if self.pooling == "none":
+            return {"pooling_type": 0, STEPS: self.steps}
         return {"classifier.pooling_type": 1 if self.pooling == "mean" else 2, STEPS: self.steps}
 
 
@@ -77,26 +85,65 @@ def of(layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], width: int) ->
     for module in left:
         is_last = module is left[-1]
         name = _name(module.kind, is_last=is_last, taken=tensors)
-        step, found, width = _step(module, name, parts, width, is_last=is_last)
+        writes = _SCORE if is_last else _STATE
+        step, found, width = _step(module, name, parts, width, reads=_STATE, writes=writes)
         steps.append(step)
         tensors |= found
     return Head(pooling, tuple(steps), tensors)
 
 
-def _name(kind: str, *, is_last: bool, taken: Mapping[str, Any]) -> str:
+def projection(layout: Layout, parts: Mapping[str, Mapping[str, Tensor]], width: int) -> Head:
+    """Read the projection of a late-interaction model: from the modules, or without modules the matrix
+    `linear.weight` beside the model's own tensors. Raises NotUnderstood."""
+    if not layout.modules:
+        places = {
+            f"{PROJECTION}.weight": (file, tensor)
+            for file, held in parts.items()
+            if not is_of_module(file) and (tensor := held.get("linear.weight")) is not None
+        }
+        if not places:
+            raise NotUnderstood("its projection (linear.weight) is missing")
+        ((_, tensor),) = places.values()
+        if len(tensor.shape) != 2 or tensor.shape[0] != width:
+            raise NotUnderstood(f"its projection (linear.weight) has the shape {tensor.shape}")
+        return Head("none", (("dense", PROJECTION, ""),), places)
+    modules = [module for module in layout.modules[1:] if module.kind != "Dropout"]
+    modules = [module for module in modules if module.kind != MASK]  # the skiplist is a part of the recipe
+    if modules and modules[-1].kind == "Normalize":  # every vector is normalized
+        _in_and_out(modules.pop(), _STATES, _STATES)
+    if not any(module.kind == "Dense" for module in modules):
+        raise NotUnderstood("it has no Dense that projects the states of its tokens")
+    steps: list[Step] = []
+    tensors: dict[str, tuple[str, Tensor]] = {}
+    for module in modules:
+        name = _name(module.kind, taken=tensors, is_projection=True)
+        step, found, width = _step(module, name, parts, width, reads=_STATES, writes=_STATES)
+        steps.append(step)
+        tensors |= found
+    return Head("none", tuple(steps), tensors)
+
+
+def _name(kind: str, *, taken: Mapping[str, Any], is_last: bool = False, is_projection: bool = False) -> str:
     if is_last:
         return "cls.output"
-    first = {"Dense": "cls", "LayerNorm": "cls.norm"}.get(kind, "")
+    base = PROJECTION if is_projection else "cls"
+    first = {"Dense": base, "LayerNorm": f"{base}.norm"}.get(kind, "")
     numbers = (f"{first}.{number}" for number in range(2, len(taken) + 3))
     return next((name for name in (first, *numbers) if f"{name}.weight" not in taken), "")
 
 
 def _step(
-    module: Module, name: str, parts: Mapping[str, Mapping[str, Tensor]], width: int, *, is_last: bool
+    module: Module,
+    name: str,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    width: int,
+    *,
+    reads: str,
+    writes: str,
 ) -> tuple[Step, Places, int]:
     """The step of a module, its tensors, and the width of its output."""
     if module.kind == "Normalize":
-        _in_and_out(module, _STATE)
+        _in_and_out(module, reads, writes)
         only(module.config, ("module_input_name", "module_output_name"), module.path)
         return ("normalize", "", ""), {}, width
     held = parts.get(module_weights(module.path))
@@ -108,15 +155,15 @@ def _step(
         return ("norm", name, ""), dict(_found(module, name, held, shapes)), width
     if module.kind != "Dense":
         raise NotUnderstood(f"its module {module.path} ({module.kind}) comes after its Pooling")
-    return _dense(module, name, held, width, is_last=is_last)
+    return _dense(module, name, held, width, reads=reads, writes=writes)
 
 
 def _dense(
-    module: Module, name: str, held: Mapping[str, Tensor], width: int, *, is_last: bool
+    module: Module, name: str, held: Mapping[str, Tensor], width: int, *, reads: str, writes: str
 ) -> tuple[Step, Places, int]:
-    config = module.config
+    config, is_last = module.config, writes == _SCORE
     only(config, _DENSE, module_config(module.path))
-    _in_and_out(module, _SCORE if is_last else _STATE)
+    _in_and_out(module, reads, writes)
     rows = config.get("out_features")
     if config.get("in_features") != width or type(rows) is not int or rows < 1:
         raise NotUnderstood(
@@ -144,11 +191,14 @@ def _dense(
     return (what, name, activation), dict(_found(module, name, held, shapes)), rows
 
 
-def _in_and_out(module: Module, wanted: str) -> None:
-    """Raises NotUnderstood if the module reads or writes anything but the pooled state."""
-    read = module.config.get("module_input_name", _STATE)
+def _in_and_out(module: Module, reads: str, writes: str) -> None:
+    """Raises NotUnderstood if the module reads or writes anything else than these."""
+    read = module.config.get("module_input_name", reads)
     written = module.config.get("module_output_name") or read
-    if (read, written) != (_STATE, wanted):
+    # A Dense that was saved for pooled states projects the states of tokens in a late-interaction model.
+    if reads == _STATES and (read, written) == (_STATE, _STATE):
+        return
+    if (read, written) != (reads, writes):
         raise NotUnderstood(f"its module {module.path} reads {read!r:.40} and writes {written!r:.40}")
 
 

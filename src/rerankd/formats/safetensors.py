@@ -132,7 +132,7 @@ def translate(
     }
     declared = _layout(described, config.values, fail)
     layout = declared if isinstance(declared, Layout) else Layout()
-    find_family = body_of if layout.has_own_head else family_of
+    find_family = body_of if layout.has_own_head or layout.interaction is not None else family_of
     family = find_family(kind, config.values, found)
     values: dict[str, Any] = {"general.name": name, "general.type": "model"}
     if family is None:
@@ -142,7 +142,8 @@ def translate(
     named = {gguf: place for own, place in found.items() if (gguf := gguf_name(family, own))}
     head, reason = (None, "") if family.is_causal else _head(layout, parts, config)
     spare = config.size("pad_token_id", 1, 0) + 1 if family.spare_positions else 0
-    max_length = _max_length(config, tokenizer, spare, layout.max_length)
+    # Of a late-interaction model the tokenizer has the length of queries or documents, whichever came last.
+    max_length = _max_length(config, {} if layout.interaction else tokenizer, spare, layout.max_length)
     if "position_embd.weight" in named:
         file, table = named["position_embd.weight"]
         named["position_embd.weight"] = file, _rows(table, spare, max_length)
@@ -201,10 +202,11 @@ def _head(
             None,
             "its input is formatted by a chat template, which rerankd supports for causal models only",
         )
-    if not layout.has_own_head:
+    find = module_head.projection if layout.interaction is not None else module_head.of
+    if not layout.has_own_head and layout.interaction is None:
         return None, ""
     try:
-        return module_head.of(layout, parts, config.size("hidden_size")), ""
+        return find(layout, parts, config.size("hidden_size")), ""
     except NotUnderstood as reason:
         return None, f"{reason} ({MODULES})"
 

@@ -28,9 +28,9 @@ def read(folder: Path) -> ModelMetadata:
     if (found.refusal is None or found.library) and embedding is not None:
         _check_tokenizer(tokenizer, embedding.rows, status.st_mtime_ns, status.st_size)
     metadata = _metadata(folder, found, size, held)
-    if not metadata.is_causal:
+    if not needs_vocabulary(metadata):
         return metadata
-    return _causal(metadata, tokenizer, status.st_mtime_ns, status.st_size)
+    return _with_tokens(metadata, tokenizer, status.st_mtime_ns, status.st_size)
 
 
 # Cached, because a vocabulary of 250,000 pieces takes a second, and the same file is read several times.
@@ -49,15 +49,21 @@ def _content(path: Path, changed_ns: int, size_bytes: int) -> str:
     return text_files.read(path)
 
 
-def _causal(metadata: ModelMetadata, tokenizer: Path, changed_ns: int, size_bytes: int) -> ModelMetadata:
+def needs_vocabulary(metadata: ModelMetadata) -> bool:
+    """Whether the recipe of the model refers to tokens: labels, markers, words of a skiplist."""
+    layout = metadata.layout
+    return metadata.is_causal or (layout is not None and layout.interaction is not None)
+
+
+def _with_tokens(metadata: ModelMetadata, tokenizer: Path, changed_ns: int, size_bytes: int) -> ModelMetadata:
     try:
-        return of_causal(metadata, _content(tokenizer, changed_ns, size_bytes))
+        return with_tokens(metadata, _content(tokenizer, changed_ns, size_bytes))
     except (OSError, ValueError) as error:
         refuse(tokenizer, f"its tokenizer can't be read: {error}")
 
 
-def of_causal(metadata: ModelMetadata, tokenizer: str) -> ModelMetadata:
-    """Add what the recipe of a causal model needs of its tokenizer.json: the vocabulary, and the texts of the
+def with_tokens(metadata: ModelMetadata, tokenizer: str) -> ModelMetadata:
+    """Add what the recipe of such a model needs of its tokenizer.json: the vocabulary, and the texts of the
     labels that its files declare. Raises ValueError if it is damaged or has no such token."""
     ids = metadata.layout.label_ids if metadata.layout is not None else ()
     if ids:

@@ -14,19 +14,21 @@ Source: sentence-transformers 6.2 (base/model.py, cross_encoder/model.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rerankd.domain import Refusal
-from rerankd.formats import transformer_module
+from rerankd.formats import late_interaction, transformer_module
 from rerankd.formats.chat_template import Chat
 from rerankd.formats.checkpoint_files import (
+    ARTIFACT,
     MODULES,
     PROMPTS,
     TOKENIZER_CONFIG,
     TRANSFORMER,
     module_config,
 )
+from rerankd.formats.late_interaction import MASK, STANFORD, Declared
 from rerankd.formats.transformer_module import NotUnderstood, mapping, only
 
 Activation = Literal["identity", "sigmoid"]
@@ -34,9 +36,10 @@ Load = Callable[[str], Any]
 """Returns the JSON of a file, by its path in the folder; None if there is no such file."""
 
 _PACKAGE = "sentence_transformers."
-_KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "LogitScore", "Normalize", "Dropout")
+_KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "LogitScore", "Normalize", "Dropout", MASK)
+_PYLATE_DENSE = "pylate.models.Dense.Dense"
 # Modules that need no config.json.
-_BARE = ("Transformer", "Normalize", "Dropout")
+_BARE = ("Transformer", "Normalize", "Dropout", MASK)
 _MOST_MODULES = 64
 _ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid"}
 _CROSS_ENCODER = "CrossEncoder"
@@ -49,19 +52,20 @@ class Module:
 
     kind: str
     path: str
+    type: str = ""
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the files declare about a cross-encoder.
+    """What the files declare about a cross-encoder or a late-interaction model.
 
     `modules`: () without modules.json. `activation`: what the library applies to the raw value by default.
     `prompt`: the default text before each query, or the default system message if there is a chat template;
     "" for none. `max_length`: the most tokens of an input; 0 if not declared. `chat`: the chat template that
     formats the input; None if the tokenizer joins query and document. `label_ids`: for a causal model, the
     tokens whose logits are the score: logit[first], minus logit[second] if there are two. () for any other
-    model.
+    model. `interaction`: None unless it is a late-interaction model.
     """
 
     modules: tuple[Module, ...] = ()
@@ -70,6 +74,7 @@ class Layout:
     max_length: int = 0
     chat: Chat | None = None
     label_ids: tuple[int, ...] = ()
+    interaction: Declared | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -78,7 +83,7 @@ class Layout:
     @property
     def has_own_head(self) -> bool:
         """Whether modules compute the score from the last hidden states, instead of a head of the class."""
-        return len(self.modules) > 1 and not self.is_causal
+        return len(self.modules) > 1 and not self.is_causal and self.interaction is None
 
     @property
     def is_causal(self) -> bool:
@@ -94,6 +99,9 @@ def read(
     config.json."""
     listed, names = load(MODULES), ""
     try:
+        if config.get("architectures") == [STANFORD] and not _is_in_root(listed):
+            tokenizer = mapping(load(TOKENIZER_CONFIG), TOKENIZER_CONFIG)
+            return Layout(interaction=late_interaction.of_artifact(load(ARTIFACT), tokenizer))
         if listed is None:
             return Layout(activation=_activation(None, config))
         modules = _modules(listed)
@@ -110,6 +118,8 @@ def _layout(
     modules: tuple[Module, ...], load: Load, templates: Mapping[str, str], config: Mapping[str, Any]
 ) -> Layout:
     whole, kinds = mapping(load(PROMPTS), PROMPTS), tuple(module.kind for module in modules)
+    if late_interaction.is_declared(whole, kinds, [module.type for module in modules]):
+        return _interacting(modules, whole, load)
     kind = whole.get("model_type", "SentenceTransformer")
     if kinds == ("Transformer",) and kind == "SentenceTransformer":
         # Saved by an older release. CrossEncoder then uses the head of the class and reads no other file.
@@ -118,9 +128,7 @@ def _layout(
         raise NotUnderstood(
             f"its {PROMPTS} declares a {kind!s:.40}; in safetensors rerankd supports a {_CROSS_ENCODER}"
         )
-    if modules[0].kind != "Transformer" or modules[0].path or "Transformer" in kinds[1:]:
-        raise NotUnderstood("its first module is not a Transformer in the model's own folder")
-    modules = tuple(_configured(module, load) for module in modules)
+    modules = _checked(modules, load)
     transformer = transformer_module.read(
         mapping(load(TRANSFORMER), TRANSFORMER),
         _tasks(kinds),
@@ -137,6 +145,37 @@ def _layout(
     )
 
 
+def _interacting(modules: tuple[Module, ...], whole: Mapping[str, Any], load: Load) -> Layout:
+    """The layout of a late-interaction model."""
+    modules = _checked(modules, load)
+    transformer = mapping(load(TRANSFORMER), TRANSFORMER)
+    tokenizer = mapping(load(TOKENIZER_CONFIG), TOKENIZER_CONFIG)
+    # Its own lengths and its expansion replace what the module does with texts.
+    rest = {key: value for key, value in transformer.items() if key != "query_expansion"}
+    if "message" in mapping(rest.get("modality_config"), "modality_config"):
+        raise NotUnderstood(
+            "its input is formatted by a chat template, which late interaction does not support"
+        )
+    transformer_module.read(rest, ("feature-extraction",), tokenizer, {})
+    mask = next((module.config for module in modules if module.kind == MASK), {})
+    declared = late_interaction.of_modules(whole, transformer, mask, tokenizer)
+    return Layout(modules, interaction=declared)
+
+
+def _checked(modules: tuple[Module, ...], load: Load) -> tuple[Module, ...]:
+    """The modules with their configurations."""
+    is_first = [module.kind == "Transformer" for module in modules]
+    if not is_first[0] or modules[0].path or any(is_first[1:]):
+        raise NotUnderstood("its first module is not a Transformer in the model's own folder")
+    return tuple(_configured(module, load) for module in modules)
+
+
+def _is_in_root(listed: Any) -> bool:
+    """Whether modules.json has the Transformer in the model's own folder."""
+    first = listed[0] if isinstance(listed, list) and listed else None
+    return isinstance(first, Mapping) and first.get("path") == ""
+
+
 def _modules(listed: Any) -> tuple[Module, ...] | None:
     """The modules; None if modules.json is damaged. Raises NotUnderstood for an unknown module."""
     if not isinstance(listed, list) or not 0 < len(listed) <= _MOST_MODULES:
@@ -147,10 +186,10 @@ def _modules(listed: Any) -> tuple[Module, ...] | None:
         if not isinstance(name, str) or not isinstance(path, str):
             return None
         kind = name.rpartition(".")[2]
-        if not name.startswith(_PACKAGE) or kind not in _KINDS:
+        if kind not in _KINDS or not (name.startswith(_PACKAGE) or name == _PYLATE_DENSE):
             known = ", ".join(_KINDS)
             raise NotUnderstood(f"its {MODULES} has the module {name:.100}; rerankd supports {known}")
-        found.append(Module(kind, path))
+        found.append(Module(kind, path, name))
     return tuple(found)
 
 
@@ -158,7 +197,7 @@ def _configured(module: Module, load: Load) -> Module:
     said = load(module_config(module.path)) if module.path else None
     if said is None and module.kind not in _BARE:
         raise NotUnderstood(f"its module {module.path} has no config.json")
-    return Module(module.kind, module.path, mapping(said, module_config(module.path)))
+    return replace(module, config=mapping(said, module_config(module.path)))
 
 
 def _tasks(kinds: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from rerankd.formats.metadata import ModelMetadata
 from rerankd.progress import size_words
 from rerankd.recipes.causal_layout import CausalRecipe, causal_recipe
 from rerankd.recipes.explanation import explain
+from rerankd.recipes.recipe_section import part_of
 from rerankd.recipes.resolution import Resolution
 
 _WIDEST = 80  # characters of a template in the text; the JSON has all of it
@@ -75,13 +76,17 @@ def _causal_lines(metadata: ModelMetadata) -> list[str]:
 def _value(recipe: Recipe, part: str) -> str:
     """Return the value of a part of a recipe, on one line."""
     if part == "max_length":
-        per = "a text" if recipe.method == "embedding" else "query and document together"
+        per = {"embedding": "a text", "late_interaction": "a document"}.get(
+            recipe.method, "query and document together"
+        )
         return f"{recipe.max_length:,} tokens for {per}"
     if part == "normalization":
         return recipe.normalization.name
     if part in ("low", "high", "logit_mean", "logit_sigma"):
         return f"{getattr(recipe.normalization, part):g}"
-    value = getattr(recipe, part)
+    value = part_of(recipe, part)
+    if isinstance(value, int):  # a length, or a flag
+        return json.dumps(value)
     if part in ("method", "pooling"):
         return str(value)
     texts = value if isinstance(value, tuple) else (value,)

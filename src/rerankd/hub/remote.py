@@ -75,12 +75,12 @@ def read_metadata(
         described = {file.place: opened(file).read() for file in describing}
         if described:
             metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX, ""))
-            if not metadata.is_causal:
+            if not folders.needs_vocabulary(metadata):
                 return metadata
             (tokenizer,) = [file for file in choice.files if file.place == checkpoint_files.TOKENIZER]
             content = opened(tokenizer).read().decode("utf-8", "replace")
             try:
-                return folders.of_causal(metadata, content)
+                return folders.with_tokens(metadata, content)
             except ValueError as error:
                 refuse(metadata.path / checkpoint_files.TOKENIZER, f"its tokenizer can't be read: {error}")
         # The repository's name helps to identify the model (model_identity.py).

@@ -15,6 +15,11 @@ def _raw(recipe: Recipe) -> str:
         return "a cross-encoder: its raw score is one logit for each pair"
     if recipe.method == "embedding":
         return "an embedding model: its raw score is the cosine of query and document"
+    if recipe.method == "late_interaction":
+        return (
+            "a late interaction model (ColBERT): its raw score is MaxSim, the sum over the query's tokens of "
+            "the largest cosine with a token of the document"
+        )
     if recipe.method == "listwise":
         return (
             f"a listwise model: it reads up to {recipe.block_documents} documents in one prompt; its raw "
@@ -26,10 +31,13 @@ def _raw(recipe: Recipe) -> str:
 
 def _score(recipe: Recipe) -> str:
     normalization = recipe.normalization
+    is_sum = recipe.method == "late_interaction"
     if normalization.name == "affine":
-        return f"the score maps {normalization.low:g}…{normalization.high:g} to 0…1"
+        mean = "raw / (the number of these tokens) from " if is_sum else ""
+        return f"the score maps {mean}{normalization.low:g}…{normalization.high:g} to 0…1"
     if normalization.name == "identity":
-        return "the score is the same number, limited to 0…1"
+        same = "raw / (the number of these tokens)" if is_sum else "the same number"
+        return f"the score is {same}, limited to 0…1"
     argument = normalization.argument
     sigmoid = "its sigmoid" if argument == "raw" else f"sigmoid({argument})"
     if recipe.method == "causal_lm" and argument == "raw" and len(recipe.labels) == 2:

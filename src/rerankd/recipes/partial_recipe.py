@@ -10,7 +10,8 @@ from rerankd.domain import Method, NormalizationName, Pooling, Source
 
 @dataclass(frozen=True, slots=True)
 class PartialRecipe:
-    """The parts of a recipe that one source defines (see domain.Recipe); None for the others.
+    """The parts of a recipe that one source defines (see domain.Recipe, and interaction.Interaction for the
+    last ones); None for the others.
 
     `low` and `high` are the bounds of the affine normalization, `logit_mean` and `logit_sigma` the parameters
     of the sigmoid. In a user's settings, `pooling` is also the
@@ -30,6 +31,13 @@ class PartialRecipe:
     instruction: str | None = None
     query_prefix: str | None = None
     document_prefix: str | None = None
+    query_marker: str | None = None
+    document_marker: str | None = None
+    query_length: int | None = None
+    expansion_length: int | None = None
+    expansion_token: str | None = None
+    attends_to_expansion: bool | None = None
+    skiplist: tuple[str, ...] | None = None
 
 
 NOTHING = PartialRecipe()

@@ -4,9 +4,11 @@ the section to fill in for a refused model, and the `[[model]]` table for the ca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rerankd.domain import Method, Pooling, Recipe, Source
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.recipes import late_interaction
 from rerankd.recipes.explanation import explain
 from rerankd.recipes.model_identity import header_names, plain
 from rerankd.recipes.prompts import toml
@@ -22,6 +24,7 @@ _PARTS: Mapping[Method, tuple[str, ...]] = {
     "causal_lm": ("template", "labels", "instruction", *_OF_ALL),
     "embedding": ("pooling", "query_prefix", "document_prefix", *_OF_ALL),
     "listwise": _OF_ALL,
+    "late_interaction": ("query_prefix", "document_prefix", *late_interaction.PARTS, *_OF_ALL),
 }
 _SOURCES: Mapping[Source, str] = {
     "settings": "from your settings",
@@ -62,6 +65,11 @@ _HELP = {
 # low, high: the cosines of an unrelated and of a perfect pair, which become the scores 0 and 1. Example:
 #   low = 0.7
 #   high = 0.95
+""",
+    "late_interaction": """\
+# All lengths are in tokens, with the special tokens: query_length, expansion_length (queries are filled up to
+# it with expansion_token; 0: they are not), and max_length for documents. The markers are single tokens of
+# tokenizer.json, "" for none. The configuration with which the model was trained has all of these.
 """,
     "cross_encoder": """\
 # pooling: the state that the rank head reads, "mean" or "cls": classifier_pooling in the model's config.json.
@@ -162,6 +170,8 @@ def _in_catalog(recipe: Recipe, metadata: ModelMetadata, part: str) -> bool:
     if part == "max_length":
         most = metadata.context_length
         return recipe.max_length != (min(most, CAUSAL_MAX_LENGTH) if metadata.is_causal else most)
+    if part in late_interaction.PARTS:
+        return False  # its files define them
     return part != "normalization" and getattr(recipe, part, None) != ""
 
 
@@ -170,8 +180,15 @@ def _value(recipe: Recipe, part: str) -> str:
         return toml(recipe.normalization.name)
     if part in _OF_NORMALIZATION:
         return repr(float(getattr(recipe.normalization, part)))
-    value = getattr(recipe, part)
+    value = part_of(recipe, part)
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value) if isinstance(value, int) else toml(value)
+
+
+def part_of(recipe: Recipe, part: str) -> Any:
+    """The value of a part that the method has for itself, by the name of its setting."""
+    return getattr(recipe.interaction if part in late_interaction.PARTS else recipe, part)
 
 
 def _comment(text: str) -> str:

@@ -3,10 +3,12 @@ each."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from rerankd.domain import Method, Source
 from rerankd.formats.metadata import ModelMetadata
+from rerankd.recipes import late_interaction
 from rerankd.recipes.catalog import Entry
 from rerankd.recipes.model_identity import has_causal_head
 from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe
@@ -63,6 +65,9 @@ def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> 
         prefix = metadata.layout.prompt if metadata.layout is not None else ""
         template = metadata.rerank_template or None
         return replace(partial, template=template, query_prefix=prefix or None)
+    if method == "late_interaction":
+        found = late_interaction.of_file(metadata)
+        return replace(found, method=method)
     if method == "embedding":
         return replace(partial, pooling=metadata.pooling if metadata.pooling in POOLINGS else None)
     in_file = prompt.file if prompt is not None else NOTHING
@@ -75,11 +80,12 @@ def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> 
 
 
 def _defaults(metadata: ModelMetadata, entry: Entry | None, method: Method) -> PartialRecipe:
-    most = longest(metadata, entry)
+    most = min(longest(metadata, entry), CAUSAL_MAX_LENGTH if metadata.is_causal else sys.maxsize)
     return PartialRecipe(
-        max_length=min(most, CAUSAL_MAX_LENGTH) if metadata.is_causal else most,
+        # The length of a late-interaction model's documents is never assumed.
+        max_length=None if method == "late_interaction" else most,
         pooling="rank" if method == "cross_encoder" else None,
-        normalization="affine" if method == "embedding" else "sigmoid",
+        normalization="affine" if method in ("embedding", "late_interaction") else "sigmoid",
         low=0.0,
         high=1.0,
     )

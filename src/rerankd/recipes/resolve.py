@@ -27,17 +27,23 @@ from dataclasses import dataclass, replace
 from rerankd.domain import Method, Recipe, Refusal, Source
 from rerankd.errors import ConfigError
 from rerankd.formats.metadata import ModelMetadata
-from rerankd.recipes import prompts, rank_heads
+from rerankd.recipes import embedding, late_interaction, prompts, rank_heads
 from rerankd.recipes.catalog import Catalog, Entry, template_error
 from rerankd.recipes.causal_files import lost_output, unfit_vocabulary
 from rerankd.recipes.causal_layout import causal_recipe, layout_prompt
 from rerankd.recipes.model_identity import has_causal_head
 from rerankd.recipes.normalizations import normalization_of
-from rerankd.recipes.partial_recipe import NOTHING, POOLINGS, PartialRecipe, merge
+from rerankd.recipes.partial_recipe import NOTHING, PartialRecipe, merge
 from rerankd.recipes.prompts import Prompt
 from rerankd.recipes.recipe_sources import longest, partials
 from rerankd.recipes.resolution import Resolution
-from rerankd.recipes.scoring_method import KNOWN_GOOD, SET_PROMPT, infer_method, suggest_another_file
+from rerankd.recipes.scoring_method import (
+    KNOWN_GOOD,
+    SET_PROMPT,
+    infer_method,
+    own_method,
+    suggest_another_file,
+)
 from rerankd.recipes.user_notes import notes, warnings
 from rerankd.scoring.prompt import INSTRUCTION
 
@@ -49,6 +55,7 @@ _ONLY_FOR: dict[Method, tuple[str, ...]] = {
     "cross_encoder": (),
     "causal_lm": ("template", "labels", "instruction"),
     "embedding": ("query_prefix", "document_prefix"),
+    "late_interaction": ("query_prefix", "document_prefix", *late_interaction.PARTS),
     "listwise": (),
 }
 
@@ -124,9 +131,11 @@ def _method(case: _Case) -> Method | Refusal:
     # The catalog refuses models that llama.cpp computes wrong.
     if entry is not None and entry.refused and method != "causal_lm" and metadata.format == "gguf":
         return Refusal(f"this is {entry.name}: {entry.refused}", KNOWN_GOOD)
-    own = "causal_lm" if metadata.is_causal else "cross_encoder"
+    own = own_method(metadata)
     if metadata.format != "gguf" and method not in (None, own):
-        how = "the logits of its labels" if metadata.is_causal else "its rank head"
+        how = {"causal_lm": "the logits of its labels", "late_interaction": "the vectors of its tokens"}.get(
+            own, "its rank head"
+        )
         raise ConfigError(
             f"{metadata.path}: a model in safetensors format is always scored by {how}. "
             f"Remove method = {method}."
@@ -146,13 +155,20 @@ def _recipe(case: _Case, method: Method) -> Recipe | Refusal:
     """The recipe merged from all sources, or a refusal if a part is missing or does not fit the file."""
     _check_settings(case, method)
     merged, sources = merge(partials(case.settings, case.entry, case.metadata, case.prompt, method))
-    check = {"cross_encoder": _check_head, "causal_lm": _check_causal, "embedding": _check_embedding}
+    check = {
+        "cross_encoder": _check_head,
+        "causal_lm": _check_causal,
+        "embedding": _check_pooling,
+        "late_interaction": _check_tokens,
+    }
     return check[method](case, merged, sources) or _complete(case, method, merged, sources)
 
 
 def _check_settings(case: _Case, method: Method) -> None:
     """Raise ConfigError for a setting that this method does not use."""
-    unused = [(name, other) for other, names in _ONLY_FOR.items() if other != method for name in names]
+    unused = [
+        (name, other) for other, names in _ONLY_FOR.items() for name in names if name not in _ONLY_FOR[method]
+    ]
     has_pooling_head = method == "cross_encoder" and case.metadata.architecture == "modern-bert"
     if method != "embedding" and not has_pooling_head:
         unused.insert(0, ("pooling", "embedding"))
@@ -238,23 +254,12 @@ def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]
     return None
 
 
-def _check_embedding(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
-    declared, pooling = case.metadata.pooling, merged.pooling
-    if pooling not in POOLINGS:
-        return Refusal(
-            "an embedding model needs a pooling, and neither the file nor the catalog defines it",
-            f"set pooling in rerankd.toml to mean, cls or last, as its model card states, or {KNOWN_GOOD}",
-        )
-    if case.entry is None or sources["pooling"] != "catalog":
-        return None
-    if declared in POOLINGS and declared != pooling:
-        return Refusal(
-            f"its header names it {case.entry.name}, whose pooling is {pooling}, but declares the pooling "
-            f"{declared}",
-            "set pooling in rerankd.toml to the one that its model card states",
-            f'method = "embedding"\npooling = {prompts.toml(declared)}  # or {prompts.toml(pooling)}',
-        )
-    return None
+def _check_pooling(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
+    return embedding.missing(case.metadata, case.entry, merged, sources)
+
+
+def _check_tokens(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:
+    return late_interaction.missing(case.metadata, merged)
 
 
 def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[str, Source]) -> Recipe:
@@ -286,5 +291,8 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
         instruction=(merged.instruction or "") if "instruction" not in unused else "",
         labels=("", "") if merged.labels is None else merged.labels,
         nfc=is_unigram or metadata.tokenizer_pre in _NFC_TOKENIZERS,
+        interaction=late_interaction.interaction_of(metadata, merged)
+        if method == "late_interaction"
+        else None,
         sources={part: source for part, source in sources.items() if part not in unused},
     )

@@ -29,11 +29,19 @@ _NOT_SUPPORTED = {
     "listwise": "it is a listwise model (its vocabulary has jina-reranker-v3's marker tokens): it reads "
     "all documents in one prompt and compares the hidden states of these tokens, which rerankd does not "
     "support yet",
-    "late interaction": "it is a late interaction model (ColBERT): it compares each token of the query with "
-    "each token of the document, which rerankd does not support yet; one vector per text gives other scores",
+    "late interaction": "it is a late interaction model (ColBERT), which rerankd scores from safetensors "
+    "only: a GGUF file has lost its projection, or the markers and lengths of its texts; one vector per "
+    "text gives other scores",
     "sparse": "it is a sparse model (SPLADE): its score is computed from word weights, which its language "
     "model head returns and rerankd does not read; one vector per text gives other scores",
 }
+
+
+def own_method(metadata: ModelMetadata) -> Method:
+    """The only method by which rerankd scores a checkpoint in safetensors format."""
+    if metadata.layout is not None and metadata.layout.interaction is not None:
+        return "late_interaction"
+    return "causal_lm" if metadata.is_causal else "cross_encoder"
 
 
 def infer_method(
@@ -41,6 +49,8 @@ def infer_method(
 ) -> Method | Refusal:
     """The scoring method of a file if the settings have none. `prompt` is a causal model's prompt, None if it
     is unknown."""
+    if own_method(metadata) == "late_interaction":
+        return "late_interaction"
     kind = kind_of(metadata)
     if metadata.is_causal:
         return _causal(metadata, entry, prompt, catalog, kind)
@@ -126,6 +136,8 @@ def _headless(metadata: ModelMetadata, entry: Entry | None, kind: Kind) -> Refus
         reason, next_step = _LOST_HEAD, suggest_another_file(metadata, entry)
     else:
         reason, next_step = _NOT_SUPPORTED[kind], KNOWN_GOOD
+    if kind == "late interaction" and metadata.format == "gguf":
+        next_step = f"serve the original safetensors files (`rerankd pull hf:ORG/REPO`), or {KNOWN_GOOD}"
     pooling = metadata.pooling if metadata.pooling in POOLINGS else ""
     return Refusal(reason, next_step, "" if kind == "listwise" else _embedding_lines(pooling))
 

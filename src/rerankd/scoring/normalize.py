@@ -21,6 +21,7 @@ _LOWEST_LOGIT = -87.0
 
 def score(raw: float, how: Normalization) -> float:
     """Normalize one raw score to [0, 1] by the formula of `how` (see Normalization)."""
+    raw /= how.divisor
     if how.name == "sigmoid":
         logit = (raw - how.logit_mean) / how.logit_sigma
         # Two forms, so that exp never overflows.
@@ -39,6 +40,7 @@ def shown(values: Sequence[float | None], how: Normalization, *, raw: bool) -> l
         return [0.0 if value is None else score(value, how) for value in values]
     lowest_logit = how.logit_mean + how.logit_sigma * _LOWEST_LOGIT
     floor = {"sigmoid": lowest_logit, "affine": how.low, "identity": 0.0}[how.name]
+    floor *= how.divisor
     lowest = min((value for value in values if value is not None), default=floor)
     return [min(floor, lowest) if value is None else value for value in values]
 

@@ -130,7 +130,7 @@ async def _too_long(
 ) -> TooLong:
     """The error for a question that leaves too few tokens for a document."""
     (ids,) = await model.tokenizer.encode([query])
-    is_apart = model.recipe.method in ("embedding", "listwise")
+    is_apart = model.recipe.method in ("embedding", "late_interaction", "listwise")
     most = prepared.query_budget if is_apart else prepared.document_budget + len(ids) - _LEAST_DOCUMENT_TOKENS
     if most < 1:
         return TooLong(
@@ -157,17 +157,8 @@ def _length(model: Model, how: Truncation) -> int:
 
 async def _prepare(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
     frame, recipe = model.tokenizer.frame, model.recipe
-    if recipe.method == "embedding":
-        texts = [recipe.query_prefix + query, recipe.query_prefix, recipe.document_prefix]
-        own, of_query, of_document = await model.tokenizer.encode(texts)
-        ids = np.concatenate((frame.start, own, frame.alone))
-        space = length - len(frame.start) - len(frame.alone)
-        # An embedding model reads the query separately, so the query takes no tokens from the document.
-        budget = space - len(of_document) if len(own) <= space else 0
-        question = Question(query, "", frame.start, frame.alone, ids)
-        return PreparedQuestion(
-            question, recipe.document_prefix, "", space, budget, space - len(of_query) - 1
-        )
+    if recipe.method in ("embedding", "late_interaction"):
+        return await _apart(model, query, length)
     if recipe.method == "cross_encoder" and not recipe.template:
         (own,) = await model.tokenizer.encode([recipe.query_prefix + query])
         before = np.concatenate((frame.start, own, frame.between))
@@ -182,6 +173,26 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
     if recipe.method == "listwise":
         return await _block(model, query, instruction, length)
     return await _prompt(model, query, instruction, length)
+
+
+async def _apart(model: Model, query: str, length: int) -> PreparedQuestion:
+    """Prepare the question of a model that reads the query separately, so that it takes no tokens from the
+    document."""
+    frame, recipe, interaction = model.tokenizer.frame, model.recipe, model.recipe.interaction
+    texts = [recipe.query_prefix + query, query, recipe.document_prefix]
+    own, alone, of_document = await model.tokenizer.encode(texts)
+    starts, query_length = [frame.start, frame.start], length
+    if interaction is not None:
+        markers = (interaction.query_marker, interaction.document_marker)
+        ids = [[model.control_tokens[one]] if one else [] for one in markers]
+        starts = [np.concatenate((frame.start, np.array(one, np.int32))) for one in ids]
+        query_length = interaction.query_length
+    query_space = query_length - len(starts[0]) - len(frame.alone)
+    space = length - len(starts[1]) - len(frame.alone)
+    budget = space - len(of_document) if len(own) <= query_space else 0
+    question = Question(query, "", starts[1], frame.alone, np.concatenate((starts[0], own, frame.alone)))
+    room = query_space - (len(own) - len(alone))
+    return PreparedQuestion(question, recipe.document_prefix, "", space, budget, room)
 
 
 async def _block(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:

@@ -32,7 +32,7 @@ class Scored:
     `partly` (documents scored without some of their chunks), `truncated` and `unscored` (left out because of
     a budget) are by document index. `document_budget` is the number of tokens read of a document,
     `query_tokens` the length to which the query was truncated, `overlap` the number of tokens that chunks
-    share, if that is less than requested.
+    share, if that is less than requested. `normalization` is that of this query, None if nothing was scored.
 
     `tokens` were read by the engine. `cached_tokens` belong to the `cached` texts whose score was known, and
     to documents that repeat a text.
@@ -52,6 +52,7 @@ class Scored:
     cached_tokens: int = 0
     cached: int = 0
     engine_s: float = 0.0
+    normalization: Normalization | None = None
 
     @property
     def document_errors(self) -> tuple[DocumentError, ...]:

@@ -25,11 +25,15 @@ def spec(
     fingerprint: str,
 ) -> EngineSpec:
     """Everything that a backend needs to know about a model. Raises Unscorable if the model has no recipe."""
+    recipe = resolved.require(wanted.ref)
+    of_interaction = recipe.interaction
+    markers = (of_interaction.query_marker, of_interaction.document_marker) if of_interaction else ()
+    found = {one: at for one in markers if (at := metadata.token_id(one)) is not None}
     return EngineSpec(
         name,
         path,
-        resolved.require(wanted.ref),
-        metadata.control_tokens,
+        recipe,
+        {**metadata.control_tokens, **found},
         exact=metadata.quantisation in ("F32", "F16", "BF16"),
         shape=Shape(
             metadata.tensor_bytes, metadata.block_count, metadata.embedding_length, metadata.kv_width
@@ -39,6 +43,7 @@ def spec(
         needs_build=resolved.entry.needs_build if resolved.entry is not None else 0,
         threads=wanted.threads or max(machine.read().cores // wanted.replicas, 1),
         replicas=wanted.replicas,
+        document_vectors_bytes=wanted.document_vectors_mb * 2**20 if of_interaction else 0,
     )
 
 

@@ -125,7 +125,10 @@ async def score_documents(
     """
     started = time.perf_counter()
     wanted, cache = served.wanted, served.cache
-    how = Truncation.of(request, query=wanted.truncate_query, at=wanted.truncate_at)
+    # A query that fills the length that a late-interaction model has for queries is truncated by its own
+    # encoder too. The response says so.
+    truncates = wanted.truncate_query or served.model.recipe.interaction is not None
+    how = Truncation.of(request, query=truncates, at=wanted.truncate_at)
     try:
         async with asyncio.timeout(budget.left_s if budget else None):
             reader = await served.reader()
@@ -172,6 +175,7 @@ async def score_documents(
         tokens=outcome.read + (len(prepared.question.ids) if outcome.read else 0),
         cached=cached,
         engine_s=time.perf_counter() - started - queued.waited_s,
+        normalization=reader.recipe.normalization_for(len(prepared.question.ids)),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from rerankd import machine
 from rerankd.backends.base import Batch, Engine, Offer, RawScores
 from rerankd.backends.table import BACKENDS
-from rerankd.domain import Refusal
+from rerankd.domain import Normalization, Refusal
 from rerankd.errors import ModelFileError, RerankdError
 from rerankd.hub import builtin
 from rerankd.process.child import Child
@@ -100,16 +100,24 @@ def _read(entry: Entry) -> Result | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Raw scores for the query of the self-test, and the normalization for that query."""
+
+    scores: RawScores
+    normalization: Normalization
+
+
 async def run(
     model: Model,
-    values: Sequence[float | None],
+    answer: Answer,
     other: Offer,
     vocabulary: ModelVocabulary,
     socket: Path,
     log: Path,
 ) -> Comparison | None:
-    """Have the other engine score the pairs of the self-test, whose raw scores are `values`. Returns None if
-    it lacks memory or fails. Raises ModelFileError if it reports that the file is damaged."""
+    """Have the other engine score the pairs of the self-test, whose scores are `answer`. Returns None if it
+    lacks memory or fails. Raises ModelFileError if it reports that the file is damaged."""
     available = machine.available_bytes()
     if available is not None and available < other.memory_bytes:
         _log.info("%s: not enough memory for a second engine; the comparison is skipped", model.name)
@@ -121,15 +129,17 @@ async def run(
     except (RerankdError, TimeoutError) as error:
         _log.info("%s: the comparison with %s failed: %r", model.name, other.title, error)
         return None
-    return self_test.compare(values, found, model.recipe.normalization, model.metadata.quantisation)
+    return self_test.compare(answer.scores.values, found, answer.normalization, model.metadata.quantisation)
 
 
-async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts: Sequence[str]) -> RawScores:
-    """The raw scores of texts for the query of the self-test, from an engine that runs as in `running`.
+async def ask(engine: Engine, running: Offer, vocabulary: ModelVocabulary, texts: Sequence[str]) -> Answer:
+    """The scores of texts for the query of the self-test, from an engine that runs as in `running`.
     Raises EngineError, and ModelFileError if the vocabulary can't be read."""
     tokenizer = engine if running.capabilities.tokenizes else await vocabulary.tokenizer()
     reader = model_tokenizer.reader(running, tokenizer)
-    return await engine.score(Batch(tuple(await reader.plain(self_test.QUERY, texts))))
+    inputs = tuple(await reader.plain(self_test.QUERY, texts))
+    normalization = reader.recipe.normalization_for(len(inputs[0].question.ids))
+    return Answer(await engine.score(Batch(inputs)), normalization)
 
 
 async def _scores(other: Offer, vocabulary: ModelVocabulary, socket: Path, log: Path) -> list[float | None]:
@@ -146,7 +156,7 @@ async def _scores(other: Offer, vocabulary: ModelVocabulary, socket: Path, log: 
                     raise TimeoutError(f"it exited with code {child.exit_code}")
                 await asyncio.sleep(_POLL_S)
             await engine.prepare()
-            return list((await ask(engine, other, vocabulary, self_test.TEXTS)).values)
+            return list((await ask(engine, other, vocabulary, self_test.TEXTS)).scores.values)
     finally:
         await child.stop(0)
         await engine.close()
@@ -194,7 +204,7 @@ class SelfTest:
 
     async def probe(self, engine: Engine, running: Offer) -> None:
         """Score one known pair. Raises EngineError."""
-        answer = await ask(engine, running, self._vocabulary, self_test.TEXTS[:1])
+        answer = (await ask(engine, running, self._vocabulary, self_test.TEXTS[:1])).scores
         normalize.check_complete(answer.values, answer.errors)
 
     async def check(self, engine: Engine, running: Offer, computes: str, *, is_safer: bool) -> None:
@@ -205,7 +215,7 @@ class SelfTest:
         orders = self_test.ARRANGEMENTS if is_alone else self_test.OF_BLOCKS
         texts = [[self_test.TEXTS[at] for at in order] for order in orders]
         runs = [await ask(engine, running, self._vocabulary, each) for each in texts]
-        refusal, doubts = self_test.check([run.values for run in runs], model.recipe.normalization)
+        refusal, doubts = self_test.check([run.scores.values for run in runs], runs[0].normalization)
         for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
             _log.warning("%s: %s.", model.name, text)
         self.doubts = self._unless_forced(refusal, "the self-test")
@@ -213,14 +223,14 @@ class SelfTest:
         # others. A program that the user configured is compared only on request.
         is_exempt = model.wanted.ref == builtin.NAME or is_safer or running.is_own_program
         if (self.again or not is_exempt) and (other := second_computation(model, running)) is not None:
-            await self._compare(runs[0].values, other, key(model, computes, other))
+            await self._compare(runs[0], other, key(model, computes, other))
 
-    async def _compare(self, values: Sequence[float | None], other: Offer, key: str) -> None:
+    async def _compare(self, answer: Answer, other: Offer, key: str) -> None:
         async with self._testing:
             self.passed = None if self.again else stored(self._learned, key)
             if self.passed is None:
                 try:
-                    found = await run(self._model, values, other, self._vocabulary, self._socket(), self._log)
+                    found = await run(self._model, answer, other, self._vocabulary, self._socket(), self._log)
                 except ModelFileError as error:
                     self.doubts += (f"{other.title} reports that this model's file is damaged: {error}.",)
                     _log.warning("%s: %s", self._model.name, self.doubts[-1])

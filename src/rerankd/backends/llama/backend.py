@@ -85,6 +85,8 @@ class LlamaBackend:
     def offer(self, spec: EngineSpec, options: LlamaOptions, survey: Binaries) -> LlamaOffer | Refusal:
         if spec.metadata is not None and spec.metadata.format != "gguf":
             return Refusal("llama.cpp reads GGUF files only", "pull the model as GGUF, if there is one")
+        if spec.recipe.method == "late_interaction":
+            return Refusal("the llama.cpp backend does not support late interaction", "")
         try:
             binary = installed.without_gpu(binaries.choose(survey, needs=needed_build(spec)), options)
         except (EngineTooOld, EngineUnknown) as error:

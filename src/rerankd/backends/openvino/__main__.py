@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rerankd.backends.token_vectors import TokenVectors
 from rerankd.backends.worker import program
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threads", type=int, required=True)
     flags.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     flags.add_argument("--why", default="", help="the reason for the precision, in words")
+    flags.add_argument("--token-vectors", type=TokenVectors.parse, help="late interaction, as JSON")
     flags.add_argument("--weights", choices=["full", "compressed"], default="full")
     return flags
 
@@ -47,6 +49,7 @@ def _load(options: argparse.Namespace) -> Scorer:
         precision=options.precision,
         why=options.why,
         compressed=options.weights == "compressed",
+        token_vectors=options.token_vectors,
     )
 
 

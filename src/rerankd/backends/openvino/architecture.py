@@ -64,11 +64,14 @@ class Architecture:
         raise NotImplementedError
 
     def pooled(self, states: Node, mask: Node) -> Node:
-        """Pool the states to one row per text, and apply the rank head if there is one."""
+        """Pool the states to one row per text, and apply the rank head if there is one. With the pooling
+        "none", project the state of each token."""
+        steps: tuple[Step, ...] = self.weights.key(STEPS, ())
+        if self.pooling == "none":
+            return module_head.graph(states, self.weights, self.width, steps)
         row = op.squeeze(states, ints(1)) if self.pooling == "cls" else mean(states, mask)
         if not self.has_head:
             return row
-        steps: tuple[Step, ...] = self.weights.key(STEPS, ())
         return module_head.graph(row, self.weights, self.width, steps) if steps else self.head(row)
 
     def head(self, row: Node) -> Node:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd import machine
-from rerankd.backends import prompt_rate
+from rerankd.backends import prompt_rate, token_vectors
 from rerankd.backends.base import (
     BatchPolicy,
     Check,
@@ -30,6 +30,7 @@ from rerankd.backends.openvino import checks, precision, precision_choice, shape
 from rerankd.backends.openvino.options import OpenVinoOptions
 from rerankd.backends.openvino.precision import Choice, Precision
 from rerankd.backends.safer_steps import Step
+from rerankd.backends.token_vectors import TokenVectors
 from rerankd.domain import Recipe, Refusal
 from rerankd.formats import tokenizer_support
 from rerankd.process.child import Launch
@@ -46,7 +47,7 @@ _ARCHITECTURES = ("bert", "deberta-v2", "modern-bert", "new")
 # Architectures whose rotary positions may be divided by a factor.
 _LINEAR = ("gemma", "gemma2", "gemma3")
 _CAUSAL_ARCHITECTURES = (*_LINEAR, "qwen2", "qwen3")
-_POOLINGS = ("rank", "mean", "cls")
+_POOLINGS = ("rank", "mean", "cls", "none")
 # A causal model with fewer weights in its blocks runs on llama.cpp: nothing needs to be measured for it.
 _SMALL = 50_000_000
 _UNSETTLED = Choice("f32", "")
@@ -109,7 +110,7 @@ class OpenVinoBackend:
             if is_causal
             else "the fastest for an encoder on a CPU",
             rank=Rank.BEST_ON_CPU if not is_causal else Rank.LAST_ON_CPU if is_small else Rank.CPU,
-            memory_bytes=(spec.metadata.size_bytes + held) * spec.replicas,
+            memory_bytes=(spec.metadata.size_bytes + held + spec.document_vectors_bytes) * spec.replicas,
             policy=_policy(_UNSETTLED.precision, spec.recipe),
             options=options,
         )
@@ -146,7 +147,7 @@ class OpenVinoBackend:
             "--model", str(spec.path),
             "--socket", str(socket),
             "--pooling", spec.recipe.pooling,
-            "--max-length", str(spec.recipe.max_length),
+            "--max-length", str(token_vectors.longest(spec.recipe)),
             "--threads", str(spec.threads),
             "--precision", precision.precision,
             "--why", precision.why,
@@ -155,6 +156,8 @@ class OpenVinoBackend:
         if spec.recipe.method == "causal_lm":
             assert spec.metadata is not None
             argv += ["--labels", *map(str, spec.metadata.token_ids(spec.recipe.labels))]
+        if (vectors := TokenVectors.of(spec.recipe, spec.metadata, spec.document_vectors_bytes)) is not None:
+            argv += vectors.arguments
         return Launch(argv, WorkerEngine)
 
     def reference(self, spec: EngineSpec, running: Offer) -> OpenVinoOffer | None:

@@ -2,7 +2,7 @@
 
 Inputs: `embeddings` f32 [texts, tokens, width], before the embedding norm, and `mask` f32 [texts, 1, 1,
 tokens], 0 for a token and a large negative number for padding. Output: f32 [texts, 1], the rank head's logit,
-or [texts, width], the pooled embedding (not normalised).
+[texts, width], the pooled embedding, or [texts, tokens, width], a vector for each token (neither normalised).
 """
 
 from __future__ import annotations

@@ -103,6 +103,14 @@ def band(length: Node, reach: int) -> Node:
     return op.select(far, op.constant(np.float32(MASKED)), op.constant(np.float32(0)))
 
 
+def seen_any(mask: Node) -> Node:
+    """Return [texts, tokens, 1]: 1 for a token that sees any token by the mask [texts, 1, tokens, tokens],
+    else 0."""
+    best = op.reduce_max(mask, ints(-1), True)
+    seen = op.convert(op.greater(best, op.constant(np.float32(MASKED / 2))), np.float32)
+    return op.squeeze(seen, ints(1))
+
+
 def mean(states: Node, mask: Node) -> Node:
     """Return the mean state of all tokens but padding: [texts, tokens, width] -> [texts, width]."""
     real = op.convert(op.greater(mask, op.constant(np.float32(MASKED / 2))), np.float32)

@@ -8,8 +8,8 @@ from pathlib import Path
 from rerankd.backends.openvino.causal import CausalModel
 from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.precision import Precision
-from rerankd.backends.worker.methods import Cosines, Logits
-from rerankd.backends.worker.scorer import Network, Scorer
+from rerankd.backends.token_vectors import TokenVectors
+from rerankd.backends.worker.scorer import Network, Scorer, method_of
 from rerankd.domain import Pooling
 
 
@@ -23,9 +23,10 @@ def load(
     precision: Precision = "f32",
     compressed: bool = False,
     why: str = "",
+    token_vectors: TokenVectors | None = None,
 ) -> Scorer:
     """Load and compile a model. `labels` are a causal model's label ids, () if it has a rank head instead,
-    None for an encoder.
+    None for an encoder. With `token_vectors`, the encoder scores by late interaction.
 
     Raises ModelFileError if the file is damaged, and OpenVINO's errors.
     """
@@ -36,5 +37,5 @@ def load(
         )
     else:
         network = Encoder(path, pooling, threads=threads, precision=precision, compressed=compressed, why=why)
-    is_vector = labels is None and pooling != "rank"
-    return Scorer(network, max_length, Cosines() if is_vector else Logits())
+    returns_scores = labels is not None or pooling == "rank"
+    return Scorer(network, max_length, method_of(token_vectors, returns_scores=returns_scores))

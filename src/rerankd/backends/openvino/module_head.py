@@ -30,8 +30,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Node], Node]] = {
 
 
 def graph(row: Node, weights: Weights, width: int, steps: Sequence[Step]) -> Node:
-    """The logits [texts, 1] of pooled states [texts, width]. Raises ModelFileError where a tensor is
-    missing."""
+    """The logits [texts, 1] of pooled states [texts, width], or the projection of any states. Raises
+    ModelFileError where a tensor is missing."""
     for what, name, activation in steps:
         if what == "normalize":
             row = _normalized(row)

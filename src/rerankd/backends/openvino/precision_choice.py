@@ -65,6 +65,8 @@ def version() -> str:
 def known(subject: Subject, state: StateStore) -> Choice | None:
     """Return the choice if no trial is needed: from the settings, the CPU, or an earlier trial."""
     settled = precision.without_trial(subject.options.precision, machine.instructions())
+    if settled is None and subject.spec.recipe.interaction is not None:
+        return Choice("f32", "a MaxSim adds up the errors of many tokens, 0.01 in bf16")
     return settled or _kept(state.get(SECTION, subject.key))
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rerankd.backends.token_vectors import TokenVectors
 from rerankd.backends.worker import program
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--varlen", action="store_true", help="use packed attention if it works here")
     flags.add_argument("--compile", action="store_true", help="compile the model while it serves")
     flags.add_argument("--reference", action="store_true", help="compute with sentence-transformers")
+    flags.add_argument("--token-vectors", type=TokenVectors.parse, help="late interaction, as JSON")
     flags.add_argument("--trust-code", action="store_true", help="run the code in the model's own files")
     return flags
 
@@ -43,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _load(options: argparse.Namespace) -> Scorer:
-    from rerankd.backends.worker.methods import Cosines, Logits
-    from rerankd.backends.worker.scorer import Scorer
+    from rerankd.backends.worker.scorer import Scorer, method_of
 
     network = _network(options)
     gc.freeze()  # a collection would look at all that the libraries have loaded
     returns_scores = options.pooling == "rank" or bool(options.labels)
-    return Scorer(network, options.max_length, Logits() if returns_scores else Cosines())
+    method = method_of(options.token_vectors, returns_scores=returns_scores)
+    return Scorer(network, options.max_length, method)
 
 
 def _network(options: argparse.Namespace) -> Network:

@@ -51,7 +51,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, attent
     Returns [T, heads · n]. Several heads may share one key head. The keys are those of the batch's
     `key_offsets`: see `with_prefixes`.
     """
-    is_plain = not attention.cap and attention.bias is None
+    is_plain = not attention.cap and attention.bias is None and batch.attended is None
     compute = _varlen if batch.uses_varlen and is_plain else _padded
     return compute(query, key, value, batch, attention).flatten(1)
 

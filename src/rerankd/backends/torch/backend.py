@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd import machine
+from rerankd.backends import token_vectors
 from rerankd.backends.base import (
     BatchPolicy,
     Check,
@@ -19,9 +20,10 @@ from rerankd.backends.base import (
     Installation,
     Offer,
     Rank,
-    Unrated,
 )
+from rerankd.backends.prompt_rate import Unrated
 from rerankd.backends.safer_steps import Step
+from rerankd.backends.token_vectors import TokenVectors
 from rerankd.backends.torch import OFFLINE, budget, checks, devices, placement, support, survey
 from rerankd.backends.torch.devices import Arithmetic, Device, Survey
 from rerankd.backends.torch.options import TorchOptions
@@ -119,6 +121,7 @@ class TorchBackend(Unrated):
             spec.metadata.parameters * devices.bytes_a_number(precision)
             + spec.metadata.size_bytes
             + placement.PROCESS_BYTES[on_cpu]
+            + spec.document_vectors_bytes
             if on_cpu
             else placement.card_bytes(spec.metadata, placed.arithmetic)
         )
@@ -173,13 +176,14 @@ class TorchBackend(Unrated):
         assert spec.metadata is not None
         labels = support.labels(spec.recipe, spec.metadata)
         may_use_varlen = devices.may_use_varlen(offer.device, arithmetic.precision) and _PADDED not in taken
+        vectors = TokenVectors.of(spec.recipe, spec.metadata, spec.document_vectors_bytes)
         argv = [
             sys.executable, "-P", "-m", "rerankd.backends.torch",
             "--model", str(spec.path),
             "--socket", str(socket),
             "--pooling", support.pooling(spec.recipe),
             *(("--labels", *map(str, labels)) if labels else ()),
-            "--max-length", str(spec.recipe.max_length),
+            "--max-length", str(token_vectors.longest(spec.recipe)),
             "--threads", str(spec.threads),
             "--device", devices.spread(offer.device, cards),
             "--precision", arithmetic.precision,
@@ -187,6 +191,7 @@ class TorchBackend(Unrated):
             *(("--weights", arithmetic.eight_bits) if arithmetic.eight_bits else ()),
             *(("--varlen",) if may_use_varlen and not offer.is_reference else ()),
             *(("--compile",) if _compiles(offer) and _EAGER not in taken else ()),
+            *(vectors.arguments if vectors is not None else ()),
             *(("--reference",) if offer.is_reference else ()),
             *(("--trust-code",) if offer.is_reference and _runs_code(offer) else ()),
         ]  # fmt: skip

@@ -33,6 +33,7 @@ class PackedBatch:
             self.row_counts,
             self.rows,
             self.key_index,
+            self.attended,
         ) = _moved(
             (
                 arrays.token_ids,
@@ -43,6 +44,7 @@ class PackedBatch:
                 arrays.row_counts,
                 arrays.rows,
                 arrays.key_index,
+                arrays.attended,
             ),
             device,
         )
@@ -75,11 +77,13 @@ class PackedBatch:
 
     def _mask(self, causal: bool, window: int | None) -> Tensor | None:
         queries, keys = self.query_grid, self.key_grid
-        if keys.is_full and not causal and (window is None or keys.longest <= window):
+        is_whole = keys.is_full and self.attended is None
+        if is_whole and not causal and (window is None or keys.longest <= window):
             return None
         before = (keys.lengths - queries.lengths)[:, None, None]
         distance = keys.columns[None, None, :] - before - queries.columns[None, :, None]
-        seen = (keys.columns < keys.lengths[:, None])[:, None, :].expand_as(distance)
+        lengths = keys.lengths if self.attended is None else self.attended
+        seen = (keys.columns < lengths[:, None])[:, None, :].expand_as(distance)
         if causal:
             seen = seen & (distance <= 0)
         if window is not None:

@@ -101,7 +101,9 @@ class Network:
             sequences = [_whole(start) for start in new]
             for one, start in zip(readings, starts, strict=True):
                 length = len(start) // one.ids.itemsize
-                sequences.append(Tokens(one.ids[length:], one.second - length, places[start], one.wanted))
+                sequences.append(
+                    Tokens(one.ids[length:], one.second - length, places[start], one.wanted, one.attended)
+                )
             values, counts, made = self._outputs(sequences, [*kept.values()], len(new))
             for start, prefix in zip(new, made, strict=True):
                 self.prefixes.put(start, prefix)

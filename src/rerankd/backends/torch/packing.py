@@ -30,12 +30,13 @@ _SHORTEST = 16
 class Tokens(NamedTuple):
     """One input of a pass: its own token ids; the position, among these, where the second token type begins;
     and the index of its prefix in the pass, or NO_PREFIX. The kept prefixes are counted first, then those of
-    the row. `wanted`: see passes.Reading."""
+    the row. `wanted`, `attended`: see passes.Reading."""
 
     ids: NDArray[np.int32]
     second: int
     prefix: int = NO_PREFIX
     wanted: NDArray[np.int32] | None = None
+    attended: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class PackedArrays:
     `key_offsets` [N + 1], where the tokens and the keys of each sequence begin. `longest` and `longest_key`:
     the most own tokens and keys of a sequence, rounded up to a power of two. `key_index` [keys], or None if
     there are no prefixes. `rows` [R], the tokens that the head reads, or None for all of them, and
-    `row_counts`, how many of them belong to each sequence that is not a prefix.
+    `row_counts`, how many of them belong to each sequence that is not a prefix. `attended` [N], how many of
+    the first keys of a sequence its tokens see, or None if they see all.
     """
 
     token_ids: Int32
@@ -59,6 +61,7 @@ class PackedArrays:
     key_index: Int32 | None
     rows: Int32 | None
     row_counts: Int32
+    attended: Int32 | None = None
 
 
 def pack(
@@ -88,6 +91,7 @@ def pack(
         key_index=_key_index(own, before, starts[prefix_of], kept[-1]) if has_index else None,
         rows=read,
         row_counts=counts,
+        attended=_attended(sequences, own + before),
     )
 
 
@@ -105,6 +109,14 @@ def _key_index(own: Int64, before: Int64, starts: Int64, kept: int) -> Int32:
     first_own = kept + _offsets(own)[:-1] - before
     first = np.where(in_prefix, np.repeat(starts, keys), np.repeat(first_own, keys))
     return (within + first).astype(np.int32)
+
+
+def _attended(sequences: Sequence[Tokens], keys: Int64) -> Int32 | None:
+    if all(one.attended is None for one in sequences):
+        return None
+    # Only sequences without a prefix name a number.
+    found = [own if one.attended is None else one.attended for one, own in zip(sequences, keys, strict=True)]
+    return np.array(found, np.int32)
 
 
 def _rows(

@@ -18,7 +18,7 @@ CAUSAL = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3", "qwen3vl")
 ARCHITECTURES = (*ENCODERS, *CAUSAL)
 """The rows of architectures/__init__.py, which imports PyTorch."""
 _COMMIT = re.compile("[0-9a-f]{40}")
-_POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last")}
+_POOLINGS = {"cross_encoder": ("rank",), "embedding": ("mean", "cls", "last"), "late_interaction": ("none",)}
 
 
 def needs_reference(recipe: Recipe, metadata: ModelMetadata) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from rerankd.backends.base import Batch, Engine, RawScores
+from rerankd.backends.token_vectors import KeptVectors
 from rerankd.backends.worker import protocol
 from rerankd.errors import EngineError, InputTooLong
 from rerankd.process.protocol import EngineClient
@@ -13,8 +14,7 @@ from rerankd.scoring.engine_input import NONE, Frame, Ids
 
 
 class WorkerEngine(EngineClient, Engine):
-    """The client of one worker (see server.py). The raw score is the logit of a cross-encoder, or the cosine
-    similarity of an embedding model. A worker has no tokenizer."""
+    """The client of one worker (see server.py). A worker has no tokenizer."""
 
     about = ""
     frame = Frame()
@@ -44,7 +44,10 @@ class WorkerEngine(EngineClient, Engine):
         return [NONE] * len(texts)
 
     async def score(self, batch: Batch) -> RawScores:
-        return RawScores((await self.post("/score", protocol.render(batch.inputs)))["values"])
+        answer = await self.post("/score", protocol.render(batch.inputs))
+        if answer["kept"] is not None:
+            self.kept = KeptVectors.parse(answer["kept"])
+        return RawScores(answer["values"])
 
     def _error(self, status: int, message: str) -> EngineError:
         if status == 413:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from rerankd.backends.token_vectors import KeptVectors
 from rerankd.backends.worker import prefixes
 from rerankd.backends.worker.passes import Reading, Vectors
 from rerankd.scoring.cache import QueryVectors
@@ -26,7 +27,11 @@ class Plan(NamedTuple):
 
 
 class Method(Protocol):
-    """A scoring method. `plan` is called by one thread at a time."""
+    """A scoring method. `plan` is called by one thread at a time. `kept`: the document vectors that it keeps
+    between batches; None if it keeps none."""
+
+    @property
+    def kept(self) -> KeptVectors | None: ...
 
     def plan(self, inputs: Sequence[Input]) -> Plan: ...
 
@@ -34,12 +39,16 @@ class Method(Protocol):
 class Logits:
     """The network's row of an input is its raw score."""
 
+    kept = None
+
     def plan(self, inputs: Sequence[Input]) -> Plan:
         return Plan(prefixes.readings(inputs), lambda rows: np.stack(rows)[:, 0].tolist())
 
 
 class Cosines:
     """The raw score is the cosine of the rows of the input and of its query, which is read on its own."""
+
+    kept = None
 
     def __init__(self) -> None:
         self._queries = QueryVectors[Vectors]()

@@ -98,5 +98,8 @@ class Padding:
     def start(self: PaddedModel, readings: Sequence[Reading], pause: Pause = never) -> Pending:
         rows = self.forward(*padded(readings))
         if rows.ndim == 3:
-            return lambda: [row[: len(one.ids)] for row, one in zip(rows, readings, strict=True)]
+            return lambda: [
+                row[: len(one.ids)] if one.wanted is None else row[one.wanted]
+                for row, one in zip(rows, readings, strict=True)
+            ]
         return lambda: rows

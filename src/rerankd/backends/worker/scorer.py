@@ -8,8 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from rerankd.backends.token_vectors import TokenVectors
 from rerankd.backends.worker.compute_lock import ComputeLock
-from rerankd.backends.worker.methods import Method
+from rerankd.backends.worker.late_interaction import MaxSim
+from rerankd.backends.worker.methods import Cosines, Logits, Method
 from rerankd.backends.worker.passes import Pause, Pending, Reading, Vectors, never
 from rerankd.backends.worker.protocol import InvalidBatch
 from rerankd.errors import InputTooLong
@@ -32,6 +34,14 @@ class Network(Protocol):
         each input is one row, a raw score or an embedding, or several rows, such as the states of its tokens.
         Vectors are not normalised. A pass that takes long calls `pause` between its parts. One thread at a
         time."""
+
+
+def method_of(token_vectors: TokenVectors | None, *, returns_scores: bool) -> Method:
+    """The method of a network that returns raw scores, vectors of texts, or with `token_vectors` those of
+    tokens."""
+    if token_vectors is not None:
+        return MaxSim(token_vectors)
+    return Logits() if returns_scores else Cosines()
 
 
 class Scorer:

@@ -3,7 +3,8 @@
     GET  /health            200, at any time, because it listens only after the model is loaded
     GET  /work?after=N      {"steps": n}, as soon as more than N passes were computed or none is running
     GET  /info              {"about"}
-    POST /score             {"values"}: the raw score of each input of the batch (see protocol.py), in order
+    POST /score             {"values", "kept"}: the raw score of each input of the batch (see protocol.py), in
+                            order; and what the engine keeps of documents (see token_vectors.py), or null
 
 An error is {"error": message}: 413 for an input longer than max_length, 400 for an invalid body, and 500 for
 anything else. The computation for a caller stops when it disconnects.
@@ -18,6 +19,7 @@ import socket
 import socketserver
 import sys
 import traceback
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -83,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
         else:
-            self._answer(200, {"values": values})
+            kept = self.server.scorer.method.kept
+            self._answer(200, {"values": values, "kept": kept and asdict(kept)})
 
     def _check(self) -> None:
         """Raise ConnectionError if the caller has disconnected."""

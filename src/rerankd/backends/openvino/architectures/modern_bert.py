@@ -12,6 +12,7 @@ from rerankd.backends.openvino.layers import (
     ints,
     rotated,
     rotation,
+    seen_any,
     tokens,
 )
 from rerankd.backends.openvino.runtime import op
@@ -29,6 +30,8 @@ class ModernBert(Architecture):
         length = tokens(embeddings)
         window = self.weights.key("attention.sliding_window")
         local = op.add(mask, band(length, window // 2))
+        # Tokens that fill up a query are not seen; those far from all others then see none, and read nothing.
+        sees = seen_any(local) if self.pooling == "none" else None
         rotations = {
             "global": self._rotation(length, self.weights.key("rope.freq_base")),
             "local": self._rotation(length, self.weights.key("rope.freq_base_swa", 10000.0)),
@@ -44,6 +47,8 @@ class ModernBert(Architecture):
             turned = rotations["global" if is_global else "local"]
             query, key = rotated(query, turned), rotated(key, turned)
             mixed = self.attention(query, key, value, mask if is_global else local)
+            if sees is not None and not is_global:
+                mixed = op.multiply(mixed, sees)
             x = op.add(x, self.linear(mixed, f"{name}.attn_output", self.width, self.width))
             normed = self.norm(x, f"{name}.ffn_norm")
             both = self.linear(normed, f"{name}.ffn_up", 2 * self.hidden, self.width)

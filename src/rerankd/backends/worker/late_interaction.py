@@ -1,0 +1,122 @@
+"""Late interaction: MaxSim of the vectors of a query's and a document's tokens, and vectors that are kept.
+
+A document's vectors depend on its token ids alone, so those of recent documents are kept, up to a number of
+bytes. A document that was read before costs its MaxSim, for any query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rerankd.backends.token_vectors import KeptVectors, TokenVectors
+from rerankd.backends.worker.methods import Plan, unit
+from rerankd.backends.worker.passes import Reading, Vectors
+from rerankd.scoring.cache import QueryVectors
+from rerankd.scoring.engine_input import Ids, Input
+
+# What a kept document takes besides its numbers: key, array, and the dictionary's entry.
+_OVERHEAD_BYTES = 256
+
+
+class DocumentVectors:
+    """The vectors of recently used documents, by a digest of their token ids, up to `most_bytes` in total.
+    Thread-safe."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._held: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._lock = threading.Lock()
+        self._kept = KeptVectors()
+
+    @property
+    def kept(self) -> KeptVectors:
+        with self._lock:
+            return replace(self._kept, documents=len(self._held))
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """The vectors of those documents that are kept. Each key counts as a hit or a miss."""
+        with self._lock:
+            found = {key: self._held[key] for key in keys if key in self._held}
+            for key in found:
+                self._held.move_to_end(key)
+            hits = sum(key in found for key in keys)
+            self._kept = replace(
+                self._kept, hits=self._kept.hits + hits, misses=self._kept.misses + len(keys) - hits
+            )
+        return found
+
+    def put(self, key: bytes, vectors: Vectors) -> None:
+        """Keep the vectors of a document, and drop those that were not used for the longest time."""
+        size = _size(vectors)
+        if size > self._most_bytes:
+            return
+        with self._lock:
+            if key not in self._held:
+                size += self._kept.size_bytes
+                self._held[key] = vectors
+                while size > self._most_bytes:
+                    size -= _size(self._held.popitem(last=False)[1])
+                self._kept = replace(self._kept, size_bytes=size)
+
+
+class MaxSim:
+    """See methods.Method. The network returns a row for each token."""
+
+    def __init__(self, how: TokenVectors) -> None:
+        self._how = how
+        self._skiplist = np.array(how.skiplist, np.int32)
+        self._documents = DocumentVectors(how.most_bytes)
+        self._queries = QueryVectors[Vectors]()
+
+    @property
+    def kept(self) -> KeptVectors:
+        return self._documents.kept
+
+    def plan(self, inputs: Sequence[Input]) -> Plan:
+        texts = [one.whole for one in inputs]
+        keys = [hashlib.blake2b(ids.tobytes(), digest_size=16).digest() for ids in texts]
+        known = self._documents.find(keys)
+        unread = {key: ids for key, ids in zip(keys, texts, strict=True) if key not in known}
+        asking = [one.question.ids.tobytes() for one in inputs]
+        asked = {key: one.question.ids for key, one in zip(asking, inputs, strict=True)}
+        queries = {key: vectors for key in asked if (vectors := self._queries.get(key)) is not None}
+        new = [key for key in asked if key not in queries]
+
+        def scores(rows: Sequence[Vectors]) -> list[float]:
+            for (key, ids), states in zip(unread.items(), rows, strict=False):
+                known[key] = unit(states[~np.isin(ids, self._skiplist)])
+                self._documents.put(key, known[key])
+            for key, states in zip(new, rows[len(unread) :], strict=True):
+                queries[key] = unit(states)
+                self._queries.put(key, queries[key])
+            return [
+                max_sim(queries[query], known[document]) for query, document in zip(asking, keys, strict=True)
+            ]
+
+        documents = [Reading(ids, len(ids)) for ids in unread.values()]
+        return Plan([*documents, *(self._query(asked[key]) for key in new)], scores)
+
+    def _query(self, ids: Ids) -> Reading:
+        """A query, filled up with the expansion token."""
+        missing = max(self._how.expansion_length - len(ids), 0)
+        filled = np.concatenate((ids, np.full(missing, self._how.expansion_id, np.int32)))
+        is_seen = self._how.attends_to_expansion or not missing
+        return Reading(filled, len(filled), attended=None if is_seen else len(ids))
+
+
+def max_sim(query: Vectors, document: Vectors) -> float:
+    """The sum over the query's vectors [n, width] of the largest dot product with one of the document's."""
+    if not len(document):  # all of its tokens are in the skiplist
+        return 0.0
+    # One product for each document, because its result depends on the number of rows.
+    return float((document @ query.T).max(axis=0).sum())
+
+
+def _size(vectors: Vectors) -> int:
+    return vectors.nbytes + _OVERHEAD_BYTES
