@@ -16,6 +16,7 @@ import numpy as np
 
 from rerankd.backends import base
 from rerankd.backends.options import Options
+from rerankd.backends.prompt_rate import Unrated
 from rerankd.backends.safer_steps import Step
 from rerankd.domain import Refusal
 from rerankd.process.child import Launch
@@ -25,7 +26,7 @@ class InstantOptions(Options):
     """No settings."""
 
 
-class InstantBackend(base.Unrated):
+class InstantBackend(Unrated):
     name, title, summary = "instant", "Instant", "measurements of the service"
     packages: tuple[str, ...] = ()
     Options = InstantOptions

@@ -59,7 +59,7 @@ def _stanford(model: Path) -> Path:
     _body("bert-pairs", model, "HF_ColBERT", keeps_prefix=True)
     _rename(model, {"[unused0]": 1700, "[unused1]": 1701})
     tensors = checkpoints.read(model / "model.safetensors")
-    checkpoints.write(model / "model.safetensors", tensors | {"linear.weight": _matrix(24, WIDTH, 1)})
+    checkpoints.write(model / "model.safetensors", tensors | {"linear.weight": matrix(24, WIDTH, 1)})
     _json(model / ARTIFACT_FILE, ARTIFACT)
     return model
 
@@ -71,7 +71,7 @@ def _pylate(model: Path) -> Path:
     _modules(model, [("", _TRANSFORMER), ("1_Dense", _PYLATE)])
     _json(model / "config_sentence_transformers.json", PYLATE)
     _json(model / "sentence_bert_config.json", {"max_seq_length": 59, "do_lower_case": False})
-    _dense(model / "1_Dense", 24, WIDTH, 2, {})
+    dense(model / "1_Dense", 24, WIDTH, 2, {})
     return model
 
 
@@ -81,8 +81,8 @@ def _attended(model: Path) -> Path:
     _modules(model, [("", _TRANSFORMER), ("1_Dense", _PYLATE), ("2_Dense", _PYLATE)])
     said = {"attend_to_expansion_tokens": True, "skiplist_words": [], "model_type": "ColBERT"}
     _json(model / "config_sentence_transformers.json", PYLATE | said)
-    _dense(model / "1_Dense", 96, WIDTH, 3, {"activation_function": "torch.nn.modules.activation.GELU"})
-    _dense(model / "2_Dense", 24, 96, 4, {"use_residual": True})
+    dense(model / "1_Dense", 96, WIDTH, 3, {"activation_function": "torch.nn.modules.activation.GELU"})
+    dense(model / "2_Dense", 24, 96, 4, {"use_residual": True})
     return model
 
 
@@ -114,14 +114,14 @@ _BUILDERS = {
 
 
 def _native(model: Path, prompts: dict[str, str], transformer: dict[str, Any]) -> None:
-    dense, normalize = f"{_BASE}.dense.Dense", f"{_BASE}.normalize.Normalize"
-    paths = [("", _TRANSFORMER), ("1_Dense", dense), ("2_MultiVectorMask", _MASK), ("3_Normalize", normalize)]
-    _modules(model, paths)
+    projection, normalize = f"{_BASE}.dense.Dense", f"{_BASE}.normalize.Normalize"
+    more = [("1_Dense", projection), ("2_MultiVectorMask", _MASK), ("3_Normalize", normalize)]
+    _modules(model, [("", _TRANSFORMER), *more])
     said = {"model_type": "MultiVectorEncoder", "prompts": prompts, "similarity_fn_name": "maxsim"}
     _json(model / "config_sentence_transformers.json", said)
     _json(model / "sentence_bert_config.json", transformer)
     states = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
-    _dense(model / "1_Dense", 24, WIDTH, 5, states)
+    dense(model / "1_Dense", 24, WIDTH, 5, states)
     _json(
         model / "2_MultiVectorMask" / "config.json",
         {"skiplist_words": [",", "."], "skiplist_tasks": ["document"]},
@@ -175,16 +175,16 @@ def _modules(model: Path, modules: list[tuple[str, str]]) -> None:
     _json(model / "modules.json", rows)
 
 
-def _dense(folder: Path, rows: int, columns: int, seed: int, more: dict[str, Any]) -> None:
+def dense(folder: Path, rows: int, columns: int, seed: int, more: dict[str, Any]) -> None:
     said = {"in_features": columns, "out_features": rows, "bias": False, "activation_function": _IDENTITY}
     _json(folder / "config.json", said | more)
-    held = {"linear.weight": _matrix(rows, columns, seed)}
+    held = {"linear.weight": matrix(rows, columns, seed)}
     if more.get("use_residual"):
-        held["residual.weight"] = _matrix(rows, columns, seed + 100)
+        held["residual.weight"] = matrix(rows, columns, seed + 100)
     checkpoints.write(folder / "model.safetensors", held)
 
 
-def _matrix(rows: int, columns: int, seed: int) -> tuple[str, list[int], bytes]:
+def matrix(rows: int, columns: int, seed: int) -> tuple[str, list[int], bytes]:
     values = np.random.default_rng(seed).normal(0, 1, (rows, columns)).astype(np.float32)
     return "F32", [rows, columns], values.tobytes()
 

@@ -56,8 +56,9 @@ RENAMED = (
 
 
 def old_value(of: str, new: str) -> str:
-    """The value as named in 0.1, for JSON fields that keep their name of 0.1."""
-    return next(one.old for one in RENAMED if (one.kind, one.of, one.new) == ("value", of, new))
+    """The value as named in 0.1, for JSON fields that keep their name of 0.1; a newer value is itself."""
+    found = (one.old for one in RENAMED if (one.kind, one.of, one.new) == ("value", of, new))
+    return next(found, new)
 
 
 def deprecated_in(section: str, values: Mapping[str, Any]) -> Iterator[Renamed]:

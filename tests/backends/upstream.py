@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import httpx
 
 from rerankd.backends.base import Batch, Engine, RawScores
+from rerankd.backends.token_vectors import KeptVectors
 from rerankd.errors import EngineError, EngineUnavailable
 from rerankd.scoring.engine_input import NONE, Frame, Ids
 
@@ -16,6 +17,7 @@ class Upstream:
     """The server at `url`, with Jina's POST /rerank. Raises only EngineError."""
 
     about = "another server"
+    kept: KeptVectors | None = None
     frame = Frame()
 
     def __init__(self, url: str) -> None:

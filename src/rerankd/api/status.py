@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import NotRequired
 
@@ -36,6 +37,7 @@ class EngineStatus(TypedDict):
     lost: int
     memory_bytes: int | None
     memory: dict[str, int]
+    document_vectors: dict[str, int] | None
     error: NotRequired[str]
     log: str
     last_lines: list[str]
@@ -178,6 +180,7 @@ def _pending(one: PendingModel, now: float) -> PendingStatus:
 
 async def _engine(served: ServedModel) -> EngineStatus:
     state = served.state
+    kept = served.replicas.kept if served.replicas is not None else None
     body: EngineStatus = {
         "program": served.engine_name,
         "why": served.engine_reason,
@@ -187,6 +190,7 @@ async def _engine(served: ServedModel) -> EngineStatus:
         "lost": state.lost,
         "memory_bytes": served.memory_bytes(),
         "memory": dict(served.held() or {}),
+        "document_vectors": asdict(kept) if kept is not None else None,
         "log": str(served.log),
         "last_lines": await asyncio.to_thread(last_lines, served.log),
     }

@@ -6,7 +6,7 @@ The values are passed to a worker program as one argument. Pure.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,3 +71,8 @@ class KeptVectors:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> KeptVectors:
         return cls(**{name: int(values[name]) for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def sum(cls, every: Sequence[KeptVectors]) -> KeptVectors:
+        """Those of several engines."""
+        return cls(**{name: sum(getattr(one, name) for one in every) for name in cls.__dataclass_fields__})

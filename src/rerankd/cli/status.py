@@ -62,6 +62,13 @@ def notes(status: dict[str, Any]) -> list[str]:
     """Return the errors, self-test results and request statistics, one line each."""
     models, recent = status["models"], status["recent"]
     lines = [f"{model['id']}: {model['engine']['error']}" for model in models if "error" in model["engine"]]
+    for model in models:
+        if vectors := model["engine"].get("document_vectors"):
+            lines.append(
+                f"{model['id']}: keeps the vectors of {vectors['documents']} documents "
+                f"({size_words(vectors['size_bytes'])}); {vectors['hits']} documents were known, "
+                f"{vectors['misses']} were read"
+            )
     lines += [f"{model['id']}: self-test {result}" for model in models if (result := model.get("self_test"))]
     lines += [
         f"{one['id']}: {one['error'] or one['doing'] or 'reading the model file'}"

@@ -57,16 +57,17 @@ def of_file(metadata: ModelMetadata) -> PartialRecipe:
 
 
 def _split(metadata: ModelMetadata, declared: Declared, text: str | None) -> tuple[str | None, str | None]:
-    """The marker at the beginning of a prefix, and the rest. The whole prefix may be one token ("[Q] ")."""
+    """The marker at the beginning of a prefix, and the rest. The marker may end with a space ("[Q] ")."""
     if text is None:
         return None, None
     added = metadata.control_tokens.keys() | metadata.user_defined_tokens.keys()
-    for candidate in (text, *text.split(None, 1)[:1]):
+    word = (text.split(None, 1) or [""])[0]
+    for candidate in (text, f"{word} ", word):
         is_token = candidate in added or (declared.has_markers and metadata.token_id(candidate) is not None)
         if candidate and is_token and text.startswith(candidate):
             rest = text.removeprefix(candidate)
             return candidate, rest if rest.strip() else ""
-    return "", text
+    return (word, "") if declared.has_markers else ("", text)
 
 
 def missing(metadata: ModelMetadata, merged: PartialRecipe) -> Refusal | None:

@@ -31,6 +31,17 @@ def _values(entry: Entry) -> dict[str, tuple[str, float]]:
         return values
     state, scheduler = entry.state, entry.queue.scheduler
     usage, throughput = scheduler.usage, scheduler.throughput
+    kept = entry.replicas.kept if entry.replicas is not None else None
+    if kept is not None:
+        values |= {
+            "document_vectors": ("documents whose vectors are kept", kept.documents),
+            "document_vectors_bytes": ("memory of these vectors", kept.size_bytes),
+            "document_vectors_hits": (
+                "documents whose vectors were kept, since the engine started",
+                kept.hits,
+            ),
+            "document_vectors_misses": ("documents that were read, since the engine started", kept.misses),
+        }
     return values | {
         "engine_starts": ("engine processes started, including the first", state.starts),
         "engine_lost": ("engine processes that exited, hung, or failed to start", state.lost),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rerankd.backends.base import Engine
+from rerankd.backends.token_vectors import KeptVectors
 from rerankd.errors import RerankdError
 from rerankd.process.failure_reasons import Cause
 from rerankd.process.states import Phase, Status
@@ -35,6 +36,13 @@ class Replicas:
     def pids(self) -> list[int]:
         """The process ids of the ready engines."""
         return [pid for supervisor in self._supervisors if (pid := supervisor.status.pid) is not None]
+
+    @property
+    def kept(self) -> KeptVectors | None:
+        """The document vectors that all engines keep together; None if they keep none."""
+        engines = [supervisor.status.engine for supervisor in self._supervisors]
+        found = [one.kept for one in engines if one is not None and one.kept is not None]
+        return KeptVectors.sum(found) if found else None
 
     def start(self) -> None:
         """Start the engines and return at once. Call it on the event loop's thread, which must outlive

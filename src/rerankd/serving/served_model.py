@@ -48,7 +48,7 @@ class ServedModel:
     """A served model. The loader loads and unloads it; its engines score the requests in its queue.
 
     `run_dir` returns the folder for sockets. `learned` stores what earlier runs learned about this machine.
-    `state` is `unloaded` if there are no engines.
+    `state` is `unloaded` if there are no engines, and `replicas` is then None.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ServedModel:
             self.caller.score,
         )
         self._safer = SaferSettings(learned, model.name, model.fingerprint, model.engine.build)
-        self._replicas: Replicas | None = None
+        self.replicas: Replicas | None = None
         self._is_settling = False
         self._settled = model.engine
         self.on_changed_file: Callable[[], None] = lambda: None
@@ -122,14 +122,14 @@ class ServedModel:
         state = self._state()
         if not self.queue.is_closed:
             return state
-        return replace(state, state=Stopped() if self._replicas is None else Stopping())
+        return replace(state, state=Stopped() if self.replicas is None else Stopping())
 
     def _state(self) -> Status[Engine]:
-        if self._replicas is None:
+        if self.replicas is None:
             error = self._backoff.error
             state: State[Engine] = Unloaded() if error is None else Failed(error, self._backoff.retry_at)
             return replace(self._earlier, state=Starting() if self._is_settling else state)
-        status = self._replicas.status
+        status = self.replicas.status
         starts, lost = self._earlier.starts + status.starts, self._earlier.lost + status.lost
         return replace(status, starts=starts, lost=lost)
 
@@ -141,7 +141,7 @@ class ServedModel:
     @property
     def pids(self) -> list[int]:
         """The process ids of the ready engines."""
-        return self._replicas.pids if self._replicas is not None else []
+        return self.replicas.pids if self.replicas is not None else []
 
     @property
     def engine_name(self) -> str:
@@ -188,11 +188,11 @@ class ServedModel:
         steps = self._settled.backend.steps(self._settled, self._cards)
         self._safer.begin((*steps, *self.model.selection.last_steps))
         replicas = [self._supervise(at) for at in range(self.wanted.replicas)]
-        self._replicas = Replicas(replicas)
-        self._replicas.start()
+        self.replicas = Replicas(replicas)
+        self.replicas.start()
         if not self.engine.capabilities.tokenizes:
             self._vocabulary.begin()  # while the engine starts
-        await self._replicas.ensure_ready()
+        await self.replicas.ensure_ready()
 
     def _computes(self) -> str:
         """Identifies what the scores depend on besides the model and the texts: the engine's build, precision
@@ -201,13 +201,13 @@ class ServedModel:
 
     async def unload(self, *, at_once: bool = False) -> None:
         """Stop the engines. Safe to call again; `at_once` then ends an earlier call."""
-        replicas = self._replicas
+        replicas = self.replicas
         if replicas is None:
             return
         await replicas.stop(at_once=at_once)
-        if self._replicas is replicas:
+        if self.replicas is replicas:
             self._earlier = self._state()
-            self._replicas = None
+            self.replicas = None
             await self._vocabulary.drop()
 
     def reload_failed(self) -> None:
@@ -221,8 +221,8 @@ class ServedModel:
         self.caller.forget()
         self.queue.scheduler.batch_size.reset()
         self._safer.forget()
-        if self._replicas is not None:
-            self._replicas.reload()
+        if self.replicas is not None:
+            self.replicas.reload()
 
     def is_changed(self) -> bool:
         """Whether the file has changed since it was read, or its patched copy is missing. Reads the disk."""
@@ -244,13 +244,13 @@ class ServedModel:
 
     def suspect(self) -> None:
         """Report that a call timed out. Engines that hang are restarted."""
-        if self._replicas is not None:
-            self._replicas.suspect()
+        if self.replicas is not None:
+            self.replicas.suspect()
 
     def _running(self) -> Replicas:
-        if self._replicas is None:
+        if self.replicas is None:
             raise EngineUnavailable("The engine is stopped.")
-        return self._replicas
+        return self.replicas
 
     def _supervise(self, at: int) -> Supervisor[Engine]:
         settings, safer, spec = self.settings, self._safer, self.model.spec
