@@ -18,15 +18,18 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rerankd import machine
 from rerankd.backends.openvino import precision
 from rerankd.backends.openvino.load import load
 from rerankd.backends.openvino.precision import Precision, Trial
 from rerankd.backends.openvino.runtime import config, op, ov
+from rerankd.backends.worker.scorer import Scorer
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import RerankdError
 from rerankd.formats import model_files, tokenizer
@@ -38,8 +41,21 @@ from rerankd.scoring.inputs import Reader
 
 _TOKENS = 256
 _ROUNDS = 7
-# Queries, and documents for each: fewer for a causal model, because it has 2 to 20 times the weights.
-_COUNTS = {False: (4, 20), True: (2, 10)}
+
+
+class _Texts(NamedTuple):
+    """The texts of a trial: queries, documents for each, and the largest document in letters (None: any)."""
+
+    queries: int
+    documents: int
+    letters: int | None = None
+
+
+# A causal model has 2 to 20 times the weights of an encoder, so it gets fewer texts. 16 short documents of
+# about the same length are 120 pairs, and few tensor shapes: each new one costs 0.5 s in f32 (Qwen3-0.6B).
+_TEXTS = {False: _Texts(4, 20), True: _Texts(1, 16, 90)}
+# Memory of a loaded model, in bytes per weight in its blocks (see backend.py).
+_A_WEIGHT = 8
 _EVERYDAY = Path(__file__).parents[2] / "evaluation" / "everyday"
 
 
@@ -68,10 +84,10 @@ def _block(width: int, hidden: int, kind: Precision) -> Any:
     return request
 
 
-def questions(queries: int, documents: int) -> list[tuple[str, list[str]]]:
+def questions(queries: int, documents: int, letters: int | None = None) -> list[tuple[str, list[str]]]:
     """Select queries spread over rerankd's own collection, each with the documents that share the most pairs
-    of letters with it."""
-    texts = _texts("corpus.jsonl")
+    of letters with it, of those with up to `letters` letters."""
+    texts = [text for text in _texts("corpus.jsonl") if letters is None or len(text) <= letters]
     pairs = [_letter_pairs(text) for text in texts]
     every = _texts("queries.jsonl")
     found = []
@@ -125,12 +141,11 @@ def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Tria
     if not precision.is_worth_it(ratio):
         return Trial(ratio, None)
     metadata = model_files.read(path)
-    batches = inputs(metadata, recipe, questions(*_COUNTS[recipe.method == "causal_lm"]))
+    batches = inputs(metadata, recipe, questions(*_TEXTS[recipe.method == "causal_lm"]))
     labels = metadata.token_ids(recipe.labels) if recipe.method == "causal_lm" else None
-    values: dict[Precision, list[list[float]]] = {}
-    kinds: tuple[Precision, ...] = ("f32", "bf16")
-    for kind in kinds:  # one after the other, because both may not fit into memory
-        scorer = load(
+
+    def loaded(kind: Precision) -> Scorer:
+        return load(
             path,
             recipe.pooling,
             labels,
@@ -139,8 +154,17 @@ def tried(path: Path, recipe: Recipe, threads: int, *, compressed: bool) -> Tria
             precision=kind,
             compressed=compressed,
         )
-        values[kind] = [scorer.score(batch) for batch in batches]
-        del scorer
+
+    values: dict[Precision, list[list[float]]] = {}
+    kinds: tuple[Precision, ...] = ("f32", "bf16")
+    # Compiling occupies one core for the most part, so both are compiled at the same time if they fit.
+    fits = (machine.available_bytes() or 0) > len(kinds) * _A_WEIGHT * metadata.block_weights
+    with ThreadPoolExecutor(len(kinds) if fits else 1) as pool:
+        waiting = [pool.submit(loaded, kind) for kind in kinds] if fits else []
+        for kind in kinds:
+            scorer = waiting.pop(0).result() if fits else loaded(kind)
+            values[kind] = [scorer.score(batch) for batch in batches]
+            del scorer
     gaps = [
         precision.largest_swap(exact, rough, recipe.normalization)
         for exact, rough in zip(values["f32"], values["bf16"], strict=True)
