@@ -193,6 +193,8 @@ def test_the_trial_uses_queries_in_both_languages() -> None:
     asked = trial.questions(4, 20)
     assert [len(documents) for _, documents in asked] == [20] * 4
     assert {query.isascii() for query, _ in asked} == {True, False}
+    ((_, documents),) = trial.questions(1, 16, 90)
+    assert len({*documents}) == 16 and max(map(len, documents)) <= 90
 
 
 @pytest.mark.parametrize("name", ["xlmr-head", "bert-embedder"])

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from rerankd.backends import prompt_rate
+from rerankd.backends.base import EngineSpec
 from rerankd.backends.llama import installed
 from rerankd.backends.llama import prompt_rate as of_llama
+from rerankd.backends.llama.backend import LlamaBackend
+from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.openvino import prompt_rate as of_openvino
 from rerankd.config import Settings
+from rerankd.domain import Normalization, Recipe, Refusal
+from rerankd.formats.metadata import ModelMetadata
 from rerankd.serving import prepare_model
 from rerankd.state import StateStore
 from support import golden
@@ -31,17 +36,33 @@ def test_a_rate_is_measured_once_and_stored(tmp_path: Path) -> None:
 def test_both_backends_are_measured_in_the_same_unit() -> None:
     bundled = installed.bundled()
     assert bundled is not None
-    rates = [of_llama.measure(bundled.program), of_openvino.measure("f32")]
+    rates = [of_llama.measure(bundled.program, kind) for kind in ("Q8_0", "Q4_K", "F16")]
+    rates += [of_openvino.measure("f32", compressed=compressed) for compressed in (True, False)]
     # A core computes from some GFLOP/s without vectors to some hundreds.
     assert all(1 < rate < 2000 for rate in rates), rates
-    assert of_llama.measure((sys.executable, "-c", "raise SystemExit(1)")) == 0.0
+    assert of_llama.measure((sys.executable, "-c", "raise SystemExit(1)"), "Q8_0") == 0.0
     said = subprocess.run(
-        [sys.executable, "-P", "-m", "rerankd.backends.openvino.prompt_rate", "f32"],
+        [sys.executable, "-P", "-m", "rerankd.backends.openvino.prompt_rate", "--compressed", "f32"],
         capture_output=True,
         text=True,
         check=True,
     )
     assert 1 < float(said.stdout) < 2000
+
+
+def test_a_file_is_rated_with_matrices_of_its_own_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_llama, "measure", lambda _, kind: {"Q8_0": 108.0, "Q5_K": 270.0}[kind])
+    backend, learned = LlamaBackend(), StateStore(tmp_path)
+    recipe = Recipe("causal_lm", 512, Normalization("sigmoid"), template="{document}", labels=("a", "b"))
+    # IQ4_XS stands for the types that are not measured.
+    for quantisation, rate in (("Q8_0", 108.0), ("Q5_K", 270.0), ("IQ4_XS", 108.0)):
+        metadata = ModelMetadata(path=Path("m.gguf"), architecture="qwen3", quantisation=quantisation)
+        spec = EngineSpec("m", metadata.path, recipe, {}, metadata=metadata)
+        offer = backend.offer(spec, LlamaOptions(), backend.survey(LlamaOptions(), tmp_path))
+        assert not isinstance(offer, Refusal)
+        assert backend.prompt_rate(offer, learned, measure=True) == rate
 
 
 @pytest.mark.parametrize(("openvino", "llama", "used"), [(160.0, 90.0, "openvino"), (60.0, 90.0, "llama")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rerankd import machine
@@ -61,7 +62,9 @@ def all_offers(
     if not (rivals := select.rivals(wanted.engine, answers)):
         return answers
     learned = StateStore(home)
-    rates = [one.backend.prompt_rate(one, learned, measure=measure) for one in rivals]
+    # With one thread each, they are measured at the same time if each has a core.
+    with ThreadPoolExecutor(len(rivals) if machine.read().cores >= len(rivals) else 1) as pool:
+        rates = list(pool.map(lambda one: one.backend.prompt_rate(one, learned, measure=measure), rivals))
     known = {id(one): select.rated(one, rate) for one, rate in zip(rivals, rates, strict=True)}
     return [(backend, known.get(id(one), one)) for backend, one in answers]
 

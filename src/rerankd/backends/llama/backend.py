@@ -133,8 +133,10 @@ class LlamaBackend:
     def prompt_rate(self, offer: LlamaOffer, learned: StateStore, *, measure: bool) -> float:
         from rerankd.backends.llama import prompt_rate as program  # as for launch
 
-        measured = partial(program.measure, offer.binary.program) if measure else None
-        return prompt_rate.of(offer.build, learned, measured)
+        metadata = offer.spec.metadata
+        kind = program.measured_as(metadata.quantisation if metadata is not None else "")
+        measured = partial(program.measure, offer.binary.program, kind) if measure else None
+        return prompt_rate.of(f"{offer.build} {kind}", learned, measured)
 
     async def settle(self, offer: LlamaOffer, learned: StateStore, log: Path, timeout_s: float) -> LlamaOffer:
         if not offer.gpus:

@@ -24,31 +24,40 @@ from rerankd.backends.prompt_rate import (
 )
 from rerankd.domain import Normalization, Recipe
 from rerankd.errors import DataFolderError, EngineError
+from rerankd.formats.weights import FLOATS
 from rerankd.process import rundir
 from rerankd.process.child import Child
 
-_SIZES = tiny.Sizes(WIDTH, HEADS, KV_HEADS, FEED_FORWARD, LAYERS, 2 * TOKENS, ("Q8_0", "Q8_0", "Q8_0"))
+_WINDOW = 2 * TOKENS
 _POLL_S = 0.02
 _STOP_S = 5.0
 
 
-def measure(program: Sequence[str]) -> float:
-    """The rate of a program in GFLOP/s for one thread, 0 if it fails. Blocks for some seconds."""
+def measured_as(quantisation: str) -> str:
+    """(pure) The type of matrices that stands for a file's most frequent one (see ModelMetadata)."""
+    return quantisation if quantisation in tiny.KINDS else "Q8_0"
+
+
+def measure(program: Sequence[str], kind: str) -> float:
+    """The rate of a program in GFLOP/s for one thread with matrices of type `kind`, 0 if it fails. Blocks for
+    some seconds."""
+    sizes = tiny.Sizes(WIDTH, HEADS, KV_HEADS, FEED_FORWARD, LAYERS, _WINDOW, (kind, kind, kind))
     folder = rundir.make()
     try:
         model = folder.make() / "layers.gguf"
-        tiny.write(model, _SIZES)
-        return asyncio.run(_measure(program, model, folder.socket(), model.with_suffix(".log")))
+        tiny.write(model, sizes)
+        recipe = Recipe("causal_lm", _WINDOW, Normalization("sigmoid"))
+        spec = EngineSpec("prompt-rate", model, recipe, {}, exact=kind in FLOATS)
+        return asyncio.run(_measure(program, spec, folder.socket(), model.with_suffix(".log")))
     except DataFolderError:  # reported by what needs the folder
         return 0.0
     finally:
         folder.remove()
 
 
-async def _measure(program: Sequence[str], model: Path, socket: Path, log: Path) -> float:
-    recipe = Recipe("causal_lm", _SIZES.window, Normalization("sigmoid"))
+async def _measure(program: Sequence[str], spec: EngineSpec, socket: Path, log: Path) -> float:
     options = launch.EngineOptions(tuple(program), threads=1, gpus=None, gpu_layers=0)
-    child = await Child.start(launch.argv(EngineSpec("prompt-rate", model, recipe, {}), options, socket), log)
+    child = await Child.start(launch.argv(spec, options, socket), log)
     client = LlamaClient(socket)
     try:
         async with asyncio.timeout(TIMEOUT_S):

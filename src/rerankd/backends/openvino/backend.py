@@ -117,8 +117,10 @@ class OpenVinoBackend:
 
     def prompt_rate(self, offer: OpenVinoOffer, learned: StateStore, *, measure: bool) -> float:
         kinds = precision.possible(offer.options.precision, machine.instructions())
-        build = f"{offer.build} {' '.join(kinds)}"
-        return prompt_rate.of(build, learned, partial(_measured, kinds) if measure else None)
+        is_compressed = offer.options.weights == "compressed" or not offer.spec.exact
+        words = [*kinds, *(["--compressed"] if is_compressed else [])]
+        measured = partial(_measured, words) if measure else None
+        return prompt_rate.of(f"{offer.build} {' '.join(words)}", learned, measured)
 
     async def settle(
         self, offer: OpenVinoOffer, learned: StateStore, log: Path, timeout_s: float
@@ -191,8 +193,8 @@ class OpenVinoBackend:
         return [checks.precision(model, found, before=known)]
 
 
-def _measured(kinds: Sequence[str]) -> float:
-    argv = [sys.executable, "-P", "-m", "rerankd.backends.openvino.prompt_rate", *kinds]
+def _measured(words: Sequence[str]) -> float:
+    argv = [sys.executable, "-P", "-m", "rerankd.backends.openvino.prompt_rate", *words]
     try:
         said = subprocess.run(argv, capture_output=True, timeout=prompt_rate.TIMEOUT_S, check=False)
         return float(said.stdout)

@@ -1,12 +1,12 @@
 """Measure how fast OpenVINO computes a causal model's prompt on this CPU (see backends/prompt_rate.py).
 
 A program of its own, because the service does not import OpenVINO: `python -m
-rerankd.backends.openvino.prompt_rate PRECISION …` prints the best rate of these precisions.
+rerankd.backends.openvino.prompt_rate [--compressed] PRECISION …` prints the best rate of these precisions.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,8 @@ _KEYS = {
 
 
 class RandomWeights:
-    """The layers' weights, with the methods of formats.weights.Weights that a Decoder calls."""
+    """The layers' weights, with the methods of formats.weights.Weights that a Decoder calls: in Q8_0 if
+    `compressed`, else in float32."""
 
     architecture = "qwen3"
     path = "random weights"
@@ -48,23 +49,29 @@ class RandomWeights:
         f"blk.{at}.{name}" for at in range(LAYERS) for name in Qwen3.tensors
     ))  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, *, compressed: bool) -> None:
+        self._compressed = compressed
         self._random = np.random.default_rng(1)
 
     def key(self, name: str, default: Any = None) -> Any:
         return _KEYS.get(name, default)
 
     def array(self, name: str, shape: Sequence[int]) -> Floats:
-        return np.ones(shape, np.float32)
+        return np.full(shape, 0.03 if len(shape) > 1 else 1, np.float32)
 
-    def groups(self, name: str, rows: int, columns: int) -> tuple[Any, Floats]:
+    def stored(self, name: str, shape: Sequence[int]) -> tuple[None, str]:
+        return None, "F32"
+
+    def groups(self, name: str, rows: int, columns: int) -> tuple[Any, Floats] | None:
+        if not self._compressed:
+            return None
         numbers = self._random.integers(-127, 128, (rows, columns // 32, 32), np.int8)
         return numbers, np.full((rows, columns // 32, 1), 0.0003, np.float32)
 
 
-def measure(precision: Precision) -> float:
+def measure(precision: Precision, *, compressed: bool) -> float:
     """The rate in GFLOP/s for one thread."""
-    decoder = Qwen3(RandomWeights(), compressed=False)  # type: ignore[arg-type]
+    decoder = Qwen3(RandomWeights(compressed=compressed), compressed=False)  # type: ignore[arg-type]
     model = decoder.graph(Output(np.ones((1, WIDTH), np.float32)))
     compiled = ov.Core().compile_model(model, "CPU", config(1, precision))
     request = compiled.create_infer_request()
@@ -91,4 +98,8 @@ def _call(request: Any) -> float:
 
 
 if __name__ == "__main__":
-    print(max(measure(one) for one in sys.argv[1:]))  # type: ignore[arg-type]
+    flags = argparse.ArgumentParser(prog="rerankd.backends.openvino.prompt_rate", allow_abbrev=False)
+    flags.add_argument("--compressed", action="store_true")
+    flags.add_argument("precisions", nargs="+", choices=["f32", "bf16"])
+    options = flags.parse_args()
+    print(max(measure(one, compressed=options.compressed) for one in options.precisions))

@@ -51,12 +51,17 @@ TOLERANCE = 0.05
 
 Bytes = NDArray[np.uint8]
 # Per type: bytes per block, weights per block, and scales with fixed values (offset, F16). Other bytes are
-# pseudo-random.
+# pseudo-random. In F16 all weights are equal.
 _BLOCKS: dict[str, tuple[int, int, tuple[tuple[int, float], ...]]] = {
+    "F16": (2, 1, ((0, 0.0006),)),
     "Q8_0": (34, 32, ((0, 0.0006),)),
-    "Q4_K": (144, 256, ((0, 0.00015), (2, 0.001125))),
     "Q6_K": (210, 256, ((208, 0.000035),)),
+    "Q5_K": (176, 256, ((0, 0.00015), (2, 0.001125))),
+    "Q4_K": (144, 256, ((0, 0.00015), (2, 0.001125))),
+    "Q4_0": (18, 32, ((0, 0.0006),)),
 }
+KINDS = frozenset(_BLOCKS)
+"""The types of matrices that a model can have."""
 
 
 def tensors(sizes: Sizes = SMOKE) -> Iterator[tuple[str, str, Bytes]]:
