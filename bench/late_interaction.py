@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -32,82 +31,33 @@ sys.path.insert(0, str(TESTS))
 import checkpoints
 import late
 
-# Layers, width, inner width, attention heads: those of answerai-colbert-small-v1 and GTE-ModernColBERT-v1.
-SHAPES = {"bert": (12, 384, 1536, 12, 96), "modernbert": (22, 768, 1152, 12, 128)}
-BASES = {"bert": "stanford-bert", "modernbert": "pylate-modernbert"}
+# The sizes of answerai-colbert-small-v1 and GTE-ModernColBERT-v1: layers, width, inner width; then of
+# their vectors.
+SHAPES = {"bert": ("stanford-bert", 12, 384, 1536), "modernbert": ("pylate-modernbert", 22, 768, 1152)}
+VECTORS = {"bert": 96, "modernbert": 128}
 
 
-def made(shape: str, folder: Path, documents: int, queries: int) -> Path:
-    """A tiny late-interaction checkpoint with the sizes of a real one. Its vocabulary stays small: a text has
-    twice as many tokens as it would have with the real one."""
-    layers, width, inner, heads, rows = SHAPES[shape]
-    model = late.build(BASES[shape], folder)
-    positions = 512
-    changes: dict[str, Any] = {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_attention_heads": heads,
-        "max_position_embeddings": positions,
-        "layer_types": None,
-        "local_attention": 128,
-    }
-    checkpoints.edit(model / "config.json", **changes)
-    old = checkpoints.read(model / "model.safetensors")
-    config = json.loads((model / "config.json").read_text())
-    sizes = {64: width, config["vocab_size"]: config["vocab_size"]}
+def made(shape: str, model: Path) -> Path:
+    """A late-interaction model of these sizes with random weights. Its vocabulary is small, so a text has
+    twice the tokens that it would have with a real one."""
     tensors: checkpoints.Tensors = {}
-    random_numbers = np.random.default_rng(1)
-    for name, (_, shape_of, _) in old.items():
-        if "layer" in name and ".0." not in name and ".1." not in name:
-            continue
-        if name == "linear.weight":
-            continue
-        places = [name]
-        if "layer" in name:
-            places = [
-                name.replace(".0.", f".{at}.").replace(".1.", f".{at}.")
-                for at in range(layers)
-                if (".0." in name and at == 0) or (".1." in name and at > 0)
-            ]
-        said = [
-            _size(one, name, sizes, shape, width, inner, positions, at) for at, one in enumerate(shape_of)
-        ]
-        for place in places:
-            deviation = 0.02 if len(said) > 1 else 0.0
-            values = random_numbers.normal(0, deviation, said).astype(np.float32)
-            if "norm" in name.lower() and name.endswith("weight"):
-                values += 1
-            tensors[place] = ("F32", said, values.tobytes())
-    if "linear.weight" in old:
-        tensors["linear.weight"] = late.matrix(rows, width, 1)
+    source = np.random.default_rng(1)
+    sizes = late.enlarged(SHAPES[shape][0], model, *SHAPES[shape][1:])
+    if "linear.weight" in sizes:
+        sizes["linear.weight"][0] = VECTORS[shape]
     else:
-        late.dense(model / "1_Dense", rows, width, 1, {})
+        late.dense(model / "1_Dense", VECTORS[shape], SHAPES[shape][2], 1, {})
+    for name, size in sizes.items():
+        values = (
+            source.normal(0, 0.02, size) if len(size) > 1 else np.full(size, float("norm" in name.lower()))
+        )
+        if name.endswith("bias"):
+            values = np.zeros(size)
+        tensors[name] = ("F32", size, values.astype(np.float32).tobytes())
     checkpoints.write(model / "model.safetensors", tensors)
-    lengths = {"query_maxlen": queries, "doc_maxlen": documents}
-    if shape == "bert":
-        checkpoints.edit(model / late.ARTIFACT_FILE, **lengths)
-    else:
-        said_lengths = {"query_length": queries, "document_length": documents}
-        checkpoints.edit(model / late.PYLATE_FILE, **said_lengths)
+    lengths = {"doc_maxlen": 300} if shape == "bert" else {"document_length": 300}
+    checkpoints.edit(model / (late.ARTIFACT_FILE if shape == "bert" else late.PYLATE_FILE), **lengths)
     return model
-
-
-def _size(
-    old: int, name: str, sizes: dict[int, int], shape: str, width: int, inner: int, positions: int, axis: int
-) -> int:
-    """The new length of an axis of a tensor."""
-    if "position_embeddings" in name and axis == 0:
-        return positions
-    if "Wqkv" in name and axis == 0:
-        return 3 * width
-    if "mlp.Wi" in name and axis == 0:
-        return 2 * inner
-    if ("mlp.Wo" in name and axis == 1) or ("output.dense" in name and "attention" not in name and axis == 1):
-        return inner
-    if "intermediate.dense" in name and axis == 0:
-        return inner
-    return sizes.get(old, old)
 
 
 @contextlib.contextmanager
@@ -154,7 +104,7 @@ def main() -> None:
     options = flags.parse_args()
     source = random.Random(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        model = options.model or str(made(options.shape, Path(folder), 300, 32))
+        model = options.model or str(made(options.shape, Path(folder) / options.shape))
         url = stack.enter_context(served(model, Path(folder) / "home"))
         client = stack.enter_context(httpx.Client(timeout=600))
         new, known, again = [], [], []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
+import late
 
 _WIDTH, _INNER = 32, 48  # of the golden encoders
 _FIRST_LAYER = re.compile(r"\.layers?\.0\.")
@@ -60,3 +62,14 @@ def nemotron(folder: Path, blocks: int = 16, width: int = 2048) -> Path:
     shapes |= {f"model.layers.{at}.{name}.weight": one for at in range(blocks) for name, one in layer.items()}
     checkpoints.write_hollow(folder / "model.safetensors", shapes | {"score.weight": [1, width]})
     return folder
+
+
+def late_interaction(name: str) -> Callable[[Path, int, int], Path]:
+    """How to write the late-interaction checkpoint `name` with a number of layers and a width."""
+
+    def write(folder: Path, blocks: int, width: int) -> Path:
+        shapes = late.enlarged(name, folder, blocks, width)
+        checkpoints.write_hollow(folder / "model.safetensors", shapes)
+        return folder
+
+    return write

@@ -14,6 +14,7 @@ from typing import Any
 
 import checkpoints
 import hollow
+import late
 from rerankd.recipes import catalog
 from support import GOLDEN, golden
 from twins import JINA_TOKENS, PIECES, Twin, head_of
@@ -47,7 +48,7 @@ class Kind:
 
     @property
     def is_served(self) -> bool:
-        return self.becomes in ("cross_encoder", "causal_lm", "embedding")
+        return self.becomes in ("cross_encoder", "causal_lm", "embedding", "late_interaction")
 
     def write(self, folder: Path) -> Path:
         """Write the file or the checkpoint into `folder`."""
@@ -564,6 +565,21 @@ KINDS = (
         "colbertv2.0 with pooling",
         Twin("colbertv2.0", "bert", 12, 768, tokenizer="bert", types=2, pooling="cls"),
         "late interaction",
+    ),
+    Kind(
+        "ColBERT upon BERT, safetensors",
+        lambda folder: late.build("stanford-bert", folder),
+        "late_interaction",
+    ),
+    Kind(
+        "ColBERT upon ModernBERT, safetensors",
+        lambda folder: late.build("pylate-modernbert", folder),
+        "late_interaction",
+    ),
+    Kind(
+        "ColBERT upon another encoder, safetensors",
+        lambda folder: late.build("stanford-bert", folder, model_type="xlm-roberta"),
+        "upon xlm-roberta",
     ),
     Kind(
         "GTE-ModernColBERT with pooling, by its markers",

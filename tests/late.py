@@ -7,6 +7,7 @@ folders, so no weights are stored for them. Projections are random, with a fixed
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import string
 from pathlib import Path
@@ -18,6 +19,7 @@ import checkpoints
 from support import GOLDEN
 
 WIDTH = 64
+_LAYER = re.compile(r"\.(\d+)\.")
 _PYLATE = "pylate.models.Dense.Dense"
 _BASE = "sentence_transformers.base.modules"
 _TRANSFORMER = f"{_BASE}.transformer.Transformer"
@@ -49,9 +51,11 @@ PYLATE = {
 NAMES = ("stanford-bert", "pylate-modernbert", "pylate-attended", "encoder-bert", "encoder-modernbert")
 
 
-def build(name: str, folder: Path) -> Path:
-    """The checkpoint `name` in a new folder."""
-    return _BUILDERS[name](folder / name)
+def build(name: str, folder: Path, **config: Any) -> Path:
+    """The checkpoint `name` in `folder`; `config` changes keys of its config.json."""
+    model = _BUILDERS[name](folder / name)
+    checkpoints.edit(model / "config.json", **config)
+    return model
 
 
 def _stanford(model: Path) -> Path:
@@ -102,6 +106,40 @@ def _encoder_modern_bert(model: Path) -> Path:
         model, {"query": "[Q] ", "document": "[D] "}, {"document_length": None, "query_expansion": expansion}
     )
     return model
+
+
+def enlarged(name: str, model: Path, layers: int, width: int, inner: int = 0) -> dict[str, list[int]]:
+    """The checkpoint `name` with other sizes, as the folder `model`. Returns the shapes of the tensors of
+    model.safetensors, which is left to the caller."""
+    build(name, model.parent / "made").rename(model)
+    inner = inner or 4 * width
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": inner}
+    more = {"num_attention_heads": width // 64 * 2, "max_position_embeddings": 512, "local_attention": 128}
+    checkpoints.edit(model / "config.json", **sizes, **more, layer_types=None)
+    shapes: dict[str, list[int]] = {}
+    for own, (_, shape, _) in checkpoints.read(model / "model.safetensors").items():
+        at = _LAYER.search(own)
+        if at is not None and int(at[1]) > 1:
+            continue
+        new = [_size(own, one, axis, width, inner) for axis, one in enumerate(shape)]
+        # The first layer of ModernBERT has a norm less than the others.
+        places = range(1) if at is None or at[1] == "0" else range(1, layers)
+        shapes |= {_LAYER.sub(f".{place}.", own) if at is not None else own: new for place in places}
+    (model / "model.safetensors").unlink()
+    if (model / "1_Dense").exists():
+        dense(model / "1_Dense", 24, width, 2, {})
+    return shapes
+
+
+def _size(name: str, size: int, axis: int, width: int, inner: int) -> int:
+    """The new length of an axis of a tensor."""
+    rows = {"Wqkv": 3 * width, "mlp.Wi": 2 * inner, "intermediate.dense": inner, "position_embeddings": 512}
+    if axis == 0 and (found := next((new for part, new in rows.items() if part in name), 0)):
+        return found
+    is_down = "mlp.Wo" in name or ("output.dense" in name and "attention" not in name)
+    if axis == 1 and is_down:
+        return inner
+    return width if size == WIDTH else size
 
 
 _BUILDERS = {

@@ -37,6 +37,10 @@ FOLDERS |= {
     for size in ("17m", "32m", "68m", "150m", "400m", "1b")
 }
 FOLDERS["llama-nemotron-rerank-1b-v2"] = hollow.nemotron
+FOLDERS |= dict.fromkeys(
+    ("answerai-colbert-small-v1", "colbertv2.0"), hollow.late_interaction("stanford-bert")
+)
+FOLDERS["GTE-ModernColBERT-v1"] = hollow.late_interaction("pylate-modernbert")
 # The golden encoder of the same architecture, by that.
 CHECKPOINTS = {"deberta-v2": "deberta-v3", "new": "gte"}
 ENTRIES = catalog.known().entries
@@ -82,7 +86,8 @@ def test_every_model_of_the_catalog_gets_the_recipe_of_its_entry(entry: Entry, t
         recipe = (scoring.method, scoring.template, scoring.labels, scoring.instruction)
         assert recipe == (entry.method, entry.template, entry.labels, entry.instruction)
         if entry.low is None or entry.high is None:
-            assert scoring.normalization.name == "sigmoid"
+            is_sum = entry.method == "late_interaction"
+            assert scoring.normalization.name == ("affine" if is_sum else "sigmoid")
         else:
             assert scoring.normalization == Normalization("affine", entry.low, entry.high)
         prefixes = (scoring.query_prefix, scoring.document_prefix)

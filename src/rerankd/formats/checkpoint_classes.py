@@ -74,7 +74,7 @@ def body_of(kind: str, config: Mapping[str, Any], tensors: Collection[str]) -> F
         is_bert = config.get("model_type") == "bert"
         return replace(BERT, tensors=_without_head(BERT)) if is_bert else None
     headed = family_of(f"{kind.removesuffix('Model')}ForSequenceClassification", config, tensors)
-    if headed is None or not kind.endswith("Model"):
+    if headed is None or headed.is_causal or not kind.endswith("Model"):
         return None
     own = _without_head(headed)
     prefix = own["token_embd"].partition(".")[0] + "."
