@@ -93,6 +93,31 @@ def gemma3() -> torch.nn.Module:
     return randomised(transformers.Gemma3ForCausalLM(config), 15)
 
 
+LLAMA = DECODER | {
+    "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 1e3, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 24,
+    },
+}  # fmt: skip
+
+
+def llama() -> torch.nn.Module:
+    return randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)), 16)
+
+
+def nemotron() -> torch.nn.Module:
+    """llama-nemotron-rerank, whose class is code in its own repository: no causal mask, and the product of
+    one row and the mean of all states."""
+    config = transformers.LlamaConfig(**LLAMA, num_labels=1)
+    return randomised(transformers.LlamaForSequenceClassification(config), 17)
+
+
+def in_both_directions(model: torch.nn.Module, ids: list[int]) -> float:
+    every = torch.zeros(1, 1, len(ids), len(ids))
+    states = model.model(torch.tensor([ids]), attention_mask=every).last_hidden_state
+    return float(model.score(states.mean(1)))
+
+
 FAMILIES: dict[str, Callable[[], tuple[torch.nn.Module, bool]]] = {
     "bert": bert,
     "xlmr": xlmr,
@@ -101,7 +126,7 @@ FAMILIES: dict[str, Callable[[], tuple[torch.nn.Module, bool]]] = {
 }
 
 
-DECODERS: dict[str, Callable[[], torch.nn.Module]] = {"gemma2": gemma2, "gemma3": gemma3}
+DECODERS: dict[str, Callable[[], torch.nn.Module]] = {"gemma2": gemma2, "gemma3": gemma3, "llama": llama}
 
 
 def sequences() -> list[tuple[list[int], int]]:
@@ -140,6 +165,13 @@ def main() -> None:
             first, second = model(torch.tensor([ids])).logits[0, -1, list(LABELS)].tolist()
             cases.append({"ids": ids, "labels": LABELS, "raw": round(first - second, 6)})
         written(folder, cases)
+    model, folder = nemotron(), out / "nemotron"
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["LlamaBidirectionalForSequenceClassification"], "pooling": "avg"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    raws = [(ids, round(in_both_directions(model, ids), 6)) for ids, _ in sequences()]
+    written(folder, [{"ids": ids, "second": len(ids), "raw": raw} for ids, raw in raws])
 
 
 def written(folder: Path, cases: list[dict[str, Any]]) -> None:

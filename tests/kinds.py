@@ -326,7 +326,7 @@ KINDS = (
     Kind(
         "llama-nemotron-rerank",
         Twin("Llama Nemotron Rerank 1b v2", "llama-embed", 16, 2048, pooling="mean"),
-        "no rank head for llama-embed",
+        "converter drops score.weight",
     ),
     Kind(
         "llama-nemotron-rerank, converted as a llama",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import checkpoints
 import ggufs
 from fake_hub import COMMIT, FakeHub, fake_hub
 from rerankd.download import Downloader, Patience
@@ -27,11 +28,13 @@ from rerankd.errors import (
     Unscorable,
 )
 from rerankd.formats import gguf_metadata
+from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub.hubs import HuggingFace, ModelScope
 from rerankd.hub.pull import Puller
 from rerankd.hub.store import Store
 from rerankd.progress import size_words
 from rerankd.recipes import catalog
+from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
 from support import GOLDEN, environment, until
 
@@ -426,6 +429,25 @@ def test_all_parts_of_a_split_model_are_read_and_pulled(hub: FakeHub, pulls: Pul
     assert metadata.has_cls_output
     assert len(metadata.parts) == 2
     assert pulls.store.records()[0].files == tuple(sorted(parts))
+
+
+def test_a_head_beside_a_gguf_file_is_pulled_with_it(hub: FakeHub, pulls: Pulls, tmp_path: Path) -> None:
+    def resolved(metadata: ModelMetadata) -> Resolution:
+        sizes = {"name": "Llama Nemotron Rerank 1b v2", "block_count": 16, "embedding_length": 2048}
+        return resolve(dataclasses.replace(metadata, **sizes), catalog.known())
+
+    body = ggufs.write(tmp_path / "tiny-Q8_0.gguf", arch="llama-embed").read_bytes()
+    checkpoints.write(tmp_path / "head.safetensors", {"score.weight": ("F32", [1, 32], bytes(128))})
+    head = (tmp_path / "head.safetensors").read_bytes()
+    hub.repos[REPO] = {f"body/{FILE}": body, "head.safetensors": b"of another model"}
+    with pytest.raises(Unscorable, match=r"drops score\.weight"):
+        pulls(f"hf:{REPO}", hub, resolve=resolved)
+    hub.repos[REPO]["body/head.safetensors"] = head
+    path = pulls(f"hf:{REPO}", hub, resolve=resolved)
+    found = {one.name: one.read_bytes() for one in path.parent.iterdir()}
+    assert found == {FILE: body, "head.safetensors": head}
+    assert gguf_metadata.read(path).has_cls_output
+    assert pulls.store.records()[0].files == (FILE, "head.safetensors")
 
 
 def test_a_disk_that_fills_up_during_the_download_leaves_a_resumable_part(

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from ggufs import rewrite
+from ggufs import rewrite, strings
 from rerankd.errors import ModelFileError
 from rerankd.formats import gguf_metadata, model_files, tokenizer, tokenizer_support
 from rerankd.formats.encoder import Encoder
@@ -260,6 +260,54 @@ def test_unsupported_tokenizers_are_detected_from_the_metadata() -> None:
         "the tokenizer gpt2 llama"
     )
     assert tokenizer_support.refusal(replace(qwen, architecture="gemma")).endswith("gemma is not supported")
+
+
+def _of_llama_3() -> tuple[Tokenizer, Vocabulary]:
+    """A tokenizer as in a Llama 3 checkpoint's tokenizer.json, and what is read from the GGUF file of it.
+
+    Its words are those of the golden pairs. "whole" is a piece that no merges lead to.
+    """
+    pieces = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges: list[tuple[str, str]] = []
+    for word in (text.split()[0] for pair in PAIRS.values() for text in pair.values() if text.split()):
+        letters = [
+            letter for letter, _ in pre_tokenizers.ByteLevel(add_prefix_space=True).pre_tokenize_str(word)
+        ]
+        for start, end in itertools.pairwise("".join(letters)[:4]):
+            if start + end not in pieces:
+                merges.append((start, end))
+                pieces.append(start + end)
+    pieces += ["whole", "\u0120whole", "123", "1234"]
+    reference = Tokenizer(
+        models.BPE({piece: at for at, piece in enumerate(pieces)}, merges, ignore_merges=True)
+    )
+    words = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    split = pre_tokenizers.Split(Regex(words), "isolated")
+    letters_of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    reference.pre_tokenizer = pre_tokenizers.Sequence([split, letters_of_bytes])
+    values = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": strings(*pieces),
+        "tokenizer.ggml.token_type": (3, 3, *[1] * (len(pieces) - 2)),
+        "tokenizer.ggml.merges": strings(*(f"{first} {second}" for first, second in merges)),
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    return reference, tokenizer.of_header(values)
+
+
+LLAMA_3, OF_LLAMA_3 = _of_llama_3()
+
+
+@given(texts)
+@example("the whole 1234 e\u0301 It's\r\n\n  whole")
+def test_llama_3_is_split_as_in_its_checkpoint(text: str) -> None:
+    assert OF_LLAMA_3.encode([text])[0].tolist() == LLAMA_3.encode(text).ids
+    assert [ids.tolist() for ids in OF_LLAMA_3.frame[:4]] == [[0], [], [], []]
 
 
 def test_an_incomplete_vocabulary_is_an_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Golden tests of Gemma 2 and 3 on OpenVINO must be able to fail: each part that is broken changes scores.
+"""Golden tests of Gemma 2 and 3 and of Llama on OpenVINO can fail: each broken part changes scores.
 
 The checkpoints and transformers' scores come from scripts/make_scaled.py.
 """
@@ -14,6 +14,7 @@ import pytest
 from breaks import Change, config, next_rows, ones, rows_reversed, tensor
 
 from rerankd.backends.openvino.causal import CausalModel, mask
+from rerankd.backends.openvino.encoder import Encoder
 from rerankd.backends.openvino.layers import MASKED
 from rerankd.backends.worker.methods import Logits
 from rerankd.backends.worker.scorer import Scorer
@@ -26,6 +27,10 @@ BOUND = 2e-5
 SEEN = 1000 * BOUND
 GLOBAL = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5}
 LOCAL = {"rope_type": "default", "rope_theta": 1e4}
+BANDS = {
+    "rope_type": "llama3", "rope_theta": 1e3, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 24,
+}  # fmt: skip
 
 
 def copied(family: str, folder: Path) -> Path:
@@ -37,15 +42,19 @@ def copied(family: str, folder: Path) -> Path:
 
 
 def distance(folder: Path, shared: int = 0, tokens_a_pass: int = 512) -> float:
-    """Return the largest difference from transformers' scores. The first `shared` tokens of each text are
-    given as the part that all documents of its question share."""
-    cases = json.loads((folder / "golden.json").read_text())
+    """Return the largest difference from transformers' scores of a folder, or of a GGUF file in one.
+
+    The first `shared` tokens of each text are given as the part that all documents of its question share.
+    """
+    beside = folder if folder.is_dir() else folder.parent
+    cases = json.loads((beside / "golden.json").read_text())
     inputs = []
     for case in cases:
         whole = np.array(case["ids"], np.int32)
         question = Question("", before=whole[: shared // 2], head=whole[shared // 2 : shared])
         inputs.append(Input(question, "", whole[shared // 2 :], len(whole)))
-    model = CausalModel(folder, cases[0]["labels"], threads=1)
+    labels = cases[0].get("labels")
+    model = CausalModel(folder, labels, threads=1) if labels else Encoder(folder, "rank", threads=1)
     model.tokens_a_pass = tokens_a_pass
     found = Scorer(model, 512, Logits()).score(inputs)
     return float(np.abs(np.array(found) - [case["raw"] for case in cases]).max())
@@ -65,7 +74,25 @@ BOTH: dict[str, Change] = {
     "the gate": tensor("gate_proj.weight", next_rows),
     "the heads' order": tensor("q_proj.weight", rows_reversed),
 }
+LLAMA: dict[str, Change] = {
+    "the norms' epsilon": config(rms_norm_eps=0.1),
+    "the norm before attention": tensor("input_layernorm.weight", ones),
+    "the norm before the MLP": tensor("post_attention_layernorm.weight", ones),
+    "the last norm": tensor("model.norm.weight", ones),
+    "the gate": tensor("gate_proj.weight", next_rows),
+    "the heads' order": tensor("q_proj.weight", rows_reversed),
+    "the rope base": config(rope_parameters=BANDS | {"rope_theta": 2e3}),
+    "no scaling of positions": config(rope_parameters={"rope_type": "default", "rope_theta": 1e3}),
+    "the factor of positions": config(rope_parameters=BANDS | {"factor": 4.0}),
+    "the band of low frequencies": config(rope_parameters=BANDS | {"low_freq_factor": 0.5}),
+    "the band of high frequencies": config(rope_parameters=BANDS | {"high_freq_factor": 2.0}),
+    "the original context": config(rope_parameters=BANDS | {"original_max_position_embeddings": 48}),
+}
 BREAKS = [
+    *(("llama", what, change) for what, change in LLAMA.items()),
+    ("llama", "the output matrix", tensor("lm_head.weight", next_rows)),
+    *(("nemotron", what, change) for what, change in LLAMA.items()),
+    ("nemotron", "the row of the head", tensor("score.weight", lambda row: row[:, ::-1])),
     *(("gemma2", what, change) for what, change in BOTH.items()),
     ("gemma2", "the rope base", config(rope_parameters={"rope_type": "default", "rope_theta": 2e4})),
     ("gemma2", "the cap of attention scores", config(attn_logit_softcapping=None)),
@@ -91,7 +118,7 @@ BREAKS = [
 ]
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama", "nemotron"])
 def test_scores_are_those_of_transformers_whatever_prefix_is_shared(family: str, tmp_path: Path) -> None:
     folder = copied(family, tmp_path)
     assert max(distance(folder, shared) for shared in (0, 2, 17, 34, 50)) < BOUND

@@ -106,7 +106,7 @@ def test_a_faster_backend_is_not_worth_most_of_the_memory() -> None:
 
 
 def test_no_speed_is_measured_where_it_decides_nothing() -> None:
-    for model in (QWEN, XLMR, spec(CAUSAL_LM, "llama", ("gpt2", "llama-bpe"), block_weights=10**9)):
+    for model in (QWEN, XLMR, spec(CAUSAL_LM, "phi3", ("gpt2", "llama-bpe"), block_weights=10**9)):
         answers = [
             (OPENVINO, OPENVINO.offer(model, OpenVinoOptions(), True)),
             (LLAMA, LLAMA.offer(model, LlamaOptions(), CPU_ONLY)),
@@ -145,8 +145,8 @@ def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) 
     ("model", "why"),
     [
         (
-            spec(CAUSAL_LM, "llama", ("gpt2", "llama-bpe")),
-            "not support causal models of the architecture llama",
+            spec(CAUSAL_LM, "phi3", ("gpt2", "llama-bpe")),
+            "not support causal models of the architecture phi3",
         ),
         (spec(CAUSAL_LM, "qwen3", ("gpt2", "qwen2"), rope_scaling="yarn"), "yarn scaling"),
         (spec(HEAD, "nomic-bert", ("t5", "default")), "architecture nomic-bert"),
@@ -154,7 +154,15 @@ def test_encoders_run_on_openvino_and_fall_back_to_llama_cpp(model: EngineSpec) 
         (spec(HEAD, "modern-bert", ("gpt2", "jina-v2-code")), "tokenizer gpt2 jina-v2-code"),
         (spec(HEAD, "bert", ("t5", "default"), has_charsmap=False), "normalization map"),
         (spec(replace(EMBEDDING, pooling="last"), "bert", ("bert", "")), "pooling last"),
-        (spec(replace(HEAD, template="{query}{document}"), "bert", ("t5", "")), "template"),
+        (
+            spec(replace(EMBEDDING, pooling="mean"), "llama", ("gpt2", "llama-bpe")),
+            "without labels or a head",
+        ),
+        (spec(CAUSAL_LM, "llama", ("gpt2", "tekken")), "tokenizer gpt2 tekken"),
+        (
+            spec(HEAD, "llama-embed", ("gpt2", "llama-bpe"), classifier_pooling="last"),
+            "the pooling last of a head",
+        ),
         (spec(HEAD, "bert", ("t5", "default"), parts=(Path("1"), Path("2"), Path("3"))), "split"),
         (spec(HEAD, "modern-bert", ("gpt2", "modern-bert"), hidden_activation="silu"), "activation silu"),
     ],
@@ -212,7 +220,7 @@ def test_safetensors_always_run_on_openvino() -> None:
 def test_an_encoder_needs_no_llama_cpp() -> None:
     nothing = replace(CPU_ONLY, bundled=None)
     assert chosen("auto", XLMR, found=nothing).offer.backend is OPENVINO
-    other = spec(CAUSAL_LM, "llama", ("gpt2", "llama-bpe"))
+    other = spec(CAUSAL_LM, "phi3", ("gpt2", "llama-bpe"))
     with pytest.raises(ConfigError, match=r"not support causal models.*LLAMA_PATH"):
         chosen("auto", other, found=nothing)
 

@@ -1,4 +1,4 @@
-"""Read the metadata of a GGUF file (`ModelMetadata`) from its header.
+"""Read the metadata of a GGUF file (`ModelMetadata`) from its header, and from that of a head beside it.
 
 `read(path)` accepts a file, or any part of a split one (`…-00001-of-00003.gguf`); the keys of a split file
 are in its first part, the tensors in all of them. `read` does not read weights, but checks that they are
@@ -7,14 +7,16 @@ complete.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from rerankd.formats import checkpoint_files
+from rerankd.formats import checkpoint_files, head_file
 from rerankd.formats.gguf_header import Header, Source, parse
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.formats.metadata_keys import metadata_of, output_matrix, refuse, typed
@@ -40,21 +42,34 @@ def read(path: str | os.PathLike[str]) -> ModelMetadata:
 
 def headers_of(path: Path, keep: Collection[str]) -> list[tuple[Header, int, Path]]:
     """The header, size and path of each part of the model at `path`, which may be one file; see `header_of`.
-    Raises ModelFileError like `read`."""
+    The last part may be a head (see head_file.py). Raises ModelFileError like `read`."""
     header, size = header_of(path, keep)
     count = typed(header.values, "split.count", 1, path)
-    if count <= 1:
-        return [(header, size, path)]
-    return [(*header_of(part, keep), part) for part in _parts(path, count)]
+    found = [(header, size, path)]
+    if count > 1:
+        found = [(*header_of(part, keep), part) for part in _parts(path, count)]
+    if (place := head_file.beside(path)) is not None:
+        with _reading(place), place.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if head := head_file.header(stream, size, found[0][0].values, partial(refuse, place)):
+                found.append((head, size, place))
+    return found
 
 
 def read_streams(parts: Iterable[tuple[Source, int, Path]]) -> ModelMetadata:
-    """The metadata of a file from the streams of its parts, in order: (stream, size in bytes, path).
+    """The metadata of a file from the streams of its parts, in order, a head last: (stream, size in bytes,
+    path).
 
     For headers that are downloaded: little more than the headers is read, so only the length of the weights
     is checked. The paths are used in error messages.
     """
-    return _joined((_parse(stream, size, path, _KEEP), size, path) for stream, size, path in parts)
+    found: list[tuple[Header, int, Path]] = []
+    for stream, size, path in parts:
+        if not head_file.is_head(path.name):
+            found.append((_parse(stream, size, path, _KEEP), size, path))
+        elif head := head_file.header(stream, size, found[0][0].values, partial(refuse, path)):
+            found.append((head, size, path))
+    return _joined(found)
 
 
 def _joined(parts: Iterable[tuple[Header, int, Path]], path: Path | None = None) -> ModelMetadata:
@@ -72,7 +87,7 @@ def header_of(path: Path, keep: Collection[str]) -> tuple[Header, int]:
 
     Raises ModelFileError like `read`.
     """
-    try:
+    with _reading(path):
         if path.is_dir():
             why = checkpoint_files.missing(checkpoint_files.paths_in(path))
             refuse(path, f"this is a folder without a {checkpoint_files.CONFIG}: {why}")
@@ -81,6 +96,13 @@ def header_of(path: Path, keep: Collection[str]) -> tuple[Header, int]:
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             return _parse(stream, size, path, keep), size
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise ModelFileError if the block can't read the file."""
+    try:
+        yield
     except FileNotFoundError:
         refuse(path, "the file does not exist: check the path, or pull the model again")
     except PermissionError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd.domain import Format, Pooling, Refusal
+from rerankd.formats.checkpoint_files import SUFFIX
 from rerankd.formats.gguf_header import Strings
 from rerankd.formats.library_classes import Library
 from rerankd.formats.sentence_transformers import Layout
@@ -153,6 +154,12 @@ class ModelMetadata:
     def is_causal(self) -> bool:
         """Whether it is a causal language model, which predicts the next token; otherwise an encoder."""
         return self.architecture not in _ENCODERS and self.causal_attention is not False
+
+    @property
+    def head_file(self) -> Path | None:
+        """The head beside a GGUF file (see head_file.py)."""
+        last = self.parts[-1] if self.parts and self.format == "gguf" else None
+        return last if last is not None and last.suffix == SUFFIX else None
 
     def token_id(self, text: str) -> int | None:
         """The id of the single token for `text`, None if there is none.

@@ -25,7 +25,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rerankd.errors import ModelFileError
-from rerankd.formats import checkpoint_files, gguf_metadata, sentencepiece_bpe, tokenizer_file
+from rerankd.formats import checkpoint_files, gguf_metadata, sentencepiece_bpe, tokenizer_file, words
 from rerankd.formats.encoder import Encoder
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.ids import Frame, Ids
@@ -37,15 +37,6 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _WORD_START = "\u2581"
 # The replacement of a piece that no text may be tokenized to. Texts contain no NUL (see deduplicate.clean).
 _UNREACHABLE = "\0{}"
-# How byte-level BPE splits texts into words, by `tokenizer.ggml.pre`; others are split like GPT-2's.
-_WORDS = {
-    # GPT-2's rule, with each digit apart.
-    "smollm": r"\p{N}|\s+(?=\p{N})|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
 ARRAYS = tuple(
     f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores", "merges", "precompiled_charsmap")
 )
@@ -119,8 +110,9 @@ def of_header(values: Mapping[str, Any]) -> Vocabulary:
         key = f"tokenizer.ggml.{name}_token_id"
         return [values[key] if key in values else values[f"tokenizer.ggml.{default}_token_id"]]
 
-    is_encoder = kind != "llama" and values.get("tokenizer.ggml.pre") not in _WORDS
-    start = token("bos", "cls") if flag("bos_token", is_encoder or kind == "llama") else []
+    is_encoder = kind != "llama" and values.get("tokenizer.ggml.pre") not in words.RULES
+    has_start = is_encoder or kind == "llama" or values.get("tokenizer.ggml.pre") == words.LLAMA_3
+    start = token("bos", "cls") if flag("bos_token", has_start) else []
     end = token("eos", "seperator") if flag("eos_token", is_encoder) else []
     between = token("seperator", "eos") if flag("sep_token", kind == "t5") else []
     return Vocabulary(tokenizer, size, frozenset(controls), _frame(start, end + between, end, end))
@@ -244,18 +236,20 @@ def _byte_level(values: Mapping[str, Any]) -> Tokenizer:
     }
     halves = (merge.partition(" ") for merge in values["tokenizer.ggml.merges"].texts())
     merges = [(first, second) for first, _, second in halves]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    words = _WORDS.get(values["tokenizer.ggml.pre"])
-    if values["tokenizer.ggml.pre"] != "smollm":
+    # Llama 3 takes a word that is a piece whole.
+    ignores = values["tokenizer.ggml.pre"] == words.LLAMA_3
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignores))
+    rule = words.RULES.get(values["tokenizer.ggml.pre"])
+    if values["tokenizer.ggml.pre"] not in words.UNNORMALIZED:
         tokenizer.normalizer = normalizers.NFC()
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)
     tokenizer.pre_tokenizer = letters
-    if words is not None:
-        split = pre_tokenizers.Split(Regex(words), "isolated")
+    if rule is not None:
+        split = pre_tokenizers.Split(Regex(rule), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
     # Pieces added to the vocabulary, such as runs of spaces, are matched before everything else.
     added = compress(pieces, (kind == _USER_DEFINED for kind in kinds))
-    tokenizer.add_tokens([AddedToken(piece, normalized=words is None) for piece in added])
+    tokenizer.add_tokens([AddedToken(piece, normalized=rule is None) for piece in added])
     return tokenizer
 
 

@@ -13,6 +13,7 @@ _KNOWN: Mapping[tuple[str, str], Collection[str]] = {
     ("t5", ""): ("bert", "jina-bert-v3", "nomic-bert-moe"),
     ("bert", ""): ("bert", "jina-bert-v2", "nomic-bert"),
     ("llama", ""): ("gemma", "gemma2", "gemma3"),
+    ("gpt2", "llama-bpe"): ("llama", "llama-embed"),
     ("gpt2", "modern-bert"): ("modern-bert",),
     ("gpt2", "qwen2"): ("qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe"),
     ("gpt2", "smollm"): ("llama",),

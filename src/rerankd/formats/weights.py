@@ -19,6 +19,10 @@ from rerankd.formats.gguf_header import Tensor
 from rerankd.formats.gguf_metadata import headers_of
 
 Floats = NDArray[np.float32]
+# The architectures of which GGUF's converter reorders the rows of queries and keys: two neighbours are a pair
+# of rotary positions. In a checkpoint, half a head is between them.
+_NEIGHBOURS = ("llama", "llama-embed")
+_HEADS_OF = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
 # The header's arrays to keep. Not the vocabulary: it takes up to 250 MiB, and only the tokenizer needs it.
 _KEEP = ("sliding_window_pattern",)
 
@@ -30,7 +34,8 @@ FLOATS = ("F32", "F16", "BF16")
 class Weights:
     """The weights of a GGUF file, which may be split, or of a checkpoint's folder.
 
-    `values` are the keys of the header and their values. Raises ModelFileError if a file is damaged.
+    `values` are the keys of the header and their values. Rows are in the order of transformers' checkpoints.
+    Raises ModelFileError if a file is damaged.
     """
 
     values: dict[str, Any]
@@ -43,6 +48,7 @@ class Weights:
             found, held = safetensors.read(path, self._fail)
             self.values, self._tensors = found.header.values, dict(found.header.tensors)
             self._places |= {name: (file, 0) for name, file in found.files.items()}
+            self._is_reordered = False
         else:
             parts = headers_of(path, _KEEP)
             self.values, self._tensors = parts[0][0].values, {}
@@ -50,6 +56,7 @@ class Weights:
                 self._tensors |= header.tensors
                 self._places |= dict.fromkeys(header.tensors, (part.name, header.data_start))
             held = tuple(part for *_, part in parts)
+            self._is_reordered = self.architecture in _NEIGHBOURS
         folder = path if path.is_dir() else path.parent
         self._bytes = {
             file.relative_to(folder).as_posix(): np.memmap(file, np.uint8, mode="r") for file in held
@@ -116,7 +123,13 @@ class Weights:
     def _raw(self, name: str, tensor: Tensor) -> NDArray[np.uint8]:
         file, first = self._places[name]
         start = first + tensor.offset
-        return self._bytes[file][start : start + tensor.size_bytes]
+        raw = self._bytes[file][start : start + tensor.size_bytes]
+        heads = _HEADS_OF.get(name.split(".")[-2]) if self._is_reordered else None
+        if heads is None:
+            return raw
+        count = self.key(heads, self.key("attention.head_count"))
+        rows = raw.reshape(count, -1, 2, tensor.size_bytes // tensor.shape[-1])
+        return rows.swapaxes(1, 2).reshape(-1)
 
     def _dequantised(self, raw: NDArray[np.uint8], type_name: str) -> Floats:
         try:

@@ -4,17 +4,19 @@ A model is one GGUF file, or all parts of a split one (`…-00001-of-00003.gguf`
 quantisation. The order of preference: the file or quantisation that the user names; the catalog's default;
 the best one that fits the machine's memory. Higher quantisations are preferred, but unquantised files come
 last: they are twice as large, and the scores are the same. Projectors of vision models and importance
-matrices are ignored. A repository without GGUF files is pulled as safetensors, with its configuration files.
+matrices are ignored; a head beside the file (formats/head_file.py) is a part of the model. A repository
+without GGUF files is pulled as safetensors, with its configuration files.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from rerankd.errors import UnknownModel
-from rerankd.formats import checkpoint_files
+from rerankd.formats import checkpoint_files, head_file
 from rerankd.progress import size_words
 
 # fmt: off
@@ -47,8 +49,9 @@ class RemoteFile:
 
     @property
     def place(self) -> str:
-        """Its path in the folder of the pulled model: a GGUF file's name, and a checkpoint's whole path."""
-        return self.name if self.name.lower().endswith(".gguf") else self.path
+        """Its path in the folder of the pulled model: the name of a GGUF file or of a head beside it, and a
+        checkpoint's whole path."""
+        return self.name if self.name.lower().endswith(".gguf") or head_file.is_head(self.name) else self.path
 
     @property
     def is_inside(self) -> bool:
@@ -119,6 +122,20 @@ def choose(
     models = _models(files)
     if not models:
         return _checkpoint(files, where, bool(file or quant))
+    chosen = _gguf(models, where, quant, file, default, memory_bytes)
+    return replace(chosen, files=(*chosen.files, *_heads(files, chosen.files[0])))
+
+
+def _heads(files: Iterable[RemoteFile], model: RemoteFile) -> list[RemoteFile]:
+    """The head beside a GGUF file in the repository, which is read with it (see head_file.py)."""
+    by_path = {file.path: file for file in files}
+    places = (path.as_posix() for path in head_file.candidates(PurePosixPath(model.path)))
+    return [by_path[place] for place in places if place in by_path][:1]
+
+
+def _gguf(
+    models: Sequence[_Model], where: str, quant: str, file: str, default: str, memory_bytes: int | None
+) -> Choice:
     if file:
         chosen = [model for model in models if file in (part.path for part in model.files)]
         return _one(chosen, models, where, f"{where} has no file {file}", "as requested")

@@ -59,9 +59,9 @@ def read_metadata(
             source = hub.source(repo, listing.revision, file)
             return streams.enter_context(downloader.beginning(source))
 
-        def parts(ending: str, folder: str) -> Iterator[tuple[Beginning, int, Path]]:
+        def parts(endings: tuple[str, ...], folder: str) -> Iterator[tuple[Beginning, int, Path]]:
             for file in choice.files:
-                if file.name.lower().endswith(ending):
+                if file.name.lower().endswith(endings):
                     yield opened(file), file.size_bytes, Path(folder, file.path)
 
         describing = [file for file in choice.files if checkpoint_files.describes(file.place)]
@@ -74,7 +74,7 @@ def read_metadata(
             )
         described = {file.place: opened(file).read() for file in describing}
         if described:
-            metadata = folders.read_streams(Path(repo), described, parts(checkpoint_files.SUFFIX, ""))
+            metadata = folders.read_streams(Path(repo), described, parts((checkpoint_files.SUFFIX,), ""))
             if not folders.needs_vocabulary(metadata):
                 return metadata
             (tokenizer,) = [file for file in choice.files if file.place == checkpoint_files.TOKENIZER]
@@ -84,4 +84,4 @@ def read_metadata(
             except ValueError as error:
                 refuse(metadata.path / checkpoint_files.TOKENIZER, f"its tokenizer can't be read: {error}")
         # The repository's name helps to identify the model (model_identity.py).
-        return gguf_metadata.read_streams(parts(".gguf", repo.replace("/", "--")))
+        return gguf_metadata.read_streams(parts((".gguf", checkpoint_files.SUFFIX), repo.replace("/", "--")))

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from rerankd import locks
 from rerankd.errors import ModelFileError, UnknownModel, disk_errors
 from rerankd.files import move_folder
-from rerankd.formats import checkpoint_files, model_files
+from rerankd.formats import checkpoint_files, head_file, model_files
 from rerankd.hub import builtin
 from rerankd.hub.model_ref import ModelRef, parse
 from rerankd.hub.patched_copies import PatchedCopies
@@ -256,6 +256,8 @@ def display_name(model: str) -> str:
 
 def _scan(folder: Path) -> Record | None:
     files = sorted(path for path in folder.glob("*.gguf") if path.is_file())
+    if files and (head := head_file.beside(files[0])) is not None:
+        files.append(head)
     if not files:
         files = [folder / name for name in checkpoint_files.files(checkpoint_files.paths_in(folder))]
     if not files:

@@ -39,8 +39,9 @@ class Match(_Table):
     """What a file's header must contain to be this model: one of the architectures, one of the names, the
     sizes.
 
-    `block_count` and `embedding_length` of 0 match any size; only entries of refused models may omit them,
-    and those that declare `any_size` because their names belong to one family with one prompt.
+    `causal`: whether the file declares causal attention; None matches both. `block_count` and
+    `embedding_length` of 0 match any size; only entries of refused models may omit them, and those that
+    declare `any_size` because their names belong to one family with one prompt.
     """
 
     architectures: tuple[_Text, ...]
@@ -48,6 +49,7 @@ class Match(_Table):
     block_count: int = 0
     embedding_length: int = 0
     any_size: bool = False
+    causal: bool | None = None
 
     @field_validator("names")
     @classmethod
@@ -60,6 +62,7 @@ class Match(_Table):
         """Whether architecture and sizes match, regardless of the name."""
         return (
             metadata.architecture in self.architectures
+            and self.causal in (None, metadata.is_causal)
             and self.block_count in (0, metadata.block_count)
             and self.embedding_length in (0, metadata.embedding_length)
         )

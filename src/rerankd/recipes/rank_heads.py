@@ -12,18 +12,30 @@ logit).
 from __future__ import annotations
 
 from rerankd.domain import Pooling
+from rerankd.formats import head_file
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.recipes.model_identity import is_called_reranker
 
 _HEADED = ("bert", "modern-bert", "neo-bert")
 # Whose heads the OpenVINO backend computes. What a checkpoint's class needs was checked when it was read.
 _HEADED_CHECKPOINTS = ("bert", "deberta-v2", "llama-embed", "modern-bert", "new")
-OF_PROMPTS = ("llama-embed",)
+OF_PROMPTS = ("llama", "llama-embed")
 """Architectures whose rank head is one row, for the states of a prompt."""
 _TWO_LABELS = (
     "it is a classifier with two labels, and neither its name nor the catalog says that it is a reranker (if "
     'its second label means "relevant", set method = "cross_encoder")'
 )
+
+
+def put_beside(metadata: ModelMetadata) -> str:
+    """The next step for a file whose head may be a file beside it, as the beginning of a sentence."""
+    if metadata.architecture not in OF_PROMPTS or metadata.format != "gguf" or metadata.has_cls_output:
+        return ""
+    (row,) = head_file.tensors_of(metadata.architecture)
+    return (
+        f"put {row} of the original model into the file {head_file.NAMES[0]} beside it (docs/models.md, "
+        '"A head beside a GGUF file"), or '
+    )
 
 
 def why_not(metadata: ModelMetadata, pooling: Pooling | None = None, *, is_reranker: bool = False) -> str:
@@ -49,6 +61,8 @@ def why_not(metadata: ModelMetadata, pooling: Pooling | None = None, *, is_reran
             "llama.cpp's score differs from that of a jina-bert-v2 reranker: its converter drops the pooler "
             "(pooler.dense), and its graph applies tanh to the single logit"
         )
+    if arch in OF_PROMPTS:
+        return _why_not_row(metadata)
     if arch not in _HEADED:
         return f"llama.cpp has no rank head for {arch}"
     if arch == "bert" and metadata.token_type_count > 1:
@@ -67,6 +81,20 @@ def why_not(metadata: ModelMetadata, pooling: Pooling | None = None, *, is_reran
     if metadata.cls_output_rows != 1:
         return f"it is a classifier with {metadata.cls_output_rows} labels; a reranker has one"
     return _why_not_modern_bert(metadata, pooling) if arch == "modern-bert" else ""
+
+
+def _why_not_row(metadata: ModelMetadata) -> str:
+    """Why the head beside a GGUF file, which is one row, can't be applied."""
+    if not metadata.has_cls_output:
+        (row,) = head_file.tensors_of(metadata.architecture)
+        return (
+            f"its rank head is missing: GGUF's converter drops {row}, the row that turns states into a score"
+        )
+    if metadata.pooling not in (None, "none", "mean"):
+        return (
+            f"its head reads the mean of all states, but the file declares the pooling {metadata.pooling!r}"
+        )
+    return ""
 
 
 def _why_not_checkpoint(metadata: ModelMetadata, pooling: Pooling | None, *, is_reranker: bool) -> str:

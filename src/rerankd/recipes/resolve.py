@@ -207,11 +207,19 @@ def _check_head(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) 
     if metadata.architecture in rank_heads.OF_PROMPTS and not merged.template:
         return Refusal(
             "its head reads a prompt, and neither the file nor the catalog defines it",
-            "if it is llama-nemotron-rerank-1b-v2, give its folder that name; else " + KNOWN_GOOD,
+            f"if it is llama-nemotron-rerank-1b-v2, {_named(metadata)}; else {KNOWN_GOOD}",
         )
     declared = (case.settings.method, case.entry.method if case.entry is not None else None)
     reason = rank_heads.why_not(metadata, read, is_reranker="cross_encoder" in declared)
-    return Refusal(reason, suggest_another_file(metadata, case.entry)) if reason else None
+    next_step = rank_heads.put_beside(metadata) + suggest_another_file(metadata, case.entry)
+    return Refusal(reason, next_step) if reason else None
+
+
+def _named(metadata: ModelMetadata) -> str:
+    """How a file gets the name by which the catalog finds its prompt."""
+    if metadata.format == "gguf":
+        return "use a conversion whose header names it (general.name)"
+    return "give its folder that name"
 
 
 def _check_causal(case: _Case, merged: PartialRecipe, sources: dict[str, Source]) -> Refusal | None:

@@ -15,7 +15,7 @@ from rerankd.backends.select import Selection
 from rerankd.config import EffectiveModelSettings, ScoringSettings, Settings
 from rerankd.domain import Recipe
 from rerankd.errors import DataFolderError, ModelFileError, UnknownModel
-from rerankd.formats import checkpoint_files, model_files
+from rerankd.formats import checkpoint_files, head_file, model_files
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.hub import store
 from rerankd.progress import Progress, silent
@@ -148,8 +148,8 @@ def resolve_model(settings: Settings, metadata: ModelMetadata, model: str) -> Re
 
 
 def fingerprint(path: Path) -> str:
-    """A fingerprint of a model's file or folder: path, size, modification time and header. A missing file has
-    the fingerprint "no PATH"."""
+    """A fingerprint of a model's file, with a head beside it, or of its folder: path, size, modification time
+    and header. A missing file has the fingerprint "no PATH"."""
     if path.is_dir():
         return (
             " ".join(
@@ -163,4 +163,6 @@ def fingerprint(path: Path) -> str:
             header = hashlib.blake2b(stream.read(_HEADER_BYTES), digest_size=16).hexdigest()
     except OSError:
         return f"no {path}"
-    return f"{path} {status.st_size} {status.st_mtime_ns} {header}"
+    head = head_file.beside(path) if path.suffix.lower() == ".gguf" else None
+    of_head = f" {fingerprint(head)}" if head is not None else ""
+    return f"{path} {status.st_size} {status.st_mtime_ns} {header}{of_head}"

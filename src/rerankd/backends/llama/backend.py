@@ -87,6 +87,8 @@ class LlamaBackend:
             return Refusal("llama.cpp reads GGUF files only", "pull the model as GGUF, if there is one")
         if spec.recipe.method == "late_interaction":
             return Refusal("the llama.cpp backend does not support late interaction", "")
+        if spec.metadata is not None and spec.metadata.head_file is not None:
+            return Refusal(f"llama.cpp does not read the head in {spec.metadata.head_file.name}", "")
         try:
             binary = installed.without_gpu(binaries.choose(survey, needs=needed_build(spec)), options)
         except (EngineTooOld, EngineUnknown) as error:

@@ -46,6 +46,8 @@ class Architecture:
     """Whether the model adds a table of positions to its embeddings."""
     always_biased = False
     """Whether each matrix and norm must have a bias; a file without one is then rejected as damaged."""
+    epsilon_key = "attention.layer_norm_epsilon"
+    """The key of the norms' epsilon."""
 
     def __init__(self, weights: Weights, pooling: Pooling, *, compressed: bool) -> None:
         self.weights = weights
@@ -54,7 +56,7 @@ class Architecture:
         self.heads: int = weights.key("attention.head_count")
         self.hidden: int = weights.key("feed_forward_length")
         self.layers: int = weights.key("block_count")
-        self.epsilon: float = weights.key("attention.layer_norm_epsilon")
+        self.epsilon: float = weights.key(self.epsilon_key)
         self.has_head = pooling == "rank"
         self.pooling = self._head_pooling() if self.has_head else pooling
 

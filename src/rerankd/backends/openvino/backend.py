@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 
 
 # The rows of architectures/__init__.py, which imports OpenVINO.
-_ARCHITECTURES = ("bert", "deberta-v2", "modern-bert", "new")
-# Architectures whose rotary positions may be divided by a factor.
-_LINEAR = ("gemma", "gemma2", "gemma3")
-_CAUSAL_ARCHITECTURES = (*_LINEAR, "qwen2", "qwen3")
+_ARCHITECTURES = ("bert", "deberta-v2", "llama", "llama-embed", "modern-bert", "new")
+_GEMMA, _LLAMA = ("gemma", "gemma2", "gemma3"), ("llama", "llama-embed")
+_CAUSAL_ARCHITECTURES = (*_GEMMA, "llama", "qwen2", "qwen3")
+# How rotary positions may be scaled.
+_SCALINGS = dict.fromkeys(_GEMMA, "linear") | dict.fromkeys(_LLAMA, "llama3")
 _POOLINGS = ("rank", "mean", "cls", "none")
 # A causal model with fewer weights in its blocks runs on llama.cpp: nothing needs to be measured for it.
 _SMALL = 50_000_000
@@ -67,7 +68,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     title = "OpenVINO"
-    summary = "encoders, Qwen2, Qwen3 and Gemma on a CPU"
+    summary = "encoders, Qwen2, Qwen3, Llama and Gemma on a CPU"
     packages: tuple[str, ...] = ("openvino",)
     Options = OpenVinoOptions
 
@@ -93,11 +94,12 @@ class OpenVinoBackend:
     def _offer(self, spec: EngineSpec, options: OpenVinoOptions) -> OpenVinoOffer:
         assert spec.metadata is not None
         is_causal = spec.recipe.method == "causal_lm"
+        keeps_groups = is_causal or spec.metadata.architecture in _LLAMA
         # Besides the file, the worker holds the matrices of the blocks: 8 bytes per weight, or 2.6 if
         # compressed (measured on BERT-large's shape). Compressed causal models: 3.3 in bf16 and 4.8 in f32
         # (Qwen3-0.6B).
-        is_compressed = options.weights == "compressed" or (is_causal and not spec.exact)
-        a_weight = 8 if not is_compressed else 5 if is_causal else 3
+        is_compressed = options.weights == "compressed" or (keeps_groups and not spec.exact)
+        a_weight = 8 if not is_compressed else 5 if keeps_groups else 3
         held = spec.metadata.block_weights * a_weight
         is_small = spec.metadata.block_weights < _SMALL
         return OpenVinoOffer(
@@ -228,17 +230,18 @@ def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
         return f"the OpenVINO backend does not support {of} {metadata.architecture}"
     if is_causal and not metadata.is_causal:
         return "the OpenVINO backend does not support labels for models that read a prompt in both directions"
-    scalings = ("", "none", "linear") if metadata.architecture in _LINEAR else ("", "none")
-    if metadata.rope_scaling not in scalings:
+    if metadata.is_causal and not is_causal:
+        return "the OpenVINO backend does not support causal models without labels or a head"
+    if metadata.rope_scaling not in ("", "none", _SCALINGS.get(metadata.architecture)):
         return f"the OpenVINO backend does not support rotary positions with {metadata.rope_scaling} scaling"
     if why := tokenizer_support.refusal(metadata):
         return why
     if not is_causal and recipe.pooling not in _POOLINGS:
         return f"the OpenVINO backend does not support the pooling {recipe.pooling}"
-    if recipe.method == "cross_encoder" and recipe.template:
-        return "the OpenVINO backend does not support templates for cross-encoders"
+    if not is_causal and metadata.classifier_pooling not in (None, *_POOLINGS):
+        return f"the OpenVINO backend does not support the pooling {metadata.classifier_pooling} of a head"
     if metadata.hidden_activation not in ("", "gelu"):
         return f"the OpenVINO backend does not support the activation {metadata.hidden_activation}"
-    if metadata.format == "gguf" and len(metadata.parts) > 1:
+    if metadata.format == "gguf" and len(metadata.parts) > 1 + (metadata.head_file is not None):
         return "the OpenVINO backend does not support split GGUF files"
     return ""

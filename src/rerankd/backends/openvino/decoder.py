@@ -22,7 +22,7 @@ To add an architecture: subclass Decoder in architectures/, add it to DECODERS t
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,12 @@ from rerankd.backends.openvino.layers import GROUP, Node, capped, grouped, ints,
 from rerankd.backends.openvino.output_row import Output
 from rerankd.backends.openvino.runtime import op, ov
 from rerankd.errors import ModelFileError
+from rerankd.formats import llama_rope
 from rerankd.formats.weights import FLOATS, Floats, Weights
 
 _OUTSIDE = {"token_embd.weight", "output_norm.weight"}
-# The rows of these are read outside the graph (see output_row.py).
-_OF_OUTPUT = {"output.weight", "cls.output.weight"}
+# Read outside the graph: output_row.py, formats/llama_rope.py.
+_OPTIONAL = {"output.weight", "cls.output.weight", llama_rope.DIVISORS}
 
 
 class Kind(NamedTuple):
@@ -53,9 +54,23 @@ class View(NamedTuple):
     mask: Node
 
 
-class Seen:
-    """What attention sees besides the states of a layer: positions, mask, prefix, and the last tokens.
-    `views` are those of all tokens and of each text's last token, for each kind of layers."""
+class Seen(Protocol):
+    """What attention sees besides the states of a layer. `views` are those of all tokens, and of the tokens
+    whose states the last layer returns, for each kind of layers."""
+
+    views: list[tuple[View, View]]
+
+    def last(self, x: Node) -> Node:
+        """Return the states that the last layer returns: [texts, tokens, width] -> [texts, ·, width]."""
+
+    def with_prefix(self, own: Node, at: int) -> Node:
+        """Put earlier tokens' keys or values before the own ones of each text [texts, kv heads, tokens, n].
+        Those of layer l have the numbers 2 · l and 2 · l + 1."""
+
+
+class SeenAfterPrefix(Seen):
+    """What texts see behind a prefix: the inputs of the graph. The last layer returns each text's last
+    token."""
 
     def __init__(self, kv_heads: int, head_size: int, layers: int, width: int, kinds: int) -> None:
         def floats(name: str, *shape: int) -> Node:
@@ -75,11 +90,9 @@ class Seen:
         return [self.embeddings, self._cos, self._sin, self._mask, self._last, self._prefix]
 
     def last(self, x: Node) -> Node:
-        """Return each text's last token: [texts, tokens, width] -> [texts, 1, width]."""
         return op.gather(x, self._last, ints(1, scalar=True), 1)
 
     def with_prefix(self, own: Node, at: int) -> Node:
-        """Put the prefix's keys or values before the own ones of each text [texts, kv heads, tokens, n]."""
         # The index depends on `own`, so that OpenVINO does not read the prefix of all layers at first, which
         # would take their memory at the same time.
         texts = op.gather(op.shape_of(own), ints(0), ints(0, scalar=True))
@@ -137,7 +150,7 @@ class Decoder:
 
     def graph(self, output: Output) -> ov.Model:
         """Build the graph, which ends with the score that `output` defines."""
-        seen = Seen(self.kv_heads, self.head_size, self.layers, self.width, len(self.kinds))
+        seen = SeenAfterPrefix(self.kv_heads, self.head_size, self.layers, self.width, len(self.kinds))
         x, own = self.embedded(seen.embeddings), []
         for at in range(self.layers):
             x, *added = self.layer(x, at, seen)
@@ -184,7 +197,7 @@ class Decoder:
 
     def _check(self) -> None:
         """Raise ModelFileError if the file has other tensors than the architecture."""
-        found = {*self.weights.names} - _OF_OUTPUT
+        found = {*self.weights.names} - _OPTIONAL
         needed = {f"blk.{at}.{name}" for at in range(self.layers) for name in self.tensors} | _OUTSIDE
         if other := sorted(found ^ needed):
             what = "lacks the tensor" if other[0] in needed else "has the unknown tensor"

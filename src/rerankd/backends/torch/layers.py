@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -49,32 +48,19 @@ def rms_norm(x: Tensor, weights: Named, name: str, epsilon: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
-class Bands(NamedTuple):
-    """Llama 3's scaling of rotary positions: frequencies that turn less than `low` times in `original` tokens
-    are divided by the factor, those that turn more than `high` times are not, and others partly."""
-
-    low: float
-    high: float
-    original: float
-
-
 class Rotary(NamedTuple):
-    """Pair i of a head's n numbers turns by position / base^(2i/n). `factor` divides the frequencies, those
-    of some bands only if there are `bands`."""
+    """Pair i of a head's n numbers turns by position / base^(2i/n), divided by `factor`, or by number i of
+    `divisors` if there are any."""
 
     base: float
     factor: float = 1.0
-    bands: Bands | None = None
+    divisors: tuple[float, ...] = ()
 
     def frequencies(self, width: int, device: torch.device) -> Tensor:
         """The angle of each pair of a head's `width` numbers at position 1, in float32."""
         exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
         plain = 1.0 / self.base**exponents
-        if self.bands is None:
-            return plain / self.factor
-        low, high, original = self.bands
-        kept = ((original * plain / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
-        return plain * (kept + (1 - kept) / self.factor)
+        return plain / torch.tensor(self.divisors or self.factor, device=device)
 
 
 def rotation(positions: Tensor, width: int, rotary: Rotary, dtype: torch.dtype) -> Rotation:

@@ -145,7 +145,9 @@ def _head(weights: Weights, architecture: Architecture, pooling: Pooling) -> Hea
         return Head(pooling, (), {}, 0.0)
     steps = declared or architecture.head_steps
     epsilon = _MODULE_NORM_EPSILON if declared else architecture.head_epsilon
-    said = {1: "mean", 2: "cls"}.get(weights.key("classifier.pooling_type", 0), architecture.head_pooling)
+    said = {1: "mean", 2: "cls", 3: "last"}.get(
+        weights.key("classifier.pooling_type", 0), architecture.head_pooling
+    )
     if not steps:
         raise Unsupported(f"a rank head of {weights.architecture} is not known")
     found = _one_row(_head_weights(weights, steps, architecture.state_width), weights.path)

@@ -33,7 +33,7 @@ class Qwen3(Decoder):
         normed = self.norm(x, f"{name}.attn_norm")
         key = rotated(self._heads(normed, name, "k", self.kv_heads), view.rotation)
         value = self._heads(normed, name, "v", self.kv_heads)
-        if is_last:  # only the last token's state is read, so only its query is needed
+        if is_last:  # only the queries of states that are read are needed
             x, normed = seen.last(x), seen.last(normed)
             view = view_of_last
         query = rotated(self._heads(normed, name, "q", self.heads), view.rotation)
@@ -75,7 +75,8 @@ class Qwen3(Decoder):
         """Return [texts, tokens, heads · n]; `mask` [·, 1, T, S] for T queries, S keys and values."""
         group, size = self.heads // self.kv_heads, self.head_size
         queries = op.reshape(query, ints(0, self.kv_heads, -1, size), True)
-        masks = op.concat([mask] * group, 2)
+        # A mask with one row, the same for all queries of a text, is broadcast.
+        masks = mask if mask.get_output_partial_shape(0)[2] == 1 else op.concat([mask] * group, 2)
         mixed = self.attend(queries, key, value, masks)
         apart = op.reshape(mixed, ints(0, self.heads, -1, size), True)
         return op.reshape(op.transpose(apart, ints(0, 2, 1, 3)), ints(0, 0, self.heads * size), True)

@@ -13,6 +13,9 @@ from rerankd.domain import Pooling
 from rerankd.formats.module_head import Step
 from rerankd.formats.weights import Weights
 
+BOTH_WAYS = ("llama-embed",)
+"""Architectures whose GGUF files do not declare that attention is not causal."""
+
 
 class Qwen:
     """Qwen: causal attention with grouped heads, rotary positions, RMS norms and SwiGLU. Qwen2 has biases of
@@ -31,7 +34,7 @@ class Qwen:
         self.epsilon: float = weights.key("attention.layer_norm_rms_epsilon")
         each: int = weights.key("attention.key_length", width // self.heads)
         self.head_width = each
-        self.shares_prefix: bool = weights.key("attention.causal", True)
+        self.shares_prefix: bool = weights.key("attention.causal", weights.architecture not in BOTH_WAYS)
         self.attentions = self.read_attentions(weights)
         self.has_norms = weights.architecture in ("qwen3", "qwen3vl", "gemma3")
         has_biases = weights.architecture == "qwen2"

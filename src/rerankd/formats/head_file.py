@@ -1,0 +1,70 @@
+"""A head beside a GGUF body: a small safetensors file with the weights that GGUF's converter drops.
+
+The file is in the folder of the GGUF file and has one of `NAMES`; `MODEL.head.safetensors` is read before
+them if there are several models in the folder, beside `MODEL.gguf`. Its tensors have the names of the
+original checkpoint. It counts as one more part of the model, so its tensors are read like those of the GGUF
+file.
+
+To add a head: add the architecture and its tensors to `_TENSORS`, and read them under our names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from rerankd.formats.checkpoint_files import SUFFIX
+from rerankd.formats.families.family import Fail
+from rerankd.formats.gguf_header import Header, Source
+from rerankd.formats.safetensors import parse
+
+_ENDING = f"head{SUFFIX}"
+NAMES = (_ENDING, f"projector{SUFFIX}")
+# The tensors of a head by their names in the checkpoint, and their names here. The first one reads states of
+# the model's width.
+_ROW = {"score.weight": "cls.output.weight"}
+_PROJECTOR = {name: name for name in ("projector.0.weight", "projector.2.weight")}
+_TENSORS: Mapping[str, Mapping[str, str]] = {"llama": _ROW, "llama-embed": _ROW, "qwen3": _PROJECTOR}
+
+
+def is_head(name: str) -> bool:
+    """Whether a file of this name, without its folder, is a head beside a GGUF file."""
+    return name in NAMES or name.endswith(f".{_ENDING}")
+
+
+def candidates(path: PurePath) -> Iterator[PurePath]:
+    """Yield the paths at which the head beside a GGUF file may be, preferred ones first."""
+    for name in (f"{path.stem}.{_ENDING}", *NAMES):
+        yield path.with_name(name)
+
+
+def beside(path: Path) -> Path | None:
+    """Return the head beside a GGUF file, if there is one."""
+    return next((Path(one) for one in candidates(path) if Path(one).is_file()), None)
+
+
+def tensors_of(architecture: str) -> tuple[str, ...]:
+    """The names, in the checkpoint, of the tensors that a head of this architecture consists of."""
+    return tuple(_TENSORS.get(architecture, ()))
+
+
+def header(stream: Source, size_bytes: int, values: Mapping[str, Any], fail: Fail) -> Header | None:
+    """The header of a head whose model has these keys; None if no model of its architecture has such a head.
+
+    Calls `fail`, which must raise, with a description of what is wrong.
+    """
+    architecture = str(values.get("general.architecture"))
+    names = _TENSORS.get(architecture)
+    if names is None:
+        return None
+    found = parse(stream, size_bytes, fail)
+    if names.keys() != found.keys():
+        fail(
+            f"it is beside a GGUF file of the architecture {architecture}, whose head consists of "
+            f"{' and '.join(names)}, but it has {' and '.join(sorted(found)) or 'no tensors'}"
+        )
+    shape, width = found[next(iter(names))].shape, values.get(f"{architecture}.embedding_length")
+    if shape[:1] != (width,):
+        fail(f"it reads states of another width than the model's {width}: it is the head of another model")
+    return Header(0, {}, {ours: found[own] for own, ours in names.items()}, 0)
