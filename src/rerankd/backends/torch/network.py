@@ -66,7 +66,16 @@ class Network:
 
     def passes(self, readings: Sequence[Reading]) -> list[list[int]]:
         divide = passes if self._uses_varlen else padded_passes
-        return divide([len(one.ids) for one in readings], self.tokens_a_pass)
+        # No kernel for packed sequences hides tokens, so a query that is filled up would slow its pass.
+        groups = [
+            [at for at, one in enumerate(readings) if (one.attended is None) is seen]
+            for seen in (True, False)
+        ]
+        return [
+            [group[place] for place in places]
+            for group in groups
+            for places in divide([len(readings[at].ids) for at in group], self.tokens_a_pass)
+        ]
 
     def start(self, readings: Sequence[Reading], pause: Pause = never) -> Pending:
         """See scorer.Network. Raises torch.OutOfMemoryError if the memory does not suffice for one input, and
