@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rerankd.hub.inspect import describe, describe_json
 from rerankd.interaction import Interaction
 from rerankd.recipes import catalog
 from rerankd.recipes.partial_recipe import PartialRecipe
-from rerankd.recipes.recipe_section import section
+from rerankd.recipes.recipe_section import section, to_fill_in
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
 from support import running
@@ -249,3 +250,24 @@ def test_a_late_interaction_model_answers_over_http_with_product_defaults(tmp_pa
         name = 'model="pylate-modernbert"'
         assert f"rerankd_document_vectors_bytes{{{name}}} {float(kept['size_bytes'])}" in metrics
         assert f"rerankd_document_vectors_hits{{{name}}}" in metrics
+
+
+def test_the_printed_section_alone_gives_the_same_recipe(tmp_path: Path) -> None:
+    model = late.build("pylate-modernbert", tmp_path)
+    found = resolved(model)
+    ((_, values),) = tomllib.loads(section(found, found.require(), str(model)))["models"].items()
+    assert values.pop("ref") == str(model.absolute())
+    assert resolved(model, **values).require() == found.require()
+
+
+def test_a_section_to_fill_in_explains_the_missing_parts(tmp_path: Path) -> None:
+    model = late.build("stanford-bert", tmp_path)
+    (model / late.ARTIFACT_FILE).unlink()
+    text = to_fill_in(resolved(model), str(model), "new.toml")
+    assert "# All lengths are in tokens" in text
+    ((_, values),) = tomllib.loads(text)["models"].items()
+    del values["ref"]
+    with pytest.raises(ValueError, match="query_length"):
+        ScoringSettings(**values)
+    numbers = {name: 32 for name, one in values.items() if one == -1}
+    assert "'FILL IN' is not a token" in refusal(model, **values | numbers).reason

@@ -22,14 +22,14 @@ PARTS = (
     "skiplist",
 )
 """The settings of this method, besides the prefixes and max_length, which is the length of documents."""
-# What each missing part is, and how an example of its line in rerankd.toml looks.
+# The line of each missing part in rerankd.toml, with a value that is refused until the user replaces it.
 _REQUIRED = {
-    "query_marker": ('query_marker = "[unused0]"', 'the token before a query; "" for none'),
-    "document_marker": ('document_marker = "[unused1]"', 'the token before a document; "" for none'),
-    "query_length": ("query_length = 32", "the most tokens of a query"),
-    "max_length": ("max_length = 220", "the most tokens of a document"),
-    "expansion_length": ("expansion_length = 32", "queries are filled up to it; 0: they are not"),
-    "expansion_token": ('expansion_token = "[MASK]"', "the token that fills a query"),
+    "query_marker": 'query_marker = "FILL IN"  # the token before a query, such as "[unused0]"; "" for none',
+    "document_marker": 'document_marker = "FILL IN"  # the token before a document; "" for none',
+    "query_length": "query_length = -1  # the most tokens of a query, such as 32",
+    "max_length": "max_length = -1  # the most tokens of a document, such as 220",
+    "expansion_length": "expansion_length = -1  # queries are filled up to it; 0: they are not",
+    "expansion_token": 'expansion_token = "FILL IN"  # the token that fills a query, such as "[MASK]"',
 }
 
 
@@ -77,7 +77,7 @@ def missing(metadata: ModelMetadata, merged: PartialRecipe) -> Refusal | None:
     if merged.expansion_length == 0 and "expansion_token" in found:
         found.remove("expansion_token")
     if found:
-        lines = [f"{line}  # {what}" for line, what in map(_REQUIRED.__getitem__, found)]
+        lines = map(_REQUIRED.__getitem__, found)
         return Refusal(
             f"it is a late interaction model (ColBERT), and its files do not define {', '.join(found)}",
             "set this in rerankd.toml as the model card or the training configuration states it",
