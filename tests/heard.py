@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rerankd.config import Settings
+from rerankd.content import text_of
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.service import Reranker
 from rerankd.serving.admission import ANONYMOUS, Client
@@ -35,7 +36,7 @@ class Heard(Reranker):
         texts = request.documents
         scores = [*self.scores, *[0.0] * len(texts)][: len(texts)]
         rows = [
-            ScoredDocument(at, scores[at], texts[at] if request.return_documents else None)
+            ScoredDocument(at, scores[at], text_of(texts[at]) if request.return_documents else None)
             for at in range(len(texts))
         ]
         return RerankResult(

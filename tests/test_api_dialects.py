@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from rerankd.api.dialects import lenient, options, table
 from rerankd.api.dialects.dialect import joined
 from rerankd.api.responses import plain_path
+from rerankd.content import Document, Image, ImageLink, text_of
 from rerankd.domain import RerankRequest, RerankResult, ScoredDocument
 from rerankd.errors import EngineUnavailable, InvalidRequest, RerankdError, Unauthorized
 
@@ -51,16 +53,33 @@ def _asks(request: RerankRequest) -> dict[str, Any]:
     sent = {
         field.name: getattr(request, field.name)
         for field in dataclasses.fields(RerankRequest)
-        if getattr(request, field.name) != field.default
+        if field.init and getattr(request, field.name) != field.default
     }
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in sent.items()}
+    return {name: _shown(value) for name, value in sent.items()}
+
+
+def _shown(value: Any) -> Any:
+    """A value as JSON: a document with images is the list of its parts."""
+    match value:
+        case tuple():
+            return [_shown(one) for one in value]
+        case Document():
+            return {"parts": _shown(value.parts)}
+        case Image():
+            return {"bytes": base64.b64encode(value.data).decode()}
+        case ImageLink():
+            return {"link": value.url}
+        case _:
+            return value
 
 
 def _result(request: RerankRequest, given: dict[str, Any]) -> RerankResult:
     return RerankResult(
         model=request.model or "the-model",
         results=tuple(
-            ScoredDocument(index, score, request.documents[index] if request.return_documents else None)
+            ScoredDocument(
+                index, score, text_of(request.documents[index]) if request.return_documents else None
+            )
             for index, score in given["scores"]
         ),
         tokens=given["tokens"],
@@ -154,13 +173,8 @@ def test_the_body_and_the_path_select_the_dialect(path: str, body: dict[str, Any
         ("/rerank", {"query": "q", "documents": ["a", 5]}, "'documents.1' is the number 5, but must be a st"),
         ("/rerank", {"query": "q", "documents": ["a", None]}, "'documents.1' is null"),
         ("/rerank", {"query": "q", "documents": [["a"]]}, "'documents.0' is a list"),
-        ("/rerank", {"query": "q", "documents": ["a", {}]}, "Document 1 has no text"),
-        ("/rerank", {"query": "q", "documents": [{"image": "x"}]}, "images are not supported"),
-        (
-            "/rerank",
-            {"query": "q", "documents": [{"content": [{"type": "image_url"}]}]},
-            "without a text part",
-        ),
+        ("/rerank", {"query": "q", "documents": ["a", {}]}, "Document 1 is empty"),
+        ("/rerank", {"query": "q", "documents": [{"content": []}]}, "without a text or an image"),
         (
             "/rerank",
             {"query": "q", "documents": [{"a": "b"}], "rank_fields": ["c"]},

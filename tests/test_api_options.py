@@ -366,7 +366,20 @@ async def test_ignored_images_are_reported(client: httpx.AsyncClient) -> None:
     parts = [{"type": "text", "text": "a panda"}, {"type": "image_url", "image_url": {"url": "data:"}}]
     documents = ["bread", {"content": parts}, {"text": "a bear", "image": "https://here/a.png"}]
     answer = await client.post("/v1/rerank", json={"query": {"content": parts}, "documents": documents})
-    assert told(answer) == "Images are ignored: the query has one. Images are ignored: documents 1, 2."
+    ignored = "Images are ignored, because the model qwen3-headless reads only text"
+    assert told(answer) == f"{ignored}: the query has one. {ignored}: documents 1, 2."
+
+
+async def test_a_text_model_refuses_an_image_without_text_and_names_models_that_read_it(
+    client: httpx.AsyncClient,
+) -> None:
+    for body in (
+        {"query": {"image": "aGk="}, "documents": ["a"]},
+        {"query": "q", "documents": [{"image": "aGk="}]},
+    ):
+        answer = await client.post("/v1/rerank", json=body)
+        assert answer.status_code == 400
+        assert "qwen3-headless reads only text" in (says := answer.json()["message"]) and "Qwen3-VL" in says
 
 
 async def test_warnings_are_in_the_body_if_the_dialect_has_a_field_for_them(
@@ -415,6 +428,6 @@ def test_a_header_of_warnings_is_ascii_and_bounded(warnings: list[str]) -> None:
 
 def test_the_table_has_every_field_of_a_request() -> None:
     """Every field of a request except its texts is an option."""
-    fields = {field.name for field in dataclasses.fields(RerankRequest)}
+    fields = {field.name for field in dataclasses.fields(RerankRequest) if field.init}
     known = {option.name for option in options.OPTIONS}
     assert fields - known == {"query", "documents", "model", "warnings"}

@@ -82,7 +82,6 @@ def test_valid_tables_load() -> None:
         (CROSS_ENCODER + 'aliases = ["a"]\n', "'a' is already a name of A"),
         (CAUSAL_LM.replace('["y", "n"]', '["y", "n", "m"]'), "one or two labels"),
         (CAUSAL_LM.replace('["y", "n"]', '["y", ""]'), "one or two labels"),
-        (CAUSAL_LM.replace('["y", "n"]', "[]"), "one or two labels"),
         (CAUSAL_LM + "logit_sigma = 0.0\n", "logit_sigma must be above 0"),
         (EMBEDDING + "logit_mean = 1.0\n", "whose score is a sigmoid"),
         (CAUSAL_LM.replace("{query}", "{query}{?instruction}x"), "without its counterpart"),

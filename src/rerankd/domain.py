@@ -22,8 +22,7 @@ Plain values without I/O or a framework. All layers use these terms:
 - **Truncated**: a document of which the model reads only the beginning, because the rest exceeds a limit.
 - **Blank**: a document of spaces, control and format characters only. It is not scored, and is ranked last.
 - **Unscored**: a document that is left out because of the request's `budget_ms` or `max_scored_documents`.
-- **Cached**: a document whose raw score for the query is known from an earlier request; the engine does not
-  read it again.
+- **Cached**: a document whose raw score for the query is known from an earlier request.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from rerankd.content import Content, ImageInput, check
 from rerankd.errors import InvalidRequest, Unscorable
 from rerankd.interaction import Interaction
 
@@ -94,6 +94,7 @@ class Recipe:
     `query_tokens`, `document_tokens`: the most tokens of a query and of a document that the model reads, 0
     for no such limit; `block_documents` (listwise): the most documents of a block.
     `nfc`: the model's tokenizer normalizes texts to Unicode NFC first; llama.cpp does not, or not completely.
+    `images`: how the model reads images, None if it reads text alone.
     `sources`: where each part that is set comes from; the parts `low` and `high` belong to the normalization.
     """
 
@@ -112,6 +113,7 @@ class Recipe:
     block_documents: int = 0
     nfc: bool = False
     interaction: Interaction | None = None
+    images: ImageInput | None = None
     # Scores do not depend on it, so it is not compared and not part of any cache key.
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False, compare=False)
 
@@ -148,7 +150,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """One query, and the documents to order by relevance to it.
+    """One query, and the documents to order by relevance to it; texts, or Documents that have images.
 
     `top_n`: how many results to return; None or 0 for all.
     `instruction`: replaces the model's default instruction; None keeps it.
@@ -174,8 +176,8 @@ class RerankRequest:
     Raises InvalidRequest for a value of the wrong type or out of range.
     """
 
-    query: str
-    documents: tuple[str, ...]
+    query: Content
+    documents: tuple[Content, ...]
     model: str | None = None
     top_n: int | None = None
     return_documents: bool = False
@@ -195,13 +197,13 @@ class RerankRequest:
     priority: Priority = "normal"
     keep_alive_s: float | None = None
     warnings: tuple[str, ...] = ()
+    has_images: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.query, str):
-            raise InvalidRequest(f"The query is {self.query!r:.80}, but must be a string.")
-        for index, text in enumerate(self.documents):
+        for at, text in enumerate((self.query, *self.documents)):
             if not isinstance(text, str):
-                raise InvalidRequest(f"Document {index} is {text!r:.80}, but must be a string.")
+                check(text, f"Document {at - 1}" if at else "The query")
+                object.__setattr__(self, "has_images", True)
         for name in _COUNTS:
             count = getattr(self, name)
             if count is not None and (type(count) is bool or not isinstance(count, int) or count < 0):

@@ -16,6 +16,7 @@ from typing import Any, Self
 from rerankd import config, keys
 from rerankd.backends.base import Engine
 from rerankd.config import Settings
+from rerankd.content import Content
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import (
     ConfigError,
@@ -31,7 +32,7 @@ from rerankd.process.states import Status
 from rerankd.scoring import deduplicate
 from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.result import Scored, ranked
-from rerankd.serving import metric_readings
+from rerankd.serving import metric_readings, request_images
 from rerankd.serving.admission import ANONYMOUS, Client
 from rerankd.serving.document_scores import Budget, nothing_scored, score_documents, texts_to_score
 from rerankd.serving.prepare_model import Model
@@ -104,7 +105,7 @@ class Reranker:
 
     async def close(self, *, at_once: bool = False) -> None:
         """Stop the engines and remove their files. Safe to call again; `at_once` then ends an earlier call.
-        In a forked process it does nothing, because the engines belong to the parent."""
+        In a forked process it does nothing."""
         if self.registry.owner is not None:
             if not self.registry.owner.is_this_process:
                 return
@@ -113,8 +114,7 @@ class Reranker:
         self._is_closed = True
 
     async def apply(self, settings: Settings) -> None:
-        """Apply changed settings, and read the API key file again. A removed key is rejected at once, even if
-        the other settings can't be applied.
+        """Apply changed settings, and read the API key file again. A removed key is rejected at once.
 
         Raises ConfigError, and what `ModelRegistry.apply` raises; then the other settings have not changed.
         """
@@ -141,7 +141,7 @@ class Reranker:
             raise Misuse(NOT_STARTED)
         return self.registry.find(None)
 
-    async def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
+    async def rerank(self, query: Content, documents: Sequence[Content], **options: Any) -> RerankResult:
         """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields. Raises
         InvalidRequest for an invalid request, and what `answer` raises."""
         if isinstance(documents, str | bytes | Mapping):  # their elements would be taken for documents
@@ -162,8 +162,8 @@ class Reranker:
         `timeout_s` may shorten the deadline of the settings. `client` is the sender, which gets a fair share.
         `since` is when its time budget began (time.monotonic), if that was before now.
 
-        Raises InvalidRequest for an invalid request, Overloaded if the queue is full, EngineTimeout after the
-        deadline, and another EngineError if scoring failed.
+        Raises InvalidRequest, Overloaded if the queue is full, EngineTimeout after the deadline, and another
+        EngineError if scoring failed.
         """
         started = time.perf_counter()
         since = time.monotonic() if since is None else since
@@ -172,6 +172,7 @@ class Reranker:
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         timeout_s = await self.registry.setup.wait_until_read(request.model, timeout_s)
         served = self.registry.find(request.model)
+        request = await request_images.readable(request, served.engine, self.settings)
         budget = Budget.of(request, served.wanted.budget_ms, since)
         size_bytes = sys.getsizeof(request.query) + sum(map(sys.getsizeof, request.documents))
         weight = WEIGHTS[request.priority]
@@ -238,8 +239,8 @@ class Reranker:
         timeout_s: float | None = None,
         client: Client = ANONYMOUS,
     ) -> list[RerankResult]:
-        """Process several requests to one model, one after the other. Together they have the limits of one
-        request: its number of documents, and one deadline. Raises what `answer` raises."""
+        """Process several requests to one model in turn, within the limits of one request: its number of
+        documents, and one deadline. Raises what `answer` raises."""
         if len(requests) == 1:
             return [await self.answer(requests[0], timeout_s=timeout_s, client=client)]
         self._check_count(sum(len(request.documents) for request in requests))
@@ -288,10 +289,9 @@ class Reranker:
             why = f" {state.error.message}" if state.error is not None else ""
             if state.phase == "unloaded":
                 why = f" {served.name} is waiting for memory that other models use."
-            wait_s = max(math.ceil(state.until - time.monotonic()), 1)
             return EngineUnavailable(
                 f"No engine was ready within the request's deadline of {timeout_s:g} s.{why}",
-                retry_after_s=wait_s,
+                retry_after_s=max(math.ceil(state.until - time.monotonic()), 1),
             )
         served.suspect()
         return EngineTimeout(

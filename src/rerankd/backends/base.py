@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rerankd.scoring.engine_input import Input
     from rerankd.state import StateStore
 
-
 Scope = Literal["pair", "block"]
 """What a raw score depends on: its pair alone, or the whole block that was scored together."""
 
@@ -81,14 +80,15 @@ class Capabilities:
     """What an engine supports.
 
     `reads`: the engine takes token ids, or text if its protocol accepts nothing else. `tokenizes`: the
-    service uses the engine's own tokenizer, else the tokenizer in the model's files. With the scope "block",
-    each request is divided into blocks of up to `BatchPolicy.inputs` documents, one batch per block, and no
-    score is cached for another request.
+    engine's own tokenizer is used, else that in the model's files. With the scope "block", a request is
+    divided into blocks of up to `BatchPolicy.inputs` documents, one batch per block, and no score is cached.
+    `content`: what queries and documents may consist of.
     """
 
     scope: Scope = "pair"
     reads: Literal["ids", "text"] = "ids"
     tokenizes: bool = False
+    content: frozenset[Literal["text", "image"]] = frozenset(("text",))
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,13 @@ class LiveSettings(Options):
     max_document_characters: int = Field(
         1_000_000, ge=1, le=2**30, description="maximum characters in one document"
     )
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1024,
+        le=2**31,
+        description="maximum pixels of one image; the engine takes up to 8 bytes of memory for each while it "
+        "decodes the image",
+    )
     max_requests: int = Field(
         256, ge=1, le=100_000, description="maximum requests queued or in progress; more get status 429"
     )

@@ -10,6 +10,7 @@ from typing import Any
 from rerankd.domain import Format, Pooling, Refusal
 from rerankd.formats.checkpoint_files import SUFFIX
 from rerankd.formats.gguf_header import Strings
+from rerankd.formats.image_processor import ImageProcessor
 from rerankd.formats.library_classes import Library
 from rerankd.formats.sentence_transformers import Layout
 
@@ -82,6 +83,8 @@ class ModelMetadata:
     `layout`: what sentence-transformers' files beside a checkpoint declare; None without a checkpoint, and
     if rerankd does not support what they declare.
     `library`: who knows the class of a refused checkpoint, "" if nobody does.
+    `image_processor`: how a checkpoint reads images, None if it reads text alone. `score_token`: the id of
+    the token whose state the head of jina-reranker-m0 reads.
     """
 
     path: Path
@@ -149,6 +152,8 @@ class ModelMetadata:
     refusal: Refusal | None = None
     layout: Layout | None = None
     library: Library = ""
+    image_processor: ImageProcessor | None = None
+    score_token: int | None = _key("{arch}.score_token", int)
 
     @property
     def is_causal(self) -> bool:

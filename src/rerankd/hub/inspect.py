@@ -84,6 +84,9 @@ def _value(recipe: Recipe, part: str) -> str:
         return recipe.normalization.name
     if part in ("low", "high", "logit_mean", "logit_sigma"):
         return f"{getattr(recipe.normalization, part):g}"
+    if part == "image_tokens" and recipe.images is not None:
+        one = recipe.images
+        return f"{one.least} to {one.most} tokens for an image, one for each {one.side} × {one.side} pixels"
     value = part_of(recipe, part)
     if isinstance(value, int):  # a length, or a flag
         return json.dumps(value)

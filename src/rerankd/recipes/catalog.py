@@ -83,7 +83,8 @@ class Entry(_Table):
     first.
     `quant`: the quantisation to download; `size_mb`: its size in 10^6 bytes; `context_length`: the one in its
     header; "" or 0 if unknown. `ndcg10`: its published quality (see recommend.py), 0 if unknown.
-    `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for any.
+    `needs_build`: the oldest build of llama.cpp that computes it correctly, 0 for any. `image_tokens`: the
+    fewest and the most blocks of an image, None for a model that reads text alone.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Entry(_Table):
     high: float | None = None
     logit_mean: float | None = None
     logit_sigma: float | None = None
+    image_tokens: tuple[int, int] | None = None
     refs: tuple[_Text, ...] = ()
     quant: str = ""
     size_mb: int = 0
@@ -118,7 +120,12 @@ class Entry(_Table):
         if partial.method == "cross_encoder":
             partial = replace(partial, template=self.template or None)
         if partial.method != "embedding":
-            return replace(partial, logit_mean=self.logit_mean, logit_sigma=self.logit_sigma)
+            return replace(
+                partial,
+                logit_mean=self.logit_mean,
+                logit_sigma=self.logit_sigma,
+                image_tokens=self.image_tokens,
+            )
         return replace(
             partial,
             pooling=self.pooling,
@@ -209,8 +216,8 @@ def _fault(entry: Entry) -> str:
     if entry.method and has_sizes == entry.match.any_size:
         return "set block_count and embedding_length: a recipe needs an exactly identified model"
     if entry.method == "causal_lm":
-        if not all(entry.labels) or len(entry.labels) not in (1, 2):
-            return "causal_lm needs one or two labels"
+        if not all(entry.labels) or len(entry.labels) > 2:
+            return "causal_lm needs one or two labels, or [] for a rank head"
         if error := template_error(entry.template):
             return error
         if INSTRUCTION in choose(entry.template, instructed=False) and not entry.instruction:
@@ -241,7 +248,9 @@ def _entry(table: Mapping[str, Any], earlier: Mapping[str, Entry]) -> Entry:
     """The entry of one [[model]] table. `prompt_of` copies the prompt of an earlier entry."""
     name, values = table.get("name", "unnamed model"), dict(table)
     if (prompt_of := values.pop("prompt_of", "")) in earlier:
-        values |= earlier[prompt_of].model_dump(include={"template", "labels", "instruction", *_SIGMOID})
+        values |= earlier[prompt_of].model_dump(
+            include={"template", "labels", "instruction", "image_tokens", *_SIGMOID}
+        )
     elif prompt_of:
         raise ConfigError(f"catalog, {name}: prompt_of names {prompt_of!r}, which no earlier table defines")
     try:

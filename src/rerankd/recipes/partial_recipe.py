@@ -14,8 +14,8 @@ class PartialRecipe:
     last ones); None for the others.
 
     `low` and `high` are the bounds of the affine normalization, `logit_mean` and `logit_sigma` the parameters
-    of the sigmoid. In a user's settings, `pooling` is also the
-    pooling that a ModernBERT's head reads, for files that do not declare it.
+    of the sigmoid. In a user's settings, `pooling` is also the pooling that a ModernBERT's head reads, for
+    files that do not declare it. `image_tokens` are the fewest and the most blocks of an image.
     """
 
     method: Method | None = None
@@ -38,6 +38,7 @@ class PartialRecipe:
     expansion_token: str | None = None
     attends_to_expansion: bool | None = None
     skiplist: tuple[str, ...] | None = None
+    image_tokens: tuple[int, int] | None = None
 
 
 NOTHING = PartialRecipe()

@@ -37,6 +37,7 @@ def partials(
             max_length=known.max_length,
             logit_mean=known.logit_mean,
             logit_sigma=known.logit_sigma,
+            image_tokens=known.image_tokens,
         )
     if settings.labels not in (None, known.labels):
         # The catalog's scale is that of the logit of its own labels.
@@ -60,7 +61,11 @@ def longest(metadata: ModelMetadata, entry: Entry | None) -> int:
 
 
 def _of_file(metadata: ModelMetadata, prompt: Prompt | None, method: Method) -> PartialRecipe:
-    partial = PartialRecipe(method=method, max_length=metadata.context_length or None)
+    partial = PartialRecipe(
+        method=method,
+        max_length=metadata.context_length or None,
+        image_tokens=metadata.image_processor.blocks if metadata.image_processor is not None else None,
+    )
     if method == "cross_encoder":
         prefix = metadata.layout.prompt if metadata.layout is not None else ""
         template = metadata.rerank_template or None

@@ -283,6 +283,7 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
     unused = {
         *(("low", "high") if normalization.name != "affine" else ()),
         *(("logit_mean", "logit_sigma") if normalization.name != "sigmoid" else ()),
+        *(("image_tokens",) if metadata.image_processor is None else ()),
     }
     if INSTRUCTION not in (merged.template or ""):
         unused.add("instruction")
@@ -302,5 +303,6 @@ def _complete(case: _Case, method: Method, merged: PartialRecipe, sources: dict[
         interaction=late_interaction.interaction_of(metadata, merged)
         if method == "late_interaction"
         else None,
+        images=metadata.image_processor.input(merged.image_tokens) if metadata.image_processor else None,
         sources={part: source for part, source in sources.items() if part not in unused},
     )

@@ -20,6 +20,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from rerankd.content import Content
+
 V = TypeVar("V")
 
 _DIGEST_BYTES = 16
@@ -57,7 +59,7 @@ class ScoreCache:
     def __len__(self) -> int:
         return len(self._values)
 
-    def keys(self, question: bytes, texts: Sequence[str], truncation: str = "") -> list[bytes]:
+    def keys(self, question: bytes, texts: Sequence[Content], truncation: str = "") -> list[bytes]:
         """The cache key of each document for a question (see engine_input.Question.key), or an empty list if
         the cache is disabled. `truncation` is a string that identifies how documents are truncated."""
         if not self.max_entries:
@@ -67,7 +69,7 @@ class ScoreCache:
         keys = []
         for text in texts:
             document = common.copy()
-            document.update(text.encode())
+            document.update(text.encode() if isinstance(text, str) else text.key)
             keys.append(document.digest())
         return keys
 

@@ -6,13 +6,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rerankd.content import Content, with_images
+
 
 @dataclass(frozen=True, slots=True)
 class UniqueTexts:
     """The distinct texts of a request. `text_index` holds, for each document, its index in `texts`; it is
     None for a blank document and for the documents in `unscored`, which exceed `max_scored_documents`."""
 
-    texts: tuple[str, ...]
+    texts: tuple[Content, ...]
     text_index: tuple[int | None, ...]
     unscored: tuple[int, ...] = ()
 
@@ -28,10 +30,10 @@ class UniqueTexts:
         return tuple(at for at, text in enumerate(self.text_index) if text in wanted) if wanted else ()
 
 
-def unique_texts(documents: Sequence[str], limit: int | None = None) -> UniqueTexts:
+def unique_texts(documents: Sequence[Content], limit: int | None = None) -> UniqueTexts:
     """Deduplicate documents that `clean` has returned. Blank ones are left out, and only the first `limit`
     documents are read."""
-    found: dict[str, int] = {}
+    found: dict[Content, int] = {}
     text_index: list[int | None] = []
     unscored: list[int] = []
     for at, text in enumerate(documents):
@@ -45,9 +47,12 @@ def unique_texts(documents: Sequence[str], limit: int | None = None) -> UniqueTe
     return UniqueTexts(tuple(found), tuple(text_index), tuple(unscored))
 
 
-def is_blank(text: str) -> bool:
+def is_blank(text: Content) -> bool:
     """Whether `text` has no visible characters: only spaces, control and format characters (byte order mark,
-    zero-width space). An embedding model may score such a text above all others."""
+    zero-width space). An embedding model may score such a text above all others. A document with images is
+    not blank."""
+    if not isinstance(text, str):
+        return False
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
@@ -59,6 +64,13 @@ def clean(text: str, *, nfc: bool = False) -> str:
         return text
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return unicodedata.normalize("NFC", text) if nfc else text
+
+
+def clean_content(content: Content, *, nfc: bool = False) -> Content:
+    """The same for a document that may have images."""
+    if isinstance(content, str):
+        return clean(content, nfc=nfc)
+    return with_images(clean(content.text, nfc=nfc), content.images)
 
 
 def document_list(documents: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rerankd.content import Content, Image
 from rerankd.domain import Recipe
 from rerankd.errors import TooLong
 from rerankd.ids import Ids
@@ -46,11 +47,14 @@ class Reader:
     reads_text: bool = False
 
     async def prepare(
-        self, query: str, instruction: str | None = None, how: Truncation = PLAIN
+        self,
+        query: Content,
+        instruction: str | None = None,
+        how: Truncation = PLAIN,
+        shown: tuple[Image, ...] = (),
     ) -> PreparedQuestion:
-        """Prepare the question of a request. Raises TooLong if the query leaves too few tokens for a
-        document."""
-        return await question.prepare(self, query, instruction, how)
+        """See question.prepare."""
+        return await question.prepare(self, query, instruction, how, shown)
 
     async def read(
         self,
@@ -90,7 +94,9 @@ class Reader:
         is_chunked = len(inputs) > len(texts)
         return Reading(inputs, parts, truncated, most if is_chunked and how.overlap > most else None)
 
-    async def plain(self, query: str, texts: Sequence[str], instruction: str | None = None) -> list[Input]:
+    async def plain(
+        self, query: Content, texts: Sequence[str], instruction: str | None = None
+    ) -> list[Input]:
         """The inputs of texts with default options, one input for each text."""
         reading = await self.read(await self.prepare(query, instruction), texts)
         return list(reading.inputs)

@@ -19,6 +19,7 @@ Piece = int | str
 
 PART_MARK = "\x1e"
 INSTRUCTION = "{instruction}"
+QUERY = "{query}"
 DOCUMENT = "{document}"
 _PLACEHOLDER = re.compile(r"\{(instruction|query|document)\}")
 _OPTIONAL = re.compile(r"\{\?instruction\}(.*?)\{/instruction\}", re.DOTALL)
@@ -50,6 +51,11 @@ def split(template: str, control_tokens: Mapping[str, int]) -> list[Piece]:
             at = match.end()
         pieces.append(part[at:])
     return [piece for piece in pieces if piece != ""]
+
+
+def is_document_first(template: str) -> bool:
+    """Whether the document is before the query."""
+    return 0 <= template.find(DOCUMENT) < template.find(QUERY)
 
 
 def placeholders(text: str) -> list[str]:

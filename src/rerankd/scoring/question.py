@@ -8,10 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
+from rerankd.content import Content, Image, images_of, text_of
 from rerankd.domain import Recipe, RerankRequest
 from rerankd.errors import TooLong
-from rerankd.scoring import block_prompt, deduplicate, prompt, truncate, truncated_text
-from rerankd.scoring.engine_input import NONE, Ids, Question
+from rerankd.scoring import block_prompt, deduplicate, image_tokens, prompt, truncate, truncated_text
+from rerankd.scoring.engine_input import NONE, Ids, Pictures, Question
 from rerankd.scoring.tokenizer import Tokenizer
 
 # A question that leaves fewer tokens for a document is too long.
@@ -100,11 +101,19 @@ class PreparedQuestion:
 
 
 async def prepare(
-    model: Model, query: str, instruction: str | None = None, how: Truncation = PLAIN
+    model: Model,
+    asked: Content,
+    instruction: str | None = None,
+    how: Truncation = PLAIN,
+    shown: tuple[Image, ...] = (),
 ) -> PreparedQuestion:
-    """Prepare the question of a request. Raises TooLong if the query leaves too few tokens for a document."""
+    """Prepare the question of a request, for documents without images or for one with the images `shown`.
+
+    Raises TooLong if the query leaves too few tokens for a document, and BadImage.
+    """
     recipe, length = model.recipe, _length(model, how)
-    query = deduplicate.clean(query, nfc=recipe.nfc)
+    pictures = Pictures(images_of(asked), shown, prompt.is_document_first(recipe.template))
+    query = deduplicate.clean(text_of(asked), nfc=recipe.nfc)
     wanted = (instruction or recipe.instruction) if takes_instruction(recipe) else ""
     instruction = deduplicate.clean(wanted, nfc=recipe.nfc)
     limit, query_tokens = how.max_tokens_per_query, None
@@ -112,12 +121,12 @@ async def prepare(
         query, query_tokens = await _shortened(model, query, limit)
     # A query longer than an input need not be tokenized to its end.
     read = truncate.beginning(query, length)
-    prepared = await _prepare(model, read, instruction, length)
+    prepared = await _prepare(model, read, instruction, length, pictures)
     if prepared.document_budget < _LEAST_DOCUMENT_TOKENS and how.query:
         query, query_tokens = await _shortened(model, read, max(prepared.query_budget, 1))
-        prepared = await _prepare(model, query, instruction, length)
+        prepared = await _prepare(model, query, instruction, length, pictures)
     elif len(read) < len(query) and prepared.document_budget >= _LEAST_DOCUMENT_TOKENS:
-        prepared = await _prepare(model, query, instruction, length)
+        prepared = await _prepare(model, query, instruction, length, pictures)
     if query_tokens is not None and deduplicate.is_blank(query):
         raise TooLong(f"max_tokens_per_query = {limit} leaves nothing of the query. Raise it.")
     if prepared.document_budget < _LEAST_DOCUMENT_TOKENS:
@@ -155,7 +164,9 @@ def _length(model: Model, how: Truncation) -> int:
     return min(model.recipe.max_length, how.max_tokens_per_pair or model.recipe.max_length)
 
 
-async def _prepare(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
+async def _prepare(
+    model: Model, query: str, instruction: str, length: int, pictures: Pictures
+) -> PreparedQuestion:
     frame, recipe = model.tokenizer.frame, model.recipe
     if recipe.method in ("embedding", "late_interaction"):
         return await _apart(model, query, length)
@@ -172,7 +183,7 @@ async def _prepare(model: Model, query: str, instruction: str, length: int) -> P
         return PreparedQuestion(question, "", "", space, space, query_room)
     if recipe.method == "listwise":
         return await _block(model, query, instruction, length)
-    return await _prompt(model, query, instruction, length)
+    return await _prompt(model, query, instruction, length, pictures)
 
 
 async def _apart(model: Model, query: str, length: int) -> PreparedQuestion:
@@ -229,11 +240,14 @@ async def encoded(tokenizer: Tokenizer, segments: Sequence[Sequence[prompt.Piece
     ]
 
 
-async def _prompt(model: Model, query: str, instruction: str, length: int) -> PreparedQuestion:
+async def _prompt(
+    model: Model, query: str, instruction: str, length: int, pictures: Pictures
+) -> PreparedQuestion:
     """Prepare the question of a model that reads a prompt: its ids before and after the piece that contains
     the document (see prompt.py)."""
     template = prompt.choose(model.recipe.template, instructed=bool(instruction))
-    pieces = prompt.split(template, model.control_tokens)
+    pieces = image_tokens.pieces(template, model, pictures) if pictures else None
+    pieces = pieces or prompt.split(template, model.control_tokens)
     place = next(at for at, one in enumerate(pieces) if isinstance(one, str) and prompt.DOCUMENT in one)
 
     def fill(piece: str) -> str:
@@ -244,7 +258,7 @@ async def _prompt(model: Model, query: str, instruction: str, length: int) -> Pr
     *encoded, of_query, of_head, of_tail = await model.tokenizer.encode([*texts, query, head, tail])
     own = iter(encoded)
     ids = [
-        next(own) if isinstance(piece, str) else np.array([piece], np.int32)
+        next(own) if isinstance(piece, str) else np.array(piece, np.int32, ndmin=1)
         for at, piece in enumerate(pieces)
         if at != place
     ]
@@ -252,7 +266,7 @@ async def _prompt(model: Model, query: str, instruction: str, length: int) -> Pr
     start = model.tokenizer.frame.start if isinstance(pieces[0], str) else NONE
     before, after = np.concatenate((start, *ids[:place])), np.concatenate((NONE, *ids[place:]))
     space = length - len(before) - len(after)
-    question = Question(query, instruction, before, after, head=of_head)
+    question = Question(query, instruction, before, after, head=of_head, pictures=pictures)
     budget = space - len(of_head) - len(of_tail)
     return PreparedQuestion(question, head, tail, space, budget, _share(budget + len(of_query)))
 

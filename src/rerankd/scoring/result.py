@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rerankd.content import text_of
 from rerankd.domain import DocumentError, Normalization, RerankRequest, ScoredDocument
 from rerankd.scoring import deduplicate, normalize
 from rerankd.scoring.deduplicate import UniqueTexts
@@ -21,7 +22,9 @@ def ranked(
         order = [index for index in order if normalized[index] >= request.score_threshold]
     shown = normalize.shown(values, how, raw=request.raw_scores)
     return tuple(
-        ScoredDocument(index, shown[index], request.documents[index] if request.return_documents else None)
+        ScoredDocument(
+            index, shown[index], text_of(request.documents[index]) if request.return_documents else None
+        )
         for index in order[: request.top_n or None]
     )
 

@@ -6,10 +6,12 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from rerankd.content import Content
 from rerankd.domain import RerankRequest
 from rerankd.errors import TextsRefused
-from rerankd.scoring import deduplicate
+from rerankd.scoring import deduplicate, image_inputs
 from rerankd.scoring.cache import CachedScore
 from rerankd.scoring.deduplicate import UniqueTexts
 from rerankd.scoring.inputs import Reader, Reading
@@ -51,7 +53,8 @@ class Budget:
 def texts_to_score(request: RerankRequest, served: ServedModel) -> UniqueTexts:
     """Clean and deduplicate the documents of a request."""
     nfc = served.model.recipe.nfc
-    documents = [deduplicate.clean(document, nfc=nfc) for document in request.documents]
+    clean: Any = deduplicate.clean_content if request.has_images else deduplicate.clean
+    documents = [clean(document, nfc=nfc) for document in request.documents]
     return deduplicate.unique_texts(documents, request.max_scored_documents or None)
 
 
@@ -151,7 +154,9 @@ async def score_documents(
             continue
         try:
             async with asyncio.timeout(budget.left_s if budget else None):
-                readable, reading, refused = await _read(reader, prepared, texts, portion, how)
+                readable, reading, refused = await _read(
+                    reader, request, prepared, texts, portion, how, served.settings.max_image_pixels
+                )
         except TimeoutError:
             outcome.unscored += portion
             continue
@@ -188,7 +193,13 @@ def nothing_scored(texts: UniqueTexts) -> Scored:
 
 
 async def _read(
-    reader: Reader, prepared: PreparedQuestion, texts: UniqueTexts, missing: Sequence[int], how: Truncation
+    reader: Reader,
+    request: RerankRequest,
+    prepared: PreparedQuestion,
+    texts: UniqueTexts,
+    missing: Sequence[int],
+    how: Truncation,
+    most_pixels: int,
 ) -> tuple[Sequence[int], Reading, dict[int, str]]:
     """Tokenize the texts. Returns the indexes of the tokenized texts, their inputs, and for each other text
     the reason why it could not be tokenized."""
@@ -196,13 +207,20 @@ async def _read(
     while True:
         left = [at for at in missing if at not in refused]
         numbers = [texts.text_index.index(at) for at in left] if not how.is_allowed else ()
+        wanted = [texts.texts[at] for at in left]
         try:
-            return left, await reader.read(prepared, [texts.texts[at] for at in left], how, numbers), refused
+            if request.has_images:
+                reading = await image_inputs.read(
+                    reader, request, prepared, wanted, how, numbers, most_pixels=most_pixels
+                )
+            else:
+                reading = await reader.read(prepared, wanted, how, numbers)  # type: ignore[arg-type]
+            return left, reading, refused
         except TextsRefused as error:
             refused |= {left[at]: reason for at, reason in error.reasons.items()}
 
 
-def _portions(texts: Sequence[str], missing: Sequence[int]) -> Iterator[list[int]]:
+def _portions(texts: Sequence[Content], missing: Sequence[int]) -> Iterator[list[int]]:
     """Split the texts of a request with a time budget, in their order, so that the first ones are scored
     before a long one that follows is tokenized."""
     portion: list[int] = []

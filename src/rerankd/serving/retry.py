@@ -93,7 +93,7 @@ class RetryingCaller:
             return [(value, answer.errors.get(at)) for at, value in enumerate(answer.values)]
 
         names = [one.name for one in inputs]
-        questions = [f"\0{one.question.query}\0{one.question.instruction}" for one in inputs]
+        questions = [one.question.name for one in inputs]
         pairs, errors, failures = await self._each(Work(inputs, names, questions, is_wanted), each)
         errors |= {at: why for at, (_, why) in pairs.items() if why is not None}
         values = [pairs[at][0] if at in pairs else None for at in range(len(inputs))]
@@ -218,7 +218,7 @@ class RetryingCaller:
         question: Question = work.items[at].question
         reader = await self._reader()
         texts = self_test.RELEVANT[:1]  # known to work
-        known = Work(await reader.plain(question.query, texts, question.instruction), [""])
+        known = Work(await reader.plain(question.content, texts, question.instruction), [""])
         try:
             await self._caller.call_once(known, [0], _score, after=None, alone=True)
         except EngineLost as lost:

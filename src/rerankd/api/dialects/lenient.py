@@ -3,7 +3,7 @@
 A document or a query is a string or an object:
 
 - `{"text": …}`, `{"page_content": …}` (LangChain) and `{"content": …}`: this text.
-- `{"content": [{"type": "text", "text": …}, …]}`: the text parts.
+- `{"content": [{"type": "text", "text": …}, …]}`: the text parts. Images: see images.py.
 - any other object: its fields as `key: value` lines, or only those that `rank_fields` names.
 
 A flag or a number may be sent as a string ("true", "3"). Null and an empty string mean that it was not sent.
@@ -46,9 +46,6 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-# The types of parts, and the names of fields, that hold an image.
-_IMAGES = ("image", "image_url", "images")
-
 Flag = Annotated[bool | None, BeforeValidator(_blank_is_null)]
 Count = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_count)]
 Whole = Annotated[Annotated[int, Field(ge=-1)], BeforeValidator(_count)]
@@ -80,29 +77,13 @@ def text(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[str] 
     if isinstance(parts := value.get("content"), list):
         return _joined(parts, place)
     if value.keys() <= {"image", "type"}:
-        raise InvalidRequest(
-            f'{place} has no text. Send a string or {{"text": …}}; images are not supported.'
-        )
+        raise InvalidRequest(f'{place} is empty. Send a string, {{"text": …}} or {{"image": …}}.')
     return _lines(value, place)
 
 
 def named_text(value: Mapping[str, Any]) -> str | None:
     """Return an object's `text`, `page_content` (LangChain) or `content`; None if none is a string."""
     return next((value[name] for name in _TEXT_NAMES if isinstance(value.get(name), str)), None)
-
-
-def has_image(value: str | Mapping[str, Any]) -> bool:
-    """Whether an object has an image in addition to its text; `text` ignores it."""
-    if isinstance(value, str):
-        return False
-    parts = value.get("content")
-    kinds = [part.get("type") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    return any(kind in _IMAGES for kind in kinds) or any(value.get(name) for name in _IMAGES)
-
-
-def texts(values: Sequence[str | Mapping[str, Any]], rank_fields: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the text of each document."""
-    return tuple(text(value, f"Document {at}", rank_fields) for at, value in enumerate(values))
 
 
 def _fields(value: Mapping[str, Any], place: str, names: Sequence[str]) -> str:
@@ -114,13 +95,17 @@ def _fields(value: Mapping[str, Any], place: str, names: Sequence[str]) -> str:
     return _lines(picked, place)
 
 
-def _joined(parts: Sequence[Any], place: str) -> str:
+def text_parts(parts: Sequence[Any]) -> list[str]:
+    """The texts among the parts of a `content`."""
     found = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    texts = [part for part in found if isinstance(part, str)]
+    return [part for part in found if isinstance(part, str)]
+
+
+def _joined(parts: Sequence[Any], place: str) -> str:
+    texts = text_parts(parts)
     if not texts:
         raise InvalidRequest(
-            f'{place} has a "content" without a text part. Send {{"type": "text", "text": …}}; images are '
-            "not supported."
+            f'{place} has a "content" without a text or an image. Send {{"type": "text", "text": …}}.'
         )
     return "\n".join(texts)
 

@@ -14,11 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rerankd.api.dialects import lenient, options
+from rerankd.api.dialects import images, options
 from rerankd.api.dialects.type_errors import kind, sentence
 from rerankd.domain import RerankRequest
 from rerankd.errors import InvalidRequest
-from rerankd.scoring import deduplicate
 
 _OF_REQUEST = frozenset(RerankRequest.__dataclass_fields__)
 
@@ -56,14 +55,9 @@ def request(
     Raises InvalidRequest.
     """
     wanted, warnings = _options(rules, value)
-    with_images = [at for at, document in enumerate(documents) if lenient.has_image(document)]
-    if lenient.has_image(query):
-        warnings += ("Images are ignored: the query has one.",)
-    if with_images:
-        warnings += (f"Images are ignored: {deduplicate.document_list(with_images)}.",)
     plain = RerankRequest(
-        query=lenient.text(query, "The query"),
-        documents=lenient.texts(documents, wanted.pop("rank_fields", ())),
+        query=images.content(query, "The query"),
+        documents=images.contents(documents, wanted.pop("rank_fields", ())),
         model=model or None,
         warnings=warnings,
     )

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import AliasChoices, Field
 from typing_extensions import TypedDict
 
-from rerankd.api.dialects import jina, lenient
+from rerankd.api.dialects import images, jina
 from rerankd.api.dialects.dialect import Body, Dialect
 from rerankd.api.dialects.lenient import OneOrMore
 from rerankd.api.dialects.option_rules import ALL_ROWS, NO_TEXTS, Rules, request
@@ -45,7 +45,7 @@ class ScoreBody(Body):
     )
 
     def requests(self, rules: Rules, value: Mapping[str, Any]) -> tuple[RerankRequest, ...]:
-        queries = [lenient.text(query, f"Query {at}") for at, query in enumerate(self.text_1)]
+        queries = [images.content(query, f"Query {at}") for at, query in enumerate(self.text_1)]
         documents = self.text_2
         if len(queries) == 1:
             queries *= max(len(documents), 1)
@@ -54,7 +54,7 @@ class ScoreBody(Body):
                 f"The number of queries ({len(queries)}) does not match the number of documents "
                 f"({len(documents)}). Send at least one document, and one query or one for each document."
             )
-        whole = request(rules, value, query=queries[0], documents=documents, model=self.model)
+        whole = request(rules, value, query="", documents=documents, model=self.model)
         pairs = zip(queries, whole.documents, strict=True)
         runs = itertools.groupby(pairs, key=lambda pair: pair[0])
         return tuple(

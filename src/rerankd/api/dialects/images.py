@@ -1,0 +1,90 @@
+"""Images in a request body, in the forms that services and programs use. Pure.
+
+- `{"image": …}`, also beside a `text` (Jina); `{"image_url": …}`; `{"images": […]}`
+- `{"content": [{"type": "image_url", "image_url": {"url": …}}, {"type": "text", "text": …}]}` (vLLM, Dify)
+
+An image is a data URI, base64, or a URL. Whether a model reads images and whether URLs are fetched is decided
+later, so a string that is none of these is kept as a link, too: text models ignore it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from rerankd.api.dialects import lenient
+from rerankd.content import Content, Document, Image, ImageLink
+
+# The types of parts, and the names of fields, that hold an image.
+_NAMES = ("image", "image_url", "image_base64", "images")
+_LINKS = ("http://", "https://")
+
+
+def content(value: str | Mapping[str, Any], place: str, rank_fields: Sequence[str] = ()) -> Content:
+    """A query or a document; `place` names it in the error message. With `rank_fields`, only these fields
+    are read. Raises InvalidRequest for an object without text and images."""
+    if isinstance(value, str) or rank_fields:
+        return lenient.text(value, place, rank_fields)
+    images = tuple(_images(value))
+    if not images:
+        return lenient.text(value, place)
+    text = _text(value, place)
+    return Document((*images, text) if text else images)
+
+
+def contents(
+    values: Sequence[str | Mapping[str, Any]], rank_fields: Sequence[str] = ()
+) -> tuple[Content, ...]:
+    """The documents of a request."""
+    return tuple(content(value, f"Document {at}", rank_fields) for at, value in enumerate(values))
+
+
+def _images(value: Mapping[str, Any]) -> Iterator[Image | ImageLink]:
+    for name in _NAMES:
+        if value.get(name):
+            yield from _listed(value[name])
+    parts = value.get("content")
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict):
+            found = next((part[name] for name in _NAMES if part.get(name)), None)
+            if found is not None:
+                yield from _listed(found)
+            elif part.get("type") in _NAMES:
+                yield ImageLink("")
+
+
+def _listed(value: Any) -> Iterator[Image | ImageLink]:
+    for one in value if isinstance(value, list) else (value,):
+        sent = one.get("url") if isinstance(one, dict) else one
+        yield image(sent) if isinstance(sent, str) else ImageLink("")
+
+
+def image(sent: str) -> Image | ImageLink:
+    """The image that a string holds or names."""
+    if sent.startswith(_LINKS):
+        return ImageLink(sent)
+    head, _, data = sent.partition(",") if sent.startswith("data:") else ("", "", sent)
+    if head and not head.endswith(";base64"):
+        return Image(unquote_to_bytes(data)) if data else ImageLink(sent)
+    try:
+        found = base64.b64decode("".join(data.split()).translate(_URL_SAFE), validate=True)
+    except (binascii.Error, ValueError):
+        return ImageLink(sent)
+    return Image(found) if found else ImageLink(sent)
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def _text(value: Mapping[str, Any], place: str) -> str:
+    """The text beside images, "" if there is none."""
+    if (found := lenient.named_text(value)) is not None:
+        return found
+    parts = value.get("content")
+    if isinstance(parts, list):
+        return "\n".join(lenient.text_parts(parts))
+    rest = {name: one for name, one in value.items() if name not in (*_NAMES, "type")}
+    return lenient.text(rest, place) if rest else ""
