@@ -100,7 +100,8 @@ def test_each_curl_example_succeeds(command: str, url: str) -> None:
 def test_each_rerankd_command_exists(block: str) -> None:
     """The name and the options are parsed; the command is not run."""
     for command in commands(block):
-        for part in command.split("|"):
+        command = re.sub(r'^eval "\$\((.*)\)"', r"\1", command)
+        for part in re.split(r"[|>]", command):
             words = shlex.split(part, comments=True)
             if not words or Path(words[0]).name != "rerankd":
                 continue

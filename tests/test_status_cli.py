@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankd.cli.output import block
+from rerankd.cli.tables import block
 from support import GOLDEN, children, environment, post, rerankd, until
 from test_cli import Serve
 

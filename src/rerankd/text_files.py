@@ -1,4 +1,4 @@
-"""Read users' text files: UTF-8, with or without a byte order mark (BOM).
+"""Read users' text files: UTF-8, or what their byte order mark (BOM) says: UTF-8, UTF-16 or UTF-32.
 
 Windows editors and shells write a BOM. Decoded as plain UTF-8, it becomes part of the first word: the id of
 the first query would match no judgement.
@@ -10,36 +10,35 @@ import codecs
 from pathlib import Path
 from typing import TextIO
 
-# UTF-32's little-endian mark begins with UTF-16's.
-_OTHERS = {
-    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+# UTF-32's little-endian mark begins with UTF-16's. These codecs read the mark and drop it.
+_BY_MARK = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
 }
 
 
 def decode(data: bytes, errors: str = "strict") -> str:
     """Decode the bytes of a file, without its byte order mark; `errors` is that of `bytes.decode`.
 
-    Raises ValueError for UTF-16 and UTF-32, with any value of `errors`, and for invalid UTF-8 if `errors` is
-    "strict".
+    Raises ValueError for invalid bytes if `errors` is "strict".
     """
-    _check(data[:4])
-    return data.decode("utf-8-sig", errors)
+    return data.decode(_encoding(data[:4]), errors)
 
 
 def read(path: Path) -> str:
-    """Return the text of a file. Raises OSError, and ValueError as `decode` does."""
+    """Return the text of a file. Raises OSError, and ValueError for invalid bytes."""
     return decode(path.read_bytes())
 
 
 def lines(path: Path) -> TextIO:
-    """Open a file as a stream of lines. Raises OSError; and ValueError as `decode`, also while reading."""
+    """Open a file as a stream of lines, which end at "\\n" only. Raises OSError, and, while reading,
+    ValueError for invalid bytes."""
     with path.open("rb") as stream:
-        _check(stream.read(4))
-    return path.open(encoding="utf-8-sig")
+        encoding = _encoding(stream.read(4))
+    return path.open(encoding=encoding, newline="\n")
 
 
-def _check(start: bytes) -> None:
-    for name, marks in _OTHERS.items():
-        if start.startswith(marks):
-            raise ValueError(f"it is encoded in {name}; save it as UTF-8")
+def _encoding(start: bytes) -> str:
+    return next((name for mark, name in _BY_MARK.items() if start.startswith(mark)), "utf-8-sig")

@@ -32,6 +32,8 @@ def bind(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(_BACKLOG)
+    except UnicodeError as error:  # of the codec for names, which have labels of 1 to 63 letters between dots
+        raise AddressInUse(f"{host!r} is not a host name or an address. Choose another --host.") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(

@@ -15,6 +15,7 @@ import typer
 from rerankd import __version__
 from rerankd.cli import (
     bench,
+    completion,
     doctor,
     engine,
     eval,
@@ -27,9 +28,10 @@ from rerankd.cli import (
     state,
     status,
 )
+from rerankd.cli.help import App
 from rerankd.errors import RerankdError
 
-app = typer.Typer(
+app = App(
     name="rerankd",
     help="Serve reranker models on your own machine.",
     epilog=(
@@ -38,9 +40,6 @@ app = typer.Typer(
         "work, run rerankd doctor and rerankd status."
     ),
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
 # In the order of the help.
 app.command()(serve.serve)
@@ -55,6 +54,7 @@ app.command()(models.remove)
 app.command("eval")(eval.evaluate)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
+app.command()(completion.completion)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(engine.app, name="engine")
 app.add_typer(key.app, name="key")
@@ -63,13 +63,20 @@ app.add_typer(state.app, name="state")
 
 def main() -> None:
     """The `rerankd` program."""
+    completion.prepare()
     try:
-        app()
+        app(prog_name="rerankd")
     except RerankdError as error:
         typer.echo(f"rerankd: {error.message}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # Paths are checked where they are used; this is for the rest, such as a name that is too long.
+        typer.echo(f"rerankd: {error.filename} can't be used: {error.strerror}.", err=True)
+        sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "start new thread" not in str(error):
             raise

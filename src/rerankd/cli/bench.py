@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config, text_files
-from rerankd.cli.output import Config, Json, print_json, progress, say
+from rerankd.cli import completion
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.progress_bar import progress
 from rerankd.errors import ConfigError
 from rerankd.progress import Progress, step
 
@@ -30,6 +32,7 @@ def bench(
         typer.Argument(
             help="A name from `rerankd list`, a GGUF file, or builtin:e5.",
             show_default="the model that `rerankd serve` serves",
+            autocompletion=completion.models_here,
         ),
     ] = None,
     url: Annotated[
@@ -207,7 +210,7 @@ def _print(found: Benchmark) -> None:
     head, rows = report.table(found)
     table = Table(box=None, pad_edge=False)
     for at, title in enumerate(head):
-        table.add_column(title, justify="left" if at == 0 else "right")
+        table.add_column(title, justify="left" if at == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print("", table, "", sep="\n")

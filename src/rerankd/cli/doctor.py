@@ -9,7 +9,9 @@ import typer
 
 from rerankd import config
 from rerankd.backends.base import Check, Checkup
-from rerankd.cli.output import Config, Json, print_json, progress, say
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.progress_bar import progress
+from rerankd.cli.tables import coloured
 
 
 def doctor(
@@ -58,9 +60,8 @@ def doctor(
 def _print(rows: list[Check]) -> None:
     """Print each check on a line and its next step below it, so that commands can be copied."""
     width = max(len(row.check) for row in rows)
-    colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
     for row in rows:
-        mark = typer.style(f"{row.status:4}", fg=colours[row.status])
+        mark = coloured(f"{row.status:4}", row.status)
         typer.echo(f"{mark}  {row.check:{width}}  {row.says}")
         for line in row.step.splitlines():
             typer.echo(f"      {'':{width}}    {line}")

@@ -16,13 +16,19 @@ from rerankd.backends.llama.binaries import Binary
 from rerankd.backends.llama.manifest import Backend
 from rerankd.backends.llama.options import LlamaOptions
 from rerankd.backends.table import BACKENDS
-from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
+from rerankd.cli import completion
+from rerankd.cli.help import App
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.progress_bar import progress
+from rerankd.cli.tables import print_rows
 
-app = typer.Typer(
+app = App(
     help="Build llama.cpp for this machine, and select the engine to use.",
     no_args_is_help=True,
-    rich_markup_mode=None,
 )
+
+
+_built = completion.names(lambda settings: ((one.name, "") for one in installed.Engines(settings.home).all()))
 
 
 @app.command()
@@ -115,7 +121,10 @@ def list_engines(as_json: Json = False, config_file: Config = None) -> None:
 
 @app.command()
 def use(
-    name: Annotated[str, typer.Argument(help="A name from `rerankd engine list`, bundled, or auto.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A name from `rerankd engine list`, bundled, or auto.", autocompletion=_built),
+    ],
     config_file: Config = None,
 ) -> None:
     """Use this engine from the next start on; auto lets rerankd choose."""
@@ -126,7 +135,7 @@ def use(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="A name from `rerankd engine list`.")],
+    name: Annotated[str, typer.Argument(help="A name from `rerankd engine list`.", autocompletion=_built)],
     config_file: Config = None,
 ) -> None:
     """Delete an engine that was built on this machine."""

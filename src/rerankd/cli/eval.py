@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, print_json, progress, say
+from rerankd.cli import completion
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.progress_bar import progress
 from rerankd.errors import ConfigError, RemoteError
 from rerankd.progress import Progress, step
 
@@ -30,7 +32,11 @@ def evaluate(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Start an engine with this model instead of using a running server.")
+        str | None,
+        typer.Option(
+            help="Start an engine with this model instead of using a running server.",
+            autocompletion=completion.models_here,
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -48,7 +54,7 @@ def evaluate(
         ),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(help="Number of first-stage documents to rerank per query.", min=1)
+        int, typer.Option(help="Number of first-stage documents to rerank per query.", min=1, max=10**6)
     ] = 50,
     split: Annotated[str, typer.Option(help="Name of the judgements file: qrels/SPLIT.tsv.")] = "test",
     measures: Annotated[

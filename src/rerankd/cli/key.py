@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from rerankd import config, keys
-from rerankd.cli.output import Config, print_rows, say
+from rerankd.cli.help import App
+from rerankd.cli.output import Config, say
+from rerankd.cli.tables import print_rows
 from rerankd.domain import Priority
 from rerankd.errors import ConfigError
 from rerankd.files import write_whole
 
-app = typer.Typer(
-    help="Create, list and remove API keys in a file.", no_args_is_help=True, rich_markup_mode=None
-)
+app = App(help="Create, list and remove API keys in a file.", no_args_is_help=True)
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of the key's user; it appears in logs and metrics.")

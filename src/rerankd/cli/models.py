@@ -10,7 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
+from rerankd.cli import completion
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.progress_bar import progress
+from rerankd.cli.tables import print_rows
 from rerankd.errors import ConfigError, UnknownModel
 from rerankd.progress import size_words, step
 
@@ -20,7 +23,8 @@ def inspect(
         str,
         typer.Argument(
             help="A GGUF file, a safetensors folder, a name from `rerankd list` or `rerankd list --catalog`, "
-            "or hf:ORG/REPO."
+            "or hf:ORG/REPO.",
+            autocompletion=completion.models_known,
         ),
     ],
     check: Annotated[
@@ -99,7 +103,10 @@ def inspect(
 def pull(
     model: Annotated[
         str,
-        typer.Argument(help="A name from `rerankd list --catalog`, optionally with :QUANT, or hf:ORG/REPO."),
+        typer.Argument(
+            help="A name from `rerankd list --catalog`, optionally with :QUANT, or hf:ORG/REPO.",
+            autocompletion=completion.models_to_pull,
+        ),
     ],
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Start an engine once to check the model's scores.")
@@ -169,7 +176,7 @@ def list_models(
     if as_json:
         print_json(rows)
     elif rows:
-        print_rows(listing.columns(rows, catalog=catalog), as_blocks=True)
+        print_rows(listing.columns(rows, catalog=catalog))
     else:
         say("No models on this machine yet. To see what can be pulled: rerankd list --catalog")
     if not catalog:
@@ -207,7 +214,13 @@ def _recommend(settings: config.Settings, language: str, *, commercial: bool, as
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="A name from `rerankd list` or `rerankd list --catalog`.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name from `rerankd list` or `rerankd list --catalog`.",
+            autocompletion=completion.models_known,
+        ),
+    ],
     as_json: Json = False,
     config_file: Config = None,
 ) -> None:
@@ -225,7 +238,9 @@ def show(
 
 
 def remove(
-    model: Annotated[str, typer.Argument(help="A name from `rerankd list`.")],
+    model: Annotated[
+        str, typer.Argument(help="A name from `rerankd list`.", autocompletion=completion.models_pulled)
+    ],
     config_file: Config = None,
 ) -> None:
     """Delete a pulled model from this machine, or the patched copy that was made of a file."""

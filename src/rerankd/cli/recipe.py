@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
+from rerankd.cli import completion
+from rerankd.cli.help import App
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.progress_bar import progress
+from rerankd.cli.tables import print_rows
 from rerankd.errors import ConfigError, OutputFailed
 from rerankd.progress import Progress, step
 
@@ -20,9 +24,7 @@ if TYPE_CHECKING:
     from rerankd.evaluation.known_pairs import Compared, Pair
     from rerankd.serving.prepare_model import Model
 
-app = typer.Typer(
-    help="Print, write and test recipes: how a model is scored.", no_args_is_help=True, rich_markup_mode=None
-)
+app = App(help="Print, write and test recipes: how a model is scored.", no_args_is_help=True)
 
 _Model = Annotated[
     str,
@@ -30,6 +32,7 @@ _Model = Annotated[
         metavar="MODEL",
         help="A GGUF file, a safetensors folder, a name from `rerankd list` or `rerankd list --catalog`, or "
         "hf:ORG/REPO.",
+        autocompletion=completion.models_known,
     ),
 ]
 _WIDEST = 40  # characters of a query or document in the table
@@ -50,6 +53,7 @@ def show(model: _Model, config_file: Config = None) -> None:
     with progress() as report:
         found = read(settings, model, report)
     recipe = found.resolved.require(wanted.ref)
+    _check_name(wanted.ref)
     typer.echo(section(found.resolved, recipe, wanted.ref, wanted.scoring.pooling))
 
 
@@ -74,6 +78,7 @@ def new(
 
     settings = config.from_machine({}, config_file)
     ref = settings.of(model).ref
+    _check_name(ref)
     with progress() as report:
         found = read(settings, model, report)
     if found.resolved.recipe is not None:
@@ -100,6 +105,16 @@ def new(
         f"{path} was written. Fill it in from the model card, then: rerankd recipe test {path} --pairs "
         "PAIRS.jsonl"
     )
+
+
+def _check_name(ref: str) -> None:
+    """Raise ConfigError for a path that a settings file, which is UTF-8, can't name."""
+    try:
+        ref.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"The path {ref} has bytes that are not UTF-8, so a settings file can't name it. Rename the file."
+        ) from None
 
 
 @app.command()

@@ -24,7 +24,7 @@ def reload(
     model file that has changed is read again. The setting admin_api is not required.
     """
     settings = config.from_machine({}, config_file)
-    path = f"/v1/models/{quote(model, safe='')}/reload"
+    path = f"/v1/models/{quote(model, safe='', errors='replace')}/reload"
     answer = running_server.request(
         settings, "POST", path, status=202, has="model", timeout_s=_TIMEOUT_S, json={}
     )

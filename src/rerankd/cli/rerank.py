@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import sys
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from rerankd import config, text_files
-from rerankd.cli import running_server
-from rerankd.cli.output import Config, Json, print_json, print_rows, progress, say
+from rerankd.cli import completion, running_server
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.progress_bar import progress
+from rerankd.cli.tables import print_rows
 from rerankd.domain import RerankResult
 from rerankd.errors import InvalidRequest, RerankdError
 
@@ -31,7 +32,11 @@ def rerank(
         int | None, typer.Option(help="Print only this many documents, the best first.", min=1)
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Start an engine with this model instead of using a running server.")
+        str | None,
+        typer.Option(
+            help="Start an engine with this model instead of using a running server.",
+            autocompletion=completion.models_here,
+        ),
     ] = None,
     raw_scores: Annotated[
         bool, typer.Option(help="Print the model's raw scores instead of scores from 0 to 1.")
@@ -66,9 +71,10 @@ def _documents(path: Path, *, jsonl: bool) -> list[str]:
         text = text_files.decode(data, errors="replace")
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path} can't be read: {getattr(error, 'strerror', error)}.") from error
-    # str.splitlines would also split at form feeds and U+2028, which occur in documents and JSON strings.
-    numbered = enumerate(io.StringIO(text, newline=None), 1)
-    lines = [(number, line.rstrip("\n")) for number, line in numbered if line.strip()]
+    # str.splitlines would also split at form feeds and U+2028, which occur in documents and JSON strings; a
+    # carriage return is part of a line's end only before the line feed.
+    numbered = enumerate(text.split("\n"), 1)
+    lines = [(number, line.removesuffix("\r")) for number, line in numbered if line.strip()]
     if not jsonl:
         return [line for _, line in lines]
     return [_jsonl_text(line, f"{path}, line {number}") for number, line in lines]
@@ -104,7 +110,7 @@ def _ask_server(settings: config.Settings, body: dict[str, Any]) -> dict[str, An
                 return None
             answer = client.post("/v1/rerank", json=body, timeout=settings.request_timeout_s + 5)
             value = answer.json()
-    except (httpx.HTTPError, ValueError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None
     if answer.status_code != 200:
         message = value.get("message", answer.text) if isinstance(value, dict) else answer.text

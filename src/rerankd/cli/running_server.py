@@ -39,7 +39,7 @@ def request(
         with client(settings) as http:
             response = http.request(method, path, timeout=timeout_s, **body)
             value = response.json()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RerankdError(
             f"No server answers at {settings.local_url} ({type(error).__name__}). Start one with rerankd "
             "serve, or set another address with RERANKD_HOST and RERANKD_PORT."

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rerankd import __version__, config, logs
-from rerankd.cli.output import Config, progress, say
+from rerankd.cli import completion
+from rerankd.cli.output import Config, say
+from rerankd.cli.progress_bar import progress
 from rerankd.cli.setting_options import of_backends, takes
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def serve(
             metavar="MODEL",
             help="Names from `rerankd list`, GGUF files, builtin:e5, or names of [models.NAME] sections.",
             show_default="the configured models, else the model pulled last, else builtin:e5",
+            autocompletion=completion.models_here,
         ),
     ] = None,
     config_file: Config = None,

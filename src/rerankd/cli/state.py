@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from rerankd import config
-from rerankd.cli.output import Config, Json, print_json, print_rows, say
+from rerankd.cli.help import App
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.tables import print_rows
 from rerankd.errors import ConfigError
 
-app = typer.Typer(
+app = App(
     help="Show or clear stored measurements and self-test results.",
     invoke_without_command=True,
-    rich_markup_mode=None,
 )
 
 
@@ -48,7 +49,7 @@ def state(context: typer.Context, as_json: Json = False, config_file: Config = N
         for key, entry in entries.items()
     ]
     if rows:
-        print_rows([("section", "key", "value", "stored", "until"), *rows], as_blocks=True)
+        print_rows([("section", "key", "value", "stored", "until"), *rows])
     say(f"entries in {store.folder}: {len(rows)}. To clear them: rerankd state clear [SECTION]")
 
 

