@@ -55,7 +55,7 @@ FAMILIES = {
     "another causal reranker, with prompt and labels": r"rerank template of its own, with labels",
     "another causal reranker, without them": r"a Qwen3 reranker of another prompt",
     "ColBERT upon BERT and ModernBERT": r"colbertv2.0 with pooling|ColBERT upon (Modern)?BERT, safetensors",
-    "ColBERT upon another body (jina-colbert-v2)": r"ColBERT upon another encoder, safetensors",
+    "ColBERT upon another body": r"ColBERT upon another encoder, safetensors",
     "SPLADE": r"SPLADE with pooling",
     "multilingual-e5, bge-m3 (embeddings)": r"bge-m3|multilingual-e5-small|embedding model in safetensors",
     "Qwen3-Embedding": r"Qwen3-Embedding",

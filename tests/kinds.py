@@ -579,7 +579,7 @@ KINDS = (
     Kind(
         "ColBERT upon another encoder, safetensors",
         lambda folder: late.build("stanford-bert", folder, model_type="xlm-roberta"),
-        "upon xlm-roberta",
+        "late_interaction",
     ),
     Kind(
         "GTE-ModernColBERT with pooling, by its markers",

@@ -128,7 +128,7 @@ def test_without_artifact_metadata_every_fact_is_asked_for(tmp_path: Path) -> No
         ("stanford-bert", late.ARTIFACT_FILE, {"similarity": "l2"}, "similarity 'l2'"),
         ("stanford-bert", late.ARTIFACT_FILE, {"query_token_id": "[Query]"}, "'[Query]"),
         ("stanford-bert", late.ARTIFACT_FILE, {"query_token_id": 7}, "7 as query_token_id"),
-        ("stanford-bert", "config.json", {"model_type": "xlm-roberta"}, "ColBERT) upon xlm-roberta"),
+        ("stanford-bert", "config.json", {"model_type": "t5", "vocab_size": None}, "its class is HF_ColBERT"),
         ("pylate-modernbert", late.PYLATE_FILE, {"query_length": True}, "True as query_length"),
         ("pylate-modernbert", late.PYLATE_FILE, {"skiplist_words": "!"}, "skiplist_words '!'"),
         ("pylate-modernbert", "1_Dense/config.json", {"out_features": 25}, "needs linear.weight"),
@@ -158,7 +158,7 @@ def test_a_projection_that_is_missing_is_refused(tmp_path: Path) -> None:
     assert "1_Dense has no model.safetensors" in refusal(other).reason
 
 
-@pytest.mark.parametrize("kind", ["Lfm2Model", "Qwen3Model"])
+@pytest.mark.parametrize("kind", ["ModernBertDecoder", "Qwen3Model"])
 def test_a_body_that_is_no_known_encoder_is_refused_by_its_class(kind: str, tmp_path: Path) -> None:
     model = late.build("pylate-modernbert", tmp_path)
     checkpoints.edit(model / "config.json", architectures=[kind])

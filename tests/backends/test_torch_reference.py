@@ -196,3 +196,57 @@ def test_a_folder_of_the_hubs_cache_is_pinned_to_its_commit() -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     assert f"commit {commit}" in code_warning(Path("/hub/models--a--b/snapshots") / commit)
     assert "no commit" in code_warning(Path("/models") / commit)
+
+
+def colbert(folder: Path) -> Path:
+    """A random late-interaction model upon MPNet, with the files of PyLate and BERT's tokenizer."""
+    import late
+
+    transformers = pytest.importorskip("transformers")
+    made = late.build("pylate-modernbert", folder.parent)
+    rows = json.loads((GOLDEN / "bert-pairs" / "config.json").read_text())["vocab_size"]
+    config = transformers.MPNetConfig(
+        vocab_size=rows, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=130, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    model = transformers.MPNetModel(config).eval()
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight) * 0.15 + (weight.dim() == 1) * 0.5
+    made.rename(folder)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(GOLDEN / "bert-pairs" / name, folder)
+    markers = {"query_prefix": "[MASK] ", "document_prefix": "[UNK] "}
+    checkpoints.edit(folder / "config_sentence_transformers.json", **markers)
+    return folder
+
+
+async def test_a_late_interaction_model_without_a_graph_has_the_librarys_values(tmp_path: Path) -> None:
+    from sentence_transformers import MultiVectorEncoder
+
+    folder = colbert(tmp_path / "model")
+    documents = ["a bear of China, and bread.", "bread", "the train leaves at nine " * 60]
+    async with Reranker(settings(folder, tmp_path / "home")) as reranker:
+        engine: Any = reranker.state.engine
+        assert "sentence-transformers" in engine.about
+        result = await reranker.rerank("what is a panda?", documents, raw_scores=True)
+        again = await reranker.rerank("bread", documents, raw_scores=True)
+        assert engine.kept.misses - engine.kept.documents <= 8 and engine.kept.hits >= 3
+    assert result.truncated == (2,) and again.truncated == (2,)
+    scores = {one.index: one.score for one in result.results}
+    model = MultiVectorEncoder(str(folder), device="cpu")
+    (query,) = model.encode_query(["what is a panda?"])
+    found = [model.encode_document([text])[0] for text in documents]
+    wanted = [float((torch.as_tensor(query) @ torch.as_tensor(one).T).max(-1).values.sum()) for one in found]
+    assert [scores[at] for at in range(3)] == pytest.approx(wanted, abs=1e-3)
+
+
+async def test_the_code_of_a_late_interaction_model_runs_only_if_trusted(tmp_path: Path) -> None:
+    folder = colbert(tmp_path / "model")
+    checkpoints.edit(
+        folder / "config.json", auto_map={"AutoModel": "own.Model"}, architectures=["HF_ColBERT"]
+    )
+    with pytest.raises((ConfigError, Unscorable), match="trust_remote_code"):
+        async with Reranker(settings(folder, tmp_path / "home")):
+            pass

@@ -223,8 +223,9 @@ def _unknown(
     config = whole.values
     is_causal = isinstance(layout, Layout) and layout.is_causal
     library: Library = ""
-    if isinstance(layout, Layout) and (is_causal or not (layout.modules or layout.chat)):
-        library = "" if quantised(config) else library_of(kind, config, is_causal=is_causal)
+    is_late = isinstance(layout, Layout) and layout.interaction is not None
+    if isinstance(layout, Layout) and (is_causal or is_late or not (layout.modules or layout.chat)):
+        library = "" if quantised(config) else library_of(kind, config, layout)
     # A class with code of its own is not what its model_type names.
     architecture = str((library != "own code" and config.get("model_type")) or kind or "unknown")
     values["general.architecture"] = architecture
@@ -238,9 +239,9 @@ def _unknown(
             values[f"{architecture}.{ours}"] = int(config[own])
     if library:
         declared = layout.max_length if isinstance(layout, Layout) else 0
-        most = _max_length(whole, tokenizer, spare_positions(kind, config), declared)
+        most = _max_length(whole, {} if is_late else tokenizer, spare_positions(kind, config), declared)
         values |= {f"{architecture}.context_length": most, f"{architecture}.attention.causal": is_causal}
-        values[f"{architecture}.pooling_type"] = 0 if is_causal else 4  # none, rank
+        values[f"{architecture}.pooling_type"] = 0 if is_causal or is_late else 4  # none, rank
         rows = whole.size("vocab_size")
         words = next((own for own, one in tensors.items() if len(one.shape) == 2 and one.rows == rows), "")
         tensors = {"token_embd.weight" if own == words else own: one for own, one in tensors.items()}

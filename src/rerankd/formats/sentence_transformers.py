@@ -100,11 +100,6 @@ def read(
     listed, names = load(MODULES), ""
     try:
         if config.get("architectures") == [STANFORD] and not _is_in_root(listed):
-            if (body := config.get("model_type")) != "bert":
-                raise NotUnderstood(
-                    f"it is a late interaction model (ColBERT) upon {body!s:.40}; with the class {STANFORD}, "
-                    "rerankd computes those upon BERT"
-                )
             tokenizer = mapping(load(TOKENIZER_CONFIG), TOKENIZER_CONFIG)
             return Layout(interaction=late_interaction.of_artifact(load(ARTIFACT), tokenizer))
         if listed is None:

@@ -44,11 +44,11 @@ from rerankd.recipes.scoring_method import (
     own_method,
     suggest_another_file,
 )
+from rerankd.recipes.unusable_files import unusable
 from rerankd.recipes.user_notes import notes, warnings
 from rerankd.scoring.prompt import INSTRUCTION
 
 _SMALLEST_MAX_LENGTH = 32
-_MAIN_FILE = "give the path of the model's main file"
 # Byte-level BPE vocabularies whose reference tokenizer normalizes to NFC first; llama.cpp does not.
 _NFC_TOKENIZERS = ("qwen2", "qwen35", "modern-bert")
 _ONLY_FOR: dict[Method, tuple[str, ...]] = {
@@ -93,36 +93,12 @@ def resolve(metadata: ModelMetadata, catalog: Catalog, settings: PartialRecipe =
         if prompt is not None:
             prompt = replace(prompt, catalog=replace(prompt.catalog, labels=None))
     case = _Case(metadata, entry, catalog, settings, prompt)
-    method = _unusable_file(case) or _method(case)
+    method = unusable(case.metadata, case.entry, settings) or _method(case)
     outcome = method if isinstance(method, Refusal) else _recipe(case, method)
     if isinstance(outcome, Refusal):
         return Resolution(metadata.path, outcome, entry)
     comments = notes(outcome, metadata, entry, prompt), warnings(outcome, entry, prompt)
     return Resolution(metadata.path, outcome, entry, *comments)
-
-
-def _unusable_file(case: _Case) -> Refusal | None:
-    """The refusal of a file that is not a complete model that an engine can run."""
-    metadata = case.metadata
-    is_named = "cross_encoder" in (case.settings.method, case.entry.method if case.entry else None)
-    if metadata.library == "own code" and not is_named:
-        return Refusal(
-            f"{metadata.architecture} is code in the model's own files, so nothing tells how it reads a pair",
-            'if its tokenizer joins query and document, set method = "cross_encoder" and trust_remote_code = '
-            "true (it then runs that code, so read it first), and use the PyTorch backend",
-        )
-    if metadata.refusal is not None and not metadata.library:
-        return Refusal(metadata.refusal.reason, suggest_another_file(metadata, case.entry))
-    if metadata.kind != "model" or metadata.architecture == "clip":
-        part = "mmproj" if metadata.architecture == "clip" else metadata.kind
-        return Refusal(f"the file is not a complete model but a part of one ({part})", _MAIN_FILE)
-    if not metadata.parameters:
-        return Refusal("the file contains a vocabulary but no weights", _MAIN_FILE)
-    if not metadata.vocabulary_size:
-        return Refusal("the file contains no vocabulary", "download a complete conversion of the model")
-    if metadata.hidden_activation not in ("", "gelu", "silu"):
-        return Refusal(f"its activation function {metadata.hidden_activation!r} is not supported", KNOWN_GOOD)
-    return None
 
 
 def _method(case: _Case) -> Method | Refusal:

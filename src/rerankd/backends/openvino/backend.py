@@ -225,6 +225,8 @@ def refused(recipe: Recipe, metadata: ModelMetadata | None, *, is_installed: boo
 
 def _obstacle(recipe: Recipe, metadata: ModelMetadata) -> str:
     is_causal = recipe.method == "causal_lm"
+    if metadata.library:
+        return f"the OpenVINO backend does not support the architecture {metadata.architecture}"
     if metadata.architecture not in (_CAUSAL_ARCHITECTURES if is_causal else _ARCHITECTURES):
         of = "causal models of the architecture" if is_causal else "the architecture"
         return f"the OpenVINO backend does not support {of} {metadata.architecture}"

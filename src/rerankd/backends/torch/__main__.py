@@ -59,11 +59,12 @@ def _network(options: argparse.Namespace) -> Network:
     from rerankd.backends.torch import runtime
 
     if options.reference:
-        from rerankd.backends.torch.reference import Reference
+        from rerankd.backends.torch.reference import Reference, TokenReference
 
         runtime.set_threads(options.threads)
         dtype = runtime.DTYPES[options.precision]
-        return Reference(options.model, device=options.device, dtype=dtype, trusts_code=options.trust_code)
+        kind = TokenReference if options.token_vectors is not None else Reference
+        return kind(options.model, device=options.device, dtype=dtype, trusts_code=options.trust_code)
     return runtime.start(
         options.model,
         options.pooling,

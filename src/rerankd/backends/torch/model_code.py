@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _OWN = "sentence_transformers."
+# sentence-transformers has a class of its own for this one.
+_REPLACED = ("pylate.models.Dense.Dense",)
 _PICKLED = ("pytorch_model.bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -21,7 +23,7 @@ def custom(config: Mapping[str, Any], modules: Any) -> str:
         return str(min(map(str, named.values())))
     for one in modules if isinstance(modules, list) else []:
         kind = str(one.get("type", "")) if isinstance(one, Mapping) else ""
-        if not kind.startswith(_OWN):
+        if not kind.startswith(_OWN) and kind not in _REPLACED:
             return kind or "a module without a type"
     return ""
 

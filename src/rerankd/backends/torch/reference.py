@@ -41,12 +41,15 @@ class Reference(Padding):
     """
 
     tokens_a_pass = budget.ON_CPU
+    library_class = "CrossEncoder"
+    hides_tokens = False
+    """Whether ids that are not attended are tokens, and no padding."""
 
     def __init__(self, path: Path, *, device: str, dtype: torch.dtype, trusts_code: bool = False) -> None:
         _check(path, trusts_code=trusts_code)
-        from sentence_transformers import CrossEncoder, __version__
+        import sentence_transformers
 
-        self._model: Any = CrossEncoder(
+        self._model: Any = getattr(sentence_transformers, self.library_class)(
             str(path),
             device=device,
             local_files_only=True,
@@ -60,9 +63,8 @@ class Reference(Padding):
         # It reads the logits of the last position.
         self._pads_left = any(type(one).__name__ == _LOGITS for one in self._model)
         precision = str(dtype).removeprefix("torch.")
-        self.about = (
-            f"sentence-transformers {__version__}, PyTorch {torch.__version__}, {precision}, {device}"
-        )
+        version = sentence_transformers.__version__
+        self.about = f"sentence-transformers {version}, PyTorch {torch.__version__}, {precision}, {device}"
 
     def whole(self, count: int, longest: int) -> int:
         return count
@@ -75,7 +77,7 @@ class Reference(Padding):
             shift = (columns - (ids.shape[1] - lengths)[:, None]) % ids.shape[1]
             ids, is_token = np.take_along_axis(ids, shift, 1), np.take_along_axis(is_token, shift, 1)
         arrays = {
-            "input_ids": np.where(is_token, ids, self._pad),
+            "input_ids": ids if self.hides_tokens else np.where(is_token, ids, self._pad),
             "attention_mask": is_token.astype(np.int64),
         }
         if (seconds < lengths).any():
@@ -86,8 +88,23 @@ class Reference(Padding):
             }
             if self._pads_left:
                 features["logits_to_keep"] = 1
-            scores = self._model(features)["scores"].float().cpu().numpy()
-        return _raw(scores.reshape(len(ids), -1))
+            return self.values(features)
+
+    def values(self, features: dict[str, Any]) -> Vectors:
+        """What the model returns for each input of a batch, or for each of its tokens."""
+        scores = self._model(features)["scores"].float().cpu().numpy()
+        return _raw(scores.reshape(len(scores), -1))
+
+
+class TokenReference(Reference):
+    """The same for a late-interaction model: a MultiVectorEncoder, which returns a vector for each token."""
+
+    library_class = "MultiVectorEncoder"
+    hides_tokens = True
+
+    def values(self, features: dict[str, Any]) -> Vectors:
+        found: Vectors = self._model(features)["token_embeddings"].float().cpu().numpy()
+        return found
 
 
 def _raw(scores: Vectors) -> Vectors:
