@@ -27,7 +27,7 @@ from rerankd.recipes.partial_recipe import PartialRecipe
 from rerankd.recipes.recipe_section import section, to_fill_in
 from rerankd.recipes.resolution import Resolution
 from rerankd.recipes.resolve import resolve
-from support import running
+from support import GOLDEN, running
 
 MODULES = "modules.json"
 
@@ -64,6 +64,10 @@ def test_lengths_markers_and_expansion_come_from_the_files(
 def test_the_newer_files_of_a_model_with_both_layouts_count(tmp_path: Path) -> None:
     model = late.build("stanford-bert", tmp_path)
     (model / MODULES).write_text('[{"idx": 0, "name": "0", "path": "0_Transformer", "type": "pylate.x.Y"}]')
+    assert resolved(model).require().max_length == late.ARTIFACT["doc_maxlen"]
+    checkpoints.write_modules(
+        model, ("Transformer", "Dense")
+    )  # nothing declares late interaction beside them
     assert resolved(model).require().max_length == late.ARTIFACT["doc_maxlen"]
     other = late.build("encoder-bert", tmp_path)
     for file in (MODULES, "config_sentence_transformers.json", "sentence_bert_config.json"):
@@ -163,6 +167,19 @@ def test_a_body_that_is_no_known_encoder_is_refused_by_its_class(kind: str, tmp_
     model = late.build("pylate-modernbert", tmp_path)
     checkpoints.edit(model / "config.json", architectures=[kind])
     assert f"its class is {kind}" in refusal(model).reason
+
+
+def test_no_settings_make_a_gguf_file_score_by_late_interaction() -> None:
+    """Without its projection, the vectors would be others."""
+    values = {
+        "query_length": 32,
+        "expansion_length": 0,
+        "query_marker": "",
+        "document_marker": "",
+        "max_length": 64,
+    }
+    found = refusal(GOLDEN / "bert-embedder.gguf", method="late_interaction", **values)
+    assert "GGUF file lacks what late interaction needs" in found.reason and not found.lines
 
 
 def test_settings_of_other_methods_are_errors(tmp_path: Path) -> None:

@@ -100,8 +100,7 @@ def read(
     listed, names = load(MODULES), ""
     try:
         if config.get("architectures") == [STANFORD] and not _is_in_root(listed):
-            tokenizer = mapping(load(TOKENIZER_CONFIG), TOKENIZER_CONFIG)
-            return Layout(interaction=late_interaction.of_artifact(load(ARTIFACT), tokenizer))
+            return _stanford(load)
         if listed is None:
             return Layout(activation=_activation(None, config))
         modules = _modules(listed)
@@ -120,6 +119,8 @@ def _layout(
     whole, kinds = mapping(load(PROMPTS), PROMPTS), tuple(module.kind for module in modules)
     if late_interaction.is_declared(whole, kinds, [module.type for module in modules]):
         return _interacting(modules, whole, load)
+    if config.get("architectures") == [STANFORD]:
+        return _stanford(load)
     kind = whole.get("model_type", "SentenceTransformer")
     if kinds == ("Transformer",) and kind == "SentenceTransformer":
         # Saved by an older release. CrossEncoder then uses the head of the class and reads no other file.
@@ -143,6 +144,12 @@ def _layout(
         transformer.chat,
         _label_ids(modules) if "LogitScore" in kinds else (),
     )
+
+
+def _stanford(load: Load) -> Layout:
+    """The layout of a late-interaction model without sentence-transformers' files."""
+    tokenizer = mapping(load(TOKENIZER_CONFIG), TOKENIZER_CONFIG)
+    return Layout(interaction=late_interaction.of_artifact(load(ARTIFACT), tokenizer))
 
 
 def _interacting(modules: tuple[Module, ...], whole: Mapping[str, Any], load: Load) -> Layout:

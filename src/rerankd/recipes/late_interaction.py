@@ -73,6 +73,11 @@ def _split(metadata: ModelMetadata, declared: Declared, text: str | None) -> tup
 def missing(metadata: ModelMetadata, merged: PartialRecipe) -> Refusal | None:
     """The refusal that names what neither the files nor the settings define, or a token that the vocabulary
     does not have."""
+    if metadata.format == "gguf":
+        return Refusal(
+            "its GGUF file lacks what late interaction needs: the projection, or how to apply it",
+            "serve the original safetensors files (`rerankd pull hf:ORG/REPO`)",
+        )
     found = [part for part in _REQUIRED if getattr(merged, part) is None]
     if merged.expansion_length == 0 and "expansion_token" in found:
         found.remove("expansion_token")
