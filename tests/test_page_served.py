@@ -9,12 +9,20 @@ import pytest
 from fastapi import FastAPI
 
 import rerankd
+from rerankd import errors
 from rerankd.config import Settings
 from rerankd.serving.prepare_model import Model, prepare
 from support import GOLDEN, ROOT
 from test_api_http import Service, ask
 
 STATIC = ROOT / "src" / "rerankd" / "api" / "static"
+SOURCE = ROOT / "src" / "rerankd"
+# Errors of the command line, of a library's caller, and of addresses that the page does not request.
+NOT_ON_THE_PAGE = {
+    "address_in_use", "body_timeout", "collection_error", "config_error", "engine_build_failed",
+    "engine_too_old", "engine_unknown", "host_not_allowed", "method_not_allowed", "misuse", "missing_extra",
+    "not_found", "origin_not_allowed", "output_failed", "remote_error", "unsupported_media_type",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +32,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_the_page_is_small() -> None:
-    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 150_000
+    files = list(STATIC.iterdir())
+    assert sum(path.stat().st_size for path in files) < 200_000
+    code = [path for path in files if path.suffix in (".js", ".css", ".html")]
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) < 2000
 
 
 def test_every_text_of_the_page_has_a_chinese_translation() -> None:
-    chinese = (STATIC / "words.js").read_text(encoding="utf-8").split("const ZH = {")[1].split("\n};")[0]
-    known = {quoted or bare for quoted, bare in re.findall(r'^  (?:"([^"]+)"|(\w+)):', chinese, re.MULTILINE)}
+    known = set(json.loads((STATIC / "chinese.json").read_text(encoding="utf-8"))["page"])
     html = (STATIC / "index.html").read_text(encoding="utf-8")
     used = set(re.findall(r"data-t>([^<]+)<", html)) | set(re.findall(r'data-t-\w+="([^"]+)"', html))
     for path in STATIC.glob("*.js"):
@@ -48,6 +58,30 @@ def test_every_text_of_the_page_has_a_chinese_translation() -> None:
     }
     assert used - known == set()
     assert len(used) > 80
+
+
+def test_every_error_of_a_request_has_a_chinese_text() -> None:
+    known = json.loads((STATIC / "chinese.json").read_text(encoding="utf-8"))["errors"]
+    codes = {
+        one.code
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, errors.RerankdError)
+    }
+    assert codes - known.keys() - NOT_ON_THE_PAGE == set()
+    assert known.keys() - codes == set()
+    assert not known.keys() & NOT_ON_THE_PAGE
+
+
+def test_every_sentence_of_the_server_that_is_translated_is_one_that_it_can_write() -> None:
+    """Sentences are put together from parts, so half of the groups of three words must stand in the code."""
+    code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))
+    source = re.sub(r'"\s*f?"', "", code).replace('\\"', '"')
+    translated = json.loads((STATIC / "chinese.json").read_text(encoding="utf-8"))["server"]
+    for english, chinese in translated.items():
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", chinese)), english
+        words = max(re.split(r"\{\w+\}", english), key=len).strip(" ,;:().").split()
+        groups = [" ".join(words[at : at + 3]) for at in range(max(len(words) - 2, 1))]
+        assert sum(group in source for group in groups) * 2 >= len(groups), english
 
 
 def test_the_page_and_its_files_need_no_key_and_allow_no_other_host(model: Model) -> None:

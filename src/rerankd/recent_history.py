@@ -21,7 +21,9 @@ class Series:
     """One value for each step of `step_s` seconds, oldest first; the last step is in progress.
 
     `failed` counts the `requests` that got no scores. `median_s` and `p95_s` are latencies in seconds, None
-    if no request was answered.
+    if no request was answered. `waiting` is the largest number of documents in the queue, `memory_bytes` the
+    largest memory of the engines, both None if they were not sampled; `lost` counts the engines that exited
+    unexpectedly.
     """
 
     step_s: float
@@ -30,6 +32,9 @@ class Series:
     documents: tuple[int, ...]
     median_s: tuple[float | None, ...]
     p95_s: tuple[float | None, ...]
+    waiting: tuple[int | None, ...]
+    memory_bytes: tuple[int | None, ...]
+    lost: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -38,6 +43,9 @@ class _Step:
     requests: int = 0
     failed: int = 0
     documents: int = 0
+    waiting: int | None = None
+    memory_bytes: int | None = None
+    lost: int = 0
     buckets: Counter[int] = field(default_factory=Counter)
 
     def quantile(self, share: float) -> float | None:
@@ -56,6 +64,7 @@ class RecentHistory:
         self._step_s = step_s
         self._most = steps
         self._steps: deque[_Step] = deque(maxlen=steps)
+        self._lost = 0
 
     def ended(self, now: float, seconds: float, *, failed: bool) -> None:
         """A request was answered after `seconds`."""
@@ -67,6 +76,14 @@ class RecentHistory:
     def scored(self, now: float, documents: int) -> None:
         """This many documents were scored."""
         self._at(now).documents += documents
+
+    def sampled(self, now: float, *, waiting: int, memory_bytes: int, lost: int) -> None:
+        """The state of all models at this moment. `lost` counts from the start of the service."""
+        step = self._at(now)
+        step.waiting = max(waiting, step.waiting or 0)
+        step.memory_bytes = max(memory_bytes, step.memory_bytes or 0)
+        step.lost += max(lost - self._lost, 0)
+        self._lost = lost
 
     def read(self, now: float) -> Series:
         """All steps until now; steps without requests are zero."""
@@ -80,6 +97,9 @@ class RecentHistory:
             documents=tuple(step.documents for step in steps),
             median_s=tuple(step.quantile(0.5) for step in steps),
             p95_s=tuple(step.quantile(0.95) for step in steps),
+            waiting=tuple(step.waiting for step in steps),
+            memory_bytes=tuple(step.memory_bytes for step in steps),
+            lost=tuple(step.lost for step in steps),
         )
 
     def _at(self, now: float) -> _Step:

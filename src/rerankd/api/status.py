@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import NotRequired
+from typing import Any, NotRequired
 
 from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
@@ -69,6 +69,8 @@ class ModelStatus(TypedDict):
     transform: str
     explain: str
     notes: list[str]
+    warnings: list[str]
+    settings: dict[str, Any]
     self_test: str | None
     engine: EngineStatus
     queue: QueueStatus
@@ -97,6 +99,9 @@ class RecentStatus(TypedDict):
     documents: list[int]
     median_ms: list[float | None]
     p95_ms: list[float | None]
+    waiting: list[int | None]
+    memory_bytes: list[int | None]
+    lost: list[int]
 
 
 class Status(TypedDict):
@@ -152,6 +157,8 @@ async def _model(served: ServedModel) -> ModelStatus:
         "transform": recipe.normalization.name,
         "explain": model.resolution.explanation,
         "notes": [*model.resolution.notes, *served.self_test.doubts],
+        "warnings": [*model.resolution.warnings, *served.self_test.doubts],
+        "settings": served.wanted.changed,
         "self_test": test.words if (test := served.self_test.passed) is not None else None,
         "engine": await _engine(served),
         "queue": {
@@ -210,6 +217,9 @@ def _recent(series: Series) -> RecentStatus:
         "documents": list(series.documents),
         "median_ms": ms(series.median_s),
         "p95_ms": ms(series.p95_s),
+        "waiting": list(series.waiting),
+        "memory_bytes": list(series.memory_bytes),
+        "lost": list(series.lost),
     }
 
 

@@ -186,9 +186,7 @@ def list_models(
 
 def _recommend(settings: config.Settings, language: str, *, commercial: bool, as_json: bool) -> None:
     """Print the models of the catalog that suit this machine."""
-    from rerankd import machine
     from rerankd.hub import recommendation
-    from rerankd.recipes.recommend import Wish
     from rerankd.serving import backend_offers
 
     code = re.split("[-_]", language.strip().lower())[0]
@@ -196,17 +194,8 @@ def _recommend(settings: config.Settings, language: str, *, commercial: bool, as
         raise ConfigError(
             f"--language is {language!r}, but must be a code of two or three letters, such as zh."
         )
-    this = machine.read()
-    cards = backend_offers.usable_cards(settings)
-    wish = Wish(
-        memory_bytes=this.memory_bytes,
-        cores=this.cores,
-        # A GPU with 0 bytes shares the main memory.
-        gpu_bytes=max((card.total_bytes or this.memory_bytes or 0 for card in cards or ()), default=0),
-        language=code,
-        commercial=commercial,
-    )
-    found = recommendation.describe(wish, has_unknown_gpu=cards is None)
+    wish, has_unknown_gpu = backend_offers.wish_of(settings, code, commercial=commercial)
+    found = recommendation.describe(wish, has_unknown_gpu=has_unknown_gpu)
     if as_json:
         print_json(found)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -89,3 +89,9 @@ class EffectiveModelSettings(ServingSettings, RequestDefaults):
         the defaults of requests are reset here because they do not concern engines."""
         fields = RequestDefaults.model_fields
         return self.model_copy(update={name: field.default for name, field in fields.items()})
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, as JSON values."""
+        found = self.model_dump(mode="json", exclude_defaults=True, exclude={"ref", "names", "scoring"})
+        return found | self.scoring.model_dump(mode="json", exclude_defaults=True)

@@ -163,6 +163,7 @@ def _entry_row(entry: catalog.Entry) -> Row:
         "refused": entry.refused or None,
         "refs": list(entry.refs),
         "aliases": list(entry.aliases),
+        "ndcg10": entry.ndcg10 or None,
     }
 
 

@@ -97,12 +97,13 @@ def _fitting(entries: Sequence[Entry], wish: Wish) -> list[Pick]:
         if entry.ndcg10 and entry.refs and entry.size_mb and entry.quant in _WEIGHT_BYTES
         if wish.language in entry.languages or _MANY in entry.languages
         if entry.licence in _PERMISSIVE or not wish.commercial
-        if (device := _device(entry, wish)) is not None
+        if (device := device_of(entry, wish)) is not None
     ]
 
 
-def _device(entry: Entry, wish: Wish) -> Device | None:
-    """The device whose memory the model fits into. Models in safetensors run on a CPU."""
+def device_of(entry: Entry, wish: Wish) -> Device | None:
+    """The device whose memory the model fits into, if its size is known: None if it fits into none. Models in
+    safetensors run on a CPU."""
     needed = entry.size_mb * 1e6 * _FACTOR + _FIXED_BYTES
     if "gguf" in entry.refs[0].lower() and needed <= wish.gpu_bytes * _SHARE:
         return "GPU"

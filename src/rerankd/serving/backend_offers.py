@@ -13,6 +13,7 @@ from rerankd.config import EffectiveModelSettings, Settings
 from rerankd.domain import Refusal
 from rerankd.formats.metadata import ModelMetadata
 from rerankd.machine import Gpu
+from rerankd.recipes.recommend import Wish
 from rerankd.recipes.resolution import Resolution
 from rerankd.state import StateStore
 
@@ -79,3 +80,12 @@ def usable_cards(settings: Settings) -> tuple[Gpu, ...] | None:
             return None
         found = found or usable
     return found
+
+
+def wish_of(settings: Settings, language: str = "", *, commercial: bool = False) -> tuple[Wish, bool]:
+    """This machine and the user's conditions, to recommend models for. Also returns whether engines may use a
+    GPU whose memory rerankd can't measure. Inspects the machine, which takes up to a second."""
+    this, cards = machine.read(), usable_cards(settings)
+    # A GPU with 0 bytes shares the main memory.
+    gpu_bytes = max((card.total_bytes or this.memory_bytes or 0 for card in cards or ()), default=0)
+    return Wish(this.memory_bytes, this.cores, gpu_bytes, language, commercial), cards is None

@@ -43,6 +43,7 @@ class ModelRegistry(ModelNames):
         self.setup = ModelSetup(self, self._take)
         self._run_dir: rundir.RunDir | None = None
         self._tasks = Background()
+        self._sampling: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self.owner: Owner | None = None
 
@@ -68,6 +69,7 @@ class ModelRegistry(ModelNames):
             self._expect(await asyncio.to_thread(preparing.wanted, self.settings))
         self.owner = Owner.here()
         self._run_dir = await asyncio.to_thread(rundir.make)
+        self._sampling = asyncio.create_task(self._metrics.sample())
         for pending in self.pending:
             self.setup.begin(pending, progress)
 
@@ -110,6 +112,8 @@ class ModelRegistry(ModelNames):
         await asyncio.gather(*(served.unload(at_once=at_once) for served in everyone))
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._sampling is not None:
+            self._sampling.cancel()
         if self._run_dir is not None:
             self._run_dir.remove()
 

@@ -9,6 +9,7 @@ import * as trial from "./try.js";
 
 const PARTS = { try: trial, status, connect, api };
 const POLL_MS = 2000;
+const ANSWER_MS = 5000;
 let shown = null;
 let last = null;
 
@@ -32,16 +33,24 @@ async function poll() {
   setTimeout(poll, POLL_MS);
 }
 
+/** A tab that was hidden shows an old state until it gets a new one. */
+async function awake() {
+  $("served").classList.toggle("old", document.hidden);
+  if (!document.hidden && shown) await refresh();
+}
+
 export async function refresh() {
   try {
-    last = (await ask("/v1/status")).value;
+    last = (await ask("/v1/status", { signal: AbortSignal.timeout(ANSWER_MS) })).value;
     served(last);
+    $("served").classList.remove("old");
     $("version").textContent = `rerankd ${last.version}`;
     PARTS[shown].update?.(last);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (error.status === 401) return askForKey(true);
-    $("served").replaceChildren(el("span", { class: "dot failed" }), t("No response"));
+    const silent = error.why === "TimeoutError";
+    $("served").replaceChildren(el("span", { class: "dot failed" }), silent ? t("No answer for {n} s", { n: ANSWER_MS / 1000 }) : t("No response"));
     PARTS[shown].lost?.(error);
   }
 }
@@ -96,6 +105,7 @@ async function start() {
   $("forget").hidden = !key();
   for (const part of Object.values(PARTS)) part.start?.({ refresh });
   addEventListener("hashchange", show);
+  document.addEventListener("visibilitychange", awake);
   show();
   if (asksForKey && !key()) await askForKey(false);
   await poll();

@@ -1,4 +1,5 @@
 // Requests to the server. URLs are relative to the page, so that it works behind any prefix.
+import { shown } from "./words.js";
 
 const KEY = "rerankd-key";
 const base = new URL(".", location.href.split("#")[0]);
@@ -13,25 +14,24 @@ export function setKey(value) {
   else sessionStorage.removeItem(KEY);
 }
 
-/** An error response; `status` is 0 if the server did not respond. */
+/** An error response; `status` is 0 if the server did not respond, and `why` tells how: AbortError, TimeoutError … */
 export class Refused extends Error {
-  constructor(message, status, body) {
+  constructor(message, status, body, why = "") {
     super(message);
-    this.status = status;
-    this.body = body;
+    Object.assign(this, { status, body, why });
   }
 }
 
 /** Send a request; return the JSON and the Response. Throws Refused. */
-export async function ask(path, { body, headers = {}, method = body === undefined ? "GET" : "POST" } = {}) {
-  const response = await send(path, { body, headers, method });
+export async function ask(path, { body, headers = {}, method = body === undefined ? "GET" : "POST", signal } = {}) {
+  const response = await send(path, { body, headers, method, signal });
   const value = await response.json().catch(() => null);
-  if (!response.ok) throw new Refused(message(value) ?? `HTTP ${response.status}`, response.status, value);
+  if (!response.ok) throw new Refused(shown(message(value) ?? `HTTP ${response.status}`, code(value)), response.status, value);
   return { value, response };
 }
 
 /** Send a request; return the Response of any status. Throws Refused if the server does not respond. */
-export async function send(path, { body, headers = {}, method }) {
+export async function send(path, { body, headers = {}, method, signal }) {
   const sent = { ...headers };
   if (key()) sent.authorization = `Bearer ${key()}`;
   if (body !== undefined) sent["content-type"] ??= "application/json";
@@ -40,9 +40,10 @@ export async function send(path, { body, headers = {}, method }) {
       method,
       headers: sent,
       body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
     });
-  } catch {
-    throw new Refused("", 0, null);
+  } catch (error) {
+    throw new Refused("", 0, null, error.name);
   }
 }
 
@@ -53,3 +54,5 @@ function message(value) {
   if (typeof value.error === "string") return value.error;
   return value.error?.message ?? (typeof value.detail === "string" ? value.detail : null);
 }
+
+export const code = (value) => value?.error?.type ?? value?.type ?? value?.code ?? "";

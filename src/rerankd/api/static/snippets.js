@@ -1,4 +1,4 @@
-// Code that sends the request: curl and Python. Pure.
+// Code that sends the request: curl, Python and JavaScript. Pure.
 
 /** Return a shell command that sends `body`. */
 export function curl(address, path, body, withKey) {
@@ -18,6 +18,18 @@ answer = requests.post(
 answer.raise_for_status()
 for row in answer.json()["results"]:
     print(row["index"], row["relevance_score"])`;
+}
+
+/** Return a JavaScript program that sends `body` and prints the results. */
+export function javascript(address, path, body, withKey) {
+  const header = withKey ? `, authorization: \`Bearer \${process.env.RERANKD_API_KEY}\`` : "";
+  return `const response = await fetch(${JSON.stringify(address + path)}, {
+  method: "POST",
+  headers: { "content-type": "application/json"${header} },
+  body: JSON.stringify(${JSON.stringify(body, null, 2).replaceAll("\n", "\n  ")}),
+});
+if (!response.ok) throw new Error(await response.text());
+for (const row of (await response.json()).results) console.log(row.index, row.relevance_score);`;
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;

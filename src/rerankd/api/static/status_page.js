@@ -1,8 +1,8 @@
-// Status page: figures, plots, models with their engines.
+// Status page: figures, plots, models with their engines, and the models that can be pulled.
 import { $, el } from "./dom.js";
-import { ask, Refused, send } from "./server.js";
+import { ask, code, Refused, send } from "./server.js";
 import { bars, format, lines } from "./plot.js";
-import { t } from "./words.js";
+import { shown as inWords, t } from "./words.js";
 
 const shown = new Map();
 
@@ -14,7 +14,10 @@ export function start(page) {
     event.preventDefault();
     pull($("pull-name").value.trim());
   });
+  $("more").addEventListener("toggle", () => $("more").open && catalog());
 }
+
+let isAdmin = false;
 
 export function update(status) {
   const { models, unavailable, recent } = status;
@@ -24,10 +27,12 @@ export function update(status) {
   const time = duration(status.uptime_s);
   $("summary").textContent = well === all ? t("All models are available. Uptime: {time}.", { time }) : t("{n} of {all} models are unavailable. Uptime: {time}.", { n: all - well, all, time });
   const budget = status.memory_budget_bytes;
+  const memory = total((model) => model.engine.memory_bytes ?? 0);
+  isAdmin = status.admin;
   $("figures").replaceChildren(
     figure(t("Requests in progress"), format(total((model) => model.queue.requests))),
     figure(t("Documents in the queue"), format(total((model) => model.queue.documents)), t("{n} tokens", { n: format(total((model) => model.queue.tokens)) })),
-    figure(t("Engine memory"), size(total((model) => model.engine.memory_bytes ?? 0)), budget ? t("budget: {size}", { size: size(budget) }) : ""),
+    figure(t("Engine memory"), memory ? size(memory) : "–", budget ? t("budget: {size}", { size: size(budget) }) : ""),
     figure(t("Unexpected engine exits"), format(total((model) => model.engine.lost)), t("since the server started")),
   );
   $("pull").hidden = !status.admin;
@@ -35,6 +40,9 @@ export function update(status) {
     bars(t("Requests"), "", recent.requests, recent.failed, recent.step_s),
     lines(t("Latency"), "ms", { median: recent.median_ms, p95: recent.p95_ms }, recent.step_s),
     bars(t("Documents"), "", recent.documents, [], recent.step_s),
+    lines(t("Documents in the queue"), "", { now: recent.waiting }, recent.step_s),
+    lines(t("Engine memory"), "MiB", { now: recent.memory_bytes.map((bytes) => bytes === null ? null : bytes / 2 ** 20) }, recent.step_s),
+    bars(t("Unexpected engine exits"), "", recent.lost, recent.lost, recent.step_s),
   );
   for (const id of shown.keys()) if (!models.some((model) => model.id === id)) shown.delete(id);
   for (const model of models) {
@@ -61,7 +69,7 @@ function pending(model) {
     "article",
     { class: "card model", "aria-label": model.id },
     el("header", {}, el("h3", {}, model.id), el("span", { class: `pill ${model.state}` }, t(model.state))),
-    model.error ? el("p", { class: "wrong" }, model.error) : el("p", { class: "muted" }, model.doing || t("Please wait …")),
+    model.error ? el("p", { class: "wrong" }, inWords(model.error, "model_refused")) : el("p", { class: "muted" }, inWords(model.doing) || t("Please wait …")),
     model.state === "refused" ? el("p", { class: "small muted" }, again || t("Reload rerankd to retry.")) : "",
   );
 }
@@ -85,21 +93,23 @@ function card(id) {
     pill.className = `pill ${model.state}`;
     pill.textContent = t(model.state);
     names.textContent = model.aliases.length ? t("aliases: {names}", { names: model.aliases.join(", ") }) : "";
-    why.textContent = model.explain;
-    notes.replaceChildren(...model.notes.map((note) => el("li", {}, note)));
-    wrong.textContent = engine.error ?? "";
+    why.textContent = inWords(model.explain);
+    const plain = model.notes.filter((note) => !model.warnings.includes(note));
+    notes.replaceChildren(...plain.map((note) => el("li", { class: "plain" }, inWords(note))), ...model.warnings.map((note) => el("li", {}, inWords(note))));
+    wrong.textContent = inWords(engine.error ?? "", "engine_unavailable");
     facts.replaceChildren(
       ...fact(t("Method"), `${t(model.method)} → ${model.normalization}`),
       ...fact(t("Maximum length"), t("{n} tokens", { n: format(model.max_length) })),
-      ...fact(t("Engine"), engine.pids.length ? `${engine.program}, pid ${engine.pids.join(", ")}` : engine.program),
-      ...fact(t("Engine choice"), engine.why),
-      ...(model.self_test ? fact(t("Self-test"), model.self_test) : []),
-      ...fact(t("Memory"), engine.memory_bytes ? size(engine.memory_bytes) : "–"),
+      ...fact(t("Engine"), [inWords(engine.program), engine.pids.length ? `pid ${engine.pids.join(", ")}` : ""].filter(Boolean).join(", ")),
+      ...fact(t("Engine choice"), inWords(engine.why)),
+      ...(model.self_test ? fact(t("Self-test"), inWords(model.self_test)) : []),
+      ...fact(t("Memory"), Object.entries(engine.memory).map(([device, bytes]) => `${size(bytes)} (${device === "memory" ? t("main memory") : device})`).join(", ") || "–"),
       ...fact(t("Starts"), engine.lost ? t("{n}, unexpected exits: {lost}", { n: engine.starts, lost: engine.lost }) : String(engine.starts)),
       ...(model.queue.tokens_per_second ? fact(t("Throughput"), t("{n} documents/s, {tokens} tokens/s while busy", { n: format(model.queue.documents_per_second), tokens: format(model.queue.tokens_per_second) })) : []),
       ...fact(t("File"), [model.path, size(model.size_bytes), model.quantisation].filter(Boolean).join(", ")),
       ...(model.licence ? fact(t("Licence"), model.licence) : []),
       ...(model.languages.length ? fact(t("Languages"), model.languages.join(" ")) : []),
+      ...(Object.keys(model.settings).length ? fact(t("Settings"), Object.entries(model.settings).map(([name, value]) => `${name} = ${JSON.stringify(value)}`).join(", ")) : []),
     );
     where.textContent = engine.log;
     const lines = engine.last_lines.join("\n");
@@ -158,31 +168,75 @@ function buttons(id) {
   return { element, show };
 }
 
-/** Pull a model on the server and show the progress. */
+/** Pull a model on the server and show the progress; the next pull of it resumes where this one was cancelled. */
 async function pull(model) {
+  const control = new AbortController();
   const bar = el("progress", { max: 1 });
   const said = el("p", { class: "small" }, t("Please wait …"));
-  $("pull-progress").replaceChildren(said, bar);
+  const cancel = el("button", { type: "button", class: "copy" }, t("Cancel"));
+  cancel.addEventListener("click", () => control.abort());
+  $("pull-progress").replaceChildren(said, bar, cancel);
   const wrong = (message) => $("pull-progress").replaceChildren(el("p", { class: "wrong" }, message));
+  let begun = null;
   try {
-    const response = await send("/v1/models/pull", { method: "POST", body: { model } });
-    if (!response.ok) return wrong((await response.json()).message);
+    const response = await send("/v1/models/pull", { method: "POST", body: { model }, signal: control.signal });
+    if (!response.ok) {
+      const value = await response.json();
+      return wrong(inWords(value.message, code(value)));
+    }
     for await (const event of events(response)) {
-      if (event.status === "error") return wrong(event.message);
+      if (event.status === "error") return wrong(inWords(event.message, event.code));
       if (event.status === "success") {
         $("pull-progress").replaceChildren(el("p", { class: "right" }, t("{model} is downloaded and served.", { model: event.model })));
         $("pull-name").value = "";
         break;
       }
       // Only downloads count bytes; other steps count small numbers of items.
-      said.textContent = event.total > 1000 ? `${event.status} · ${size(event.completed)} / ${size(event.total)}` : event.status;
+      const isBytes = event.total > 1000;
+      if (!isBytes || begun?.status !== event.status) begun = { status: event.status, at: performance.now(), done: event.completed };
+      const speed = isBytes ? ((event.completed - begun.done) / (performance.now() - begun.at)) * 1000 : 0;
+      const left = speed > 0 ? [`${size(speed)}/s`, t("{time} left", { time: duration((event.total - event.completed) / speed) })] : [];
+      said.textContent = [inWords(event.status), ...(isBytes ? [`${size(event.completed)} / ${size(event.total)}`] : []), ...left].join(" · ");
       if (event.total) bar.value = event.completed / event.total;
       else bar.removeAttribute("value");
     }
   } catch (error) {
-    wrong(error.message || t("The server does not respond. Is it running?"));
+    if (control.signal.aborted) wrong(t("Cancelled. What was downloaded is kept; pull it again to resume."));
+    else wrong(error.message || t("The server does not respond. Is it running?"));
   }
   await refresh();
+}
+
+/** Show the catalog as cards, those that suit this machine first. */
+async function catalog() {
+  let found;
+  try {
+    found = (await ask("/v1/catalog")).value;
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    return $("catalog").replaceChildren(el("p", { class: "wrong" }, error.message || t("The server does not respond. Is it running?")));
+  }
+  $("quality").textContent = t("Quality is {source}.", { source: t(found.quality_source) });
+  const order = (model) => (model.best_for ? 0 : model.fits ? 1 : 2);
+  const models = found.models.toSorted((a, b) => order(a) - order(b));
+  $("catalog").replaceChildren(
+    ...models.map((model) => {
+      const button = el("button", { type: "button" }, t("Pull"));
+      button.addEventListener("click", () => {
+        $("pull").scrollIntoView({ block: "center" });
+        pull(model.name);
+      });
+      const fits = model.fits ? t("fits this machine ({device})", { device: model.fits }) : model.size_mb ? t("too large for this machine") : "";
+      const facts = [model.size_mb ? size(model.size_mb * 1e6) : t("size unknown"), model.languages.join(" "), model.licence, model.ndcg10 ? `nDCG@10 ${model.ndcg10.toFixed(3)}` : "", fits];
+      return el(
+        "article",
+        { class: "card", "aria-label": model.name },
+        el("header", {}, el("h3", {}, model.name), model.best_for ? el("span", { class: "pill ready" }, t(`best for ${model.best_for}`)) : null),
+        el("p", { class: "small muted" }, facts.filter(Boolean).join(" · ")),
+        model.pulled ? el("p", { class: "small" }, t("On this machine")) : isAdmin ? button : el("code", { class: "small" }, `rerankd pull ${model.name}`),
+      );
+    }),
+  );
 }
 
 /** The events of a stream of server-sent events. */
@@ -199,6 +253,7 @@ async function* events(response) {
 const fact = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
 
 export function size(bytes) {
+  if (bytes < 1) return "0 B";
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let at = 0;
   for (; bytes >= 1024 && at < units.length - 1; at++) bytes /= 1024;

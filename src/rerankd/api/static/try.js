@@ -1,67 +1,124 @@
-// Try it: rerank with one model, or compare two.
+// Try it: the form, and its requests to one model or two.
 import { $, copy, el, fill } from "./dom.js";
-import { fromFile, parse, words } from "./documents.js";
+import { readings } from "./documents.js";
+import * as results from "./results.js";
 import { address, ask, asksForKey, key, Refused } from "./server.js";
-import { curl, python } from "./snippets.js";
+import { curl, javascript, python } from "./snippets.js";
 import { language, t } from "./words.js";
 
+const SEEN = "rerankd-seen";
 const SAMPLE = {
-  query: "什么是熊猫？",
-  documents: ["hi", "它是一种熊", "大熊猫是一种原产于中国的熊科动物。"],
-};
-const SHORT = 320;
+  en: {
+    query: "What do pandas eat?",
+    documents: [
+      "Bread is baked from flour, water, salt and yeast.",
+      "The giant panda is a bear that lives in the mountains of China.",
+      "Bamboo is almost the whole diet of a giant panda: up to 38 kg a day.",
+      "The red panda is a relative of raccoons and weasels.",
+      "Koalas sleep up to 20 hours a day and eat eucalyptus leaves.",
+    ],
+  },
+  zh: {
+    query: "熊猫吃什么？",
+    documents: [
+      "面包由面粉、水、盐和酵母烤制而成。",
+      "大熊猫是一种生活在中国山区的熊科动物。",
+      "竹子几乎是大熊猫的全部食物，它一天最多能吃 38 公斤。",
+      "小熊猫与浣熊和鼬有亲缘关系。",
+      "考拉每天睡眠可达 20 小时，以桉树叶为食。",
+    ],
+  },
+}[language];
 const PATH = "/v1/rerank";
-const FORMS = { lines: "one per line", json: "a JSON array", jsonl: "JSON Lines" };
+const FORMS = { lines: "one per line", paragraphs: "separated by empty lines", json: "a JSON array", jsonl: "JSON Lines", csv: "CSV, column {column}", request: "a request" };
+const CODE = { curl, python, javascript };
 
 let body = null;
 let answers = [];
 let kind = "curl";
-let round = 0;
+let chosen = 0; // which reading of the documents' text
+let isTable = false;
+let ongoing = null;
 
 export function start() {
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
-    run();
+    run({ isShown: true });
   });
   $("ask").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit();
   });
-  $("documents").addEventListener("input", count);
-  $("sample").addEventListener("click", loadSample);
-  $("compare").addEventListener("change", () => ($("second").hidden = !$("compare").checked));
+  $("documents").addEventListener("input", () => read($("documents").value));
+  $("reading").addEventListener("change", () => {
+    chosen = Number($("reading").value);
+    count();
+  });
+  $("sample").addEventListener("click", () => {
+    show(SAMPLE);
+    run({ isShown: true });
+  });
+  $("clear").addEventListener("click", () => {
+    show({ query: "", documents: [] });
+    $("query").focus();
+  });
+  $("compare").addEventListener("change", () => {
+    $("second").hidden = !$("compare").checked;
+    const other = [...$("model-b").options].find((option) => option.value !== $("model").value);
+    if (other && $("model-b").value === $("model").value) $("model-b").value = other.value;
+  });
   $("choose").addEventListener("click", () => $("file").click());
-  $("file").addEventListener("change", () => read($("file").files[0]));
+  $("file").addEventListener("change", () => open($("file").files[0]));
   $("kinds").addEventListener("click", (event) => {
     if (event.target.dataset.kind) choose(event.target.dataset.kind);
   });
   $("copy-code").addEventListener("click", (event) => copy(code(), event.currentTarget));
+  $("cancel").addEventListener("click", () => ongoing?.abort());
   if (/Mac|iPhone|iPad/.test(navigator.platform)) $("ask").querySelector("kbd").textContent = "⌘ ↵";
   dropping($("drop"));
-  empty();
-  count();
+  results.empty($("answers"));
+  read("");
 }
 
 export function update({ models }) {
   const names = models.map((model) => model.id);
   fill($("model"), names);
-  const chosen = $("model-b").value;
   fill($("model-b"), names);
-  if (!chosen && names.length > 1) $("model-b").value = names[1];
   $("lonely").hidden = names.length > 1;
+  // The first visit shows a ranked example. It must not load a model, and not replace what was typed meanwhile.
+  if (models[0]?.state === "ready" && !localStorage.getItem(SEEN) && !$("query").value && !$("documents").value) {
+    localStorage.setItem(SEEN, "yes");
+    show(SAMPLE);
+    run({ isShown: false });
+  }
 }
 
-function loadSample() {
-  $("query").value = SAMPLE.query;
-  $("documents").value = SAMPLE.documents.join("\n");
+function show({ query, documents }) {
+  $("query").value = query;
+  $("documents").value = documents.join("\n");
+  read($("documents").value);
+}
+
+/** Read the text of the documents field in the most likely way. */
+function read(text, isFileOfTable = false) {
+  chosen = 0;
+  isTable = isFileOfTable;
+  const { query } = readings(text, isTable)[0];
+  if (query && !$("query").value) $("query").value = query;
   count();
-  run();
 }
 
+const reading = () => readings($("documents").value, isTable)[chosen] ?? { form: "lines", documents: [] };
+
+/** Say how the text is read; the select offers the other ways. */
 function count() {
-  const { documents, form } = parse($("documents").value);
-  $("counted").textContent = documents.length
-    ? `${t(documents.length === 1 ? "1 document" : "{n} documents", { n: documents.length })}, ${t(FORMS[form])}`
-    : t("One per line, a JSON array, or drop a file here");
+  const ways = readings($("documents").value, isTable);
+  const { form, column, documents } = reading();
+  const counted = t(documents.length === 1 ? "1 document" : "{n} documents", { n: documents.length });
+  const way = ways.length > 1 ? "" : t(FORMS[form], { column });
+  $("counted").textContent = documents.length ? `${counted}, ${way}` : t("One per line, CSV, JSON, or drop a file here");
+  const options = ways.map((way, at) => el("option", { value: at, selected: at === chosen }, t(FORMS[way.form], { column: way.column })));
+  $("reading").replaceChildren(...options);
+  $("reading").hidden = ways.length < 2;
 }
 
 function dropping(area) {
@@ -80,19 +137,20 @@ function dropping(area) {
     const [file] = event.dataTransfer.files;
     if (!file) return;
     event.preventDefault();
-    read(file);
+    open(file);
   });
 }
 
-async function read(file) {
+async function open(file) {
   if (!file) return;
-  $("documents").value = fromFile(file.name, await file.text());
+  const text = (await file.text()).replace(/^\uFEFF/, "").trim();
+  $("documents").value = text;
   $("file").value = "";
-  count();
+  read(text, /\.(csv|tsv)$/i.test(file.name));
 }
 
 function request(model) {
-  const asked = { model, query: $("query").value.trim(), documents: parse($("documents").value).documents };
+  const asked = { model, query: $("query").value.trim(), documents: reading().documents };
   const top = Number($("top").value);
   if (top > 0) asked.top_n = top;
   const instruction = $("instruction").value.trim();
@@ -100,139 +158,67 @@ function request(model) {
   return asked;
 }
 
-async function run() {
+/** Send the form. With `isShown`, the results come into view: on a phone, they are below the form. */
+async function run({ isShown }) {
+  ongoing?.abort();
+  const mine = (ongoing = new AbortController());
   const models = [$("model").value, ...($("compare").checked ? [$("model-b").value] : [])];
   const asked = models.map(request);
-  const mine = ++round;
+  const stop = waiting();
+  const got = await Promise.all(asked.map((one) => answer(one, mine.signal)));
+  if (mine !== ongoing) return;
+  ongoing = null;
+  stop();
+  if (mine.signal.aborted) return;
   body = asked[0];
-  $("answers").setAttribute("aria-busy", "true");
-  const slow = setTimeout(() => $("answers").classList.add("waiting"), 150);
-  const got = await Promise.all(asked.map(answer));
-  clearTimeout(slow);
-  if (mine !== round) return;
-  $("answers").classList.remove("waiting");
-  $("answers").removeAttribute("aria-busy");
   answers = got;
-  $("answers").classList.toggle("two", got.length > 1);
-  $("answers").replaceChildren(...got.map((one, at) => column(one, asked[at])));
+  results.show($("answers"), got, asked);
   $("copies").hidden = false;
   choose(kind);
+  if (isShown && $("answers").getBoundingClientRect().top > innerHeight * 0.6) $("answers").scrollIntoView({ block: "start" });
 }
 
-async function answer(asked) {
+async function answer(asked, signal) {
   try {
-    return await ask(PATH, { body: asked });
+    return await ask(PATH, { body: asked, signal });
   } catch (error) {
     if (error instanceof Refused) return { error };
     throw error;
   }
 }
 
-function empty() {
-  const button = el("button", { type: "button", class: "quiet" }, t("Load the example"));
-  button.addEventListener("click", loadSample);
-  $("answers").replaceChildren(
-    el("div", { class: "card empty" }, el("p", {}, t("The results appear here: the documents, ranked by their scores from 0 to 1.")), button),
-  );
-}
-
-function column({ error, value, response }, asked) {
-  if (error) {
-    return el(
-      "section",
-      { class: "card bad", role: "alert" },
-      el("h2", {}, asked.model || t("No response")),
-      el("p", {}, error.status ? error.message : t("The server does not respond. Is it running?")),
-    );
-  }
-  const ms = (name) => Number(response.headers.get(`x-rerankd-${name}-ms`) ?? 0);
-  const cut = new Set(value.meta.cut ?? []);
-  const unscored = new Set(value.meta.unscored ?? []);
-  const model = asked.model || value.model; // the request was sent before the list of models arrived
-  const time = t("{n} documents in {ms} ms", { n: asked.documents.length, ms: round1(ms("total")) });
-  const details = [
-    t("engine {ms} ms", { ms: round1(ms("engine")) }),
-    ms("queue") >= 1 ? t("queue {ms} ms", { ms: round1(ms("queue")) }) : "",
-    t("{n} tokens", { n: value.usage.total_tokens }),
-    value.meta.cached ? t("{n} from the cache", { n: value.meta.cached }) : "",
-  ].filter(Boolean);
-  return el(
-    "section",
-    { class: "card result", "aria-label": t("Results of {model}", { model }) },
-    el("header", {}, el("h2", {}, model), el("p", { class: "small muted timing" }, el("strong", {}, time), ` · ${details.join(" · ")}`)),
-    value.meta.warnings?.length ? el("ul", { class: "notes" }, value.meta.warnings.map((text) => el("li", {}, text))) : null,
-    el("ol", { class: "rows" }, value.results.map((row, at) => line(row, at, asked, { cut, unscored }))),
-  );
-}
-
-function line(row, at, asked, { cut, unscored }) {
-  const score = row.relevance_score;
-  const isScored = !unscored.has(row.index);
-  const tags = [
-    cut.has(row.index) ? tag(t("truncated"), t("Too long: the model read only the beginning")) : null,
-    isScored ? null : tag(t("not scored"), t("The time budget or the document limit of the request was reached first")),
-  ];
-  const bar = el("span", { class: "fill" });
-  bar.style.width = `${Math.max(Math.min(score, 1), 0) * 100}%`;
-  const item = el(
-    "li",
-    { class: at === 0 ? "row best" : "row" },
-    el("span", { class: "rank", "aria-hidden": "true" }, String(at + 1)),
-    el("div", { class: "said" }, text(words(asked.documents[row.index])), ...tags),
-    el("span", { class: "score" }, isScored ? number(score) : "–"),
-    moved(row.index - at, row.index),
-    el("span", { class: "track", "aria-hidden": "true" }, bar),
-  );
-  item.dataset.index = row.index;
-  item.addEventListener("mouseenter", () => together(row.index, true));
-  item.addEventListener("mouseleave", () => together(row.index, false));
-  return item;
-}
-
-function tag(name, title) {
-  return el("span", { class: "tag", title }, name);
-}
-
-/** Highlight the same document in both columns. */
-function together(index, on) {
-  if (answers.length < 2) return;
-  for (const row of $("answers").querySelectorAll(`[data-index="${index}"]`)) row.classList.toggle("lit", on);
-}
-
-function moved(by, index) {
-  const from = t("position {n} in the input", { n: index + 1 });
-  if (!by) return el("span", { class: "moved", title: from }, el("span", { "aria-hidden": "true" }, "="), el("span", { class: "offscreen" }, from));
-  const way = by > 0 ? t("up {n}", { n: by }) : t("down {n}", { n: -by });
-  return el("span", { class: by > 0 ? "moved up" : "moved down", title: from }, el("span", { "aria-hidden": "true" }, `${by > 0 ? "▲" : "▼"}${Math.abs(by)}`), el("span", { class: "offscreen" }, `${way}, ${from}`));
-}
-
-function text(whole) {
-  if (whole.length <= SHORT) return el("p", { class: "text" }, whole);
-  const shown = el("p", { class: "text" }, `${whole.slice(0, SHORT - 40).trimEnd()}… `);
-  const more = el("button", { type: "button", class: "link" }, t("show all"));
-  more.addEventListener("click", () => shown.replaceChildren(whole));
-  shown.append(more);
-  return shown;
-}
-
-const round1 = (ms) => new Intl.NumberFormat(language, { maximumFractionDigits: ms < 100 ? 1 : 0 }).format(ms);
-
-function number(score) {
-  return score !== 0 && Math.abs(score) < 0.0001 ? score.toExponential(1) : score.toFixed(4);
+/** Show the elapsed time, and dim the old results; return what ends it. Soon done is not shown at all. */
+function waiting() {
+  const begun = performance.now();
+  const tick = () => {
+    const seconds = (performance.now() - begun) / 1000;
+    if (seconds < 0.15) return;
+    $("answers").classList.add("waiting");
+    $("progress").hidden = false;
+    $("elapsed").textContent = t("{n} s", { n: seconds.toFixed(1) });
+  };
+  $("answers").setAttribute("aria-busy", "true");
+  const timer = setInterval(tick, 100);
+  return () => {
+    clearInterval(timer);
+    $("progress").hidden = true;
+    $("answers").classList.remove("waiting");
+    $("answers").removeAttribute("aria-busy");
+  };
 }
 
 function code() {
   if (kind === "json") return JSON.stringify(body, null, 2);
-  if (kind === "answer") return JSON.stringify(answers.length > 1 ? answers.map(said) : said(answers[0]), null, 2);
-  return (kind === "curl" ? curl : python)(address, PATH, body, asksForKey || Boolean(key()));
+  if (kind === "answer") return JSON.stringify(answers.length > 1 ? answers.map(sent) : sent(answers[0]), null, 2);
+  return CODE[kind](address, PATH, body, asksForKey || Boolean(key()));
 }
 
-const said = ({ value, error }) => value ?? error.body;
+const sent = ({ value, error }) => value ?? error.body;
 
 function choose(wanted) {
   kind = wanted;
   for (const button of $("kinds").children) button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
   const whole = code();
   $("code").textContent = whole.length > 4000 ? `${whole.slice(0, 4000)}\n…` : whole;
-  $("key-hint").hidden = !(asksForKey || key()) || !["curl", "python"].includes(kind);
+  $("key-hint").hidden = !(asksForKey || key()) || !(kind in CODE);
 }

@@ -1,159 +1,14 @@
-// Chinese translations, by the English text of the page. docs/glossary.md has the terms.
+// The language of the page, and its texts in this language.
+//
+// chinese.json has, by the English text: `page`, the page's own texts; `server`, sentences and clauses of the server
+// with a placeholder for each part that varies; `errors`, by the error's code, what an error means in general.
 
 const LANGUAGE = "rerankd-language";
 
-const ZH = {
-  "Skip to main content": "跳到正文",
-  Sections: "页面分区",
-  "Try it": "试一试",
-  Status: "状态",
-  Connect: "接入",
-  API: "API",
-  "Rank documents by their relevance to a query.": "按与查询的相关度给文档排序。",
-  Query: "查询",
-  Documents: "文档",
-  "Load the example": "载入示例",
-  "Drop the file here": "把文件拖到这里",
-  "Choose a file": "选择文件",
-  Model: "模型",
-  "Max results": "最多返回数",
-  all: "全部",
-  "Compare with a second model": "与第二个模型对比",
-  "Second model": "第二个模型",
-  "This server has only one model, so both results are the same. Serve a second model to compare.": "本服务器只有一个模型，两侧结果相同。再部署一个模型即可对比。",
-  Instruction: "指令",
-  "Tells the model what counts as relevant. Models without instructions ignore it and show a warning.": "告诉模型什么算相关。不支持指令的模型会忽略它并给出警告。",
-  Rerank: "重排",
-  "Code for this request": "此请求的代码",
-  Response: "响应",
-  Copy: "复制",
-  Copied: "已复制",
-  Code: "代码",
-  "Copy {what}": "复制：{what}",
-  "The code reads the API key from the environment variable RERANKD_API_KEY.": "代码从环境变量 RERANKD_API_KEY 读取 API 密钥。",
-  "one per line": "每行一篇",
-  "a JSON array": "JSON 数组",
-  "JSON Lines": "JSON Lines",
-  "1 document": "1 篇文档",
-  "{n} documents": "{n} 篇文档",
-  "One per line, a JSON array, or drop a file here": "每行一篇、JSON 数组，或把文件拖到这里",
-  "The results appear here: the documents, ranked by their scores from 0 to 1.": "结果会显示在这里：按分数（0 到 1）排序的文档。",
-  "No response": "没有响应",
-  "The server does not respond. Is it running?": "服务器没有响应。它在运行吗？",
-  "{n} documents in {ms} ms": "{n} 篇文档，{ms} 毫秒",
-  "engine {ms} ms": "引擎 {ms} 毫秒",
-  "queue {ms} ms": "排队 {ms} 毫秒",
-  "{n} tokens": "{n} 个 token",
-  "{n} from the cache": "{n} 篇来自缓存",
-  "Results of {model}": "{model} 的结果",
-  truncated: "已截断",
-  "Too long: the model read only the beginning": "过长：模型只读取了开头部分",
-  "not scored": "未打分",
-  "The time budget or the document limit of the request was reached first": "本次请求的时间预算或文档数上限先用完了",
-  "position {n} in the input": "输入中的第 {n} 篇",
-  "up {n}": "上升 {n} 位",
-  "down {n}": "下降 {n} 位",
-  "show all": "展开",
-  Models: "模型",
-  "{n} models": "{n} 个模型",
-  ready: "就绪",
-  starting: "启动中",
-  checking: "健康检查中",
-  waiting: "等待重启",
-  stopping: "停止中",
-  stopped: "已停止",
-  unloaded: "未加载",
-  failed: "失败",
-  refused: "已拒绝",
-  "Retry in {n} s.": "{n} 秒后重试。",
-  "Reload rerankd to retry.": "重新加载 rerankd 后会重试。",
-  "All models are available. Uptime: {time}.": "所有模型均可用。已运行 {time}。",
-  "{n} of {all} models are unavailable. Uptime: {time}.": "{all} 个模型中有 {n} 个不可用。已运行 {time}。",
-  "The server does not respond. Below is its last known status.": "服务器没有响应。以下是最后一次获取的状态。",
-  "Requests in progress": "处理中的请求",
-  "Documents in the queue": "队列中的文档",
-  "Engine memory": "引擎内存",
-  "budget: {size}": "预算：{size}",
-  "Unexpected engine exits": "引擎异常退出",
-  "since the server started": "自服务器启动以来",
-  Requests: "请求",
-  Latency: "延迟",
-  median: "中位数",
-  p95: "p95",
-  "no data yet": "暂无数据",
-  "{n} failed": "失败 {n} 个",
-  "{n} min ago": "{n} 分钟前",
-  "max {n}": "最大 {n}",
-  now: "现在",
-  "aliases: {names}": "别名：{names}",
-  Method: "打分方法",
-  cross_encoder: "交叉编码器（cross_encoder）",
-  causal_lm: "因果语言模型（causal_lm）",
-  embedding: "嵌入向量（embedding）",
-  "Maximum length": "最大长度",
-  Engine: "引擎",
-  "Engine choice": "引擎选用理由",
-  "Self-test": "自检",
-  Memory: "内存",
-  Starts: "启动次数",
-  "{n}, unexpected exits: {lost}": "{n} 次，其中异常退出 {lost} 次",
-  Throughput: "吞吐量",
-  "{n} documents/s, {tokens} tokens/s while busy": "忙碌时每秒 {n} 篇文档、{tokens} 个 token",
-  "Please wait …": "请稍候……",
-  Load: "加载",
-  Unload: "卸载",
-  Restart: "重启",
-  Delete: "删除",
-  "Delete the files?": "确定删除文件？",
-  "The model is loaded.": "模型已加载。",
-  "The model is unloaded when its requests are done.": "当前请求完成后卸载该模型。",
-  "A new engine takes over; no request is interrupted.": "新的引擎将接替，请求不会中断。",
-  "The model is deleted.": "模型已删除。",
-  "{model} is downloaded and served.": "{model} 已下载并开始服务。",
-  File: "文件",
-  Licence: "许可证",
-  Languages: "语言",
-  "Last lines of the engine's log": "引擎日志的最后几行",
-  "{n} s": "{n} 秒",
-  "{n} min": "{n} 分钟",
-  "{n} h": "{n} 小时",
-  "{n} days": "{n} 天",
-  "Pull a model": "下载模型",
-  Pull: "下载",
-  "The settings for each program, with the values of this server.": "每个程序的设置，已填入本服务器的值。",
-  "URL of this server, as the program reaches it": "程序访问本服务器所用的地址（URL）",
-  "localhost works only on this machine. A program in Docker or on another machine needs this machine's address, and rerankd must listen on it: rerankd serve --host 0.0.0.0": "localhost 只在本机有效。Docker 里或其他机器上的程序需要使用本机的地址，并且 rerankd 必须监听该地址：rerankd serve --host 0.0.0.0",
-  Programs: "程序",
-  Test: "测试",
-  "Sends the request of this program from this page, and checks the response.": "从本页发送该程序的请求，并检查响应。",
-  "leave empty": "留空",
-  "It works: the response has all fields that this program needs.": "可用：响应包含该程序需要的全部字段。",
-  "It does not work:": "不可用：",
-  Request: "请求",
-  "the response has no results": "响应中没有结果",
-  "an index is out of range": "有序号（index）超出范围",
-  "a score is not between 0 and 1": "有分数不在 0 到 1 之间",
-  "the results are not sorted by score": "结果没有按分数排序",
-  "All endpoints of this server.": "本服务器的所有端点。",
-  Responses: "响应",
-  Body: "请求体",
-  "Body: {name}": "请求体：{name}",
-  required: "必填",
-  Example: "示例",
-  "Settings → Model Providers → OpenAI-API-compatible → Add Model": "设置 → 模型供应商 → OpenAI-API-compatible → 添加模型",
-  "Environment variables of Open WebUI": "Open WebUI 的环境变量",
-  "The same settings are in Admin Settings → Documents.": "也可以在 管理员设置 → 文档 中填写相同的设置。",
-  "Model providers → OpenAI-API-Compatible": "模型供应商 → OpenAI-API-Compatible",
-  "Forget the API key": "忘记 API 密钥",
-  "This server requires an API key": "本服务器需要 API 密钥",
-  "The key that was set with --api-key or RERANKD_API_KEY. It is stored only in this tab.": "即 --api-key 或 RERANKD_API_KEY 设置的密钥，只保存在此标签页中。",
-  "API key": "API 密钥",
-  Continue: "继续",
-  "The API key is wrong. Check the settings of the server.": "API 密钥不对。请检查服务器的设置。",
-};
-
 const preferred = localStorage.getItem(LANGUAGE) ?? navigator.language;
 export const language = /^zh\b/i.test(preferred) ? "zh" : "en";
+
+const chinese = language === "zh" ? await (await fetch(new URL("chinese.json", import.meta.url))).json() : null;
 
 /** The language that the switch in the footer offers. */
 export const otherLanguage = {
@@ -167,9 +22,29 @@ export const otherLanguage = {
 
 /** Translate `english` and replace each `{name}` by its value. */
 export function t(english, values = {}) {
-  const text = language === "zh" ? ZH[english] ?? english : english;
+  const text = chinese?.page[english] ?? english;
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
+
+/** A sentence of the server in the page's language. `code` is that of an error. */
+export function shown(english, code = "") {
+  return (chinese && english && (translated(english) ?? chinese.errors[code])) || english;
+}
+
+/** Translate a sentence as a whole, or clause by clause; null if a part is unknown. */
+function translated(english) {
+  for (const [pattern, text] of patterns()) {
+    const found = pattern.exec(english);
+    if (found) return text.replace(/\{(\w+)\}/g, (whole, name) => translated(found.groups[name]) ?? found.groups[name]);
+  }
+  const clauses = english.split(/; |(?<=\.) (?=[A-Z])/);
+  const parts = clauses.length > 1 ? clauses.map(translated) : [null];
+  return parts.includes(null) ? null : parts.join(/[.]$/.test(english) ? "" : "；");
+}
+
+let compiled = null;
+const patterns = () => (compiled ??= Object.entries(chinese.server).map(([english, text]) => [pattern(english), text]));
+const pattern = (english) => new RegExp(`^${english.replace(/[.*+?^$()|[\]\\]/g, "\\$&").replace(/\{(\w+)\}/g, "(?<$1>.+?)")}$`, "s");
 
 /** Translate the marked texts of the page. */
 export function translate(root) {
