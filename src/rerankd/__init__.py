@@ -14,12 +14,25 @@ if TYPE_CHECKING:
     from rerankd.api.app import create_app, lifespan
     from rerankd.api.routes import router
     from rerankd.config import Settings
+    from rerankd.cross_encoder import AsyncCrossEncoder, CrossEncoder
     from rerankd.service import Reranker
     from rerankd.sync_reranker import SyncReranker
 
-__all__ = ["Reranker", "Settings", "SyncReranker", "__version__", "create_app", "lifespan", "router"]
+__all__ = [
+    "AsyncCrossEncoder",
+    "CrossEncoder",
+    "Reranker",
+    "Settings",
+    "SyncReranker",
+    "__version__",
+    "create_app",
+    "lifespan",
+    "router",
+]
 
 _HOMES = {
+    "AsyncCrossEncoder": "rerankd.cross_encoder",
+    "CrossEncoder": "rerankd.cross_encoder",
     "create_app": "rerankd.api.app",
     "lifespan": "rerankd.api.app",
     "router": "rerankd.api.routes",

@@ -145,8 +145,7 @@ class Reranker:
         """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields. Raises
         InvalidRequest for an invalid request, and what `answer` raises."""
         if isinstance(documents, str | bytes | Mapping):  # their elements would be taken for documents
-            kind = type(documents).__name__
-            raise InvalidRequest(f"documents is a {kind}, but must be a list of strings.")
+            raise InvalidRequest(f"documents is a {type(documents).__name__}, but must be a list of strings.")
         return await self.answer(RerankRequest(query, tuple(documents), **options))
 
     async def answer(
@@ -243,7 +242,7 @@ class Reranker:
         documents, and one deadline. Raises what `answer` raises."""
         if len(requests) == 1:
             return [await self.answer(requests[0], timeout_s=timeout_s, client=client)]
-        self._check_count(sum(len(request.documents) for request in requests))
+        self.check_count(sum(len(request.documents) for request in requests))
         timeout_s = min(timeout_s or math.inf, self.settings.request_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
@@ -264,7 +263,7 @@ class Reranker:
             raise InvalidRequest("The query is empty. Send the question that the documents should answer.")
         if not request.documents:
             raise InvalidRequest("The list of documents is empty. Send at least one document.")
-        self._check_count(len(request.documents))
+        self.check_count(len(request.documents))
         most = self.settings.max_document_characters
         for at, text in enumerate(request.documents):
             if len(text) > most:
@@ -273,7 +272,8 @@ class Reranker:
                     "or raise max_document_characters."
                 )
 
-    def _check_count(self, documents: int) -> None:
+    def check_count(self, documents: int) -> None:
+        """Raise InvalidRequest if these are more documents than one request may have."""
         most = self.settings.max_documents
         if documents > most:
             raise InvalidRequest(

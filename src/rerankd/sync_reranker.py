@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Self, TypeVar
 
 from rerankd.config import Settings
@@ -26,7 +26,8 @@ class SyncReranker:
     """A Reranker with its own event loop in its own thread. Threads may share it.
 
     Use it as a context manager, or call `start` and `close`. It belongs to the process that started it, and
-    can be started once. `rerank` raises Misuse in another process, before the start, and after `close`.
+    can be started once. `rerank` and `run` raise Misuse in another process, before the start, and after
+    `close`.
     """
 
     def __init__(
@@ -79,6 +80,10 @@ class SyncReranker:
 
     def rerank(self, query: str, documents: Sequence[str], **options: Any) -> RerankResult:
         """Rank `documents` by relevance to `query`. `options` are RerankRequest's fields."""
+        return self.run(lambda reranker: reranker.rerank(query, documents, **options))
+
+    def run(self, work: Callable[[Reranker], Coroutine[Any, Any, T]]) -> T:
+        """Call `work` with the Reranker, in its event loop, and return what it returns."""
         if self._is_closed:
             raise Misuse("This SyncReranker is closed. Use it inside its block, or create a new one.")
         if not self._pid:
@@ -87,7 +92,7 @@ class SyncReranker:
                 "start() first and close() at the end."
             )
         check_process(self._pid)
-        return self._call(self._reranker.rerank(query, documents, **options))
+        return self._call(work(self._reranker))
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._loop is not None, "started"
