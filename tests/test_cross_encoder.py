@@ -171,3 +171,11 @@ def test_values_are_those_of_sentence_transformers_on_torch(name: str, tmp_path:
         wanted = reference.rank(query, documents, top_k=5, return_documents=True)
         assert [row["corpus_id"] for row in ours] == [row["corpus_id"] for row in wanted]
         assert [set(row) for row in ours] == [set(row) for row in wanted]
+
+
+def test_a_gguf_file_has_rerankds_own_scores(tmp_path: Path) -> None:
+    """The library can't read one, so there is no activation of its own."""
+    with CrossEncoder(str(GOLDEN / "bert-embedder.gguf"), home=tmp_path) as model:
+        assert set(model.predict([(QUERY, document) for document in DOCUMENTS]) <= 1) == {True}
+        cosines = model.predict([(QUERY, document) for document in DOCUMENTS], activation_fn="identity")
+        assert -1 <= min(cosines) and max(cosines) <= 1

@@ -264,8 +264,8 @@ def _check(model: Model) -> None:
 
 
 async def _predict(reranker: Reranker, pairs: Pairs, given: Arguments) -> Any:
-    raw = await _raw(reranker, pairs, given)
-    return given.converted(given.activated(raw, reranker.model), is_single=pairs.is_single)
+    _, scores = await _scores(reranker, pairs, given)
+    return given.converted(scores, is_single=pairs.is_single)
 
 
 async def _rank(
@@ -276,17 +276,19 @@ async def _rank(
     top_k: int | None,
     return_documents: bool,
 ) -> list[Row]:
-    raw = await _raw(reranker, Pairs.with_query(query, documents), given)
-    found = rows(raw, given.activated(raw, reranker.model), documents if return_documents else None)
-    return found[:top_k]
+    values, scores = await _scores(reranker, Pairs.with_query(query, documents), given)
+    return rows(values, scores, documents if return_documents else None)[:top_k]
 
 
-async def _raw(reranker: Reranker, pairs: Pairs, given: Arguments) -> list[float]:
-    """The raw score of each pair. Raises the first error of a request or of a pair."""
+async def _scores(reranker: Reranker, pairs: Pairs, given: Arguments) -> tuple[list[float], Any]:
+    """The score of each pair, before and after the activation. Raises the first error of a request or of a
+    pair."""
     given.check()
-    planned = plan(pairs, given.instruction(reranker.model))
+    model = reranker.model
+    planned = plan(pairs, given.instruction(model), given.activation(model))
     with given.progress(len(pairs.pairs)) as advance:
         outcomes = await answer_each(
             reranker, planned.requests, done=lambda request: advance(len(request.documents))
         )
-    return planned.raw(outcomes)
+    values = planned.values(outcomes)
+    return values, planned.activated(values)

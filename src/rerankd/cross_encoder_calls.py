@@ -51,9 +51,7 @@ class Pairs:
             )
         found = list(found)
         is_single = len(found) > 0 and not isinstance(found[0], list | tuple)
-        return cls(
-            tuple(_pair(one, at) for at, one in enumerate([found] if is_single else found)), is_single
-        )
+        return cls(tuple(_pair(one, at) for at, one in enumerate([found] if is_single else found)), is_single)
 
     @classmethod
     def with_query(cls, query: str, documents: Sequence[str]) -> Pairs:
@@ -73,14 +71,22 @@ def _pair(one: Any, at: int) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The requests for some pairs, and the positions of each request's documents among the pairs."""
+    """The requests for some pairs, the positions of each request's documents among the pairs, and what is
+    applied to the scores of the responses (None: nothing, they are normalized already)."""
 
     requests: tuple[RerankRequest, ...]
     places: tuple[tuple[int, ...], ...]
+    activation: Activation | None
 
-    def raw(self, outcomes: Sequence[Outcome]) -> list[float]:
-        """The raw score of each pair. Raises the first error, and EngineError for a pair that could not be
-        scored."""
+    def activated(self, values: Sequence[float]) -> Any:
+        """The scores to return, as float32 array, for the scores of the responses."""
+        if self.activation == "sigmoid":
+            values = [normalize.score(value, _SIGMOID) for value in values]
+        return np.asarray(values, np.float32)
+
+    def values(self, outcomes: Sequence[Outcome]) -> list[float]:
+        """The score of each pair, before the activation. Raises the first error, and EngineError for a pair
+        that could not be scored."""
         found = [0.0] * sum(map(len, self.places))
         for outcome, places in zip(outcomes, self.places, strict=True):
             if isinstance(outcome, RerankdError):
@@ -92,7 +98,7 @@ class Plan:
         return found
 
 
-def plan(pairs: Pairs, instruction: str | None) -> Plan:
+def plan(pairs: Pairs, instruction: str | None, activation: Activation | None) -> Plan:
     """Make one request for the pairs of each query, or several if there are many."""
     by_query: dict[str, list[int]] = {}
     for at, (query, _) in enumerate(pairs.pairs):
@@ -107,18 +113,19 @@ def plan(pairs: Pairs, instruction: str | None) -> Plan:
             query=pairs.pairs[some[0]][0],
             documents=tuple(pairs.pairs[at][1] for at in some),
             instruction=instruction,
-            raw_scores=True,
+            raw_scores=activation is not None,
             truncate_query=True,
         )
         for some in places
     )
-    return Plan(requests, tuple(places))
+    return Plan(requests, tuple(places), activation)
 
 
-def rows(raw: Sequence[float], scores: Any, documents: Sequence[str] | None) -> list[Row]:
-    """The rows of `rank`, in the order of the raw scores; with texts if `documents` is given."""
+def rows(values: Sequence[float], scores: Any, documents: Sequence[str] | None) -> list[Row]:
+    """The rows of `rank`, in the order of the values before the activation; with texts if `documents` is
+    given."""
     found: list[Row] = []
-    for at in normalize.rank(raw):
+    for at in normalize.rank(values):
         row: Row = {"corpus_id": at, "score": float(scores[at])}
         if documents is not None:
             row["text"] = documents[at]
@@ -185,16 +192,13 @@ class Arguments:
             )
         return self.prompt
 
-    def activated(self, raw: Sequence[float], model: Model) -> Any:
-        """Apply the activation: the requested one, else the one that the model's files declare for
-        sentence-transformers; for a file that is not in its format, rerankd's normalization."""
-        chosen, layout = self._activation(), model.metadata.layout
-        if chosen is None and layout is not None:
-            chosen = layout.activation
-        if chosen == "identity":
-            return np.asarray(raw, np.float32)
-        how = _SIGMOID if chosen == "sigmoid" else model.recipe.normalization
-        return np.asarray([normalize.score(value, how) for value in raw], np.float32)
+    def activation(self, model: Model) -> Activation | None:
+        """The requested activation, else the one that the model's files declare for sentence-transformers.
+        None for a model that the library's CrossEncoder does not read: its scores are rerankd's."""
+        layout, method = model.metadata.layout, model.recipe.method
+        if layout is not None and method in ("cross_encoder", "causal_lm"):
+            return self._activation() or layout.activation
+        return self._activation()
 
     def converted(self, scores: Any, *, is_single: bool) -> Any:
         """The scores in the requested type; one number for a single pair."""
@@ -211,8 +215,7 @@ class Arguments:
         if not self.show_progress_bar:
             yield lambda count: None
             return
-        from tqdm.auto import tqdm  # of huggingface_hub
-
+        tqdm = importlib.import_module("tqdm.auto").tqdm  # which huggingface_hub requires
         with tqdm(total=total, desc="Pairs") as bar:
             yield bar.update
 

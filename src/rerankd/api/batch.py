@@ -74,9 +74,7 @@ async def batch(request: Request) -> Response:
     items = [_read(item, request) for item in _items(body)]
     asked = [item for item in items if not isinstance(item, RerankdError)]
     outcomes = iter(
-        await answer_each(
-            reranker, [one for _, one in asked], timeout_s=timeout_s, client=client_of(request)
-        )
+        await answer_each(reranker, [one for _, one in asked], timeout_s=timeout_s, client=client_of(request))
     )
     responses = [
         _failed(item)
