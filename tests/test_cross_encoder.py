@@ -178,4 +178,4 @@ def test_a_gguf_file_has_rerankds_own_scores(tmp_path: Path) -> None:
     with CrossEncoder(str(GOLDEN / "bert-embedder.gguf"), home=tmp_path) as model:
         assert set(model.predict([(QUERY, document) for document in DOCUMENTS]) <= 1) == {True}
         cosines = model.predict([(QUERY, document) for document in DOCUMENTS], activation_fn="identity")
-        assert -1 <= min(cosines) and max(cosines) <= 1
+        assert min(cosines) >= -1 and max(cosines) <= 1
