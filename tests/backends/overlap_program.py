@@ -21,9 +21,9 @@ options = flags.parse_args()
 class Overlap:
     """The scorer that the server calls."""
 
-    about, lock = "", ComputeLock()
+    about, lock, kept = "", ComputeLock(), None
 
-    def score(self, inputs, check):
+    def score(self, inputs, check, *, anew):
         if any(one.tokens > options.max_length for one in inputs):
             raise InputTooLong(f"a pair has more than {options.max_length} words")
         if any(zlib.crc32(options.crash_on.encode()) >> 1 in one.ids for one in inputs):

@@ -104,6 +104,7 @@ async def test_each_fact_of_the_files_moves_the_score(
 async def test_a_document_that_was_read_costs_only_the_query(engine: str, tmp_path: Path) -> None:
     model = late.build("pylate-modernbert", tmp_path)
     async with Reranker(settings(model, tmp_path / "home", engine=engine)) as reranker:
+        assert kept(reranker) == KeptVectors(), "the self-test computes everything, and leaves nothing"
         first = raw(await reranker.rerank("bread", DOCUMENTS, raw_scores=True))
         before = kept(reranker)
         assert before.documents and before.size_bytes > before.documents * 1000
@@ -175,6 +176,9 @@ def test_repeated_documents_and_several_queries_of_a_batch_are_read_once() -> No
     assert found[1] == pytest.approx(max_sim(_unit(rows[3]), _unit(rows[0][:1])))
     assert found[3] == 0.0, "all of its tokens are in the skiplist"
     assert method.plan(inputs).readings == []
+    assert len(method.plan(inputs, anew=True).readings) == 2, (
+        "documents only: queries are kept by their tokens"
+    )
 
 
 def _unit(rows: Vectors) -> Vectors:

@@ -18,6 +18,7 @@ class Upstream:
 
     about = "another server"
     kept: KeptVectors | None = None
+    uses_kept = True
     frame = Frame()
 
     def __init__(self, url: str) -> None:

@@ -222,10 +222,12 @@ class Engine(Running, Tokenizer, Protocol):
 
     `about` describes the running engine, or is "" if the offer's title is enough. The Tokenizer methods are
     called only if `Capabilities.tokenizes` is set. An engine that can't report token ids returns none; the
-    service then truncates nothing. `kept`: the document vectors that it keeps, as of the last call."""
+    service then truncates nothing. `kept`: the document vectors that it keeps, as of the last call; they are
+    neither used nor added to unless `uses_kept`."""
 
     about: str
     kept: KeptVectors | None = None
+    uses_kept: bool = True
 
     async def score(self, batch: Batch) -> RawScores:
         """Return the raw score of each input of the batch.

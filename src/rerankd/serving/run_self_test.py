@@ -214,7 +214,11 @@ class SelfTest:
         is_alone = running.capabilities.scope == "pair"
         orders = self_test.ARRANGEMENTS if is_alone else self_test.OF_BLOCKS
         texts = [[self_test.TEXTS[at] for at in order] for order in orders]
-        runs = [await ask(engine, running, self._vocabulary, each) for each in texts]
+        engine.uses_kept = False  # each arrangement is computed
+        try:
+            runs = [await ask(engine, running, self._vocabulary, each) for each in texts]
+        finally:
+            engine.uses_kept = True
         refusal, doubts = self_test.check([run.scores.values for run in runs], runs[0].normalization)
         for text in (*doubts, *([refusal.reason] if refusal is not None else ())):
             _log.warning("%s: %s.", model.name, text)

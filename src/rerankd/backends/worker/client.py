@@ -44,9 +44,10 @@ class WorkerEngine(EngineClient, Engine):
         return [NONE] * len(texts)
 
     async def score(self, batch: Batch) -> RawScores:
-        answer = await self.post("/score", protocol.render(batch.inputs))
-        if answer["kept"] is not None:
-            self.kept = KeptVectors.parse(answer["kept"])
+        path = "/score" if self.uses_kept else "/score?anew"
+        answer = await self.post(path, protocol.render(batch.inputs))
+        if kept := answer.get("kept"):
+            self.kept = KeptVectors.parse(kept)
         return RawScores(answer["values"])
 
     def _error(self, status: int, message: str) -> EngineError:

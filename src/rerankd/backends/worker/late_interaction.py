@@ -78,10 +78,10 @@ class MaxSim:
     def kept(self) -> KeptVectors:
         return self._documents.kept
 
-    def plan(self, inputs: Sequence[Input]) -> Plan:
+    def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan:
         texts = [one.whole for one in inputs]
         keys = [hashlib.blake2b(ids.tobytes(), digest_size=16).digest() for ids in texts]
-        known = self._documents.find(keys)
+        known = {} if anew else self._documents.find(keys)
         unread = {key: ids for key, ids in zip(keys, texts, strict=True) if key not in known}
         asking = [one.question.ids.tobytes() for one in inputs]
         asked = {key: one.question.ids for key, one in zip(asking, inputs, strict=True)}
@@ -91,7 +91,8 @@ class MaxSim:
         def scores(rows: Sequence[Vectors]) -> list[float]:
             for (key, ids), states in zip(unread.items(), rows, strict=False):
                 known[key] = unit(states[~np.isin(ids, self._skiplist)])
-                self._documents.put(key, known[key])
+                if not anew:
+                    self._documents.put(key, known[key])
             for key, states in zip(new, rows[len(unread) :], strict=True):
                 queries[key] = unit(states)
                 self._queries.put(key, queries[key])

@@ -28,12 +28,12 @@ class Plan(NamedTuple):
 
 class Method(Protocol):
     """A scoring method. `plan` is called by one thread at a time. `kept`: the document vectors that it keeps
-    between batches; None if it keeps none."""
+    between batches; None if it keeps none. With `anew`, a plan neither uses these nor adds to them."""
 
     @property
     def kept(self) -> KeptVectors | None: ...
 
-    def plan(self, inputs: Sequence[Input]) -> Plan: ...
+    def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan: ...
 
 
 class Logits:
@@ -41,7 +41,7 @@ class Logits:
 
     kept = None
 
-    def plan(self, inputs: Sequence[Input]) -> Plan:
+    def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan:
         return Plan(prefixes.readings(inputs), lambda rows: np.stack(rows)[:, 0].tolist())
 
 
@@ -53,7 +53,7 @@ class Cosines:
     def __init__(self) -> None:
         self._queries = QueryVectors[Vectors]()
 
-    def plan(self, inputs: Sequence[Input]) -> Plan:
+    def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan:
         keys = [one.question.ids.tobytes() for one in inputs]
         asked = {key: one.question.ids for key, one in zip(keys, inputs, strict=True)}
         known = {key: vector for key in asked if (vector := self._queries.get(key)) is not None}

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rerankd.backends.token_vectors import TokenVectors
+from rerankd.backends.token_vectors import KeptVectors, TokenVectors
 from rerankd.backends.worker.compute_lock import ComputeLock
 from rerankd.backends.worker.late_interaction import MaxSim
 from rerankd.backends.worker.methods import Cosines, Logits, Method
@@ -51,13 +51,20 @@ class Scorer:
     def __init__(self, network: Network, max_length: int, method: Method) -> None:
         self.about = network.about
         self.lock = ComputeLock()
-        self.method = method
+        self._method = method
         self._network = network
         self._max_length = max_length
 
-    def score(self, inputs: Sequence[Input], check: Callable[[], None] = never) -> list[float]:
+    @property
+    def kept(self) -> KeptVectors | None:
+        """See methods.Method."""
+        return self._method.kept
+
+    def score(
+        self, inputs: Sequence[Input], check: Callable[[], None] = never, *, anew: bool = False
+    ) -> list[float]:
         """Return the raw score of each input. `check` runs before each forward pass; an exception from it
-        cancels the batch.
+        cancels the batch. With `anew`, all inputs are read, whatever is kept of them.
 
         Raises InputTooLong, InvalidBatch, and any error of the network.
         """
@@ -66,7 +73,7 @@ class Scorer:
         with self.lock.working():
             # Plan after the wait: the batch before may have computed what this one needs.
             with self.lock.held():
-                readings, finish = self.method.plan(inputs)
+                readings, finish = self._method.plan(inputs, anew=anew)
                 wait = self._started(readings, check)
             # The next batch starts while a device computes the last pass of this one.
             return finish(wait())

@@ -4,7 +4,8 @@
     GET  /work?after=N      {"steps": n}, as soon as more than N passes were computed or none is running
     GET  /info              {"about"}
     POST /score             {"values", "kept"}: the raw score of each input of the batch (see protocol.py), in
-                            order; and what the engine keeps of documents (see token_vectors.py), or null
+                            order; and what the engine keeps of documents (see token_vectors.py), or null.
+                            /score?anew neither uses these documents nor adds to them
 
 An error is {"error": message}: 413 for an input longer than max_length, 400 for an invalid body, and 500 for
 anything else. The computation for a caller stops when it disconnects.
@@ -67,11 +68,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        if self.path != "/score":
+        url = urlsplit(self.path)
+        if url.path != "/score":
             self._answer(404, {"error": f"{self.path} does not exist"})
             return
         try:
-            values = self.server.scorer.score(protocol.parse(body), self._check)
+            inputs = protocol.parse(body)
+            values = self.server.scorer.score(inputs, self._check, anew=url.query == "anew")
         except ConnectionError:
             raise
         except InputTooLong as error:
@@ -85,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
         else:
-            kept = self.server.scorer.method.kept
+            kept = self.server.scorer.kept
             self._answer(200, {"values": values, "kept": kept and asdict(kept)})
 
     def _check(self) -> None:
