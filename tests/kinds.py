@@ -567,17 +567,17 @@ KINDS = (
         "late interaction",
     ),
     Kind(
-        "ColBERT upon BERT, safetensors",
+        "ColBERT on BERT, safetensors",
         lambda folder: late.build("stanford-bert", folder),
         "late_interaction",
     ),
     Kind(
-        "ColBERT upon ModernBERT, safetensors",
+        "ColBERT on ModernBERT, safetensors",
         lambda folder: late.build("pylate-modernbert", folder),
         "late_interaction",
     ),
     Kind(
-        "ColBERT upon another encoder, safetensors",
+        "ColBERT on another encoder, safetensors",
         lambda folder: late.build("stanford-bert", folder, model_type="xlm-roberta"),
         "late_interaction",
     ),

@@ -15,7 +15,7 @@ from cases import PAIRS
 import checkpoints
 import late
 from rerankd.backends.token_vectors import KeptVectors, TokenVectors
-from rerankd.backends.worker.late_interaction import DocumentVectors, MaxSim, max_sim
+from rerankd.backends.worker.late_interaction import MaxSim, VectorCache, max_sim
 from rerankd.backends.worker.passes import Vectors
 from rerankd.config import Settings
 from rerankd.domain import RerankResult
@@ -145,7 +145,7 @@ async def test_no_vectors_are_kept_with_a_bound_of_0(tmp_path: Path) -> None:
 def test_the_bound_of_bytes_holds_and_the_least_used_document_goes() -> None:
     vectors = np.ones((4, 8), np.float32)
     size = vectors.nbytes + 256
-    held = DocumentVectors(3 * size)
+    held = VectorCache(3 * size)
     for name in (b"a", b"b", b"c"):
         held.put(name, vectors)
     assert held.kept == KeptVectors(3, 3 * size)

@@ -17,15 +17,16 @@ import numpy as np
 from rerankd.backends.token_vectors import KeptVectors, TokenVectors
 from rerankd.backends.worker.methods import Plan, unit
 from rerankd.backends.worker.passes import Reading, Vectors
-from rerankd.scoring.cache import QueryVectors
 from rerankd.scoring.engine_input import Ids, Input
 
 # What a kept document takes besides its numbers: key, array, and the dictionary's entry.
 _OVERHEAD_BYTES = 256
+# One request sends its query in several calls, and clients often repeat a query.
+_QUERIES_BYTES = 16 * 2**20
 
 
-class DocumentVectors:
-    """The vectors of recently used documents, by a digest of their token ids, up to `most_bytes` in total.
+class VectorCache:
+    """The vectors of recently used texts, by a digest of their token ids, up to `most_bytes` in total.
     Thread-safe."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -40,7 +41,7 @@ class DocumentVectors:
             return replace(self._kept, documents=len(self._held))
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
-        """The vectors of those documents that are kept. Each key counts as a hit or a miss."""
+        """The vectors of those texts that are kept. Each key counts as a hit or a miss."""
         with self._lock:
             found = {key: self._held[key] for key in keys if key in self._held}
             for key in found:
@@ -52,7 +53,7 @@ class DocumentVectors:
         return found
 
     def put(self, key: bytes, vectors: Vectors) -> None:
-        """Keep the vectors of a document, and drop those that were not used for the longest time."""
+        """Keep the vectors of a text, and drop those that were not used for the longest time."""
         size = _size(vectors)
         if size > self._most_bytes:
             return
@@ -71,8 +72,8 @@ class MaxSim:
     def __init__(self, how: TokenVectors) -> None:
         self._how = how
         self._skiplist = np.array(how.skiplist, np.int32)
-        self._documents = DocumentVectors(how.most_bytes)
-        self._queries = QueryVectors[Vectors]()
+        self._documents = VectorCache(how.most_bytes)
+        self._queries = VectorCache(_QUERIES_BYTES)
 
     @property
     def kept(self) -> KeptVectors:
@@ -80,12 +81,12 @@ class MaxSim:
 
     def plan(self, inputs: Sequence[Input], *, anew: bool = False) -> Plan:
         texts = [one.whole for one in inputs]
-        keys = [hashlib.blake2b(ids.tobytes(), digest_size=16).digest() for ids in texts]
+        keys = list(map(_key, texts))
         known = {} if anew else self._documents.find(keys)
         unread = {key: ids for key, ids in zip(keys, texts, strict=True) if key not in known}
-        asking = [one.question.ids.tobytes() for one in inputs]
+        asking = [_key(one.question.ids) for one in inputs]
         asked = {key: one.question.ids for key, one in zip(asking, inputs, strict=True)}
-        queries = {key: vectors for key in asked if (vectors := self._queries.get(key)) is not None}
+        queries = self._queries.find([*asked])
         new = [key for key in asked if key not in queries]
 
         def scores(rows: Sequence[Vectors]) -> list[float]:
@@ -117,6 +118,10 @@ def max_sim(query: Vectors, document: Vectors) -> float:
         return 0.0
     # One product for each document, because its result depends on the number of rows.
     return float((document @ query.T).max(axis=0).sum())
+
+
+def _key(ids: Ids) -> bytes:
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
 
 
 def _size(vectors: Vectors) -> int:
