@@ -88,54 +88,63 @@ def of_artifact(said: Any, tokenizer: Mapping[str, Any]) -> Declared:
 def of_modules(
     whole: Mapping[str, Any],
     transformer: Mapping[str, Any],
-    mask: Mapping[str, Any],
+    mask: Mapping[str, Any] | None,
     tokenizer: Mapping[str, Any],
 ) -> Declared:
     """The layouts with modules.json. `whole` is config_sentence_transformers.json, `transformer` is
-    sentence_bert_config.json, `mask` the configuration of MultiVectorMask, `tokenizer` is
+    sentence_bert_config.json, `mask` the configuration of MultiVectorMask if there is one, `tokenizer` is
     tokenizer_config.json. Raises NotUnderstood."""
-    prompts = mapping(whole.get("prompts"), "prompts")
-    is_pylate = whole.get("model_type") != "MultiVectorEncoder"
-    prefixes = []
-    for names in (("query",), ("document", "passage", "corpus")):
-        key = f"{names[0]}_prefix"
-        prompt = next((text for name in names if (text := _text(prompts, name, PROMPTS)) is not None), "")
-        marker = _text(whole, key, PROMPTS) if key in whole or is_pylate else ""
-        prefixes.append(None if marker is None else marker + prompt.removeprefix(marker))
-    values, place = (whole, PROMPTS) if is_pylate else (transformer, TRANSFORMER)
-    query_length, document_length = (_length(values, f"{one}_length", place) for one in ("query", "document"))
-    if is_pylate:
-        expands = _flag(whole, "do_query_expansion", PROMPTS, default=True)
-        expansion_length = query_length if expands else 0
-        attends = _flag(whole, "attend_to_expansion_tokens", PROMPTS, default=False)
-        token: str | None = _expansion_token(tokenizer) if expands else ""
-        words = _words(whole, PROMPTS) if whole.get("skiplist_words") is not None else _PUNCTUATION
-    else:
-        said = mapping(transformer.get("query_expansion"), "query_expansion")
-        only(said, ("strategy", "attend", "token", "length"), f"{TRANSFORMER}, query_expansion,")
-        expansion_length, attends, token = 0, False, ""
-        if said:
-            expansion_length = _length(said, "length", TRANSFORMER) or 0
-            attends = _flag(said, "attend", TRANSFORMER, default=False)
-            token = _text(said, "token", TRANSFORMER) or _expansion_token(tokenizer)
-            if said.get("strategy") not in ("fixed", "min") or not expansion_length:
-                raise NotUnderstood(f"its {TRANSFORMER} has the query_expansion {dict(said)!r:.100}")
-            if said["strategy"] == "fixed":
-                query_length = expansion_length
-        query_length, document_length = query_length or 0, document_length or 0
-        words = _skiplist(mask)
-    query, document = prefixes
+    if mask is not None or whole.get("model_type") == "MultiVectorEncoder":
+        return _of_encoder(whole, transformer, mask or {}, tokenizer)
+    query_length = _length(whole, "query_length", PROMPTS)
+    expands = _flag(whole, "do_query_expansion", PROMPTS, default=True)
+    is_listed = whole.get("skiplist_words") is not None
     return Declared(
-        query,
-        document,
-        has_markers=is_pylate,
+        _prefix(whole, "query", is_required=True),
+        _prefix(whole, "document", is_required=True),
+        has_markers=True,
         query_length=query_length,
-        document_length=document_length,
-        expansion_length=expansion_length,
-        expansion_token=token,
-        attends_to_expansion=attends,
-        skiplist=words,
+        document_length=_length(whole, "document_length", PROMPTS),
+        expansion_length=query_length if expands else 0,
+        expansion_token=_expansion_token(tokenizer) if expands else "",
+        attends_to_expansion=_flag(whole, "attend_to_expansion_tokens", PROMPTS, default=False),
+        skiplist=_words(whole, PROMPTS) if is_listed else _PUNCTUATION,
     )
+
+
+def _of_encoder(
+    whole: Mapping[str, Any],
+    transformer: Mapping[str, Any],
+    mask: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+) -> Declared:
+    """The layout of MultiVectorEncoder. A missing length is the model's, and a missing expansion is none."""
+    query_length = _length(transformer, "query_length", TRANSFORMER) or 0
+    said = mapping(transformer.get("query_expansion"), "query_expansion")
+    only(said, ("strategy", "attend", "token", "length"), f"{TRANSFORMER}, query_expansion,")
+    filled = _length(said, "length", TRANSFORMER) or 0
+    if said and (said.get("strategy") not in ("fixed", "min") or not filled):
+        raise NotUnderstood(f"its {TRANSFORMER} has the query_expansion {dict(said)!r:.100}")
+    return Declared(
+        _prefix(whole, "query"),
+        _prefix(whole, "document"),
+        query_length=filled if said.get("strategy") == "fixed" else query_length,
+        document_length=_length(transformer, "document_length", TRANSFORMER) or 0,
+        expansion_length=filled,
+        expansion_token=(_text(said, "token", TRANSFORMER) or _expansion_token(tokenizer)) if said else "",
+        attends_to_expansion=_flag(said, "attend", TRANSFORMER, default=False),
+        skiplist=_skiplist(mask),
+    )
+
+
+def _prefix(whole: Mapping[str, Any], side: str, *, is_required: bool = False) -> str | None:
+    """The text before a query or a document (`side`): PyLate's prefix, then the prompt. None if the prefix is
+    required and missing."""
+    prompts, key = mapping(whole.get("prompts"), "prompts"), f"{side}_prefix"
+    names = (side,) if side == "query" else (side, "passage", "corpus")
+    prompt = next((text for name in names if (text := _text(prompts, name, PROMPTS)) is not None), "")
+    prefix = _text(whole, key, PROMPTS) if key in whole or is_required else ""
+    return None if prefix is None else prefix + prompt.removeprefix(prefix)
 
 
 def _skiplist(mask: Mapping[str, Any]) -> tuple[str, ...]:

@@ -164,7 +164,7 @@ def _interacting(modules: tuple[Module, ...], whole: Mapping[str, Any], load: Lo
             "its input is formatted by a chat template, which late interaction does not support"
         )
     transformer_module.read(rest, ("feature-extraction",), tokenizer, {})
-    mask = next((module.config for module in modules if module.kind == MASK), {})
+    mask = next((module.config for module in modules if module.kind == MASK), None)
     declared = late_interaction.of_modules(whole, transformer, mask, tokenizer)
     return Layout(modules, interaction=declared)
 
